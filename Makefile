@@ -1,0 +1,48 @@
+# `make demo` and `make test` need only Python 3.11+ and make: each creates .venv, installs what it needs, and runs.
+# A second call finds the installation done and starts at once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint format install clean
+
+help:
+	@echo "make demo     train a small RAM-Net to recall (about two minutes), with figures in demo/"
+	@echo "make test     lint, types and all tests that need no GPU"
+	@echo "make lint     ruff and mypy alone;  make format  lets ruff rewrite"
+	@echo "make clean    remove .venv, caches and demo/"
+
+demo: $(VENV)/.installed
+	$(BIN)/ramnet-np demo
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
