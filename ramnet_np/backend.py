@@ -1,0 +1,178 @@
+"""Which implementation serves an array.
+
+A backend is a module with one attribute ``BACKEND``, a :class:`Backend`: decode forward and backward, memory forward
+and backward, and a one-token step. The NumPy core is one of them and the oracle for the others. Nothing here imports
+a backend until it is asked for, so the core runs where Numba, CuPy or CUDA are missing.
+
+The choice, in order: the ``backend=`` argument of the call, the innermost :func:`use_backend`, the kind of array.
+A backend that cannot serve a call raises and says why; there is no silent fallback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+# name -> (module that holds BACKEND, packages it needs)
+_REGISTRY: dict[str, tuple[str, tuple[str, ...]]] = {
+    "numpy": ("ramnet_np.core.numpy_backend", ()),
+    "numba": ("ramnet_np.kernels.cpu", ("numba",)),
+}
+
+_loaded: dict[str, Backend] = {}  # so that a call need not look for packages again
+_selected: ContextVar[str | None] = ContextVar("ramnet_np_backend", default=None)
+
+
+class MemoryOptions(NamedTuple):
+    """The choices of the memory update that hold for a whole call (spec: PDMA or GSU, the read, the constants)."""
+
+    slots: int  # M = P**U, the size of one head's memory
+    update: str = "pdma"  # "pdma" or "gsu"
+    mass_aware: bool = False
+    eps: float = 1e-12
+    proxy_eps: float = 0.0
+
+
+class DecodeOptions(NamedTuple):
+    """How logits become addresses, for writes and for reads."""
+
+    write_k: int
+    read_k: int
+    write_renorm: bool
+    read_renorm: bool
+    cape_heads: int
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Four functions over arrays and a step; shapes and names as in ``ramnet_np.core.numpy_backend``, their oracle.
+
+    ``decode_forward(logits, top_k, renorm, cape_heads, positions) -> (index, weight, saved)``
+        logits (B, T, H, U, P); positions (B, T) int64; index (B, T, H, K) int32 and weight (B, T, H, K), best first.
+    ``decode_backward(dweight, saved) -> dlogits``
+    ``memory_forward(write, read, values, gamma, mask, state, options, return_state) -> (y, state, saved)``
+        write, read: Address; values (B, T, H, C); gamma a float or (B, T, H); mask (B, T) bool or None;
+        state: RAMState or None; options: MemoryOptions. Inputs are left alone; the returned state is fresh.
+    ``memory_backward(dy, dstate, saved) -> MemoryGrads(write_weight, read_weight, values, gamma (B, T, H), state)``
+        state: None unless the forward was given one.
+    ``step(write_logits, read_logits, values, gamma, positions, mask, state, decode, options) -> y``
+        T = 1; decode: DecodeOptions; updates ``state`` in place.
+
+    ``saved`` belongs to the backend: whatever its backward needs, never changed by it, so that a backward can be
+    called again. Integer arrays in it are fully written: ``gradcheck`` compares them to see a selection switch.
+    """
+
+    name: str
+    decode_forward: Callable[..., Any]
+    decode_backward: Callable[..., Any]
+    memory_forward: Callable[..., Any]
+    memory_backward: Callable[..., Any]
+    step: Callable[..., Any]
+    array_kind: str = "numpy"  # the arrays it serves: "numpy" or "cupy"
+
+
+def register_backend(name: str, module: str, needs: tuple[str, ...] = ()) -> None:
+    """Make the ``BACKEND`` of ``module`` available as ``name``; it is imported on first use.
+
+    >>> register_backend("my-numpy", "ramnet_np.core.numpy_backend")
+    >>> "my-numpy" in backends()
+    True
+    >>> unregister_backend("my-numpy")
+    """
+    _REGISTRY[name] = (module, needs)
+
+
+def unregister_backend(name: str) -> None:
+    """Forget a backend that was added with :func:`register_backend`."""
+    _REGISTRY.pop(_known(name))
+    _loaded.pop(name, None)
+
+
+def backends() -> dict[str, str]:
+    """Every backend's name and whether it can run here: ``"available"``, or the reason why not.
+
+    >>> backends()["numpy"]
+    'available'
+    """
+    return {name: why_unavailable(name) or "available" for name in _REGISTRY}
+
+
+def why_unavailable(name: str) -> str | None:
+    """None if the backend can be loaded here, else one sentence that says what is missing."""
+    module, needs = _REGISTRY[_known(name)]
+    missing = [package for package in needs if importlib.util.find_spec(package) is None]
+    if missing:
+        return f"needs {' and '.join(missing)}, not installed (pip install {' '.join(missing)})"
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return f"could not be loaded: {error}"
+    return None
+
+
+class use_backend:
+    """Choose the backend for what follows, or, as a context manager, for a block.
+
+    Raises ValueError for an unknown name and RuntimeError for a backend that cannot run here.
+
+    >>> with use_backend("numpy"):
+    ...     selected_backend()
+    'numpy'
+    >>> selected_backend() is None  # None: follow the arrays
+    True
+    """
+
+    def __init__(self, name: str | None):
+        if name is not None:
+            load_backend(name)
+        self._token = _selected.set(name)
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _selected.reset(self._token)
+
+
+def selected_backend() -> str | None:
+    """The name that :func:`use_backend` chose, or None when the arrays decide."""
+    return _selected.get()
+
+
+def load_backend(name: str) -> Backend:
+    """The backend of that name. ValueError if there is none, RuntimeError (with the reason) if it cannot run here."""
+    if name not in _loaded:
+        reason = why_unavailable(name)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} {reason}")
+        _loaded[name] = importlib.import_module(_REGISTRY[name][0]).BACKEND
+    return _loaded[name]
+
+
+def backend_for(array: Any, name: str | None = None) -> Backend:
+    """The backend that serves ``array``: the one named, else the one selected, else by the kind of array."""
+    kind = array_kind(array)
+    name = name or selected_backend()
+    if name is None:
+        if kind != "numpy":
+            raise TypeError(f"no backend of this version serves {kind} arrays; pass NumPy arrays")
+        name = "numba" if "numba" in _loaded or why_unavailable("numba") is None else "numpy"
+    backend = load_backend(name)
+    if backend.array_kind != kind and name != "numpy":  # the core is written through xp and serves both
+        raise TypeError(f"backend {name!r} serves {backend.array_kind} arrays, got {kind} arrays")
+    return backend
+
+
+def array_kind(array: Any) -> str:
+    """``"cupy"`` for CuPy arrays, else ``"numpy"``."""
+    return "cupy" if type(array).__module__.partition(".")[0] == "cupy" else "numpy"
+
+
+def _known(name: str) -> str:
+    if name not in _REGISTRY:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, _REGISTRY))}, got {name!r}")
+    return name

@@ -1,0 +1,1 @@
+"""The mathematics in plain NumPy (written through ``xp``, so CuPy arrays work too), one mechanism a file."""

@@ -1,0 +1,160 @@
+"""Elementwise activations: sigmoid, ReLU, SiLU, GELU; each a forward and a backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.require import Like, require_like
+
+
+class SigmoidContext(NamedTuple):
+    """What ``sigmoid_backward`` needs."""
+
+    y: Any  # the slope is y (1 - y)
+
+
+class ReLUContext(NamedTuple):
+    """What ``relu_backward`` needs."""
+
+    positive: Any  # bool, where x > 0
+    y: Like
+
+
+class SiLUContext(NamedTuple):
+    """What ``silu_backward`` needs."""
+
+    x: Any
+    s: Any  # sigmoid(x): exponentials cost more than memory
+
+
+class GELUContext(NamedTuple):
+    """What ``gelu_backward`` needs."""
+
+    x: Any
+    cdf: Any  # the normal distribution function at x: kept, as erf is dear
+
+
+def sigmoid_forward(x: Any) -> tuple[Any, SigmoidContext]:
+    """y = 1 / (1 + exp(-x)).
+
+    >>> import numpy as np
+    >>> sigmoid_forward(np.array([-1000.0, 0.0, 1000.0]))[0].tolist()
+    [0.0, 0.5, 1.0]
+    """
+    y = _sigmoid(x)
+    return y, SigmoidContext(y)
+
+
+def sigmoid_backward(dy: Any, ctx: SigmoidContext) -> Any:
+    """dx = dy * y * (1 - y)."""
+    require_like("dy", dy, Like.of(ctx.y))
+    dx = 1 - ctx.y
+    dx *= ctx.y
+    dx *= dy
+    return dx
+
+
+def relu_forward(x: Any) -> tuple[Any, ReLUContext]:
+    """y = max(x, 0).
+
+    >>> import numpy as np
+    >>> relu_forward(np.array([-1.0, 2.0]))[0].tolist()
+    [0.0, 2.0]
+    """
+    y = namespace_of(x).maximum(x, 0)
+    return y, ReLUContext(x > 0, Like.of(y))
+
+
+def relu_backward(dy: Any, ctx: ReLUContext) -> Any:
+    """dx = dy where x > 0, else 0."""
+    require_like("dy", dy, ctx.y)
+    return dy * ctx.positive
+
+
+def silu_forward(x: Any) -> tuple[Any, SiLUContext]:
+    """y = x * sigmoid(x), also called Swish.
+
+    >>> import numpy as np
+    >>> silu_forward(np.array([0.0, 2.0]))[0].round(4).tolist()
+    [0.0, 1.7616]
+    """
+    s = _sigmoid(x)
+    return x * s, SiLUContext(x, s)
+
+
+def silu_backward(dy: Any, ctx: SiLUContext) -> Any:
+    """dx = dy * s * (1 + x * (1 - s)), s = sigmoid(x)."""
+    require_like("dy", dy, Like.of(ctx.x))
+    dx = 1 - ctx.s
+    dx *= ctx.x
+    dx += 1
+    dx *= ctx.s
+    dx *= dy
+    return dx
+
+
+def gelu_forward(x: Any) -> tuple[Any, GELUContext]:
+    """y = x * Phi(x), Phi the distribution function of a standard normal number (the exact form, not the tanh one).
+
+    Source: Hendrycks and Gimpel, arXiv 1606.08415.
+
+    >>> import numpy as np
+    >>> gelu_forward(np.array([0.0, 2.0]))[0].round(4).tolist()
+    [0.0, 1.9545]
+    """
+    cdf = _erf(x * 2**-0.5)
+    cdf += 1
+    cdf *= 0.5
+    return x * cdf, GELUContext(x, cdf)
+
+
+def gelu_backward(dy: Any, ctx: GELUContext) -> Any:
+    """dx = dy * (Phi(x) + x * phi(x)), phi = exp(-x**2 / 2) / sqrt(2 pi)."""
+    require_like("dy", dy, Like.of(ctx.x))
+    xp = namespace_of(dy)
+    dx = xp.square(ctx.x)
+    dx *= -0.5
+    xp.exp(dx, out=dx)
+    dx *= (2 * np.pi) ** -0.5
+    dx *= ctx.x
+    dx += ctx.cdf
+    dx *= dy
+    return dx
+
+
+class Activation(NamedTuple):
+    """A forward and its backward."""
+
+    forward: Callable[[Any], tuple[Any, Any]]
+    backward: Callable[[Any, Any], Any]
+
+
+ACTIVATIONS = {
+    "gelu": Activation(gelu_forward, gelu_backward),
+    "silu": Activation(silu_forward, silu_backward),
+    "relu": Activation(relu_forward, relu_backward),
+    "sigmoid": Activation(sigmoid_forward, sigmoid_backward),
+}
+
+
+def _sigmoid(x: Any) -> Any:
+    xp = namespace_of(x)
+    y = xp.negative(x)
+    # below about -88 (float32) exp(-x) overflows to inf, and 1 / inf is the right answer, 0
+    with np.errstate(over="ignore"):
+        xp.exp(y, out=y)
+    y += 1
+    return xp.reciprocal(y, out=y)
+
+
+def _erf(x: Any) -> Any:
+    """The error function: NumPy and CuPy have it in their special functions only."""
+    if namespace_of(x) is np:
+        from scipy.special import erf
+    else:
+        from cupyx.scipy.special import erf
+    return erf(x)

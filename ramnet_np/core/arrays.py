@@ -1,0 +1,25 @@
+"""Which array library a function should use: NumPy, or CuPy when it was handed CuPy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ramnet_np.backend import array_kind
+
+
+def namespace_of(*arrays: Any) -> Any:
+    """The module (``numpy`` or ``cupy``) whose functions take ``arrays``; all must be of one kind.
+
+    >>> namespace_of(np.zeros(3)).__name__
+    'numpy'
+    """
+    kinds = {array_kind(a) for a in arrays if hasattr(a, "dtype") and getattr(a, "ndim", 0) > 0}
+    if len(kinds) > 1:
+        raise TypeError("arrays of NumPy and CuPy cannot be mixed in one call; move them to one device first")
+    if kinds == {"cupy"}:
+        import cupy
+
+        return cupy
+    return np

@@ -1,0 +1,227 @@
+"""The operation: write logits, read logits and values in, what was read out.
+
+    w_t, r_t = decode(write_logits_t), decode(read_logits_t)       core/decoder.py
+    s_t, z_t = write(s_{t-1}, z_{t-1}; w_t, v_t)                   core/memory.py
+    y_t      = read(s_t, z_t; r_t)
+
+These functions check their arguments, choose a backend and call its parts. Source: paper eq. 4 to 7.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ramnet_np.backend import Backend, backend_for
+from ramnet_np.core.checks import (
+    check_attention,
+    check_bool,
+    check_cape_heads,
+    check_logits,
+    check_positions,
+    check_state,
+    check_top_k,
+)
+from ramnet_np.core.require import Like, require_like
+from ramnet_np.core.state import Address, RAMState
+
+
+class RAMAttentionContext(NamedTuple):
+    """What ``ram_attention_backward`` needs; not consumed, so a backward may be called again."""
+
+    backend: Backend
+    write: Any  # what the backend's decoder kept of the writes ...
+    read: Any  # ... and of the reads
+    memory: Any  # what its memory kept
+    y: Like  # what dy must be like
+    state_shape: tuple[int, int, int, int]
+    gamma_is_number: bool
+    returned_state: bool
+
+
+class RAMAttentionGrads(NamedTuple):
+    """One gradient per input, with the input's shape; ``state`` is None unless a state was given."""
+
+    write_logits: Any
+    read_logits: Any
+    values: Any
+    gamma: Any
+    state: RAMState | None
+
+
+def ram_attention_forward(
+    write_logits: Any,
+    read_logits: Any,
+    values: Any,
+    gamma: Any = 1.0,
+    *,
+    update: str = "pdma",
+    top_k: int | tuple[int, int] = 8,
+    renorm: bool | tuple[bool, bool] = False,
+    cape_heads: int = 0,
+    positions: Any = None,
+    mask: Any = None,
+    state: RAMState | None = None,
+    mass_aware: bool = False,
+    eps: float = 1e-12,
+    proxy_eps: float = 0.0,
+    return_state: bool = True,
+    backend: str | None = None,
+) -> tuple[Any, RAMState | None, RAMAttentionContext]:
+    """Every token writes its value to K_w slots and reads K_r slots. Returns (y, state, ctx).
+
+    ``write_logits``, ``read_logits``: (B, T, H, U, P), digit logits of the addresses (divide them by the temperature).
+    ``values``: (B, T, H, C). All of one dtype, float32 or float64.
+    ``gamma``: forgetting, a number or (B, T, H); at least 0 for ``update="pdma"``, any for ``"gsu"``.
+    ``top_k``, ``renorm``: one value, or a (write, read) pair; K slots kept, 1 to M = P**U, their weights divided by
+        their sum if ``renorm``.
+    ``cape_heads``: the first so many heads address relative to the token's position.
+    ``positions``: (T,) or (B, T) integers; None counts from 0. Feeding a sequence in pieces, pass them on.
+    ``mask``: (B, T) bool; where False the token writes nothing and its y is 0.
+    ``state``: where to start from; None is s = 0, z = 1/M.
+    ``mass_aware``: weigh reads by mass. ``proxy_eps``: e of PDMA's proxy gradient, 0 for the true one.
+    ``return_state``: False returns None in its place and keeps nothing of size M.
+    ``backend``: a name from ``backends()``; None follows ``use_backend`` and then the kind of arrays.
+
+    Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
+    Cost: O(U K log K + U P log P + K C) per token and head, whatever M is.
+    Raises ValueError or TypeError in one sentence naming the argument. Source: paper eq. 4 to 7; spec sections 2 to 4.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> write_logits, read_logits = rng.normal(size=(2, 1, 6, 2, 5, 4))  # B=1, T=6, H=2, U=5, P=4: M = 1024 slots
+    >>> y, state, ctx = ram_attention_forward(write_logits, read_logits, rng.normal(size=(1, 6, 2, 3)))
+    >>> y.shape, state.slots.shape
+    ((1, 6, 2, 3), (1, 2, 1024, 3))
+    """
+    checked = check_attention(
+        write_logits, read_logits, values, gamma, update, top_k, renorm, cape_heads, positions, mask, state,
+        eps, proxy_eps, mass_aware,
+    )  # fmt: skip
+    chosen = backend_for(values, backend)
+    k = checked.decode
+    # 1., 2. decode
+    *write, write_ctx = chosen.decode_forward(write_logits, k.write_k, k.write_renorm, k.cape_heads, checked.positions)
+    *read, read_ctx = chosen.decode_forward(read_logits, k.read_k, k.read_renorm, k.cape_heads, checked.positions)
+    # 3. write and read
+    y, final, memory_ctx = chosen.memory_forward(
+        Address(*write), Address(*read), values, checked.gamma, mask, state, checked.options, return_state
+    )
+    B, _, H, C = values.shape
+    ctx = RAMAttentionContext(
+        backend=chosen,
+        write=write_ctx,
+        read=read_ctx,
+        memory=memory_ctx,
+        y=Like.of(y),
+        state_shape=(B, H, checked.options.slots, C),
+        gamma_is_number=isinstance(checked.gamma, float),
+        returned_state=return_state,
+    )
+    return y, final, ctx
+
+
+def ram_attention_backward(dy: Any, ctx: RAMAttentionContext, dstate: RAMState | None = None) -> RAMAttentionGrads:
+    """Gradients of every input of :func:`ram_attention_forward`.
+
+    ``dy``: (B, T, H, C), gradient of y. ``dstate``: gradient of the returned state, or None for zero.
+    Same cost as the forward. Gradients flow through the kept weights; which slots were kept is held constant.
+    Source: spec sections 2 and 4.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> logits = rng.normal(size=(1, 6, 2, 5, 4))
+    >>> y, state, ctx = ram_attention_forward(logits, logits, rng.normal(size=(1, 6, 2, 3)), gamma=0.5)
+    >>> grads = ram_attention_backward(np.ones_like(y), ctx)
+    >>> grads.write_logits.shape, grads.values.shape, grads.gamma.shape, grads.state
+    ((1, 6, 2, 5, 4), (1, 6, 2, 3), (), None)
+    """
+    require_like("dy", dy, ctx.y)
+    if dstate is not None:
+        if not ctx.returned_state:
+            raise ValueError("dstate must be None after a forward with return_state=False, got a RAMState")
+        check_state("dstate", dstate, ctx.state_shape, dy)
+    # 3. write and read
+    d = ctx.backend.memory_backward(dy, dstate, ctx.memory)
+    # 2., 1. decode
+    return RAMAttentionGrads(
+        write_logits=ctx.backend.decode_backward(d.write_weight, ctx.write),
+        read_logits=ctx.backend.decode_backward(d.read_weight, ctx.read),
+        values=d.values,
+        gamma=d.gamma.sum() if ctx.gamma_is_number else d.gamma,
+        state=d.state,
+    )
+
+
+def ram_attention_step(
+    write_logits: Any,
+    read_logits: Any,
+    values: Any,
+    gamma: Any = 1.0,
+    *,
+    state: RAMState,
+    update: str = "pdma",
+    top_k: int | tuple[int, int] = 8,
+    renorm: bool | tuple[bool, bool] = False,
+    cape_heads: int = 0,
+    positions: Any = None,
+    mask: Any = None,
+    mass_aware: bool = False,
+    eps: float = 1e-12,
+    backend: str | None = None,
+) -> tuple[Any, RAMState]:
+    """One token (T = 1) of :func:`ram_attention_forward`, for inference: UPDATES ``state`` IN PLACE.
+
+    Arguments as there; ``positions`` must be given, (1,) or (B, 1), when heads use CAPE. Returns (y, state), the same
+    state object. O(K C) per head. Nothing is changed when an argument is refused.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> write_logits, read_logits = rng.normal(size=(2, 1, 1, 2, 5, 4))
+    >>> state = RAMState.initial(batch=1, heads=2, slots=1024, channels=3, dtype=np.float64)
+    >>> y, state = ram_attention_step(write_logits, read_logits, rng.normal(size=(1, 1, 2, 3)), state=state)
+    >>> y.shape, int((state.mass[0, 0] > 1 / 1024).sum())  # eight slots were written
+    ((1, 1, 2, 3), 8)
+    """
+    if state is None:
+        raise TypeError("state must be a RAMState to update in place, got None (start from RAMState.initial)")
+    checked = check_attention(
+        write_logits, read_logits, values, gamma, update, top_k, renorm, cape_heads, positions, mask, state,
+        eps, 0.0, mass_aware,
+    )  # fmt: skip
+    if values.shape[1] != 1:
+        raise ValueError(f"values must hold one token (axis 1, T = 1) in a step, got T = {values.shape[1]}")
+    if checked.decode.cape_heads and positions is None:
+        raise ValueError("positions must say where this token is when cape_heads > 0, got None")
+    y = backend_for(values, backend).step(
+        write_logits, read_logits, values, checked.gamma, checked.positions, mask, state, checked.decode,
+        checked.options,
+    )  # fmt: skip
+    return y, state
+
+
+def decode_address(
+    logits: Any,
+    top_k: int = 8,
+    renorm: bool = False,
+    cape_heads: int = 0,
+    positions: Any = None,
+    *,
+    backend: str | None = None,
+) -> Address:
+    """The K slots that each token and head addresses, and their weights, best first.
+
+    ``logits``: (B, T, H, U, P). Arguments as in :func:`ram_attention_forward`. Source: paper eq. 4 to 6.
+
+    >>> import numpy as np
+    >>> logits = np.log([[[[[0.9, 0.1], [0.2, 0.8]]]]])  # two binary digits: slot = d0 + 2 * d1
+    >>> address = decode_address(logits, top_k=2)
+    >>> address.index.ravel().tolist(), address.weight.ravel().round(2).tolist()
+    ([2, 0], [0.72, 0.18])
+    """
+    B, T, H, U, P = check_logits("logits", logits)
+    top_k = check_top_k("top_k", top_k, P**U)
+    cape_heads = check_cape_heads(cape_heads, H)
+    positions = check_positions(positions, (B, T), logits)
+    chosen = backend_for(logits, backend)
+    index, weight, _ = chosen.decode_forward(logits, top_k, check_bool("renorm", renorm), cape_heads, positions)
+    return Address(index, weight)

@@ -1,0 +1,215 @@
+"""What every argument of the operation must be, said in one sentence when it is not.
+
+NaN and infinite logits are looked for in NumPy arrays, where a pass over them is cheap; on a GPU the look would
+synchronise the device, so there they run through: a NaN logit gives NaN in its token's output and all later reads of
+the slots it wrote. NaN in ``values`` or ``gamma`` is never looked for and stays in the slots and channels it touches.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ramnet_np.backend import DecodeOptions, MemoryOptions, array_kind
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.state import RAMState
+
+UPDATES = ("pdma", "gsu")
+_NUMBER = int | float | np.integer | np.floating
+_LOGIT_AXES = ("B", "T", "H", "U", "P")
+
+
+class Checked(NamedTuple):
+    """The arguments of the operation in canonical form."""
+
+    positions: Any  # (B, T) int64
+    gamma: Any  # float or (B, T, H)
+    decode: DecodeOptions
+    options: MemoryOptions
+
+
+def check_attention(
+    write_logits: Any,
+    read_logits: Any,
+    values: Any,
+    gamma: Any,
+    update: str,
+    top_k: Any,
+    renorm: Any,
+    cape_heads: int,
+    positions: Any,
+    mask: Any,
+    state: RAMState | None,
+    eps: float,
+    proxy_eps: float,
+    mass_aware: bool,
+) -> Checked:
+    """Check every argument of ``ram_attention_forward``; TypeError or ValueError with one sentence."""
+    B, T, H, U, P = check_logits("write_logits", write_logits)
+    check_logits("read_logits", read_logits)
+    check_array("values", values, 4, ("B", "T", "H", "C"))
+    kinds = [array_kind(a) for a in (write_logits, read_logits, values)]
+    if len(set(kinds)) > 1:
+        raise TypeError(f"write_logits, read_logits and values must be arrays of one library, got {', '.join(kinds)}")
+    if read_logits.shape != write_logits.shape:
+        axis = _first_difference(read_logits.shape, write_logits.shape)
+        raise ValueError(
+            f"read_logits must have the shape of write_logits {write_logits.shape}, "
+            f"got {read_logits.shape}: axis {axis} ({_LOGIT_AXES[axis]}) differs"
+        )
+    if values.shape[:3] != (B, T, H):
+        axis = _first_difference(values.shape[:3], (B, T, H))
+        raise ValueError(
+            f"values must have shape (B, T, H, C) with (B, T, H) = {(B, T, H)} as in write_logits, "
+            f"got {values.shape}: axis {axis} ({_LOGIT_AXES[axis]}) differs"
+        )
+    if values.shape[3] == 0:
+        raise ValueError(f"values must have at least one channel (axis 3, C), got shape {values.shape}")
+    for name, array in (("read_logits", read_logits), ("values", values)):
+        if array.dtype != write_logits.dtype:
+            raise TypeError(f"{name} must have the dtype of write_logits ({write_logits.dtype}), got {array.dtype}")
+
+    slots = P**U
+    write_k, read_k = check_pair("top_k", top_k, lambda name, k: check_top_k(name, k, slots))
+    write_renorm, read_renorm = check_pair("renorm", renorm, check_bool)
+    if update not in UPDATES:
+        raise ValueError(f"update must be 'pdma' or 'gsu', got {update!r}")
+    decode = DecodeOptions(write_k, read_k, write_renorm, read_renorm, check_cape_heads(cape_heads, H))
+    options = MemoryOptions(
+        slots,
+        update,
+        check_bool("mass_aware", mass_aware),
+        _check_real("eps", eps, 0.0, np.inf),
+        _check_real("proxy_eps", proxy_eps, 0.0, 1.0),
+    )
+    if mask is not None and (mask.dtype != bool or mask.shape != (B, T)):
+        raise ValueError(f"mask must be bool of shape (B, T) = {(B, T)}, got {mask.dtype} of shape {mask.shape}")
+    if state is not None:
+        check_state("state", state, (B, H, slots, values.shape[3]), values)
+    gamma = check_gamma(gamma, (B, T, H), values, update)
+    return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options)
+
+
+def check_array(name: str, array: Any, ndim: int, axes: tuple[str, ...]) -> None:
+    """An array of floats with ``ndim`` axes."""
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+        raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+    if array.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes ({', '.join(axes)}), got shape {array.shape}")
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{name} must be floating point, got {array.dtype}")
+    if array_kind(array) == "numpy" and array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} must be float32 or float64 on the CPU, got {array.dtype}")
+
+
+def check_logits(name: str, logits: Any) -> tuple[int, int, int, int, int]:
+    """Address logits (B, T, H, U, P), finite where that is cheap to see; returns the shape."""
+    check_array(name, logits, 5, _LOGIT_AXES)
+    B, T, H, U, P = logits.shape
+    for axis, size in ((1, T), (2, H), (3, U), (4, P)):
+        if size == 0:
+            raise ValueError(f"{name} must not be empty along axis {axis} ({_LOGIT_AXES[axis]}), got {logits.shape}")
+    if P**U >= 2**31:
+        raise ValueError(f"{name} addresses P**U = {P}**{U} slots; at most 2**31 - 1 are supported")
+    if array_kind(logits) == "numpy" and not np.isfinite(logits).all():
+        where = np.argwhere(~np.isfinite(logits))[0]
+        raise ValueError(f"{name} must be finite, got {logits[tuple(where)]} at index {tuple(where.tolist())}")
+    return B, T, H, U, P
+
+
+def check_top_k(name: str, k: Any, slots: int) -> int:
+    """1 <= K <= M."""
+    if not isinstance(k, int | np.integer) or isinstance(k, bool):
+        raise TypeError(f"{name} must be an integer, got {k!r}")
+    if not 1 <= k <= slots:
+        raise ValueError(f"{name} must be between 1 and the number of slots M = {slots}, got {k}")
+    return int(k)
+
+
+def check_pair(name: str, value: Any, check: Any) -> tuple[Any, Any]:
+    """One value for writes and reads, or a (write, read) pair."""
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be one value or a (write, read) pair, got {len(value)} values")
+        return check(f"{name}[0]", value[0]), check(f"{name}[1]", value[1])
+    return (check(name, value),) * 2
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def check_cape_heads(cape_heads: Any, heads: int) -> int:
+    """0 <= cape_heads <= H."""
+    if not isinstance(cape_heads, int | np.integer) or isinstance(cape_heads, bool):
+        raise TypeError(f"cape_heads must be an integer, got {cape_heads!r}")
+    if not 0 <= cape_heads <= heads:
+        raise ValueError(f"cape_heads must be between 0 and the number of heads H = {heads}, got {cape_heads}")
+    return int(cape_heads)
+
+
+def check_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
+    """Token positions as (B, T) int64: None counts from 0, (T,) holds for every row."""
+    xp = namespace_of(like)
+    B, T = shape
+    if positions is None:
+        return xp.broadcast_to(xp.arange(T, dtype=xp.int64), shape)
+    positions = xp.asarray(positions)
+    if positions.dtype.kind not in "iu":
+        raise TypeError(f"positions must be integers, got {positions.dtype}")
+    if positions.shape not in ((T,), (B, T)):
+        raise ValueError(f"positions must have shape (T,) = {(T,)} or (B, T) = {shape}, got {positions.shape}")
+    return xp.broadcast_to(positions.astype(xp.int64, copy=False), shape)
+
+
+def check_gamma(gamma: Any, shape: tuple[int, int, int], like: Any, update: str) -> Any:
+    """A float, or an array (B, T, H) of the dtype of ``values``; not negative for PDMA."""
+    if isinstance(gamma, _NUMBER) or getattr(gamma, "shape", None) == ():
+        number = float(gamma)
+        if not np.isfinite(number):
+            raise ValueError(f"gamma must be finite, got {number}")
+        if update == "pdma" and number < 0:
+            raise ValueError(f"gamma must not be negative for update='pdma', got {number}")
+        return number
+    if array_kind(gamma) != array_kind(like) or not hasattr(gamma, "dtype"):
+        raise TypeError(f"gamma must be a number or an array like values, got {type(gamma).__name__}")
+    if gamma.shape != shape:
+        raise ValueError(f"gamma must be a number or have shape (B, T, H) = {shape}, got {gamma.shape}")
+    if gamma.dtype != like.dtype:
+        raise TypeError(f"gamma must have the dtype of values ({like.dtype}), got {gamma.dtype}")
+    if update == "pdma" and array_kind(gamma) == "numpy" and gamma.size and gamma.min() < 0:
+        raise ValueError(f"gamma must not be negative for update='pdma', got a minimum of {gamma.min()}")
+    return gamma
+
+
+def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Any) -> None:
+    """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums."""
+    if not isinstance(state, RAMState):
+        raise TypeError(f"{name} must be a RAMState (slots, mass), got {type(state).__name__}")
+    dtype = like.dtype if like.dtype.itemsize >= 4 else np.dtype(np.float32)
+    for part, array, expected, axes in (
+        ("slots", state.slots, shape, "(B, H, M, C)"),
+        ("mass", state.mass, shape[:3], "(B, H, M)"),
+    ):
+        if array_kind(array) != array_kind(like):
+            raise TypeError(f"{name}.{part} must be an array of the kind of values, got {type(array).__name__}")
+        if array.shape != expected:
+            raise ValueError(f"{name}.{part} must have shape {axes} = {expected}, got {array.shape}")
+        if array.dtype != dtype:
+            raise TypeError(f"{name}.{part} must be {dtype}, got {array.dtype}")
+
+
+def _check_real(name: str, value: Any, low: float, high: float) -> float:
+    if not isinstance(value, _NUMBER):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not low <= value <= high or not np.isfinite(value):
+        raise ValueError(f"{name} must be a finite number between {low:g} and {high:g}, got {value!r}")
+    return float(value)
+
+
+def _first_difference(shape: tuple[int, ...], expected: tuple[int, ...]) -> int:
+    return next(axis for axis, (a, b) in enumerate(zip(shape, expected, strict=True)) if a != b)

@@ -1,0 +1,27 @@
+"""The mass-aware read: slots that have been written more count for more, at the same total weight.
+
+    R = sum_b r[b],  Z = sum_b r[b] z[b],   r'[a] = R * r[a] z[a] / (Z + eps)
+
+Source: an option of the authors' package; spec section 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def mass_aware_forward(r: Any, z: Any, eps: float) -> Any:
+    """r' for read weights ``r`` and the masses ``z`` of the slots read, both (..., K)."""
+    n = r * z
+    return r.sum(axis=-1, keepdims=True) * n / (n.sum(axis=-1, keepdims=True) + eps)
+
+
+def mass_aware_backward(dr_aware: Any, r: Any, z: Any, eps: float) -> tuple[Any, Any]:
+    """(dr, dz), each (..., K), given the gradient of r'."""
+    n = r * z
+    R = r.sum(axis=-1, keepdims=True)
+    D = n.sum(axis=-1, keepdims=True) + eps
+    # r' = R * n / D: through R, through n, and through the sum in D
+    dR = (dr_aware * n).sum(axis=-1, keepdims=True) / D
+    dn = (dr_aware - dR) * R / D
+    return dn * z + dR, dn * r

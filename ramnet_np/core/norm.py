@@ -1,0 +1,143 @@
+"""Normalisation over channels: RMSNorm and LayerNorm.
+
+Kept for the backward are the inputs and one number per token (two for LayerNorm); the normalised x is one product and
+is made again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.require import Like, require_like, require_width
+
+
+class RMSNormContext(NamedTuple):
+    """What ``rmsnorm_backward`` needs."""
+
+    x: Any  # (..., D)
+    weight: Any  # (D,)
+    rstd: Any  # (N, 1), one per token: a sum over channels is dearer than keeping it
+
+
+class RMSNormGrads(NamedTuple):
+    """One gradient per input."""
+
+    x: Any
+    weight: Any
+
+
+class LayerNormContext(NamedTuple):
+    """What ``layernorm_backward`` needs."""
+
+    x: Any  # (..., D)
+    weight: Any  # (D,)
+    mean: Any  # (N, 1), one per token
+    rstd: Any  # (N, 1)
+
+
+class LayerNormGrads(NamedTuple):
+    """One gradient per input."""
+
+    x: Any
+    weight: Any
+    bias: Any
+
+
+def rmsnorm_forward(x: Any, weight: Any, eps: float = 1e-6) -> tuple[Any, RMSNormContext]:
+    """Divide each token by the root of its mean square.
+
+        y = weight * x * rstd,    rstd = 1 / sqrt(mean(x**2) + eps)
+
+    ``x``: (..., D); ``weight``: (D,). Returns y (..., D) and ctx. Three passes over x.
+    Source: Zhang and Sennrich, arXiv 1910.07467.
+
+    >>> import numpy as np
+    >>> y, ctx = rmsnorm_forward(np.array([[3.0, 4.0]]), np.ones(2), eps=0.0)
+    >>> y.round(3).tolist()
+    [[0.849, 1.131]]
+    """
+    xp = namespace_of(x)
+    require_width("x", x, weight.shape[0], weight)
+    rows = x.reshape(-1, x.shape[-1])
+    # 1. rstd
+    rstd = _rstd(xp, rows, eps)
+    # 2. y
+    y = rows * rstd
+    y *= weight
+    return y.reshape(x.shape), RMSNormContext(x, weight, rstd)
+
+
+def rmsnorm_backward(dy: Any, ctx: RMSNormContext) -> RMSNormGrads:
+    """Gradients of x and weight. With n = x * rstd, the normalised x, and dn = dy * weight:
+
+    dx = rstd * (dn - n * mean(dn * n))        dweight = sum over tokens of dy * n
+    """
+    require_like("dy", dy, Like.of(ctx.x))
+    xp = namespace_of(dy)
+    width = dy.shape[-1]
+    rows = dy.reshape(-1, width)
+    # 2. y = n * weight
+    n = ctx.x.reshape(-1, width) * ctx.rstd
+    dweight = xp.einsum("nd,nd->d", rows, n)
+    dx = rows * ctx.weight
+    # 1. n = x * rstd(x): scaling x along itself changes nothing, so that part of the gradient is taken out
+    n *= xp.einsum("nd,nd->n", dx, n)[:, None] / width
+    dx -= n
+    dx *= ctx.rstd
+    return RMSNormGrads(dx.reshape(dy.shape), dweight)
+
+
+def layernorm_forward(x: Any, weight: Any, bias: Any, eps: float = 1e-6) -> tuple[Any, LayerNormContext]:
+    """Shift each token to mean 0 and scale it to variance 1.
+
+        y = weight * (x - mean(x)) * rstd + bias,    rstd = 1 / sqrt(var(x) + eps)
+
+    ``x``: (..., D); ``weight``, ``bias``: (D,). Returns y (..., D) and ctx. Five passes over x.
+    Source: Ba et al., arXiv 1607.06450.
+
+    >>> import numpy as np
+    >>> y, ctx = layernorm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2), eps=0.0)
+    >>> y.tolist()
+    [[-1.0, 1.0]]
+    """
+    xp = namespace_of(x)
+    require_width("x", x, weight.shape[0], weight)
+    rows = x.reshape(-1, x.shape[-1])
+    # 1. mean, 2. rstd of what is left
+    mean = rows.mean(axis=-1, keepdims=True)
+    y = rows - mean
+    rstd = _rstd(xp, y, eps)
+    # 3. y
+    y *= rstd
+    y *= weight
+    y += bias
+    return y.reshape(x.shape), LayerNormContext(x, weight, mean, rstd)
+
+
+def layernorm_backward(dy: Any, ctx: LayerNormContext) -> LayerNormGrads:
+    """Gradients of x, weight and bias. With n = (x - mean) * rstd and dn = dy * weight:
+
+    dx = rstd * (dn - mean(dn) - n * mean(dn * n))    dweight = sum of dy * n    dbias = sum of dy
+    """
+    require_like("dy", dy, Like.of(ctx.x))
+    xp = namespace_of(dy)
+    width = dy.shape[-1]
+    rows = dy.reshape(-1, width)
+    # 3. y = n * weight + bias
+    n = ctx.x.reshape(-1, width) - ctx.mean
+    n *= ctx.rstd
+    dweight = xp.einsum("nd,nd->d", rows, n)
+    dx = rows * ctx.weight
+    # 2. n does not change with the scale of x, and 1. nor with its mean
+    n *= xp.einsum("nd,nd->n", dx, n)[:, None] / width
+    dx -= dx.mean(axis=-1, keepdims=True)
+    dx -= n
+    dx *= ctx.rstd
+    return LayerNormGrads(dx.reshape(dy.shape), dweight, rows.sum(axis=0))
+
+
+def _rstd(xp: Any, rows: Any, eps: float) -> Any:
+    """1 / sqrt(mean square + eps) of every row, (N, 1), without an array of squares."""
+    mean_square = xp.einsum("nd,nd->n", rows, rows)[:, None] / rows.shape[-1]
+    return 1 / xp.sqrt(mean_square + eps)

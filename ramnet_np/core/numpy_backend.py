@@ -1,0 +1,37 @@
+"""The NumPy core as a backend: the reference that every other backend is tested against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ramnet_np.backend import Backend, DecodeOptions, MemoryOptions
+from ramnet_np.core.decoder import decode_backward, decode_forward
+from ramnet_np.core.memory import memory_backward, memory_forward, memory_write_read
+from ramnet_np.core.state import Address, RAMState
+
+
+def step(
+    write_logits: Any,
+    read_logits: Any,
+    values: Any,
+    gamma: Any,
+    positions: Any,
+    mask: Any,
+    state: RAMState,
+    decode: DecodeOptions,
+    options: MemoryOptions,
+) -> Any:
+    """Decode, write and read one token (T = 1), updating ``state`` in place; returns y (B, 1, H, C)."""
+    write_index, w, _ = decode_forward(write_logits, decode.write_k, decode.write_renorm, decode.cape_heads, positions)
+    read_index, r, _ = decode_forward(read_logits, decode.read_k, decode.read_renorm, decode.cape_heads, positions)
+    return memory_write_read(Address(write_index, w), Address(read_index, r), values, gamma, mask, state, options)
+
+
+BACKEND = Backend(
+    name="numpy",
+    decode_forward=decode_forward,
+    decode_backward=decode_backward,
+    memory_forward=memory_forward,
+    memory_backward=memory_backward,
+    step=step,
+)

@@ -1,0 +1,66 @@
+"""Product softmax: U small softmaxes of radix P stand for one distribution over M = P**U slots.
+
+    p_u    = softmax(k_u)                               one softmax per digit
+    rho[a] = prod_u p_u[digit_u(a)],  a = sum_u digit_u(a) * P**u        (digit 0 is the least significant)
+
+The M-vector rho is never built here: only its entries at chosen slots are.
+Source: paper eq. 4; spec section 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ramnet_np.core.arrays import namespace_of
+
+
+def digit_scores(logits: Any) -> Any:
+    """Logits relative to the best value of their digit: ``logits - max``, so the best value scores exactly 0.
+
+    ``logits``: (..., U, P). Slots are ranked by the sum of their digits' scores, taken in the order of the digits.
+    The ranking uses nothing but this subtraction and that sum, so every backend computes the same bits.
+    """
+    return logits - logits.max(axis=-1, keepdims=True)
+
+
+def digit_softmax(scores: Any) -> Any:
+    """p_u = softmax of each digit's scores. ``scores``: (..., U, P), with maximum 0 in each digit."""
+    xp = namespace_of(scores)
+    p = xp.exp(scores)
+    p /= p.sum(axis=-1, keepdims=True)
+    return p
+
+
+def digits_of(index: Any, order: int, radix: int) -> Any:
+    """The digits of slot indices: (..., K) -> (..., U, K), digit 0 (the least significant) first.
+
+    >>> import numpy as np
+    >>> digits_of(np.array([6]), order=3, radix=2)[:, 0].tolist()  # 6 = 0*1 + 1*2 + 1*4
+    [0, 1, 1]
+    """
+    xp = namespace_of(index)
+    place = radix ** xp.arange(order, dtype=xp.int64)[:, None]
+    return index[..., None, :].astype(xp.int64) // place % radix
+
+
+def product_at_forward(p: Any, digits: Any) -> Any:
+    """rho at chosen slots: the product of their digits' probabilities.
+
+    ``p``: (..., U, P); ``digits``: (..., U, K); returns (..., K).
+    """
+    xp = namespace_of(p)
+    return xp.take_along_axis(p, digits, axis=-1).prod(axis=-2)
+
+
+def product_at_backward(g: Any, p: Any, digits: Any) -> Any:
+    """Gradient of the logits, given ``g = dL/dlog rho`` of the chosen slots.
+
+        dL/dk_u = sum_j g_j * (onehot(digit_u(a_j)) - p_u)
+
+    ``g``: (..., K); ``p``: (..., U, P); ``digits``: (..., U, K); returns (..., U, P).
+    """
+    xp = namespace_of(p)
+    radix = p.shape[-1]
+    hit = digits[..., None, :] == xp.arange(radix)[:, None]  # (..., U, P, K)
+    received = xp.where(hit, g[..., None, None, :], 0).sum(axis=-1)
+    return received - p * g.sum(axis=-1)[..., None, None]

@@ -1,0 +1,54 @@
+"""What the layers ask of their arguments, in one sentence when it is not met."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ramnet_np.backend import array_kind
+
+
+class Like(NamedTuple):
+    """Shape and dtype of an output: what its gradient must have."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @classmethod
+    def of(cls, array: Any) -> Like:
+        """Those of ``array``, without keeping the array alive."""
+        return cls(array.shape, array.dtype)
+
+
+def require_like(name: str, array: Any, like: Like) -> None:
+    """ValueError unless ``array`` has the shape and dtype of ``like``."""
+    if getattr(array, "shape", None) != like.shape or array.dtype != like.dtype:
+        got = f"{array.dtype} of shape {array.shape}" if hasattr(array, "shape") else type(array).__name__
+        raise ValueError(f"{name} must be {like.dtype} of shape {like.shape}, got {got}")
+
+
+def require_width(name: str, x: Any, width: int, weight: Any) -> None:
+    """ValueError or TypeError unless ``x`` (..., width) has floats of the dtype of ``weight``."""
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+    if x.ndim == 0 or x.shape[-1] != width:
+        raise ValueError(f"{name} must have {width} channels on its last axis, as the weight has, got shape {x.shape}")
+    if x.dtype != weight.dtype:
+        raise TypeError(f"{name} must have the dtype of the weight ({weight.dtype}), got {x.dtype}")
+
+
+def require_ids(name: str, ids: Any, size: int) -> None:
+    """TypeError or ValueError unless ``ids`` are integers in [0, size).
+
+    The range of CuPy arrays is not looked at: that would wait for the device.
+    """
+    if not hasattr(ids, "dtype"):
+        raise TypeError(f"{name} must be an array of integers, got {type(ids).__name__}")
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {ids.dtype}")
+    if array_kind(ids) == "numpy" and ids.size and (ids.min() < 0 or ids.max() >= size):
+        where = np.argwhere((ids < 0) | (ids >= size))[0]
+        raise ValueError(
+            f"{name} must lie between 0 and {size - 1}, got {ids[tuple(where)]} at index {tuple(where.tolist())}"
+        )

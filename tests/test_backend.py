@@ -1,0 +1,86 @@
+"""Choosing a backend."""
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import ramnet_np
+from ramnet_np import backends, ram_attention_forward, use_backend
+from ramnet_np.backend import backend_for, load_backend, register_backend, selected_backend, unregister_backend
+from tests.core.test_attention import draw
+
+
+def test_numpy_is_always_there():
+    assert backends()["numpy"] == "available"
+    assert load_backend("numpy").name == "numpy"
+
+
+def test_numpy_arrays_go_to_numba_where_it_is_installed():
+    assert backend_for(np.zeros(2)).name == "numba"
+
+
+def test_without_numba_the_core_serves(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("ramnet_np.backend._loaded", {})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numba" else find(name))
+    assert backend_for(np.zeros(2)).name == "numpy"
+    assert "needs numba, not installed" in backends()["numba"]
+    with pytest.raises(RuntimeError, match="backend 'numba' needs numba, not installed"):
+        ram_attention_forward(*draw(), top_k=3, backend="numba")
+
+
+def test_the_core_imports_without_numba():
+    """In a fresh interpreter where importing numba fails."""
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "import numpy as np, ramnet_np\n"
+        "x = np.ones((1, 2, 1, 2, 2)); v = np.ones((1, 2, 1, 3))\n"
+        "y, _, _ = ramnet_np.ram_attention_forward(x, x, v, top_k=2, backend='numpy')\n"
+        "print(y.shape, [m for m in ('cupy', 'torch', 'jax', 'tensorflow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "(1, 2, 1, 3) []\n"
+
+
+def test_use_backend_as_context_manager_and_as_call():
+    with use_backend("numpy"):
+        assert selected_backend() == "numpy"
+        assert ram_attention_forward(*draw(), top_k=3)[2].backend.name == "numpy"
+        with use_backend("numba"):
+            assert backend_for(np.zeros(2)).name == "numba"
+        assert selected_backend() == "numpy"
+    assert selected_backend() is None
+    use_backend("numpy")
+    assert selected_backend() == "numpy"
+    use_backend(None)
+    assert selected_backend() is None
+
+
+def test_the_argument_wins_over_use_backend():
+    with use_backend("numba"):
+        assert ram_attention_forward(*draw(), top_k=3, backend="numpy")[2].backend.name == "numpy"
+
+
+@pytest.mark.parametrize("choose", [use_backend, lambda name: ram_attention_forward(*draw(), top_k=3, backend=name)])
+def test_unknown_backend(choose):
+    with pytest.raises(ValueError, match=r"backend must be one of 'numpy', 'numba'.*, got 'fast'"):
+        choose("fast")
+    assert selected_backend() is None
+
+
+def test_a_backend_that_fails_to_import_says_why():
+    register_backend("broken", "ramnet_np.no_such_module")
+    try:
+        assert "could not be loaded: No module named" in backends()["broken"]
+        with pytest.raises(RuntimeError, match="backend 'broken' could not be loaded"):
+            use_backend("broken")
+    finally:
+        unregister_backend("broken")
+    assert "broken" not in backends()
+
+
+def test_public_names_exist():
+    assert all(hasattr(ramnet_np, name) for name in ramnet_np.__all__)
