@@ -1,0 +1,111 @@
+"""A block: pre-norm RAM layer, pre-norm feed-forward network, each added to the stream it reads.
+
+h   = x + ram_layer(norm(x))
+out = h + ffn(norm(h))               left out with ``ffn="none"``
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ramnet_np.core.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
+from ramnet_np.core.norm import (
+    LayerNormContext,
+    RMSNormContext,
+    layernorm_backward,
+    layernorm_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+)
+from ramnet_np.core.state import RAMState
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.layer import CallOptions, RAMLayerContext, ram_layer_backward, ram_layer_forward
+from ramnet_np.model.parameters import Params, part, with_prefix
+
+NormContext = RMSNormContext | LayerNormContext
+FFNContext = SwiGLUContext | MLPContext
+
+
+class BlockContext(NamedTuple):
+    """What ``block_backward`` needs."""
+
+    attn_norm: NormContext
+    attn: RAMLayerContext | None  # None after a call in place
+    mlp_norm: NormContext | None  # None if the block has no feed-forward network
+    mlp: FFNContext | None
+
+
+def block_forward(
+    x: Any,
+    params: Params,
+    config: RAMNetConfig,
+    layer: int = 0,
+    *,
+    state: RAMState | None = None,
+    options: CallOptions | None = None,
+) -> tuple[Any, RAMState | None, BlockContext]:
+    """``x``: (B, T, D); ``params``: named as in ``block_shapes``. Returns out (B, T, D), the layer's state, ctx."""
+    # 1. RAM layer
+    n, norm_ctx = norm_forward(x, part(params, "attn_norm."), config)
+    h, state, attn_ctx = ram_layer_forward(n, part(params, "attn."), config, layer, state=state, options=options)
+    h += x
+    if config.ffn == "none":
+        return h, state, BlockContext(norm_ctx, attn_ctx, None, None)
+    # 2. feed-forward network
+    n, mlp_norm_ctx = norm_forward(h, part(params, "mlp_norm."), config)
+    out, mlp_ctx = ffn_forward(n, part(params, "mlp."), config)
+    out += h
+    return out, state, BlockContext(norm_ctx, attn_ctx, mlp_norm_ctx, mlp_ctx)
+
+
+def block_backward(dout: Any, ctx: BlockContext) -> tuple[Any, Params]:
+    """Gradient of x, (B, T, D), and of every parameter of the block by its name."""
+    if ctx.attn is None:
+        raise ValueError("ctx must be of a forward; a call in place keeps nothing for a backward")
+    grads: Params = {}
+    # 2. out = h + ffn(norm(h))
+    dh = dout
+    if ctx.mlp_norm is not None and ctx.mlp is not None:
+        dn, dmlp = ffn_backward(dout, ctx.mlp)
+        dh, dnorm = norm_backward(dn, ctx.mlp_norm)
+        dh += dout
+        grads |= with_prefix("mlp.", dmlp) | with_prefix("mlp_norm.", dnorm)
+    # 1. h = x + ram_layer(norm(x))
+    dn, dattn = ram_layer_backward(dh, ctx.attn)
+    dx, dnorm = norm_backward(dn, ctx.attn_norm)
+    dx += dh
+    return dx, grads | with_prefix("attn.", dattn) | with_prefix("attn_norm.", dnorm)
+
+
+def norm_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, NormContext]:
+    """The normalisation that the model is configured with."""
+    if config.norm == "layernorm":
+        return layernorm_forward(x, params["weight"], params["bias"], config.norm_eps)
+    return rmsnorm_forward(x, params["weight"], config.norm_eps)
+
+
+def norm_backward(dy: Any, ctx: NormContext) -> tuple[Any, Params]:
+    """Gradient of x and of the norm's parameters by their names."""
+    if isinstance(ctx, LayerNormContext):
+        dx, dweight, dbias = layernorm_backward(dy, ctx)
+        return dx, {"weight": dweight, "bias": dbias}
+    dx, dweight = rmsnorm_backward(dy, ctx)
+    return dx, {"weight": dweight}
+
+
+def ffn_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, FFNContext]:
+    """The feed-forward network that the model is configured with."""
+    if config.ffn == "swiglu":
+        return swiglu_forward(x, *(params[f"{name}_proj.weight"] for name in ("gate", "up", "down")))
+    return mlp_forward(
+        x, params["0.weight"], params["2.weight"], config.ffn, up_bias=params["0.bias"], down_bias=params["2.bias"]
+    )
+
+
+def ffn_backward(dy: Any, ctx: FFNContext) -> tuple[Any, Params]:
+    """Gradient of x and of the network's parameters by their names."""
+    if isinstance(ctx, SwiGLUContext):
+        dx, dgate, dup, ddown = swiglu_backward(dy, ctx)
+        return dx, {"gate_proj.weight": dgate, "up_proj.weight": dup, "down_proj.weight": ddown}
+    dx, dup, ddown, dup_bias, ddown_bias = mlp_backward(dy, ctx)
+    return dx, {"0.weight": dup, "0.bias": dup_bias, "2.weight": ddown, "2.bias": ddown_bias}

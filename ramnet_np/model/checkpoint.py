@@ -1,0 +1,192 @@
+"""A model on disk: ``model.safetensors`` and ``config.json`` in one folder, in the authors' format.
+
+The parameters have the authors' names already. The configuration is translated both ways; what theirs cannot say (the
+PDMA update, LayerNorm, ...) goes under one key of its own, ``"ramnet_np"``, which their package ignores. A config
+without it is theirs and means the GSU update. Nothing here unpickles anything. Source: spec section 5.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save_file
+
+from ramnet_np.backend import array_kind
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.parameters import Params, parameter_shapes
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+OUR_KEY = "ramnet_np"
+
+# our field -> the authors' key, where the two mean the same and have the same values
+_SAME = {
+    "vocab": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "order": "addr_order",
+    "radix": "addr_radix",
+    "channels": "value_chs",
+    "top_k": "addr_top_k",
+    "renorm": "addr_top_k_re_norm",
+    "gamma": "gamma",
+    "gamma_mode": "gamma_mode",
+    "cape": "embed_num",
+    "temperature": "addr_temperature",
+    "init_mass": "init_mass",
+    "mass_aware": "mass_aware",
+    "output_norm": "output_norm",
+    "address_bias": "addr_proj_bias",
+    "value_bias": "value_proj_bias",
+    "address_scale": "address_scaling",
+    "eps": "ram_attn_eps",
+    "norm_eps": "norm_eps",
+    "ffn_width": "intermediate_size",
+    "tie_embeddings": "tie_word_embeddings",
+    "init_std": "initializer_range",
+}
+# what a config of theirs means by leaving a key out, where that is not our default
+_THEIR_DEFAULTS = {"gamma": 0.0, "gamma_mode": "dynamic", "output_norm": True, "tie_embeddings": False}
+_REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "embed_num")
+_OURS = ("update", "proxy_eps", "norm", "ffn")  # theirs cannot say these
+_FFN_NAMES = {"swiglu": "SwiGLU", "gelu": "GELU", "silu": "SiLU", "none": "SwiGLU"}
+_FFN_KINDS = {"fuse_swiglu": "swiglu", "swiglu": "swiglu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
+
+
+def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Params) -> None:
+    """Write the two files into ``folder``, which is made if missing.
+
+    Each is written under another name and renamed when it is whole: a crash leaves no half file.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: np.ascontiguousarray(_on_host(p)) for name, p in params.items()}
+        weights, text = _partial(folder / WEIGHTS), _partial(folder / CONFIG)
+        save_file(
+            tensors, weights, metadata={"format": "pt"}
+        )  # without this entry the authors' loader refuses the file
+        text.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
+        os.replace(weights, folder / WEIGHTS)
+        os.replace(text, folder / CONFIG)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"folder must be one that can be written to, got {str(folder)!r}: {reason}") from error
+
+
+def load_model(folder: str | os.PathLike[str]) -> tuple[RAMNetConfig, Params]:
+    """Read configuration and parameters from ``folder``.
+
+    float32 and float64 stay as they are; half types (the authors train in bfloat16) become float32, exactly.
+    Raises FileNotFoundError or ValueError, naming the file and the tensor.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}, but {str(folder / name)!r} is missing")
+    config = _read_config(folder / CONFIG)
+    return config, _read_weights(folder / WEIGHTS, config)
+
+
+def config_to_json(config: RAMNetConfig) -> dict[str, Any]:
+    """The authors' config.json, with our own settings under one more key."""
+    theirs = {key: getattr(config, field) for field, key in _SAME.items()}
+    return {
+        "model_type": "ramnet",
+        "architectures": ["RAMNetForCausalLM"],
+        **theirs,
+        "output_gate": "sigmoid" if config.output_gate else None,
+        "hidden_act": _FFN_NAMES[config.ffn],
+        OUR_KEY: {field: getattr(config, field) for field in _OURS},
+    }
+
+
+def config_from_json(saved: dict[str, Any]) -> RAMNetConfig:
+    """The inverse; also reads the config.json of the authors' package. ValueError or TypeError if it is neither."""
+    if saved.get("model_type") != "ramnet":
+        raise ValueError(f"model_type must be 'ramnet', got {saved.get('model_type')!r}")
+    missing = [key for key in _REQUIRED if key not in saved]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} must be given, got a config without")
+    fields: dict[str, Any] = _THEIR_DEFAULTS | {field: saved[key] for field, key in _SAME.items() if key in saved}
+    act, gate = str(saved.get("hidden_act", "SwiGLU")), saved.get("output_gate", "sigmoid")
+    if act.lower() not in _FFN_KINDS:
+        raise ValueError(f"hidden_act must be SwiGLU, GELU, SiLU or Swish, got {act!r}")
+    if gate not in ("sigmoid", None):
+        raise ValueError(f"output_gate must be 'sigmoid' or null, got {gate!r}")
+    fields |= {"update": "gsu", "ffn": _FFN_KINDS[act.lower()], "output_gate": gate is not None}
+    if fields.get("top_k", 8) is None:  # theirs for "all slots"
+        fields["top_k"] = saved.get("addr_radix", 4) ** saved.get("addr_order", 5)
+    if fields.get("ffn_width") is None and saved.get("hidden_ratio", 4) not in (4, None):
+        fields["ffn_width"] = _width_by_ratio(saved["hidden_size"], saved["hidden_ratio"], fields["ffn"])
+    ours = saved.get(OUR_KEY, {})
+    if not isinstance(ours, dict) or not set(ours) <= set(_OURS):
+        raise ValueError(f"{OUR_KEY} may hold {', '.join(_OURS)}, got {ours!r}")
+    return RAMNetConfig(**(fields | ours))
+
+
+def _read_config(path: Path) -> RAMNetConfig:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not even UTF-8
+        raise ValueError(f"{str(path)!r} is damaged or not JSON: {error}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{str(path)!r} must hold a JSON object, got {type(saved).__name__}")
+    try:
+        return config_from_json(saved)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is no configuration of a RAM-Net: {error}") from error
+
+
+def _read_weights(path: Path, config: RAMNetConfig) -> Params:
+    try:
+        tensors = dict(deserialize(path.read_bytes()))
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is damaged or not a safetensors file: {error}") from error
+    shapes = parameter_shapes(config)
+    for name in tensors.keys() - shapes.keys():
+        raise ValueError(f"{str(path)!r} holds {name!r}, which the model that {CONFIG} describes does not have")
+    params = {}
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise ValueError(f"{str(path)!r} lacks {name!r}, which the model that {CONFIG} describes has")
+        tensor = tensors[name]
+        if tuple(tensor["shape"]) != shape:
+            raise ValueError(f"{name!r} in {str(path)!r} must have shape {shape}, got {tuple(tensor['shape'])}")
+        params[name] = _decode(name, tensor["dtype"], tensor["data"]).reshape(shape)
+    dtypes = {p.dtype.name for p in params.values()}
+    if len(dtypes) > 1:
+        raise ValueError(f"the tensors in {str(path)!r} must have one dtype, got {' and '.join(sorted(dtypes))}")
+    return params
+
+
+def _decode(name: str, dtype: str, data: bytearray) -> np.ndarray:
+    """Little-endian bytes as float32 or float64."""
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    if dtype == "F16":
+        return np.frombuffer(data, "<f2").astype(np.float32)
+    if dtype in ("F32", "F64"):
+        return np.frombuffer(data, "<f4" if dtype == "F32" else "<f8")
+    raise ValueError(f"{name!r} must be F64, F32, F16 or BF16, got {dtype}")
+
+
+def _width_by_ratio(width: int, ratio: float, ffn: str) -> int:
+    """Their inner width when only a ratio is given."""
+    if ffn == "swiglu":
+        return 256 * math.ceil(int(width * ratio * 2 / 3) / 256)
+    return int(width * ratio)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _on_host(array: Any) -> np.ndarray:
+    return array.get() if array_kind(array) == "cupy" else array

@@ -1,0 +1,60 @@
+"""The forgetting control gamma of a layer: a constant, one number per head, or a map of each token.
+
+    modifier = 0 | m (H,) | x G^T + g            ``gamma_mode`` fixed | learnable | dynamic
+    gsu:   gamma = constant + modifier
+    pdma:  gamma = softplus(softplus^-1(constant) + modifier)
+
+PDMA needs gamma >= 0, hence the softplus; either way a modifier of 0 gives the constant, where training starts. A fixed
+gamma is the constant itself and may be 0. Source: spec section 5; the softplus is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from ramnet_np.core.activation import sigmoid_forward
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.parameters import Params
+
+
+class GammaContext(NamedTuple):
+    """What ``gamma_backward`` needs; of a fixed gamma, nothing."""
+
+    linear: LinearContext | None  # of the dynamic map
+    slope: Any  # softplus' at the modifier, or None for gsu
+    fixed: bool
+
+
+def gamma_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, GammaContext]:
+    """gamma as the operation takes it: a float, or (B, T, H). ``x``: (B, T, D)."""
+    if config.gamma_mode == "fixed":
+        return config.gamma, GammaContext(None, None, fixed=True)
+    xp = namespace_of(x)
+    # 1. the modifier
+    linear_ctx = None
+    if config.gamma_mode == "dynamic":
+        modifier, linear_ctx = linear_forward(x, params["gamma_modifier.weight"], params["gamma_modifier.bias"])
+    else:
+        modifier = xp.tile(params["gamma_modifier"], (*x.shape[:2], 1))
+    # 2. gamma
+    if config.update == "gsu":
+        return modifier + config.gamma, GammaContext(linear_ctx, None, fixed=False)
+    modifier += config.gamma + math.log(-math.expm1(-config.gamma))  # softplus^-1(c) = log(exp(c) - 1)
+    slope, _ = sigmoid_forward(modifier)
+    return xp.logaddexp(modifier, modifier.dtype.type(0)), GammaContext(linear_ctx, slope, fixed=False)
+
+
+def gamma_backward(dgamma: Any, ctx: GammaContext) -> tuple[Any, Params]:
+    """Gradient of x (None unless dynamic) and of the modifier's parameters by their names."""
+    if ctx.fixed:
+        return None, {}
+    # 2. gamma = softplus(... + modifier), or constant + modifier
+    dmodifier = dgamma if ctx.slope is None else dgamma * ctx.slope
+    # 1. the modifier
+    if ctx.linear is None:
+        return None, {"gamma_modifier": dmodifier.sum(axis=(0, 1))}
+    dx, dweight, dbias = linear_backward(dmodifier, ctx.linear)
+    return dx, {"gamma_modifier.weight": dweight, "gamma_modifier.bias": dbias}

@@ -1,0 +1,207 @@
+"""The RAM layer: addresses, values, the memory, the way out.
+
+    w, r  = address logits of x                      address.py
+    v     = x V^T
+    gamma = constant, or learned                     gamma.py
+    y     = ram_attention(w, r, v, gamma)            core/attention.py
+    y     = RMSNorm of each head's y                 if ``output_norm``
+    y     = sigmoid(x G^T + g) * y, heads side by side     if ``output_gate``
+    out   = y O^T
+
+Source: paper fig. 2; the last two options are of the authors' later package; spec section 5.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ramnet_np.core.activation import SigmoidContext, sigmoid_backward, sigmoid_forward
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.attention import (
+    RAMAttentionContext,
+    decode_address,
+    ram_attention_backward,
+    ram_attention_forward,
+    ram_attention_step,
+)
+from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.core.norm import RMSNormContext, rmsnorm_backward, rmsnorm_forward
+from ramnet_np.core.state import Address, RAMState
+from ramnet_np.model.address import AddressContext, address_backward, address_forward
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward
+from ramnet_np.model.parameters import Params
+
+# The authors' norm of y uses the smallest number that changes 1 in float32; the same here in every dtype, so that
+# float32 and float64 compute the same function.
+OUTPUT_NORM_EPS = float(np.finfo(np.float32).eps)
+
+
+class CallOptions(NamedTuple):
+    """What holds for every layer of one call of the model."""
+
+    positions: Any = None  # (T,) or (B, T), for CAPE; None counts from 0
+    mask: Any = None  # (B, T) bool; where False a token neither writes nor reads
+    backend: str | None = None
+    return_state: bool = False
+    in_place: bool = False  # T = 1: update the given state; there is no backward
+
+
+class RAMLayerContext(NamedTuple):
+    """What ``ram_layer_backward`` needs. Parts that the layer does not have are None."""
+
+    write: AddressContext
+    read: AddressContext
+    values: LinearContext
+    gamma: GammaContext
+    attention: RAMAttentionContext
+    norm: RMSNormContext | None
+    y: Any  # (B, T, H*C) what the gate was multiplied with
+    gate_map: LinearContext | None
+    gate: SigmoidContext | None  # holds the opened gate itself, the slope of the product
+    out: LinearContext
+    shape: tuple[int, int, int, int]  # B, T, H, C
+
+
+def ram_layer_forward(
+    x: Any,
+    params: Params,
+    config: RAMNetConfig,
+    layer: int = 0,
+    *,
+    state: RAMState | None = None,
+    options: CallOptions | None = None,
+) -> tuple[Any, RAMState | None, RAMLayerContext | None]:
+    """What the tokens of ``x`` recall from what was written before and by them.
+
+    ``x``: (B, T, D); ``params``: the layer's own, named as in ``layer_shapes``; ``layer``: decides how many heads use
+    CAPE; ``state``: where the memory starts, None for empty.
+    Returns out (B, T, D), the state after the last token (None unless asked for) and ctx (None if in place).
+    Cost: the projections, 2 N D (2 H U P + 2 H C) operations for N tokens, and O(N H K C) for the memory.
+    """
+    options = options or CallOptions()
+    B, T, _ = x.shape
+    H, C = config.heads, config.head_channels
+    # 1. projections
+    write_logits, write_ctx = address_forward(x, params, "w", config)
+    read_logits, read_ctx = address_forward(x, params, "r", config)
+    values, values_ctx = linear_forward(x, params["v_proj.weight"], params.get("v_proj.bias"))
+    gamma, gamma_ctx = gamma_forward(x, params, config)
+    # 2. memory
+    if state is None and config.init_mass is not None:
+        state = initial_state(config, x)
+    y, state, attention_ctx = _attend(
+        write_logits, read_logits, values.reshape(B, T, H, C), gamma, state, config, layer, options
+    )
+    # 3. norm per head
+    norm_ctx = None
+    if config.output_norm:
+        y, norm_ctx = rmsnorm_forward(y, params["o_norm.weight"], OUTPUT_NORM_EPS)
+    # 4. gate
+    y = gated = y.reshape(B, T, H * C)
+    gate_map_ctx = gate_ctx = None
+    if config.output_gate:
+        logit, gate_map_ctx = linear_forward(x, params["o_gate.0.weight"], params["o_gate.0.bias"])
+        gate, gate_ctx = sigmoid_forward(logit)
+        gated = gate * y
+    # 5. out
+    out, out_ctx = linear_forward(gated, params["o_proj.weight"], params.get("o_proj.bias"))
+    if attention_ctx is None:
+        return out, state, None
+    ctx = RAMLayerContext(
+        write_ctx, read_ctx, values_ctx, gamma_ctx, attention_ctx, norm_ctx, y, gate_map_ctx, gate_ctx, out_ctx,
+        (B, T, H, C),
+    )  # fmt: skip
+    return out, state, ctx
+
+
+def ram_layer_backward(dout: Any, ctx: RAMLayerContext) -> tuple[Any, Params]:
+    """Gradient of x, (B, T, D), and of every parameter of the layer by its name. A given state is taken as constant."""
+    B, T, H, C = ctx.shape
+    grads: Params = {}
+    dx = namespace_of(dout).zeros_like(ctx.values.x)
+    # 5. out = gated O^T
+    dy, grads["o_proj.weight"], dbias = linear_backward(dout, ctx.out)
+    if dbias is not None:
+        grads["o_proj.bias"] = dbias
+    # 4. gated = gate * y
+    if ctx.gate is not None and ctx.gate_map is not None:
+        dlogit = sigmoid_backward(dy * ctx.y, ctx.gate)
+        dx_gate, grads["o_gate.0.weight"], grads["o_gate.0.bias"] = linear_backward(dlogit, ctx.gate_map)
+        dx += dx_gate
+        dy = dy * ctx.gate.y
+    dy = dy.reshape(B, T, H, C)
+    # 3. norm per head
+    if ctx.norm is not None:
+        dy, grads["o_norm.weight"] = rmsnorm_backward(dy, ctx.norm)
+    # 2. memory
+    d = ram_attention_backward(dy, ctx.attention)
+    # 1. projections
+    dx_gamma, dmodifier = gamma_backward(d.gamma, ctx.gamma)
+    if dx_gamma is not None:
+        dx += dx_gamma
+    dx_values, grads["v_proj.weight"], dbias = linear_backward(d.values.reshape(B, T, H * C), ctx.values)
+    if dbias is not None:
+        grads["v_proj.bias"] = dbias
+    dx_read, dread = address_backward(d.read_logits, ctx.read, "r")
+    dx_write, dwrite = address_backward(d.write_logits, ctx.write, "w")
+    for part in (dx_values, dx_read, dx_write):
+        dx += part
+    return dx, grads | dmodifier | dread | dwrite
+
+
+def ram_layer_addresses(
+    x: Any, params: Params, config: RAMNetConfig, layer: int, options: CallOptions
+) -> dict[str, Address]:
+    """Where each token of ``x`` (B, T, D) writes and reads: {"write": Address, "read": Address}."""
+    ks = config.top_k if isinstance(config.top_k, tuple) else (config.top_k,) * 2
+    renorms = config.renorm if isinstance(config.renorm, tuple) else (config.renorm,) * 2
+    addresses = {}
+    for name, k, renorm in zip(("write", "read"), ks, renorms, strict=True):
+        logits, _ = address_forward(x, params, name[0], config)
+        addresses[name] = decode_address(
+            logits, k, renorm, config.cape_heads(layer), options.positions, backend=options.backend
+        )
+    return addresses
+
+
+def initial_state(config: RAMNetConfig, x: Any) -> RAMState:
+    """The empty memory of one layer for the sequences of ``x`` (B, T, D): s = 0, z = ``init_mass``."""
+    state = RAMState.initial(x.shape[0], config.heads, config.slots, config.head_channels, x.dtype, namespace_of(x))
+    if config.init_mass is not None:
+        state.mass[...] = config.init_mass
+    return state
+
+
+def _attend(
+    write_logits: Any,
+    read_logits: Any,
+    values: Any,
+    gamma: Any,
+    state: RAMState | None,
+    config: RAMNetConfig,
+    layer: int,
+    options: CallOptions,
+) -> tuple[Any, RAMState | None, RAMAttentionContext | None]:
+    """The operation under the layer's settings; a step if the call is in place."""
+    settings: dict[str, Any] = {
+        "update": config.update,
+        "top_k": config.top_k,
+        "renorm": config.renorm,
+        "cape_heads": config.cape_heads(layer),
+        "positions": options.positions,
+        "mask": options.mask,
+        "mass_aware": config.mass_aware,
+        "eps": config.eps,
+        "backend": options.backend,
+    }
+    if options.in_place:
+        assert state is not None  # the model only steps from a state
+        y, state = ram_attention_step(write_logits, read_logits, values, gamma, state=state, **settings)
+        return y, state, None
+    return ram_attention_forward(
+        write_logits, read_logits, values, gamma, state=state, proxy_eps=config.proxy_eps,
+        return_state=options.return_state, **settings,
+    )  # fmt: skip

@@ -1,0 +1,247 @@
+"""The language model: embeddings, blocks, a last norm, the head.
+
+x      = embeddings[ids]
+x      = block_i(x)                  i = 0 .. layers - 1
+logits = norm(x) E^T                 E: the embeddings again if tied, else a matrix of its own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.embedding import EmbeddingContext, embedding_backward, embedding_forward
+from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.core.require import require_ids, require_like
+from ramnet_np.core.state import Address, RAMState
+from ramnet_np.model.block import (
+    BlockContext,
+    NormContext,
+    block_backward,
+    block_forward,
+    norm_backward,
+    norm_forward,
+)
+from ramnet_np.model.checkpoint import load_model, save_model
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.layer import CallOptions, ram_layer_addresses
+from ramnet_np.model.parameters import Params, init_parameters, layer_prefix, parameter_shapes, part, with_prefix
+
+EMBEDDINGS, HEAD, NORM = "model.embeddings.weight", "lm_head.weight", "model.norm."
+
+
+class NetworkContext(NamedTuple):
+    """What ``RAMNet.backward`` needs."""
+
+    embedding: EmbeddingContext
+    blocks: tuple[BlockContext, ...]
+    select: Any  # (B, T) bool or None
+    norm: NormContext
+    head: LinearContext
+    hidden_shape: tuple[int, ...]  # (B, T, D)
+
+
+class RAMNet:
+    """A language model of RAM layers. ``params`` holds its arrays by the names of the authors' checkpoints.
+
+    ``config``: its sizes and choices; ``seed``: of the initial values; ``dtype``: float32 or float64;
+    ``params``: use these arrays instead of initial values (CuPy arrays make a model that runs on the GPU).
+
+    >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+    >>> logits, ctx = model.forward(np.array([[1, 2, 3]]))
+    >>> logits.shape
+    (1, 3, 16)
+    >>> grads = model.backward(np.ones_like(logits), ctx)
+    >>> grads.keys() == model.params.keys()
+    True
+    """
+
+    def __init__(self, config: RAMNetConfig, seed: int = 0, dtype: Any = np.float32, *, params: Params | None = None):
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+        self.config = config
+        self.params = init_parameters(parameter_shapes(config), config, seed, dtype) if params is None else params
+
+    def forward(
+        self,
+        ids: Any,
+        *,
+        mask: Any = None,
+        select: Any = None,
+        positions: Any = None,
+        state: Sequence[RAMState] | None = None,
+        backend: str | None = None,
+    ) -> tuple[Any, NetworkContext]:
+        """Logits of the next token after each one. Returns (logits, ctx).
+
+        ``ids``: (B, T) integers in [0, vocab).
+        ``mask``: (B, T) bool; where False a token neither writes to nor reads from the memories.
+        ``select``: (B, T) bool: compute logits at these N tokens only, (N, V), in the order of the rows. Training asks
+            for the labelled ones: the head is the dearest matrix of a small model.
+        ``positions``: (T,) or (B, T) integers, for CAPE; None counts from 0.
+        ``state``: a RAMState per layer to start from; it is left alone.
+        """
+        options = CallOptions(positions, mask, backend)
+        logits, _, ctx = self._run(ids, select, state, options)
+        return logits, ctx
+
+    def forward_with_state(
+        self,
+        ids: Any,
+        state: Sequence[RAMState] | None = None,
+        *,
+        mask: Any = None,
+        select: Any = None,
+        positions: Any = None,
+        backend: str | None = None,
+    ) -> tuple[Any, list[RAMState]]:
+        """As :meth:`forward`, for a sequence that comes in pieces. Returns (logits, state after the last token).
+
+        Pass the state and the positions on: piece by piece gives what the whole sequence at once would give.
+        """
+        options = CallOptions(positions, mask, backend, return_state=True)
+        logits, states, _ = self._run(ids, select, state, options)
+        return logits, states
+
+    def step(self, ids: Any, state: Sequence[RAMState], positions: Any, *, backend: str | None = None) -> Any:
+        """Logits (B, 1, V) after one more token: UPDATES ``state`` IN PLACE.
+
+        ``ids``: (B, 1); ``positions``: (1,) or (B, 1), where that token is.
+        """
+        logits, _, _ = self._run(ids, None, state, CallOptions(positions, None, backend, in_place=True))
+        return logits
+
+    def backward(self, dlogits: Any, ctx: NetworkContext) -> Params:
+        """The gradient of every parameter, by name, given that of the logits. A given state is taken as constant."""
+        require_like("dlogits", dlogits, ctx.head.y)
+        xp = namespace_of(dlogits)
+        grads: Params = {}
+        # 4. logits = norm(x) E^T
+        dx, dhead, _ = linear_backward(dlogits, ctx.head)
+        dx, dnorm = norm_backward(dx, ctx.norm)
+        grads |= with_prefix(NORM, dnorm)
+        # 3. x = x[select]: a token is selected once, so plain assignment is safe
+        if ctx.select is not None:
+            selected, dx = dx, xp.zeros(ctx.hidden_shape, dtype=dx.dtype)
+            dx[ctx.select] = selected
+        # 2. blocks, last to first
+        for i, block_ctx in reversed(list(enumerate(ctx.blocks))):
+            dx, dblock = block_backward(dx, block_ctx)
+            grads |= with_prefix(layer_prefix(i), dblock)
+        # 1. x = embeddings[ids]; a tied table was used twice, so its gradients add up
+        grads[EMBEDDINGS] = embedding_backward(dx, ctx.embedding)
+        if self.config.tie_embeddings:
+            grads[EMBEDDINGS] += dhead
+        else:
+            grads[HEAD] = dhead
+        return {name: grads[name] for name in self.params}
+
+    def generate(
+        self, ids: Any, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
+    ) -> Any:
+        """Continue each row of ``ids`` (B, T) by ``length`` tokens; returns (B, T + length).
+
+        ``temperature``: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature), with
+        ``seed``. The prompt runs at once and leaves its state; every further token is one step, at a cost that does not
+        grow with what came before.
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+        >>> model.generate(np.array([[1, 2, 3]]), 2).shape
+        (1, 5)
+        """
+        if isinstance(length, bool) or not isinstance(length, int | np.integer):
+            raise TypeError(f"length must be an integer, got {length!r}")
+        if length < 0:
+            raise ValueError(f"length must be 0 or more, got {length}")
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 or more and finite, got {temperature}")
+        xp = namespace_of(*self.params.values())
+        self._check_ids(ids)
+        rng = np.random.default_rng(seed)
+        T = ids.shape[1]
+        out = xp.concatenate([ids, xp.zeros((ids.shape[0], length), dtype=ids.dtype)], axis=1)
+        last = xp.zeros(ids.shape, dtype=bool)
+        last[:, -1] = True
+        logits, state = self.forward_with_state(ids, select=last, backend=backend)
+        for t in range(T, T + length):
+            if t > T:
+                logits = self.step(out[:, t - 1 : t], state, xp.array([t - 1]), backend=backend)[:, 0]
+            if temperature > 0:
+                # the largest of logit / temperature + Gumbel noise is a draw from the softmax
+                logits = logits / temperature + xp.asarray(rng.gumbel(size=logits.shape))
+            out[:, t] = logits.argmax(axis=-1)
+        return out
+
+    def trace(
+        self, ids: Any, *, mask: Any = None, positions: Any = None, backend: str | None = None
+    ) -> list[dict[str, Address]]:
+        """Which slots every token writes and reads: per layer {"write": Address, "read": Address}, (B, T, H, K)."""
+        self._check_ids(ids)
+        options = CallOptions(positions, mask, backend)
+        x, _ = embedding_forward(ids, self.params[EMBEDDINGS])
+        accesses = []
+        for i in range(self.config.layers):
+            params = part(self.params, layer_prefix(i))
+            n, _ = norm_forward(x, part(params, "attn_norm."), self.config)
+            accesses.append(ram_layer_addresses(n, part(params, "attn."), self.config, i, options))
+            x, _, _ = block_forward(x, params, self.config, i, options=options)
+        return accesses
+
+    def num_parameters(self) -> int:
+        """Numbers that training may change; a tied head counts once."""
+        return sum(p.size for p in self.params.values())
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into ``folder``, in the authors' format."""
+        save_model(folder, self.config, self.params)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | PathLike[str]) -> RAMNet:
+        """The model that ``folder`` holds: one of ours, or a checkpoint of the authors' package."""
+        config, params = load_model(folder)
+        return cls(config, params=params)
+
+    def _run(
+        self, ids: Any, select: Any, state: Sequence[RAMState] | None, options: CallOptions
+    ) -> tuple[Any, list[Any], NetworkContext]:
+        """Returns the logits, the state of every layer (None where not asked for) and ctx."""
+        self._check_ids(ids)
+        config = self.config
+        if state is not None and len(state) != config.layers:
+            raise ValueError(f"state must hold one RAMState per layer ({config.layers}), got {len(state)}")
+        if select is not None and (getattr(select, "shape", None) != ids.shape or select.dtype != bool):
+            got = f"{select.dtype} of shape {select.shape}" if hasattr(select, "shape") else type(select).__name__
+            raise ValueError(f"select must be bool of the shape of ids {ids.shape}, got {got}")
+        # 1. embeddings
+        x, embedding_ctx = embedding_forward(ids, self.params[EMBEDDINGS])
+        hidden_shape = x.shape
+        # 2. blocks
+        states, blocks = [], []
+        for i in range(config.layers):
+            x, new_state, block_ctx = block_forward(
+                x,
+                part(self.params, layer_prefix(i)),
+                config,
+                i,
+                state=None if state is None else state[i],
+                options=options,
+            )
+            states.append(new_state)
+            blocks.append(block_ctx)
+        # 3. the tokens that are asked for
+        if select is not None:
+            x = x[select]
+        # 4. norm and head
+        x, norm_ctx = norm_forward(x, part(self.params, NORM), config)
+        logits, head_ctx = linear_forward(x, self.params[EMBEDDINGS if config.tie_embeddings else HEAD])
+        ctx = NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, head_ctx, hidden_shape)
+        return logits, states, ctx
+
+    def _check_ids(self, ids: Any) -> None:
+        require_ids("ids", ids, self.config.vocab)
+        if ids.ndim != 2 or ids.shape[1] == 0:
+            raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")

@@ -1,0 +1,136 @@
+"""The parameters of a model: names, shapes and initial values.
+
+The names are those of the authors' checkpoints, so that files need no translation. Weights of linear maps are
+(outputs, inputs); the rows of the address projections run over heads, then digits, then values.
+Source: spec section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ramnet_np.model.config import RAMNetConfig
+
+Params = dict[str, Any]
+
+ADDRESS_PRIOR = 1.5  # range of the initial address bias of the last digit
+GATE_BIAS = 3.0  # sigmoid(3) = 0.95: the output gate starts open
+
+
+def layer_prefix(layer: int) -> str:
+    """What the names of a block's parameters start with."""
+    return f"model.layers.{layer}."
+
+
+def part(params: Mapping[str, Any], prefix: str) -> Params:
+    """The parameters under ``prefix``, by the rest of their names.
+
+    >>> part({"attn.w": 1, "mlp.w": 2}, "attn.")
+    {'w': 1}
+    """
+    return {name[len(prefix) :]: value for name, value in params.items() if name.startswith(prefix)}
+
+
+def with_prefix(prefix: str, params: Mapping[str, Any]) -> Params:
+    """``params`` under longer names: the inverse of :func:`part`."""
+    return {prefix + name: value for name, value in params.items()}
+
+
+def parameter_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter, from the embeddings to the head.
+
+    >>> shapes = parameter_shapes(RAMNetConfig(vocab=10, width=8, layers=1, heads=2, order=3, radix=4))
+    >>> shapes["model.layers.0.attn.w_proj.weight"]  # 2 heads of 3 digits of 4 values
+    (24, 8)
+    """
+    shapes: dict[str, tuple[int, ...]] = {"model.embeddings.weight": (config.vocab, config.width)}
+    for i in range(config.layers):
+        shapes |= with_prefix(layer_prefix(i), block_shapes(config))
+    shapes |= with_prefix("model.norm.", _norm_shapes(config))
+    if not config.tie_embeddings:
+        shapes["lm_head.weight"] = (config.vocab, config.width)
+    return shapes
+
+
+def block_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the parameters of one block."""
+    shapes = with_prefix("attn_norm.", _norm_shapes(config)) | with_prefix("attn.", layer_shapes(config))
+    if config.ffn != "none":
+        shapes |= with_prefix("mlp_norm.", _norm_shapes(config)) | with_prefix("mlp.", _ffn_shapes(config))
+    return shapes
+
+
+def layer_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the parameters of one RAM layer."""
+    D, H, C = config.width, config.heads, config.head_channels
+    digits = H * config.order * config.radix
+    shapes: dict[str, tuple[int, ...]] = {}
+    for side in ("r", "w"):
+        shapes[f"{side}_proj.weight"] = (digits, D)
+        if config.address_bias:
+            shapes[f"{side}_proj.bias"] = (digits,)
+        if config.address_scale:
+            shapes[f"{side}_scale"] = (H, config.order)
+    shapes["v_proj.weight"] = (H * C, D)
+    shapes["o_proj.weight"] = (D, H * C)
+    if config.value_bias:
+        shapes["v_proj.bias"] = (H * C,)
+        shapes["o_proj.bias"] = (D,)
+    if config.gamma_mode == "learnable":
+        shapes["gamma_modifier"] = (H,)
+    if config.gamma_mode == "dynamic":
+        shapes["gamma_modifier.weight"] = (H, D)
+        shapes["gamma_modifier.bias"] = (H,)
+    if config.output_norm:
+        shapes["o_norm.weight"] = (C,)
+    if config.output_gate:
+        shapes["o_gate.0.weight"] = (H * C, D)
+        shapes["o_gate.0.bias"] = (H * C,)
+    return shapes
+
+
+def init_parameters(shapes: Mapping[str, tuple[int, ...]], config: RAMNetConfig, seed: int, dtype: Any) -> Params:
+    """Initial values for the parameters that ``shapes`` names.
+
+    Matrices are drawn from N(0, ``init_std``); norms start at 1, the gate's bias at 3, the address biases at a prior
+    (see :func:`address_prior`), every other bias, scale and modifier at 0. The draws are float32 for either dtype, so a
+    float64 model starts at the same values. Source: spec section 5.
+    """
+    rng = np.random.default_rng(seed)
+    return {name: _initial(name, shape, config, rng).astype(dtype, copy=False) for name, shape in shapes.items()}
+
+
+def address_prior(config: RAMNetConfig) -> np.ndarray:
+    """The initial address bias (U, P): digit u prefers large values, the more so the more significant it is.
+
+    linspace(0, 1.5, U)[:, None] * linspace(-1, 1, P)
+    """
+    strength = np.linspace(0, ADDRESS_PRIOR, config.order, dtype=np.float32)
+    return strength[:, None] * np.linspace(-1, 1, config.radix, dtype=np.float32)
+
+
+def _initial(name: str, shape: tuple[int, ...], config: RAMNetConfig, rng: np.random.Generator) -> np.ndarray:
+    if name.endswith("norm.weight"):
+        return np.ones(shape, dtype=np.float32)
+    if name.endswith(".weight"):
+        return rng.standard_normal(shape, dtype=np.float32) * np.float32(config.init_std)
+    if name.endswith(("w_proj.bias", "r_proj.bias")):
+        return np.tile(address_prior(config).ravel(), config.heads)
+    if name.endswith("o_gate.0.bias"):
+        return np.full(shape, GATE_BIAS, dtype=np.float32)
+    return np.zeros(shape, dtype=np.float32)
+
+
+def _norm_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
+    names = ("weight", "bias") if config.norm == "layernorm" else ("weight",)
+    return {name: (config.width,) for name in names}
+
+
+def _ffn_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
+    D, F = config.width, config.inner_width
+    if config.ffn == "swiglu":
+        return {"gate_proj.weight": (F, D), "up_proj.weight": (F, D), "down_proj.weight": (D, F)}
+    return {"0.weight": (F, D), "0.bias": (F,), "2.weight": (D, F), "2.bias": (D,)}
