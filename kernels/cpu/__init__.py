@@ -1,0 +1,22 @@
+"""The operation in Numba, for CPUs: the default backend for NumPy arrays."""
+
+import os
+
+from ramnet_np.backend import Backend
+
+from .decode import decode_backward, decode_forward
+from .memory import memory_backward, memory_forward
+from .step import step
+
+# Under GNU OpenMP a thread that waits for the others spins. On a machine with other work to do, the spinning keeps the
+# very thread that it waits for from running, and a call takes ten times as long. Read once, when the threads start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+BACKEND = Backend(
+    name="numba",
+    decode_forward=decode_forward,
+    decode_backward=decode_backward,
+    memory_forward=memory_forward,
+    memory_backward=memory_backward,
+    step=step,
+)

@@ -1,0 +1,28 @@
+"""Arrays as the kernels take them: one memory layout, so that each kernel is compiled once for each dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def plain(array: Any) -> np.ndarray:
+    """``array`` itself if it is C-contiguous, aligned and writeable, else a copy that is.
+
+    Numba compiles a kernel anew for every layout and for read-only arrays; the kernels only write to arrays of theirs.
+    """
+    array = np.asarray(array)
+    return array if array.flags.carray else np.array(array, order="C")
+
+
+def per_token(gamma: Any, like: np.ndarray) -> np.ndarray:
+    """gamma flat, either one number or one for each (b, t, h): kernels look up ``gamma[token * (gamma.size > 1)]``."""
+    if isinstance(gamma, float):
+        return np.full(1, gamma, dtype=like.dtype)
+    return plain(gamma).reshape(-1)
+
+
+def flags_of(mask: Any) -> np.ndarray:
+    """A mask as kernels take it: None is an array of size 0."""
+    return np.empty((0, 0), dtype=np.bool_) if mask is None else plain(mask)
