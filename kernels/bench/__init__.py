@@ -1,0 +1,1 @@
+"""Benchmarks: backends beside each other, beside floors, and beside peers."""

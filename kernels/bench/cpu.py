@@ -1,0 +1,253 @@
+"""Benchmark of the operation on this CPU: every backend that serves NumPy arrays, through the public functions.
+
+Each backend first has to agree with the NumPy core on the very inputs that it is then timed on. What is timed is
+training's call: float32, K = 8, half of the heads with CAPE, ``return_state=False``; argument checks are included,
+making the inputs is not. Beside the times stands a floor: every input read once and every output written once, at the
+bandwidth of a copy measured in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ramnet_np import __version__, ram_attention_backward, ram_attention_forward
+from ramnet_np.backend import backends, load_backend
+
+FORWARD, GRADIENT = 1e-5, 1e-4  # float32: |a - b| <= tolerance * (1 + |b|)
+
+
+class Shape(NamedTuple):
+    """Sizes of one call, named as in the paper."""
+
+    B: int
+    T: int
+    H: int
+    U: int
+    P: int
+    C: int
+
+    def __str__(self) -> str:
+        return "-".join(f"{axis}{size}" for axis, size in self._asdict().items())
+
+
+SHAPES = (
+    Shape(4, 256, 2, 5, 4, 64),
+    Shape(1, 1024, 4, 5, 4, 64),
+    Shape(4, 256, 2, 8, 4, 64),
+    Shape(4, 256, 2, 4, 4, 32),
+    Shape(32, 64, 2, 5, 4, 32),
+)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Time the operation on every backend, with ratios between them and a memory-traffic floor."""
+
+    backends: tuple[str, ...] = ()
+    """Backends to time; none: all that can run here on NumPy arrays."""
+    gamma: float = 1.0
+    """Forgetting."""
+    update: str = "pdma"
+    """Update rule, pdma or gsu."""
+    top_k: int = 8
+    """Slots kept, for writes and reads."""
+    seconds: float = 2.0
+    """How long to repeat each measurement (at least 5 times)."""
+    quick: bool = False
+    """The first shape only, for a quarter of a second each."""
+    out: Path | None = None
+    """Append the raw results to this file, one JSON object a line."""
+
+
+class Timing(NamedTuple):
+    """Milliseconds a call, over ``repeats`` calls."""
+
+    median: float
+    p20: float
+    p80: float
+    repeats: int
+
+
+def run_bench(options: BenchOptions) -> list[dict[str, Any]]:
+    """Print a table for each shape and return its rows; see ``BenchOptions``."""
+    names = options.backends or tuple(
+        name
+        for name, status in backends().items()
+        if status == "available" and load_backend(name).array_kind == "numpy"
+    )
+    for name in names:
+        load_backend(name)  # an unknown or missing one ends here, before anything is timed
+    seconds = 0.25 if options.quick else options.seconds
+    shapes = SHAPES[:1] if options.quick else SHAPES
+    bandwidth = copy_bandwidth()
+    machine = describe_machine()
+    print(
+        f"{machine['device']}, {machine['threads']} threads; copy bandwidth {bandwidth / 1e9:.1f} GB/s (read + written)"
+    )
+    rows = []
+    progress = tqdm(total=len(shapes) * len(names) * 2, desc="bench", unit="timing", disable=None, leave=False)
+    with progress:
+        for shape in shapes:
+            inputs = draw(shape)
+            for name in names:
+                row = {"backend": name, "shape": shape._asdict(), "dtype": "float32", "tokens": shape.B * shape.T}
+                row |= asdict(options) | {"out": None, "bandwidth": bandwidth} | machine
+                forward, both = calls(inputs, name, options)
+                check_against_core(inputs, name, options)
+                for key, call, gradients in (("forward", forward, False), ("forward+backward", both, True)):
+                    row[key] = timed(call, seconds)._asdict()
+                    row[f"{key} floor"] = 1e3 * traffic(shape, gradients) / bandwidth
+                    progress.update()
+                rows.append(row)
+    for shape in shapes:
+        print_table(shape, [row for row in rows if row["shape"] == shape._asdict()])
+    if options.out is not None:
+        append_jsonl(options.out, rows)
+        print(f"\nraw results: {options.out}")
+    return rows
+
+
+def available() -> tuple[str, ...]:
+    """The backends that can run here on NumPy arrays."""
+    return tuple(
+        n for n, status in backends().items() if status == "available" and load_backend(n).array_kind == "numpy"
+    )
+
+
+def draw(shape: Shape, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Write logits, read logits, values and dy for a shape."""
+    B, T, H, U, P, C = shape
+    rng = np.random.default_rng(seed)
+    sizes = ((B, T, H, U, P), (B, T, H, U, P), (B, T, H, C), (B, T, H, C))
+    write, read, values, dy = (rng.normal(size=size).astype(np.float32) for size in sizes)
+    return write, read, values, dy
+
+
+def calls(inputs: tuple[np.ndarray, ...], name: str, options: BenchOptions) -> tuple[Callable, Callable]:
+    """(forward, forward and backward) as functions without arguments."""
+    write, read, values, dy = inputs
+    choices: dict[str, Any] = {
+        "update": options.update,
+        "top_k": options.top_k,
+        "cape_heads": dy.shape[2] // 2,
+        "return_state": False,
+        "backend": name,
+    }
+
+    def forward() -> Any:
+        return ram_attention_forward(write, read, values, options.gamma, **choices)
+
+    def both() -> Any:
+        y, _, ctx = forward()
+        return y, ram_attention_backward(dy, ctx)
+
+    return forward, both
+
+
+def check_against_core(inputs: tuple[np.ndarray, ...], name: str, options: BenchOptions) -> None:
+    """RuntimeError unless the backend's y and gradients are the NumPy core's."""
+    y, grads = calls(inputs, name, options)[1]()
+    y_core, grads_core = calls(inputs, "numpy", options)[1]()
+    require_close(f"{name}: y", y, y_core, FORWARD)
+    for field, grad, expected in zip(grads._fields[:3], grads, grads_core, strict=False):
+        require_close(f"{name}: gradient of {field}", grad, expected, GRADIENT)
+
+
+def require_close(what: str, actual: Any, expected: Any, tolerance: float) -> None:
+    """RuntimeError, before anything is timed, where two results differ by more than rounding."""
+    error = np.abs(actual - expected) / (1 + np.abs(expected))
+    if not (error <= tolerance).all():
+        raise RuntimeError(f"{what} is off by {error.max():.1e}, allowed are {tolerance:.0e}; no times are reported")
+
+
+def timed(call: Callable[[], Any], seconds: float) -> Timing:
+    """Repeat ``call`` for about so many seconds, at least five times, after a warm-up of two calls."""
+    call()
+    call()
+    took: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(took) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        took.append(1e3 * (time.perf_counter() - start))
+    p20, median, p80 = np.percentile(took, [20, 50, 80]).tolist()
+    return Timing(median, p20, p80, len(took))
+
+
+def traffic(shape: Shape, gradients: bool) -> int:
+    """Bytes of every input read once and every output written once; the backward reads the inputs and dy again."""
+    B, T, H, U, P, C = shape
+    logits, values = 2 * U * P, C
+    inputs, outputs = logits + values, values
+    if gradients:
+        inputs, outputs = inputs + logits + 2 * values, outputs + logits + values
+    return 4 * B * T * H * (inputs + outputs)
+
+
+def copy_bandwidth(size: int = 1 << 26) -> float:
+    """Bytes a second, read and written, of copying an array that fits no cache."""
+    source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - start)
+    return 2 * size / float(np.median(times))
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, threads, versions, date and command, for the record."""
+    from importlib.util import find_spec
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    versions, threads = {"ramnet_np": __version__, "python": platform.python_version(), "numpy": np.__version__}, 1
+    if find_spec("numba") is not None:
+        import numba
+
+        versions["numba"], threads = numba.__version__, numba.get_num_threads()
+    return {
+        "device": model or platform.processor() or platform.machine(),
+        "threads": threads,
+        "versions": versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+    }
+
+
+def print_table(shape: Shape, rows: list[dict[str, Any]]) -> None:
+    """Times of one shape: median milliseconds (20th to 80th percentile), how much faster than the slowest, tokens/s."""
+    print(f"\n{shape}  (M = {shape.P**shape.U})")
+    print(
+        f"  {'':18} {'forward ms':>24}{'ratio':>8}{'forward+backward ms':>26}{'ratio':>8}{'tokens/s':>12}{'/floor':>8}"
+    )
+    slowest = {key: max(row[key]["median"] for row in rows) for key in ("forward", "forward+backward")}
+    for row in rows:
+        cells = ""
+        for key, width in (("forward", 24), ("forward+backward", 26)):
+            t = Timing(**row[key])
+            cells += f"{f'{t.median:.2f} ({t.p20:.2f}-{t.p80:.2f})':>{width}}{f'{slowest[key] / t.median:.1f}x':>8}"
+        both = row["forward+backward"]["median"]
+        floors = f"{both / row['forward+backward floor']:.0f}x"
+        print(f"  {row['backend']:18} {cells}{1e3 * row['tokens'] / both:>12,.0f}{floors:>8}")
+    floor = rows[0]
+    print(f"  {'floor':18} {floor['forward floor']:>24.3f}{'':8}{floor['forward+backward floor']:>26.3f}")
+
+
+def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add one JSON object a line, making the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
