@@ -1,0 +1,88 @@
+"""One training run from start to end, as the command starts it: settings in, a folder with its results out."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ramnet_np.backend import use_backend
+from ramnet_np.model import RAMNet, RAMNetConfig, preset
+from ramnet_np.plot import slot_trace, training_curves
+from ramnet_np.train.batches import Batch, ShuffledSets
+from ramnet_np.train.loop import TrainConfig, TrainResult, prepare_folder, train
+from ramnet_np.train.mqar import MQAR_PRESETS, Examples, MQARSettings, mqar_data
+
+
+@dataclass(frozen=True)
+class MQARRun:
+    """Train a RAM-Net to recall: pairs (key, value) are shown once, then every key is asked for its value."""
+
+    model: RAMNetConfig = field(default_factory=lambda: preset("mqar-small"))
+    """The network."""
+    data: MQARSettings = field(default_factory=lambda: MQAR_PRESETS["zoology"])
+    """The task."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimiser and the length of the run."""
+    out: Path = Path("runs/mqar")
+    """Folder for metrics.jsonl, checkpoints/ and the pictures; it is made if missing."""
+    seed: int = 0
+    """Decides the data, its order and the initial weights: the same seed gives the same bits."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`, to the same bits as a run that was never stopped."""
+    overwrite: bool = False
+    """Start again in an `out` that already holds a run."""
+    backend: str | None = None
+    """Which implementation computes; none: the fastest that is installed."""
+
+    def __post_init__(self) -> None:
+        if self.model.vocab < self.data.vocab:
+            raise ValueError(f"model.vocab must be at least data.vocab ({self.data.vocab}), got {self.model.vocab}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
+
+def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
+    """Make the data and the model, train, and draw curves.png and trace.png into ``run.out``.
+
+    Ctrl-C ends it with status "interrupted" and a checkpoint; see :func:`ramnet_np.train.loop.train` for the errors.
+    """
+    prepare_folder(run.out, resume=run.resume, overwrite=run.overwrite)  # before the data takes its seconds
+    with use_backend(run.backend) if run.backend else nullcontext():
+        train_sets, test_sets = mqar_data(run.data, run.seed)
+        data = ShuffledSets(
+            [Batch(*examples) for examples in train_sets],
+            {name: Batch(*examples) for name, examples in zip(_names(run.data), test_sets, strict=True)},
+            run.train.batch,
+            run.seed,
+        )
+        model = RAMNet(run.model, seed=run.seed)
+        result = train(
+            model,
+            data,
+            run.train,
+            run.out,
+            settings=run_settings(run),
+            resume=run.resume,
+            overwrite=run.overwrite,
+            progress=progress,
+        )
+        training_curves(result.metrics).savefig(run.out / "curves.png", dpi=120)
+        shown = Examples(*(part[:1] for part in test_sets[0]))
+        cape = [run.model.cape_heads(layer) for layer in range(run.model.layers)]
+        slot_trace(model.trace(shown.ids), run.model.slots, cape_heads=cape).savefig(run.out / "trace.png", dpi=120)
+    return result
+
+
+def run_settings(run: MQARRun) -> dict[str, object]:
+    """What decides the bits of a run, as nested JSON values: everything but the folder and how it is entered.
+
+    The backend is left out: backends agree to rounding, and a run may move to another machine.
+    """
+    parts = {"model": asdict(run.model), "data": asdict(run.data), "train": asdict(run.train), "seed": run.seed}
+    return json.loads(json.dumps(parts))
+
+
+def _names(settings: MQARSettings) -> list[str]:
+    return [f"{pairs} pairs, length {length}" for pairs, length, _ in settings.test]
