@@ -1,0 +1,202 @@
+"""The command ``ramnet-np``. Every subcommand imports what it needs when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+HELP = """\
+usage: ramnet-np COMMAND [options]
+
+RAM-Net in plain NumPy and fast kernels: linear attention over a large, sparsely addressed memory.
+
+commands:
+  demo         train a small RAM-Net to recall, in about two minutes, and show what it recalls
+  train mqar   train a RAM-Net on multi-query associative recall, with every setting on the command line
+  info         version, backends found or why not, device, threads; --preset NAME counts a model
+  gradcheck    check every gradient by finite differences
+  bench        time the operation on every backend, with ratios and a memory-traffic floor
+
+`ramnet-np COMMAND --help` explains a command's options.
+"""
+
+TRAIN_EXAMPLES = """
+Multi-query associative recall (MQAR): a sequence shows pairs (key, value), then asks for each key once more.
+
+  ramnet-np train mqar                                     the preset mqar-small
+  ramnet-np train mqar --preset demo --out runs/a          the demo's settings
+  ramnet-np train mqar --model.order 8 --train.steps 500   any setting of model, data and training
+  ramnet-np train mqar --out runs/a --resume               go on after Ctrl-C, to the same bits
+
+Presets: {presets}. The other options start from the preset's values, which are shown as defaults below.
+"""
+
+
+def info(preset: str | None = None) -> None:
+    """Show version, backends (or why one cannot run), device and threads.
+
+    Args:
+        preset: Print this preset's parameters and state instead, per layer and kind (paper-340m, say).
+    """
+    from ramnet_np import __version__, backends
+    from ramnet_np import model as models
+    from ramnet_np.backend import backend_for
+
+    if preset is not None:
+        print(models.format_count(models.preset(preset)))
+        return
+    print(f"ramnet_np   {__version__}")
+    print(f"python      {platform.python_version()}, numpy {np.__version__}, {platform.system()} {platform.machine()}")
+    print(f"device      {_processor()}")
+    default = backend_for(np.zeros(1)).name
+    for name, status in backends().items():
+        print(f"backend     {name}: {status}{', the default for NumPy arrays' if name == default else ''}")
+    if default == "numba":
+        import numba
+
+        print(f"threads     {numba.get_num_threads()} (numba {numba.__version__}; NUMBA_NUM_THREADS changes it)")
+    print(f"presets     {', '.join(models.PRESETS)} (--preset NAME counts one)")
+
+
+def gradcheck(match: str = "", samples: int = 24, seed: int = 0, backend: str = "numpy", verbose: bool = False) -> None:
+    """Check every gradient by central finite differences in float64: operation, layers, small models.
+
+    Ends with exit status 1 if a gradient is wrong.
+
+    Args:
+        match: Only the cases whose name contains this.
+        samples: Elements of each input to check (a third of it in the models, which have many inputs).
+        seed: Draws the inputs, the direction and the elements.
+        backend: Whose operation is checked.
+        verbose: Print a table for each case, with a row for each input.
+    """
+    from ramnet_np.backend import use_backend
+    from ramnet_np.gradcheck_cases import run_cases, summary_table
+
+    with use_backend(backend):
+        reports = run_cases(match, samples, seed)
+    if verbose:
+        print("\n".join(map(str, reports)))
+    print(summary_table(reports))
+    if not all(report.passed for report in reports):
+        raise SystemExit(1)
+
+
+def demo(out: Path = Path("demo"), seed: int = 0) -> None:
+    """Train a small RAM-Net to recall, in about two minutes on two cores, then show a sequence it has never seen.
+
+    Args:
+        out: Folder for the curves, the slot access trace, metrics and checkpoint; a demo already there is replaced.
+        seed: Decides the data, its order and the initial weights.
+    """
+    from ramnet_np.train.demo import run_demo
+
+    run_demo(out, seed=seed)
+
+
+def _call(function: Callable[..., None], args: list[str]) -> None:
+    tyro.cli(function, args=args, prog=f"ramnet-np {function.__name__}")
+
+
+def _bench(args: list[str]) -> None:
+    from ramnet_np.kernels.bench.cpu import BenchOptions, run_bench
+
+    run_bench(tyro.cli(BenchOptions, args=args, prog="ramnet-np bench"))
+
+
+def _train(args: list[str]) -> None:
+    from ramnet_np.train.run import MQAR_RUNS, MQARRun, run_mqar
+
+    if args[:1] != ["mqar"]:
+        got = args[0] if args else "nothing"
+        if got in ("-h", "--help"):
+            print("usage: ramnet-np train mqar [options]     (ramnet-np train mqar --help explains them)")
+            return
+        raise ValueError(f"train must be told what to train on, 'mqar', got {got!r}")
+    name, rest = _take_preset(args[1:], MQAR_RUNS)
+    run = tyro.cli(
+        MQARRun,
+        args=rest,
+        default=MQAR_RUNS[name],
+        prog=f"ramnet-np train mqar --preset {name}",
+        description=TRAIN_EXAMPLES.format(presets=", ".join(MQAR_RUNS)),
+    )
+    result = run_mqar(run)
+    print(f"{result.status} after step {result.step}, {result.seconds:.0f} s")
+    for setting, accuracy in result.accuracy.items():
+        print(f"held-out accuracy, {setting}: {accuracy:.2%}")
+    print(f"in {run.out}: curves.png, trace.png, metrics.jsonl, {result.checkpoint.relative_to(run.out)}")
+    if result.status == "interrupted":
+        print("--resume with the same settings goes on from here")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": partial(_call, demo),
+    "train": _train,
+    "info": partial(_call, info),
+    "gradcheck": partial(_call, gradcheck),
+    "bench": _bench,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. What a user can put right is said in one line on stderr."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        from ramnet_np import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if args[0] not in COMMANDS:
+            raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {args[0]!r}")
+        COMMANDS[args[0]](args[1:])
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+        print(f"ramnet-np: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ramnet-np: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _take_preset(args: list[str], presets: dict[str, Any]) -> tuple[str, list[str]]:
+    """The preset named by ``--preset NAME`` or ``--preset=NAME`` (else the first), and the other arguments."""
+    name, rest = next(iter(presets)), []
+    remaining = iter(args)
+    for arg in remaining:
+        if arg == "--preset":
+            name = next(remaining, "")
+        elif arg.startswith("--preset="):
+            name = arg.partition("=")[2]
+        else:
+            rest.append(arg)
+    if name not in presets:
+        raise ValueError(f"preset must be one of {', '.join(presets)}, got {name!r}")
+    return name, rest
+
+
+def _processor() -> str:
+    """The processor's name and the number of cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{name}, {cores} cores"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
