@@ -113,7 +113,8 @@ def _bench(args: list[str]) -> None:
 
 
 def _train(args: list[str]) -> None:
-    from ramnet_np.train.run import MQAR_RUNS, MQARRun, run_mqar
+    from ramnet_np.train.presets import MQAR_RUNS
+    from ramnet_np.train.run import MQARRun, run_mqar
 
     if args[:1] != ["mqar"]:
         got = args[0] if args else "nothing"

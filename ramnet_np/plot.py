@@ -102,9 +102,8 @@ def slot_trace(
 def _scatter_address(axes: Axes, address: Any, example: int, head: int, color: str, marker: str) -> None:
     index, weight = (np.asarray(a[example, :, head]) for a in (address.index, address.weight))  # (T, K)
     tokens = np.broadcast_to(np.arange(len(index))[:, None], index.shape)
-    shades = np.empty((index.size, 4))
-    shades[:] = to_rgba(color)
-    shades[:, 3] = np.maximum(weight.ravel() / max(float(weight.max()), 1e-30), 0.08)
+    shown = np.maximum(weight.ravel() / max(float(weight.max()), 1e-30), 0.08)
+    shades = [to_rgba(color, float(alpha)) for alpha in shown]
     if marker == "s":
         axes.scatter(tokens.ravel(), index.ravel(), marker=marker, s=9, color=shades, edgecolors="none")
     else:
@@ -155,7 +154,8 @@ def ramnet_picture(seed: int = 1209) -> Figure:
 
     table = figure.add_axes((0.645, 0.07, 0.09, 0.77))
     limit = float(np.abs(memory).max())
-    colors: dict[str, Any] = {"cmap": "cividis", "vmin": -limit, "vmax": limit, "aspect": "auto", "interpolation": "nearest"}
+    colors: dict[str, Any] = {"cmap": "cividis", "vmin": -limit, "vmax": limit}
+    colors |= {"aspect": "auto", "interpolation": "nearest"}
     table.imshow(memory, **colors)
     table.set_yticks([0, len(memory) - 1], ["slot 0", f"slot {len(memory) - 1}"])
     table.tick_params(labelsize=8, length=2, colors="#555555")

@@ -1,6 +1,6 @@
 """The demo: a RAM-Net learns to recall on a CPU within minutes, then shows one sequence that it has never seen.
 
-The training is ``run_mqar`` with the settings below, the very path of ``ramnet-np train mqar --preset demo``.
+The training is ``run_mqar`` with the preset ``demo``: the very path of ``ramnet-np train mqar --preset demo``.
 """
 
 from __future__ import annotations
@@ -11,29 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ramnet_np.model import RAMNet, preset
-from ramnet_np.train.loop import TrainConfig, TrainResult
-from ramnet_np.train.mqar import IGNORED, MQAR_PRESETS, Examples, MQARSettings, mqar_examples
-from ramnet_np.train.run import MQARRun, run_mqar
+from ramnet_np.model import RAMNet
+from ramnet_np.train.loop import TrainResult
+from ramnet_np.train.mqar import IGNORED, Examples, MQARSettings, mqar_examples
+from ramnet_np.train.presets import MQAR_RUNS
+from ramnet_np.train.run import run_mqar
 
-DEMO = MQARRun(
-    model=preset("mqar-demo"),
-    data=MQAR_PRESETS["demo"],
-    train=TrainConfig(
-        steps=1500,
-        batch=64,
-        learning_rate=1e-2,
-        learning_rate_floor=1e-3,
-        warmup=50,
-        weight_decay=0.1,
-        log_every=10,
-        evaluate_every=50,
-        checkpoint_every=500,
-        stop_at=0.995,
-    ),
-    out=Path("demo"),
-    overwrite=True,
-)
+DEMO = replace(MQAR_RUNS["demo"], overwrite=True)
 
 
 def run_demo(

@@ -37,9 +37,9 @@ class TrainConfig:
     """Optimiser steps of the whole run; the learning rate reaches its floor at the last one."""
     batch: int = 64
     """Sequences per step."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     """Peak of the schedule: a straight rise over `warmup` steps, then half a cosine down to the floor."""
-    learning_rate_floor: float = 3e-4
+    learning_rate_floor: float = 1e-4
     """Where the cosine ends."""
     warmup: int = 100
     """Steps of rising learning rate: AdamW's averages need some gradients before they can be trusted."""

@@ -1,0 +1,31 @@
+"""Training runs by name, for the command and the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ramnet_np.model import preset
+from ramnet_np.train.loop import TrainConfig
+from ramnet_np.train.mqar import MQAR_PRESETS
+from ramnet_np.train.run import MQARRun
+
+MQAR_RUNS: dict[str, MQARRun] = {
+    # Spec section 6: the paper's task and batch. An epoch is 703 steps.
+    "mqar-small": MQARRun(train=TrainConfig(steps=7030, batch=256)),
+    # Eight pairs among 64 tokens: minutes on a CPU.
+    "demo": MQARRun(
+        model=preset("mqar-demo"),
+        data=MQAR_PRESETS["demo"],
+        train=TrainConfig(
+            steps=3000,
+            batch=32,
+            learning_rate=1.5e-3,
+            learning_rate_floor=1.5e-4,
+            warmup=50,
+            log_every=10,
+            evaluate_every=50,
+            stop_at=0.995,
+        ),
+        out=Path("demo"),
+    ),
+}
