@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo test lint format install clean
 
 help:
-	@echo "make demo     train a small RAM-Net to recall (about two minutes), with figures in demo/"
+	@echo "make demo     train a small RAM-Net to recall (about a minute), with figures in demo/"
 	@echo "make test     lint, types and all tests that need no GPU"
 	@echo "make lint     ruff and mypy alone;  make format  lets ruff rewrite"
 	@echo "make clean    remove .venv, caches and demo/"

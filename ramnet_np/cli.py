@@ -19,7 +19,7 @@ usage: ramnet-np COMMAND [options]
 RAM-Net in plain NumPy and fast kernels: linear attention over a large, sparsely addressed memory.
 
 commands:
-  demo         train a small RAM-Net to recall, in about two minutes, and show what it recalls
+  demo         train a small RAM-Net to recall, in about a minute, and show what it recalls
   train mqar   train a RAM-Net on multi-query associative recall, with every setting on the command line
   info         version, backends found or why not, device, threads; --preset NAME counts a model
   gradcheck    check every gradient by finite differences
@@ -91,7 +91,7 @@ def gradcheck(match: str = "", samples: int = 24, seed: int = 0, backend: str = 
 
 
 def demo(out: Path = Path("demo"), seed: int = 0) -> None:
-    """Train a small RAM-Net to recall, in about two minutes on two cores, then show a sequence it has never seen.
+    """Train a small RAM-Net to recall, in about a minute on two cores, then show a sequence it has never seen.
 
     Args:
         out: Folder for the curves, the slot access trace, metrics and checkpoint; a demo already there is replaced.

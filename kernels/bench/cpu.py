@@ -81,11 +81,7 @@ class Timing(NamedTuple):
 
 def run_bench(options: BenchOptions) -> list[dict[str, Any]]:
     """Print a table for each shape and return its rows; see ``BenchOptions``."""
-    names = options.backends or tuple(
-        name
-        for name, status in backends().items()
-        if status == "available" and load_backend(name).array_kind == "numpy"
-    )
+    names = options.backends or available()
     for name in names:
         load_backend(name)  # an unknown or missing one ends here, before anything is timed
     seconds = 0.25 if options.quick else options.seconds

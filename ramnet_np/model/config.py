@@ -10,6 +10,7 @@ Update = Literal["pdma", "gsu"]
 GammaMode = Literal["fixed", "learnable", "dynamic"]
 Norm = Literal["rmsnorm", "layernorm"]
 FFN = Literal["swiglu", "gelu", "silu", "none"]
+AddressPrior = Literal["all", "cape"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ class RAMNetConfig:
     output_norm: bool = False
     """RMSNorm of what each head read."""
     address_bias: bool = True
-    """Biases on the address logits, which start as a prior over the slots."""
+    """Biases on the address logits."""
+    address_prior: AddressPrior = "all"
+    """Which heads' address biases start as a prior over the slots, so that writes and reads meet before anything is
+    learned: all, or only those that use CAPE (the others then start with addresses that tell tokens apart)."""
     value_bias: bool = False
     """Biases on the value and the output projections."""
     address_scale: bool = True
@@ -101,7 +105,13 @@ class RAMNetConfig:
             _flag(name, getattr(self, name))
         _flag("tie_embeddings", self.tie_embeddings)
         self._check_cape()
-        for name, choices in (("update", Update), ("gamma_mode", GammaMode), ("norm", Norm), ("ffn", FFN)):
+        for name, choices in (
+            ("update", Update),
+            ("gamma_mode", GammaMode),
+            ("norm", Norm),
+            ("ffn", FFN),
+            ("address_prior", AddressPrior),
+        ):
             if getattr(self, name) not in get_args(choices):
                 allowed = ", ".join(map(repr, get_args(choices)))
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -208,8 +218,10 @@ def _pair(name: str, value: Any) -> tuple[Any, ...]:
 
 PRESETS: dict[str, RAMNetConfig] = {
     # Two layers suffice for recall: heads that use CAPE bring each key beside its value, content heads then look it up.
-    # A small memory with a quarter of its slots in reach of every token, and sharp addresses, are what learns fastest.
-    "mqar-demo": RAMNetConfig(vocab=256, order=3, top_k=16, temperature=0.4, cape=(2, 0), ffn="none"),
+    # Learns fastest with sharp addresses (tau), many slots in reach of a token (K) and content heads without a prior.
+    "mqar-demo": RAMNetConfig(
+        vocab=256, order=3, top_k=16, temperature=0.25, cape=(2, 0), address_prior="cape", ffn="none"
+    ),
     "mqar-small": RAMNetConfig(vocab=8192, cape=(2, 0), ffn="none"),
     # Paper, section 5.2: 340.8M parameters.
     "paper-340m": RAMNetConfig(

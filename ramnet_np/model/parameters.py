@@ -7,6 +7,7 @@ Source: spec section 5.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,9 +96,10 @@ def layer_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
 def init_parameters(shapes: Mapping[str, tuple[int, ...]], config: RAMNetConfig, seed: int, dtype: Any) -> Params:
     """Initial values for the parameters that ``shapes`` names.
 
-    Matrices are drawn from N(0, ``init_std``); norms start at 1, the gate's bias at 3, the address biases at a prior
-    (see :func:`address_prior`), every other bias, scale and modifier at 0. The draws are float32 for either dtype, so a
-    float64 model starts at the same values. Source: spec section 5.
+    Matrices are drawn from N(0, ``init_std``); norms start at 1, the gate's bias at 3, the address biases of the heads
+    that ``config.address_prior`` names at a prior (see :func:`address_prior`), every other bias, scale and modifier at
+    0. Names without a layer's prefix count as layer 0's. The draws are float32 for either dtype, so a float64 model
+    starts at the same values. Source: spec section 5.
     """
     rng = np.random.default_rng(seed)
     return {name: _initial(name, shape, config, rng).astype(dtype, copy=False) for name, shape in shapes.items()}
@@ -118,7 +120,11 @@ def _initial(name: str, shape: tuple[int, ...], config: RAMNetConfig, rng: np.ra
     if name.endswith(".weight"):
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(config.init_std)
     if name.endswith(("w_proj.bias", "r_proj.bias")):
-        return np.tile(address_prior(config).ravel(), config.heads)
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        heads = config.heads if config.address_prior == "all" else config.cape_heads(int(layer[1]) if layer else 0)
+        bias = np.zeros((config.heads, config.order, config.radix), dtype=np.float32)
+        bias[:heads] = address_prior(config)
+        return bias.ravel()
     if name.endswith("o_gate.0.bias"):
         return np.full(shape, GATE_BIAS, dtype=np.float32)
     return np.zeros(shape, dtype=np.float32)

@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from ramnet_np.backend import use_backend
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
 from ramnet_np.plot import slot_trace, training_curves
@@ -49,7 +51,9 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
     Ctrl-C ends it with status "interrupted" and a checkpoint; see :func:`ramnet_np.train.loop.train` for the errors.
     """
     prepare_folder(run.out, resume=run.resume, overwrite=run.overwrite)  # before the data takes its seconds
-    with use_backend(run.backend) if run.backend else nullcontext():
+    # One thread for NumPy's own matrix products: these are small, their threads fight the kernels' for the cores, and
+    # how they split a sum would make the bits depend on the number of cores.
+    with use_backend(run.backend) if run.backend else nullcontext(), threadpool_limits(1, user_api="blas"):
         train_sets, test_sets = mqar_data(run.data, run.seed)
         data = ShuffledSets(
             [Batch(*examples) for examples in train_sets],

@@ -24,7 +24,6 @@ PARALLEL = [
 named = pytest.mark.parametrize("case", PARALLEL, ids=lambda case: case.name)
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread only")
 @named
 def test_one_thread_and_two_give_the_same_bits(case):
     inputs, threads = draw(case, np.float32), numba.get_num_threads()

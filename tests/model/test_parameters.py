@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ramnet_np.model import RAMNetConfig, preset
-from ramnet_np.model.parameters import init_parameters, layer_shapes, parameter_shapes
+from ramnet_np.model.parameters import address_prior, init_parameters, layer_shapes, parameter_shapes
 
 AUTHORS = RAMNetConfig(
     vocab=32, width=8, layers=1, heads=2, order=3, radix=4, update="gsu", gamma_mode="dynamic", output_gate=True,
@@ -88,3 +88,12 @@ def test_seed_decides_the_values_in_either_dtype():
         np.testing.assert_array_equal(first[name], again[name])
         np.testing.assert_array_equal(first[name].astype(np.float64), wide[name])
     assert (first["model.embeddings.weight"] != other["model.embeddings.weight"]).any()
+
+
+def test_the_prior_of_cape_heads_alone():
+    config = RAMNetConfig(vocab=8, width=8, layers=2, heads=2, order=3, radix=4, cape=(1, 0), address_prior="cape")
+    params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
+    first, second = (params[f"model.layers.{i}.attn.w_proj.bias"].reshape(2, 3, 4) for i in range(2))
+    np.testing.assert_array_equal(first[0], address_prior(config))
+    assert not first[1].any()
+    assert not second.any()
