@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 _REGISTRY: dict[str, tuple[str, tuple[str, ...]]] = {
     "numpy": ("ramnet_np.core.numpy_backend", ()),
     "numba": ("ramnet_np.kernels.cpu", ("numba",)),
+    "cupy": ("ramnet_np.kernels.cuda.backend", ("cupy",)),
 }
 
 _loaded: dict[str, Backend] = {}  # so that a call need not look for packages again
@@ -106,7 +107,7 @@ def why_unavailable(name: str) -> str | None:
     module, needs = _REGISTRY[_known(name)]
     missing = [package for package in needs if importlib.util.find_spec(package) is None]
     if missing:
-        return f"needs {' and '.join(missing)}, not installed (pip install {' '.join(missing)})"
+        return f"needs {' and '.join(missing)}, not installed ({' and '.join(map(_how_to_install, missing))})"
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -158,9 +159,10 @@ def backend_for(array: Any, name: str | None = None) -> Backend:
     kind = array_kind(array)
     name = name or selected_backend()
     if name is None:
-        if kind != "numpy":
-            raise TypeError(f"no backend of this version serves {kind} arrays; pass NumPy arrays")
-        name = "numba" if "numba" in _loaded or why_unavailable("numba") is None else "numpy"
+        if kind == "cupy":
+            name = "cupy"
+        else:
+            name = "numba" if "numba" in _loaded or why_unavailable("numba") is None else "numpy"
     backend = load_backend(name)
     if backend.array_kind != kind and name != "numpy":  # the core is written through xp and serves both
         raise TypeError(f"backend {name!r} serves {backend.array_kind} arrays, got {kind} arrays")
@@ -170,6 +172,12 @@ def backend_for(array: Any, name: str | None = None) -> Backend:
 def array_kind(array: Any) -> str:
     """``"cupy"`` for CuPy arrays, else ``"numpy"``."""
     return "cupy" if type(array).__module__.partition(".")[0] == "cupy" else "numpy"
+
+
+def _how_to_install(package: str) -> str:
+    if package == "cupy":  # its wheels are named by the CUDA that they are for
+        return "pip install 'ramnet-np[cuda13]', or 'ramnet-np[cuda12]' for drivers before 580"
+    return f"pip install {package}"
 
 
 def _known(name: str) -> str:

@@ -1,0 +1,41 @@
+"""The specialisations that language models, associative recall and the benchmarks ask for, and the limits of each kind.
+
+They can be compiled, and so checked, on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .layout import H100, Layout, choose_layout, content_specialisation, mass_specialisation
+from .module import Specialisation, decode_specialisation
+from .renumber import RENUMBER
+from .step import step_specialisation
+
+_TYPES = ("float", "double", "float16", "bfloat16")
+
+
+def _layouts() -> list[Layout]:
+    """M = 1024 with every type, fewer and more rows, other K, and rows that cannot be copied 16 bytes at a time."""
+    layouts = [
+        choose_layout(np.dtype(dtype), 16, 1024, 64, 8, 8, H100) for dtype in (np.float32, np.float64, np.float16)
+    ]
+    layouts.append(layouts[-1]._replace(element="bfloat16"))
+    layouts += [choose_layout(np.dtype(np.float32), 16, rows, 64, 8, 8, H100) for rows in (2048, 4096, 65536)]
+    layouts += [choose_layout(np.dtype(np.float32), 16, 1024, 64, k, k, H100) for k in (16, 32)]
+    layouts.append(choose_layout(np.dtype(np.float32), 4, 1024, 53, 5, 11, H100))
+    return layouts
+
+
+DEFAULT_SPECIALISATIONS: list[Specialisation] = [
+    *(decode_specialisation(logit, 5, 4, top_k) for logit in _TYPES for top_k in (8, 64)),
+    *(decode_specialisation("float", 5, 4, top_k) for top_k in (16, 32)),
+    *(decode_specialisation("float", order, radix, 8) for order, radix in ((8, 4), (10, 2), (3, 5))),
+    decode_specialisation("float", 2, 32, 32),
+    decode_specialisation("double", 2, 16, 16),
+    *(content_specialisation(layout) for layout in _layouts()),
+    *dict.fromkeys(mass_specialisation(layout, in_shared=True) for layout in _layouts()),
+    mass_specialisation(_layouts()[0], in_shared=False),
+    RENUMBER,
+    *(step_specialisation(element) for element in _TYPES),
+]

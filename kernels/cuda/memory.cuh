@@ -1,0 +1,59 @@
+// What the passes of the memory share: events, and the retention.
+#pragma once
+#include "common.cuh"
+
+// An access: the row of the state that it goes to, and eta (a write) or the weight (a read). A row's slot is itself,
+// or a slot that renumber.cu gave the row. Accesses that do nothing have coefficient 0 and a row of no slot.
+template <class S> struct alignas(2 * sizeof(S)) Event {
+    int row;
+    S coefficient;
+};
+
+// The events of one token: its writes, then its reads, each padded to a multiple of the groups that share them.
+DEVICE constexpr int padded(int k, int groups) { return (k + groups - 1) / groups * groups; }
+
+DEVICE float power(float x, float y) { return y == 1 ? x : powf(x, y); }
+DEVICE double power(double x, double y) { return y == 1 ? x : pow(x, y); }
+DEVICE float log_of_one_plus(float x) { return log1pf(x); }
+DEVICE double log_of_one_plus(double x) { return log1p(x); }
+DEVICE float greater_of(float a, float b) { return fmaxf(a, b); }
+DEVICE double greater_of(double a, double b) { return fmax(a, b); }
+
+// What is left of a slot's mass when w is written to it, and its slopes: ramnet_np/core/retention.py.
+template <class S> struct Retention {
+    int gsu;
+    S proxy_eps;
+    S smallest;  // 1 - w is at least this for w < 1
+
+    DEVICE S operator()(S w, S gamma) const {
+        if (!gsu) return power(1 - w, gamma);
+        const S kept = (1 - w) * exponential(-greater_of(gamma, 0)), total = kept + w * exponential(-greater_of(-gamma, 0));
+        return total > 0 ? kept / total : S(w == 0);
+    }
+
+    DEVICE void slopes(S w, S gamma, S alpha, S& dw, S& dgamma) const {
+        if (!gsu) {
+            const S base = 1 - (1 - proxy_eps) * w, floored = greater_of(base, smallest);
+            dw = -gamma * (1 - proxy_eps) * power(floored, gamma - 1);
+            const S capped = (1 - proxy_eps) * w, most = 1 - smallest;
+            dgamma = power(base, gamma) * log_of_one_plus(-(capped < most ? capped : most));
+            return;
+        }
+        S total = (1 - w) * exponential(-greater_of(gamma, 0)) + w * exponential(-greater_of(-gamma, 0));
+        if (!(total > 0)) total = 1;
+        dw = -(exponential(-(gamma < 0 ? -gamma : gamma)) / total) / total;
+        dgamma = -alpha * (1 - alpha);
+    }
+};
+
+// Waits until at most PENDING of this thread's groups of asynchronous copies are under way.
+template <int PENDING> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+DEVICE void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int BYTES> DEVICE void copy_async(void* shared, const void* global) {
+    const unsigned to = unsigned(__cvta_generic_to_shared(shared));
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(BYTES) : "memory");
+}

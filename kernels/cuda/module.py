@@ -1,0 +1,115 @@
+"""CUDA sources to kernels: compiled by NVRTC through CuPy's ``RawModule``, once for each specialisation and device.
+
+A specialisation is a ``.cu`` file of this folder, the constants that it is compiled with, and the kernels that it then
+holds. Nothing here needs CuPy or a GPU until a kernel is asked for: the list of those used by default can be compiled
+by any CUDA compiler.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FOLDER = Path(__file__).parent
+FLAGS = ("-std=c++17", f"-I{FOLDER}")
+
+# dtype name -> the type of common.cuh
+_TYPES = {"float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16"}
+
+
+class Specialisation(NamedTuple):
+    """What one module is compiled from."""
+
+    source: str  # a file of this folder
+    kernels: tuple[str, ...]  # its extern "C" kernels under these constants
+    defines: tuple[tuple[str, str | int], ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The compiler's options; NVRTC and nvcc take the same."""
+        return (*FLAGS, *(f"-D{name}={value}" for name, value in self.defines))
+
+
+def type_name(dtype: Any) -> str:
+    """The name that kernels know a dtype by: float, double, float16 or bfloat16."""
+    name = np.dtype(dtype).name
+    if name not in _TYPES:
+        raise TypeError(f"the GPU kernels take {', '.join(_TYPES)}, got {name}")
+    return _TYPES[name]
+
+
+def sum_dtype(dtype: Any) -> np.dtype:
+    """The dtype of sums, weights and state: float64 for float64, else float32."""
+    return np.dtype(np.float64 if type_name(dtype) == "double" else np.float32)
+
+
+def get_kernel(specialisation: Specialisation, name: str) -> Any:
+    """A kernel (``cupy.RawKernel``) for the current device; the first request for its module compiles it.
+
+    Compiling and loading synchronise: ask once before capturing a graph.
+    """
+    import cupy
+
+    return _kernel(specialisation, name, cupy.cuda.runtime.getDevice())
+
+
+@functools.cache
+def _kernel(specialisation: Specialisation, name: str, device: int) -> Any:
+    if name not in specialisation.kernels:
+        raise ValueError(f"{specialisation.source} holds {', '.join(specialisation.kernels)}, not {name}")
+    import cupy
+
+    kernel = _module(specialisation, device).get_function(name)
+    # Let a launch ask for as much shared memory as a block can have; what it does ask for decides what it gets.
+    most = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+    kernel.max_dynamic_shared_size_bytes = most - kernel.shared_size_bytes
+    return kernel
+
+
+@functools.cache
+def _module(specialisation: Specialisation, device: int) -> Any:
+    import cupy
+
+    module = cupy.RawModule(code=_code(specialisation.source), options=specialisation.options, backend="nvrtc")
+    try:
+        module.compile()
+    except cupy.cuda.compiler.CompileException as failure:
+        lines = str(failure).splitlines()
+        first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
+        raise RuntimeError(
+            f"{specialisation.source} ({', '.join(specialisation.kernels)}) could not be compiled with "
+            f"{' '.join(specialisation.options)}: {first.strip()}"
+        ) from failure
+    return module
+
+
+def _code(source: str) -> str:
+    """The file's text, ended by a digest of the headers: CuPy's cache on disk does not look into what is included."""
+    digest = hashlib.sha256()
+    for header in sorted(FOLDER.glob("*.cuh")):
+        digest.update(header.read_bytes())
+    return f"{(FOLDER / source).read_text(encoding='utf-8')}\n// headers {digest.hexdigest()}\n"
+
+
+# ---- the address decoder (decode.cu) ----
+
+DECODE_THREADS = 128  # rows of a block, one a thread
+
+
+@functools.cache
+def decode_specialisation(logit: str, order: int, radix: int, top_k: int) -> Specialisation:
+    """For logits of the type ``logit``, U, P, K: one thread a row where its keys fit the registers, else one block.
+
+    They do up to K = P = 32, and in double precision, where a key takes twice the space, up to 16.
+    """
+    if max(radix, top_k) > (16 if logit == "double" else 32):
+        return Specialisation("decode.cu", ("decode_forward_any", "decode_backward_any"), (("LOGIT", logit),))
+    return Specialisation(
+        "decode.cu",
+        ("decode_forward", "decode_backward"),
+        (("LOGIT", logit), ("ORDER", order), ("RADIX", radix), ("TOP_K", top_k), ("THREADS", DECODE_THREADS)),
+    )

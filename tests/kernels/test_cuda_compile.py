@@ -1,0 +1,119 @@
+"""The CUDA sources compile without a GPU: every default specialisation, by nvcc where there is one, for two GPUs."""
+
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ramnet_np.kernels.cuda.defaults import DEFAULT_SPECIALISATIONS
+from ramnet_np.kernels.cuda.module import (
+    FOLDER,
+    Specialisation,
+    decode_specialisation,
+    get_kernel,
+    sum_dtype,
+    type_name,
+)
+
+ARCHITECTURES = ("80", "90")
+
+
+def label(specialisation: Specialisation) -> str:
+    return "-".join([specialisation.source, *(str(value) for _, value in specialisation.defines)])
+
+
+@pytest.mark.parametrize("specialisation", DEFAULT_SPECIALISATIONS, ids=label)
+def test_default_specialisations_compile_without_spills(specialisation, tmp_path):
+    source = FOLDER / specialisation.source
+    in_source = re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", source.read_text())
+    assert set(specialisation.kernels) <= set(in_source)
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+    # -ftz=true: as CuPy compiles; -Xptxas -v: registers and spills of each kernel
+    command = [nvcc, "-fatbin", "-ftz=true", "-Xptxas", "-v", "-Werror", "all-warnings", *targets]
+    output = ["-o", str(tmp_path / "kernels.fatbin"), str(source)]
+    result = subprocess.run([*command, *specialisation.options, *output], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for kernel in specialisation.kernels:
+        for arch in ARCHITECTURES:
+            assert f"entry function '{kernel}' for 'sm_{arch}'" in result.stderr
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", result.stderr)
+    assert len(spills) >= len(specialisation.kernels) * len(ARCHITECTURES)
+    assert set(spills) == {("0", "0")}, result.stderr
+
+
+def test_the_decoder_of_the_language_model_is_a_default():
+    for logit in ("float", "double", "float16", "bfloat16"):
+        assert decode_specialisation(logit, 5, 4, 8) in DEFAULT_SPECIALISATIONS
+
+
+@pytest.mark.parametrize(("logit", "limit"), [("float", 32), ("bfloat16", 32), ("double", 16)])
+def test_decode_specialisation_goes_to_registers_up_to_a_limit(logit, limit):
+    assert decode_specialisation(logit, 2, limit, limit).kernels == ("decode_forward", "decode_backward")
+    for radix, top_k in ((limit + 1, 8), (4, limit + 1)):
+        specialisation = decode_specialisation(logit, 6, radix, top_k)
+        assert specialisation.kernels == ("decode_forward_any", "decode_backward_any")
+        assert dict(specialisation.defines) == {"LOGIT": logit}
+
+
+def test_type_names_and_the_dtype_of_sums():
+    assert [type_name(d) for d in (np.float16, np.float32, np.float64)] == ["float16", "float", "double"]
+    assert [sum_dtype(d) for d in (np.float16, np.float32, np.float64)] == [np.float32, np.float32, np.float64]
+    with pytest.raises(TypeError, match="the GPU kernels take float32, float64, float16, bfloat16, got int32"):
+        type_name(np.int32)
+
+
+def fake_cupy(monkeypatch, log: str | None) -> list:
+    """A stand-in for CuPy that lists what it is asked to compile; with a ``log``, its compiler fails."""
+
+    class CompileException(Exception):
+        pass
+
+    class RawModule:
+        def __init__(self, code, options, backend):
+            assert backend == "nvrtc"
+            compiled.append((code, options))
+
+        def compile(self):
+            if log is not None:
+                raise CompileException(log)
+
+        def get_function(self, name):
+            return SimpleNamespace(name=name, shared_size_bytes=8)
+
+    compiled: list = []
+    cuda = SimpleNamespace(
+        Device=lambda device: SimpleNamespace(attributes={"MaxSharedMemoryPerBlockOptin": 100}),
+        runtime=SimpleNamespace(getDevice=lambda: 0),
+        compiler=SimpleNamespace(CompileException=CompileException),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule, cuda=cuda))
+    return compiled
+
+
+def test_get_kernel_compiles_once(monkeypatch):
+    compiled = fake_cupy(monkeypatch, None)
+    specialisation = Specialisation("decode.cu", ("a", "b"), (("TEST", "once"),))
+    kernels = [get_kernel(specialisation, name) for name in ("a", "b", "a")]
+    assert [kernel.name for kernel in kernels] == ["a", "b", "a"]
+    assert {kernel.max_dynamic_shared_size_bytes for kernel in kernels} == {92}
+    [(code, options)] = compiled
+    assert code.startswith((FOLDER / "decode.cu").read_text())
+    assert options == ("-std=c++17", f"-I{FOLDER}", "-DTEST=once")
+    with pytest.raises(ValueError, match=r"decode\.cu holds a, b, not c"):
+        get_kernel(specialisation, "c")
+
+
+def test_get_kernel_says_what_did_not_compile(monkeypatch):
+    fake_cupy(monkeypatch, "a note\ndecode.cu(3): error: LOGIT must be defined\nanother error")
+    with pytest.raises(RuntimeError) as failure:
+        get_kernel(Specialisation("decode.cu", ("a", "b"), (("TEST", "failure"),)), "a")
+    assert str(failure.value) == (
+        f"decode.cu (a, b) could not be compiled with -std=c++17 -I{FOLDER} -DTEST=failure: "
+        "decode.cu(3): error: LOGIT must be defined"
+    )
