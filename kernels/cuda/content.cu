@@ -6,19 +6,27 @@
 //     reverse   the adjoint d of s, from the last token to the first:
 //               d[row] += r dy_t;  then of every write <d[row], v_t>, dv_t += eta d[row], d[row] *= 1 - eta
 //
-// Who computes what: one warp a (batch, head) and slice of CHANNELS channels, with the slice of the state in shared
-// memory (or, if M is too large, in device memory). Its 32 lanes are GROUPS groups of LANES lanes; a group takes every
-// token's events of its own, a lane VECTOR channels of them:
+// Who computes what: one block a (batch, head) and slice of CHANNELS channels, with the slice of the state in shared
+// memory (or, if M is too large, in device memory). Its first warp follows the tokens. The 32 lanes are GROUPS groups of
+// LANES lanes; a group takes every token's events of its own, a lane VECTOR channels of them:
 //
 //     lane      0 .. LANES-1    ..              .. 31
 //     events    0, 1, ..        2, 3, ..        ..            rows of one token differ, so groups never collide
 //     channels  0,1 2,3 ..      0,1 2,3 ..                    VECTOR = 2
 //
-// The next tokens' events and values are on their way to shared memory (cp.async) while these are computed. Every sum
-// has a fixed order and no atomics are used: the same inputs give the same bits.
+// What counts is the latency of a token, since tokens follow one another and a multiprocessor holds few of these warps.
+// So a token's way is kept to what depends on the token before: load the slots, change them, store them. Its events were
+// loaded from the tile during the token before. All else is the second warp's: it brings tiles of tokens from device
+// memory ahead of time (cp.async), and adds up the parts that the first warp left of a tile's sums over lanes and groups:
 //
-// Compiled with: ELEMENT (of values, y), WRITES and READS (K), CHANNELS, VECTOR, TOKENS (of a tile), IN_SHARED, COPY
-// (bytes of one copy of values).
+//     first warp     follow tile n - 1    follow tile n        follow tile n + 1
+//     second warp    fetch n + 1          fetch n + 2          fetch n + 3
+//                    finish n - 2         finish n - 1         finish n
+//
+// Every sum has a fixed order and no atomics are used: the same inputs give the same bits.
+//
+// Compiled with: ELEMENT (of values, y), WRITES and READS (K), CHANNELS, VECTOR, IN_SHARED, COPY (bytes of one copy of
+// values), and the tokens of a tile in each pass: FORWARD_TOKENS, REPLAY_TOKENS, REVERSE_TOKENS.
 #include "memory.cuh"
 
 using Sum = SumOf<ELEMENT>::type;
@@ -27,7 +35,7 @@ using TokenEvent = Event<Sum>;
 constexpr int LANES = CHANNELS / VECTOR, GROUPS = 32 / LANES;
 constexpr int W = padded(WRITES, GROUPS), R = padded(READS, GROUPS);  // events of a token
 constexpr int OWN_W = W / GROUPS, OWN_R = R / GROUPS;                 // those of one group
-constexpr int UNROLLED_W = OWN_W < 8 ? OWN_W : 8, UNROLLED_R = OWN_R < 8 ? OWN_R : 8;
+constexpr int PART = 32 + GROUPS;  // one number a lane, with room so that parts of several events lie in other banks
 
 struct alignas(VECTOR * sizeof(Sum)) Vector {
     Sum at[VECTOR];
@@ -46,12 +54,6 @@ struct alignas(VECTOR * sizeof(Sum)) Vector {
         for (int i = 0; i < VECTOR; i++) sum += at[i] * x.at[i];
         return sum;
     }
-    DEVICE void sum_over_groups() {
-#pragma unroll
-        for (int distance = LANES; distance < 32; distance *= 2)
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++) at[i] += __shfl_xor_sync(~0u, at[i], distance);
-    }
 };
 
 DEVICE Sum sum_over_lanes(Sum x) {
@@ -69,20 +71,14 @@ struct Place {
 
     DEVICE Place(int tokens, int heads, int channels, int rows)
         : tokens(tokens), heads(heads), channels(channels), rows(rows), batch(blockIdx.x / heads),
-          head(blockIdx.x % heads), first(blockIdx.y * CHANNELS), unit(blockIdx.x), lane(threadIdx.x),
-          group(threadIdx.x / LANES), own(threadIdx.x % LANES * VECTOR) {}
+          head(blockIdx.x % heads), first(blockIdx.y * CHANNELS), unit(blockIdx.x), lane(threadIdx.x % 32),
+          group(lane / LANES), own(lane % LANES * VECTOR) {}
 
     DEVICE long long row_of(int t) const {  // first element of the slice of token t, in arrays (B, T, H, C)
         return (((long long)(batch) * tokens + t) * heads + head) * channels + first;
     }
     DEVICE long long part(int t) const {  // of arrays (slices, B*H, T)
         return (blockIdx.y * (long long)(gridDim.x) + unit) * tokens + t;
-    }
-    DEVICE void store(const Vector& x, ELEMENT* to) const {  // group 0 stores a slice
-        if (group == 0)
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++)
-                if (first + own + i < channels) narrow(x.at[i], to[own + i]);
     }
     DEVICE void store_sums(const Vector& x, Sum* to) const {
 #pragma unroll
@@ -132,7 +128,7 @@ struct State {
     DEVICE void start(const Place& place, const Sum* given) const {
         if (!IN_SHARED) return;
         const Sum* from = given ? given + place.unit * rows * place.channels + place.first + place.own : nullptr;
-        for (int row = place.group; row < rows + 2; row += GROUPS) {
+        for (int row = threadIdx.x / LANES; row < rows + 2; row += 2 * GROUPS) {
             Vector x;
             x.clear();
             if (from && row < rows)
@@ -141,13 +137,11 @@ struct State {
                     if (inside[i]) x.at[i] = from[(long long)(row)*place.channels + i];
             store(row, x);
         }
-        __syncwarp();
     }
     DEVICE void finish(const Place& place, Sum* to) const {
         if (!IN_SHARED || !to) return;
-        __syncwarp();
         to += place.unit * rows * place.channels + place.first;
-        for (int row = place.group; row < rows; row += GROUPS)
+        for (int row = threadIdx.x / LANES; row < rows; row += 2 * GROUPS)
             place.store_sums(load(row), to + (long long)(row)*place.channels);
     }
 };
@@ -156,51 +150,11 @@ struct State {
 template <int BYTES, class T>
 DEVICE void fetch_rows(const Place& place, int first, int count, const T* from, T (*to)[CHANNELS]) {
     constexpr int EACH = BYTES / sizeof(T), COPIES = CHANNELS / EACH;
-    for (int i = threadIdx.x; i < count * COPIES; i += 32) {
+    for (int i = place.lane; i < count * COPIES; i += 32) {
         const int t = i / COPIES, c = i % COPIES * EACH;
         if (place.first + c < place.channels) copy_async<BYTES>(&to[t][c], from + place.row_of(first + t) + c);
     }
 }
-
-// Tiles of TOKENS tokens, two at a time: one is computed from, one is on its way. A token has its events, ROWS rows of
-// values, and SUMS rows of sums.
-template <int ROWS, int SUMS> struct Tiles {
-    struct alignas(16) Tile {
-        TokenEvent events[TOKENS][W + R];
-        ELEMENT values[ROWS][TOKENS][CHANNELS];
-        Sum sums[SUMS ? SUMS * TOKENS : 1][CHANNELS];
-    };
-    Tile* tile;
-
-    static DEVICE constexpr int bytes() { return 2 * int(sizeof(Tile)); }
-
-    DEVICE explicit Tiles(char* shared) : tile(reinterpret_cast<Tile*>(shared)) {
-        char* byte = shared;  // channels that C does not have stay 0
-        for (int i = threadIdx.x * 4; i < bytes(); i += 128) *reinterpret_cast<int*>(byte + i) = 0;
-        __syncwarp();
-    }
-    DEVICE void fetch(
-        const Place& place, int number, const TokenEvent* events, const ELEMENT* values, const ELEMENT* more_values,
-        const Sum* sums
-    ) {
-        Tile& to = tile[number & 1];
-        const int first = number * TOKENS, count = smaller_of(TOKENS, place.tokens - first);
-        if (number >= 0 && count > 0) {
-            const char* from = reinterpret_cast<const char*>(events + (place.unit * place.tokens + first) * (W + R));
-            for (int i = threadIdx.x * 16; i < count * (W + R) * int(sizeof(TokenEvent)); i += 512)
-                copy_async<16>(reinterpret_cast<char*>(to.events) + i, from + i);
-            fetch_rows<COPY>(place, first, count, values, to.values[0]);
-            if constexpr (ROWS > 1) fetch_rows<COPY>(place, first, count, more_values, to.values[1]);
-            if constexpr (SUMS > 0) fetch_rows<COPY == 16 ? 16 : int(sizeof(Sum))>(place, first, count, sums, to.sums);
-        }
-        end_group_of_copies();
-    }
-    DEVICE const Tile& arrived(int number) const {
-        wait_for_copies<1>();
-        __syncwarp();
-        return tile[number & 1];
-    }
-};
 
 template <class T> DEVICE Vector widened(const T* from) {
     Vector x;
@@ -209,22 +163,150 @@ template <class T> DEVICE Vector widened(const T* from) {
     return x;
 }
 
-extern __shared__ double shared_memory[];
+// One token's inputs, in registers.
+template <int ROWS, int SUMS> struct Token {
+    TokenEvent write[OWN_W], read[OWN_R];
+    Vector value[ROWS], sum;
+};
 
-// The writes of a token. ``first_old``: what the group's first write found.
-DEVICE void write(const State& state, const TokenEvent* events, const Vector& v, Vector& first_old) {
-#pragma unroll UNROLLED_W
-    for (int e = 0; e < OWN_W; e++) {
-        const TokenEvent event = events[e];
-        Vector s = state.load(event.row);
-        if (e == 0) first_old = s;
+// Tiles of TOKENS tokens, three at a time: one is followed, two are on their way. A token has its events, ROWS rows of
+// values, and SUMS rows of sums. Beside them, for two tiles, what the first warp leaves to be added up: SHARES vectors of
+// GROUPS groups, to be summed over these, and NUMBERS numbers a lane, to be summed over the lanes of a group.
+template <int TOKENS, int ROWS, int SUMS, int SHARES, int NUMBERS> struct Tiles {
+    using Inputs = Token<ROWS, SUMS>;
+
+    struct alignas(16) Tile {
+        TokenEvent events[TOKENS][W + R];
+        ELEMENT values[ROWS][TOKENS][CHANNELS];
+        Sum sums[SUMS ? TOKENS : 1][CHANNELS];
+    };
+    struct alignas(16) Parts {
+        Vector vectors[TOKENS][SHARES][LANES];
+        Sum numbers[NUMBERS ? TOKENS * NUMBERS : 1][NUMBERS ? PART : 1];
+    };
+    Tile* tile;
+    Parts* parts;
+    int lane, group, own;
+
+    static DEVICE constexpr int bytes() { return 3 * int(sizeof(Tile)) + 2 * int(sizeof(Parts)); }
+
+    DEVICE Tiles(char* shared, const Place& place)
+        : tile(reinterpret_cast<Tile*>(shared)), parts(reinterpret_cast<Parts*>(shared + 3 * sizeof(Tile))),
+          lane(place.lane), group(place.group), own(place.own) {
+        // channels that C does not have stay 0
+        for (int i = threadIdx.x * 4; i < bytes(); i += 256) *reinterpret_cast<int*>(shared + i) = 0;
+        __syncthreads();
+    }
+    DEVICE int count(const Place& place) const { return (place.tokens + TOKENS - 1) / TOKENS; }
+    DEVICE int tokens_of(const Place& place, int number) const {
+        return smaller_of(TOKENS, place.tokens - number * TOKENS);
+    }
+    DEVICE void fetch(
+        const Place& place, int number, const TokenEvent* events, const ELEMENT* values, const ELEMENT* more_values,
+        const Sum* sums
+    ) {
+        if (number >= 0 && number < count(place)) {
+            Tile& to = tile[number % 3];
+            const int first = number * TOKENS, tokens = tokens_of(place, number);
+            const char* from = reinterpret_cast<const char*>(events + (place.unit * place.tokens + first) * (W + R));
+            for (int i = lane * 16; i < tokens * (W + R) * int(sizeof(TokenEvent)); i += 512)
+                copy_async<16>(reinterpret_cast<char*>(to.events) + i, from + i);
+            fetch_rows<COPY>(place, first, tokens, values, to.values[0]);
+            if constexpr (ROWS > 1) fetch_rows<COPY>(place, first, tokens, more_values, to.values[1]);
+            if constexpr (SUMS > 0) fetch_rows<COPY == 16 ? 16 : int(sizeof(Sum))>(place, first, tokens, sums, to.sums);
+        }
+        end_group_of_copies();
+    }
+    // Token i of a tile; of one that the tile does not have, what lies there and is never used.
+    DEVICE Inputs load(const Tile& from, int i) const {
+        Inputs token;
+        i = i < 0 ? 0 : smaller_of(i, TOKENS - 1);
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) s.at[i] += event.coefficient * (v.at[i] - s.at[i]);
-        state.store(event.row, s);
+        for (int e = 0; e < OWN_W; e++) token.write[e] = from.events[i][group * OWN_W + e];
+#pragma unroll
+        for (int e = 0; e < OWN_R; e++) token.read[e] = from.events[i][W + group * OWN_R + e];
+#pragma unroll
+        for (int row = 0; row < ROWS; row++) token.value[row] = widened(from.values[row][i] + own);
+        if constexpr (SUMS > 0) token.sum = widened(from.sums[i] + own);
+        return token;
+    }
+    DEVICE void leave(int number, int i, const Vector& x) const {
+        if (SHARES == GROUPS || group < SHARES) parts[number & 1].vectors[i][group][own / VECTOR] = x;
+    }
+    DEVICE void leave(int number, int i, int which, Sum x) const {
+        parts[number & 1].numbers[i * NUMBERS + which][own / VECTOR * GROUPS + group] = x;
+    }
+    // The sums over groups of what was left of a tile, to rows of (B, T, H, C).
+    template <class T> DEVICE void add_vectors(const Place& place, int number, T* to) const {
+        const int first = number * TOKENS, tokens = tokens_of(place, number);
+#pragma unroll
+        for (int i0 = 0; i0 < TOKENS * LANES; i0 += 32) {
+            const int i = i0 + lane, t = i / LANES, l = i % LANES;
+            if (t >= tokens) break;
+            Vector sum = parts[number & 1].vectors[t][0][l];
+#pragma unroll
+            for (int g = 1; g < SHARES; g++) sum.add(1, parts[number & 1].vectors[t][g][l]);
+            T* row = to + place.row_of(first + t) + l * VECTOR;
+            if (COPY == 16) {  // then a lane's channels are all there or all not, and aligned
+                if (place.first + l * VECTOR < place.channels) store<VECTOR>(sum.at, row);
+            } else {
+#pragma unroll
+                for (int v = 0; v < VECTOR; v++)
+                    if (place.first + l * VECTOR + v < place.channels) narrow(sum.at[v], row[v]);
+            }
+        }
+    }
+    // The sum over the lanes of group g of one number of a token.
+    DEVICE Sum added(int number, int t, int which, int g) const {
+        const Sum* part = parts[number & 1].numbers[t * NUMBERS + which] + g;
+        Sum sum = part[0];
+#pragma unroll
+        for (int l = 1; l < LANES; l++) sum += part[l * GROUPS];
+        return sum;
+    }
+};
+
+// Runs the two warps over the tiles, as drawn above.
+template <class Fetch, class Follow, class Finish>
+DEVICE void pipeline(int count, const Fetch& fetch, const Follow& follow, const Finish& finish) {
+    const bool follows = threadIdx.x < 32;
+    if (!follows) {
+        fetch(0);
+        fetch(1);
+        wait_for_copies<1>();
+    }
+    __syncthreads();
+    for (int n = 0; n < count; n++) {
+        if (follows) {
+            follow(n);
+        } else {
+            fetch(n + 2);
+            if (n) finish(n - 1);
+            wait_for_copies<1>();
+        }
+        __syncthreads();
+    }
+    if (!follows) finish(count - 1);
+}
+
+DEVICE char* on_chip() {
+    extern __shared__ double shared_memory[];
+    return reinterpret_cast<char*>(shared_memory);
+}
+
+// The writes of a token; ``old``: what they found.
+template <class Inputs>
+DEVICE void write(const State& state, const Inputs& token, const Vector (&old)[OWN_W]) {
+#pragma unroll
+    for (int e = 0; e < OWN_W; e++) {
+        Vector s = old[e];
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) s.at[i] += token.write[e].coefficient * (token.value[0].at[i] - s.at[i]);
+        state.store(token.write[e].row, s);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32) content_forward(
+extern "C" __global__ void __launch_bounds__(64) content_forward(
     const TokenEvent* __restrict__ events,  // (B*H, T, W + R)
     const ELEMENT* __restrict__ values,     // (B, T, H, C)
     int tokens, int heads, int channels, int rows,
@@ -232,38 +314,49 @@ extern "C" __global__ void __launch_bounds__(32) content_forward(
     ELEMENT* __restrict__ y                            // (B, T, H, C)
 ) {
     const Place place(tokens, heads, channels, rows);
-    using Staged = Tiles<1, 0>;
-    Staged tiles(reinterpret_cast<char*>(shared_memory));
-    const State state(place, reinterpret_cast<Sum*>(reinterpret_cast<char*>(shared_memory) + Staged::bytes()), working);
-    tiles.fetch(place, 0, events, values, nullptr, nullptr);
+    using Staged = Tiles<FORWARD_TOKENS, 1, 0, GROUPS, 0>;
+    Staged tiles(on_chip(), place);
+    const State state(place, reinterpret_cast<Sum*>(on_chip() + Staged::bytes()), working);
     state.start(place, given);
-    Vector unused;
 
-    const int count = (tokens + TOKENS - 1) / TOKENS;
-    for (int number = 0; number < count; number++) {
-        tiles.fetch(place, number + 1, events, values, nullptr, nullptr);
-        const auto& tile = tiles.arrived(number);
-        const int first = number * TOKENS, here = smaller_of(TOKENS, tokens - first);
-        for (int i = 0; i < here; i++) {
-            const TokenEvent* event = tile.events[i];
-            write(state, event + place.group * OWN_W, widened(tile.values[0][i] + place.own), unused);
-            __syncwarp();
+    const auto fetch = [&](int number) { tiles.fetch(place, number, events, values, nullptr, nullptr); };
+    const auto follow = [&](int number) {
+        const auto& tile = tiles.tile[number % 3];
+        const int here = tiles.tokens_of(place, number);
+        Vector seen[OWN_R];  // what the token before read, and how much of each
+        Sum weight[OWN_R];
+        const auto leave_read = [&](int i) {
             Vector sum;
             sum.clear();
-#pragma unroll UNROLLED_R
+#pragma unroll
+            for (int e = 0; e < OWN_R; e++) sum.add(weight[e], seen[e]);
+            tiles.leave(number, i, sum);
+        };
+        auto token = tiles.load(tile, 0);
+        for (int i = 0; i < here; i++) {
+            Vector old[OWN_W];
+#pragma unroll
+            for (int e = 0; e < OWN_W; e++) old[e] = state.load(token.write[e].row);
+            const auto next = tiles.load(tile, i + 1);
+            if (i) leave_read(i - 1);
+            write(state, token, old);
+            __syncwarp();
+#pragma unroll
             for (int e = 0; e < OWN_R; e++) {
-                const TokenEvent own = event[W + place.group * OWN_R + e];
-                sum.add(own.coefficient, state.load(own.row));
+                seen[e] = state.load(token.read[e].row);
+                weight[e] = token.read[e].coefficient;
             }
-            sum.sum_over_groups();
-            place.store(sum, y + place.row_of(first + i));
+            token = next;
             __syncwarp();
         }
-    }
+        leave_read(here - 1);
+    };
+    const auto finish = [&](int number) { tiles.add_vectors(place, number, y); };
+    pipeline(tiles.count(place), fetch, follow, finish);
     state.finish(place, final_state);
 }
 
-extern "C" __global__ void __launch_bounds__(32) content_replay(
+extern "C" __global__ void __launch_bounds__(64) content_replay(
     const TokenEvent* __restrict__ events, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy,
     int tokens, int heads, int channels, int rows, const Sum* given, Sum* working,
     const Sum* dstate,         // (B*H, rows, C), or null
@@ -272,35 +365,46 @@ extern "C" __global__ void __launch_bounds__(32) content_replay(
     Sum* __restrict__ last     // (slices, B*H, rows): <dstate, s> after the last token, if there is a dstate
 ) {
     const Place place(tokens, heads, channels, rows);
-    using Staged = Tiles<2, 0>;
-    Staged tiles(reinterpret_cast<char*>(shared_memory));
-    const State state(place, reinterpret_cast<Sum*>(reinterpret_cast<char*>(shared_memory) + Staged::bytes()), working);
-    tiles.fetch(place, 0, events, values, dy, nullptr);
+    using Staged = Tiles<REPLAY_TOKENS, 2, 0, 1, OWN_R>;
+    Staged tiles(on_chip(), place);
+    const State state(place, reinterpret_cast<Sum*>(on_chip() + Staged::bytes()), working);
     state.start(place, given);
 
-    const int count = (tokens + TOKENS - 1) / TOKENS;
-    for (int number = 0; number < count; number++) {
-        tiles.fetch(place, number + 1, events, values, dy, nullptr);
-        const auto& tile = tiles.arrived(number);
-        const int first = number * TOKENS, here = smaller_of(TOKENS, tokens - first);
+    const auto fetch = [&](int number) { tiles.fetch(place, number, events, values, dy, nullptr); };
+    const auto follow = [&](int number) {
+        const auto& tile = tiles.tile[number % 3];
+        const int here = tiles.tokens_of(place, number);
+        Vector seen[OWN_R], dy_before;  // of the token before
+        const auto leave_dots = [&](int i) {
+#pragma unroll
+            for (int e = 0; e < OWN_R; e++) tiles.leave(number, i, e, dy_before.dot(seen[e]));
+        };
+        auto token = tiles.load(tile, 0);
         for (int i = 0; i < here; i++) {
-            const int t = first + i;
-            const TokenEvent* event = tile.events[i];
-            Vector old;
-            write(state, event + place.group * OWN_W, widened(tile.values[0][i] + place.own), old);
-            if (place.group == 0) place.store_sums(old, found + place.row_of(t));
+            Vector old[OWN_W];
+#pragma unroll
+            for (int e = 0; e < OWN_W; e++) old[e] = state.load(token.write[e].row);
+            const auto next = tiles.load(tile, i + 1);
+            if (i) leave_dots(i - 1);
+            write(state, token, old);
+            tiles.leave(number, i, old[0]);
             __syncwarp();
-            const Vector dy_t = widened(tile.values[1][i] + place.own);
-            Sum* to = dread + place.part(t) * R + place.group * OWN_R;
-#pragma unroll UNROLLED_R
-            for (int e = 0; e < OWN_R; e++) {
-                const Sum dot = sum_over_lanes(dy_t.dot(state.load(event[W + place.group * OWN_R + e].row)));
-                if (place.own == 0) to[e] = dot;
-            }
+#pragma unroll
+            for (int e = 0; e < OWN_R; e++) seen[e] = state.load(token.read[e].row);
+            dy_before = token.value[1];
+            token = next;
             __syncwarp();
         }
-    }
-    if (dstate) {
+        leave_dots(here - 1);
+    };
+    const auto finish = [&](int number) {
+        tiles.add_vectors(place, number, found);
+        Sum* to = dread + place.part(number * REPLAY_TOKENS) * R;
+        for (int i = place.lane; i < tiles.tokens_of(place, number) * R; i += 32)
+            to[i] = tiles.added(number, i / R, i % OWN_R, i % R / OWN_R);
+    };
+    pipeline(tiles.count(place), fetch, follow, finish);
+    if (dstate && threadIdx.x < 32) {
         const Sum* d = dstate + place.unit * rows * channels + place.first + place.own;
         for (int step = 0; step < rows; step += GROUPS) {
             const int row = step + place.group;
@@ -318,7 +422,7 @@ extern "C" __global__ void __launch_bounds__(32) content_replay(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32) content_reverse(
+extern "C" __global__ void __launch_bounds__(64) content_reverse(
     const TokenEvent* __restrict__ events, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy,
     const Sum* __restrict__ found, int tokens, int heads, int channels, int rows,
     const Sum* dstate, Sum* working, Sum* dgiven,
@@ -327,54 +431,69 @@ extern "C" __global__ void __launch_bounds__(32) content_reverse(
     Sum* __restrict__ dfound     // (slices, B*H, T): <d, found> of the token's first write
 ) {
     const Place place(tokens, heads, channels, rows);
-    using Staged = Tiles<2, 1>;
-    Staged tiles(reinterpret_cast<char*>(shared_memory));
-    const State d(place, reinterpret_cast<Sum*>(reinterpret_cast<char*>(shared_memory) + Staged::bytes()), working);
-    const int count = (tokens + TOKENS - 1) / TOKENS;
-    tiles.fetch(place, count - 1, events, values, dy, found);
+    using Staged = Tiles<REVERSE_TOKENS, 2, 1, GROUPS, OWN_W + 1>;
+    Staged tiles(on_chip(), place);
+    const State d(place, reinterpret_cast<Sum*>(on_chip() + Staged::bytes()), working);
     d.start(place, dstate);
 
-    for (int number = count - 1; number >= 0; number--) {
-        tiles.fetch(place, number - 1, events, values, dy, found);
-        const auto& tile = tiles.arrived(number);
-        const int first = number * TOKENS;
-        for (int i = smaller_of(TOKENS, tokens - first) - 1; i >= 0; i--) {
-            const int t = first + i;
-            const TokenEvent* event = tile.events[i];
+    const int count = tiles.count(place);  // tiles come last to first
+    const auto fetch = [&](int n) { tiles.fetch(place, count - 1 - n, events, values, dy, found); };
+    const auto follow = [&](int n) {
+        const int number = count - 1 - n, here = tiles.tokens_of(place, number);
+        const auto& tile = tiles.tile[number % 3];
+        Vector written[OWN_W];  // adjoints of the slots written by the token after, before its writes undid them
+        Sum eta[OWN_W];
+        Vector value, found_by;
+        const auto leave_gradients = [&](int i) {
+            Vector dv_i;
+            dv_i.clear();
+#pragma unroll
+            for (int e = 0; e < OWN_W; e++) {
+                dv_i.add(eta[e], written[e]);
+                tiles.leave(number, i, e, written[e].dot(value));
+            }
+            tiles.leave(number, i, OWN_W, written[0].dot(found_by));
+            tiles.leave(number, i, dv_i);
+        };
+        auto token = tiles.load(tile, here - 1);
+        for (int i = here - 1; i >= 0; i--) {
             // reads
-            const Vector dy_t = widened(tile.values[1][i] + place.own);
-#pragma unroll UNROLLED_R
+            Vector read[OWN_R];
+#pragma unroll
+            for (int e = 0; e < OWN_R; e++) read[e] = d.load(token.read[e].row);
+            if (i < here - 1) leave_gradients(i + 1);
+#pragma unroll
             for (int e = 0; e < OWN_R; e++) {
-                const TokenEvent own = event[W + place.group * OWN_R + e];
-                Vector x = d.load(own.row);
-                x.add(own.coefficient, dy_t);
-                d.store(own.row, x);
+                read[e].add(token.read[e].coefficient, token.value[1]);
+                d.store(token.read[e].row, read[e]);
             }
             __syncwarp();
             // writes
-            const Vector v = widened(tile.values[0][i] + place.own), found_t = widened(tile.sums[i] + place.own);
-            Vector dv_t;
-            dv_t.clear();
-            Sum* to = dwritten + place.part(t) * W + place.group * OWN_W;
-#pragma unroll UNROLLED_W
-            for (int e = 0; e < OWN_W; e++) {
-                const TokenEvent own = event[place.group * OWN_W + e];
-                Vector x = d.load(own.row);
-                const Sum dot = sum_over_lanes(x.dot(v));
-                if (place.own == 0) to[e] = dot;
-                if (e == 0) {
-                    const Sum dot_found = sum_over_lanes(x.dot(found_t));
-                    if (place.lane == 0) dfound[place.part(t)] = dot_found;
-                }
-                dv_t.add(own.coefficient, x);
 #pragma unroll
-                for (int c = 0; c < VECTOR; c++) x.at[c] *= 1 - own.coefficient;
-                d.store(own.row, x);
+            for (int e = 0; e < OWN_W; e++) written[e] = d.load(token.write[e].row);
+            const auto next = tiles.load(tile, i - 1);
+#pragma unroll
+            for (int e = 0; e < OWN_W; e++) {
+                eta[e] = token.write[e].coefficient;
+                Vector undone = written[e];
+#pragma unroll
+                for (int c = 0; c < VECTOR; c++) undone.at[c] *= 1 - eta[e];
+                d.store(token.write[e].row, undone);
             }
-            dv_t.sum_over_groups();
-            place.store(dv_t, dv + place.row_of(t));
+            value = token.value[0], found_by = token.sum;
+            token = next;
             __syncwarp();
         }
-    }
+        leave_gradients(0);
+    };
+    const auto finish = [&](int n) {
+        const int number = count - 1 - n, here = tiles.tokens_of(place, number);
+        tiles.add_vectors(place, number, dv);
+        const long long at = place.part(number * REVERSE_TOKENS);
+        for (int i = place.lane; i < here * W; i += 32)
+            dwritten[at * W + i] = tiles.added(number, i / W, i % OWN_W, i % W / OWN_W);
+        for (int i = place.lane; i < here; i += 32) dfound[at + i] = tiles.added(number, i, OWN_W, 0);
+    };
+    pipeline(count, fetch, follow, finish);
     d.finish(place, dgiven);
 }

@@ -34,8 +34,9 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     decode_specialisation("float", 2, 32, 32),
     decode_specialisation("double", 2, 16, 16),
     *(content_specialisation(layout) for layout in _layouts()),
-    *dict.fromkeys(mass_specialisation(layout, in_shared=True) for layout in _layouts()),
-    mass_specialisation(_layouts()[0], in_shared=False),
+    *dict.fromkeys(mass_specialisation(layout, mass_aware=False, in_shared=True) for layout in _layouts()),
+    mass_specialisation(_layouts()[0], mass_aware=True, in_shared=True),
+    mass_specialisation(_layouts()[0], mass_aware=True, in_shared=False),
     RENUMBER,
     *(step_specialisation(element) for element in _TYPES),
 ]

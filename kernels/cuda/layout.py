@@ -13,8 +13,8 @@ import numpy as np
 
 from .module import Specialisation, sum_dtype, type_name
 
-TILE = 2048  # bytes of a tile's events, about
-MOST_TOKENS = 16
+TOKENS = (16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)  # of a tile
+PASSES = ("content_forward", "content_replay", "content_reverse")
 
 # channels of a slice and of a lane, widest first
 _SLICES = {4: ((16, 2), (8, 1), (4, 1)), 8: ((8, 1), (4, 1))}
@@ -52,7 +52,7 @@ class Layout(NamedTuple):
     top_k: tuple[int, int]  # writes, reads
     channels: int  # of a slice
     vector: int  # of a lane
-    tokens: int  # of a tile
+    tokens: tuple[int, int, int]  # of a tile, in each of PASSES
     in_shared: bool
     copy: int
     slices: int
@@ -79,22 +79,63 @@ class Layout(NamedTuple):
         return self.writes + self.reads
 
     def content_bytes(self, kernel: str, rows: int) -> int:
-        """Shared memory of a block of ``content.cu``: two tiles, and the slice of the state."""
-        values, sums = {"content_forward": (1, 0), "content_replay": (2, 0), "content_reverse": (2, 1)}[kernel]
+        """Shared memory of a block of ``content.cu``: three tiles, parts of sums of two, the slice of the state."""
+        own_writes, own_reads = self.writes // self.groups, self.reads // self.groups
+        # rows of values, of sums; groups that leave vectors, and numbers that a lane leaves, for each token
+        values, sums, shares, numbers = {
+            "content_forward": (1, 0, self.groups, 0),
+            "content_replay": (2, 0, 1, own_reads),
+            "content_reverse": (2, 1, self.groups, own_writes + 1),
+        }[kernel]
+        tokens = self.tokens[PASSES.index(kernel)]
         size = {"float": 4, "double": 8}.get(self.element, 2)
-        tile = self.tokens * (2 * self.events * self.sum_bytes + values * self.channels * size)
-        tile += max(1, sums * self.tokens) * self.channels * self.sum_bytes
+        tile = tokens * (2 * self.events * self.sum_bytes + values * self.channels * size)
+        tile += max(1, sums * tokens) * self.channels * self.sum_bytes
+        parts = tokens * shares * self.channels
+        parts += tokens * numbers * (32 + self.groups) if numbers else 1
         state = (rows + 2) * self.channels * self.sum_bytes if self.in_shared else 0
-        return 2 * (-(-tile // 16) * 16) + state
+        return 3 * _whole(tile) + 2 * _whole(parts * self.sum_bytes) + state
 
-    def masses_in_shared(self, rows: int, arrays: int) -> bool:
-        """Whether so many arrays of a number a row fit into a block's shared memory."""
-        return arrays * rows * self.sum_bytes <= self.limit
+    def mass_bytes(self, kernel: str, mass_aware: bool, rows: int) -> int:
+        """Shared memory of a block of ``mass.cu``: three tiles and, if they fit beside, the numbers of the rows."""
+        more = max(self.writes, self.reads)
+        tokens = min(32, max(1, 256 // (1 << (more - 1).bit_length())))
+        aware = self.reads if mass_aware else 1
+        rows_of_numbers, numbers = {
+            "mass_forward": (1, 3 * self.writes + aware),
+            "mass_backward": (2, 10 * self.writes + self.reads + aware),
+        }[kernel]
+        tile = tokens * (4 * self.events + self.sum_bytes * numbers)
+        tile = -(-tile // self.sum_bytes) * self.sum_bytes
+        state = rows_of_numbers * (rows + 1) * self.sum_bytes
+        return 3 * tile + (state if 3 * tile + state <= self.limit else 0)
+
+    def masses_in_shared(self, kernel: str, mass_aware: bool, rows: int) -> bool:
+        """Whether they do."""
+        return self.mass_bytes(kernel, mass_aware, rows) > self.mass_bytes(kernel, mass_aware, 2**31)
 
 
 def rows_that_fit(dtype: Any, shared: SharedMemory) -> int:
     """Rows of the state that shared memory holds in the narrowest slice, beside the tiles."""
     return (shared.block - 16 * 1024) // (4 * sum_dtype(dtype).itemsize)
+
+
+def require_room(layout: Layout, mass_aware: bool) -> None:
+    """ValueError if the events of one token are too many for a block's shared memory."""
+    needed = max(
+        layout._replace(in_shared=False).content_bytes("content_reverse", 0),
+        layout.mass_bytes("mass_backward", mass_aware, 2**31),
+    )
+    if needed > layout.limit:
+        raise ValueError(
+            f"top_k must leave the events of a token within {layout.limit} bytes of shared memory on this GPU, "
+            f"got {layout.top_k}, which needs {needed}"
+        )
+
+
+def _whole(size: int) -> int:
+    """Up to a multiple of 16 bytes."""
+    return -(-size // 16) * 16
 
 
 @functools.cache
@@ -103,41 +144,45 @@ def choose_layout(
 ) -> Layout:
     """The widest slice that leaves room for several blocks on a multiprocessor, else the one that fits most blocks."""
     element, size = type_name(dtype), sum_dtype(dtype).itemsize
-    candidates = []
-    for width, vector in _SLICES[size]:
-        if np.dtype(dtype).itemsize * width < 16 and copy == 16:
-            continue  # 16-bit values are copied 8 at a time
-        groups = 32 * vector // width
-        events = sum(-(-k // groups) * groups for k in (writes, reads))
-        tokens = max(1, min(MOST_TOKENS, TILE // (2 * size * events)))
-        slices = -(-channels // width)
-        layout = Layout(element, size, (writes, reads), width, vector, tokens, True, copy, slices, shared.block)
-        candidates += [layout, layout._replace(in_shared=False)]
-    on_chip = [c for c in candidates if c.in_shared]
+    layouts = [
+        Layout(
+            element, size, (writes, reads), width, vector, (1, 1, 1), True, copy, -(-channels // width), shared.block
+        )
+        for width, vector in _SLICES[size]
+        if copy < 16 or np.dtype(dtype).itemsize * width >= 16  # 16-bit values are copied 8 at a time
+    ]
     for limit in (shared.of_three, shared.block):
-        for candidate in on_chip:
-            # the reverse pass has the largest tiles
-            if candidate.content_bytes("content_forward", rows) <= limit and (
-                candidate.content_bytes("content_reverse", rows) <= shared.block
-            ):
-                return candidate
-    return next(c for c in candidates if not c.in_shared)
+        for layout in layouts:
+            if (tokens := _tokens_within(layout, rows, limit)) is not None:
+                return layout._replace(tokens=tokens)
+    layout = layouts[0]._replace(in_shared=False)
+    return layout._replace(tokens=_tokens_within(layout, rows, shared.of_three) or (1, 1, 1))
+
+
+def _tokens_within(layout: Layout, rows: int, limit: int) -> tuple[int, int, int] | None:
+    """The most tokens of a tile with which each pass keeps to ``limit`` bytes of shared memory; None if none does."""
+    chosen = []
+    for name in PASSES:
+        fitting = (n for n in TOKENS if layout._replace(tokens=(n, n, n)).content_bytes(name, rows) <= limit)
+        chosen.append(next(fitting, 0))
+    return (chosen[0], chosen[1], chosen[2]) if all(chosen) else None
 
 
 def content_specialisation(layout: Layout) -> Specialisation:
     """``content.cu`` for a layout."""
     defines = (
         ("ELEMENT", layout.element), ("WRITES", layout.top_k[0]), ("READS", layout.top_k[1]),
-        ("CHANNELS", layout.channels), ("VECTOR", layout.vector), ("TOKENS", layout.tokens),
-        ("IN_SHARED", int(layout.in_shared)), ("COPY", layout.copy),
+        ("CHANNELS", layout.channels), ("VECTOR", layout.vector), ("IN_SHARED", int(layout.in_shared)),
+        ("COPY", layout.copy), ("FORWARD_TOKENS", layout.tokens[0]), ("REPLAY_TOKENS", layout.tokens[1]),
+        ("REVERSE_TOKENS", layout.tokens[2]),
     )  # fmt: skip
-    return Specialisation("content.cu", ("content_forward", "content_replay", "content_reverse"), defines)
+    return Specialisation("content.cu", PASSES, defines)
 
 
-def mass_specialisation(layout: Layout, in_shared: bool) -> Specialisation:
+def mass_specialisation(layout: Layout, mass_aware: bool, in_shared: bool) -> Specialisation:
     """``mass.cu`` for a layout; ``in_shared``: whether the masses are in shared memory."""
     defines = (
         ("ELEMENT", layout.element), ("WRITES", layout.top_k[0]), ("READS", layout.top_k[1]),
-        ("GROUPS", layout.groups), ("IN_SHARED", int(in_shared)),
+        ("GROUPS", layout.groups), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
     )  # fmt: skip
     return Specialisation("mass.cu", ("mass_forward", "mass_backward"), defines)

@@ -20,11 +20,18 @@
 // That is as exact as w stays away from 1. At most one weight of a token is above 1/2, its first; for that one the
 // passes over the contents do compute <d, found>.
 //
-// Who computes what: one warp a (batch, head), with the masses in shared memory (device memory if there are too many
-// rows). A token takes LANES lanes, one an event (or more, if K is above 32), and 32 / LANES tokens are read, and
-// their parallel part computed, at once; only z's own recurrence goes token by token.
+// Who computes what: one block a (batch, head), with the masses in shared memory (device memory if there are too many
+// rows). Only z's own recurrence goes token by token, and its chain is kept short. The first warp follows it through a
+// tile of TOKENS tokens; meanwhile the others prepare the next tile, from device memory into what the recurrence needs
+// as numbers, and finish the one before:
 //
-// Compiled with: ELEMENT (of gamma), WRITES and READS (K), GROUPS (of content.cu, for the padding), IN_SHARED.
+//     first warp    ..        tile n - 1   tile n           tile n + 1
+//     the others    ..        prepare n    prepare n + 1    prepare n + 2
+//                             finish n-2   finish n - 1     finish n
+//
+// In the first warp a token takes LANES lanes, one an event (or several, if K is above 32).
+//
+// Compiled with: ELEMENT (of gamma), WRITES and READS (K), GROUPS (of content.cu, for the padding), MASS_AWARE, IN_SHARED.
 #include "memory.cuh"
 
 using Sum = SumOf<ELEMENT>::type;
@@ -32,15 +39,13 @@ using TokenEvent = Event<Sum>;
 
 constexpr int W = padded(WRITES, GROUPS), R = padded(READS, GROUPS);
 constexpr int MORE = W > R ? W : R;
-constexpr int LANES = MORE > 16 ? 32 : MORE > 8 ? 16 : MORE > 4 ? 8 : 4;
-constexpr int AT_ONCE = 32 / LANES;                                            // tokens
+constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
+constexpr int LANES = power_of_two(MORE) < 32 ? power_of_two(MORE) : 32;
+constexpr int AT_ONCE = 32 / LANES;                                              // tokens
 constexpr int OWN_W = (W + LANES - 1) / LANES, OWN_R = (R + LANES - 1) / LANES;  // events of a lane: lane, lane + LANES, ..
-
-DEVICE Sum sum_over_token(Sum x) {
-#pragma unroll
-    for (int distance = LANES / 2; distance; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
-    return x;
-}
+constexpr int IN_TILE = 256 / power_of_two(MORE);
+constexpr int TOKENS = IN_TILE > 32 ? 32 : IN_TILE < 1 ? 1 : IN_TILE;
+constexpr int THREADS = 288, HELPERS = THREADS - 32;  // an event of a tile a helper
 
 // What holds for a whole call, and the parameters that both kernels start with.
 struct Call {
@@ -50,53 +55,61 @@ struct Call {
     const ELEMENT* gamma;  // (B, T, H), or null:
     Sum one_gamma;
     const bool* mask;  // (B, T), or null
-    int mass_aware;
     Sum eps, initial;  // initial: mass of a slot before its first write
     Retention<Sum> retention;
 
     DEVICE long long row_of(int t) const { return ((long long)(blockIdx.x / heads) * tokens + t) * heads + blockIdx.x % heads; }
     DEVICE bool kept(int t) const { return !mask || mask[(long long)(blockIdx.x / heads) * tokens + t]; }
+    DEVICE bool live(int t) const { return t < tokens && kept(t); }
     DEVICE Sum gamma_of(int t) const { return gamma ? widen(gamma[row_of(t)]) : one_gamma; }
 };
 
 #define CALL_PARAMETERS                                                                                                  \
     int tokens, int heads, int rows, const int *write_row, const int *read_row, const Sum *write_weight,                 \
-        const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, int mass_aware, Sum eps,          \
+        const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, Sum eps,          \
         Sum initial, int gsu, Sum proxy_eps, Sum smallest
 #define CALL                                                                                                             \
-    {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, mass_aware, eps,       \
+    {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,       \
      initial, {gsu, proxy_eps, smallest}}
 
-// The inputs of one lane for its token, loaded long before they are used.
-struct Inputs {
-    int write_row[OWN_W], read_row[OWN_R];
-    Sum w[OWN_W], r[OWN_R], gamma;
-    bool kept;
+// Numbers of the rows, in shared memory or, if they are too many, in device memory. Row ``rows`` is for events that do
+// nothing.
+struct Numbers {
+    Sum* at;
+    int rows;
 
-    DEVICE void load(const Call& call, int t, int k0) {
-        kept = t >= 0 && t < call.tokens && call.kept(t);
-        gamma = kept ? call.gamma_of(t) : Sum(1);
-        const long long at = kept ? call.row_of(t) : 0;
-#pragma unroll
-        for (int e = 0; e < OWN_W; e++) {
-            const int k = k0 + e * LANES;
-            const bool live = kept && k < WRITES;
-            write_row[e] = live ? call.write_row[at * WRITES + k] : -1;
-            w[e] = live ? call.write_weight[at * WRITES + k] : Sum(0);
-        }
-#pragma unroll
-        for (int e = 0; e < OWN_R; e++) {
-            const int k = k0 + e * LANES;
-            const bool live = kept && k < READS;
-            read_row[e] = live ? call.read_row[at * READS + k] : -1;
-            r[e] = live ? call.read_weight[at * READS + k] : Sum(0);
-        }
+    DEVICE Sum get(int row) const { return IN_SHARED || row < rows ? at[row] : Sum(0); }
+    DEVICE void set(int row, Sum x) const {
+        if (IN_SHARED || row < rows) at[row] = x;
     }
 };
 
-extern __shared__ double shared_memory[];
+// Runs prepare, follow and finish over the tiles 0 .. count - 1, as drawn above.
+template <class Prepare, class Follow, class Finish>
+DEVICE void pipeline(int count, const Prepare& prepare, const Follow& follow, const Finish& finish) {
+    for (int n = -1; n <= count; n++) {
+        if (threadIdx.x < 32) {
+            if (n >= 0 && n < count) follow(n);
+        } else {
+            if (n + 1 < count) prepare(n + 1, int(threadIdx.x) - 32);
+            if (n > 0) finish(n - 1, int(threadIdx.x) - 32);
+        }
+        __syncthreads();
+    }
+}
 
-extern "C" __global__ void __launch_bounds__(32) mass_forward(
+DEVICE char* on_chip() {
+    extern __shared__ double shared_memory[];
+    return reinterpret_cast<char*>(shared_memory);
+}
+
+struct ForwardTile {
+    int write_row[TOKENS][W], read_row[TOKENS][R];
+    Sum alpha[TOKENS][W], w[TOKENS][W], before[TOKENS][W];  // before: mass that the write found
+    Sum at_read[TOKENS][MASS_AWARE ? R : 1];
+};
+
+extern "C" __global__ void __launch_bounds__(288) mass_forward(
     CALL_PARAMETERS,
     const Sum* given, Sum* working, Sum* final_mass,  // (B*H, rows) each, or null; working only if not IN_SHARED
     TokenEvent* __restrict__ events,                  // (B*H, T, W + R)
@@ -105,112 +118,126 @@ extern "C" __global__ void __launch_bounds__(32) mass_forward(
 ) {
     const Call call = CALL;
     const long long unit = blockIdx.x;
-    const int lane = threadIdx.x, k0 = lane % LANES, turn = lane / LANES;
-    Sum* z = IN_SHARED ? reinterpret_cast<Sum*>(shared_memory) : working + unit * call.rows;
-    if (IN_SHARED) {
-        for (int row = lane; row < call.rows; row += 32) z[row] = given ? given[unit * call.rows + row] : call.initial;
-        __syncwarp();
-    }
-    Inputs next;
-    next.load(call, turn, k0);
-    for (int t0 = 0; t0 < call.tokens; t0 += AT_ONCE) {
-        const Inputs now = next;
-        const int t = t0 + turn;
-        next.load(call, t + AT_ONCE, k0);
-        // 1. what needs no mass
-        Sum alpha[OWN_W], before[OWN_W], after[OWN_W], at_read[OWN_R];
+    ForwardTile* tiles = reinterpret_cast<ForwardTile*>(on_chip());
+    const Numbers z{IN_SHARED ? reinterpret_cast<Sum*>(tiles + 3) : working + unit * rows, rows};
+    if (IN_SHARED)
+        for (int row = threadIdx.x; row <= rows; row += THREADS)
+            z.at[row] = given && row < rows ? given[unit * rows + row] : call.initial;
+
+    // 1. what needs no mass
+    const auto prepare = [&](int n, int helper) {
+        ForwardTile& tile = tiles[n % 3];
+        for (int i = helper; i < TOKENS * W; i += HELPERS) {
+            const int token = i / W, k = i % W, t = n * TOKENS + token;
+            const bool live = k < WRITES && call.live(t);
+            const Sum w = live ? call.write_weight[call.row_of(t) * WRITES + k] : Sum(0);
+            tile.write_row[token][k] = live ? call.write_row[call.row_of(t) * WRITES + k] : rows;
+            tile.w[token][k] = w;
+            tile.alpha[token][k] = live ? call.retention(w, call.gamma_of(t)) : Sum(1);
+        }
+        for (int i = helper; i < TOKENS * R; i += HELPERS) {
+            const int token = i / R, k = i % R, t = n * TOKENS + token;
+            tile.read_row[token][k] = k < READS && call.live(t) ? call.read_row[call.row_of(t) * READS + k] : -1;
+        }
+    };
+    // 2. z = alpha z + w, token by token
+    const auto follow = [&](int n) {
+        ForwardTile& tile = tiles[n % 3];
+        const int turn = int(threadIdx.x) / LANES, k0 = int(threadIdx.x) % LANES;
+        for (int first = 0; first < TOKENS; first += AT_ONCE) {
+            const int own = first + turn;
+            int row[OWN_W], read_row[OWN_R];
+            Sum alpha[OWN_W], w[OWN_W], before[OWN_W], at_read[OWN_R];
 #pragma unroll
-        for (int e = 0; e < OWN_W; e++) alpha[e] = call.retention(now.w[e], now.gamma), before[e] = after[e] = 1;
-#pragma unroll
-        for (int e = 0; e < OWN_R; e++) at_read[e] = call.initial;
-        // 2. z = alpha z + w, token by token
-#pragma unroll
-        for (int token = 0; token < AT_ONCE; token++) {
-            if (turn == token) {
-#pragma unroll
-                for (int e = 0; e < OWN_W; e++)
-                    if (now.write_row[e] >= 0) {
-                        before[e] = z[now.write_row[e]];
-                        after[e] = alpha[e] * before[e] + now.w[e];
-                        z[now.write_row[e]] = after[e];
-                    }
+            for (int e = 0; e < OWN_W; e++) {
+                const int k = k0 + e * LANES;
+                row[e] = k < W ? tile.write_row[own][k] : rows;
+                alpha[e] = k < W ? tile.alpha[own][k] : Sum(1);
+                w[e] = k < W ? tile.w[own][k] : Sum(0);
             }
-            __syncwarp();
-            if (call.mass_aware) {
+            if (MASS_AWARE)
+#pragma unroll
+                for (int e = 0; e < OWN_R; e++) read_row[e] = k0 + e * LANES < R ? tile.read_row[own][k0 + e * LANES] : -1;
+#pragma unroll
+            for (int token = 0; token < AT_ONCE; token++) {
                 if (turn == token) {
 #pragma unroll
-                    for (int e = 0; e < OWN_R; e++)
-                        if (now.read_row[e] >= 0) at_read[e] = z[now.read_row[e]];
+                    for (int e = 0; e < OWN_W; e++) before[e] = z.get(row[e]);
+#pragma unroll
+                    for (int e = 0; e < OWN_W; e++) z.set(row[e], alpha[e] * before[e] + w[e]);
                 }
                 __syncwarp();
+                if (MASS_AWARE) {
+                    if (turn == token)
+#pragma unroll
+                        for (int e = 0; e < OWN_R; e++) at_read[e] = read_row[e] < 0 ? call.initial : z.get(read_row[e]);
+                    __syncwarp();
+                }
             }
-        }
-        // 3. eta, the weights of the reads, and the events
-        Sum scale = 1;
-        if (call.mass_aware) {
-            Sum total = 0, weighted = 0;
 #pragma unroll
-            for (int e = 0; e < OWN_R; e++) total += now.r[e], weighted += now.r[e] * at_read[e];
-            scale = sum_over_token(total) / (sum_over_token(weighted) + call.eps);
-        }
-        if (t >= call.tokens) continue;
-        TokenEvent* to = events + (unit * call.tokens + t) * (W + R);
+            for (int e = 0; e < OWN_W; e++)
+                if (k0 + e * LANES < W) tile.before[own][k0 + e * LANES] = before[e];
+            if (MASS_AWARE)
 #pragma unroll
-        for (int e = 0; e < OWN_W; e++) {
-            const int k = k0 + e * LANES;
-            const bool live = now.write_row[e] >= 0;
-            if (k < W) to[k] = {live ? now.write_row[e] : call.rows, live ? now.w[e] / (after[e] + call.eps) : 0};
-            if (k < WRITES) old_mass[(unit * call.tokens + t) * WRITES + k] = before[e];
+                for (int e = 0; e < OWN_R; e++)
+                    if (k0 + e * LANES < R) tile.at_read[own][k0 + e * LANES] = at_read[e];
         }
-#pragma unroll
-        for (int e = 0; e < OWN_R; e++) {
-            const int k = k0 + e * LANES;
-            const bool live = now.read_row[e] >= 0;
-            const Sum weight = call.mass_aware ? scale * now.r[e] * at_read[e] : now.r[e];
-            if (k < R) to[W + k] = {live ? now.read_row[e] : call.rows + 1, live ? weight : 0};
-            if (call.mass_aware && k < READS) read_mass[(unit * call.tokens + t) * READS + k] = at_read[e];
+    };
+    // 3. eta, the weights of the reads, and the events
+    const auto finish = [&](int n, int helper) {
+        const ForwardTile& tile = tiles[n % 3];
+        for (int i = helper; i < TOKENS * W; i += HELPERS) {
+            const int token = i / W, k = i % W, t = n * TOKENS + token;
+            if (t >= tokens) continue;
+            const Sum w = tile.w[token][k], before = tile.before[token][k];
+            const bool live = tile.write_row[token][k] < rows;
+            events[(unit * tokens + t) * (W + R) + k] = {
+                tile.write_row[token][k], live ? w / (tile.alpha[token][k] * before + w + call.eps) : Sum(0)};
+            if (k < WRITES) old_mass[(unit * tokens + t) * WRITES + k] = before;
         }
-    }
-    if (IN_SHARED && final_mass) {
-        __syncwarp();
-        for (int row = lane; row < call.rows; row += 32) final_mass[unit * call.rows + row] = z[row];
-    }
+        for (int i = helper; i < TOKENS * R; i += HELPERS) {
+            const int token = i / R, k = i % R, t = n * TOKENS + token;
+            if (t >= tokens) continue;
+            const bool live = tile.read_row[token][k] >= 0;
+            const Sum* r = call.read_weight + call.row_of(t) * READS;
+            Sum weight = live ? r[k] : Sum(0);
+            if (MASS_AWARE && live) {
+                Sum total = 0, weighted = 0;
+                for (int j = 0; j < READS; j++) total += r[j], weighted += r[j] * tile.at_read[token][j];
+                weight *= total * tile.at_read[token][k] / (weighted + call.eps);
+            }
+            events[(unit * tokens + t) * (W + R) + W + k] = {live ? tile.read_row[token][k] : rows + 1, weight};
+            if (MASS_AWARE && k < READS) read_mass[(unit * tokens + t) * READS + k] = tile.at_read[token][k];
+        }
+    };
+    __syncthreads();
+    pipeline((tokens + TOKENS - 1) / TOKENS, prepare, follow, finish);
+    if (IN_SHARED && final_mass)
+        for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit * rows + row] = z.at[row];
 }
 
-// What the backward needs of one token beside its inputs.
-struct Gradients {
-    Sum before[OWN_W], dwritten[OWN_W], dfound, at_read[OWN_R], dread[OWN_R];
-
-    DEVICE void load(
-        const Call& call, int t, int k0, int slices, const Sum* old_mass, const Sum* read_mass, const Sum* dwritten_parts,
-        const Sum* dfound_parts, const Sum* dread_parts, const Inputs& inputs
-    ) {
-        const long long at = (long long)(blockIdx.x) * call.tokens + t, all = (long long)(gridDim.x) * call.tokens;
-        dfound = 0;
-        if (inputs.kept && k0 == 0)
-            for (int slice = 0; slice < slices; slice++) dfound += dfound_parts[slice * all + at];
-#pragma unroll
-        for (int e = 0; e < OWN_W; e++) {
-            const int k = k0 + e * LANES;
-            before[e] = 1, dwritten[e] = 0;
-            if (!inputs.kept || k >= WRITES) continue;
-            before[e] = old_mass[at * WRITES + k];
-            for (int slice = 0; slice < slices; slice++) dwritten[e] += dwritten_parts[(slice * all + at) * W + k];
-        }
-#pragma unroll
-        for (int e = 0; e < OWN_R; e++) {
-            const int k = k0 + e * LANES;
-            at_read[e] = call.initial, dread[e] = 0;
-            if (!inputs.kept || inputs.read_row[e] < 0) continue;
-            if (call.mass_aware) at_read[e] = read_mass[at * READS + k];
-            for (int slice = 0; slice < slices; slice++) dread[e] += dread_parts[(slice * all + at) * R + k];
-        }
-    }
+// In terms of the numbers below a write takes the adjoint dz of its mass, and q, to (in reverse time)
+//
+//     q = after_q q + b,   pull = p - g q,   dz = alpha (dz - pull)
+//
+// and dw = u - h q + dz' + slope (dz' - pull), with dz' the adjoint before and ``slope`` the mass found times alpha'(w).
+struct BackwardTile {
+    int write_row[TOKENS][W], read_row[TOKENS][R];
+    Sum alpha[TOKENS][W], b[TOKENS][W], g[TOKENS][W], p[TOKENS][W];
+    Sum u[TOKENS][W], h[TOKENS][W], slope[TOKENS][W], slope_gamma[TOKENS][W];
+    Sum q[TOKENS][W], dz[TOKENS][W];  // after and before the write
+    Sum gain[TOKENS][R], dmass[TOKENS][MASS_AWARE ? R : 1];
 };
 
-extern "C" __global__ void __launch_bounds__(32) mass_backward(
-    CALL_PARAMETERS, int slices, const Sum* old_mass, const Sum* read_mass,
-    const Sum* dwritten, const Sum* dfound, const Sum* dread,  // partial sums of content.cu
+DEVICE Sum sum_of_slices(const Sum* parts, int slices, long long stride) {
+    Sum sum = 0;
+    for (int slice = 0; slice < slices; slice++) sum += parts[slice * stride];
+    return sum;
+}
+
+extern "C" __global__ void __launch_bounds__(288) mass_backward(
+    CALL_PARAMETERS, int slices, const Sum* __restrict__ old_mass, const Sum* __restrict__ read_mass,
+    const Sum* __restrict__ dwritten, const Sum* __restrict__ dfound, const Sum* __restrict__ dread,  // parts of content.cu
     const Sum* last,           // (slices, B*H, rows): <dstate, s> after the last token, or null for 0
     const Sum* dfinal_mass,    // (B*H, rows), or null for 0
     Sum* working,              // (B*H, 2, rows) if not IN_SHARED, all 0
@@ -220,119 +247,153 @@ extern "C" __global__ void __launch_bounds__(32) mass_backward(
     Sum* dgiven_mass           // (B*H, rows), or null
 ) {
     const Call call = CALL;
-    const long long unit = blockIdx.x;
-    const int lane = threadIdx.x, k0 = lane % LANES, turn = lane / LANES;
-    Sum* dz = IN_SHARED ? reinterpret_cast<Sum*>(shared_memory) : working + unit * 2 * rows;
-    Sum* q = dz + rows;
+    const long long unit = blockIdx.x, all = (long long)(gridDim.x) * tokens;
+    BackwardTile* tiles = reinterpret_cast<BackwardTile*>(on_chip());
+    Sum* numbers = IN_SHARED ? reinterpret_cast<Sum*>(tiles + 3) : working + unit * 2 * rows;
+    const Numbers dz{numbers, rows}, q{numbers + rows + IN_SHARED, rows};
     if (IN_SHARED || last)
-        for (int row = lane; row < rows; row += 32) {
-            Sum sum = 0;
-            if (last)
-                for (int slice = 0; slice < slices; slice++) sum += last[(slice * (long long)(gridDim.x) + unit) * rows + row];
-            q[row] = sum;
-            dz[row] = dfinal_mass ? dfinal_mass[unit * rows + row] : 0;
+        for (int row = threadIdx.x; row < rows + IN_SHARED; row += THREADS) {
+            const bool slot = row < rows;
+            q.set(row, last && slot ? sum_of_slices(last + unit * rows + row, slices, (long long)(gridDim.x) * rows) : Sum(0));
+            dz.set(row, dfinal_mass && slot ? dfinal_mass[unit * rows + row] : Sum(0));
         }
-    __syncwarp();
+    const int count = (tokens + TOKENS - 1) / TOKENS;
+    const auto first_of = [&](int n) { return (count - 1 - n) * TOKENS; };  // tiles come last to first
 
-    const int groups = (call.tokens + AT_ONCE - 1) / AT_ONCE;
-    Inputs next;
-    Gradients next_gradients;
-    const auto load = [&](int t) {
-        next.load(call, t, k0);
-        next_gradients.load(call, t, k0, slices, old_mass, read_mass, dwritten, dfound, dread, next);
+    // 1. what needs no adjoint
+    const auto prepare = [&](int n, int helper) {
+        BackwardTile& tile = tiles[n % 3];
+        for (int i = helper; i < TOKENS * W; i += HELPERS) {
+            const int token = i / W, k = i % W, t = first_of(n) + token;
+            const bool live = k < WRITES && call.live(t);
+            const long long at = unit * tokens + t, row = call.row_of(t) * WRITES + k;
+            const Sum w = live ? call.write_weight[row] : Sum(0), gamma_t = live ? call.gamma_of(t) : Sum(1);
+            const Sum before = live ? old_mass[at * WRITES + k] : Sum(1);
+            const Sum dot = live ? sum_of_slices(dwritten + at * W + k, slices, all * W) : Sum(0);  // <d, v>
+            const Sum dot_found = live && k == 0 ? sum_of_slices(dfound + at, slices, all) : Sum(0);
+            const Sum alpha = call.retention(w, gamma_t);
+            Sum slope, slope_gamma;
+            call.retention.slopes(w, gamma_t, alpha, slope, slope_gamma);
+            const Sum kept_mass = alpha * before + call.eps, mass = kept_mass + w;
+            const Sum eta = w / mass, kappa = kept_mass / mass;
+            tile.write_row[token][k] = live ? call.write_row[row] : rows;
+            tile.alpha[token][k] = alpha;
+            tile.slope[token][k] = before * slope;
+            tile.slope_gamma[token][k] = before * slope_gamma;
+            if (k == 0) {  // <d, found> is known
+                const Sum deta = (dot - dot_found) / mass, pull = eta * deta;
+                tile.b[token][k] = kappa * dot_found;
+                tile.g[token][k] = 0, tile.p[token][k] = pull;
+                tile.h[token][k] = 0, tile.u[token][k] = deta - pull;
+            } else {
+                const Sum g = kept_mass > 0 ? eta / kept_mass : Sum(0);
+                tile.b[token][k] = -eta * dot;
+                tile.g[token][k] = g, tile.p[token][k] = g * (kappa * dot);
+                tile.h[token][k] = 1 / mass, tile.u[token][k] = kappa * dot / mass;
+            }
+        }
+        for (int i = helper; i < TOKENS * R; i += HELPERS) {
+            const int token = i / R, k = i % R, t = first_of(n) + token;
+            const bool live = k < READS && call.live(t);
+            const long long at = unit * tokens + t, row = call.row_of(t) * READS;
+            const int to = live ? call.read_row[row + k] : -1;
+            const auto dot = [&](int j) {  // <dy, s>, 0 for a slot that nothing is written to
+                return call.read_row[row + j] < 0 ? Sum(0) : sum_of_slices(dread + at * R + j, slices, all * R);
+            };
+            Sum dweight = live ? dot(k) : Sum(0), gain = live ? call.read_weight[row + k] * dweight : Sum(0), dmass = 0;
+            if (MASS_AWARE && live) {
+                Sum total = 0, weighted = call.eps, through = 0;
+                for (int j = 0; j < READS; j++) {
+                    const Sum r = call.read_weight[row + j], n_j = r * read_mass[at * READS + j];
+                    total += r, weighted += n_j, through += dot(j) * n_j;
+                }
+                through /= weighted;
+                const Sum z = read_mass[at * READS + k], dn = (dweight - through) * total / weighted;
+                gain *= total * z / weighted;
+                dweight = dn * z + through;
+                dmass = dn * call.read_weight[row + k];
+            }
+            tile.read_row[token][k] = to < 0 ? rows : to;
+            tile.gain[token][k] = to < 0 ? Sum(0) : gain;
+            if (MASS_AWARE) tile.dmass[token][k] = to < 0 ? Sum(0) : dmass;
+            if (k < READS && t < tokens) dr[row + k] = dweight;
+        }
     };
-    load((groups - 1) * AT_ONCE + turn);
-    for (int group = groups - 1; group >= 0; group--) {
-        const Inputs now = next;
-        const Gradients g = next_gradients;
-        const int t = group * AT_ONCE + turn;
-        load(t - AT_ONCE);
-        // 1. what needs no adjoint: through the mass-aware read, and of every write alpha, its slopes, eta, kappa
-        Sum dweight[OWN_R], dmass[OWN_R], gain[OWN_R];
+    // 2. token by token, in reverse: reads, then writes
+    const auto follow = [&](int n) {
+        BackwardTile& tile = tiles[n % 3];
+        const int turn = int(threadIdx.x) / LANES, k0 = int(threadIdx.x) % LANES;
+        for (int first = TOKENS - AT_ONCE; first >= 0; first -= AT_ONCE) {
+            const int own = first + turn;
+            int row[OWN_W], read_row[OWN_R];
+            Sum alpha[OWN_W], b[OWN_W], g[OWN_W], p[OWN_W], q_after[OWN_W], dz_before[OWN_W], gain[OWN_R], dmass[OWN_R];
 #pragma unroll
-        for (int e = 0; e < OWN_R; e++) dweight[e] = g.dread[e], dmass[e] = 0, gain[e] = now.r[e] * g.dread[e];
-        if (call.mass_aware) {
-            Sum total = 0, weighted = 0, through = 0;
+            for (int e = 0; e < OWN_W; e++) {
+                const int k = k0 + e * LANES;
+                const bool has = k < W;
+                row[e] = has ? tile.write_row[own][k] : rows;
+                alpha[e] = has ? tile.alpha[own][k] : Sum(0);
+                b[e] = has ? tile.b[own][k] : Sum(0), g[e] = has ? tile.g[own][k] : Sum(0);
+                p[e] = has ? tile.p[own][k] : Sum(0);
+            }
 #pragma unroll
             for (int e = 0; e < OWN_R; e++) {
-                const Sum n = now.r[e] * g.at_read[e];
-                total += now.r[e], weighted += n, through += g.dread[e] * n;
+                const int k = k0 + e * LANES;
+                read_row[e] = k < R ? tile.read_row[own][k] : rows;
+                gain[e] = k < R ? tile.gain[own][k] : Sum(0);
+                if (MASS_AWARE) dmass[e] = k < R ? tile.dmass[own][k] : Sum(0);
             }
-            total = sum_over_token(total);
-            weighted = sum_over_token(weighted) + call.eps;
-            through = sum_over_token(through) / weighted;
 #pragma unroll
-            for (int e = 0; e < OWN_R; e++) {
-                const Sum dn = (g.dread[e] - through) * total / weighted;
-                gain[e] = total * now.r[e] * g.at_read[e] / weighted * g.dread[e];
-                dweight[e] = dn * g.at_read[e] + through;
-                dmass[e] = dn * now.r[e];
-            }
-        }
-        Sum alpha[OWN_W], slope_w[OWN_W], slope_gamma[OWN_W], eta[OWN_W], mass[OWN_W], kept_mass[OWN_W], kappa[OWN_W];
-        Sum dweight_w[OWN_W], dgamma_t = 0;
+            for (int token = AT_ONCE - 1; token >= 0; token--) {
+                if (turn == token)
 #pragma unroll
-        for (int e = 0; e < OWN_W; e++) {
-            alpha[e] = call.retention(now.w[e], now.gamma);
-            call.retention.slopes(now.w[e], now.gamma, alpha[e], slope_w[e], slope_gamma[e]);
-            mass[e] = alpha[e] * g.before[e] + now.w[e] + call.eps;
-            kept_mass[e] = alpha[e] * g.before[e] + call.eps;
-            eta[e] = now.w[e] / mass[e];
-            kappa[e] = kept_mass[e] / mass[e];
-            dweight_w[e] = 0;
-        }
-        // 2. token by token, in reverse: reads, then writes
-#pragma unroll
-        for (int token = AT_ONCE - 1; token >= 0; token--) {
-            if (turn == token) {
-#pragma unroll
-                for (int e = 0; e < OWN_R; e++)
-                    if (now.read_row[e] >= 0) {
-                        q[now.read_row[e]] += gain[e];
-                        if (call.mass_aware) dz[now.read_row[e]] += dmass[e];
+                    for (int e = 0; e < OWN_R; e++) {
+                        q.set(read_row[e], q.get(read_row[e]) + gain[e]);
+                        if (MASS_AWARE) dz.set(read_row[e], dz.get(read_row[e]) + dmass[e]);
                     }
-            }
-            __syncwarp();
-            if (turn == token) {
+                __syncwarp();
+                if (turn == token) {
 #pragma unroll
-                for (int e = 0; e < OWN_W; e++)
-                    if (now.write_row[e] >= 0) {
-                        const int row = now.write_row[e];
-                        Sum q_before, pull, through_eta;  // eta deta / mass, deta kappa / mass
-                        if (k0 == 0 && e == 0) {
-                            const Sum deta = g.dwritten[0] - g.dfound;
-                            q_before = kappa[0] * g.dfound;
-                            pull = eta[0] * (deta / mass[0]);
-                            through_eta = deta / mass[0] - pull;
-                        } else {
-                            q_before = q[row] - eta[e] * g.dwritten[e];
-                            const Sum scaled = kappa[e] * g.dwritten[e] - q_before;
-                            pull = kept_mass[e] > 0 ? eta[e] * scaled / kept_mass[e] : 0;
-                            through_eta = scaled / mass[e];
-                        }
-                        const Sum dz_later = dz[row], dz_after = dz_later - pull, dalpha = dz_after * g.before[e];
-                        dweight_w[e] = through_eta + dz_later + dalpha * slope_w[e];
-                        dgamma_t += dalpha * slope_gamma[e];
-                        dz[row] = alpha[e] * dz_after;
-                        q[row] = q_before;
+                    for (int e = 0; e < OWN_W; e++) {
+                        q_after[e] = q.get(row[e]), dz_before[e] = dz.get(row[e]);
+                        q_after[e] = k0 + e ? q_after[e] + b[e] : b[e];
+                        q.set(row[e], q_after[e]);
+                        dz.set(row[e], alpha[e] * (dz_before[e] - (p[e] - g[e] * q_after[e])));
                     }
+                }
+                __syncwarp();
             }
-            __syncwarp();
+#pragma unroll
+            for (int e = 0; e < OWN_W; e++)
+                if (k0 + e * LANES < W) {
+                    tile.q[own][k0 + e * LANES] = q_after[e];
+                    tile.dz[own][k0 + e * LANES] = dz_before[e];
+                }
         }
-        // 3. out
-        dgamma_t = sum_over_token(dgamma_t);
-        if (t >= call.tokens) continue;
-        const long long at = call.row_of(t);
-#pragma unroll
-        for (int e = 0; e < OWN_W; e++)
-            if (k0 + e * LANES < WRITES) dw[at * WRITES + k0 + e * LANES] = dweight_w[e];
-#pragma unroll
-        for (int e = 0; e < OWN_R; e++)
-            if (k0 + e * LANES < READS) dr[at * READS + k0 + e * LANES] = now.kept ? dweight[e] : 0;
-        if (k0 == 0) dgamma[at] = dgamma_t;
-    }
-    if (dgiven_mass) {
-        __syncwarp();
-        for (int row = lane; row < rows; row += 32) dgiven_mass[unit * rows + row] = dz[row];
-    }
+    };
+    // 3. the gradients of weights and gamma
+    const auto finish = [&](int n, int helper) {
+        const BackwardTile& tile = tiles[n % 3];
+        const auto dz_after = [&](int token, int k) {
+            return tile.dz[token][k] - (tile.p[token][k] - tile.g[token][k] * tile.q[token][k]);
+        };
+        for (int i = helper; i < TOKENS * WRITES; i += HELPERS) {
+            const int token = i / WRITES, k = i % WRITES, t = first_of(n) + token;
+            if (t >= tokens) continue;
+            const Sum through_eta = tile.u[token][k] - tile.h[token][k] * tile.q[token][k];
+            const bool live = tile.write_row[token][k] < rows;
+            const Sum dweight = through_eta + tile.dz[token][k] + dz_after(token, k) * tile.slope[token][k];
+            dw[call.row_of(t) * WRITES + k] = live ? dweight : Sum(0);
+        }
+        for (int token = helper; token < TOKENS && first_of(n) + token < tokens; token += HELPERS) {
+            Sum sum = 0;
+            for (int k = 0; k < WRITES; k++)
+                if (tile.write_row[token][k] < rows) sum += dz_after(token, k) * tile.slope_gamma[token][k];
+            dgamma[call.row_of(first_of(n) + token)] = sum;
+        }
+    };
+    __syncthreads();
+    pipeline(count, prepare, follow, finish);
+    if (dgiven_mass)
+        for (int row = threadIdx.x; row < rows; row += THREADS) dgiven_mass[unit * rows + row] = dz.get(row);
 }

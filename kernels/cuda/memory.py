@@ -22,6 +22,7 @@ from .layout import (
     choose_layout,
     content_specialisation,
     mass_specialisation,
+    require_room,
     rows_that_fit,
     shared_memory,
 )
@@ -71,6 +72,7 @@ def memory_forward(
         write, read = renumber(write, read)
     values = _copied_whole(plain(values))
     layout = choose_layout(values.dtype, _copy_bytes(values), rows, C, Kw, Kr, shared)
+    require_room(layout, options.mass_aware)
     sums = sum_dtype(dtype)
     gamma = gamma if isinstance(gamma, float) else plain(gamma.astype(values.dtype, copy=False))
     mask = None if mask is None else plain(mask)
@@ -88,7 +90,7 @@ def memory_forward(
     content, mass = (_working(part, on_chip, return_state, ctx) for part, on_chip in _parts(ctx))
     if B:
         # 1. masses: eta of every write, weight of every read
-        _launch_mass("mass_forward", ctx, 1, (
+        _launch_mass("mass_forward", ctx, (
             _part(given, "mass"), mass, mass, ctx.events, ctx.old_mass, _or_null(ctx.read_mass),
         ))  # fmt: skip
         # 2. contents
@@ -139,8 +141,8 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
         if dgiven is not None and not layout.in_shared:
             dgiven = RAMState(dslots.reshape(B, H, rows, C), dgiven.mass)
         # 1. masses
-        adjoints = NULL if layout.masses_in_shared(rows, 2) else cupy.zeros((B * H, 2, rows), dtype=sums)
-        _launch_mass("mass_backward", ctx, 2, (
+        adjoints = NULL if _masses_on_chip("mass_backward", ctx) else cupy.zeros((B * H, 2, rows), dtype=sums)
+        _launch_mass("mass_backward", ctx, (
             np.int32(slices), ctx.old_mass, _or_null(ctx.read_mass), dwritten, dfound, dread, _or_null(last),
             _part(dlast, "mass"), adjoints, dw, dr, dgamma, _part(dgiven, "mass"),
         ))  # fmt: skip
@@ -149,27 +151,33 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
 
 def _launch_content(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
     B, _, H, _ = ctx.values.shape
-    specialisation = content_specialisation(ctx.layout)
-    _launch(specialisation, name, (B * H, ctx.layout.slices), arguments, ctx.layout.content_bytes(name, ctx.rows))
+    grid, shared = (B * H, ctx.layout.slices), ctx.layout.content_bytes(name, ctx.rows)
+    _launch(content_specialisation(ctx.layout), name, grid, 64, arguments, shared)
 
 
-def _launch_mass(name: str, ctx: MemoryContext, arrays: int, arguments: tuple[Any, ...]) -> None:
+def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
     B, T, H, _ = ctx.values.shape
     sums, o = ctx.events.dtype, ctx.options
-    shared = ctx.layout.masses_in_shared(ctx.rows, arrays)
     constant = isinstance(ctx.gamma, float)
     call = (
         np.int32(T), np.int32(H), np.int32(ctx.rows), ctx.write.index, ctx.read.index, ctx.write.weight,
         ctx.read.weight, NULL if constant else ctx.gamma, sums.type(ctx.gamma if constant else 0), _or_null(ctx.mask),
-        np.int32(o.mass_aware), sums.type(o.eps), sums.type(1 / o.slots), np.int32(o.update == "gsu"),
-        sums.type(o.proxy_eps), sums.type(np.finfo(sums).epsneg),
+        sums.type(o.eps), sums.type(1 / o.slots), np.int32(o.update == "gsu"), sums.type(o.proxy_eps),
+        sums.type(np.finfo(sums).epsneg),
     )  # fmt: skip
-    bytes_ = arrays * ctx.rows * sums.itemsize if shared else 0
-    _launch(mass_specialisation(ctx.layout, shared), name, (B * H,), call + arguments, bytes_)
+    specialisation = mass_specialisation(ctx.layout, o.mass_aware, _masses_on_chip(name, ctx))
+    shared = ctx.layout.mass_bytes(name, o.mass_aware, ctx.rows)
+    _launch(specialisation, name, (B * H,), 288, call + arguments, shared)
 
 
-def _launch(specialisation: Any, name: str, grid: tuple[int, ...], arguments: tuple[Any, ...], shared: int) -> None:
-    get_kernel(specialisation, name)(grid, (32,), arguments, shared_mem=shared)
+def _masses_on_chip(kernel: str, ctx: MemoryContext) -> bool:
+    return ctx.layout.masses_in_shared(kernel, ctx.options.mass_aware, ctx.rows)
+
+
+def _launch(
+    specialisation: Any, name: str, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...], shared: int
+) -> None:
+    get_kernel(specialisation, name)(grid, (threads,), arguments, shared_mem=shared)
 
 
 def _sizes(ctx: MemoryContext) -> tuple[Any, ...]:
@@ -179,7 +187,7 @@ def _sizes(ctx: MemoryContext) -> tuple[Any, ...]:
 
 def _parts(ctx: MemoryContext) -> tuple[tuple[str, bool], tuple[str, bool]]:
     """The state's parts, and whether each is worked on in shared memory."""
-    return ("slots", ctx.layout.in_shared), ("mass", ctx.layout.masses_in_shared(ctx.rows, 1))
+    return ("slots", ctx.layout.in_shared), ("mass", _masses_on_chip("mass_forward", ctx))
 
 
 def _working(part: str, on_chip: bool, returned: bool, ctx: MemoryContext) -> Any:

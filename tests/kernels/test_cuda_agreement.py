@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramnet_np import RAMState, gradcheck, ram_attention_backward, ram_attention_forward, ram_attention_step
+from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward, ram_attention_step
+from ramnet_np.gradcheck import gradcheck
 from tests.kernels.test_cpu_agreement import cases
 from tests.operation_cases import CASES, Case, assert_agree, assert_same_bits, draw, run, run_steps
 from tests.tolerances import assert_close
