@@ -16,7 +16,7 @@
 //
 // What counts is the latency of a token, since tokens follow one another and a multiprocessor holds few of these warps.
 // So a token's way is kept to what depends on the token before: load the slots, change them, store them. Its events were
-// loaded from the tile during the token before. All else is the second warp's: it brings tiles of tokens from device
+// loaded from the tile two tokens earlier. All else is the second warp's: it brings tiles of tokens from device
 // memory ahead of time (cp.async), and adds up the parts that the first warp left of a tile's sums over lanes and groups:
 //
 //     first warp     follow tile n - 1    follow tile n        follow tile n + 1
@@ -269,7 +269,7 @@ template <int TOKENS, int ROWS, int SUMS, int SHARES, int NUMBERS> struct Tiles 
 // Runs the two warps over the tiles, as drawn above.
 template <class Fetch, class Follow, class Finish>
 DEVICE void pipeline(int count, const Fetch& fetch, const Follow& follow, const Finish& finish) {
-    const bool follows = threadIdx.x < 32;
+    const bool follows = warp_of_thread() == 0;
     if (!follows) {
         fetch(0);
         fetch(1);
@@ -332,12 +332,12 @@ extern "C" __global__ void __launch_bounds__(64) content_forward(
             for (int e = 0; e < OWN_R; e++) sum.add(weight[e], seen[e]);
             tiles.leave(number, i, sum);
         };
-        auto token = tiles.load(tile, 0);
+        auto token = tiles.load(tile, 0), next = tiles.load(tile, 1);
         for (int i = 0; i < here; i++) {
             Vector old[OWN_W];
 #pragma unroll
             for (int e = 0; e < OWN_W; e++) old[e] = state.load(token.write[e].row);
-            const auto next = tiles.load(tile, i + 1);
+            const auto after = tiles.load(tile, i + 2);
             if (i) leave_read(i - 1);
             write(state, token, old);
             __syncwarp();
@@ -346,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(64) content_forward(
                 seen[e] = state.load(token.read[e].row);
                 weight[e] = token.read[e].coefficient;
             }
-            token = next;
+            token = next, next = after;
             __syncwarp();
         }
         leave_read(here - 1);
@@ -379,12 +379,12 @@ extern "C" __global__ void __launch_bounds__(64) content_replay(
 #pragma unroll
             for (int e = 0; e < OWN_R; e++) tiles.leave(number, i, e, dy_before.dot(seen[e]));
         };
-        auto token = tiles.load(tile, 0);
+        auto token = tiles.load(tile, 0), next = tiles.load(tile, 1);
         for (int i = 0; i < here; i++) {
             Vector old[OWN_W];
 #pragma unroll
             for (int e = 0; e < OWN_W; e++) old[e] = state.load(token.write[e].row);
-            const auto next = tiles.load(tile, i + 1);
+            const auto after = tiles.load(tile, i + 2);
             if (i) leave_dots(i - 1);
             write(state, token, old);
             tiles.leave(number, i, old[0]);
@@ -392,7 +392,7 @@ extern "C" __global__ void __launch_bounds__(64) content_replay(
 #pragma unroll
             for (int e = 0; e < OWN_R; e++) seen[e] = state.load(token.read[e].row);
             dy_before = token.value[1];
-            token = next;
+            token = next, next = after;
             __syncwarp();
         }
         leave_dots(here - 1);
@@ -404,7 +404,7 @@ extern "C" __global__ void __launch_bounds__(64) content_replay(
             to[i] = tiles.added(number, i / R, i % OWN_R, i % R / OWN_R);
     };
     pipeline(tiles.count(place), fetch, follow, finish);
-    if (dstate && threadIdx.x < 32) {
+    if (dstate && warp_of_thread() == 0) {
         const Sum* d = dstate + place.unit * rows * channels + place.first + place.own;
         for (int step = 0; step < rows; step += GROUPS) {
             const int row = step + place.group;
@@ -455,7 +455,7 @@ extern "C" __global__ void __launch_bounds__(64) content_reverse(
             tiles.leave(number, i, OWN_W, written[0].dot(found_by));
             tiles.leave(number, i, dv_i);
         };
-        auto token = tiles.load(tile, here - 1);
+        auto token = tiles.load(tile, here - 1), next = tiles.load(tile, here - 2);
         for (int i = here - 1; i >= 0; i--) {
             // reads
             Vector read[OWN_R];
@@ -471,7 +471,7 @@ extern "C" __global__ void __launch_bounds__(64) content_reverse(
             // writes
 #pragma unroll
             for (int e = 0; e < OWN_W; e++) written[e] = d.load(token.write[e].row);
-            const auto next = tiles.load(tile, i - 1);
+            const auto after = tiles.load(tile, i - 2);
 #pragma unroll
             for (int e = 0; e < OWN_W; e++) {
                 eta[e] = token.write[e].coefficient;
@@ -481,7 +481,7 @@ extern "C" __global__ void __launch_bounds__(64) content_reverse(
                 d.store(token.write[e].row, undone);
             }
             value = token.value[0], found_by = token.sum;
-            token = next;
+            token = next, next = after;
             __syncwarp();
         }
         leave_gradients(0);

@@ -87,8 +87,9 @@ struct Numbers {
 // Runs prepare, follow and finish over the tiles 0 .. count - 1, as drawn above.
 template <class Prepare, class Follow, class Finish>
 DEVICE void pipeline(int count, const Prepare& prepare, const Follow& follow, const Finish& finish) {
+    const int warp = warp_of_thread();
     for (int n = -1; n <= count; n++) {
-        if (threadIdx.x < 32) {
+        if (warp == 0) {
             if (n >= 0 && n < count) follow(n);
         } else {
             if (n + 1 < count) prepare(n + 1, int(threadIdx.x) - 32);

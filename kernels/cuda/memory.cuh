@@ -46,6 +46,9 @@ template <class S> struct Retention {
     }
 };
 
+// This thread's warp. Broadcast, so that the compiler knows that a warp stays together where it branches on this.
+DEVICE int warp_of_thread() { return __shfl_sync(~0u, int(threadIdx.x) / 32, 0); }
+
 // Waits until at most PENDING of this thread's groups of asynchronous copies are under way.
 template <int PENDING> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 DEVICE void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
