@@ -16,11 +16,11 @@
 //
 // What counts is the latency of a token, since tokens follow one another and a multiprocessor holds few of these warps.
 // So a token's way is kept to what depends on the token before: load the slots, change them, store them. Its events were
-// loaded from the tile two tokens earlier. All else is the second warp's: it brings tiles of tokens from device
-// memory ahead of time (cp.async), and adds up the parts that the first warp left of a tile's sums over lanes and groups:
+// loaded from the tile two tokens earlier. All else is for the other warps: they bring tiles of tokens from device
+// memory ahead of time (cp.async), and add up the parts that the first warp left of a tile's sums over lanes and groups:
 //
 //     first warp     follow tile n - 1    follow tile n        follow tile n + 1
-//     second warp    fetch n + 1          fetch n + 2          fetch n + 3
+//     the others     fetch n + 1          fetch n + 2          fetch n + 3
 //                    finish n - 2         finish n - 1         finish n
 //
 // Every sum has a fixed order and no atomics are used: the same inputs give the same bits.
@@ -35,6 +35,7 @@ using TokenEvent = Event<Sum>;
 constexpr int LANES = CHANNELS / VECTOR, GROUPS = 32 / LANES;
 constexpr int W = padded(WRITES, GROUPS), R = padded(READS, GROUPS);  // events of a token
 constexpr int OWN_W = W / GROUPS, OWN_R = R / GROUPS;                 // those of one group
+constexpr int HELPERS = 96;        // threads of the other warps
 constexpr int PART = 32 + GROUPS;  // one number a lane, with room so that parts of several events lie in other banks
 
 struct alignas(VECTOR * sizeof(Sum)) Vector {
@@ -68,11 +69,13 @@ struct Place {
     int batch, head, first;             // first channel of the slice
     long long unit;                     // batch * H + head
     int lane, group, own;               // own: the lane's first channel in the slice
+    int helper;                         // number of this thread among those of the other warps
 
     DEVICE Place(int tokens, int heads, int channels, int rows)
         : tokens(tokens), heads(heads), channels(channels), rows(rows), batch(blockIdx.x / heads),
           head(blockIdx.x % heads), first(blockIdx.y * CHANNELS), unit(blockIdx.x), lane(threadIdx.x % 32),
-          group(lane / LANES), own(lane % LANES * VECTOR) {}
+          group(lane / LANES), own(lane % LANES * VECTOR),
+          helper(int(threadIdx.x) - 32) {}
 
     DEVICE long long row_of(int t) const {  // first element of the slice of token t, in arrays (B, T, H, C)
         return (((long long)(batch) * tokens + t) * heads + head) * channels + first;
@@ -87,8 +90,8 @@ struct Place {
     }
 };
 
-// The slice's state: rows of CHANNELS in shared memory, with one row more for writes that do nothing and one for such
-// reads; or the rows of (B*H, rows, C) in device memory.
+// The slice's state: rows of CHANNELS in shared memory, with a row more for each group's writes that do nothing and one
+// for its reads that do nothing; or the rows of (B*H, rows, C) in device memory.
 struct State {
     Sum* at;
     int stride, rows;
@@ -128,7 +131,7 @@ struct State {
     DEVICE void start(const Place& place, const Sum* given) const {
         if (!IN_SHARED) return;
         const Sum* from = given ? given + place.unit * rows * place.channels + place.first + place.own : nullptr;
-        for (int row = threadIdx.x / LANES; row < rows + 2; row += 2 * GROUPS) {
+        for (int row = threadIdx.x / LANES; row < rows + 2 * GROUPS; row += blockDim.x / LANES) {
             Vector x;
             x.clear();
             if (from && row < rows)
@@ -141,7 +144,7 @@ struct State {
     DEVICE void finish(const Place& place, Sum* to) const {
         if (!IN_SHARED || !to) return;
         to += place.unit * rows * place.channels + place.first;
-        for (int row = threadIdx.x / LANES; row < rows; row += 2 * GROUPS)
+        for (int row = threadIdx.x / LANES; row < rows; row += blockDim.x / LANES)
             place.store_sums(load(row), to + (long long)(row)*place.channels);
     }
 };
@@ -150,7 +153,7 @@ struct State {
 template <int BYTES, class T>
 DEVICE void fetch_rows(const Place& place, int first, int count, const T* from, T (*to)[CHANNELS]) {
     constexpr int EACH = BYTES / sizeof(T), COPIES = CHANNELS / EACH;
-    for (int i = place.lane; i < count * COPIES; i += 32) {
+    for (int i = place.helper; i < count * COPIES; i += HELPERS) {
         const int t = i / COPIES, c = i % COPIES * EACH;
         if (place.first + c < place.channels) copy_async<BYTES>(&to[t][c], from + place.row_of(first + t) + c);
     }
@@ -194,7 +197,7 @@ template <int TOKENS, int ROWS, int SUMS, int SHARES, int NUMBERS> struct Tiles 
         : tile(reinterpret_cast<Tile*>(shared)), parts(reinterpret_cast<Parts*>(shared + 3 * sizeof(Tile))),
           lane(place.lane), group(place.group), own(place.own) {
         // channels that C does not have stay 0
-        for (int i = threadIdx.x * 4; i < bytes(); i += 256) *reinterpret_cast<int*>(shared + i) = 0;
+        for (int i = threadIdx.x * 4; i < bytes(); i += 4 * blockDim.x) *reinterpret_cast<int*>(shared + i) = 0;
         __syncthreads();
     }
     DEVICE int count(const Place& place) const { return (place.tokens + TOKENS - 1) / TOKENS; }
@@ -209,7 +212,7 @@ template <int TOKENS, int ROWS, int SUMS, int SHARES, int NUMBERS> struct Tiles 
             Tile& to = tile[number % 3];
             const int first = number * TOKENS, tokens = tokens_of(place, number);
             const char* from = reinterpret_cast<const char*>(events + (place.unit * place.tokens + first) * (W + R));
-            for (int i = lane * 16; i < tokens * (W + R) * int(sizeof(TokenEvent)); i += 512)
+            for (int i = place.helper * 16; i < tokens * (W + R) * int(sizeof(TokenEvent)); i += 16 * HELPERS)
                 copy_async<16>(reinterpret_cast<char*>(to.events) + i, from + i);
             fetch_rows<COPY>(place, first, tokens, values, to.values[0]);
             if constexpr (ROWS > 1) fetch_rows<COPY>(place, first, tokens, more_values, to.values[1]);
@@ -240,8 +243,8 @@ template <int TOKENS, int ROWS, int SUMS, int SHARES, int NUMBERS> struct Tiles 
     template <class T> DEVICE void add_vectors(const Place& place, int number, T* to) const {
         const int first = number * TOKENS, tokens = tokens_of(place, number);
 #pragma unroll
-        for (int i0 = 0; i0 < TOKENS * LANES; i0 += 32) {
-            const int i = i0 + lane, t = i / LANES, l = i % LANES;
+        for (int i0 = 0; i0 < TOKENS * LANES; i0 += HELPERS) {
+            const int i = i0 + place.helper, t = i / LANES, l = i % LANES;
             if (t >= tokens) break;
             Vector sum = parts[number & 1].vectors[t][0][l];
 #pragma unroll
@@ -266,7 +269,7 @@ template <int TOKENS, int ROWS, int SUMS, int SHARES, int NUMBERS> struct Tiles 
     }
 };
 
-// Runs the two warps over the tiles, as drawn above.
+// Runs the warps over the tiles, as drawn above.
 template <class Fetch, class Follow, class Finish>
 DEVICE void pipeline(int count, const Fetch& fetch, const Follow& follow, const Finish& finish) {
     const bool follows = warp_of_thread() == 0;
@@ -306,7 +309,7 @@ DEVICE void write(const State& state, const Inputs& token, const Vector (&old)[O
     }
 }
 
-extern "C" __global__ void __launch_bounds__(64) content_forward(
+extern "C" __global__ void __launch_bounds__(128) content_forward(
     const TokenEvent* __restrict__ events,  // (B*H, T, W + R)
     const ELEMENT* __restrict__ values,     // (B, T, H, C)
     int tokens, int heads, int channels, int rows,
@@ -356,7 +359,7 @@ extern "C" __global__ void __launch_bounds__(64) content_forward(
     state.finish(place, final_state);
 }
 
-extern "C" __global__ void __launch_bounds__(64) content_replay(
+extern "C" __global__ void __launch_bounds__(128) content_replay(
     const TokenEvent* __restrict__ events, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy,
     int tokens, int heads, int channels, int rows, const Sum* given, Sum* working,
     const Sum* dstate,         // (B*H, rows, C), or null
@@ -400,7 +403,7 @@ extern "C" __global__ void __launch_bounds__(64) content_replay(
     const auto finish = [&](int number) {
         tiles.add_vectors(place, number, found);
         Sum* to = dread + place.part(number * REPLAY_TOKENS) * R;
-        for (int i = place.lane; i < tiles.tokens_of(place, number) * R; i += 32)
+        for (int i = place.helper; i < tiles.tokens_of(place, number) * R; i += HELPERS)
             to[i] = tiles.added(number, i / R, i % OWN_R, i % R / OWN_R);
     };
     pipeline(tiles.count(place), fetch, follow, finish);
@@ -422,7 +425,7 @@ extern "C" __global__ void __launch_bounds__(64) content_replay(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(64) content_reverse(
+extern "C" __global__ void __launch_bounds__(128) content_reverse(
     const TokenEvent* __restrict__ events, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy,
     const Sum* __restrict__ found, int tokens, int heads, int channels, int rows,
     const Sum* dstate, Sum* working, Sum* dgiven,
@@ -490,9 +493,9 @@ extern "C" __global__ void __launch_bounds__(64) content_reverse(
         const int number = count - 1 - n, here = tiles.tokens_of(place, number);
         tiles.add_vectors(place, number, dv);
         const long long at = place.part(number * REVERSE_TOKENS);
-        for (int i = place.lane; i < here * W; i += 32)
+        for (int i = place.helper; i < here * W; i += HELPERS)
             dwritten[at * W + i] = tiles.added(number, i / W, i % OWN_W, i % W / OWN_W);
-        for (int i = place.lane; i < here; i += 32) dfound[at + i] = tiles.added(number, i, OWN_W, 0);
+        for (int i = place.helper; i < here; i += HELPERS) dfound[at + i] = tiles.added(number, i, OWN_W, 0);
     };
     pipeline(count, fetch, follow, finish);
     d.finish(place, dgiven);

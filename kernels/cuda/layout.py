@@ -93,21 +93,21 @@ class Layout(NamedTuple):
         tile += max(1, sums * tokens) * self.channels * self.sum_bytes
         parts = tokens * shares * self.channels
         parts += tokens * numbers * (32 + self.groups) if numbers else 1
-        state = (rows + 2) * self.channels * self.sum_bytes if self.in_shared else 0
+        state = (rows + 2 * self.groups) * self.channels * self.sum_bytes if self.in_shared else 0
         return 3 * _whole(tile) + 2 * _whole(parts * self.sum_bytes) + state
 
     def mass_bytes(self, kernel: str, mass_aware: bool, rows: int) -> int:
         """Shared memory of a block of ``mass.cu``: three tiles and, if they fit beside, the numbers of the rows."""
         more = max(self.writes, self.reads)
-        tokens = min(32, max(1, 256 // (1 << (more - 1).bit_length())))
+        tokens = min(64, max(1, 512 // (1 << (more - 1).bit_length())))
         aware = self.reads if mass_aware else 1
         rows_of_numbers, numbers = {
-            "mass_forward": (1, 3 * self.writes + aware),
+            "mass_forward": (1, 3 * self.writes + self.reads + aware),
             "mass_backward": (2, 10 * self.writes + self.reads + aware),
         }[kernel]
         tile = tokens * (4 * self.events + self.sum_bytes * numbers)
         tile = -(-tile // self.sum_bytes) * self.sum_bytes
-        state = rows_of_numbers * (rows + 1) * self.sum_bytes
+        state = rows_of_numbers * rows * self.sum_bytes
         return 3 * tile + (state if 3 * tile + state <= self.limit else 0)
 
     def masses_in_shared(self, kernel: str, mass_aware: bool, rows: int) -> bool:
@@ -168,6 +168,7 @@ def _tokens_within(layout: Layout, rows: int, limit: int) -> tuple[int, int, int
     return (chosen[0], chosen[1], chosen[2]) if all(chosen) else None
 
 
+@functools.cache
 def content_specialisation(layout: Layout) -> Specialisation:
     """``content.cu`` for a layout."""
     defines = (
@@ -179,6 +180,7 @@ def content_specialisation(layout: Layout) -> Specialisation:
     return Specialisation("content.cu", PASSES, defines)
 
 
+@functools.cache
 def mass_specialisation(layout: Layout, mass_aware: bool, in_shared: bool) -> Specialisation:
     """``mass.cu`` for a layout; ``in_shared``: whether the masses are in shared memory."""
     defines = (

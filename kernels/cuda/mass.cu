@@ -43,9 +43,9 @@ constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1)
 constexpr int LANES = power_of_two(MORE) < 32 ? power_of_two(MORE) : 32;
 constexpr int AT_ONCE = 32 / LANES;                                              // tokens
 constexpr int OWN_W = (W + LANES - 1) / LANES, OWN_R = (R + LANES - 1) / LANES;  // events of a lane: lane, lane + LANES, ..
-constexpr int IN_TILE = 256 / power_of_two(MORE);
-constexpr int TOKENS = IN_TILE > 32 ? 32 : IN_TILE < 1 ? 1 : IN_TILE;
-constexpr int THREADS = 288, HELPERS = THREADS - 32;  // an event of a tile a helper
+constexpr int IN_TILE = 512 / power_of_two(MORE);
+constexpr int TOKENS = IN_TILE > 64 ? 64 : IN_TILE < 1 ? 1 : IN_TILE;
+constexpr int THREADS = 544, HELPERS = THREADS - 32;  // an event of a tile a helper
 
 // What holds for a whole call, and the parameters that both kernels start with.
 struct Call {
@@ -72,15 +72,15 @@ struct Call {
     {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,       \
      initial, {gsu, proxy_eps, smallest}}
 
-// Numbers of the rows, in shared memory or, if they are too many, in device memory. Row ``rows`` is for events that do
-// nothing.
+// Numbers of the rows, in shared memory or, if they are too many, in device memory; 0 for ``rows``, the row of events
+// that do nothing.
 struct Numbers {
     Sum* at;
     int rows;
 
-    DEVICE Sum get(int row) const { return IN_SHARED || row < rows ? at[row] : Sum(0); }
+    DEVICE Sum get(int row) const { return row < rows ? at[row] : Sum(0); }
     DEVICE void set(int row, Sum x) const {
-        if (IN_SHARED || row < rows) at[row] = x;
+        if (row < rows) at[row] = x;
     }
 };
 
@@ -107,10 +107,10 @@ DEVICE char* on_chip() {
 struct ForwardTile {
     int write_row[TOKENS][W], read_row[TOKENS][R];
     Sum alpha[TOKENS][W], w[TOKENS][W], before[TOKENS][W];  // before: mass that the write found
-    Sum at_read[TOKENS][MASS_AWARE ? R : 1];
+    Sum r[TOKENS][R], at_read[TOKENS][MASS_AWARE ? R : 1];
 };
 
-extern "C" __global__ void __launch_bounds__(288) mass_forward(
+extern "C" __global__ void __launch_bounds__(544) mass_forward(
     CALL_PARAMETERS,
     const Sum* given, Sum* working, Sum* final_mass,  // (B*H, rows) each, or null; working only if not IN_SHARED
     TokenEvent* __restrict__ events,                  // (B*H, T, W + R)
@@ -122,8 +122,8 @@ extern "C" __global__ void __launch_bounds__(288) mass_forward(
     ForwardTile* tiles = reinterpret_cast<ForwardTile*>(on_chip());
     const Numbers z{IN_SHARED ? reinterpret_cast<Sum*>(tiles + 3) : working + unit * rows, rows};
     if (IN_SHARED)
-        for (int row = threadIdx.x; row <= rows; row += THREADS)
-            z.at[row] = given && row < rows ? given[unit * rows + row] : call.initial;
+        for (int row = threadIdx.x; row < rows; row += THREADS)
+            z.at[row] = given ? given[unit * rows + row] : call.initial;
 
     // 1. what needs no mass
     const auto prepare = [&](int n, int helper) {
@@ -138,7 +138,9 @@ extern "C" __global__ void __launch_bounds__(288) mass_forward(
         }
         for (int i = helper; i < TOKENS * R; i += HELPERS) {
             const int token = i / R, k = i % R, t = n * TOKENS + token;
-            tile.read_row[token][k] = k < READS && call.live(t) ? call.read_row[call.row_of(t) * READS + k] : -1;
+            const bool live = k < READS && call.live(t);
+            tile.read_row[token][k] = live ? call.read_row[call.row_of(t) * READS + k] : -1;
+            tile.r[token][k] = live ? call.read_weight[call.row_of(t) * READS + k] : Sum(0);
         }
     };
     // 2. z = alpha z + w, token by token
@@ -193,21 +195,21 @@ extern "C" __global__ void __launch_bounds__(288) mass_forward(
             const Sum w = tile.w[token][k], before = tile.before[token][k];
             const bool live = tile.write_row[token][k] < rows;
             events[(unit * tokens + t) * (W + R) + k] = {
-                tile.write_row[token][k], live ? w / (tile.alpha[token][k] * before + w + call.eps) : Sum(0)};
+                live ? tile.write_row[token][k] : rows + k / (W / GROUPS), live ? w / (tile.alpha[token][k] * before + w + call.eps) : Sum(0)};
             if (k < WRITES) old_mass[(unit * tokens + t) * WRITES + k] = before;
         }
         for (int i = helper; i < TOKENS * R; i += HELPERS) {
             const int token = i / R, k = i % R, t = n * TOKENS + token;
             if (t >= tokens) continue;
             const bool live = tile.read_row[token][k] >= 0;
-            const Sum* r = call.read_weight + call.row_of(t) * READS;
-            Sum weight = live ? r[k] : Sum(0);
+            const Sum* r = tile.r[token];
+            Sum weight = r[k];
             if (MASS_AWARE && live) {
                 Sum total = 0, weighted = 0;
                 for (int j = 0; j < READS; j++) total += r[j], weighted += r[j] * tile.at_read[token][j];
                 weight *= total * tile.at_read[token][k] / (weighted + call.eps);
             }
-            events[(unit * tokens + t) * (W + R) + W + k] = {live ? tile.read_row[token][k] : rows + 1, weight};
+            events[(unit * tokens + t) * (W + R) + W + k] = {live ? tile.read_row[token][k] : rows + GROUPS + k / (R / GROUPS), weight};
             if (MASS_AWARE && k < READS) read_mass[(unit * tokens + t) * READS + k] = tile.at_read[token][k];
         }
     };
@@ -232,11 +234,16 @@ struct BackwardTile {
 
 DEVICE Sum sum_of_slices(const Sum* parts, int slices, long long stride) {
     Sum sum = 0;
-    for (int slice = 0; slice < slices; slice++) sum += parts[slice * stride];
+    for (int slice = 0; slice < slices; slice += 4) {
+        Sum part[4];  // loaded together
+#pragma unroll
+        for (int i = 0; i < 4; i++) part[i] = slice + i < slices ? parts[(slice + i) * stride] : Sum(0);
+        sum += (part[0] + part[1]) + (part[2] + part[3]);
+    }
     return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(288) mass_backward(
+extern "C" __global__ void __launch_bounds__(544) mass_backward(
     CALL_PARAMETERS, int slices, const Sum* __restrict__ old_mass, const Sum* __restrict__ read_mass,
     const Sum* __restrict__ dwritten, const Sum* __restrict__ dfound, const Sum* __restrict__ dread,  // parts of content.cu
     const Sum* last,           // (slices, B*H, rows): <dstate, s> after the last token, or null for 0
@@ -251,12 +258,11 @@ extern "C" __global__ void __launch_bounds__(288) mass_backward(
     const long long unit = blockIdx.x, all = (long long)(gridDim.x) * tokens;
     BackwardTile* tiles = reinterpret_cast<BackwardTile*>(on_chip());
     Sum* numbers = IN_SHARED ? reinterpret_cast<Sum*>(tiles + 3) : working + unit * 2 * rows;
-    const Numbers dz{numbers, rows}, q{numbers + rows + IN_SHARED, rows};
+    const Numbers dz{numbers, rows}, q{numbers + rows, rows};
     if (IN_SHARED || last)
-        for (int row = threadIdx.x; row < rows + IN_SHARED; row += THREADS) {
-            const bool slot = row < rows;
-            q.set(row, last && slot ? sum_of_slices(last + unit * rows + row, slices, (long long)(gridDim.x) * rows) : Sum(0));
-            dz.set(row, dfinal_mass && slot ? dfinal_mass[unit * rows + row] : Sum(0));
+        for (int row = threadIdx.x; row < rows; row += THREADS) {
+            q.set(row, last ? sum_of_slices(last + unit * rows + row, slices, (long long)(gridDim.x) * rows) : Sum(0));
+            dz.set(row, dfinal_mass ? dfinal_mass[unit * rows + row] : Sum(0));
         }
     const int count = (tokens + TOKENS - 1) / TOKENS;
     const auto first_of = [&](int n) { return (count - 1 - n) * TOKENS; };  // tiles come last to first

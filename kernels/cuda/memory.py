@@ -152,7 +152,7 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
 def _launch_content(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
     B, _, H, _ = ctx.values.shape
     grid, shared = (B * H, ctx.layout.slices), ctx.layout.content_bytes(name, ctx.rows)
-    _launch(content_specialisation(ctx.layout), name, grid, 64, arguments, shared)
+    _launch(content_specialisation(ctx.layout), name, grid, 128, arguments, shared)
 
 
 def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
@@ -167,7 +167,7 @@ def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> N
     )  # fmt: skip
     specialisation = mass_specialisation(ctx.layout, o.mass_aware, _masses_on_chip(name, ctx))
     shared = ctx.layout.mass_bytes(name, o.mass_aware, ctx.rows)
-    _launch(specialisation, name, (B * H,), 288, call + arguments, shared)
+    _launch(specialisation, name, (B * H,), 544, call + arguments, shared)
 
 
 def _masses_on_chip(kernel: str, ctx: MemoryContext) -> bool:
