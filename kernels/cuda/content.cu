@@ -185,6 +185,7 @@ template <int TOKENS, int ROWS, int SUMS, int SHARES, int NUMBERS> struct Tiles 
     };
     struct alignas(16) Parts {
         Vector vectors[TOKENS][SHARES][LANES];
+        Vector unused[SHARES < GROUPS ? GROUPS - SHARES : 1][LANES];  // where the other groups leave theirs
         Sum numbers[NUMBERS ? TOKENS * NUMBERS : 1][NUMBERS ? PART : 1];
     };
     Tile* tile;
@@ -234,7 +235,8 @@ template <int TOKENS, int ROWS, int SUMS, int SHARES, int NUMBERS> struct Tiles 
         return token;
     }
     DEVICE void leave(int number, int i, const Vector& x) const {
-        if (SHARES == GROUPS || group < SHARES) parts[number & 1].vectors[i][group][own / VECTOR] = x;
+        Parts& to = parts[number & 1];  // without a branch, which would stop the compiler from moving code across
+        *(group < SHARES ? &to.vectors[i][group][own / VECTOR] : &to.unused[group - SHARES][own / VECTOR]) = x;
     }
     DEVICE void leave(int number, int i, int which, Sum x) const {
         parts[number & 1].numbers[i * NUMBERS + which][own / VECTOR * GROUPS + group] = x;
@@ -326,8 +328,8 @@ extern "C" __global__ void __launch_bounds__(128) content_forward(
     const auto follow = [&](int number) {
         const auto& tile = tiles.tile[number % 3];
         const int here = tiles.tokens_of(place, number);
-        Vector seen[OWN_R];  // what the token before read, and how much of each
-        Sum weight[OWN_R];
+        Vector seen[OWN_R] = {};  // what the token before read, and how much of each
+        Sum weight[OWN_R] = {};
         const auto leave_read = [&](int i) {
             Vector sum;
             sum.clear();
@@ -341,7 +343,7 @@ extern "C" __global__ void __launch_bounds__(128) content_forward(
 #pragma unroll
             for (int e = 0; e < OWN_W; e++) old[e] = state.load(token.write[e].row);
             const auto after = tiles.load(tile, i + 2);
-            if (i) leave_read(i - 1);
+            leave_read(i > 0 ? i - 1 : 0);  // the first token leaves nothing of use, and is overwritten
             write(state, token, old);
             __syncwarp();
 #pragma unroll
@@ -377,7 +379,7 @@ extern "C" __global__ void __launch_bounds__(128) content_replay(
     const auto follow = [&](int number) {
         const auto& tile = tiles.tile[number % 3];
         const int here = tiles.tokens_of(place, number);
-        Vector seen[OWN_R], dy_before;  // of the token before
+        Vector seen[OWN_R] = {}, dy_before = {};  // of the token before
         const auto leave_dots = [&](int i) {
 #pragma unroll
             for (int e = 0; e < OWN_R; e++) tiles.leave(number, i, e, dy_before.dot(seen[e]));
@@ -388,7 +390,7 @@ extern "C" __global__ void __launch_bounds__(128) content_replay(
 #pragma unroll
             for (int e = 0; e < OWN_W; e++) old[e] = state.load(token.write[e].row);
             const auto after = tiles.load(tile, i + 2);
-            if (i) leave_dots(i - 1);
+            leave_dots(i > 0 ? i - 1 : 0);
             write(state, token, old);
             tiles.leave(number, i, old[0]);
             __syncwarp();
@@ -444,9 +446,9 @@ extern "C" __global__ void __launch_bounds__(128) content_reverse(
     const auto follow = [&](int n) {
         const int number = count - 1 - n, here = tiles.tokens_of(place, number);
         const auto& tile = tiles.tile[number % 3];
-        Vector written[OWN_W];  // adjoints of the slots written by the token after, before its writes undid them
-        Sum eta[OWN_W];
-        Vector value, found_by;
+        Vector written[OWN_W] = {};  // adjoints of the slots written by the token after, before its writes undid them
+        Sum eta[OWN_W] = {};
+        Vector value = {}, found_by = {};
         const auto leave_gradients = [&](int i) {
             Vector dv_i;
             dv_i.clear();
@@ -464,7 +466,7 @@ extern "C" __global__ void __launch_bounds__(128) content_reverse(
             Vector read[OWN_R];
 #pragma unroll
             for (int e = 0; e < OWN_R; e++) read[e] = d.load(token.read[e].row);
-            if (i < here - 1) leave_gradients(i + 1);
+            leave_gradients(i < here - 1 ? i + 1 : i);  // the first leaves nothing of use, and is overwritten
 #pragma unroll
             for (int e = 0; e < OWN_R; e++) {
                 read[e].add(token.read[e].coefficient, token.value[1]);

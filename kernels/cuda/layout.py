@@ -14,6 +14,7 @@ import numpy as np
 from .module import Specialisation, sum_dtype, type_name
 
 TOKENS = (16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)  # of a tile
+NO_ROOM = 2**31  # rows that fit nowhere
 PASSES = ("content_forward", "content_replay", "content_reverse")
 
 # channels of a slice and of a lane, widest first
@@ -78,6 +79,7 @@ class Layout(NamedTuple):
         """All events of a token."""
         return self.writes + self.reads
 
+    @functools.cache  # noqa: B019 - layouts are few, and live as long as the process
     def content_bytes(self, kernel: str, rows: int) -> int:
         """Shared memory of a block of ``content.cu``: three tiles, parts of sums of two, the slice of the state."""
         own_writes, own_reads = self.writes // self.groups, self.reads // self.groups
@@ -91,11 +93,12 @@ class Layout(NamedTuple):
         size = {"float": 4, "double": 8}.get(self.element, 2)
         tile = tokens * (2 * self.events * self.sum_bytes + values * self.channels * size)
         tile += max(1, sums * tokens) * self.channels * self.sum_bytes
-        parts = tokens * shares * self.channels
+        parts = (tokens * shares + max(1, self.groups - shares)) * self.channels
         parts += tokens * numbers * (32 + self.groups) if numbers else 1
         state = (rows + 2 * self.groups) * self.channels * self.sum_bytes if self.in_shared else 0
         return 3 * _whole(tile) + 2 * _whole(parts * self.sum_bytes) + state
 
+    @functools.cache  # noqa: B019
     def mass_bytes(self, kernel: str, mass_aware: bool, rows: int) -> int:
         """Shared memory of a block of ``mass.cu``: three tiles and, if they fit beside, the numbers of the rows."""
         more = max(self.writes, self.reads)
@@ -112,25 +115,12 @@ class Layout(NamedTuple):
 
     def masses_in_shared(self, kernel: str, mass_aware: bool, rows: int) -> bool:
         """Whether they do."""
-        return self.mass_bytes(kernel, mass_aware, rows) > self.mass_bytes(kernel, mass_aware, 2**31)
+        return self.mass_bytes(kernel, mass_aware, rows) > self.mass_bytes(kernel, mass_aware, NO_ROOM)
 
 
 def rows_that_fit(dtype: Any, shared: SharedMemory) -> int:
     """Rows of the state that shared memory holds in the narrowest slice, beside the tiles."""
     return (shared.block - 16 * 1024) // (4 * sum_dtype(dtype).itemsize)
-
-
-def require_room(layout: Layout, mass_aware: bool) -> None:
-    """ValueError if the events of one token are too many for a block's shared memory."""
-    needed = max(
-        layout._replace(in_shared=False).content_bytes("content_reverse", 0),
-        layout.mass_bytes("mass_backward", mass_aware, 2**31),
-    )
-    if needed > layout.limit:
-        raise ValueError(
-            f"top_k must leave the events of a token within {layout.limit} bytes of shared memory on this GPU, "
-            f"got {layout.top_k}, which needs {needed}"
-        )
 
 
 def _whole(size: int) -> int:
@@ -151,6 +141,13 @@ def choose_layout(
         for width, vector in _SLICES[size]
         if copy < 16 or np.dtype(dtype).itemsize * width >= 16  # 16-bit values are copied 8 at a time
     ]
+    narrowest = layouts[-1]._replace(in_shared=False)
+    needed = max(narrowest.content_bytes("content_reverse", 0), narrowest.mass_bytes("mass_backward", True, NO_ROOM))
+    if needed > shared.block:
+        raise ValueError(
+            f"top_k must leave the events of a token within {shared.block} bytes of shared memory on this GPU, "
+            f"got {(writes, reads)}, which needs {needed}"
+        )
     for limit in (shared.of_three, shared.block):
         for layout in layouts:
             if (tokens := _tokens_within(layout, rows, limit)) is not None:

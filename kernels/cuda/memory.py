@@ -22,7 +22,6 @@ from .layout import (
     choose_layout,
     content_specialisation,
     mass_specialisation,
-    require_room,
     rows_that_fit,
     shared_memory,
 )
@@ -72,7 +71,6 @@ def memory_forward(
         write, read = renumber(write, read)
     values = _copied_whole(plain(values))
     layout = choose_layout(values.dtype, _copy_bytes(values), rows, C, Kw, Kr, shared)
-    require_room(layout, options.mass_aware)
     sums = sum_dtype(dtype)
     gamma = gamma if isinstance(gamma, float) else plain(gamma.astype(values.dtype, copy=False))
     mask = None if mask is None else plain(mask)

@@ -34,6 +34,7 @@ class Specialisation(NamedTuple):
         return (*FLAGS, *(f"-D{name}={value}" for name, value in self.defines))
 
 
+@functools.cache
 def type_name(dtype: Any) -> str:
     """The name that kernels know a dtype by: float, double, float16 or bfloat16."""
     name = np.dtype(dtype).name
@@ -42,6 +43,7 @@ def type_name(dtype: Any) -> str:
     return _TYPES[name]
 
 
+@functools.cache
 def sum_dtype(dtype: Any) -> np.dtype:
     """The dtype of sums, weights and state: float64 for float64, else float32."""
     return np.dtype(np.float64 if type_name(dtype) == "double" else np.float32)
