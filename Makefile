@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint format install clean
+.PHONY: help demo test test-gpu sanitize-gpu lint format install clean
 
 help:
 	@echo "make demo     train a small RAM-Net to recall (about a minute), with figures in demo/"
 	@echo "make test     lint, types and all tests that need no GPU"
+	@echo "make test-gpu the tests that need an NVIDIA GPU and CuPy;  make sanitize-gpu  looks for races and bad accesses"
 	@echo "make lint     ruff and mypy alone;  make format  lets ruff rewrite"
 	@echo "make clean    remove .venv, caches and demo/"
 
@@ -18,6 +19,19 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+# CuPy for CUDA 13; make test-gpu CUDA=12 for drivers before 580
+CUDA ?= 13
+
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --editable ".[test,cuda$(CUDA)]"
+	$(BIN)/python -m pytest -m gpu
+
+sanitize-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --editable ".[test,cuda$(CUDA)]"
+	for tool in memcheck racecheck initcheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m tests.kernels.sanitize || exit 1; \
+	done
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from .module import Specialisation, sum_dtype, type_name
 TOKENS = (16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)  # of a tile
 NO_ROOM = 2**31  # rows that fit nowhere
 PASSES = ("content_forward", "content_replay", "content_reverse")
+ENOUGH = 6  # tokens of a tile: with fewer, meeting at the end of each costs more than a third block gains
 
 # channels of a slice and of a lane, widest first
 _SLICES = {4: ((16, 2), (8, 1), (4, 1)), 8: ((8, 1), (4, 1))}
@@ -27,10 +28,9 @@ class SharedMemory(NamedTuple):
     block: int
     processor: int
 
-    @property
-    def of_three(self) -> int:
-        """What a block may use so that three share a multiprocessor; each block costs 1 KiB more."""
-        return self.processor // 3 - 1024
+    def shared_by(self, blocks: int) -> int:
+        """What a block may use so that so many share a multiprocessor; each block costs 1 KiB more."""
+        return min(self.block, self.processor // blocks - 1024)
 
 
 H100 = SharedMemory(block=227 * 1024, processor=228 * 1024)
@@ -148,21 +148,37 @@ def choose_layout(
             f"top_k must leave the events of a token within {shared.block} bytes of shared memory on this GPU, "
             f"got {(writes, reads)}, which needs {needed}"
         )
-    for limit in (shared.of_three, shared.block):
+    for wanted in ((3, ENOUGH), (2, ENOUGH), (2, 1), (1, 1)):  # blocks of a multiprocessor, tokens
         for layout in layouts:
-            if (tokens := _tokens_within(layout, rows, limit)) is not None:
+            if (tokens := _tokens_of_passes(layout, rows, shared, *wanted)) is not None:
                 return layout._replace(tokens=tokens)
     layout = layouts[0]._replace(in_shared=False)
-    return layout._replace(tokens=_tokens_within(layout, rows, shared.of_three) or (1, 1, 1))
+    tokens = _tokens_of_passes(layout, rows, shared, 3, 1) or (1, 1, 1)
+    return layout._replace(tokens=tokens)
 
 
-def _tokens_within(layout: Layout, rows: int, limit: int) -> tuple[int, int, int] | None:
-    """The most tokens of a tile with which each pass keeps to ``limit`` bytes of shared memory; None if none does."""
-    chosen = []
-    for name in PASSES:
-        fitting = (n for n in TOKENS if layout._replace(tokens=(n, n, n)).content_bytes(name, rows) <= limit)
-        chosen.append(next(fitting, 0))
-    return (chosen[0], chosen[1], chosen[2]) if all(chosen) else None
+def _tokens_of_passes(
+    layout: Layout, rows: int, shared: SharedMemory, blocks: int, least: int
+) -> tuple[int, int, int] | None:
+    """Tokens of a tile for each pass, if its forward has ``least`` or more with so many blocks on a multiprocessor.
+
+    The other passes keep more, and may take one block less to have enough.
+    """
+    forward = _most_tokens(layout, "content_forward", rows, shared.shared_by(blocks))
+    if forward < least:
+        return None
+    others = []
+    for name in PASSES[1:]:
+        tokens = _most_tokens(layout, name, rows, shared.shared_by(blocks))
+        if tokens < ENOUGH and blocks > 1:
+            tokens = _most_tokens(layout, name, rows, shared.shared_by(blocks - 1))
+        others.append(tokens)
+    return (forward, others[0], others[1]) if all(others) else None
+
+
+def _most_tokens(layout: Layout, name: str, rows: int, limit: int) -> int:
+    """The longest tile with which a pass keeps to ``limit`` bytes of shared memory; 0 if none does."""
+    return next((n for n in TOKENS if layout._replace(tokens=(n, n, n)).content_bytes(name, rows) <= limit), 0)
 
 
 @functools.cache
