@@ -148,10 +148,11 @@ def choose_layout(
             f"top_k must leave the events of a token within {shared.block} bytes of shared memory on this GPU, "
             f"got {(writes, reads)}, which needs {needed}"
         )
-    for wanted in ((3, ENOUGH), (2, ENOUGH), (2, 1), (1, 1)):  # blocks of a multiprocessor, tokens
-        for layout in layouts:
-            if (tokens := _tokens_of_passes(layout, rows, shared, *wanted)) is not None:
-                return layout._replace(tokens=tokens)
+    several = ((layout, blocks, ENOUGH) for layout in layouts for blocks in (3, 2))
+    few = ((layout, blocks, 1) for blocks in (2, 1) for layout in layouts)
+    for layout, blocks, least in (*several, *few):
+        if (tokens := _tokens_of_passes(layout, rows, shared, blocks, least)) is not None:
+            return layout._replace(tokens=tokens)
     layout = layouts[0]._replace(in_shared=False)
     tokens = _tokens_of_passes(layout, rows, shared, 3, 1) or (1, 1, 1)
     return layout._replace(tokens=tokens)

@@ -2,11 +2,19 @@
 #pragma once
 #include "common.cuh"
 
+// An integer as long as a number, so that an event has no unused bytes.
+template <class S> struct RowOf {
+    using type = int;
+};
+template <> struct RowOf<double> {
+    using type = long long;
+};
+
 // An access: the row of the state that it goes to, and eta (a write) or the weight (a read). A row's slot is itself,
 // or a slot that renumber.cu gave the row. Accesses that do nothing have coefficient 0 and a
 // row behind those of slots: one for each group of content.cu's writes, then one for each group of its reads.
 template <class S> struct alignas(2 * sizeof(S)) Event {
-    int row;
+    typename RowOf<S>::type row;
     S coefficient;
 };
 
