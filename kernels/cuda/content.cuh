@@ -267,8 +267,3 @@ DEVICE void pipeline(int count, const Fetch& fetch, const Follow& follow, const 
     }
     if (!follows) finish(count - 1);
 }
-
-DEVICE char* on_chip() {
-    extern __shared__ double shared_memory[];
-    return reinterpret_cast<char*>(shared_memory);
-}

@@ -1,7 +1,7 @@
 """How the passes of the memory are laid out on the chip: slices of channels, tiles of tokens, and what they compile to.
 
-A warp holds a slice of the state in shared memory, rows x CHANNELS sums. Wide slices use shared memory best; narrow
-ones leave room for more warps on a multiprocessor, and for more rows. What fits in neither lives in device memory.
+A block holds a slice of the state in shared memory, rows x CHANNELS sums. Wide slices use shared memory best; narrow
+ones leave room for more blocks on a multiprocessor, and for more rows. What fits in neither lives in device memory.
 """
 
 from __future__ import annotations

@@ -99,11 +99,6 @@ DEVICE void pipeline(int count, const Prepare& prepare, const Follow& follow, co
     }
 }
 
-DEVICE char* on_chip() {
-    extern __shared__ double shared_memory[];
-    return reinterpret_cast<char*>(shared_memory);
-}
-
 struct ForwardTile {
     int write_row[TOKENS][W], read_row[TOKENS][R];
     Sum alpha[TOKENS][W], w[TOKENS][W], before[TOKENS][W];  // before: mass that the write found

@@ -55,6 +55,12 @@ template <class S> struct Retention {
     }
 };
 
+// The shared memory that the launch asked for.
+DEVICE char* on_chip() {
+    extern __shared__ double shared_memory[];
+    return reinterpret_cast<char*>(shared_memory);
+}
+
 // This thread's warp. Broadcast, so that the compiler knows that a warp stays together where it branches on this.
 DEVICE int warp_of_thread() { return __shfl_sync(~0u, int(threadIdx.x) / 32, 0); }
 
