@@ -27,7 +27,7 @@ constexpr int SPREAD = CHUNK < 8 ? 8 : 64 / CHUNK;       // groups of 4 lanes th
 DEVICE constexpr int padded(int k) { return (k + 4 * SPREAD - 1) / (4 * SPREAD) * (4 * SPREAD); }
 constexpr int W = padded(WRITES), R = padded(READS);     // accesses of a token, with those that do nothing
 constexpr int ENTRIES = CHUNK * (WRITES + READS);        // most in the chains of a chunk
-constexpr int CHAINS = ENTRIES / 2;
+constexpr int CHAINS = (ENTRIES / 2 + 63) / 64 * 64;
 
 // Where an access finds its slot.
 constexpr int NOTHING = -1;  // nowhere: it does nothing
@@ -48,26 +48,28 @@ DEVICE constexpr bool entry_reads(int entry) { return entry & 32; }
 DEVICE constexpr int entry_k(int entry) { return entry >> 6 & 63; }
 DEVICE constexpr int entry_version(int entry) { return entry >> 12; }
 
+// A slot's chain: entries begin, begin + 1, .. of the chunk. Chains with a write that follows another access come first,
+// then those of reads alone, which only the reverse follows, then empty ones.
 struct alignas(8) Chain {
-    int row;
-    unsigned short begin, count;  // among the chunk's entries
-};
+    int row, info;
 
-// Of a chunk: its chains with writes that follow another access, which come first, and all of them; their entries; the
-// versions that reads need, and writes in reverse.
-struct alignas(16) Counts {
-    unsigned short mixed_chains, all_chains, mixed_entries, all_entries, read_versions, write_versions, unused[2];
+    DEVICE int begin() const { return info & 1023; }
+    DEVICE int count() const { return info >> 10 & 1023; }
+    DEVICE bool reads_only() const { return info >> 20 & 1; }
+    DEVICE bool more() const { return info >> 21 & 1; }  // there is a chain EACH_ROUND further on
 };
+constexpr int EACH_ROUND = 64;  // chains that content.cu follows at a time
+DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more) {
+    return {row, begin | count << 10 | int(reads_only) << 20 | int(more) << 21};
+}
 
 // The chains of all chunks; null if CHUNK is 1, for then there are none.
 struct Lists {
     Chain* chains;        // (B*H, chunks, CHAINS)
     TokenEvent* entries;  // (B*H, chunks, ENTRIES)
-    Counts* counts;       // (B*H, chunks)
 
     DEVICE const Chain* chains_of(long long chunk) const { return chains + chunk * CHAINS; }
     DEVICE TokenEvent* entries_of(long long chunk) const { return entries + chunk * ENTRIES; }
-    DEVICE Counts counts_of(long long chunk, bool there) const { return CHUNK > 1 && there ? counts[chunk] : Counts{}; }
 };
 
 DEVICE constexpr int chunks_of(int tokens) { return (tokens + CHUNK - 1) / CHUNK; }
@@ -106,7 +108,7 @@ struct Unit {
 #define CALL_PARAMETERS                                                                                                  \
     int tokens, int heads, int rows, const int *write_row, const int *read_row, const Sum *write_weight,                 \
         const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, Sum eps, Sum initial,             \
-        int renumbered, int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries, Counts *list_counts
+        int renumbered, int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries
 #define CALL                                                                                                             \
     {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,                   \
-     initial, renumbered, {gsu, proxy_eps, smallest}, {chains, entries, list_counts}}
+     initial, renumbered, {gsu, proxy_eps, smallest}, {chains, entries}}

@@ -132,17 +132,21 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
 
     // 3. where chains begin: those with writes first
     chains += (long long)(blockIdx.x) * CHAINS, entries += (long long)(blockIdx.x) * ENTRIES;
+    const int mixed_chains = counted(total, MIXED_CHAINS), all_chains = mixed_chains + counted(total, READ_CHAINS);
     const auto lead = [&](const Access& access, const Role& role, Tally before) {
         if (!role.leads) return;
-        const int number = role.mixed ? counted(before, MIXED_CHAINS) : counted(total, MIXED_CHAINS) + counted(before, READ_CHAINS);
-        const int begins = role.mixed ? counted(before, MIXED_ENTRIES) : counted(total, MIXED_ENTRIES) + counted(before, READ_ENTRIES);
+        const int number = role.mixed ? counted(before, MIXED_CHAINS) : mixed_chains + counted(before, READ_CHAINS);
+        const int begins = role.mixed ? counted(before, MIXED_ENTRIES)
+                                      : counted(total, MIXED_ENTRIES) + counted(before, READ_ENTRIES);
         begin[access.place] = begins;
-        chains[number] = {access.row, (unsigned short)(begins), (unsigned short)(role.size)};
+        chains[number] = chain_of(access.row, begins, role.size, !role.mixed, number + EACH_ROUND < all_chains);
     };
     Tally before_read = before;
     if (write_role.leads) before_read += one(MIXED_ENTRIES, write_role.size) + one(MIXED_CHAINS);
     lead(w, write_role, before);
     lead(r, read_role, before_read);
+    for (int number = all_chains + threadIdx.x; number < CHAINS; number += THREADS)
+        chains[number] = chain_of(0, 0, 0, true, false);
     __syncthreads();
 
     // 4. the accesses
@@ -161,12 +165,5 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     };
     leave(w, write_role, false, W, write_events);
     leave(r, read_role, true, R, read_events);
-    if (threadIdx.x == 0) {
-        const int mixed_chains = counted(total, MIXED_CHAINS), mixed_entries = counted(total, MIXED_ENTRIES);
-        list_counts[blockIdx.x] = {
-            (unsigned short)(mixed_chains), (unsigned short)(mixed_chains + counted(total, READ_CHAINS)),
-            (unsigned short)(mixed_entries), (unsigned short)(mixed_entries + counted(total, READ_ENTRIES)),
-            (unsigned short)(counted(total, READ_VERSIONS)), (unsigned short)(counted(total, WRITE_VERSIONS)), {}};
-    }
 #endif
 }
