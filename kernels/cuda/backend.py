@@ -4,7 +4,7 @@ import cupy
 
 from ramnet_np.backend import Backend
 
-from .decode import decode_backward, decode_forward
+from .decode import decode_backward, decode_forward, decode_pair_backward, decode_pair_forward
 from .memory import memory_backward, memory_forward
 from .step import step
 
@@ -24,4 +24,7 @@ BACKEND = Backend(
     memory_backward=memory_backward,
     step=step,
     array_kind="cupy",
+    short_positions=True,
+    decode_pair_forward=decode_pair_forward,
+    decode_pair_backward=decode_pair_backward,
 )

@@ -48,11 +48,13 @@ template <int N> DEVICE int place_of(int slot, const int (&slots)[N]) {
 extern "C" __global__ void __launch_bounds__(THREADS) step(
     const ELEMENT* __restrict__ write_logits, const ELEMENT* __restrict__ read_logits,  // (B, 1, H, U, P)
     const ELEMENT* __restrict__ values,                                                 // (B, 1, H, C)
-    const ELEMENT* __restrict__ gamma, Sum one_gamma, const bool* __restrict__ mask,    // (B, 1, H) or null; (B, 1) or null
-    const long long* __restrict__ positions, long long batch_stride,                    // (B, 1), or null for 0
-    unsigned heads, unsigned cape_heads, int write_renorm, int read_renorm, int mass_aware, Sum eps, int gsu,
-    Sum* s, Sum* z,          // (B, H, M, C) and (B, H, M), updated
-    ELEMENT* __restrict__ y  // (B, 1, H, C)
+    const ELEMENT* __restrict__ gamma,         // (B, 1, H), or null: ``one_gamma``
+    const bool* __restrict__ mask,             // (B, 1), or null
+    const long long* __restrict__ positions,   // (B, 1), or null: 0
+    Sum* s, Sum* z,                            // (B, H, M, C) and (B, H, M), updated
+    ELEMENT* __restrict__ y,                   // (B, 1, H, C)
+    Sum one_gamma, long long batch_stride,     // of positions
+    unsigned heads, unsigned cape_heads, int write_renorm, int read_renorm, int mass_aware, Sum eps, int gsu
 ) {
     __shared__ WriteSearch write_search;
     __shared__ ReadSearch read_search;
@@ -195,13 +197,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(
 // Who computes what: one block a (batch, head). The first threads take an event each for the masses and leave its
 // coefficient in shared memory; then every thread takes channels of its own, for which it writes and reads all slots.
 extern "C" __global__ void step_addressed(
-    const int* write_slot, const Sum* write_weight, int writes,  // (B, 1, H, K)
-    const int* read_slot, const Sum* read_weight, int reads,
-    const ELEMENT* values,                                     // (B, 1, H, C)
-    const ELEMENT* gamma, Sum one_gamma, const bool* mask,     // (B, 1, H) or null; (B, 1) or null
-    int heads, int channels, long long slots, int mass_aware, Sum eps, int gsu,
-    Sum* s, Sum* z,  // (B, H, M, C) and (B, H, M), updated
-    ELEMENT* y       // (B, 1, H, C)
+    const int* write_slot, const Sum* write_weight,  // (B, 1, H, K)
+    const int* read_slot, const Sum* read_weight,
+    const ELEMENT* values,  // (B, 1, H, C)
+    const ELEMENT* gamma,   // (B, 1, H), or null: ``one_gamma``
+    const bool* mask,       // (B, 1), or null
+    Sum* s, Sum* z,         // (B, H, M, C) and (B, H, M), updated
+    ELEMENT* y,             // (B, 1, H, C)
+    Sum one_gamma, int writes, int reads, int heads, int channels, long long slots, int mass_aware, Sum eps, int gsu
 ) {
     const long long unit = blockIdx.x;
     const bool kept = !mask || mask[unit / heads];

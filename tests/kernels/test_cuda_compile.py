@@ -44,8 +44,9 @@ def test_default_specialisations_compile_into_registers(specialisation, tmp_path
             assert f"entry function '{kernel}' for 'sm_{arch}'" in result.stderr
     spills = re.findall(r"(\d+) bytes spill stores", result.stderr)
     assert len(spills) >= len(specialisation.kernels) * len(ARCHITECTURES)
-    # what must stay in registers does; a word or two around the slow path of pow may not
-    allowed = 8 if specialisation.source == "mass.cu" else 0
+    # what must stay in registers does; a few words around the slow path of pow may not
+    in_double = ("ELEMENT", "double") in specialisation.defines
+    allowed = {"mass.cu": 8, "step.cu": 64 if in_double else 0}.get(specialisation.source, 0)
     assert max(map(int, spills)) <= allowed, result.stderr
 
 
