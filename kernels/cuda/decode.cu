@@ -176,11 +176,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_forward(
         kept += rho[j];
     }
     // 4. optionally divided by their sum
-    if (renorm) {
-        const Sum rescale = 1 / kept;
+    if (renorm)
 #pragma unroll
-        for (int j = 0; j < K; j++) rho[j] *= rescale;
-    }
+        for (int j = 0; j < K; j++) rho[j] /= kept;  // of K = 1: exactly 1
     // 5. where they are at this position
     const unsigned shift = Cape{positions, batch_stride, token_stride, tokens, heads, cape_heads}.shift(row, M);
     int slot[K];

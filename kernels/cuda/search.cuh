@@ -95,7 +95,8 @@ template <class Sum, int U, int P, int K> struct WarpSearch {
             for (int p = 0; p < P; p++) total += exponential(-digit[lane * P + p].penalty());
 #pragma unroll
         for (int other = 16; other > 0; other /= 2) total *= __shfl_xor_sync(~0u, total, other);
-        Sum scale = 1 / total, kept = 0;
+        const Sum scale = 1 / total;
+        Sum kept = 0;
 #pragma unroll
         for (int e = 0; e < OWN; e++) {
             const int k = lane + 32 * e;
@@ -103,8 +104,8 @@ template <class Sum, int U, int P, int K> struct WarpSearch {
             kept += weight[e];
         }
         if (!renorm) return;
-        scale = 1 / sum_over_warp(kept);
+        kept = sum_over_warp(kept);
 #pragma unroll
-        for (int e = 0; e < OWN; e++) weight[e] *= scale;
+        for (int e = 0; e < OWN; e++) weight[e] /= kept;  // of K = 1: exactly 1
     }
 };
