@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .errors import why_not_compiled
+
 FOLDER = Path(__file__).parent
 FLAGS = ("-std=c++17", f"-I{FOLDER}")
 
@@ -110,13 +112,9 @@ def _module(specialisation: Specialisation, device: int) -> Any:
     module = cupy.RawModule(code=_code(specialisation.source), options=specialisation.options, backend="nvrtc")
     try:
         module.compile()
-    except cupy.cuda.compiler.CompileException as failure:
-        lines = str(failure).splitlines()
-        first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
-        raise RuntimeError(
-            f"{specialisation.source} ({', '.join(specialisation.kernels)}) could not be compiled with "
-            f"{' '.join(specialisation.options)}: {first.strip()}"
-        ) from failure
+    except Exception as error:  # of the compiler, of finding the compiler, of loading what it made
+        what = f"{specialisation.source} ({', '.join(specialisation.kernels)})"
+        raise RuntimeError(why_not_compiled(cupy, what, specialisation.options, error)) from error
     return module
 
 
