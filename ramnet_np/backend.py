@@ -195,7 +195,8 @@ def backend_for(array: Any, name: str | None = None) -> Backend:
 
 def array_kind(array: Any) -> str:
     """``"cupy"`` for CuPy arrays, else ``"numpy"``."""
-    return _kind_of_type(type(array))
+    array_type: type = type(array)
+    return _kind_of_type(array_type)
 
 
 @functools.cache

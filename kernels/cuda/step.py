@@ -63,13 +63,15 @@ def _plan(
     specialisation = step_specialisation(type_name(dtype), U, P, write_k, read_k, channels)
     [name] = specialisation.kernels
     number = sums(0 if gamma is None else gamma)
+    constants: tuple[Any, ...]
     update = np.int32(options.mass_aware), sums(options.eps), np.int32(options.update == "gsu")
     if name == "step":
         constants = (
             number, np.int64(batch_stride), np.uint32(H), np.uint32(cape_heads), np.int32(write_renorm),
             np.int32(read_renorm), *update,
         )  # fmt: skip
-        return Launch(specialisation, name, (B * H,), dict(specialisation.defines)["THREADS"], constants)
+        threads = _threads(type_name(dtype), write_k + read_k, channels)
+        return Launch(specialisation, name, (B * H,), threads, constants)
     constants = (
         number, np.int32(write_k), np.int32(read_k), np.int32(H), np.int32(channels), np.int64(options.slots), *update
     )  # fmt: skip
@@ -102,9 +104,7 @@ def step(
     values = plain(values)
     mask = NULL if mask is None else plain(mask)
     if launch.name == "step":
-        launch(
-            plain(write_logits), plain(read_logits), values, gamma, mask, null_or(positions), slots, mass, y
-        )
+        launch(plain(write_logits), plain(read_logits), values, gamma, mask, null_or(positions), slots, mass, y)
     else:
         write, read = decode_pair_forward(write_logits, read_logits, decode, positions)
         launch(write[0], write[1], read[0], read[1], values, gamma, mask, slots, mass, y)

@@ -135,9 +135,9 @@ def test_the_reason_reaches_the_list_of_backends_and_the_call(monkeypatch):
     [
         (
             RuntimeError('Failure finding "libnvrtc.so.13": No such file: libnvrtc.so.13\n'),
-            "decode.cu (a) could not be compiled, as NVRTC, CUDA's compiler at run time, does not load (Failure finding "
-            "\"libnvrtc.so.13\": No such file: libnvrtc.so.13): pip install 'cupy-cuda13x[ctk]', or install the CUDA "
-            "13 toolkit",
+            "decode.cu (a) could not be compiled, as NVRTC, CUDA's compiler at run time, does not load (Failure "
+            "finding \"libnvrtc.so.13\": No such file: libnvrtc.so.13): pip install 'cupy-cuda13x[ctk]', or install "
+            "the CUDA 13 toolkit",
         ),
         (
             RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was compiled with another toolchain."),

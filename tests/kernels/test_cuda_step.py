@@ -1,4 +1,4 @@
-"""The fused one-token kernel and what it shares with the decoder: against the NumPy core, for all that it is compiled for."""
+"""The fused one-token kernel and positions as they are given, against the NumPy core."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def draw(rng, shape, B=2, H=3, kind="normal"):
 
 
 def both(cp, arrays, state, dtype, gamma=None, **options):
-    """y, slots, mass after a step: the kernel's in ``dtype``; the core's in float64, or in float32, so that it ties alike."""
+    """y, slots, mass after a step: the kernel's in ``dtype``, the core's in that of the sums, so that ties agree."""
     sums = np.dtype(dtype) if np.dtype(dtype).itemsize >= 4 else np.dtype(np.float32)
     rounded = [a.astype(dtype) for a in arrays]
 
@@ -201,7 +201,9 @@ def test_positions_left_out_count_from_zero(cp, top_k):
     assert all(result == results[0] for result in results)
 
 
-@pytest.mark.parametrize(("limit", "beyond"), [((64, 64, 64), (64, 65, 64)), ((64, 1, 1), (65, 1, 1)), ((4, 1, 64), (4, 1, 65))])
+@pytest.mark.parametrize(
+    ("limit", "beyond"), [((64, 64, 64), (64, 65, 64)), ((64, 1, 1), (65, 1, 1)), ((4, 1, 64), (4, 1, 65))]
+)
 def test_the_fused_kernel_goes_up_to_a_limit(limit, beyond):
     assert MOST == 64
     for (radix, write_k, read_k), kernel in ((limit, "step"), (beyond, "step_addressed")):
@@ -210,7 +212,13 @@ def test_the_fused_kernel_goes_up_to_a_limit(limit, beyond):
 
 @pytest.mark.parametrize(
     ("element", "top_k", "channels", "threads"),
-    [("float", 8, 64, 128), ("float", 1, 1, 64), ("float", 8, 53, 256), ("double", 8, 64, 256), ("bfloat16", 8, 64, 128)],
+    [
+        ("float", 8, 64, 128),
+        ("float", 1, 1, 64),
+        ("float", 8, 53, 256),
+        ("double", 8, 64, 256),
+        ("bfloat16", 8, 64, 128),
+    ],
 )
 def test_threads_of_a_block_share_out_the_rows(element, top_k, channels, threads):
     specialisation = step_specialisation(element, 5, 4, top_k, top_k, channels)
