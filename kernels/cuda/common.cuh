@@ -41,6 +41,9 @@ DEVICE void narrow(float x, bfloat16& y) {  // to nearest, ties to even; NaN sta
 }
 
 DEVICE constexpr int smaller_of(int a, int b) { return b < a ? b : a; }
+DEVICE constexpr unsigned whole_power(unsigned base, int exponent) {
+    return exponent ? base * whole_power(base, exponent - 1) : 1;
+}
 
 // ---- arithmetic that ranks: CuPy compiles with -ftz=true, under which tiny differences would become ties ----
 

@@ -21,8 +21,7 @@ using SlotKey = Key<Sum>;
 
 constexpr int U = ORDER, P = RADIX, K = TOP_K;
 
-DEVICE constexpr unsigned power(unsigned base, int exponent) { return exponent ? base * power(base, exponent - 1) : 1; }
-constexpr unsigned M = power(P, U);
+constexpr unsigned M = whole_power(P, U);
 
 // A few digits are laid out one after the other; with a large K the code of one digit is long enough for a loop.
 constexpr int UNROLLED = K <= 8 ? U : 1;
@@ -118,11 +117,11 @@ template <int FIRST, int N> DEVICE Sum search(const LOGIT* row, SlotKey (&best)[
     Sum total = 1;
     SlotKey digit[P];
     if constexpr (FIRST < U && N < NEXT) {
-        total = rank_digit(row + FIRST * P, power(P, FIRST), digit);
+        total = rank_digit(row + FIRST * P, whole_power(P, FIRST), digit);
         extend<N>(best, digit);
         total *= search<FIRST + 1, NEXT>(row, best);
     } else {
-        unsigned place = power(P, FIRST);
+        unsigned place = whole_power(P, FIRST);
 #pragma unroll UNROLLED
         for (int u = FIRST; u < U; u++, place *= P) {
             total *= rank_digit(row + u * P, place, digit);

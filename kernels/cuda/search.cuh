@@ -9,15 +9,11 @@
 #pragma once
 #include "common.cuh"
 
-DEVICE constexpr unsigned radix_to_the(int radix, int exponent) {
-    return exponent ? radix * radix_to_the(radix, exponent - 1) : 1;
-}
-
 // In shared memory. U, P: digits and their values; K: addresses kept.
 template <class Sum, int U, int P, int K> struct WarpSearch {
-    static constexpr unsigned SLOTS = radix_to_the(P, U);
+    static constexpr unsigned SLOTS = whole_power(P, U);
     static constexpr int OWN = (K + 31) / 32;  // addresses of a lane: lane, lane + 32, ...
-    static constexpr unsigned PARTIAL = radix_to_the(P, U - 1);  // addresses without the last digit
+    static constexpr unsigned PARTIAL = whole_power(P, U - 1);  // addresses without the last digit
     static constexpr int LONGEST = PARTIAL < K ? int(PARTIAL) : K;
 
     // Row j of the staircase holds the pairs (i, j) with (i + 1) * (j + 1) <= K.
