@@ -1,12 +1,12 @@
-// The masses of the slots, and all of the memory's gradients that do not depend on channels: two scans over the tokens.
+// The masses of the slots, and all of the memory's gradients that do not depend on channels: two passes over the tokens.
 //
 //     forward   z[row] = alpha(w) z[row] + w,  eta = w / (z[row] + eps);  mass-aware reads weigh by z[row]
 //     backward  the same in reverse, with the adjoint of z
 //
-// The forward writes the events that content.cu works through. The backward is given <d, v> of every write and <dy, s>
-// of every read, with s a slot's content and d its adjoint, but not the content that a write found, which no pass
-// keeps. It needs of it only <d, found>, and that follows from what it has: q = <d, s> of a slot changes by known
-// amounts,
+// The forward puts the coefficients into the events that link.cu made, for content.cu to work through. The backward is
+// given <d, v> of every write and <dy, s> of every read, with s a slot's content and d its adjoint, but not the content
+// that a write found, which no pass keeps. It needs of it only <d, found>, and that follows from what it has: q = <d, s>
+// of a slot changes by known amounts,
 //
 //     at a read   q += r <dy, s>                      (in reverse time, before the read)
 //     at a write  q -= eta <d, v>,  and then q = (1 - eta) <d, found>.
@@ -21,31 +21,17 @@
 // passes over the contents do compute <d, found>.
 //
 // Who computes what: one block a (batch, head), with the masses in shared memory (device memory if there are too many
-// rows). Only z's own recurrence goes token by token, and its chain is kept short. The first warp follows it through a
-// tile of TOKENS tokens; meanwhile the others prepare the next tile, from device memory into what the recurrence needs
-// as numbers, and finish the one before:
+// rows). It takes a chunk of tokens at a time (chunk.cuh): thread token * W + k has write k of a token and read k, and
+// a thread a chain. What does not need masses is computed a chunk ahead, and meanwhile the next is on its way:
 //
-//     first warp    ..        tile n - 1   tile n           tile n + 1
-//     the others    ..        prepare n    prepare n + 1    prepare n + 2
-//                             finish n-2   finish n - 1     finish n
+//     1  writes alone on their slot; chains         (backward: reads alone; chains)
+//     2  what the rest finds; results               (backward: writes)
 //
-// In the first warp a token takes LANES lanes, one an event (or several, if K is above 32).
-//
-// Compiled with: ELEMENT (of gamma), WRITES and READS (K), GROUPS (of content.cu, for the padding), MASS_AWARE, IN_SHARED.
-#include "memory.cuh"
+// Compiled with: what chunk.cuh asks for, MASS_AWARE, IN_SHARED, FRESH (as content.cu).
+#include "chunk.cuh"
 
-using Sum = SumOf<ELEMENT>::type;
-using TokenEvent = Event<Sum>;
-
-constexpr int W = padded(WRITES, GROUPS), R = padded(READS, GROUPS);
-constexpr int MORE = W > R ? W : R;
-constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
-constexpr int LANES = power_of_two(MORE) < 32 ? power_of_two(MORE) : 32;
-constexpr int AT_ONCE = 32 / LANES;                                              // tokens
-constexpr int OWN_W = (W + LANES - 1) / LANES, OWN_R = (R + LANES - 1) / LANES;  // events of a lane: lane, lane + LANES, ..
-constexpr int IN_TILE = 512 / power_of_two(MORE);
-constexpr int TOKENS = IN_TILE > 64 ? 64 : IN_TILE < 1 ? 1 : IN_TILE;
-constexpr int THREADS = 544, HELPERS = THREADS - 32;  // an event of a tile a helper
+constexpr int items(int width) { return (CHUNK * width + THREADS - 1) / THREADS; }
+constexpr int ITEMS_W = items(W), ITEMS_R = items(R);  // accesses of a thread: 1, or more if K is above 64
 
 // What holds for a whole call, and the parameters that both kernels start with.
 struct Call {
@@ -59,173 +45,167 @@ struct Call {
     Retention<Sum> retention;
 
     DEVICE long long row_of(int t) const { return ((long long)(blockIdx.x / heads) * tokens + t) * heads + blockIdx.x % heads; }
-    DEVICE bool kept(int t) const { return !mask || mask[(long long)(blockIdx.x / heads) * tokens + t]; }
-    DEVICE bool live(int t) const { return t < tokens && kept(t); }
+    DEVICE bool live(int t) const {
+        return t >= 0 && t < tokens && (!mask || mask[(long long)(blockIdx.x / heads) * tokens + t]);
+    }
     DEVICE Sum gamma_of(int t) const { return gamma ? widen(gamma[row_of(t)]) : one_gamma; }
 };
 
 #define CALL_PARAMETERS                                                                                                  \
     int tokens, int heads, int rows, const int *write_row, const int *read_row, const Sum *write_weight,                 \
-        const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, Sum eps,          \
-        Sum initial, int gsu, Sum proxy_eps, Sum smallest
+        const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, Sum eps,                          \
+        Sum initial, int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries, Counts *list_counts
 #define CALL                                                                                                             \
-    {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,       \
+    {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,                   \
      initial, {gsu, proxy_eps, smallest}}
 
-// Numbers of the rows, in shared memory or, if they are too many, in device memory; 0 for ``rows``, the row of events
-// that do nothing.
-struct Numbers {
-    Sum* at;
-    int rows;
+// Where the block stands: chunks of its (batch, head).
+struct Chunks {
+    int number;  // of them
 
-    DEVICE Sum get(int row) const { return row < rows ? at[row] : Sum(0); }
-    DEVICE void set(int row, Sum x) const {
-        if (row < rows) at[row] = x;
-    }
+    DEVICE int chunks() const { return number; }
+    DEVICE long long chunk_at(int chunk) const { return (long long)(blockIdx.x) * number + chunk; }
 };
 
-// Runs prepare, follow and finish over the tiles 0 .. count - 1, as drawn above.
-template <class Prepare, class Follow, class Finish>
-DEVICE void pipeline(int count, const Prepare& prepare, const Follow& follow, const Finish& finish) {
-    const int warp = warp_of_thread();
-    for (int n = -1; n <= count; n++) {
-        if (warp == 0) {
-            if (n >= 0 && n < count) follow(n);
-        } else {
-            if (n + 1 < count) prepare(n + 1, int(threadIdx.x) - 32);
-            if (n > 0) finish(n - 1, int(threadIdx.x) - 32);
-        }
-        __syncthreads();
-    }
-}
-
-struct ForwardTile {
-    int write_row[TOKENS][W], read_row[TOKENS][R];
-    Sum alpha[TOKENS][W], w[TOKENS][W], before[TOKENS][W];  // before: mass that the write found
-    Sum r[TOKENS][R], at_read[TOKENS][MASS_AWARE ? R : 1];
-};
-
-extern "C" __global__ void __launch_bounds__(544) mass_forward(
+extern "C" __global__ void __launch_bounds__(256) mass_forward(
     CALL_PARAMETERS,
     const Sum* given, Sum* working, Sum* final_mass,  // (B*H, rows) each, or null; working only if not IN_SHARED
-    TokenEvent* __restrict__ events,                  // (B*H, T, W + R)
-    Sum* __restrict__ old_mass,                       // (B*H, T, WRITES): before each write
-    Sum* __restrict__ read_mass                       // (B*H, T, READS), or null
+    TokenEvent* write_events, TokenEvent* read_events,  // (B*H, chunks, CHUNK, W or R): coefficients are put in
+    Sum* __restrict__ old_mass,                       // (B*H, chunks, CHUNK, W): before each write
+    Sum* __restrict__ read_mass                       // (B*H, chunks, CHUNK, R), or null
 ) {
     const Call call = CALL;
+    const Lists lists{chains, entries, list_counts};
+    const Chunks all{chunks_of(tokens)};
     const long long unit = blockIdx.x;
-    ForwardTile* tiles = reinterpret_cast<ForwardTile*>(on_chip());
-    const Numbers z{IN_SHARED ? reinterpret_cast<Sum*>(tiles + 3) : working + unit * rows, rows};
+    Sum* const z = IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + unit * rows;
     if (IN_SHARED)
-        for (int row = threadIdx.x; row < rows; row += THREADS)
-            z.at[row] = given ? given[unit * rows + row] : call.initial;
+        for (int row = threadIdx.x; row < rows; row += THREADS) z[row] = given ? given[unit * rows + row] : call.initial;
 
-    // 1. what needs no mass
-    const auto prepare = [&](int n, int helper) {
-        ForwardTile& tile = tiles[n % 3];
-        for (int i = helper; i < TOKENS * W; i += HELPERS) {
-            const int token = i / W, k = i % W, t = n * TOKENS + token;
-            const bool live = k < WRITES && call.live(t);
-            const Sum w = live ? call.write_weight[call.row_of(t) * WRITES + k] : Sum(0);
-            tile.write_row[token][k] = live ? call.write_row[call.row_of(t) * WRITES + k] : rows;
-            tile.w[token][k] = w;
-            tile.alpha[token][k] = live ? call.retention(w, call.gamma_of(t)) : Sum(1);
-        }
-        for (int i = helper; i < TOKENS * R; i += HELPERS) {
-            const int token = i / R, k = i % R, t = n * TOKENS + token;
-            const bool live = k < READS && call.live(t);
-            tile.read_row[token][k] = live ? call.read_row[call.row_of(t) * READS + k] : -1;
-            tile.r[token][k] = live ? call.read_weight[call.row_of(t) * READS + k] : Sum(0);
-        }
+    __shared__ Sum alpha_of[ENTRIES], w_of[ENTRIES], found[ENTRIES];  // by place in chains; found: mass before the access
+    __shared__ Sum at_read[MASS_AWARE ? CHUNK * R : 1], r_of[MASS_AWARE ? CHUNK * R : 1];
+    struct Access {
+        int code, place;
+        Sum weight, gamma;
     };
-    // 2. z = alpha z + w, token by token
-    const auto follow = [&](int n) {
-        ForwardTile& tile = tiles[n % 3];
-        const int turn = int(threadIdx.x) / LANES, k0 = int(threadIdx.x) % LANES;
-        for (int first = 0; first < TOKENS; first += AT_ONCE) {
-            const int own = first + turn;
-            int row[OWN_W], read_row[OWN_R];
-            Sum alpha[OWN_W], w[OWN_W], before[OWN_W], at_read[OWN_R];
-#pragma unroll
-            for (int e = 0; e < OWN_W; e++) {
-                const int k = k0 + e * LANES;
-                row[e] = k < W ? tile.write_row[own][k] : rows;
-                alpha[e] = k < W ? tile.alpha[own][k] : Sum(1);
-                w[e] = k < W ? tile.w[own][k] : Sum(0);
+    // asks for a chunk's accesses
+    const auto fetch = [&](int chunk, Access (&writes)[ITEMS_W], Access (&reads)[ITEMS_R], Counts& counts, Chain& chain) {
+        const auto side = [&](Access& own, int i, int width, int top_k, const int* rows, const Sum* weights, TokenEvent* events) {
+            const int token = i / width, k = i % width, t = chunk * CHUNK + token;
+            own = {NOTHING, 0, 0, 1};
+            if (token >= CHUNK || k >= top_k || !call.live(t)) return;
+            const long long at = call.row_of(t) * top_k + k;
+            own.weight = weights[at];
+            if (CHUNK > 1) {
+                const Linked<Sum> linked = reinterpret_cast<Linked<Sum>*>(events)[(all.chunk_at(chunk) * CHUNK + token) * width + k];
+                own.code = int(linked.row), own.place = int(linked.place);
+            } else if (rows[at] >= 0 && !(FRESH && rows[at] >= (t + 1) * WRITES)) {
+                own.code = place_of(rows[at], false);
             }
-            if (MASS_AWARE)
+        };
 #pragma unroll
-                for (int e = 0; e < OWN_R; e++) read_row[e] = k0 + e * LANES < R ? tile.read_row[own][k0 + e * LANES] : -1;
-#pragma unroll
-            for (int token = 0; token < AT_ONCE; token++) {
-                if (turn == token) {
-#pragma unroll
-                    for (int e = 0; e < OWN_W; e++) before[e] = z.get(row[e]);
-#pragma unroll
-                    for (int e = 0; e < OWN_W; e++) z.set(row[e], alpha[e] * before[e] + w[e]);
-                }
-                __syncwarp();
-                if (MASS_AWARE) {
-                    if (turn == token)
-#pragma unroll
-                        for (int e = 0; e < OWN_R; e++) at_read[e] = read_row[e] < 0 ? call.initial : z.get(read_row[e]);
-                    __syncwarp();
-                }
-            }
-#pragma unroll
-            for (int e = 0; e < OWN_W; e++)
-                if (k0 + e * LANES < W) tile.before[own][k0 + e * LANES] = before[e];
-            if (MASS_AWARE)
-#pragma unroll
-                for (int e = 0; e < OWN_R; e++)
-                    if (k0 + e * LANES < R) tile.at_read[own][k0 + e * LANES] = at_read[e];
+        for (int item = 0; item < ITEMS_W; item++) {
+            const int i = threadIdx.x + item * THREADS;
+            side(writes[item], i, W, WRITES, call.write_row, call.write_weight, write_events);
+            if (writes[item].code != NOTHING) writes[item].gamma = call.gamma_of(chunk * CHUNK + i / W);
         }
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++)
+            side(reads[item], threadIdx.x + item * THREADS, R, READS, call.read_row, call.read_weight, read_events);
+        counts = lists.counts_of(all, chunk);
+        if (CHUNK > 1 && int(threadIdx.x) < counts.mixed_chains) chain = lists.chains_of(all.chunk_at(chunk))[threadIdx.x];
     };
-    // 3. eta, the weights of the reads, and the events
-    const auto finish = [&](int n, int helper) {
-        const ForwardTile& tile = tiles[n % 3];
-        for (int i = helper; i < TOKENS * W; i += HELPERS) {
-            const int token = i / W, k = i % W, t = n * TOKENS + token;
-            if (t >= tokens) continue;
-            const Sum w = tile.w[token][k], before = tile.before[token][k];
-            const bool live = tile.write_row[token][k] < rows;
-            events[(unit * tokens + t) * (W + R) + k] = {
-                live ? tile.write_row[token][k] : rows + k / (W / GROUPS), live ? w / (tile.alpha[token][k] * before + w + call.eps) : Sum(0)};
-            if (k < WRITES) old_mass[(unit * tokens + t) * WRITES + k] = before;
+    // alpha instead of gamma, and what chains need
+    const auto prepare = [&](Access (&writes)[ITEMS_W], Access (&reads)[ITEMS_R]) {
+#pragma unroll
+        for (Access& own : writes) {
+            own.gamma = call.retention(own.weight, own.gamma);
+            if (CHUNK > 1 && own.code < NOTHING) alpha_of[own.place] = own.gamma, w_of[own.place] = own.weight;
         }
-        for (int i = helper; i < TOKENS * R; i += HELPERS) {
-            const int token = i / R, k = i % R, t = n * TOKENS + token;
-            if (t >= tokens) continue;
-            const bool live = tile.read_row[token][k] >= 0;
-            const Sum* r = tile.r[token];
-            Sum weight = r[k];
-            if (MASS_AWARE && live) {
-                Sum total = 0, weighted = 0;
-                for (int j = 0; j < READS; j++) total += r[j], weighted += r[j] * tile.at_read[token][j];
-                weight *= total * tile.at_read[token][k] / (weighted + call.eps);
-            }
-            events[(unit * tokens + t) * (W + R) + W + k] = {live ? tile.read_row[token][k] : rows + GROUPS + k / (R / GROUPS), weight};
-            if (MASS_AWARE && k < READS) read_mass[(unit * tokens + t) * READS + k] = tile.at_read[token][k];
-        }
+#pragma unroll
+        for (Access& own : reads)
+            if (CHUNK > 1 && own.code < NOTHING) alpha_of[own.place] = 1, w_of[own.place] = 0;
     };
+    Access writes[ITEMS_W], reads[ITEMS_R], next_writes[ITEMS_W], next_reads[ITEMS_R];
+    Counts counts, next_counts;
+    Chain chain{}, next_chain{};
+    fetch(0, writes, reads, counts, chain);
+    prepare(writes, reads);
     __syncthreads();
-    pipeline((tokens + TOKENS - 1) / TOKENS, prepare, follow, finish);
+    for (int chunk = 0; chunk < all.number; chunk++) {
+        fetch(chunk + 1, next_writes, next_reads, next_counts, next_chain);
+        // 1. z = alpha z + w: alone, then along chains
+        const auto mass_of = [&](int row) { return FRESH && row >= chunk * CHUNK * WRITES ? call.initial : z[row]; };
+        Sum before[ITEMS_W];
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) {
+            before[item] = call.initial;
+            if (!in_place(writes[item].code)) continue;
+            const int row = row_at(writes[item].code);
+            before[item] = mass_of(row);
+            z[row] = writes[item].gamma * before[item] + writes[item].weight;
+        }
+        if (CHUNK > 1 && int(threadIdx.x) < counts.mixed_chains) {
+            Sum mass = mass_of(chain.row);
+            for (int i = chain.begin; i < chain.begin + chain.count; i++) {
+                found[i] = mass;
+                mass = alpha_of[i] * mass + w_of[i];
+            }
+            z[chain.row] = mass;
+        }
+        __syncthreads();
+        // 2. eta, the weights of the reads
+        const long long first = all.chunk_at(chunk) * CHUNK;
+        TokenEvent* const list = lists.entries_of(all.chunk_at(chunk));
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) {
+            const int i = threadIdx.x + item * THREADS;
+            if (i >= CHUNK * W) continue;
+            const Access& own = writes[item];
+            if (CHUNK > 1 && own.code < NOTHING) before[item] = found[own.place];
+            const Sum eta = own.code == NOTHING ? Sum(0) : own.weight / (own.gamma * before[item] + own.weight + call.eps);
+            write_events[first * W + i] = {own.code, eta};
+            if (CHUNK > 1 && own.code < NOTHING) list[own.place].coefficient = eta;
+            old_mass[first * W + i] = before[item];
+        }
+        if (MASS_AWARE) {
+#pragma unroll
+            for (int item = 0; item < ITEMS_R; item++) {
+                const int i = threadIdx.x + item * THREADS;
+                if (i >= CHUNK * R) continue;
+                const Access& own = reads[item];
+                at_read[i] = in_place(own.code) ? z[row_at(own.code)] : own.code == NOTHING ? call.initial : found[CHUNK > 1 ? own.place : 0];
+                r_of[i] = own.weight;
+                read_mass[first * R + i] = at_read[i];
+            }
+            __syncthreads();
+        }
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++) {
+            const int i = threadIdx.x + item * THREADS;
+            if (i >= CHUNK * R) continue;
+            const Access& own = reads[item];
+            Sum weight = own.weight;
+            if (MASS_AWARE) {
+                Sum total = 0, weighted = 0;
+                for (int j = i / R * R; j < i / R * R + READS; j++) total += r_of[j], weighted += r_of[j] * at_read[j];
+                weight *= total * at_read[i] / (weighted + call.eps);
+            }
+            read_events[first * R + i] = {own.code, weight};
+            const bool listed = own.code < NOTHING || (in_place(own.code) && in_reverse_listed(own.code));
+            if (CHUNK > 1 && listed) list[own.place].coefficient = weight;
+        }
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) writes[item] = next_writes[item];
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++) reads[item] = next_reads[item];
+        counts = next_counts, chain = next_chain;
+        prepare(writes, reads);
+        __syncthreads();
+    }
     if (IN_SHARED && final_mass)
-        for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit * rows + row] = z.at[row];
+        for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit * rows + row] = z[row];
 }
-
-// In terms of the numbers below a write takes the adjoint dz of its mass, and q, to (in reverse time)
-//
-//     q = after_q q + b,   pull = p - g q,   dz = alpha (dz - pull)
-//
-// and dw = u - h q + dz' + slope (dz' - pull), with dz' the adjoint before and ``slope`` the mass found times alpha'(w).
-struct BackwardTile {
-    int write_row[TOKENS][W], read_row[TOKENS][R];
-    Sum alpha[TOKENS][W], b[TOKENS][W], g[TOKENS][W], p[TOKENS][W];
-    Sum u[TOKENS][W], h[TOKENS][W], slope[TOKENS][W], slope_gamma[TOKENS][W];
-    Sum q[TOKENS][W], dz[TOKENS][W];  // after and before the write
-    Sum gain[TOKENS][R], dmass[TOKENS][MASS_AWARE ? R : 1];
-};
 
 DEVICE Sum sum_of_slices(const Sum* parts, int slices, long long stride) {
     Sum sum = 0;
@@ -238,8 +218,18 @@ DEVICE Sum sum_of_slices(const Sum* parts, int slices, long long stride) {
     return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(544) mass_backward(
-    CALL_PARAMETERS, int slices, const Sum* __restrict__ old_mass, const Sum* __restrict__ read_mass,
+// In terms of the numbers below a write takes the adjoint dz of its mass, and q, to (in reverse time)
+//
+//     q = b, plus q unless <d, found> is known;   pull = p - g q,   dz = alpha (dz - pull)
+//
+// and dw = u - h q + dz' + slope (dz' - pull), with dz' the adjoint before and ``slope`` the mass found times alpha'(w).
+struct Numbers {
+    Sum alpha, b, g, p, u, h, slope, slope_gamma;
+};
+
+extern "C" __global__ void __launch_bounds__(256) mass_backward(
+    CALL_PARAMETERS, int slices, const TokenEvent* __restrict__ write_events, const TokenEvent* __restrict__ read_events,
+    const Sum* __restrict__ old_mass, const Sum* __restrict__ read_mass,
     const Sum* __restrict__ dwritten, const Sum* __restrict__ dfound, const Sum* __restrict__ dread,  // parts of content.cu
     const Sum* last,           // (slices, B*H, rows): <dstate, s> after the last token, or null for 0
     const Sum* dfinal_mass,    // (B*H, rows), or null for 0
@@ -250,152 +240,216 @@ extern "C" __global__ void __launch_bounds__(544) mass_backward(
     Sum* dgiven_mass           // (B*H, rows), or null
 ) {
     const Call call = CALL;
-    const long long unit = blockIdx.x, all = (long long)(gridDim.x) * tokens;
-    BackwardTile* tiles = reinterpret_cast<BackwardTile*>(on_chip());
-    Sum* numbers = IN_SHARED ? reinterpret_cast<Sum*>(tiles + 3) : working + unit * 2 * rows;
-    const Numbers dz{numbers, rows}, q{numbers + rows, rows};
+    const Lists lists{chains, entries, list_counts};
+    const Chunks all{chunks_of(tokens)};
+    const long long unit = blockIdx.x, stride = (long long)(gridDim.x) * all.number * CHUNK;
+    Sum* const dz = IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + unit * 2 * rows;
+    Sum* const q = dz + rows;
     if (IN_SHARED || last)
         for (int row = threadIdx.x; row < rows; row += THREADS) {
-            q.set(row, last ? sum_of_slices(last + unit * rows + row, slices, (long long)(gridDim.x) * rows) : Sum(0));
-            dz.set(row, dfinal_mass ? dfinal_mass[unit * rows + row] : Sum(0));
+            q[row] = last ? sum_of_slices(last + unit * rows + row, slices, (long long)(gridDim.x) * rows) : Sum(0);
+            dz[row] = dfinal_mass ? dfinal_mass[unit * rows + row] : Sum(0);
         }
-    const int count = (tokens + TOKENS - 1) / TOKENS;
-    const auto first_of = [&](int n) { return (count - 1 - n) * TOKENS; };  // tiles come last to first
 
-    // 1. what needs no adjoint
-    const auto prepare = [&](int n, int helper) {
-        BackwardTile& tile = tiles[n % 3];
-        for (int i = helper; i < TOKENS * W; i += HELPERS) {
-            const int token = i / W, k = i % W, t = first_of(n) + token;
-            const bool live = k < WRITES && call.live(t);
-            const long long at = unit * tokens + t, row = call.row_of(t) * WRITES + k;
-            const Sum w = live ? call.write_weight[row] : Sum(0), gamma_t = live ? call.gamma_of(t) : Sum(1);
-            const Sum before = live ? old_mass[at * WRITES + k] : Sum(1);
-            const Sum dot = live ? sum_of_slices(dwritten + at * W + k, slices, all * W) : Sum(0);  // <d, v>
-            const Sum dot_found = live && k == 0 ? sum_of_slices(dfound + at, slices, all) : Sum(0);
-            const Sum alpha = call.retention(w, gamma_t);
+    // for chains, by number token * W + k or token * R + k of the access; then what a write found
+    __shared__ Sum alpha_of[CHUNK * W], b_of[CHUNK * W], g_of[CHUNK * W], p_of[CHUNK * W], q_of[CHUNK * W], dz_of[CHUNK * W];
+    __shared__ Sum gain_of[CHUNK * R], dmass_of[CHUNK * R], dot_of[MASS_AWARE ? CHUNK * R : 1], n_of[MASS_AWARE ? CHUNK * R : 1];
+    __shared__ Sum slope_of[CHUNK * W];  // of gamma, times what it acts on
+    __shared__ int entry_at[ENTRIES];
+    constexpr int ENTRY_ITEMS = CHUNK > 1 ? (ENTRIES + THREADS - 1) / THREADS : 1;
+
+    struct Write {
+        int code;
+        Sum w, gamma, before, dot, dot_found;
+    };
+    struct Read {
+        int code;
+        Sum r, dot, mass;
+    };
+    struct List {
+        Counts counts;
+        Chain chain;
+        int entry[ENTRY_ITEMS];
+    };
+    const auto fetch = [&](int chunk, Write (&writes)[ITEMS_W], Read (&reads)[ITEMS_R], List& list) {
+        const long long first = all.chunk_at(chunk) * CHUNK;
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) {
+            const int i = threadIdx.x + item * THREADS, k = i % W, t = chunk * CHUNK + i / W;
+            Write& own = writes[item];
+            own = {NOTHING, 0, 1, 1, 0, 0};
+            if (i >= CHUNK * W || k >= WRITES || !call.live(t)) continue;
+            own.code = int(write_events[first * W + i].row);
+            own.w = call.write_weight[call.row_of(t) * WRITES + k];
+            own.gamma = call.gamma_of(t);
+            own.before = old_mass[first * W + i];
+            own.dot = sum_of_slices(dwritten + first * W + i, slices, stride * W);
+            if (k == 0) own.dot_found = sum_of_slices(dfound + first + i / W, slices, stride);
+        }
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++) {
+            const int i = threadIdx.x + item * THREADS, k = i % R, t = chunk * CHUNK + i / R;
+            Read& own = reads[item];
+            own = {NOTHING, 0, 0, 0};
+            if (i >= CHUNK * R || k >= READS || !call.live(t)) continue;
+            own.code = int(read_events[first * R + i].row);
+            own.r = call.read_weight[call.row_of(t) * READS + k];
+            if (own.code != NOTHING) own.dot = sum_of_slices(dread + first * R + i, slices, stride * R);
+            if (MASS_AWARE) own.mass = read_mass[first * R + i];
+        }
+        if constexpr (CHUNK > 1) {
+            list.counts = lists.counts_of(all, chunk);
+            if (int(threadIdx.x) < list.counts.all_chains) list.chain = lists.chains_of(all.chunk_at(chunk))[threadIdx.x];
+#pragma unroll
+            for (int item = 0; item < ENTRY_ITEMS; item++) {
+                const int i = threadIdx.x + item * THREADS;
+                if (i < list.counts.all_entries) list.entry[item] = int(lists.entries_of(all.chunk_at(chunk))[i].row);
+            }
+        }
+    };
+    // What needs no adjoint; the gradients of the reads.
+    const auto prepare = [&](int chunk, const Write (&writes)[ITEMS_W], const Read (&reads)[ITEMS_R], const List& list, Numbers (&numbers)[ITEMS_W], Sum (&gain)[ITEMS_R], Sum (&dmass)[ITEMS_R]) {
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) {
+            const int i = threadIdx.x + item * THREADS;
+            const Write& own = writes[item];
+            Numbers& n = numbers[item];
+            n.alpha = call.retention(own.w, own.gamma);
             Sum slope, slope_gamma;
-            call.retention.slopes(w, gamma_t, alpha, slope, slope_gamma);
-            const Sum kept_mass = alpha * before + call.eps, mass = kept_mass + w;
-            const Sum eta = w / mass, kappa = kept_mass / mass;
-            tile.write_row[token][k] = live ? call.write_row[row] : rows;
-            tile.alpha[token][k] = alpha;
-            tile.slope[token][k] = before * slope;
-            tile.slope_gamma[token][k] = before * slope_gamma;
-            if (k == 0) {  // <d, found> is known
-                const Sum deta = (dot - dot_found) / mass, pull = eta * deta;
-                tile.b[token][k] = kappa * dot_found;
-                tile.g[token][k] = 0, tile.p[token][k] = pull;
-                tile.h[token][k] = 0, tile.u[token][k] = deta - pull;
+            call.retention.slopes(own.w, own.gamma, n.alpha, slope, slope_gamma);
+            const Sum kept_mass = n.alpha * own.before + call.eps, mass = kept_mass + own.w;
+            const Sum eta = own.w / mass, kappa = kept_mass / mass;
+            n.slope = own.before * slope, n.slope_gamma = own.before * slope_gamma;
+            if (i % W == 0) {  // <d, found> is known
+                const Sum deta = (own.dot - own.dot_found) / mass, pull = eta * deta;
+                n.b = kappa * own.dot_found, n.g = 0, n.p = pull, n.h = 0, n.u = deta - pull;
             } else {
-                const Sum g = kept_mass > 0 ? eta / kept_mass : Sum(0);
-                tile.b[token][k] = -eta * dot;
-                tile.g[token][k] = g, tile.p[token][k] = g * (kappa * dot);
-                tile.h[token][k] = 1 / mass, tile.u[token][k] = kappa * dot / mass;
+                n.g = kept_mass > 0 ? eta / kept_mass : Sum(0);
+                n.b = -eta * own.dot, n.p = n.g * (kappa * own.dot), n.h = 1 / mass, n.u = kappa * own.dot / mass;
             }
+            if (CHUNK > 1 && i < CHUNK * W) alpha_of[i] = n.alpha, b_of[i] = n.b, g_of[i] = n.g, p_of[i] = n.p;
         }
-        for (int i = helper; i < TOKENS * R; i += HELPERS) {
-            const int token = i / R, k = i % R, t = first_of(n) + token;
-            const bool live = k < READS && call.live(t);
-            const long long at = unit * tokens + t, row = call.row_of(t) * READS;
-            const int to = live ? call.read_row[row + k] : -1;
-            const auto dot = [&](int j) {  // <dy, s>, 0 for a slot that nothing is written to
-                return call.read_row[row + j] < 0 ? Sum(0) : sum_of_slices(dread + at * R + j, slices, all * R);
-            };
-            Sum dweight = live ? dot(k) : Sum(0), gain = live ? call.read_weight[row + k] * dweight : Sum(0), dmass = 0;
-            if (MASS_AWARE && live) {
+        if (MASS_AWARE) {
+#pragma unroll
+            for (int item = 0; item < ITEMS_R; item++) {
+                const int i = threadIdx.x + item * THREADS;
+                if (i < CHUNK * R) dot_of[i] = reads[item].dot, n_of[i] = reads[item].r * reads[item].mass, gain_of[i] = reads[item].r;
+            }
+            __syncthreads();
+        }
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++) {
+            const int i = threadIdx.x + item * THREADS, k = i % R, t = chunk * CHUNK + i / R;
+            const Read& own = reads[item];
+            Sum dweight = own.dot;
+            gain[item] = own.r * own.dot, dmass[item] = 0;
+            if (MASS_AWARE && i < CHUNK * R && k < READS && call.live(t)) {
                 Sum total = 0, weighted = call.eps, through = 0;
-                for (int j = 0; j < READS; j++) {
-                    const Sum r = call.read_weight[row + j], n_j = r * read_mass[at * READS + j];
-                    total += r, weighted += n_j, through += dot(j) * n_j;
-                }
+                for (int j = i - k; j < i - k + READS; j++) total += gain_of[j], weighted += n_of[j], through += dot_of[j] * n_of[j];
                 through /= weighted;
-                const Sum z = read_mass[at * READS + k], dn = (dweight - through) * total / weighted;
-                gain *= total * z / weighted;
-                dweight = dn * z + through;
-                dmass = dn * call.read_weight[row + k];
+                const Sum dn = (own.dot - through) * total / weighted;
+                gain[item] *= total * own.mass / weighted;
+                dweight = dn * own.mass + through;
+                dmass[item] = dn * own.r;
             }
-            tile.read_row[token][k] = to < 0 ? rows : to;
-            tile.gain[token][k] = to < 0 ? Sum(0) : gain;
-            if (MASS_AWARE) tile.dmass[token][k] = to < 0 ? Sum(0) : dmass;
-            if (k < READS && t < tokens) dr[row + k] = dweight;
+            if (t >= 0 && i < CHUNK * R && k < READS && t < tokens) dr[call.row_of(t) * READS + k] = dweight;
+        }
+        if (MASS_AWARE) __syncthreads();
+        if constexpr (CHUNK > 1) {
+#pragma unroll
+            for (int item = 0; item < ITEMS_R; item++) {
+                const int i = threadIdx.x + item * THREADS;
+                if (i < CHUNK * R) gain_of[i] = gain[item], dmass_of[i] = dmass[item];
+            }
+#pragma unroll
+            for (int item = 0; item < ENTRY_ITEMS; item++) {
+                const int i = threadIdx.x + item * THREADS;
+                if (i < list.counts.all_entries) entry_at[i] = list.entry[item];
+            }
         }
     };
-    // 2. token by token, in reverse: reads, then writes
-    const auto follow = [&](int n) {
-        BackwardTile& tile = tiles[n % 3];
-        const int turn = int(threadIdx.x) / LANES, k0 = int(threadIdx.x) % LANES;
-        for (int first = TOKENS - AT_ONCE; first >= 0; first -= AT_ONCE) {
-            const int own = first + turn;
-            int row[OWN_W], read_row[OWN_R];
-            Sum alpha[OWN_W], b[OWN_W], g[OWN_W], p[OWN_W], q_after[OWN_W], dz_before[OWN_W], gain[OWN_R], dmass[OWN_R];
-#pragma unroll
-            for (int e = 0; e < OWN_W; e++) {
-                const int k = k0 + e * LANES;
-                const bool has = k < W;
-                row[e] = has ? tile.write_row[own][k] : rows;
-                alpha[e] = has ? tile.alpha[own][k] : Sum(0);
-                b[e] = has ? tile.b[own][k] : Sum(0), g[e] = has ? tile.g[own][k] : Sum(0);
-                p[e] = has ? tile.p[own][k] : Sum(0);
-            }
-#pragma unroll
-            for (int e = 0; e < OWN_R; e++) {
-                const int k = k0 + e * LANES;
-                read_row[e] = k < R ? tile.read_row[own][k] : rows;
-                gain[e] = k < R ? tile.gain[own][k] : Sum(0);
-                if (MASS_AWARE) dmass[e] = k < R ? tile.dmass[own][k] : Sum(0);
-            }
-#pragma unroll
-            for (int token = AT_ONCE - 1; token >= 0; token--) {
-                if (turn == token)
-#pragma unroll
-                    for (int e = 0; e < OWN_R; e++) {
-                        q.set(read_row[e], q.get(read_row[e]) + gain[e]);
-                        if (MASS_AWARE) dz.set(read_row[e], dz.get(read_row[e]) + dmass[e]);
-                    }
-                __syncwarp();
-                if (turn == token) {
-#pragma unroll
-                    for (int e = 0; e < OWN_W; e++) {
-                        q_after[e] = q.get(row[e]), dz_before[e] = dz.get(row[e]);
-                        q_after[e] = k0 + e ? q_after[e] + b[e] : b[e];
-                        q.set(row[e], q_after[e]);
-                        dz.set(row[e], alpha[e] * (dz_before[e] - (p[e] - g[e] * q_after[e])));
-                    }
-                }
-                __syncwarp();
-            }
-#pragma unroll
-            for (int e = 0; e < OWN_W; e++)
-                if (k0 + e * LANES < W) {
-                    tile.q[own][k0 + e * LANES] = q_after[e];
-                    tile.dz[own][k0 + e * LANES] = dz_before[e];
-                }
-        }
+    // A write, in reverse: q and dz from after it to before it; the q that dw needs.
+    const auto unwrite = [](const Numbers& n, bool found_known, Sum& q, Sum& dz) {
+        q = found_known ? n.b : q + n.b;
+        dz = n.alpha * (dz - (n.p - n.g * q));
     };
-    // 3. the gradients of weights and gamma
-    const auto finish = [&](int n, int helper) {
-        const BackwardTile& tile = tiles[n % 3];
-        const auto dz_after = [&](int token, int k) {
-            return tile.dz[token][k] - (tile.p[token][k] - tile.g[token][k] * tile.q[token][k]);
-        };
-        for (int i = helper; i < TOKENS * WRITES; i += HELPERS) {
-            const int token = i / WRITES, k = i % WRITES, t = first_of(n) + token;
-            if (t >= tokens) continue;
-            const Sum through_eta = tile.u[token][k] - tile.h[token][k] * tile.q[token][k];
-            const bool live = tile.write_row[token][k] < rows;
-            const Sum dweight = through_eta + tile.dz[token][k] + dz_after(token, k) * tile.slope[token][k];
-            dw[call.row_of(t) * WRITES + k] = live ? dweight : Sum(0);
-        }
-        for (int token = helper; token < TOKENS && first_of(n) + token < tokens; token += HELPERS) {
-            Sum sum = 0;
-            for (int k = 0; k < WRITES; k++)
-                if (tile.write_row[token][k] < rows) sum += dz_after(token, k) * tile.slope_gamma[token][k];
-            dgamma[call.row_of(first_of(n) + token)] = sum;
-        }
+    const auto add_dgamma = [&](int chunk) {
+        const int t = chunk * CHUNK + int(threadIdx.x);
+        if (int(threadIdx.x) >= CHUNK || t >= tokens) return;
+        Sum sum = 0;
+        for (int k = 0; k < WRITES; k++) sum += slope_of[threadIdx.x * W + k];
+        dgamma[call.row_of(t)] = sum;
     };
+
+    Write writes[ITEMS_W], next_writes[ITEMS_W];
+    Read reads[ITEMS_R], next_reads[ITEMS_R];
+    List list{}, next_list{};
+    Numbers numbers[ITEMS_W];
+    Sum gain[ITEMS_R], dmass[ITEMS_R];
+    const int end = all.number - 1;
+    fetch(end, writes, reads, list);
+    prepare(end, writes, reads, list, numbers, gain, dmass);
     __syncthreads();
-    pipeline(count, prepare, follow, finish);
+    for (int chunk = end; chunk >= 0; chunk--) {
+        fetch(chunk - 1, next_writes, next_reads, next_list);
+        // 1. reads alone on their slot, then along chains
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++) {
+            const int code = reads[item].code;
+            if (!in_place(code) || in_reverse_listed(code)) continue;
+            q[row_at(code)] += gain[item];
+            if (MASS_AWARE) dz[row_at(code)] += dmass[item];
+        }
+        if (CHUNK > 1 && int(threadIdx.x) < list.counts.all_chains) {
+            Sum slot_q = q[list.chain.row], slot_dz = dz[list.chain.row];
+            for (int i = list.chain.begin + list.chain.count - 1; i >= list.chain.begin; i--) {
+                const int what = entry_at[i];
+                if (entry_reads(what)) {
+                    const int read = entry_token(what) * R + entry_k(what);
+                    slot_q += gain_of[read];
+                    if (MASS_AWARE) slot_dz += dmass_of[read];
+                } else {
+                    const int write = entry_token(what) * W + entry_k(what);
+                    const Numbers n{alpha_of[write], b_of[write], g_of[write], p_of[write], 0, 0, 0, 0};
+                    dz_of[write] = slot_dz;
+                    unwrite(n, entry_k(what) == 0, slot_q, slot_dz);
+                    q_of[write] = slot_q;
+                }
+            }
+            q[list.chain.row] = slot_q, dz[list.chain.row] = slot_dz;
+        }
+        if (chunk < end) add_dgamma(chunk + 1);
+        __syncthreads();
+        // 2. writes
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) {
+            const int i = threadIdx.x + item * THREADS, k = i % W, t = chunk * CHUNK + i / W, code = writes[item].code;
+            if (i >= CHUNK * W) continue;
+            const Numbers& n = numbers[item];
+            Sum dz_after = 0, q_before = 0;
+            if (in_place(code)) {
+                const int row = row_at(code);
+                Sum dz_before = dz_after = dz[row];
+                q_before = q[row];
+                unwrite(n, k == 0, q_before, dz_before);
+                q[row] = q_before, dz[row] = dz_before;
+            } else if (code != NOTHING) {
+                dz_after = dz_of[i], q_before = q_of[i];
+            }
+            const Sum through = dz_after - (n.p - n.g * q_before);
+            slope_of[i] = code == NOTHING ? Sum(0) : through * n.slope_gamma;
+            if (k < WRITES && t < tokens)
+                dw[call.row_of(t) * WRITES + k] = code == NOTHING ? Sum(0) : n.u - n.h * q_before + dz_after + through * n.slope;
+        }
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) writes[item] = next_writes[item];
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++) reads[item] = next_reads[item];
+        list = next_list;
+        prepare(chunk - 1, writes, reads, list, numbers, gain, dmass);
+        __syncthreads();
+    }
+    if (all.number) add_dgamma(0);
     if (dgiven_mass)
-        for (int row = threadIdx.x; row < rows; row += THREADS) dgiven_mass[unit * rows + row] = dz.get(row);
+        for (int row = threadIdx.x; row < rows; row += THREADS) dgiven_mass[unit * rows + row] = dz[row];
 }
