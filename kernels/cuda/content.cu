@@ -47,14 +47,37 @@ constexpr int AHEAD = 3;  // chunks that are asked for from device memory before
     const Workshop workshop(place, on_chip() + state_bytes, space, spare);             \
     state.start(place, STATE_FROM)
 
-DEVICE void ask_for(const Place& place, int chunk, EVENTS, const ELEMENT* values, const ELEMENT* dy, const Sum* found) {
-    if (!place.has(chunk)) return;
-    const long long row = place.row_of(chunk * CHUNK + place.token);
-    prefetch(writes + place.first_of(chunk, OWN_W));
-    prefetch(reads + place.first_of(chunk, OWN_R));
-    prefetch(values + row);
-    if (dy) prefetch(dy + row);
-    if (found) prefetch(found + row);
+// Has a chunk's inputs brought to the L2 cache, line by line: each warp some of them.
+DEVICE void ask_for(
+    const Place& place, const Lists& lists, int chunk, EVENTS, const ELEMENT* values, const ELEMENT* dy, const Sum* found
+) {
+    if (chunk < 0 || chunk >= place.chunks) return;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const long long at = place.chunk_at(chunk);
+    const auto lines = [&](const void* from, int bytes) {
+        if (lane * 128 < bytes) prefetch(reinterpret_cast<const char*>(from) + lane * 128);
+    };
+    if (warp == 0) lines(writes + at * CHUNK * W, CHUNK * W * int(sizeof(TokenEvent)));
+    if (warp == 1) lines(reads + at * CHUNK * R, CHUNK * R * int(sizeof(TokenEvent)));
+    if (CHUNK > 1 && warp == 2) lines(lists.entries_of(at), ENTRIES / 2 * int(sizeof(TokenEvent)));
+    if (CHUNK > 1 && warp == 3) lines(lists.chains_of(at), CHAINS / 2 * int(sizeof(Chain)));
+    if (CHUNK > 1 && warp == 4) lines(lists.counts + at, 1);
+    const int t = chunk * CHUNK + lane;
+    if (lane >= CHUNK || t >= place.tokens) return;
+    const long long row = place.row_of(t) - place.own;
+    if (warp == 5) prefetch(values + row);
+    if (dy && warp == 6) prefetch(dy + row);
+    if (found && warp == 7) prefetch(found + row);
+}
+
+DEVICE Counts counts_of(const Place& place, const Lists& lists, int chunk) {
+    return lists.counts_of(place.chunk_at(chunk), chunk >= 0 && chunk < place.chunks);
+}
+
+// What an access finds: its slot, or a version; anything, if it does nothing.
+DEVICE Vector find(const Place& place, const State& state, const Workshop& workshop, int most, int code) {
+    if (IN_SHARED) return *(code < NOTHING ? workshop.version(version_at(code), most) : state.row(code));
+    return code < NOTHING ? *workshop.version(version_at(code), most) : state.find(place, code);
 }
 
 // The two passes forward in time. read(chunk, reads of the token, slot_of): what it does with them.
@@ -63,69 +86,69 @@ DEVICE void forward_pass(
     const Place& place, State& state, const Workshop& workshop, const Lists& lists, EVENTS, const ELEMENT* values,
     const ELEMENT* dy, Sum* found, const Read& read
 ) {
+#pragma unroll 1
+    for (int chunk = 1; chunk < AHEAD; chunk++) ask_for(place, lists, chunk, writes, reads, values, REPLAY ? dy : nullptr, nullptr);
     Inputs<OWN_W> now, next;
-    Counts counts = lists.counts_of(place, 0), next_counts = lists.counts_of(place, 1);
+    Counts counts = counts_of(place, lists, 0), next_counts = counts_of(place, lists, 1);
     now.fetch(place, 0, writes, values);
     workshop.leave_row(place, now.value);
     workshop.fetch_lists(lists, place.chunk_at(0), counts.mixed_chains, counts.mixed_entries);
     wait_for_copies<0>();
     __syncthreads();
-    for (int chunk = 0; chunk < place.chunks(); chunk++) {
-        ask_for(place, chunk + AHEAD, writes, reads, values, REPLAY ? dy : nullptr, nullptr);
+    for (int chunk = 0; chunk < place.chunks; chunk++) {
+        ask_for(place, lists, chunk + AHEAD, writes, reads, values, REPLAY ? dy : nullptr, nullptr);
         if (FRESH) state.fresh = chunk * CHUNK * WRITES;
         // 1. writes that are alone on their slot, then chains
         BATCHES(OWN_W, first) {
             Vector old[BATCH_OF(OWN_W)];
-            EVENTS_OF(OWN_W, e) {
-                const int code = int(now.accesses.get(first + e).row);
-                if (in_place(code)) old[e] = state.load(place, row_at(code));
-            }
+            EVENTS_OF(OWN_W, e) old[e] = state.find(place, int(now.accesses.get(first + e).row));
             EVENTS_OF(OWN_W, e) {
                 const TokenEvent event = now.accesses.get(first + e);
                 const int code = int(event.row);
-                if (!in_place(code)) continue;
-                if (REPLAY && first + e == 0 && place.part == 0)
+                if (REPLAY && first + e == 0 && place.part == 0 && in_place(code))
                     store_channels(place, old[e], found + place.row_of(chunk * CHUNK + place.token));
                 old[e].approach(event.coefficient, now.value);
-                state.store(place, row_at(code), old[e]);
+                if (in_place(code)) state.store(place, row_at(code), old[e]);
             }
         }
+        const Counts after = counts_of(place, lists, chunk + 2);
         Inputs<OWN_R> here;  // asked for when registers are free; chains hide some of the wait
         here.fetch(place, chunk, reads, REPLAY ? dy : nullptr);
         next.fetch(place, chunk + 1, writes, values);
         const int most = workshop.bytes_of_more(
             counts.mixed_chains, counts.mixed_entries, next_counts.mixed_chains, next_counts.mixed_entries);
         const TokenEvent* list = workshop.entries(counts.mixed_chains);
+#pragma unroll 1
         for (int c = place.group; c < counts.mixed_chains; c += GROUPS) {
             const Chain chain = workshop.chains()[c];
             Vector s = state.load(place, chain.row);
-            for (int i = chain.begin; i < chain.begin + chain.count; i++) {
-                const TokenEvent entry = list[i];
+            const int last = chain.begin + chain.count - 1;
+            TokenEvent entry = list[chain.begin], next_entry = list[chain.begin + 1];
+            Vector value = workshop.row(entry_token(int(entry.row)));
+#pragma unroll 1
+            for (int i = chain.begin + 2; i <= last + 2; i++) {
+                const TokenEvent after = list[smaller_of(i, last)];
+                const Vector next_value = workshop.row(entry_token(int(next_entry.row)));
                 const int what = int(entry.row);
                 if (entry_reads(what)) {
                     *workshop.version(entry_version(what), most) = s;
                 } else {
                     if (REPLAY && entry_k(what) == 0)
                         store_channels(place, s, found + place.row_of(chunk * CHUNK + entry_token(what)));
-                    s.approach(entry.coefficient, workshop.row(entry_token(what)));
+                    s.approach(entry.coefficient, value);
                 }
+                entry = next_entry, next_entry = after, value = next_value;
             }
             state.store(place, chain.row, s);
         }
         __syncthreads();
         // 2. reads; meanwhile what the next chunk needs arrives
-        if (FRESH) state.fresh = 0x7fffffff;
+        if (FRESH) state.fresh = place.rows;
         workshop.fetch_lists(lists, place.chunk_at(chunk + 1), next_counts.mixed_chains, next_counts.mixed_entries);
-        read(chunk, here, [&](int code) {
-            if (in_place(code)) return state.load(place, row_at(code));
-            if (code != NOTHING) return *workshop.version(version_at(code), most);
-            Vector x;
-            x.clear();
-            return x;
-        });
+        read(chunk, here, [&](int code) { return find(place, state, workshop, most, code); });
         now = next, counts = next_counts;
         workshop.leave_row(place, now.value);
-        next_counts = lists.counts_of(place, chunk + 2);
+        next_counts = after;
         wait_for_copies<0>();
         __syncthreads();
     }
@@ -141,9 +164,13 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_forward(
     const auto read = [&](int chunk, const Inputs<OWN_R>& here, const auto& slot_of) {
         Vector sum;
         sum.clear();
-        BATCHES(OWN_R, first) EVENTS_OF(OWN_R, e) {
-            const TokenEvent event = here.accesses.get(first + e);
-            sum.add(event.coefficient, slot_of(int(event.row)));
+        BATCHES(OWN_R, first) {
+            Vector seen[BATCH_OF(OWN_R)];
+            EVENTS_OF(OWN_R, e) seen[e] = slot_of(int(here.accesses.get(first + e).row));
+            EVENTS_OF(OWN_R, e) {
+                const TokenEvent event = here.accesses.get(first + e);
+                if (event.row != NOTHING) sum.add(event.coefficient, seen[e]);
+            }
         }
         sum = sum_over_parts(sum);
         if (place.part == 0 && place.has(chunk)) store_channels(place, sum, y + place.row_of(chunk * CHUNK + place.token));
@@ -161,19 +188,21 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
     Sum* __restrict__ last     // (slices, B*H, rows): <dstate, s> after the last token, if there is a dstate
 ) {
     BEGIN(given);
-    dread += (place.slice * place.units() + place.unit) * place.chunks() * CHUNK * R;
+    dread += ((long long)(place.slice) * place.units() + place.unit) * place.chunks * CHUNK * R;
     const auto read = [&](int chunk, const Inputs<OWN_R>& here, const auto& slot_of) {
         Sum* to = dread + (((long long)(chunk)*CHUNK + place.token) * SPREAD + place.part) * OWN_R;
         BATCHES(OWN_R, first) {
+            Vector seen[BATCH_OF(OWN_R)];
             Sum dots[BATCH_OF(OWN_R)];
-            EVENTS_OF(OWN_R, e) dots[e] = slot_of(int(here.accesses.get(first + e).row)).dot(here.value);
+            EVENTS_OF(OWN_R, e) seen[e] = slot_of(int(here.accesses.get(first + e).row));
+            EVENTS_OF(OWN_R, e) dots[e] = seen[e].dot(here.value);
             store_dots(place, dots, to + first);
         }
     };
     forward_pass<true>(place, state, workshop, lists, writes, reads, values, dy, found, read);
     if (!dstate) return;
-    const Sum* d = dstate + place.unit * rows * channels + place.slice * CHANNELS + place.own;
-    last += (place.slice * place.units() + place.unit) * rows;
+    const Sum* d = dstate + (long long)(place.unit) * rows * channels + place.slice * CHANNELS + place.own;
+    last += ((long long)(place.slice) * place.units() + place.unit) * rows;
     for (int first = 0; first < rows; first += GROUPS) {
         const int row = first + place.group;
         Sum sum = 0;
@@ -191,32 +220,31 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     Sum* __restrict__ dfound     // (slices, B*H, chunks, CHUNK): <d, found> of the token's first write
 ) {
     BEGIN(dstate);  // of the adjoint
-    const long long part = (place.slice * place.units() + place.unit) * place.chunks() * CHUNK;
-    const int end = place.chunks() - 1;
+    const long long part = ((long long)(place.slice) * place.units() + place.unit) * place.chunks * CHUNK;
+    const int end = place.chunks - 1;
+#pragma unroll 1
+    for (int chunk = end - 1; chunk > end - AHEAD; chunk--) ask_for(place, lists, chunk, writes, reads, values, dy, found);
     Inputs<OWN_R> now, next;
-    Counts counts = lists.counts_of(place, end), next_counts = lists.counts_of(place, end - 1);
+    Counts counts = counts_of(place, lists, end), next_counts = counts_of(place, lists, end - 1);
     now.fetch(place, end, reads, dy);
     workshop.leave_row(place, now.value);
     workshop.fetch_lists(lists, place.chunk_at(end), counts.all_chains, counts.all_entries);
     wait_for_copies<0>();
     __syncthreads();
     for (int chunk = end; chunk >= 0; chunk--) {
-        ask_for(place, chunk - AHEAD, writes, reads, values, dy, found);
+        ask_for(place, lists, chunk - AHEAD, writes, reads, values, dy, found);
         // 1. reads that are alone on their slot, then chains
         BATCHES(OWN_R, first) {
             Vector d[BATCH_OF(OWN_R)];
-            EVENTS_OF(OWN_R, e) {
-                const int code = int(now.accesses.get(first + e).row);
-                if (in_place(code) && !in_reverse_listed(code)) d[e] = state.load(place, row_at(code));
-            }
+            EVENTS_OF(OWN_R, e) d[e] = state.find(place, int(now.accesses.get(first + e).row));
             EVENTS_OF(OWN_R, e) {
                 const TokenEvent event = now.accesses.get(first + e);
                 const int code = int(event.row);
-                if (!in_place(code) || in_reverse_listed(code)) continue;
                 d[e].add(event.coefficient, now.value);
-                state.store(place, row_at(code), d[e]);
+                if (in_place(code) && !in_reverse_listed(code)) state.store(place, row_at(code), d[e]);
             }
         }
+        const Counts after = counts_of(place, lists, chunk - 2);
         Inputs<OWN_W> here;
         here.fetch(place, chunk, writes, values);
         Vector found_here;
@@ -227,18 +255,25 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         const int most = workshop.bytes_of_more(
             counts.all_chains, counts.all_entries, next_counts.all_chains, next_counts.all_entries);
         const TokenEvent* list = workshop.entries(counts.all_chains);
+#pragma unroll 1
         for (int c = place.group; c < counts.all_chains; c += GROUPS) {
             const Chain chain = workshop.chains()[c];
             Vector d = state.load(place, chain.row);
-            for (int i = chain.begin + chain.count - 1; i >= chain.begin; i--) {
-                const TokenEvent entry = list[i];
+            int i = chain.begin + chain.count - 1;
+            TokenEvent entry = list[i], next_entry = list[i > 0 ? i - 1 : 0];
+            Vector value = workshop.row(entry_token(int(entry.row)));
+#pragma unroll 1
+            for (; i >= chain.begin; i--) {
+                const TokenEvent after = list[i > 1 ? i - 2 : 0];
+                const Vector next_value = workshop.row(entry_token(int(next_entry.row)));
                 const int what = int(entry.row);
                 if (entry_reads(what)) {
-                    d.add(entry.coefficient, workshop.row(entry_token(what)));
+                    d.add(entry.coefficient, value);
                 } else {
                     *workshop.version(entry_version(what), most) = d;
                     d.scale(1 - entry.coefficient);
                 }
+                entry = next_entry, next_entry = after, value = next_value;
             }
             state.store(place, chain.row, d);
         }
@@ -251,23 +286,18 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         BATCHES(OWN_W, first) {
             Vector d[BATCH_OF(OWN_W)];
             Sum dots[BATCH_OF(OWN_W)];
-            EVENTS_OF(OWN_W, e) {
-                const int code = int(here.accesses.get(first + e).row);
-                d[e].clear();
-                if (in_place(code)) d[e] = state.load(place, row_at(code));
-                else if (code != NOTHING) d[e] = *workshop.version(version_at(code), most);
-            }
+            EVENTS_OF(OWN_W, e) d[e] = find(place, state, workshop, most, int(here.accesses.get(first + e).row));
             EVENTS_OF(OWN_W, e) {
                 const TokenEvent event = here.accesses.get(first + e);
-                sum.add(event.coefficient, d[e]);
+                const int code = int(event.row);
+                if (code != NOTHING) sum.add(event.coefficient, d[e]);
                 dots[e] = d[e].dot(here.value);
                 if (first + e == 0) {
                     const Sum dot_found = sum_over_lanes(d[0].dot(found_here));
                     if (place.part == 0 && place.own == 0 && place.token < CHUNK) dfound[at] = dot_found;
                 }
-                if (!in_place(int(event.row))) continue;
                 d[e].scale(1 - event.coefficient);
-                state.store(place, row_at(int(event.row)), d[e]);
+                if (in_place(code)) state.store(place, row_at(code), d[e]);
             }
             store_dots(place, dots, dwritten + (at * SPREAD + place.part) * OWN_W + first);
         }
@@ -275,7 +305,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk * CHUNK + place.token));
         now = next, counts = next_counts;
         workshop.leave_row(place, now.value);
-        next_counts = lists.counts_of(place, chunk - 2);
+        next_counts = after;
         wait_for_copies<0>();
         __syncthreads();
     }

@@ -36,31 +36,32 @@ struct alignas(VECTOR * sizeof(Sum)) Vector {
 
 // Sizes of one call, and which part of it this lane computes.
 struct Place {
-    int tokens, heads, channels, rows;  // T, H, C; rows of the state
-    int slices, slice;
-    long long unit;           // batch * H + head
-    int group, own;           // own: the lane's first channel in the slice
-    int token, part;          // of a chunk: the group's token, and which of its accesses
-    bool inside[VECTOR];      // channels that C has
+    int tokens, channels, rows;  // T, C; rows of the state
+    int chunks, slice, slices;
+    int unit;             // batch * H + head
+    int group, own;       // own: the lane's first channel in the slice
+    int token, part;      // of a chunk: the group's token, and which of its accesses
+    long long first;      // the lane's first element of token 0, in arrays (B, T, H, C)
+    int stride;           // from token to token there
+    bool inside[VECTOR];  // channels that C has
 
     DEVICE Place(int tokens, int heads, int channels, int rows)
-        : tokens(tokens), heads(heads), channels(channels), rows(rows), slices((channels + CHANNELS - 1) / CHANNELS),
-          slice(blockIdx.x % slices), unit(blockIdx.x / slices), group(threadIdx.x / LANES),
-          own(threadIdx.x % LANES * VECTOR), token(group / SPREAD), part(group % SPREAD) {
+        : tokens(tokens), channels(channels), rows(rows), chunks(chunks_of(tokens)),
+          slices((channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES), own(threadIdx.x % LANES * VECTOR),
+          token(group / SPREAD), part(group % SPREAD), stride(heads * channels) {
+        unit = blockIdx.x / slices, slice = blockIdx.x % slices;
+        first = ((long long)(unit / heads) * tokens * heads + unit % heads) * channels + slice * CHANNELS + own;
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) inside[i] = slice * CHANNELS + own + i < channels;
     }
-    DEVICE int chunks() const { return chunks_of(tokens); }
     DEVICE bool has(int chunk) const { return chunk >= 0 && token < CHUNK && chunk * CHUNK + token < tokens; }
-    DEVICE long long chunk_at(int chunk) const { return unit * chunks() + chunk; }
-    DEVICE long long row_of(int t) const {  // the lane's first element of token t, in arrays (B, T, H, C)
-        return ((unit / heads * tokens + t) * heads + unit % heads) * channels + slice * CHANNELS + own;
-    }
+    DEVICE long long chunk_at(int chunk) const { return (long long)(unit)*chunks + chunk; }
+    DEVICE long long row_of(int t) const { return first + (long long)(t)*stride; }
     // The group's first access of a chunk, in arrays (B*H, chunks, CHUNK, SPREAD * own).
     DEVICE long long first_of(int chunk, int own) const {
-        return ((chunk_at(chunk) * CHUNK + token) * SPREAD + part) * own;
+        return chunk_at(chunk) * (CHUNK * SPREAD * own) + group * own;
     }
-    DEVICE long long units() const { return gridDim.x / slices; }
+    DEVICE int units() const { return gridDim.x / slices; }
 };
 
 // A lane's channels in an array whose rows it has ``inside``. ALIGNED: all of them or none, and at their alignment.
@@ -89,19 +90,27 @@ template <class T> DEVICE void store_channels(const Place& place, const Vector& 
 // The slice's state: rows of CHANNELS in shared memory, or rows of (B*H, rows, C) in device memory.
 struct State {
     Sum* at;
-    int fresh;  // rows from this one on are still 0, whatever their memory holds
+    int fresh;  // rows from this one on are still 0, whatever their memory holds; there are none behind the last
 
-    DEVICE State(const Place& place, char* shared, Sum* global) : fresh(0x7fffffff) {
+    DEVICE State(const Place& place, char* shared, Sum* global) : fresh(place.rows) {
         if (IN_SHARED)
             at = reinterpret_cast<Sum*>(shared) + place.own;
         else
-            at = global + place.unit * place.rows * place.channels + place.slice * CHANNELS + place.own;
+            at = global + (long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.own;
+    }
+    // Where the slot of an access is; some row, if it does nothing.
+    DEVICE const Vector* row(int code) const {
+        return reinterpret_cast<const Vector*>(at + (code < 0 ? 0 : row_at(code)) * CHANNELS);
     }
     DEVICE Vector load(const Place& place, int row) const {
         if (IN_SHARED) return *reinterpret_cast<const Vector*>(at + row * CHANNELS);
         Vector x;
         x.clear();
         return row < fresh ? load_channels(place, at + (long long)(row)*place.channels) : x;
+    }
+    // What an access finds in place; anything, if it does not act there.
+    DEVICE Vector find(const Place& place, int code) const {
+        return IN_SHARED ? *row(code) : load(place, code < 0 ? 0x7fffffff : row_at(code));
     }
     DEVICE void store(const Place& place, int row, const Vector& x) const {
         if (IN_SHARED)
@@ -112,7 +121,7 @@ struct State {
     // Shared memory starts from (B*H, rows, C), or from 0 if there is none; device memory was set by the caller.
     DEVICE void start(const Place& place, const Sum* given) const {
         if (!IN_SHARED) return;
-        const Sum* from = given ? given + place.unit * place.rows * place.channels + place.slice * CHANNELS + place.own : nullptr;
+        const Sum* from = given ? given + (long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.own : nullptr;
         for (int row = place.group; row < place.rows; row += GROUPS) {
             Vector x;
             x.clear();
@@ -122,7 +131,7 @@ struct State {
     }
     DEVICE void finish(const Place& place, Sum* to) const {
         if (!IN_SHARED || !to) return;
-        to += place.unit * place.rows * place.channels + place.slice * CHANNELS + place.own;
+        to += (long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.own;
         for (int row = place.group; row < place.rows; row += GROUPS)
             store_channels(place, load(place, row), to + (long long)(row)*place.channels);
     }
@@ -199,9 +208,11 @@ struct Workshop {
         return reinterpret_cast<const TokenEvent*>(begin + bytes_of(chains, 0));
     }
     DEVICE void fetch_lists(const Lists& lists, long long chunk, int chains, int entries) const {
+#pragma unroll 1
         for (int i = threadIdx.x; i < chains; i += THREADS)
             copy_async<sizeof(Chain)>(begin + i * sizeof(Chain), lists.chains_of(chunk) + i);
         char* to = begin + bytes_of(chains, 0);
+#pragma unroll 1
         for (int i = threadIdx.x; i < entries; i += THREADS)
             copy_async<sizeof(TokenEvent)>(to + i * sizeof(TokenEvent), lists.entries_of(chunk) + i);
         end_group_of_copies();

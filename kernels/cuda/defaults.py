@@ -38,7 +38,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     *(decode_specialisation("float", order, radix, 8) for order, radix in ((8, 4), (10, 2), (3, 5))),
     decode_specialisation("float", 2, 32, 32),
     decode_specialisation("double", 2, 16, 16),
-    *dict.fromkeys(link_specialisation(layout) for layout in _layouts() if layout.chunk > 1),
+    *dict.fromkeys(link_specialisation(layout) for layout in _layouts()),
     *dict.fromkeys(content_specialisation(layout, renumbered) for layout in _layouts() for renumbered in (False, True)),
     *dict.fromkeys(mass_specialisation(layout, False, True, False) for layout in _layouts()),
     mass_specialisation(_layouts()[0], mass_aware=True, in_shared=True, renumbered=False),

@@ -16,6 +16,7 @@ MOST_TOP_K = 1024
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
 CHAIN_BYTES = 8  # of Chain in chunk.cuh
 ROOM = 32  # versions, at least, that should find room in shared memory
+MASS_KERNELS = ("mass_forward", "mass_weigh", "mass_prepare", "mass_backward", "mass_finish")
 PASSES = ("content_forward", "content_replay", "content_reverse")
 
 _CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # of a slice, widest first, by the bytes of a sum
@@ -141,7 +142,7 @@ def _access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:
 
 @functools.cache
 def link_specialisation(layout: Layout) -> Specialisation:
-    """``link.cu`` for a layout with chunks of several tokens."""
+    """``link.cu`` for a layout."""
     return Specialisation("link.cu", ("link_accesses",), _access_defines(layout))
 
 
@@ -163,4 +164,4 @@ def mass_specialisation(layout: Layout, mass_aware: bool, in_shared: bool, renum
         *_access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
         ("FRESH", int(renumbered and not in_shared)),
     )  # fmt: skip
-    return Specialisation("mass.cu", ("mass_forward", "mass_backward"), defines)
+    return Specialisation("mass.cu", MASS_KERNELS, defines)

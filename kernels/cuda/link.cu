@@ -6,11 +6,12 @@
 // its chain is the number of bits below its own. Which access claims a place in the table depends on timing; nothing
 // else does, and no result shows it.
 //
+// Beside that, what a write leaves of its slot's mass: alpha, which depends on nothing else either.
+//
 // Who computes what: one block a chunk of a (batch, head); thread token * W + k has write k of a token and read k.
 #include "chunk.cuh"
 
 DEVICE constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
-constexpr int PLACES = 2 * power_of_two(ENTRIES);
 
 // Six counts, of all accesses before one: entries and chains with writes, versions of their reads and of their writes,
 // entries and chains of reads alone.
@@ -41,17 +42,38 @@ DEVICE Tally tally_before(Tally own, Tally* of_warps, Tally& total) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) link_accesses(
-    int tokens, int heads, const int* __restrict__ write_row, const int* __restrict__ read_row,  // (B, T, H, K)
-    const bool* mask,                                  // (B, T), or null
-    int renumbered,                                    // rows are t * K_w + k of a slot's first write
-    Linked<Sum>* write_events, Linked<Sum>* read_events,   // (B*H, chunks, CHUNK, W or R), with the place among the entries
-    Chain* chains, TokenEvent* entries, Counts* counts  // Lists; entries without coefficients
+    CALL_PARAMETERS,
+    Linked<Sum>* write_events, Linked<Sum>* read_events,  // (B*H, chunks, CHUNK, W or R), with the place among the entries
+    Sum* __restrict__ alphas                              // (B*H, chunks, CHUNK, W): retention of each write
 ) {
+    const Call call = CALL;
+    const int chunk = blockIdx.x % call.chunks(), first = chunk * CHUNK;
+    const Unit unit(call, blockIdx.x / call.chunks());
+    const long long at = (long long)(blockIdx.x) * CHUNK;  // the chunk's first token, in arrays with CHUNK
+    // a read finds nothing in a row that is first written after the chunk
+    const int end = renumbered ? smaller_of(tokens, first + CHUNK) * WRITES : 0x7fffffff;
+
+    for (int i = threadIdx.x; i < CHUNK * W; i += THREADS) {
+        const int t = first + i / W, k = i % W;
+        const bool live = k < WRITES && unit.live(t);
+        alphas[at * W + i] = live ? call.retention(write_weight[unit.row_of(t) * WRITES + k], unit.gamma_of(t)) : Sum(1);
+    }
+#if CHUNK == 1
+    // a token's accesses never meet
+    const auto leave = [&](int width, int top_k, const int* rows, int end, Linked<Sum>* events) {
+        for (int k = threadIdx.x; k < width; k += THREADS) {
+            const int row = k < top_k && unit.live(first) ? rows[unit.row_of(first) * top_k + k] : -1;
+            events[at * width + k] = {row >= 0 && row < end ? place_of(row, false) : NOTHING, 0};
+        }
+    };
+    leave(W, WRITES, write_row, 0x7fffffff, write_events);
+    leave(R, READS, read_row, end, read_events);
+#else
+    constexpr int PLACES = 2 * power_of_two(ENTRIES);
     __shared__ int keys[PLACES];
     __shared__ unsigned written[PLACES], read[PLACES];  // masks of tokens
     __shared__ unsigned short begin[PLACES];            // of the slot's chain
     __shared__ Tally of_warps[THREADS / 32];
-    const int chunks = chunks_of(tokens), unit = blockIdx.x / chunks, first = blockIdx.x % chunks * CHUNK;
     for (int i = threadIdx.x; i < PLACES; i += THREADS) keys[i] = -1, written[i] = 0, read[i] = 0;
     __syncthreads();
 
@@ -63,10 +85,8 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     const auto find = [&](int width, int top_k, const int* rows, unsigned* marks, int end) {
         Access own{int(threadIdx.x) / width, int(threadIdx.x) % width, 0, 0, false};
         const int t = first + own.token;
-        if (own.token >= CHUNK || own.k >= top_k || t >= tokens) return own;
-        const long long at = (long long)(unit / heads) * tokens + t;
-        if (mask && !mask[at]) return own;
-        own.row = rows[(at * heads + unit % heads) * top_k + own.k];
+        if (own.token >= CHUNK || own.k >= top_k || !unit.live(t)) return own;
+        own.row = rows[unit.row_of(t) * top_k + own.k];
         own.live = own.row >= 0 && own.row < end;
         if (!own.live) return own;
         own.place = own.row & (PLACES - 1);
@@ -78,8 +98,6 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
         atomicOr(marks + own.place, 1u << own.token);
         return own;
     };
-    // a read finds nothing in a row that is first written after the chunk
-    const int end = renumbered ? smaller_of(tokens, first + CHUNK) * WRITES : 0x7fffffff;
     const Access w = find(W, WRITES, write_row, written, 0x7fffffff), r = find(R, READS, read_row, read, end);
     __syncthreads();
 
@@ -117,9 +135,9 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     const auto lead = [&](const Access& access, const Role& role, Tally before) {
         if (!role.leads) return;
         const int number = role.mixed ? counted(before, MIXED_CHAINS) : counted(total, MIXED_CHAINS) + counted(before, READ_CHAINS);
-        const int at = role.mixed ? counted(before, MIXED_ENTRIES) : counted(total, MIXED_ENTRIES) + counted(before, READ_ENTRIES);
-        begin[access.place] = at;
-        chains[number] = {access.row, (unsigned short)(at), (unsigned short)(role.size)};
+        const int begins = role.mixed ? counted(before, MIXED_ENTRIES) : counted(total, MIXED_ENTRIES) + counted(before, READ_ENTRIES);
+        begin[access.place] = begins;
+        chains[number] = {access.row, (unsigned short)(begins), (unsigned short)(role.size)};
     };
     Tally before_read = before;
     if (write_role.leads) before_read += one(MIXED_ENTRIES, write_role.size) + one(MIXED_CHAINS);
@@ -139,14 +157,16 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
                 entries[place].row = entry_of(access.token, access.k, reads, version);
             }
         }
-        events[((long long)(blockIdx.x) * CHUNK + access.token) * width + access.k] = {code, place};
+        events[(at + access.token) * width + access.k] = {code, place};
     };
     leave(w, write_role, false, W, write_events);
     leave(r, read_role, true, R, read_events);
     if (threadIdx.x == 0) {
         const int mixed_chains = counted(total, MIXED_CHAINS), mixed_entries = counted(total, MIXED_ENTRIES);
-        counts[blockIdx.x] = {
+        list_counts[blockIdx.x] = {
             (unsigned short)(mixed_chains), (unsigned short)(mixed_chains + counted(total, READ_CHAINS)),
-            (unsigned short)(mixed_entries), (unsigned short)(mixed_entries + counted(total, READ_ENTRIES))};
+            (unsigned short)(mixed_entries), (unsigned short)(mixed_entries + counted(total, READ_ENTRIES)),
+            (unsigned short)(counted(total, READ_VERSIONS)), (unsigned short)(counted(total, WRITE_VERSIONS)), {}};
     }
+#endif
 }

@@ -26,12 +26,12 @@ from .layout import (
     rows_that_fit,
     shared_memory,
 )
-from .module import get_kernel, sum_dtype
+from .module import Specialisation, get_kernel, sum_dtype
 from .renumber import renumber
 
 NULL = np.uint64(0)
 THREADS = 256  # of a block, as in chunk.cuh
-CHAIN = np.dtype(np.float64)  # as large as Chain and Counts; no integers, as most chains are never set
+CHAIN = np.dtype(np.float64)  # as large as Chain, and half of Counts; no integers, as most chains are never set
 
 
 class Accesses(NamedTuple):
@@ -41,7 +41,7 @@ class Accesses(NamedTuple):
     read_events: Any  # (B*H, chunks, CHUNK, R, 2): where to find the slot, weight
     chains: Any  # (B*H, chunks, CHAINS)
     entries: Any  # (B*H, chunks, ENTRIES, 2)
-    counts: Any  # (B*H, chunks)
+    counts: Any  # (B*H, chunks, 2)
     spare: Any  # (B*H * slices, versions of a chunk, CHANNELS): of versions that find no room in shared memory
 
     @property
@@ -111,21 +111,18 @@ def memory_forward(
         read_mass=of_accesses(R) if options.mass_aware else None,
         rows=rows, renumbered=renumbered, layout=layout, dtype=dtype, options=options,
     )  # fmt: skip
-    accesses = ctx.accesses
+    events = ctx.accesses.write_events, ctx.accesses.read_events
+    alphas = of_accesses(W)
     y = cupy.empty((B, T, H, C), dtype=dtype)
     content, mass = (_working(part, on_chip, return_state, ctx) for part, on_chip in _parts(ctx))
     if B:
         # 1. what meets what
-        if layout.chunk > 1:
-            get_kernel(link_specialisation(layout), "link_accesses")((B * H * chunks,), (THREADS,), (
-                np.int32(T), np.int32(H), ctx.write.index, ctx.read.index, _or_null(mask), np.int32(renumbered),
-                accesses.write_events, accesses.read_events, *accesses.lists,
-            ))  # fmt: skip
+        _launch_chunks(link_specialisation(layout), "link_accesses", ctx, (*events, alphas))
         # 2. masses: eta of every write, weight of every read
         _launch_mass("mass_forward", ctx, (
-            _part(given, "mass"), mass, mass, accesses.write_events, accesses.read_events, ctx.old_mass,
-            _or_null(ctx.read_mass),
+            _part(given, "mass"), mass, mass, *events, alphas, ctx.old_mass, _or_null(ctx.read_mass),
         ))  # fmt: skip
+        _launch_mass("mass_weigh", ctx, (*events, alphas, ctx.old_mass, _or_null(ctx.read_mass)))
         # 3. contents
         _launch_content("content_forward", ctx, (values, *_sizes(ctx), _part(given, "slots"), content, content, y))
     final = None
@@ -151,7 +148,8 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
     found = empty(B, T, H, C)
     last = None if dstate is None else empty(slices, B * H, rows)
     dv = empty(B, T, H, C, dtype=ctx.values.dtype)
-    dw, dr, dgamma = empty(*ctx.write.weight.shape), empty(*ctx.read.weight.shape), empty(B, T, H)
+    dw, dr = empty(*ctx.write.weight.shape), empty(*ctx.read.weight.shape)
+    dgamma = empty(B, T, H, dtype=ctx.dtype)
     dgiven = None
     if given is not None:
         dgiven = RAMState(empty(B, H, rows, C), empty(B, H, rows))
@@ -172,13 +170,20 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
         if dgiven is not None and not layout.in_shared:
             dgiven = RAMState(dslots.reshape(B, H, rows, C), dgiven.mass)
         # 2. masses
-        adjoints = NULL if layout.masses_in_shared(rows) else cupy.zeros((B * H, 2, rows), dtype=sums)
-        _launch_mass("mass_backward", ctx, (
-            np.int32(slices), ctx.accesses.write_events, ctx.accesses.read_events, ctx.old_mass,
-            _or_null(ctx.read_mass), dwritten, dfound, dread, _or_null(last), _part(dlast, "mass"), adjoints,
-            dw, dr, dgamma, _part(dgiven, "mass"),
+        dots = np.int32(slices), dwritten, dfound, dread
+        events = ctx.accesses.write_events, ctx.accesses.read_events
+        steps, adjoints = empty(B * H, chunks, layout.chunk, W, 4), empty(B * H, chunks, layout.chunk, W, 2)
+        gains, dmasses = (empty(B * H, chunks, layout.chunk, R) for _ in range(2))
+        _launch_mass("mass_prepare", ctx, (
+            *dots, *events, ctx.old_mass, _or_null(ctx.read_mass), steps, gains, dmasses, dr,
         ))  # fmt: skip
-    return MemoryGrads(dw, dr, dv, dgamma.astype(ctx.dtype, copy=False), dgiven)
+        of_rows = NULL if layout.masses_in_shared(rows) else cupy.zeros((B * H, rows, 2), dtype=sums)
+        _launch_mass("mass_backward", ctx, (
+            np.int32(slices), *events, steps, gains, dmasses, _or_null(last), _part(dlast, "mass"), of_rows,
+            adjoints, _part(dgiven, "mass"),
+        ))  # fmt: skip
+        _launch_mass("mass_finish", ctx, (*dots, events[0], ctx.old_mass, adjoints, dw, dgamma))
+    return MemoryGrads(dw, dr, dv, dgamma, dgiven)
 
 
 def _empty_accesses(units: int, chunks: int, layout: Layout) -> Accesses:
@@ -195,7 +200,7 @@ def _empty_accesses(units: int, chunks: int, layout: Layout) -> Accesses:
         empty(layout.chunk, R, 2),
         empty(layout.entries // 2, dtype=CHAIN) if linked else NULL,
         empty(layout.entries, 2) if linked else NULL,
-        empty(dtype=CHAIN) if linked else NULL,
+        empty(2, dtype=CHAIN) if linked else NULL,
         cupy.empty((units * layout.slices, layout.chunk * max(W, R), layout.channels), dtype=sums) if linked else NULL,
     )
 
@@ -210,20 +215,34 @@ def _launch_content(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -
 
 
 def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
-    B, T, H, _ = ctx.values.shape
+    """A kernel of ``mass.cu``: a scan has a block for each (batch, head), the others one for each chunk."""
+    in_shared = ctx.layout.masses_in_shared(ctx.rows)
+    specialisation = mass_specialisation(ctx.layout, ctx.options.mass_aware, in_shared, ctx.renumbered)
+    numbers = {"mass_forward": 1, "mass_backward": 2}.get(name)  # that a scan keeps of a row
+    if numbers is None:
+        _launch_chunks(specialisation, name, ctx, arguments)
+        return
+    shared = numbers * ctx.rows * ctx.layout.sum_bytes if in_shared else 0
+    units = ctx.values.shape[0] * ctx.values.shape[2]
+    get_kernel(specialisation, name)((units,), (THREADS,), (*_call(ctx), *arguments), shared_mem=shared)
+
+
+def _launch_chunks(specialisation: Specialisation, name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
+    units, chunks = ctx.old_mass.shape[:2]
+    get_kernel(specialisation, name)((units * chunks,), (THREADS,), (*_call(ctx), *arguments))
+
+
+def _call(ctx: MemoryContext) -> tuple[Any, ...]:
+    """``CALL_PARAMETERS`` of chunk.cuh."""
+    _, T, H, _ = ctx.values.shape
     sums, o = ctx.old_mass.dtype, ctx.options
     constant = isinstance(ctx.gamma, float)
-    call = (
+    return (
         np.int32(T), np.int32(H), np.int32(ctx.rows), ctx.write.index, ctx.read.index, ctx.write.weight,
         ctx.read.weight, NULL if constant else ctx.gamma, sums.type(ctx.gamma if constant else 0), _or_null(ctx.mask),
-        sums.type(o.eps), sums.type(1 / o.slots), np.int32(o.update == "gsu"), sums.type(o.proxy_eps),
-        sums.type(np.finfo(sums).epsneg), *ctx.accesses.lists,
+        sums.type(o.eps), sums.type(1 / o.slots), np.int32(ctx.renumbered), np.int32(o.update == "gsu"),
+        sums.type(o.proxy_eps), sums.type(np.finfo(sums).epsneg), *ctx.accesses.lists,
     )  # fmt: skip
-    in_shared = ctx.layout.masses_in_shared(ctx.rows)
-    kernel = get_kernel(mass_specialisation(ctx.layout, o.mass_aware, in_shared, ctx.renumbered), name)
-    numbers = {"mass_forward": 1, "mass_backward": 2}[name]  # of a row
-    shared = numbers * ctx.rows * sums.itemsize if in_shared else 0
-    kernel((B * H,), (THREADS,), (*call, *arguments), shared_mem=shared)
 
 
 def _sizes(ctx: MemoryContext) -> tuple[Any, ...]:
