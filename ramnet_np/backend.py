@@ -10,6 +10,7 @@ A backend that cannot serve a call raises and says why; there is no silent fallb
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -53,8 +54,13 @@ class Backend:
     """Four functions over arrays and a step; shapes and names as in ``ramnet_np.core.numpy_backend``, their oracle.
 
     ``decode_forward(logits, top_k, renorm, cape_heads, positions) -> (index, weight, saved)``
-        logits (B, T, H, U, P); positions (B, T) int64; index (B, T, H, K) int32 and weight (B, T, H, K), best first.
+        logits (B, T, H, U, P); positions (B, T) int64, or with ``short_positions`` as the caller gave them: (T,) holds
+        for every row and None counts from 0; index (B, T, H, K) int32 and weight (B, T, H, K), best first.
     ``decode_backward(dweight, saved) -> dlogits``
+    ``decode_pair_forward(write_logits, read_logits, decode, positions) -> (write, read)``, each (index, weight, saved)
+    ``decode_pair_backward(dwrite_weight, dread_weight, write_saved, read_saved) -> (dwrite_logits, dread_logits)``
+        Optional, both or neither: what two calls of the functions above give, where a backend can do both sides at
+        once. Callers use :meth:`decode_both` and :meth:`decode_both_backward`, which every backend has.
     ``memory_forward(write, read, values, gamma, mask, state, options, return_state) -> (y, state, saved)``
         write, read: Address; values (B, T, H, C); gamma a float or (B, T, H); mask (B, T) bool or None;
         state: RAMState or None; options: MemoryOptions. Inputs are left alone; the returned state is fresh.
@@ -74,6 +80,24 @@ class Backend:
     memory_backward: Callable[..., Any]
     step: Callable[..., Any]
     array_kind: str = "numpy"  # the arrays it serves: "numpy" or "cupy"
+    short_positions: bool = False
+    decode_pair_forward: Callable[..., Any] | None = None
+    decode_pair_backward: Callable[..., Any] | None = None
+
+    def decode_both(self, write_logits: Any, read_logits: Any, decode: DecodeOptions, positions: Any) -> tuple:
+        """((index, weight, saved) of the writes, the same of the reads)."""
+        if self.decode_pair_forward is not None:
+            return self.decode_pair_forward(write_logits, read_logits, decode, positions)
+        return (
+            self.decode_forward(write_logits, decode.write_k, decode.write_renorm, decode.cape_heads, positions),
+            self.decode_forward(read_logits, decode.read_k, decode.read_renorm, decode.cape_heads, positions),
+        )
+
+    def decode_both_backward(self, dwrite: Any, dread: Any, write_saved: Any, read_saved: Any) -> tuple:
+        """(dwrite_logits, dread_logits), given the gradients of the weights."""
+        if self.decode_pair_backward is not None:
+            return self.decode_pair_backward(dwrite, dread, write_saved, read_saved)
+        return self.decode_backward(dwrite, write_saved), self.decode_backward(dread, read_saved)
 
 
 def register_backend(name: str, module: str, needs: tuple[str, ...] = ()) -> None:
@@ -171,7 +195,13 @@ def backend_for(array: Any, name: str | None = None) -> Backend:
 
 def array_kind(array: Any) -> str:
     """``"cupy"`` for CuPy arrays, else ``"numpy"``."""
-    return "cupy" if type(array).__module__.partition(".")[0] == "cupy" else "numpy"
+    array_type: type = type(array)
+    return _kind_of_type(array_type)
+
+
+@functools.cache
+def _kind_of_type(array_type: type) -> str:
+    return "cupy" if array_type.__module__.partition(".")[0] == "cupy" else "numpy"
 
 
 def _how_to_install(package: str) -> str:

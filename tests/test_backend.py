@@ -1,5 +1,6 @@
 """Choosing a backend."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 import ramnet_np
-from ramnet_np import backends, ram_attention_forward, use_backend
+from ramnet_np import backends, ram_attention_backward, ram_attention_forward, use_backend
 from ramnet_np.backend import backend_for, load_backend, register_backend, selected_backend, unregister_backend
+from ramnet_np.core.checks import full_positions
 from tests.core.test_attention import draw
 
 
@@ -80,6 +82,64 @@ def test_a_backend_that_fails_to_import_says_why():
     finally:
         unregister_backend("broken")
     assert "broken" not in backends()
+
+
+def recording(**fields):
+    """The NumPy backend, but its decoder notes the positions that it is given."""
+    core, log = load_backend("numpy"), []
+
+    def decode_forward(logits, top_k, renorm, cape_heads, positions):
+        log.append(positions)
+        positions = full_positions(positions, logits.shape[:2], logits)
+        return core.decode_forward(logits, top_k, renorm, cape_heads, positions)
+
+    return dataclasses.replace(core, decode_forward=decode_forward, **fields), log
+
+
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("positions", [None, np.arange(6, dtype=np.int32) + 3])
+def test_positions_reach_a_backend_in_full_unless_it_takes_them_short(monkeypatch, short, positions):
+    backend, log = recording(short_positions=short)
+    monkeypatch.setattr("ramnet_np.core.attention.backend_for", lambda *_: backend)
+    y, _, _ = ram_attention_forward(*draw(), top_k=3, cape_heads=1, positions=positions)
+    assert len(log) == 2
+    for given in log:
+        if not short:
+            assert given.shape == (y.shape[0], 6)
+        elif positions is not None:
+            assert given.shape == (6,)
+        else:
+            assert given is None
+        assert given is None or given.dtype == np.int64
+    monkeypatch.undo()
+    expected, _, _ = ram_attention_forward(*draw(), top_k=3, cape_heads=1, positions=positions, backend="numpy")
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_a_backend_may_decode_both_sides_at_once(monkeypatch):
+    core = load_backend("numpy")
+    asked = []
+
+    def forward(write_logits, read_logits, decode, positions):
+        asked.append("forward")
+        return core.decode_both(write_logits, read_logits, decode, positions)
+
+    def backward(*arguments):
+        asked.append("backward")
+        return core.decode_both_backward(*arguments)
+
+    backend, log = recording(decode_pair_forward=forward, decode_pair_backward=backward)
+    monkeypatch.setattr("ramnet_np.core.attention.backend_for", lambda *_: backend)
+    options = {"top_k": (3, 2), "renorm": (True, False)}
+    y, _, ctx = ram_attention_forward(*draw(), **options)
+    grads = ram_attention_backward(y, ctx)
+    assert asked == ["forward", "backward"]
+    assert log == []
+    monkeypatch.undo()
+    expected, _, ctx = ram_attention_forward(*draw(), backend="numpy", **options)
+    np.testing.assert_array_equal(y, expected)
+    for grad, wanted in zip(grads[:3], ram_attention_backward(expected, ctx), strict=False):
+        np.testing.assert_array_equal(grad, wanted)
 
 
 def test_public_names_exist():

@@ -1,27 +1,29 @@
 """The backend "cupy". Importing this needs CuPy and a GPU; ImportError says which of them is missing, and why."""
 
-import cupy
-
 from ramnet_np.backend import Backend
 
-from .decode import decode_backward, decode_forward
+from .decode import decode_backward, decode_forward, decode_pair_backward, decode_pair_forward
+from .errors import explain_out_of_memory, import_cupy
 from .memory import memory_backward, memory_forward
 from .step import step
 
-try:
-    cupy.cuda.runtime.getDeviceCount()
-except cupy.cuda.runtime.CUDARuntimeError as error:
-    raise ImportError(
-        f"CuPy {cupy.__version__} finds no NVIDIA GPU that it can use ({error}); it needs one, and a driver for the "
-        "CUDA that it was built for: cupy-cuda13x for driver 580 and later, cupy-cuda12x before"
-    ) from error
+import_cupy()
+
+_of_a_sequence = explain_out_of_memory(
+    "reduce B or T (a sequence can be fed in pieces, its state and positions passed on), leave out the returned state "
+    "with return_state=False, or give back what CuPy's pool keeps with cupy.get_default_memory_pool().free_all_blocks()"
+)
+_of_a_token = explain_out_of_memory("reduce B, or free other arrays and CuPy's pool")
 
 BACKEND = Backend(
     name="cupy",
-    decode_forward=decode_forward,
-    decode_backward=decode_backward,
-    memory_forward=memory_forward,
-    memory_backward=memory_backward,
-    step=step,
+    decode_forward=_of_a_sequence(decode_forward),
+    decode_backward=_of_a_sequence(decode_backward),
+    memory_forward=_of_a_sequence(memory_forward),
+    memory_backward=_of_a_sequence(memory_backward),
+    step=_of_a_token(step),
     array_kind="cupy",
+    short_positions=True,
+    decode_pair_forward=_of_a_sequence(decode_pair_forward),
+    decode_pair_backward=_of_a_sequence(decode_pair_backward),
 )

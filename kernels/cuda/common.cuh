@@ -41,6 +41,9 @@ DEVICE void narrow(float x, bfloat16& y) {  // to nearest, ties to even; NaN sta
 }
 
 DEVICE constexpr int smaller_of(int a, int b) { return b < a ? b : a; }
+DEVICE constexpr unsigned whole_power(unsigned base, int exponent) {
+    return exponent ? base * whole_power(base, exponent - 1) : 1;
+}
 
 // ---- arithmetic that ranks: CuPy compiles with -ftz=true, under which tiny differences would become ties ----
 
@@ -65,6 +68,12 @@ DEVICE double larger(double a, double b) {
 
 DEVICE float exponential(float x) { return expf(x); }
 DEVICE double exponential(double x) { return exp(x); }
+
+template <class Sum> DEVICE Sum sum_over_warp(Sum mine) {  // every lane gets it, the same bits
+#pragma unroll
+    for (int other = 16; other > 0; other /= 2) mine += __shfl_xor_sync(~0u, mine, other);
+    return mine;
+}
 
 // ---- N consecutive elements at once, in the widest accesses that their alignment allows ----
 
@@ -104,18 +113,21 @@ template <int N, class T, class S> DEVICE void store(const S (&from)[N], T* to) 
 
 // CAPE: content slot j of a token at position t lies at (j - t) mod M, in the first cape_heads heads.
 struct Cape {
-    const long long* positions;  // (B, T), of any strides
+    const long long* positions;  // (B, T), of any strides; null: counted from 0
     long long batch_stride, token_stride;
     unsigned tokens, heads, cape_heads;  // T, H
 
-    // t mod M of a row's token, 0 in a head without CAPE.
-    DEVICE unsigned shift(unsigned row, unsigned slots) const {
+    // A row's t, 0 in a head without CAPE.
+    DEVICE long long position(unsigned row) const {
         if (row % heads >= cape_heads) return 0;
-        const unsigned token = row / heads;
-        const long long t = positions[token / tokens * batch_stride + token % tokens * token_stride];
-        const long long rest = t % (long long)(slots);
+        const unsigned token = row / heads, batch = token / tokens, number = token % tokens;
+        return positions ? positions[batch * batch_stride + number * token_stride] : number;
+    }
+    DEVICE static unsigned shift_at(long long position, unsigned slots) {  // t mod M
+        const long long rest = position % (long long)(slots);
         return unsigned(rest < 0 ? rest + slots : rest);
     }
+    DEVICE unsigned shift(unsigned row, unsigned slots) const { return shift_at(position(row), slots); }
 };
 
 DEVICE int moved(unsigned content, unsigned shift, unsigned slots) {
@@ -139,6 +151,11 @@ template <> struct Key<float> {
     DEVICE Key(float penalty, unsigned slot) : bits((unsigned long long)(__float_as_uint(penalty)) << 32 | slot) {}
     DEVICE float penalty() const { return __uint_as_float(unsigned(bits >> 32)); }
     DEVICE unsigned slot() const { return unsigned(bits); }
+    DEVICE static Key worst() {  // behind every address
+        Key key;
+        key.bits = ~0ull;
+        return key;
+    }
     DEVICE bool operator<(Key other) const { return bits < other.bits; }
 };
 
@@ -150,6 +167,11 @@ template <> struct Key<double> {
     DEVICE Key(double penalty, unsigned slot) : bits(__double_as_longlong(penalty)), low(slot) {}
     DEVICE double penalty() const { return __longlong_as_double(bits); }
     DEVICE unsigned slot() const { return low; }
+    DEVICE static Key worst() {
+        Key key;
+        key.bits = ~0ull, key.low = ~0u;
+        return key;
+    }
     DEVICE bool operator<(Key other) const { return bits < other.bits || (bits == other.bits && low < other.low); }
 };
 

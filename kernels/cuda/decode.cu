@@ -2,7 +2,8 @@
 //
 //   decode_forward_any, decode_backward_any   one block a token and head, any U, P, K
 //   decode_forward, decode_backward           one thread a token and head, all in registers; with ORDER, RADIX, TOP_K
-//                                             and THREADS, the size of a block, defined
+//                                             and THREADS, the size of a block, defined. Writes are blocks y = 0,
+//                                             reads are blocks y = 1, of a launch of one side or both
 //
 // Same mathematics as ramnet_np/core/decoder.py, and the same selection to the bit: slots are ranked by the sum of
 // their digits' scores, logit - max, added in the order of the digits; ties go to the smaller slot before CAPE. Here
@@ -20,8 +21,7 @@ using SlotKey = Key<Sum>;
 
 constexpr int U = ORDER, P = RADIX, K = TOP_K;
 
-DEVICE constexpr unsigned power(unsigned base, int exponent) { return exponent ? base * power(base, exponent - 1) : 1; }
-constexpr unsigned M = power(P, U);
+constexpr unsigned M = whole_power(P, U);
 
 // A few digits are laid out one after the other; with a large K the code of one digit is long enough for a loop.
 constexpr int UNROLLED = K <= 8 ? U : 1;
@@ -117,11 +117,11 @@ template <int FIRST, int N> DEVICE Sum search(const LOGIT* row, SlotKey (&best)[
     Sum total = 1;
     SlotKey digit[P];
     if constexpr (FIRST < U && N < NEXT) {
-        total = rank_digit(row + FIRST * P, power(P, FIRST), digit);
+        total = rank_digit(row + FIRST * P, whole_power(P, FIRST), digit);
         extend<N>(best, digit);
         total *= search<FIRST + 1, NEXT>(row, best);
     } else {
-        unsigned place = power(P, FIRST);
+        unsigned place = whole_power(P, FIRST);
 #pragma unroll UNROLLED
         for (int u = FIRST; u < U; u++, place *= P) {
             total *= rank_digit(row + u * P, place, digit);
@@ -144,13 +144,21 @@ DEVICE Sum softmax_numerators(Sum (&x)[P]) {
     return total;
 }
 
+// Of the two sides, the one that this block works for.
+template <class T> DEVICE T of_side(T write, T read) { return blockIdx.y ? read : write; }
+
 extern "C" __global__ void __launch_bounds__(THREADS) decode_forward(
-    const LOGIT* __restrict__ logits,  // (rows, U, P)
-    const long long* positions, long long batch_stride, long long token_stride,  // (B, T)
-    unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int renorm,
-    int* __restrict__ index,  // (rows, K)
-    Sum* __restrict__ weight  // (rows, K)
+    const LOGIT* write_logits, const LOGIT* read_logits,  // (rows, U, P)
+    const long long* positions,                           // (B, T), or null: counted from 0
+    int* write_index, int* read_index,                    // (rows, K)
+    Sum* write_weight, Sum* read_weight,                  // (rows, K)
+    long long batch_stride, long long token_stride,       // of positions
+    unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int write_renorm, int read_renorm
 ) {
+    const LOGIT* __restrict__ logits = of_side(write_logits, read_logits);
+    int* __restrict__ index = of_side(write_index, read_index);
+    Sum* __restrict__ weight = of_side(write_weight, read_weight);
+    const int renorm = of_side(write_renorm, read_renorm);
     const unsigned row = blockIdx.x * THREADS + threadIdx.x;
     if (row >= rows) return;
     // 1. softmax of every digit, and 2. the K best content slots
@@ -167,11 +175,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_forward(
         kept += rho[j];
     }
     // 4. optionally divided by their sum
-    if (renorm) {
-        const Sum rescale = 1 / kept;
+    if (renorm)
 #pragma unroll
-        for (int j = 0; j < K; j++) rho[j] *= rescale;
-    }
+        for (int j = 0; j < K; j++) rho[j] /= kept;  // of K = 1: exactly 1
     // 5. where they are at this position
     const unsigned shift = Cape{positions, batch_stride, token_stride, tokens, heads, cape_heads}.shift(row, M);
     int slot[K];
@@ -183,14 +189,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_forward(
 
 // dL/dlogits_u = sum_j g_j * (onehot(digit_u(a_j)) - p_u), g_j = dL/dlog rho_j; the softmax is computed again.
 extern "C" __global__ void __launch_bounds__(THREADS) decode_backward(
-    const Sum* __restrict__ dweight,  // (rows, K)
-    const Sum* __restrict__ weight,  // (rows, K), as the forward returned it, and index and logits
-    const int* __restrict__ index,  // (rows, K)
-    const LOGIT* __restrict__ logits,  // (rows, U, P)
-    const long long* positions, long long batch_stride, long long token_stride,  // (B, T)
-    unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int renorm,
-    LOGIT* __restrict__ dlogits  // (rows, U, P)
+    const Sum* dwrite_weight, const Sum* dread_weight,    // (rows, K)
+    const LOGIT* write_logits, const LOGIT* read_logits,  // (rows, U, P)
+    const long long* positions,                           // (B, T), or null: counted from 0
+    const int* write_index, const int* read_index,        // (rows, K), as the forward returned them, and weights
+    const Sum* write_weight, const Sum* read_weight,      // (rows, K)
+    LOGIT* dwrite_logits, LOGIT* dread_logits,            // (rows, U, P)
+    long long batch_stride, long long token_stride,       // of positions
+    unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int write_renorm, int read_renorm
 ) {
+    const Sum* __restrict__ dweight = of_side(dwrite_weight, dread_weight);
+    const LOGIT* __restrict__ logits = of_side(write_logits, read_logits);
+    const int* __restrict__ index = of_side(write_index, read_index);
+    const Sum* __restrict__ weight = of_side(write_weight, read_weight);
+    LOGIT* __restrict__ dlogits = of_side(dwrite_logits, dread_logits);
+    const int renorm = of_side(write_renorm, read_renorm);
     const unsigned row = blockIdx.x * THREADS + threadIdx.x;
     if (row >= rows) return;
     Sum g[K], rho[K];
@@ -285,14 +298,15 @@ DEVICE void sort(SlotKey* keys, unsigned count) {
 }
 
 extern "C" __global__ void decode_forward_any(
-    const LOGIT* __restrict__ logits,  // (rows, U, P)
-    const long long* positions, long long batch_stride, long long token_stride,  // (B, T)
+    const LOGIT* __restrict__ logits,                // (rows, U, P)
+    const long long* positions,                      // (B, T), or null: counted from 0
+    int* __restrict__ index,                         // (rows, K)
+    Sum* __restrict__ weight,                        // (rows, K)
+    SlotKey* global,                                 // (blocks, 2 * capacity + P), or null: shared memory holds one of these
+    long long batch_stride, long long token_stride,  // of positions
     unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int renorm,
     int order, int radix, int top_k, unsigned slots,
-    int capacity,  // candidates of one digit, at most; and at least P
-    SlotKey* global,  // (blocks, 2 * capacity + P), or null: shared memory holds one of these
-    int* __restrict__ index,  // (rows, K)
-    Sum* __restrict__ weight  // (rows, K)
+    int capacity  // candidates of one digit, at most; and at least P
 ) {
     extern __shared__ double shared_memory[];
     Sum* shared = reinterpret_cast<Sum*>(shared_memory);  // one a thread, for ``reduce``
@@ -347,14 +361,15 @@ extern "C" __global__ void decode_forward_any(
 
 // dL/dlogits_u[p] = sum_j g_j * (digit_u(a_j) == p) - p_u[p] * sum_j g_j, g_j = dL/dlog rho_j.
 extern "C" __global__ void decode_backward_any(
-    const Sum* __restrict__ dweight,  // (rows, K)
-    const Sum* __restrict__ weight,  // (rows, K), as the forward returned it, and index and logits
-    const int* __restrict__ index,  // (rows, K)
-    const LOGIT* __restrict__ logits,  // (rows, U, P)
-    const long long* positions, long long batch_stride, long long token_stride,  // (B, T)
+    const Sum* __restrict__ dweight,                 // (rows, K)
+    const LOGIT* __restrict__ logits,                // (rows, U, P)
+    const long long* positions,                      // (B, T), or null: counted from 0
+    const int* __restrict__ index,                   // (rows, K), as the forward returned it, and weight
+    const Sum* __restrict__ weight,                  // (rows, K)
+    LOGIT* __restrict__ dlogits,                     // (rows, U, P)
+    long long batch_stride, long long token_stride,  // of positions
     unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int renorm,
-    int order, int radix, int top_k, unsigned slots,
-    LOGIT* __restrict__ dlogits  // (rows, U, P)
+    int order, int radix, int top_k, unsigned slots
 ) {
     extern __shared__ double shared_memory[];
     Sum* shared = reinterpret_cast<Sum*>(shared_memory);  // one a thread, for ``reduce``

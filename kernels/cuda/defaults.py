@@ -44,5 +44,10 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     mass_specialisation(_layouts()[0], mass_aware=True, in_shared=True, renumbered=False),
     mass_specialisation(_layouts()[0], mass_aware=True, in_shared=False, renumbered=True),
     RENUMBER,
-    *(step_specialisation(element) for element in _TYPES),
+    *(step_specialisation(element, 5, 4, 8, 8, 64) for element in _TYPES),
+    *(step_specialisation(element, 5, 4, 8, 65, 64) for element in _TYPES),
+    *(step_specialisation("float", 5, 4, *top_k, channels) for top_k, channels in (((5, 11), 53), ((32, 32), 128))),
+    step_specialisation("float", 8, 4, 64, 64, 64),
+    step_specialisation("double", 2, 64, 64, 64, 64),
+    step_specialisation("float", 1, 1, 1, 1, 1),
 ]

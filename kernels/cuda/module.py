@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .errors import why_not_compiled
+
 FOLDER = Path(__file__).parent
 FLAGS = ("-std=c++17", f"-I{FOLDER}")
 
@@ -59,6 +61,37 @@ def get_kernel(specialisation: Specialisation, name: str) -> Any:
     return _kernel(specialisation, name, cupy.cuda.runtime.getDevice())
 
 
+class Launch:
+    """A kernel and what stays the same from launch to launch: grid, block, shared memory, the last arguments.
+
+    Where a call takes microseconds, looking all that up anew would take as long. Made once for each signature of a
+    call (``functools.lru_cache``), then called with the other arguments: arrays, and numbers as NumPy scalars.
+    """
+
+    def __init__(
+        self,
+        specialisation: Specialisation,
+        name: str,
+        grid: tuple[int, ...],
+        threads: int,
+        constants: tuple[Any, ...] = (),
+        shared: int = 0,
+    ):
+        self.specialisation, self.name = specialisation, name
+        self.grid, self.block, self.constants, self.shared = grid, (threads,), constants, shared
+        self._kernels: dict[int, Any] = {}  # one for each device
+
+    def __call__(self, *arguments: Any) -> None:
+        """Launch on the current device and stream: ``arguments``, then the constants."""
+        import cupy
+
+        device = cupy.cuda.runtime.getDevice()
+        kernel = self._kernels.get(device)
+        if kernel is None:
+            kernel = self._kernels[device] = get_kernel(self.specialisation, self.name)
+        kernel(self.grid, self.block, arguments + self.constants, shared_mem=self.shared)
+
+
 @functools.cache
 def _kernel(specialisation: Specialisation, name: str, device: int) -> Any:
     if name not in specialisation.kernels:
@@ -79,13 +112,9 @@ def _module(specialisation: Specialisation, device: int) -> Any:
     module = cupy.RawModule(code=_code(specialisation.source), options=specialisation.options, backend="nvrtc")
     try:
         module.compile()
-    except cupy.cuda.compiler.CompileException as failure:
-        lines = str(failure).splitlines()
-        first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
-        raise RuntimeError(
-            f"{specialisation.source} ({', '.join(specialisation.kernels)}) could not be compiled with "
-            f"{' '.join(specialisation.options)}: {first.strip()}"
-        ) from failure
+    except Exception as error:  # of the compiler, of finding the compiler, of loading what it made
+        what = f"{specialisation.source} ({', '.join(specialisation.kernels)})"
+        raise RuntimeError(why_not_compiled(cupy, what, specialisation.options, error)) from error
     return module
 
 

@@ -1,4 +1,8 @@
-"""One token on the GPU: decode, write and read, updating the state in place; see ``step.cu``."""
+"""One token on the GPU: decode, write and read, updating the state in place; see ``step.cu``.
+
+Up to K = P = 64 that is one launch, compiled for U, P, K and C; beyond, two of the decoder and one for the memory.
+What the launch needs beside its arrays is worked out once for each signature of a call: ``_plan``.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,69 @@ import numpy as np
 from ramnet_np.backend import DecodeOptions, MemoryOptions
 from ramnet_np.core.state import RAMState
 
-from .arrays import plain
-from .decode import decode_forward
-from .module import Specialisation, get_kernel, sum_dtype, type_name
+from .arrays import NULL, null_or, plain, token_strides
+from .decode import decode_pair_forward
+from .module import Launch, Specialisation, sum_dtype, type_name
 
-NULL = np.uint64(0)
+MOST = 64  # K and P of the fused kernel
 
 
 @functools.cache
-def step_specialisation(element: str) -> Specialisation:
-    """``step.cu`` for values of the type ``element``."""
-    return Specialisation("step.cu", ("step",), (("ELEMENT", element),))
+def step_specialisation(
+    element: str, order: int, radix: int, write_k: int, read_k: int, channels: int
+) -> Specialisation:
+    """``step.cu`` for values of the type ``element``: fused if it can be, else given the addresses."""
+    if max(radix, write_k, read_k) > MOST:
+        return Specialisation("step.cu", ("step_addressed",), (("ELEMENT", element),))
+    return Specialisation(
+        "step.cu",
+        ("step",),
+        (
+            ("ELEMENT", element), ("ORDER", order), ("RADIX", radix), ("WRITES", write_k), ("READS", read_k),
+            ("CHANNELS", channels), ("THREADS", _threads(element, write_k + read_k, channels)),
+        ),
+    )  # fmt: skip
+
+
+def _threads(element: str, events: int, channels: int) -> int:
+    """Of a block: two rows a thread, 16 bytes of each; at least the two warps that decode."""
+    wide = 16 // (8 if element == "double" else 4)
+    while channels % wide:
+        wide //= 2
+    wanted = events * (channels // wide) // 2
+    return min(256, max(64, -(-wanted // 32) * 32))
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    shape: tuple[int, ...],  # of logits
+    channels: int,
+    dtype: np.dtype,
+    gamma: float | None,  # None: an array
+    batch_stride: int,  # of positions
+    decode: DecodeOptions,
+    options: MemoryOptions,
+) -> Launch:
+    B, _, H, U, P = shape
+    sums = sum_dtype(dtype).type
+    write_k, read_k, write_renorm, read_renorm, cape_heads = decode
+    specialisation = step_specialisation(type_name(dtype), U, P, write_k, read_k, channels)
+    [name] = specialisation.kernels
+    number = sums(0 if gamma is None else gamma)
+    constants: tuple[Any, ...]
+    update = np.int32(options.mass_aware), sums(options.eps), np.int32(options.update == "gsu")
+    if name == "step":
+        constants = (
+            number, np.int64(batch_stride), np.uint32(H), np.uint32(cape_heads), np.int32(write_renorm),
+            np.int32(read_renorm), *update,
+        )  # fmt: skip
+        threads = _threads(type_name(dtype), write_k + read_k, channels)
+        return Launch(specialisation, name, (B * H,), threads, constants)
+    constants = (
+        number, np.int32(write_k), np.int32(read_k), np.int32(H), np.int32(channels), np.int64(options.slots), *update
+    )  # fmt: skip
+    threads = min(256, max(32, -(-max(channels, write_k, read_k) // 32) * 32))
+    return Launch(specialisation, name, (B * H,), threads, constants, (write_k + read_k) * np.dtype(sums).itemsize)
 
 
 def step(
@@ -37,26 +93,21 @@ def step(
     """T = 1: update ``state`` and return y (B, 1, H, C). O(K C) per head."""
     import cupy
 
-    B, _, H, C = values.shape
-    write_slot, w, _ = decode_forward(write_logits, decode.write_k, decode.write_renorm, decode.cape_heads, positions)
-    read_slot, r, _ = decode_forward(read_logits, decode.read_k, decode.read_renorm, decode.cape_heads, positions)
-    values, slots, mass = plain(values), plain(state.slots), plain(state.mass)
-    y = cupy.empty((B, 1, H, C), dtype=values.dtype)
-    if not B:
+    y = cupy.empty(values.shape, dtype=values.dtype)
+    if not y.size:
         return y
-    constant, sums = isinstance(gamma, float), sum_dtype(values.dtype)
-    threads = min(256, max(32, -(-max(C, decode.write_k, decode.read_k) // 32) * 32))
-    get_kernel(step_specialisation(type_name(values.dtype)), "step")(
-        (B * H,),
-        (threads,),
-        (
-            write_slot, w, np.int32(decode.write_k), read_slot, r, np.int32(decode.read_k), values,
-            NULL if constant else plain(gamma), sums.type(gamma if constant else 0),
-            NULL if mask is None else plain(mask), np.int32(H), np.int32(C), np.int64(options.slots),
-            np.int32(options.mass_aware), sums.type(options.eps), np.int32(options.update == "gsu"), slots, mass, y,
-        ),
-        shared_mem=(decode.write_k + decode.read_k) * sums.itemsize,
-    )  # fmt: skip
+    number, gamma = (gamma, NULL) if isinstance(gamma, float) else (None, plain(gamma))
+    launch = _plan(
+        write_logits.shape, values.shape[3], values.dtype, number, token_strides(positions)[0], decode, options
+    )
+    slots, mass = plain(state.slots), plain(state.mass)
+    values = plain(values)
+    mask = NULL if mask is None else plain(mask)
+    if launch.name == "step":
+        launch(plain(write_logits), plain(read_logits), values, gamma, mask, null_or(positions), slots, mass, y)
+    else:
+        write, read = decode_pair_forward(write_logits, read_logits, decode, positions)
+        launch(write[0], write[1], read[0], read[1], values, gamma, mask, slots, mass, y)
     for part, worked_on in ((state.slots, slots), (state.mass, mass)):
         if worked_on is not part:  # of another layout, so that a copy was updated
             part[...] = worked_on

@@ -20,6 +20,7 @@ from ramnet_np.core.checks import (
     check_positions,
     check_state,
     check_top_k,
+    full_positions,
 )
 from ramnet_np.core.require import Like, require_like
 from ramnet_np.core.state import Address, RAMState
@@ -98,19 +99,18 @@ def ram_attention_forward(
         eps, proxy_eps, mass_aware,
     )  # fmt: skip
     chosen = backend_for(values, backend)
-    k = checked.decode
+    positions = _positions_for(chosen, checked.positions, write_logits)
     # 1., 2. decode
-    *write, write_ctx = chosen.decode_forward(write_logits, k.write_k, k.write_renorm, k.cape_heads, checked.positions)
-    *read, read_ctx = chosen.decode_forward(read_logits, k.read_k, k.read_renorm, k.cape_heads, checked.positions)
+    write, read = chosen.decode_both(write_logits, read_logits, checked.decode, positions)
     # 3. write and read
     y, final, memory_ctx = chosen.memory_forward(
-        Address(*write), Address(*read), values, checked.gamma, mask, state, checked.options, return_state
+        Address(*write[:2]), Address(*read[:2]), values, checked.gamma, mask, state, checked.options, return_state
     )
     B, _, H, C = values.shape
     ctx = RAMAttentionContext(
         backend=chosen,
-        write=write_ctx,
-        read=read_ctx,
+        write=write[2],
+        read=read[2],
         memory=memory_ctx,
         y=Like.of(y),
         state_shape=(B, H, checked.options.slots, C),
@@ -143,9 +143,10 @@ def ram_attention_backward(dy: Any, ctx: RAMAttentionContext, dstate: RAMState |
     # 3. write and read
     d = ctx.backend.memory_backward(dy, dstate, ctx.memory)
     # 2., 1. decode
+    dwrite_logits, dread_logits = ctx.backend.decode_both_backward(d.write_weight, d.read_weight, ctx.write, ctx.read)
     return RAMAttentionGrads(
-        write_logits=ctx.backend.decode_backward(d.write_weight, ctx.write),
-        read_logits=ctx.backend.decode_backward(d.read_weight, ctx.read),
+        write_logits=dwrite_logits,
+        read_logits=dread_logits,
         values=d.values,
         gamma=d.gamma.sum() if ctx.gamma_is_number else d.gamma,
         state=d.state,
@@ -192,10 +193,11 @@ def ram_attention_step(
         raise ValueError(f"values must hold one token (axis 1, T = 1) in a step, got T = {values.shape[1]}")
     if checked.decode.cape_heads and positions is None:
         raise ValueError("positions must say where this token is when cape_heads > 0, got None")
-    y = backend_for(values, backend).step(
-        write_logits, read_logits, values, checked.gamma, checked.positions, mask, state, checked.decode,
-        checked.options,
-    )  # fmt: skip
+    chosen = backend_for(values, backend)
+    positions = _positions_for(chosen, checked.positions, write_logits)
+    y = chosen.step(
+        write_logits, read_logits, values, checked.gamma, positions, mask, state, checked.decode, checked.options
+    )
     return y, state
 
 
@@ -223,5 +225,11 @@ def decode_address(
     cape_heads = check_cape_heads(cape_heads, H)
     positions = check_positions(positions, (B, T), logits)
     chosen = backend_for(logits, backend)
+    positions = _positions_for(chosen, positions, logits)
     index, weight, _ = chosen.decode_forward(logits, top_k, check_bool("renorm", renorm), cape_heads, positions)
     return Address(index, weight)
+
+
+def _positions_for(backend: Backend, positions: Any, logits: Any) -> Any:
+    """As the backend takes them: in short, or (B, T) int64."""
+    return positions if backend.short_positions else full_positions(positions, logits.shape[:2], logits)

@@ -7,6 +7,7 @@ the slots it wrote. NaN in ``values`` or ``gamma`` is never looked for and stays
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +17,16 @@ from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.state import RAMState
 
 UPDATES = ("pdma", "gsu")
-_NUMBER = int | float | np.integer | np.floating
+_INTEGER = (int, np.integer)  # tuples: a union would be made anew at every look
+_BOOL = (bool, np.bool_)
+_NUMBER = (int, float, np.integer, np.floating)
 _LOGIT_AXES = ("B", "T", "H", "U", "P")
 
 
 class Checked(NamedTuple):
     """The arguments of the operation in canonical form."""
 
-    positions: Any  # (B, T) int64
+    positions: Any  # (T,) or (B, T) int64, or None
     gamma: Any  # float or (B, T, H)
     decode: DecodeOptions
     options: MemoryOptions
@@ -50,7 +53,7 @@ def check_attention(
     check_logits("read_logits", read_logits)
     check_array("values", values, 4, ("B", "T", "H", "C"))
     kinds = [array_kind(a) for a in (write_logits, read_logits, values)]
-    if len(set(kinds)) > 1:
+    if kinds.count(kinds[0]) < 3:
         raise TypeError(f"write_logits, read_logits and values must be arrays of one library, got {', '.join(kinds)}")
     if read_logits.shape != write_logits.shape:
         axis = _first_difference(read_logits.shape, write_logits.shape)
@@ -83,8 +86,8 @@ def check_attention(
         _check_real("eps", eps, 0.0, np.inf),
         _check_real("proxy_eps", proxy_eps, 0.0, 1.0),
     )
-    if mask is not None and (mask.dtype != bool or mask.shape != (B, T)):
-        raise ValueError(f"mask must be bool of shape (B, T) = {(B, T)}, got {mask.dtype} of shape {mask.shape}")
+    if mask is not None:
+        _check_mask(mask, (B, T), kinds[0])
     if state is not None:
         check_state("state", state, (B, H, slots, values.shape[3]), values)
     gamma = check_gamma(gamma, (B, T, H), values, update)
@@ -120,7 +123,7 @@ def check_logits(name: str, logits: Any) -> tuple[int, int, int, int, int]:
 
 def check_top_k(name: str, k: Any, slots: int) -> int:
     """1 <= K <= M."""
-    if not isinstance(k, int | np.integer) or isinstance(k, bool):
+    if not isinstance(k, _INTEGER) or isinstance(k, bool):
         raise TypeError(f"{name} must be an integer, got {k!r}")
     if not 1 <= k <= slots:
         raise ValueError(f"{name} must be between 1 and the number of slots M = {slots}, got {k}")
@@ -129,7 +132,7 @@ def check_top_k(name: str, k: Any, slots: int) -> int:
 
 def check_pair(name: str, value: Any, check: Any) -> tuple[Any, Any]:
     """One value for writes and reads, or a (write, read) pair."""
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(f"{name} must be one value or a (write, read) pair, got {len(value)} values")
         return check(f"{name}[0]", value[0]), check(f"{name}[1]", value[1])
@@ -138,14 +141,14 @@ def check_pair(name: str, value: Any, check: Any) -> tuple[Any, Any]:
 
 def check_bool(name: str, value: Any) -> bool:
     """True or False."""
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(value, _BOOL):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def check_cape_heads(cape_heads: Any, heads: int) -> int:
     """0 <= cape_heads <= H."""
-    if not isinstance(cape_heads, int | np.integer) or isinstance(cape_heads, bool):
+    if not isinstance(cape_heads, _INTEGER) or isinstance(cape_heads, bool):
         raise TypeError(f"cape_heads must be an integer, got {cape_heads!r}")
     if not 0 <= cape_heads <= heads:
         raise ValueError(f"cape_heads must be between 0 and the number of heads H = {heads}, got {cape_heads}")
@@ -153,24 +156,30 @@ def check_cape_heads(cape_heads: Any, heads: int) -> int:
 
 
 def check_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
-    """Token positions as (B, T) int64: None counts from 0, (T,) holds for every row."""
-    xp = namespace_of(like)
-    B, T = shape
+    """Token positions as given, (T,) or (B, T), but of int64; or None."""
     if positions is None:
-        return xp.broadcast_to(xp.arange(T, dtype=xp.int64), shape)
-    positions = xp.asarray(positions)
+        return None
+    if type(positions) is not type(like):
+        positions = namespace_of(like).asarray(positions)
     if positions.dtype.kind not in "iu":
         raise TypeError(f"positions must be integers, got {positions.dtype}")
-    if positions.shape not in ((T,), (B, T)):
-        raise ValueError(f"positions must have shape (T,) = {(T,)} or (B, T) = {shape}, got {positions.shape}")
-    return xp.broadcast_to(positions.astype(xp.int64, copy=False), shape)
+    if positions.shape != shape and positions.shape != shape[1:]:
+        B, T = shape
+        raise ValueError(f"positions must have shape (T,) = {(T,)} or (B, T) = {(B, T)}, got {positions.shape}")
+    return positions if positions.dtype == np.int64 else positions.astype(np.int64)
+
+
+def full_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
+    """Checked positions as (B, T) int64: None counts from 0, (T,) holds for every row."""
+    xp = namespace_of(like)
+    return xp.broadcast_to(xp.arange(shape[1], dtype=np.int64) if positions is None else positions, shape)
 
 
 def check_gamma(gamma: Any, shape: tuple[int, int, int], like: Any, update: str) -> Any:
     """A float, or an array (B, T, H) of the dtype of ``values``; not negative for PDMA."""
     if isinstance(gamma, _NUMBER) or getattr(gamma, "shape", None) == ():
         number = float(gamma)
-        if not np.isfinite(number):
+        if not math.isfinite(number):
             raise ValueError(f"gamma must be finite, got {number}")
         if update == "pdma" and number < 0:
             raise ValueError(f"gamma must not be negative for update='pdma', got {number}")
@@ -203,10 +212,17 @@ def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: A
             raise TypeError(f"{name}.{part} must be {dtype}, got {array.dtype}")
 
 
+def _check_mask(mask: Any, shape: tuple[int, int], kind: str) -> None:
+    if not hasattr(mask, "dtype") or array_kind(mask) != kind:
+        raise TypeError(f"mask must be an array of the kind of values, got {type(mask).__name__}")
+    if mask.dtype != bool or mask.shape != shape:
+        raise ValueError(f"mask must be bool of shape (B, T) = {shape}, got {mask.dtype} of shape {mask.shape}")
+
+
 def _check_real(name: str, value: Any, low: float, high: float) -> float:
     if not isinstance(value, _NUMBER):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not low <= value <= high or not np.isfinite(value):
+    if not low <= value <= high or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number between {low:g} and {high:g}, got {value!r}")
     return float(value)
 

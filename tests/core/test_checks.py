@@ -113,6 +113,7 @@ BAD = {
     "gamma text": ({"gamma": "1"}, TypeError, "gamma must be a number or an array like values, got str"),
     "mask shape": ({"mask": np.ones(T, bool)}, ValueError, r"mask must be bool of shape \(B, T\) = \(2, 5\), got bool"),
     "mask dtype": ({"mask": np.ones((B, T))}, ValueError, "mask must be bool of shape .*, got float64"),
+    "mask list": ({"mask": [[True] * T] * B}, TypeError, "mask must be an array of the kind of values, got list"),
     "state type": ({"state": (1, 2)}, TypeError, r"state must be a RAMState \(slots, mass\), got tuple"),
     "state slots": (
         {"state": state(slots=np.zeros((B, H, 9, C)))},

@@ -1,0 +1,60 @@
+"""The shapes that the GPU is measured on, inputs for them, and the time that no kernel can go below."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from .cpu import Shape, traffic
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+# name -> shape, K
+SHAPES: dict[str, tuple[Shape, int]] = {
+    "paper 340M": (Shape(16, 4096, 16, 5, 4, 64), 8),
+    "quarter batch": (Shape(4, 4096, 16, 5, 4, 64), 8),
+    "MQAR": (Shape(64, 256, 2, 5, 4, 64), 8),
+    "MQAR wide": (Shape(256, 256, 4, 5, 4, 32), 8),
+    "one long row": (Shape(1, 65536, 16, 5, 4, 64), 8),
+    "many slots": (Shape(4, 4096, 16, 8, 4, 64), 8),
+    "top-32": (Shape(4, 4096, 16, 5, 4, 64), 32),
+}
+STEP = Shape(0, 1, 16, 5, 4, 64)  # one token; B is in STEP_BATCHES
+STEP_BATCHES = (1, 16, 256)
+GAMMA = 0.0  # of the gated sparse update, the authors' only one: there it is a moving average
+
+
+def floors(shape: Shape, dtype: Dtype, bandwidth: float) -> tuple[float, float]:
+    """Milliseconds of a forward, and of a forward and backward, that only moved inputs and outputs: each read or
+    written once at ``bandwidth`` bytes a second.
+
+    >>> [round(ms, 2) for ms in floors(SHAPES["paper 340M"][0], "float32", 3.03e12)]
+    [0.23, 0.61]
+    """
+    forward, both = (1e3 * traffic(shape, gradients) * itemsize(dtype) / 4 / bandwidth for gradients in (False, True))
+    return forward, both
+
+
+def itemsize(dtype: Dtype) -> int:
+    """Bytes of an element."""
+    return 4 if dtype == "float32" else 2
+
+
+def numpy_dtype(name: Dtype) -> np.dtype:
+    """The dtype of that name; bfloat16 comes from ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def draw(shape: Shape, dtype: Dtype, seed: int = 0) -> list[Any]:
+    """Write logits, read logits, values and dy on the device."""
+    import cupy
+
+    B, T, H, U, P, C = shape
+    rng = cupy.random.default_rng(seed)
+    sizes = ((B, T, H, U, P), (B, T, H, U, P), (B, T, H, C), (B, T, H, C))
+    return [rng.standard_normal(size, dtype=np.float32).astype(numpy_dtype(dtype)) for size in sizes]

@@ -1,0 +1,133 @@
+"""Time, memory and bandwidth on the GPU, and each kernel's share of a call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+
+def median_ms(call: Callable[[], Any], repeats: int) -> float:
+    """Milliseconds between two events around one call, on the current stream, after a warm-up: the median.
+
+    The device is idle before each, so that Python's share shows where it is the longer one.
+    """
+    import cupy
+
+    for _ in range(3):
+        call()
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    times = []
+    for _ in range(repeats):
+        cupy.cuda.get_current_stream().synchronize()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(start, end))
+    return float(np.median(times))
+
+
+def captured(call: Callable[[], Any]) -> Callable[[], None]:
+    """A function that replays the call as a CUDA graph; what the call allocated stays alive with it."""
+    import cupy
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        call()
+        stream.synchronize()
+        stream.begin_capture()
+        results = call()
+        graph = stream.end_capture()
+
+    def replay(kept: Any = results) -> None:
+        graph.launch(cupy.cuda.get_current_stream())
+
+    return replay
+
+
+def peak_mib(call: Callable[[], Any]) -> float:
+    """MiB that are in use at most during the call, what was in use before it included.
+
+    Counted where CuPy's pool hands memory out and takes it back, so that neither what the pool keeps from earlier calls
+    nor how it cuts its blocks plays a part.
+    """
+    import cupy
+
+    class Count(cupy.cuda.MemoryHook):
+        name = "peak"
+        used = peak = cupy.get_default_memory_pool().used_bytes()
+
+        def malloc_postprocess(self, **given: Any) -> None:
+            self.used += given["mem_size"]
+            self.peak = max(self.peak, self.used)
+
+        def free_postprocess(self, **given: Any) -> None:
+            self.used -= given["mem_size"]
+
+    with Count() as count:
+        call()
+    return count.peak / 2**20
+
+
+def give_back_memory() -> None:
+    """Return what CuPy's pool keeps to the device, so that a measurement starts as in a fresh process."""
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+
+
+def copy_bandwidth(size: int = 1 << 29) -> float:
+    """Bytes a second, read and written, of a device-to-device copy."""
+    import cupy
+
+    source, target = cupy.zeros(size, np.uint8), cupy.zeros(size, np.uint8)
+    milliseconds = median_ms(lambda: cupy.copyto(target, source), 20)
+    return 2 * size / milliseconds * 1e3
+
+
+def kernel_ms(call: Callable[[], Any], repeats: int = 3) -> dict[str, float]:
+    """Milliseconds of every kernel that a call launches, each launch timed alone: the median, or the sum of several."""
+    call()  # compiles
+    runs: list[dict[str, float]] = []
+    for _ in range(repeats):
+        times: dict[str, float] = {}
+        with _timed_launches(times):
+            call()
+        runs.append(times)
+    return {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+
+
+@contextmanager
+def _timed_launches(times: dict[str, float]) -> Iterator[None]:
+    """While this lasts, every launch waits for its end and adds its milliseconds to ``times``."""
+    from ramnet_np.kernels.cuda import module
+
+    def timed(name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
+        def launched(*arguments: Any, **settings: Any) -> None:
+            import cupy
+
+            start, end = cupy.cuda.Event(), cupy.cuda.Event()
+            start.record()
+            launch(*arguments, **settings)
+            end.record()
+            end.synchronize()
+            times[name] = times.get(name, 0) + cupy.cuda.get_elapsed_time(start, end)
+
+        return launched
+
+    get_kernel, call = module.get_kernel, module.Launch.__call__
+    loaded: list[Any] = [m for name, m in sys.modules.items() if name.startswith("ramnet_np.kernels.cuda.")]
+    users = [m for m in loaded if m is not module and getattr(m, "get_kernel", None) is get_kernel]
+    try:
+        for user in users:
+            user.get_kernel = lambda specialisation, name: timed(name, get_kernel(specialisation, name))
+        module.Launch.__call__ = lambda launch, *a: timed(launch.name, call)(launch, *a)
+        yield
+    finally:
+        for user in users:
+            user.get_kernel = get_kernel
+        module.Launch.__call__ = call
