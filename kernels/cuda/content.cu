@@ -35,13 +35,13 @@
 constexpr int AHEAD = 3;  // chunks that are asked for from device memory before they are needed
 
 #define SIZES int tokens, int heads, int channels, int rows
-#define LISTS Chain *chains, TokenEvent *entries, Counts *list_counts
+#define LISTS Chain *chains, TokenEvent *entries
 #define EVENTS const TokenEvent *__restrict__ writes, const TokenEvent *__restrict__ reads
 
 // What all passes begin with.
 #define BEGIN(STATE_FROM)                                                              \
     const Place place(tokens, heads, channels, rows);                                  \
-    const Lists lists{chains, entries, list_counts};                                      \
+    const Lists lists{chains, entries};                                      \
     const int state_bytes = IN_SHARED ? rows * CHANNELS * int(sizeof(Sum)) : 0;        \
     State state(place, on_chip(), working);                                            \
     const Workshop workshop(place, on_chip() + state_bytes, space, spare);             \
@@ -61,7 +61,6 @@ DEVICE void ask_for(
     if (warp == 1) lines(reads + at * CHUNK * R, CHUNK * R * int(sizeof(TokenEvent)));
     if (CHUNK > 1 && warp == 2) lines(lists.entries_of(at), ENTRIES / 2 * int(sizeof(TokenEvent)));
     if (CHUNK > 1 && warp == 3) lines(lists.chains_of(at), CHAINS / 2 * int(sizeof(Chain)));
-    if (CHUNK > 1 && warp == 4) lines(lists.counts + at, 1);
     const int t = chunk * CHUNK + lane;
     if (lane >= CHUNK || t >= place.tokens) return;
     const long long row = place.row_of(t) - place.own;
@@ -70,8 +69,19 @@ DEVICE void ask_for(
     if (found && warp == 7) prefetch(found + row);
 }
 
+struct Counts {
+    int mixed_chains, all_chains, mixed_entries, all_entries;
+};
 DEVICE Counts counts_of(const Place& place, const Lists& lists, int chunk) {
-    return lists.counts_of(place.chunk_at(chunk), chunk >= 0 && chunk < place.chunks);
+    Counts n{};
+    if (CHUNK == 1 || chunk < 0 || chunk >= place.chunks) return n;
+    for (int c = 0; c < CHAINS; c++) {
+        const Chain chain = lists.chains_of(place.chunk_at(chunk))[c];
+        if (!chain.count()()) break;
+        n.all_chains++, n.all_entries += chain.count()();
+        if (!chain.reads_only()) n.mixed_chains++, n.mixed_entries += chain.count()();
+    }
+    return n;
 }
 
 // What an access finds: its slot, or a version; anything, if it does nothing.
@@ -122,11 +132,11 @@ DEVICE void forward_pass(
         for (int c = place.group; c < counts.mixed_chains; c += GROUPS) {
             const Chain chain = workshop.chains()[c];
             Vector s = state.load(place, chain.row);
-            const int last = chain.begin + chain.count - 1;
-            TokenEvent entry = list[chain.begin], next_entry = list[chain.begin + 1];
+            const int last = chain.begin() + chain.count() - 1;
+            TokenEvent entry = list[chain.begin()], next_entry = list[chain.begin() + 1];
             Vector value = workshop.row(entry_token(int(entry.row)));
 #pragma unroll 1
-            for (int i = chain.begin + 2; i <= last + 2; i++) {
+            for (int i = chain.begin() + 2; i <= last + 2; i++) {
                 const TokenEvent after = list[smaller_of(i, last)];
                 const Vector next_value = workshop.row(entry_token(int(next_entry.row)));
                 const int what = int(entry.row);
@@ -259,11 +269,11 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         for (int c = place.group; c < counts.all_chains; c += GROUPS) {
             const Chain chain = workshop.chains()[c];
             Vector d = state.load(place, chain.row);
-            int i = chain.begin + chain.count - 1;
+            int i = chain.begin() + chain.count() - 1;
             TokenEvent entry = list[i], next_entry = list[i > 0 ? i - 1 : 0];
             Vector value = workshop.row(entry_token(int(entry.row)));
 #pragma unroll 1
-            for (; i >= chain.begin; i--) {
+            for (; i >= chain.begin(); i--) {
                 const TokenEvent after = list[i > 1 ? i - 2 : 0];
                 const Vector next_value = workshop.row(entry_token(int(next_entry.row)));
                 const int what = int(entry.row);
