@@ -77,9 +77,9 @@ DEVICE Counts counts_of(const Place& place, const Lists& lists, int chunk) {
     if (CHUNK == 1 || chunk < 0 || chunk >= place.chunks) return n;
     for (int c = 0; c < CHAINS; c++) {
         const Chain chain = lists.chains_of(place.chunk_at(chunk))[c];
-        if (!chain.count()()) break;
-        n.all_chains++, n.all_entries += chain.count()();
-        if (!chain.reads_only()) n.mixed_chains++, n.mixed_entries += chain.count()();
+        if (!chain.count()) break;
+        n.all_chains++, n.all_entries += chain.count();
+        if (!chain.reads_only()) n.mixed_chains++, n.mixed_entries += chain.count();
     }
     return n;
 }
