@@ -16,7 +16,8 @@ MOST_TOP_K = 1024
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
 CHAIN_BYTES = 8  # of Chain in chunk.cuh
 ROOM = 32  # versions, at least, that should find room in shared memory
-MASS_KERNELS = ("mass_forward", "mass_weigh", "mass_prepare", "mass_backward", "mass_finish")
+MASS_KERNELS = ("mass_forward", "mass_backward")
+WEIGH_KERNELS = ("weigh_forward", "weigh_backward")
 PASSES = ("content_forward", "content_replay", "content_reverse")
 
 _CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # of a slice, widest first, by the bytes of a sum
@@ -74,6 +75,11 @@ class Layout(NamedTuple):
     def entries(self) -> int:
         """The most accesses that the chains of a chunk hold."""
         return self.chunk * sum(self.top_k)
+
+    @property
+    def chains(self) -> int:
+        """The most chains of a chunk, as ``CHAINS`` in chunk.cuh."""
+        return _whole(self.entries // 2, 64)
 
     @property
     def list_bytes(self) -> int:
@@ -144,6 +150,12 @@ def _access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:
 def link_specialisation(layout: Layout) -> Specialisation:
     """``link.cu`` for a layout."""
     return Specialisation("link.cu", ("link_accesses",), _access_defines(layout))
+
+
+@functools.cache
+def weigh_specialisation(layout: Layout) -> Specialisation:
+    """``weigh.cu`` for a layout."""
+    return Specialisation("weigh.cu", WEIGH_KERNELS, _access_defines(layout))
 
 
 @functools.cache

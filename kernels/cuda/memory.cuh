@@ -27,6 +27,10 @@ DEVICE float log_of_one_plus(float x) { return log1pf(x); }
 DEVICE double log_of_one_plus(double x) { return log1p(x); }
 DEVICE float greater_of(float a, float b) { return fmaxf(a, b); }
 DEVICE double greater_of(double a, double b) { return fmax(a, b); }
+DEVICE float absolute(float x) { return fabsf(x); }
+DEVICE double absolute(double x) { return fabs(x); }
+DEVICE bool signbit_of(float x) { return __float_as_int(x) < 0; }
+DEVICE bool signbit_of(double x) { return __double_as_longlong(x) < 0; }
 
 // What is left of a slot's mass when w is written to it, and its slopes: ramnet_np/core/retention.py.
 template <class S> struct Retention {
