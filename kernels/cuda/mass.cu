@@ -74,23 +74,26 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
     Stage ring[RING];
     const auto fetch = [&](Stage& to, int chunk, int ahead) {  // ``ahead`` of where the pointers stand
 #pragma unroll
-        for (int item = 0; item < ITEMS_W; item++) {
-            to.write[item] = {0, DEAD, {1, 0}};
+        for (int item = 0; item < ITEMS_W; item++)
             if (chunk < chunks && threadIdx.x + item * THREADS < CHUNK * W)
                 to.write[item] = writes[ahead * CHUNK * W + item * THREADS];
-        }
     };
-    const auto fetch_earlier = [&](Stage& to, int ahead) {
+    const auto fetch_earlier = [&](Stage& to, int chunk, int ahead) {
 #pragma unroll
         for (int item = 0; item < ITEMS_W; item++) {
             to.before[item] = {1, 0};
-            if (CHUNK > 1 && to.write[item].chained()) to.before[item] = earlier[ahead * CHUNK * W + item * THREADS];
+            if (CHUNK > 1 && chunk < chunks && to.write[item].chained())
+                to.before[item] = earlier[ahead * CHUNK * W + item * THREADS];
         }
     };
 #pragma unroll
-    for (int s = 0; s < RING; s++) fetch(ring[s], s, s);
+    for (int s = 0; s < RING; s++) {
 #pragma unroll
-    for (int s = 0; s < RING / 2; s++) fetch_earlier(ring[s], s);
+        for (int item = 0; item < ITEMS_W; item++) ring[s].write[item] = {0, DEAD, {1, 0}};
+        fetch(ring[s], s, s);
+    }
+#pragma unroll
+    for (int s = 0; s < RING / 2; s++) fetch_earlier(ring[s], s, s);
 
     for (int start = 0; start < chunks; start += RING) {
 #pragma unroll
@@ -105,12 +108,12 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
                 const Link& write = now.write[item];
                 const int row = int(write.row);
                 old[item] = initial;
-                if (!write.last()) continue;
-                if (!(FRESH && row >= chunk * CHUNK * WRITES)) old[item] = z[row];
-                z[row] = write.change(now.before[item](old[item]));
-                if (CHUNK > 1 && write.chained()) found[s % 2][tag_begin(int(write.tag))] = old[item];
+                if (write.last() && !(FRESH && row >= chunk * CHUNK * WRITES)) old[item] = z[row];
+                const Sum mass = write.change(now.before[item](old[item]));
+                if (write.last()) z[row] = mass;
+                if (CHUNK > 1 && write.last() && write.chained()) found[s % 2][tag_begin(int(write.tag))] = old[item];
             }
-            fetch_earlier(ring[(s + RING / 2) % RING], s + RING / 2);
+            fetch_earlier(ring[(s + RING / 2) % RING], chunk + RING / 2, s + RING / 2);
             __syncthreads();
             // 2. what the accesses found
 #pragma unroll
@@ -118,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
                 const Link& write = now.write[item];
                 if (CHUNK > 1 && write.chained() && !write.last()) old[item] = found[s % 2][tag_begin(int(write.tag))];
                 const Sum mass = now.before[item](old[item]), w = write.change.b;
-                const Sum eta = write.live() ? w / (write.change(mass) + eps) : Sum(0);
+                const Sum eta = w / (write.change(mass) + eps);  // 0 if nothing is written
                 if (threadIdx.x + item * THREADS < CHUNK * W) {
                     old_mass[s * CHUNK * W + item * THREADS] = mass;
                     write_events[s * CHUNK * W + item * THREADS] = {write.code(), eta};
@@ -159,6 +162,7 @@ struct Parts {
     }
     DEVICE Sum sum(const Sum* parts, int slices, long long stride) const {
         Sum sum = (at[0] + at[1]) + (at[2] + at[3]);
+#pragma unroll 1
         for (int slice = HELD; slice < slices; slice++) sum += parts[slice * stride];
         return sum;
     }
@@ -194,14 +198,14 @@ DEVICE void numbers_of(
     const Sum alpha = write.change.a, w = write.change.b;
     Sum slope, slope_gamma;
     call.retention.slopes(w, gamma, alpha, slope, slope_gamma);
-    const Sum kept_mass = alpha * before + call.eps, per_mass = 1 / (kept_mass + w);
+    const Sum kept_mass = alpha * before + call.eps, per_mass = reciprocal(kept_mass + w);
     const Sum eta = w * per_mass, kappa = kept_mass * per_mass;
     if (first) {  // <d, found> is known
         const Sum deta = (dot - dot_found) * per_mass, pull = eta * deta;
         step = {-alpha, kappa * dot_found, 0, pull};
         slopes = {deta - pull, 0, before * slope, before * slope_gamma};
     } else {
-        const Sum g = kept_mass > 0 ? eta / kept_mass : Sum(0);
+        const Sum g = kept_mass > 0 ? eta * reciprocal(kept_mass) : Sum(0);
         step = {alpha, -eta * dot, g, g * (kappa * dot)};
         slopes = {kappa * dot * per_mass, per_mass, before * slope, before * slope_gamma};
     }
@@ -236,6 +240,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
         for (int row = threadIdx.x; row < rows; row += 2 * THREADS) {
             Adjoint start{0, dfinal_mass ? dfinal_mass[unit.number * rows + row] : Sum(0)};
             const long long stride = (long long)(gridDim.x) * rows;
+#pragma unroll 1
             for (int slice = 0; last && slice < slices; slice++) start.q += last[slice * stride + unit.number * rows + row];
             of_row[row] = start;
         }
@@ -286,6 +291,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
                 Sum dot_found = from.part_found;
                 if (item == 0) {
                     if (k < 8 && chunk >= 0 && token < CHUNK)
+#pragma unroll 1
                         for (int slice = k + 8; slice < slices; slice += 8)
                             dot_found += dots_found[(slice - k) * in_slice + unsigned(chunk) * CHUNK];
 #pragma unroll

@@ -27,6 +27,12 @@ DEVICE float log_of_one_plus(float x) { return log1pf(x); }
 DEVICE double log_of_one_plus(double x) { return log1p(x); }
 DEVICE float greater_of(float a, float b) { return fmaxf(a, b); }
 DEVICE double greater_of(double a, double b) { return fmax(a, b); }
+DEVICE float reciprocal(float x) {  // to the last digit or so
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE double reciprocal(double x) { return 1 / x; }
 DEVICE float absolute(float x) { return fabsf(x); }
 DEVICE double absolute(double x) { return fabs(x); }
 DEVICE bool signbit_of(float x) { return __float_as_int(x) < 0; }
@@ -46,10 +52,10 @@ template <class S> struct Retention {
 
     DEVICE void slopes(S w, S gamma, S alpha, S& dw, S& dgamma) const {
         if (!gsu) {
-            const S base = 1 - (1 - proxy_eps) * w, floored = greater_of(base, smallest);
-            dw = -gamma * (1 - proxy_eps) * power(floored, gamma - 1);
-            const S capped = (1 - proxy_eps) * w, most = 1 - smallest;
-            dgamma = power(base, gamma) * log_of_one_plus(-(capped < most ? capped : most));
+            const S lost = (1 - proxy_eps) * w, most = 1 - smallest, log_kept = log_of_one_plus(-(lost < most ? lost : most));
+            const S kept = exponential(gamma * log_kept), base = 1 - lost;
+            dw = -gamma * (1 - proxy_eps) * kept / (base > smallest ? base : smallest);
+            dgamma = (base > 0 ? kept : S(gamma == 0)) * log_kept;
             return;
         }
         S total = (1 - w) * exponential(-greater_of(gamma, 0)) + w * exponential(-greater_of(-gamma, 0));
