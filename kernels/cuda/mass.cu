@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
         Sum w[ITEMS_W], alpha[ITEMS_W];
         Chain chain;
     };
-    const auto fetch = [&](int chunk, const Counts& counts, Inputs& to) {
+    const auto fetch = [&](int chunk, Inputs& to) {
         const long long first = unit.chunk_at(chunk) * CHUNK;
         if (chunk >= call.chunks()) return;
 #pragma unroll
@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
             to.read[item] = {NOTHING, 0};
             if (i < CHUNK * R) to.read[item] = read_events[first * R + i];
         }
-        if (int(threadIdx.x) < counts.mixed_chains) to.chain = call.lists.chains_of(unit.chunk_at(chunk))[threadIdx.x];
+        if (CHUNK > 1 && int(threadIdx.x) < CHAINS) to.chain = call.lists.chains_of(unit.chunk_at(chunk))[threadIdx.x];
     };
     // what chains need: a read leaves the mass as it is
     const auto publish = [&](const Inputs& from) {
@@ -86,14 +86,11 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
             if (from.read[item].row < NOTHING) alpha_of[from.read[item].place] = 1, w_of[from.read[item].place] = 0;
     };
     Inputs now{}, next{};
-    Counts counts = call.lists.counts_of(unit.chunk_at(0), tokens > 0);
-    Counts next_counts = call.lists.counts_of(unit.chunk_at(1), call.chunks() > 1);
-    fetch(0, counts, now);
+    fetch(0, now);
     publish(now);
     __syncthreads();
     for (int chunk = 0; chunk < call.chunks(); chunk++) {
-        fetch(chunk + 1, next_counts, next);
-        const Counts after = call.lists.counts_of(unit.chunk_at(chunk + 2), chunk + 2 < call.chunks());
+        fetch(chunk + 1, next);
         // 1. z = alpha z + w: alone, then along chains
         const auto mass_of = [&](int row) { return FRESH && row >= chunk * CHUNK * WRITES ? initial : z[row]; };
         Sum before[ITEMS_W];
@@ -105,10 +102,10 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
             before[item] = mass_of(row);
             z[row] = now.alpha[item] * before[item] + now.w[item];
         }
-        if (int(threadIdx.x) < counts.mixed_chains) {
+        if (now.chain.count() && !now.chain.reads_only()) {
             Sum mass = mass_of(now.chain.row);
 #pragma unroll 4
-            for (int i = now.chain.begin; i < now.chain.begin + now.chain.count; i++) {
+            for (int i = now.chain.begin(); i < now.chain.begin() + now.chain.count(); i++) {
                 found[i] = mass;
                 mass = alpha_of[i] * mass + w_of[i];
             }
@@ -132,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
                 read_mass[first * R + i] = code < NOTHING ? found[now.read[item].place] : mass;
             }
         }
-        now = next, counts = next_counts, next_counts = after;
+        now = next;
         publish(now);
         __syncthreads();
     }
@@ -329,7 +326,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_backward(
         Chain chain;
         int entry[ENTRY_ITEMS];
     };
-    const auto fetch = [&](int chunk, const Counts& counts, Inputs& to) {
+    const auto fetch = [&](int chunk, Inputs& to) {
         if (chunk < 0) return;
         const long long first = unit.chunk_at(chunk) * CHUNK;
 #pragma unroll
@@ -348,14 +345,14 @@ extern "C" __global__ void __launch_bounds__(256) mass_backward(
             to.read[item] = int(read_events[first * R + i].row);
             to.gain[item] = {gains[first * R + i], MASS_AWARE ? dmasses[first * R + i] : Sum(0)};
         }
-        if (int(threadIdx.x) < counts.all_chains) to.chain = call.lists.chains_of(unit.chunk_at(chunk))[threadIdx.x];
+        if (CHUNK > 1 && int(threadIdx.x) < CHAINS) to.chain = call.lists.chains_of(unit.chunk_at(chunk))[threadIdx.x];
 #pragma unroll
         for (int item = 0; item < ENTRY_ITEMS; item++) {
             const int i = threadIdx.x + item * THREADS;
-            if (i < counts.all_entries) to.entry[item] = int(call.lists.entries_of(unit.chunk_at(chunk))[i].row);
+            if (CHUNK > 1 && i < ENTRIES) to.entry[item] = int(call.lists.entries_of(unit.chunk_at(chunk))[i].row);
         }
     };
-    const auto publish = [&](const Inputs& from, const Counts& counts) {
+    const auto publish = [&](const Inputs& from) {
         if constexpr (CHUNK > 1) {
 #pragma unroll
             for (int item = 0; item < ITEMS_W; item++)
@@ -366,20 +363,17 @@ extern "C" __global__ void __launch_bounds__(256) mass_backward(
 #pragma unroll
             for (int item = 0; item < ENTRY_ITEMS; item++) {
                 const int i = threadIdx.x + item * THREADS;
-                if (i < counts.all_entries) entry_at[i] = from.entry[item];
+                if (i < ENTRIES) entry_at[i] = from.entry[item];
             }
         }
     };
     const int end = call.chunks() - 1;
     Inputs now{}, next{};
-    Counts counts = call.lists.counts_of(unit.chunk_at(end), end >= 0);
-    Counts next_counts = call.lists.counts_of(unit.chunk_at(end - 1), end >= 1);
-    fetch(end, counts, now);
-    publish(now, counts);
+    fetch(end, now);
+    publish(now);
     __syncthreads();
     for (int chunk = end; chunk >= 0; chunk--) {
-        fetch(chunk - 1, next_counts, next);
-        const Counts after = call.lists.counts_of(unit.chunk_at(chunk - 2), chunk >= 2);
+        fetch(chunk - 1, next);
         // 1. reads alone on their slot, then along chains
 #pragma unroll
         for (int item = 0; item < ITEMS_R; item++) {
@@ -388,9 +382,9 @@ extern "C" __global__ void __launch_bounds__(256) mass_backward(
             Adjoint& a = of_row[row_at(code)];
             a = {a.q + now.gain[item].q, a.dz + now.gain[item].dz};
         }
-        if (int(threadIdx.x) < counts.all_chains) {
+        if (now.chain.count()) {
             Adjoint a = of_row[now.chain.row];
-            for (int i = now.chain.begin + now.chain.count - 1; i >= now.chain.begin; i--) {
+            for (int i = now.chain.begin() + now.chain.count() - 1; i >= now.chain.begin(); i--) {
                 const int what = entry_at[i];
                 if (entry_reads(what)) {
                     const Adjoint gain = gain_of[entry_token(what) * R + entry_k(what)];
@@ -421,8 +415,8 @@ extern "C" __global__ void __launch_bounds__(256) mass_backward(
             }
             if (i < CHUNK * W) adjoints[first * W + i] = at_write;
         }
-        now = next, counts = next_counts, next_counts = after;
-        publish(now, counts);
+        now = next;
+        publish(now);
         __syncthreads();
     }
     if (dgiven_mass)

@@ -31,7 +31,7 @@ from .renumber import renumber
 
 NULL = np.uint64(0)
 THREADS = 256  # of a block, as in chunk.cuh
-CHAIN = np.dtype(np.float64)  # as large as Chain, and half of Counts; no integers, as most chains are never set
+CHAIN = np.dtype(np.float64)  # as large as Chain; no integers, as most chains are never set
 
 
 class Accesses(NamedTuple):
@@ -41,13 +41,12 @@ class Accesses(NamedTuple):
     read_events: Any  # (B*H, chunks, CHUNK, R, 2): where to find the slot, weight
     chains: Any  # (B*H, chunks, CHAINS)
     entries: Any  # (B*H, chunks, ENTRIES, 2)
-    counts: Any  # (B*H, chunks, 2)
     spare: Any  # (B*H * slices, versions of a chunk, CHANNELS): of versions that find no room in shared memory
 
     @property
-    def lists(self) -> tuple[Any, Any, Any]:
+    def lists(self) -> tuple[Any, Any]:
         """As kernels take them."""
-        return self.chains, self.entries, self.counts
+        return self.chains, self.entries
 
 
 class MemoryContext(NamedTuple):
@@ -198,9 +197,8 @@ def _empty_accesses(units: int, chunks: int, layout: Layout) -> Accesses:
     return Accesses(
         empty(layout.chunk, W, 2),
         empty(layout.chunk, R, 2),
-        empty(layout.entries // 2, dtype=CHAIN) if linked else NULL,
+        empty(layout.chains, dtype=CHAIN) if linked else NULL,
         empty(layout.entries, 2) if linked else NULL,
-        empty(2, dtype=CHAIN) if linked else NULL,
         cupy.empty((units * layout.slices, layout.chunk * max(W, R), layout.channels), dtype=sums) if linked else NULL,
     )
 
@@ -247,7 +245,7 @@ def _call(ctx: MemoryContext) -> tuple[Any, ...]:
 
 def _sizes(ctx: MemoryContext) -> tuple[Any, ...]:
     _, T, H, C = ctx.values.shape
-    return np.int32(T), np.int32(H), np.int32(C), np.int32(ctx.rows), np.int32(ctx.layout.space), ctx.accesses.spare
+    return np.int32(T), np.int32(H), np.int32(C), np.int32(ctx.rows), np.int32(ctx.layout.room), ctx.accesses.spare
 
 
 def _parts(ctx: MemoryContext) -> tuple[tuple[str, bool], tuple[str, bool]]:
