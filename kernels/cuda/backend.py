@@ -5,6 +5,7 @@ import cupy
 from ramnet_np.backend import Backend
 
 from .decode import decode_backward, decode_forward
+from .fused import FUSED
 from .memory import memory_backward, memory_forward
 from .step import step
 
@@ -24,4 +25,5 @@ BACKEND = Backend(
     memory_backward=memory_backward,
     step=step,
     array_kind="cupy",
+    fused=FUSED,
 )

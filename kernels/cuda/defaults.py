@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from .adamw import adamw_specialisation
+from .embedding import ORDER, embedding_specialisation
+from .layers import layers_specialisation
 from .layout import H100, Layout, choose_layout, content_specialisation, mass_specialisation
+from .loss import loss_specialisation
 from .module import Specialisation, decode_specialisation
 from .renumber import RENUMBER
 from .step import step_specialisation
@@ -39,4 +43,9 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     mass_specialisation(_layouts()[0], mass_aware=True, in_shared=False),
     RENUMBER,
     *(step_specialisation(element) for element in _TYPES),
+    *(layers_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
+    *(loss_specialisation(element) for element in _TYPES),
+    ORDER,
+    *(embedding_specialisation(element) for element in _TYPES),
+    *(adamw_specialisation(element) for element in ("float", "double")),
 ]
