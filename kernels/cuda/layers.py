@@ -1,7 +1,7 @@
 """Norms, gates and sums over tokens on the GPU: one launch each, two where a sum over tokens is left in parts.
 
-Same mathematics as ``ramnet_np/core/norm.py`` and ``gate.py``; in ``layers.cu`` stands who computes what. Every array is
-read and written once (the inputs of a norm's backward twice, the second time from cache).
+Same mathematics as ``ramnet_np/core/norm.py`` and ``gate.py``; in ``layers.cu`` stands who computes what. Every array
+is read and written once (the inputs of a norm's backward twice, the second time from cache).
 """
 
 from __future__ import annotations
