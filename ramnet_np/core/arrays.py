@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.backend import array_kind, load_backend
+from ramnet_np.backend import array_kind, why_unavailable
 
 
 def namespace_of(*arrays: Any) -> Any:
@@ -27,7 +27,8 @@ def namespace_of(*arrays: Any) -> Any:
 
 def gpu_namespace() -> Any:
     """CuPy, once it is known to work here: RuntimeError with the reason and what to install where it does not."""
-    load_backend("cupy")
+    if reason := why_unavailable("cupy"):
+        raise RuntimeError(f"device 'gpu' cannot be used: backend 'cupy' {reason}")
     import cupy
 
     return cupy
