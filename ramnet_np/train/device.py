@@ -1,7 +1,7 @@
 """Training steps on a GPU: nothing is read back until it is asked for, and a step can be one CUDA graph.
 
-A graph is captured once for each shape of batch: tokens of ids, and labelled tokens. To keep the shapes few, the labelled
-tokens are filled up to a multiple of the batch's sequences by tokens without a label, whose loss and gradient are zero.
+A graph is captured once for each shape of batch: sequences, length, labelled tokens. To keep shapes few, the labelled
+tokens are filled up to a multiple of the sequences by tokens without a label, whose loss and gradient are zero.
 
     host      batch -> pinned memory ──copy──┐
     device                     fixed inputs ─┴▶ forward ▶ loss ▶ backward ▶ AdamW ─▶ numbers ──▶ report()
@@ -164,7 +164,7 @@ class DeviceSteps:
         cupy.get_default_memory_pool().free_all_blocks()  # what the first step used; the graph brings its own
         try:
             with cupy.cuda.using_allocator(self._pool.malloc):
-                self._stream.begin_capture()
+                _begin_capture(self._stream)
                 try:
                     grads = self._compute(shape, addresses, bind=False)
                 except BaseException:
@@ -191,6 +191,10 @@ class _Graph:
 
     def launch(self) -> None:
         self._graph.launch()
+
+
+def _begin_capture(stream: Any) -> None:
+    stream.begin_capture()
 
 
 def labelled_tokens(labels: Any, multiple: int) -> tuple[Any, Any]:

@@ -28,7 +28,6 @@ from ramnet_np.train.metrics import MetricsWriter, count_correct
 from ramnet_np.train.optim import AdamWState, adamw_init
 from ramnet_np.train.steps import Diverged, HostSteps, Report, Steps
 
-
 # Settings that leave the bits of the trained model alone: a resumed run may change them.
 _FREE_SETTINGS = ("train.log_every", "train.checkpoint_every")
 
@@ -85,6 +84,7 @@ def train(
             raise FloatingPointError(_stopped(error, checkpoints)) from error
 
     first, tokens, started, accuracy = state.step, 0, time.perf_counter(), dict[str, float]()
+    shown: dict[str, str] = {}
     with (
         steps,
         MetricsWriter(metrics, resume_step=first if resume else None) as log,
@@ -101,9 +101,10 @@ def train(
             tokens += batch.ids.size
             looks = step % config.evaluate_every == 0 or step == config.steps
             logs, saves = step % config.log_every == 0, step % config.checkpoint_every == 0
-            if steps.reads_at_once or looks or logs or saves or interrupt.requested:
+            if steps.reads_at_once or looks or logs or saves:
                 last = report()  # before a checkpoint too: what is saved is known to be good
-                shown = {"loss": f"{last.loss:.3f}", "accuracy": f"{last.accuracy:.1%}"}
+                speed = tokens / (time.perf_counter() - started)
+                shown = {"loss": f"{last.loss:.3f}", "accuracy": f"{last.accuracy:.1%}", "tokens/s": f"{speed:,.0f}"}
             seconds = time.perf_counter() - started
             if looks:
                 accuracy = evaluate(model, data.held_out())
@@ -113,10 +114,11 @@ def train(
                 log.write({"step": step, "kind": "train"} | last._asdict() | {"seconds": round(seconds, 2)})
             if saves and not done():
                 save_checkpoint(checkpoints, Checkpoint(model, steps.state, dict(settings), best))
-            shown |= {"tokens/s": f"{tokens / seconds:,.0f}"}
             bar.set_postfix(shown | ({"held out": f"{accuracy['mean']:.1%}"} if accuracy else {}), refresh=False)
             bar.update()
         state = steps.state
+        if state.step > first:
+            report()
         if state.step > first or not resume:
             save_checkpoint(checkpoints, Checkpoint(model, state, dict(settings), best))
     status = "finished" if state.step >= config.steps else "reached stop_at" if done() else "interrupted"

@@ -1,7 +1,7 @@
 """One step of training: batch -> forward -> cross-entropy over the labelled tokens -> backward -> clip -> AdamW.
 
-:class:`HostSteps` reads every number before it goes on, as suits a CPU; ``train/device.py`` has the steps of a GPU, which
-leave them on the device until :meth:`Steps.report` asks.
+:class:`HostSteps` reads every number before it goes on, as suits a CPU; those of a GPU, in ``train/device.py``, leave
+them on the device until :meth:`Steps.report` asks.
 """
 
 from __future__ import annotations
