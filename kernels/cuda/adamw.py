@@ -75,10 +75,12 @@ class DeviceAdamW:
         return cupy.empty((len(self._rows), len(self._rows[0])), dtype=np.int64)
 
     def bind(self, addresses: Any, grads: Mapping[str, Any]) -> None:
-        """Fill a table with where ``grads`` are; not while a graph is captured."""
+        """Fill a table with where ``grads`` are, behind the work on the stream; not while a graph is captured."""
+        import cupy
+
         table = np.array(self._rows, dtype=np.int64)
         table[:, 3] = [grads[name].data.ptr for name in self._names]
-        addresses.set(table)
+        addresses.set(table, stream=cupy.cuda.get_current_stream())
 
     def contiguous(self, grads: Mapping[str, Any]) -> dict[str, Any]:
         """The gradients as an update takes them: those that are views with strides copied."""
