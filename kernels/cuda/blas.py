@@ -1,8 +1,9 @@
-"""Matrix products by cuBLAS, also inside a CUDA graph that is being captured, where CuPy's own refuse.
+"""Matrix products: by cuBLAS, also inside a CUDA graph that is being captured, where CuPy's own refuse.
 
 CuPy's cuBLAS is used with a handle of our own: it keeps one workspace for each stream, which a capture needs, and the
 same one inside and outside of a graph, so that both give the same bits. Products of float32 run in float32: TF32 is off
-unless asked for as CuPy is asked, by the environment variable CUPY_TF32=1.
+unless asked for as CuPy is asked, by the environment variable CUPY_TF32=1. Sums over many tokens with a small result,
+the gradients of weights, have a kernel of their own (``outer.cu``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from .layers import add_parts
+from .module import Specialisation, get_kernel, type_name
+
 WORKSPACE_BYTES = 2**25  # what cuBLAS recommends for Hopper
+FEWEST_TOKENS, MOST_RESULTS = 4096, 2**14  # from how many and up to how large a result outer_sums serves
+SHARES = 264  # of the tokens: two blocks for each multiprocessor of an H100, and the same bits on any GPU
 _TF32_MATH = 3  # CUBLAS_TF32_TENSOR_OP_MATH
 _TRANSPOSED = {False: 0, True: 1}  # CUBLAS_OP_N, CUBLAS_OP_T
 _GEMM = {"float32": ("cublasSgemm_v2", ctypes.c_float), "float64": ("cublasDgemm_v2", ctypes.c_double)}
@@ -36,6 +42,8 @@ def matmul(a: Any, b: Any, onto: Any = None) -> Any:
             return product
         onto += product
         return onto
+    if onto is None and k >= FEWEST_TOKENS and m * n <= MOST_RESULTS and a.flags.f_contiguous and b.flags.c_contiguous:
+        return outer_sums(a.T, b)
     out = cupy.empty((m, n), dtype=a.dtype) if onto is None else onto
     a, a_transposed, a_stride = _readable(a)
     b, b_transposed, b_stride = _readable(b)
@@ -49,6 +57,25 @@ def matmul(a: Any, b: Any, onto: Any = None) -> Any:
         ctypes.c_void_p(out.data.ptr), n,
     )  # fmt: skip
     return out
+
+
+@functools.cache
+def outer_specialisation(element: str) -> Specialisation:
+    """For arrays of the type ``element``, float or double."""
+    return Specialisation("outer.cu", ("outer_sums",), (("ELEMENT", element),))
+
+
+def outer_sums(a: Any, b: Any) -> Any:
+    """a^T b (E, D) of a (N, E) and b (N, D), both C-contiguous: the sum over tokens of outer products."""
+    import cupy
+
+    (rows, outputs), width = a.shape, b.shape[1]
+    shares = min(SHARES, -(-rows // 64))
+    parts = cupy.empty((shares, outputs * width), dtype=a.dtype)
+    grid = shares, -(-outputs // 64), -(-width // 64)
+    kernel = get_kernel(outer_specialisation(type_name(a.dtype)), "outer_sums")
+    kernel(grid, (256,), (a, b, np.int64(rows), np.int32(outputs), np.int32(width), parts))
+    return add_parts(parts, a.dtype).reshape(outputs, width)
 
 
 def _readable(matrix: Any) -> tuple[Any, bool, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .adamw import adamw_specialisation
+from .blas import outer_specialisation
 from .embedding import ORDER, embedding_specialisation
 from .layers import layers_specialisation
 from .layout import H100, Layout, choose_layout, content_specialisation, mass_specialisation
@@ -48,4 +49,5 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     ORDER,
     *(embedding_specialisation(element) for element in _TYPES),
     *(adamw_specialisation(element) for element in ("float", "double")),
+    *(outer_specialisation(element) for element in ("float", "double")),
 ]

@@ -11,7 +11,7 @@ from .arrays import plain
 from .module import Specialisation, get_kernel, type_name
 
 ORDER = Specialisation("embedding.cu", ("embedding_order",), ())
-OWNED, THREADS = 64, 512  # rows of the table a block looks for, and its threads
+OWNED, THREADS = 64, 1024  # rows of the table a block looks for, and its threads
 
 
 @cache
@@ -35,5 +35,6 @@ def embedding_backward(dy: Any, ids: Any, rows: int) -> Any:
     get_kernel(ORDER, "embedding_order")((-(-rows // OWNED),), (THREADS,), arguments)
     dtable = cupy.empty((rows, width), dtype=dy.dtype)
     kernel = get_kernel(embedding_specialisation(type_name(dy.dtype)), "embedding_sums")
-    kernel((rows, -(-width // 32)), (256,), (dy, order, starts, np.int32(width), dtable))
+    grid = -(-rows // 8), -(-width // 32)
+    kernel(grid, (256,), (dy, order, starts, np.int32(rows), np.int32(width), dtable))
     return dtable

@@ -63,7 +63,7 @@ def column_sum(x: Any) -> Any:
     kernel = get_kernel(layers_specialisation(type_name(x.dtype)), "column_sums")
     arguments = (x, np.int64(rows), np.int32(width), parts)
     kernel((blocks,), (32 * warps,), arguments, shared_mem=warps * width * parts.itemsize)
-    return _add_parts(parts, x.dtype)
+    return add_parts(parts, x.dtype)
 
 
 def gate_forward(a: Any, b: Any, silu: bool) -> Any:
@@ -121,10 +121,11 @@ def _norm_backward(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[
         dy, x, plain(weight), NULL if mean is None else mean, rstd, np.int64(rows), np.int32(width), dx, parts,
     )  # fmt: skip
     kernel((blocks,), (32 * warps,), arguments, shared_mem=warps * columns * parts.itemsize)
-    return dx, _add_parts(parts, x.dtype)
+    return dx, add_parts(parts, x.dtype)
 
 
-def _add_parts(parts: Any, dtype: Any) -> Any:
+def add_parts(parts: Any, dtype: Any) -> Any:
+    """The sum of parts (count, columns) over the first axis, in a fixed order, as an array (columns,) of ``dtype``."""
     import cupy
 
     count, columns = parts.shape
