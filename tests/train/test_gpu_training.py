@@ -15,6 +15,7 @@ from ramnet_np.train.metrics import read_metrics
 from ramnet_np.train.optim import adamw_init
 from ramnet_np.train.run import run_mqar
 from ramnet_np.train.steps import Diverged, HostSteps
+from tests.train.test_loop import CONFIG, MODEL, Interrupting, next_token_data, run
 from tests.train.test_run import SMALL
 
 pytestmark = pytest.mark.gpu
@@ -115,7 +116,7 @@ def test_graphs_equal_single_launches_to_the_bit(cp, name, dtype):
             yield one
             yield other
 
-    def run(graphs):
+    def run_mixed(graphs):
         model, steps = steps_on("gpu", CONFIGS[name], graphs, dtype)
         held_out = {"some": next(batches(1, sequences=16, seed=2))}
         reports, measured, kept = [], [], []
@@ -130,7 +131,7 @@ def test_graphs_equal_single_launches_to_the_bit(cp, name, dtype):
         assert captured == (2 if graphs == "on" else 0)
         return reports, measured, {n: p.get() for n, p in model.params.items()}
 
-    eager, graph, again = run("off"), run("on"), run("on")
+    eager, graph, again = run_mixed("off"), run_mixed("on"), run_mixed("on")
     assert eager[:2] == graph[:2] == again[:2]
     for parameter, value in eager[2].items():
         assert graph[2][parameter].tobytes() == value.tobytes() == again[2][parameter].tobytes(), parameter
@@ -185,6 +186,23 @@ def test_ids_outside_the_vocabulary_are_refused_on_the_host(cp):
         steps.run(batch)
 
 
+@pytest.mark.parametrize("at", [3, 9])
+def test_the_loop_ends_at_the_last_good_step(cp, tmp_path, at):
+    """The parameters overflow before step ``at``, nothing is read until Ctrl-C at step 9: no bad checkpoint is written."""
+    model = RAMNet(MODEL, seed=0).to("gpu")
+
+    class Poisoning(Interrupting):
+        def batch(self, step):
+            if step == at:
+                model.params["model.norm.weight"][0] = np.nan
+            return super().batch(step)
+
+    config = replace(CONFIG, log_every=100, evaluate_every=100)
+    kept = "no checkpoint had been written yet" if at < 5 else "the last good checkpoint is .*step-00000005"
+    with pytest.raises(FloatingPointError, match=f"stopped at step {at}: the loss became nan.*; {kept}"):
+        run(tmp_path, data=Poisoning(next_token_data(), at=9), model=model, config=config)
+
+
 @pytest.mark.parametrize("graph", ["off", "auto"])
 def test_run_mqar_on_the_gpu_resumes_on_either(cp, tmp_path, graph):
     whole = run_mqar(replace(SMALL, out=tmp_path / "cpu"), progress=False)
@@ -214,16 +232,16 @@ def run_part(out, device, graph):
     """The first four of six steps, ended by Ctrl-C."""
     import signal
 
-    from ramnet_np.train import run
+    from ramnet_np.train import run as runs
 
-    class Interrupted(run.ShuffledSets):
+    class Interrupted(runs.ShuffledSets):
         def batch(self, step):
             if step == 3:
                 signal.raise_signal(signal.SIGINT)
             return super().batch(step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "ShuffledSets", Interrupted)
+        patch.setattr(runs, "ShuffledSets", Interrupted)
         return run_mqar(replace(SMALL, out=out, device=device, graph=graph), progress=False)
 
 
