@@ -74,6 +74,8 @@ class Backend:
     ``layernorm_forward(rows, weight, bias, eps) -> (y, mean, rstd)``
     ``layernorm_backward(dy, rows, weight, mean, rstd) -> (dx, dweight, dbias)``
     ``gate_forward(a, b, silu) -> act(a) * b``; ``gate_backward(dout, a, b, silu) -> (da, db)``: act is SiLU or sigmoid.
+    ``scale_forward(matrix, bias, scales, tau) -> (scaled, scaled_bias)``: rows times exp(scales) / tau
+    ``scale_backward(dscaled, dbias, scaled, scaled_bias, scales, tau) -> (dmatrix, dbias, dscales)``
     ``cross_entropy(logits, labels, ignore_index, dlogits=None, scale=1.0) -> (loss, correct, count)``; fills dlogits.
     ``embedding_backward(dy, ids, V) -> dtable``
     ``adamw``, ``adamw_settings``: an optimiser that leaves its numbers on the device, and its constants.

@@ -22,6 +22,7 @@ from .module import Specialisation, get_kernel, type_name
 WORKSPACE_BYTES = 2**25  # what cuBLAS recommends for Hopper
 FEWEST_TOKENS, MOST_RESULTS = 4096, 2**14  # from how many and up to how large a result outer_sums serves
 SHARES = 264  # of the tokens: two blocks for each multiprocessor of an H100, and the same bits on any GPU
+_ALLOC_FAILED = 3  # CUBLAS_STATUS_ALLOC_FAILED
 _TF32_MATH = 3  # CUBLAS_TF32_TENSOR_OP_MATH
 _TRANSPOSED = {False: 0, True: 1}  # CUBLAS_OP_N, CUBLAS_OP_T
 _GEMM = {"float32": ("cublasSgemm_v2", ctypes.c_float), "float64": ("cublasDgemm_v2", ctypes.c_double)}
@@ -113,6 +114,8 @@ class _Context:
 
     def _check(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)
+        if status == _ALLOC_FAILED:
+            raise MemoryError("cuBLAS found no GPU memory to work with")
         if status:
             raise RuntimeError(f"cuBLAS refused {name} with status {status}")
 
@@ -131,7 +134,15 @@ def _context(device: int) -> _Context:
 def _library() -> Any:
     """The cuBLAS that CuPy uses, which it has loaded by the time it has a handle."""
     import cupy
-    from cupy_backends.cuda.libs import cublas
 
-    major = cublas.getVersion(cupy.cuda.device.get_cublas_handle()) // 10000
-    return ctypes.CDLL(f"cublas64_{major}.dll" if os.name == "nt" else f"libcublas.so.{major}")
+    try:
+        from cupy_backends.cuda.libs import cublas
+
+        major = cublas.getVersion(cupy.cuda.device.get_cublas_handle()) // 10000
+        return ctypes.CDLL(f"cublas64_{major}.dll" if os.name == "nt" else f"libcublas.so.{major}")
+    except (ImportError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RuntimeError(
+            f"cuBLAS, which CuPy {cupy.__version__} needs for matrix products, could not be loaded ({reason}); install "
+            "the CUDA toolkit that this CuPy was built for, or its wheels: pip install 'cupy-cuda13x[ctk]'"
+        ) from error

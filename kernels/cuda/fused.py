@@ -14,6 +14,8 @@ from .layers import (
     layernorm_forward,
     rmsnorm_backward,
     rmsnorm_forward,
+    scale_backward,
+    scale_forward,
 )
 from .loss import cross_entropy
 
@@ -26,6 +28,8 @@ FUSED: dict[str, Callable[..., Any]] = {
     "layernorm_backward": layernorm_backward,
     "gate_forward": gate_forward,
     "gate_backward": gate_backward,
+    "scale_forward": scale_forward,
+    "scale_backward": scale_backward,
     "cross_entropy": cross_entropy,
     "embedding_backward": embedding_backward,
     "adamw": DeviceAdamW,

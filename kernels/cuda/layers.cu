@@ -5,8 +5,9 @@
 //   column_sums        the same walk over the tokens, for the gradient of a bias
 //   add_parts          one block 32 columns: adds up the parts of all blocks
 //   gate_forward, gate_backward     one thread four elements
+//   scale_forward, scale_backward   one block the rows of one scale
 //
-// Same mathematics as ramnet_np/core/norm.py, mlp.py and activation.py. ELEMENT is what arrays hold, LAYERNORM is 1 for
+// Same mathematics as ramnet_np/core/norm.py, gate.py and model/address.py. ELEMENT is what arrays hold, LAYERNORM is 1 for
 // LayerNorm and 0 for RMSNorm. Sums over tokens are split the same way on every GPU, and added in a fixed order.
 #include "reduce.cuh"
 
@@ -215,4 +216,49 @@ extern "C" __global__ void gate_backward(
         da[j] = narrowed(da_j);
         db[j] = narrowed(db_j);
     }
+}
+
+// ---- rows of a matrix, and elements of a bias, times exp(a) / tau: one scale a for every ``group`` rows ----
+
+extern "C" __global__ void scale_forward(
+    const ELEMENT* matrix,  // (groups * group, D)
+    const ELEMENT* bias,    // (groups * group,), or null
+    const ELEMENT* scales,  // (groups,)
+    int group, int width, Sum tau, ELEMENT* scaled, ELEMENT* scaled_bias
+) {
+    const Sum factor = exponential(widen(scales[blockIdx.x])) / tau;
+    const long long size = group * (long long)(width), first = blockIdx.x * size;
+    for (long long i = threadIdx.x; i < size; i += blockDim.x) {
+        scaled[first + i] = narrowed(widen(matrix[first + i]) * factor);
+    }
+    if (!bias) return;
+    for (int i = blockIdx.x * group + threadIdx.x; i < (blockIdx.x + 1) * group; i += blockDim.x) {
+        scaled_bias[i] = narrowed(widen(bias[i]) * factor);
+    }
+}
+
+// From the gradients of what was scaled; da is the sum of their products with it.
+extern "C" __global__ void scale_backward(
+    const ELEMENT* dscaled, const ELEMENT* dscaled_bias, const ELEMENT* scaled, const ELEMENT* scaled_bias,
+    const ELEMENT* scales, int group, int width, Sum tau,
+    ELEMENT* dmatrix, ELEMENT* dbias, ELEMENT* dscales
+) {
+    __shared__ Sum scratch[32];
+    const Sum factor = exponential(widen(scales[blockIdx.x])) / tau;
+    const long long size = group * (long long)(width), first = blockIdx.x * size;
+    Sum total = 0;
+    for (long long i = threadIdx.x; i < size; i += blockDim.x) {
+        const Sum d = widen(dscaled[first + i]);
+        total += d * widen(scaled[first + i]);
+        dmatrix[first + i] = narrowed(d * factor);
+    }
+    if (dscaled_bias) {
+        for (int i = blockIdx.x * group + threadIdx.x; i < (blockIdx.x + 1) * group; i += blockDim.x) {
+            const Sum d = widen(dscaled_bias[i]);
+            total += d * widen(scaled_bias[i]);
+            dbias[i] = narrowed(d * factor);
+        }
+    }
+    total = block_sum(total, scratch);
+    if (threadIdx.x == 0) dscales[blockIdx.x] = narrowed(total);
 }

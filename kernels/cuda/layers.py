@@ -18,7 +18,10 @@ NULL = np.uint64(0)
 PARTS = 528  # blocks that share the tokens: four for each multiprocessor of an H100, and the same bits on any GPU
 GATHERED_BYTES = 200 * 1024  # of shared memory, at most, for what the warps of a block gather
 
-_NAMES = ("norm_forward", "norm_backward", "column_sums", "add_parts", "gate_forward", "gate_backward")
+_NAMES = (
+    "norm_forward", "norm_backward", "column_sums", "add_parts", "gate_forward", "gate_backward", "scale_forward",
+    "scale_backward",
+)  # fmt: skip
 
 
 @cache
@@ -86,6 +89,50 @@ def gate_backward(dout: Any, a: Any, b: Any, silu: bool) -> tuple[Any, Any]:
     return da, db
 
 
+def scale_forward(matrix: Any, bias: Any, scales: Any, tau: float) -> tuple[Any, Any]:
+    """Matrix (R, D) and bias (R,) or None, their rows times exp(scales) / tau: as many scales as divide R evenly."""
+    import cupy
+
+    matrix, scales = plain(matrix), plain(scales)
+    bias = None if bias is None else plain(bias)
+    scaled = cupy.empty(matrix.shape, dtype=matrix.dtype)
+    scaled_bias = None if bias is None else cupy.empty(bias.shape, dtype=bias.dtype)
+    arguments = (matrix, _or_null(bias), scales, *_scale_sizes(matrix, scales, tau), scaled, _or_null(scaled_bias))
+    _launch_scale("scale_forward", scales, arguments)
+    return scaled, scaled_bias
+
+
+def scale_backward(
+    dscaled: Any, dbias: Any, scaled: Any, scaled_bias: Any, scales: Any, tau: float
+) -> tuple[Any, Any, Any]:
+    """Gradients of matrix, bias (None without) and scales, from those of what was scaled."""
+    import cupy
+
+    dscaled, scales = plain(dscaled), plain(scales)
+    dbias = None if dbias is None else plain(dbias)
+    dmatrix, dscales = (cupy.empty(a.shape, dtype=a.dtype) for a in (dscaled, scales))
+    out_bias = None if dbias is None else cupy.empty(dbias.shape, dtype=dbias.dtype)
+    arguments = (
+        dscaled, _or_null(dbias), scaled, _or_null(scaled_bias), scales, *_scale_sizes(dscaled, scales, tau), dmatrix,
+        _or_null(out_bias), dscales,
+    )  # fmt: skip
+    _launch_scale("scale_backward", scales, arguments)
+    return dmatrix, out_bias, dscales
+
+
+def _scale_sizes(matrix: Any, scales: Any, tau: float) -> tuple[Any, ...]:
+    rows, width = matrix.shape
+    return np.int32(rows // scales.size), np.int32(width), sum_dtype(matrix.dtype).type(tau)
+
+
+def _launch_scale(name: str, scales: Any, arguments: tuple[Any, ...]) -> None:
+    get_kernel(layers_specialisation(type_name(scales.dtype)), name)((scales.size,), (256,), arguments)
+
+
+def _or_null(array: Any) -> Any:
+    return NULL if array is None else array
+
+
 def _norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
     import cupy
 
@@ -98,7 +145,7 @@ def _norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any,
         kernel = get_kernel(layers_specialisation(type_name(x.dtype), bias is not None), "norm_forward")
         arguments = (
             x, weight, NULL if bias is None else plain(bias), np.int64(rows), np.int32(width), sums.type(eps), y,
-            NULL if mean is None else mean, rstd,
+            _or_null(mean), rstd,
         )  # fmt: skip
         kernel((-(-rows // 8),), (256,), arguments)
     return y, mean, rstd
@@ -118,7 +165,7 @@ def _norm_backward(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[
     parts = cupy.empty((blocks, columns), dtype=rstd.dtype)
     kernel = get_kernel(layers_specialisation(type_name(x.dtype), mean is not None), "norm_backward")
     arguments = (
-        dy, x, plain(weight), NULL if mean is None else mean, rstd, np.int64(rows), np.int32(width), dx, parts,
+        dy, x, plain(weight), _or_null(mean), rstd, np.int64(rows), np.int32(width), dx, parts,
     )  # fmt: skip
     kernel((blocks,), (32 * warps,), arguments, shared_mem=warps * columns * parts.itemsize)
     return dx, add_parts(parts, x.dtype)

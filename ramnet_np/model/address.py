@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ramnet_np.backend import fused_for
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.config import RAMNetConfig
@@ -23,7 +24,9 @@ class AddressContext(NamedTuple):
 
     linear: LinearContext  # its weight is exp(a) W' / tau
     bias: Any  # exp(a) b' / tau, or None
-    factor: Any  # (H*U, 1) exp(a) / tau of every digit, or the number 1 / tau
+    scale: Any  # (H, U) a, or None
+    factor: Any  # (H*U, 1) exp(a) / tau of every digit, or the number 1 / tau; None where fused functions scale
+    tau: float
     digits: tuple[int, int, int]  # H, U, P
 
 
@@ -35,16 +38,19 @@ def address_forward(x: Any, params: Params, side: str, config: RAMNetConfig) -> 
     """
     xp = namespace_of(x)
     digits = (config.heads, config.order, config.radix)
-    # 1. exp(a) / tau, once per digit
-    factor = 1 / config.tau
-    if config.address_scale:
-        factor = xp.exp(params[f"{side}_scale"]).reshape(-1, 1) / config.tau
-    # 2. scale the weights
-    weight = _times_factor(params[f"{side}_proj.weight"], factor)
-    bias = _times_factor(params[f"{side}_proj.bias"], factor) if config.address_bias else None
+    weight, bias, scale = (params.get(f"{side}_{name}") for name in ("proj.weight", "proj.bias", "scale"))
+    factor = None
+    if scale is not None and (fused := fused_for("scale_forward", x)):
+        weight, bias = fused(weight, bias, scale, config.tau)
+    else:
+        # 1. exp(a) / tau, once per digit
+        factor = 1 / config.tau if scale is None else xp.exp(scale).reshape(-1, 1) / config.tau
+        # 2. scale the weights
+        weight = _times_factor(weight, factor)
+        bias = None if bias is None else _times_factor(bias, factor)
     # 3. one linear map
     logits, ctx = linear_forward(x, weight, bias)
-    return logits.reshape(*x.shape[:-1], *digits), AddressContext(ctx, bias, factor, digits)
+    return logits.reshape(*x.shape[:-1], *digits), AddressContext(ctx, bias, scale, factor, config.tau, digits)
 
 
 def address_backward(dlogits: Any, ctx: AddressContext, side: str, onto: Any = None) -> tuple[Any, Params]:
@@ -52,8 +58,16 @@ def address_backward(dlogits: Any, ctx: AddressContext, side: str, onto: Any = N
     # 3. logits = x W^T + b
     dx, dweight, dbias = linear_backward(dlogits.reshape(*dlogits.shape[:-3], -1), ctx.linear, onto=onto)
     grads = {}
+    if ctx.factor is None:
+        fused = fused_for("scale_backward", dx)
+        assert fused is not None  # the forward had its other half
+        dweight, dbias, grads[f"{side}_scale"] = fused(dweight, dbias, ctx.linear.weight, ctx.bias, ctx.scale, ctx.tau)
+        grads[f"{side}_proj.weight"] = dweight
+        if dbias is not None:
+            grads[f"{side}_proj.bias"] = dbias
+        return dx, grads
     # 1. W = exp(a) W' / tau, so dW / da = W; likewise b
-    if not isinstance(ctx.factor, float):
+    if ctx.scale is not None:
         drows = (dweight * ctx.linear.weight).sum(axis=-1)
         if dbias is not None:
             drows += dbias * ctx.bias
