@@ -141,8 +141,8 @@ def _library() -> Any:
         major = cublas.getVersion(cupy.cuda.device.get_cublas_handle()) // 10000
         return ctypes.CDLL(f"cublas64_{major}.dll" if os.name == "nt" else f"libcublas.so.{major}")
     except (ImportError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason, cuda = str(error).strip().splitlines()[0], cupy.cuda.runtime.runtimeGetVersion() // 1000
         raise RuntimeError(
             f"cuBLAS, which CuPy {cupy.__version__} needs for matrix products, could not be loaded ({reason}); install "
-            "the CUDA toolkit that this CuPy was built for, or its wheels: pip install 'cupy-cuda13x[ctk]'"
+            f"the CUDA toolkit that this CuPy was built for, or its wheels: pip install 'cupy-cuda{cuda}x[ctk]'"
         ) from error

@@ -102,3 +102,28 @@ def test_to_a_device():
     assert model.to("cpu") is model
     with pytest.raises(ValueError, match="device must be one of 'cpu', 'gpu', got 'tpu'"):
         model.to("tpu")
+
+
+def test_products_without_cublas_say_what_to_install(monkeypatch):
+    from types import SimpleNamespace
+
+    from ramnet_np.kernels.cuda import blas
+
+    def missing():
+        raise ImportError("libcublas.so.13: cannot open shared object file\nmore")
+
+    device = SimpleNamespace(get_cublas_handle=missing)
+    runtime = SimpleNamespace(runtimeGetVersion=lambda: 13000)
+    cupy = SimpleNamespace(__version__="14.2.0", cuda=SimpleNamespace(device=device, runtime=runtime))
+    libraries = SimpleNamespace(cublas=SimpleNamespace(getVersion=lambda handle: 130000))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    for name in ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs"):
+        monkeypatch.setitem(sys.modules, name, libraries)
+    blas._library.cache_clear()
+    with pytest.raises(RuntimeError) as refused:
+        blas._library()
+    assert str(refused.value) == (
+        "cuBLAS, which CuPy 14.2.0 needs for matrix products, could not be loaded (libcublas.so.13: cannot open shared "
+        "object file); install the CUDA toolkit that this CuPy was built for, or its wheels: pip install "
+        "'cupy-cuda13x[ctk]'"
+    )
