@@ -1,16 +1,11 @@
-// What the passes over the contents are made of: where a warp stands, its slice of the state, tiles of tokens, and the
-// pipeline of warps. content.cu says who computes what, and what this is compiled with.
+// What the passes over the contents are made of: where a lane stands, its slice of the state, the accesses of a chunk.
+// content.cu says who computes what, and what this is compiled with.
 #pragma once
-#include "memory.cuh"
+#include "chunk.cuh"
 
-using Sum = SumOf<ELEMENT>::type;
-using TokenEvent = Event<Sum>;
-
-constexpr int LANES = CHANNELS / VECTOR, GROUPS = 32 / LANES;
-constexpr int W = padded(WRITES, GROUPS), R = padded(READS, GROUPS);  // events of a token
-constexpr int OWN_W = W / GROUPS, OWN_R = R / GROUPS;                 // those of one group
-constexpr int HELPERS = 96;        // threads of the other warps
-constexpr int PART = 32 + GROUPS;  // one number a lane, with room so that parts of several events lie in other banks
+constexpr int LANES = 4, GROUPS = THREADS / LANES;  // lanes of a group; groups of a block
+constexpr int VECTOR = CHANNELS / LANES;            // channels of a lane
+constexpr int OWN_W = W / SPREAD, OWN_R = R / SPREAD;  // accesses of a group
 
 struct alignas(VECTOR * sizeof(Sum)) Vector {
     Sum at[VECTOR];
@@ -23,6 +18,14 @@ struct alignas(VECTOR * sizeof(Sum)) Vector {
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) at[i] += a * x.at[i];
     }
+    DEVICE void scale(Sum a) {
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) at[i] *= a;
+    }
+    DEVICE void approach(Sum eta, const Vector& v) {  // += eta (v - this)
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) at[i] += eta * (v.at[i] - at[i]);
+    }
     DEVICE Sum dot(const Vector& x) const {
         Sum sum = 0;
 #pragma unroll
@@ -31,239 +34,230 @@ struct alignas(VECTOR * sizeof(Sum)) Vector {
     }
 };
 
+// Sizes of one call, and which part of it this lane computes.
+struct Place {
+    int tokens, channels, rows;  // T, C; rows of the state
+    int chunks, slice, slices;
+    int unit;             // batch * H + head
+    int group, own;       // own: the lane's first channel in the slice
+    int token, part;      // of a chunk: the group's token, and which of its accesses
+    long long first;      // the lane's first element of token 0, in arrays (B, T, H, C)
+    int stride;           // from token to token there
+    bool inside[VECTOR];  // channels that C has
+
+    DEVICE Place(int tokens, int heads, int channels, int rows)
+        : tokens(tokens), channels(channels), rows(rows), chunks(chunks_of(tokens)),
+          slices((channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES), own(threadIdx.x % LANES * VECTOR),
+          token(group / SPREAD), part(group % SPREAD), stride(heads * channels) {
+        unit = blockIdx.x / slices, slice = blockIdx.x % slices;
+        first = ((long long)(unit / heads) * tokens * heads + unit % heads) * channels + slice * CHANNELS + own;
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) inside[i] = slice * CHANNELS + own + i < channels;
+    }
+    DEVICE bool has(int chunk) const { return chunk >= 0 && token < CHUNK && chunk * CHUNK + token < tokens; }
+    DEVICE long long chunk_at(int chunk) const { return (long long)(unit)*chunks + chunk; }
+    DEVICE long long row_of(int t) const { return first + (long long)(t)*stride; }
+    // The group's first access of a chunk, in arrays (B*H, chunks, CHUNK, SPREAD * own).
+    DEVICE long long first_of(int chunk, int own) const {
+        return chunk_at(chunk) * (CHUNK * SPREAD * own) + group * own;
+    }
+    DEVICE int units() const { return gridDim.x / slices; }
+};
+
+// A lane's channels in an array whose rows it has ``inside``. ALIGNED: all of them or none, and at their alignment.
+template <class T> DEVICE Vector load_channels(const Place& place, const T* from) {
+    Vector x;
+    x.clear();
+    if (ALIGNED) {
+        if (place.inside[0]) load<VECTOR>(from, x.at);
+    } else {
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++)
+            if (place.inside[i]) x.at[i] = widen(from[i]);
+    }
+    return x;
+}
+template <class T> DEVICE void store_channels(const Place& place, const Vector& x, T* to) {
+    if (ALIGNED) {
+        if (place.inside[0]) store<VECTOR>(x.at, to);
+    } else {
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++)
+            if (place.inside[i]) narrow(x.at[i], to[i]);
+    }
+}
+
+// The slice's state: rows of CHANNELS in shared memory, or rows of (B*H, rows, C) in device memory.
+struct State {
+    Sum* at;
+    int fresh;  // rows from this one on are still 0, whatever their memory holds; there are none behind the last
+
+    DEVICE State(const Place& place, char* shared, Sum* global) : fresh(place.rows) {
+        if (IN_SHARED)
+            at = reinterpret_cast<Sum*>(shared) + place.own;
+        else
+            at = global + (long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.own;
+    }
+    // Where the slot of an access is; some row, if it does nothing.
+    DEVICE const Vector* row(int code) const {
+        return reinterpret_cast<const Vector*>(at + (code < 0 ? 0 : row_at(code)) * CHANNELS);
+    }
+    DEVICE Vector load(const Place& place, int row) const {
+        if (IN_SHARED) return *reinterpret_cast<const Vector*>(at + row * CHANNELS);
+        Vector x;
+        x.clear();
+        return row < fresh ? load_channels(place, at + (long long)(row)*place.channels) : x;
+    }
+    // What an access finds in place; anything, if it does not act there.
+    DEVICE Vector find(const Place& place, int code) const {
+        return IN_SHARED ? *row(code) : load(place, code < 0 ? 0x7fffffff : row_at(code));
+    }
+    DEVICE void store(const Place& place, int row, const Vector& x) const {
+        if (IN_SHARED)
+            *reinterpret_cast<Vector*>(at + row * CHANNELS) = x;
+        else
+            store_channels(place, x, at + (long long)(row)*place.channels);
+    }
+    // Shared memory starts from (B*H, rows, C), or from 0 if there is none; device memory was set by the caller.
+    DEVICE void start(const Place& place, const Sum* given) const {
+        if (!IN_SHARED) return;
+        const Sum* from = given ? given + (long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.own : nullptr;
+        for (int row = place.group; row < place.rows; row += GROUPS) {
+            Vector x;
+            x.clear();
+            if (from) x = load_channels(place, from + (long long)(row)*place.channels);
+            store(place, row, x);
+        }
+    }
+    DEVICE void finish(const Place& place, Sum* to) const {
+        if (!IN_SHARED || !to) return;
+        to += (long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.own;
+        for (int row = place.group; row < place.rows; row += GROUPS)
+            store_channels(place, load(place, row), to + (long long)(row)*place.channels);
+    }
+};
+
+// A group's accesses of one side of a token: in registers, or too many for that.
+template <int OWN> struct Accesses {
+    static constexpr int HELD = OWN <= 8 ? OWN : 0;
+    static constexpr int BATCH = OWN <= 8 ? OWN : 4;  // so many at a time
+    static constexpr int EACH = 16 / sizeof(TokenEvent);
+
+    TokenEvent event[HELD ? HELD : 1];
+    const TokenEvent* from;  // or null if the token is not there
+
+    struct alignas(16) Pack {
+        TokenEvent event[EACH];
+    };
+    DEVICE void fetch(const TokenEvent* events) {
+        from = events;
+#pragma unroll
+        for (int e = 0; e < HELD; e += EACH) {
+            Pack pack;
+#pragma unroll
+            for (int i = 0; i < EACH; i++) pack.event[i] = {NOTHING, 0};
+            if (from) pack = *reinterpret_cast<const Pack*>(from + e);
+#pragma unroll
+            for (int i = 0; i < EACH; i++) event[e + i] = pack.event[i];
+        }
+    }
+    DEVICE TokenEvent get(int e) const { return HELD ? event[HELD ? e : 0] : from ? from[e] : TokenEvent{NOTHING, 0}; }
+};
+
+// What a group needs of its token in a chunk for one of the two steps: one side's accesses, and values.
+template <int OWN> struct Inputs {
+    Accesses<OWN> accesses;
+    Vector value;
+
+    DEVICE void fetch(const Place& place, int chunk, const TokenEvent* events, const ELEMENT* values) {
+        const bool here = place.has(chunk);
+        accesses.fetch(here ? events + place.first_of(chunk, OWN) : nullptr);
+        value.clear();
+        if (here && values) value = load_channels(place, values + place.row_of(chunk * CHUNK + place.token));
+    }
+};
+
+// A chunk's lists and versions share what the launch left of shared memory: lists from its beginning, versions from its
+// end; versions that find no room there are in device memory.
+struct Workshop {
+    Vector* rows;     // of values: what chains need of other groups' tokens
+    char* begin;
+    int space;        // bytes
+    Vector* spare;    // of device memory, for this block
+    int lane;
+
+    DEVICE Workshop(const Place& place, char* shared, int space, Sum* spare)
+        : rows(reinterpret_cast<Vector*>(shared)), begin(shared + CHUNK * CHANNELS * sizeof(Sum)), space(space),
+          spare(reinterpret_cast<Vector*>(spare) + (long long)(blockIdx.x) * CHUNK * (W > R ? W : R) * LANES),
+          lane(threadIdx.x % LANES) {}
+
+    static DEVICE int bytes_of(int chains, int entries) {
+        return (chains * int(sizeof(Chain)) + 15) / 16 * 16 + entries * int(sizeof(TokenEvent));
+    }
+    // The larger of two lists.
+    static DEVICE int bytes_of_more(int chains, int entries, int other_chains, int other_entries) {
+        const int one = bytes_of(chains, entries), other = bytes_of(other_chains, other_entries);
+        return one > other ? one : other;
+    }
+    DEVICE void leave_row(const Place& place, const Vector& x) const {
+        if (place.part == 0 && place.token < CHUNK) rows[place.token * LANES + lane] = x;
+    }
+    DEVICE const Vector& row(int token) const { return rows[token * LANES + lane]; }
+    DEVICE const Chain* chains() const { return reinterpret_cast<const Chain*>(begin); }
+    DEVICE const TokenEvent* entries(int chains) const {
+        return reinterpret_cast<const TokenEvent*>(begin + bytes_of(chains, 0));
+    }
+    DEVICE void fetch_lists(const Lists& lists, long long chunk, int chains, int entries) const {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < chains; i += THREADS)
+            copy_async<sizeof(Chain)>(begin + i * sizeof(Chain), lists.chains_of(chunk) + i);
+        char* to = begin + bytes_of(chains, 0);
+#pragma unroll 1
+        for (int i = threadIdx.x; i < entries; i += THREADS)
+            copy_async<sizeof(TokenEvent)>(to + i * sizeof(TokenEvent), lists.entries_of(chunk) + i);
+        end_group_of_copies();
+    }
+    // ``lists``: the most bytes that lists take while the version is in use
+    DEVICE Vector* version(int number, int lists) const {
+        const int room = (space - lists) / int(CHANNELS * sizeof(Sum));
+        return (number < room ? reinterpret_cast<Vector*>(begin + space) - (number + 1) * LANES : spare + number * LANES) + lane;
+    }
+};
+
+// The sum over the groups that share a token.
+DEVICE Vector sum_over_parts(Vector x) {
+#pragma unroll
+    for (int distance = LANES; distance < LANES * SPREAD; distance *= 2)
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) x.at[i] += __shfl_xor_sync(~0u, x.at[i], distance);
+    return x;
+}
+
 DEVICE Sum sum_over_lanes(Sum x) {
 #pragma unroll
     for (int distance = LANES / 2; distance; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
     return x;
 }
 
-// Sizes of one call, and which part of it this warp computes.
-struct Place {
-    int tokens, heads, channels, rows;  // T, H, C; rows of the state that hold slots
-    int batch, head, first;             // first channel of the slice
-    long long unit;                     // batch * H + head
-    int lane, group, own;               // own: the lane's first channel in the slice
-    int helper;                         // number of this thread among those of the other warps
-
-    DEVICE Place(int tokens, int heads, int channels, int rows)
-        : tokens(tokens), heads(heads), channels(channels), rows(rows), batch(blockIdx.x / heads),
-          head(blockIdx.x % heads), first(blockIdx.y * CHANNELS), unit(blockIdx.x), lane(threadIdx.x % 32),
-          group(lane / LANES), own(lane % LANES * VECTOR),
-          helper(int(threadIdx.x) - 32) {}
-
-    DEVICE long long row_of(int t) const {  // first element of the slice of token t, in arrays (B, T, H, C)
-        return (((long long)(batch) * tokens + t) * heads + head) * channels + first;
-    }
-    DEVICE long long part(int t) const {  // of arrays (slices, B*H, T)
-        return (blockIdx.y * (long long)(gridDim.x) + unit) * tokens + t;
-    }
-    DEVICE void store_sums(const Vector& x, Sum* to) const {
+// The sums over a group's lanes of N numbers a lane (N a multiple of 4), of which lane l gets those from l N / 4 on.
+template <int N> DEVICE void add_over_lanes(const Sum (&x)[N], Sum (&sums)[N / 4]) {
+    const bool upper = threadIdx.x & 2, odd = threadIdx.x & 1;
+    Sum half[N / 2];
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++)
-            if (first + own + i < channels) to[own + i] = x.at[i];
+    for (int i = 0; i < N / 2; i++) {
+        const Sum got = __shfl_xor_sync(~0u, upper ? x[i] : x[i + N / 2], 2);
+        half[i] = (upper ? x[i + N / 2] : x[i]) + got;
     }
-};
-
-// The slice's state: rows of CHANNELS in shared memory, with a row more for each group's writes that do nothing and one
-// for its reads that do nothing; or the rows of (B*H, rows, C) in device memory.
-struct State {
-    Sum* at;
-    int stride, rows;
-    bool inside[VECTOR];
-
-    DEVICE State(const Place& place, Sum* shared, Sum* global) : rows(place.rows) {
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) inside[i] = place.first + place.own + i < place.channels;
-        if (IN_SHARED) {
-            at = shared + place.own;
-            stride = CHANNELS;
-        } else {
-            at = global + place.unit * place.rows * place.channels + place.first + place.own;
-            stride = place.channels;
-        }
-    }
-    DEVICE Vector load(int row) const {
-        if (IN_SHARED) return *reinterpret_cast<const Vector*>(at + row * stride);
-        Vector x;
-        x.clear();
-        if (row < rows)
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++)
-                if (inside[i]) x.at[i] = at[(long long)(row)*stride + i];
-        return x;
-    }
-    DEVICE void store(int row, const Vector& x) const {
-        if (IN_SHARED) {
-            *reinterpret_cast<Vector*>(at + row * stride) = x;
-        } else if (row < rows) {
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++)
-                if (inside[i]) at[(long long)(row)*stride + i] = x.at[i];
-        }
-    }
-    // Shared memory starts from (B*H, rows, C), or from 0 if there is none; device memory was set by the caller.
-    DEVICE void start(const Place& place, const Sum* given) const {
-        if (!IN_SHARED) return;
-        const Sum* from = given ? given + place.unit * rows * place.channels + place.first + place.own : nullptr;
-        for (int row = threadIdx.x / LANES; row < rows + 2 * GROUPS; row += blockDim.x / LANES) {
-            Vector x;
-            x.clear();
-            if (from && row < rows)
-#pragma unroll
-                for (int i = 0; i < VECTOR; i++)
-                    if (inside[i]) x.at[i] = from[(long long)(row)*place.channels + i];
-            store(row, x);
-        }
-    }
-    DEVICE void finish(const Place& place, Sum* to) const {
-        if (!IN_SHARED || !to) return;
-        to += place.unit * rows * place.channels + place.first;
-        for (int row = threadIdx.x / LANES; row < rows; row += blockDim.x / LANES)
-            place.store_sums(load(row), to + (long long)(row)*place.channels);
-    }
-};
-
-// Elements of (B, T, H, C) on their way to a tile.
-template <int BYTES, class T>
-DEVICE void fetch_rows(const Place& place, int first, int count, const T* from, T (*to)[CHANNELS]) {
-    constexpr int EACH = BYTES / sizeof(T), COPIES = CHANNELS / EACH;
-    for (int i = place.helper; i < count * COPIES; i += HELPERS) {
-        const int t = i / COPIES, c = i % COPIES * EACH;
-        if (place.first + c < place.channels) copy_async<BYTES>(&to[t][c], from + place.row_of(first + t) + c);
+    for (int i = 0; i < N / 4; i++) {
+        const Sum got = __shfl_xor_sync(~0u, odd ? half[i] : half[i + N / 4], 1);
+        sums[i] = (odd ? half[i + N / 4] : half[i]) + got;
     }
 }
 
-template <class T> DEVICE Vector widened(const T* from) {
-    Vector x;
-#pragma unroll
-    for (int i = 0; i < VECTOR; i++) x.at[i] = widen(from[i]);
-    return x;
-}
-
-// One token's inputs, in registers.
-template <int ROWS, int SUMS> struct Token {
-    TokenEvent write[OWN_W], read[OWN_R];
-    Vector value[ROWS], sum;
-};
-
-// Tiles of TOKENS tokens, three at a time: one is followed, two are on their way. A token has its events, ROWS rows of
-// values, and SUMS rows of sums. Beside them, for two tiles, what the first warp leaves to be added up: SHARES vectors of
-// GROUPS groups, to be summed over these, and NUMBERS numbers a lane, to be summed over the lanes of a group.
-template <int TOKENS, int ROWS, int SUMS, int SHARES, int NUMBERS> struct Tiles {
-    using Inputs = Token<ROWS, SUMS>;
-
-    struct alignas(16) Tile {
-        TokenEvent events[TOKENS][W + R];
-        ELEMENT values[ROWS][TOKENS][CHANNELS];
-        Sum sums[SUMS ? TOKENS : 1][CHANNELS];
-    };
-    struct alignas(16) Parts {
-        Vector vectors[TOKENS][SHARES][LANES];
-        Vector unused[SHARES < GROUPS ? GROUPS - SHARES : 1][LANES];  // where the other groups leave theirs
-        Sum numbers[NUMBERS ? TOKENS * NUMBERS : 1][NUMBERS ? PART : 1];
-    };
-    Tile* tile;
-    Parts* parts;
-    int lane, group, own;
-
-    static DEVICE constexpr int bytes() { return 3 * int(sizeof(Tile)) + 2 * int(sizeof(Parts)); }
-
-    DEVICE Tiles(char* shared, const Place& place)
-        : tile(reinterpret_cast<Tile*>(shared)), parts(reinterpret_cast<Parts*>(shared + 3 * sizeof(Tile))),
-          lane(place.lane), group(place.group), own(place.own) {
-        // channels that C does not have stay 0
-        for (int i = threadIdx.x * 4; i < bytes(); i += 4 * blockDim.x) *reinterpret_cast<int*>(shared + i) = 0;
-        __syncthreads();
-    }
-    DEVICE int count(const Place& place) const { return (place.tokens + TOKENS - 1) / TOKENS; }
-    DEVICE int tokens_of(const Place& place, int number) const {
-        return smaller_of(TOKENS, place.tokens - number * TOKENS);
-    }
-    DEVICE void fetch(
-        const Place& place, int number, const TokenEvent* events, const ELEMENT* values, const ELEMENT* more_values,
-        const Sum* sums
-    ) {
-        if (number >= 0 && number < count(place)) {
-            Tile& to = tile[number % 3];
-            const int first = number * TOKENS, tokens = tokens_of(place, number);
-            const char* from = reinterpret_cast<const char*>(events + (place.unit * place.tokens + first) * (W + R));
-            for (int i = place.helper * 16; i < tokens * (W + R) * int(sizeof(TokenEvent)); i += 16 * HELPERS)
-                copy_async<16>(reinterpret_cast<char*>(to.events) + i, from + i);
-            fetch_rows<COPY>(place, first, tokens, values, to.values[0]);
-            if constexpr (ROWS > 1) fetch_rows<COPY>(place, first, tokens, more_values, to.values[1]);
-            if constexpr (SUMS > 0) fetch_rows<COPY == 16 ? 16 : int(sizeof(Sum))>(place, first, tokens, sums, to.sums);
-        }
-        end_group_of_copies();
-    }
-    // Token i of a tile; of one that the tile does not have, what lies there and is never used.
-    DEVICE Inputs load(const Tile& from, int i) const {
-        Inputs token;
-        i = i < 0 ? 0 : smaller_of(i, TOKENS - 1);
-#pragma unroll
-        for (int e = 0; e < OWN_W; e++) token.write[e] = from.events[i][group * OWN_W + e];
-#pragma unroll
-        for (int e = 0; e < OWN_R; e++) token.read[e] = from.events[i][W + group * OWN_R + e];
-#pragma unroll
-        for (int row = 0; row < ROWS; row++) token.value[row] = widened(from.values[row][i] + own);
-        if constexpr (SUMS > 0) token.sum = widened(from.sums[i] + own);
-        return token;
-    }
-    DEVICE void leave(int number, int i, const Vector& x) const {
-        Parts& to = parts[number & 1];  // without a branch, which would stop the compiler from moving code across
-        *(group < SHARES ? &to.vectors[i][group][own / VECTOR] : &to.unused[group - SHARES][own / VECTOR]) = x;
-    }
-    DEVICE void leave(int number, int i, int which, Sum x) const {
-        parts[number & 1].numbers[i * NUMBERS + which][own / VECTOR * GROUPS + group] = x;
-    }
-    // The sums over groups of what was left of a tile, to rows of (B, T, H, C).
-    template <class T> DEVICE void add_vectors(const Place& place, int number, T* to) const {
-        const int first = number * TOKENS, tokens = tokens_of(place, number);
-#pragma unroll
-        for (int i0 = 0; i0 < TOKENS * LANES; i0 += HELPERS) {
-            const int i = i0 + place.helper, t = i / LANES, l = i % LANES;
-            if (t >= tokens) break;
-            Vector sum = parts[number & 1].vectors[t][0][l];
-#pragma unroll
-            for (int g = 1; g < SHARES; g++) sum.add(1, parts[number & 1].vectors[t][g][l]);
-            T* row = to + place.row_of(first + t) + l * VECTOR;
-            if (COPY == 16) {  // then a lane's channels are all there or all not, and aligned
-                if (place.first + l * VECTOR < place.channels) store<VECTOR>(sum.at, row);
-            } else {
-#pragma unroll
-                for (int v = 0; v < VECTOR; v++)
-                    if (place.first + l * VECTOR + v < place.channels) narrow(sum.at[v], row[v]);
-            }
-        }
-    }
-    // The sum over the lanes of group g of one number of a token.
-    DEVICE Sum added(int number, int t, int which, int g) const {
-        const Sum* part = parts[number & 1].numbers[t * NUMBERS + which] + g;
-        Sum sum = part[0];
-#pragma unroll
-        for (int l = 1; l < LANES; l++) sum += part[l * GROUPS];
-        return sum;
-    }
-};
-
-// Runs the warps over the tiles, as drawn above.
-template <class Fetch, class Follow, class Finish>
-DEVICE void pipeline(int count, const Fetch& fetch, const Follow& follow, const Finish& finish) {
-    const bool follows = warp_of_thread() == 0;
-    if (!follows) {
-        fetch(0);
-        fetch(1);
-        wait_for_copies<1>();
-    }
-    __syncthreads();
-    for (int n = 0; n < count; n++) {
-        if (follows) {
-            follow(n);
-        } else {
-            fetch(n + 2);
-            if (n) finish(n - 1);
-            wait_for_copies<1>();
-        }
-        __syncthreads();
-    }
-    if (!follows) finish(count - 1);
+// Sums over the lanes of a batch of a group's dots, to where the batch's first goes.
+template <int N> DEVICE void store_dots(const Place& place, const Sum (&dots)[N], Sum* to) {
+    Sum sums[N / 4];
+    add_over_lanes(dots, sums);
+    if (place.token < CHUNK) store<N / 4>(sums, to + threadIdx.x % LANES * (N / 4));
 }

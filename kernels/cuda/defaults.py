@@ -11,7 +11,14 @@ from .adamw import adamw_specialisation
 from .blas import outer_specialisation
 from .embedding import ORDER, embedding_specialisation
 from .layers import layers_specialisation
-from .layout import H100, Layout, choose_layout, content_specialisation, mass_specialisation
+from .layout import (
+    H100,
+    Layout,
+    choose_layout,
+    content_specialisation,
+    link_specialisation,
+    mass_specialisation,
+)
 from .loss import loss_specialisation
 from .module import Specialisation, decode_specialisation
 from .renumber import RENUMBER
@@ -21,14 +28,12 @@ _TYPES = ("float", "double", "float16", "bfloat16")
 
 
 def _layouts() -> list[Layout]:
-    """M = 1024 with every type, fewer and more rows, other K, and rows that cannot be copied 16 bytes at a time."""
-    layouts = [
-        choose_layout(np.dtype(dtype), 16, 1024, 64, 8, 8, H100) for dtype in (np.float32, np.float64, np.float16)
-    ]
+    """M = 1024 with every type, fewer and more rows, other K, and rows that cannot be loaded 16 bytes at a time."""
+    layouts = [choose_layout(np.dtype(dtype), 1024, 64, 8, 8, H100) for dtype in (np.float32, np.float64, np.float16)]
     layouts.append(layouts[-1]._replace(element="bfloat16"))
-    layouts += [choose_layout(np.dtype(np.float32), 16, rows, 64, 8, 8, H100) for rows in (2048, 4096, 65536)]
-    layouts += [choose_layout(np.dtype(np.float32), 16, 1024, 64, k, k, H100) for k in (16, 32)]
-    layouts.append(choose_layout(np.dtype(np.float32), 4, 1024, 53, 5, 11, H100))
+    layouts += [choose_layout(np.dtype(np.float32), rows, 64, 8, 8, H100) for rows in (64, 2048, 4096, 65536)]
+    layouts += [choose_layout(np.dtype(np.float32), 1024, 64, k, k, H100) for k in (16, 32, 64, 128)]
+    layouts.append(choose_layout(np.dtype(np.float32), 1024, 53, 5, 11, H100))
     return layouts
 
 
@@ -38,10 +43,11 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     *(decode_specialisation("float", order, radix, 8) for order, radix in ((8, 4), (10, 2), (3, 5))),
     decode_specialisation("float", 2, 32, 32),
     decode_specialisation("double", 2, 16, 16),
-    *(content_specialisation(layout) for layout in _layouts()),
-    *dict.fromkeys(mass_specialisation(layout, mass_aware=False, in_shared=True) for layout in _layouts()),
-    mass_specialisation(_layouts()[0], mass_aware=True, in_shared=True),
-    mass_specialisation(_layouts()[0], mass_aware=True, in_shared=False),
+    *dict.fromkeys(link_specialisation(layout) for layout in _layouts()),
+    *dict.fromkeys(content_specialisation(layout, renumbered) for layout in _layouts() for renumbered in (False, True)),
+    *dict.fromkeys(mass_specialisation(layout, False, True, False) for layout in _layouts()),
+    mass_specialisation(_layouts()[0], mass_aware=True, in_shared=True, renumbered=False),
+    mass_specialisation(_layouts()[0], mass_aware=True, in_shared=False, renumbered=True),
     RENUMBER,
     *(step_specialisation(element) for element in _TYPES),
     *(layers_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),

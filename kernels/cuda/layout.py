@@ -1,4 +1,4 @@
-"""How the passes of the memory are laid out on the chip: slices of channels, tiles of tokens, and what they compile to.
+"""How the passes of the memory are laid out on the chip: chunks of tokens, slices of channels, what they compile to.
 
 A block holds a slice of the state in shared memory, rows x CHANNELS sums. Wide slices use shared memory best; narrow
 ones leave room for more blocks on a multiprocessor, and for more rows. What fits in neither lives in device memory.
@@ -9,17 +9,17 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .module import Specialisation, sum_dtype, type_name
 
-TOKENS = (16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)  # of a tile
-NO_ROOM = 2**31  # rows that fit nowhere
+LANES = 4  # of a group, as in content.cuh
+MOST_TOP_K = 1024
+MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
+CHAIN_BYTES = 8  # of Chain in chunk.cuh
+ROOM = 32  # versions, at least, that should find room in shared memory
+MASS_KERNELS = ("mass_forward", "mass_weigh", "mass_prepare", "mass_backward", "mass_finish")
 PASSES = ("content_forward", "content_replay", "content_reverse")
-ENOUGH = 6  # tokens of a tile: with fewer, meeting at the end of each costs more than a third block gains
 
-# channels of a slice and of a lane, widest first
-_SLICES = {4: ((16, 2), (8, 1), (4, 1)), 8: ((8, 1), (4, 1))}
+_CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # of a slice, widest first, by the bytes of a sum
 
 
 class SharedMemory(NamedTuple):
@@ -46,159 +46,122 @@ def shared_memory(device: int) -> SharedMemory:
 
 
 class Layout(NamedTuple):
-    """The constants that ``content.cu`` and ``mass.cu`` are compiled with."""
+    """The constants that ``link.cu``, ``mass.cu`` and ``content.cu`` are compiled with, and sizes that follow."""
 
     element: str  # type of values
     sum_bytes: int
     top_k: tuple[int, int]  # writes, reads
-    channels: int  # of a slice
-    vector: int  # of a lane
-    tokens: tuple[int, int, int]  # of a tile, in each of PASSES
-    in_shared: bool
-    copy: int
     slices: int
-    limit: int  # bytes of shared memory of a block
+    channels: int  # of a slice
+    aligned: bool
+    in_shared: bool
+    blocks: int  # on a multiprocessor
+    space: int  # bytes of shared memory for a chunk's lists and versions
 
     @property
-    def groups(self) -> int:
-        """Groups of lanes that share the events of a token."""
-        return 32 * self.vector // self.channels
+    def chunk(self) -> int:
+        """Tokens of a chunk: with these a chunk has at most 256 writes and 256 reads, or it is one token."""
+        k = max(self.top_k)
+        return next((tokens for tokens in (32, 16, 8, 4) if k * tokens <= 256), 1)
 
     @property
-    def writes(self) -> int:
-        """Write events of a token, padded so that every group has as many."""
-        return -(-self.top_k[0] // self.groups) * self.groups
+    def accesses(self) -> tuple[int, int]:
+        """Writes and reads of a token, with those that do nothing: the same number for each lane that shares them."""
+        unit = LANES * (8 if self.chunk < 8 else 64 // self.chunk)
+        return _whole(self.top_k[0], unit), _whole(self.top_k[1], unit)
 
     @property
-    def reads(self) -> int:
-        """Read events of a token, padded likewise."""
-        return -(-self.top_k[1] // self.groups) * self.groups
+    def entries(self) -> int:
+        """The most accesses that the chains of a chunk hold."""
+        return self.chunk * sum(self.top_k)
 
     @property
-    def events(self) -> int:
-        """All events of a token."""
-        return self.writes + self.reads
+    def list_bytes(self) -> int:
+        """The most that a chunk's chains and entries take, in whole rows of a slice."""
+        if self.chunk == 1:
+            return 0
+        return _whole(_whole(self.entries // 2 * CHAIN_BYTES, 16) + self.entries * 2 * self.sum_bytes, self._row_bytes)
 
-    @functools.cache  # noqa: B019 - layouts are few, and live as long as the process
-    def content_bytes(self, kernel: str, rows: int) -> int:
-        """Shared memory of a block of ``content.cu``: three tiles, parts of sums of two, the slice of the state."""
-        own_writes, own_reads = self.writes // self.groups, self.reads // self.groups
-        # rows of values, of sums; groups that leave vectors, and numbers that a lane leaves, for each token
-        values, sums, shares, numbers = {
-            "content_forward": (1, 0, self.groups, 0),
-            "content_replay": (2, 0, 1, own_reads),
-            "content_reverse": (2, 1, self.groups, own_writes + 1),
-        }[kernel]
-        tokens = self.tokens[PASSES.index(kernel)]
-        size = {"float": 4, "double": 8}.get(self.element, 2)
-        tile = tokens * (2 * self.events * self.sum_bytes + values * self.channels * size)
-        tile += max(1, sums * tokens) * self.channels * self.sum_bytes
-        parts = (tokens * shares + max(1, self.groups - shares)) * self.channels
-        parts += tokens * numbers * (32 + self.groups) if numbers else 1
-        state = (rows + 2 * self.groups) * self.channels * self.sum_bytes if self.in_shared else 0
-        return 3 * _whole(tile) + 2 * _whole(parts * self.sum_bytes) + state
+    @property
+    def most_space(self) -> int:
+        """With room for every version."""
+        return self.list_bytes + (self.chunk * max(self.accesses) * self._row_bytes if self.chunk > 1 else 0)
 
-    @functools.cache  # noqa: B019
-    def mass_bytes(self, kernel: str, mass_aware: bool, rows: int) -> int:
-        """Shared memory of a block of ``mass.cu``: three tiles and, if they fit beside, the numbers of the rows."""
-        more = max(self.writes, self.reads)
-        tokens = min(64, max(1, 512 // (1 << (more - 1).bit_length())))
-        aware = self.reads if mass_aware else 1
-        rows_of_numbers, numbers = {
-            "mass_forward": (1, 3 * self.writes + self.reads + aware),
-            "mass_backward": (2, 10 * self.writes + self.reads + aware),
-        }[kernel]
-        tile = tokens * (4 * self.events + self.sum_bytes * numbers)
-        tile = -(-tile // self.sum_bytes) * self.sum_bytes
-        state = rows_of_numbers * rows * self.sum_bytes
-        return 3 * tile + (state if 3 * tile + state <= self.limit else 0)
+    @property
+    def _row_bytes(self) -> int:
+        return self.channels * self.sum_bytes
 
-    def masses_in_shared(self, kernel: str, mass_aware: bool, rows: int) -> bool:
-        """Whether they do."""
-        return self.mass_bytes(kernel, mass_aware, rows) > self.mass_bytes(kernel, mass_aware, NO_ROOM)
+    def content_bytes(self, rows: int) -> int:
+        """Shared memory of a block of ``content.cu``: the slice of the state, a row for each token, the space."""
+        return (rows * self.in_shared + self.chunk) * self._row_bytes + self.space
+
+    def masses_in_shared(self, rows: int) -> bool:
+        """Whether ``mass.cu`` has its numbers of the rows there."""
+        return 2 * rows * self.sum_bytes <= MASS_BYTES
 
 
 def rows_that_fit(dtype: Any, shared: SharedMemory) -> int:
-    """Rows of the state that shared memory holds in the narrowest slice, beside the tiles."""
+    """Rows of the state that shared memory holds in the narrowest slice, beside the lists."""
     return (shared.block - 16 * 1024) // (4 * sum_dtype(dtype).itemsize)
 
 
-def _whole(size: int) -> int:
-    """Up to a multiple of 16 bytes."""
-    return -(-size // 16) * 16
+def _whole(size: int, unit: int) -> int:
+    """Up to a multiple of ``unit``."""
+    return -(-size // unit) * unit
 
 
 @functools.cache
-def choose_layout(
-    dtype: Any, copy: int, rows: int, channels: int, writes: int, reads: int, shared: SharedMemory
-) -> Layout:
+def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int, shared: SharedMemory) -> Layout:
     """The widest slice that leaves room for several blocks on a multiprocessor, else the one that fits most blocks."""
+    if max(writes, reads) > MOST_TOP_K:
+        raise ValueError(f"top_k must be at most {MOST_TOP_K} on the GPU, got {(writes, reads)}")
     element, size = type_name(dtype), sum_dtype(dtype).itemsize
     layouts = [
         Layout(
-            element, size, (writes, reads), width, vector, (1, 1, 1), True, copy, -(-channels // width), shared.block
+            element, size, (writes, reads), -(-channels // width), width, channels % (width // LANES) == 0, True, 1, 0
         )
-        for width, vector in _SLICES[size]
-        if copy < 16 or np.dtype(dtype).itemsize * width >= 16  # 16-bit values are copied 8 at a time
+        for width in _CHANNELS[size]
     ]
-    narrowest = layouts[-1]._replace(in_shared=False)
-    needed = max(narrowest.content_bytes("content_reverse", 0), narrowest.mass_bytes("mass_backward", True, NO_ROOM))
-    if needed > shared.block:
-        raise ValueError(
-            f"top_k must leave the events of a token within {shared.block} bytes of shared memory on this GPU, "
-            f"got {(writes, reads)}, which needs {needed}"
-        )
-    several = ((layout, blocks, ENOUGH) for layout in layouts for blocks in (3, 2))
-    few = ((layout, blocks, 1) for blocks in (2, 1) for layout in layouts)
-    for layout, blocks, least in (*several, *few):
-        if (tokens := _tokens_of_passes(layout, rows, shared, blocks, least)) is not None:
-            return layout._replace(tokens=tokens)
-    layout = layouts[0]._replace(in_shared=False)
-    tokens = _tokens_of_passes(layout, rows, shared, 3, 1) or (1, 1, 1)
-    return layout._replace(tokens=tokens)
+    several = ((layout, blocks, ROOM) for layout in layouts for blocks in (3, 2))
+    one = ((layout, 1, 0) for layout in layouts)
+    for layout, blocks, room in (*several, *one):
+        least = layout.list_bytes + (room * layout.channels * size if layout.chunk > 1 else 0)
+        free = shared.shared_by(blocks) - layout.content_bytes(rows)
+        if free >= least:
+            row = layout.channels * size
+            return layout._replace(blocks=blocks, space=min(free // row * row, layout.most_space))
+    layout = layouts[0]._replace(in_shared=False, blocks=3)
+    return layout._replace(space=layout.most_space)
 
 
-def _tokens_of_passes(
-    layout: Layout, rows: int, shared: SharedMemory, blocks: int, least: int
-) -> tuple[int, int, int] | None:
-    """Tokens of a tile for each pass, if its forward has ``least`` or more with so many blocks on a multiprocessor.
-
-    The other passes keep more, and may take one block less to have enough.
-    """
-    forward = _most_tokens(layout, "content_forward", rows, shared.shared_by(blocks))
-    if forward < least:
-        return None
-    others = []
-    for name in PASSES[1:]:
-        tokens = _most_tokens(layout, name, rows, shared.shared_by(blocks))
-        if tokens < ENOUGH and blocks > 1:
-            tokens = _most_tokens(layout, name, rows, shared.shared_by(blocks - 1))
-        others.append(tokens)
-    return (forward, others[0], others[1]) if all(others) else None
-
-
-def _most_tokens(layout: Layout, name: str, rows: int, limit: int) -> int:
-    """The longest tile with which a pass keeps to ``limit`` bytes of shared memory; 0 if none does."""
-    return next((n for n in TOKENS if layout._replace(tokens=(n, n, n)).content_bytes(name, rows) <= limit), 0)
+def _access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:
+    return (
+        ("ELEMENT", layout.element), ("CHUNK", layout.chunk), ("WRITES", layout.top_k[0]), ("READS", layout.top_k[1]),
+    )  # fmt: skip
 
 
 @functools.cache
-def content_specialisation(layout: Layout) -> Specialisation:
+def link_specialisation(layout: Layout) -> Specialisation:
+    """``link.cu`` for a layout."""
+    return Specialisation("link.cu", ("link_accesses",), _access_defines(layout))
+
+
+@functools.cache
+def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
     """``content.cu`` for a layout."""
     defines = (
-        ("ELEMENT", layout.element), ("WRITES", layout.top_k[0]), ("READS", layout.top_k[1]),
-        ("CHANNELS", layout.channels), ("VECTOR", layout.vector), ("IN_SHARED", int(layout.in_shared)),
-        ("COPY", layout.copy), ("FORWARD_TOKENS", layout.tokens[0]), ("REPLAY_TOKENS", layout.tokens[1]),
-        ("REVERSE_TOKENS", layout.tokens[2]),
+        *_access_defines(layout), ("CHANNELS", layout.channels), ("IN_SHARED", int(layout.in_shared)),
+        ("FRESH", int(renumbered and not layout.in_shared)), ("ALIGNED", int(layout.aligned)),
+        ("BLOCKS", layout.blocks),
     )  # fmt: skip
     return Specialisation("content.cu", PASSES, defines)
 
 
 @functools.cache
-def mass_specialisation(layout: Layout, mass_aware: bool, in_shared: bool) -> Specialisation:
+def mass_specialisation(layout: Layout, mass_aware: bool, in_shared: bool, renumbered: bool) -> Specialisation:
     """``mass.cu`` for a layout; ``in_shared``: whether the masses are in shared memory."""
     defines = (
-        ("ELEMENT", layout.element), ("WRITES", layout.top_k[0]), ("READS", layout.top_k[1]),
-        ("GROUPS", layout.groups), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
+        *_access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
+        ("FRESH", int(renumbered and not in_shared)),
     )  # fmt: skip
-    return Specialisation("mass.cu", ("mass_forward", "mass_backward"), defines)
+    return Specialisation("mass.cu", MASS_KERNELS, defines)

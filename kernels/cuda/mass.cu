@@ -1,12 +1,12 @@
-// The masses of the slots, and all of the memory's gradients that do not depend on channels: two scans over the tokens.
+// The masses of the slots, and all of the memory's gradients that do not depend on channels.
 //
-//     forward   z[row] = alpha(w) z[row] + w,  eta = w / (z[row] + eps);  mass-aware reads weigh by z[row]
+//     forward   z[row] = alpha z[row] + w,  eta = w / (z[row] + eps);  mass-aware reads weigh by z[row]
 //     backward  the same in reverse, with the adjoint of z
 //
-// The forward writes the events that content.cu works through. The backward is given <d, v> of every write and <dy, s>
-// of every read, with s a slot's content and d its adjoint, but not the content that a write found, which no pass
-// keeps. It needs of it only <d, found>, and that follows from what it has: q = <d, s> of a slot changes by known
-// amounts,
+// The forward puts the coefficients into the events that link.cu made, for content.cu to work through. The backward is
+// given <d, v> of every write and <dy, s> of every read, with s a slot's content and d its adjoint, but not the content
+// that a write found, which no pass keeps. It needs of it only <d, found>, and that follows from what it has: q = <d, s>
+// of a slot changes by known amounts,
 //
 //     at a read   q += r <dy, s>                      (in reverse time, before the read)
 //     at a write  q -= eta <d, v>,  and then q = (1 - eta) <d, found>.
@@ -20,212 +20,164 @@
 // That is as exact as w stays away from 1. At most one weight of a token is above 1/2, its first; for that one the
 // passes over the contents do compute <d, found>.
 //
-// Who computes what: one block a (batch, head), with the masses in shared memory (device memory if there are too many
-// rows). Only z's own recurrence goes token by token, and its chain is kept short. The first warp follows it through a
-// tile of TOKENS tokens; meanwhile the others prepare the next tile, from device memory into what the recurrence needs
-// as numbers, and finish the one before:
+// Only z, and in reverse its adjoint and q, go from chunk to chunk (chunk.cuh). So each direction is a scan that does
+// nothing else, and what depends on one access alone is left to kernels that take all chunks at once:
 //
-//     first warp    ..        tile n - 1   tile n           tile n + 1
-//     the others    ..        prepare n    prepare n + 1    prepare n + 2
-//                             finish n-2   finish n - 1     finish n
+//     forward    link.cu: alpha ──▶ mass_forward: z before each write ──▶ mass_weigh: eta, weights of reads
+//     backward   mass_prepare: dr, what the scan needs ──▶ mass_backward: q, dz at each write ──▶ mass_finish: dw, dgamma
 //
-// In the first warp a token takes LANES lanes, one an event (or several, if K is above 32).
+// Who computes what: in a scan one block a (batch, head), with its numbers of the rows in shared memory (device memory
+// if there are too many rows); in the others one block a chunk. Thread token * W + k has write k of a token and read k
+// (several if K is above 64), and in a scan thread c has chain c.
 //
-// Compiled with: ELEMENT (of gamma), WRITES and READS (K), GROUPS (of content.cu, for the padding), MASS_AWARE, IN_SHARED.
-#include "memory.cuh"
+// Compiled with: what chunk.cuh asks for, MASS_AWARE, IN_SHARED, FRESH (as content.cu).
+#include "chunk.cuh"
 
-using Sum = SumOf<ELEMENT>::type;
-using TokenEvent = Event<Sum>;
+constexpr int ITEMS_W = items(W), ITEMS_R = items(R);
 
-constexpr int W = padded(WRITES, GROUPS), R = padded(READS, GROUPS);
-constexpr int MORE = W > R ? W : R;
-constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
-constexpr int LANES = power_of_two(MORE) < 32 ? power_of_two(MORE) : 32;
-constexpr int AT_ONCE = 32 / LANES;                                              // tokens
-constexpr int OWN_W = (W + LANES - 1) / LANES, OWN_R = (R + LANES - 1) / LANES;  // events of a lane: lane, lane + LANES, ..
-constexpr int IN_TILE = 512 / power_of_two(MORE);
-constexpr int TOKENS = IN_TILE > 64 ? 64 : IN_TILE < 1 ? 1 : IN_TILE;
-constexpr int THREADS = 544, HELPERS = THREADS - 32;  // an event of a tile a helper
-
-// What holds for a whole call, and the parameters that both kernels start with.
-struct Call {
-    int tokens, heads, rows;          // T, H; rows that hold slots
-    const int *write_row, *read_row;  // (B, T, H, K); a read's row may be -1: a slot that nothing is written to
-    const Sum *write_weight, *read_weight;
-    const ELEMENT* gamma;  // (B, T, H), or null:
-    Sum one_gamma;
-    const bool* mask;  // (B, T), or null
-    Sum eps, initial;  // initial: mass of a slot before its first write
-    Retention<Sum> retention;
-
-    DEVICE long long row_of(int t) const { return ((long long)(blockIdx.x / heads) * tokens + t) * heads + blockIdx.x % heads; }
-    DEVICE bool kept(int t) const { return !mask || mask[(long long)(blockIdx.x / heads) * tokens + t]; }
-    DEVICE bool live(int t) const { return t < tokens && kept(t); }
-    DEVICE Sum gamma_of(int t) const { return gamma ? widen(gamma[row_of(t)]) : one_gamma; }
-};
-
-#define CALL_PARAMETERS                                                                                                  \
-    int tokens, int heads, int rows, const int *write_row, const int *read_row, const Sum *write_weight,                 \
-        const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, Sum eps,          \
-        Sum initial, int gsu, Sum proxy_eps, Sum smallest
-#define CALL                                                                                                             \
-    {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,       \
-     initial, {gsu, proxy_eps, smallest}}
-
-// Numbers of the rows, in shared memory or, if they are too many, in device memory; 0 for ``rows``, the row of events
-// that do nothing.
-struct Numbers {
-    Sum* at;
-    int rows;
-
-    DEVICE Sum get(int row) const { return row < rows ? at[row] : Sum(0); }
-    DEVICE void set(int row, Sum x) const {
-        if (row < rows) at[row] = x;
-    }
-};
-
-// Runs prepare, follow and finish over the tiles 0 .. count - 1, as drawn above.
-template <class Prepare, class Follow, class Finish>
-DEVICE void pipeline(int count, const Prepare& prepare, const Follow& follow, const Finish& finish) {
-    const int warp = warp_of_thread();
-    for (int n = -1; n <= count; n++) {
-        if (warp == 0) {
-            if (n >= 0 && n < count) follow(n);
-        } else {
-            if (n + 1 < count) prepare(n + 1, int(threadIdx.x) - 32);
-            if (n > 0) finish(n - 1, int(threadIdx.x) - 32);
-        }
-        __syncthreads();
-    }
-}
-
-struct ForwardTile {
-    int write_row[TOKENS][W], read_row[TOKENS][R];
-    Sum alpha[TOKENS][W], w[TOKENS][W], before[TOKENS][W];  // before: mass that the write found
-    Sum r[TOKENS][R], at_read[TOKENS][MASS_AWARE ? R : 1];
-};
-
-extern "C" __global__ void __launch_bounds__(544) mass_forward(
+extern "C" __global__ void __launch_bounds__(256) mass_forward(
     CALL_PARAMETERS,
     const Sum* given, Sum* working, Sum* final_mass,  // (B*H, rows) each, or null; working only if not IN_SHARED
-    TokenEvent* __restrict__ events,                  // (B*H, T, W + R)
-    Sum* __restrict__ old_mass,                       // (B*H, T, WRITES): before each write
-    Sum* __restrict__ read_mass                       // (B*H, T, READS), or null
+    const Linked<Sum>* __restrict__ write_events, const Linked<Sum>* __restrict__ read_events,
+    const Sum* __restrict__ alphas,   // (B*H, chunks, CHUNK, W)
+    Sum* __restrict__ old_mass,       // (B*H, chunks, CHUNK, W): before each write
+    Sum* __restrict__ read_mass       // (B*H, chunks, CHUNK, R), or null
 ) {
     const Call call = CALL;
-    const long long unit = blockIdx.x;
-    ForwardTile* tiles = reinterpret_cast<ForwardTile*>(on_chip());
-    const Numbers z{IN_SHARED ? reinterpret_cast<Sum*>(tiles + 3) : working + unit * rows, rows};
+    const Unit unit(call, blockIdx.x);
+    Sum* const z = IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + unit.number * rows;
     if (IN_SHARED)
-        for (int row = threadIdx.x; row < rows; row += THREADS)
-            z.at[row] = given ? given[unit * rows + row] : call.initial;
+        for (int row = threadIdx.x; row < rows; row += THREADS) z[row] = given ? given[unit.number * rows + row] : initial;
 
-    // 1. what needs no mass
-    const auto prepare = [&](int n, int helper) {
-        ForwardTile& tile = tiles[n % 3];
-        for (int i = helper; i < TOKENS * W; i += HELPERS) {
-            const int token = i / W, k = i % W, t = n * TOKENS + token;
-            const bool live = k < WRITES && call.live(t);
-            const Sum w = live ? call.write_weight[call.row_of(t) * WRITES + k] : Sum(0);
-            tile.write_row[token][k] = live ? call.write_row[call.row_of(t) * WRITES + k] : rows;
-            tile.w[token][k] = w;
-            tile.alpha[token][k] = live ? call.retention(w, call.gamma_of(t)) : Sum(1);
-        }
-        for (int i = helper; i < TOKENS * R; i += HELPERS) {
-            const int token = i / R, k = i % R, t = n * TOKENS + token;
-            const bool live = k < READS && call.live(t);
-            tile.read_row[token][k] = live ? call.read_row[call.row_of(t) * READS + k] : -1;
-            tile.r[token][k] = live ? call.read_weight[call.row_of(t) * READS + k] : Sum(0);
-        }
+    __shared__ Sum alpha_of[ENTRIES], w_of[ENTRIES], found[ENTRIES];  // by place in chains; found: mass before the access
+    struct Inputs {
+        Linked<Sum> write[ITEMS_W], read[ITEMS_R];
+        Sum w[ITEMS_W], alpha[ITEMS_W];
+        Chain chain;
     };
-    // 2. z = alpha z + w, token by token
-    const auto follow = [&](int n) {
-        ForwardTile& tile = tiles[n % 3];
-        const int turn = int(threadIdx.x) / LANES, k0 = int(threadIdx.x) % LANES;
-        for (int first = 0; first < TOKENS; first += AT_ONCE) {
-            const int own = first + turn;
-            int row[OWN_W], read_row[OWN_R];
-            Sum alpha[OWN_W], w[OWN_W], before[OWN_W], at_read[OWN_R];
+    const auto fetch = [&](int chunk, const Counts& counts, Inputs& to) {
+        const long long first = unit.chunk_at(chunk) * CHUNK;
+        if (chunk >= call.chunks()) return;
 #pragma unroll
-            for (int e = 0; e < OWN_W; e++) {
-                const int k = k0 + e * LANES;
-                row[e] = k < W ? tile.write_row[own][k] : rows;
-                alpha[e] = k < W ? tile.alpha[own][k] : Sum(1);
-                w[e] = k < W ? tile.w[own][k] : Sum(0);
-            }
-            if (MASS_AWARE)
-#pragma unroll
-                for (int e = 0; e < OWN_R; e++) read_row[e] = k0 + e * LANES < R ? tile.read_row[own][k0 + e * LANES] : -1;
-#pragma unroll
-            for (int token = 0; token < AT_ONCE; token++) {
-                if (turn == token) {
-#pragma unroll
-                    for (int e = 0; e < OWN_W; e++) before[e] = z.get(row[e]);
-#pragma unroll
-                    for (int e = 0; e < OWN_W; e++) z.set(row[e], alpha[e] * before[e] + w[e]);
-                }
-                __syncwarp();
-                if (MASS_AWARE) {
-                    if (turn == token)
-#pragma unroll
-                        for (int e = 0; e < OWN_R; e++) at_read[e] = read_row[e] < 0 ? call.initial : z.get(read_row[e]);
-                    __syncwarp();
-                }
-            }
-#pragma unroll
-            for (int e = 0; e < OWN_W; e++)
-                if (k0 + e * LANES < W) tile.before[own][k0 + e * LANES] = before[e];
-            if (MASS_AWARE)
-#pragma unroll
-                for (int e = 0; e < OWN_R; e++)
-                    if (k0 + e * LANES < R) tile.at_read[own][k0 + e * LANES] = at_read[e];
+        for (int item = 0; item < ITEMS_W; item++) {
+            const int i = threadIdx.x + item * THREADS, k = i % W, t = chunk * CHUNK + i / W;
+            to.write[item] = {NOTHING, 0};
+            if (i >= CHUNK * W || k >= WRITES || t >= tokens) continue;
+            to.write[item] = write_events[first * W + i];
+            to.w[item] = write_weight[unit.row_of(t) * WRITES + k];
+            to.alpha[item] = alphas[first * W + i];
         }
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++) {
+            const int i = threadIdx.x + item * THREADS;
+            to.read[item] = {NOTHING, 0};
+            if (i < CHUNK * R) to.read[item] = read_events[first * R + i];
+        }
+        if (int(threadIdx.x) < counts.mixed_chains) to.chain = call.lists.chains_of(unit.chunk_at(chunk))[threadIdx.x];
     };
-    // 3. eta, the weights of the reads, and the events
-    const auto finish = [&](int n, int helper) {
-        const ForwardTile& tile = tiles[n % 3];
-        for (int i = helper; i < TOKENS * W; i += HELPERS) {
-            const int token = i / W, k = i % W, t = n * TOKENS + token;
-            if (t >= tokens) continue;
-            const Sum w = tile.w[token][k], before = tile.before[token][k];
-            const bool live = tile.write_row[token][k] < rows;
-            events[(unit * tokens + t) * (W + R) + k] = {
-                live ? tile.write_row[token][k] : rows + k / (W / GROUPS), live ? w / (tile.alpha[token][k] * before + w + call.eps) : Sum(0)};
-            if (k < WRITES) old_mass[(unit * tokens + t) * WRITES + k] = before;
-        }
-        for (int i = helper; i < TOKENS * R; i += HELPERS) {
-            const int token = i / R, k = i % R, t = n * TOKENS + token;
-            if (t >= tokens) continue;
-            const bool live = tile.read_row[token][k] >= 0;
-            const Sum* r = tile.r[token];
-            Sum weight = r[k];
-            if (MASS_AWARE && live) {
-                Sum total = 0, weighted = 0;
-                for (int j = 0; j < READS; j++) total += r[j], weighted += r[j] * tile.at_read[token][j];
-                weight *= total * tile.at_read[token][k] / (weighted + call.eps);
-            }
-            events[(unit * tokens + t) * (W + R) + W + k] = {live ? tile.read_row[token][k] : rows + GROUPS + k / (R / GROUPS), weight};
-            if (MASS_AWARE && k < READS) read_mass[(unit * tokens + t) * READS + k] = tile.at_read[token][k];
-        }
+    // what chains need: a read leaves the mass as it is
+    const auto publish = [&](const Inputs& from) {
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++)
+            if (from.write[item].row < NOTHING)
+                alpha_of[from.write[item].place] = from.alpha[item], w_of[from.write[item].place] = from.w[item];
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++)
+            if (from.read[item].row < NOTHING) alpha_of[from.read[item].place] = 1, w_of[from.read[item].place] = 0;
     };
+    Inputs now{}, next{};
+    Counts counts = call.lists.counts_of(unit.chunk_at(0), tokens > 0);
+    Counts next_counts = call.lists.counts_of(unit.chunk_at(1), call.chunks() > 1);
+    fetch(0, counts, now);
+    publish(now);
     __syncthreads();
-    pipeline((tokens + TOKENS - 1) / TOKENS, prepare, follow, finish);
+    for (int chunk = 0; chunk < call.chunks(); chunk++) {
+        fetch(chunk + 1, next_counts, next);
+        const Counts after = call.lists.counts_of(unit.chunk_at(chunk + 2), chunk + 2 < call.chunks());
+        // 1. z = alpha z + w: alone, then along chains
+        const auto mass_of = [&](int row) { return FRESH && row >= chunk * CHUNK * WRITES ? initial : z[row]; };
+        Sum before[ITEMS_W];
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) {
+            before[item] = initial;
+            if (!in_place(int(now.write[item].row))) continue;
+            const int row = row_at(int(now.write[item].row));
+            before[item] = mass_of(row);
+            z[row] = now.alpha[item] * before[item] + now.w[item];
+        }
+        if (int(threadIdx.x) < counts.mixed_chains) {
+            Sum mass = mass_of(now.chain.row);
+#pragma unroll 4
+            for (int i = now.chain.begin; i < now.chain.begin + now.chain.count; i++) {
+                found[i] = mass;
+                mass = alpha_of[i] * mass + w_of[i];
+            }
+            z[now.chain.row] = mass;
+        }
+        __syncthreads();
+        // 2. what the accesses found
+        const long long first = unit.chunk_at(chunk) * CHUNK;
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) {
+            const int i = threadIdx.x + item * THREADS;
+            if (now.write[item].row < NOTHING) before[item] = found[now.write[item].place];
+            if (i < CHUNK * W) old_mass[first * W + i] = before[item];
+        }
+        if (MASS_AWARE) {
+#pragma unroll
+            for (int item = 0; item < ITEMS_R; item++) {
+                const int i = threadIdx.x + item * THREADS, code = int(now.read[item].row);
+                if (i >= CHUNK * R) continue;
+                const Sum mass = in_place(code) ? z[row_at(code)] : initial;
+                read_mass[first * R + i] = code < NOTHING ? found[now.read[item].place] : mass;
+            }
+        }
+        now = next, counts = next_counts, next_counts = after;
+        publish(now);
+        __syncthreads();
+    }
     if (IN_SHARED && final_mass)
-        for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit * rows + row] = z.at[row];
+        for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit.number * rows + row] = z[row];
 }
 
-// In terms of the numbers below a write takes the adjoint dz of its mass, and q, to (in reverse time)
-//
-//     q = after_q q + b,   pull = p - g q,   dz = alpha (dz - pull)
-//
-// and dw = u - h q + dz' + slope (dz' - pull), with dz' the adjoint before and ``slope`` the mass found times alpha'(w).
-struct BackwardTile {
-    int write_row[TOKENS][W], read_row[TOKENS][R];
-    Sum alpha[TOKENS][W], b[TOKENS][W], g[TOKENS][W], p[TOKENS][W];
-    Sum u[TOKENS][W], h[TOKENS][W], slope[TOKENS][W], slope_gamma[TOKENS][W];
-    Sum q[TOKENS][W], dz[TOKENS][W];  // after and before the write
-    Sum gain[TOKENS][R], dmass[TOKENS][MASS_AWARE ? R : 1];
-};
+extern "C" __global__ void __launch_bounds__(256) mass_weigh(
+    CALL_PARAMETERS,
+    TokenEvent* write_events, TokenEvent* read_events,  // Linked<Sum> as they come; left with coefficients
+    const Sum* __restrict__ alphas, const Sum* __restrict__ old_mass, const Sum* __restrict__ read_mass
+) {
+    const Call call = CALL;
+    const int chunk = blockIdx.x % call.chunks();
+    const Unit unit(call, blockIdx.x / call.chunks());
+    const long long first = (long long)(blockIdx.x) * CHUNK;
+    TokenEvent* const list = CHUNK > 1 ? call.lists.entries_of(blockIdx.x) : nullptr;
+    for (int i = threadIdx.x; i < CHUNK * W; i += THREADS) {
+        const Linked<Sum> linked = reinterpret_cast<const Linked<Sum>*>(write_events)[first * W + i];
+        Sum eta = 0;
+        if (linked.row != NOTHING) {
+            const Sum w = write_weight[unit.row_of(chunk * CHUNK + i / W) * WRITES + i % W];
+            eta = w / (alphas[first * W + i] * old_mass[first * W + i] + w + eps);
+        }
+        write_events[first * W + i] = {linked.row, eta};
+        if (CHUNK > 1 && linked.row < NOTHING) list[linked.place].coefficient = eta;
+    }
+    for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
+        const Linked<Sum> linked = reinterpret_cast<const Linked<Sum>*>(read_events)[first * R + i];
+        const int k = i % R, t = chunk * CHUNK + i / R, code = int(linked.row);
+        Sum weight = 0;
+        if (code != NOTHING) {
+            const Sum* r = read_weight + unit.row_of(t) * READS;
+            weight = r[k];
+            if (MASS_AWARE) {
+                const Sum* mass = read_mass + first * R + i - k;
+                Sum total = 0, weighted = 0;
+                for (int j = 0; j < READS; j++) total += r[j], weighted += r[j] * mass[j];
+                weight *= total * mass[k] / (weighted + eps);
+            }
+        }
+        read_events[first * R + i] = {linked.row, weight};
+        if (CHUNK > 1 && (code < NOTHING || (in_place(code) && in_reverse_listed(code)))) list[linked.place].coefficient = weight;
+    }
+}
 
 DEVICE Sum sum_of_slices(const Sum* parts, int slices, long long stride) {
     Sum sum = 0;
@@ -238,164 +190,278 @@ DEVICE Sum sum_of_slices(const Sum* parts, int slices, long long stride) {
     return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(544) mass_backward(
-    CALL_PARAMETERS, int slices, const Sum* __restrict__ old_mass, const Sum* __restrict__ read_mass,
-    const Sum* __restrict__ dwritten, const Sum* __restrict__ dfound, const Sum* __restrict__ dread,  // parts of content.cu
+// In terms of these a write takes the adjoint dz of its mass, and q, to (in reverse time)
+//
+//     q = b, plus q unless <d, found> is known;   pull = p - g q,   dz = alpha (dz - pull).
+struct alignas(4 * sizeof(Sum)) Step {
+    Sum alpha, b, g, p;
+
+    DEVICE void undo(bool found_known, Sum& q, Sum& dz) const {
+        q = found_known ? b : q + b;
+        dz = alpha * (dz - (p - g * q));
+    }
+};
+// And dw = u - h q + dz' + slope (dz' - pull), with dz' the adjoint before and ``slope`` the mass found times alpha'(w).
+struct Slopes {
+    Sum u, h, slope, slope_gamma;
+};
+
+// Of write i of a chunk, a live one. dots: sums of content.cu's parts, <d, v> and, of a first write, <d, found>.
+DEVICE void numbers_of(
+    const Unit& unit, int t, int k, Sum before, Sum dot, Sum dot_found, Step& step, Slopes& slopes
+) {
+    const Call& call = unit.call;
+    const Sum w = call.write_weight[unit.row_of(t) * WRITES + k], gamma = unit.gamma_of(t), alpha = call.retention(w, gamma);
+    Sum slope, slope_gamma;
+    call.retention.slopes(w, gamma, alpha, slope, slope_gamma);
+    const Sum kept_mass = alpha * before + call.eps, mass = kept_mass + w;
+    const Sum eta = w / mass, kappa = kept_mass / mass;
+    if (k == 0) {  // <d, found> is known
+        const Sum deta = (dot - dot_found) / mass, pull = eta * deta;
+        step = {alpha, kappa * dot_found, 0, pull};
+        slopes = {deta - pull, 0, before * slope, before * slope_gamma};
+    } else {
+        const Sum g = kept_mass > 0 ? eta / kept_mass : Sum(0);
+        step = {alpha, -eta * dot, g, g * (kappa * dot)};
+        slopes = {kappa * dot / mass, 1 / mass, before * slope, before * slope_gamma};
+    }
+}
+
+// What content.cu's passes back left in parts, slice by slice.
+struct Dots {
+    int slices;
+    const Sum *written, *found, *read;  // (slices, B*H, chunks, CHUNK, W or 1 or R)
+    long long tokens;                   // B*H * chunks * CHUNK
+
+    DEVICE Sum of_write(long long at) const { return sum_of_slices(written + at, slices, tokens * W); }
+    DEVICE Sum of_found(long long at) const { return sum_of_slices(found + at, slices, tokens); }
+    DEVICE Sum of_read(long long at) const { return sum_of_slices(read + at, slices, tokens * R); }
+};
+#define DOTS_PARAMETERS                                                                                                  \
+    int slices, const Sum *__restrict__ dwritten, const Sum *__restrict__ dfound, const Sum *__restrict__ dread
+
+extern "C" __global__ void __launch_bounds__(256) mass_prepare(
+    CALL_PARAMETERS, DOTS_PARAMETERS, const TokenEvent* __restrict__ write_events, const TokenEvent* __restrict__ read_events,
+    const Sum* __restrict__ old_mass, const Sum* __restrict__ read_mass,
+    Step* __restrict__ steps,  // (B*H, chunks, CHUNK, W)
+    Sum* __restrict__ gains,   // (B*H, chunks, CHUNK, R): what a read adds to q
+    Sum* __restrict__ dmasses,  // likewise to dz, or null if not MASS_AWARE
+    Sum* __restrict__ dr       // (B, T, H, READS)
+) {
+    const Call call = CALL;
+    const int chunk = blockIdx.x % call.chunks();
+    const Unit unit(call, blockIdx.x / call.chunks());
+    const long long first = (long long)(blockIdx.x) * CHUNK;
+    const Dots dots{slices, dwritten, dfound, dread, (long long)(gridDim.x) * CHUNK};
+    for (int i = threadIdx.x; i < CHUNK * W; i += THREADS) {
+        const int k = i % W;
+        Step step{1, 0, 0, 0};
+        Slopes unused;
+        if (write_events[first * W + i].row != NOTHING)
+            numbers_of(
+                unit, chunk * CHUNK + i / W, k, old_mass[first * W + i], dots.of_write(first * W + i),
+                k ? Sum(0) : dots.of_found(first + i / W), step, unused);
+        steps[first * W + i] = step;
+    }
+    for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
+        const int k = i % R, t = chunk * CHUNK + i / R;
+        const auto dot = [&](int j) {  // <dy, s>; 0 of a slot that nothing is written to, whatever dy is
+            return read_events[first * R + i - k + j].row == NOTHING ? Sum(0) : dots.of_read(first * R + i - k + j);
+        };
+        Sum gain = 0, dmass = 0;
+        if (k < READS && t < tokens) {
+            const Sum* r = read_weight + unit.row_of(t) * READS;
+            Sum dweight = dot(k);
+            gain = r[k] * dweight;
+            if (MASS_AWARE && unit.live(t)) {
+                const Sum* mass = read_mass + first * R + i - k;
+                Sum total = 0, weighted = eps, through = 0;
+#pragma unroll 1
+                for (int j = 0; j < READS; j++) {
+                    const Sum n = r[j] * mass[j];
+                    total += r[j], weighted += n, through += dot(j) * n;
+                }
+                through /= weighted;
+                const Sum dn = (dweight - through) * total / weighted;
+                gain *= total * mass[k] / weighted;
+                dweight = dn * mass[k] + through;
+                dmass = dn * r[k];
+            }
+            dr[unit.row_of(t) * READS + k] = dweight;
+        }
+        gains[first * R + i] = gain;
+        if (MASS_AWARE) dmasses[first * R + i] = dmass;
+    }
+}
+
+// At a write, in reverse: q that dw needs, and dz before the write is undone.
+struct alignas(2 * sizeof(Sum)) Adjoint {
+    Sum q, dz;
+};
+
+extern "C" __global__ void __launch_bounds__(256) mass_backward(
+    CALL_PARAMETERS, int slices, const TokenEvent* __restrict__ write_events, const TokenEvent* __restrict__ read_events,
+    const Step* __restrict__ steps, const Sum* __restrict__ gains, const Sum* __restrict__ dmasses,
     const Sum* last,           // (slices, B*H, rows): <dstate, s> after the last token, or null for 0
     const Sum* dfinal_mass,    // (B*H, rows), or null for 0
-    Sum* working,              // (B*H, 2, rows) if not IN_SHARED, all 0
-    Sum* __restrict__ dw,      // (B, T, H, WRITES)
-    Sum* __restrict__ dr,      // (B, T, H, READS)
-    Sum* __restrict__ dgamma,  // (B, T, H)
+    Adjoint* working,          // (B*H, rows) if not IN_SHARED, all 0
+    Adjoint* __restrict__ adjoints,  // (B*H, chunks, CHUNK, W)
     Sum* dgiven_mass           // (B*H, rows), or null
 ) {
     const Call call = CALL;
-    const long long unit = blockIdx.x, all = (long long)(gridDim.x) * tokens;
-    BackwardTile* tiles = reinterpret_cast<BackwardTile*>(on_chip());
-    Sum* numbers = IN_SHARED ? reinterpret_cast<Sum*>(tiles + 3) : working + unit * 2 * rows;
-    const Numbers dz{numbers, rows}, q{numbers + rows, rows};
+    const Unit unit(call, blockIdx.x);
+    Adjoint* const of_row = IN_SHARED ? reinterpret_cast<Adjoint*>(on_chip()) : working + unit.number * rows;
     if (IN_SHARED || last)
-        for (int row = threadIdx.x; row < rows; row += THREADS) {
-            q.set(row, last ? sum_of_slices(last + unit * rows + row, slices, (long long)(gridDim.x) * rows) : Sum(0));
-            dz.set(row, dfinal_mass ? dfinal_mass[unit * rows + row] : Sum(0));
-        }
-    const int count = (tokens + TOKENS - 1) / TOKENS;
-    const auto first_of = [&](int n) { return (count - 1 - n) * TOKENS; };  // tiles come last to first
+        for (int row = threadIdx.x; row < rows; row += THREADS)
+            of_row[row] = {
+                last ? sum_of_slices(last + unit.number * rows + row, slices, (long long)(gridDim.x) * rows) : Sum(0),
+                dfinal_mass ? dfinal_mass[unit.number * rows + row] : Sum(0)};
 
-    // 1. what needs no adjoint
-    const auto prepare = [&](int n, int helper) {
-        BackwardTile& tile = tiles[n % 3];
-        for (int i = helper; i < TOKENS * W; i += HELPERS) {
-            const int token = i / W, k = i % W, t = first_of(n) + token;
-            const bool live = k < WRITES && call.live(t);
-            const long long at = unit * tokens + t, row = call.row_of(t) * WRITES + k;
-            const Sum w = live ? call.write_weight[row] : Sum(0), gamma_t = live ? call.gamma_of(t) : Sum(1);
-            const Sum before = live ? old_mass[at * WRITES + k] : Sum(1);
-            const Sum dot = live ? sum_of_slices(dwritten + at * W + k, slices, all * W) : Sum(0);  // <d, v>
-            const Sum dot_found = live && k == 0 ? sum_of_slices(dfound + at, slices, all) : Sum(0);
-            const Sum alpha = call.retention(w, gamma_t);
-            Sum slope, slope_gamma;
-            call.retention.slopes(w, gamma_t, alpha, slope, slope_gamma);
-            const Sum kept_mass = alpha * before + call.eps, mass = kept_mass + w;
-            const Sum eta = w / mass, kappa = kept_mass / mass;
-            tile.write_row[token][k] = live ? call.write_row[row] : rows;
-            tile.alpha[token][k] = alpha;
-            tile.slope[token][k] = before * slope;
-            tile.slope_gamma[token][k] = before * slope_gamma;
-            if (k == 0) {  // <d, found> is known
-                const Sum deta = (dot - dot_found) / mass, pull = eta * deta;
-                tile.b[token][k] = kappa * dot_found;
-                tile.g[token][k] = 0, tile.p[token][k] = pull;
-                tile.h[token][k] = 0, tile.u[token][k] = deta - pull;
-            } else {
-                const Sum g = kept_mass > 0 ? eta / kept_mass : Sum(0);
-                tile.b[token][k] = -eta * dot;
-                tile.g[token][k] = g, tile.p[token][k] = g * (kappa * dot);
-                tile.h[token][k] = 1 / mass, tile.u[token][k] = kappa * dot / mass;
-            }
+    // for chains, by number token * W + k or token * R + k of the access; then what a write found
+    __shared__ Step step_of[CHUNK * W];
+    __shared__ Adjoint found[CHUNK * W], gain_of[CHUNK * R];
+    __shared__ int entry_at[ENTRIES];
+    constexpr int ENTRY_ITEMS = CHUNK > 1 ? (ENTRIES + THREADS - 1) / THREADS : 1;
+    struct Inputs {
+        int write[ITEMS_W], read[ITEMS_R];  // codes
+        Step step[ITEMS_W];
+        Adjoint gain[ITEMS_R];
+        Chain chain;
+        int entry[ENTRY_ITEMS];
+    };
+    const auto fetch = [&](int chunk, const Counts& counts, Inputs& to) {
+        if (chunk < 0) return;
+        const long long first = unit.chunk_at(chunk) * CHUNK;
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) {
+            const int i = threadIdx.x + item * THREADS;
+            to.write[item] = NOTHING;
+            if (i >= CHUNK * W) continue;
+            to.write[item] = int(write_events[first * W + i].row);
+            to.step[item] = steps[first * W + i];
         }
-        for (int i = helper; i < TOKENS * R; i += HELPERS) {
-            const int token = i / R, k = i % R, t = first_of(n) + token;
-            const bool live = k < READS && call.live(t);
-            const long long at = unit * tokens + t, row = call.row_of(t) * READS;
-            const int to = live ? call.read_row[row + k] : -1;
-            const auto dot = [&](int j) {  // <dy, s>, 0 for a slot that nothing is written to
-                return call.read_row[row + j] < 0 ? Sum(0) : sum_of_slices(dread + at * R + j, slices, all * R);
-            };
-            Sum dweight = live ? dot(k) : Sum(0), gain = live ? call.read_weight[row + k] * dweight : Sum(0), dmass = 0;
-            if (MASS_AWARE && live) {
-                Sum total = 0, weighted = call.eps, through = 0;
-                for (int j = 0; j < READS; j++) {
-                    const Sum r = call.read_weight[row + j], n_j = r * read_mass[at * READS + j];
-                    total += r, weighted += n_j, through += dot(j) * n_j;
-                }
-                through /= weighted;
-                const Sum z = read_mass[at * READS + k], dn = (dweight - through) * total / weighted;
-                gain *= total * z / weighted;
-                dweight = dn * z + through;
-                dmass = dn * call.read_weight[row + k];
-            }
-            tile.read_row[token][k] = to < 0 ? rows : to;
-            tile.gain[token][k] = to < 0 ? Sum(0) : gain;
-            if (MASS_AWARE) tile.dmass[token][k] = to < 0 ? Sum(0) : dmass;
-            if (k < READS && t < tokens) dr[row + k] = dweight;
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++) {
+            const int i = threadIdx.x + item * THREADS;
+            to.read[item] = NOTHING;
+            if (i >= CHUNK * R) continue;
+            to.read[item] = int(read_events[first * R + i].row);
+            to.gain[item] = {gains[first * R + i], MASS_AWARE ? dmasses[first * R + i] : Sum(0)};
+        }
+        if (int(threadIdx.x) < counts.all_chains) to.chain = call.lists.chains_of(unit.chunk_at(chunk))[threadIdx.x];
+#pragma unroll
+        for (int item = 0; item < ENTRY_ITEMS; item++) {
+            const int i = threadIdx.x + item * THREADS;
+            if (i < counts.all_entries) to.entry[item] = int(call.lists.entries_of(unit.chunk_at(chunk))[i].row);
         }
     };
-    // 2. token by token, in reverse: reads, then writes
-    const auto follow = [&](int n) {
-        BackwardTile& tile = tiles[n % 3];
-        const int turn = int(threadIdx.x) / LANES, k0 = int(threadIdx.x) % LANES;
-        for (int first = TOKENS - AT_ONCE; first >= 0; first -= AT_ONCE) {
-            const int own = first + turn;
-            int row[OWN_W], read_row[OWN_R];
-            Sum alpha[OWN_W], b[OWN_W], g[OWN_W], p[OWN_W], q_after[OWN_W], dz_before[OWN_W], gain[OWN_R], dmass[OWN_R];
+    const auto publish = [&](const Inputs& from, const Counts& counts) {
+        if constexpr (CHUNK > 1) {
 #pragma unroll
-            for (int e = 0; e < OWN_W; e++) {
-                const int k = k0 + e * LANES;
-                const bool has = k < W;
-                row[e] = has ? tile.write_row[own][k] : rows;
-                alpha[e] = has ? tile.alpha[own][k] : Sum(0);
-                b[e] = has ? tile.b[own][k] : Sum(0), g[e] = has ? tile.g[own][k] : Sum(0);
-                p[e] = has ? tile.p[own][k] : Sum(0);
+            for (int item = 0; item < ITEMS_W; item++)
+                if (from.write[item] < NOTHING) step_of[threadIdx.x + item * THREADS] = from.step[item];
+#pragma unroll
+            for (int item = 0; item < ITEMS_R; item++)
+                if (from.read[item] != NOTHING) gain_of[threadIdx.x + item * THREADS] = from.gain[item];
+#pragma unroll
+            for (int item = 0; item < ENTRY_ITEMS; item++) {
+                const int i = threadIdx.x + item * THREADS;
+                if (i < counts.all_entries) entry_at[i] = from.entry[item];
             }
-#pragma unroll
-            for (int e = 0; e < OWN_R; e++) {
-                const int k = k0 + e * LANES;
-                read_row[e] = k < R ? tile.read_row[own][k] : rows;
-                gain[e] = k < R ? tile.gain[own][k] : Sum(0);
-                if (MASS_AWARE) dmass[e] = k < R ? tile.dmass[own][k] : Sum(0);
-            }
-#pragma unroll
-            for (int token = AT_ONCE - 1; token >= 0; token--) {
-                if (turn == token)
-#pragma unroll
-                    for (int e = 0; e < OWN_R; e++) {
-                        q.set(read_row[e], q.get(read_row[e]) + gain[e]);
-                        if (MASS_AWARE) dz.set(read_row[e], dz.get(read_row[e]) + dmass[e]);
-                    }
-                __syncwarp();
-                if (turn == token) {
-#pragma unroll
-                    for (int e = 0; e < OWN_W; e++) {
-                        q_after[e] = q.get(row[e]), dz_before[e] = dz.get(row[e]);
-                        q_after[e] = k0 + e ? q_after[e] + b[e] : b[e];
-                        q.set(row[e], q_after[e]);
-                        dz.set(row[e], alpha[e] * (dz_before[e] - (p[e] - g[e] * q_after[e])));
-                    }
-                }
-                __syncwarp();
-            }
-#pragma unroll
-            for (int e = 0; e < OWN_W; e++)
-                if (k0 + e * LANES < W) {
-                    tile.q[own][k0 + e * LANES] = q_after[e];
-                    tile.dz[own][k0 + e * LANES] = dz_before[e];
-                }
         }
     };
-    // 3. the gradients of weights and gamma
-    const auto finish = [&](int n, int helper) {
-        const BackwardTile& tile = tiles[n % 3];
-        const auto dz_after = [&](int token, int k) {
-            return tile.dz[token][k] - (tile.p[token][k] - tile.g[token][k] * tile.q[token][k]);
-        };
-        for (int i = helper; i < TOKENS * WRITES; i += HELPERS) {
-            const int token = i / WRITES, k = i % WRITES, t = first_of(n) + token;
-            if (t >= tokens) continue;
-            const Sum through_eta = tile.u[token][k] - tile.h[token][k] * tile.q[token][k];
-            const bool live = tile.write_row[token][k] < rows;
-            const Sum dweight = through_eta + tile.dz[token][k] + dz_after(token, k) * tile.slope[token][k];
-            dw[call.row_of(t) * WRITES + k] = live ? dweight : Sum(0);
-        }
-        for (int token = helper; token < TOKENS && first_of(n) + token < tokens; token += HELPERS) {
-            Sum sum = 0;
-            for (int k = 0; k < WRITES; k++)
-                if (tile.write_row[token][k] < rows) sum += dz_after(token, k) * tile.slope_gamma[token][k];
-            dgamma[call.row_of(first_of(n) + token)] = sum;
-        }
-    };
+    const int end = call.chunks() - 1;
+    Inputs now{}, next{};
+    Counts counts = call.lists.counts_of(unit.chunk_at(end), end >= 0);
+    Counts next_counts = call.lists.counts_of(unit.chunk_at(end - 1), end >= 1);
+    fetch(end, counts, now);
+    publish(now, counts);
     __syncthreads();
-    pipeline(count, prepare, follow, finish);
+    for (int chunk = end; chunk >= 0; chunk--) {
+        fetch(chunk - 1, next_counts, next);
+        const Counts after = call.lists.counts_of(unit.chunk_at(chunk - 2), chunk >= 2);
+        // 1. reads alone on their slot, then along chains
+#pragma unroll
+        for (int item = 0; item < ITEMS_R; item++) {
+            const int code = now.read[item];
+            if (!in_place(code) || in_reverse_listed(code)) continue;
+            Adjoint& a = of_row[row_at(code)];
+            a = {a.q + now.gain[item].q, a.dz + now.gain[item].dz};
+        }
+        if (int(threadIdx.x) < counts.all_chains) {
+            Adjoint a = of_row[now.chain.row];
+            for (int i = now.chain.begin + now.chain.count - 1; i >= now.chain.begin; i--) {
+                const int what = entry_at[i];
+                if (entry_reads(what)) {
+                    const Adjoint gain = gain_of[entry_token(what) * R + entry_k(what)];
+                    a = {a.q + gain.q, a.dz + gain.dz};
+                } else {
+                    const int write = entry_token(what) * W + entry_k(what);
+                    const Sum dz = a.dz;
+                    step_of[write].undo(entry_k(what) == 0, a.q, a.dz);
+                    found[write] = {a.q, dz};
+                }
+            }
+            of_row[now.chain.row] = a;
+        }
+        __syncthreads();
+        // 2. writes
+        const long long first = unit.chunk_at(chunk) * CHUNK;
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) {
+            const int i = threadIdx.x + item * THREADS, code = now.write[item];
+            Adjoint at_write{0, 0};
+            if (in_place(code)) {
+                Adjoint a = at_write = of_row[row_at(code)];
+                now.step[item].undo(i % W == 0, a.q, a.dz);
+                of_row[row_at(code)] = a;
+                at_write.q = a.q;
+            } else if (code != NOTHING) {
+                at_write = found[i];
+            }
+            if (i < CHUNK * W) adjoints[first * W + i] = at_write;
+        }
+        now = next, counts = next_counts, next_counts = after;
+        publish(now, counts);
+        __syncthreads();
+    }
     if (dgiven_mass)
-        for (int row = threadIdx.x; row < rows; row += THREADS) dgiven_mass[unit * rows + row] = dz.get(row);
+        for (int row = threadIdx.x; row < rows; row += THREADS) dgiven_mass[unit.number * rows + row] = of_row[row].dz;
+}
+
+extern "C" __global__ void __launch_bounds__(256) mass_finish(
+    CALL_PARAMETERS, DOTS_PARAMETERS, const TokenEvent* __restrict__ write_events, const Sum* __restrict__ old_mass,
+    const Adjoint* __restrict__ adjoints,
+    Sum* __restrict__ dw,        // (B, T, H, WRITES)
+    ELEMENT* __restrict__ dgamma  // (B, T, H)
+) {
+    const Call call = CALL;
+    const int chunk = blockIdx.x % call.chunks();
+    const Unit unit(call, blockIdx.x / call.chunks());
+    const long long first = (long long)(blockIdx.x) * CHUNK;
+    const Dots dots{slices, dwritten, dfound, dread, (long long)(gridDim.x) * CHUNK};
+    __shared__ Sum to_gamma[CHUNK * W];
+    for (int i = threadIdx.x; i < CHUNK * W; i += THREADS) {
+        const int k = i % W, t = chunk * CHUNK + i / W;
+        Sum dweight = 0;
+        to_gamma[i] = 0;
+        if (write_events[first * W + i].row != NOTHING) {
+            Step step;
+            Slopes n;
+            numbers_of(
+                unit, t, k, old_mass[first * W + i], dots.of_write(first * W + i),
+                k ? Sum(0) : dots.of_found(first + i / W), step, n);
+            const Adjoint a = adjoints[first * W + i];
+            const Sum through = a.dz - (step.p - step.g * a.q);
+            dweight = n.u - n.h * a.q + a.dz + through * n.slope;
+            to_gamma[i] = through * n.slope_gamma;
+        }
+        if (k < WRITES && t < tokens) dw[unit.row_of(t) * WRITES + k] = dweight;
+    }
+    __syncthreads();
+    const int t = chunk * CHUNK + int(threadIdx.x);
+    if (int(threadIdx.x) >= CHUNK || t >= tokens) return;
+    Sum sum = 0;
+    for (int k = 0; k < WRITES; k++) sum += to_gamma[threadIdx.x * W + k];
+    narrow(sum, dgamma[unit.row_of(t)]);
 }

@@ -1,4 +1,4 @@
-// What the passes of the memory share: events, and the retention.
+// What the kernels of the memory share: events, the retention, copies to shared memory.
 #pragma once
 #include "common.cuh"
 
@@ -10,16 +10,16 @@ template <> struct RowOf<double> {
     using type = long long;
 };
 
-// An access: the row of the state that it goes to, and eta (a write) or the weight (a read). A row's slot is itself,
-// or a slot that renumber.cu gave the row. Accesses that do nothing have coefficient 0 and a
-// row behind those of slots: one for each group of content.cu's writes, then one for each group of its reads.
+// An access: where it finds its slot (a code of chunk.cuh), and eta (a write) or the weight (a read).
 template <class S> struct alignas(2 * sizeof(S)) Event {
     typename RowOf<S>::type row;
     S coefficient;
 };
 
-// The events of one token: its writes, then its reads, each padded to a multiple of the groups that share them.
-DEVICE constexpr int padded(int k, int groups) { return (k + groups - 1) / groups * groups; }
+// The same before the coefficients are known: ``place``, among the entries of the chunk's chains.
+template <class S> struct alignas(2 * sizeof(S)) Linked {
+    typename RowOf<S>::type row, place;
+};
 
 DEVICE float power(float x, float y) { return y == 1 ? x : powf(x, y); }
 DEVICE double power(double x, double y) { return y == 1 ? x : pow(x, y); }
@@ -75,3 +75,6 @@ template <int BYTES> DEVICE void copy_async(void* shared, const void* global) {
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(BYTES) : "memory");
 }
+
+// Has the line of device memory brought to the L2 cache.
+DEVICE void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }

@@ -1,4 +1,4 @@
-// Rows for the slots that a sequence writes, where M is too large for an array of that size to be kept: a hash table a
+// Rows for the slots that a sequence writes (masked tokens write none), where M is too large for an array of that size to be kept: a hash table a
 // (batch, head), from slot to the number t * K + k of the first write to it, which becomes its row.
 //
 // Which write of several claims a place in the table depends on timing; the smallest number among them does not. So
@@ -11,23 +11,25 @@ __device__ __forceinline__ unsigned start_of(int slot, unsigned places) { return
 
 // The sizes of one side's accesses, (B, T, H, K), and of a table, places: a power of two, at least 2 T K of writes.
 struct Access {
-    long long unit, number;  // b * H + h, t * K + k
+    long long unit, token, number;  // b * H + h, b * T + t, t * K + k
 
     __device__ __forceinline__ Access(long long i, int tokens, int heads, int top_k) {
-        const long long k = i % top_k, head = i / top_k % heads, t = i / top_k / heads % tokens;
-        unit = i / top_k / heads / tokens * heads + head;
-        number = t * top_k + k;
+        token = i / top_k / heads;
+        unit = token / tokens * heads + i / top_k % heads;
+        number = token % tokens * top_k + i % top_k;
     }
 };
 
 extern "C" __global__ void renumber_writes(
     const int* slots, long long count, int tokens, int heads, int top_k, unsigned places,
-    int* keys,   // (B*H, places), all -1
-    int* first   // (B*H, places), all 2**31 - 1
+    int* keys,        // (B*H, places), all -1
+    int* first,       // (B*H, places), all 2**31 - 1
+    const bool* mask  // (B, T), or null
 ) {
     const long long i = blockIdx.x * (long long)(blockDim.x) + threadIdx.x;
     if (i >= count) return;
     const Access access(i, tokens, heads, top_k);
+    if (mask && !mask[access.token]) return;
     keys += access.unit * places;
     unsigned place = start_of(slots[i], places);
     for (;;) {
