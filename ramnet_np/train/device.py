@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ramnet_np.backend import fused_for
+from ramnet_np.core.arrays import on_host
 from ramnet_np.core.loss import IGNORE_INDEX, cross_entropy_and_gradient
 from ramnet_np.core.require import require_ids
 from ramnet_np.model import RAMNet
@@ -134,9 +135,8 @@ class DeviceSteps:
         self._stream.__exit__(*exc_info)
 
     def _filled(self, batch: Batch) -> _Shape:
-        ids = batch.ids
-        vocab = self._model.config.vocab
-        positions, labels = labelled_tokens(batch.labels, multiple=len(ids))
+        ids, vocab = on_host(batch.ids), self._model.config.vocab
+        positions, labels = labelled_tokens(on_host(batch.labels), multiple=len(ids))
         require_ids("ids", ids, vocab)
         require_ids("labels", labels[labels != IGNORE_INDEX], vocab)
         key = (*ids.shape, len(positions))

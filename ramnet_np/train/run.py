@@ -54,6 +54,8 @@ class MQARRun:
             raise ValueError("backend 'cupy' serves device 'gpu', got device 'cpu'")
         if self.device == "gpu" and self.backend not in (None, "cupy", "numpy"):
             raise ValueError(f"backend must be 'cupy' or 'numpy' for device 'gpu', got {self.backend!r}")
+        if self.graph == "on" and (self.device == "cpu" or self.backend == "numpy"):
+            raise ValueError("graph must be 'auto' or 'off' unless the backend 'cupy' serves device 'gpu', got 'on'")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 

@@ -95,6 +95,9 @@ def test_device_and_backend_must_fit():
         replace(SMALL, backend="cupy")
     with pytest.raises(ValueError, match="backend must be 'cupy' or 'numpy' for device 'gpu', got 'numba'"):
         replace(SMALL, backend="numba", device="gpu")
+    for settings in ({"device": "cpu"}, {"device": "gpu", "backend": "numpy"}):
+        with pytest.raises(ValueError, match="graph must be 'auto' or 'off' unless the backend 'cupy' serves"):
+            replace(SMALL, graph="on", **settings)
 
 
 def test_to_a_device():
