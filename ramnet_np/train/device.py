@@ -84,7 +84,7 @@ class DeviceSteps:
         self._insists, self._graphs = graphs == "on", graphs != "off"
         self._step, self._moments = state.step, (state.mean, state.square)
         self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._pool = cupy.cuda.MemoryPool()  # of the graphs, which run one after another and so share it
+        self._pool = cupy.cuda.MemoryPool(_graph_memory)  # of the graphs, which run one after another and so share it
         self._shapes: dict[tuple[int, int, int], _Shape] = {}
         params = {name: cupy.ascontiguousarray(p) for name, p in model.params.items()}
         model.params.update(params)
@@ -191,6 +191,19 @@ class _Graph:
 
     def launch(self) -> None:
         self._graph.launch()
+
+
+def _graph_memory(size: int) -> Any:
+    """Fresh device memory for the pool of the graphs.
+
+    A pool that finds no more gives back its free blocks, but those of a graph only look free: so it must not find out.
+    """
+    import cupy
+
+    try:
+        return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise MemoryError(f"no GPU memory for {size:,} bytes more") from error
 
 
 def _begin_capture(stream: Any) -> None:

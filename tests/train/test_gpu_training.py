@@ -178,6 +178,26 @@ def test_a_capture_that_fails_is_said_and_training_goes_on(cp, monkeypatch):
             steps.run(second)
 
 
+def test_memory_that_runs_out_during_a_capture(cp, monkeypatch):
+    """The pool must not free what a graph uses: the capture fails, and the steps go on without."""
+    said = []
+    model = RAMNet(CONFIGS["mqar"], seed=0).to("gpu")
+    steps = DeviceSteps(model, TRAIN, adamw_init(model.params), "auto", said.append)
+    first, second, third = batches(3)
+
+    def none_left(size):
+        raise cp.cuda.runtime.CUDARuntimeError(2)  # cudaErrorMemoryAllocation
+
+    with steps:
+        steps.run(first)
+        monkeypatch.setattr(cp.cuda, "Memory", none_left)
+        steps.run(second)
+        steps.run(third)
+        assert np.isfinite(steps.report().loss)
+    [why] = said
+    assert "(MemoryError: no GPU memory for" in why
+
+
 def test_ids_outside_the_vocabulary_are_refused_on_the_host(cp):
     _, steps = steps_on("gpu", CONFIGS["mqar"])
     [batch] = batches(1)
