@@ -82,7 +82,6 @@ DEVICE void forward_pass(
     Accesses<OWN_W> write;
     Vector value;
     Link link{}, next_link{};
-    Chain after{};
     const auto fetch = [&](int chunk) {
         write.fetch(writes + (long long)(chunk) * (CHUNK * W));
         value.clear();
@@ -116,8 +115,8 @@ DEVICE void forward_pass(
                 write.codes(first, codes);
                 rows.find(place, codes, s);
                 EVENTS_OF(OWN_W, e) {
-                    if (REPLAY && first + e == 0 && place.part == 0 && in_place(codes[e]))
-                        store_channels(place, s[e], found + place.row_of(chunk));
+                    if (REPLAY && first + e == 0 && place.part == 0 && codes[e] >= NOTHING && place.has(chunk))
+                        store_channels(place, s[e], found + place.row_of(chunk));  // 0 if it does nothing
                     s[e].approach(write.get(first + e).coefficient, value);
                     if (in_place(codes[e])) rows.store(place, row_at(codes[e]), s[e]);
                 }
@@ -125,22 +124,19 @@ DEVICE void forward_pass(
             fetch(next);  // into the same registers
         }
         if (CHUNK > 1) {
-            after = chains[smaller_of(chunk + 2, last) * CHAINS];
             next_link.fetch_entries(place, entries + next * ENTRIES, next_link.chain.begin(), 1);
             const TokenEvent* list = entries + chunk * ENTRIES;
-            for (int c = 0; link.chain.count() && !link.chain.reads_only();) {
+            for (int c = 0;;) {
+                const int count = link.chain.reads_only() ? 0 : link.chain.count();
                 Vector s = rows.load(place, link.chain.row);
-                follow_chain<1>(place, rows, list, link, [&](int what, Sum eta, const Vector& v) {
-                    if (entry_reads(what)) {
-                        rows.store_version(entry_version(what), s);
-                    } else {
-                        if (REPLAY && entry_k(what) == 0)
-                            store_channels(place, s, found + place.row_of(chunk, entry_token(what)));
-                        s.approach(eta, v);
-                    }
+                follow_chain<1>(place, rows, list, link, count, [&](int what, Sum eta, const Vector& v) {
+                    if (entry_reads(what)) rows.store_version(entry_version(what), s);
+                    if (REPLAY && !entry_reads(what) && entry_k(what) == 0)
+                        store_channels(place, s, found + place.row_of(chunk, entry_token(what)));
+                    if (!entry_reads(what)) s.approach(eta, v);
                 });
-                rows.store(place, link.chain.row, s);
-                if (!link.chain.more()) break;
+                if (count) rows.store(place, link.chain.row, s);
+                if (!__any_sync(~0u, link.chain.more())) break;
                 c += GROUPS, link.chain = chains[chunk * CHAINS + c];
                 link.fetch_entries(place, list, link.chain.begin(), 1);
             }
@@ -151,7 +147,8 @@ DEVICE void forward_pass(
         read(chunk, token_reads, token_dy);
         if (CHUNK > 1) {
             leave_row();
-            link = next_link, next_link.chain = after;
+            link = next_link;
+            next_link.chain = chains[smaller_of(chunk + 2, last) * CHAINS];
         }
         __syncthreads();
     }
@@ -242,7 +239,6 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     Accesses<OWN_R> read;
     Vector token_dy;
     Link link{}, next_link{};
-    Chain after{};
     const auto fetch = [&](int chunk) {
         read.fetch(reads + (long long)(chunk) * (CHUNK * R));
         token_dy.clear();
@@ -283,29 +279,26 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                     if (in_place(codes[e]) && !in_reverse_listed(codes[e])) rows.store(place, row_at(codes[e]), d[e]);
                 }
             }
-            fetch(no_less(chunk - 1));  // into the same registers
         }
-        if (place.part == 0 && place.has(chunk) && write.get(0).row != NOTHING)
+        if (place.part == 0 && place.has(chunk))
             found_here = load_channels(place, found + place.row_of(chunk));
         if (CHUNK > 1) {
-            after = chains[no_less(chunk - 2) * CHAINS];
             fetch_entries(next_link, no_less(chunk - 1));
-            for (int c = 0; link.chain.count();) {
+            for (int c = 0;;) {
+                const int count = link.chain.count();
                 Vector d = rows.load(place, link.chain.row);
-                follow_chain<-1>(place, rows, entries + chunk * ENTRIES, link, [&](int what, Sum coefficient, const Vector& dy) {
-                    if (entry_reads(what)) {
-                        d.add(coefficient, dy);
-                    } else {
-                        rows.store_version(entry_version(what), d);
-                        d.scale(1 - coefficient);
-                    }
+                follow_chain<-1>(place, rows, entries + chunk * ENTRIES, link, count, [&](int what, Sum coefficient, const Vector& dy) {
+                    if (!entry_reads(what)) rows.store_version(entry_version(what), d);
+                    if (entry_reads(what)) d.add(coefficient, dy);
+                    else d.scale(1 - coefficient);
                 });
-                rows.store(place, link.chain.row, d);
-                if (!link.chain.more()) break;
+                if (count) rows.store(place, link.chain.row, d);
+                if (!__any_sync(~0u, link.chain.more())) break;
                 c += GROUPS, link.chain = chains[chunk * CHAINS + c];
                 fetch_entries(link, chunk);
             }
         }
+        if (place.token < CHUNK) fetch(no_less(chunk - 1));  // into the same registers
         __syncthreads();
         // 2. writes
         Vector sum;
@@ -335,7 +328,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk));
         if (CHUNK > 1) {
             leave_row();
-            link = next_link, next_link.chain = after;
+            link = next_link;
+            next_link.chain = chains[no_less(chunk - 2) * CHAINS];
         }
         __syncthreads();
     }

@@ -162,6 +162,10 @@ struct Rows {
             } else {
                 found[e] = load(place, row_at(codes[e]));
             }
+        bool elsewhere = false;
+#pragma unroll
+        for (int e = 0; e < N; e++) elsewhere |= codes[e] < version_code(room - 1);
+        if (!__any_sync(~0u, elsewhere)) return;
 #pragma unroll
         for (int e = 0; e < N; e++)
             if (codes[e] < version_code(room - 1)) found[e] = spare[version_at(codes[e]) * STEP];
@@ -215,26 +219,26 @@ struct Link {
     }
     // Entry i of four, in all lanes of the group.
     DEVICE TokenEvent get(int i) const {
-        const unsigned group = 15u << (threadIdx.x & 28);
         TokenEvent e;
-        e.row = __shfl_sync(group, entry.row, i, LANES);
-        e.coefficient = __shfl_sync(group, entry.coefficient, i, LANES);
+        e.row = __shfl_sync(~0u, entry.row, i, LANES);
+        e.coefficient = __shfl_sync(~0u, entry.coefficient, i, LANES);
         return e;
     }
 };
 
 // follow(what, coefficient, the token's row) for every entry of a chain, from its first (STEP 1) or last (STEP -1) on.
+// Groups of a warp stay together: those with shorter chains, or with none (count 0), do nothing meanwhile.
 template <int STEP, class Follow>
-DEVICE void follow_chain(const Place& place, const Rows& rows, const TokenEvent* entries, Link& link, const Follow& follow) {
-    const int count = link.chain.count(), first = link.chain.begin() + (STEP > 0 ? 0 : count - 1);
+DEVICE void follow_chain(const Place& place, const Rows& rows, const TokenEvent* entries, Link& link, int count, const Follow& follow) {
+    const int most = __reduce_max_sync(~0u, count), first = link.chain.begin() + (STEP > 0 ? 0 : count - 1);
     TokenEvent entry = link.get(0);
-    Vector value = rows.of_token(entry_token(int(entry.row)));
+    Vector value = rows.of_token(entry_token(int(entry.row)) & (CHUNK - 1));
 #pragma unroll 1
-    for (int i = 1; i <= count; i++) {
+    for (int i = 1; i <= most; i++) {
         if ((i & 3) == 0) link.fetch_entries(place, entries, first + STEP * i, STEP);
         const TokenEvent next = link.get(i & 3);  // behind the last: never used
         const Vector next_value = rows.of_token(entry_token(int(next.row)) & (CHUNK - 1));
-        follow(int(entry.row), entry.coefficient, value);
+        if (i <= count) follow(int(entry.row), entry.coefficient, value);
         entry = next, value = next_value;
     }
 }
