@@ -13,9 +13,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 # name -> (module that holds BACKEND, packages it needs)
@@ -71,6 +71,20 @@ class Backend:
 
     ``saved`` belongs to the backend: whatever its backward needs, never changed by it, so that a backward can be
     called again. Integer arrays in it are fully written: ``gradcheck`` compares them to see a selection switch.
+
+    ``fused``: functions that the core's layers call for this backend's arrays in place of their own mathematics, where
+    that is many small launches; see :func:`fused_for`. Rows are (N, D), and sums over tokens repeatable:
+
+    ``matmul(a, b, onto=None)``; ``column_sum(rows)``: matrix product, added to ``onto`` if given; sum over rows.
+    ``rmsnorm_forward(rows, weight, eps) -> (y, rstd)``; ``rmsnorm_backward(dy, rows, weight, rstd) -> (dx, dweight)``
+    ``layernorm_forward(rows, weight, bias, eps) -> (y, mean, rstd)``
+    ``layernorm_backward(dy, rows, weight, mean, rstd) -> (dx, dweight, dbias)``
+    ``gate_forward(a, b, silu) -> act(a) * b``; ``gate_backward(dout, a, b, silu) -> (da, db)``: act is SiLU or sigmoid.
+    ``scale_forward(matrix, bias, scales, tau) -> (scaled, scaled_bias)``: rows times exp(scales) / tau
+    ``scale_backward(dscaled, dbias, scaled, scaled_bias, scales, tau) -> (dmatrix, dbias, dscales)``
+    ``cross_entropy(logits, labels, ignore_index, dlogits=None, scale=1.0) -> (loss, correct, count)``; fills dlogits.
+    ``embedding_backward(dy, ids, V) -> dtable``
+    ``adamw``, ``adamw_settings``: an optimiser that leaves its numbers on the device, and its constants.
     """
 
     name: str
@@ -83,6 +97,7 @@ class Backend:
     short_positions: bool = False
     decode_pair_forward: Callable[..., Any] | None = None
     decode_pair_backward: Callable[..., Any] | None = None
+    fused: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def decode_both(self, write_logits: Any, read_logits: Any, decode: DecodeOptions, positions: Any) -> tuple:
         """((index, weight, saved) of the writes, the same of the reads)."""
@@ -191,6 +206,16 @@ def backend_for(array: Any, name: str | None = None) -> Backend:
     if backend.array_kind != kind and name != "numpy":  # the core is written through xp and serves both
         raise TypeError(f"backend {name!r} serves {backend.array_kind} arrays, got {kind} arrays")
     return backend
+
+
+def fused_for(name: str, array: Any) -> Callable[..., Any] | None:
+    """The backend's own version of a layer function for ``array``, or None: then the plain mathematics serves.
+
+    >>> import numpy as np
+    >>> fused_for("rmsnorm_forward", np.zeros(1)) is None
+    True
+    """
+    return None if array_kind(array) == "numpy" else backend_for(array).fused.get(name)
 
 
 def array_kind(array: Any) -> str:

@@ -17,6 +17,7 @@ from ramnet_np.core.activation import ACTIVATIONS
 from ramnet_np.core.attention import ram_attention_backward, ram_attention_forward
 from ramnet_np.core.decoder import decode_backward, decode_forward
 from ramnet_np.core.embedding import embedding_backward, embedding_forward
+from ramnet_np.core.gate import gate_backward, gate_forward
 from ramnet_np.core.linear import linear_backward, linear_forward
 from ramnet_np.core.loss import cross_entropy_backward, cross_entropy_forward
 from ramnet_np.core.mlp import mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
@@ -116,6 +117,7 @@ LAYERS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, tuple[
     "rmsnorm": (rmsnorm_forward, rmsnorm_backward, {"x": _X, "weight": (6,)}),
     "layernorm": (layernorm_forward, layernorm_backward, {"x": _X, "weight": (6,), "bias": (6,)}),
     **{name: (*functions, {"x": _X}) for name, functions in ACTIVATIONS.items()},
+    "gate": (gate_forward, gate_backward, {"a": _X, "b": _X}),
     "swiglu": (swiglu_forward, swiglu_backward, {"x": _X, "gate": (8, 6), "up": (8, 6), "down": (6, 8)}),
     "mlp": (
         lambda x, up, down, up_bias, down_bias: mlp_forward(x, up, down, "gelu", up_bias, down_bias),

@@ -10,7 +10,15 @@ import pytest
 
 import ramnet_np
 from ramnet_np import backends, ram_attention_backward, ram_attention_forward, use_backend
-from ramnet_np.backend import backend_for, load_backend, register_backend, selected_backend, unregister_backend
+from ramnet_np.backend import (
+    Backend,
+    backend_for,
+    fused_for,
+    load_backend,
+    register_backend,
+    selected_backend,
+    unregister_backend,
+)
 from ramnet_np.core.checks import full_positions
 from tests.core.test_attention import draw
 
@@ -140,6 +148,27 @@ def test_a_backend_may_decode_both_sides_at_once(monkeypatch):
     np.testing.assert_array_equal(y, expected)
     for grad, wanted in zip(grads[:3], ram_attention_backward(expected, ctx), strict=False):
         np.testing.assert_array_equal(grad, wanted)
+
+
+def test_numpy_arrays_get_the_plain_mathematics(monkeypatch):
+    """Without a backend being loaded, and also if the selected one has fused functions."""
+    monkeypatch.setattr("ramnet_np.backend._loaded", {})
+    assert fused_for("rmsnorm_forward", np.zeros(2)) is None
+    assert ramnet_np.backend._loaded == {}
+
+
+def test_the_arrays_of_a_backend_get_its_fused_functions(monkeypatch):
+    class Array(np.ndarray):
+        """Stands for an array of CuPy."""
+
+    monkeypatch.setattr(Array, "__module__", "cupy")
+    fused = Backend("cupy", *[print] * 5, array_kind="cupy", fused={"known": max})
+    monkeypatch.setattr("ramnet_np.backend._loaded", {"cupy": fused, "numpy": load_backend("numpy")})
+    array = np.zeros(2).view(Array)
+    assert fused_for("known", array) is max
+    assert fused_for("unknown", array) is None
+    with use_backend("numpy"):
+        assert fused_for("known", array) is None
 
 
 def test_public_names_exist():

@@ -94,12 +94,21 @@ def test_bad_input_is_one_line_on_stderr(capsys, args, words):
     assert err.count("\n") == 1
 
 
+def test_train_on_a_gpu_that_is_not_there_is_one_line_on_stderr(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("ramnet_np.core.arrays.why_unavailable", lambda name: "could not be loaded: no GPU")
+    status, out, err = run(capsys, "train", "mqar", "--device", "gpu", "--out", str(tmp_path / "run"))
+    assert (status, out) == (2, "")
+    assert err == "ramnet-np: device 'gpu' cannot be used: backend 'cupy' could not be loaded: no GPU\n"
+
+
 def test_train_mqar_help_teaches(capsys):
     status, out, _ = run(capsys, "train", "mqar", "--help")
     assert status == 0
     assert "Multi-query associative recall" in out
     assert "--resume" in out
     assert "--model.order INT" in out
+    assert "--device {cpu,gpu}" in out
+    assert "--graph {auto,on,off}" in out
     assert "digits of an address" in out
 
 

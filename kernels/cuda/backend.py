@@ -4,6 +4,7 @@ from ramnet_np.backend import Backend
 
 from .decode import decode_backward, decode_forward, decode_pair_backward, decode_pair_forward
 from .errors import explain_out_of_memory, import_cupy
+from .fused import FUSED
 from .memory import memory_backward, memory_forward
 from .step import step
 
@@ -26,4 +27,5 @@ BACKEND = Backend(
     short_positions=True,
     decode_pair_forward=_of_a_sequence(decode_pair_forward),
     decode_pair_backward=_of_a_sequence(decode_pair_backward),
+    fused=FUSED,
 )

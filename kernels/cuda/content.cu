@@ -27,297 +27,311 @@
 // renumbered), ALIGNED, BLOCKS (to be held by a multiprocessor).
 #include "content.cuh"
 
-// for (first of a batch), for (e of a batch) over a group's accesses: unrolled where they are held in registers
+// for (first of a batch), for (e of a batch) over a group's accesses
 #define BATCH_OF(OWN) Accesses<OWN>::BATCH
 #define BATCHES(OWN, first) for (int first = 0; first < OWN; first += BATCH_OF(OWN))
 #define EVENTS_OF(OWN, e) _Pragma("unroll") for (int e = 0; e < BATCH_OF(OWN); e++)
 
-constexpr int AHEAD = 3;  // chunks that are asked for from device memory before they are needed
-
-#define SIZES int tokens, int heads, int channels, int rows
-#define LISTS Chain *chains, TokenEvent *entries
+#define SIZES int tokens, int heads, int channels, int rows_of_state
+#define LISTS const Chain *chains, const TokenEvent *entries
 #define EVENTS const TokenEvent *__restrict__ writes, const TokenEvent *__restrict__ reads
 
-// What all passes begin with.
-#define BEGIN(STATE_FROM)                                                              \
-    const Place place(tokens, heads, channels, rows);                                  \
-    const Lists lists{chains, entries};                                      \
-    const int state_bytes = IN_SHARED ? rows * CHANNELS * int(sizeof(Sum)) : 0;        \
-    State state(place, on_chip(), working);                                            \
-    const Workshop workshop(place, on_chip() + state_bytes, space, spare);             \
-    state.start(place, STATE_FROM)
+constexpr int AHEAD = 3;  // chunks that are asked for from device memory before they are needed
 
-// Has a chunk's inputs brought to the L2 cache, line by line: each warp some of them.
-DEVICE void ask_for(
-    const Place& place, const Lists& lists, int chunk, EVENTS, const ELEMENT* values, const ELEMENT* dy, const Sum* found
-) {
-    if (chunk < 0 || chunk >= place.chunks) return;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const long long at = place.chunk_at(chunk);
-    const auto lines = [&](const void* from, int bytes) {
-        if (lane * 128 < bytes) prefetch(reinterpret_cast<const char*>(from) + lane * 128);
-    };
-    if (warp == 0) lines(writes + at * CHUNK * W, CHUNK * W * int(sizeof(TokenEvent)));
-    if (warp == 1) lines(reads + at * CHUNK * R, CHUNK * R * int(sizeof(TokenEvent)));
-    if (CHUNK > 1 && warp == 2) lines(lists.entries_of(at), ENTRIES / 2 * int(sizeof(TokenEvent)));
-    if (CHUNK > 1 && warp == 3) lines(lists.chains_of(at), CHAINS / 2 * int(sizeof(Chain)));
-    const int t = chunk * CHUNK + lane;
-    if (lane >= CHUNK || t >= place.tokens) return;
-    const long long row = place.row_of(t) - place.own;
-    if (warp == 5) prefetch(values + row);
-    if (dy && warp == 6) prefetch(dy + row);
-    if (found && warp == 7) prefetch(found + row);
-}
+// Has a chunk's inputs brought to the L2 cache: each lane at most one line, the same of every chunk.
+struct Ask {
+    const char* line;
+    int stride;  // bytes from chunk to chunk; 0: none
 
-struct Counts {
-    int mixed_chains, all_chains, mixed_entries, all_entries;
-};
-DEVICE Counts counts_of(const Place& place, const Lists& lists, int chunk) {
-    Counts n{};
-    if (CHUNK == 1 || chunk < 0 || chunk >= place.chunks) return n;
-    for (int c = 0; c < CHAINS; c++) {
-        const Chain chain = lists.chains_of(place.chunk_at(chunk))[c];
-        if (!chain.count()) break;
-        n.all_chains++, n.all_entries += chain.count();
-        if (!chain.reads_only()) n.mixed_chains++, n.mixed_entries += chain.count();
+    DEVICE Ask(const Place& place, EVENTS, LISTS, const ELEMENT* values, const ELEMENT* dy, const Sum* found)
+        : line(nullptr), stride(0) {
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const auto lines = [&](const void* first, int bytes, int used) {
+            if (lane * 128 >= used) return;
+            line = reinterpret_cast<const char*>(first) + place.chunk_at(0) * bytes + lane * 128, stride = bytes;
+        };
+        constexpr int EVENT = sizeof(TokenEvent), CHAIN = sizeof(Chain);
+        if (warp == 0) lines(writes, CHUNK * W * EVENT, CHUNK * W * EVENT);
+        if (warp == 1) lines(reads, CHUNK * R * EVENT, CHUNK * R * EVENT);
+        if (CHUNK == 1) return;
+        if (warp == 2) lines(entries, ENTRIES * EVENT, ENTRIES * EVENT / 2);  // of lists, as much as most chunks use
+        if (warp == 3) lines(chains, CHAINS * CHAIN, GROUPS * CHAIN);
+        const auto rows = [&](const void* first, int size) {
+            if (lane >= CHUNK) return;
+            const long long row = place.row_of(0, lane) - place.lane * VECTOR;
+            line = reinterpret_cast<const char*>(first) + row * size, stride = place.stride * size;
+        };
+        if (warp == 5) rows(values, sizeof(ELEMENT));
+        if (warp == 6 && dy) rows(dy, sizeof(ELEMENT));
+        if (warp == 7 && found) rows(found, sizeof(Sum));
     }
-    return n;
-}
+    DEVICE void operator()(const Place& place, int chunk) const {
+        if (chunk >= 0 && (chunk + 1) * CHUNK <= place.tokens && stride) prefetch(line + (long long)(chunk)*stride);
+    }
+};
 
-// What an access finds: its slot, or a version; anything, if it does nothing.
-DEVICE Vector find(const Place& place, const State& state, const Workshop& workshop, int most, int code) {
-    if (IN_SHARED) return *(code < NOTHING ? workshop.version(version_at(code), most) : state.row(code));
-    return code < NOTHING ? *workshop.version(version_at(code), most) : state.find(place, code);
-}
-
-// The two passes forward in time. read(chunk, reads of the token, slot_of): what it does with them.
+// The two passes forward in time. read(chunk, the token's reads, dy): what it does with them.
 template <bool REPLAY, class Read>
 DEVICE void forward_pass(
-    const Place& place, State& state, const Workshop& workshop, const Lists& lists, EVENTS, const ELEMENT* values,
-    const ELEMENT* dy, Sum* found, const Read& read
+    const Place& place, Rows& rows, EVENTS, LISTS, const ELEMENT* values, const ELEMENT* dy, Sum* found, const Read& read
 ) {
-#pragma unroll 1
-    for (int chunk = 1; chunk < AHEAD; chunk++) ask_for(place, lists, chunk, writes, reads, values, REPLAY ? dy : nullptr, nullptr);
-    Inputs<OWN_W> now, next;
-    Counts counts = counts_of(place, lists, 0), next_counts = counts_of(place, lists, 1);
-    now.fetch(place, 0, writes, values);
-    workshop.leave_row(place, now.value);
-    workshop.fetch_lists(lists, place.chunk_at(0), counts.mixed_chains, counts.mixed_entries);
-    wait_for_copies<0>();
+    const Ask ask(place, writes, reads, chains, entries, values, REPLAY ? dy : nullptr, nullptr);
+    writes += place.access_of(OWN_W), reads += place.access_of(OWN_R);
+    chains += place.chunk_at(0) * CHAINS + place.group, entries += place.chunk_at(0) * ENTRIES;
+    const int last = place.chunks - 1;
+    Accesses<OWN_W> write;
+    Vector value;
+    Link link{}, next_link{};
+    const auto fetch = [&](int chunk) {
+        write.fetch(writes + (long long)(chunk) * (CHUNK * W));
+        value.clear();
+        if (place.has(chunk)) value = load_channels(place, values + place.row_of(chunk));
+    };
+    const auto leave_row = [&] {
+        if (place.part == 0 && place.token < CHUNK) rows.of_token(place.token) = value;
+    };
+    if (place.token < CHUNK) fetch(0);
+    if (CHUNK > 1) {
+        link.chain = chains[0], next_link.chain = chains[smaller_of(1, last) * CHAINS];
+        link.fetch_entries(place, entries, link.chain.begin(), 1);
+        leave_row();
+    }
+    for (int chunk = 1; chunk < AHEAD; chunk++) ask(place, chunk);
     __syncthreads();
-    for (int chunk = 0; chunk < place.chunks; chunk++) {
-        ask_for(place, lists, chunk + AHEAD, writes, reads, values, REPLAY ? dy : nullptr, nullptr);
-        if (FRESH) state.fresh = chunk * CHUNK * WRITES;
+    for (int chunk = 0; chunk <= last; chunk++) {
+        const int next = smaller_of(chunk + 1, last);
+        ask(place, chunk + AHEAD);
+        Accesses<OWN_R> token_reads;
+        Vector token_dy;
+        token_dy.clear();
+        if (place.token < CHUNK) token_reads.fetch(reads + (long long)(chunk) * (CHUNK * R));
+        if (REPLAY && place.has(chunk)) token_dy = load_channels(place, dy + place.row_of(chunk));
+        if (FRESH) rows.fresh = chunk * CHUNK * WRITES;
         // 1. writes that are alone on their slot, then chains
-        BATCHES(OWN_W, first) {
-            Vector old[BATCH_OF(OWN_W)];
-            EVENTS_OF(OWN_W, e) old[e] = state.find(place, int(now.accesses.get(first + e).row));
-            EVENTS_OF(OWN_W, e) {
-                const TokenEvent event = now.accesses.get(first + e);
-                const int code = int(event.row);
-                if (REPLAY && first + e == 0 && place.part == 0 && in_place(code))
-                    store_channels(place, old[e], found + place.row_of(chunk * CHUNK + place.token));
-                old[e].approach(event.coefficient, now.value);
-                if (in_place(code)) state.store(place, row_at(code), old[e]);
-            }
-        }
-        const Counts after = counts_of(place, lists, chunk + 2);
-        Inputs<OWN_R> here;  // asked for when registers are free; chains hide some of the wait
-        here.fetch(place, chunk, reads, REPLAY ? dy : nullptr);
-        next.fetch(place, chunk + 1, writes, values);
-        const int most = workshop.bytes_of_more(
-            counts.mixed_chains, counts.mixed_entries, next_counts.mixed_chains, next_counts.mixed_entries);
-        const TokenEvent* list = workshop.entries(counts.mixed_chains);
-#pragma unroll 1
-        for (int c = place.group; c < counts.mixed_chains; c += GROUPS) {
-            const Chain chain = workshop.chains()[c];
-            Vector s = state.load(place, chain.row);
-            const int last = chain.begin() + chain.count() - 1;
-            TokenEvent entry = list[chain.begin()], next_entry = list[chain.begin() + 1];
-            Vector value = workshop.row(entry_token(int(entry.row)));
-#pragma unroll 1
-            for (int i = chain.begin() + 2; i <= last + 2; i++) {
-                const TokenEvent after = list[smaller_of(i, last)];
-                const Vector next_value = workshop.row(entry_token(int(next_entry.row)));
-                const int what = int(entry.row);
-                if (entry_reads(what)) {
-                    *workshop.version(entry_version(what), most) = s;
-                } else {
-                    if (REPLAY && entry_k(what) == 0)
-                        store_channels(place, s, found + place.row_of(chunk * CHUNK + entry_token(what)));
-                    s.approach(entry.coefficient, value);
+        if (place.token < CHUNK) {
+            BATCHES(OWN_W, first) {
+                int codes[BATCH_OF(OWN_W)];
+                Vector s[BATCH_OF(OWN_W)];
+                write.codes(first, codes);
+                rows.find(place, codes, s);
+                EVENTS_OF(OWN_W, e) {
+                    if (REPLAY && first + e == 0 && place.part == 0 && codes[e] >= NOTHING && place.has(chunk))
+                        store_channels(place, s[e], found + place.row_of(chunk));  // 0 if it does nothing
+                    s[e].approach(write.get(first + e).coefficient, value);
+                    if (in_place(codes[e])) rows.store(place, row_at(codes[e]), s[e]);
                 }
-                entry = next_entry, next_entry = after, value = next_value;
             }
-            state.store(place, chain.row, s);
+            fetch(next);  // into the same registers
+        }
+        if (CHUNK > 1) {
+            next_link.fetch_entries(place, entries + next * ENTRIES, next_link.chain.begin(), 1);
+            const TokenEvent* list = entries + chunk * ENTRIES;
+            for (int c = 0;;) {
+                const int count = link.chain.reads_only() ? 0 : link.chain.count();
+                Vector s = rows.load(place, link.chain.row);
+                follow_chain<1>(place, rows, list, link, count, [&](int what, Sum eta, const Vector& v) {
+                    if (entry_reads(what)) rows.store_version(entry_version(what), s);
+                    if (REPLAY && !entry_reads(what) && entry_k(what) == 0)
+                        store_channels(place, s, found + place.row_of(chunk, entry_token(what)));
+                    if (!entry_reads(what)) s.approach(eta, v);
+                });
+                if (count) rows.store(place, link.chain.row, s);
+                if (!__any_sync(~0u, link.chain.more())) break;
+                c += GROUPS, link.chain = chains[chunk * CHAINS + c];
+                link.fetch_entries(place, list, link.chain.begin(), 1);
+            }
         }
         __syncthreads();
         // 2. reads; meanwhile what the next chunk needs arrives
-        if (FRESH) state.fresh = place.rows;
-        workshop.fetch_lists(lists, place.chunk_at(chunk + 1), next_counts.mixed_chains, next_counts.mixed_entries);
-        read(chunk, here, [&](int code) { return find(place, state, workshop, most, code); });
-        now = next, counts = next_counts;
-        workshop.leave_row(place, now.value);
-        next_counts = after;
-        wait_for_copies<0>();
+        if (FRESH) rows.fresh = place.rows;
+        read(chunk, token_reads, token_dy);
+        if (CHUNK > 1) {
+            leave_row();
+            link = next_link;
+            next_link.chain = chains[smaller_of(chunk + 2, last) * CHAINS];
+        }
         __syncthreads();
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_forward(
     EVENTS, LISTS, const ELEMENT* __restrict__ values,  // (B, T, H, C)
-    SIZES, int space, Sum* spare,                       // see Workshop
+    SIZES, int room, Sum* spare,                        // see Rows
     const Sum* given, Sum* working, Sum* final_state,   // (B*H, rows, C) each, or null; working only if not IN_SHARED
     ELEMENT* __restrict__ y                             // (B, T, H, C)
 ) {
-    BEGIN(given);
-    const auto read = [&](int chunk, const Inputs<OWN_R>& here, const auto& slot_of) {
+    const Place place(tokens, heads, channels, rows_of_state);
+    Rows rows(place, room, spare, working);
+    rows.start(place, given);
+    const auto read = [&](int chunk, const Accesses<OWN_R>& reads, const Vector&) {
         Vector sum;
         sum.clear();
-        BATCHES(OWN_R, first) {
-            Vector seen[BATCH_OF(OWN_R)];
-            EVENTS_OF(OWN_R, e) seen[e] = slot_of(int(here.accesses.get(first + e).row));
-            EVENTS_OF(OWN_R, e) {
-                const TokenEvent event = here.accesses.get(first + e);
-                if (event.row != NOTHING) sum.add(event.coefficient, seen[e]);
+        if (place.token < CHUNK) {
+            BATCHES(OWN_R, first) {
+                int codes[BATCH_OF(OWN_R)];
+                Vector seen[BATCH_OF(OWN_R)];
+                reads.codes(first, codes);
+                rows.find_versions(place, codes, seen);
+                EVENTS_OF(OWN_R, e) sum.add(reads.get(first + e).coefficient, seen[e]);
             }
         }
         sum = sum_over_parts(sum);
-        if (place.part == 0 && place.has(chunk)) store_channels(place, sum, y + place.row_of(chunk * CHUNK + place.token));
+        if (place.part == 0 && place.has(chunk)) store_channels(place, sum, y + place.row_of(chunk));
     };
-    forward_pass<false>(place, state, workshop, lists, writes, reads, values, nullptr, nullptr, read);
-    state.finish(place, final_state);
+    forward_pass<false>(place, rows, writes, reads, chains, entries, values, nullptr, nullptr, read);
+    rows.finish(place, final_state);
 }
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
-    EVENTS, LISTS, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy, SIZES, int space, Sum* spare,
+    EVENTS, LISTS, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy, SIZES, int room, Sum* spare,
     const Sum* given, Sum* working,
     const Sum* dstate,         // (B*H, rows, C), or null
     Sum* __restrict__ dread,   // (slices, B*H, chunks, CHUNK, R): <dy, s> over the slice
     Sum* __restrict__ found,   // (B, T, H, C): the content that a token's first write found
     Sum* __restrict__ last     // (slices, B*H, rows): <dstate, s> after the last token, if there is a dstate
 ) {
-    BEGIN(given);
-    dread += ((long long)(place.slice) * place.units() + place.unit) * place.chunks * CHUNK * R;
-    const auto read = [&](int chunk, const Inputs<OWN_R>& here, const auto& slot_of) {
-        Sum* to = dread + (((long long)(chunk)*CHUNK + place.token) * SPREAD + place.part) * OWN_R;
+    const Place place(tokens, heads, channels, rows_of_state);
+    Rows rows(place, room, spare, working);
+    rows.start(place, given);
+    const long long units_before = (long long)(place.slice) * place.units();
+    dread += units_before * place.chunks * (CHUNK * R) + place.access_of(OWN_R);
+    const auto read = [&](int chunk, const Accesses<OWN_R>& reads, const Vector& dy) {
         BATCHES(OWN_R, first) {
+            int codes[BATCH_OF(OWN_R)];
             Vector seen[BATCH_OF(OWN_R)];
             Sum dots[BATCH_OF(OWN_R)];
-            EVENTS_OF(OWN_R, e) seen[e] = slot_of(int(here.accesses.get(first + e).row));
-            EVENTS_OF(OWN_R, e) dots[e] = seen[e].dot(here.value);
-            store_dots(place, dots, to + first);
+            EVENTS_OF(OWN_R, e) codes[e] = NOTHING;
+            if (place.token < CHUNK) reads.codes(first, codes);
+            rows.find_versions(place, codes, seen);
+            EVENTS_OF(OWN_R, e) dots[e] = seen[e].dot(dy);
+            store_dots(place, dots, dread + (long long)(chunk) * (CHUNK * R) + first);
         }
     };
-    forward_pass<true>(place, state, workshop, lists, writes, reads, values, dy, found, read);
+    forward_pass<true>(place, rows, writes, reads, chains, entries, values, dy, found, read);
     if (!dstate) return;
-    const Sum* d = dstate + (long long)(place.unit) * rows * channels + place.slice * CHANNELS + place.own;
-    last += ((long long)(place.slice) * place.units() + place.unit) * rows;
-    for (int first = 0; first < rows; first += GROUPS) {
+    const Sum* d = dstate + rows.origin;
+    last += (units_before + place.unit) * place.rows;
+    for (int first = 0; first < place.rows; first += GROUPS) {
         const int row = first + place.group;
         Sum sum = 0;
-        if (row < rows) sum = load_channels(place, d + (long long)(row)*channels).dot(state.load(place, row));
+        if (row < place.rows) sum = load_channels(place, d + (long long)(row)*channels).dot(rows.load(place, row));
         sum = sum_over_lanes(sum);
-        if (row < rows && place.own == 0) last[row] = sum;
+        if (row < place.rows && place.lane == 0) last[row] = sum;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     EVENTS, LISTS, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy,
-    const Sum* __restrict__ found, SIZES, int space, Sum* spare, const Sum* dstate, Sum* working, Sum* dgiven,
+    const Sum* __restrict__ found, SIZES, int room, Sum* spare, const Sum* dstate, Sum* working, Sum* dgiven,
     ELEMENT* __restrict__ dv,    // (B, T, H, C)
     Sum* __restrict__ dwritten,  // (slices, B*H, chunks, CHUNK, W): <d, v> over the slice
     Sum* __restrict__ dfound     // (slices, B*H, chunks, CHUNK): <d, found> of the token's first write
 ) {
-    BEGIN(dstate);  // of the adjoint
-    const long long part = ((long long)(place.slice) * place.units() + place.unit) * place.chunks * CHUNK;
+    const Place place(tokens, heads, channels, rows_of_state);
+    Rows rows(place, room, spare, working);  // of the adjoint
+    rows.start(place, dstate);
+    const Ask ask(place, writes, reads, chains, entries, values, dy, found);
+    const long long units_before = (long long)(place.slice) * place.units();
+    dwritten += units_before * place.chunks * (CHUNK * W) + place.access_of(OWN_W);
+    dfound += (units_before + place.unit) * place.chunks * CHUNK + place.token;
+    writes += place.access_of(OWN_W), reads += place.access_of(OWN_R);
+    chains += place.chunk_at(0) * CHAINS + place.group, entries += place.chunk_at(0) * ENTRIES;
+    Accesses<OWN_R> read;
+    Vector token_dy;
+    Link link{}, next_link{};
+    const auto fetch = [&](int chunk) {
+        read.fetch(reads + (long long)(chunk) * (CHUNK * R));
+        token_dy.clear();
+        if (place.has(chunk)) token_dy = load_channels(place, dy + place.row_of(chunk));
+    };
+    const auto leave_row = [&] {
+        if (place.part == 0 && place.token < CHUNK) rows.of_token(place.token) = token_dy;
+    };
+    const auto fetch_entries = [&](Link& link, int chunk) {
+        link.fetch_entries(place, entries + chunk * ENTRIES, link.chain.begin() + link.chain.count() - 1, -1);
+    };
     const int end = place.chunks - 1;
-#pragma unroll 1
-    for (int chunk = end - 1; chunk > end - AHEAD; chunk--) ask_for(place, lists, chunk, writes, reads, values, dy, found);
-    Inputs<OWN_R> now, next;
-    Counts counts = counts_of(place, lists, end), next_counts = counts_of(place, lists, end - 1);
-    now.fetch(place, end, reads, dy);
-    workshop.leave_row(place, now.value);
-    workshop.fetch_lists(lists, place.chunk_at(end), counts.all_chains, counts.all_entries);
-    wait_for_copies<0>();
+    const auto no_less = [](int chunk) { return chunk < 0 ? 0 : chunk; };
+    if (place.token < CHUNK) fetch(end);
+    if (CHUNK > 1) {
+        link.chain = chains[end * CHAINS], next_link.chain = chains[no_less(end - 1) * CHAINS];
+        fetch_entries(link, end);
+        leave_row();
+    }
+    for (int chunk = end - 1; chunk > end - AHEAD; chunk--) ask(place, chunk);
     __syncthreads();
     for (int chunk = end; chunk >= 0; chunk--) {
-        ask_for(place, lists, chunk - AHEAD, writes, reads, values, dy, found);
+        ask(place, chunk - AHEAD);
+        Accesses<OWN_W> write;
+        Vector value, found_here;
+        value.clear(), found_here.clear();
+        if (place.token < CHUNK) write.fetch(writes + (long long)(chunk) * (CHUNK * W));
+        if (place.has(chunk)) value = load_channels(place, values + place.row_of(chunk));
         // 1. reads that are alone on their slot, then chains
-        BATCHES(OWN_R, first) {
-            Vector d[BATCH_OF(OWN_R)];
-            EVENTS_OF(OWN_R, e) d[e] = state.find(place, int(now.accesses.get(first + e).row));
-            EVENTS_OF(OWN_R, e) {
-                const TokenEvent event = now.accesses.get(first + e);
-                const int code = int(event.row);
-                d[e].add(event.coefficient, now.value);
-                if (in_place(code) && !in_reverse_listed(code)) state.store(place, row_at(code), d[e]);
-            }
-        }
-        const Counts after = counts_of(place, lists, chunk - 2);
-        Inputs<OWN_W> here;
-        here.fetch(place, chunk, writes, values);
-        Vector found_here;
-        found_here.clear();
-        if (place.part == 0 && place.has(chunk) && here.accesses.get(0).row != NOTHING)
-            found_here = load_channels(place, found + place.row_of(chunk * CHUNK + place.token));
-        next.fetch(place, chunk - 1, reads, dy);
-        const int most = workshop.bytes_of_more(
-            counts.all_chains, counts.all_entries, next_counts.all_chains, next_counts.all_entries);
-        const TokenEvent* list = workshop.entries(counts.all_chains);
-#pragma unroll 1
-        for (int c = place.group; c < counts.all_chains; c += GROUPS) {
-            const Chain chain = workshop.chains()[c];
-            Vector d = state.load(place, chain.row);
-            int i = chain.begin() + chain.count() - 1;
-            TokenEvent entry = list[i], next_entry = list[i > 0 ? i - 1 : 0];
-            Vector value = workshop.row(entry_token(int(entry.row)));
-#pragma unroll 1
-            for (; i >= chain.begin(); i--) {
-                const TokenEvent after = list[i > 1 ? i - 2 : 0];
-                const Vector next_value = workshop.row(entry_token(int(next_entry.row)));
-                const int what = int(entry.row);
-                if (entry_reads(what)) {
-                    d.add(entry.coefficient, value);
-                } else {
-                    *workshop.version(entry_version(what), most) = d;
-                    d.scale(1 - entry.coefficient);
+        if (place.token < CHUNK) {
+            BATCHES(OWN_R, first) {
+                int codes[BATCH_OF(OWN_R)];
+                Vector d[BATCH_OF(OWN_R)];
+                read.codes(first, codes);
+                rows.find(place, codes, d);
+                EVENTS_OF(OWN_R, e) {
+                    d[e].add(read.get(first + e).coefficient, token_dy);
+                    if (in_place(codes[e]) && !in_reverse_listed(codes[e])) rows.store(place, row_at(codes[e]), d[e]);
                 }
-                entry = next_entry, next_entry = after, value = next_value;
             }
-            state.store(place, chain.row, d);
         }
+        if (place.part == 0 && place.has(chunk))
+            found_here = load_channels(place, found + place.row_of(chunk));
+        if (CHUNK > 1) {
+            fetch_entries(next_link, no_less(chunk - 1));
+            for (int c = 0;;) {
+                const int count = link.chain.count();
+                Vector d = rows.load(place, link.chain.row);
+                follow_chain<-1>(place, rows, entries + chunk * ENTRIES, link, count, [&](int what, Sum coefficient, const Vector& dy) {
+                    if (!entry_reads(what)) rows.store_version(entry_version(what), d);
+                    if (entry_reads(what)) d.add(coefficient, dy);
+                    else d.scale(1 - coefficient);
+                });
+                if (count) rows.store(place, link.chain.row, d);
+                if (!__any_sync(~0u, link.chain.more())) break;
+                c += GROUPS, link.chain = chains[chunk * CHAINS + c];
+                fetch_entries(link, chunk);
+            }
+        }
+        if (place.token < CHUNK) fetch(no_less(chunk - 1));  // into the same registers
         __syncthreads();
         // 2. writes
-        workshop.fetch_lists(lists, place.chunk_at(chunk - 1), next_counts.all_chains, next_counts.all_entries);
-        const long long at = part + (long long)(chunk)*CHUNK + place.token;
         Vector sum;
         sum.clear();
         BATCHES(OWN_W, first) {
+            int codes[BATCH_OF(OWN_W)];
             Vector d[BATCH_OF(OWN_W)];
             Sum dots[BATCH_OF(OWN_W)];
-            EVENTS_OF(OWN_W, e) d[e] = find(place, state, workshop, most, int(here.accesses.get(first + e).row));
-            EVENTS_OF(OWN_W, e) {
-                const TokenEvent event = here.accesses.get(first + e);
-                const int code = int(event.row);
-                if (code != NOTHING) sum.add(event.coefficient, d[e]);
-                dots[e] = d[e].dot(here.value);
-                if (first + e == 0) {
-                    const Sum dot_found = sum_over_lanes(d[0].dot(found_here));
-                    if (place.part == 0 && place.own == 0 && place.token < CHUNK) dfound[at] = dot_found;
-                }
-                d[e].scale(1 - event.coefficient);
-                if (in_place(code)) state.store(place, row_at(code), d[e]);
+            EVENTS_OF(OWN_W, e) codes[e] = NOTHING;
+            if (place.token < CHUNK) write.codes(first, codes);
+            rows.find_versions(place, codes, d);
+            if (first == 0) {
+                const Sum dot_found = sum_over_lanes(d[0].dot(found_here));
+                if (place.part == 0 && place.lane == 0 && place.token < CHUNK) dfound[(long long)(chunk)*CHUNK] = dot_found;
             }
-            store_dots(place, dots, dwritten + (at * SPREAD + place.part) * OWN_W + first);
+            EVENTS_OF(OWN_W, e) {
+                dots[e] = d[e].dot(value);
+                if (codes[e] == NOTHING) continue;
+                const Sum eta = write.get(first + e).coefficient;
+                sum.add(eta, d[e]);
+                d[e].scale(1 - eta);
+                if (in_place(codes[e])) rows.store(place, row_at(codes[e]), d[e]);
+            }
+            store_dots(place, dots, dwritten + (long long)(chunk) * (CHUNK * W) + first);
         }
         sum = sum_over_parts(sum);
-        if (place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk * CHUNK + place.token));
-        now = next, counts = next_counts;
-        workshop.leave_row(place, now.value);
-        next_counts = after;
-        wait_for_copies<0>();
+        if (place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk));
+        if (CHUNK > 1) {
+            leave_row();
+            link = next_link;
+            next_link.chain = chains[no_less(chunk - 2) * CHAINS];
+        }
         __syncthreads();
     }
-    state.finish(place, dgiven);
+    rows.finish(place, dgiven);
 }

@@ -3,9 +3,10 @@
 #pragma once
 #include "chunk.cuh"
 
-constexpr int LANES = 4, GROUPS = THREADS / LANES;  // lanes of a group; groups of a block
-constexpr int VECTOR = CHANNELS / LANES;            // channels of a lane
+constexpr int LANES = 4, GROUPS = THREADS / LANES;     // lanes of a group; groups of a block
+constexpr int VECTOR = CHANNELS / LANES;               // channels of a lane
 constexpr int OWN_W = W / SPREAD, OWN_R = R / SPREAD;  // accesses of a group
+static_assert(GROUPS == EACH_ROUND);
 
 struct alignas(VECTOR * sizeof(Sum)) Vector {
     Sum at[VECTOR];
@@ -39,28 +40,30 @@ struct Place {
     int tokens, channels, rows;  // T, C; rows of the state
     int chunks, slice, slices;
     int unit;             // batch * H + head
-    int group, own;       // own: the lane's first channel in the slice
+    int group, lane;      // lane of the group
     int token, part;      // of a chunk: the group's token, and which of its accesses
-    long long first;      // the lane's first element of token 0, in arrays (B, T, H, C)
-    int stride;           // from token to token there
+    long long first;      // the lane's first element of the group's token of chunk 0, in arrays (B, T, H, C)
+    int stride;           // from chunk to chunk there
     bool inside[VECTOR];  // channels that C has
 
     DEVICE Place(int tokens, int heads, int channels, int rows)
         : tokens(tokens), channels(channels), rows(rows), chunks(chunks_of(tokens)),
-          slices((channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES), own(threadIdx.x % LANES * VECTOR),
-          token(group / SPREAD), part(group % SPREAD), stride(heads * channels) {
+          slices((channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES), lane(threadIdx.x % LANES),
+          token(group / SPREAD), part(group % SPREAD), stride(CHUNK * heads * channels) {
         unit = blockIdx.x / slices, slice = blockIdx.x % slices;
-        first = ((long long)(unit / heads) * tokens * heads + unit % heads) * channels + slice * CHANNELS + own;
+        const int channel = slice * CHANNELS + lane * VECTOR;
+        first = (((long long)(unit / heads) * tokens + token) * heads + unit % heads) * channels + channel;
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) inside[i] = slice * CHANNELS + own + i < channels;
+        for (int i = 0; i < VECTOR; i++) inside[i] = channel + i < channels;
     }
     DEVICE bool has(int chunk) const { return chunk >= 0 && token < CHUNK && chunk * CHUNK + token < tokens; }
     DEVICE long long chunk_at(int chunk) const { return (long long)(unit)*chunks + chunk; }
-    DEVICE long long row_of(int t) const { return first + (long long)(t)*stride; }
-    // The group's first access of a chunk, in arrays (B*H, chunks, CHUNK, SPREAD * own).
-    DEVICE long long first_of(int chunk, int own) const {
-        return chunk_at(chunk) * (CHUNK * SPREAD * own) + group * own;
+    DEVICE long long row_of(int chunk) const { return first + (long long)(chunk)*stride; }
+    DEVICE long long row_of(int chunk, int other) const {  // of another token of the chunk
+        return row_of(chunk) + (long long)(other - token) * (stride / CHUNK);
     }
+    // The group's first access in chunk 0, in arrays (B*H, chunks, CHUNK, SPREAD * own).
+    DEVICE long long access_of(int own) const { return chunk_at(0) * (CHUNK * SPREAD * own) + group * own; }
     DEVICE int units() const { return gridDim.x / slices; }
 };
 
@@ -87,142 +90,158 @@ template <class T> DEVICE void store_channels(const Place& place, const Vector& 
     }
 }
 
-// The slice's state: rows of CHANNELS in shared memory, or rows of (B*H, rows, C) in device memory.
-struct State {
-    Sum* at;
-    int fresh;  // rows from this one on are still 0, whatever their memory holds; there are none behind the last
+// Rows of CHANNELS in shared memory, as a lane sees them:
+//
+//     the slice's state | a row for each token of the chunk | room for versions, last to first | a row of zeros
+//
+// The state is in device memory instead, (B*H, rows, C), if it does not fit; so are versions that find no room.
+struct Rows {
+    Vector* at;         // the lane's part of row 0
+    int tokens, zeros;  // where the rows of tokens begin, and where zeros are
+    Vector* spare;      // (blocks, versions of a chunk, CHANNELS) in device memory, from this block's on
+    long long origin;   // the lane's first element in arrays (B*H, rows, C)
+    Sum* state;         // there, if the state is in device memory
+    int fresh;          // of those, rows from this one on are still 0, whatever their memory holds
 
-    DEVICE State(const Place& place, char* shared, Sum* global) : fresh(place.rows) {
-        if (IN_SHARED)
-            at = reinterpret_cast<Sum*>(shared) + place.own;
-        else
-            at = global + (long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.own;
-    }
-    // Where the slot of an access is; some row, if it does nothing.
-    DEVICE const Vector* row(int code) const {
-        return reinterpret_cast<const Vector*>(at + (code < 0 ? 0 : row_at(code)) * CHANNELS);
-    }
-    DEVICE Vector load(const Place& place, int row) const {
-        if (IN_SHARED) return *reinterpret_cast<const Vector*>(at + row * CHANNELS);
-        Vector x;
-        x.clear();
-        return row < fresh ? load_channels(place, at + (long long)(row)*place.channels) : x;
-    }
-    // What an access finds in place; anything, if it does not act there.
-    DEVICE Vector find(const Place& place, int code) const {
-        return IN_SHARED ? *row(code) : load(place, code < 0 ? 0x7fffffff : row_at(code));
-    }
-    DEVICE void store(const Place& place, int row, const Vector& x) const {
-        if (IN_SHARED)
-            *reinterpret_cast<Vector*>(at + row * CHANNELS) = x;
-        else
-            store_channels(place, x, at + (long long)(row)*place.channels);
-    }
+    static constexpr int STEP = LANES;  // from row to row
+
+    DEVICE Rows(const Place& place, int room, Sum* spare, Sum* working)
+        : at(reinterpret_cast<Vector*>(on_chip()) + place.lane), tokens(IN_SHARED ? place.rows : 0),
+          zeros(tokens + CHUNK + room),
+          spare(reinterpret_cast<Vector*>(spare) + (long long)(blockIdx.x) * CHUNK * (W > R ? W : R) * STEP + place.lane),
+          origin((long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.lane * VECTOR),
+          state(working + origin),
+          fresh(place.rows) {}
+
+    DEVICE Vector& of_token(int token) const { return at[(tokens + token) * STEP]; }
+
     // Shared memory starts from (B*H, rows, C), or from 0 if there is none; device memory was set by the caller.
     DEVICE void start(const Place& place, const Sum* given) const {
+        Vector x;
+        x.clear();
+        if (place.group == 0) at[zeros * STEP] = x;
         if (!IN_SHARED) return;
-        const Sum* from = given ? given + (long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.own : nullptr;
-        for (int row = place.group; row < place.rows; row += GROUPS) {
-            Vector x;
-            x.clear();
-            if (from) x = load_channels(place, from + (long long)(row)*place.channels);
-            store(place, row, x);
-        }
+        const Sum* from = given ? given + origin : nullptr;
+        for (int row = place.group; row < place.rows; row += GROUPS)
+            at[row * STEP] = from ? load_channels(place, from + (long long)(row)*place.channels) : x;
     }
     DEVICE void finish(const Place& place, Sum* to) const {
         if (!IN_SHARED || !to) return;
-        to += (long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.own;
+        to += origin;
         for (int row = place.group; row < place.rows; row += GROUPS)
-            store_channels(place, load(place, row), to + (long long)(row)*place.channels);
+            store_channels(place, at[row * STEP], to + (long long)(row)*place.channels);
+    }
+
+    DEVICE Vector load(const Place& place, int row) const {
+        if (IN_SHARED) return at[row * STEP];
+        Vector x;
+        x.clear();
+        return row < fresh ? load_channels(place, state + (long long)(row)*place.channels) : x;
+    }
+    DEVICE void store(const Place& place, int row, const Vector& x) const {
+        if (IN_SHARED)
+            at[row * STEP] = x;
+        else
+            store_channels(place, x, state + (long long)(row)*place.channels);
+    }
+    // What accesses in place find; 0, if they do nothing.
+    template <int N> DEVICE void find(const Place& place, const int (&codes)[N], Vector (&found)[N]) const {
+#pragma unroll
+        for (int e = 0; e < N; e++)
+            found[e] = IN_SHARED ? at[(codes[e] < 0 ? zeros : row_at(codes[e])) * STEP]
+                                 : load(place, codes[e] < 0 ? 0x7fffffff : row_at(codes[e]));
+    }
+    // The same, or versions.
+    template <int N> DEVICE void find_versions(const Place& place, const int (&codes)[N], Vector (&found)[N]) const {
+        const int room = zeros - tokens - CHUNK;
+#pragma unroll
+        for (int e = 0; e < N; e++)
+            if (IN_SHARED || codes[e] < 0) {  // NOTHING finds zeros, version 0 what lies before, ..
+                const int row = codes[e] < 0 ? zeros + 1 + codes[e] : row_at(codes[e]);
+                found[e] = at[(codes[e] < version_code(room - 1) ? zeros : row) * STEP];
+            } else {
+                found[e] = load(place, row_at(codes[e]));
+            }
+        bool elsewhere = false;
+#pragma unroll
+        for (int e = 0; e < N; e++) elsewhere |= codes[e] < version_code(room - 1);
+        if (!__any_sync(~0u, elsewhere)) return;
+#pragma unroll
+        for (int e = 0; e < N; e++)
+            if (codes[e] < version_code(room - 1)) found[e] = spare[version_at(codes[e]) * STEP];
+    }
+    DEVICE void store_version(int number, const Vector& x) const {
+        if (number < zeros - tokens - CHUNK)
+            at[(zeros - 1 - number) * STEP] = x;
+        else
+            spare[number * STEP] = x;
     }
 };
 
-// A group's accesses of one side of a token: in registers, or too many for that.
+// A group's accesses of one side of a token: in registers, or, if they are too many for that, where they are.
 template <int OWN> struct Accesses {
-    static constexpr int HELD = OWN <= 8 ? OWN : 0;
-    static constexpr int BATCH = OWN <= 8 ? OWN : 4;  // so many at a time
+    static constexpr bool HELD = OWN <= 8;
+    static constexpr int BATCH = HELD ? OWN : 4;  // so many at a time
     static constexpr int EACH = 16 / sizeof(TokenEvent);
 
-    TokenEvent event[HELD ? HELD : 1];
-    const TokenEvent* from;  // or null if the token is not there
+    TokenEvent event[HELD ? OWN : 1];
+    const TokenEvent* from;
 
     struct alignas(16) Pack {
         TokenEvent event[EACH];
     };
     DEVICE void fetch(const TokenEvent* events) {
         from = events;
+        if constexpr (HELD) {
 #pragma unroll
-        for (int e = 0; e < HELD; e += EACH) {
-            Pack pack;
+            for (int e = 0; e < OWN; e += EACH) {
+                const Pack pack = *reinterpret_cast<const Pack*>(from + e);
 #pragma unroll
-            for (int i = 0; i < EACH; i++) pack.event[i] = {NOTHING, 0};
-            if (from) pack = *reinterpret_cast<const Pack*>(from + e);
-#pragma unroll
-            for (int i = 0; i < EACH; i++) event[e + i] = pack.event[i];
+                for (int i = 0; i < EACH; i++) event[e + i] = pack.event[i];
+            }
         }
     }
-    DEVICE TokenEvent get(int e) const { return HELD ? event[HELD ? e : 0] : from ? from[e] : TokenEvent{NOTHING, 0}; }
-};
-
-// What a group needs of its token in a chunk for one of the two steps: one side's accesses, and values.
-template <int OWN> struct Inputs {
-    Accesses<OWN> accesses;
-    Vector value;
-
-    DEVICE void fetch(const Place& place, int chunk, const TokenEvent* events, const ELEMENT* values) {
-        const bool here = place.has(chunk);
-        accesses.fetch(here ? events + place.first_of(chunk, OWN) : nullptr);
-        value.clear();
-        if (here && values) value = load_channels(place, values + place.row_of(chunk * CHUNK + place.token));
+    DEVICE TokenEvent get(int e) const { return HELD ? event[HELD ? e : 0] : from[e]; }
+    DEVICE void codes(int first, int (&codes)[BATCH]) const {
+#pragma unroll
+        for (int e = 0; e < BATCH; e++) codes[e] = int(get(first + e).row);
     }
 };
 
-// A chunk's lists and versions share what the launch left of shared memory: lists from its beginning, versions from its
-// end; versions that find no room there are in device memory.
-struct Workshop {
-    Vector* rows;     // of values: what chains need of other groups' tokens
-    char* begin;
-    int space;        // bytes
-    Vector* spare;    // of device memory, for this block
-    int lane;
+// A group's chain in a chunk, with the next of its entries: entry i of four in lane i of the group.
+struct Link {
+    Chain chain;
+    TokenEvent entry;
 
-    DEVICE Workshop(const Place& place, char* shared, int space, Sum* spare)
-        : rows(reinterpret_cast<Vector*>(shared)), begin(shared + CHUNK * CHANNELS * sizeof(Sum)), space(space),
-          spare(reinterpret_cast<Vector*>(spare) + (long long)(blockIdx.x) * CHUNK * (W > R ? W : R) * LANES),
-          lane(threadIdx.x % LANES) {}
+    DEVICE void fetch_entries(const Place& place, const TokenEvent* entries, int from, int step) {
+        const int i = from + step * place.lane;
+        if (i >= chain.begin() && i < chain.begin() + chain.count()) entry = entries[i];
+    }
+    // Entry i of four, in all lanes of the group.
+    DEVICE TokenEvent get(int i) const {
+        TokenEvent e;
+        e.row = __shfl_sync(~0u, entry.row, i, LANES);
+        e.coefficient = __shfl_sync(~0u, entry.coefficient, i, LANES);
+        return e;
+    }
+};
 
-    static DEVICE int bytes_of(int chains, int entries) {
-        return (chains * int(sizeof(Chain)) + 15) / 16 * 16 + entries * int(sizeof(TokenEvent));
-    }
-    // The larger of two lists.
-    static DEVICE int bytes_of_more(int chains, int entries, int other_chains, int other_entries) {
-        const int one = bytes_of(chains, entries), other = bytes_of(other_chains, other_entries);
-        return one > other ? one : other;
-    }
-    DEVICE void leave_row(const Place& place, const Vector& x) const {
-        if (place.part == 0 && place.token < CHUNK) rows[place.token * LANES + lane] = x;
-    }
-    DEVICE const Vector& row(int token) const { return rows[token * LANES + lane]; }
-    DEVICE const Chain* chains() const { return reinterpret_cast<const Chain*>(begin); }
-    DEVICE const TokenEvent* entries(int chains) const {
-        return reinterpret_cast<const TokenEvent*>(begin + bytes_of(chains, 0));
-    }
-    DEVICE void fetch_lists(const Lists& lists, long long chunk, int chains, int entries) const {
+// follow(what, coefficient, the token's row) for every entry of a chain, from its first (STEP 1) or last (STEP -1) on.
+// Groups of a warp stay together: those with shorter chains, or with none (count 0), do nothing meanwhile.
+template <int STEP, class Follow>
+DEVICE void follow_chain(const Place& place, const Rows& rows, const TokenEvent* entries, Link& link, int count, const Follow& follow) {
+    const int most = __reduce_max_sync(~0u, count), first = link.chain.begin() + (STEP > 0 ? 0 : count - 1);
+    TokenEvent entry = link.get(0);
+    Vector value = rows.of_token(entry_token(int(entry.row)) & (CHUNK - 1));
 #pragma unroll 1
-        for (int i = threadIdx.x; i < chains; i += THREADS)
-            copy_async<sizeof(Chain)>(begin + i * sizeof(Chain), lists.chains_of(chunk) + i);
-        char* to = begin + bytes_of(chains, 0);
-#pragma unroll 1
-        for (int i = threadIdx.x; i < entries; i += THREADS)
-            copy_async<sizeof(TokenEvent)>(to + i * sizeof(TokenEvent), lists.entries_of(chunk) + i);
-        end_group_of_copies();
+    for (int i = 1; i <= most; i++) {
+        if ((i & 3) == 0) link.fetch_entries(place, entries, first + STEP * i, STEP);
+        const TokenEvent next = link.get(i & 3);  // behind the last: never used
+        const Vector next_value = rows.of_token(entry_token(int(next.row)) & (CHUNK - 1));
+        if (i <= count) follow(int(entry.row), entry.coefficient, value);
+        entry = next, value = next_value;
     }
-    // ``lists``: the most bytes that lists take while the version is in use
-    DEVICE Vector* version(int number, int lists) const {
-        const int room = (space - lists) / int(CHANNELS * sizeof(Sum));
-        return (number < room ? reinterpret_cast<Vector*>(begin + space) - (number + 1) * LANES : spare + number * LANES) + lane;
-    }
-};
+}
 
 // The sum over the groups that share a token.
 DEVICE Vector sum_over_parts(Vector x) {
@@ -259,5 +278,5 @@ template <int N> DEVICE void add_over_lanes(const Sum (&x)[N], Sum (&sums)[N / 4
 template <int N> DEVICE void store_dots(const Place& place, const Sum (&dots)[N], Sum* to) {
     Sum sums[N / 4];
     add_over_lanes(dots, sums);
-    if (place.token < CHUNK) store<N / 4>(sums, to + threadIdx.x % LANES * (N / 4));
+    if (place.token < CHUNK) store<N / 4>(sums, to + place.lane * (N / 4));
 }

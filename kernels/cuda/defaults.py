@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .adamw import adamw_specialisation
+from .blas import outer_specialisation
+from .embedding import ORDER, embedding_specialisation
+from .layers import layers_specialisation
 from .layout import (
     H100,
     Layout,
@@ -16,6 +20,7 @@ from .layout import (
     mass_specialisation,
     weigh_specialisation,
 )
+from .loss import loss_specialisation
 from .module import Specialisation, decode_specialisation
 from .renumber import RENUMBER
 from .step import step_specialisation
@@ -52,4 +57,10 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     step_specialisation("float", 8, 4, 64, 64, 64),
     step_specialisation("double", 2, 64, 64, 64, 64),
     step_specialisation("float", 1, 1, 1, 1, 1),
+    *(layers_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
+    *(loss_specialisation(element) for element in _TYPES),
+    ORDER,
+    *(embedding_specialisation(element) for element in _TYPES),
+    *(adamw_specialisation(element) for element in ("float", "double")),
+    *(outer_specialisation(element) for element in ("float", "double")),
 ]

@@ -14,7 +14,6 @@ from .module import Specialisation, sum_dtype, type_name
 LANES = 4  # of a group, as in content.cuh
 MOST_TOP_K = 1024
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
-CHAIN_BYTES = 8  # of Chain in chunk.cuh
 ROOM = 32  # versions, at least, that should find room in shared memory
 MASS_KERNELS = ("mass_forward", "mass_backward")
 WEIGH_KERNELS = ("weigh_forward", "weigh_backward")
@@ -57,7 +56,7 @@ class Layout(NamedTuple):
     aligned: bool
     in_shared: bool
     blocks: int  # on a multiprocessor
-    space: int  # bytes of shared memory for a chunk's lists and versions
+    room: int  # versions in shared memory
 
     @property
     def chunk(self) -> int:
@@ -78,28 +77,22 @@ class Layout(NamedTuple):
 
     @property
     def chains(self) -> int:
-        """The most chains of a chunk, as ``CHAINS`` in chunk.cuh."""
+        """Headers of chains of a chunk."""
         return _whole(self.entries // 2, 64)
 
     @property
-    def list_bytes(self) -> int:
-        """The most that a chunk's chains and entries take, in whole rows of a slice."""
-        if self.chunk == 1:
-            return 0
-        return _whole(_whole(self.entries // 2 * CHAIN_BYTES, 16) + self.entries * 2 * self.sum_bytes, self._row_bytes)
+    def versions(self) -> int:
+        """The most versions that a chunk's accesses need."""
+        return self.chunk * max(self.accesses) if self.chunk > 1 else 0
 
     @property
-    def most_space(self) -> int:
-        """With room for every version."""
-        return self.list_bytes + (self.chunk * max(self.accesses) * self._row_bytes if self.chunk > 1 else 0)
-
-    @property
-    def _row_bytes(self) -> int:
+    def row_bytes(self) -> int:
+        """Of a slice's row."""
         return self.channels * self.sum_bytes
 
     def content_bytes(self, rows: int) -> int:
-        """Shared memory of a block of ``content.cu``: the slice of the state, a row for each token, the space."""
-        return (rows * self.in_shared + self.chunk) * self._row_bytes + self.space
+        """Shared memory of a block of ``content.cu``: the slice of the state, tokens, versions, zeros."""
+        return (rows * self.in_shared + self.chunk + self.room + 1) * self.row_bytes
 
     def masses_in_shared(self, rows: int) -> bool:
         """Whether ``mass.cu`` has its numbers of the rows there."""
@@ -128,16 +121,14 @@ def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int,
         )
         for width in _CHANNELS[size]
     ]
-    several = ((layout, blocks, ROOM) for layout in layouts for blocks in (3, 2))
+    several = ((layout, blocks, min(ROOM, layout.versions)) for layout in layouts for blocks in (3, 2))
     one = ((layout, 1, 0) for layout in layouts)
-    for layout, blocks, room in (*several, *one):
-        least = layout.list_bytes + (room * layout.channels * size if layout.chunk > 1 else 0)
-        free = shared.shared_by(blocks) - layout.content_bytes(rows)
-        if free >= least:
-            row = layout.channels * size
-            return layout._replace(blocks=blocks, space=min(free // row * row, layout.most_space))
+    for layout, blocks, least in (*several, *one):
+        room = (shared.shared_by(blocks) - layout.content_bytes(rows)) // layout.row_bytes
+        if room >= least:
+            return layout._replace(blocks=blocks, room=min(room, layout.versions))
     layout = layouts[0]._replace(in_shared=False, blocks=3)
-    return layout._replace(space=layout.most_space)
+    return layout._replace(room=layout.versions)
 
 
 def _access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:

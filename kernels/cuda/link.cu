@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     Link* __restrict__ writes,            // (B*H, chunks, CHUNK, W)
     Affine* __restrict__ earlier,         // likewise, of writes in chains: the change by those before it
     TokenEvent* __restrict__ read_events,  // (B*H, chunks, CHUNK, R), the coefficients those that were given
-    unsigned short* __restrict__ read_places,  // likewise, of listed reads: among the entries
+    short* __restrict__ read_places,  // likewise, of listed reads: among the entries
     Link* __restrict__ reads                   // likewise, or null if reads are not mass-aware
 ) {
     const Call call = CALL;
@@ -192,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
         int code = r.live ? place_of(r.row, read_role.listed) : NOTHING;
         if (read_role.mixed) code = version_code(read_version);
         read_events[threadIdx.x] = {code, r.live ? r.weight : Sum(0)};
-        read_places[at * R + threadIdx.x] = (unsigned short)(read_place);
+        read_places[at * R + threadIdx.x] = short(read_place);
     }
     __syncthreads();
 

@@ -222,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
     CALL_PARAMETERS,
     int slices, const Sum* __restrict__ dwritten, const Sum* __restrict__ dfound, const Sum* __restrict__ dread,
     const Link* __restrict__ writes, const Sum* __restrict__ old_mass,  // (B*H, chunks, CHUNK, W)
-    const TokenEvent* __restrict__ read_events, const unsigned short* __restrict__ read_places,  // (.., CHUNK, R)
+    const TokenEvent* __restrict__ read_events, const short* __restrict__ read_places,  // (.., CHUNK, R)
     const Adjoint* __restrict__ gains,  // (B*H, chunks, CHUNK, R): what a read adds, if MASS_AWARE
     const Sum* last,                    // (slices, B*H, rows): <dstate, s> after the last token, or null for 0
     const Sum* dfinal_mass,             // (B*H, rows), or null for 0

@@ -54,7 +54,7 @@ class Links(NamedTuple):
     """What ``link.cu`` leaves for ``mass.cu`` and ``weigh.cu`` alone: see ``mass.cuh``."""
 
     writes: Any  # (B*H, chunks, CHUNK, W, 4)
-    read_places: Any  # (B*H, chunks, CHUNK, R) of 16 bits, or null
+    read_places: Any  # (B*H, chunks, CHUNK, R), or null
     reads: Any  # (B*H, chunks, CHUNK, R, 4), or null if reads are not mass-aware
 
 
@@ -117,7 +117,7 @@ def memory_forward(
         _empty_accesses(B * H, chunks, layout),
         Links(
             of_accesses(W, 4),
-            of_accesses(R // 2, dtype=np.float32) if layout.chunk > 1 else NULL,
+            of_accesses(R, dtype=np.int16) if layout.chunk > 1 else NULL,
             of_accesses(R, 4) if options.mass_aware else NULL,
         ),
         values, gamma, mask, given,
@@ -262,7 +262,7 @@ def _call(ctx: MemoryContext) -> tuple[Any, ...]:
 
 def _sizes(ctx: MemoryContext) -> tuple[Any, ...]:
     _, T, H, C = ctx.values.shape
-    return np.int32(T), np.int32(H), np.int32(C), np.int32(ctx.rows), np.int32(ctx.layout.space), ctx.accesses.spare
+    return np.int32(T), np.int32(H), np.int32(C), np.int32(ctx.rows), np.int32(ctx.layout.room), ctx.accesses.spare
 
 
 def _parts(ctx: MemoryContext) -> tuple[tuple[str, bool], tuple[str, bool]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.backend import array_kind
+from ramnet_np.backend import array_kind, why_unavailable
 
 
 def namespace_of(*arrays: Any) -> Any:
@@ -23,3 +23,17 @@ def namespace_of(*arrays: Any) -> Any:
 
         return cupy
     return np
+
+
+def gpu_namespace() -> Any:
+    """CuPy, once it is known to work here: RuntimeError with the reason and what to install where it does not."""
+    if reason := why_unavailable("cupy"):
+        raise RuntimeError(f"device 'gpu' cannot be used: backend 'cupy' {reason}")
+    import cupy
+
+    return cupy
+
+
+def on_host(array: Any) -> np.ndarray:
+    """``array`` as a NumPy array: itself, or a copy from the GPU."""
+    return array.get() if array_kind(array) == "cupy" else array

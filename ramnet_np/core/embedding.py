@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
+from ramnet_np.backend import fused_for
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import Like, require_ids, require_like
 
@@ -48,6 +49,8 @@ def embedding_backward(dy: Any, ctx: EmbeddingContext) -> Any:
     require_like("dy", dy, ctx.y)
     xp = namespace_of(dy)
     ids, rows = ctx.ids.reshape(-1), dy.reshape(-1, dy.shape[-1])
+    if fused := fused_for("embedding_backward", dy):
+        return fused(rows, ids, ctx.rows)
     order = xp.argsort(ids, kind="stable")
     if xp is np:
         # the product of the (V, N) matrix that has a one where token n took row i, stored by its ones alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ramnet_np.backend import fused_for
 from ramnet_np.core.require import Like, require_like, require_width
 
 
@@ -40,25 +41,42 @@ def linear_forward(x: Any, weight: Any, bias: Any = None) -> tuple[Any, LinearCo
     outputs, width = weight.shape
     require_width("x", x, width, weight)
     # one product of two matrices, whatever the leading axes are
-    y = x.reshape(-1, width) @ weight.T
+    y = _product(x.reshape(-1, width), weight.T)
     if bias is not None:
         y += bias
     y = y.reshape(*x.shape[:-1], outputs)
     return y, LinearContext(x, weight, bias is not None, Like.of(y))
 
 
-def linear_backward(dy: Any, ctx: LinearContext) -> LinearGrads:
+def linear_backward(dy: Any, ctx: LinearContext, onto: Any = None) -> LinearGrads:
     """Gradients of x, W and b.
 
         dx = dy W        dW = dy^T x        db = sum over tokens of dy
 
+    ``onto``: a gradient of x from elsewhere, C-contiguous; dx is added to it in place.
     Cost: two matrix products of the forward's size.
     """
     require_like("dy", dy, ctx.y)
     outputs, width = ctx.weight.shape
     rows = dy.reshape(-1, outputs)
     return LinearGrads(
-        x=(rows @ ctx.weight).reshape(ctx.x.shape),
-        weight=rows.T @ ctx.x.reshape(-1, width),
-        bias=rows.sum(axis=0) if ctx.has_bias else None,
+        x=_product(rows, ctx.weight, None if onto is None else onto.reshape(-1, width)).reshape(ctx.x.shape),
+        weight=_product(rows.T, ctx.x.reshape(-1, width)),
+        bias=sum_over_tokens(rows) if ctx.has_bias else None,
     )
+
+
+def sum_over_tokens(rows: Any) -> Any:
+    """The sum of (N, D) over its rows, (D,)."""
+    fused = fused_for("column_sum", rows)
+    return rows.sum(axis=0) if fused is None else fused(rows)
+
+
+def _product(a: Any, b: Any, onto: Any = None) -> Any:
+    """a b, added to ``onto`` in place where that is given."""
+    if fused := fused_for("matmul", a):
+        return fused(a, b, onto)
+    if onto is None:
+        return a @ b
+    onto += a @ b
+    return onto

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.core.activation import ACTIVATIONS, Activation, SiLUContext, silu_backward, silu_forward
+from ramnet_np.core.activation import ACTIVATIONS, Activation
+from ramnet_np.core.gate import GateContext, gate_backward, gate_forward
 from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
 
 
@@ -14,9 +15,7 @@ class SwiGLUContext(NamedTuple):
     gate: LinearContext
     up: LinearContext
     down: LinearContext
-    silu: SiLUContext
-    opened: Any  # (..., F) silu(gate(x))
-    raised: Any  # (..., F) up(x): both factors of the product, as each is the other's slope
+    product: GateContext  # of gate(x) and up(x), (..., F)
 
 
 class SwiGLUGrads(NamedTuple):
@@ -63,20 +62,17 @@ def swiglu_forward(x: Any, gate: Any, up: Any, down: Any) -> tuple[Any, SwiGLUCo
     """
     g, gate_ctx = linear_forward(x, gate)
     raised, up_ctx = linear_forward(x, up)
-    opened, silu_ctx = silu_forward(g)
-    y, down_ctx = linear_forward(opened * raised, down)
-    return y, SwiGLUContext(gate_ctx, up_ctx, down_ctx, silu_ctx, opened, raised)
+    h, product_ctx = gate_forward(g, raised, silu=True)
+    y, down_ctx = linear_forward(h, down)
+    return y, SwiGLUContext(gate_ctx, up_ctx, down_ctx, product_ctx)
 
 
 def swiglu_backward(dy: Any, ctx: SwiGLUContext) -> SwiGLUGrads:
     """Gradients of x and the three matrices; twice the forward's cost."""
     dh, ddown, _ = linear_backward(dy, ctx.down)
-    # h = opened * raised
-    draised = dh * ctx.opened
-    dh *= ctx.raised
+    dg, draised = gate_backward(dh, ctx.product)
     dx, dup, _ = linear_backward(draised, ctx.up)
-    dx_gate, dgate, _ = linear_backward(silu_backward(dh, ctx.silu), ctx.gate)
-    dx += dx_gate
+    dx, dgate, _ = linear_backward(dg, ctx.gate, onto=dx)
     return SwiGLUGrads(dx, dgate, dup, ddown)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ramnet_np.backend import fused_for
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import Like, require_like, require_width
 
@@ -60,6 +61,9 @@ def rmsnorm_forward(x: Any, weight: Any, eps: float = 1e-6) -> tuple[Any, RMSNor
     xp = namespace_of(x)
     require_width("x", x, weight.shape[0], weight)
     rows = x.reshape(-1, x.shape[-1])
+    if fused := fused_for("rmsnorm_forward", x):
+        y, rstd = fused(rows, weight, eps)
+        return y.reshape(x.shape), RMSNormContext(x, weight, rstd)
     # 1. rstd
     rstd = _rstd(xp, rows, eps)
     # 2. y
@@ -77,6 +81,9 @@ def rmsnorm_backward(dy: Any, ctx: RMSNormContext) -> RMSNormGrads:
     xp = namespace_of(dy)
     width = dy.shape[-1]
     rows = dy.reshape(-1, width)
+    if fused := fused_for("rmsnorm_backward", dy):
+        dx, dweight = fused(rows, ctx.x.reshape(-1, width), ctx.weight, ctx.rstd)
+        return RMSNormGrads(dx.reshape(dy.shape), dweight)
     # 2. y = n * weight
     n = ctx.x.reshape(-1, width) * ctx.rstd
     dweight = xp.einsum("nd,nd->d", rows, n)
@@ -104,6 +111,9 @@ def layernorm_forward(x: Any, weight: Any, bias: Any, eps: float = 1e-6) -> tupl
     xp = namespace_of(x)
     require_width("x", x, weight.shape[0], weight)
     rows = x.reshape(-1, x.shape[-1])
+    if fused := fused_for("layernorm_forward", x):
+        y, mean, rstd = fused(rows, weight, bias, eps)
+        return y.reshape(x.shape), LayerNormContext(x, weight, mean, rstd)
     # 1. mean, 2. rstd of what is left
     mean = rows.mean(axis=-1, keepdims=True)
     y = rows - mean
@@ -124,6 +134,9 @@ def layernorm_backward(dy: Any, ctx: LayerNormContext) -> LayerNormGrads:
     xp = namespace_of(dy)
     width = dy.shape[-1]
     rows = dy.reshape(-1, width)
+    if fused := fused_for("layernorm_backward", dy):
+        dx, dweight, dbias = fused(rows, ctx.x.reshape(-1, width), ctx.weight, ctx.mean, ctx.rstd)
+        return LayerNormGrads(dx.reshape(dy.shape), dweight, dbias)
     # 3. y = n * weight + bias
     n = ctx.x.reshape(-1, width) - ctx.mean
     n *= ctx.rstd

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ramnet_np.backend import fused_for
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.config import RAMNetConfig
@@ -23,7 +24,9 @@ class AddressContext(NamedTuple):
 
     linear: LinearContext  # its weight is exp(a) W' / tau
     bias: Any  # exp(a) b' / tau, or None
-    factor: Any  # (H*U*P,) exp(a) / tau of every row, or the number 1 / tau
+    scale: Any  # (H, U) a, or None
+    factor: Any  # (H*U, 1) exp(a) / tau of every digit, or the number 1 / tau; None where fused functions scale
+    tau: float
     digits: tuple[int, int, int]  # H, U, P
 
 
@@ -35,35 +38,49 @@ def address_forward(x: Any, params: Params, side: str, config: RAMNetConfig) -> 
     """
     xp = namespace_of(x)
     digits = (config.heads, config.order, config.radix)
-    # 1. exp(a) / tau, once per row of the weight
-    factor = 1 / config.tau
-    if config.address_scale:
-        factor = xp.repeat(xp.exp(params[f"{side}_scale"]).ravel() / config.tau, config.radix)
-    # 2. scale the weights
-    weight = params[f"{side}_proj.weight"] * _columns(factor)
-    bias = params[f"{side}_proj.bias"] * factor if config.address_bias else None
+    weight, bias, scale = (params.get(f"{side}_{name}") for name in ("proj.weight", "proj.bias", "scale"))
+    factor = None
+    if scale is not None and (fused := fused_for("scale_forward", x)):
+        weight, bias = fused(weight, bias, scale, config.tau)
+    else:
+        # 1. exp(a) / tau, once per digit
+        factor = 1 / config.tau if scale is None else xp.exp(scale).reshape(-1, 1) / config.tau
+        # 2. scale the weights
+        weight = _times_factor(weight, factor)
+        bias = None if bias is None else _times_factor(bias, factor)
     # 3. one linear map
     logits, ctx = linear_forward(x, weight, bias)
-    return logits.reshape(*x.shape[:-1], *digits), AddressContext(ctx, bias, factor, digits)
+    return logits.reshape(*x.shape[:-1], *digits), AddressContext(ctx, bias, scale, factor, config.tau, digits)
 
 
-def address_backward(dlogits: Any, ctx: AddressContext, side: str) -> tuple[Any, Params]:
-    """Gradient of x, (B, T, D), and of the layer's parameters of that side by their names."""
+def address_backward(dlogits: Any, ctx: AddressContext, side: str, onto: Any = None) -> tuple[Any, Params]:
+    """Gradient of x, (B, T, D), added to ``onto`` if given, and of that side's parameters by their names."""
     # 3. logits = x W^T + b
-    dx, dweight, dbias = linear_backward(dlogits.reshape(*dlogits.shape[:-3], -1), ctx.linear)
+    dx, dweight, dbias = linear_backward(dlogits.reshape(*dlogits.shape[:-3], -1), ctx.linear, onto=onto)
     grads = {}
+    if ctx.factor is None:
+        fused = fused_for("scale_backward", dx)
+        assert fused is not None  # the forward had its other half
+        dweight, dbias, grads[f"{side}_scale"] = fused(dweight, dbias, ctx.linear.weight, ctx.bias, ctx.scale, ctx.tau)
+        grads[f"{side}_proj.weight"] = dweight
+        if dbias is not None:
+            grads[f"{side}_proj.bias"] = dbias
+        return dx, grads
     # 1. W = exp(a) W' / tau, so dW / da = W; likewise b
-    if not isinstance(ctx.factor, float):
-        drows = namespace_of(dx).einsum("nd,nd->n", dweight, ctx.linear.weight)
+    if ctx.scale is not None:
+        drows = (dweight * ctx.linear.weight).sum(axis=-1)
         if dbias is not None:
             drows += dbias * ctx.bias
         grads[f"{side}_scale"] = drows.reshape(ctx.digits).sum(axis=-1)
     # 2. dW = factor * dW'
-    grads[f"{side}_proj.weight"] = dweight * _columns(ctx.factor)
+    grads[f"{side}_proj.weight"] = _times_factor(dweight, ctx.factor)
     if dbias is not None:
-        grads[f"{side}_proj.bias"] = dbias * ctx.factor
+        grads[f"{side}_proj.bias"] = _times_factor(dbias, ctx.factor)
     return dx, grads
 
 
-def _columns(factor: Any) -> Any:
-    return factor if isinstance(factor, float) else factor[:, None]
+def _times_factor(rows: Any, factor: Any) -> Any:
+    """Rows (H*U*P, ...) times the factor of their digit."""
+    if isinstance(factor, float):
+        return rows * factor
+    return (rows.reshape(len(factor), -1) * factor).reshape(rows.shape)

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
-from ramnet_np.backend import array_kind
+from ramnet_np.core.arrays import on_host
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.parameters import Params, parameter_shapes
 
@@ -67,7 +67,7 @@ def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Par
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: np.ascontiguousarray(_on_host(p)) for name, p in params.items()}
+        tensors = {name: np.ascontiguousarray(on_host(p)) for name, p in params.items()}
         weights, text = _partial(folder / WEIGHTS), _partial(folder / CONFIG)
         save_file(
             tensors, weights, metadata={"format": "pt"}
@@ -186,7 +186,3 @@ def _width_by_ratio(width: int, ratio: float, ffn: str) -> int:
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
-
-
-def _on_host(array: Any) -> np.ndarray:
-    return array.get() if array_kind(array) == "cupy" else array

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ramnet_np.core.activation import sigmoid_forward
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.parameters import Params
 
@@ -47,14 +47,17 @@ def gamma_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, Ga
     return xp.logaddexp(modifier, modifier.dtype.type(0)), GammaContext(linear_ctx, slope, fixed=False)
 
 
-def gamma_backward(dgamma: Any, ctx: GammaContext) -> tuple[Any, Params]:
-    """Gradient of x (None unless dynamic) and of the modifier's parameters by their names."""
+def gamma_backward(dgamma: Any, ctx: GammaContext, onto: Any = None) -> tuple[Any, Params]:
+    """Gradient of x, added to ``onto``, and of the modifier's parameters by their names.
+
+    ``onto``: a gradient of x from elsewhere, or None; unless gamma is dynamic it is returned as it is.
+    """
     if ctx.fixed:
-        return None, {}
+        return onto, {}
     # 2. gamma = softplus(... + modifier), or constant + modifier
     dmodifier = dgamma if ctx.slope is None else dgamma * ctx.slope
     # 1. the modifier
     if ctx.linear is None:
-        return None, {"gamma_modifier": dmodifier.sum(axis=(0, 1))}
-    dx, dweight, dbias = linear_backward(dmodifier, ctx.linear)
+        return onto, {"gamma_modifier": sum_over_tokens(dmodifier.reshape(-1, dmodifier.shape[-1]))}
+    dx, dweight, dbias = linear_backward(dmodifier, ctx.linear, onto=onto)
     return dx, {"gamma_modifier.weight": dweight, "gamma_modifier.bias": dbias}

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ramnet_np.core.activation import SigmoidContext, sigmoid_backward, sigmoid_forward
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.attention import (
     RAMAttentionContext,
@@ -26,6 +25,7 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
+from ramnet_np.core.gate import GateContext, gate_backward, gate_forward
 from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.core.norm import RMSNormContext, rmsnorm_backward, rmsnorm_forward
 from ramnet_np.core.state import Address, RAMState
@@ -58,9 +58,8 @@ class RAMLayerContext(NamedTuple):
     gamma: GammaContext
     attention: RAMAttentionContext
     norm: RMSNormContext | None
-    y: Any  # (B, T, H*C) what the gate was multiplied with
     gate_map: LinearContext | None
-    gate: SigmoidContext | None  # holds the opened gate itself, the slope of the product
+    gate: GateContext | None
     out: LinearContext
     shape: tuple[int, int, int, int]  # B, T, H, C
 
@@ -100,18 +99,17 @@ def ram_layer_forward(
     if config.output_norm:
         y, norm_ctx = rmsnorm_forward(y, params["o_norm.weight"], OUTPUT_NORM_EPS)
     # 4. gate
-    y = gated = y.reshape(B, T, H * C)
+    y = y.reshape(B, T, H * C)
     gate_map_ctx = gate_ctx = None
     if config.output_gate:
         logit, gate_map_ctx = linear_forward(x, params["o_gate.0.weight"], params["o_gate.0.bias"])
-        gate, gate_ctx = sigmoid_forward(logit)
-        gated = gate * y
+        y, gate_ctx = gate_forward(logit, y)
     # 5. out
-    out, out_ctx = linear_forward(gated, params["o_proj.weight"], params.get("o_proj.bias"))
+    out, out_ctx = linear_forward(y, params["o_proj.weight"], params.get("o_proj.bias"))
     if attention_ctx is None:
         return out, state, None
     ctx = RAMLayerContext(
-        write_ctx, read_ctx, values_ctx, gamma_ctx, attention_ctx, norm_ctx, y, gate_map_ctx, gate_ctx, out_ctx,
+        write_ctx, read_ctx, values_ctx, gamma_ctx, attention_ctx, norm_ctx, gate_map_ctx, gate_ctx, out_ctx,
         (B, T, H, C),
     )  # fmt: skip
     return out, state, ctx
@@ -121,34 +119,28 @@ def ram_layer_backward(dout: Any, ctx: RAMLayerContext) -> tuple[Any, Params]:
     """Gradient of x, (B, T, D), and of every parameter of the layer by its name. A given state is taken as constant."""
     B, T, H, C = ctx.shape
     grads: Params = {}
-    dx = namespace_of(dout).zeros_like(ctx.values.x)
-    # 5. out = gated O^T
+    dx = None
+    # 5. out = y O^T
     dy, grads["o_proj.weight"], dbias = linear_backward(dout, ctx.out)
     if dbias is not None:
         grads["o_proj.bias"] = dbias
-    # 4. gated = gate * y
+    # 4. y = sigmoid(logit) * y
     if ctx.gate is not None and ctx.gate_map is not None:
-        dlogit = sigmoid_backward(dy * ctx.y, ctx.gate)
-        dx_gate, grads["o_gate.0.weight"], grads["o_gate.0.bias"] = linear_backward(dlogit, ctx.gate_map)
-        dx += dx_gate
-        dy = dy * ctx.gate.y
+        dlogit, dy = gate_backward(dy, ctx.gate)
+        dx, grads["o_gate.0.weight"], grads["o_gate.0.bias"] = linear_backward(dlogit, ctx.gate_map)
     dy = dy.reshape(B, T, H, C)
     # 3. norm per head
     if ctx.norm is not None:
         dy, grads["o_norm.weight"] = rmsnorm_backward(dy, ctx.norm)
     # 2. memory
     d = ram_attention_backward(dy, ctx.attention)
-    # 1. projections
-    dx_gamma, dmodifier = gamma_backward(d.gamma, ctx.gamma)
-    if dx_gamma is not None:
-        dx += dx_gamma
-    dx_values, grads["v_proj.weight"], dbias = linear_backward(d.values.reshape(B, T, H * C), ctx.values)
+    # 1. projections: each adds its gradient of x
+    dx, dmodifier = gamma_backward(d.gamma, ctx.gamma, onto=dx)
+    dx, grads["v_proj.weight"], dbias = linear_backward(d.values.reshape(B, T, H * C), ctx.values, onto=dx)
     if dbias is not None:
         grads["v_proj.bias"] = dbias
-    dx_read, dread = address_backward(d.read_logits, ctx.read, "r")
-    dx_write, dwrite = address_backward(d.write_logits, ctx.write, "w")
-    for part in (dx_values, dx_read, dx_write):
-        dx += part
+    dx, dread = address_backward(d.read_logits, ctx.read, "r", onto=dx)
+    dx, dwrite = address_backward(d.write_logits, ctx.write, "w", onto=dx)
     return dx, grads | dmodifier | dread | dwrite
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.backend import array_kind
+from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.core.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.core.require import require_ids, require_like
@@ -31,6 +32,8 @@ from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.layer import CallOptions, ram_layer_addresses
 from ramnet_np.model.parameters import Params, init_parameters, layer_prefix, parameter_shapes, part, with_prefix
 
+Device = Literal["cpu", "gpu"]
+
 EMBEDDINGS, HEAD, NORM = "model.embeddings.weight", "lm_head.weight", "model.norm."
 
 
@@ -39,7 +42,7 @@ class NetworkContext(NamedTuple):
 
     embedding: EmbeddingContext
     blocks: tuple[BlockContext, ...]
-    select: Any  # (B, T) bool or None
+    select: Any  # (B*T,) bool, (N,) integers, or None
     norm: NormContext
     head: LinearContext
     hidden_shape: tuple[int, ...]  # (B, T, D)
@@ -80,8 +83,9 @@ class RAMNet:
 
         ``ids``: (B, T) integers in [0, vocab).
         ``mask``: (B, T) bool; where False a token neither writes to nor reads from the memories.
-        ``select``: (B, T) bool: compute logits at these N tokens only, (N, V), in the order of the rows. Training asks
-            for the labelled ones: the head is the dearest matrix of a small model.
+        ``select``: compute logits at N tokens only, (N, V): either (B, T) bool, then in the order of the rows, or
+            (N,) distinct integers below B*T, b*T + t for token t of row b. Training asks for the labelled ones: the
+            head is the dearest matrix of a small model.
         ``positions``: (T,) or (B, T) integers, for CAPE; None counts from 0.
         ``state``: a RAMState per layer to start from; it is left alone.
         """
@@ -127,7 +131,7 @@ class RAMNet:
         # 3. x = x[select]: a token is selected once, so plain assignment is safe
         if ctx.select is not None:
             selected, dx = dx, xp.zeros(ctx.hidden_shape, dtype=dx.dtype)
-            dx[ctx.select] = selected
+            dx.reshape(-1, dx.shape[-1])[ctx.select] = selected
         # 2. blocks, last to first
         for i, block_ctx in reversed(list(enumerate(ctx.blocks))):
             dx, dblock = block_backward(dx, block_ctx)
@@ -191,6 +195,20 @@ class RAMNet:
             x, _, _ = block_forward(x, params, self.config, i, options=options)
         return accesses
 
+    def to(self, device: Device) -> RAMNet:
+        """The model on ``device``, "cpu" or "gpu": itself where it is there already, else with copies of its arrays.
+
+        RuntimeError, with the reason, where there is no GPU to use.
+        """
+        if device not in get_args(Device):
+            raise ValueError(f"device must be one of {', '.join(map(repr, get_args(Device)))}, got {device!r}")
+        if device == ("gpu" if array_kind(self.params[EMBEDDINGS]) == "cupy" else "cpu"):
+            return self
+        if device == "cpu":
+            return RAMNet(self.config, params={name: on_host(p) for name, p in self.params.items()})
+        xp = gpu_namespace()
+        return RAMNet(self.config, params={name: xp.asarray(p) for name, p in self.params.items()})
+
     def num_parameters(self) -> int:
         """Numbers that training may change; a tied head counts once."""
         return sum(p.size for p in self.params.values())
@@ -213,9 +231,8 @@ class RAMNet:
         config = self.config
         if state is not None and len(state) != config.layers:
             raise ValueError(f"state must hold one RAMState per layer ({config.layers}), got {len(state)}")
-        if select is not None and (getattr(select, "shape", None) != ids.shape or select.dtype != bool):
-            got = f"{select.dtype} of shape {select.shape}" if hasattr(select, "shape") else type(select).__name__
-            raise ValueError(f"select must be bool of the shape of ids {ids.shape}, got {got}")
+        if select is not None:
+            select = _check_select(select, ids)
         # 1. embeddings
         x, embedding_ctx = embedding_forward(ids, self.params[EMBEDDINGS])
         hidden_shape = x.shape
@@ -234,7 +251,7 @@ class RAMNet:
             blocks.append(block_ctx)
         # 3. the tokens that are asked for
         if select is not None:
-            x = x[select]
+            x = x.reshape(-1, x.shape[-1])[select]
         # 4. norm and head
         x, norm_ctx = norm_forward(x, part(self.params, NORM), config)
         logits, head_ctx = linear_forward(x, self.params[EMBEDDINGS if config.tie_embeddings else HEAD])
@@ -243,5 +260,15 @@ class RAMNet:
 
     def _check_ids(self, ids: Any) -> None:
         require_ids("ids", ids, self.config.vocab)
+        namespace_of(ids, self.params[EMBEDDINGS])  # both on one device
         if ids.ndim != 2 or ids.shape[1] == 0:
             raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")
+
+
+def _check_select(select: Any, ids: Any) -> Any:
+    """``select`` over the flattened tokens: (B*T,) bool or (N,) integers."""
+    kind = getattr(getattr(select, "dtype", None), "kind", None)
+    if (kind == "b" and select.shape == ids.shape) or (kind in ("i", "u") and select.ndim == 1):
+        return select.reshape(-1)
+    got = f"{select.dtype} of shape {select.shape}" if hasattr(select, "shape") else type(select).__name__
+    raise ValueError(f"select must be bool of the shape of ids {ids.shape} or (N,) integers, got {got}")

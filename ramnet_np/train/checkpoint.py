@@ -17,11 +17,10 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ramnet_np.backend import array_kind
+from ramnet_np.core.arrays import on_host
 from ramnet_np.model import RAMNet
 from ramnet_np.train.optim import AdamWState
 
@@ -57,8 +56,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed while writing
     partial.mkdir(parents=True)
     checkpoint.model.save_pretrained(partial)
-    moments = {f"mean.{name}": _on_host(m) for name, m in checkpoint.optimizer.mean.items()}
-    moments |= {f"square.{name}": _on_host(v) for name, v in checkpoint.optimizer.square.items()}
+    moments = {f"mean.{name}": on_host(m) for name, m in checkpoint.optimizer.mean.items()}
+    moments |= {f"square.{name}": on_host(v) for name, v in checkpoint.optimizer.square.items()}
     save_file(moments, partial / "optimizer.safetensors")
     training = {"format": _FORMAT, "step": step, "best": checkpoint.best, "settings": checkpoint.settings}
     (partial / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
@@ -92,7 +91,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
                     f"and dtype {param.dtype}, as in the model beside it"
                 )
     return Checkpoint(model, AdamWState(step, mean, square), settings, best)
-
-
-def _on_host(array: Any) -> np.ndarray:
-    return array.get() if array_kind(array) == "cupy" else array

@@ -1,84 +1,32 @@
 """The training loop: any data set that can name its batches by step, any RAMNet.
 
-One step: batch -> forward -> cross-entropy over the labelled tokens -> backward -> clip -> AdamW. Around it: a progress
-bar, metrics, held-out accuracy, checkpoints, resuming, and the three ways a run ends early (target reached, Ctrl-C, a
-loss that is no longer a number).
+Around the steps (``steps.py``; on a GPU ``device.py``): a progress bar, metrics, held-out accuracy, checkpoints,
+resuming, and the three ways a run ends early (target reached, Ctrl-C, a loss that is no longer a number).
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
+from ramnet_np.backend import fused_for
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.loss import cross_entropy_backward, cross_entropy_forward
 from ramnet_np.model import RAMNet
 from ramnet_np.train.batches import Batch, DataSource
 from ramnet_np.train.checkpoint import Checkpoint, checkpoint_step, latest_checkpoint, load_checkpoint, save_checkpoint
+from ramnet_np.train.config import TrainConfig
+from ramnet_np.train.device import DeviceSteps, Graphs
 from ramnet_np.train.interrupt import DeferredInterrupt
 from ramnet_np.train.metrics import MetricsWriter, count_correct
-from ramnet_np.train.optim import AdamWState, adamw_init, adamw_update, clip_by_global_norm
-from ramnet_np.train.schedule import cosine_with_warmup
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train: the length of the run, the optimiser, and how often to look and to save."""
-
-    steps: int = 2000
-    """Optimiser steps of the whole run; the learning rate reaches its floor at the last one."""
-    batch: int = 64
-    """Sequences per step."""
-    learning_rate: float = 1e-3
-    """Peak of the schedule: a straight rise over `warmup` steps, then half a cosine down to the floor."""
-    learning_rate_floor: float = 1e-4
-    """Where the cosine ends."""
-    warmup: int = 100
-    """Steps of rising learning rate: AdamW's averages need some gradients before they can be trusted."""
-    weight_decay: float = 0.1
-    """Each step shrinks every matrix by learning_rate * weight_decay; norms, biases and scales are spared."""
-    beta1: float = 0.9
-    """Decay of the running mean of the gradient."""
-    beta2: float = 0.95
-    """Decay of the running mean of the squared gradient."""
-    clip: float = 1.0
-    """Largest allowed norm of all gradients together; longer ones are scaled down to it."""
-    log_every: int = 20
-    """Steps between two training records in metrics.jsonl."""
-    evaluate_every: int = 100
-    """Steps between two measurements on the held-out sets (also done after the last step)."""
-    checkpoint_every: int = 500
-    """Steps between two checkpoints (one is also written at the end and on Ctrl-C). The newest is kept."""
-    stop_at: float | None = None
-    """Stop early once the mean held-out accuracy reaches this, 0.99 say."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("learning_rate_floor", "warmup", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.learning_rate_floor > self.learning_rate:
-            raise ValueError(
-                f"train.learning_rate_floor must be at most train.learning_rate ({self.learning_rate}), "
-                f"got {self.learning_rate_floor}"
-            )
-
+from ramnet_np.train.optim import AdamWState, adamw_init
+from ramnet_np.train.steps import Diverged, HostSteps, Report, Steps
 
 # Settings that leave the bits of the trained model alone: a resumed run may change them.
 _FREE_SETTINGS = ("train.log_every", "train.checkpoint_every")
@@ -106,6 +54,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    graphs: Graphs = "auto",
 ) -> TrainResult:
     """Train ``model`` in place on ``data``; write metrics.jsonl and checkpoints/ below the folder ``out``.
 
@@ -114,6 +63,7 @@ def train(
     ``resume``: go on from the last checkpoint in ``out``, to the same bits as a run that was never stopped. The
         parameters and moments come from the checkpoint.
     ``overwrite``: replace the run that ``out`` holds. Without either of the two, an ``out`` in use is an error.
+    ``graphs``: for a model on the GPU: whether a step is captured as a CUDA graph; see :class:`DeviceSteps`.
 
     Ctrl-C finishes the step, saves and returns with status "interrupted". A loss or gradient that is not finite raises
     FloatingPointError before it reaches the parameters; the last checkpoint stays.
@@ -122,46 +72,53 @@ def train(
     checkpoints, metrics = out / "checkpoints", out / "metrics.jsonl"
     prepare_folder(out, resume=resume, overwrite=overwrite)
     state, best = _restore(model, checkpoints, settings) if resume else (adamw_init(model.params), 0.0)
+    steps = _steps(model, config, state, graphs, tqdm.write)
 
     def done() -> bool:
-        return state.step >= config.steps or (config.stop_at is not None and best >= config.stop_at)
+        return steps.state.step >= config.steps or (config.stop_at is not None and best >= config.stop_at)
+
+    def report() -> Report:
+        try:
+            return steps.report()
+        except Diverged as error:
+            raise FloatingPointError(_stopped(error, checkpoints)) from error
 
     first, tokens, started, accuracy = state.step, 0, time.perf_counter(), dict[str, float]()
+    shown: dict[str, str] = {}
     with (
+        steps,
         MetricsWriter(metrics, resume_step=first if resume else None) as log,
         DeferredInterrupt() as interrupt,
         tqdm(total=config.steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True) as bar,
     ):
         while not (done() or interrupt.requested):
-            batch = data.batch(state.step)
+            batch = data.batch(steps.state.step)
             try:
-                loss, train_accuracy, grads = _loss_and_gradients(model, batch)
-            except ValueError as error:
-                if "must be finite" not in str(error):  # so the operation refuses logits that overflowed
-                    raise
-                raise FloatingPointError(_stopped(state.step, str(error), checkpoints)) from error
-            norm = clip_by_global_norm(grads, config.clip)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                what = f"the loss became {loss}, the gradient's norm {norm}"
-                raise FloatingPointError(_stopped(state.step, what, checkpoints))
-            rate = learning_rate(config, state.step)
-            optimizer = {"beta1": config.beta1, "beta2": config.beta2, "weight_decay": config.weight_decay}
-            state = adamw_update(model.params, grads, state, rate, **optimizer)
-
-            step, seconds = state.step, time.perf_counter() - started
+                steps.run(batch)
+            except Diverged as error:
+                raise FloatingPointError(_stopped(error, checkpoints)) from error
+            step = steps.state.step
             tokens += batch.ids.size
-            if step % config.evaluate_every == 0 or step == config.steps:
+            looks = step % config.evaluate_every == 0 or step == config.steps
+            logs, saves = step % config.log_every == 0, step % config.checkpoint_every == 0
+            if steps.reads_at_once or looks or logs or saves:
+                last = report()  # before a checkpoint too: what is saved is known to be good
+                speed = tokens / (time.perf_counter() - started)
+                shown = {"loss": f"{last.loss:.3f}", "accuracy": f"{last.accuracy:.1%}", "tokens/s": f"{speed:,.0f}"}
+            seconds = time.perf_counter() - started
+            if looks:
                 accuracy = evaluate(model, data.held_out())
                 best = max(best, accuracy["mean"])
                 log.write({"step": step, "kind": "held_out", "accuracy": accuracy, "seconds": round(seconds, 2)})
-            if step % config.log_every == 0 or done():
-                record = {"loss": loss, "accuracy": train_accuracy, "learning_rate": rate, "grad_norm": norm}
-                log.write({"step": step, "kind": "train"} | record | {"seconds": round(seconds, 2)})
-            if step % config.checkpoint_every == 0 and not done():
-                save_checkpoint(checkpoints, Checkpoint(model, state, dict(settings), best))
-            shown = {"loss": f"{loss:.3f}", "accuracy": f"{train_accuracy:.1%}", "tokens/s": f"{tokens / seconds:,.0f}"}
+            if logs or done():
+                log.write({"step": step, "kind": "train"} | last._asdict() | {"seconds": round(seconds, 2)})
+            if saves and not done():
+                save_checkpoint(checkpoints, Checkpoint(model, steps.state, dict(settings), best))
             bar.set_postfix(shown | ({"held out": f"{accuracy['mean']:.1%}"} if accuracy else {}), refresh=False)
             bar.update()
+        state = steps.state
+        if state.step > first:
+            report()
         if state.step > first or not resume:
             save_checkpoint(checkpoints, Checkpoint(model, state, dict(settings), best))
     status = "finished" if state.step >= config.steps else "reached stop_at" if done() else "interrupted"
@@ -172,30 +129,23 @@ def train(
     return TrainResult(model, state.step, status, accuracy, time.perf_counter() - started, saved, metrics)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of the update that follows ``step`` updates."""
-    return cosine_with_warmup(
-        step,
-        peak=config.learning_rate,
-        floor=config.learning_rate_floor,
-        warmup=config.warmup,
-        total=config.steps,
-    )
+def evaluate(model: RAMNet, held_out: Mapping[str, Batch], tokens: int | None = None) -> dict[str, float]:
+    """Accuracy over the labelled tokens of each held-out set, and their plain "mean".
 
-
-def evaluate(model: RAMNet, held_out: Mapping[str, Batch], tokens: int = 8192) -> dict[str, float]:
-    """Accuracy over the labelled tokens of each held-out set, and their plain "mean"; ``tokens`` at a time."""
+    ``tokens``: how many at a time; None: 8192, or 65536 on a GPU, which small pieces would leave idle.
+    """
     xp = namespace_of(*model.params.values())
+    tokens = tokens or (8192 if xp is np else 65536)
     accuracy = {}
     for name, (ids, labels) in held_out.items():
         rows = max(1, tokens // ids.shape[1])
         correct = counted = 0
         for i in range(0, len(ids), rows):
-            part, wanted = xp.asarray(ids[i : i + rows]), xp.asarray(labels[i : i + rows])
-            asked = wanted >= 0
-            logits, _ = model.forward(part, select=asked)
-            correct += count_correct(logits, wanted[asked])
-            counted += len(logits)
+            wanted = labels[i : i + rows].ravel()
+            asked = np.flatnonzero(wanted >= 0)
+            logits, _ = model.forward(xp.asarray(ids[i : i + rows]), select=xp.asarray(asked))
+            correct += count_correct(logits, xp.asarray(wanted[asked]))
+            counted += len(asked)
         accuracy[name] = correct / max(1, counted)
     return accuracy | {"mean": sum(accuracy.values()) / len(accuracy)}
 
@@ -219,18 +169,6 @@ def prepare_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
             f"out must be a new folder, but {str(out)!r} holds a run at step {checkpoint_step(last)}; "
             "resume it, overwrite it or choose another folder"
         )
-
-
-def _loss_and_gradients(model: RAMNet, batch: Batch) -> tuple[float, float, dict[str, Any]]:
-    """Mean cross-entropy and accuracy over the labelled tokens, and the gradient of every parameter."""
-    xp = namespace_of(*model.params.values())
-    ids, labels = xp.asarray(batch.ids), xp.asarray(batch.labels)
-    asked = labels >= 0
-    wanted = labels[asked]
-    logits, ctx = model.forward(ids, select=asked)
-    loss, loss_ctx = cross_entropy_forward(logits, wanted)
-    grads = model.backward(cross_entropy_backward(1.0, loss_ctx), ctx)
-    return float(loss), count_correct(logits, wanted) / max(1, len(wanted)), grads
 
 
 def _restore(model: RAMNet, checkpoints: Path, settings: Mapping[str, Any]) -> tuple[AdamWState, float]:
@@ -265,7 +203,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _stopped(step: int, why: str, checkpoints: Path) -> str:
+def _steps(model: RAMNet, config: TrainConfig, state: AdamWState, graphs: Graphs, say: Callable[[str], None]) -> Steps:
+    """The steps that suit where the model is."""
+    if fused_for("adamw", next(iter(model.params.values()))):
+        return DeviceSteps(model, config, state, graphs, say)
+    return HostSteps(model, config, state)
+
+
+def _stopped(error: Diverged, checkpoints: Path) -> str:
     last = latest_checkpoint(checkpoints)
     kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
-    return f"training stopped at step {step}: {why}; {kept}. A lower train.learning_rate usually helps"
+    return f"training stopped at step {error.step}: {error.why}; {kept}. A lower train.learning_rate usually helps"

@@ -13,6 +13,8 @@ from ramnet_np.core.arrays import namespace_of
 
 Arrays = dict[str, Any]
 
+ADAMW_EPS = 1e-8
+
 
 class AdamWState(NamedTuple):
     """What AdamW remembers between steps."""
@@ -49,7 +51,7 @@ def adamw_update(
     *,
     beta1: float = 0.9,
     beta2: float = 0.95,
-    eps: float = 1e-8,
+    eps: float = ADAMW_EPS,
     weight_decay: float = 0.0,
 ) -> AdamWState:
     """One AdamW step; ``params`` and the moments of ``state`` change in place, the advanced state is returned.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ramnet_np.model import preset
-from ramnet_np.train.loop import TrainConfig
+from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.mqar import MQAR_PRESETS
 from ramnet_np.train.run import MQARRun
 

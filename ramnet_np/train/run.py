@@ -10,11 +10,16 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from ramnet_np.backend import use_backend
+from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
+from ramnet_np.core.state import Address
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
+from ramnet_np.model.network import Device
 from ramnet_np.plot import slot_trace, training_curves
 from ramnet_np.train.batches import Batch, ShuffledSets
-from ramnet_np.train.loop import TrainConfig, TrainResult, prepare_folder, train
-from ramnet_np.train.mqar import MQAR_PRESETS, Examples, MQARSettings, mqar_data
+from ramnet_np.train.config import TrainConfig
+from ramnet_np.train.device import Graphs
+from ramnet_np.train.loop import TrainResult, prepare_folder, train
+from ramnet_np.train.mqar import MQAR_PRESETS, MQARSettings, mqar_data
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,20 @@ class MQARRun:
     """Start again in an `out` that already holds a run."""
     backend: str | None = None
     """Which implementation computes; none: the fastest that is installed."""
+    device: Device = "cpu"
+    """Where the model lives; gpu needs CuPy and an NVIDIA GPU. A run may be resumed on the other one."""
+    graph: Graphs = "auto"
+    """On a GPU, whether each step is one CUDA graph: auto goes on without where that fails, and says so."""
 
     def __post_init__(self) -> None:
         if self.model.vocab < self.data.vocab:
             raise ValueError(f"model.vocab must be at least data.vocab ({self.data.vocab}), got {self.model.vocab}")
+        if self.device == "cpu" and self.backend == "cupy":
+            raise ValueError("backend 'cupy' serves device 'gpu', got device 'cpu'")
+        if self.device == "gpu" and self.backend not in (None, "cupy", "numpy"):
+            raise ValueError(f"backend must be 'cupy' or 'numpy' for device 'gpu', got {self.backend!r}")
+        if self.graph == "on" and (self.device == "cpu" or self.backend == "numpy"):
+            raise ValueError("graph must be 'auto' or 'off' unless the backend 'cupy' serves device 'gpu', got 'on'")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
@@ -50,7 +65,10 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
 
     Ctrl-C ends it with status "interrupted" and a checkpoint; see :func:`ramnet_np.train.loop.train` for the errors.
     """
-    prepare_folder(run.out, resume=run.resume, overwrite=run.overwrite)  # before the data takes its seconds
+    # before the data takes its seconds
+    if run.device == "gpu":
+        gpu_namespace()
+    prepare_folder(run.out, resume=run.resume, overwrite=run.overwrite)
     # One thread for NumPy's own matrix products: these are small, their threads fight the kernels' for the cores, and
     # how they split a sum would make the bits depend on the number of cores.
     with use_backend(run.backend) if run.backend else nullcontext(), threadpool_limits(1, user_api="blas"):
@@ -61,21 +79,27 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
             run.train.batch,
             run.seed,
         )
-        model = RAMNet(run.model, seed=run.seed)
-        result = train(
-            model,
-            data,
-            run.train,
-            run.out,
-            settings=run_settings(run),
-            resume=run.resume,
-            overwrite=run.overwrite,
-            progress=progress,
-        )
+        try:
+            model = RAMNet(run.model, seed=run.seed).to(run.device)
+            result = train(
+                model,
+                data,
+                run.train,
+                run.out,
+                settings=run_settings(run),
+                resume=run.resume,
+                overwrite=run.overwrite,
+                progress=progress,
+                graphs=run.graph,
+            )
+        except MemoryError as error:
+            where = "GPU" if run.device == "gpu" else "machine"
+            raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
         training_curves(result.metrics).savefig(run.out / "curves.png", dpi=120)
-        shown = Examples(*(part[:1] for part in test_sets[0]))
+        shown = namespace_of(*model.params.values()).asarray(test_sets[0].ids[:1])
+        accesses = [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]
         cape = [run.model.cape_heads(layer) for layer in range(run.model.layers)]
-        slot_trace(model.trace(shown.ids), run.model.slots, cape_heads=cape).savefig(run.out / "trace.png", dpi=120)
+        slot_trace(accesses, run.model.slots, cape_heads=cape).savefig(run.out / "trace.png", dpi=120)
     return result
 
 

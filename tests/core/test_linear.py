@@ -45,6 +45,17 @@ def test_linear_leaves_its_inputs_alone():
         np.testing.assert_array_equal(x, before[name])
 
 
+def test_linear_backward_adds_onto_a_gradient_in_place():
+    y, ctx = linear_forward(**draw())
+    plain = linear_backward(y, ctx)
+    onto = np.random.default_rng(5).normal(size=plain.x.shape)
+    expected = onto + plain.x
+    result = linear_backward(y, ctx, onto=onto)
+    np.testing.assert_array_equal(result.x, expected)
+    assert np.shares_memory(result.x, onto)
+    np.testing.assert_array_equal(result.weight, plain.weight)
+
+
 def test_linear_refuses():
     inputs = draw()
     with pytest.raises(ValueError, match=r"x must have 4 channels .* got shape \(2, 3, 3\)"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from ramnet_np.core.loss import cross_entropy_backward, cross_entropy_forward
+from ramnet_np.core.loss import cross_entropy_and_gradient, cross_entropy_backward, cross_entropy_forward
 from ramnet_np.gradcheck import gradcheck
 
 ALL = np.array([[0, 3, 2], [4, 4, 1]])
@@ -75,3 +75,15 @@ def test_cross_entropy_takes_another_ignored_label():
 def test_cross_entropy_refuses(labels, error, message):
     with pytest.raises(error, match=message):
         cross_entropy_forward(np.zeros((2, 5)), labels)
+
+
+def test_loss_and_gradient_at_once_equal_the_two():
+    rng = np.random.default_rng(4)
+    logits, labels = rng.normal(size=(6, 5)), np.array([0, 4, -100, 2, -100, 2])
+    loss, ctx = cross_entropy_forward(logits, labels)
+    result = cross_entropy_and_gradient(logits.copy(), labels)
+    assert float(result.loss) == float(loss)
+    assert (int(result.correct), int(result.count)) == (int((logits.argmax(1) == labels).sum()), 4)
+    np.testing.assert_array_equal(result.dlogits, cross_entropy_backward(1.0, ctx))
+    with pytest.raises(ValueError, match=r"labels must have one entry per token, shape \(6,\), got \(3,\)"):
+        cross_entropy_and_gradient(logits, labels[:3])

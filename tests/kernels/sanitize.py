@@ -1,8 +1,16 @@
-"""A small grid of the GPU backend's kernels, for compute-sanitizer: `make sanitize-gpu`."""
+"""A small grid of the GPU backend's kernels and of training steps, for compute-sanitizer: `make sanitize-gpu`."""
+
+from dataclasses import replace
 
 import cupy
 import numpy as np
 
+from ramnet_np.model import RAMNet, RAMNetConfig
+from ramnet_np.train.batches import Batch
+from ramnet_np.train.config import TrainConfig
+from ramnet_np.train.device import DeviceSteps
+from ramnet_np.train.mqar import mqar_examples
+from ramnet_np.train.optim import adamw_init
 from tests.operation_cases import CASES, Case, draw, run, run_steps
 
 NAMES = ("plain", "K-pair-read-1", "everything", "C-odd", "M-large", "mask-gsu-per-token", "huge-logits")
@@ -23,7 +31,24 @@ def main() -> None:
     for case in [*(case for case in CASES if case.name in NAMES), *STEPS]:
         for dtype in (np.float32, np.float64):
             run_steps(draw(case, dtype), "cupy", cupy.asarray)
+    small = RAMNetConfig(vocab=70, width=20, layers=1, heads=2, order=3, top_k=4, cape=1)
+    for config in (
+        replace(small, ffn_width=33),
+        replace(small, norm="layernorm", ffn="none", output_gate=True, output_norm=True, update="gsu"),
+    ):
+        train(config)
     cupy.cuda.Device().synchronize()
+
+
+def train(config: RAMNetConfig) -> None:
+    """Steps of a model with every fused layer, one launch at a time and as a graph."""
+    for graphs, dtype in (("off", np.float64), ("on", np.float32)):
+        model = RAMNet(config, dtype=dtype).to("gpu")
+        batch = Batch(*mqar_examples(pairs=3, length=20, examples=5, vocab=config.vocab))
+        with DeviceSteps(model, TrainConfig(steps=3), adamw_init(model.params), graphs) as steps:
+            for _ in range(3):
+                steps.run(batch)
+            steps.report()
 
 
 if __name__ == "__main__":

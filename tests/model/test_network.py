@@ -56,6 +56,7 @@ def test_backward_of_selected_tokens_with_mask_positions_and_state():
     mask = np.ones(IDS.shape, dtype=bool)
     mask[1, 3] = False
     check_gradients(model, select=select, mask=mask, positions=np.arange(7, 14), state=state)
+    check_gradients(model, select=np.array([9, 0, 5]), mask=mask, state=state)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -65,6 +66,9 @@ def test_selected_logits_are_those_of_the_whole(name):
     whole, _ = model.forward(IDS)
     some, _ = model.forward(IDS, select=select)
     assert_close(some, whole[select])
+    order = np.random.default_rng(1).permutation(np.flatnonzero(select))
+    ordered, _ = model.forward(IDS, select=order)
+    assert_close(ordered, whole.reshape(-1, whole.shape[-1])[order])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -200,6 +204,7 @@ def test_model_refuses():
         (ValueError, r"ids must have shape \(B, T\) with at least one token", lambda: model.forward(IDS[0])),
         (ValueError, r"at least one token, got \(2, 0\)", lambda: model.generate(IDS[:, :0], 3)),
         (ValueError, "select must be bool of the shape of ids", lambda: model.forward(IDS, select=IDS)),
+        (ValueError, r"or \(N,\) integers, got list", lambda: model.forward(IDS, select=[0])),
         (ValueError, "mask must be bool of shape", lambda: model.forward(IDS, mask=IDS)),
         (
             ValueError,

@@ -1,0 +1,69 @@
+"""How to train: the settings of a run, and the learning rate that follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ramnet_np.train.schedule import cosine_with_warmup
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train: the length of the run, the optimiser, and how often to look and to save."""
+
+    steps: int = 2000
+    """Optimiser steps of the whole run; the learning rate reaches its floor at the last one."""
+    batch: int = 64
+    """Sequences per step."""
+    learning_rate: float = 1e-3
+    """Peak of the schedule: a straight rise over `warmup` steps, then half a cosine down to the floor."""
+    learning_rate_floor: float = 1e-4
+    """Where the cosine ends."""
+    warmup: int = 100
+    """Steps of rising learning rate: AdamW's averages need some gradients before they can be trusted."""
+    weight_decay: float = 0.1
+    """Each step shrinks every matrix by learning_rate * weight_decay; norms, biases and scales are spared."""
+    beta1: float = 0.9
+    """Decay of the running mean of the gradient."""
+    beta2: float = 0.95
+    """Decay of the running mean of the squared gradient."""
+    clip: float = 1.0
+    """Largest allowed norm of all gradients together; longer ones are scaled down to it."""
+    log_every: int = 20
+    """Steps between two training records in metrics.jsonl."""
+    evaluate_every: int = 100
+    """Steps between two measurements on the held-out sets (also done after the last step)."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints (one is also written at the end and on Ctrl-C). The newest is kept."""
+    stop_at: float | None = None
+    """Stop early once the mean held-out accuracy reaches this, 0.99 say."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("learning_rate_floor", "warmup", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.learning_rate_floor > self.learning_rate:
+            raise ValueError(
+                f"train.learning_rate_floor must be at most train.learning_rate ({self.learning_rate}), "
+                f"got {self.learning_rate_floor}"
+            )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of the update that follows ``step`` updates."""
+    return cosine_with_warmup(
+        step,
+        peak=config.learning_rate,
+        floor=config.learning_rate_floor,
+        warmup=config.warmup,
+        total=config.steps,
+    )
