@@ -165,6 +165,6 @@ def mass_specialisation(layout: Layout, mass_aware: bool, in_shared: bool, renum
     """``mass.cu`` for a layout; ``in_shared``: whether the masses are in shared memory."""
     defines = (
         *_access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
-        ("FRESH", int(renumbered and not in_shared)),
+        ("FRESH", int(renumbered and not in_shared)), ("SLICES", layout.slices),
     )  # fmt: skip
     return Specialisation("mass.cu", MASS_KERNELS, defines)

@@ -37,11 +37,31 @@
 //                   sums over slices, alpha and its slopes       chains, access after access
 //                2  q, dz of the chunk's writes: dw, dgamma      of the next chunk's reads: <dy, s>, dr
 //
-// Compiled with: what chunk.cuh asks for, MASS_AWARE, IN_SHARED, FRESH (as content.cu).
+// Compiled with: what chunk.cuh asks for, MASS_AWARE, IN_SHARED, FRESH (as content.cu), SLICES (of its channels).
 #include "mass.cuh"
 
 constexpr int ITEMS_W = items(W), ITEMS_R = items(R);  // of a thread
 constexpr int RING = 4;  // chunks under way
+
+// The masses of a (batch, head): in shared memory, or in device memory.
+struct Masses {
+    Sum* at;
+    unsigned on_chip_at;
+
+    DEVICE Masses(Sum* at) : at(at), on_chip_at(IN_SHARED ? address_on_chip(at) : 0) {}
+    DEVICE Sum get(int row) const {
+        if (!IN_SHARED) return at[row];
+        Sum x;
+        load_on_chip(on_chip_at + row * unsigned(sizeof(Sum)), x);
+        return x;
+    }
+    DEVICE void set(int row, Sum x) const {
+        if (IN_SHARED)
+            store_on_chip(on_chip_at + row * unsigned(sizeof(Sum)), x);
+        else
+            at[row] = x;
+    }
+};
 
 extern "C" __global__ void __launch_bounds__(256) mass_forward(
     CALL_PARAMETERS,
@@ -54,12 +74,17 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
 ) {
     const Call call = CALL;
     const Unit unit(call, blockIdx.x);
-    Sum* const z = IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + unit.number * rows;
+    const Masses z(IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + unit.number * rows);
     if (IN_SHARED)
-        for (int row = threadIdx.x; row < rows; row += THREADS) z[row] = given ? given[unit.number * rows + row] : initial;
+#pragma unroll 1
+        for (int row = threadIdx.x; row < rows; row += THREADS) z.set(row, given ? given[unit.number * rows + row] : initial);
     __syncthreads();
 
-    __shared__ Sum found[2][CHUNK > 1 ? ENTRIES : 1];  // by where a chain begins: the mass that a chunk found
+    __shared__ Sum found_mass[2 * (CHUNK > 1 ? ENTRIES : 1)];  // by where a chain begins: the mass that a chunk found
+    const unsigned found = address_on_chip(found_mass);
+    const auto found_of = [&](int s, const Link& link) {  // in a chunk of the ring
+        return found + unsigned(sizeof(Sum)) * (s % 2 * ENTRIES + tag_begin(int(link.tag)));
+    };
     const int chunks = call.chunks();
     const long long first = unit.chunk_at(0) * CHUNK;
     writes += first * W + threadIdx.x, earlier += first * W + threadIdx.x;
@@ -108,10 +133,10 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
                 const Link& write = now.write[item];
                 const int row = int(write.row);
                 old[item] = initial;
-                if (write.last() && !(FRESH && row >= chunk * CHUNK * WRITES)) old[item] = z[row];
+                if (write.last() && !(FRESH && row >= chunk * CHUNK * WRITES)) old[item] = z.get(row);
                 const Sum mass = write.change(now.before[item](old[item]));
-                if (write.last()) z[row] = mass;
-                if (CHUNK > 1 && write.last() && write.chained()) found[s % 2][tag_begin(int(write.tag))] = old[item];
+                if (write.last()) z.set(row, mass);
+                if (CHUNK > 1 && write.last() && write.chained()) store_on_chip(found_of(s, write), old[item]);
             }
             fetch_earlier(ring[(s + RING / 2) % RING], chunk + RING / 2, s + RING / 2);
             __syncthreads();
@@ -119,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
 #pragma unroll
             for (int item = 0; item < ITEMS_W; item++) {
                 const Link& write = now.write[item];
-                if (CHUNK > 1 && write.chained() && !write.last()) old[item] = found[s % 2][tag_begin(int(write.tag))];
+                if (CHUNK > 1 && write.chained() && !write.last()) load_on_chip(found_of(s, write), old[item]);
                 const Sum mass = now.before[item](old[item]), w = write.change.b;
                 const Sum eta = w / (write.change(mass) + eps);  // 0 if nothing is written
                 if (threadIdx.x + item * THREADS < CHUNK * W) {
@@ -132,7 +157,12 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
                 for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
                     const Link read = reads[s * CHUNK * R + i];
                     Sum mass = initial;
-                    if (read.live()) mass = read.chained() ? read.change(found[s % 2][tag_begin(int(read.tag))]) : z[read.row];
+                    if (CHUNK > 1 && read.chained()) {
+                        load_on_chip(found_of(s, read), mass);
+                        mass = read.change(mass);
+                    } else if (read.live()) {
+                        mass = z.get(int(read.row));
+                    }
                     read_mass[s * CHUNK * R + i] = mass;
                 }
                 __syncthreads();
@@ -146,24 +176,27 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
     }
     __syncthreads();
     if (IN_SHARED && final_mass)
-        for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit.number * rows + row] = z[row];
+        for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit.number * rows + row] = z.get(row);
 }
 
 // ---- backward ----
 
-constexpr int HELD = 4;  // parts of a sum over slices that are on their way in registers
+// The parts of a sum over slices: on their way in registers, up to so many.
+constexpr int HELD = smaller_of(SLICES, 4);
 
 struct Parts {
     Sum at[HELD];
 
-    DEVICE void fetch(const Sum* parts, int slices, long long stride) {
+    DEVICE void fetch(const Sum* parts, long long stride) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++) at[i] = i < slices ? parts[i * stride] : Sum(0);
+        for (int i = 0; i < HELD; i++) at[i] = parts[i * stride];
     }
-    DEVICE Sum sum(const Sum* parts, int slices, long long stride) const {
-        Sum sum = (at[0] + at[1]) + (at[2] + at[3]);
-#pragma unroll 1
-        for (int slice = HELD; slice < slices; slice++) sum += parts[slice * stride];
+    DEVICE Sum sum(const Sum* parts, long long stride) const {
+        Sum sum = at[0];
+#pragma unroll
+        for (int i = 1; i < HELD; i++) sum += at[i];
+#pragma unroll 4
+        for (int slice = HELD; slice < SLICES; slice++) sum += parts[slice * stride];
         return sum;
     }
 };
@@ -220,11 +253,13 @@ DEVICE Sum sum_over_token(Sum x) {
 
 extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass_backward(
     CALL_PARAMETERS,
-    int slices, const Sum* __restrict__ dwritten, const Sum* __restrict__ dfound, const Sum* __restrict__ dread,
+    const Sum* __restrict__ dwritten,  // <d, v>: (SLICES, B*H, chunks, CHUNK, W)
+    const Sum* __restrict__ dfound,    // <d, found> of a token's first write: (SLICES, B*H, chunks, CHUNK)
+    const Sum* __restrict__ dread,     // <dy, s>: (SLICES, B*H, chunks, CHUNK, R)
     const Link* __restrict__ writes, const Sum* __restrict__ old_mass,  // (B*H, chunks, CHUNK, W)
     const TokenEvent* __restrict__ read_events, const short* __restrict__ read_places,  // (.., CHUNK, R)
     const Adjoint* __restrict__ gains,  // (B*H, chunks, CHUNK, R): what a read adds, if MASS_AWARE
-    const Sum* last,                    // (slices, B*H, rows): <dstate, s> after the last token, or null for 0
+    const Sum* last,                    // (SLICES, B*H, rows): <dstate, s> after the last token, or null for 0
     const Sum* dfinal_mass,             // (B*H, rows), or null for 0
     Adjoint* working,                   // (B*H, rows) if not IN_SHARED, all 0
     Sum* __restrict__ dw,               // (B, T, H, WRITES)
@@ -241,7 +276,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
             Adjoint start{0, dfinal_mass ? dfinal_mass[unit.number * rows + row] : Sum(0)};
             const long long stride = (long long)(gridDim.x) * rows;
 #pragma unroll 1
-            for (int slice = 0; last && slice < slices; slice++) start.q += last[slice * stride + unit.number * rows + row];
+            for (int slice = 0; last && slice < SLICES; slice++) start.q += last[slice * stride + unit.number * rows + row];
             of_row[row] = start;
         }
     __shared__ Step step_at[CHUNK > 1 ? ENTRIES : 1];       // of the chains' entries
@@ -277,8 +312,8 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
                 if (chunk < 0 || thread + item * THREADS >= CHUNK * W) continue;
                 const unsigned at = unsigned(chunk) * (CHUNK * W) + item * THREADS;
                 to.write = writes[at], to.before = old_mass[at];
-                to.dots.fetch(dots + at, slices, in_slice * W);
-                if (item == 0 && k < 8 && k < slices) to.part_found = dots_found[unsigned(chunk) * CHUNK];
+                to.dots.fetch(dots + at, in_slice * W);
+                if (item == 0 && k < smaller_of(SLICES, 8)) to.part_found = dots_found[unsigned(chunk) * CHUNK];
                 const int t = chunk * CHUNK + token;
                 if (gammas && t < tokens) to.gamma = gammas[unsigned(t) * unsigned(heads)];
             }
@@ -292,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
                 if (item == 0) {
                     if (k < 8 && chunk >= 0 && token < CHUNK)
 #pragma unroll 1
-                        for (int slice = k + 8; slice < slices; slice += 8)
+                        for (int slice = k + 8; slice < SLICES; slice += 8)
                             dot_found += dots_found[(slice - k) * in_slice + unsigned(chunk) * CHUNK];
 #pragma unroll
                     for (int distance = 1; distance < 8; distance *= 2)
@@ -302,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
                 if (!from.write.live()) continue;
                 numbers_of(
                     call, from.write, gammas ? widen(from.gamma) : one_gamma, from.before, item == 0 && k == 0,
-                    from.dots.sum(dots + at, slices, in_slice * W), dot_found, ready[item].step, ready[item].slopes);
+                    from.dots.sum(dots + at, in_slice * W), dot_found, ready[item].step, ready[item].slopes);
             }
         };
         const auto publish = [&]() {
@@ -400,7 +435,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
                 if (MASS_AWARE)
                     to.gain = gains[at];
                 else
-                    to.dots.fetch(dots + at, slices, in_slice * R);
+                    to.dots.fetch(dots + at, in_slice * R);
             }
         };
         const auto prepare = [&](int chunk) {
@@ -416,7 +451,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
                 } else {
                     Sum dot = 0;  // <dy, s>; 0 of a slot that nothing is written to, whatever dy is
                     if (code != NOTHING)
-                        dot = from.dots.sum(dots + unsigned(chunk) * (CHUNK * R) + item * THREADS, slices, in_slice * R);
+                        dot = from.dots.sum(dots + unsigned(chunk) * (CHUNK * R) + item * THREADS, in_slice * R);
                     gain.q = from.event.coefficient * dot;
                     if (chunk >= 0 && token < CHUNK && k + item * THREADS < READS && t < tokens)
                         dr[unsigned(t) * unsigned(heads * READS) + item * THREADS] = dot;

@@ -54,7 +54,7 @@ template <class S> struct Retention {
         if (!gsu) {
             const S lost = (1 - proxy_eps) * w, most = 1 - smallest, log_kept = log_of_one_plus(-(lost < most ? lost : most));
             const S kept = exponential(gamma * log_kept), base = 1 - lost;
-            dw = -gamma * (1 - proxy_eps) * kept / (base > smallest ? base : smallest);
+            dw = -gamma * (1 - proxy_eps) * kept * reciprocal(greater_of(base, smallest));
             dgamma = (base > 0 ? kept : S(gamma == 0)) * log_kept;
             return;
         }
@@ -70,6 +70,18 @@ DEVICE char* on_chip() {
     extern __shared__ double shared_memory[];
     return reinterpret_cast<char*>(shared_memory);
 }
+
+// Numbers in shared memory whose address is computed once: compilers do so at every use, and on the way wait for a
+// special register.
+DEVICE unsigned address_on_chip(const void* shared) {
+    unsigned at = unsigned(__cvta_generic_to_shared(shared));
+    asm volatile("" : "+r"(at));
+    return at;
+}
+DEVICE void load_on_chip(unsigned at, float& x) { asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(at) : "memory"); }
+DEVICE void load_on_chip(unsigned at, double& x) { asm volatile("ld.shared.f64 %0, [%1];" : "=d"(x) : "r"(at) : "memory"); }
+DEVICE void store_on_chip(unsigned at, float x) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(x) : "memory"); }
+DEVICE void store_on_chip(unsigned at, double x) { asm volatile("st.shared.f64 [%0], %1;" ::"r"(at), "d"(x) : "memory"); }
 
 // This thread's warp. Broadcast, so that the compiler knows that a warp stays together where it branches on this.
 DEVICE int warp_of_thread() { return __shfl_sync(~0u, int(threadIdx.x) / 32, 0); }

@@ -190,16 +190,16 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
         if dgiven is not None and not layout.in_shared:
             dgiven = RAMState(dslots.reshape(B, H, rows, C), dgiven.mass)
         # 2. masses
-        read_events, slice_count = ctx.accesses.read_events, np.int32(slices)
+        read_events = ctx.accesses.read_events
         gains = NULL
         if ctx.options.mass_aware:
             gains = empty(B * H, chunks, layout.chunk, R, 2)
             _launch_chunks(weigh_specialisation(layout), "weigh_backward", ctx, (
-                slice_count, dread, read_events, ctx.read_mass, gains, dr,
+                np.int32(slices), dread, read_events, ctx.read_mass, gains, dr,
             ))  # fmt: skip
         of_rows = NULL if layout.masses_in_shared(rows) else cupy.zeros((B * H, rows, 2), dtype=sums)
         _launch_mass("mass_backward", ctx, (
-            slice_count, dwritten, dfound, dread, ctx.links.writes, ctx.old_mass, read_events, ctx.links.read_places,
+            dwritten, dfound, dread, ctx.links.writes, ctx.old_mass, read_events, ctx.links.read_places,
             gains, _or_null(last), _part(dlast, "mass"), of_rows, dw, dr, dgamma, _part(dgiven, "mass"),
         ))  # fmt: skip
     return MemoryGrads(dw, dr, dv, dgamma, dgiven)
