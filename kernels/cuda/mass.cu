@@ -287,7 +287,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
     if (threadIdx.x < THREADS) {
         struct Raw {
             Link write;
-            Sum before, part_found;  // of lane k < 8 of a token: of slice k
+            Sum before, part_found;  // of <d, found>: lane k < 8 of a token has slice k
             Parts dots;
             ELEMENT gamma;
         };
@@ -318,27 +318,29 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
                 if (gammas && t < tokens) to.gamma = gammas[unsigned(t) * unsigned(heads)];
             }
         };
+        // Of the chunk whose inputs are there; then asks for those of the one that comes after it.
         const auto prepare = [&](int chunk, Ready (&ready)[ITEMS_W]) {
+            Sum dot[ITEMS_W], before[ITEMS_W], dot_found = raw[0].part_found;
+            ELEMENT gamma_here = raw[0].gamma;
 #pragma unroll
             for (int item = 0; item < ITEMS_W; item++) {
-                const Raw& from = raw[item];
                 const unsigned at = unsigned(chunk) * (CHUNK * W) + item * THREADS;
-                Sum dot_found = from.part_found;
-                if (item == 0) {
-                    if (k < 8 && chunk >= 0 && token < CHUNK)
-#pragma unroll 1
-                        for (int slice = k + 8; slice < SLICES; slice += 8)
-                            dot_found += dots_found[(slice - k) * in_slice + unsigned(chunk) * CHUNK];
-#pragma unroll
-                    for (int distance = 1; distance < 8; distance *= 2)
-                        dot_found += __shfl_xor_sync(~0u, dot_found, distance);
-                }
-                ready[item].write = from.write;
-                if (!from.write.live()) continue;
-                numbers_of(
-                    call, from.write, gammas ? widen(from.gamma) : one_gamma, from.before, item == 0 && k == 0,
-                    from.dots.sum(dots + at, in_slice * W), dot_found, ready[item].step, ready[item].slopes);
+                ready[item].write = raw[item].write, before[item] = raw[item].before, dot[item] = 0;
+                if (ready[item].write.live()) dot[item] = raw[item].dots.sum(dots + at, in_slice * W);
             }
+            if (SLICES > 8 && k < 8 && chunk >= 0 && token < CHUNK)
+#pragma unroll 1
+                for (int slice = k + 8; slice < SLICES; slice += 8)
+                    dot_found += dots_found[(slice - k) * in_slice + unsigned(chunk) * CHUNK];
+            fetch(chunk - 1);
+#pragma unroll
+            for (int distance = 1; distance < 8; distance *= 2) dot_found += __shfl_xor_sync(~0u, dot_found, distance);
+#pragma unroll
+            for (int item = 0; item < ITEMS_W; item++)
+                if (ready[item].write.live())
+                    numbers_of(
+                        call, ready[item].write, gammas ? widen(gamma_here) : one_gamma, before[item],
+                        item == 0 && k == 0, dot[item], dot_found, ready[item].step, ready[item].slopes);
         };
         const auto publish = [&]() {
 #pragma unroll
@@ -356,13 +358,11 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
         fetch(chunks - 1);
         prepare(chunks - 1, now);
         publish();
-        fetch(chunks - 2);
         __syncthreads();
         for (int chunk = chunks - 1; chunk >= 0; chunk--) {
             // 1. of the next chunk
             Ready next[ITEMS_W];
             prepare(chunk - 1, next);
-            fetch(chunk - 2);
             finish_gamma(chunk + 1);
             __syncthreads();
             // 2. of this one
