@@ -29,24 +29,31 @@ constexpr int W = padded(WRITES), R = padded(READS);     // accesses of a token,
 constexpr int ENTRIES = CHUNK * (WRITES + READS);        // most in the chains of a chunk
 constexpr int CHAINS = (ENTRIES / 2 + 63) / 64 * 64;
 
-// Where an access finds its slot.
-constexpr int NOTHING = -1;  // nowhere: it does nothing
-DEVICE constexpr bool in_place(int code) { return code >= 0; }
-DEVICE constexpr int place_of(int row, bool in_reverse_listed) { return row << 1 | int(in_reverse_listed); }
-DEVICE constexpr int row_at(int code) { return code >> 1; }
-DEVICE constexpr bool in_reverse_listed(int code) { return code & 1; }  // of a read: the reverse has it in a chain
-DEVICE constexpr int version_code(int version) { return -2 - version; }
-DEVICE constexpr int version_at(int code) { return -2 - code; }
+// content.cu has numbered places of one slice's row each: zeros | the state's rows | a row for each token | versions
+DEVICE constexpr int place_of_row(int row) { return 1 + row; }
+DEVICE constexpr int place_of_token(int rows, int token) { return 1 + rows + token; }
+DEVICE constexpr int place_of_version(int rows, int version) { return 1 + rows + CHUNK + version; }
 
-// An access in a chain: its token in the chunk, its number k, whether it is a read, its version. An entry is an Event
-// with this in the place of the row.
-DEVICE constexpr int entry_of(int token, int k, bool read, int version) {
-    return token | int(read) << 5 | k << 6 | version << 12;
+// Where an access finds its slot: the number of a place, with flags in bits that a shift to bytes drops.
+constexpr int PLACE = (1 << 26) - 1;
+constexpr int REVERSE_LISTED = 1 << 30;       // of a read in place: in reverse it is in a chain
+constexpr int ELSEWHERE = 1 << 29;            // of a version that finds no room: its number, not a place
+constexpr int NOTHING = int(0x80000000);      // nowhere: it does nothing, at zeros
+constexpr int VERSION = int(0x80000000);      // a version
+DEVICE constexpr bool in_place(int code) { return code >= 0; }
+DEVICE constexpr bool has_version(int code) { return code < 0 && code != NOTHING; }
+DEVICE constexpr int row_at(int code) { return (code & PLACE) - 1; }
+
+// An access in a chain: the places of its token's row and of its version, whether it is its token's first, and whether
+// it is a read. An entry is an Event with this in the place of the row.
+constexpr int ENTRY_PLACE = (1 << 15) - 1, ENTRY_ELSEWHERE = 1 << 14;  // the latter of versions: their number
+DEVICE constexpr int entry_of(int token, int version, bool first, bool read) {
+    return token | version << 15 | int(first) << 30 | int(read) << 31;
 }
-DEVICE constexpr int entry_token(int entry) { return entry & 31; }
-DEVICE constexpr bool entry_reads(int entry) { return entry & 32; }
-DEVICE constexpr int entry_k(int entry) { return entry >> 6 & 63; }
-DEVICE constexpr int entry_version(int entry) { return entry >> 12; }
+DEVICE constexpr int entry_token(int entry) { return entry & ENTRY_PLACE; }
+DEVICE constexpr int entry_version(int entry) { return entry >> 15 & ENTRY_PLACE; }
+DEVICE constexpr bool entry_first(int entry) { return entry & 1 << 30; }
+DEVICE constexpr bool entry_reads(int entry) { return entry < 0; }
 
 // A slot's chain: entries begin, begin + 1, .. of the chunk. Chains with a write that follows another access come first,
 // then those of reads alone, which only the reverse follows, then empty ones.
@@ -58,6 +65,7 @@ struct alignas(8) Chain {
     DEVICE bool reads_only() const { return info >> 20 & 1; }
     DEVICE bool more() const { return info >> 21 & 1; }  // there is a chain EACH_ROUND further on
 };
+constexpr int READS_NUMBER = 1 << 15;
 constexpr int EACH_ROUND = 64;  // chains that content.cu follows at a time
 DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more) {
     return {row, begin | count << 10 | int(reads_only) << 20 | int(more) << 21};
@@ -67,9 +75,11 @@ DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more)
 struct Lists {
     Chain* chains;        // (B*H, chunks, CHAINS)
     TokenEvent* entries;  // (B*H, chunks, ENTRIES)
+    unsigned short* numbers;  // (B*H, chunks, ENTRIES): token * W + k, or token * R + k of a read with READS_NUMBER
 
     DEVICE const Chain* chains_of(long long chunk) const { return chains + chunk * CHAINS; }
     DEVICE TokenEvent* entries_of(long long chunk) const { return entries + chunk * ENTRIES; }
+    DEVICE unsigned short* numbers_of(long long chunk) const { return numbers + chunk * ENTRIES; }
 };
 
 DEVICE constexpr int chunks_of(int tokens) { return (tokens + CHUNK - 1) / CHUNK; }
@@ -108,7 +118,8 @@ struct Unit {
 #define CALL_PARAMETERS                                                                                                  \
     int tokens, int heads, int rows, const int *write_row, const int *read_row, const Sum *write_weight,                 \
         const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, Sum eps, Sum initial,             \
-        int renumbered, int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries
+        int renumbered, int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries,            \
+        unsigned short *numbers
 #define CALL                                                                                                             \
     {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,                   \
-     initial, renumbered, {gsu, proxy_eps, smallest}, {chains, entries}}
+     initial, renumbered, {gsu, proxy_eps, smallest}, {chains, entries, numbers}}

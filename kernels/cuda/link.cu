@@ -44,7 +44,8 @@ DEVICE Tally tally_before(Tally own, Tally* of_warps, Tally& total) {
 extern "C" __global__ void __launch_bounds__(256) link_accesses(
     CALL_PARAMETERS,
     Linked<Sum>* write_events, Linked<Sum>* read_events,  // (B*H, chunks, CHUNK, W or R), with the place among the entries
-    Sum* __restrict__ alphas                              // (B*H, chunks, CHUNK, W): retention of each write
+    Sum* __restrict__ alphas,                             // (B*H, chunks, CHUNK, W): retention of each write
+    int rows_in_shared, int room                          // of content.cu: the state's rows, and versions
 ) {
     const Call call = CALL;
     const int chunk = blockIdx.x % call.chunks(), first = chunk * CHUNK;
@@ -63,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     const auto leave = [&](int width, int top_k, const int* rows, int end, Linked<Sum>* events) {
         for (int k = threadIdx.x; k < width; k += THREADS) {
             const int row = k < top_k && unit.live(first) ? rows[unit.row_of(first) * top_k + k] : -1;
-            events[at * width + k] = {row >= 0 && row < end ? place_of(row, false) : NOTHING, 0};
+            events[at * width + k] = {row >= 0 && row < end ? place_of_row(row) : NOTHING, 0};
         }
     };
     leave(W, WRITES, write_row, 0x7fffffff, write_events);
@@ -132,6 +133,7 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
 
     // 3. where chains begin: those with writes first
     chains += (long long)(blockIdx.x) * CHAINS, entries += (long long)(blockIdx.x) * ENTRIES;
+    numbers += (long long)(blockIdx.x) * ENTRIES;
     const int mixed_chains = counted(total, MIXED_CHAINS), all_chains = mixed_chains + counted(total, READ_CHAINS);
     const auto lead = [&](const Access& access, const Role& role, Tally before) {
         if (!role.leads) return;
@@ -155,10 +157,17 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
         int code = NOTHING, place = 0;
         if (access.live) {
             const int version = counted(before, reads ? READ_VERSIONS : WRITE_VERSIONS);
-            code = role.mixed ? version_code(version) : place_of(access.row, role.listed);
+            const int version_place = version < room ? place_of_version(rows_in_shared, version) : version;
+            if (role.mixed)
+                code = VERSION | version_place | (version < room ? 0 : ELSEWHERE);
+            else
+                code = place_of_row(access.row) | (role.listed ? REVERSE_LISTED : 0);
             if (role.listed) {
                 place = begin[access.place] + role.rank;
-                entries[place].row = entry_of(access.token, access.k, reads, version);
+                entries[place].row = entry_of(
+                    place_of_token(rows_in_shared, access.token), version_place | (version < room ? 0 : ENTRY_ELSEWHERE),
+                    access.k == 0, reads);
+                numbers[place] = access.token * width + access.k + (reads ? READS_NUMBER : 0);
             }
         }
         events[(at + access.token) * width + access.k] = {code, place};

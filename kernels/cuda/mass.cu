@@ -79,11 +79,11 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
     const auto publish = [&](const Inputs& from) {
 #pragma unroll
         for (int item = 0; item < ITEMS_W; item++)
-            if (from.write[item].row < NOTHING)
+            if (has_version(int(from.write[item].row)))
                 alpha_of[from.write[item].place] = from.alpha[item], w_of[from.write[item].place] = from.w[item];
 #pragma unroll
         for (int item = 0; item < ITEMS_R; item++)
-            if (from.read[item].row < NOTHING) alpha_of[from.read[item].place] = 1, w_of[from.read[item].place] = 0;
+            if (has_version(int(from.read[item].row))) alpha_of[from.read[item].place] = 1, w_of[from.read[item].place] = 0;
     };
     Inputs now{}, next{};
     fetch(0, now);
@@ -117,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
 #pragma unroll
         for (int item = 0; item < ITEMS_W; item++) {
             const int i = threadIdx.x + item * THREADS;
-            if (now.write[item].row < NOTHING) before[item] = found[now.write[item].place];
+            if (has_version(int(now.write[item].row))) before[item] = found[now.write[item].place];
             if (i < CHUNK * W) old_mass[first * W + i] = before[item];
         }
         if (MASS_AWARE) {
@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
                 const int i = threadIdx.x + item * THREADS, code = int(now.read[item].row);
                 if (i >= CHUNK * R) continue;
                 const Sum mass = in_place(code) ? z[row_at(code)] : initial;
-                read_mass[first * R + i] = code < NOTHING ? found[now.read[item].place] : mass;
+                read_mass[first * R + i] = has_version(code) ? found[now.read[item].place] : mass;
             }
         }
         now = next;
@@ -155,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_weigh(
             eta = w / (alphas[first * W + i] * old_mass[first * W + i] + w + eps);
         }
         write_events[first * W + i] = {linked.row, eta};
-        if (CHUNK > 1 && linked.row < NOTHING) list[linked.place].coefficient = eta;
+        if (CHUNK > 1 && has_version(int(linked.row))) list[linked.place].coefficient = eta;
     }
     for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
         const Linked<Sum> linked = reinterpret_cast<const Linked<Sum>*>(read_events)[first * R + i];
@@ -172,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_weigh(
             }
         }
         read_events[first * R + i] = {linked.row, weight};
-        if (CHUNK > 1 && (code < NOTHING || (in_place(code) && in_reverse_listed(code)))) list[linked.place].coefficient = weight;
+        if (CHUNK > 1 && (has_version(code) || code & REVERSE_LISTED)) list[linked.place].coefficient = weight;
     }
 }
 
@@ -349,14 +349,14 @@ extern "C" __global__ void __launch_bounds__(256) mass_backward(
 #pragma unroll
         for (int item = 0; item < ENTRY_ITEMS; item++) {
             const int i = threadIdx.x + item * THREADS;
-            if (CHUNK > 1 && i < ENTRIES) to.entry[item] = int(call.lists.entries_of(unit.chunk_at(chunk))[i].row);
+            if (CHUNK > 1 && i < ENTRIES) to.entry[item] = call.lists.numbers_of(unit.chunk_at(chunk))[i];
         }
     };
     const auto publish = [&](const Inputs& from) {
         if constexpr (CHUNK > 1) {
 #pragma unroll
             for (int item = 0; item < ITEMS_W; item++)
-                if (from.write[item] < NOTHING) step_of[threadIdx.x + item * THREADS] = from.step[item];
+                if (has_version(from.write[item])) step_of[threadIdx.x + item * THREADS] = from.step[item];
 #pragma unroll
             for (int item = 0; item < ITEMS_R; item++)
                 if (from.read[item] != NOTHING) gain_of[threadIdx.x + item * THREADS] = from.gain[item];
@@ -378,7 +378,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_backward(
 #pragma unroll
         for (int item = 0; item < ITEMS_R; item++) {
             const int code = now.read[item];
-            if (!in_place(code) || in_reverse_listed(code)) continue;
+            if (!in_place(code) || code & REVERSE_LISTED) continue;
             Adjoint& a = of_row[row_at(code)];
             a = {a.q + now.gain[item].q, a.dz + now.gain[item].dz};
         }
@@ -386,14 +386,13 @@ extern "C" __global__ void __launch_bounds__(256) mass_backward(
             Adjoint a = of_row[now.chain.row];
             for (int i = now.chain.begin() + now.chain.count() - 1; i >= now.chain.begin(); i--) {
                 const int what = entry_at[i];
-                if (entry_reads(what)) {
-                    const Adjoint gain = gain_of[entry_token(what) * R + entry_k(what)];
+                if (what & READS_NUMBER) {
+                    const Adjoint gain = gain_of[what - READS_NUMBER];
                     a = {a.q + gain.q, a.dz + gain.dz};
                 } else {
-                    const int write = entry_token(what) * W + entry_k(what);
                     const Sum dz = a.dz;
-                    step_of[write].undo(entry_k(what) == 0, a.q, a.dz);
-                    found[write] = {a.q, dz};
+                    step_of[what].undo(what % W == 0, a.q, a.dz);
+                    found[what] = {a.q, dz};
                 }
             }
             of_row[now.chain.row] = a;

@@ -31,6 +31,7 @@ from .renumber import renumber
 
 NULL = np.uint64(0)
 THREADS = 256  # of a block, as in chunk.cuh
+MOST_ROWS = 2**26 - 1  # PLACE in chunk.cuh
 CHAIN = np.dtype(np.float64)  # as large as Chain; no integers, as most chains are never set
 
 
@@ -41,12 +42,13 @@ class Accesses(NamedTuple):
     read_events: Any  # (B*H, chunks, CHUNK, R, 2): where to find the slot, weight
     chains: Any  # (B*H, chunks, CHAINS)
     entries: Any  # (B*H, chunks, ENTRIES, 2)
+    numbers: Any  # (B*H, chunks, ENTRIES)
     spare: Any  # (B*H * slices, versions of a chunk, CHANNELS): of versions that find no room in shared memory
 
     @property
-    def lists(self) -> tuple[Any, Any]:
+    def lists(self) -> tuple[Any, Any, Any]:
         """As kernels take them."""
-        return self.chains, self.entries
+        return self.chains, self.entries, self.numbers
 
 
 class MemoryContext(NamedTuple):
@@ -90,8 +92,8 @@ def memory_forward(
     if renumbered:
         rows = T * Kw
         write, read = renumber(write, read, mask)
-    if rows >= 2**30:
-        raise ValueError(f"the state must have fewer than 2**30 slots on the GPU, got {rows}")
+    if rows >= MOST_ROWS:
+        raise ValueError(f"the state must have fewer than {MOST_ROWS} slots on the GPU, got {rows}")
     values, sums = plain(values), sum_dtype(dtype)
     layout = choose_layout(values.dtype, rows, C, Kw, Kr, shared)
     chunks, (W, R) = -(-T // layout.chunk), layout.accesses
@@ -116,7 +118,8 @@ def memory_forward(
     content, mass = (_working(part, on_chip, return_state, ctx) for part, on_chip in _parts(ctx))
     if B:
         # 1. what meets what
-        _launch_chunks(link_specialisation(layout), "link_accesses", ctx, (*events, alphas))
+        rows_in_shared = np.int32(rows * layout.in_shared), np.int32(layout.room)
+        _launch_chunks(link_specialisation(layout), "link_accesses", ctx, (*events, alphas, *rows_in_shared))
         # 2. masses: eta of every write, weight of every read
         _launch_mass("mass_forward", ctx, (
             _part(given, "mass"), mass, mass, *events, alphas, ctx.old_mass, _or_null(ctx.read_mass),
@@ -199,6 +202,7 @@ def _empty_accesses(units: int, chunks: int, layout: Layout) -> Accesses:
         empty(layout.chunk, R, 2),
         empty(layout.chains, dtype=CHAIN) if linked else NULL,
         empty(layout.entries, 2) if linked else NULL,
+        cupy.zeros((units, chunks, layout.entries), dtype=np.uint16) if linked else NULL,
         cupy.empty((units * layout.slices, layout.chunk * max(W, R), layout.channels), dtype=sums) if linked else NULL,
     )
 
@@ -207,7 +211,7 @@ def _launch_content(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -
     B, _, H, _ = ctx.values.shape
     layout, accesses = ctx.layout, ctx.accesses
     kernel = get_kernel(content_specialisation(layout, ctx.renumbered), name)
-    common = accesses.write_events, accesses.read_events, *accesses.lists
+    common = accesses.write_events, accesses.read_events, accesses.chains, accesses.entries
     shared = layout.content_bytes(ctx.rows)
     kernel((B * H * layout.slices,), (THREADS,), (*common, *arguments), shared_mem=shared)
 
@@ -245,7 +249,7 @@ def _call(ctx: MemoryContext) -> tuple[Any, ...]:
 
 def _sizes(ctx: MemoryContext) -> tuple[Any, ...]:
     _, T, H, C = ctx.values.shape
-    return np.int32(T), np.int32(H), np.int32(C), np.int32(ctx.rows), np.int32(ctx.layout.room), ctx.accesses.spare
+    return np.int32(T), np.int32(H), np.int32(C), np.int32(ctx.rows), ctx.accesses.spare
 
 
 def _parts(ctx: MemoryContext) -> tuple[tuple[str, bool], tuple[str, bool]]:
