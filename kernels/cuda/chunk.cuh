@@ -29,24 +29,34 @@ constexpr int W = padded(WRITES), R = padded(READS);     // accesses of a token,
 constexpr int ENTRIES = CHUNK * (WRITES + READS);        // most in the chains of a chunk
 constexpr int CHAINS = (ENTRIES / 2 + 63) / 64 * 64;
 
-// Where an access finds its slot.
-constexpr int NOTHING = -1;  // nowhere: it does nothing
-DEVICE constexpr bool in_place(int code) { return code >= 0; }
-DEVICE constexpr int place_of(int row, bool in_reverse_listed) { return row << 1 | int(in_reverse_listed); }
-DEVICE constexpr int row_at(int code) { return code >> 1; }
-DEVICE constexpr bool in_reverse_listed(int code) { return code & 1; }  // of a read: the reverse has it in a chain
-DEVICE constexpr int version_code(int version) { return -2 - version; }
-DEVICE constexpr int version_at(int code) { return -2 - code; }
+// content.cu has numbered places of one slice's row each: zeros | the state's rows | a row for each token | versions
+DEVICE constexpr int place_of_row(int row) { return 1 + row; }
+DEVICE constexpr int place_of_token(int rows, int token) { return 1 + rows + token; }
+DEVICE constexpr int place_of_version(int rows, int version) { return 1 + rows + CHUNK + version; }
 
-// An access in a chain: its token in the chunk, its number k, whether it is a read, its version. An entry is an Event
-// with this in the place of the row.
-DEVICE constexpr int entry_of(int token, int k, bool read, int version) {
-    return token | int(read) << 5 | k << 6 | version << 12;
+// Where an access finds its slot: the number of a place, with flags in bits that a shift to bytes drops.
+constexpr int PLACE = (1 << 26) - 1;
+constexpr int REVERSE_LISTED = 1 << 30;       // of a read in place: in reverse it is in a chain
+constexpr int ELSEWHERE = 1 << 29;            // of a version that finds no room: its number, not a place
+constexpr int NOTHING = int(0x80000000);      // nowhere: it does nothing, at zeros
+constexpr int VERSION = int(0x80000000);      // a version
+DEVICE constexpr bool in_place(int code) { return code >= 0; }
+DEVICE constexpr bool has_version(int code) { return code < 0 && code != NOTHING; }
+DEVICE constexpr int row_at(int code) { return (code & PLACE) - 1; }
+DEVICE constexpr int version_code(int version, int rows, int room) {
+    return VERSION | (version < room ? place_of_version(rows, version) : ELSEWHERE | version);
 }
-DEVICE constexpr int entry_token(int entry) { return entry & 31; }
-DEVICE constexpr bool entry_reads(int entry) { return entry & 32; }
-DEVICE constexpr int entry_k(int entry) { return entry >> 6 & 63; }
-DEVICE constexpr int entry_version(int entry) { return entry >> 12; }
+
+// An access in a chain: the places of its token's row and of its version, whether it is its token's first, and whether
+// it is a read. An entry is an Event with this in the place of the row.
+constexpr int ENTRY_PLACE = (1 << 15) - 1, ENTRY_ELSEWHERE = 1 << 14;  // the latter of versions: their number
+DEVICE constexpr int entry_of(int token, int version, bool first, bool read) {
+    return token | version << 15 | int(first) << 30 | int(read) << 31;
+}
+DEVICE constexpr int entry_token(int entry) { return entry & ENTRY_PLACE; }
+DEVICE constexpr int entry_version(int entry) { return entry >> 15 & ENTRY_PLACE; }
+DEVICE constexpr bool entry_first(int entry) { return entry & 1 << 30; }
+DEVICE constexpr bool entry_reads(int entry) { return entry < 0; }
 
 // A slot's chain: entries begin, begin + 1, .. of the chunk. Chains with a write that follows another access come first,
 // then those of reads alone, which only the reverse follows, then empty ones.

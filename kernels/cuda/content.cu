@@ -76,6 +76,7 @@ DEVICE void forward_pass(
     const Place& place, Rows& rows, EVENTS, LISTS, const ELEMENT* values, const ELEMENT* dy, Sum* found, const Read& read
 ) {
     const Ask ask(place, writes, reads, chains, entries, values, REPLAY ? dy : nullptr, nullptr);
+    const int rows_in_shared = IN_SHARED ? place.rows : 0;
     writes += place.access_of(OWN_W), reads += place.access_of(OWN_R);
     chains += place.chunk_at(0) * CHAINS + place.group, entries += place.chunk_at(0) * ENTRIES;
     const int last = place.chunks - 1;
@@ -88,7 +89,7 @@ DEVICE void forward_pass(
         if (place.has(chunk)) value = load_channels(place, values + place.row_of(chunk));
     };
     const auto leave_row = [&] {
-        if (place.part == 0 && place.token < CHUNK) rows.of_token(place.token) = value;
+        if (place.part == 0 && place.token < CHUNK) rows[place_of_token(rows_in_shared, place.token)] = value;
     };
     if (place.token < CHUNK) fetch(0);
     if (CHUNK > 1) {
@@ -113,12 +114,12 @@ DEVICE void forward_pass(
                 int codes[BATCH_OF(OWN_W)];
                 Vector s[BATCH_OF(OWN_W)];
                 write.codes(first, codes);
-                rows.find(place, codes, s);
+                rows.find_in_place(place, codes, s);
                 EVENTS_OF(OWN_W, e) {
-                    if (REPLAY && first + e == 0 && place.part == 0 && codes[e] >= NOTHING && place.has(chunk))
+                    if (REPLAY && first + e == 0 && place.part == 0 && !has_version(codes[e]) && place.has(chunk))
                         store_channels(place, s[e], found + place.row_of(chunk));  // 0 if it does nothing
                     s[e].approach(write.get(first + e).coefficient, value);
-                    if (in_place(codes[e])) rows.store(place, row_at(codes[e]), s[e]);
+                    if (in_place(codes[e])) rows.store(place, codes[e], s[e]);
                 }
             }
             fetch(next);  // into the same registers
@@ -128,14 +129,14 @@ DEVICE void forward_pass(
             const TokenEvent* list = entries + chunk * ENTRIES;
             for (int c = 0;;) {
                 const int count = link.chain.reads_only() ? 0 : link.chain.count();
-                Vector s = rows.load(place, link.chain.row);
+                Vector s = rows.load(place, place_of_row(link.chain.row));
                 follow_chain<1>(place, rows, list, link, count, [&](int what, Sum eta, const Vector& v) {
                     if (entry_reads(what)) rows.store_version(entry_version(what), s);
-                    if (REPLAY && !entry_reads(what) && entry_k(what) == 0)
-                        store_channels(place, s, found + place.row_of(chunk, entry_token(what)));
+                    if (REPLAY && !entry_reads(what) && entry_first(what))
+                        store_channels(place, s, found + place.row_of(chunk, entry_token(what) - place_of_token(rows_in_shared, 0)));
                     if (!entry_reads(what)) s.approach(eta, v);
                 });
-                if (count) rows.store(place, link.chain.row, s);
+                if (count) rows.store(place, place_of_row(link.chain.row), s);
                 if (!__any_sync(~0u, link.chain.more())) break;
                 c += GROUPS, link.chain = chains[chunk * CHAINS + c];
                 link.fetch_entries(place, list, link.chain.begin(), 1);
@@ -156,12 +157,12 @@ DEVICE void forward_pass(
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_forward(
     EVENTS, LISTS, const ELEMENT* __restrict__ values,  // (B, T, H, C)
-    SIZES, int room, Sum* spare,                        // see Rows
+    SIZES, Sum* spare,                        // see Rows
     const Sum* given, Sum* working, Sum* final_state,   // (B*H, rows, C) each, or null; working only if not IN_SHARED
     ELEMENT* __restrict__ y                             // (B, T, H, C)
 ) {
     const Place place(tokens, heads, channels, rows_of_state);
-    Rows rows(place, room, spare, working);
+    Rows rows(place, spare, working);
     rows.start(place, given);
     const auto read = [&](int chunk, const Accesses<OWN_R>& reads, const Vector&) {
         Vector sum;
@@ -171,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_forward(
                 int codes[BATCH_OF(OWN_R)];
                 Vector seen[BATCH_OF(OWN_R)];
                 reads.codes(first, codes);
-                rows.find_versions(place, codes, seen);
+                rows.find(place, codes, seen);
                 EVENTS_OF(OWN_R, e) sum.add(reads.get(first + e).coefficient, seen[e]);
             }
         }
@@ -183,7 +184,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
-    EVENTS, LISTS, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy, SIZES, int room, Sum* spare,
+    EVENTS, LISTS, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy, SIZES, Sum* spare,
     const Sum* given, Sum* working,
     const Sum* dstate,         // (B*H, rows, C), or null
     Sum* __restrict__ dread,   // (slices, B*H, chunks, CHUNK, R): <dy, s> over the slice
@@ -191,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
     Sum* __restrict__ last     // (slices, B*H, rows): <dstate, s> after the last token, if there is a dstate
 ) {
     const Place place(tokens, heads, channels, rows_of_state);
-    Rows rows(place, room, spare, working);
+    Rows rows(place, spare, working);
     rows.start(place, given);
     const long long units_before = (long long)(place.slice) * place.units();
     dread += units_before * place.chunks * (CHUNK * R) + place.access_of(OWN_R);
@@ -202,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
             Sum dots[BATCH_OF(OWN_R)];
             EVENTS_OF(OWN_R, e) codes[e] = NOTHING;
             if (place.token < CHUNK) reads.codes(first, codes);
-            rows.find_versions(place, codes, seen);
+            rows.find(place, codes, seen);
             EVENTS_OF(OWN_R, e) dots[e] = seen[e].dot(dy);
             store_dots(place, dots, dread + (long long)(chunk) * (CHUNK * R) + first);
         }
@@ -214,7 +215,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
     for (int first = 0; first < place.rows; first += GROUPS) {
         const int row = first + place.group;
         Sum sum = 0;
-        if (row < place.rows) sum = load_channels(place, d + (long long)(row)*channels).dot(rows.load(place, row));
+        if (row < place.rows) sum = load_channels(place, d + (long long)(row)*channels).dot(rows.load(place, place_of_row(row)));
         sum = sum_over_lanes(sum);
         if (row < place.rows && place.lane == 0) last[row] = sum;
     }
@@ -222,15 +223,16 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     EVENTS, LISTS, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy,
-    const Sum* __restrict__ found, SIZES, int room, Sum* spare, const Sum* dstate, Sum* working, Sum* dgiven,
+    const Sum* __restrict__ found, SIZES, Sum* spare, const Sum* dstate, Sum* working, Sum* dgiven,
     ELEMENT* __restrict__ dv,    // (B, T, H, C)
     Sum* __restrict__ dwritten,  // (slices, B*H, chunks, CHUNK, W): <d, v> over the slice
     Sum* __restrict__ dfound     // (slices, B*H, chunks, CHUNK): <d, found> of the token's first write
 ) {
     const Place place(tokens, heads, channels, rows_of_state);
-    Rows rows(place, room, spare, working);  // of the adjoint
+    Rows rows(place, spare, working);  // of the adjoint
     rows.start(place, dstate);
     const Ask ask(place, writes, reads, chains, entries, values, dy, found);
+    const int rows_in_shared = IN_SHARED ? place.rows : 0;
     const long long units_before = (long long)(place.slice) * place.units();
     dwritten += units_before * place.chunks * (CHUNK * W) + place.access_of(OWN_W);
     dfound += (units_before + place.unit) * place.chunks * CHUNK + place.token;
@@ -245,7 +247,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (place.has(chunk)) token_dy = load_channels(place, dy + place.row_of(chunk));
     };
     const auto leave_row = [&] {
-        if (place.part == 0 && place.token < CHUNK) rows.of_token(place.token) = token_dy;
+        if (place.part == 0 && place.token < CHUNK) rows[place_of_token(rows_in_shared, place.token)] = token_dy;
     };
     const auto fetch_entries = [&](Link& link, int chunk) {
         link.fetch_entries(place, entries + chunk * ENTRIES, link.chain.begin() + link.chain.count() - 1, -1);
@@ -273,10 +275,10 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 int codes[BATCH_OF(OWN_R)];
                 Vector d[BATCH_OF(OWN_R)];
                 read.codes(first, codes);
-                rows.find(place, codes, d);
+                rows.find_in_place(place, codes, d);
                 EVENTS_OF(OWN_R, e) {
                     d[e].add(read.get(first + e).coefficient, token_dy);
-                    if (in_place(codes[e]) && !in_reverse_listed(codes[e])) rows.store(place, row_at(codes[e]), d[e]);
+                    if (in_place(codes[e]) && !(codes[e] & REVERSE_LISTED)) rows.store(place, codes[e], d[e]);
                 }
             }
         }
@@ -286,13 +288,13 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
             fetch_entries(next_link, no_less(chunk - 1));
             for (int c = 0;;) {
                 const int count = link.chain.count();
-                Vector d = rows.load(place, link.chain.row);
+                Vector d = rows.load(place, place_of_row(link.chain.row));
                 follow_chain<-1>(place, rows, entries + chunk * ENTRIES, link, count, [&](int what, Sum coefficient, const Vector& dy) {
                     if (!entry_reads(what)) rows.store_version(entry_version(what), d);
                     if (entry_reads(what)) d.add(coefficient, dy);
                     else d.scale(1 - coefficient);
                 });
-                if (count) rows.store(place, link.chain.row, d);
+                if (count) rows.store(place, place_of_row(link.chain.row), d);
                 if (!__any_sync(~0u, link.chain.more())) break;
                 c += GROUPS, link.chain = chains[chunk * CHAINS + c];
                 fetch_entries(link, chunk);
@@ -309,7 +311,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
             Sum dots[BATCH_OF(OWN_W)];
             EVENTS_OF(OWN_W, e) codes[e] = NOTHING;
             if (place.token < CHUNK) write.codes(first, codes);
-            rows.find_versions(place, codes, d);
+            rows.find(place, codes, d);
             if (first == 0) {
                 const Sum dot_found = sum_over_lanes(d[0].dot(found_here));
                 if (place.part == 0 && place.lane == 0 && place.token < CHUNK) dfound[(long long)(chunk)*CHUNK] = dot_found;
@@ -320,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 const Sum eta = write.get(first + e).coefficient;
                 sum.add(eta, d[e]);
                 d[e].scale(1 - eta);
-                if (in_place(codes[e])) rows.store(place, row_at(codes[e]), d[e]);
+                if (in_place(codes[e])) rows.store(place, codes[e], d[e]);
             }
             store_dots(place, dots, dwritten + (long long)(chunk) * (CHUNK * W) + first);
         }

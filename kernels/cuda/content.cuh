@@ -90,91 +90,80 @@ template <class T> DEVICE void store_channels(const Place& place, const Vector& 
     }
 }
 
-// Rows of CHANNELS in shared memory, as a lane sees them:
+// Places in shared memory (chunk.cuh), rows of CHANNELS, as a lane sees them:
 //
-//     the slice's state | a row for each token of the chunk | room for versions, last to first | a row of zeros
+//     zeros | the slice's state | a row for each token of the chunk | room for versions
 //
 // The state is in device memory instead, (B*H, rows, C), if it does not fit; so are versions that find no room.
 struct Rows {
-    Vector* at;         // the lane's part of row 0
-    int tokens, zeros;  // where the rows of tokens begin, and where zeros are
-    Vector* spare;      // (blocks, versions of a chunk, CHANNELS) in device memory, from this block's on
-    long long origin;   // the lane's first element in arrays (B*H, rows, C)
-    Sum* state;         // there, if the state is in device memory
-    int fresh;          // of those, rows from this one on are still 0, whatever their memory holds
+    Vector* at;        // the lane's part of zeros
+    Vector* spare;     // (blocks, versions of a chunk, CHANNELS) in device memory, from this block's on
+    long long origin;  // the lane's first element in arrays (B*H, rows, C)
+    Sum* state;        // there, if the state is in device memory
+    int fresh;         // of those, rows from this one on are still 0, whatever their memory holds
 
-    static constexpr int STEP = LANES;  // from row to row
-
-    DEVICE Rows(const Place& place, int room, Sum* spare, Sum* working)
-        : at(reinterpret_cast<Vector*>(on_chip()) + place.lane), tokens(IN_SHARED ? place.rows : 0),
-          zeros(tokens + CHUNK + room),
-          spare(reinterpret_cast<Vector*>(spare) + (long long)(blockIdx.x) * CHUNK * (W > R ? W : R) * STEP + place.lane),
+    DEVICE Rows(const Place& place, Sum* spare, Sum* working)
+        : at(reinterpret_cast<Vector*>(on_chip()) + place.lane),
+          spare(reinterpret_cast<Vector*>(spare) + (long long)(blockIdx.x) * CHUNK * (W > R ? W : R) * LANES + place.lane),
           origin((long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.lane * VECTOR),
-          state(working + origin),
-          fresh(place.rows) {}
+          state(working + origin), fresh(place.rows) {}
 
-    DEVICE Vector& of_token(int token) const { return at[(tokens + token) * STEP]; }
+    DEVICE Vector& operator[](int code) const { return at[unsigned(code) * LANES]; }  // drops the flags
 
     // Shared memory starts from (B*H, rows, C), or from 0 if there is none; device memory was set by the caller.
     DEVICE void start(const Place& place, const Sum* given) const {
         Vector x;
         x.clear();
-        if (place.group == 0) at[zeros * STEP] = x;
+        if (place.group == 0) (*this)[0] = x;
         if (!IN_SHARED) return;
         const Sum* from = given ? given + origin : nullptr;
         for (int row = place.group; row < place.rows; row += GROUPS)
-            at[row * STEP] = from ? load_channels(place, from + (long long)(row)*place.channels) : x;
+            (*this)[place_of_row(row)] = from ? load_channels(place, from + (long long)(row)*place.channels) : x;
     }
     DEVICE void finish(const Place& place, Sum* to) const {
         if (!IN_SHARED || !to) return;
         to += origin;
         for (int row = place.group; row < place.rows; row += GROUPS)
-            store_channels(place, at[row * STEP], to + (long long)(row)*place.channels);
+            store_channels(place, (*this)[place_of_row(row)], to + (long long)(row)*place.channels);
     }
 
-    DEVICE Vector load(const Place& place, int row) const {
-        if (IN_SHARED) return at[row * STEP];
+    // Of a slot in place, or of zeros.
+    DEVICE Vector load(const Place& place, int code) const {
+        if (IN_SHARED) return (*this)[code];
         Vector x;
         x.clear();
-        return row < fresh ? load_channels(place, state + (long long)(row)*place.channels) : x;
+        const int row = row_at(code);
+        return row >= 0 && row < fresh ? load_channels(place, state + (long long)(row)*place.channels) : x;
     }
-    DEVICE void store(const Place& place, int row, const Vector& x) const {
+    DEVICE void store(const Place& place, int code, const Vector& x) const {
         if (IN_SHARED)
-            at[row * STEP] = x;
+            (*this)[code] = x;
         else
-            store_channels(place, x, state + (long long)(row)*place.channels);
+            store_channels(place, x, state + (long long)(row_at(code)) * place.channels);
     }
-    // What accesses in place find; 0, if they do nothing.
+    // What accesses in place find; something, if they are not.
+    template <int N> DEVICE void find_in_place(const Place& place, const int (&codes)[N], Vector (&found)[N]) const {
+#pragma unroll
+        for (int e = 0; e < N; e++) found[e] = load(place, IN_SHARED || in_place(codes[e]) ? codes[e] & ~ELSEWHERE : 0);
+    }
+    // What accesses find: slots, versions, or zeros.
     template <int N> DEVICE void find(const Place& place, const int (&codes)[N], Vector (&found)[N]) const {
+        int all = 0;
+#pragma unroll
+        for (int e = 0; e < N; e++) {
+            found[e] = IN_SHARED || !in_place(codes[e]) ? (*this)[codes[e] & ELSEWHERE ? 0 : codes[e]] : load(place, codes[e]);
+            all |= codes[e];
+        }
+        if (!__any_sync(~0u, all & ELSEWHERE)) return;
 #pragma unroll
         for (int e = 0; e < N; e++)
-            found[e] = IN_SHARED ? at[(codes[e] < 0 ? zeros : row_at(codes[e])) * STEP]
-                                 : load(place, codes[e] < 0 ? 0x7fffffff : row_at(codes[e]));
+            if (codes[e] & ELSEWHERE) found[e] = spare[(codes[e] & PLACE) * LANES];
     }
-    // The same, or versions.
-    template <int N> DEVICE void find_versions(const Place& place, const int (&codes)[N], Vector (&found)[N]) const {
-        const int room = zeros - tokens - CHUNK;
-#pragma unroll
-        for (int e = 0; e < N; e++)
-            if (IN_SHARED || codes[e] < 0) {  // NOTHING finds zeros, version 0 what lies before, ..
-                const int row = codes[e] < 0 ? zeros + 1 + codes[e] : row_at(codes[e]);
-                found[e] = at[(codes[e] < version_code(room - 1) ? zeros : row) * STEP];
-            } else {
-                found[e] = load(place, row_at(codes[e]));
-            }
-        bool elsewhere = false;
-#pragma unroll
-        for (int e = 0; e < N; e++) elsewhere |= codes[e] < version_code(room - 1);
-        if (!__any_sync(~0u, elsewhere)) return;
-#pragma unroll
-        for (int e = 0; e < N; e++)
-            if (codes[e] < version_code(room - 1)) found[e] = spare[version_at(codes[e]) * STEP];
-    }
-    DEVICE void store_version(int number, const Vector& x) const {
-        if (number < zeros - tokens - CHUNK)
-            at[(zeros - 1 - number) * STEP] = x;
+    DEVICE void store_version(int version, const Vector& x) const {
+        if (version & ENTRY_ELSEWHERE)
+            spare[(version - ENTRY_ELSEWHERE) * LANES] = x;
         else
-            spare[number * STEP] = x;
+            (*this)[version] = x;
     }
 };
 
@@ -231,13 +220,14 @@ struct Link {
 template <int STEP, class Follow>
 DEVICE void follow_chain(const Place& place, const Rows& rows, const TokenEvent* entries, Link& link, int count, const Follow& follow) {
     const int most = __reduce_max_sync(~0u, count), first = link.chain.begin() + (STEP > 0 ? 0 : count - 1);
+    if (most == 0) return;
     TokenEvent entry = link.get(0);
-    Vector value = rows.of_token(entry_token(int(entry.row)) & (CHUNK - 1));
+    Vector value = rows[count ? entry_token(int(entry.row)) : 0];
 #pragma unroll 1
     for (int i = 1; i <= most; i++) {
         if ((i & 3) == 0) link.fetch_entries(place, entries, first + STEP * i, STEP);
-        const TokenEvent next = link.get(i & 3);  // behind the last: never used
-        const Vector next_value = rows.of_token(entry_token(int(next.row)) & (CHUNK - 1));
+        const TokenEvent next = link.get(i & 3);
+        const Vector next_value = rows[i < count ? entry_token(int(next.row)) : 0];
         if (i <= count) follow(int(entry.row), entry.coefficient, value);
         entry = next, value = next_value;
     }

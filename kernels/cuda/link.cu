@@ -44,11 +44,12 @@ DEVICE Tally tally_before(Tally own, Tally* of_warps, Tally& total) {
 
 extern "C" __global__ void __launch_bounds__(256) link_accesses(
     CALL_PARAMETERS,
-    Link* __restrict__ writes,            // (B*H, chunks, CHUNK, W)
-    Affine* __restrict__ earlier,         // likewise, of writes in chains: the change by those before it
+    Link* __restrict__ writes,             // (B*H, chunks, CHUNK, W)
+    Affine* __restrict__ earlier,          // likewise, of writes in chains: the change by those before it
     TokenEvent* __restrict__ read_events,  // (B*H, chunks, CHUNK, R), the coefficients those that were given
-    short* __restrict__ read_places,  // likewise, of listed reads: among the entries
-    Link* __restrict__ reads                   // likewise, or null if reads are not mass-aware
+    short* __restrict__ read_places,       // likewise, of listed reads: among the entries
+    Link* __restrict__ reads,              // likewise, or null if reads are not mass-aware
+    int rows_in_shared, int room           // of content.cu: the state's rows, and versions
 ) {
     const Call call = CALL;
     const int chunk = blockIdx.x % call.chunks(), first = chunk * CHUNK;
@@ -71,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     for (int k = threadIdx.x; k < R; k += THREADS) {
         const int row = live && k < READS ? read_row[token * READS + k] : -1;
         const bool there = row >= 0 && row < end;
-        read_events[k] = {there ? place_of(row, false) : NOTHING, there ? read_weight[token * READS + k] : Sum(0)};
+        read_events[k] = {there ? place_of_row(row) : NOTHING, there ? read_weight[token * READS + k] : Sum(0)};
         if (reads) reads[at * R + k] = {there ? row : 0, there ? 0 : DEAD, {1, 0}};
     }
 #else
@@ -177,20 +178,24 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     const int write_begin = write_role.mixed ? begin[w.place] : 0, read_begin = read_role.listed ? begin[r.place] : 0;
     const int write_place = write_begin + write_role.rank, read_place = read_begin + read_role.rank;
     const int write_version = counted(before, WRITE_VERSIONS), read_version = counted(before, READ_VERSIONS);
+    const auto entry_for = [&](const Access& access, int version, bool reads) {
+        const int place = version < room ? place_of_version(rows_in_shared, version) : version | ENTRY_ELSEWHERE;
+        return entry_of(place_of_token(rows_in_shared, access.token), place, access.k == 0, reads);
+    };
     if (write_role.mixed) {
         change_at[write_place] = change;
-        entries[write_place].row = entry_of(w.token, w.k, false, write_version);
+        entries[write_place].row = entry_for(w, write_version, false);
     }
     if (read_role.listed) {
         change_at[read_place] = {1, 0};
-        entries[read_place] = {entry_of(r.token, r.k, true, read_version), r.weight};
+        entries[read_place] = {entry_for(r, read_version, true), r.weight};
     }
     int tag = w.live ? (write_role.last ? LAST : 0) : DEAD;
     if (write_role.mixed) tag |= chained(write_version, write_place, write_begin);
     if (w.token < CHUNK) writes[threadIdx.x] = {w.row, tag, change};
     if (r.token < CHUNK) {
-        int code = r.live ? place_of(r.row, read_role.listed) : NOTHING;
-        if (read_role.mixed) code = version_code(read_version);
+        int code = r.live ? place_of_row(r.row) | (read_role.listed ? REVERSE_LISTED : 0) : NOTHING;
+        if (read_role.mixed) code = version_code(read_version, rows_in_shared, room);
         read_events[threadIdx.x] = {code, r.live ? r.weight : Sum(0)};
         read_places[at * R + threadIdx.x] = short(read_place);
     }

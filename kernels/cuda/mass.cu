@@ -70,7 +70,8 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
     const Link* __restrict__ reads,                                       // (B*H, chunks, CHUNK, R) if MASS_AWARE
     TokenEvent* __restrict__ write_events,                                // (B*H, chunks, CHUNK, W)
     Sum* __restrict__ old_mass,                                           // likewise: before each write
-    Sum* __restrict__ read_mass                                           // (B*H, chunks, CHUNK, R) if MASS_AWARE
+    Sum* __restrict__ read_mass,                                          // (B*H, chunks, CHUNK, R) if MASS_AWARE
+    int rows_in_shared, int room                                          // of content.cu: the state's rows, versions
 ) {
     const Call call = CALL;
     const Unit unit(call, blockIdx.x);
@@ -149,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
                 const Sum eta = w / (write.change(mass) + eps);  // 0 if nothing is written
                 if (threadIdx.x + item * THREADS < CHUNK * W) {
                     old_mass[s * CHUNK * W + item * THREADS] = mass;
-                    write_events[s * CHUNK * W + item * THREADS] = {write.code(), eta};
+                    write_events[s * CHUNK * W + item * THREADS] = {write.code(rows_in_shared, room), eta};
                 }
                 if (CHUNK > 1 && write.chained()) entries_here[s * ENTRIES + tag_place(int(write.tag))].coefficient = eta;
             }
@@ -457,7 +458,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
                         dr[unsigned(t) * unsigned(heads * READS) + item * THREADS] = dot;
                 }
                 now[item] = {code, gain};
-                if (CHUNK > 1 && (code < NOTHING || (in_place(code) && in_reverse_listed(code))))
+                if (CHUNK > 1 && (has_version(code) || (in_place(code) && code & REVERSE_LISTED)))
                     step_at[from.place] = Step::of_read(gain);
             }
         };
@@ -470,7 +471,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
 #pragma unroll
             for (int item = 0; item < ITEMS_R; item++) {
                 const int code = now[item].code;
-                if (!in_place(code) || in_reverse_listed(code)) continue;
+                if (!in_place(code) || code & REVERSE_LISTED) continue;
                 Adjoint& a = of_row[row_at(code)];
                 a.q += now[item].gain.q;
                 if (MASS_AWARE) a.dz += now[item].gain.dz;

@@ -31,9 +31,9 @@ struct alignas(4 * sizeof(Sum)) Link {
     DEVICE bool live() const { return int(tag) >= 0; }
     DEVICE bool last() const { return int(tag) & LAST; }
     DEVICE bool chained() const { return int(tag) & CHAINED; }
-    // Of a write, as events have it.
-    DEVICE int code() const {
-        const int alone = live() ? place_of(int(row), false) : NOTHING;
-        return chained() ? version_code(tag_version(int(tag))) : alone;
+    // Of a write, as events have it. rows_in_shared, room: of content.cu, the state's rows and versions
+    DEVICE int code(int rows_in_shared, int room) const {
+        const int alone = live() ? place_of_row(int(row)) : NOTHING;
+        return chained() ? version_code(tag_version(int(tag)), rows_in_shared, room) : alone;
     }
 };

@@ -32,6 +32,7 @@ from .renumber import renumber
 
 NULL = np.uint64(0)
 THREADS = 256  # of a block, as in chunk.cuh
+MOST_ROWS = 2**26 - 1  # PLACE in chunk.cuh
 CHAIN = np.dtype(np.float64)  # as large as Chain
 
 
@@ -100,8 +101,8 @@ def memory_forward(
     if renumbered:
         rows = T * Kw
         write, read = renumber(write, read, mask)
-    if rows >= 2**30:
-        raise ValueError(f"the state must have fewer than 2**30 slots on the GPU, got {rows}")
+    if rows >= MOST_ROWS:
+        raise ValueError(f"the state must have fewer than {MOST_ROWS} slots on the GPU, got {rows}")
     values, sums = plain(values), sum_dtype(dtype)
     layout = choose_layout(values.dtype, rows, C, Kw, Kr, shared)
     chunks, (W, R) = -(-T // layout.chunk), layout.accesses
@@ -131,13 +132,14 @@ def memory_forward(
     content, mass = (_working(part, on_chip, return_state, ctx) for part, on_chip in _parts(ctx))
     if B:
         # 1. what meets what
+        places = np.int32(rows * layout.in_shared), np.int32(layout.room)  # of content.cu
         _launch_chunks(link_specialisation(layout), "link_accesses", ctx, (
-            links.writes, earlier, accesses.read_events, links.read_places, links.reads,
+            links.writes, earlier, accesses.read_events, links.read_places, links.reads, *places,
         ))  # fmt: skip
         # 2. masses: eta of every write, weight of every read
         _launch_mass("mass_forward", ctx, (
             _part(given, "mass"), mass, mass, links.writes, earlier, links.reads, accesses.write_events,
-            ctx.old_mass, _or_null(ctx.read_mass),
+            ctx.old_mass, _or_null(ctx.read_mass), *places,
         ))  # fmt: skip
         if options.mass_aware:
             _launch_chunks(weigh_specialisation(layout), "weigh_forward", ctx, (
@@ -262,7 +264,7 @@ def _call(ctx: MemoryContext) -> tuple[Any, ...]:
 
 def _sizes(ctx: MemoryContext) -> tuple[Any, ...]:
     _, T, H, C = ctx.values.shape
-    return np.int32(T), np.int32(H), np.int32(C), np.int32(ctx.rows), np.int32(ctx.layout.room), ctx.accesses.spare
+    return np.int32(T), np.int32(H), np.int32(C), np.int32(ctx.rows), ctx.accesses.spare
 
 
 def _parts(ctx: MemoryContext) -> tuple[tuple[str, bool], tuple[str, bool]]:

@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(256) weigh_forward(
         const Sum weight = r[read.k] * (total * mass[read.k] / weighted);
         event.coefficient = weight;
         const int code = int(event.row);
-        if (CHUNK > 1 && (code < NOTHING || in_reverse_listed(code)))
+        if (CHUNK > 1 && (has_version(code) || code & REVERSE_LISTED))
             entries[unit.chunk_at(chunk) * ENTRIES + tag_place(int(reads[read.first + read.k].tag))].coefficient = weight;
     }
 }
