@@ -9,7 +9,7 @@
 // Beside that, for mass.cu, what depends on nothing else either: what a write leaves of its slot's mass (alpha), and
 // what the writes before it in the chunk make of the mass that the chunk found, so that mass.cu follows no chains.
 //
-// Who computes what: one block a chunk of a (batch, head); thread token * W + k has write k of a token and read k.
+// Who computes what: block (batch, head, chunk); thread token * W + k has write k of a token and read k.
 #include "mass.cuh"
 
 DEVICE constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
@@ -20,7 +20,6 @@ struct alignas(8) Tally {
     unsigned mixed, other;
 
     DEVICE void add(const Tally& x) { mixed += x.mixed, other += x.other; }
-    DEVICE Tally from_lane(int lane) const { return {__shfl_sync(~0u, mixed, lane), __shfl_sync(~0u, other, lane)}; }
 };
 DEVICE int first_of(unsigned word) { return word & 1023; }
 DEVICE int second_of(unsigned word) { return word >> 10 & 1023; }
@@ -30,28 +29,33 @@ DEVICE Tally read_version() { return {1 << 20, 0}; }
 DEVICE Tally write_version() { return {0, 1}; }
 DEVICE Tally read_chain(int entries) { return {0, unsigned(entries) << 10 | 1 << 20}; }
 
-// The sum over groups of LANES lanes of those up to this one.
-template <int LANES> DEVICE Tally tally_up_to(Tally own) {
-#pragma unroll
-    for (int distance = 1; distance < LANES; distance *= 2) {
-        const Tally before{__shfl_up_sync(~0u, own.mixed, distance), __shfl_up_sync(~0u, own.other, distance)};
-        if (int(threadIdx.x) % LANES >= distance) own.add(before);
-    }
-    return own;
-}
+// Of a block: sums over the warps before each warp, and last over all; all 0 to begin with.
+struct WarpTallies {
+    Tally before[THREADS / 32 + 1];
 
-// The sum of ``own`` over all threads before this one; ``total``: over all.
-DEVICE Tally tally_before(Tally own, Tally* of_warps, Tally& total) {
-    constexpr int WARPS = THREADS / 32;
-    const int warp = threadIdx.x / 32;
-    const Tally sum = tally_up_to<32>(own);
-    if (threadIdx.x % 32 == 31) of_warps[warp] = sum;
-    __syncthreads();
-    const Tally sums = tally_up_to<WARPS>(of_warps[threadIdx.x % WARPS]), before = sums.from_lane((warp + WARPS - 1) % WARPS);
-    total = sums.from_lane(WARPS - 1);
-    const unsigned there = warp ? ~0u : 0;
-    return {(before.mixed & there) + sum.mixed - own.mixed, (before.other & there) + sum.other - own.other};
-}
+    DEVICE void clear() {
+        if (threadIdx.x <= THREADS / 32) before[threadIdx.x] = {0, 0};
+    }
+    // The sum of ``own`` over all threads before this one; ``total``: over all.
+    DEVICE Tally before_thread(const Tally& own, Tally& total) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        Tally sum = own;
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const Tally lower{__shfl_up_sync(~0u, sum.mixed, distance), __shfl_up_sync(~0u, sum.other, distance)};
+            if (lane >= distance) sum.add(lower);
+        }
+        const Tally of_warp{__shfl_sync(~0u, sum.mixed, 31), __shfl_sync(~0u, sum.other, 31)};
+        if (lane > warp && lane <= THREADS / 32) {
+            atomicAdd(&before[lane].mixed, of_warp.mixed);
+            atomicAdd(&before[lane].other, of_warp.other);
+        }
+        __syncthreads();
+        total = before[THREADS / 32];
+        sum.add(before[warp]);
+        return {sum.mixed - own.mixed, sum.other - own.other};
+    }
+};
 
 extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link_accesses(
     CALL_PARAMETERS,
@@ -60,13 +64,13 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     TokenEvent* __restrict__ read_events,  // (B*H, chunks, CHUNK, R), the coefficients those that were given
     short* __restrict__ read_places,       // likewise, of listed reads: among the entries
     Link* __restrict__ reads,              // likewise, or null if reads are not mass-aware
-    int rows_in_shared, int room           // of content.cu: the state's rows, and versions
+    int rows_in_shared, int room,          // of content.cu: the state's rows, and versions
+    int first_chunk                        // of the launch
 ) {
     const Call call = CALL;
-    const unsigned chunks_of_unit = call.chunks(), number = blockIdx.x / chunks_of_unit;
-    const int chunk = blockIdx.x - number * chunks_of_unit, first = chunk * CHUNK;
-    const Unit unit(call, number);
-    const long long at = (long long)(blockIdx.x) * CHUNK;  // the chunk's first token, in arrays with CHUNK
+    const int chunk = first_chunk + blockIdx.z, first = chunk * CHUNK;
+    const Unit unit(call, blockIdx.x, blockIdx.y);
+    const long long number = unit.chunk_at(chunk), at = number * CHUNK;  // the chunk's first token, in arrays with CHUNK
     // a read finds nothing in a row that is first written after the chunk
     const int end = renumbered ? smaller_of(tokens, first + CHUNK) * WRITES : 0x7fffffff;
     writes += at * W, read_events += at * R;
@@ -93,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     __shared__ alignas(16) unsigned written[PLACES], read[PLACES];  // masks of tokens
     __shared__ unsigned short begin[PLACES];                        // of the slot's chain
     __shared__ Affine change_at[ENTRIES];                           // by the entries of chains
-    __shared__ Tally of_warps[THREADS / 32];
+    __shared__ WarpTallies tallies;
 
     struct Access {
         int token, k, row, place;
@@ -105,12 +109,12 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
         bool live;
         long long row;
     };
-    const auto token_of = [&](int width) {
-        const int number = threadIdx.x / width, t = first + number;
+    const auto token_of = [&](unsigned width) {
+        const int number = int(threadIdx.x / width), t = first + number;
         return Token{number, number < CHUNK && unit.live(t), unit.row_of(t)};
     };
-    const auto fetch = [&](const Token& token, int width, int top_k, const int* rows, const Sum* weights, int end) {
-        Access own{token.number, int(threadIdx.x) % width, -1, 0, 0, false};
+    const auto fetch = [&](const Token& token, unsigned width, int top_k, const int* rows, const Sum* weights, int end) {
+        Access own{token.number, int(threadIdx.x % width), -1, 0, 0, false};
         if (token.live && own.k < top_k) {
             const long long from = token.row * top_k + own.k;
             own.row = rows[from], own.weight = weights[from];
@@ -125,6 +129,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     struct alignas(16) Four {
         int at[4];
     };
+    tallies.clear();
     static_assert(PLACES / 4 <= THREADS && CHAINS <= THREADS, "one a thread");
     if (threadIdx.x < PLACES / 4) {
         reinterpret_cast<Four*>(keys)[threadIdx.x] = {-1, -1, -1, -1};
@@ -155,17 +160,17 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
         int size, rank;
     };
     const auto role_of = [&](const Access& own, bool reads) {
-        Role role{};
-        if (!own.live) return role;
-        const unsigned writers = written[own.place], readers = read[own.place], before = (1u << own.token) - 1;
+        Role role;
+        const unsigned writers = own.live ? written[own.place] : 0, readers = own.live ? read[own.place] : 0;
+        const unsigned before = (1u << own.token) - 1;
         const unsigned before_writes = (writers & -writers) - 1;  // tokens before the first write
-        role.mixed = writers & (writers - 1) || (writers && readers & before_writes);
-        role.listed = role.mixed || (reads && readers & (readers - 1));
+        role.mixed = (writers & (writers - 1)) | (writers ? readers & before_writes : 0);
+        role.listed = role.mixed | (reads && readers & (readers - 1));
         role.size = (role.mixed ? __popc(writers) : 0) + __popc(readers);
         role.rank = (role.mixed ? __popc(writers & before) + (reads ? int(writers >> own.token & 1) : 0) : 0) +
                     __popc(readers & before);
-        role.leads = role.listed && role.rank == 0;
-        role.last = !reads && writers >> own.token == 1;
+        role.leads = role.listed & (role.rank == 0);
+        role.last = !reads & (writers >> own.token == 1);
         return role;
     };
     const Role write_role = role_of(w, false), read_role = role_of(r, true);
@@ -174,22 +179,22 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     if (read_role.leads) own.add(read_role.mixed ? mixed_chain(read_role.size) : read_chain(read_role.size));
     if (write_role.mixed) own.add(write_version());
     if (read_role.mixed) own.add(read_version());
-    const Tally before = tally_before(own, of_warps, total);
+    const Tally before = tallies.before_thread(own, total);
 
     // 3. where chains begin: those with writes first
-    chains += (long long)(blockIdx.x) * CHAINS, entries += (long long)(blockIdx.x) * ENTRIES;
+    chains += number * CHAINS, entries += number * ENTRIES;
     const int mixed_chains = second_of(total.mixed), all_chains = mixed_chains + third_of(total.other);
-    const auto lead = [&](const Access& access, const Role& role, Tally before) {
+    const auto lead = [&](const Access& access, const Role& role, bool mixed, const Tally& before) {
         if (!role.leads) return;
-        const int number = role.mixed ? second_of(before.mixed) : mixed_chains + third_of(before.other);
-        const int begins = role.mixed ? first_of(before.mixed) : first_of(total.mixed) + second_of(before.other);
+        const int number = mixed ? second_of(before.mixed) : mixed_chains + third_of(before.other);
+        const int begins = mixed ? first_of(before.mixed) : first_of(total.mixed) + second_of(before.other);
         begin[access.place] = begins;
-        chains[number] = chain_of(access.row, begins, role.size, !role.mixed, number + EACH_ROUND < all_chains);
+        chains[number] = chain_of(access.row, begins, role.size, !mixed, number + EACH_ROUND < all_chains);
     };
     Tally before_read = before;
     if (write_role.leads) before_read.add(mixed_chain(write_role.size));
-    lead(w, write_role, before);
-    lead(r, read_role, before_read);
+    lead(w, write_role, true, before);
+    lead(r, read_role, read_role.mixed, before_read);
     if (int(threadIdx.x) >= all_chains && threadIdx.x < CHAINS) chains[threadIdx.x] = chain_of(0, 0, 0, true, false);
     __syncthreads();
 
