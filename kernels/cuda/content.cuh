@@ -197,14 +197,26 @@ template <int OWN> struct Accesses {
     }
 };
 
+// A chain's header as it is loaded: taken apart where it is used, not while it is on its way.
+using Header = unsigned long long;
+DEVICE Header load_header(const Chain* from) { return *reinterpret_cast<const Header*>(from); }
+DEVICE Chain chain_of(Header header) { return {int(header), int(header >> 32)}; }
+
 // A group's chain in a chunk, with the next of its entries: entry i of four in lane i of the group.
 struct Link {
-    Chain chain;
+    Header header;
     TokenEvent entry;
 
+    DEVICE Chain chain() const { return chain_of(header); }
+    // Those from place ``from`` among the chunk's entries on.
     DEVICE void fetch_entries(const Place& place, const TokenEvent* entries, int from, int step) {
-        const int i = from + step * place.lane;
-        if (i >= chain.begin() && i < chain.begin() + chain.count()) entry = entries[i];
+        const int i = from + step * place.lane, begin = chain().begin();
+        if (i >= begin && i < begin + chain().count()) entry = entries[i];
+    }
+    // The first four, or with STEP -1 the last.
+    template <int STEP> DEVICE void fetch_first(const Place& place, const TokenEvent* entries) {
+        const int i = STEP > 0 ? place.lane : chain().count() - 1 - place.lane;
+        if (i >= 0 && i < chain().count()) entry = entries[chain().begin() + i];
     }
     // Entry i of four, in all lanes of the group.
     DEVICE TokenEvent get(int i) const {
@@ -219,7 +231,7 @@ struct Link {
 // Groups of a warp stay together: those with shorter chains, or with none (count 0), do nothing meanwhile.
 template <int STEP, class Follow>
 DEVICE void follow_chain(const Place& place, const Rows& rows, const TokenEvent* entries, Link& link, int count, const Follow& follow) {
-    const int most = __reduce_max_sync(~0u, count), first = link.chain.begin() + (STEP > 0 ? 0 : count - 1);
+    const int most = __reduce_max_sync(~0u, count), first = link.chain().begin() + (STEP > 0 ? 0 : count - 1);
     if (most == 0) return;
     TokenEvent entry = link.get(0);
     Vector value = rows[count ? entry_token(int(entry.row)) : 0];

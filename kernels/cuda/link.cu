@@ -141,14 +141,16 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
         const int begins = role.mixed ? counted(before, MIXED_ENTRIES)
                                       : counted(total, MIXED_ENTRIES) + counted(before, READ_ENTRIES);
         begin[access.place] = begins;
-        chains[number] = chain_of(access.row, begins, role.size, !role.mixed, number + EACH_ROUND < all_chains);
+        chains[number] = chain_of(
+            access.row, begins, role.size, !role.mixed, number + EACH_ROUND < all_chains,
+            number + EACH_ROUND < mixed_chains);
     };
     Tally before_read = before;
     if (write_role.leads) before_read += one(MIXED_ENTRIES, write_role.size) + one(MIXED_CHAINS);
     lead(w, write_role, before);
     lead(r, read_role, before_read);
     for (int number = all_chains + threadIdx.x; number < CHAINS; number += THREADS)
-        chains[number] = chain_of(0, 0, 0, true, false);
+        chains[number] = chain_of(0, 0, 0, true, false, false);
     __syncthreads();
 
     // 4. the accesses
