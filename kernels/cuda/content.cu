@@ -82,7 +82,7 @@ DEVICE void forward_pass(
     const int last = place.chunks - 1;
     Accesses<OWN_W> write;
     Vector value;
-    Link link{}, next_link{};
+    Link link{};
     const auto fetch = [&](int chunk) {
         write.fetch(writes + (long long)(chunk) * (CHUNK * W));
         value.clear();
@@ -93,7 +93,10 @@ DEVICE void forward_pass(
     };
     if (place.token < CHUNK) fetch(0);
     if (CHUNK > 1) {
-        link.header = load_header(chains), next_link.header = load_header(chains + smaller_of(1, last) * CHAINS);
+        for (int chunk = 0; chunk < 3; chunk++) fetch_header(place, chains, chunk);
+        wait_for_copies<0>();
+        __syncwarp();
+        link.chain = header_of(place, 0);
         link.fetch_first<1>(place, entries);
         leave_row();
     }
@@ -102,11 +105,7 @@ DEVICE void forward_pass(
     for (int chunk = 0; chunk <= last; chunk++) {
         const int next = smaller_of(chunk + 1, last);
         ask(place, chunk + AHEAD);
-        Header after = 0;
-        if (CHUNK > 1) {
-            after = load_header(chains + smaller_of(chunk + 2, last) * CHAINS);
-            next_link.fetch_first<1>(place, entries + next * ENTRIES);
-        }
+        if (CHUNK > 1) fetch_header(place, chains, chunk + 3);
         Accesses<OWN_R> token_reads;
         Vector token_dy;
         token_dy.clear();
@@ -132,7 +131,7 @@ DEVICE void forward_pass(
         if (CHUNK > 1) {
             const TokenEvent* list = entries + chunk * ENTRIES;
             for (int c = 0;;) {
-                const Chain chain = link.chain();
+                const Chain chain = link.chain;
                 const int count = chain.reads_only() ? 0 : chain.count();
                 Vector s = rows.load(place, place_of_row(chain.row));
                 follow_chain<1>(place, rows, list, link, count, [&](int what, Sum eta, const Vector& v) {
@@ -143,9 +142,11 @@ DEVICE void forward_pass(
                 });
                 if (count) rows.store(place, place_of_row(chain.row), s);
                 if (!__any_sync(~0u, chain.more_mixed())) break;
-                c += GROUPS, link.header = load_header(chains + chunk * CHAINS + c);
+                c += GROUPS, link.chain = chains[chunk * CHAINS + c];
                 link.fetch_first<1>(place, list);
             }
+            link.chain = header_of(place, next);
+            link.fetch_first<1>(place, entries + next * ENTRIES);
         }
         __syncthreads();
         // 2. reads; meanwhile what the next chunk needs arrives
@@ -153,7 +154,7 @@ DEVICE void forward_pass(
         read(chunk, token_reads, token_dy);
         if (CHUNK > 1) {
             leave_row();
-            link = next_link, next_link.header = after;
+            wait_for_copies<1>();
         }
         __syncthreads();
     }
@@ -244,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     chains += place.chunk_at(0) * CHAINS + place.group, entries += place.chunk_at(0) * ENTRIES;
     Accesses<OWN_R> read;
     Vector token_dy;
-    Link link{}, next_link{};
+    Link link{};
     const auto fetch = [&](int chunk) {
         read.fetch(reads + (long long)(chunk) * (CHUNK * R));
         token_dy.clear();
@@ -257,8 +258,10 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     const auto no_less = [](int chunk) { return chunk < 0 ? 0 : chunk; };
     if (place.token < CHUNK) fetch(end);
     if (CHUNK > 1) {
-        link.header = load_header(chains + end * CHAINS);
-        next_link.header = load_header(chains + no_less(end - 1) * CHAINS);
+        for (int chunk = end; chunk > end - 3; chunk--) fetch_header(place, chains, chunk);
+        wait_for_copies<0>();
+        __syncwarp();
+        link.chain = header_of(place, end);
         link.fetch_first<-1>(place, entries + end * ENTRIES);
         leave_row();
     }
@@ -266,11 +269,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     __syncthreads();
     for (int chunk = end; chunk >= 0; chunk--) {
         ask(place, chunk - AHEAD);
-        Header after = 0;
-        if (CHUNK > 1) {
-            after = load_header(chains + no_less(chunk - 2) * CHAINS);
-            next_link.fetch_first<-1>(place, entries + no_less(chunk - 1) * ENTRIES);
-        }
+        if (CHUNK > 1) fetch_header(place, chains, chunk - 3);
         Accesses<OWN_W> write;
         Vector value, found_here;
         value.clear(), found_here.clear();
@@ -294,7 +293,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (CHUNK > 1) {
             const TokenEvent* list = entries + chunk * ENTRIES;
             for (int c = 0;;) {
-                const Chain chain = link.chain();
+                const Chain chain = link.chain;
                 Vector d = rows.load(place, place_of_row(chain.row));
                 follow_chain<-1>(place, rows, list, link, chain.count(), [&](int what, Sum coefficient, const Vector& dy) {
                     if (!entry_reads(what)) rows.store_version(entry_version(what), d);
@@ -303,9 +302,11 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 });
                 if (chain.count()) rows.store(place, place_of_row(chain.row), d);
                 if (!__any_sync(~0u, chain.more())) break;
-                c += GROUPS, link.header = load_header(chains + chunk * CHAINS + c);
+                c += GROUPS, link.chain = chains[chunk * CHAINS + c];
                 link.fetch_first<-1>(place, list);
             }
+            link.chain = header_of(place, no_less(chunk - 1));
+            link.fetch_first<-1>(place, entries + no_less(chunk - 1) * ENTRIES);
         }
         if (place.token < CHUNK) fetch(no_less(chunk - 1));  // into the same registers
         __syncthreads();
@@ -337,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk));
         if (CHUNK > 1) {
             leave_row();
-            link = next_link, next_link.header = after;
+            wait_for_copies<1>();
         }
         __syncthreads();
     }

@@ -90,6 +90,18 @@ template <class T> DEVICE void store_channels(const Place& place, const Vector& 
     }
 }
 
+// The headers of four chunks' first chains, one for each group, come to shared memory chunks ahead: registers that wait
+// for them would be moved, and so waited for, too early.
+constexpr int HEADERS = CHUNK > 1 ? 4 * GROUPS : 0;
+DEVICE Chain& header_of(const Place& place, int chunk) {
+    return reinterpret_cast<Chain*>(on_chip())[(chunk & 3) * GROUPS + place.group];
+}
+DEVICE void fetch_header(const Place& place, const Chain* chains, int chunk) {
+    if (place.lane == 0 && chunk >= 0 && chunk < place.chunks)
+        copy_async<sizeof(Chain)>(&header_of(place, chunk), chains + (long long)(chunk)*CHAINS);
+    end_group_of_copies();
+}
+
 // Places in shared memory (chunk.cuh), rows of CHANNELS, as a lane sees them:
 //
 //     zeros | the slice's state | a row for each token of the chunk | room for versions
@@ -103,7 +115,7 @@ struct Rows {
     int fresh;         // of those, rows from this one on are still 0, whatever their memory holds
 
     DEVICE Rows(const Place& place, Sum* spare, Sum* working)
-        : at(reinterpret_cast<Vector*>(on_chip()) + place.lane),
+        : at(reinterpret_cast<Vector*>(on_chip() + HEADERS * sizeof(Chain)) + place.lane),
           spare(reinterpret_cast<Vector*>(spare) + (long long)(blockIdx.x) * CHUNK * (W > R ? W : R) * LANES + place.lane),
           origin((long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.lane * VECTOR),
           state(working + origin), fresh(place.rows) {}
@@ -197,26 +209,20 @@ template <int OWN> struct Accesses {
     }
 };
 
-// A chain's header as it is loaded: taken apart where it is used, not while it is on its way.
-using Header = unsigned long long;
-DEVICE Header load_header(const Chain* from) { return *reinterpret_cast<const Header*>(from); }
-DEVICE Chain chain_of(Header header) { return {int(header), int(header >> 32)}; }
-
 // A group's chain in a chunk, with the next of its entries: entry i of four in lane i of the group.
 struct Link {
-    Header header;
+    Chain chain;
     TokenEvent entry;
 
-    DEVICE Chain chain() const { return chain_of(header); }
     // Those from place ``from`` among the chunk's entries on.
     DEVICE void fetch_entries(const Place& place, const TokenEvent* entries, int from, int step) {
-        const int i = from + step * place.lane, begin = chain().begin();
-        if (i >= begin && i < begin + chain().count()) entry = entries[i];
+        const int i = from + step * place.lane;
+        if (i >= chain.begin() && i < chain.begin() + chain.count()) entry = entries[i];
     }
     // The first four, or with STEP -1 the last.
     template <int STEP> DEVICE void fetch_first(const Place& place, const TokenEvent* entries) {
-        const int i = STEP > 0 ? place.lane : chain().count() - 1 - place.lane;
-        if (i >= 0 && i < chain().count()) entry = entries[chain().begin() + i];
+        const int i = STEP > 0 ? place.lane : chain.count() - 1 - place.lane;
+        if (i >= 0 && i < chain.count()) entry = entries[chain.begin() + i];
     }
     // Entry i of four, in all lanes of the group.
     DEVICE TokenEvent get(int i) const {
@@ -231,7 +237,7 @@ struct Link {
 // Groups of a warp stay together: those with shorter chains, or with none (count 0), do nothing meanwhile.
 template <int STEP, class Follow>
 DEVICE void follow_chain(const Place& place, const Rows& rows, const TokenEvent* entries, Link& link, int count, const Follow& follow) {
-    const int most = __reduce_max_sync(~0u, count), first = link.chain().begin() + (STEP > 0 ? 0 : count - 1);
+    const int most = __reduce_max_sync(~0u, count), first = link.chain.begin() + (STEP > 0 ? 0 : count - 1);
     if (most == 0) return;
     TokenEvent entry = link.get(0);
     Vector value = rows[count ? entry_token(int(entry.row)) : 0];
