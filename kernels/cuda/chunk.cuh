@@ -43,6 +43,9 @@ constexpr int VERSION = int(0x80000000);      // a version
 DEVICE constexpr bool in_place(int code) { return code >= 0; }
 DEVICE constexpr bool has_version(int code) { return code < 0 && code != NOTHING; }
 DEVICE constexpr int row_at(int code) { return (code & PLACE) - 1; }
+DEVICE constexpr int version_code(int version, int rows, int room) {
+    return VERSION | (version < room ? place_of_version(rows, version) : ELSEWHERE | version);
+}
 
 // An access in a chain: the places of its token's row and of its version, whether it is its token's first, and whether
 // it is a read. An entry is an Event with this in the place of the row.
@@ -66,7 +69,6 @@ struct alignas(8) Chain {
     DEVICE bool more() const { return info >> 21 & 1; }        // there is a chain EACH_ROUND further on
     DEVICE bool more_mixed() const { return info >> 22 & 1; }  // and it is one with writes
 };
-constexpr int READS_NUMBER = 1 << 15;
 constexpr int EACH_ROUND = 64;  // chains that content.cu follows at a time
 DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more, bool more_mixed) {
     return {row, begin | count << 10 | int(reads_only) << 20 | int(more) << 21 | int(more_mixed) << 22};
@@ -76,11 +78,9 @@ DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more,
 struct Lists {
     Chain* chains;        // (B*H, chunks, CHAINS)
     TokenEvent* entries;  // (B*H, chunks, ENTRIES)
-    unsigned short* numbers;  // (B*H, chunks, ENTRIES): token * W + k, or token * R + k of a read with READS_NUMBER
 
     DEVICE const Chain* chains_of(long long chunk) const { return chains + chunk * CHAINS; }
     DEVICE TokenEvent* entries_of(long long chunk) const { return entries + chunk * ENTRIES; }
-    DEVICE unsigned short* numbers_of(long long chunk) const { return numbers + chunk * ENTRIES; }
 };
 
 DEVICE constexpr int chunks_of(int tokens) { return (tokens + CHUNK - 1) / CHUNK; }
@@ -119,8 +119,7 @@ struct Unit {
 #define CALL_PARAMETERS                                                                                                  \
     int tokens, int heads, int rows, const int *write_row, const int *read_row, const Sum *write_weight,                 \
         const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, Sum eps, Sum initial,             \
-        int renumbered, int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries,            \
-        unsigned short *numbers
+        int renumbered, int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries
 #define CALL                                                                                                             \
     {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,                   \
-     initial, renumbered, {gsu, proxy_eps, smallest}, {chains, entries, numbers}}
+     initial, renumbered, {gsu, proxy_eps, smallest}, {chains, entries}}

@@ -18,6 +18,7 @@ from .layout import (
     content_specialisation,
     link_specialisation,
     mass_specialisation,
+    weigh_specialisation,
 )
 from .loss import loss_specialisation
 from .module import Specialisation, decode_specialisation
@@ -48,6 +49,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     *dict.fromkeys(mass_specialisation(layout, False, True, False) for layout in _layouts()),
     mass_specialisation(_layouts()[0], mass_aware=True, in_shared=True, renumbered=False),
     mass_specialisation(_layouts()[0], mass_aware=True, in_shared=False, renumbered=True),
+    *dict.fromkeys(weigh_specialisation(layout) for layout in _layouts()[:4]),
     RENUMBER,
     *(step_specialisation(element, 5, 4, 8, 8, 64) for element in _TYPES),
     *(step_specialisation(element, 5, 4, 8, 65, 64) for element in _TYPES),

@@ -16,7 +16,8 @@ MOST_TOP_K = 1024
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
 HEADER_BYTES = 2048  # of chains, in content.cuh
 ROOM = 32  # versions, at least, that should find room in shared memory
-MASS_KERNELS = ("mass_forward", "mass_weigh", "mass_prepare", "mass_backward", "mass_finish")
+MASS_KERNELS = ("mass_forward", "mass_backward")
+WEIGH_KERNELS = ("weigh_forward", "weigh_backward")
 PASSES = ("content_forward", "content_replay", "content_reverse")
 
 _CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # of a slice, widest first, by the bytes of a sum
@@ -145,6 +146,12 @@ def link_specialisation(layout: Layout) -> Specialisation:
 
 
 @functools.cache
+def weigh_specialisation(layout: Layout) -> Specialisation:
+    """``weigh.cu`` for a layout."""
+    return Specialisation("weigh.cu", WEIGH_KERNELS, _access_defines(layout))
+
+
+@functools.cache
 def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
     """``content.cu`` for a layout."""
     defines = (
@@ -160,6 +167,6 @@ def mass_specialisation(layout: Layout, mass_aware: bool, in_shared: bool, renum
     """``mass.cu`` for a layout; ``in_shared``: whether the masses are in shared memory."""
     defines = (
         *_access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
-        ("FRESH", int(renumbered and not in_shared)),
+        ("FRESH", int(renumbered and not in_shared)), ("SLICES", layout.slices),
     )  # fmt: skip
     return Specialisation("mass.cu", MASS_KERNELS, defines)

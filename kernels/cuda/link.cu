@@ -6,10 +6,11 @@
 // its chain is the number of bits below its own. Which access claims a place in the table depends on timing; nothing
 // else does, and no result shows it.
 //
-// Beside that, what a write leaves of its slot's mass: alpha, which depends on nothing else either.
+// Beside that, for mass.cu, what depends on nothing else either: what a write leaves of its slot's mass (alpha), and
+// what the writes before it in the chunk make of the mass that the chunk found, so that mass.cu follows no chains.
 //
 // Who computes what: one block a chunk of a (batch, head); thread token * W + k has write k of a token and read k.
-#include "chunk.cuh"
+#include "mass.cuh"
 
 DEVICE constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
@@ -43,9 +44,12 @@ DEVICE Tally tally_before(Tally own, Tally* of_warps, Tally& total) {
 
 extern "C" __global__ void __launch_bounds__(256) link_accesses(
     CALL_PARAMETERS,
-    Linked<Sum>* write_events, Linked<Sum>* read_events,  // (B*H, chunks, CHUNK, W or R), with the place among the entries
-    Sum* __restrict__ alphas,                             // (B*H, chunks, CHUNK, W): retention of each write
-    int rows_in_shared, int room                          // of content.cu: the state's rows, and versions
+    Link* __restrict__ writes,             // (B*H, chunks, CHUNK, W)
+    Affine* __restrict__ earlier,          // likewise, of writes in chains: the change by those before it
+    TokenEvent* __restrict__ read_events,  // (B*H, chunks, CHUNK, R), the coefficients those that were given
+    short* __restrict__ read_places,       // likewise, of listed reads: among the entries
+    Link* __restrict__ reads,              // likewise, or null if reads are not mass-aware
+    int rows_in_shared, int room           // of content.cu: the state's rows, and versions
 ) {
     const Call call = CALL;
     const int chunk = blockIdx.x % call.chunks(), first = chunk * CHUNK;
@@ -53,43 +57,61 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     const long long at = (long long)(blockIdx.x) * CHUNK;  // the chunk's first token, in arrays with CHUNK
     // a read finds nothing in a row that is first written after the chunk
     const int end = renumbered ? smaller_of(tokens, first + CHUNK) * WRITES : 0x7fffffff;
-
-    for (int i = threadIdx.x; i < CHUNK * W; i += THREADS) {
-        const int t = first + i / W, k = i % W;
-        const bool live = k < WRITES && unit.live(t);
-        alphas[at * W + i] = live ? call.retention(write_weight[unit.row_of(t) * WRITES + k], unit.gamma_of(t)) : Sum(1);
-    }
+    writes += at * W, read_events += at * R;
 #if CHUNK == 1
     // a token's accesses never meet
-    const auto leave = [&](int width, int top_k, const int* rows, int end, Linked<Sum>* events) {
-        for (int k = threadIdx.x; k < width; k += THREADS) {
-            const int row = k < top_k && unit.live(first) ? rows[unit.row_of(first) * top_k + k] : -1;
-            events[at * width + k] = {row >= 0 && row < end ? place_of_row(row) : NOTHING, 0};
-        }
-    };
-    leave(W, WRITES, write_row, 0x7fffffff, write_events);
-    leave(R, READS, read_row, end, read_events);
+    const long long token = unit.row_of(first);
+    const bool live = unit.live(first);
+    for (int k = threadIdx.x; k < W; k += THREADS) {
+        const int row = live && k < WRITES ? write_row[token * WRITES + k] : -1;
+        writes[k] = {0, DEAD, {1, 0}};
+        if (row < 0) continue;
+        const Sum w = write_weight[token * WRITES + k];
+        writes[k] = {row, LAST, {call.retention(w, unit.gamma_of(first)), w}};
+    }
+    for (int k = threadIdx.x; k < R; k += THREADS) {
+        const int row = live && k < READS ? read_row[token * READS + k] : -1;
+        const bool there = row >= 0 && row < end;
+        read_events[k] = {there ? place_of_row(row) : NOTHING, there ? read_weight[token * READS + k] : Sum(0)};
+        if (reads) reads[at * R + k] = {there ? row : 0, there ? 0 : DEAD, {1, 0}};
+    }
 #else
     constexpr int PLACES = 2 * power_of_two(ENTRIES);
-    __shared__ int keys[PLACES];
-    __shared__ unsigned written[PLACES], read[PLACES];  // masks of tokens
-    __shared__ unsigned short begin[PLACES];            // of the slot's chain
+    __shared__ alignas(16) int keys[PLACES];
+    __shared__ alignas(16) unsigned written[PLACES], read[PLACES];  // masks of tokens
+    __shared__ unsigned short begin[PLACES];                        // of the slot's chain
+    __shared__ Affine change_at[ENTRIES];                           // by the entries of chains
     __shared__ Tally of_warps[THREADS / 32];
-    for (int i = threadIdx.x; i < PLACES; i += THREADS) keys[i] = -1, written[i] = 0, read[i] = 0;
+
+    struct Access {
+        int token, k, row, place;
+        Sum weight;
+        bool live;
+    };
+    const auto fetch = [&](int width, int top_k, const int* rows, const Sum* weights, int end) {
+        Access own{int(threadIdx.x) / width, int(threadIdx.x) % width, 0, 0, 0, false};
+        const int t = first + own.token;
+        if (own.token >= CHUNK || own.k >= top_k || !unit.live(t)) return own;
+        const long long from = unit.row_of(t) * top_k + own.k;
+        own.row = rows[from], own.weight = weights[from];
+        own.live = own.row >= 0 && own.row < end;
+        return own;
+    };
+    Access w = fetch(W, WRITES, write_row, write_weight, 0x7fffffff), r = fetch(R, READS, read_row, read_weight, end);
+    const Sum gamma_here = w.live ? unit.gamma_of(first + w.token) : Sum(1);
+    struct alignas(16) Four {
+        int at[4];
+    };
+    for (int i = threadIdx.x; i < PLACES / 4; i += THREADS) {
+        reinterpret_cast<Four*>(keys)[i] = {-1, -1, -1, -1};
+        reinterpret_cast<Four*>(written)[i] = {};
+        reinterpret_cast<Four*>(read)[i] = {};
+    }
     __syncthreads();
 
     // 1. a place for every slot, and its masks
-    struct Access {
-        int token, k, row, place;
-        bool live;
-    };
-    const auto find = [&](int width, int top_k, const int* rows, unsigned* marks, int end) {
-        Access own{int(threadIdx.x) / width, int(threadIdx.x) % width, 0, 0, false};
-        const int t = first + own.token;
-        if (own.token >= CHUNK || own.k >= top_k || !unit.live(t)) return own;
-        own.row = rows[unit.row_of(t) * top_k + own.k];
-        own.live = own.row >= 0 && own.row < end;
-        if (!own.live) return own;
+    const auto find = [&](Access& own, unsigned* marks) {
+        if (!own.live) return;
         own.place = own.row & (PLACES - 1);
         for (;;) {
             const int seen = atomicCAS(keys + own.place, -1, own.row);
@@ -97,14 +119,15 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
             own.place = (own.place + 1) & (PLACES - 1);
         }
         atomicOr(marks + own.place, 1u << own.token);
-        return own;
     };
-    const Access w = find(W, WRITES, write_row, written, 0x7fffffff), r = find(R, READS, read_row, read, end);
+    find(w, written);
+    find(r, read);
+    const Affine change{w.live ? call.retention(w.weight, gamma_here) : Sum(1), w.live ? w.weight : Sum(0)};
     __syncthreads();
 
     // 2. every access: its slot's chain, its rank there, whether it comes first
     struct Role {
-        bool mixed, listed, leads;
+        bool mixed, listed, leads, last;
         int size, rank;
     };
     const auto role_of = [&](const Access& own, bool reads) {
@@ -118,6 +141,7 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
         role.rank = (role.mixed ? __popc(writers & before) + (reads ? int(writers >> own.token & 1) : 0) : 0) +
                     __popc(readers & before);
         role.leads = role.listed && role.rank == 0;
+        role.last = !reads && writers >> own.token == 1;
         return role;
     };
     const Role write_role = role_of(w, false), read_role = role_of(r, true);
@@ -133,7 +157,6 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
 
     // 3. where chains begin: those with writes first
     chains += (long long)(blockIdx.x) * CHAINS, entries += (long long)(blockIdx.x) * ENTRIES;
-    numbers += (long long)(blockIdx.x) * ENTRIES;
     const int mixed_chains = counted(total, MIXED_CHAINS), all_chains = mixed_chains + counted(total, READ_CHAINS);
     const auto lead = [&](const Access& access, const Role& role, Tally before) {
         if (!role.leads) return;
@@ -153,28 +176,48 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
         chains[number] = chain_of(0, 0, 0, true, false, false);
     __syncthreads();
 
-    // 4. the accesses
-    const auto leave = [&](const Access& access, const Role& role, bool reads, int width, Linked<Sum>* events) {
-        if (access.token >= CHUNK) return;
-        int code = NOTHING, place = 0;
-        if (access.live) {
-            const int version = counted(before, reads ? READ_VERSIONS : WRITE_VERSIONS);
-            const int version_place = version < room ? place_of_version(rows_in_shared, version) : version;
-            if (role.mixed)
-                code = VERSION | version_place | (version < room ? 0 : ELSEWHERE);
-            else
-                code = place_of_row(access.row) | (role.listed ? REVERSE_LISTED : 0);
-            if (role.listed) {
-                place = begin[access.place] + role.rank;
-                entries[place].row = entry_of(
-                    place_of_token(rows_in_shared, access.token), version_place | (version < room ? 0 : ENTRY_ELSEWHERE),
-                    access.k == 0, reads);
-                numbers[place] = access.token * width + access.k + (reads ? READS_NUMBER : 0);
-            }
-        }
-        events[(at + access.token) * width + access.k] = {code, place};
+    // 4. the accesses, and what writes of chains do to the mass; a read leaves it as it is
+    const int write_begin = write_role.mixed ? begin[w.place] : 0, read_begin = read_role.listed ? begin[r.place] : 0;
+    const int write_place = write_begin + write_role.rank, read_place = read_begin + read_role.rank;
+    const int write_version = counted(before, WRITE_VERSIONS), read_version = counted(before, READ_VERSIONS);
+    const auto entry_for = [&](const Access& access, int version, bool reads) {
+        const int place = version < room ? place_of_version(rows_in_shared, version) : version | ENTRY_ELSEWHERE;
+        return entry_of(place_of_token(rows_in_shared, access.token), place, access.k == 0, reads);
     };
-    leave(w, write_role, false, W, write_events);
-    leave(r, read_role, true, R, read_events);
+    if (write_role.mixed) {
+        change_at[write_place] = change;
+        entries[write_place].row = entry_for(w, write_version, false);
+    }
+    if (read_role.listed) {
+        change_at[read_place] = {1, 0};
+        entries[read_place] = {entry_for(r, read_version, true), r.weight};
+    }
+    int tag = w.live ? (write_role.last ? LAST : 0) : DEAD;
+    if (write_role.mixed) tag |= chained(write_version, write_place, write_begin);
+    if (w.token < CHUNK) writes[threadIdx.x] = {w.row, tag, change};
+    if (r.token < CHUNK) {
+        int code = r.live ? place_of_row(r.row) | (read_role.listed ? REVERSE_LISTED : 0) : NOTHING;
+        if (read_role.mixed) code = version_code(read_version, rows_in_shared, room);
+        read_events[threadIdx.x] = {code, r.live ? r.weight : Sum(0)};
+        read_places[at * R + threadIdx.x] = short(read_place);
+    }
+    __syncthreads();
+
+    // 5. along chains, up to an access
+    const auto change_before = [&](const Role& role, int begin, int place) {
+        Affine sum{1, 0};
+        if (role.mixed)
+            for (int i = begin; i < place; i++) {
+                const Affine next = change_at[i];
+                sum = {next.a * sum.a, next(sum.b)};
+            }
+        return sum;
+    };
+    if (write_role.mixed) earlier[at * W + threadIdx.x] = change_before(write_role, write_begin, write_place);
+    if (reads && r.token < CHUNK) {
+        tag = r.live ? listed(read_place) : DEAD;
+        if (read_role.mixed) tag = chained(read_version, read_place, read_begin);
+        reads[at * R + threadIdx.x] = {r.row, tag, change_before(read_role, read_begin, read_place)};
+    }
 #endif
 }

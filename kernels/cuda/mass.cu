@@ -1,6 +1,6 @@
 // The masses of the slots, and all of the memory's gradients that do not depend on channels.
 //
-//     forward   z[row] = alpha z[row] + w,  eta = w / (z[row] + eps);  mass-aware reads weigh by z[row]
+//     forward   z[row] = alpha z[row] + w,  eta = w / (z[row] + eps);  mass-aware reads weigh by z[row] (weigh.cu)
 //     backward  the same in reverse, with the adjoint of z
 //
 // The forward puts the coefficients into the events that link.cu made, for content.cu to work through. The backward is
@@ -20,182 +20,204 @@
 // That is as exact as w stays away from 1. At most one weight of a token is above 1/2, its first; for that one the
 // passes over the contents do compute <d, found>.
 //
-// Only z, and in reverse its adjoint and q, go from chunk to chunk (chunk.cuh). So each direction is a scan that does
-// nothing else, and what depends on one access alone is left to kernels that take all chunks at once:
+// Only z, and in reverse its adjoint and q, go from chunk to chunk (chunk.cuh): a block works through the chunks of a
+// (batch, head) one after another, with its numbers of the rows in shared memory (device memory if there are too many
+// rows). What it needs is asked for chunks ahead, and what does not depend on earlier chunks is computed before.
 //
-//     forward    link.cu: alpha ──▶ mass_forward: z before each write ──▶ mass_weigh: eta, weights of reads
-//     backward   mass_prepare: dr, what the scan needs ──▶ mass_backward: q, dz at each write ──▶ mass_finish: dw, dgamma
+// Who computes what: thread token * W + k has write k of a token (several if K is above 64).
 //
-// Who computes what: in a scan one block a (batch, head), with its numbers of the rows in shared memory (device memory
-// if there are too many rows); in the others one block a chunk. Thread token * W + k has write k of a token and read k
-// (several if K is above 64), and in a scan thread c has chain c.
+//     forward    1  each row's last write of the chunk: z[row], from its change and that of the writes before it
+//                   (link.cu); it leaves the mass that the chunk found to the chain's other writes
+//                2  every write: eta; meanwhile 1 of the next chunk
 //
-// Compiled with: what chunk.cuh asks for, MASS_AWARE, IN_SHARED, FRESH (as content.cu).
-#include "chunk.cuh"
+// In reverse a block has as many threads again, for reads and chains:
+//
+//                   threads of writes                            threads token * R + k of reads; c of chain c
+//     backward   1  what the writes of the next chunk need:      reads alone on their slot: q += r <dy, s>;
+//                   sums over slices, alpha and its slopes       chains, access after access
+//                2  q, dz of the chunk's writes: dw, dgamma      of the next chunk's reads: <dy, s>, dr
+//
+// Compiled with: what chunk.cuh asks for, MASS_AWARE, IN_SHARED, FRESH (as content.cu), SLICES (of its channels).
+#include "mass.cuh"
 
-constexpr int ITEMS_W = items(W), ITEMS_R = items(R);
+constexpr int ITEMS_W = items(W), ITEMS_R = items(R);  // of a thread
+constexpr int RING = 4;  // chunks under way
+
+// The masses of a (batch, head): in shared memory, or in device memory.
+struct Masses {
+    Sum* at;
+    unsigned on_chip_at;
+
+    DEVICE Masses(Sum* at) : at(at), on_chip_at(IN_SHARED ? address_on_chip(at) : 0) {}
+    DEVICE Sum get(int row) const {
+        if (!IN_SHARED) return at[row];
+        Sum x;
+        load_on_chip(on_chip_at + row * unsigned(sizeof(Sum)), x);
+        return x;
+    }
+    DEVICE void set(int row, Sum x) const {
+        if (IN_SHARED)
+            store_on_chip(on_chip_at + row * unsigned(sizeof(Sum)), x);
+        else
+            at[row] = x;
+    }
+};
 
 extern "C" __global__ void __launch_bounds__(256) mass_forward(
     CALL_PARAMETERS,
     const Sum* given, Sum* working, Sum* final_mass,  // (B*H, rows) each, or null; working only if not IN_SHARED
-    const Linked<Sum>* __restrict__ write_events, const Linked<Sum>* __restrict__ read_events,
-    const Sum* __restrict__ alphas,   // (B*H, chunks, CHUNK, W)
-    Sum* __restrict__ old_mass,       // (B*H, chunks, CHUNK, W): before each write
-    Sum* __restrict__ read_mass       // (B*H, chunks, CHUNK, R), or null
+    const Link* __restrict__ writes, const Affine* __restrict__ earlier,  // (B*H, chunks, CHUNK, W)
+    const Link* __restrict__ reads,                                       // (B*H, chunks, CHUNK, R) if MASS_AWARE
+    TokenEvent* __restrict__ write_events,                                // (B*H, chunks, CHUNK, W)
+    Sum* __restrict__ old_mass,                                           // likewise: before each write
+    Sum* __restrict__ read_mass,                                          // (B*H, chunks, CHUNK, R) if MASS_AWARE
+    int rows_in_shared, int room                                          // of content.cu: the state's rows, versions
 ) {
     const Call call = CALL;
     const Unit unit(call, blockIdx.x);
-    Sum* const z = IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + unit.number * rows;
+    const Masses z(IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + unit.number * rows);
     if (IN_SHARED)
-        for (int row = threadIdx.x; row < rows; row += THREADS) z[row] = given ? given[unit.number * rows + row] : initial;
+#pragma unroll 1
+        for (int row = threadIdx.x; row < rows; row += THREADS) z.set(row, given ? given[unit.number * rows + row] : initial);
+    __syncthreads();
 
-    __shared__ Sum alpha_of[ENTRIES], w_of[ENTRIES], found[ENTRIES];  // by place in chains; found: mass before the access
-    struct Inputs {
-        Linked<Sum> write[ITEMS_W], read[ITEMS_R];
-        Sum w[ITEMS_W], alpha[ITEMS_W];
-        Chain chain;
+    __shared__ Sum found_mass[2 * (CHUNK > 1 ? ENTRIES : 1)];  // by where a chain begins: the mass that a chunk found
+    const unsigned found = address_on_chip(found_mass);
+    const auto found_of = [&](int s, const Link& link) {  // in a chunk of the ring
+        return found + unsigned(sizeof(Sum)) * (s % 2 * ENTRIES + tag_begin(int(link.tag)));
     };
-    const auto fetch = [&](int chunk, Inputs& to) {
-        const long long first = unit.chunk_at(chunk) * CHUNK;
-        if (chunk >= call.chunks()) return;
-#pragma unroll
-        for (int item = 0; item < ITEMS_W; item++) {
-            const int i = threadIdx.x + item * THREADS, k = i % W, t = chunk * CHUNK + i / W;
-            to.write[item] = {NOTHING, 0};
-            if (i >= CHUNK * W || k >= WRITES || t >= tokens) continue;
-            to.write[item] = write_events[first * W + i];
-            to.w[item] = write_weight[unit.row_of(t) * WRITES + k];
-            to.alpha[item] = alphas[first * W + i];
-        }
-#pragma unroll
-        for (int item = 0; item < ITEMS_R; item++) {
-            const int i = threadIdx.x + item * THREADS;
-            to.read[item] = {NOTHING, 0};
-            if (i < CHUNK * R) to.read[item] = read_events[first * R + i];
-        }
-        if (CHUNK > 1 && int(threadIdx.x) < CHAINS) to.chain = call.lists.chains_of(unit.chunk_at(chunk))[threadIdx.x];
+    const int chunks = call.chunks();
+    const long long first = unit.chunk_at(0) * CHUNK;
+    writes += first * W + threadIdx.x, earlier += first * W + threadIdx.x;
+    write_events += first * W + threadIdx.x, old_mass += first * W + threadIdx.x;
+    TokenEvent* entries_here = CHUNK > 1 ? entries + unit.chunk_at(0) * ENTRIES : nullptr;
+    if (MASS_AWARE) reads += first * R, read_mass += first * R;
+
+    struct Stage {
+        Link write[ITEMS_W];
+        Affine before[ITEMS_W];  // what the chunk's earlier writes do
     };
-    // what chains need: a read leaves the mass as it is
-    const auto publish = [&](const Inputs& from) {
+    Stage ring[RING];
+    const auto fetch = [&](Stage& to, int chunk, int ahead) {  // ``ahead`` of where the pointers stand
 #pragma unroll
         for (int item = 0; item < ITEMS_W; item++)
-            if (has_version(int(from.write[item].row)))
-                alpha_of[from.write[item].place] = from.alpha[item], w_of[from.write[item].place] = from.w[item];
-#pragma unroll
-        for (int item = 0; item < ITEMS_R; item++)
-            if (has_version(int(from.read[item].row))) alpha_of[from.read[item].place] = 1, w_of[from.read[item].place] = 0;
+            if (chunk < chunks && threadIdx.x + item * THREADS < CHUNK * W)
+                to.write[item] = writes[ahead * CHUNK * W + item * THREADS];
     };
-    Inputs now{}, next{};
-    fetch(0, now);
-    publish(now);
+    const auto fetch_earlier = [&](Stage& to, int chunk, int ahead) {
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) {
+            to.before[item] = {1, 0};
+            if (CHUNK > 1 && chunk < chunks && to.write[item].chained())
+                to.before[item] = earlier[ahead * CHUNK * W + item * THREADS];
+        }
+    };
+#pragma unroll
+    for (int s = 0; s < RING; s++) {
+#pragma unroll
+        for (int item = 0; item < ITEMS_W; item++) ring[s].write[item] = {0, DEAD, {1, 0}};
+        fetch(ring[s], s, s);
+    }
+#pragma unroll
+    for (int s = 0; s < RING / 2; s++) fetch_earlier(ring[s], s, s);
+
+    for (int start = 0; start < chunks; start += RING) {
+#pragma unroll
+        for (int s = 0; s < RING; s++) {
+            const int chunk = start + s;
+            if (chunk >= chunks) break;
+            Stage& now = ring[s];
+            // 1. rows go on to the next chunk
+            Sum old[ITEMS_W];
+#pragma unroll
+            for (int item = 0; item < ITEMS_W; item++) {
+                const Link& write = now.write[item];
+                const int row = int(write.row);
+                old[item] = initial;
+                if (write.last() && !(FRESH && row >= chunk * CHUNK * WRITES)) old[item] = z.get(row);
+                const Sum mass = write.change(now.before[item](old[item]));
+                if (write.last()) z.set(row, mass);
+                if (CHUNK > 1 && write.last() && write.chained()) store_on_chip(found_of(s, write), old[item]);
+            }
+            fetch_earlier(ring[(s + RING / 2) % RING], chunk + RING / 2, s + RING / 2);
+            __syncthreads();
+            // 2. what the accesses found
+#pragma unroll
+            for (int item = 0; item < ITEMS_W; item++) {
+                const Link& write = now.write[item];
+                if (CHUNK > 1 && write.chained() && !write.last()) load_on_chip(found_of(s, write), old[item]);
+                const Sum mass = now.before[item](old[item]), w = write.change.b;
+                const Sum eta = w / (write.change(mass) + eps);  // 0 if nothing is written
+                if (threadIdx.x + item * THREADS < CHUNK * W) {
+                    old_mass[s * CHUNK * W + item * THREADS] = mass;
+                    write_events[s * CHUNK * W + item * THREADS] = {write.code(rows_in_shared, room), eta};
+                }
+                if (CHUNK > 1 && write.chained()) entries_here[s * ENTRIES + tag_place(int(write.tag))].coefficient = eta;
+            }
+            if (MASS_AWARE) {  // a token reads what it wrote
+                for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
+                    const Link read = reads[s * CHUNK * R + i];
+                    Sum mass = initial;
+                    if (CHUNK > 1 && read.chained()) {
+                        load_on_chip(found_of(s, read), mass);
+                        mass = read.change(mass);
+                    } else if (read.live()) {
+                        mass = z.get(int(read.row));
+                    }
+                    read_mass[s * CHUNK * R + i] = mass;
+                }
+                __syncthreads();
+            }
+            fetch(now, chunk + RING, s + RING);
+        }
+        writes += RING * CHUNK * W, earlier += RING * CHUNK * W;
+        write_events += RING * CHUNK * W, old_mass += RING * CHUNK * W;
+        if (CHUNK > 1) entries_here += RING * ENTRIES;
+        if (MASS_AWARE) reads += RING * CHUNK * R, read_mass += RING * CHUNK * R;
+    }
     __syncthreads();
-    for (int chunk = 0; chunk < call.chunks(); chunk++) {
-        fetch(chunk + 1, next);
-        // 1. z = alpha z + w: alone, then along chains
-        const auto mass_of = [&](int row) { return FRESH && row >= chunk * CHUNK * WRITES ? initial : z[row]; };
-        Sum before[ITEMS_W];
-#pragma unroll
-        for (int item = 0; item < ITEMS_W; item++) {
-            before[item] = initial;
-            if (!in_place(int(now.write[item].row))) continue;
-            const int row = row_at(int(now.write[item].row));
-            before[item] = mass_of(row);
-            z[row] = now.alpha[item] * before[item] + now.w[item];
-        }
-        if (now.chain.count() && !now.chain.reads_only()) {
-            Sum mass = mass_of(now.chain.row);
-#pragma unroll 4
-            for (int i = now.chain.begin(); i < now.chain.begin() + now.chain.count(); i++) {
-                found[i] = mass;
-                mass = alpha_of[i] * mass + w_of[i];
-            }
-            z[now.chain.row] = mass;
-        }
-        __syncthreads();
-        // 2. what the accesses found
-        const long long first = unit.chunk_at(chunk) * CHUNK;
-#pragma unroll
-        for (int item = 0; item < ITEMS_W; item++) {
-            const int i = threadIdx.x + item * THREADS;
-            if (has_version(int(now.write[item].row))) before[item] = found[now.write[item].place];
-            if (i < CHUNK * W) old_mass[first * W + i] = before[item];
-        }
-        if (MASS_AWARE) {
-#pragma unroll
-            for (int item = 0; item < ITEMS_R; item++) {
-                const int i = threadIdx.x + item * THREADS, code = int(now.read[item].row);
-                if (i >= CHUNK * R) continue;
-                const Sum mass = in_place(code) ? z[row_at(code)] : initial;
-                read_mass[first * R + i] = has_version(code) ? found[now.read[item].place] : mass;
-            }
-        }
-        now = next;
-        publish(now);
-        __syncthreads();
-    }
     if (IN_SHARED && final_mass)
-        for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit.number * rows + row] = z[row];
+        for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit.number * rows + row] = z.get(row);
 }
 
-extern "C" __global__ void __launch_bounds__(256) mass_weigh(
-    CALL_PARAMETERS,
-    TokenEvent* write_events, TokenEvent* read_events,  // Linked<Sum> as they come; left with coefficients
-    const Sum* __restrict__ alphas, const Sum* __restrict__ old_mass, const Sum* __restrict__ read_mass
-) {
-    const Call call = CALL;
-    const int chunk = blockIdx.x % call.chunks();
-    const Unit unit(call, blockIdx.x / call.chunks());
-    const long long first = (long long)(blockIdx.x) * CHUNK;
-    TokenEvent* const list = CHUNK > 1 ? call.lists.entries_of(blockIdx.x) : nullptr;
-    for (int i = threadIdx.x; i < CHUNK * W; i += THREADS) {
-        const Linked<Sum> linked = reinterpret_cast<const Linked<Sum>*>(write_events)[first * W + i];
-        Sum eta = 0;
-        if (linked.row != NOTHING) {
-            const Sum w = write_weight[unit.row_of(chunk * CHUNK + i / W) * WRITES + i % W];
-            eta = w / (alphas[first * W + i] * old_mass[first * W + i] + w + eps);
-        }
-        write_events[first * W + i] = {linked.row, eta};
-        if (CHUNK > 1 && has_version(int(linked.row))) list[linked.place].coefficient = eta;
-    }
-    for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
-        const Linked<Sum> linked = reinterpret_cast<const Linked<Sum>*>(read_events)[first * R + i];
-        const int k = i % R, t = chunk * CHUNK + i / R, code = int(linked.row);
-        Sum weight = 0;
-        if (code != NOTHING) {
-            const Sum* r = read_weight + unit.row_of(t) * READS;
-            weight = r[k];
-            if (MASS_AWARE) {
-                const Sum* mass = read_mass + first * R + i - k;
-                Sum total = 0, weighted = 0;
-                for (int j = 0; j < READS; j++) total += r[j], weighted += r[j] * mass[j];
-                weight *= total * mass[k] / (weighted + eps);
-            }
-        }
-        read_events[first * R + i] = {linked.row, weight};
-        if (CHUNK > 1 && (has_version(code) || code & REVERSE_LISTED)) list[linked.place].coefficient = weight;
-    }
-}
+// ---- backward ----
 
-DEVICE Sum sum_of_slices(const Sum* parts, int slices, long long stride) {
-    Sum sum = 0;
-    for (int slice = 0; slice < slices; slice += 4) {
-        Sum part[4];  // loaded together
+// The parts of a sum over slices: on their way in registers, up to so many.
+constexpr int HELD = smaller_of(SLICES, 4);
+
+struct Parts {
+    Sum at[HELD];
+
+    DEVICE void fetch(const Sum* parts, long long stride) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) part[i] = slice + i < slices ? parts[(slice + i) * stride] : Sum(0);
-        sum += (part[0] + part[1]) + (part[2] + part[3]);
+        for (int i = 0; i < HELD; i++) at[i] = parts[i * stride];
     }
-    return sum;
-}
+    DEVICE Sum sum(const Sum* parts, long long stride) const {
+        Sum sum = at[0];
+#pragma unroll
+        for (int i = 1; i < HELD; i++) sum += at[i];
+#pragma unroll 4
+        for (int slice = HELD; slice < SLICES; slice++) sum += parts[slice * stride];
+        return sum;
+    }
+};
 
-// In terms of these a write takes the adjoint dz of its mass, and q, to (in reverse time)
+// In terms of these a write takes q and dz, in reverse time, to
 //
 //     q = b, plus q unless <d, found> is known;   pull = p - g q,   dz = alpha (dz - pull).
+//
+// A read is a write that leaves all but q (and, if it is mass-aware, dz) as it is.
 struct alignas(4 * sizeof(Sum)) Step {
-    Sum alpha, b, g, p;
+    Sum alpha, b, g, p;  // alpha with a minus, also where it is 0: <d, found> is known
 
-    DEVICE void undo(bool found_known, Sum& q, Sum& dz) const {
-        q = found_known ? b : q + b;
-        dz = alpha * (dz - (p - g * q));
+    DEVICE static Step of_read(const Adjoint& gain) { return {1, gain.q, 0, -gain.dz}; }
+    DEVICE Sum pull(Sum q) const { return p - g * q; }
+    // Returns q as it then is and dz as it was, both of which dw needs.
+    DEVICE Adjoint undo(Adjoint& a) const {
+        a.q = signbit_of(alpha) ? b : a.q + b;
+        const Adjoint found = a;
+        a.dz = absolute(alpha) * (a.dz - pull(a.q));
+        return found;
     }
 };
 // And dw = u - h q + dz' + slope (dz' - pull), with dz' the adjoint before and ``slope`` the mass found times alpha'(w).
@@ -203,258 +225,270 @@ struct Slopes {
     Sum u, h, slope, slope_gamma;
 };
 
-// Of write i of a chunk, a live one. dots: sums of content.cu's parts, <d, v> and, of a first write, <d, found>.
+// Of a live write. ``before``: the mass it found; dots: <d, v> and, of a token's first write, <d, found>.
 DEVICE void numbers_of(
-    const Unit& unit, int t, int k, Sum before, Sum dot, Sum dot_found, Step& step, Slopes& slopes
+    const Call& call, const Link& write, Sum gamma, Sum before, bool first, Sum dot, Sum dot_found, Step& step, Slopes& slopes
 ) {
-    const Call& call = unit.call;
-    const Sum w = call.write_weight[unit.row_of(t) * WRITES + k], gamma = unit.gamma_of(t), alpha = call.retention(w, gamma);
+    const Sum alpha = write.change.a, w = write.change.b;
     Sum slope, slope_gamma;
     call.retention.slopes(w, gamma, alpha, slope, slope_gamma);
-    const Sum kept_mass = alpha * before + call.eps, mass = kept_mass + w;
-    const Sum eta = w / mass, kappa = kept_mass / mass;
-    if (k == 0) {  // <d, found> is known
-        const Sum deta = (dot - dot_found) / mass, pull = eta * deta;
-        step = {alpha, kappa * dot_found, 0, pull};
+    const Sum kept_mass = alpha * before + call.eps, per_mass = reciprocal(kept_mass + w);
+    const Sum eta = w * per_mass, kappa = kept_mass * per_mass;
+    if (first) {  // <d, found> is known
+        const Sum deta = (dot - dot_found) * per_mass, pull = eta * deta;
+        step = {-alpha, kappa * dot_found, 0, pull};
         slopes = {deta - pull, 0, before * slope, before * slope_gamma};
     } else {
-        const Sum g = kept_mass > 0 ? eta / kept_mass : Sum(0);
+        const Sum g = kept_mass > 0 ? eta * reciprocal(kept_mass) : Sum(0);
         step = {alpha, -eta * dot, g, g * (kappa * dot)};
-        slopes = {kappa * dot / mass, 1 / mass, before * slope, before * slope_gamma};
+        slopes = {kappa * dot * per_mass, per_mass, before * slope, before * slope_gamma};
     }
 }
 
-// What content.cu's passes back left in parts, slice by slice.
-struct Dots {
-    int slices;
-    const Sum *written, *found, *read;  // (slices, B*H, chunks, CHUNK, W or 1 or R)
-    long long tokens;                   // B*H * chunks * CHUNK
-
-    DEVICE Sum of_write(long long at) const { return sum_of_slices(written + at, slices, tokens * W); }
-    DEVICE Sum of_found(long long at) const { return sum_of_slices(found + at, slices, tokens); }
-    DEVICE Sum of_read(long long at) const { return sum_of_slices(read + at, slices, tokens * R); }
-};
-#define DOTS_PARAMETERS                                                                                                  \
-    int slices, const Sum *__restrict__ dwritten, const Sum *__restrict__ dfound, const Sum *__restrict__ dread
-
-extern "C" __global__ void __launch_bounds__(256) mass_prepare(
-    CALL_PARAMETERS, DOTS_PARAMETERS, const TokenEvent* __restrict__ write_events, const TokenEvent* __restrict__ read_events,
-    const Sum* __restrict__ old_mass, const Sum* __restrict__ read_mass,
-    Step* __restrict__ steps,  // (B*H, chunks, CHUNK, W)
-    Sum* __restrict__ gains,   // (B*H, chunks, CHUNK, R): what a read adds to q
-    Sum* __restrict__ dmasses,  // likewise to dz, or null if not MASS_AWARE
-    Sum* __restrict__ dr       // (B, T, H, READS)
-) {
-    const Call call = CALL;
-    const int chunk = blockIdx.x % call.chunks();
-    const Unit unit(call, blockIdx.x / call.chunks());
-    const long long first = (long long)(blockIdx.x) * CHUNK;
-    const Dots dots{slices, dwritten, dfound, dread, (long long)(gridDim.x) * CHUNK};
-    for (int i = threadIdx.x; i < CHUNK * W; i += THREADS) {
-        const int k = i % W;
-        Step step{1, 0, 0, 0};
-        Slopes unused;
-        if (write_events[first * W + i].row != NOTHING)
-            numbers_of(
-                unit, chunk * CHUNK + i / W, k, old_mass[first * W + i], dots.of_write(first * W + i),
-                k ? Sum(0) : dots.of_found(first + i / W), step, unused);
-        steps[first * W + i] = step;
-    }
-    for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
-        const int k = i % R, t = chunk * CHUNK + i / R;
-        const auto dot = [&](int j) {  // <dy, s>; 0 of a slot that nothing is written to, whatever dy is
-            return read_events[first * R + i - k + j].row == NOTHING ? Sum(0) : dots.of_read(first * R + i - k + j);
-        };
-        Sum gain = 0, dmass = 0;
-        if (k < READS && t < tokens) {
-            const Sum* r = read_weight + unit.row_of(t) * READS;
-            Sum dweight = dot(k);
-            gain = r[k] * dweight;
-            if (MASS_AWARE && unit.live(t)) {
-                const Sum* mass = read_mass + first * R + i - k;
-                Sum total = 0, weighted = eps, through = 0;
-#pragma unroll 1
-                for (int j = 0; j < READS; j++) {
-                    const Sum n = r[j] * mass[j];
-                    total += r[j], weighted += n, through += dot(j) * n;
-                }
-                through /= weighted;
-                const Sum dn = (dweight - through) * total / weighted;
-                gain *= total * mass[k] / weighted;
-                dweight = dn * mass[k] + through;
-                dmass = dn * r[k];
-            }
-            dr[unit.row_of(t) * READS + k] = dweight;
-        }
-        gains[first * R + i] = gain;
-        if (MASS_AWARE) dmasses[first * R + i] = dmass;
-    }
+// The sum over the lanes that have writes of the same token, of up to a warp.
+DEVICE Sum sum_over_token(Sum x) {
+#pragma unroll
+    for (int distance = 1; distance < (W < 32 ? W : 32); distance *= 2) x += __shfl_xor_sync(~0u, x, distance);
+    return x;
 }
 
-// At a write, in reverse: q that dw needs, and dz before the write is undone.
-struct alignas(2 * sizeof(Sum)) Adjoint {
-    Sum q, dz;
-};
-
-extern "C" __global__ void __launch_bounds__(256) mass_backward(
-    CALL_PARAMETERS, int slices, const TokenEvent* __restrict__ write_events, const TokenEvent* __restrict__ read_events,
-    const Step* __restrict__ steps, const Sum* __restrict__ gains, const Sum* __restrict__ dmasses,
-    const Sum* last,           // (slices, B*H, rows): <dstate, s> after the last token, or null for 0
-    const Sum* dfinal_mass,    // (B*H, rows), or null for 0
-    Adjoint* working,          // (B*H, rows) if not IN_SHARED, all 0
-    Adjoint* __restrict__ adjoints,  // (B*H, chunks, CHUNK, W)
-    Sum* dgiven_mass           // (B*H, rows), or null
+extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass_backward(
+    CALL_PARAMETERS,
+    const Sum* __restrict__ dwritten,  // <d, v>: (SLICES, B*H, chunks, CHUNK, W)
+    const Sum* __restrict__ dfound,    // <d, found> of a token's first write: (SLICES, B*H, chunks, CHUNK)
+    const Sum* __restrict__ dread,     // <dy, s>: (SLICES, B*H, chunks, CHUNK, R)
+    const Link* __restrict__ writes, const Sum* __restrict__ old_mass,  // (B*H, chunks, CHUNK, W)
+    const TokenEvent* __restrict__ read_events, const short* __restrict__ read_places,  // (.., CHUNK, R)
+    const Adjoint* __restrict__ gains,  // (B*H, chunks, CHUNK, R): what a read adds, if MASS_AWARE
+    const Sum* last,                    // (SLICES, B*H, rows): <dstate, s> after the last token, or null for 0
+    const Sum* dfinal_mass,             // (B*H, rows), or null for 0
+    Adjoint* working,                   // (B*H, rows) if not IN_SHARED, all 0
+    Sum* __restrict__ dw,               // (B, T, H, WRITES)
+    Sum* __restrict__ dr,               // (B, T, H, READS), if not MASS_AWARE
+    ELEMENT* __restrict__ dgamma,       // (B, T, H)
+    Sum* dgiven_mass                    // (B*H, rows), or null
 ) {
     const Call call = CALL;
     const Unit unit(call, blockIdx.x);
+    const int thread = threadIdx.x % THREADS, chunks = call.chunks();
     Adjoint* const of_row = IN_SHARED ? reinterpret_cast<Adjoint*>(on_chip()) : working + unit.number * rows;
     if (IN_SHARED || last)
-        for (int row = threadIdx.x; row < rows; row += THREADS)
-            of_row[row] = {
-                last ? sum_of_slices(last + unit.number * rows + row, slices, (long long)(gridDim.x) * rows) : Sum(0),
-                dfinal_mass ? dfinal_mass[unit.number * rows + row] : Sum(0)};
+        for (int row = threadIdx.x; row < rows; row += 2 * THREADS) {
+            Adjoint start{0, dfinal_mass ? dfinal_mass[unit.number * rows + row] : Sum(0)};
+            const long long stride = (long long)(gridDim.x) * rows;
+#pragma unroll 1
+            for (int slice = 0; last && slice < SLICES; slice++) start.q += last[slice * stride + unit.number * rows + row];
+            of_row[row] = start;
+        }
+    __shared__ Step step_at[CHUNK > 1 ? ENTRIES : 1];       // of the chains' entries
+    __shared__ Adjoint found_at[CHUNK > 1 ? ENTRIES : 1];   // what they found
+    __shared__ Sum to_gamma[THREADS / 32];
+    const long long in_slice = (long long)(gridDim.x) * chunks * CHUNK, first = unit.chunk_at(0) * CHUNK;  // tokens
 
-    // for chains, by number token * W + k or token * R + k of the access; then what a write found
-    __shared__ Step step_of[CHUNK * W];
-    __shared__ Adjoint found[CHUNK * W], gain_of[CHUNK * R];
-    __shared__ int entry_at[ENTRIES];
-    constexpr int ENTRY_ITEMS = CHUNK > 1 ? (ENTRIES + THREADS - 1) / THREADS : 1;
-    struct Inputs {
-        int write[ITEMS_W], read[ITEMS_R];  // codes
-        Step step[ITEMS_W];
-        Adjoint gain[ITEMS_R];
-        Chain chain;
-        int entry[ENTRY_ITEMS];
-    };
-    const auto fetch = [&](int chunk, Inputs& to) {
-        if (chunk < 0) return;
-        const long long first = unit.chunk_at(chunk) * CHUNK;
+    if (threadIdx.x < THREADS) {
+        struct Raw {
+            Link write;
+            Sum before, part_found;  // of <d, found>: lane k < 8 of a token has slice k
+            Parts dots;
+            ELEMENT gamma;
+        };
+        struct Ready {
+            Link write;
+            Step step;
+            Slopes slopes;
+        };
+        Raw raw[ITEMS_W];
+        Ready now[ITEMS_W];
+        const Sum* const dots = dwritten + first * W + thread;
+        const int token = thread / W, k = thread % W;  // of item 0; the others, if any, are of the same token
+        const Sum* const dots_found = dfound + k * in_slice + first + token;
+        writes += first * W + thread, old_mass += first * W + thread;
+        const ELEMENT* const gammas = gamma ? gamma + unit.first : nullptr;
+        dw += unit.first * WRITES + k, dgamma += unit.first;
+        const auto fetch = [&](int chunk) {
 #pragma unroll
-        for (int item = 0; item < ITEMS_W; item++) {
-            const int i = threadIdx.x + item * THREADS;
-            to.write[item] = NOTHING;
-            if (i >= CHUNK * W) continue;
-            to.write[item] = int(write_events[first * W + i].row);
-            to.step[item] = steps[first * W + i];
-        }
+            for (int item = 0; item < ITEMS_W; item++) {
+                Raw& to = raw[item];
+                to.write = {0, DEAD, {1, 0}}, to.before = 0, to.part_found = 0;
+                if (chunk < 0 || thread + item * THREADS >= CHUNK * W) continue;
+                const unsigned at = unsigned(chunk) * (CHUNK * W) + item * THREADS;
+                to.write = writes[at], to.before = old_mass[at];
+                to.dots.fetch(dots + at, in_slice * W);
+                if (item == 0 && k < smaller_of(SLICES, 8)) to.part_found = dots_found[unsigned(chunk) * CHUNK];
+                const int t = chunk * CHUNK + token;
+                if (gammas && t < tokens) to.gamma = gammas[unsigned(t) * unsigned(heads)];
+            }
+        };
+        // Of the chunk whose inputs are there; then asks for those of the one that comes after it.
+        const auto prepare = [&](int chunk, Ready (&ready)[ITEMS_W]) {
+            Sum dot[ITEMS_W], before[ITEMS_W], dot_found = raw[0].part_found;
+            ELEMENT gamma_here = raw[0].gamma;
 #pragma unroll
-        for (int item = 0; item < ITEMS_R; item++) {
-            const int i = threadIdx.x + item * THREADS;
-            to.read[item] = NOTHING;
-            if (i >= CHUNK * R) continue;
-            to.read[item] = int(read_events[first * R + i].row);
-            to.gain[item] = {gains[first * R + i], MASS_AWARE ? dmasses[first * R + i] : Sum(0)};
-        }
-        if (CHUNK > 1 && int(threadIdx.x) < CHAINS) to.chain = call.lists.chains_of(unit.chunk_at(chunk))[threadIdx.x];
+            for (int item = 0; item < ITEMS_W; item++) {
+                const unsigned at = unsigned(chunk) * (CHUNK * W) + item * THREADS;
+                ready[item].write = raw[item].write, before[item] = raw[item].before, dot[item] = 0;
+                if (ready[item].write.live()) dot[item] = raw[item].dots.sum(dots + at, in_slice * W);
+            }
+            if (SLICES > 8 && k < 8 && chunk >= 0 && token < CHUNK)
+#pragma unroll 1
+                for (int slice = k + 8; slice < SLICES; slice += 8)
+                    dot_found += dots_found[(slice - k) * in_slice + unsigned(chunk) * CHUNK];
+            fetch(chunk - 1);
 #pragma unroll
-        for (int item = 0; item < ENTRY_ITEMS; item++) {
-            const int i = threadIdx.x + item * THREADS;
-            if (CHUNK > 1 && i < ENTRIES) to.entry[item] = call.lists.numbers_of(unit.chunk_at(chunk))[i];
-        }
-    };
-    const auto publish = [&](const Inputs& from) {
-        if constexpr (CHUNK > 1) {
+            for (int distance = 1; distance < 8; distance *= 2) dot_found += __shfl_xor_sync(~0u, dot_found, distance);
 #pragma unroll
             for (int item = 0; item < ITEMS_W; item++)
-                if (has_version(from.write[item])) step_of[threadIdx.x + item * THREADS] = from.step[item];
+                if (ready[item].write.live())
+                    numbers_of(
+                        call, ready[item].write, gammas ? widen(gamma_here) : one_gamma, before[item],
+                        item == 0 && k == 0, dot[item], dot_found, ready[item].step, ready[item].slopes);
+        };
+        const auto publish = [&]() {
 #pragma unroll
-            for (int item = 0; item < ITEMS_R; item++)
-                if (from.read[item] != NOTHING) gain_of[threadIdx.x + item * THREADS] = from.gain[item];
+            for (int item = 0; item < ITEMS_W; item++)
+                if (CHUNK > 1 && now[item].write.chained()) step_at[tag_place(int(now[item].write.tag))] = now[item].step;
+        };
+        const auto finish_gamma = [&](int chunk) {  // of tokens whose writes are more than a warp's
+            const int t = chunk * CHUNK + thread;
+            if (W <= 32 || chunk >= chunks || thread >= CHUNK || t >= tokens) return;
+            constexpr int EACH = THREADS / 32 / CHUNK ? THREADS / 32 / CHUNK : 1;  // warps
+            Sum sum = 0;
+            for (int i = 0; i < EACH; i++) sum += to_gamma[thread * EACH + i];
+            narrow(sum, dgamma[unsigned(t) * unsigned(heads)]);
+        };
+        fetch(chunks - 1);
+        prepare(chunks - 1, now);
+        publish();
+        __syncthreads();
+        for (int chunk = chunks - 1; chunk >= 0; chunk--) {
+            // 1. of the next chunk
+            Ready next[ITEMS_W];
+            prepare(chunk - 1, next);
+            finish_gamma(chunk + 1);
+            __syncthreads();
+            // 2. of this one
+            const int t = chunk * CHUNK + token;
+            Sum through_gamma = 0;
 #pragma unroll
-            for (int item = 0; item < ENTRY_ITEMS; item++) {
-                const int i = threadIdx.x + item * THREADS;
-                if (i < ENTRIES) entry_at[i] = from.entry[item];
-            }
-        }
-    };
-    const int end = call.chunks() - 1;
-    Inputs now{}, next{};
-    fetch(end, now);
-    publish(now);
-    __syncthreads();
-    for (int chunk = end; chunk >= 0; chunk--) {
-        fetch(chunk - 1, next);
-        // 1. reads alone on their slot, then along chains
-#pragma unroll
-        for (int item = 0; item < ITEMS_R; item++) {
-            const int code = now.read[item];
-            if (!in_place(code) || code & REVERSE_LISTED) continue;
-            Adjoint& a = of_row[row_at(code)];
-            a = {a.q + now.gain[item].q, a.dz + now.gain[item].dz};
-        }
-        if (now.chain.count()) {
-            Adjoint a = of_row[now.chain.row];
-            for (int i = now.chain.begin() + now.chain.count() - 1; i >= now.chain.begin(); i--) {
-                const int what = entry_at[i];
-                if (what & READS_NUMBER) {
-                    const Adjoint gain = gain_of[what - READS_NUMBER];
-                    a = {a.q + gain.q, a.dz + gain.dz};
-                } else {
-                    const Sum dz = a.dz;
-                    step_of[what].undo(what % W == 0, a.q, a.dz);
-                    found[what] = {a.q, dz};
+            for (int item = 0; item < ITEMS_W; item++) {
+                const Link& write = now[item].write;
+                const Step& step = now[item].step;
+                const Slopes& n = now[item].slopes;
+                Sum dweight = 0;
+                if (write.live()) {
+                    Adjoint found;
+                    if (CHUNK > 1 && write.chained()) {
+                        found = found_at[tag_place(int(write.tag))];
+                    } else {
+                        Adjoint a = of_row[write.row];
+                        found = step.undo(a);
+                        of_row[write.row] = a;
+                    }
+                    const Sum through = found.dz - step.pull(found.q);
+                    dweight = n.u - n.h * found.q + found.dz + through * n.slope;
+                    through_gamma += through * n.slope_gamma;
                 }
+                if (token < CHUNK && k + item * THREADS < WRITES && t < tokens)
+                    dw[unsigned(t) * unsigned(heads * WRITES) + item * THREADS] = dweight;
             }
-            of_row[now.chain.row] = a;
-        }
-        __syncthreads();
-        // 2. writes
-        const long long first = unit.chunk_at(chunk) * CHUNK;
+            through_gamma = sum_over_token(through_gamma);
+            if (W > 32) {
+                if (thread % 32 == 0) to_gamma[thread / 32] = through_gamma;
+            } else if (k == 0 && token < CHUNK && t < tokens) {
+                narrow(through_gamma, dgamma[unsigned(t) * unsigned(heads)]);
+            }
 #pragma unroll
-        for (int item = 0; item < ITEMS_W; item++) {
-            const int i = threadIdx.x + item * THREADS, code = now.write[item];
-            Adjoint at_write{0, 0};
-            if (in_place(code)) {
-                Adjoint a = at_write = of_row[row_at(code)];
-                now.step[item].undo(i % W == 0, a.q, a.dz);
-                of_row[row_at(code)] = a;
-                at_write.q = a.q;
-            } else if (code != NOTHING) {
-                at_write = found[i];
+            for (int item = 0; item < ITEMS_W; item++) now[item] = next[item];
+            publish();
+            __syncthreads();
+        }
+        finish_gamma(0);
+    } else {
+        struct Raw {
+            TokenEvent event;
+            int place;  // among the entries
+            Parts dots;
+            Adjoint gain;
+        };
+        struct Ready {
+            int code;
+            Adjoint gain;
+        };
+        Raw raw[ITEMS_R];
+        Ready now[ITEMS_R];
+        Chain chain, next_chain;
+        const int token = thread / R, k = thread % R;
+        const Sum* const dots = dread + first * R + thread;
+        read_events += first * R + thread, read_places += first * R + thread, dr += unit.first * READS + k;
+        if (MASS_AWARE) gains += first * R + thread;
+        const Chain* const chains_here = CHUNK > 1 ? chains + unit.chunk_at(0) * CHAINS + thread : nullptr;
+        const auto fetch = [&](int chunk) {
+            next_chain = {0, 0};
+            if (CHUNK > 1 && chunk >= 0 && thread < CHAINS) next_chain = chains_here[unsigned(chunk) * CHAINS];
+#pragma unroll
+            for (int item = 0; item < ITEMS_R; item++) {
+                Raw& to = raw[item];
+                to.event = {NOTHING, 0};
+                if (chunk < 0 || thread + item * THREADS >= CHUNK * R) continue;
+                const unsigned at = unsigned(chunk) * (CHUNK * R) + item * THREADS;
+                to.event = read_events[at];
+                if (CHUNK > 1) to.place = read_places[at];
+                if (MASS_AWARE)
+                    to.gain = gains[at];
+                else
+                    to.dots.fetch(dots + at, in_slice * R);
             }
-            if (i < CHUNK * W) adjoints[first * W + i] = at_write;
-        }
-        now = next;
-        publish(now);
+        };
+        const auto prepare = [&](int chunk) {
+            const int t = chunk * CHUNK + token;
+            chain = next_chain;
+#pragma unroll
+            for (int item = 0; item < ITEMS_R; item++) {
+                const Raw& from = raw[item];
+                const int code = int(from.event.row);
+                Adjoint gain{0, 0};
+                if (MASS_AWARE) {
+                    if (code != NOTHING) gain = from.gain;
+                } else {
+                    Sum dot = 0;  // <dy, s>; 0 of a slot that nothing is written to, whatever dy is
+                    if (code != NOTHING)
+                        dot = from.dots.sum(dots + unsigned(chunk) * (CHUNK * R) + item * THREADS, in_slice * R);
+                    gain.q = from.event.coefficient * dot;
+                    if (chunk >= 0 && token < CHUNK && k + item * THREADS < READS && t < tokens)
+                        dr[unsigned(t) * unsigned(heads * READS) + item * THREADS] = dot;
+                }
+                now[item] = {code, gain};
+                if (CHUNK > 1 && (has_version(code) || (in_place(code) && code & REVERSE_LISTED)))
+                    step_at[from.place] = Step::of_read(gain);
+            }
+        };
+        fetch(chunks - 1);
+        prepare(chunks - 1);
+        fetch(chunks - 2);
         __syncthreads();
-    }
-    if (dgiven_mass)
-        for (int row = threadIdx.x; row < rows; row += THREADS) dgiven_mass[unit.number * rows + row] = of_row[row].dz;
-}
-
-extern "C" __global__ void __launch_bounds__(256) mass_finish(
-    CALL_PARAMETERS, DOTS_PARAMETERS, const TokenEvent* __restrict__ write_events, const Sum* __restrict__ old_mass,
-    const Adjoint* __restrict__ adjoints,
-    Sum* __restrict__ dw,        // (B, T, H, WRITES)
-    ELEMENT* __restrict__ dgamma  // (B, T, H)
-) {
-    const Call call = CALL;
-    const int chunk = blockIdx.x % call.chunks();
-    const Unit unit(call, blockIdx.x / call.chunks());
-    const long long first = (long long)(blockIdx.x) * CHUNK;
-    const Dots dots{slices, dwritten, dfound, dread, (long long)(gridDim.x) * CHUNK};
-    __shared__ Sum to_gamma[CHUNK * W];
-    for (int i = threadIdx.x; i < CHUNK * W; i += THREADS) {
-        const int k = i % W, t = chunk * CHUNK + i / W;
-        Sum dweight = 0;
-        to_gamma[i] = 0;
-        if (write_events[first * W + i].row != NOTHING) {
-            Step step;
-            Slopes n;
-            numbers_of(
-                unit, t, k, old_mass[first * W + i], dots.of_write(first * W + i),
-                k ? Sum(0) : dots.of_found(first + i / W), step, n);
-            const Adjoint a = adjoints[first * W + i];
-            const Sum through = a.dz - (step.p - step.g * a.q);
-            dweight = n.u - n.h * a.q + a.dz + through * n.slope;
-            to_gamma[i] = through * n.slope_gamma;
+        for (int chunk = chunks - 1; chunk >= 0; chunk--) {
+            // 1. of this chunk
+#pragma unroll
+            for (int item = 0; item < ITEMS_R; item++) {
+                const int code = now[item].code;
+                if (!in_place(code) || code & REVERSE_LISTED) continue;
+                Adjoint& a = of_row[row_at(code)];
+                a.q += now[item].gain.q;
+                if (MASS_AWARE) a.dz += now[item].gain.dz;
+            }
+            if (CHUNK > 1 && chain.count()) {
+                Adjoint a = of_row[chain.row];
+                for (int i = chain.begin() + chain.count() - 1; i >= chain.begin(); i--) found_at[i] = step_at[i].undo(a);
+                of_row[chain.row] = a;
+            }
+            __syncthreads();
+            // 2. of the next one
+            prepare(chunk - 1);
+            fetch(chunk - 2);
+            __syncthreads();
         }
-        if (k < WRITES && t < tokens) dw[unit.row_of(t) * WRITES + k] = dweight;
     }
     __syncthreads();
-    const int t = chunk * CHUNK + int(threadIdx.x);
-    if (int(threadIdx.x) >= CHUNK || t >= tokens) return;
-    Sum sum = 0;
-    for (int k = 0; k < WRITES; k++) sum += to_gamma[threadIdx.x * W + k];
-    narrow(sum, dgamma[unit.row_of(t)]);
+    if (dgiven_mass)
+        for (int row = threadIdx.x; row < rows; row += 2 * THREADS) dgiven_mass[unit.number * rows + row] = of_row[row].dz;
 }

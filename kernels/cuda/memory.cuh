@@ -27,6 +27,16 @@ DEVICE float log_of_one_plus(float x) { return log1pf(x); }
 DEVICE double log_of_one_plus(double x) { return log1p(x); }
 DEVICE float greater_of(float a, float b) { return fmaxf(a, b); }
 DEVICE double greater_of(double a, double b) { return fmax(a, b); }
+DEVICE float reciprocal(float x) {  // to the last digit or so
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE double reciprocal(double x) { return 1 / x; }
+DEVICE float absolute(float x) { return fabsf(x); }
+DEVICE double absolute(double x) { return fabs(x); }
+DEVICE bool signbit_of(float x) { return __float_as_int(x) < 0; }
+DEVICE bool signbit_of(double x) { return __double_as_longlong(x) < 0; }
 
 // What is left of a slot's mass when w is written to it, and its slopes: ramnet_np/core/retention.py.
 template <class S> struct Retention {
@@ -42,10 +52,10 @@ template <class S> struct Retention {
 
     DEVICE void slopes(S w, S gamma, S alpha, S& dw, S& dgamma) const {
         if (!gsu) {
-            const S base = 1 - (1 - proxy_eps) * w, floored = greater_of(base, smallest);
-            dw = -gamma * (1 - proxy_eps) * power(floored, gamma - 1);
-            const S capped = (1 - proxy_eps) * w, most = 1 - smallest;
-            dgamma = power(base, gamma) * log_of_one_plus(-(capped < most ? capped : most));
+            const S lost = (1 - proxy_eps) * w, most = 1 - smallest, log_kept = log_of_one_plus(-(lost < most ? lost : most));
+            const S kept = exponential(gamma * log_kept), base = 1 - lost;
+            dw = -gamma * (1 - proxy_eps) * kept * reciprocal(greater_of(base, smallest));
+            dgamma = (base > 0 ? kept : S(gamma == 0)) * log_kept;
             return;
         }
         S total = (1 - w) * exponential(-greater_of(gamma, 0)) + w * exponential(-greater_of(-gamma, 0));
@@ -60,6 +70,18 @@ DEVICE char* on_chip() {
     extern __shared__ double shared_memory[];
     return reinterpret_cast<char*>(shared_memory);
 }
+
+// Numbers in shared memory whose address is computed once: compilers do so at every use, and on the way wait for a
+// special register.
+DEVICE unsigned address_on_chip(const void* shared) {
+    unsigned at = unsigned(__cvta_generic_to_shared(shared));
+    asm volatile("" : "+r"(at));
+    return at;
+}
+DEVICE void load_on_chip(unsigned at, float& x) { asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(at) : "memory"); }
+DEVICE void load_on_chip(unsigned at, double& x) { asm volatile("ld.shared.f64 %0, [%1];" : "=d"(x) : "r"(at) : "memory"); }
+DEVICE void store_on_chip(unsigned at, float x) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(x) : "memory"); }
+DEVICE void store_on_chip(unsigned at, double x) { asm volatile("st.shared.f64 [%0], %1;" ::"r"(at), "d"(x) : "memory"); }
 
 // This thread's warp. Broadcast, so that the compiler knows that a warp stays together where it branches on this.
 DEVICE int warp_of_thread() { return __shfl_sync(~0u, int(threadIdx.x) / 32, 0); }

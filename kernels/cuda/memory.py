@@ -1,9 +1,9 @@
 """The memory on the GPU: every token writes K_w slots, then reads K_r slots; forward and backward of a whole sequence.
 
 Same mathematics as ``ramnet_np/core/memory.py``, a chunk of tokens at a time (``chunk.cuh``): ``link.cu`` finds the
-accesses that meet in a slot, ``mass.cu`` does what does not depend on channels, ``content.cu`` what does; there stands
-who computes what. Cost: O((K_w + K_r) C) operations per token and head.
-Nothing of the size of the accesses times C is kept for the backward.
+accesses that meet in a slot, ``mass.cu`` and ``weigh.cu`` do what does not depend on channels, ``content.cu`` what
+does; there stands who computes what. Cost: O((K_w + K_r) C) operations per token and head. Nothing of the size of the
+accesses times C is kept for the backward.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .layout import (
     mass_specialisation,
     rows_that_fit,
     shared_memory,
+    weigh_specialisation,
 )
 from .module import Specialisation, get_kernel, sum_dtype
 from .renumber import renumber
@@ -32,7 +33,7 @@ from .renumber import renumber
 NULL = np.uint64(0)
 THREADS = 256  # of a block, as in chunk.cuh
 MOST_ROWS = 2**26 - 1  # PLACE in chunk.cuh
-CHAIN = np.dtype(np.float64)  # as large as Chain; no integers, as most chains are never set
+CHAIN = np.dtype(np.float64)  # as large as Chain
 
 
 class Accesses(NamedTuple):
@@ -42,13 +43,20 @@ class Accesses(NamedTuple):
     read_events: Any  # (B*H, chunks, CHUNK, R, 2): where to find the slot, weight
     chains: Any  # (B*H, chunks, CHAINS)
     entries: Any  # (B*H, chunks, ENTRIES, 2)
-    numbers: Any  # (B*H, chunks, ENTRIES)
     spare: Any  # (B*H * slices, versions of a chunk, CHANNELS): of versions that find no room in shared memory
 
     @property
-    def lists(self) -> tuple[Any, Any, Any]:
+    def lists(self) -> tuple[Any, Any]:
         """As kernels take them."""
-        return self.chains, self.entries, self.numbers
+        return self.chains, self.entries
+
+
+class Links(NamedTuple):
+    """What ``link.cu`` leaves for ``mass.cu`` and ``weigh.cu`` alone: see ``mass.cuh``."""
+
+    writes: Any  # (B*H, chunks, CHUNK, W, 4)
+    read_places: Any  # (B*H, chunks, CHUNK, R), or null
+    reads: Any  # (B*H, chunks, CHUNK, R, 4), or null if reads are not mass-aware
 
 
 class MemoryContext(NamedTuple):
@@ -57,6 +65,7 @@ class MemoryContext(NamedTuple):
     write: Address  # index: rows of the working state
     read: Address
     accesses: Accesses
+    links: Links
     values: Any  # (B, T, H, C)
     gamma: Any  # a number, or (B, T, H)
     mask: Any  # (B, T), or None
@@ -100,31 +109,42 @@ def memory_forward(
     gamma = gamma if isinstance(gamma, float) else plain(gamma.astype(values.dtype, copy=False))
     given = None if state is None else RAMState(*map(plain, state))
 
-    def of_accesses(n: int) -> Any:
-        return cupy.empty((B * H, chunks, layout.chunk, n), dtype=sums)
+    def of_accesses(*shape: int, dtype: Any = sums) -> Any:
+        return cupy.empty((B * H, chunks, layout.chunk, *shape), dtype=dtype)
 
     ctx = MemoryContext(
         Address(*map(plain, write)),
         Address(*map(plain, read)),
         _empty_accesses(B * H, chunks, layout),
+        Links(
+            of_accesses(W, 4),
+            of_accesses(R, dtype=np.int16) if layout.chunk > 1 else NULL,
+            of_accesses(R, 4) if options.mass_aware else NULL,
+        ),
         values, gamma, mask, given,
         old_mass=of_accesses(W),
         read_mass=of_accesses(R) if options.mass_aware else None,
         rows=rows, renumbered=renumbered, layout=layout, dtype=dtype, options=options,
     )  # fmt: skip
-    events = ctx.accesses.write_events, ctx.accesses.read_events
-    alphas = of_accesses(W)
+    accesses, links = ctx.accesses, ctx.links
+    earlier = of_accesses(W, 2) if layout.chunk > 1 else NULL
     y = cupy.empty((B, T, H, C), dtype=dtype)
     content, mass = (_working(part, on_chip, return_state, ctx) for part, on_chip in _parts(ctx))
     if B:
         # 1. what meets what
-        rows_in_shared = np.int32(rows * layout.in_shared), np.int32(layout.room)
-        _launch_chunks(link_specialisation(layout), "link_accesses", ctx, (*events, alphas, *rows_in_shared))
+        places = np.int32(rows * layout.in_shared), np.int32(layout.room)  # of content.cu
+        _launch_chunks(link_specialisation(layout), "link_accesses", ctx, (
+            links.writes, earlier, accesses.read_events, links.read_places, links.reads, *places,
+        ))  # fmt: skip
         # 2. masses: eta of every write, weight of every read
         _launch_mass("mass_forward", ctx, (
-            _part(given, "mass"), mass, mass, *events, alphas, ctx.old_mass, _or_null(ctx.read_mass),
+            _part(given, "mass"), mass, mass, links.writes, earlier, links.reads, accesses.write_events,
+            ctx.old_mass, _or_null(ctx.read_mass), *places,
         ))  # fmt: skip
-        _launch_mass("mass_weigh", ctx, (*events, alphas, ctx.old_mass, _or_null(ctx.read_mass)))
+        if options.mass_aware:
+            _launch_chunks(weigh_specialisation(layout), "weigh_forward", ctx, (
+                links.reads, ctx.read_mass, accesses.read_events,
+            ))  # fmt: skip
         # 3. contents
         _launch_content("content_forward", ctx, (values, *_sizes(ctx), _part(given, "slots"), content, content, y))
     final = None
@@ -172,19 +192,18 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
         if dgiven is not None and not layout.in_shared:
             dgiven = RAMState(dslots.reshape(B, H, rows, C), dgiven.mass)
         # 2. masses
-        dots = np.int32(slices), dwritten, dfound, dread
-        events = ctx.accesses.write_events, ctx.accesses.read_events
-        steps, adjoints = empty(B * H, chunks, layout.chunk, W, 4), empty(B * H, chunks, layout.chunk, W, 2)
-        gains, dmasses = (empty(B * H, chunks, layout.chunk, R) for _ in range(2))
-        _launch_mass("mass_prepare", ctx, (
-            *dots, *events, ctx.old_mass, _or_null(ctx.read_mass), steps, gains, dmasses, dr,
-        ))  # fmt: skip
+        read_events = ctx.accesses.read_events
+        gains = NULL
+        if ctx.options.mass_aware:
+            gains = empty(B * H, chunks, layout.chunk, R, 2)
+            _launch_chunks(weigh_specialisation(layout), "weigh_backward", ctx, (
+                np.int32(slices), dread, read_events, ctx.read_mass, gains, dr,
+            ))  # fmt: skip
         of_rows = NULL if layout.masses_in_shared(rows) else cupy.zeros((B * H, rows, 2), dtype=sums)
         _launch_mass("mass_backward", ctx, (
-            np.int32(slices), *events, steps, gains, dmasses, _or_null(last), _part(dlast, "mass"), of_rows,
-            adjoints, _part(dgiven, "mass"),
+            dwritten, dfound, dread, ctx.links.writes, ctx.old_mass, read_events, ctx.links.read_places,
+            gains, _or_null(last), _part(dlast, "mass"), of_rows, dw, dr, dgamma, _part(dgiven, "mass"),
         ))  # fmt: skip
-        _launch_mass("mass_finish", ctx, (*dots, events[0], ctx.old_mass, adjoints, dw, dgamma))
     return MemoryGrads(dw, dr, dv, dgamma, dgiven)
 
 
@@ -202,7 +221,6 @@ def _empty_accesses(units: int, chunks: int, layout: Layout) -> Accesses:
         empty(layout.chunk, R, 2),
         empty(layout.chains, dtype=CHAIN) if linked else NULL,
         empty(layout.entries, 2) if linked else NULL,
-        cupy.zeros((units, chunks, layout.entries), dtype=np.uint16) if linked else NULL,
         cupy.empty((units * layout.slices, layout.chunk * max(W, R), layout.channels), dtype=sums) if linked else NULL,
     )
 
@@ -211,22 +229,19 @@ def _launch_content(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -
     B, _, H, _ = ctx.values.shape
     layout, accesses = ctx.layout, ctx.accesses
     kernel = get_kernel(content_specialisation(layout, ctx.renumbered), name)
-    common = accesses.write_events, accesses.read_events, accesses.chains, accesses.entries
+    common = accesses.write_events, accesses.read_events, *accesses.lists
     shared = layout.content_bytes(ctx.rows)
     kernel((B * H * layout.slices,), (THREADS,), (*common, *arguments), shared_mem=shared)
 
 
 def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
-    """A kernel of ``mass.cu``: a scan has a block for each (batch, head), the others one for each chunk."""
+    """A kernel of ``mass.cu``: a block for each (batch, head)."""
     in_shared = ctx.layout.masses_in_shared(ctx.rows)
     specialisation = mass_specialisation(ctx.layout, ctx.options.mass_aware, in_shared, ctx.renumbered)
-    numbers = {"mass_forward": 1, "mass_backward": 2}.get(name)  # that a scan keeps of a row
-    if numbers is None:
-        _launch_chunks(specialisation, name, ctx, arguments)
-        return
-    shared = numbers * ctx.rows * ctx.layout.sum_bytes if in_shared else 0
+    sides = {"mass_forward": 1, "mass_backward": 2}[name]  # numbers kept of a row; also times THREADS
+    shared = sides * ctx.rows * ctx.layout.sum_bytes if in_shared else 0
     units = ctx.values.shape[0] * ctx.values.shape[2]
-    get_kernel(specialisation, name)((units,), (THREADS,), (*_call(ctx), *arguments), shared_mem=shared)
+    get_kernel(specialisation, name)((units,), (sides * THREADS,), (*_call(ctx), *arguments), shared_mem=shared)
 
 
 def _launch_chunks(specialisation: Specialisation, name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:

@@ -97,7 +97,7 @@ def test_every_element_of_every_output_is_written(cp, case, monkeypatch):
     empty, empty_like = cp.empty, cp.empty_like
 
     def poison(array):
-        array.fill(np.nan if array.dtype.kind == "f" else -(2**31))
+        array.fill(np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).min)
         return array
 
     monkeypatch.setattr(cp, "empty", lambda *a, **k: poison(empty(*a, **k)))
