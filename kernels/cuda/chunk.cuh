@@ -66,11 +66,12 @@ struct alignas(8) Chain {
     DEVICE int begin() const { return info & 1023; }
     DEVICE int count() const { return info >> 10 & 1023; }
     DEVICE bool reads_only() const { return info >> 20 & 1; }
-    DEVICE bool more() const { return info >> 21 & 1; }  // there is a chain EACH_ROUND further on
+    DEVICE bool more() const { return info >> 21 & 1; }        // there is a chain EACH_ROUND further on
+    DEVICE bool more_mixed() const { return info >> 22 & 1; }  // and it is one with writes
 };
 constexpr int EACH_ROUND = 64;  // chains that content.cu follows at a time
-DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more) {
-    return {row, begin | count << 10 | int(reads_only) << 20 | int(more) << 21};
+DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more, bool more_mixed) {
+    return {row, begin | count << 10 | int(reads_only) << 20 | int(more) << 21 | int(more_mixed) << 22};
 }
 
 // The chains of all chunks; null if CHUNK is 1, for then there are none.

@@ -82,7 +82,7 @@ DEVICE void forward_pass(
     const int last = place.chunks - 1;
     Accesses<OWN_W> write;
     Vector value;
-    Link link{}, next_link{};
+    Link link{};
     const auto fetch = [&](int chunk) {
         write.fetch(writes + (long long)(chunk) * (CHUNK * W));
         value.clear();
@@ -93,8 +93,11 @@ DEVICE void forward_pass(
     };
     if (place.token < CHUNK) fetch(0);
     if (CHUNK > 1) {
-        link.chain = chains[0], next_link.chain = chains[smaller_of(1, last) * CHAINS];
-        link.fetch_entries(place, entries, link.chain.begin(), 1);
+        for (int chunk = 0; chunk < 3; chunk++) fetch_header(place, chains, chunk);
+        wait_for_copies<0>();
+        __syncwarp();
+        link.chain = header_of(place, 0);
+        link.fetch_first<1>(place, entries);
         leave_row();
     }
     for (int chunk = 1; chunk < AHEAD; chunk++) ask(place, chunk);
@@ -102,6 +105,7 @@ DEVICE void forward_pass(
     for (int chunk = 0; chunk <= last; chunk++) {
         const int next = smaller_of(chunk + 1, last);
         ask(place, chunk + AHEAD);
+        if (CHUNK > 1) fetch_header(place, chains, chunk + 3);
         Accesses<OWN_R> token_reads;
         Vector token_dy;
         token_dy.clear();
@@ -125,22 +129,24 @@ DEVICE void forward_pass(
             fetch(next);  // into the same registers
         }
         if (CHUNK > 1) {
-            next_link.fetch_entries(place, entries + next * ENTRIES, next_link.chain.begin(), 1);
             const TokenEvent* list = entries + chunk * ENTRIES;
             for (int c = 0;;) {
-                const int count = link.chain.reads_only() ? 0 : link.chain.count();
-                Vector s = rows.load(place, place_of_row(link.chain.row));
+                const Chain chain = link.chain;
+                const int count = chain.reads_only() ? 0 : chain.count();
+                Vector s = rows.load(place, place_of_row(chain.row));
                 follow_chain<1>(place, rows, list, link, count, [&](int what, Sum eta, const Vector& v) {
                     if (entry_reads(what)) rows.store_version(entry_version(what), s);
                     if (REPLAY && !entry_reads(what) && entry_first(what))
                         store_channels(place, s, found + place.row_of(chunk, entry_token(what) - place_of_token(rows_in_shared, 0)));
                     if (!entry_reads(what)) s.approach(eta, v);
                 });
-                if (count) rows.store(place, place_of_row(link.chain.row), s);
-                if (!__any_sync(~0u, link.chain.more())) break;
+                if (count) rows.store(place, place_of_row(chain.row), s);
+                if (!__any_sync(~0u, chain.more_mixed())) break;
                 c += GROUPS, link.chain = chains[chunk * CHAINS + c];
-                link.fetch_entries(place, list, link.chain.begin(), 1);
+                link.fetch_first<1>(place, list);
             }
+            link.chain = header_of(place, next);
+            link.fetch_first<1>(place, entries + next * ENTRIES);
         }
         __syncthreads();
         // 2. reads; meanwhile what the next chunk needs arrives
@@ -148,8 +154,7 @@ DEVICE void forward_pass(
         read(chunk, token_reads, token_dy);
         if (CHUNK > 1) {
             leave_row();
-            link = next_link;
-            next_link.chain = chains[smaller_of(chunk + 2, last) * CHAINS];
+            wait_for_copies<1>();
         }
         __syncthreads();
     }
@@ -240,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     chains += place.chunk_at(0) * CHAINS + place.group, entries += place.chunk_at(0) * ENTRIES;
     Accesses<OWN_R> read;
     Vector token_dy;
-    Link link{}, next_link{};
+    Link link{};
     const auto fetch = [&](int chunk) {
         read.fetch(reads + (long long)(chunk) * (CHUNK * R));
         token_dy.clear();
@@ -249,21 +254,22 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     const auto leave_row = [&] {
         if (place.part == 0 && place.token < CHUNK) rows[place_of_token(rows_in_shared, place.token)] = token_dy;
     };
-    const auto fetch_entries = [&](Link& link, int chunk) {
-        link.fetch_entries(place, entries + chunk * ENTRIES, link.chain.begin() + link.chain.count() - 1, -1);
-    };
     const int end = place.chunks - 1;
     const auto no_less = [](int chunk) { return chunk < 0 ? 0 : chunk; };
     if (place.token < CHUNK) fetch(end);
     if (CHUNK > 1) {
-        link.chain = chains[end * CHAINS], next_link.chain = chains[no_less(end - 1) * CHAINS];
-        fetch_entries(link, end);
+        for (int chunk = end; chunk > end - 3; chunk--) fetch_header(place, chains, chunk);
+        wait_for_copies<0>();
+        __syncwarp();
+        link.chain = header_of(place, end);
+        link.fetch_first<-1>(place, entries + end * ENTRIES);
         leave_row();
     }
     for (int chunk = end - 1; chunk > end - AHEAD; chunk--) ask(place, chunk);
     __syncthreads();
     for (int chunk = end; chunk >= 0; chunk--) {
         ask(place, chunk - AHEAD);
+        if (CHUNK > 1) fetch_header(place, chains, chunk - 3);
         Accesses<OWN_W> write;
         Vector value, found_here;
         value.clear(), found_here.clear();
@@ -285,20 +291,22 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (place.part == 0 && place.has(chunk))
             found_here = load_channels(place, found + place.row_of(chunk));
         if (CHUNK > 1) {
-            fetch_entries(next_link, no_less(chunk - 1));
+            const TokenEvent* list = entries + chunk * ENTRIES;
             for (int c = 0;;) {
-                const int count = link.chain.count();
-                Vector d = rows.load(place, place_of_row(link.chain.row));
-                follow_chain<-1>(place, rows, entries + chunk * ENTRIES, link, count, [&](int what, Sum coefficient, const Vector& dy) {
+                const Chain chain = link.chain;
+                Vector d = rows.load(place, place_of_row(chain.row));
+                follow_chain<-1>(place, rows, list, link, chain.count(), [&](int what, Sum coefficient, const Vector& dy) {
                     if (!entry_reads(what)) rows.store_version(entry_version(what), d);
                     if (entry_reads(what)) d.add(coefficient, dy);
                     else d.scale(1 - coefficient);
                 });
-                if (count) rows.store(place, place_of_row(link.chain.row), d);
-                if (!__any_sync(~0u, link.chain.more())) break;
+                if (chain.count()) rows.store(place, place_of_row(chain.row), d);
+                if (!__any_sync(~0u, chain.more())) break;
                 c += GROUPS, link.chain = chains[chunk * CHAINS + c];
-                fetch_entries(link, chunk);
+                link.fetch_first<-1>(place, list);
             }
+            link.chain = header_of(place, no_less(chunk - 1));
+            link.fetch_first<-1>(place, entries + no_less(chunk - 1) * ENTRIES);
         }
         if (place.token < CHUNK) fetch(no_less(chunk - 1));  // into the same registers
         __syncthreads();
@@ -330,8 +338,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk));
         if (CHUNK > 1) {
             leave_row();
-            link = next_link;
-            next_link.chain = chains[no_less(chunk - 2) * CHAINS];
+            wait_for_copies<1>();
         }
         __syncthreads();
     }

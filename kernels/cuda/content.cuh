@@ -90,6 +90,18 @@ template <class T> DEVICE void store_channels(const Place& place, const Vector& 
     }
 }
 
+// The headers of four chunks' first chains, one for each group, come to shared memory chunks ahead: registers that wait
+// for them would be moved, and so waited for, too early.
+constexpr int HEADERS = CHUNK > 1 ? 4 * GROUPS : 0;
+DEVICE Chain& header_of(const Place& place, int chunk) {
+    return reinterpret_cast<Chain*>(on_chip())[(chunk & 3) * GROUPS + place.group];
+}
+DEVICE void fetch_header(const Place& place, const Chain* chains, int chunk) {
+    if (place.lane == 0 && chunk >= 0 && chunk < place.chunks)
+        copy_async<sizeof(Chain)>(&header_of(place, chunk), chains + (long long)(chunk)*CHAINS);
+    end_group_of_copies();
+}
+
 // Places in shared memory (chunk.cuh), rows of CHANNELS, as a lane sees them:
 //
 //     zeros | the slice's state | a row for each token of the chunk | room for versions
@@ -103,7 +115,7 @@ struct Rows {
     int fresh;         // of those, rows from this one on are still 0, whatever their memory holds
 
     DEVICE Rows(const Place& place, Sum* spare, Sum* working)
-        : at(reinterpret_cast<Vector*>(on_chip()) + place.lane),
+        : at(reinterpret_cast<Vector*>(on_chip() + HEADERS * sizeof(Chain)) + place.lane),
           spare(reinterpret_cast<Vector*>(spare) + (long long)(blockIdx.x) * CHUNK * (W > R ? W : R) * LANES + place.lane),
           origin((long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.lane * VECTOR),
           state(working + origin), fresh(place.rows) {}
@@ -202,9 +214,15 @@ struct Link {
     Chain chain;
     TokenEvent entry;
 
+    // Those from place ``from`` among the chunk's entries on.
     DEVICE void fetch_entries(const Place& place, const TokenEvent* entries, int from, int step) {
         const int i = from + step * place.lane;
         if (i >= chain.begin() && i < chain.begin() + chain.count()) entry = entries[i];
+    }
+    // The first four, or with STEP -1 the last.
+    template <int STEP> DEVICE void fetch_first(const Place& place, const TokenEvent* entries) {
+        const int i = STEP > 0 ? place.lane : chain.count() - 1 - place.lane;
+        if (i >= 0 && i < chain.count()) entry = entries[chain.begin() + i];
     }
     // Entry i of four, in all lanes of the group.
     DEVICE TokenEvent get(int i) const {

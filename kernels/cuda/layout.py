@@ -14,6 +14,7 @@ from .module import Specialisation, sum_dtype, type_name
 LANES = 4  # of a group, as in content.cuh
 MOST_TOP_K = 1024
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
+HEADER_BYTES = 2048  # of chains, in content.cuh
 ROOM = 32  # versions, at least, that should find room in shared memory
 MASS_KERNELS = ("mass_forward", "mass_backward")
 WEIGH_KERNELS = ("weigh_forward", "weigh_backward")
@@ -91,8 +92,9 @@ class Layout(NamedTuple):
         return self.channels * self.sum_bytes
 
     def content_bytes(self, rows: int) -> int:
-        """Shared memory of a block of ``content.cu``: the slice of the state, tokens, versions, zeros."""
-        return (rows * self.in_shared + self.chunk + self.room + 1) * self.row_bytes
+        """Shared memory of a block of ``content.cu``: headers, zeros, the slice of the state, tokens, versions."""
+        headers = HEADER_BYTES if self.chunk > 1 else 0
+        return headers + (rows * self.in_shared + self.chunk + self.room + 1) * self.row_bytes
 
     def masses_in_shared(self, rows: int) -> bool:
         """Whether ``mass.cu`` has its numbers of the rows there."""
