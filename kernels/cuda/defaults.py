@@ -18,6 +18,8 @@ from .layout import (
     content_specialisation,
     link_specialisation,
     mass_specialisation,
+    reverse_specialisation,
+    segment_specialisation,
     weigh_specialisation,
 )
 from .loss import loss_specialisation
@@ -49,6 +51,12 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     *dict.fromkeys(mass_specialisation(layout, False, True, False) for layout in _layouts()),
     mass_specialisation(_layouts()[0], mass_aware=True, in_shared=True, renumbered=False),
     mass_specialisation(_layouts()[0], mass_aware=True, in_shared=False, renumbered=True),
+    *dict.fromkeys(reverse_specialisation(layout, False, True) for layout in _layouts()),
+    reverse_specialisation(_layouts()[0], mass_aware=True, in_shared=True),
+    reverse_specialisation(_layouts()[0], mass_aware=True, in_shared=False),
+    *(mass_specialisation(layout, False, True, False, segmented=True) for layout in _layouts()[:2]),
+    *(reverse_specialisation(layout, False, True, True, carry) for layout in _layouts()[:2] for carry in (False, True)),
+    *(segment_specialisation(layout) for layout in _layouts()[:2]),
     *dict.fromkeys(weigh_specialisation(layout) for layout in _layouts()[:4]),
     RENUMBER,
     *(step_specialisation(element, 5, 4, 8, 8, 64) for element in _TYPES),

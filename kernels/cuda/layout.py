@@ -16,7 +16,7 @@ MOST_TOP_K = 1024
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
 HEADER_BYTES = 2048  # of chains, in content.cuh
 ROOM = 32  # versions, at least, that should find room in shared memory
-MASS_KERNELS = ("mass_forward", "mass_backward")
+SEGMENT_KERNELS = ("mass_carry", "mass_combine")
 WEIGH_KERNELS = ("weigh_forward", "weigh_backward")
 PASSES = ("content_forward", "content_replay", "content_reverse")
 
@@ -47,7 +47,7 @@ def shared_memory(device: int) -> SharedMemory:
 
 
 class Layout(NamedTuple):
-    """The constants that ``link.cu``, ``mass.cu`` and ``content.cu`` are compiled with, and sizes that follow."""
+    """The constants that the kernels of the memory are compiled with, and sizes that follow."""
 
     element: str  # type of values
     sum_bytes: int
@@ -163,10 +163,30 @@ def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
 
 
 @functools.cache
-def mass_specialisation(layout: Layout, mass_aware: bool, in_shared: bool, renumbered: bool) -> Specialisation:
+def mass_specialisation(
+    layout: Layout, mass_aware: bool, in_shared: bool, renumbered: bool, segmented: bool = False
+) -> Specialisation:
     """``mass.cu`` for a layout; ``in_shared``: whether the masses are in shared memory."""
     defines = (
         *_access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
-        ("FRESH", int(renumbered and not in_shared)), ("SLICES", layout.slices),
+        ("FRESH", int(renumbered and not in_shared)), ("SEGMENTED", int(segmented)),
     )  # fmt: skip
-    return Specialisation("mass.cu", MASS_KERNELS, defines)
+    return Specialisation("mass.cu", ("mass_forward",), defines)
+
+
+@functools.cache
+def reverse_specialisation(
+    layout: Layout, mass_aware: bool, in_shared: bool, segmented: bool = False, carry: bool = False
+) -> Specialisation:
+    """``mass_reverse.cu`` for a layout; ``in_shared``: whether the adjoints of the masses are in shared memory."""
+    defines = (
+        *_access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
+        ("SLICES", layout.slices), ("SEGMENTED", int(segmented)), ("CARRY", int(carry)),
+    )  # fmt: skip
+    return Specialisation("mass_reverse.cu", ("mass_backward",), defines)
+
+
+@functools.cache
+def segment_specialisation(layout: Layout) -> Specialisation:
+    """``segments.cu`` for a layout."""
+    return Specialisation("segments.cu", SEGMENT_KERNELS, _access_defines(layout))

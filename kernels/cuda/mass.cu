@@ -1,54 +1,32 @@
-// The masses of the slots, and all of the memory's gradients that do not depend on channels.
+// The masses of the slots, forward:
 //
-//     forward   z[row] = alpha z[row] + w,  eta = w / (z[row] + eps);  mass-aware reads weigh by z[row] (weigh.cu)
-//     backward  the same in reverse, with the adjoint of z
+//     z[row] = alpha z[row] + w,  eta = w / (z[row] + eps);  mass-aware reads weigh by z[row] (weigh.cu)
 //
-// The forward puts the coefficients into the events that link.cu made, for content.cu to work through. The backward is
-// given <d, v> of every write and <dy, s> of every read, with s a slot's content and d its adjoint, but not the content
-// that a write found, which no pass keeps. It needs of it only <d, found>, and that follows from what it has: q = <d, s>
-// of a slot changes by known amounts,
+// eta goes into the events and into the chains' entries that link.cu made, for content.cu to work through.
 //
-//     at a read   q += r <dy, s>                      (in reverse time, before the read)
-//     at a write  q -= eta <d, v>,  and then q = (1 - eta) <d, found>.
+// Only z goes from chunk to chunk (chunk.cuh): a block works through the chunks of a (batch, head), or of a segment of
+// it (segments.cu), one after another, with its numbers of the rows in shared memory (device memory if there are too
+// many rows). What it needs is asked for chunks ahead.
 //
-// Only the product with 1 - eta is known, so nothing may be divided by 1 - eta, which can be tiny; with
-// kappa = 1 - eta = (alpha z' + eps) / (z + eps), z' the mass before, the gradients are
+// Who computes what: thread token * W + k has write k of a token (several if K is above 64):
 //
-//     kappa deta = kappa <d, v> - q =: e
-//     dz -= eta e / (alpha z' + eps),   dalpha = dz z',   dw = e / (z + eps) + dz (before) + dalpha alpha'(w)
+//     1  each row's last write of the chunk: z[row], from its change and that of the writes before it (link.cu); it
+//        leaves the mass that the chunk found to the chain's other writes
+//     2  every write: eta; meanwhile 1 of the next chunk
 //
-// That is as exact as w stays away from 1. At most one weight of a token is above 1/2, its first; for that one the
-// passes over the contents do compute <d, found>.
-//
-// Only z, and in reverse its adjoint and q, go from chunk to chunk (chunk.cuh): a block works through the chunks of a
-// (batch, head) one after another, with its numbers of the rows in shared memory (device memory if there are too many
-// rows). What it needs is asked for chunks ahead, and what does not depend on earlier chunks is computed before.
-//
-// Who computes what: thread token * W + k has write k of a token (several if K is above 64).
-//
-//     forward    1  each row's last write of the chunk: z[row], from its change and that of the writes before it
-//                   (link.cu); it leaves the mass that the chunk found to the chain's other writes
-//                2  every write: eta; meanwhile 1 of the next chunk
-//
-// In reverse a block has as many threads again, for reads and chains:
-//
-//                   threads of writes                            threads token * R + k of reads; c of chain c
-//     backward   1  what the writes of the next chunk need:      reads alone on their slot: q += r <dy, s>;
-//                   sums over slices, alpha and its slopes       chains, access after access
-//                2  q, dz of the chunk's writes: dw, dgamma      of the next chunk's reads: <dy, s>, dr
-//
-// Compiled with: what chunk.cuh asks for, MASS_AWARE, IN_SHARED, FRESH (as content.cu), SLICES (of its channels).
+// Compiled with: what chunk.cuh asks for, MASS_AWARE, IN_SHARED, FRESH (as content.cu), SEGMENTED (0 or 1; 1 only with
+// IN_SHARED).
 #include "mass.cuh"
 
-constexpr int ITEMS_W = items(W), ITEMS_R = items(R);  // of a thread
-constexpr int RING = 4;  // chunks under way
+constexpr int ITEMS = items(W);  // of a thread
+constexpr int RING = 4;          // chunks under way
 
-// The masses of a (batch, head): in shared memory, or in device memory.
-struct Masses {
+// A number for each row: in shared memory, or in device memory.
+struct Rows {
     Sum* at;
     unsigned on_chip_at;
 
-    DEVICE Masses(Sum* at) : at(at), on_chip_at(IN_SHARED ? address_on_chip(at) : 0) {}
+    DEVICE Rows(Sum* at) : at(at), on_chip_at(IN_SHARED ? address_on_chip(at) : 0) {}
     DEVICE Sum get(int row) const {
         if (!IN_SHARED) return at[row];
         Sum x;
@@ -63,9 +41,51 @@ struct Masses {
     }
 };
 
+// The products of 1 - eta over a row's writes, in shared memory. A row's last write of a chunk multiplies, one chunk
+// later, when those before it in its chain have left their factors.
+struct Keeper {
+    const Rows& kept;
+    Sum* factors;  // of two chunks, by the entries of chains; 1 of reads. Null: no products are wanted
+    Link last[ITEMS];
+    Sum own[ITEMS];
+
+    DEVICE Keeper(const Rows& kept, Sum* factors) : kept(kept), factors(factors) {
+        if (SEGMENTED && factors) {
+            for (int i = threadIdx.x; CHUNK > 1 && i < 2 * ENTRIES; i += THREADS) factors[i] = 1;
+#pragma unroll
+            for (int item = 0; item < ITEMS; item++) last[item] = {0, DEAD, {1, 0}};
+            __syncthreads();
+        }
+    }
+    // After a chunk's barrier, of each of its writes.
+    DEVICE void note(int item, int parity, const Link& write, Sum factor) {
+        if (SEGMENTED && factors) {
+            settle(item, 1 - parity);
+            last[item] = write, own[item] = factor;
+            if (CHUNK > 1 && write.chained()) factors[parity * ENTRIES + tag_place(int(write.tag))] = factor;
+        }
+    }
+    // Of the chunk before.
+    DEVICE void settle(int item, int parity) {
+        const Link& write = last[item];
+        if (!SEGMENTED || !factors || !write.last()) return;
+        Sum product = own[item];
+        if (CHUNK > 1 && write.chained()) {
+            product = 1;
+            Sum* const of_chunk = factors + parity * ENTRIES;
+            for (int i = tag_begin(int(write.tag)); i <= tag_place(int(write.tag)); i++)
+                product *= of_chunk[i], of_chunk[i] = 1;
+        }
+        kept.set(int(write.row), kept.get(int(write.row)) * product);
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(256) mass_forward(
     CALL_PARAMETERS,
-    const Sum* given, Sum* working, Sum* final_mass,  // (B*H, rows) each, or null; working only if not IN_SHARED
+    const Sum* given,                 // (B*H, segments, rows), or null
+    Sum* working, Sum* final_mass,    // (B*H, rows) each, or null; working only if not IN_SHARED
+    Sum* __restrict__ kept,           // (B*H, segments, rows), or null: product of 1 - eta; only if SEGMENTED
+    int segments, int chunks_of_segment,
     const Link* __restrict__ writes, const Affine* __restrict__ earlier,  // (B*H, chunks, CHUNK, W)
     const Link* __restrict__ reads,                                       // (B*H, chunks, CHUNK, R) if MASS_AWARE
     TokenEvent* __restrict__ write_events,                                // (B*H, chunks, CHUNK, W)
@@ -74,11 +94,17 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
     int rows_in_shared, int room                                          // of content.cu: the state's rows, versions
 ) {
     const Call call = CALL;
-    const Unit unit(call, blockIdx.x);
-    const Masses z(IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + unit.number * rows);
+    const Part part(call, SEGMENTED, segments, chunks_of_segment);
+    const Unit unit(call, part.unit);
+    const long long of_part = (long long)(blockIdx.x) * rows;
+    const Rows z(IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + of_part);
+    const Rows kept_of(z.at + (SEGMENTED ? rows : 0));
     if (IN_SHARED)
 #pragma unroll 1
-        for (int row = threadIdx.x; row < rows; row += THREADS) z.set(row, given ? given[unit.number * rows + row] : initial);
+        for (int row = threadIdx.x; row < rows; row += THREADS) {
+            z.set(row, given ? given[of_part + row] : initial);
+            if (SEGMENTED && kept) kept_of.set(row, 1);
+        }
     __syncthreads();
 
     __shared__ Sum found_mass[2 * (CHUNK > 1 ? ENTRIES : 1)];  // by where a chain begins: the mass that a chunk found
@@ -86,27 +112,27 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
     const auto found_of = [&](int s, const Link& link) {  // in a chunk of the ring
         return found + unsigned(sizeof(Sum)) * (s % 2 * ENTRIES + tag_begin(int(link.tag)));
     };
-    const int chunks = call.chunks();
-    const long long first = unit.chunk_at(0) * CHUNK;
+    const int chunks = part.end - part.begin;
+    const long long first = unit.chunk_at(part.begin) * CHUNK;
     writes += first * W + threadIdx.x, earlier += first * W + threadIdx.x;
     write_events += first * W + threadIdx.x, old_mass += first * W + threadIdx.x;
-    TokenEvent* entries_here = CHUNK > 1 ? entries + unit.chunk_at(0) * ENTRIES : nullptr;
+    TokenEvent* entries_here = CHUNK > 1 ? entries + unit.chunk_at(part.begin) * ENTRIES : nullptr;
     if (MASS_AWARE) reads += first * R, read_mass += first * R;
 
     struct Stage {
-        Link write[ITEMS_W];
-        Affine before[ITEMS_W];  // what the chunk's earlier writes do
+        Link write[ITEMS];
+        Affine before[ITEMS];  // what the chunk's earlier writes do
     };
     Stage ring[RING];
     const auto fetch = [&](Stage& to, int chunk, int ahead) {  // ``ahead`` of where the pointers stand
 #pragma unroll
-        for (int item = 0; item < ITEMS_W; item++)
+        for (int item = 0; item < ITEMS; item++)
             if (chunk < chunks && threadIdx.x + item * THREADS < CHUNK * W)
                 to.write[item] = writes[ahead * CHUNK * W + item * THREADS];
     };
     const auto fetch_earlier = [&](Stage& to, int chunk, int ahead) {
 #pragma unroll
-        for (int item = 0; item < ITEMS_W; item++) {
+        for (int item = 0; item < ITEMS; item++) {
             to.before[item] = {1, 0};
             if (CHUNK > 1 && chunk < chunks && to.write[item].chained())
                 to.before[item] = earlier[ahead * CHUNK * W + item * THREADS];
@@ -115,12 +141,14 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
 #pragma unroll
     for (int s = 0; s < RING; s++) {
 #pragma unroll
-        for (int item = 0; item < ITEMS_W; item++) ring[s].write[item] = {0, DEAD, {1, 0}};
+        for (int item = 0; item < ITEMS; item++) ring[s].write[item] = {0, DEAD, {1, 0}};
         fetch(ring[s], s, s);
     }
 #pragma unroll
     for (int s = 0; s < RING / 2; s++) fetch_earlier(ring[s], s, s);
 
+    __shared__ Sum factors[SEGMENTED && CHUNK > 1 ? 2 * ENTRIES : 1];
+    Keeper keeper(kept_of, kept ? factors : nullptr);
     for (int start = 0; start < chunks; start += RING) {
 #pragma unroll
         for (int s = 0; s < RING; s++) {
@@ -128,9 +156,9 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
             if (chunk >= chunks) break;
             Stage& now = ring[s];
             // 1. rows go on to the next chunk
-            Sum old[ITEMS_W];
+            Sum old[ITEMS];
 #pragma unroll
-            for (int item = 0; item < ITEMS_W; item++) {
+            for (int item = 0; item < ITEMS; item++) {
                 const Link& write = now.write[item];
                 const int row = int(write.row);
                 old[item] = initial;
@@ -143,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
             __syncthreads();
             // 2. what the accesses found
 #pragma unroll
-            for (int item = 0; item < ITEMS_W; item++) {
+            for (int item = 0; item < ITEMS; item++) {
                 const Link& write = now.write[item];
                 if (CHUNK > 1 && write.chained() && !write.last()) load_on_chip(found_of(s, write), old[item]);
                 const Sum mass = now.before[item](old[item]), w = write.change.b;
@@ -152,7 +180,9 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
                     old_mass[s * CHUNK * W + item * THREADS] = mass;
                     write_events[s * CHUNK * W + item * THREADS] = {write.code(rows_in_shared, room), eta};
                 }
-                if (CHUNK > 1 && write.chained()) entries_here[s * ENTRIES + tag_place(int(write.tag))].coefficient = eta;
+                if (CHUNK > 1 && write.chained())
+                    entries_here[s * ENTRIES + tag_place(int(write.tag))].coefficient = eta;
+                keeper.note(item, s % 2, write, 1 - eta);
             }
             if (MASS_AWARE) {  // a token reads what it wrote
                 for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
@@ -176,319 +206,11 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
         if (MASS_AWARE) reads += RING * CHUNK * R, read_mass += RING * CHUNK * R;
     }
     __syncthreads();
-    if (IN_SHARED && final_mass)
+#pragma unroll
+    for (int item = 0; item < ITEMS; item++) keeper.settle(item, (chunks - 1) % 2);
+    if (IN_SHARED && final_mass && part.end == call.chunks())
         for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit.number * rows + row] = z.get(row);
-}
-
-// ---- backward ----
-
-// The parts of a sum over slices: on their way in registers, up to so many.
-constexpr int HELD = smaller_of(SLICES, 4);
-
-struct Parts {
-    Sum at[HELD];
-
-    DEVICE void fetch(const Sum* parts, long long stride) {
-#pragma unroll
-        for (int i = 0; i < HELD; i++) at[i] = parts[i * stride];
-    }
-    DEVICE Sum sum(const Sum* parts, long long stride) const {
-        Sum sum = at[0];
-#pragma unroll
-        for (int i = 1; i < HELD; i++) sum += at[i];
-#pragma unroll 4
-        for (int slice = HELD; slice < SLICES; slice++) sum += parts[slice * stride];
-        return sum;
-    }
-};
-
-// In terms of these a write takes q and dz, in reverse time, to
-//
-//     q = b, plus q unless <d, found> is known;   pull = p - g q,   dz = alpha (dz - pull).
-//
-// A read is a write that leaves all but q (and, if it is mass-aware, dz) as it is.
-struct alignas(4 * sizeof(Sum)) Step {
-    Sum alpha, b, g, p;  // alpha with a minus, also where it is 0: <d, found> is known
-
-    DEVICE static Step of_read(const Adjoint& gain) { return {1, gain.q, 0, -gain.dz}; }
-    DEVICE Sum pull(Sum q) const { return p - g * q; }
-    // Returns q as it then is and dz as it was, both of which dw needs.
-    DEVICE Adjoint undo(Adjoint& a) const {
-        a.q = signbit_of(alpha) ? b : a.q + b;
-        const Adjoint found = a;
-        a.dz = absolute(alpha) * (a.dz - pull(a.q));
-        return found;
-    }
-};
-// And dw = u - h q + dz' + slope (dz' - pull), with dz' the adjoint before and ``slope`` the mass found times alpha'(w).
-struct Slopes {
-    Sum u, h, slope, slope_gamma;
-};
-
-// Of a live write. ``before``: the mass it found; dots: <d, v> and, of a token's first write, <d, found>.
-DEVICE void numbers_of(
-    const Call& call, const Link& write, Sum gamma, Sum before, bool first, Sum dot, Sum dot_found, Step& step, Slopes& slopes
-) {
-    const Sum alpha = write.change.a, w = write.change.b;
-    Sum slope, slope_gamma;
-    call.retention.slopes(w, gamma, alpha, slope, slope_gamma);
-    const Sum kept_mass = alpha * before + call.eps, per_mass = reciprocal(kept_mass + w);
-    const Sum eta = w * per_mass, kappa = kept_mass * per_mass;
-    if (first) {  // <d, found> is known
-        const Sum deta = (dot - dot_found) * per_mass, pull = eta * deta;
-        step = {-alpha, kappa * dot_found, 0, pull};
-        slopes = {deta - pull, 0, before * slope, before * slope_gamma};
-    } else {
-        const Sum g = kept_mass > 0 ? eta * reciprocal(kept_mass) : Sum(0);
-        step = {alpha, -eta * dot, g, g * (kappa * dot)};
-        slopes = {kappa * dot * per_mass, per_mass, before * slope, before * slope_gamma};
-    }
-}
-
-// The sum over the lanes that have writes of the same token, of up to a warp.
-DEVICE Sum sum_over_token(Sum x) {
-#pragma unroll
-    for (int distance = 1; distance < (W < 32 ? W : 32); distance *= 2) x += __shfl_xor_sync(~0u, x, distance);
-    return x;
-}
-
-extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass_backward(
-    CALL_PARAMETERS,
-    const Sum* __restrict__ dwritten,  // <d, v>: (SLICES, B*H, chunks, CHUNK, W)
-    const Sum* __restrict__ dfound,    // <d, found> of a token's first write: (SLICES, B*H, chunks, CHUNK)
-    const Sum* __restrict__ dread,     // <dy, s>: (SLICES, B*H, chunks, CHUNK, R)
-    const Link* __restrict__ writes, const Sum* __restrict__ old_mass,  // (B*H, chunks, CHUNK, W)
-    const TokenEvent* __restrict__ read_events, const short* __restrict__ read_places,  // (.., CHUNK, R)
-    const Adjoint* __restrict__ gains,  // (B*H, chunks, CHUNK, R): what a read adds, if MASS_AWARE
-    const Sum* last,                    // (SLICES, B*H, rows): <dstate, s> after the last token, or null for 0
-    const Sum* dfinal_mass,             // (B*H, rows), or null for 0
-    Adjoint* working,                   // (B*H, rows) if not IN_SHARED, all 0
-    Sum* __restrict__ dw,               // (B, T, H, WRITES)
-    Sum* __restrict__ dr,               // (B, T, H, READS), if not MASS_AWARE
-    ELEMENT* __restrict__ dgamma,       // (B, T, H)
-    Sum* dgiven_mass                    // (B*H, rows), or null
-) {
-    const Call call = CALL;
-    const Unit unit(call, blockIdx.x);
-    const int thread = threadIdx.x % THREADS, chunks = call.chunks();
-    Adjoint* const of_row = IN_SHARED ? reinterpret_cast<Adjoint*>(on_chip()) : working + unit.number * rows;
-    if (IN_SHARED || last)
-        for (int row = threadIdx.x; row < rows; row += 2 * THREADS) {
-            Adjoint start{0, dfinal_mass ? dfinal_mass[unit.number * rows + row] : Sum(0)};
-            const long long stride = (long long)(gridDim.x) * rows;
-#pragma unroll 1
-            for (int slice = 0; last && slice < SLICES; slice++) start.q += last[slice * stride + unit.number * rows + row];
-            of_row[row] = start;
-        }
-    __shared__ Step step_at[CHUNK > 1 ? ENTRIES : 1];       // of the chains' entries
-    __shared__ Adjoint found_at[CHUNK > 1 ? ENTRIES : 1];   // what they found
-    __shared__ Sum to_gamma[THREADS / 32];
-    const long long in_slice = (long long)(gridDim.x) * chunks * CHUNK, first = unit.chunk_at(0) * CHUNK;  // tokens
-
-    if (threadIdx.x < THREADS) {
-        struct Raw {
-            Link write;
-            Sum before, part_found;  // of <d, found>: lane k < 8 of a token has slice k
-            Parts dots;
-            ELEMENT gamma;
-        };
-        struct Ready {
-            Link write;
-            Step step;
-            Slopes slopes;
-        };
-        Raw raw[ITEMS_W];
-        Ready now[ITEMS_W];
-        const Sum* const dots = dwritten + first * W + thread;
-        const int token = thread / W, k = thread % W;  // of item 0; the others, if any, are of the same token
-        const Sum* const dots_found = dfound + k * in_slice + first + token;
-        writes += first * W + thread, old_mass += first * W + thread;
-        const ELEMENT* const gammas = gamma ? gamma + unit.first : nullptr;
-        dw += unit.first * WRITES + k, dgamma += unit.first;
-        const auto fetch = [&](int chunk) {
-#pragma unroll
-            for (int item = 0; item < ITEMS_W; item++) {
-                Raw& to = raw[item];
-                to.write = {0, DEAD, {1, 0}}, to.before = 0, to.part_found = 0;
-                if (chunk < 0 || thread + item * THREADS >= CHUNK * W) continue;
-                const unsigned at = unsigned(chunk) * (CHUNK * W) + item * THREADS;
-                to.write = writes[at], to.before = old_mass[at];
-                to.dots.fetch(dots + at, in_slice * W);
-                if (item == 0 && k < smaller_of(SLICES, 8)) to.part_found = dots_found[unsigned(chunk) * CHUNK];
-                const int t = chunk * CHUNK + token;
-                if (gammas && t < tokens) to.gamma = gammas[unsigned(t) * unsigned(heads)];
-            }
-        };
-        // Of the chunk whose inputs are there; then asks for those of the one that comes after it.
-        const auto prepare = [&](int chunk, Ready (&ready)[ITEMS_W]) {
-            Sum dot[ITEMS_W], before[ITEMS_W], dot_found = raw[0].part_found;
-            ELEMENT gamma_here = raw[0].gamma;
-#pragma unroll
-            for (int item = 0; item < ITEMS_W; item++) {
-                const unsigned at = unsigned(chunk) * (CHUNK * W) + item * THREADS;
-                ready[item].write = raw[item].write, before[item] = raw[item].before, dot[item] = 0;
-                if (ready[item].write.live()) dot[item] = raw[item].dots.sum(dots + at, in_slice * W);
-            }
-            if (SLICES > 8 && k < 8 && chunk >= 0 && token < CHUNK)
-#pragma unroll 1
-                for (int slice = k + 8; slice < SLICES; slice += 8)
-                    dot_found += dots_found[(slice - k) * in_slice + unsigned(chunk) * CHUNK];
-            fetch(chunk - 1);
-#pragma unroll
-            for (int distance = 1; distance < 8; distance *= 2) dot_found += __shfl_xor_sync(~0u, dot_found, distance);
-#pragma unroll
-            for (int item = 0; item < ITEMS_W; item++)
-                if (ready[item].write.live())
-                    numbers_of(
-                        call, ready[item].write, gammas ? widen(gamma_here) : one_gamma, before[item],
-                        item == 0 && k == 0, dot[item], dot_found, ready[item].step, ready[item].slopes);
-        };
-        const auto publish = [&]() {
-#pragma unroll
-            for (int item = 0; item < ITEMS_W; item++)
-                if (CHUNK > 1 && now[item].write.chained()) step_at[tag_place(int(now[item].write.tag))] = now[item].step;
-        };
-        const auto finish_gamma = [&](int chunk) {  // of tokens whose writes are more than a warp's
-            const int t = chunk * CHUNK + thread;
-            if (W <= 32 || chunk >= chunks || thread >= CHUNK || t >= tokens) return;
-            constexpr int EACH = THREADS / 32 / CHUNK ? THREADS / 32 / CHUNK : 1;  // warps
-            Sum sum = 0;
-            for (int i = 0; i < EACH; i++) sum += to_gamma[thread * EACH + i];
-            narrow(sum, dgamma[unsigned(t) * unsigned(heads)]);
-        };
-        fetch(chunks - 1);
-        prepare(chunks - 1, now);
-        publish();
-        __syncthreads();
-        for (int chunk = chunks - 1; chunk >= 0; chunk--) {
-            // 1. of the next chunk
-            Ready next[ITEMS_W];
-            prepare(chunk - 1, next);
-            finish_gamma(chunk + 1);
-            __syncthreads();
-            // 2. of this one
-            const int t = chunk * CHUNK + token;
-            Sum through_gamma = 0;
-#pragma unroll
-            for (int item = 0; item < ITEMS_W; item++) {
-                const Link& write = now[item].write;
-                const Step& step = now[item].step;
-                const Slopes& n = now[item].slopes;
-                Sum dweight = 0;
-                if (write.live()) {
-                    Adjoint found;
-                    if (CHUNK > 1 && write.chained()) {
-                        found = found_at[tag_place(int(write.tag))];
-                    } else {
-                        Adjoint a = of_row[write.row];
-                        found = step.undo(a);
-                        of_row[write.row] = a;
-                    }
-                    const Sum through = found.dz - step.pull(found.q);
-                    dweight = n.u - n.h * found.q + found.dz + through * n.slope;
-                    through_gamma += through * n.slope_gamma;
-                }
-                if (token < CHUNK && k + item * THREADS < WRITES && t < tokens)
-                    dw[unsigned(t) * unsigned(heads * WRITES) + item * THREADS] = dweight;
-            }
-            through_gamma = sum_over_token(through_gamma);
-            if (W > 32) {
-                if (thread % 32 == 0) to_gamma[thread / 32] = through_gamma;
-            } else if (k == 0 && token < CHUNK && t < tokens) {
-                narrow(through_gamma, dgamma[unsigned(t) * unsigned(heads)]);
-            }
-#pragma unroll
-            for (int item = 0; item < ITEMS_W; item++) now[item] = next[item];
-            publish();
-            __syncthreads();
-        }
-        finish_gamma(0);
-    } else {
-        struct Raw {
-            TokenEvent event;
-            int place;  // among the entries
-            Parts dots;
-            Adjoint gain;
-        };
-        struct Ready {
-            int code;
-            Adjoint gain;
-        };
-        Raw raw[ITEMS_R];
-        Ready now[ITEMS_R];
-        Chain chain, next_chain;
-        const int token = thread / R, k = thread % R;
-        const Sum* const dots = dread + first * R + thread;
-        read_events += first * R + thread, read_places += first * R + thread, dr += unit.first * READS + k;
-        if (MASS_AWARE) gains += first * R + thread;
-        const Chain* const chains_here = CHUNK > 1 ? chains + unit.chunk_at(0) * CHAINS + thread : nullptr;
-        const auto fetch = [&](int chunk) {
-            next_chain = {0, 0};
-            if (CHUNK > 1 && chunk >= 0 && thread < CHAINS) next_chain = chains_here[unsigned(chunk) * CHAINS];
-#pragma unroll
-            for (int item = 0; item < ITEMS_R; item++) {
-                Raw& to = raw[item];
-                to.event = {NOTHING, 0};
-                if (chunk < 0 || thread + item * THREADS >= CHUNK * R) continue;
-                const unsigned at = unsigned(chunk) * (CHUNK * R) + item * THREADS;
-                to.event = read_events[at];
-                if (CHUNK > 1) to.place = read_places[at];
-                if (MASS_AWARE)
-                    to.gain = gains[at];
-                else
-                    to.dots.fetch(dots + at, in_slice * R);
-            }
-        };
-        const auto prepare = [&](int chunk) {
-            const int t = chunk * CHUNK + token;
-            chain = next_chain;
-#pragma unroll
-            for (int item = 0; item < ITEMS_R; item++) {
-                const Raw& from = raw[item];
-                const int code = int(from.event.row);
-                Adjoint gain{0, 0};
-                if (MASS_AWARE) {
-                    if (code != NOTHING) gain = from.gain;
-                } else {
-                    Sum dot = 0;  // <dy, s>; 0 of a slot that nothing is written to, whatever dy is
-                    if (code != NOTHING)
-                        dot = from.dots.sum(dots + unsigned(chunk) * (CHUNK * R) + item * THREADS, in_slice * R);
-                    gain.q = from.event.coefficient * dot;
-                    if (chunk >= 0 && token < CHUNK && k + item * THREADS < READS && t < tokens)
-                        dr[unsigned(t) * unsigned(heads * READS) + item * THREADS] = dot;
-                }
-                now[item] = {code, gain};
-                if (CHUNK > 1 && (has_version(code) || (in_place(code) && code & REVERSE_LISTED)))
-                    step_at[from.place] = Step::of_read(gain);
-            }
-        };
-        fetch(chunks - 1);
-        prepare(chunks - 1);
-        fetch(chunks - 2);
-        __syncthreads();
-        for (int chunk = chunks - 1; chunk >= 0; chunk--) {
-            // 1. of this chunk
-#pragma unroll
-            for (int item = 0; item < ITEMS_R; item++) {
-                const int code = now[item].code;
-                if (!in_place(code) || code & REVERSE_LISTED) continue;
-                Adjoint& a = of_row[row_at(code)];
-                a.q += now[item].gain.q;
-                if (MASS_AWARE) a.dz += now[item].gain.dz;
-            }
-            if (CHUNK > 1 && chain.count()) {
-                Adjoint a = of_row[chain.row];
-                for (int i = chain.begin() + chain.count() - 1; i >= chain.begin(); i--) found_at[i] = step_at[i].undo(a);
-                of_row[chain.row] = a;
-            }
-            __syncthreads();
-            // 2. of the next one
-            prepare(chunk - 1);
-            fetch(chunk - 2);
-            __syncthreads();
-        }
-    }
     __syncthreads();
-    if (dgiven_mass)
-        for (int row = threadIdx.x; row < rows; row += 2 * THREADS) dgiven_mass[unit.number * rows + row] = of_row[row].dz;
+    if (SEGMENTED && kept)
+        for (int row = threadIdx.x; row < rows; row += THREADS) kept[of_part + row] = kept_of.get(row);
 }

@@ -37,3 +37,17 @@ struct alignas(4 * sizeof(Sum)) Link {
         return chained() ? version_code(tag_version(int(tag)), rows_in_shared, room) : alone;
     }
 };
+
+// Which chunks of which (batch, head) a block works through: all of them, or a segment. Blocks: (B*H, segments).
+struct Part {
+    int unit, begin, end;
+
+    DEVICE Part(const Call& call, bool segmented, int segments, int chunks_of_segment)
+        : unit(blockIdx.x), begin(0), end(call.chunks()) {
+        if (segmented) {
+            unit = unsigned(blockIdx.x) / unsigned(segments);
+            begin = (int(blockIdx.x) - unit * segments) * chunks_of_segment;
+            end = smaller_of(end, begin + chunks_of_segment);
+        }
+    }
+};

@@ -1,9 +1,9 @@
 """The memory on the GPU: every token writes K_w slots, then reads K_r slots; forward and backward of a whole sequence.
 
 Same mathematics as ``ramnet_np/core/memory.py``, a chunk of tokens at a time (``chunk.cuh``): ``link.cu`` finds the
-accesses that meet in a slot, ``mass.cu`` and ``weigh.cu`` do what does not depend on channels, ``content.cu`` what
-does; there stands who computes what. Cost: O((K_w + K_r) C) operations per token and head. Nothing of the size of the
-accesses times C is kept for the backward.
+accesses that meet in a slot, ``mass.cu``, ``mass_reverse.cu`` and ``weigh.cu`` do what does not depend on channels,
+``content.cu`` what does; there stands who computes what. Cost: O((K_w + K_r) C) operations per token and head. Nothing
+of the size of the accesses times C is kept for the backward.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .layout import (
     content_specialisation,
     link_specialisation,
     mass_specialisation,
+    reverse_specialisation,
     rows_that_fit,
     shared_memory,
     weigh_specialisation,
@@ -142,8 +143,8 @@ def memory_forward(
             ))  # fmt: skip
         # 2. masses: eta of every write, weight of every read
         _launch_mass("mass_forward", ctx, (
-            _part(given, "mass"), mass, mass, links.writes, earlier, links.reads, accesses.write_events,
-            ctx.old_mass, _or_null(ctx.read_mass), *places,
+            _part(given, "mass"), mass, mass, NULL, np.int32(1), np.int32(chunks), links.writes, earlier, links.reads,
+            accesses.write_events, ctx.old_mass, _or_null(ctx.read_mass), *places,
         ))  # fmt: skip
         if options.mass_aware:
             _launch_chunks(weigh_specialisation(layout), "weigh_forward", ctx, (
@@ -206,7 +207,8 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
         of_rows = NULL if layout.masses_in_shared(rows) else cupy.zeros((B * H, rows, 2), dtype=sums)
         _launch_mass("mass_backward", ctx, (
             dwritten, dfound, dread, ctx.links.writes, ctx.old_mass, read_events, ctx.links.read_places,
-            gains, _or_null(last), _part(dlast, "mass"), of_rows, dw, dr, dgamma, _part(dgiven, "mass"),
+            gains, _or_null(last), _part(dlast, "mass"), of_rows, np.int32(1), np.int32(chunks), dw, dr,
+            dgamma, _part(dgiven, "mass"), NULL,
         ))  # fmt: skip
     return MemoryGrads(dw, dr, dv, dgamma, dgiven)
 
@@ -239,11 +241,14 @@ def _launch_content(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -
 
 
 def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
-    """A kernel of ``mass.cu``: a block for each (batch, head)."""
-    in_shared = ctx.layout.masses_in_shared(ctx.rows)
-    specialisation = mass_specialisation(ctx.layout, ctx.options.mass_aware, in_shared, ctx.renumbered)
-    sides = {"mass_forward": 1, "mass_backward": 2}[name]  # numbers kept of a row; also times THREADS
-    shared = sides * ctx.rows * ctx.layout.sum_bytes if in_shared else 0
+    """The kernel of ``mass.cu`` or ``mass_reverse.cu``: a block for each (batch, head)."""
+    layout, aware = ctx.layout, ctx.options.mass_aware
+    in_shared = layout.masses_in_shared(ctx.rows)
+    if name == "mass_forward":
+        specialisation, sides = mass_specialisation(layout, aware, in_shared, ctx.renumbered), 1
+    else:
+        specialisation, sides = reverse_specialisation(layout, aware, in_shared), 2
+    shared = sides * ctx.rows * layout.sum_bytes if in_shared else 0  # a number of a row forward, two in reverse
     units = ctx.values.shape[0] * ctx.values.shape[2]
     get_kernel(specialisation, name)((units,), (sides * THREADS,), (*_call(ctx), *arguments), shared_mem=shared)
 
