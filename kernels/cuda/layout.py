@@ -66,9 +66,20 @@ class Layout(NamedTuple):
         return next((tokens for tokens in (32, 16, 8, 4) if k * tokens <= 256), 1)
 
     @property
+    def spread(self) -> int:
+        """Groups of lanes that share a token's accesses."""
+        return 8 if self.chunk < 8 else 64 // self.chunk
+
+    @property
+    def each(self) -> int:
+        """The most accesses of a group that registers hold; with more, they are loaded where they are used."""
+        own = max(self.accesses) // self.spread
+        return own if own <= 8 else 4
+
+    @property
     def accesses(self) -> tuple[int, int]:
         """Writes and reads of a token, with those that do nothing: the same number for each lane that shares them."""
-        unit = LANES * (8 if self.chunk < 8 else 64 // self.chunk)
+        unit = LANES * self.spread
         return _whole(self.top_k[0], unit), _whole(self.top_k[1], unit)
 
     @property
@@ -123,13 +134,15 @@ def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int,
         )
         for width in _CHANNELS[size]
     ]
-    several = ((layout, blocks, min(ROOM, layout.versions)) for layout in layouts for blocks in (3, 2))
+    # with three blocks a thread has 80 registers: too few for numbers of 8 bytes, or for more than four accesses
+    most = 3 if size == 4 and layouts[0].each <= 4 else 2
+    several = ((layout, blocks, min(ROOM, layout.versions)) for layout in layouts for blocks in range(most, 1, -1))
     one = ((layout, 1, 0) for layout in layouts)
     for layout, blocks, least in (*several, *one):
         room = (shared.shared_by(blocks) - layout.content_bytes(rows)) // layout.row_bytes
         if room >= least:
             return layout._replace(blocks=blocks, room=min(room, layout.versions))
-    layout = layouts[0]._replace(in_shared=False, blocks=3)
+    layout = layouts[0]._replace(in_shared=False, blocks=most)
     return layout._replace(room=layout.versions)
 
 
