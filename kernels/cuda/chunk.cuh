@@ -107,9 +107,11 @@ struct Unit {
     const Call& call;
     long long number, first, first_mask;  // b * H + h; token 0 in (B, T, H) and in (B, T)
 
-    DEVICE Unit(const Call& call, int unit)
-        : call(call), number(unit), first((long long)(unit / call.heads) * call.tokens * call.heads + unit % call.heads),
-          first_mask((long long)(unit / call.heads) * call.tokens) {}
+    DEVICE Unit(const Call& call, unsigned batch, unsigned head)
+        : call(call), number((long long)(batch)*call.heads + head), first_mask((long long)(batch)*call.tokens) {
+        first = first_mask * call.heads + head;
+    }
+    DEVICE Unit(const Call& call, unsigned unit) : Unit(call, unit / unsigned(call.heads), unit % unsigned(call.heads)) {}
     DEVICE long long row_of(int t) const { return first + (long long)(t)*call.heads; }
     DEVICE bool live(int t) const { return t >= 0 && t < call.tokens && (!call.mask || call.mask[first_mask + t]); }
     DEVICE Sum gamma_of(int t) const { return call.gamma ? widen(call.gamma[row_of(t)]) : call.one_gamma; }

@@ -9,52 +9,68 @@
 // Beside that, for mass.cu, what depends on nothing else either: what a write leaves of its slot's mass (alpha), and
 // what the writes before it in the chunk make of the mass that the chunk found, so that mass.cu follows no chains.
 //
-// Who computes what: one block a chunk of a (batch, head); thread token * W + k has write k of a token and read k.
+// Who computes what: block (batch, head, chunk); thread token * W + k has write k of a token and read k.
 #include "mass.cuh"
 
 DEVICE constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
-// Six counts, of all accesses before one: entries and chains with writes, versions of their reads and of their writes,
-// entries and chains of reads alone.
-using Tally = unsigned long long;
-enum Field { MIXED_ENTRIES = 0, MIXED_CHAINS = 10, READ_VERSIONS = 20, WRITE_VERSIONS = 30, READ_ENTRIES = 40, READ_CHAINS = 50 };
-DEVICE int counted(Tally tally, Field field) { return int(tally >> field & 1023); }
-DEVICE Tally one(Field field, int n = 1) { return Tally(n) << field; }
+// Six counts, three in a word, of all accesses before one: entries and chains with writes, versions of their reads; and
+// of their writes, entries and chains of reads alone.
+struct alignas(8) Tally {
+    unsigned mixed, other;
 
-// The sum of ``own`` over all threads before this one; ``total``: over all.
-DEVICE Tally tally_before(Tally own, Tally* of_warps, Tally& total) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    Tally sum = own;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-        const Tally before = __shfl_up_sync(~0u, sum, distance);
-        if (lane >= distance) sum += before;
-    }
-    if (lane == 31) of_warps[warp] = sum;
-    __syncthreads();
-    total = 0;
-    Tally warps_before = 0;
-#pragma unroll
-    for (int i = 0; i < THREADS / 32; i++) {
-        if (i == warp) warps_before = total;
-        total += of_warps[i];
-    }
-    return warps_before + sum - own;
-}
+    DEVICE void add(const Tally& x) { mixed += x.mixed, other += x.other; }
+};
+DEVICE int first_of(unsigned word) { return word & 1023; }
+DEVICE int second_of(unsigned word) { return word >> 10 & 1023; }
+DEVICE int third_of(unsigned word) { return word >> 20; }
+DEVICE Tally mixed_chain(int entries) { return {unsigned(entries) | 1 << 10, 0}; }
+DEVICE Tally read_version() { return {1 << 20, 0}; }
+DEVICE Tally write_version() { return {0, 1}; }
+DEVICE Tally read_chain(int entries) { return {0, unsigned(entries) << 10 | 1 << 20}; }
 
-extern "C" __global__ void __launch_bounds__(256) link_accesses(
+// Of a block: sums over the warps before each warp, and last over all; all 0 to begin with.
+struct WarpTallies {
+    Tally before[THREADS / 32 + 1];
+
+    DEVICE void clear() {
+        if (threadIdx.x <= THREADS / 32) before[threadIdx.x] = {0, 0};
+    }
+    // The sum of ``own`` over all threads before this one; ``total``: over all.
+    DEVICE Tally before_thread(const Tally& own, Tally& total) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        Tally sum = own;
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const Tally lower{__shfl_up_sync(~0u, sum.mixed, distance), __shfl_up_sync(~0u, sum.other, distance)};
+            if (lane >= distance) sum.add(lower);
+        }
+        const Tally of_warp{__shfl_sync(~0u, sum.mixed, 31), __shfl_sync(~0u, sum.other, 31)};
+        if (lane > warp && lane <= THREADS / 32) {
+            atomicAdd(&before[lane].mixed, of_warp.mixed);
+            atomicAdd(&before[lane].other, of_warp.other);
+        }
+        __syncthreads();
+        total = before[THREADS / 32];
+        sum.add(before[warp]);
+        return {sum.mixed - own.mixed, sum.other - own.other};
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link_accesses(
     CALL_PARAMETERS,
     Link* __restrict__ writes,             // (B*H, chunks, CHUNK, W)
     Affine* __restrict__ earlier,          // likewise, of writes in chains: the change by those before it
     TokenEvent* __restrict__ read_events,  // (B*H, chunks, CHUNK, R), the coefficients those that were given
     short* __restrict__ read_places,       // likewise, of listed reads: among the entries
     Link* __restrict__ reads,              // likewise, or null if reads are not mass-aware
-    int rows_in_shared, int room           // of content.cu: the state's rows, and versions
+    int rows_in_shared, int room,          // of content.cu: the state's rows, and versions
+    int first_chunk                        // of the launch
 ) {
     const Call call = CALL;
-    const int chunk = blockIdx.x % call.chunks(), first = chunk * CHUNK;
-    const Unit unit(call, blockIdx.x / call.chunks());
-    const long long at = (long long)(blockIdx.x) * CHUNK;  // the chunk's first token, in arrays with CHUNK
+    const int chunk = first_chunk + blockIdx.z, first = chunk * CHUNK;
+    const Unit unit(call, blockIdx.x, blockIdx.y);
+    const long long number = unit.chunk_at(chunk), at = number * CHUNK;  // the chunk's first token, in arrays with CHUNK
     // a read finds nothing in a row that is first written after the chunk
     const int end = renumbered ? smaller_of(tokens, first + CHUNK) * WRITES : 0x7fffffff;
     writes += at * W, read_events += at * R;
@@ -81,31 +97,44 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     __shared__ alignas(16) unsigned written[PLACES], read[PLACES];  // masks of tokens
     __shared__ unsigned short begin[PLACES];                        // of the slot's chain
     __shared__ Affine change_at[ENTRIES];                           // by the entries of chains
-    __shared__ Tally of_warps[THREADS / 32];
+    __shared__ WarpTallies tallies;
 
     struct Access {
         int token, k, row, place;
         Sum weight;
         bool live;
     };
-    const auto fetch = [&](int width, int top_k, const int* rows, const Sum* weights, int end) {
-        Access own{int(threadIdx.x) / width, int(threadIdx.x) % width, 0, 0, 0, false};
-        const int t = first + own.token;
-        if (own.token >= CHUNK || own.k >= top_k || !unit.live(t)) return own;
-        const long long from = unit.row_of(t) * top_k + own.k;
-        own.row = rows[from], own.weight = weights[from];
+    struct Token {
+        int number;
+        bool live;
+        long long row;
+    };
+    const auto token_of = [&](unsigned width) {
+        const int number = int(threadIdx.x / width), t = first + number;
+        return Token{number, number < CHUNK && unit.live(t), unit.row_of(t)};
+    };
+    const auto fetch = [&](const Token& token, unsigned width, int top_k, const int* rows, const Sum* weights, int end) {
+        Access own{token.number, int(threadIdx.x % width), -1, 0, 0, false};
+        if (token.live && own.k < top_k) {
+            const long long from = token.row * top_k + own.k;
+            own.row = rows[from], own.weight = weights[from];
+        }
         own.live = own.row >= 0 && own.row < end;
         return own;
     };
-    Access w = fetch(W, WRITES, write_row, write_weight, 0x7fffffff), r = fetch(R, READS, read_row, read_weight, end);
-    const Sum gamma_here = w.live ? unit.gamma_of(first + w.token) : Sum(1);
+    const Token of_write = token_of(W), of_read = W == R ? of_write : token_of(R);
+    Access w = fetch(of_write, W, WRITES, write_row, write_weight, 0x7fffffff);
+    Access r = fetch(of_read, R, READS, read_row, read_weight, end);
+    const Sum gamma_here = gamma && of_write.live ? widen(gamma[of_write.row]) : one_gamma;
     struct alignas(16) Four {
         int at[4];
     };
-    for (int i = threadIdx.x; i < PLACES / 4; i += THREADS) {
-        reinterpret_cast<Four*>(keys)[i] = {-1, -1, -1, -1};
-        reinterpret_cast<Four*>(written)[i] = {};
-        reinterpret_cast<Four*>(read)[i] = {};
+    tallies.clear();
+    static_assert(PLACES / 4 <= THREADS && CHAINS <= THREADS, "one a thread");
+    if (threadIdx.x < PLACES / 4) {
+        reinterpret_cast<Four*>(keys)[threadIdx.x] = {-1, -1, -1, -1};
+        reinterpret_cast<Four*>(written)[threadIdx.x] = {};
+        reinterpret_cast<Four*>(read)[threadIdx.x] = {};
     }
     __syncthreads();
 
@@ -131,73 +160,67 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
         int size, rank;
     };
     const auto role_of = [&](const Access& own, bool reads) {
-        Role role{};
-        if (!own.live) return role;
-        const unsigned writers = written[own.place], readers = read[own.place], before = (1u << own.token) - 1;
+        Role role;
+        const unsigned writers = own.live ? written[own.place] : 0, readers = own.live ? read[own.place] : 0;
+        const unsigned before = (1u << own.token) - 1;
         const unsigned before_writes = (writers & -writers) - 1;  // tokens before the first write
-        role.mixed = writers & (writers - 1) || (writers && readers & before_writes);
-        role.listed = role.mixed || (reads && readers & (readers - 1));
+        role.mixed = (writers & (writers - 1)) | (writers ? readers & before_writes : 0);
+        role.listed = role.mixed | (reads && readers & (readers - 1));
         role.size = (role.mixed ? __popc(writers) : 0) + __popc(readers);
         role.rank = (role.mixed ? __popc(writers & before) + (reads ? int(writers >> own.token & 1) : 0) : 0) +
                     __popc(readers & before);
-        role.leads = role.listed && role.rank == 0;
-        role.last = !reads && writers >> own.token == 1;
+        role.leads = role.listed & (role.rank == 0);
+        role.last = !reads & (writers >> own.token == 1);
         return role;
     };
     const Role write_role = role_of(w, false), read_role = role_of(r, true);
-    Tally own = 0;
-    for (const Role& role : {write_role, read_role})
-        if (role.leads)
-            own += role.mixed ? one(MIXED_ENTRIES, role.size) + one(MIXED_CHAINS)
-                              : one(READ_ENTRIES, role.size) + one(READ_CHAINS);
-    if (write_role.mixed) own += one(WRITE_VERSIONS);
-    if (read_role.mixed) own += one(READ_VERSIONS);
-    Tally total;
-    const Tally before = tally_before(own, of_warps, total);
+    Tally own{0, 0}, total;
+    if (write_role.leads) own.add(mixed_chain(write_role.size));
+    if (read_role.leads) own.add(read_role.mixed ? mixed_chain(read_role.size) : read_chain(read_role.size));
+    if (write_role.mixed) own.add(write_version());
+    if (read_role.mixed) own.add(read_version());
+    const Tally before = tallies.before_thread(own, total);
 
     // 3. where chains begin: those with writes first
-    chains += (long long)(blockIdx.x) * CHAINS, entries += (long long)(blockIdx.x) * ENTRIES;
-    const int mixed_chains = counted(total, MIXED_CHAINS), all_chains = mixed_chains + counted(total, READ_CHAINS);
-    const auto lead = [&](const Access& access, const Role& role, Tally before) {
+    chains += number * CHAINS, entries += number * ENTRIES;
+    const int mixed_chains = second_of(total.mixed), all_chains = mixed_chains + third_of(total.other);
+    const auto lead = [&](const Access& access, const Role& role, bool mixed, const Tally& before) {
         if (!role.leads) return;
-        const int number = role.mixed ? counted(before, MIXED_CHAINS) : mixed_chains + counted(before, READ_CHAINS);
-        const int begins = role.mixed ? counted(before, MIXED_ENTRIES)
-                                      : counted(total, MIXED_ENTRIES) + counted(before, READ_ENTRIES);
+        const int number = mixed ? second_of(before.mixed) : mixed_chains + third_of(before.other);
+        const int begins = mixed ? first_of(before.mixed) : first_of(total.mixed) + second_of(before.other);
         begin[access.place] = begins;
         chains[number] = chain_of(
-            access.row, begins, role.size, !role.mixed, number + EACH_ROUND < all_chains,
-            number + EACH_ROUND < mixed_chains);
+            access.row, begins, role.size, !mixed, number + EACH_ROUND < all_chains, number + EACH_ROUND < mixed_chains);
     };
     Tally before_read = before;
-    if (write_role.leads) before_read += one(MIXED_ENTRIES, write_role.size) + one(MIXED_CHAINS);
-    lead(w, write_role, before);
-    lead(r, read_role, before_read);
-    for (int number = all_chains + threadIdx.x; number < CHAINS; number += THREADS)
-        chains[number] = chain_of(0, 0, 0, true, false, false);
+    if (write_role.leads) before_read.add(mixed_chain(write_role.size));
+    lead(w, write_role, true, before);
+    lead(r, read_role, read_role.mixed, before_read);
+    if (int(threadIdx.x) >= all_chains && threadIdx.x < CHAINS) chains[threadIdx.x] = chain_of(0, 0, 0, true, false, false);
     __syncthreads();
 
     // 4. the accesses, and what writes of chains do to the mass; a read leaves it as it is
     const int write_begin = write_role.mixed ? begin[w.place] : 0, read_begin = read_role.listed ? begin[r.place] : 0;
     const int write_place = write_begin + write_role.rank, read_place = read_begin + read_role.rank;
-    const int write_version = counted(before, WRITE_VERSIONS), read_version = counted(before, READ_VERSIONS);
+    const int write_number = first_of(before.other), read_number = third_of(before.mixed);
     const auto entry_for = [&](const Access& access, int version, bool reads) {
         const int place = version < room ? place_of_version(rows_in_shared, version) : version | ENTRY_ELSEWHERE;
         return entry_of(place_of_token(rows_in_shared, access.token), place, access.k == 0, reads);
     };
     if (write_role.mixed) {
         change_at[write_place] = change;
-        entries[write_place].row = entry_for(w, write_version, false);
+        entries[write_place].row = entry_for(w, write_number, false);
     }
     if (read_role.listed) {
         change_at[read_place] = {1, 0};
-        entries[read_place] = {entry_for(r, read_version, true), r.weight};
+        entries[read_place] = {entry_for(r, read_number, true), r.weight};
     }
     int tag = w.live ? (write_role.last ? LAST : 0) : DEAD;
-    if (write_role.mixed) tag |= chained(write_version, write_place, write_begin);
-    if (w.token < CHUNK) writes[threadIdx.x] = {w.row, tag, change};
+    if (write_role.mixed) tag |= chained(write_number, write_place, write_begin);
+    if (w.token < CHUNK) writes[threadIdx.x] = {w.live ? w.row : 0, tag, change};
     if (r.token < CHUNK) {
         int code = r.live ? place_of_row(r.row) | (read_role.listed ? REVERSE_LISTED : 0) : NOTHING;
-        if (read_role.mixed) code = version_code(read_version, rows_in_shared, room);
+        if (read_role.mixed) code = version_code(read_number, rows_in_shared, room);
         read_events[threadIdx.x] = {code, r.live ? r.weight : Sum(0)};
         read_places[at * R + threadIdx.x] = short(read_place);
     }
@@ -207,6 +230,7 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     const auto change_before = [&](const Role& role, int begin, int place) {
         Affine sum{1, 0};
         if (role.mixed)
+#pragma unroll 1
             for (int i = begin; i < place; i++) {
                 const Affine next = change_at[i];
                 sum = {next.a * sum.a, next(sum.b)};
@@ -216,8 +240,8 @@ extern "C" __global__ void __launch_bounds__(256) link_accesses(
     if (write_role.mixed) earlier[at * W + threadIdx.x] = change_before(write_role, write_begin, write_place);
     if (reads && r.token < CHUNK) {
         tag = r.live ? listed(read_place) : DEAD;
-        if (read_role.mixed) tag = chained(read_version, read_place, read_begin);
-        reads[at * R + threadIdx.x] = {r.row, tag, change_before(read_role, read_begin, read_place)};
+        if (read_role.mixed) tag = chained(read_number, read_place, read_begin);
+        reads[at * R + threadIdx.x] = {r.live ? r.row : 0, tag, change_before(read_role, read_begin, read_place)};
     }
 #endif
 }

@@ -21,8 +21,6 @@ template <class S> struct alignas(2 * sizeof(S)) Linked {
     typename RowOf<S>::type row, place;
 };
 
-DEVICE float power(float x, float y) { return y == 1 ? x : powf(x, y); }
-DEVICE double power(double x, double y) { return y == 1 ? x : pow(x, y); }
 DEVICE float log_of_one_plus(float x) { return log1pf(x); }
 DEVICE double log_of_one_plus(double x) { return log1p(x); }
 DEVICE float greater_of(float a, float b) { return fmaxf(a, b); }
@@ -45,7 +43,10 @@ template <class S> struct Retention {
     S smallest;  // 1 - w is at least this for w < 1
 
     DEVICE S operator()(S w, S gamma) const {
-        if (!gsu) return power(1 - w, gamma);
+        if (!gsu) {  // a power, through the logarithm that keeps the digits of a small w
+            if (gamma == 1) return 1 - w;
+            return w < 1 ? exponential(gamma * log_of_one_plus(-w)) : S(gamma == 0);
+        }
         const S kept = (1 - w) * exponential(-greater_of(gamma, 0)), total = kept + w * exponential(-greater_of(-gamma, 0));
         return total > 0 ? kept / total : S(w == 0);
     }

@@ -32,6 +32,7 @@ from .renumber import renumber
 
 NULL = np.uint64(0)
 THREADS = 256  # of a block, as in chunk.cuh
+GRID = 65535  # blocks along z
 MOST_ROWS = 2**26 - 1  # PLACE in chunk.cuh
 CHAIN = np.dtype(np.float64)  # as large as Chain
 
@@ -133,9 +134,12 @@ def memory_forward(
     if B:
         # 1. what meets what
         places = np.int32(rows * layout.in_shared), np.int32(layout.room)  # of content.cu
-        _launch_chunks(link_specialisation(layout), "link_accesses", ctx, (
-            links.writes, earlier, accesses.read_events, links.read_places, links.reads, *places,
-        ))  # fmt: skip
+        link = get_kernel(link_specialisation(layout), "link_accesses")
+        for start in range(0, chunks, GRID):
+            link((B, H, min(chunks - start, GRID)), (THREADS,), (
+                *_call(ctx), links.writes, earlier, accesses.read_events, links.read_places, links.reads, *places,
+                np.int32(start),
+            ))  # fmt: skip
         # 2. masses: eta of every write, weight of every read
         _launch_mass("mass_forward", ctx, (
             _part(given, "mass"), mass, mass, links.writes, earlier, links.reads, accesses.write_events,
