@@ -23,6 +23,7 @@ from .layout import (
 from .loss import loss_specialisation
 from .module import Specialisation, decode_specialisation
 from .renumber import RENUMBER
+from .segments import segment_specialisation
 from .step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")
@@ -50,6 +51,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     mass_specialisation(_layouts()[0], mass_aware=True, in_shared=True, renumbered=False),
     mass_specialisation(_layouts()[0], mass_aware=True, in_shared=False, renumbered=True),
     *dict.fromkeys(weigh_specialisation(layout) for layout in _layouts()[:4]),
+    *dict.fromkeys(segment_specialisation(layout) for layout in _layouts() if layout.chunk > 1),
     RENUMBER,
     *(step_specialisation(element, 5, 4, 8, 8, 64) for element in _TYPES),
     *(step_specialisation(element, 5, 4, 8, 65, 64) for element in _TYPES),

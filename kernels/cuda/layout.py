@@ -46,6 +46,14 @@ def shared_memory(device: int) -> SharedMemory:
     return SharedMemory(attributes["MaxSharedMemoryPerBlockOptin"], attributes["MaxSharedMemoryPerMultiprocessor"])
 
 
+@functools.cache
+def processors(device: int) -> int:
+    """Multiprocessors of a CUDA device."""
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+
+
 class Layout(NamedTuple):
     """The constants that ``link.cu``, ``mass.cu`` and ``content.cu`` are compiled with, and sizes that follow."""
 
@@ -146,7 +154,8 @@ def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int,
     return layout._replace(room=layout.versions)
 
 
-def _access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:
+def access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:
+    """What ``chunk.cuh`` asks for."""
     return (
         ("ELEMENT", layout.element), ("CHUNK", layout.chunk), ("WRITES", layout.top_k[0]), ("READS", layout.top_k[1]),
     )  # fmt: skip
@@ -155,20 +164,20 @@ def _access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:
 @functools.cache
 def link_specialisation(layout: Layout) -> Specialisation:
     """``link.cu`` for a layout."""
-    return Specialisation("link.cu", ("link_accesses",), _access_defines(layout))
+    return Specialisation("link.cu", ("link_accesses",), access_defines(layout))
 
 
 @functools.cache
 def weigh_specialisation(layout: Layout) -> Specialisation:
     """``weigh.cu`` for a layout."""
-    return Specialisation("weigh.cu", WEIGH_KERNELS, _access_defines(layout))
+    return Specialisation("weigh.cu", WEIGH_KERNELS, access_defines(layout))
 
 
 @functools.cache
 def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
     """``content.cu`` for a layout."""
     defines = (
-        *_access_defines(layout), ("CHANNELS", layout.channels), ("IN_SHARED", int(layout.in_shared)),
+        *access_defines(layout), ("CHANNELS", layout.channels), ("IN_SHARED", int(layout.in_shared)),
         ("FRESH", int(renumbered and not layout.in_shared)), ("ALIGNED", int(layout.aligned)),
         ("BLOCKS", layout.blocks),
     )  # fmt: skip
@@ -179,7 +188,7 @@ def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
 def mass_specialisation(layout: Layout, mass_aware: bool, in_shared: bool, renumbered: bool) -> Specialisation:
     """``mass.cu`` for a layout; ``in_shared``: whether the masses are in shared memory."""
     defines = (
-        *_access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
+        *access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
         ("FRESH", int(renumbered and not in_shared)), ("SLICES", layout.slices),
     )  # fmt: skip
     return Specialisation("mass.cu", MASS_KERNELS, defines)

@@ -29,7 +29,9 @@ def label(specialisation: Specialisation) -> str:
 @pytest.mark.parametrize("specialisation", DEFAULT_SPECIALISATIONS, ids=label)
 def test_default_specialisations_compile_into_registers(specialisation, tmp_path):
     source = FOLDER / specialisation.source
-    in_source = re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", source.read_text())
+    in_source = re.findall(
+        r"__global__ void (?:__launch_bounds__\((?:[^()]|\([^()]*\))*\) )?(\w+)\(", source.read_text()
+    )
     assert set(specialisation.kernels) <= set(in_source)
     nvcc = shutil.which("nvcc")
     if nvcc is None:
