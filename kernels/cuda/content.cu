@@ -32,7 +32,7 @@
 #define BATCHES(OWN, first) for (int first = 0; first < OWN; first += BATCH_OF(OWN))
 #define EVENTS_OF(OWN, e) _Pragma("unroll") for (int e = 0; e < BATCH_OF(OWN); e++)
 
-#define SIZES int tokens, int heads, int channels, int rows_of_state
+#define SIZES int tokens, int heads, int channels, int rows_of_state, int segments
 #define LISTS const Chain *chains, const TokenEvent *entries
 #define EVENTS const TokenEvent *__restrict__ writes, const TokenEvent *__restrict__ reads
 
@@ -164,12 +164,13 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_forward(
     EVENTS, LISTS, const ELEMENT* __restrict__ values,  // (B, T, H, C)
     SIZES, Sum* spare,                        // see Rows
     const Sum* given, Sum* working, Sum* final_state,   // (B*H, rows, C) each, or null; working only if not IN_SHARED
-    ELEMENT* __restrict__ y                             // (B, T, H, C)
+    ELEMENT* __restrict__ y                             // (B, T, H, C), or null if only the final state is wanted
 ) {
-    const Place place(tokens, heads, channels, rows_of_state);
+    const Place place(tokens, heads, channels, rows_of_state, segments);
     Rows rows(place, spare, working);
     rows.start(place, given);
     const auto read = [&](int chunk, const Accesses<OWN_R>& reads, const Vector&) {
+        if (!y) return;
         Vector sum;
         sum.clear();
         if (place.token < CHUNK) {
@@ -196,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
     Sum* __restrict__ found,   // (B, T, H, C): the content that a token's first write found
     Sum* __restrict__ last     // (slices, B*H, rows): <dstate, s> after the last token, if there is a dstate
 ) {
-    const Place place(tokens, heads, channels, rows_of_state);
+    const Place place(tokens, heads, channels, rows_of_state, segments);
     Rows rows(place, spare, working);
     rows.start(place, given);
     const long long units_before = (long long)(place.slice) * place.units();
@@ -229,11 +230,11 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     EVENTS, LISTS, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy,
     const Sum* __restrict__ found, SIZES, Sum* spare, const Sum* dstate, Sum* working, Sum* dgiven,
-    ELEMENT* __restrict__ dv,    // (B, T, H, C)
+    ELEMENT* __restrict__ dv,    // (B, T, H, C), or null if only dgiven is wanted
     Sum* __restrict__ dwritten,  // (slices, B*H, chunks, CHUNK, W): <d, v> over the slice
     Sum* __restrict__ dfound     // (slices, B*H, chunks, CHUNK): <d, found> of the token's first write
 ) {
-    const Place place(tokens, heads, channels, rows_of_state);
+    const Place place(tokens, heads, channels, rows_of_state, segments);
     Rows rows(place, spare, working);  // of the adjoint
     rows.start(place, dstate);
     const Ask ask(place, writes, reads, chains, entries, values, dy, found);
@@ -288,7 +289,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 }
             }
         }
-        if (place.part == 0 && place.has(chunk))
+        if (place.part == 0 && place.has(chunk) && dv)
             found_here = load_channels(place, found + place.row_of(chunk));
         if (CHUNK > 1) {
             const TokenEvent* list = entries + chunk * ENTRIES;
@@ -320,7 +321,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
             EVENTS_OF(OWN_W, e) codes[e] = NOTHING;
             if (place.token < CHUNK) write.codes(first, codes);
             rows.find(place, codes, d);
-            if (first == 0) {
+            if (first == 0 && dv) {
                 const Sum dot_found = sum_over_lanes(d[0].dot(found_here));
                 if (place.part == 0 && place.lane == 0 && place.token < CHUNK) dfound[(long long)(chunk)*CHUNK] = dot_found;
             }
@@ -332,10 +333,10 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 d[e].scale(1 - eta);
                 if (in_place(codes[e])) rows.store(place, codes[e], d[e]);
             }
-            store_dots(place, dots, dwritten + (long long)(chunk) * (CHUNK * W) + first);
+            if (dv) store_dots(place, dots, dwritten + (long long)(chunk) * (CHUNK * W) + first);
         }
-        sum = sum_over_parts(sum);
-        if (place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk));
+        if (dv) sum = sum_over_parts(sum);
+        if (dv && place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk));
         if (CHUNK > 1) {
             leave_row();
             wait_for_copies<1>();

@@ -35,24 +35,26 @@ struct alignas(VECTOR * sizeof(Sum)) Vector {
     }
 };
 
-// Sizes of one call, and which part of it this lane computes.
+// Sizes of one call, and which part of it this lane computes. Of a long sequence, a segment: a piece of whole chunks
+// with a state of its own to start from (segments.cu). Everything below is of segments, the only one if there is one.
 struct Place {
     int tokens, channels, rows;  // T, C; rows of the state
     int chunks, slice, slices;
-    int unit;             // batch * H + head
+    int unit;             // (batch * H + head) * segments + segment
     int group, lane;      // lane of the group
     int token, part;      // of a chunk: the group's token, and which of its accesses
     long long first;      // the lane's first element of the group's token of chunk 0, in arrays (B, T, H, C)
     int stride;           // from chunk to chunk there
     bool inside[VECTOR];  // channels that C has
 
-    DEVICE Place(int tokens, int heads, int channels, int rows)
+    DEVICE Place(int tokens, int heads, int channels, int rows, int segments)
         : tokens(tokens), channels(channels), rows(rows), chunks(chunks_of(tokens)),
           slices((channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES), lane(threadIdx.x % LANES),
           token(group / SPREAD), part(group % SPREAD), stride(CHUNK * heads * channels) {
         unit = blockIdx.x / slices, slice = blockIdx.x % slices;
         const int channel = slice * CHANNELS + lane * VECTOR;
-        first = (((long long)(unit / heads) * tokens + token) * heads + unit % heads) * channels + channel;
+        const int head = unit / segments % heads, piece = unit / segments / heads * segments + unit % segments;
+        first = (((long long)(piece)*tokens + token) * heads + head) * channels + channel;
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) inside[i] = channel + i < channels;
     }

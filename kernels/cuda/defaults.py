@@ -19,12 +19,12 @@ from .layout import (
     link_specialisation,
     mass_specialisation,
     reverse_specialisation,
-    segment_specialisation,
     weigh_specialisation,
 )
 from .loss import loss_specialisation
 from .module import Specialisation, decode_specialisation
 from .renumber import RENUMBER
+from .segments import segment_specialisation
 from .step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")
@@ -56,8 +56,8 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     reverse_specialisation(_layouts()[0], mass_aware=True, in_shared=False),
     *(mass_specialisation(layout, False, True, False, segmented=True) for layout in _layouts()[:2]),
     *(reverse_specialisation(layout, False, True, True, carry) for layout in _layouts()[:2] for carry in (False, True)),
-    *(segment_specialisation(layout) for layout in _layouts()[:2]),
     *dict.fromkeys(weigh_specialisation(layout) for layout in _layouts()[:4]),
+    *dict.fromkeys(segment_specialisation(layout) for layout in _layouts() if layout.chunk > 1),
     RENUMBER,
     *(step_specialisation(element, 5, 4, 8, 8, 64) for element in _TYPES),
     *(step_specialisation(element, 5, 4, 8, 65, 64) for element in _TYPES),

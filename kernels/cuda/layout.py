@@ -16,7 +16,6 @@ MOST_TOP_K = 1024
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
 HEADER_BYTES = 2048  # of chains, in content.cuh
 ROOM = 32  # versions, at least, that should find room in shared memory
-SEGMENT_KERNELS = ("mass_carry", "mass_combine")
 WEIGH_KERNELS = ("weigh_forward", "weigh_backward")
 PASSES = ("content_forward", "content_replay", "content_reverse")
 
@@ -46,6 +45,14 @@ def shared_memory(device: int) -> SharedMemory:
     return SharedMemory(attributes["MaxSharedMemoryPerBlockOptin"], attributes["MaxSharedMemoryPerMultiprocessor"])
 
 
+@functools.cache
+def processors(device: int) -> int:
+    """Multiprocessors of a CUDA device."""
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+
+
 class Layout(NamedTuple):
     """The constants that the kernels of the memory are compiled with, and sizes that follow."""
 
@@ -66,9 +73,20 @@ class Layout(NamedTuple):
         return next((tokens for tokens in (32, 16, 8, 4) if k * tokens <= 256), 1)
 
     @property
+    def spread(self) -> int:
+        """Groups of lanes that share a token's accesses."""
+        return 8 if self.chunk < 8 else 64 // self.chunk
+
+    @property
+    def each(self) -> int:
+        """The most accesses of a group that registers hold; with more, they are loaded where they are used."""
+        own = max(self.accesses) // self.spread
+        return own if own <= 8 else 4
+
+    @property
     def accesses(self) -> tuple[int, int]:
         """Writes and reads of a token, with those that do nothing: the same number for each lane that shares them."""
-        unit = LANES * (8 if self.chunk < 8 else 64 // self.chunk)
+        unit = LANES * self.spread
         return _whole(self.top_k[0], unit), _whole(self.top_k[1], unit)
 
     @property
@@ -123,17 +141,20 @@ def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int,
         )
         for width in _CHANNELS[size]
     ]
-    several = ((layout, blocks, min(ROOM, layout.versions)) for layout in layouts for blocks in (3, 2))
+    # with three blocks a thread has 80 registers: too few for numbers of 8 bytes, or for more than four accesses
+    most = 3 if size == 4 and layouts[0].each <= 4 else 2
+    several = ((layout, blocks, min(ROOM, layout.versions)) for layout in layouts for blocks in range(most, 1, -1))
     one = ((layout, 1, 0) for layout in layouts)
     for layout, blocks, least in (*several, *one):
         room = (shared.shared_by(blocks) - layout.content_bytes(rows)) // layout.row_bytes
         if room >= least:
             return layout._replace(blocks=blocks, room=min(room, layout.versions))
-    layout = layouts[0]._replace(in_shared=False, blocks=3)
+    layout = layouts[0]._replace(in_shared=False, blocks=most)
     return layout._replace(room=layout.versions)
 
 
-def _access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:
+def access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:
+    """What ``chunk.cuh`` asks for."""
     return (
         ("ELEMENT", layout.element), ("CHUNK", layout.chunk), ("WRITES", layout.top_k[0]), ("READS", layout.top_k[1]),
     )  # fmt: skip
@@ -142,20 +163,20 @@ def _access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:
 @functools.cache
 def link_specialisation(layout: Layout) -> Specialisation:
     """``link.cu`` for a layout."""
-    return Specialisation("link.cu", ("link_accesses",), _access_defines(layout))
+    return Specialisation("link.cu", ("link_accesses",), access_defines(layout))
 
 
 @functools.cache
 def weigh_specialisation(layout: Layout) -> Specialisation:
     """``weigh.cu`` for a layout."""
-    return Specialisation("weigh.cu", WEIGH_KERNELS, _access_defines(layout))
+    return Specialisation("weigh.cu", WEIGH_KERNELS, access_defines(layout))
 
 
 @functools.cache
 def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
     """``content.cu`` for a layout."""
     defines = (
-        *_access_defines(layout), ("CHANNELS", layout.channels), ("IN_SHARED", int(layout.in_shared)),
+        *access_defines(layout), ("CHANNELS", layout.channels), ("IN_SHARED", int(layout.in_shared)),
         ("FRESH", int(renumbered and not layout.in_shared)), ("ALIGNED", int(layout.aligned)),
         ("BLOCKS", layout.blocks),
     )  # fmt: skip
@@ -168,7 +189,7 @@ def mass_specialisation(
 ) -> Specialisation:
     """``mass.cu`` for a layout; ``in_shared``: whether the masses are in shared memory."""
     defines = (
-        *_access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
+        *access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
         ("FRESH", int(renumbered and not in_shared)), ("SEGMENTED", int(segmented)),
     )  # fmt: skip
     return Specialisation("mass.cu", ("mass_forward",), defines)
@@ -180,13 +201,13 @@ def reverse_specialisation(
 ) -> Specialisation:
     """``mass_reverse.cu`` for a layout; ``in_shared``: whether the adjoints of the masses are in shared memory."""
     defines = (
-        *_access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
+        *access_defines(layout), ("MASS_AWARE", int(mass_aware)), ("IN_SHARED", int(in_shared)),
         ("SLICES", layout.slices), ("SEGMENTED", int(segmented)), ("CARRY", int(carry)),
     )  # fmt: skip
     return Specialisation("mass_reverse.cu", ("mass_backward",), defines)
 
 
 @functools.cache
-def segment_specialisation(layout: Layout) -> Specialisation:
-    """``segments.cu`` for a layout."""
-    return Specialisation("segments.cu", SEGMENT_KERNELS, _access_defines(layout))
+def mass_segment_specialisation(layout: Layout) -> Specialisation:
+    """``mass_segments.cu`` for a layout."""
+    return Specialisation("mass_segments.cu", ("mass_carry", "mass_combine"), access_defines(layout))

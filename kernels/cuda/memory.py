@@ -23,6 +23,7 @@ from .layout import (
     content_specialisation,
     link_specialisation,
     mass_specialisation,
+    processors,
     reverse_specialisation,
     rows_that_fit,
     shared_memory,
@@ -30,6 +31,7 @@ from .layout import (
 )
 from .module import Specialisation, get_kernel, sum_dtype
 from .renumber import renumber
+from .segments import choose_segments, segment_kept, segment_starts
 
 NULL = np.uint64(0)
 THREADS = 256  # of a block, as in chunk.cuh
@@ -77,6 +79,9 @@ class MemoryContext(NamedTuple):
     rows: int
     renumbered: bool
     layout: Layout
+    segments: int
+    starts: Any  # (B*H, segments, rows, C): contents at each segment's start, or None if there is one segment
+    kept: Any  # (B*H, segments, rows), or None
     dtype: Any  # of values as they came
     options: MemoryOptions
 
@@ -108,6 +113,9 @@ def memory_forward(
     values, sums = plain(values), sum_dtype(dtype)
     layout = choose_layout(values.dtype, rows, C, Kw, Kr, shared)
     chunks, (W, R) = -(-T // layout.chunk), layout.accesses
+    segments = 1
+    if state is None and not return_state and not renumbered:
+        segments = choose_segments(layout, B * H, T, processors(values.device.id))
     gamma = gamma if isinstance(gamma, float) else plain(gamma.astype(values.dtype, copy=False))
     given = None if state is None else RAMState(*map(plain, state))
 
@@ -117,7 +125,7 @@ def memory_forward(
     ctx = MemoryContext(
         Address(*map(plain, write)),
         Address(*map(plain, read)),
-        _empty_accesses(B * H, chunks, layout),
+        _empty_accesses(B * H, chunks, segments, layout),
         Links(
             of_accesses(W, 4),
             of_accesses(R, dtype=np.int16) if layout.chunk > 1 else NULL,
@@ -126,7 +134,8 @@ def memory_forward(
         values, gamma, mask, given,
         old_mass=of_accesses(W),
         read_mass=of_accesses(R) if options.mass_aware else None,
-        rows=rows, renumbered=renumbered, layout=layout, dtype=dtype, options=options,
+        rows=rows, renumbered=renumbered, layout=layout, segments=segments, starts=None, kept=None, dtype=dtype,
+        options=options,
     )  # fmt: skip
     accesses, links = ctx.accesses, ctx.links
     earlier = of_accesses(W, 2) if layout.chunk > 1 else NULL
@@ -151,7 +160,14 @@ def memory_forward(
                 links.reads, ctx.read_mass, accesses.read_events,
             ))  # fmt: skip
         # 3. contents
-        _launch_content("content_forward", ctx, (values, *_sizes(ctx), _part(given, "slots"), content, content, y))
+        if segments > 1:
+            kept = segment_kept(accesses, segments, rows, layout)
+            starts = cupy.empty((B * H, segments, rows, C), dtype=sums)
+            _launch_content("content_forward", ctx, (values, *_sizes(ctx), NULL, NULL, starts, NULL))
+            segment_starts(starts, kept, layout, reverse=False)
+            ctx = ctx._replace(starts=starts, kept=kept)
+        start = _part(given, "slots") if segments == 1 else ctx.starts
+        _launch_content("content_forward", ctx, (values, *_sizes(ctx), start, content, content, y))
     final = None
     if return_state:
         final = RAMState(content.reshape(B, H, rows, C), mass.reshape(B, H, rows))
@@ -184,15 +200,21 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
         # 3. contents: once more forward, for the gradients of the reads; then back
         (working, on_chip), _ = _parts(ctx)
         _launch_content("content_replay", ctx, (
-            ctx.values, dy, *_sizes(ctx), _part(given, "slots"), _working(working, on_chip, False, ctx),
-            _part(dlast, "slots"), dread, found, _or_null(last),
+            ctx.values, dy, *_sizes(ctx), _part(given, "slots") if ctx.starts is None else ctx.starts,
+            _working(working, on_chip, False, ctx), _part(dlast, "slots"), dread, found, _or_null(last),
         ))  # fmt: skip
         dslots = NULL
         if not layout.in_shared:
             dslots = cupy.zeros((B * H, rows, C), dtype=sums) if dlast is None else dlast.slots.copy()
+        end = _part(dlast, "slots")
+        if ctx.segments > 1:
+            end = cupy.empty_like(ctx.starts)
+            _launch_content("content_reverse", ctx, (
+                ctx.values, dy, found, *_sizes(ctx), NULL, NULL, end, NULL, dwritten, dfound,
+            ))  # fmt: skip
+            segment_starts(end, ctx.kept, layout, reverse=True)
         _launch_content("content_reverse", ctx, (
-            ctx.values, dy, found, *_sizes(ctx), _part(dlast, "slots"), dslots, _part(dgiven, "slots"),
-            dv, dwritten, dfound,
+            ctx.values, dy, found, *_sizes(ctx), end, dslots, _part(dgiven, "slots"), dv, dwritten, dfound,
         ))  # fmt: skip
         if dgiven is not None and not layout.in_shared:
             dgiven = RAMState(dslots.reshape(B, H, rows, C), dgiven.mass)
@@ -213,7 +235,7 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
     return MemoryGrads(dw, dr, dv, dgamma, dgiven)
 
 
-def _empty_accesses(units: int, chunks: int, layout: Layout) -> Accesses:
+def _empty_accesses(units: int, chunks: int, segments: int, layout: Layout) -> Accesses:
     import cupy
 
     sums, (W, R) = np.dtype(f"f{layout.sum_bytes}"), layout.accesses
@@ -227,7 +249,9 @@ def _empty_accesses(units: int, chunks: int, layout: Layout) -> Accesses:
         empty(layout.chunk, R, 2),
         empty(layout.chains, dtype=CHAIN) if linked else NULL,
         empty(layout.entries, 2) if linked else NULL,
-        cupy.empty((units * layout.slices, layout.chunk * max(W, R), layout.channels), dtype=sums) if linked else NULL,
+        cupy.empty((units * segments * layout.slices, layout.chunk * max(W, R), layout.channels), dtype=sums)
+        if linked
+        else NULL,
     )
 
 
@@ -237,7 +261,7 @@ def _launch_content(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -
     kernel = get_kernel(content_specialisation(layout, ctx.renumbered), name)
     common = accesses.write_events, accesses.read_events, *accesses.lists
     shared = layout.content_bytes(ctx.rows)
-    kernel((B * H * layout.slices,), (THREADS,), (*common, *arguments), shared_mem=shared)
+    kernel((B * H * ctx.segments * layout.slices,), (THREADS,), (*common, *arguments), shared_mem=shared)
 
 
 def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
@@ -272,8 +296,9 @@ def _call(ctx: MemoryContext) -> tuple[Any, ...]:
 
 
 def _sizes(ctx: MemoryContext) -> tuple[Any, ...]:
+    """T of a segment, H, C, rows, segments; where versions go that find no room."""
     _, T, H, C = ctx.values.shape
-    return np.int32(T), np.int32(H), np.int32(C), np.int32(ctx.rows), ctx.accesses.spare
+    return *map(np.int32, (T // ctx.segments, H, C, ctx.rows, ctx.segments)), ctx.accesses.spare
 
 
 def _parts(ctx: MemoryContext) -> tuple[tuple[str, bool], tuple[str, bool]]:

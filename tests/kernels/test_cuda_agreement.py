@@ -23,6 +23,8 @@ EXTRA = [
     Case("renumbered", B=2, T=60, H=2, U=8, P=4, dstate=False, options={"mass_aware": True, "cape_heads": 1}),
     Case("renumbered-into-device-memory", B=1, T=2500, H=1, U=8, P=4, C=4, dstate=False, masked=0.2),
     Case("K-48", B=1, T=9, H=2, U=5, P=4, K=48),
+    Case("segments", B=2, T=1024, H=1, U=5, P=4, C=20, gamma=0.6, dstate=False, masked=0.1),
+    Case("segments-hot-slots", B=1, T=1024, H=2, U=3, P=2, K=4, C=8, dstate=False, options={"mass_aware": True}),
     Case("long", B=1, T=700, H=2, U=5, P=4, C=24, gamma=0.6),
 ]
 

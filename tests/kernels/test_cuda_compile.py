@@ -29,7 +29,9 @@ def label(specialisation: Specialisation) -> str:
 @pytest.mark.parametrize("specialisation", DEFAULT_SPECIALISATIONS, ids=label)
 def test_default_specialisations_compile_into_registers(specialisation, tmp_path):
     source = FOLDER / specialisation.source
-    in_source = re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", source.read_text())
+    in_source = re.findall(
+        r"__global__ void (?:__launch_bounds__\((?:[^()]|\([^()]*\))*\) )?(\w+)\(", source.read_text()
+    )
     assert set(specialisation.kernels) <= set(in_source)
     nvcc = shutil.which("nvcc")
     if nvcc is None:
@@ -45,9 +47,11 @@ def test_default_specialisations_compile_into_registers(specialisation, tmp_path
             assert f"entry function '{kernel}' for 'sm_{arch}'" in result.stderr
     spills = re.findall(r"(\d+) bytes spill stores", result.stderr)
     assert len(spills) >= len(specialisation.kernels) * len(ARCHITECTURES)
-    # what must stay in registers does; a few words around the slow path of pow may not
+    # what must stay in registers does; a few words around the slow path of pow may not, nor those that the reverse pass
+    # over contents gives up so that three blocks share a multiprocessor
     in_double = ("ELEMENT", "double") in specialisation.defines
-    allowed = {"mass.cu": 8, "step.cu": 64 if in_double else 0}.get(specialisation.source, 0)
+    words = {"content.cu": 24, "mass.cu": 16, "weigh.cu": 8, "step.cu": 64 if in_double else 0}
+    allowed = words.get(specialisation.source, 0)
     assert max(map(int, spills)) <= allowed, result.stderr
 
 

@@ -1,0 +1,88 @@
+// Segments: where there are few (batch, head)s, each is cut into segments of whole chunks, which blocks of their own work
+// through at the same time. What a segment makes of a row's number is z -> a z + b, forward of its mass and in reverse of
+// the mass' adjoint, and a and b do not depend on z:
+//
+//     forward    mass_carry: a, b ──▶ mass_combine: z at each segment's begin ──▶ mass_forward, every segment
+//     reverse    mass_backward with CARRY: a, b ──▶ mass_combine: dz at each segment's end ──▶ mass_backward
+//
+// Who computes what: mass_carry as mass_forward (mass.cu), but a chunk's last writes alone, with a and b of the rows in
+// shared memory; mass_combine: a thread a row of a (batch, head).
+//
+// Compiled with: what chunk.cuh asks for.
+#include "mass.cuh"
+
+constexpr int ITEMS = items(W);  // of a thread
+constexpr int RING = 4;          // chunks under way
+
+extern "C" __global__ void __launch_bounds__(256) mass_carry(
+    CALL_PARAMETERS, int segments, int chunks_of_segment,
+    const Link* __restrict__ writes, const Affine* __restrict__ earlier,  // (B*H, chunks, CHUNK, W)
+    Affine* __restrict__ carried                                          // (B*H, segments, rows)
+) {
+    const Call call = CALL;
+    const Part part(call, true, segments, chunks_of_segment);
+    const Unit unit(call, part.unit);
+    Affine* const of_row = reinterpret_cast<Affine*>(on_chip());
+    for (int row = threadIdx.x; row < rows; row += THREADS) of_row[row] = {1, 0};
+    const int chunks = part.end - part.begin;
+    const long long first = unit.chunk_at(part.begin) * CHUNK * W + threadIdx.x;
+    writes += first, earlier += first;
+
+    Link write[RING][ITEMS];
+    Affine before[RING][ITEMS];
+    const auto fetch = [&](int s, int chunk) {
+#pragma unroll
+        for (int item = 0; item < ITEMS; item++) {
+            write[s][item] = {0, DEAD, {1, 0}};
+            if (chunk < chunks && threadIdx.x + item * THREADS < CHUNK * W)
+                write[s][item] = writes[(long long)(chunk) * (CHUNK * W) + item * THREADS];
+        }
+    };
+    const auto fetch_earlier = [&](int s, int chunk) {
+#pragma unroll
+        for (int item = 0; item < ITEMS; item++) {
+            before[s][item] = {1, 0};
+            if (CHUNK > 1 && write[s][item].last() && write[s][item].chained())
+                before[s][item] = earlier[(long long)(chunk) * (CHUNK * W) + item * THREADS];
+        }
+    };
+#pragma unroll
+    for (int s = 0; s < RING; s++) fetch(s, s);
+#pragma unroll
+    for (int s = 0; s < RING / 2; s++) fetch_earlier(s, s);
+    for (int start = 0; start < chunks; start += RING) {
+#pragma unroll
+        for (int s = 0; s < RING; s++) {
+            __syncthreads();
+#pragma unroll
+            for (int item = 0; item < ITEMS; item++) {
+                const Link& last = write[s][item];
+                if (!last.last()) continue;
+                const Affine own = last.change, by_chunk{own.a * before[s][item].a, own(before[s][item].b)};
+                const Affine old = of_row[last.row];
+                of_row[last.row] = {by_chunk.a * old.a, by_chunk(old.b)};
+            }
+            fetch_earlier((s + RING / 2) % RING, start + s + RING / 2);
+            fetch(s, start + s + RING);
+        }
+    }
+    __syncthreads();
+    for (int row = threadIdx.x; row < rows; row += THREADS) carried[(long long)(blockIdx.x) * rows + row] = of_row[row];
+}
+
+extern "C" __global__ void __launch_bounds__(256) mass_combine(
+    long long numbers, int rows, int segments, int reverse,  // numbers: B*H * rows
+    const Affine* __restrict__ carried,                      // (B*H, segments, rows)
+    const Sum* __restrict__ given, Sum initial,              // (B*H, rows) before the first segment, or null for initial
+    Sum* __restrict__ starts                                 // (B*H, segments, rows): before each
+) {
+    const long long number = (long long)(blockIdx.x) * THREADS + threadIdx.x;
+    if (number >= numbers) return;
+    const long long unit = number / rows, first = unit * segments * rows + number % rows;
+    Sum z = given ? given[number] : initial;
+    for (int i = 0; i < segments; i++) {
+        const long long at = first + (long long)(reverse ? segments - 1 - i : i) * rows;
+        starts[at] = z;
+        z = carried[at](z);
+    }
+}
