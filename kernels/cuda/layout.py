@@ -205,9 +205,3 @@ def reverse_specialisation(
         ("SLICES", layout.slices), ("SEGMENTED", int(segmented)), ("CARRY", int(carry)),
     )  # fmt: skip
     return Specialisation("mass_reverse.cu", ("mass_backward",), defines)
-
-
-@functools.cache
-def mass_segment_specialisation(layout: Layout) -> Specialisation:
-    """``mass_segments.cu`` for a layout."""
-    return Specialisation("mass_segments.cu", ("mass_carry", "mass_combine"), access_defines(layout))

@@ -31,7 +31,7 @@ from .layout import (
 )
 from .module import Specialisation, get_kernel, sum_dtype
 from .renumber import renumber
-from .segments import choose_segments, segment_kept, segment_starts
+from .segments import carry_masses, choose_segments, combine_contents, combine_masses
 
 NULL = np.uint64(0)
 THREADS = 256  # of a block, as in chunk.cuh
@@ -115,7 +115,7 @@ def memory_forward(
     chunks, (W, R) = -(-T // layout.chunk), layout.accesses
     segments = 1
     if state is None and not return_state and not renumbered:
-        segments = choose_segments(layout, B * H, T, processors(values.device.id))
+        segments = choose_segments(layout, B * H, T, rows, processors(values.device.id))
     gamma = gamma if isinstance(gamma, float) else plain(gamma.astype(values.dtype, copy=False))
     given = None if state is None else RAMState(*map(plain, state))
 
@@ -151,8 +151,13 @@ def memory_forward(
                 np.int32(start),
             ))  # fmt: skip
         # 2. masses: eta of every write, weight of every read
+        mass_start = _part(given, "mass")
+        if segments > 1:
+            carried = carry_masses(_call(ctx), segments, chunks, links.writes, earlier, layout)
+            mass_start = combine_masses(carried, 1 / options.slots, layout, reverse=False)
+            ctx = ctx._replace(kept=cupy.empty((B * H, segments, rows), dtype=sums))
         _launch_mass("mass_forward", ctx, (
-            _part(given, "mass"), mass, mass, NULL, np.int32(1), np.int32(chunks), links.writes, earlier, links.reads,
+            mass_start, mass, mass, _or_null(ctx.kept), *_segments(ctx), links.writes, earlier, links.reads,
             accesses.write_events, ctx.old_mass, _or_null(ctx.read_mass), *places,
         ))  # fmt: skip
         if options.mass_aware:
@@ -160,13 +165,12 @@ def memory_forward(
                 links.reads, ctx.read_mass, accesses.read_events,
             ))  # fmt: skip
         # 3. contents
+        start = _part(given, "slots")
         if segments > 1:
-            kept = segment_kept(accesses, segments, rows, layout)
-            starts = cupy.empty((B * H, segments, rows, C), dtype=sums)
-            _launch_content("content_forward", ctx, (values, *_sizes(ctx), NULL, NULL, starts, NULL))
-            segment_starts(starts, kept, layout, reverse=False)
-            ctx = ctx._replace(starts=starts, kept=kept)
-        start = _part(given, "slots") if segments == 1 else ctx.starts
+            start = cupy.empty((B * H, segments, rows, C), dtype=sums)
+            _launch_content("content_forward", ctx, (values, *_sizes(ctx), NULL, NULL, start, NULL))
+            combine_contents(start, ctx.kept, layout, reverse=False)
+            ctx = ctx._replace(starts=start)
         _launch_content("content_forward", ctx, (values, *_sizes(ctx), start, content, content, y))
     final = None
     if return_state:
@@ -199,20 +203,21 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
     if B:
         # 3. contents: once more forward, for the gradients of the reads; then back
         (working, on_chip), _ = _parts(ctx)
-        _launch_content("content_replay", ctx, (
-            ctx.values, dy, *_sizes(ctx), _part(given, "slots") if ctx.starts is None else ctx.starts,
-            _working(working, on_chip, False, ctx), _part(dlast, "slots"), dread, found, _or_null(last),
-        ))  # fmt: skip
-        dslots = NULL
-        if not layout.in_shared:
-            dslots = cupy.zeros((B * H, rows, C), dtype=sums) if dlast is None else dlast.slots.copy()
-        end = _part(dlast, "slots")
+        start, end = _part(given, "slots") if ctx.starts is None else ctx.starts, _part(dlast, "slots")
         if ctx.segments > 1:
             end = cupy.empty_like(ctx.starts)
             _launch_content("content_reverse", ctx, (
                 ctx.values, dy, found, *_sizes(ctx), NULL, NULL, end, NULL, dwritten, dfound,
             ))  # fmt: skip
-            segment_starts(end, ctx.kept, layout, reverse=True)
+            combine_contents(end, ctx.kept, layout, reverse=True)
+            last = empty(slices, B * H, ctx.segments, rows)
+        _launch_content("content_replay", ctx, (
+            ctx.values, dy, *_sizes(ctx), start, _working(working, on_chip, False, ctx), end, dread, found,
+            _or_null(last),
+        ))  # fmt: skip
+        dslots = NULL
+        if not layout.in_shared:
+            dslots = cupy.zeros((B * H, rows, C), dtype=sums) if dlast is None else dlast.slots.copy()
         _launch_content("content_reverse", ctx, (
             ctx.values, dy, found, *_sizes(ctx), end, dslots, _part(dgiven, "slots"), dv, dwritten, dfound,
         ))  # fmt: skip
@@ -227,11 +232,20 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
                 np.int32(slices), dread, read_events, ctx.read_mass, gains, dr,
             ))  # fmt: skip
         of_rows = NULL if layout.masses_in_shared(rows) else cupy.zeros((B * H, rows, 2), dtype=sums)
-        _launch_mass("mass_backward", ctx, (
-            dwritten, dfound, dread, ctx.links.writes, ctx.old_mass, read_events, ctx.links.read_places,
-            gains, _or_null(last), _part(dlast, "mass"), of_rows, np.int32(1), np.int32(chunks), dw, dr,
-            dgamma, _part(dgiven, "mass"), NULL,
-        ))  # fmt: skip
+        mass_end = _part(dlast, "mass")
+
+        def mass_backward(mass_end: Any, carried: Any) -> None:
+            _launch_mass("mass_backward", ctx, (
+                dwritten, dfound, dread, ctx.links.writes, ctx.old_mass, read_events, ctx.links.read_places, gains,
+                _or_null(last), mass_end, of_rows, *_segments(ctx), dw, dr, dgamma, _part(dgiven, "mass"),
+                _or_null(carried),
+            ), carry=carried is not None)  # fmt: skip
+
+        if ctx.segments > 1:
+            carried = empty(B * H, ctx.segments, rows, 2)
+            mass_backward(NULL, carried)
+            mass_end = combine_masses(carried, 0, layout, reverse=True)
+        mass_backward(mass_end, None)
     return MemoryGrads(dw, dr, dv, dgamma, dgiven)
 
 
@@ -264,17 +278,24 @@ def _launch_content(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -
     kernel((B * H * ctx.segments * layout.slices,), (THREADS,), (*common, *arguments), shared_mem=shared)
 
 
-def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
-    """The kernel of ``mass.cu`` or ``mass_reverse.cu``: a block for each (batch, head)."""
-    layout, aware = ctx.layout, ctx.options.mass_aware
+def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...], *, carry: bool = False) -> None:
+    """The kernel of ``mass.cu`` or ``mass_reverse.cu``: a block for each segment of a (batch, head)."""
+    layout, aware, segmented = ctx.layout, ctx.options.mass_aware, ctx.segments > 1
     in_shared = layout.masses_in_shared(ctx.rows)
-    if name == "mass_forward":
-        specialisation, sides = mass_specialisation(layout, aware, in_shared, ctx.renumbered), 1
+    if name == "mass_forward":  # keeps a number of a row, and one more of segments; in reverse two, and one to carry
+        specialisation = mass_specialisation(layout, aware, in_shared, ctx.renumbered, segmented)
+        numbers, threads = 1 + segmented, THREADS
     else:
-        specialisation, sides = reverse_specialisation(layout, aware, in_shared), 2
-    shared = sides * ctx.rows * layout.sum_bytes if in_shared else 0  # a number of a row forward, two in reverse
-    units = ctx.values.shape[0] * ctx.values.shape[2]
-    get_kernel(specialisation, name)((units,), (sides * THREADS,), (*_call(ctx), *arguments), shared_mem=shared)
+        specialisation = reverse_specialisation(layout, aware, in_shared, segmented, carry)
+        numbers, threads = 2 + carry, 2 * THREADS
+    shared = numbers * ctx.rows * layout.sum_bytes if in_shared else 0
+    blocks = ctx.values.shape[0] * ctx.values.shape[2] * ctx.segments
+    get_kernel(specialisation, name)((blocks,), (threads,), (*_call(ctx), *arguments), shared_mem=shared)
+
+
+def _segments(ctx: MemoryContext) -> tuple[Any, Any]:
+    """How many, and the chunks of one."""
+    return np.int32(ctx.segments), np.int32(ctx.old_mass.shape[1] // ctx.segments)
 
 
 def _launch_chunks(specialisation: Specialisation, name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:

@@ -1,48 +1,99 @@
-// A long sequence of few heads in segments that run at the same time. A slot's content at the end of a segment is an
-// affine map of what it was at its beginning,
+// Segments: where there are few (batch, head)s, each is cut into segments of whole chunks, which blocks of their own work
+// through at the same time. What a segment makes of a row's number is z -> a z + b, forward of its mass and in reverse of
+// the mass' adjoint, and a and b do not depend on z:
 //
-//     s_end = kept s_start + carried,   kept the product of (1 - eta) over the segment's writes to it,
+//     forward    mass_carry: a, b ──▶ mass_combine: z at each segment's begin ──▶ mass_forward, every segment
+//     reverse    mass_backward with CARRY: a, b ──▶ mass_combine: dz at each segment's end ──▶ mass_backward
 //
-// with ``carried`` what content.cu leaves in a segment that starts from zero. The same kept leads back in reverse: the
-// adjoint at the beginning is kept d_end + carried, with carried from d_end = 0. So content.cu runs twice, first for
-// what is carried, then, with the starts that follow here, for everything else.
+// So it is with contents: s -> kept s + carried, kept the product of (1 - eta) over the segment's writes to the slot, which
+// mass_forward leaves, and carried what content_forward makes of zeros; in reverse the adjoint, with the same kept:
+//
+//     forward    content_forward from zeros ──▶ content_combine: s at each segment's begin ──▶ content_forward
+//     reverse    content_reverse from zeros ──▶ content_combine: d at each segment's end ──▶ content_reverse
+//
+// Who computes what: mass_carry as mass_forward (mass.cu), but a chunk's last writes alone, with a and b of the rows in
+// shared memory; mass_combine: a thread a row of a (batch, head); content_combine: a thread a number of its state.
 //
 // Compiled with: what chunk.cuh asks for.
-#include "chunk.cuh"
+#include "mass.cuh"
 
-// Who computes what: one block a segment, with kept of all rows in shared memory; thread token * W + k has write k of a
-// token, where it is alone on its slot, and thread c chain c.
-extern "C" __global__ void __launch_bounds__(256) segment_kept(
-    const TokenEvent* __restrict__ writes,  // (segments, chunks, CHUNK, W)
-    const Chain* __restrict__ chains, const TokenEvent* __restrict__ entries, int chunks, int rows,
-    Sum* __restrict__ kept  // (segments, rows)
+constexpr int ITEMS = items(W);  // of a thread
+constexpr int RING = 4;          // chunks under way
+
+extern "C" __global__ void __launch_bounds__(256) mass_carry(
+    CALL_PARAMETERS, int segments, int chunks_of_segment,
+    const Link* __restrict__ writes, const Affine* __restrict__ earlier,  // (B*H, chunks, CHUNK, W)
+    Affine* __restrict__ carried                                          // (B*H, segments, rows)
 ) {
-    Sum* const of_row = reinterpret_cast<Sum*>(on_chip());
-    for (int row = threadIdx.x; row < rows; row += THREADS) of_row[row] = 1;
-    __syncthreads();
-    const long long first = (long long)(blockIdx.x) * chunks;
-    for (int chunk = 0; chunk < chunks; chunk++) {
-        for (int i = threadIdx.x; i < CHUNK * W; i += THREADS) {
-            const TokenEvent event = writes[(first + chunk) * CHUNK * W + i];
-            if (in_place(int(event.row))) of_row[row_at(int(event.row))] *= 1 - event.coefficient;
+    const Call call = CALL;
+    const Part part(call, true, segments, chunks_of_segment);
+    const Unit unit(call, part.unit);
+    Affine* const of_row = reinterpret_cast<Affine*>(on_chip());
+    for (int row = threadIdx.x; row < rows; row += THREADS) of_row[row] = {1, 0};
+    const int chunks = part.end - part.begin;
+    const long long first = unit.chunk_at(part.begin) * CHUNK * W + threadIdx.x;
+    writes += first, earlier += first;
+
+    Link write[RING][ITEMS];
+    Affine before[RING][ITEMS];
+    const auto fetch = [&](int s, int chunk) {
+#pragma unroll
+        for (int item = 0; item < ITEMS; item++) {
+            write[s][item] = {0, DEAD, {1, 0}};
+            if (chunk < chunks && threadIdx.x + item * THREADS < CHUNK * W)
+                write[s][item] = writes[(long long)(chunk) * (CHUNK * W) + item * THREADS];
         }
-        for (int c = threadIdx.x; c < CHAINS; c += THREADS) {
-            const Chain chain = chains[(first + chunk) * CHAINS + c];
-            if (chain.count() == 0 || chain.reads_only()) continue;
-            Sum product = of_row[chain.row];
-            for (int i = chain.begin(); i < chain.begin() + chain.count(); i++) {
-                const TokenEvent entry = entries[(first + chunk) * ENTRIES + i];
-                if (!entry_reads(int(entry.row))) product *= 1 - entry.coefficient;
+    };
+    const auto fetch_earlier = [&](int s, int chunk) {
+#pragma unroll
+        for (int item = 0; item < ITEMS; item++) {
+            before[s][item] = {1, 0};
+            if (CHUNK > 1 && write[s][item].last() && write[s][item].chained())
+                before[s][item] = earlier[(long long)(chunk) * (CHUNK * W) + item * THREADS];
+        }
+    };
+#pragma unroll
+    for (int s = 0; s < RING; s++) fetch(s, s);
+#pragma unroll
+    for (int s = 0; s < RING / 2; s++) fetch_earlier(s, s);
+    for (int start = 0; start < chunks; start += RING) {
+#pragma unroll
+        for (int s = 0; s < RING; s++) {
+            __syncthreads();
+#pragma unroll
+            for (int item = 0; item < ITEMS; item++) {
+                const Link& last = write[s][item];
+                if (!last.last()) continue;
+                const Affine own = last.change, by_chunk{own.a * before[s][item].a, own(before[s][item].b)};
+                const Affine old = of_row[last.row];
+                of_row[last.row] = {by_chunk.a * old.a, by_chunk(old.b)};
             }
-            of_row[chain.row] = product;
+            fetch_earlier((s + RING / 2) % RING, start + s + RING / 2);
+            fetch(s, start + s + RING);
         }
-        __syncthreads();
     }
-    for (int row = threadIdx.x; row < rows; row += THREADS) kept[(long long)(blockIdx.x) * rows + row] = of_row[row];
+    __syncthreads();
+    for (int row = threadIdx.x; row < rows; row += THREADS) carried[(long long)(blockIdx.x) * rows + row] = of_row[row];
 }
 
-// Who computes what: one thread a number of the state, from segment to segment: first to last, or in reverse.
-extern "C" __global__ void __launch_bounds__(256) segment_starts(
+extern "C" __global__ void __launch_bounds__(256) mass_combine(
+    long long numbers, int rows, int segments, int reverse,  // numbers: B*H * rows
+    const Affine* __restrict__ carried,                      // (B*H, segments, rows)
+    const Sum* __restrict__ given, Sum initial,              // (B*H, rows) before the first segment, or null for initial
+    Sum* __restrict__ starts                                 // (B*H, segments, rows): before each
+) {
+    const long long number = (long long)(blockIdx.x) * THREADS + threadIdx.x;
+    if (number >= numbers) return;
+    const long long unit = number / rows, first = unit * segments * rows + number % rows;
+    Sum z = given ? given[number] : initial;
+    for (int i = 0; i < segments; i++) {
+        const long long at = first + (long long)(reverse ? segments - 1 - i : i) * rows;
+        starts[at] = z;
+        z = carried[at](z);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) content_combine(
     const Sum* __restrict__ kept,  // (B*H, segments, rows)
     long long numbers, int segments, int channels, int reverse,  // numbers of a (batch, head): rows C
     long long count,               // B*H * rows * C

@@ -11,22 +11,23 @@ from .layout import Layout, access_defines
 from .module import Specialisation, get_kernel
 
 THREADS = 256
-LEAST = 4  # segments: contents are worked through twice then, so fewer gain nothing
+LEAST = 4  # segments: much is worked through twice then, so fewer gain nothing
 LEAST_CHUNKS = 8  # of a segment
+NULL = np.uint64(0)
 
 
 @functools.cache
 def segment_specialisation(layout: Layout) -> Specialisation:
     """``segments.cu`` for a layout."""
-    return Specialisation("segments.cu", ("segment_kept", "segment_starts"), access_defines(layout))
+    return Specialisation("segments.cu", ("mass_carry", "mass_combine", "content_combine"), access_defines(layout))
 
 
 @functools.cache
-def choose_segments(layout: Layout, units: int, tokens: int, processors: int) -> int:
+def choose_segments(layout: Layout, units: int, tokens: int, rows: int, processors: int) -> int:
     """Into how many segments of whole chunks to cut: as many as keep the GPU's blocks at work, or 1."""
-    free = processors * layout.blocks // (units * layout.slices) if units else 0
-    if layout.chunk == 1 or not layout.in_shared or tokens % layout.chunk:
+    if layout.chunk == 1 or not layout.in_shared or not layout.masses_in_shared(rows) or tokens % layout.chunk:
         return 1
+    free = processors * layout.blocks // (units * layout.slices) if units else 0
     chunks = tokens // layout.chunk
     segments = 1
     while 2 * segments <= free and chunks % (2 * segments) == 0 and chunks // (2 * segments) >= LEAST_CHUNKS:
@@ -34,30 +35,39 @@ def choose_segments(layout: Layout, units: int, tokens: int, processors: int) ->
     return segments if segments >= LEAST else 1
 
 
-def segment_kept(accesses: Any, segments: int, rows: int, layout: Layout) -> Any:
-    """The part of each row that a segment leaves: (B*H, segments, rows)."""
+def carry_masses(call: tuple[Any, ...], segments: int, chunks: int, writes: Any, earlier: Any, layout: Layout) -> Any:
+    """What each segment makes of a row's mass: (B*H, segments, rows, 2). ``call``: ``CALL_PARAMETERS`` of chunk.cuh."""
     import cupy
 
-    units, chunks = accesses.write_events.shape[:2]
-    kept = cupy.empty((units, segments, rows), dtype=accesses.write_events.dtype)
-    get_kernel(segment_specialisation(layout), "segment_kept")(
+    units, rows = len(writes), int(call[2])
+    carried = cupy.empty((units, segments, rows, 2), dtype=writes.dtype)
+    get_kernel(segment_specialisation(layout), "mass_carry")(
         (units * segments,),
         (THREADS,),
-        (accesses.write_events, accesses.chains, accesses.entries, np.int32(chunks // segments), np.int32(rows), kept),
-        shared_mem=rows * kept.itemsize,
+        (*call, np.int32(segments), np.int32(chunks // segments), writes, earlier, carried),
+        shared_mem=2 * rows * layout.sum_bytes,
     )
-    return kept
+    return carried
 
 
-def segment_starts(carried: Any, kept: Any, layout: Layout, *, reverse: bool) -> None:
+def combine_masses(carried: Any, initial: Any, layout: Layout, *, reverse: bool) -> Any:
+    """What each segment starts from, (B*H, segments, rows); the first, or in reverse the last, from ``initial``."""
+    import cupy
+
+    units, segments, rows, _ = carried.shape
+    starts = cupy.empty((units, segments, rows), dtype=carried.dtype)
+    sizes = np.int64(units * rows), np.int32(rows), np.int32(segments), np.int32(reverse)
+    get_kernel(segment_specialisation(layout), "mass_combine")(
+        (-(-units * rows // THREADS),), (THREADS,), (*sizes, carried, NULL, starts.dtype.type(initial), starts)
+    )
+    return starts
+
+
+def combine_contents(carried: Any, kept: Any, layout: Layout, *, reverse: bool) -> None:
     """Turn what segments carry, (B*H, segments, rows, C), into what each starts from; in reverse, the last is first."""
     units, segments, rows, channels = carried.shape
     count = units * rows * channels
-    get_kernel(segment_specialisation(layout), "segment_starts")(
-        (-(-count // THREADS),),
-        (THREADS,),
-        (
-            kept, np.int64(rows * channels), np.int32(segments), np.int32(channels), np.int32(reverse), np.int64(count),
-            carried,
-        ),
-    )  # fmt: skip
+    sizes = np.int64(rows * channels), np.int32(segments), np.int32(channels), np.int32(reverse), np.int64(count)
+    get_kernel(segment_specialisation(layout), "content_combine")(
+        (-(-count // THREADS),), (THREADS,), (kept, *sizes, carried)
+    )
