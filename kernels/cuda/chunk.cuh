@@ -86,7 +86,7 @@ struct Lists {
 DEVICE constexpr int chunks_of(int tokens) { return (tokens + CHUNK - 1) / CHUNK; }
 
 // What holds for a whole call, and where a block stands in the arrays (B, T, H): the parameters that the kernels of
-// link.cu and mass.cu start with.
+// link.cu, mass.cu and so on start with.
 struct Call {
     int tokens, heads, rows;          // T, H; rows that hold slots
     const int *write_row, *read_row;  // (B, T, H, K); -1: a slot that nothing is written to

@@ -5,7 +5,7 @@
 // eta goes into the events and into the chains' entries that link.cu made, for content.cu to work through.
 //
 // Only z goes from chunk to chunk (chunk.cuh): a block works through the chunks of a (batch, head), or of a segment of
-// it (mass_segments.cu), one after another, with its numbers of the rows in shared memory (device memory if there are too
+// it (segments.cu), one after another, with its numbers of the rows in shared memory (device memory if there are too
 // many rows). What it needs is asked for chunks ahead.
 //
 // Who computes what: thread token * W + k has write k of a token (several if K is above 64):

@@ -18,7 +18,7 @@
 // passes over the contents do compute <d, found>.
 //
 // Only q and dz, the adjoint of z, go from chunk to chunk (chunk.cuh): a block works through the chunks of a
-// (batch, head), or of a segment of it (mass_segments.cu), last to first, with its numbers of the rows in shared memory (device
+// (batch, head), or of a segment of it (segments.cu), last to first, with its numbers of the rows in shared memory (device
 // memory if there are too many rows). What does not depend on later chunks is computed before.
 //
 // Who computes what: half of the threads have writes, thread token * W + k write k of a token; the others reads, thread

@@ -16,11 +16,6 @@ template <class S> struct alignas(2 * sizeof(S)) Event {
     S coefficient;
 };
 
-// The same before the coefficients are known: ``place``, among the entries of the chunk's chains.
-template <class S> struct alignas(2 * sizeof(S)) Linked {
-    typename RowOf<S>::type row, place;
-};
-
 DEVICE float log_of_one_plus(float x) { return log1pf(x); }
 DEVICE double log_of_one_plus(double x) { return log1p(x); }
 DEVICE float greater_of(float a, float b) { return fmaxf(a, b); }

@@ -79,13 +79,13 @@ extern "C" __global__ void __launch_bounds__(256) mass_carry(
 extern "C" __global__ void __launch_bounds__(256) mass_combine(
     long long numbers, int rows, int segments, int reverse,  // numbers: B*H * rows
     const Affine* __restrict__ carried,                      // (B*H, segments, rows)
-    const Sum* __restrict__ given, Sum initial,              // (B*H, rows) before the first segment, or null for initial
+    Sum initial,                                             // before the first segment
     Sum* __restrict__ starts                                 // (B*H, segments, rows): before each
 ) {
     const long long number = (long long)(blockIdx.x) * THREADS + threadIdx.x;
     if (number >= numbers) return;
     const long long unit = number / rows, first = unit * segments * rows + number % rows;
-    Sum z = given ? given[number] : initial;
+    Sum z = initial;
     for (int i = 0; i < segments; i++) {
         const long long at = first + (long long)(reverse ? segments - 1 - i : i) * rows;
         starts[at] = z;

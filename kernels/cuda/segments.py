@@ -13,7 +13,6 @@ from .module import Specialisation, get_kernel
 THREADS = 256
 LEAST = 4  # segments: much is worked through twice then, so fewer gain nothing
 LEAST_CHUNKS = 8  # of a segment
-NULL = np.uint64(0)
 
 
 @functools.cache
@@ -58,7 +57,7 @@ def combine_masses(carried: Any, initial: Any, layout: Layout, *, reverse: bool)
     starts = cupy.empty((units, segments, rows), dtype=carried.dtype)
     sizes = np.int64(units * rows), np.int32(rows), np.int32(segments), np.int32(reverse)
     get_kernel(segment_specialisation(layout), "mass_combine")(
-        (-(-units * rows // THREADS),), (THREADS,), (*sizes, carried, NULL, starts.dtype.type(initial), starts)
+        (-(-units * rows // THREADS),), (THREADS,), (*sizes, carried, starts.dtype.type(initial), starts)
     )
     return starts
 
