@@ -1,9 +1,9 @@
 // The masses' adjoints, and all of the memory's gradients that do not depend on channels: those of the weights and of
 // gamma.
 //
-// The backward is given <d, v> of every write and <dy, s> of every read, with s a slot's content and d its adjoint, but not the content
-// that a write found, which no pass keeps. It needs of it only <d, found>, and that follows from what it has: q = <d, s>
-// of a slot changes by known amounts,
+// The backward is given <d, v> of every write and <dy, s> of every read, with s a slot's content and d its adjoint, but
+// not the content that a write found, which no pass keeps. It needs of it only <d, found>, and that follows from what it
+// has: q = <d, s> of a slot changes by known amounts,
 //
 //     at a read   q += r <dy, s>                      (in reverse time, before the read)
 //     at a write  q -= eta <d, v>,  and then q = (1 - eta) <d, found>.
