@@ -18,8 +18,8 @@
 //        then chains                               a chain a group
 //     2  the reads, from slots and versions        every group its token's       (reverse: the writes)
 //
-// with a barrier between. The inputs of the next chunk are on their way meanwhile. A chunk takes a few hundred cycles
-// where few accesses meet; if all tokens share a slot, its chain takes as long as token after token would.
+// with a barrier between. The inputs of the next chunk are on their way meanwhile. If all tokens share a slot, its chain
+// takes as long as token after token would.
 //
 // Every sum has a fixed order and no atomics are used: the same inputs give the same bits.
 //
