@@ -5,6 +5,8 @@ They can be compiled, and so checked, on a machine without a GPU.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from .adamw import adamw_specialisation
@@ -33,7 +35,7 @@ _TYPES = ("float", "double", "float16", "bfloat16")
 def _layouts() -> list[Layout]:
     """M = 1024 with every type, fewer and more rows, other K, and rows that cannot be loaded 16 bytes at a time."""
     layouts = [choose_layout(np.dtype(dtype), 1024, 64, 8, 8, H100) for dtype in (np.float32, np.float64, np.float16)]
-    layouts.append(layouts[-1]._replace(element="bfloat16"))
+    layouts.append(replace(layouts[-1], element="bfloat16"))
     layouts += [choose_layout(np.dtype(np.float32), rows, 64, 8, 8, H100) for rows in (64, 2048, 4096, 65536)]
     layouts += [choose_layout(np.dtype(np.float32), 1024, 64, k, k, H100) for k in (16, 32, 64, 128)]
     layouts.append(choose_layout(np.dtype(np.float32), 1024, 53, 5, 11, H100))

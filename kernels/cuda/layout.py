@@ -7,6 +7,7 @@ ones leave room for more blocks on a multiprocessor, and for more rows. What fit
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .module import Specialisation, sum_dtype, type_name
@@ -53,7 +54,8 @@ def processors(device: int) -> int:
     return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """The constants that the kernels of the memory are compiled with, and sizes that follow."""
 
     element: str  # type of values
@@ -66,45 +68,45 @@ class Layout(NamedTuple):
     blocks: int  # on a multiprocessor
     room: int  # versions in shared memory
 
-    @property
+    @functools.cached_property
     def chunk(self) -> int:
         """Tokens of a chunk: with these a chunk has at most 256 writes and 256 reads, or it is one token."""
         k = max(self.top_k)
         return next((tokens for tokens in (32, 16, 8, 4) if k * tokens <= 256), 1)
 
-    @property
+    @functools.cached_property
     def spread(self) -> int:
         """Groups of lanes that share a token's accesses."""
         return 8 if self.chunk < 8 else 64 // self.chunk
 
-    @property
+    @functools.cached_property
     def each(self) -> int:
         """The most accesses of a group that registers hold; with more, they are loaded where they are used."""
         own = max(self.accesses) // self.spread
         return own if own <= 8 else 4
 
-    @property
+    @functools.cached_property
     def accesses(self) -> tuple[int, int]:
         """Writes and reads of a token, with those that do nothing: the same number for each lane that shares them."""
         unit = LANES * self.spread
         return _whole(self.top_k[0], unit), _whole(self.top_k[1], unit)
 
-    @property
+    @functools.cached_property
     def entries(self) -> int:
         """The most accesses that the chains of a chunk hold."""
         return self.chunk * sum(self.top_k)
 
-    @property
+    @functools.cached_property
     def chains(self) -> int:
         """Headers of chains of a chunk."""
         return _whole(self.entries // 2, 64)
 
-    @property
+    @functools.cached_property
     def versions(self) -> int:
         """The most versions that a chunk's accesses need."""
         return self.chunk * max(self.accesses) if self.chunk > 1 else 0
 
-    @property
+    @functools.cached_property
     def row_bytes(self) -> int:
         """Of a slice's row."""
         return self.channels * self.sum_bytes
@@ -148,9 +150,9 @@ def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int,
     for layout, blocks, least in (*several, *one):
         room = (shared.shared_by(blocks) - layout.content_bytes(rows)) // layout.row_bytes
         if room >= least:
-            return layout._replace(blocks=blocks, room=min(room, layout.versions))
-    layout = layouts[0]._replace(in_shared=False, blocks=most)
-    return layout._replace(room=layout.versions)
+            return replace(layout, blocks=blocks, room=min(room, layout.versions))
+    layout = replace(layouts[0], in_shared=False, blocks=most)
+    return replace(layout, room=layout.versions)
 
 
 def access_defines(layout: Layout) -> tuple[tuple[str, str | int], ...]:

@@ -84,6 +84,7 @@ class MemoryContext(NamedTuple):
     kept: Any  # (B*H, segments, rows), or None
     dtype: Any  # of values as they came
     options: MemoryOptions
+    call: tuple[Any, ...] = ()  # ``CALL_PARAMETERS`` of chunk.cuh, with which most kernels start
 
 
 def memory_forward(
@@ -137,6 +138,7 @@ def memory_forward(
         rows=rows, renumbered=renumbered, layout=layout, segments=segments, starts=None, kept=None, dtype=dtype,
         options=options,
     )  # fmt: skip
+    ctx = ctx._replace(call=_call(ctx))
     accesses, links = ctx.accesses, ctx.links
     earlier = of_accesses(W, 2) if layout.chunk > 1 else NULL
     y = cupy.empty((B, T, H, C), dtype=dtype)
@@ -147,13 +149,13 @@ def memory_forward(
         link = get_kernel(link_specialisation(layout), "link_accesses")
         for start in range(0, chunks, GRID):
             link((B, H, min(chunks - start, GRID)), (THREADS,), (
-                *_call(ctx), links.writes, earlier, accesses.read_events, links.read_places, links.reads, *places,
+                *ctx.call, links.writes, earlier, accesses.read_events, links.read_places, links.reads, *places,
                 np.int32(start),
             ))  # fmt: skip
         # 2. masses: eta of every write, weight of every read
         mass_start = _part(given, "mass")
         if segments > 1:
-            carried = carry_masses(_call(ctx), segments, chunks, links.writes, earlier, layout)
+            carried = carry_masses(ctx.call, segments, chunks, links.writes, earlier, layout)
             mass_start = combine_masses(carried, 1 / options.slots, layout, reverse=False)
             ctx = ctx._replace(kept=cupy.empty((B * H, segments, rows), dtype=sums))
         _launch_mass("mass_forward", ctx, (
@@ -290,7 +292,7 @@ def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...], *, c
         numbers, threads = 2 + carry, 2 * THREADS
     shared = numbers * ctx.rows * layout.sum_bytes if in_shared else 0
     blocks = ctx.values.shape[0] * ctx.values.shape[2] * ctx.segments
-    get_kernel(specialisation, name)((blocks,), (threads,), (*_call(ctx), *arguments), shared_mem=shared)
+    get_kernel(specialisation, name)((blocks,), (threads,), (*ctx.call, *arguments), shared_mem=shared)
 
 
 def _segments(ctx: MemoryContext) -> tuple[Any, Any]:
@@ -300,7 +302,7 @@ def _segments(ctx: MemoryContext) -> tuple[Any, Any]:
 
 def _launch_chunks(specialisation: Specialisation, name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
     units, chunks = ctx.old_mass.shape[:2]
-    get_kernel(specialisation, name)((units * chunks,), (THREADS,), (*_call(ctx), *arguments))
+    get_kernel(specialisation, name)((units * chunks,), (THREADS,), (*ctx.call, *arguments))
 
 
 def _call(ctx: MemoryContext) -> tuple[Any, ...]:

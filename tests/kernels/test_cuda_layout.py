@@ -1,0 +1,66 @@
+"""How the memory's kernels are laid out on the chip: what fits, what is chosen. Needs no GPU."""
+
+import numpy as np
+import pytest
+from ramnet_np.kernels.cuda.layout import H100, choose_layout
+from ramnet_np.kernels.cuda.segments import LEAST, LEAST_CHUNKS, choose_segments
+
+PROCESSORS = 132
+
+
+def layout(rows=1024, channels=64, writes=8, reads=8, dtype=np.float32):
+    return choose_layout(np.dtype(dtype), rows, channels, writes, reads, H100)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("rows", [1, 64, 1024, 2000, 4096, 13000, 65536])
+@pytest.mark.parametrize("top_k", [(1, 1), (8, 8), (5, 11), (32, 32), (64, 3), (65, 65), (1024, 1)])
+def test_a_block_gets_what_it_asks_for(dtype, rows, top_k):
+    chosen = layout(rows, 64, *top_k, dtype=dtype)
+    assert chosen.content_bytes(rows) <= H100.shared_by(chosen.blocks)
+    assert 0 <= chosen.room <= chosen.versions
+    assert chosen.slices * chosen.channels >= 64 > (chosen.slices - 1) * chosen.channels
+    assert chosen.in_shared or rows > 10000 or dtype == np.float64
+
+
+@pytest.mark.parametrize(("top_k", "chunk", "accesses"), [((1, 8), 32, (8, 8)), ((5, 11), 16, (16, 16)),
+                                                          ((32, 17), 8, (32, 32)), ((64, 40), 4, (64, 64)),
+                                                          ((65, 8), 1, (96, 32))])  # fmt: skip
+def test_a_chunk_has_at_most_256_writes_and_256_reads(top_k, chunk, accesses):
+    chosen = layout(writes=top_k[0], reads=top_k[1])
+    assert (chosen.chunk, chosen.accesses) == (chunk, accesses)
+    assert all(chunk * n <= 256 for n in accesses)
+    assert chosen.chains % 64 == 0
+    assert 2 * chosen.chains >= chosen.entries
+
+
+def test_the_papers_layout():
+    chosen = layout()
+    assert (chosen.chunk, chosen.slices, chosen.channels, chosen.blocks, chosen.in_shared) == (32, 4, 16, 3, True)
+
+
+def test_more_top_k_than_the_kernels_take_is_refused():
+    with pytest.raises(ValueError, match=r"top_k must be at most 1024 on the GPU, got \(1025, 8\)"):
+        layout(writes=1025)
+
+
+@pytest.mark.parametrize("units", [1, 2, 3, 16, 24, 25, 64, 256])
+@pytest.mark.parametrize("tokens", [1, 32, 1024, 4096, 4097, 65536, 3 * 2**12])
+def test_segments_are_whole_and_fill_the_gpu_at_most_once(units, tokens):
+    chosen = layout()
+    segments = choose_segments(chosen, units, tokens, 1024, PROCESSORS)
+    if segments == 1:
+        return
+    assert segments >= LEAST
+    assert tokens % (segments * chosen.chunk) == 0
+    assert tokens // chosen.chunk // segments >= LEAST_CHUNKS
+    assert units * chosen.slices * segments <= PROCESSORS * chosen.blocks
+
+
+def test_what_is_cut_into_segments_and_what_is_not():
+    assert choose_segments(layout(), 16, 65536, 1024, PROCESSORS) == 4
+    assert choose_segments(layout(), 64, 4096, 1024, PROCESSORS) == 1  # enough heads
+    assert choose_segments(layout(), 0, 65536, 1024, PROCESSORS) == 1
+    assert choose_segments(layout(), 1, 65536 + 1, 1024, PROCESSORS) == 1  # not of whole chunks
+    assert choose_segments(layout(writes=100), 1, 65536, 1024, PROCESSORS) == 1  # chunks of one token
+    assert choose_segments(layout(rows=65536), 1, 65536, 65536, PROCESSORS) == 1  # state in device memory
