@@ -74,15 +74,6 @@ DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more,
     return {row, begin | count << 10 | int(reads_only) << 20 | int(more) << 21 | int(more_mixed) << 22};
 }
 
-// The chains of all chunks; null if CHUNK is 1, for then there are none.
-struct Lists {
-    Chain* chains;        // (B*H, chunks, CHAINS)
-    TokenEvent* entries;  // (B*H, chunks, ENTRIES)
-
-    DEVICE const Chain* chains_of(long long chunk) const { return chains + chunk * CHAINS; }
-    DEVICE TokenEvent* entries_of(long long chunk) const { return entries + chunk * ENTRIES; }
-};
-
 DEVICE constexpr int chunks_of(int tokens) { return (tokens + CHUNK - 1) / CHUNK; }
 
 // What holds for a whole call, and where a block stands in the arrays (B, T, H): the parameters that the kernels of
@@ -97,7 +88,6 @@ struct Call {
     Sum eps, initial;  // initial: mass of a slot before its first write
     int renumbered;    // rows are t * K_w + k of a slot's first write
     Retention<Sum> retention;
-    Lists lists;
 
     DEVICE int chunks() const { return chunks_of(tokens); }
 };
@@ -118,10 +108,11 @@ struct Unit {
     DEVICE long long chunk_at(int chunk) const { return number * call.chunks() + chunk; }
 };
 
+// chains (B*H, chunks, CHAINS) and entries (B*H, chunks, ENTRIES): null if CHUNK is 1, for then there are none.
 #define CALL_PARAMETERS                                                                                                  \
     int tokens, int heads, int rows, const int *write_row, const int *read_row, const Sum *write_weight,                 \
         const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, Sum eps, Sum initial,             \
         int renumbered, int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries
 #define CALL                                                                                                             \
     {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,                   \
-     initial, renumbered, {gsu, proxy_eps, smallest}, {chains, entries}}
+     initial, renumbered, {gsu, proxy_eps, smallest}}

@@ -88,10 +88,7 @@ DEVICE void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "m
 
 template <int BYTES> DEVICE void copy_async(void* shared, const void* global) {
     const unsigned to = unsigned(__cvta_generic_to_shared(shared));
-    if constexpr (BYTES == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-    else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(BYTES) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(BYTES) : "memory");
 }
 
 // Has the line of device memory brought to the L2 cache.

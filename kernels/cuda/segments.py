@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .layout import Layout, access_defines
+from .layout import MASS_BYTES, Layout, access_defines
 from .module import Specialisation, get_kernel
 
 THREADS = 256
@@ -24,7 +24,8 @@ def segment_specialisation(layout: Layout) -> Specialisation:
 @functools.cache
 def choose_segments(layout: Layout, units: int, tokens: int, rows: int, processors: int) -> int:
     """Into how many segments of whole chunks to cut: as many as keep the GPU's blocks at work, or 1."""
-    if layout.chunk == 1 or not layout.in_shared or not layout.masses_in_shared(rows) or tokens % layout.chunk:
+    masses_fit = 3 * rows * layout.sum_bytes <= MASS_BYTES  # the most that a block keeps of a row, while it carries
+    if layout.chunk == 1 or not layout.in_shared or not masses_fit or tokens % layout.chunk:
         return 1
     free = processors * layout.blocks // (units * layout.slices) if units else 0
     chunks = tokens // layout.chunk

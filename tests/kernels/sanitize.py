@@ -19,12 +19,16 @@ STEPS = (
     Case("steps-many", T=2, H=1, U=5, C=20, K=(40, 64)),
     Case("steps-addressed", T=2, H=1, U=5, C=20, K=(8, 65)),
 )
-RENUMBERED = Case("renumbered", B=1, T=30, H=2, U=8, P=4, C=8, dstate=False, options={"mass_aware": True})
+OTHERS = (
+    Case("renumbered", B=1, T=30, H=2, U=8, P=4, C=8, dstate=False, options={"mass_aware": True}),
+    Case("segments", B=1, T=1024, H=1, U=3, P=3, K=4, C=4, dstate=False),
+    Case("K-70", B=1, T=5, H=1, U=5, P=4, K=70, C=8),
+)
 
 
 def main() -> None:
     """Forward, backward and steps of every case, in both precisions."""
-    for case in [*(case for case in CASES if case.name in NAMES), RENUMBERED]:
+    for case in [*(case for case in CASES if case.name in NAMES), *OTHERS]:
         for dtype in (np.float32, np.float64):
             inputs = draw(case, dtype)
             run(inputs, "cupy", cupy.asarray)
