@@ -80,13 +80,12 @@ DEVICE constexpr int chunks_of(int tokens) { return (tokens + CHUNK - 1) / CHUNK
 // link.cu, mass.cu and so on start with.
 struct Call {
     int tokens, heads, rows;          // T, H; rows that hold slots
-    const int *write_row, *read_row;  // (B, T, H, K); -1: a slot that nothing is written to
+    const int *write_row, *read_row;  // (B, T, H, K); -1: an access that does nothing
     const Sum *write_weight, *read_weight;
     const ELEMENT* gamma;  // (B, T, H), or null:
     Sum one_gamma;
     const bool* mask;  // (B, T), or null
     Sum eps, initial;  // initial: mass of a slot before its first write
-    int renumbered;    // rows are t * K_w + k of a slot's first write
     Retention<Sum> retention;
 
     DEVICE int chunks() const { return chunks_of(tokens); }
@@ -112,7 +111,7 @@ struct Unit {
 #define CALL_PARAMETERS                                                                                                  \
     int tokens, int heads, int rows, const int *write_row, const int *read_row, const Sum *write_weight,                 \
         const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, Sum eps, Sum initial,             \
-        int renumbered, int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries
+        int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries
 #define CALL                                                                                                             \
     {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,                   \
-     initial, renumbered, {gsu, proxy_eps, smallest}}
+     initial, {gsu, proxy_eps, smallest}}

@@ -71,8 +71,6 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     const int chunk = first_chunk + blockIdx.z, first = chunk * CHUNK;
     const Unit unit(call, blockIdx.x, blockIdx.y);
     const long long number = unit.chunk_at(chunk), at = number * CHUNK;  // the chunk's first token, in arrays with CHUNK
-    // a read finds nothing in a row that is first written after the chunk
-    const int end = renumbered ? smaller_of(tokens, first + CHUNK) * WRITES : 0x7fffffff;
     writes += at * W, read_events += at * R;
 #if CHUNK == 1
     // a token's accesses never meet
@@ -87,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     }
     for (int k = threadIdx.x; k < R; k += THREADS) {
         const int row = live && k < READS ? read_row[token * READS + k] : -1;
-        const bool there = row >= 0 && row < end;
+        const bool there = row >= 0;
         read_events[k] = {there ? place_of_row(row) : NOTHING, there ? read_weight[token * READS + k] : Sum(0)};
         if (reads) reads[at * R + k] = {there ? row : 0, there ? 0 : DEAD, {1, 0}};
     }
@@ -113,18 +111,18 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
         const int number = int(threadIdx.x / width), t = first + number;
         return Token{number, number < CHUNK && unit.live(t), unit.row_of(t)};
     };
-    const auto fetch = [&](const Token& token, unsigned width, int top_k, const int* rows, const Sum* weights, int end) {
+    const auto fetch = [&](const Token& token, unsigned width, int top_k, const int* rows, const Sum* weights) {
         Access own{token.number, int(threadIdx.x % width), -1, 0, 0, false};
         if (token.live && own.k < top_k) {
             const long long from = token.row * top_k + own.k;
             own.row = rows[from], own.weight = weights[from];
         }
-        own.live = own.row >= 0 && own.row < end;
+        own.live = own.row >= 0;
         return own;
     };
     const Token of_write = token_of(W), of_read = W == R ? of_write : token_of(R);
-    Access w = fetch(of_write, W, WRITES, write_row, write_weight, 0x7fffffff);
-    Access r = fetch(of_read, R, READS, read_row, read_weight, end);
+    Access w = fetch(of_write, W, WRITES, write_row, write_weight);
+    Access r = fetch(of_read, R, READS, read_row, read_weight);
     const Sum gamma_here = gamma && of_write.live ? widen(gamma[of_write.row]) : one_gamma;
     struct alignas(16) Four {
         int at[4];

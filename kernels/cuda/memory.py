@@ -30,7 +30,7 @@ from .layout import (
     weigh_specialisation,
 )
 from .module import Specialisation, get_kernel, sum_dtype
-from .renumber import renumber
+from .renumber import clear_rows, renumber
 from .segments import carry_masses, choose_segments, combine_contents, combine_masses
 
 NULL = np.uint64(0)
@@ -108,7 +108,7 @@ def memory_forward(
     renumbered = rows > rows_that_fit(dtype, shared) and rows > T * Kw and state is None and not return_state
     if renumbered:
         rows = T * Kw
-        write, read = renumber(write, read, mask)
+        write, read = renumber(write, read, mask, options.slots)
     if rows >= MOST_ROWS:
         raise ValueError(f"the state must have fewer than {MOST_ROWS} slots on the GPU, got {rows}")
     values, sums = plain(values), sum_dtype(dtype)
@@ -218,7 +218,10 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
             _or_null(last),
         ))  # fmt: skip
         dslots = NULL
-        if not layout.in_shared:
+        if ctx.renumbered and not layout.in_shared:
+            dslots = empty(B * H, rows, C)
+            clear_rows(ctx.write, dslots)
+        elif not layout.in_shared:
             dslots = cupy.zeros((B * H, rows, C), dtype=sums) if dlast is None else dlast.slots.copy()
         _launch_content("content_reverse", ctx, (
             ctx.values, dy, found, *_sizes(ctx), end, dslots, _part(dgiven, "slots"), dv, dwritten, dfound,
@@ -313,7 +316,7 @@ def _call(ctx: MemoryContext) -> tuple[Any, ...]:
     return (
         np.int32(T), np.int32(H), np.int32(ctx.rows), ctx.write.index, ctx.read.index, ctx.write.weight,
         ctx.read.weight, NULL if constant else ctx.gamma, sums.type(ctx.gamma if constant else 0), _or_null(ctx.mask),
-        sums.type(o.eps), sums.type(1 / o.slots), np.int32(ctx.renumbered), np.int32(o.update == "gsu"),
+        sums.type(o.eps), sums.type(1 / o.slots), np.int32(o.update == "gsu"),
         sums.type(o.proxy_eps), sums.type(np.finfo(sums).epsneg), *ctx.accesses.lists,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Rows for the slots that are written, so that time and memory follow the accesses and not M: see ``renumber.cu``."""
+"""Rows for the slots that are used, so that time and memory follow the accesses and not M: see ``renumber.cu``."""
 
 from __future__ import annotations
 
@@ -8,35 +8,48 @@ import numpy as np
 
 from ramnet_np.core.state import Address
 
-from .arrays import plain
+from .arrays import null_or, plain
 from .module import Specialisation, get_kernel
 
-RENUMBER = Specialisation("renumber.cu", ("renumber_writes", "renumber_look_up"), ())
-NULL = np.uint64(0)
+RENUMBER = Specialisation("renumber.cu", ("renumber_writes", "renumber_reads", "renumber_seen", "renumber_clear"), ())
 THREADS = 256
+NEVER = 2**31 - 1
 
 
-def renumber(write: Address, read: Address, mask: Any) -> tuple[Address, Address]:
+def renumber(write: Address, read: Address, mask: Any, slots: int) -> tuple[Address, Address]:
     """The same addresses with rows for slots.
 
-    A slot's row is the number t * K_w + k of its first write, below T * K_w; -1 for a slot never written. Tokens where
-    ``mask`` (B, T) is False write nothing.
+    A slot's row is the number t * K_w + k of its first write, below T * K_w; -1 for a read of a slot that nothing was
+    written to yet, and for a write that no later read sees. Tokens where ``mask`` (B, T) is False do neither.
     """
     import cupy
 
     B, T, H, Kw = write.index.shape
-    places = 1 << (2 * T * Kw - 1).bit_length()
-    keys = cupy.full((B * H, places), -1, dtype=np.int32)
-    first = cupy.full((B * H, places), 2**31 - 1, dtype=np.int32)
+    places = 1 << (2 * T * Kw - 1).bit_length()  # so that at most half of a hash table is taken
+    keys = None
+    if slots <= places:
+        places = slots
+    else:
+        keys = cupy.full((B * H, places), -1, dtype=np.int32)
+    first = cupy.full((B * H, places), NEVER, dtype=np.int32)
+    last = cupy.full((B * H, places), -1, dtype=np.int32)
+    table = np.uint32(places), null_or(keys), first, last, null_or(mask)
+    writes, reads = plain(write.index), plain(read.index)
+    write_rows, read_rows = cupy.empty_like(writes), cupy.empty_like(reads)
+    _launch("renumber_writes", writes, *table)
+    _launch("renumber_reads", reads, *table, np.int32(Kw), read_rows)
+    _launch("renumber_seen", writes, *table, write_rows)
+    return Address(write_rows, write.weight), Address(read_rows, read.weight)
 
-    def launch(name: str, index: Any, more: Any) -> None:
-        sizes = np.int64(index.size), np.int32(T), np.int32(H), np.int32(index.shape[3]), np.uint32(places)
-        if index.size:
-            get_kernel(RENUMBER, name)((-(-index.size // THREADS),), (THREADS,), (index, *sizes, keys, first, more))
 
-    slots = [plain(write.index), plain(read.index)]
-    rows = [cupy.empty_like(s) for s in slots]
-    launch("renumber_writes", slots[0], NULL if mask is None else mask)
-    for s, r in zip(slots, rows, strict=True):
-        launch("renumber_look_up", s, r)
-    return Address(rows[0], write.weight), Address(rows[1], read.weight)
+def clear_rows(write: Address, state: Any) -> None:
+    """Set those rows of ``state`` (B*H, rows, C) to 0 that renumbered writes have; the others are left as they are."""
+    _, rows, channels = state.shape
+    _launch("renumber_clear", write.index, np.int64(rows), np.int32(channels * state.itemsize // 4), state)
+
+
+def _launch(name: str, index: Any, *more: Any) -> None:
+    _, T, H, K = index.shape
+    if index.size:
+        sizes = np.int64(index.size), np.int32(T), np.int32(H), np.int32(K)
+        get_kernel(RENUMBER, name)((-(-index.size // THREADS),), (THREADS,), (index, *sizes, *more))
