@@ -32,7 +32,11 @@
 #define BATCHES(OWN, first) for (int first = 0; first < OWN; first += BATCH_OF(OWN))
 #define EVENTS_OF(OWN, e) _Pragma("unroll") for (int e = 0; e < BATCH_OF(OWN); e++)
 
-#define SIZES int tokens, int heads, int channels, int rows_of_state, int segments
+#define SIZES                                                                                                            \
+    int tokens, int heads, int channels, int rows_of_state, int segments, int chunks_of_segment, int first_segment,      \
+        int launched
+#define PLACE_OF_LANE                                                                                                    \
+    const Place place(tokens, heads, channels, rows_of_state, {segments, chunks_of_segment, first_segment, launched})
 #define LISTS const Chain *chains, const TokenEvent *entries
 #define EVENTS const TokenEvent *__restrict__ writes, const TokenEvent *__restrict__ reads
 
@@ -128,6 +132,7 @@ DEVICE void forward_pass(
             }
             fetch(next);  // into the same registers
         }
+        ask_for(place, rows, token_reads, place.rows);
         if (CHUNK > 1) {
             const TokenEvent* list = entries + chunk * ENTRIES;
             for (int c = 0;;) {
@@ -150,6 +155,9 @@ DEVICE void forward_pass(
         }
         __syncthreads();
         // 2. reads; meanwhile what the next chunk needs arrives
+        const int in_use = FRESH ? next * CHUNK * WRITES : place.rows;
+        ask_for(place, rows, write, in_use);
+        if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), link.chain.count() ? in_use : 0);
         if (FRESH) rows.fresh = place.rows;
         read(chunk, token_reads, token_dy);
         if (CHUNK > 1) {
@@ -164,13 +172,15 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_forward(
     EVENTS, LISTS, const ELEMENT* __restrict__ values,  // (B, T, H, C)
     SIZES, Sum* spare,                        // see Rows
     const Sum* given, Sum* working, Sum* final_state,   // (B*H, rows, C) each, or null; working only if not IN_SHARED
-    ELEMENT* __restrict__ y                             // (B, T, H, C), or null if only the final state is wanted
+    ELEMENT* __restrict__ y,                            // (B, T, H, C)
+    int carry                                           // of segments but the first, only the final state is wanted
 ) {
-    const Place place(tokens, heads, channels, rows_of_state, segments);
+    PLACE_OF_LANE;
+    const bool wanted = !(carry && place.segment);
     Rows rows(place, spare, working);
     rows.start(place, given);
     const auto read = [&](int chunk, const Accesses<OWN_R>& reads, const Vector&) {
-        if (!y) return;
+        if (!wanted) return;
         Vector sum;
         sum.clear();
         if (place.token < CHUNK) {
@@ -197,11 +207,10 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
     Sum* __restrict__ found,   // (B, T, H, C): the content that a token's first write found
     Sum* __restrict__ last     // (slices, B*H, rows): <dstate, s> after the last token, if there is a dstate
 ) {
-    const Place place(tokens, heads, channels, rows_of_state, segments);
+    PLACE_OF_LANE;
     Rows rows(place, spare, working);
     rows.start(place, given);
-    const long long units_before = (long long)(place.slice) * place.units();
-    dread += units_before * place.chunks * (CHUNK * R) + place.access_of(OWN_R);
+    dread += place.before_slice * (CHUNK * R) + place.access_of(OWN_R);
     const auto read = [&](int chunk, const Accesses<OWN_R>& reads, const Vector& dy) {
         BATCHES(OWN_R, first) {
             int codes[BATCH_OF(OWN_R)];
@@ -217,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
     forward_pass<true>(place, rows, writes, reads, chains, entries, values, dy, found, read);
     if (!dstate) return;
     const Sum* d = dstate + rows.origin;
-    last += (units_before + place.unit) * place.rows;
+    last += ((long long)(place.slice) * (gridDim.x / place.slices) + place.unit) * place.rows;  // one segment
     for (int first = 0; first < place.rows; first += GROUPS) {
         const int row = first + place.group;
         Sum sum = 0;
@@ -230,18 +239,19 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     EVENTS, LISTS, const ELEMENT* __restrict__ values, const ELEMENT* __restrict__ dy,
     const Sum* __restrict__ found, SIZES, Sum* spare, const Sum* dstate, Sum* working, Sum* dgiven,
-    ELEMENT* __restrict__ dv,    // (B, T, H, C), or null if only dgiven is wanted
+    ELEMENT* __restrict__ dv,    // (B, T, H, C)
     Sum* __restrict__ dwritten,  // (slices, B*H, chunks, CHUNK, W): <d, v> over the slice
-    Sum* __restrict__ dfound     // (slices, B*H, chunks, CHUNK): <d, found> of the token's first write
+    Sum* __restrict__ dfound,    // (slices, B*H, chunks, CHUNK): <d, found> of the token's first write
+    int carry                    // of segments but the last, only dgiven is wanted
 ) {
-    const Place place(tokens, heads, channels, rows_of_state, segments);
+    PLACE_OF_LANE;
+    const bool wanted = !(carry && place.segment + 1 < segments);
     Rows rows(place, spare, working);  // of the adjoint
     rows.start(place, dstate);
     const Ask ask(place, writes, reads, chains, entries, values, dy, found);
     const int rows_in_shared = IN_SHARED ? place.rows : 0;
-    const long long units_before = (long long)(place.slice) * place.units();
-    dwritten += units_before * place.chunks * (CHUNK * W) + place.access_of(OWN_W);
-    dfound += (units_before + place.unit) * place.chunks * CHUNK + place.token;
+    dwritten += place.before_slice * (CHUNK * W) + place.access_of(OWN_W);
+    dfound += (place.before_slice + place.chunk_at(0)) * CHUNK + place.token;
     writes += place.access_of(OWN_W), reads += place.access_of(OWN_R);
     chains += place.chunk_at(0) * CHAINS + place.group, entries += place.chunk_at(0) * ENTRIES;
     Accesses<OWN_R> read;
@@ -289,7 +299,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 }
             }
         }
-        if (place.part == 0 && place.has(chunk) && dv)
+        ask_for(place, rows, write, place.rows);
+        if (place.part == 0 && place.has(chunk) && wanted)
             found_here = load_channels(place, found + place.row_of(chunk));
         if (CHUNK > 1) {
             const TokenEvent* list = entries + chunk * ENTRIES;
@@ -312,6 +323,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (place.token < CHUNK) fetch(no_less(chunk - 1));  // into the same registers
         __syncthreads();
         // 2. writes
+        ask_for(place, rows, read, place.rows);
+        if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), link.chain.count() ? place.rows : 0);
         Vector sum;
         sum.clear();
         BATCHES(OWN_W, first) {
@@ -321,7 +334,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
             EVENTS_OF(OWN_W, e) codes[e] = NOTHING;
             if (place.token < CHUNK) write.codes(first, codes);
             rows.find(place, codes, d);
-            if (first == 0 && dv) {
+            if (first == 0 && wanted) {
                 const Sum dot_found = sum_over_lanes(d[0].dot(found_here));
                 if (place.part == 0 && place.lane == 0 && place.token < CHUNK) dfound[(long long)(chunk)*CHUNK] = dot_found;
             }
@@ -333,10 +346,10 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 d[e].scale(1 - eta);
                 if (in_place(codes[e])) rows.store(place, codes[e], d[e]);
             }
-            if (dv) store_dots(place, dots, dwritten + (long long)(chunk) * (CHUNK * W) + first);
+            if (wanted) store_dots(place, dots, dwritten + (long long)(chunk) * (CHUNK * W) + first);
         }
-        if (dv) sum = sum_over_parts(sum);
-        if (dv && place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk));
+        if (wanted) sum = sum_over_parts(sum);
+        if (wanted && place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk));
         if (CHUNK > 1) {
             leave_row();
             wait_for_copies<1>();

@@ -35,38 +35,51 @@ struct alignas(VECTOR * sizeof(Sum)) Vector {
     }
 };
 
-// Sizes of one call, and which part of it this lane computes. Of a long sequence, a segment: a piece of whole chunks
-// with a state of its own to start from (segments.cu). Everything below is of segments, the only one if there is one.
+// Of a long sequence, segments: pieces of whole chunks, each with a state of its own to start from (segments.cu).
+struct Segments {
+    int count, chunks;      // of the sequence; of each, where the last may have fewer
+    int first, launched;    // those that the launch works through
+};
+
+// Sizes of one call, and which part of it this lane computes. Chunks and tokens are counted from where the segment begins.
 struct Place {
-    int tokens, channels, rows;  // T, C; rows of the state
+    int tokens, channels, rows;  // of the segment; C; rows of the state
     int chunks, slice, slices;
-    int unit;             // (batch * H + head) * segments + segment
+    int segment, unit;    // unit: (batch * H + head) * segments + segment
     int group, lane;      // lane of the group
     int token, part;      // of a chunk: the group's token, and which of its accesses
+    long long first_chunk;  // in arrays (B*H, chunks)
+    long long before_slice;  // chunks of other slices, in arrays (slices, B*H, chunks)
     long long first;      // the lane's first element of the group's token of chunk 0, in arrays (B, T, H, C)
     int stride;           // from chunk to chunk there
     bool inside[VECTOR];  // channels that C has
 
-    DEVICE Place(int tokens, int heads, int channels, int rows, int segments)
-        : tokens(tokens), channels(channels), rows(rows), chunks(chunks_of(tokens)),
-          slices((channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES), lane(threadIdx.x % LANES),
-          token(group / SPREAD), part(group % SPREAD), stride(CHUNK * heads * channels) {
-        unit = blockIdx.x / slices, slice = blockIdx.x % slices;
+    DEVICE Place(int all_tokens, int heads, int channels, int rows, const Segments& segments)
+        : channels(channels), rows(rows), slices((channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES),
+          lane(threadIdx.x % LANES), token(group / SPREAD), part(group % SPREAD), stride(CHUNK * heads * channels) {
+        const int number = blockIdx.x / slices, all_chunks = chunks_of(all_tokens);
+        const int batch_head = number / segments.launched;
+        slice = blockIdx.x % slices, segment = segments.first + number % segments.launched;
+        unit = batch_head * segments.count + segment;
+        const int begin = segment * segments.chunks;
+        chunks = smaller_of(segments.chunks, all_chunks - begin);
+        tokens = smaller_of(chunks * CHUNK, all_tokens - begin * CHUNK);
+        first_chunk = (long long)(batch_head)*all_chunks + begin;
+        before_slice = (long long)(gridDim.x / slices / segments.launched) * all_chunks * slice;
         const int channel = slice * CHANNELS + lane * VECTOR;
-        const int head = unit / segments % heads, piece = unit / segments / heads * segments + unit % segments;
-        first = (((long long)(piece)*tokens + token) * heads + head) * channels + channel;
+        const long long row = (long long)(batch_head / heads) * all_tokens + begin * CHUNK + token;
+        first = (row * heads + batch_head % heads) * channels + channel;
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) inside[i] = channel + i < channels;
     }
     DEVICE bool has(int chunk) const { return chunk >= 0 && token < CHUNK && chunk * CHUNK + token < tokens; }
-    DEVICE long long chunk_at(int chunk) const { return (long long)(unit)*chunks + chunk; }
+    DEVICE long long chunk_at(int chunk) const { return first_chunk + chunk; }
     DEVICE long long row_of(int chunk) const { return first + (long long)(chunk)*stride; }
     DEVICE long long row_of(int chunk, int other) const {  // of another token of the chunk
         return row_of(chunk) + (long long)(other - token) * (stride / CHUNK);
     }
     // The group's first access in chunk 0, in arrays (B*H, chunks, CHUNK, SPREAD * own).
     DEVICE long long access_of(int own) const { return chunk_at(0) * (CHUNK * SPREAD * own) + group * own; }
-    DEVICE int units() const { return gridDim.x / slices; }
 };
 
 // A lane's channels in an array whose rows it has ``inside``. ALIGNED: all of them or none, and at their alignment.
@@ -173,6 +186,11 @@ struct Rows {
         for (int e = 0; e < N; e++)
             if (codes[e] & ELSEWHERE) found[e] = spare[(codes[e] & PLACE) * LANES];
     }
+    // Has rows before ``end`` brought to the L2 cache, if they are in device memory.
+    DEVICE void ask(const Place& place, int code, int end) const {
+        const int row = row_at(code);
+        if (!IN_SHARED && in_place(code) && row >= 0 && row < end) prefetch(state + (long long)(row)*place.channels);
+    }
     DEVICE void store_version(int version, const Vector& x) const {
         if (version & ENTRY_ELSEWHERE)
             spare[(version - ENTRY_ELSEWHERE) * LANES] = x;
@@ -210,6 +228,13 @@ template <int OWN> struct Accesses {
         for (int e = 0; e < BATCH; e++) codes[e] = int(get(first + e).row);
     }
 };
+
+template <int OWN> DEVICE void ask_for(const Place& place, const Rows& rows, const Accesses<OWN>& accesses, int end) {
+    if constexpr (!IN_SHARED) {
+#pragma unroll
+        for (int e = 0; e < OWN && place.token < CHUNK; e++) rows.ask(place, int(accesses.get(e).row), end);
+    }
+}
 
 // A group's chain in a chunk, with the next of its entries: entry i of four in lane i of the group.
 struct Link {

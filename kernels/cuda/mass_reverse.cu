@@ -116,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
     const Link* __restrict__ writes, const Sum* __restrict__ old_mass,  // (B*H, chunks, CHUNK, W)
     const TokenEvent* __restrict__ read_events, const short* __restrict__ read_places,  // (.., CHUNK, R)
     const Adjoint* __restrict__ gains,  // (B*H, chunks, CHUNK, R): what a read adds, if MASS_AWARE
-    const Sum* last,                    // (SLICES, B*H, segments, rows): q at the end, or null for 0
+    const Sum* last, int last_parts,    // (parts, B*H, segments, rows): q at the end is their sum; or null for 0
     const Sum* dfinal_mass,             // (B*H, segments, rows): dz at the end, or null for 0
     Adjoint* working,                   // (B*H, rows) if not IN_SHARED, all 0
     int segments, int chunks_of_segment,
@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
             Adjoint start{0, !CARRY && dfinal_mass ? dfinal_mass[of_part + row] : Sum(0)};
             const long long stride = (long long)(gridDim.x) * rows;
 #pragma unroll 1
-            for (int slice = 0; last && slice < SLICES; slice++) start.q += last[slice * stride + of_part + row];
+            for (int i = 0; last && i < last_parts; i++) start.q += last[i * stride + of_part + row];
             of_row[row] = start;
             if (CARRY) kept[row] = 1;
         }

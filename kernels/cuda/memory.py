@@ -31,13 +31,14 @@ from .layout import (
 )
 from .module import Specialisation, get_kernel, sum_dtype
 from .renumber import clear_rows, renumber
-from .segments import carry_masses, choose_segments, combine_contents, combine_masses
+from .segments import Segments, carry_masses, choose_segments, combine_contents, combine_masses, meet
 
 NULL = np.uint64(0)
 THREADS = 256  # of a block, as in chunk.cuh
 GRID = 65535  # blocks along z
 MOST_ROWS = 2**26 - 1  # PLACE in chunk.cuh
 CHAIN = np.dtype(np.float64)  # as large as Chain
+WHOLE, CARRY = np.int32(0), np.int32(1)  # of segments: all results, or what the next one starts from
 
 
 class Accesses(NamedTuple):
@@ -79,9 +80,9 @@ class MemoryContext(NamedTuple):
     rows: int
     renumbered: bool
     layout: Layout
-    segments: int
+    segments: Segments
     starts: Any  # (B*H, segments, rows, C): contents at each segment's start, or None if there is one segment
-    kept: Any  # (B*H, segments, rows), or None
+    kept: Any  # (B*H, segments of the masses, rows), or None
     dtype: Any  # of values as they came
     options: MemoryOptions
     call: tuple[Any, ...] = ()  # ``CALL_PARAMETERS`` of chunk.cuh, with which most kernels start
@@ -114,7 +115,7 @@ def memory_forward(
     values, sums = plain(values), sum_dtype(dtype)
     layout = choose_layout(values.dtype, rows, C, Kw, Kr, shared)
     chunks, (W, R) = -(-T // layout.chunk), layout.accesses
-    segments = 1
+    segments = Segments(1, chunks, 1)
     if state is None and not return_state and not renumbered:
         segments = choose_segments(layout, B * H, T, rows, processors(values.device.id))
     gamma = gamma if isinstance(gamma, float) else plain(gamma.astype(values.dtype, copy=False))
@@ -126,7 +127,7 @@ def memory_forward(
     ctx = MemoryContext(
         Address(*map(plain, write)),
         Address(*map(plain, read)),
-        _empty_accesses(B * H, chunks, segments, layout),
+        _empty_accesses(B * H, chunks, segments.contents, layout),
         Links(
             of_accesses(W, 4),
             of_accesses(R, dtype=np.int16) if layout.chunk > 1 else NULL,
@@ -154,26 +155,28 @@ def memory_forward(
             ))  # fmt: skip
         # 2. masses: eta of every write, weight of every read
         mass_start = _part(given, "mass")
-        if segments > 1:
-            carried = carry_masses(ctx.call, segments, chunks, links.writes, earlier, layout)
+        count, length = segments.contents * segments.masses, segments.chunks // segments.masses
+        if segments.cut:
+            carried = carry_masses(ctx.call, count, length, links.writes, earlier, layout)
             mass_start = combine_masses(carried, 1 / options.slots, layout, reverse=False)
-            ctx = ctx._replace(kept=cupy.empty((B * H, segments, rows), dtype=sums))
-        _launch_mass("mass_forward", ctx, (
-            mass_start, mass, mass, _or_null(ctx.kept), *_segments(ctx), links.writes, earlier, links.reads,
-            accesses.write_events, ctx.old_mass, _or_null(ctx.read_mass), *places,
+        if segments.contents > 1:
+            ctx = ctx._replace(kept=cupy.empty((B * H, count, rows), dtype=sums))
+        _launch_mass("mass_forward", count, ctx, (
+            mass_start, mass, mass, _or_null(ctx.kept), np.int32(count), np.int32(length), links.writes, earlier,
+            links.reads, accesses.write_events, ctx.old_mass, _or_null(ctx.read_mass), *places,
         ))  # fmt: skip
         if options.mass_aware:
             _launch_chunks(weigh_specialisation(layout), "weigh_forward", ctx, (
                 links.reads, ctx.read_mass, accesses.read_events,
             ))  # fmt: skip
         # 3. contents
-        start = _part(given, "slots")
-        if segments > 1:
-            start = cupy.empty((B * H, segments, rows, C), dtype=sums)
-            _launch_content("content_forward", ctx, (values, *_sizes(ctx), NULL, NULL, start, NULL))
+        start, first = _part(given, "slots"), 0
+        if segments.contents > 1:
+            start, first = cupy.empty((B * H, segments.contents, rows, C), dtype=sums), 1
+            _launch_content("content_forward", ctx, (values,), (NULL, NULL, start, y, CARRY), last=-1)
             combine_contents(start, ctx.kept, layout, reverse=False)
             ctx = ctx._replace(starts=start)
-        _launch_content("content_forward", ctx, (values, *_sizes(ctx), start, content, content, y))
+        _launch_content("content_forward", ctx, (values,), (start, content, content, y, WHOLE), first=first)
     final = None
     if return_state:
         final = RAMState(content.reshape(B, H, rows, C), mass.reshape(B, H, rows))
@@ -206,26 +209,26 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
         # 3. contents: once more forward, for the gradients of the reads; then back
         (working, on_chip), _ = _parts(ctx)
         start, end = _part(given, "slots") if ctx.starts is None else ctx.starts, _part(dlast, "slots")
-        if ctx.segments > 1:
-            end = cupy.empty_like(ctx.starts)
-            _launch_content("content_reverse", ctx, (
-                ctx.values, dy, found, *_sizes(ctx), NULL, NULL, end, NULL, dwritten, dfound,
-            ))  # fmt: skip
-            combine_contents(end, ctx.kept, layout, reverse=True)
-            last = empty(slices, B * H, ctx.segments, rows)
-        _launch_content("content_replay", ctx, (
-            ctx.values, dy, *_sizes(ctx), start, _working(working, on_chip, False, ctx), end, dread, found,
-            _or_null(last),
+        _launch_content("content_replay", ctx, (ctx.values, dy), (
+            start, _working(working, on_chip, False, ctx), end, dread, found, _or_null(last),
         ))  # fmt: skip
+        left = 0  # segments at the end that are done
+        if ctx.segments.contents > 1:
+            end, left = cupy.empty_like(ctx.starts), -1
+            _launch_content(
+                "content_reverse", ctx, (ctx.values, dy, found), (NULL, NULL, end, dv, dwritten, dfound, CARRY), first=1
+            )
+            combine_contents(end, ctx.kept, layout, reverse=True)
+            last = meet(ctx.starts, end, layout)
         dslots = NULL
         if ctx.renumbered and not layout.in_shared:
             dslots = empty(B * H, rows, C)
             clear_rows(ctx.write, dslots)
         elif not layout.in_shared:
             dslots = cupy.zeros((B * H, rows, C), dtype=sums) if dlast is None else dlast.slots.copy()
-        _launch_content("content_reverse", ctx, (
-            ctx.values, dy, found, *_sizes(ctx), end, dslots, _part(dgiven, "slots"), dv, dwritten, dfound,
-        ))  # fmt: skip
+        _launch_content("content_reverse", ctx, (ctx.values, dy, found), (
+            end, dslots, _part(dgiven, "slots"), dv, dwritten, dfound, WHOLE,
+        ), last=left)  # fmt: skip
         if dgiven is not None and not layout.in_shared:
             dgiven = RAMState(dslots.reshape(B, H, rows, C), dgiven.mass)
         # 2. masses
@@ -240,14 +243,16 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
         mass_end = _part(dlast, "mass")
 
         def mass_backward(mass_end: Any, carried: Any) -> None:
-            _launch_mass("mass_backward", ctx, (
+            count, length, _ = ctx.segments
+            parts = 1 if count > 1 else slices
+            _launch_mass("mass_backward", count, ctx, (
                 dwritten, dfound, dread, ctx.links.writes, ctx.old_mass, read_events, ctx.links.read_places, gains,
-                _or_null(last), mass_end, of_rows, *_segments(ctx), dw, dr, dgamma, _part(dgiven, "mass"),
-                _or_null(carried),
+                _or_null(last), np.int32(parts), mass_end, of_rows, np.int32(count), np.int32(length), dw, dr, dgamma,
+                _part(dgiven, "mass"), _or_null(carried),
             ), carry=carried is not None)  # fmt: skip
 
-        if ctx.segments > 1:
-            carried = empty(B * H, ctx.segments, rows, 2)
+        if ctx.segments.contents > 1:
+            carried = empty(B * H, ctx.segments.contents, rows, 2)
             mass_backward(NULL, carried)
             mass_end = combine_masses(carried, 0, layout, reverse=True)
         mass_backward(mass_end, None)
@@ -274,18 +279,26 @@ def _empty_accesses(units: int, chunks: int, segments: int, layout: Layout) -> A
     )
 
 
-def _launch_content(name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
-    B, _, H, _ = ctx.values.shape
-    layout, accesses = ctx.layout, ctx.accesses
+def _launch_content(
+    name: str, ctx: MemoryContext, inputs: tuple[Any, ...], outputs: tuple[Any, ...], *, first: int = 0, last: int = 0
+) -> None:
+    """The kernel of ``content.cu`` over all segments but the ``first`` (0 or 1) and ``last`` (0 or -1)."""
+    B, T, H, C = ctx.values.shape
+    layout, accesses, segments = ctx.layout, ctx.accesses, ctx.segments
+    launched = segments.contents - first + last
+    sizes = map(np.int32, (T, H, C, ctx.rows, segments.contents, segments.chunks, first, launched))
     kernel = get_kernel(content_specialisation(layout, ctx.renumbered), name)
     common = accesses.write_events, accesses.read_events, *accesses.lists
     shared = layout.content_bytes(ctx.rows)
-    kernel((B * H * ctx.segments * layout.slices,), (THREADS,), (*common, *arguments), shared_mem=shared)
+    arguments = *common, *inputs, *sizes, accesses.spare, *outputs
+    kernel((B * H * launched * layout.slices,), (THREADS,), arguments, shared_mem=shared)
 
 
-def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...], *, carry: bool = False) -> None:
+def _launch_mass(
+    name: str, segments: int, ctx: MemoryContext, arguments: tuple[Any, ...], *, carry: bool = False
+) -> None:
     """The kernel of ``mass.cu`` or ``mass_reverse.cu``: a block for each segment of a (batch, head)."""
-    layout, aware, segmented = ctx.layout, ctx.options.mass_aware, ctx.segments > 1
+    layout, aware, segmented = ctx.layout, ctx.options.mass_aware, segments > 1
     in_shared = layout.masses_in_shared(ctx.rows)
     if name == "mass_forward":  # keeps a number of a row, and one more of segments; in reverse two, and one to carry
         specialisation = mass_specialisation(layout, aware, in_shared, ctx.renumbered, segmented)
@@ -294,13 +307,8 @@ def _launch_mass(name: str, ctx: MemoryContext, arguments: tuple[Any, ...], *, c
         specialisation = reverse_specialisation(layout, aware, in_shared, segmented, carry)
         numbers, threads = 2 + carry, 2 * THREADS
     shared = numbers * ctx.rows * layout.sum_bytes if in_shared else 0
-    blocks = ctx.values.shape[0] * ctx.values.shape[2] * ctx.segments
+    blocks = ctx.values.shape[0] * ctx.values.shape[2] * segments
     get_kernel(specialisation, name)((blocks,), (threads,), (*ctx.call, *arguments), shared_mem=shared)
-
-
-def _segments(ctx: MemoryContext) -> tuple[Any, Any]:
-    """How many, and the chunks of one."""
-    return np.int32(ctx.segments), np.int32(ctx.old_mass.shape[1] // ctx.segments)
 
 
 def _launch_chunks(specialisation: Specialisation, name: str, ctx: MemoryContext, arguments: tuple[Any, ...]) -> None:
@@ -319,12 +327,6 @@ def _call(ctx: MemoryContext) -> tuple[Any, ...]:
         sums.type(o.eps), sums.type(1 / o.slots), np.int32(o.update == "gsu"),
         sums.type(o.proxy_eps), sums.type(np.finfo(sums).epsneg), *ctx.accesses.lists,
     )  # fmt: skip
-
-
-def _sizes(ctx: MemoryContext) -> tuple[Any, ...]:
-    """T of a segment, H, C, rows, segments; where versions go that find no room."""
-    _, T, H, C = ctx.values.shape
-    return *map(np.int32, (T // ctx.segments, H, C, ctx.rows, ctx.segments)), ctx.accesses.spare
 
 
 def _parts(ctx: MemoryContext) -> tuple[tuple[str, bool], tuple[str, bool]]:

@@ -35,10 +35,12 @@ struct Access {
 #define ACCESSES const int *slots, long long count, int tokens, int heads, int top_k
 #define TABLE                                                                                                           \
     unsigned places, int *keys, /* (B*H, places), slots or -1; or null, then slot s is at place s */                     \
-        int *first,             /* (B*H, places): number of the first write, or 2**31 - 1 */                             \
-        int *last               /* (B*H, places): last token that reads it, or -1 */
+        Use* uses               /* (B*H, places) */
 
-constexpr int NEVER = 0x7fffffff;
+struct Use {
+    unsigned first;  // number of the first write, or 2**32 - 1
+    int last;        // last token that reads it, or -1
+};
 
 // Where a slot is: its place among all, or, if CLAIM is not set and there is none, -1.
 template <bool CLAIM>
@@ -60,7 +62,7 @@ extern "C" __global__ void renumber_writes(ACCESSES, TABLE, const bool* mask /* 
     if (i >= count) return;
     const Access access(i, tokens, heads, top_k);
     if (mask && !mask[access.position]) return;
-    atomicMin(first + place_of<true>(access, slots[i], places, keys), access.number);
+    atomicMin(&uses[place_of<true>(access, slots[i], places, keys)].first, unsigned(access.number));
 }
 
 extern "C" __global__ void renumber_reads(
@@ -74,10 +76,10 @@ extern "C" __global__ void renumber_reads(
     int row = -1;
     if (!mask || mask[access.position]) {
         const long long place = place_of<false>(access, slots[i], places, keys);
-        const int number = place < 0 ? NEVER : first[place];
-        if (number < (access.token + 1) * writes) {
-            row = number;
-            atomicMax(last + place, access.token);
+        const unsigned number = place < 0 ? ~0u : uses[place].first;
+        if (number < unsigned((access.token + 1) * writes)) {
+            row = int(number);
+            atomicMax(&uses[place].last, access.token);
         }
     }
     rows[i] = row;
@@ -92,8 +94,8 @@ extern "C" __global__ void renumber_seen(
     const Access access(i, tokens, heads, top_k);
     int row = -1;
     if (!mask || mask[access.position]) {
-        const long long place = place_of<false>(access, slots[i], places, keys);
-        if (last[place] >= access.token) row = first[place];
+        const Use use = uses[place_of<false>(access, slots[i], places, keys)];
+        if (use.last >= access.token) row = int(use.first);
     }
     rows[i] = row;
 }

@@ -13,7 +13,6 @@ from .module import Specialisation, get_kernel
 
 RENUMBER = Specialisation("renumber.cu", ("renumber_writes", "renumber_reads", "renumber_seen", "renumber_clear"), ())
 THREADS = 256
-NEVER = 2**31 - 1
 
 
 def renumber(write: Address, read: Address, mask: Any, slots: int) -> tuple[Address, Address]:
@@ -26,14 +25,10 @@ def renumber(write: Address, read: Address, mask: Any, slots: int) -> tuple[Addr
 
     B, T, H, Kw = write.index.shape
     places = 1 << (2 * T * Kw - 1).bit_length()  # so that at most half of a hash table is taken
-    keys = None
-    if slots <= places:
-        places = slots
-    else:
-        keys = cupy.full((B * H, places), -1, dtype=np.int32)
-    first = cupy.full((B * H, places), NEVER, dtype=np.int32)
-    last = cupy.full((B * H, places), -1, dtype=np.int32)
-    table = np.uint32(places), null_or(keys), first, last, null_or(mask)
+    hashed = slots > places
+    places = min(places, slots)
+    keys = _all_bits(B * H, places) if hashed else None
+    table = np.uint32(places), null_or(keys), _all_bits(B * H, places, 2), null_or(mask)
     writes, reads = plain(write.index), plain(read.index)
     write_rows, read_rows = cupy.empty_like(writes), cupy.empty_like(reads)
     _launch("renumber_writes", writes, *table)
@@ -46,6 +41,16 @@ def clear_rows(write: Address, state: Any) -> None:
     """Set those rows of ``state`` (B*H, rows, C) to 0 that renumbered writes have; the others are left as they are."""
     _, rows, channels = state.shape
     _launch("renumber_clear", write.index, np.int64(rows), np.int32(channels * state.itemsize // 4), state)
+
+
+def _all_bits(*shape: int) -> Any:
+    """-1 everywhere."""
+    import cupy
+
+    numbers = cupy.empty(shape, dtype=np.int32)
+    if numbers.size:
+        numbers.data.memset_async(0xFF, numbers.nbytes)
+    return numbers
 
 
 def _launch(name: str, index: Any, *more: Any) -> None:

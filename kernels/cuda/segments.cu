@@ -6,13 +6,20 @@
 //     reverse    mass_backward with CARRY: a, b ──▶ mass_combine: dz at each segment's end ──▶ mass_backward
 //
 // So it is with contents: s -> kept s + carried, kept the product of (1 - eta) over the segment's writes to the slot, which
-// mass_forward leaves, and carried what content_forward makes of zeros; in reverse the adjoint, with the same kept:
+// mass_forward leaves, and carried what content_forward makes of zeros; in reverse the adjoint, with the same kept. The
+// first segment does start from zeros, in reverse the last, and so is worked through once only:
 //
 //     forward    content_forward from zeros ──▶ content_combine: s at each segment's begin ──▶ content_forward
+//                segments 0 .. n-2                                                            segments 1 .. n-1
 //     reverse    content_reverse from zeros ──▶ content_combine: d at each segment's end ──▶ content_reverse
+//                segments 1 .. n-1                     │                                      segments 0 .. n-2
+//                                                      └▶ content_meet: <d, s> there, from which mass_backward starts
+//
+// Masses cost less, and need more blocks to hide their waits: forward, a segment of contents is several of masses.
 //
 // Who computes what: mass_carry as mass_forward (mass.cu), but a chunk's last writes alone, with a and b of the rows in
-// shared memory; mass_combine: a thread a row of a (batch, head); content_combine: a thread a number of its state.
+// shared memory; mass_combine: a thread a row of a (batch, head); content_combine: a thread a number of its state;
+// content_meet: a warp a row of a segment.
 //
 // Compiled with: what chunk.cuh asks for.
 #include "mass.cuh"
@@ -94,20 +101,42 @@ extern "C" __global__ void __launch_bounds__(256) mass_combine(
 }
 
 extern "C" __global__ void __launch_bounds__(256) content_combine(
-    const Sum* __restrict__ kept,  // (B*H, segments, rows)
-    long long numbers, int segments, int channels, int reverse,  // numbers of a (batch, head): rows C
+    const Sum* __restrict__ kept,  // (B*H, segments, parts, rows): factors of each segment
+    int parts, int rows, int segments, int channels, int reverse,
     long long count,               // B*H * rows * C
     Sum* carried                   // (B*H, segments, rows, C): carried, then where each segment starts from
 ) {
     const long long i = blockIdx.x * (long long)(THREADS) + threadIdx.x;
     if (i >= count) return;
-    const long long unit = i / numbers * segments, number = i % numbers;
+    const long long numbers = (long long)(rows)*channels, unit = i / numbers * segments, number = i % numbers;
     Sum start = 0;
     for (int step = 0; step < segments; step++) {
         const long long segment = unit + (reverse ? segments - 1 - step : step);
         Sum& here = carried[segment * numbers + number];
-        const Sum end = kept[segment * (numbers / channels) + number / channels] * start + here;
+        Sum end = 0;
+        if (step + 1 < segments) {  // of the last one, nothing is carried
+            const Sum* factor = kept + segment * parts * rows + number / channels;
+            Sum product = factor[0];
+            for (int part = 1; part < parts; part++) product *= factor[part * rows];
+            end = product * start + here;
+        }
         here = start;
         start = end;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256) content_meet(
+    const Sum* __restrict__ starts, const Sum* __restrict__ ends,  // (B*H, segments, rows, C): s at the begin, d at the end
+    int segments, int rows, int channels, long long count,         // B*H * segments * rows
+    Sum* __restrict__ met                                          // (B*H, segments, rows): <d, s> at the end
+) {
+    const long long i = (blockIdx.x * (long long)(THREADS) + threadIdx.x) / 32;
+    if (i >= count) return;
+    Sum sum = 0;
+    if (int(i / rows % segments) + 1 < segments) {  // at the end of the last one d is 0
+        const Sum *d = ends + i * channels, *s = starts + (i + rows) * channels;
+        for (int c = threadIdx.x % 32; c < channels; c += 32) sum += d[c] * s[c];
+    }
+    sum = sum_over_warp(sum);
+    if (threadIdx.x % 32 == 0) met[i] = sum;
 }

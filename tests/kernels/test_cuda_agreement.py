@@ -24,6 +24,9 @@ EXTRA = [
     Case("renumbered-into-device-memory", B=1, T=2500, H=1, U=8, P=4, C=4, dstate=False, masked=0.2),
     Case("K-48", B=1, T=9, H=2, U=5, P=4, K=48),
     Case("segments", B=2, T=1024, H=1, U=5, P=4, C=20, gamma=0.6, dstate=False, masked=0.1),
+    Case("segments-uneven", B=1, T=1237, H=2, U=5, P=4, C=20, K=(5, 9), gamma="token", dstate=False, masked=0.1),
+    Case("segments-of-masses", B=1, T=1100, H=30, U=4, P=2, C=64, dstate=False, options={"mass_aware": True}),
+    Case("segments-of-both", B=1, T=6300, H=15, U=5, P=2, C=64, gamma=0.8, dstate=False),
     Case("segments-hot-slots", B=1, T=1024, H=2, U=3, P=2, K=4, C=8, dstate=False, options={"mass_aware": True}),
     Case("long", B=1, T=700, H=2, U=5, P=4, C=24, gamma=0.6),
 ]

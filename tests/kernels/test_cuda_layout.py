@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from ramnet_np.kernels.cuda.layout import H100, choose_layout
-from ramnet_np.kernels.cuda.segments import LEAST, LEAST_CHUNKS, choose_segments
+from ramnet_np.kernels.cuda.segments import LEAST, LEAST_CHUNKS, MASS_BLOCKS, Segments, choose_segments
 
 PROCESSORS = 132
 
@@ -46,21 +46,28 @@ def test_more_top_k_than_the_kernels_take_is_refused():
 
 @pytest.mark.parametrize("units", [1, 2, 3, 16, 24, 25, 64, 256])
 @pytest.mark.parametrize("tokens", [1, 32, 1024, 4096, 4097, 65536, 3 * 2**12])
-def test_segments_are_whole_and_fill_the_gpu_at_most_once(units, tokens):
+def test_segments_cover_the_chunks_and_fill_the_gpu_at_most_once(units, tokens):
     chosen = layout()
-    segments = choose_segments(chosen, units, tokens, 1024, PROCESSORS)
-    if segments == 1:
+    segments, chunks = choose_segments(chosen, units, tokens, 1024, PROCESSORS), -(-tokens // chosen.chunk)
+    assert (segments.contents - 1) * segments.chunks < chunks <= segments.contents * segments.chunks
+    assert segments.chunks % segments.masses == 0
+    count = segments.contents * segments.masses
+    assert segments.cut == (count > 1)
+    if count == 1:
         return
-    assert segments >= LEAST
-    assert tokens % (segments * chosen.chunk) == 0
-    assert tokens // chosen.chunk // segments >= LEAST_CHUNKS
-    assert units * chosen.slices * segments <= PROCESSORS * chosen.blocks
+    assert count >= LEAST
+    assert chunks // count >= LEAST_CHUNKS
+    assert segments.contents == 1 or segments.contents >= LEAST - 1  # of the last, chunks that round up can leave none
+    assert units * chosen.slices * segments.contents <= max(PROCESSORS * chosen.blocks, units * chosen.slices)
+    assert units * count <= PROCESSORS * MASS_BLOCKS
 
 
 def test_what_is_cut_into_segments_and_what_is_not():
-    assert choose_segments(layout(), 16, 65536, 1024, PROCESSORS) == 4
-    assert choose_segments(layout(), 64, 4096, 1024, PROCESSORS) == 1  # enough heads
-    assert choose_segments(layout(), 0, 65536, 1024, PROCESSORS) == 1
-    assert choose_segments(layout(), 1, 65536 + 1, 1024, PROCESSORS) == 1  # not of whole chunks
-    assert choose_segments(layout(writes=100), 1, 65536, 1024, PROCESSORS) == 1  # chunks of one token
-    assert choose_segments(layout(rows=65536), 1, 65536, 65536, PROCESSORS) == 1  # state in device memory
+    assert choose_segments(layout(), 16, 65536, 1024, PROCESSORS) == Segments(6, 344, 4)
+    assert choose_segments(layout(), 64, 4096, 1024, PROCESSORS) == Segments(1, 128, 4)  # enough heads for contents
+    assert choose_segments(layout(), 256, 4096, 1024, PROCESSORS) == Segments(1, 128, 1)  # enough for all
+    assert choose_segments(layout(), 0, 65536, 1024, PROCESSORS) == Segments(1, 2048, 1)
+    assert choose_segments(layout(writes=100), 1, 65536, 1024, PROCESSORS) == Segments(
+        1, 65536, 1
+    )  # chunks of one token
+    assert choose_segments(layout(rows=65536), 1, 65536, 65536, PROCESSORS).cut is False  # state in device memory
