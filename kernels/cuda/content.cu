@@ -88,14 +88,14 @@ DEVICE void forward_pass(
     Vector value;
     Link link{};
     const auto fetch = [&](int chunk) {
-        write.fetch(writes + (long long)(chunk) * (CHUNK * W));
+        write.fetch(writes + at_chunk(chunk, CHUNK * W));
         value.clear();
         if (place.has(chunk)) value = load_channels(place, values + place.row_of(chunk));
     };
     const auto leave_row = [&] {
-        if (place.part == 0 && place.token < CHUNK) rows[place_of_token(rows_in_shared, place.token)] = value;
+        if (place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = value;
     };
-    if (place.token < CHUNK) fetch(0);
+    if (place.takes_part()) fetch(0);
     if (CHUNK > 1) {
         for (int chunk = 0; chunk < 3; chunk++) fetch_header(place, chains, chunk);
         wait_for_copies<0>();
@@ -113,11 +113,11 @@ DEVICE void forward_pass(
         Accesses<OWN_R> token_reads;
         Vector token_dy;
         token_dy.clear();
-        if (place.token < CHUNK) token_reads.fetch(reads + (long long)(chunk) * (CHUNK * R));
+        if (place.takes_part()) token_reads.fetch(reads + at_chunk(chunk, CHUNK * R));
         if (REPLAY && place.has(chunk)) token_dy = load_channels(place, dy + place.row_of(chunk));
         if (FRESH) rows.fresh = chunk * CHUNK * WRITES;
         // 1. writes that are alone on their slot, then chains
-        if (place.token < CHUNK) {
+        if (place.takes_part()) {
             BATCHES(OWN_W, first) {
                 int codes[BATCH_OF(OWN_W)];
                 Vector s[BATCH_OF(OWN_W)];
@@ -134,7 +134,7 @@ DEVICE void forward_pass(
         }
         ask_for(place, rows, token_reads, place.rows);
         if (CHUNK > 1) {
-            const TokenEvent* list = entries + chunk * ENTRIES;
+            const TokenEvent* list = entries + at_chunk(chunk, ENTRIES);
             for (int c = 0;;) {
                 const Chain chain = link.chain;
                 const int count = chain.reads_only() ? 0 : chain.count();
@@ -147,11 +147,11 @@ DEVICE void forward_pass(
                 });
                 if (count) rows.store(place, place_of_row(chain.row), s);
                 if (!__any_sync(~0u, chain.more_mixed())) break;
-                c += GROUPS, link.chain = chains[chunk * CHAINS + c];
+                c += GROUPS, link.chain = chains[at_chunk(chunk, CHAINS) + c];
                 link.fetch_first<1>(place, list);
             }
             link.chain = header_of(place, next);
-            link.fetch_first<1>(place, entries + next * ENTRIES);
+            link.fetch_first<1>(place, entries + at_chunk(next, ENTRIES));
         }
         __syncthreads();
         // 2. reads; meanwhile what the next chunk needs arrives
@@ -183,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_forward(
         if (!wanted) return;
         Vector sum;
         sum.clear();
-        if (place.token < CHUNK) {
+        if (place.takes_part()) {
             BATCHES(OWN_R, first) {
                 int codes[BATCH_OF(OWN_R)];
                 Vector seen[BATCH_OF(OWN_R)];
@@ -217,10 +217,10 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
             Vector seen[BATCH_OF(OWN_R)];
             Sum dots[BATCH_OF(OWN_R)];
             EVENTS_OF(OWN_R, e) codes[e] = NOTHING;
-            if (place.token < CHUNK) reads.codes(first, codes);
+            if (place.takes_part()) reads.codes(first, codes);
             rows.find(place, codes, seen);
             EVENTS_OF(OWN_R, e) dots[e] = seen[e].dot(dy);
-            store_dots(place, dots, dread + (long long)(chunk) * (CHUNK * R) + first);
+            store_dots(place, dots, dread + at_chunk(chunk, CHUNK * R) + first);
         }
     };
     forward_pass<true>(place, rows, writes, reads, chains, entries, values, dy, found, read);
@@ -258,22 +258,22 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     Vector token_dy;
     Link link{};
     const auto fetch = [&](int chunk) {
-        read.fetch(reads + (long long)(chunk) * (CHUNK * R));
+        read.fetch(reads + at_chunk(chunk, CHUNK * R));
         token_dy.clear();
         if (place.has(chunk)) token_dy = load_channels(place, dy + place.row_of(chunk));
     };
     const auto leave_row = [&] {
-        if (place.part == 0 && place.token < CHUNK) rows[place_of_token(rows_in_shared, place.token)] = token_dy;
+        if (place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = token_dy;
     };
     const int end = place.chunks - 1;
     const auto no_less = [](int chunk) { return chunk < 0 ? 0 : chunk; };
-    if (place.token < CHUNK) fetch(end);
+    if (place.takes_part()) fetch(end);
     if (CHUNK > 1) {
         for (int chunk = end; chunk > end - 3; chunk--) fetch_header(place, chains, chunk);
         wait_for_copies<0>();
         __syncwarp();
         link.chain = header_of(place, end);
-        link.fetch_first<-1>(place, entries + end * ENTRIES);
+        link.fetch_first<-1>(place, entries + at_chunk(end, ENTRIES));
         leave_row();
     }
     for (int chunk = end - 1; chunk > end - AHEAD; chunk--) ask(place, chunk);
@@ -284,10 +284,10 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         Accesses<OWN_W> write;
         Vector value, found_here;
         value.clear(), found_here.clear();
-        if (place.token < CHUNK) write.fetch(writes + (long long)(chunk) * (CHUNK * W));
+        if (place.takes_part()) write.fetch(writes + at_chunk(chunk, CHUNK * W));
         if (place.has(chunk)) value = load_channels(place, values + place.row_of(chunk));
         // 1. reads that are alone on their slot, then chains
-        if (place.token < CHUNK) {
+        if (place.takes_part()) {
             BATCHES(OWN_R, first) {
                 int codes[BATCH_OF(OWN_R)];
                 Vector d[BATCH_OF(OWN_R)];
@@ -303,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (place.part == 0 && place.has(chunk) && wanted)
             found_here = load_channels(place, found + place.row_of(chunk));
         if (CHUNK > 1) {
-            const TokenEvent* list = entries + chunk * ENTRIES;
+            const TokenEvent* list = entries + at_chunk(chunk, ENTRIES);
             for (int c = 0;;) {
                 const Chain chain = link.chain;
                 Vector d = rows.load(place, place_of_row(chain.row));
@@ -314,13 +314,13 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 });
                 if (chain.count()) rows.store(place, place_of_row(chain.row), d);
                 if (!__any_sync(~0u, chain.more())) break;
-                c += GROUPS, link.chain = chains[chunk * CHAINS + c];
+                c += GROUPS, link.chain = chains[at_chunk(chunk, CHAINS) + c];
                 link.fetch_first<-1>(place, list);
             }
             link.chain = header_of(place, no_less(chunk - 1));
-            link.fetch_first<-1>(place, entries + no_less(chunk - 1) * ENTRIES);
+            link.fetch_first<-1>(place, entries + at_chunk(no_less(chunk - 1), ENTRIES));
         }
-        if (place.token < CHUNK) fetch(no_less(chunk - 1));  // into the same registers
+        if (place.takes_part()) fetch(no_less(chunk - 1));  // into the same registers
         __syncthreads();
         // 2. writes
         ask_for(place, rows, read, place.rows);
@@ -332,11 +332,11 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
             Vector d[BATCH_OF(OWN_W)];
             Sum dots[BATCH_OF(OWN_W)];
             EVENTS_OF(OWN_W, e) codes[e] = NOTHING;
-            if (place.token < CHUNK) write.codes(first, codes);
+            if (place.takes_part()) write.codes(first, codes);
             rows.find(place, codes, d);
             if (first == 0 && wanted) {
                 const Sum dot_found = sum_over_lanes(d[0].dot(found_here));
-                if (place.part == 0 && place.lane == 0 && place.token < CHUNK) dfound[(long long)(chunk)*CHUNK] = dot_found;
+                if (place.part == 0 && place.lane == 0 && place.takes_part()) dfound[at_chunk(chunk, CHUNK)] = dot_found;
             }
             EVENTS_OF(OWN_W, e) {
                 dots[e] = d[e].dot(value);
@@ -346,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 d[e].scale(1 - eta);
                 if (in_place(codes[e])) rows.store(place, codes[e], d[e]);
             }
-            if (wanted) store_dots(place, dots, dwritten + (long long)(chunk) * (CHUNK * W) + first);
+            if (wanted) store_dots(place, dots, dwritten + at_chunk(chunk, CHUNK * W) + first);
         }
         if (wanted) sum = sum_over_parts(sum);
         if (wanted && place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk));

@@ -51,7 +51,7 @@ struct Place {
     long long first_chunk;  // in arrays (B*H, chunks)
     long long before_slice;  // chunks of other slices, in arrays (slices, B*H, chunks)
     long long first;      // the lane's first element of the group's token of chunk 0, in arrays (B, T, H, C)
-    int stride;           // from chunk to chunk there
+    unsigned stride;      // from chunk to chunk there
     bool inside[VECTOR];  // channels that C has
 
     DEVICE Place(int all_tokens, int heads, int channels, int rows, const Segments& segments)
@@ -72,9 +72,11 @@ struct Place {
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) inside[i] = channel + i < channels;
     }
-    DEVICE bool has(int chunk) const { return chunk >= 0 && token < CHUNK && chunk * CHUNK + token < tokens; }
+    // Whether the group has a token; known to the compiler where all do.
+    DEVICE bool takes_part() const { return CHUNK * SPREAD >= GROUPS || token < CHUNK; }
+    DEVICE bool has(int chunk) const { return chunk >= 0 && takes_part() && chunk * CHUNK + token < tokens; }
     DEVICE long long chunk_at(int chunk) const { return first_chunk + chunk; }
-    DEVICE long long row_of(int chunk) const { return first + (long long)(chunk)*stride; }
+    DEVICE long long row_of(int chunk) const { return first + (unsigned long long)(unsigned(chunk)) * stride; }
     DEVICE long long row_of(int chunk, int other) const {  // of another token of the chunk
         return row_of(chunk) + (long long)(other - token) * (stride / CHUNK);
     }
@@ -105,6 +107,9 @@ template <class T> DEVICE void store_channels(const Place& place, const Vector& 
     }
 }
 
+// Where a chunk begins in a list that has so many a chunk; unsigned, which takes one instruction.
+DEVICE unsigned long long at_chunk(int chunk, unsigned each) { return (unsigned long long)(unsigned(chunk)) * each; }
+
 // The headers of four chunks' first chains, one for each group, come to shared memory chunks ahead: registers that wait
 // for them would be moved, and so waited for, too early.
 constexpr int HEADERS = CHUNK > 1 ? 4 * GROUPS : 0;
@@ -113,7 +118,7 @@ DEVICE Chain& header_of(const Place& place, int chunk) {
 }
 DEVICE void fetch_header(const Place& place, const Chain* chains, int chunk) {
     if (place.lane == 0 && chunk >= 0 && chunk < place.chunks)
-        copy_async<sizeof(Chain)>(&header_of(place, chunk), chains + (long long)(chunk)*CHAINS);
+        copy_async<sizeof(Chain)>(&header_of(place, chunk), chains + at_chunk(chunk, CHAINS));
     end_group_of_copies();
 }
 
@@ -123,19 +128,21 @@ DEVICE void fetch_header(const Place& place, const Chain* chains, int chunk) {
 //
 // The state is in device memory instead, (B*H, rows, C), if it does not fit; so are versions that find no room.
 struct Rows {
-    Vector* at;        // the lane's part of zeros
+    unsigned at;       // the lane's part of zeros, in shared memory
     Vector* spare;     // (blocks, versions of a chunk, CHANNELS) in device memory, from this block's on
     long long origin;  // the lane's first element in arrays (B*H, rows, C)
     Sum* state;        // there, if the state is in device memory
     int fresh;         // of those, rows from this one on are still 0, whatever their memory holds
 
     DEVICE Rows(const Place& place, Sum* spare, Sum* working)
-        : at(reinterpret_cast<Vector*>(on_chip() + HEADERS * sizeof(Chain)) + place.lane),
+        : at(address_on_chip(on_chip() + HEADERS * sizeof(Chain) + place.lane * sizeof(Vector))),
           spare(reinterpret_cast<Vector*>(spare) + (long long)(blockIdx.x) * CHUNK * (W > R ? W : R) * LANES + place.lane),
           origin((long long)(place.unit) * place.rows * place.channels + place.slice * CHANNELS + place.lane * VECTOR),
           state(working + origin), fresh(place.rows) {}
 
-    DEVICE Vector& operator[](int code) const { return at[unsigned(code) * LANES]; }  // drops the flags
+    DEVICE Vector& operator[](int code) const {  // the product drops the flags
+        return *reinterpret_cast<Vector*>(__cvta_shared_to_generic(at + unsigned(code) * unsigned(LANES * sizeof(Vector))));
+    }
 
     // Shared memory starts from (B*H, rows, C), or from 0 if there is none; device memory was set by the caller.
     DEVICE void start(const Place& place, const Sum* given) const {
@@ -232,7 +239,7 @@ template <int OWN> struct Accesses {
 template <int OWN> DEVICE void ask_for(const Place& place, const Rows& rows, const Accesses<OWN>& accesses, int end) {
     if constexpr (!IN_SHARED) {
 #pragma unroll
-        for (int e = 0; e < OWN && place.token < CHUNK; e++) rows.ask(place, int(accesses.get(e).row), end);
+        for (int e = 0; e < OWN && place.takes_part(); e++) rows.ask(place, int(accesses.get(e).row), end);
     }
 }
 
@@ -313,5 +320,5 @@ template <int N> DEVICE void add_over_lanes(const Sum (&x)[N], Sum (&sums)[N / 4
 template <int N> DEVICE void store_dots(const Place& place, const Sum (&dots)[N], Sum* to) {
     Sum sums[N / 4];
     add_over_lanes(dots, sums);
-    if (place.token < CHUNK) store<N / 4>(sums, to + place.lane * (N / 4));
+    if (place.takes_part()) store<N / 4>(sums, to + place.lane * (N / 4));
 }
