@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
 
+CUT = 512  # bytes at whose multiples ``cut`` begins an array, as CuPy's pool does
 ALIGNMENT = 16  # bytes of the widest access (``load`` and ``store`` in common.cuh)
 NULL = np.uint64(0)  # a pointer to nothing, as an argument of a kernel
 
@@ -15,6 +18,19 @@ def plain(array: Any) -> Any:
     if array.flags.c_contiguous and array.data.ptr % ALIGNMENT == 0:
         return array
     return array.copy(order="C")
+
+
+def cut(*wanted: tuple[tuple[int, ...], Any]) -> list[Any]:
+    """Arrays of the (shape, dtype) pairs, not set, cut from one allocation: cutting is faster than asking CuPy's pool.
+
+    The memory is free again when none of them is left.
+    """
+    import cupy
+
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in wanted]
+    starts = [0, *itertools.accumulate(-(-size // CUT) * CUT for size in sizes)]
+    memory = cupy.empty(starts[-1] // 4, dtype=np.float32).data
+    return [cupy.ndarray(shape, dtype, memory + at) for (shape, dtype), at in zip(wanted, starts, strict=False)]
 
 
 def null_or(array: Any) -> Any:

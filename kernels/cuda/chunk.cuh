@@ -97,14 +97,15 @@ struct Unit {
     long long number, first, first_mask;  // b * H + h; token 0 in (B, T, H) and in (B, T)
 
     DEVICE Unit(const Call& call, unsigned batch, unsigned head)
-        : call(call), number((long long)(batch)*call.heads + head), first_mask((long long)(batch)*call.tokens) {
-        first = first_mask * call.heads + head;
+        : call(call), number((unsigned long long)(batch) * unsigned(call.heads) + head),
+          first_mask((unsigned long long)(batch) * unsigned(call.tokens)) {
+        first = first_mask * unsigned(call.heads) + head;
     }
     DEVICE Unit(const Call& call, unsigned unit) : Unit(call, unit / unsigned(call.heads), unit % unsigned(call.heads)) {}
-    DEVICE long long row_of(int t) const { return first + (long long)(t)*call.heads; }
+    DEVICE long long row_of(int t) const { return first + (unsigned long long)(unsigned(t)) * unsigned(call.heads); }
     DEVICE bool live(int t) const { return t >= 0 && t < call.tokens && (!call.mask || call.mask[first_mask + t]); }
     DEVICE Sum gamma_of(int t) const { return call.gamma ? widen(call.gamma[row_of(t)]) : call.one_gamma; }
-    DEVICE long long chunk_at(int chunk) const { return number * call.chunks() + chunk; }
+    DEVICE long long chunk_at(int chunk) const { return number * unsigned(call.chunks()) + unsigned(chunk); }
 };
 
 // chains (B*H, chunks, CHAINS) and entries (B*H, chunks, ENTRIES): null if CHUNK is 1, for then there are none.

@@ -19,13 +19,14 @@ import numpy as np
 
 from ramnet_np.backend import DecodeOptions
 
-from .arrays import NULL, null_or, plain, token_strides
+from .arrays import NULL, cut, null_or, plain, token_strides
 from .module import DECODE_THREADS, Launch, decode_specialisation, sum_dtype, type_name
 
 SHARED_BYTES = 44 * 1024  # for the keys of a block; with its sums they stay under the 48 KiB that need no request
 GLOBAL_BYTES = 2**28  # for the keys of all blocks, where they do not fit there
 GLOBAL_BLOCKS = 1024
 MOST_BYTES = 2**32  # for the keys of one block
+INDEX = np.dtype(np.int32)
 
 
 class DecodeContext(NamedTuple):
@@ -143,8 +144,8 @@ def _forward(
 
     logits = tuple(map(plain, logits))
     plan = _plan(logits[0].shape, logits[0].dtype, top_k, renorms, cape_heads, token_strides(positions))
-    indices = [cupy.empty(plan.shape, dtype=np.int32) for _ in logits]
-    weights = [cupy.empty(plan.shape, dtype=plan.dtype) for _ in logits]
+    arrays = cut(*[(plan.shape, INDEX)] * len(logits), *[(plan.shape, plan.dtype)] * len(logits))
+    indices, weights = arrays[: len(logits)], arrays[len(logits) :]
     if indices[0].size:
         at = null_or(positions)
         if plan.forward.name == "decode_forward":

@@ -12,6 +12,9 @@
 // Who computes what: block (batch, head, chunk); thread token * W + k has write k of a token and read k.
 #include "mass.cuh"
 
+// Whether a thread's token is one of the chunk; known to the compiler where all threads have one.
+DEVICE constexpr bool in_chunk(int token, int width) { return CHUNK * width >= THREADS || token < CHUNK; }
+
 DEVICE constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
 // Six counts, three in a word, of all accesses before one: entries and chains with writes, versions of their reads; and
@@ -109,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     };
     const auto token_of = [&](unsigned width) {
         const int number = int(threadIdx.x / width), t = first + number;
-        return Token{number, number < CHUNK && unit.live(t), unit.row_of(t)};
+        return Token{number, in_chunk(number, width) && unit.live(t), unit.row_of(t)};
     };
     const auto fetch = [&](const Token& token, unsigned width, int top_k, const int* rows, const Sum* weights) {
         Access own{token.number, int(threadIdx.x % width), -1, 0, 0, false};
@@ -215,8 +218,8 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     }
     int tag = w.live ? (write_role.last ? LAST : 0) : DEAD;
     if (write_role.mixed) tag |= chained(write_number, write_place, write_begin);
-    if (w.token < CHUNK) writes[threadIdx.x] = {w.live ? w.row : 0, tag, change};
-    if (r.token < CHUNK) {
+    if (in_chunk(w.token, W)) writes[threadIdx.x] = {w.live ? w.row : 0, tag, change};
+    if (in_chunk(r.token, R)) {
         int code = r.live ? place_of_row(r.row) | (read_role.listed ? REVERSE_LISTED : 0) : NOTHING;
         if (read_role.mixed) code = version_code(read_number, rows_in_shared, room);
         read_events[threadIdx.x] = {code, r.live ? r.weight : Sum(0)};
@@ -236,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
         return sum;
     };
     if (write_role.mixed) earlier[at * W + threadIdx.x] = change_before(write_role, write_begin, write_place);
-    if (reads && r.token < CHUNK) {
+    if (reads && in_chunk(r.token, R)) {
         tag = r.live ? listed(read_place) : DEAD;
         if (read_role.mixed) tag = chained(read_number, read_place, read_begin);
         reads[at * R + threadIdx.x] = {r.live ? r.row : 0, tag, change_before(read_role, read_begin, read_place)};

@@ -99,14 +99,6 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
     const long long of_part = (long long)(blockIdx.x) * rows;
     const Rows z(IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + of_part);
     const Rows kept_of(z.at + (SEGMENTED ? rows : 0));
-    if (IN_SHARED)
-#pragma unroll 1
-        for (int row = threadIdx.x; row < rows; row += THREADS) {
-            z.set(row, given ? given[of_part + row] : initial);
-            if (SEGMENTED && kept) kept_of.set(row, 1);
-        }
-    __syncthreads();
-
     __shared__ Sum found_mass[2 * (CHUNK > 1 ? ENTRIES : 1)];  // by where a chain begins: the mass that a chunk found
     const unsigned found = address_on_chip(found_mass);
     const auto found_of = [&](int s, const Link& link) {  // in a chunk of the ring
@@ -144,6 +136,13 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
         for (int item = 0; item < ITEMS; item++) ring[s].write[item] = {0, DEAD, {1, 0}};
         fetch(ring[s], s, s);
     }
+    if (IN_SHARED)
+#pragma unroll 1
+        for (int row = threadIdx.x; row < rows; row += THREADS) {
+            z.set(row, given ? given[of_part + row] : initial);
+            if (SEGMENTED && kept) kept_of.set(row, 1);
+        }
+    __syncthreads();
 #pragma unroll
     for (int s = 0; s < RING / 2; s++) fetch_earlier(ring[s], s, s);
 

@@ -16,7 +16,7 @@ from ramnet_np.backend import MemoryOptions
 from ramnet_np.core.memory import MemoryGrads
 from ramnet_np.core.state import Address, RAMState
 
-from .arrays import plain
+from .arrays import cut, plain
 from .layout import (
     Layout,
     choose_layout,
@@ -38,6 +38,7 @@ THREADS = 256  # of a block, as in chunk.cuh
 GRID = 65535  # blocks along z
 MOST_ROWS = 2**26 - 1  # PLACE in chunk.cuh
 CHAIN = np.dtype(np.float64)  # as large as Chain
+PLACE = np.dtype(np.int16)
 WHOLE, CARRY = np.int32(0), np.int32(1)  # of segments: all results, or what the next one starts from
 
 
@@ -114,34 +115,21 @@ def memory_forward(
         raise ValueError(f"the state must have fewer than {MOST_ROWS} slots on the GPU, got {rows}")
     values, sums = plain(values), sum_dtype(dtype)
     layout = choose_layout(values.dtype, rows, C, Kw, Kr, shared)
-    chunks, (W, R) = -(-T // layout.chunk), layout.accesses
+    chunks, (W, _) = -(-T // layout.chunk), layout.accesses
     segments = Segments(1, chunks, 1)
     if state is None and not return_state and not renumbered:
         segments = choose_segments(layout, B * H, T, rows, processors(values.device.id))
     gamma = gamma if isinstance(gamma, float) else plain(gamma.astype(values.dtype, copy=False))
     given = None if state is None else RAMState(*map(plain, state))
 
-    def of_accesses(*shape: int, dtype: Any = sums) -> Any:
-        return cupy.empty((B * H, chunks, layout.chunk, *shape), dtype=dtype)
-
+    accesses, links, old_mass, read_mass = _empty(B * H, chunks, segments.contents, layout, options.mass_aware)
     ctx = MemoryContext(
-        Address(*map(plain, write)),
-        Address(*map(plain, read)),
-        _empty_accesses(B * H, chunks, segments.contents, layout),
-        Links(
-            of_accesses(W, 4),
-            of_accesses(R, dtype=np.int16) if layout.chunk > 1 else NULL,
-            of_accesses(R, 4) if options.mass_aware else NULL,
-        ),
-        values, gamma, mask, given,
-        old_mass=of_accesses(W),
-        read_mass=of_accesses(R) if options.mass_aware else None,
-        rows=rows, renumbered=renumbered, layout=layout, segments=segments, starts=None, kept=None, dtype=dtype,
-        options=options,
+        Address(*map(plain, write)), Address(*map(plain, read)), accesses, links, values, gamma, mask, given,
+        old_mass=old_mass, read_mass=read_mass, rows=rows, renumbered=renumbered, layout=layout, segments=segments,
+        starts=None, kept=None, dtype=dtype, options=options,
     )  # fmt: skip
     ctx = ctx._replace(call=_call(ctx))
-    accesses, links = ctx.accesses, ctx.links
-    earlier = of_accesses(W, 2) if layout.chunk > 1 else NULL
+    earlier = cupy.empty((B * H, chunks, layout.chunk, W, 2), dtype=sums) if layout.chunk > 1 else NULL
     y = cupy.empty((B, T, H, C), dtype=dtype)
     content, mass = (_working(part, on_chip, return_state, ctx) for part, on_chip in _parts(ctx))
     if B:
@@ -196,11 +184,13 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
     def empty(*shape: int, dtype: Any = sums) -> Any:
         return cupy.empty(shape, dtype=dtype)
 
-    dread, dwritten, dfound = (empty(slices, B * H, chunks, layout.chunk, n) for n in (R, W, 1))
-    found = empty(B, T, H, C)
+    of_slices = (slices, B * H, chunks, layout.chunk)
+    dread, dwritten, dfound, found = cut(
+        ((*of_slices, R), sums), ((*of_slices, W), sums), (of_slices, sums), ((B, T, H, C), sums)
+    )
+    dw, dr = cut((ctx.write.weight.shape, sums), (ctx.read.weight.shape, sums))
     last = None if dstate is None else empty(slices, B * H, rows)
     dv = empty(B, T, H, C, dtype=ctx.values.dtype)
-    dw, dr = empty(*ctx.write.weight.shape), empty(*ctx.read.weight.shape)
     dgamma = empty(B, T, H, dtype=ctx.dtype)
     dgiven = None
     if given is not None:
@@ -259,24 +249,26 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
     return MemoryGrads(dw, dr, dv, dgamma, dgiven)
 
 
-def _empty_accesses(units: int, chunks: int, segments: int, layout: Layout) -> Accesses:
-    import cupy
-
+def _empty(
+    units: int, chunks: int, segments: int, layout: Layout, mass_aware: bool
+) -> tuple[Accesses, Links, Any, Any]:
+    """What a forward keeps of its accesses, not set: the two, the masses that writes found, and reads (or None)."""
     sums, (W, R) = np.dtype(f"f{layout.sum_bytes}"), layout.accesses
-
-    def empty(*shape: int, dtype: Any = sums) -> Any:
-        return cupy.empty((units, chunks, *shape), dtype=dtype)
-
-    linked = layout.chunk > 1
-    return Accesses(
-        empty(layout.chunk, W, 2),
-        empty(layout.chunk, R, 2),
-        empty(layout.chains, dtype=CHAIN) if linked else NULL,
-        empty(layout.entries, 2) if linked else NULL,
-        cupy.empty((units * segments * layout.slices, layout.chunk * max(W, R), layout.channels), dtype=sums)
-        if linked
-        else NULL,
-    )
+    all_chunks, tokens, linked = (units, chunks), (units, chunks, layout.chunk), layout.chunk > 1
+    wanted = [((*tokens, W, 2), sums), ((*tokens, R, 2), sums), ((*tokens, W, 4), sums), ((*tokens, W), sums)]
+    if linked:
+        versions = (units * segments * layout.slices, layout.chunk * max(W, R), layout.channels)
+        wanted += [
+            ((*all_chunks, layout.chains), CHAIN), ((*all_chunks, layout.entries, 2), sums), (versions, sums),
+            ((*tokens, R), PLACE),
+        ]  # fmt: skip
+    if mass_aware:
+        wanted += [((*tokens, R, 4), sums), ((*tokens, R), sums)]
+    write_events, read_events, writes, old_mass, *others = cut(*wanted)
+    chains, entries, spare, read_places = others[:4] if linked else [NULL] * 4
+    reads, read_mass = others[-2:] if mass_aware else (NULL, None)
+    accesses = Accesses(write_events, read_events, chains, entries, spare)
+    return accesses, Links(writes, read_places, reads), old_mass, read_mass
 
 
 def _launch_content(
