@@ -9,7 +9,8 @@
 // Beside that, for mass.cu, what depends on nothing else either: what a write leaves of its slot's mass (alpha), and
 // what the writes before it in the chunk make of the mass that the chunk found, so that mass.cu follows no chains.
 //
-// Who computes what: block (batch, head, chunk); thread token * W + k has write k of a token and read k.
+// Who computes what: block (head, batch, chunk), heads first as they share lines of memory; thread token * W + k has write
+// k of a token and read k.
 #include "mass.cuh"
 
 // Whether a thread's token is one of the chunk; known to the compiler where all threads have one.
@@ -68,11 +69,11 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     short* __restrict__ read_places,       // likewise, of listed reads: among the entries
     Link* __restrict__ reads,              // likewise, or null if reads are not mass-aware
     int rows_in_shared, int room,          // of content.cu: the state's rows, and versions
-    int first_chunk                        // of the launch
+    int first_batch, int first_chunk       // of the launch
 ) {
     const Call call = CALL;
     const int chunk = first_chunk + blockIdx.z, first = chunk * CHUNK;
-    const Unit unit(call, blockIdx.x, blockIdx.y);
+    const Unit unit(call, first_batch + blockIdx.y, blockIdx.x);
     const long long number = unit.chunk_at(chunk), at = number * CHUNK;  // the chunk's first token, in arrays with CHUNK
     writes += at * W, read_events += at * R;
 #if CHUNK == 1

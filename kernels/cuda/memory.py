@@ -8,6 +8,7 @@ of the size of the accesses times C is kept for the backward.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ from .segments import Segments, carry_masses, choose_segments, combine_contents,
 
 NULL = np.uint64(0)
 THREADS = 256  # of a block, as in chunk.cuh
-GRID = 65535  # blocks along z
+GRID = 65535  # blocks along y, or z
 MOST_ROWS = 2**26 - 1  # PLACE in chunk.cuh
 CHAIN = np.dtype(np.float64)  # as large as Chain
 PLACE = np.dtype(np.int16)
@@ -136,10 +137,10 @@ def memory_forward(
         # 1. what meets what
         places = np.int32(rows * layout.in_shared), np.int32(layout.room)  # of content.cu
         link = get_kernel(link_specialisation(layout), "link_accesses")
-        for start in range(0, chunks, GRID):
-            link((B, H, min(chunks - start, GRID)), (THREADS,), (
+        for batch, chunk in product(range(0, B, GRID), range(0, chunks, GRID)):
+            link((H, min(B - batch, GRID), min(chunks - chunk, GRID)), (THREADS,), (
                 *ctx.call, links.writes, earlier, accesses.read_events, links.read_places, links.reads, *places,
-                np.int32(start),
+                np.int32(batch), np.int32(chunk),
             ))  # fmt: skip
         # 2. masses: eta of every write, weight of every read
         mass_start = _part(given, "mass")

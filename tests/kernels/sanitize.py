@@ -21,6 +21,8 @@ STEPS = (
 )
 OTHERS = (
     Case("renumbered", B=1, T=30, H=2, U=8, P=4, C=8, dstate=False, options={"mass_aware": True}),
+    Case("renumbered-into-device-memory", B=1, T=450, H=1, U=7, P=4, K=32, C=8, dstate=False),
+    Case("segments-of-masses", B=1, T=1100, H=30, U=4, P=2, C=64, dstate=False),
     Case("segments", B=1, T=1024, H=1, U=3, P=3, K=4, C=4, dstate=False),
     Case("K-70", B=1, T=5, H=1, U=5, P=4, K=70, C=8),
 )
