@@ -36,12 +36,14 @@ DEVICE constexpr int place_of_version(int rows, int version) { return 1 + rows +
 
 // Where an access finds its slot: the number of a place, with flags in bits that a shift to bytes drops.
 constexpr int PLACE = (1 << 26) - 1;
-constexpr int REVERSE_LISTED = 1 << 30;       // of a read in place: in reverse it is in a chain
 constexpr int ELSEWHERE = 1 << 29;            // of a version that finds no room: its number, not a place
 constexpr int NOTHING = int(0x80000000);      // nowhere: it does nothing, at zeros
 constexpr int VERSION = int(0x80000000);      // a version
-DEVICE constexpr bool in_place(int code) { return code >= 0; }
-DEVICE constexpr bool has_version(int code) { return code < 0 && code != NOTHING; }
+constexpr int LISTED = 1 << 30;               // beside VERSION, of a read in place: in reverse it is in a chain
+DEVICE constexpr bool is_alone(int code) { return code >= 0; }
+DEVICE constexpr bool in_place(int code) { return is_alone(code) || code & LISTED; }
+DEVICE constexpr bool in_chain(int code) { return !is_alone(code) && code != NOTHING; }
+DEVICE constexpr bool has_version(int code) { return in_chain(code) && !(code & LISTED); }
 DEVICE constexpr int row_at(int code) { return (code & PLACE) - 1; }
 DEVICE constexpr int version_code(int version, int rows, int room) {
     return VERSION | (version < room ? place_of_version(rows, version) : ELSEWHERE | version);
@@ -59,7 +61,7 @@ DEVICE constexpr bool entry_first(int entry) { return entry & 1 << 30; }
 DEVICE constexpr bool entry_reads(int entry) { return entry < 0; }
 
 // A slot's chain: entries begin, begin + 1, .. of the chunk. Chains with a write that follows another access come first,
-// then those of reads alone, which only the reverse follows, then empty ones.
+// then those of reads alone, which only the reverse follows, then empty ones, whose row is -1.
 struct alignas(8) Chain {
     int row, info;
 

@@ -36,8 +36,12 @@ DEVICE void narrow(float x, float& y) { y = x; }
 DEVICE void narrow(double x, double& y) { y = x; }
 DEVICE void narrow(float x, float16& y) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
 DEVICE void narrow(float x, bfloat16& y) {  // to nearest, ties to even; NaN stays NaN
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#else
     unsigned bits = __float_as_uint(x);
     y.bits = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fff;
+#endif
 }
 
 DEVICE constexpr int smaller_of(int a, int b) { return b < a ? b : a; }

@@ -122,12 +122,12 @@ DEVICE void forward_pass(
                 int codes[BATCH_OF(OWN_W)];
                 Vector s[BATCH_OF(OWN_W)];
                 write.codes(first, codes);
-                rows.find_in_place(place, codes, s);
+                rows.find_alone(place, codes, s);
                 EVENTS_OF(OWN_W, e) {
-                    if (REPLAY && first + e == 0 && place.part == 0 && !has_version(codes[e]) && place.has(chunk))
+                    if (REPLAY && first + e == 0 && place.part == 0 && !has_version(int(write.get(0).row)) && place.has(chunk))
                         store_channels(place, s[e], found + place.row_of(chunk));  // 0 if it does nothing
                     s[e].approach(write.get(first + e).coefficient, value);
-                    if (in_place(codes[e])) rows.store(place, codes[e], s[e]);
+                    if (codes[e]) rows.store(place, codes[e], s[e]);
                 }
             }
             fetch(next);  // into the same registers
@@ -157,7 +157,7 @@ DEVICE void forward_pass(
         // 2. reads; meanwhile what the next chunk needs arrives
         const int in_use = FRESH ? next * CHUNK * WRITES : place.rows;
         ask_for(place, rows, write, in_use);
-        if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), link.chain.count() ? in_use : 0);
+        if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), in_use);
         if (FRESH) rows.fresh = place.rows;
         read(chunk, token_reads, token_dy);
         if (CHUNK > 1) {
@@ -292,10 +292,10 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 int codes[BATCH_OF(OWN_R)];
                 Vector d[BATCH_OF(OWN_R)];
                 read.codes(first, codes);
-                rows.find_in_place(place, codes, d);
+                rows.find_alone(place, codes, d);
                 EVENTS_OF(OWN_R, e) {
                     d[e].add(read.get(first + e).coefficient, token_dy);
-                    if (in_place(codes[e]) && !(codes[e] & REVERSE_LISTED)) rows.store(place, codes[e], d[e]);
+                    if (codes[e]) rows.store(place, codes[e], d[e]);
                 }
             }
         }
@@ -324,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         __syncthreads();
         // 2. writes
         ask_for(place, rows, read, place.rows);
-        if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), link.chain.count() ? place.rows : 0);
+        if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), place.rows);
         Vector sum;
         sum.clear();
         BATCHES(OWN_W, first) {

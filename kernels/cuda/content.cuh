@@ -175,10 +175,13 @@ struct Rows {
         else
             store_channels(place, x, state + (long long)(row_at(code)) * place.channels);
     }
-    // What accesses in place find; something, if they are not.
-    template <int N> DEVICE void find_in_place(const Place& place, const int (&codes)[N], Vector (&found)[N]) const {
+    // What accesses find that are alone; others find zeros, and their codes become 0.
+    template <int N> DEVICE void find_alone(const Place& place, int (&codes)[N], Vector (&found)[N]) const {
 #pragma unroll
-        for (int e = 0; e < N; e++) found[e] = load(place, IN_SHARED || in_place(codes[e]) ? codes[e] & ~ELSEWHERE : 0);
+        for (int e = 0; e < N; e++) {
+            codes[e] = max(codes[e], 0);
+            found[e] = load(place, codes[e]);
+        }
     }
     // What accesses find: slots, versions, or zeros.
     template <int N> DEVICE void find(const Place& place, const int (&codes)[N], Vector (&found)[N]) const {

@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     if (write_role.leads) before_read.add(mixed_chain(write_role.size));
     lead(w, write_role, true, before);
     lead(r, read_role, read_role.mixed, before_read);
-    if (int(threadIdx.x) >= all_chains && threadIdx.x < CHAINS) chains[threadIdx.x] = chain_of(0, 0, 0, true, false, false);
+    if (int(threadIdx.x) >= all_chains && threadIdx.x < CHAINS) chains[threadIdx.x] = chain_of(-1, 0, 0, true, false, false);
     __syncthreads();
 
     // 4. the accesses, and what writes of chains do to the mass; a read leaves it as it is
@@ -221,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     if (write_role.mixed) tag |= chained(write_number, write_place, write_begin);
     if (in_chunk(w.token, W)) writes[threadIdx.x] = {w.live ? w.row : 0, tag, change};
     if (in_chunk(r.token, R)) {
-        int code = r.live ? place_of_row(r.row) | (read_role.listed ? REVERSE_LISTED : 0) : NOTHING;
+        int code = r.live ? place_of_row(r.row) | (read_role.listed ? VERSION | LISTED : 0) : NOTHING;
         if (read_role.mixed) code = version_code(read_number, rows_in_shared, room);
         read_events[threadIdx.x] = {code, r.live ? r.weight : Sum(0)};
         read_places[at * R + threadIdx.x] = short(read_place);

@@ -322,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
                         dr[unsigned(t) * unsigned(heads * READS) + item * THREADS] = dot;
                 }
                 now[item] = {code, gain};
-                if (CHUNK > 1 && (has_version(code) || (in_place(code) && code & REVERSE_LISTED)))
+                if (CHUNK > 1 && in_chain(code))
                     step_at[from.place] = Step::of_read(gain);
             }
         };
@@ -335,7 +335,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
 #pragma unroll
             for (int item = 0; item < ITEMS_R; item++) {
                 const int code = now[item].code;
-                if (!in_place(code) || code & REVERSE_LISTED) continue;
+                if (!is_alone(code)) continue;
                 Adjoint& a = of_row[row_at(code)];
                 a.q += now[item].gain.q;
                 if (MASS_AWARE) a.dz += now[item].gain.dz;

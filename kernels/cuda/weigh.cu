@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(256) weigh_forward(
         const Sum weight = r[read.k] * (total * mass[read.k] / weighted);
         event.coefficient = weight;
         const int code = int(event.row);
-        if (CHUNK > 1 && (has_version(code) || code & REVERSE_LISTED))
+        if (CHUNK > 1 && in_chain(code))
             entries[unit.chunk_at(chunk) * ENTRIES + tag_place(int(reads[read.first + read.k].tag))].coefficient = weight;
     }
 }
@@ -58,7 +58,10 @@ extern "C" __global__ void __launch_bounds__(256) weigh_backward(
     const long long in_slice = (long long)(gridDim.x) * CHUNK * R;
     for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
         const Read read(unit, chunk, i);
-        if (!read.inside) continue;
+        if (!read.inside) {
+            gains[read.first + read.k] = {0, 0};
+            continue;
+        }
         const auto dot = [&](int j) {  // <dy, s>; 0 of a slot that nothing is written to, whatever dy is
             Sum sum = 0;
             if (read_events[read.first + j].row != NOTHING)

@@ -48,9 +48,9 @@ def test_default_specialisations_compile_into_registers(specialisation, tmp_path
     spills = re.findall(r"(\d+) bytes spill stores", result.stderr)
     assert len(spills) >= len(specialisation.kernels) * len(ARCHITECTURES)
     # what must stay in registers does; a few words around the slow path of pow may not, nor those that the reverse pass
-    # over contents gives up so that three blocks share a multiprocessor
+    # over contents and its passes over rows in device memory give up so that three blocks share a multiprocessor
     in_double = ("ELEMENT", "double") in specialisation.defines
-    words = {"content.cu": 64, "link.cu": 16, "mass.cu": 16, "mass_reverse.cu": 24, "weigh.cu": 8}
+    words = {"content.cu": 96, "link.cu": 16, "mass.cu": 16, "mass_reverse.cu": 24, "weigh.cu": 8}
     allowed = 64 if in_double and specialisation.source == "step.cu" else words.get(specialisation.source, 0)
     assert max(map(int, spills)) <= allowed, result.stderr
 
