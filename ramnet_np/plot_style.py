@@ -113,13 +113,7 @@ def themed(plot: Callable[_Args, Figure]) -> Callable[_Args, Figure]:
     @functools.wraps(plot)
     def draw(*args: _Args.args, **kwargs: _Args.kwargs) -> Figure:
         with mpl.rc_context(_settings(current())):
-            figure = plot(*args, **kwargs)
-            # Matplotlib makes ticks when they are first looked at, in the colours of that moment: look now
-            for axes in figure.axes:
-                for axis in (axes.xaxis, axes.yaxis):
-                    axis.get_major_ticks(1)
-                    axis.get_minor_ticks(1)
-        return figure
+            return plot(*args, **kwargs)
 
     return draw
 
