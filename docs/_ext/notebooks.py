@@ -1,0 +1,47 @@
+"""The notebooks of ../notebooks in the site: mirrored into docs/notebooks, and listed at the end of the page "course".
+
+They are shown with the outputs they were committed with; nothing is executed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent.parent
+FROM, TO, LISTED_IN = HERE.parent / "notebooks", HERE / "notebooks", "course"
+
+LIST = """
+
+```{toctree}
+:maxdepth: 1
+:glob:
+
+notebooks/*
+```
+"""
+
+
+def mirror(app: Any, config: Any) -> None:
+    """Copy what is new or changed, remove what is gone; an unchanged copy keeps its time and is not built again."""
+    wanted = {path.name: path for path in FROM.glob("[0-9][0-9]-*.ipynb")}
+    TO.mkdir(exist_ok=True)
+    for stale in TO.glob("*"):
+        if stale.name not in wanted:
+            stale.unlink()
+    for name, path in wanted.items():
+        copy = TO / name
+        if not copy.exists() or copy.read_bytes() != path.read_bytes():
+            shutil.copyfile(path, copy)
+
+
+def list_notebooks(app: Any, docname: str, content: list[str]) -> None:
+    if docname == LISTED_IN and any(TO.glob("*.ipynb")):
+        content[0] += LIST
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.connect("config-inited", mirror)
+    app.connect("source-read", list_notebooks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
