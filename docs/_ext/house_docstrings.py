@@ -73,7 +73,7 @@ def short_signature(app: Any, what: str, name: str, obj: Any, *rest: Any) -> tup
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
-    is_field = type(obj).__name__ == "_tuplegetter" or isinstance(obj, property) and obj.__doc__ is None
+    is_field = type(obj).__name__ == "_tuplegetter" or (isinstance(obj, property) and obj.__doc__ is None)
     return True if is_field or name.endswith("Context") else None
 
 
