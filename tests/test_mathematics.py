@@ -232,7 +232,7 @@ def test_swiglu(rng):
     (G, V), out = rng.normal(size=(2, 5, 3)), rng.normal(size=(3, 5))
     A, E = X @ G.T, X @ V.T
     Z = A * sigma(A) * E
-    Y, ctx = mlp.swiglu_forward(X, G, V, O)
+    Y, ctx = mlp.swiglu_forward(X, G, V, out)
     close(Y, Z @ out.T)
     Z_bar = Y_bar @ out
     A_bar, E_bar = Z_bar * E * sigma(A) * (1 + A * (1 - sigma(A))), Z_bar * A * sigma(A)
