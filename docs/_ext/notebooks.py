@@ -41,7 +41,13 @@ def list_notebooks(app: Any, docname: str, content: list[str]) -> None:
         content[0] += LIST
 
 
+def outdated(app: Any, *changes: Any) -> list[str]:
+    """The list is read again in every build: which notebooks there are may have changed."""
+    return [LISTED_IN]
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.connect("config-inited", mirror)
     app.connect("source-read", list_notebooks)
+    app.connect("env-get-outdated", outdated)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
