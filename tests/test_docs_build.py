@@ -2,6 +2,7 @@
 
 import doctest
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,18 @@ def test_notebooks_are_mirrored(tmp_path, monkeypatch):
     notebooks.list_notebooks(None, "course", content)
     assert content == ["# The course"]
     (tmp_path / "from").mkdir()
-    (tmp_path / "from/01-slots.ipynb").write_text("{}")
+    outputs = [
+        {"data": {notebooks.WIDGET: {}, "text/plain": "slider"}},
+        {"data": {"text/plain": "figure"}},
+        {"text": "x"},
+    ]
+    notebook = {"cells": [{"outputs": outputs}, {"source": "prose"}], "metadata": {"widgets": {}, "kernelspec": {}}}
+    (tmp_path / "from/01-slots.ipynb").write_text(json.dumps(notebook))
     (tmp_path / "from/draft.ipynb").write_text("{}")
     (tmp_path / "to/02-gone.ipynb").write_text("{}")
     notebooks.mirror(None, None)
     notebooks.list_notebooks(None, "course", content)
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["01-slots.ipynb"]
     assert "notebooks/*" in content[0]
+    mirrored = json.loads((tmp_path / "to/01-slots.ipynb").read_text())
+    assert mirrored == {"cells": [{"outputs": outputs[1:]}, {"source": "prose"}], "metadata": {"kernelspec": {}}}

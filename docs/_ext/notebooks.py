@@ -1,17 +1,19 @@
 """The notebooks of ../notebooks in the site: mirrored into docs/notebooks, and listed at the end of the page "course".
 
-They are shown with the outputs they were committed with; nothing is executed.
+They are shown with the outputs they were committed with; nothing is executed. Widgets, which need a kernel, are left
+out: what they move stands beside them as a figure.
 """
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent.parent
 FROM, TO, LISTED_IN = HERE.parent / "notebooks", HERE / "notebooks", "course"
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 LIST = """
 
 ```{toctree}
@@ -31,9 +33,18 @@ def mirror(app: Any, config: Any) -> None:
         if stale.name not in wanted:
             stale.unlink()
     for name, path in wanted.items():
-        copy = TO / name
-        if not copy.exists() or copy.read_bytes() != path.read_bytes():
-            shutil.copyfile(path, copy)
+        copy, text = TO / name, without_widgets(path.read_text(encoding="utf-8"))
+        if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+            copy.write_text(text, encoding="utf-8")
+
+
+def without_widgets(text: str) -> str:
+    notebook = json.loads(text)
+    notebook.get("metadata", {}).pop("widgets", None)
+    for cell in notebook.get("cells", []):
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if WIDGET not in output.get("data", {})]
+    return json.dumps(notebook, ensure_ascii=False)
 
 
 def list_notebooks(app: Any, docname: str, content: list[str]) -> None:
