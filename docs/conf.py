@@ -9,7 +9,7 @@ import ramnet_np
 
 project = "ramnet_np"
 author = "the ramnet_np authors"
-copyright = "MIT licence"
+copyright = "the ramnet_np authors, MIT licence"
 release = ramnet_np.__version__
 version = release
 

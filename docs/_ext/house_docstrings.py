@@ -13,7 +13,7 @@ from typing import Any
 
 ARGUMENT = re.compile(r"``[^`]+``(, ``[^`]+``)*( \([^)]*\))?:|``[a-z_]+\(.*\).*``$")
 OPENING = re.compile(r"(Returns?|Raises|Cost|Source|Keeps)\b")
-FORMULA = re.compile(r"[\w\[\], ()./|]+ += \S|.*\S {3,}\S")
+FORMULA = re.compile(r"(?!.*``)([\w\[\], ()./|]+ += \S|.*\S {3,}\S)")
 
 
 def blocks(lines: list[str]) -> list[list[str]]:
@@ -67,9 +67,13 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     lines[:] = converted(lines)
 
 
-def short_signature(app: Any, what: str, name: str, obj: Any, *rest: Any) -> tuple[str, str | None] | None:
-    """The fields of a dataclass stand below it, one by one."""
-    return ("(...)", None) if dataclasses.is_dataclass(obj) and what == "class" else None
+def short_signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Without ``Any``, which says nothing; without a dataclass's fields, which stand below it one by one."""
+    if what == "class" and dataclasses.is_dataclass(obj):
+        return "(...)", None
+    return signature and re.sub(r": (~typing\.)?Any(?= = |[,)])", "", signature), returns
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
