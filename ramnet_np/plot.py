@@ -33,6 +33,12 @@ def training_curves(metrics: Path | str | Sequence[Record], title: str = "") -> 
 
     ``metrics``: the path of a metrics.jsonl, or its records. Training values are those of single batches (faint) with
     their running mean; held-out accuracy is drawn per set where there is more than one, and as the mean of the sets.
+    ValueError where there is no training record.
+
+    >>> records = [{"kind": "train", "step": s, "loss": 2.0 / s, "accuracy": 0.1 * s} for s in range(1, 5)]
+    >>> figure = training_curves(records, title="a run")
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['recall accuracy', 'cross-entropy (nats)']
     """
     records = read_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
     trained = [r for r in records if r["kind"] == "train"]
@@ -77,6 +83,11 @@ def slot_trace(
     ``slots``: M; ``example``: which sequence of the batch; ``cape_heads``: CAPE heads per layer, named in the titles.
     Marks fade with the weight. CAPE heads show diagonals of slope -1 that wrap at M, content heads show rows.
     Source: paper, appendix B, fig. 5.
+
+    >>> address = decode_address(np.zeros((1, 6, 2, 3, 4)), top_k=2, cape_heads=1)
+    >>> figure = slot_trace([{"write": address, "read": address}], slots=64, cape_heads=(1,))
+    >>> [axes.get_title() for axes in figure.axes]
+    ['layer 0, head 0 (CAPE)', 'layer 0, head 1 (content)']
     """
     layers, heads = len(trace), trace[0]["write"].index.shape[2]
     figure = Figure(figsize=(4.2 * heads + 0.6, 2.7 * layers + 0.7), layout="constrained")
@@ -133,6 +144,9 @@ def ramnet_picture(seed: int = 1209) -> Figure:
 
     The key of one token and the query of a later one each pick K of M slots. The write blends the value into the key's
     slots, the read mixes the query's. The query is the key with some noise, so it finds most of what was written.
+
+    >>> len(ramnet_picture().axes)  # twice three digits and a table of slots; memory, value, answer
+    11
     """
     rng = np.random.default_rng(seed)
     key = 2.0 * rng.standard_normal((_ORDER, _RADIX))
