@@ -56,21 +56,30 @@ def test_docstrings_are_converted():
 
 def test_arguments_and_equations():
     converted = load("_ext/house_docstrings.py").converted
-    text = ["Sum.", "", "    y = a + b", "", "``a``: one", "    number", "``b``, ``c``: more", "", ">>> 1", "1"]
-    expected = [
+    text = [
         "Sum.",
-        "",
-        "::",
         "",
         "    y = a + b",
         "",
-        "- ``a``: one number",
-        "- ``b``, ``c``: more",
+        "``a``: one",
+        "    number. Source: here.",
+        "``b``, ``c``: more",
         "",
         ">>> 1",
         "1",
-        "",
     ]
+    expected = [
+        "Sum.",
+        "",
+        ".. code-block:: text",
+        "",
+        "    y = a + b",
+        "",
+        "- ``a``: one number.",
+        "",
+        "Source: here.",
+    ]
+    expected += ["", "- ``b``, ``c``: more", "", ">>> 1", "1", ""]
     assert converted(text) == expected
 
 

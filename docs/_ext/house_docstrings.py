@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 ARGUMENT = re.compile(r"``[^`]+``(, ``[^`]+``)*( \([^)]*\))?:|``[a-z_]+\(.*\).*``$")
+LITERAL = ".. code-block:: text"
 OPENING = re.compile(r"(Returns?|Raises|Cost|Source|Keeps)\b")
 FORMULA = re.compile(r"(?!.*``)([\w\[\], ()./|]+ += \S|.*\S {3,}\S)")
 
@@ -29,17 +30,27 @@ def blocks(lines: list[str]) -> list[list[str]]:
 
 def converted(lines: list[str]) -> list[str]:
     """
-    >>> converted(["y is x times 2:", "", "    y = x * 2", "", "``x``: (N,), any", "    numbers. More.", "Returns y."])
-    ['y is x times 2:', '', '::', '', '    y = x * 2', '', '- ``x``: (N,), any numbers. More.', '', 'Returns y.', '']
+    >>> for line in converted(["Doubles:", "", "    y = x * 2", "", "``x``: (N,), any", "    numbers.", "Returns y."]):
+    ...     print(line or "|")
+    Doubles:
+    |
+    .. code-block:: text
+    |
+        y = x * 2
+    |
+    - ``x``: (N,), any numbers.
+    |
+    Returns y.
+    |
     """
     out: list[str] = []
     for block in blocks(lines):
         if block[0].startswith((">>>", "- ", "::")) or block[0].lstrip().startswith(">>>"):
             out += [*(line.strip() if line.lstrip().startswith(">>>") else line for line in block), ""]
         elif all(line.startswith("  ") for line in block):
-            out += ["::", "", *("  " + line if not line.startswith("    ") else line for line in block), ""]
+            out += [LITERAL, "", *("  " + line if not line.startswith("    ") else line for line in block), ""]
         elif all(FORMULA.match(line) and not ARGUMENT.match(line) for line in block):
-            out += ["::", "", *("    " + line for line in block), ""]
+            out += [LITERAL, "", *("    " + line for line in block), ""]
         else:
             out += _prose(block)
     return out
@@ -55,8 +66,15 @@ def _prose(block: list[str]) -> list[str]:
         else:
             out[-1] += " " + line.strip()
     spaced: list[str] = []
-    for line in out:  # a list is set off by blank lines
-        if spaced and spaced[-1] and line and line.startswith("- ") != spaced[-1].startswith("- "):
+    # what a function returns, raises, costs and where it comes from has a paragraph of its own
+    out = [part for line in out for part in re.split(r"(?<=[.;]) (?=(?:Returns|Raises|Cost:|Source:))", line)]
+    for line in out:  # a list is set off by blank lines, and so are those paragraphs
+        if (
+            spaced
+            and spaced[-1]
+            and line
+            and (line.startswith("- ") != spaced[-1].startswith("- ") or OPENING.match(line))
+        ):
             spaced.append("")
         spaced.append(line)
     # a colon that announces a literal block is put in front of that block; bars are no substitutions
