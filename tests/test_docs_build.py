@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import ramnet_np
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -48,6 +50,17 @@ def test_check_links(html, problem, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert failed == (problem is not None)
     assert (problem or "all links of 2 pages lead somewhere") in printed
+
+
+def test_the_reference_has_every_module():
+    shown = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    for folder in ("core", "model", "train"):
+        for path in (DOCS.parent / "ramnet_np" / folder).glob("*.py"):
+            # the operation's two modules are shown as names of ramnet_np; presets are values
+            if path.stem not in ("__init__", "attention", "state", "presets"):
+                assert f"automodule:: ramnet_np.{folder}.{path.stem}\n" in shown, path
+    for name in ramnet_np.__all__:
+        assert f":: ramnet_np.{name}\n" in shown, name
 
 
 def test_docstrings_are_converted():

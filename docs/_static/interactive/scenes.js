@@ -13,7 +13,7 @@ const Scenes = (() => {
     const radix = SHAPES[order];
     return RAM.digitsOf(slot, order, radix).map((digit, u) =>
       Array.from({ length: radix }, (_, i) => {
-        const uneven = Math.sin(12.9898 * (slot + 1) + 78.233 * (u + 1) + 37.719 * (i + 1) + 11 * wobble);
+        const uneven = Math.sin(12.9898 * (slot + 1) + 78.233 * (u + 1) + 4.1414 * (i + 1) + 11 * wobble);
         return (i === digit ? sharpness : 0) + (0.5 + 0.5 * wobble) * uneven;
       }),
     );
@@ -43,7 +43,7 @@ const Scenes = (() => {
     },
     forget: {
       title: "Write again: mean or newest?",
-      about: "One key is written five times, with values that alternate. Move gamma: 0 keeps the mean of all, 1 a moving average, 4 almost only the newest.",
+      about: "One key is written five times, with values that alternate. Move γ: 0 keeps the mean of all, 1 a moving average, 4 almost only the newest.",
       settings: { temperature: 1, k: 4, gamma: 0, update: "pdma", cape: false, first: 0 },
       tokens: (u) => [
         fact("A", u, VALUES.A, "A is v"), fact("A", u, VALUES.A.map((x) => -x), "A is −v"), fact("A", u, VALUES.A, "A is v"),
