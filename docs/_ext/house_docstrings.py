@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 ARGUMENT = re.compile(r"``[^`]+``(, ``[^`]+``)*( \([^)]*\))?:|``[a-z_]+\(.*\).*``$")
+SPEC = re.compile(r"\bspec sections? \d+(?:(?:,| to| and) \d+)*")  # its derivations are on the page of mathematics
 LITERAL = ".. code-block:: text"
 OPENING = re.compile(r"(Returns?|Raises|Cost|Source|Keeps)\b")
 FORMULA = re.compile(r"(?!.*``)([\w\[\], ()./|]+ += \S|.*\S {3,}\S)")
@@ -78,7 +79,8 @@ def _prose(block: list[str]) -> list[str]:
             spaced.append("")
         spaced.append(line)
     # a colon that announces a literal block is put in front of that block; bars are no substitutions
-    return [*(re.sub(r"::$", ":", line).replace("|", "\\|") for line in spaced), ""]
+    plain = (re.sub(r"::$", ":", line).replace("|", "\\|") for line in spaced)
+    return [*(SPEC.sub(":doc:`/mathematics`", line) for line in plain), ""]
 
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
