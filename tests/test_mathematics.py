@@ -24,6 +24,7 @@ from ramnet_np.core.state import Address, RAMState
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.address import address_backward, address_forward
 from ramnet_np.model.gamma import gamma_backward, gamma_forward
+from ramnet_np.train.mqar import gap_distribution
 from ramnet_np.train.optim import adamw_init, adamw_update, clip_by_global_norm
 from ramnet_np.train.schedule import cosine_with_warmup
 
@@ -310,3 +311,11 @@ def test_learning(rng):
             else low + (high - low) / 2 * (1 + math.cos(math.pi * (i - warm) / (end - warm)))
         )
         assert cosine_with_warmup(i, peak=high, floor=low, warmup=warm, total=end) == pytest.approx(by_page)
+
+
+def test_recall_task():
+    a, N, T = 0.3, 3, 17
+    S = (T - 2 * N) // 2
+    close(
+        gap_distribution(T, N, a), [(g + 1) ** (a - 1) / sum(i ** (a - 1) for i in range(1, S + 1)) for g in range(S)]
+    )
