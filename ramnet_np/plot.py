@@ -2,9 +2,10 @@
 
 Each function returns a ``matplotlib.figure.Figure`` and touches no global state: show it, or ``figure.savefig(path)``.
 Writes are vermilion squares and reads are green rings throughout, a pair of colours that colour-blind readers can tell
-apart, and whose shapes differ besides.
+apart, and whose shapes differ besides. ``with theme("dark"):`` of ``plot_style.py`` draws for a dark page.
 
-``python -m ramnet_np.plot docs/images/ramnet.png`` draws the picture that opens the README.
+``python -m ramnet_np.plot docs/images/ramnet.png`` draws the picture that opens the README, and beside it
+``ramnet-dark.png``.
 """
 
 from __future__ import annotations
@@ -16,23 +17,28 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 from ramnet_np.core.attention import decode_address
+from ramnet_np.plot_style import current, theme, themed
 from ramnet_np.train.metrics import Record, read_metrics
 
-WRITE, READ = "#D55E00", "#009E73"  # vermilion and bluish green of the Okabe-Ito palette
-INK, FAINT, PAPER = "#222222", "#8A8A8A", "#FCFBF8"
 
-
+@themed
 def training_curves(metrics: Path | str | Sequence[Record], title: str = "") -> Figure:
     """Accuracy and loss of a run against the step.
 
     ``metrics``: the path of a metrics.jsonl, or its records. Training values are those of single batches (faint) with
     their running mean; held-out accuracy is drawn per set where there is more than one, and as the mean of the sets.
+    ValueError where there is no training record.
+
+    >>> records = [{"kind": "train", "step": s, "loss": 2.0 / s, "accuracy": 0.1 * s} for s in range(1, 5)]
+    >>> figure = training_curves(records, title="a run")
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['recall accuracy', 'cross-entropy (nats)']
     """
     records = read_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
     trained = [r for r in records if r["kind"] == "train"]
@@ -46,8 +52,8 @@ def training_curves(metrics: Path | str | Sequence[Record], title: str = "") -> 
     steps = [r["step"] for r in trained]
     for axes, key, label in ((left, "accuracy", "training batches"), (right, "loss", "training batches")):
         values = np.array([r[key] for r in trained])
-        axes.plot(steps, values, color=FAINT, alpha=0.35, linewidth=0.8)
-        axes.plot(steps, _running_mean(values), color=INK, linewidth=1.5, label=label)
+        axes.plot(steps, values, color=current().faint, alpha=0.35, linewidth=0.8)
+        axes.plot(steps, _running_mean(values), color=current().ink, linewidth=1.5, label=label)
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
     if measured:
@@ -56,7 +62,7 @@ def training_curves(metrics: Path | str | Sequence[Record], title: str = "") -> 
         for name in sets if len(sets) > 1 else ():
             left.plot(at, [r["accuracy"][name] for r in measured], linewidth=0.8, alpha=0.8, label=name)
         mean = [r["accuracy"]["mean"] for r in measured]
-        left.plot(at, mean, color=READ, marker="o", markersize=4, linewidth=1.8, label="held out")
+        left.plot(at, mean, color=current().read, marker="o", markersize=4, linewidth=1.8, label="held out")
     left.set_ylabel("recall accuracy")
     left.set_ylim(-0.02, 1.02)
     left.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -67,6 +73,7 @@ def training_curves(metrics: Path | str | Sequence[Record], title: str = "") -> 
     return figure
 
 
+@themed
 def slot_trace(
     trace: Sequence[Mapping[str, Any]], slots: int, *, example: int = 0, cape_heads: Sequence[int] = ()
 ) -> Figure:
@@ -76,6 +83,11 @@ def slot_trace(
     ``slots``: M; ``example``: which sequence of the batch; ``cape_heads``: CAPE heads per layer, named in the titles.
     Marks fade with the weight. CAPE heads show diagonals of slope -1 that wrap at M, content heads show rows.
     Source: paper, appendix B, fig. 5.
+
+    >>> address = decode_address(np.zeros((1, 6, 2, 3, 4)), top_k=2, cape_heads=1)
+    >>> figure = slot_trace([{"write": address, "read": address}], slots=64, cape_heads=(1,))
+    >>> [axes.get_title() for axes in figure.axes]
+    ['layer 0, head 0 (CAPE)', 'layer 0, head 1 (content)']
     """
     layers, heads = len(trace), trace[0]["write"].index.shape[2]
     figure = Figure(figsize=(4.2 * heads + 0.6, 2.7 * layers + 0.7), layout="constrained")
@@ -83,8 +95,8 @@ def slot_trace(
     for layer in range(layers):
         for head in range(heads):
             axes = grid[layer, head]
-            _scatter_address(axes, trace[layer]["write"], example, head, WRITE, "s")
-            _scatter_address(axes, trace[layer]["read"], example, head, READ, "o")
+            _scatter_address(axes, trace[layer]["write"], example, head, current().write, "s")
+            _scatter_address(axes, trace[layer]["read"], example, head, current().read, "o")
             kind = ("CAPE" if head < cape_heads[layer] else "content") if layer < len(cape_heads) else ""
             axes.set_title(f"layer {layer}, head {head}" + (f" ({kind})" if kind else ""), fontsize=10)
             axes.set_ylim(-0.02 * slots, 1.02 * slots)
@@ -93,8 +105,10 @@ def slot_trace(
                 axes.set_xlabel("token")
             if head == 0:
                 axes.set_ylabel(f"slot (of {slots})")
-    marks = [Line2D([], [], color=WRITE, marker="s", markersize=3, linestyle="", label="write")]
-    marks += [Line2D([], [], color=READ, marker="o", markersize=5, linestyle="", fillstyle="none", label="read")]
+    marks = [Line2D([], [], color=current().write, marker="s", markersize=3, linestyle="", label="write")]
+    marks += [
+        Line2D([], [], color=current().read, marker="o", markersize=5, linestyle="", fillstyle="none", label="read")
+    ]
     figure.legend(handles=marks, loc="outside upper right", ncols=2, frameon=False)
     return figure
 
@@ -124,11 +138,15 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 _ORDER, _RADIX, _TOP_K, _CHANNELS, _SIDE = 3, 4, 4, 8, 8  # of the opening picture; its 64 slots are drawn as 8 x 8
 
 
+@themed
 def ramnet_picture(seed: int = 1209) -> Figure:
     """What RAM-Net is, in one picture with computed numbers: digits, product softmax, top-K slots, write, read.
 
     The key of one token and the query of a later one each pick K of M slots. The write blends the value into the key's
     slots, the read mixes the query's. The query is the key with some noise, so it finds most of what was written.
+
+    >>> len(ramnet_picture().axes)  # twice three digits and a table of slots; memory, value, answer
+    11
     """
     rng = np.random.default_rng(seed)
     key = 2.0 * rng.standard_normal((_ORDER, _RADIX))
@@ -141,7 +159,7 @@ def ramnet_picture(seed: int = 1209) -> Figure:
     slots, weight = read.index.ravel(), read.weight.ravel()[:, None]
     answer = (weight * memory[slots]).sum(axis=0)
 
-    figure = Figure(figsize=(11, 5.2), facecolor=PAPER)
+    figure = Figure(figsize=(11, 5.2))
     headings = (
         (0.155, "1  digits", f"U = {_ORDER} softmaxes over P = {_RADIX} values"),
         (0.435, "2  product softmax, top K", f"$P^U$ = {len(memory)} slots, the best K = {_TOP_K} are kept"),
@@ -149,21 +167,21 @@ def ramnet_picture(seed: int = 1209) -> Figure:
         (0.895, "4  write, then read", "C channels a slot"),
     )
     for x, heading, text in headings:
-        figure.text(x, 0.94, heading, ha="center", fontsize=13, fontweight="bold", color=INK)
-        figure.text(x, 0.89, text, ha="center", fontsize=9.5, color="#555555")
+        figure.text(x, 0.94, heading, ha="center", fontsize=13, fontweight="bold", color=current().ink)
+        figure.text(x, 0.89, text, ha="center", fontsize=9.5, color=current().muted)
 
     table = figure.add_axes((0.645, 0.07, 0.09, 0.77))
     limit = float(np.abs(memory).max())
-    colors: dict[str, Any] = {"cmap": "cividis", "vmin": -limit, "vmax": limit}
+    colors: dict[str, Any] = {"cmap": current().diverging(), "vmin": -limit, "vmax": limit}
     colors |= {"aspect": "auto", "interpolation": "nearest"}
     table.imshow(memory, **colors)
     table.set_yticks([0, len(memory) - 1], ["slot 0", f"slot {len(memory) - 1}"])
-    table.tick_params(labelsize=8, length=2, colors="#555555")
+    table.tick_params(labelsize=8, length=2, colors=current().muted)
     table.set_xticks([])
 
     rows = (
-        (0.51, key, write, WRITE, value, "key of a token", "$v$", r"$s \leftarrow s + \eta\,(v - s)$"),
-        (0.08, query, read, READ, answer, "query of a later token", "$y$", r"$y = \sum_a r_a\, s_a$"),
+        (0.51, key, write, current().write, value, "key of a token", "$v$", r"$s \leftarrow s + \eta\,(v - s)$"),
+        (0.08, query, read, current().read, answer, "query of a later token", "$y$", r"$y = \sum_a r_a\, s_a$"),
     )
     for bottom, logits, address, color, vector, name, symbol, formula in rows:
         figure.text(
@@ -183,13 +201,15 @@ def ramnet_picture(seed: int = 1209) -> Figure:
         strip.imshow(vector[None], **colors)
         _bare(strip, color)
         figure.text(0.895, bottom + 0.195, symbol, ha="center", fontsize=14, color=color)
-        figure.text(0.895, bottom + 0.04, formula, ha="center", fontsize=13, color=INK)
+        figure.text(0.895, bottom + 0.04, formula, ha="center", fontsize=13, color=current().ink)
         for slot, strength in zip(address.index.ravel(), address.weight.ravel(), strict=True):
             width = 0.8 + 6 * float(strength)
             _connect(figure, cells, (slot % _SIDE + 0.5, slot // _SIDE), table, (-0.5, slot), "-", color, width)
-            style = "<|-" if color == WRITE else "-|>"
+            style = "<|-" if color == current().write else "-|>"
             _connect(figure, table, (_CHANNELS - 0.5, slot), strip, (-0.5, 0), style, color, width)
-            table.add_patch(Rectangle((-0.5, slot - 0.5), _CHANNELS, 1, fill=False, edgecolor=PAPER, linewidth=1))
+            table.add_patch(
+                Rectangle((-0.5, slot - 0.5), _CHANNELS, 1, fill=False, edgecolor=current().paper, linewidth=1)
+            )
     return figure
 
 
@@ -200,11 +220,10 @@ def _draw_digits(figure: Figure, bottom: float, logits: np.ndarray, color: str) 
         axes = figure.add_axes((0.05 + 0.075 * (_ORDER - 1 - place), bottom + 0.03, 0.06, 0.22))
         axes.bar(range(_RADIX), p[place], color=color, alpha=0.85, width=0.8)
         axes.set_ylim(0, 1)
-        axes.set_facecolor(PAPER)
         axes.set_xticks(range(_RADIX))
         axes.set_yticks([])
-        axes.tick_params(labelsize=8, length=0, colors="#555555")
-        axes.set_title(f"digit {place}", fontsize=9, color="#555555", pad=3)
+        axes.tick_params(labelsize=8, length=0, colors=current().muted)
+        axes.set_title(f"digit {place}", fontsize=9, color=current().muted, pad=3)
         for side in ("top", "left", "right"):
             axes.spines[side].set_visible(False)
         if place:
@@ -214,9 +233,9 @@ def _draw_digits(figure: Figure, bottom: float, logits: np.ndarray, color: str) 
                 r"$\times$",
                 ha="center",
                 fontsize=12,
-                color=INK,
+                color=current().ink,
             )
-    figure.text(0.285, bottom + 0.13, "=", ha="center", fontsize=14, color=INK)
+    figure.text(0.285, bottom + 0.13, "=", ha="center", fontsize=14, color=current().ink)
 
 
 def _draw_slots(figure: Figure, bottom: float, logits: np.ndarray, address: Any, color: str) -> Axes:
@@ -225,12 +244,14 @@ def _draw_slots(figure: Figure, bottom: float, logits: np.ndarray, address: Any,
     rho = np.empty(_RADIX**_ORDER)
     rho[every.index.ravel()] = every.weight.ravel()
     axes = figure.add_axes((0.335, bottom, 0.155, 0.155 * 11 / 5.2))
-    axes.imshow(rho.reshape(_SIDE, _SIDE) ** 0.5, cmap=LinearSegmentedColormap.from_list("", [PAPER, color]), vmin=0)
+    axes.imshow(rho.reshape(_SIDE, _SIDE) ** 0.5, cmap=current().shades(color), vmin=0)
     for slot in address.index.ravel():
         axes.add_patch(
-            Rectangle((slot % _SIDE - 0.5, slot // _SIDE - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.6)
+            Rectangle(
+                (slot % _SIDE - 0.5, slot // _SIDE - 0.5), 1, 1, fill=False, edgecolor=current().ink, linewidth=1.6
+            )
         )
-    _bare(axes, FAINT)
+    _bare(axes, current().faint)
     return axes
 
 
@@ -260,13 +281,15 @@ def _bare(axes: Axes, color: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Draw the opening picture into the file named by the only argument."""
+    """Draw the opening picture into the file named by the only argument, and for dark pages into one beside it."""
     if len(arguments) != 1:
         raise SystemExit("usage: python -m ramnet_np.plot FILE.png")
-    path = Path(arguments[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ramnet_picture().savefig(path, dpi=150)
-    print(f"wrote {path}")
+    light = Path(arguments[0])
+    light.parent.mkdir(parents=True, exist_ok=True)
+    for name, path in (("light", light), ("dark", light.with_stem(light.stem + "-dark"))):
+        with theme(name):
+            ramnet_picture().savefig(path, dpi=150)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,18 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
     """Make the data and the model, train, and draw curves.png and trace.png into ``run.out``.
 
     Ctrl-C ends it with status "interrupted" and a checkpoint; see :func:`ramnet_np.train.loop.train` for the errors.
+
+    >>> from dataclasses import replace
+    >>> from tempfile import TemporaryDirectory
+    >>> small = MQARRun(
+    ...     model=RAMNetConfig(vocab=32, width=16, order=2, top_k=4, ffn="none"),
+    ...     data=MQARSettings(vocab=32, train=((2, 12, 32),), test=((2, 12, 8),)),
+    ...     train=TrainConfig(steps=1, batch=8),
+    ... )
+    >>> with TemporaryDirectory() as folder:
+    ...     result = run_mqar(replace(small, out=Path(folder) / "run"), progress=False)
+    >>> result.status
+    'finished'
     """
     # before the data takes its seconds
     if run.device == "gpu":
@@ -107,6 +119,9 @@ def run_settings(run: MQARRun) -> dict[str, object]:
     """What decides the bits of a run, as nested JSON values: everything but the folder and how it is entered.
 
     The backend is left out: backends agree to rounding, and a run may move to another machine.
+
+    >>> run_settings(MQARRun())["seed"]
+    0
     """
     parts = {"model": asdict(run.model), "data": asdict(run.data), "train": asdict(run.train), "seed": run.seed}
     return json.loads(json.dumps(parts))
