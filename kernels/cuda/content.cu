@@ -138,7 +138,7 @@ DEVICE void forward_pass(
             for (int c = 0;;) {
                 const Chain chain = link.chain;
                 const int count = chain.reads_only() ? 0 : chain.count();
-                Vector s = rows.load(place, place_of_row(chain.row));
+                Vector s = rows.load(place, count ? place_of_row(chain.row) : 0);  // of others, the slot may be written
                 follow_chain<1>(place, rows, list, link, count, [&](int what, Sum eta, const Vector& v) {
                     if (entry_reads(what)) rows.store_version(entry_version(what), s);
                     if (REPLAY && !entry_reads(what) && entry_first(what))
