@@ -1,0 +1,7 @@
+"""``python -m ramnet_np.plot FILE.png``: draw the picture that opens the README."""
+
+import sys
+
+from ramnet_np.plot.picture import main
+
+main(sys.argv[1:])
