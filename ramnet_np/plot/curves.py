@@ -122,12 +122,14 @@ def heatmaps(
     signed: bool = False,
     limit: float | None = None,
     marks: Mapping[str, Mapping[str, Any]] | None = None,
-    height: float = 3.3,
+    width: float | None = None,
+    upward: bool = False,
 ) -> Figure:
-    """Matrices side by side on one colour scale: rows go down the y axis, columns along the x axis.
+    """Matrices side by side on one colour scale: rows along the y axis, columns along the x axis.
 
     ``panels``: title -> (rows, columns); ``label``: what the colours say; ``signed``: numbers of both signs, 0 in the
     middle of the scale; ``limit``: end of the scale, by default the largest magnitude.
+    ``width``: of the figure, in inches; ``upward``: row 0 at the bottom, as slots are drawn in traces.
     ``marks``: title -> {"write" or "read": (N, 2) points (column, row)}: squares and rings of accesses.
 
     >>> heatmaps({"a": np.eye(3)}, xlabel="fact", ylabel="query", label="weight").axes[0].get_ylabel()
@@ -138,14 +140,15 @@ def heatmaps(
     matrices = {name: np.asarray(m, dtype=float) for name, m in panels.items()}
     limit = limit or max(float(np.nanmax(np.abs(m))) for m in matrices.values()) or 1.0
     colors = current()
-    figure = Figure(figsize=(min(10.5, 3.5 * len(panels) + 1), height), layout="constrained")
+    figure = Figure(figsize=(width or min(10.5, 3.5 * len(panels) + 1), 3.3), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=len({m.shape[0] for m in matrices.values()}) == 1)[0]
     image = None
     for axes, (name, matrix) in zip(grid, matrices.items(), strict=True):
         cmap = colors.diverging() if signed else colors.shades(colors.series[0])
         image = axes.imshow(
-            matrix, cmap=cmap, vmin=-limit if signed else 0, vmax=limit, aspect="auto", interpolation="nearest"
-        )
+            matrix, cmap=cmap, vmin=-limit if signed else 0, vmax=limit, aspect="auto", interpolation="nearest",
+            origin="lower" if upward else "upper",
+        )  # fmt: skip
         for kind, points in (marks or {}).get(name, {}).items():
             x, y = np.asarray(points).reshape(-1, 2).T
             style = {"marker": "s", "facecolors": "none", "edgecolors": colors.write, "s": 30}
@@ -153,8 +156,8 @@ def heatmaps(
                 style = {"marker": "o", "facecolors": "none", "edgecolors": colors.read, "s": 52}
             axes.scatter(x, y, linewidths=1.4, label=kind, **style)
         if (marks or {}).get(name):
-            axes.legend(fontsize=8.5, loc="upper right", framealpha=0.9)
-        axes.set_title(name, fontsize=10.5)
+            axes.legend(fontsize=8.5, loc="lower right", bbox_to_anchor=(1.01, 0.99), ncols=2, frameon=False)
+        axes.set_title(name, fontsize=10.5, loc="left" if (marks or {}).get(name) else "center")
         axes.set_xlabel(xlabel)
     grid[0].set_ylabel(ylabel)
     bar = figure.colorbar(image, ax=list(grid), shrink=0.85, pad=0.02)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ramnet_np.plot_style import current, palette, themed
+from ramnet_np.plot_style import current, themed
 
 
 @themed
@@ -28,7 +28,9 @@ def slot_life(
     colors = current()
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.7, 1])
-    for name, color in zip(content, palette(len(content)), strict=True):
+    others = [color for color in colors.series if color not in (colors.write, colors.read)]
+    for i, name in enumerate(content):
+        color = others[i % len(others)]
         tokens = range(len(content[name]))
         top.step(tokens, content[name], where="post", color=color, linewidth=1.8, label=name)
         bottom.step(tokens, mass[name], where="post", color=color, linewidth=1.8)
