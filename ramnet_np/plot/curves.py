@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ramnet_np.plot_style import current, palette, themed
 
@@ -78,11 +79,13 @@ def bars(
     xscale: str = "linear",
     highlight: Sequence[str] = (),
     unit: str = "{:.3g}",
+    mark: Mapping[str, float] | None = None,
 ) -> Figure:
     """One horizontal bar per entry, top to bottom, with its number at the end.
 
     ``values``: name -> number, or several numbers (repeats of a measurement): the bar is their mean, dots show each.
     ``highlight``: names of bars in the colour of reads; ``unit``: format of the numbers, "{:.0%}" for shares.
+    ``mark``: name -> number of dotted vertical lines, named in the legend.
 
     >>> bars({"a": 1.0, "b": [2.0, 3.0]}, xlabel="seconds", ylabel="way").axes[0].get_xlabel()
     'seconds'
@@ -102,6 +105,10 @@ def bars(
         axes.annotate(
             unit.format(v.mean()), (v.max(), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
         )
+    for name, at in (mark or {}).items():
+        axes.axvline(at, color=current().ink, linewidth=1.2, linestyle=":", label=name)
+    if mark:
+        axes.legend(fontsize=8.5, loc="lower right", framealpha=0.8)
     axes.set_yticks(rows, list(values))
     axes.invert_yaxis()
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale=xscale)
@@ -159,6 +166,8 @@ def heatmaps(
             axes.legend(fontsize=8.5, loc="lower right", bbox_to_anchor=(1.01, 0.99), ncols=2, frameon=False)
         axes.set_title(name, fontsize=10.5, loc="left" if (marks or {}).get(name) else "center")
         axes.set_xlabel(xlabel)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator("auto", integer=True))
     grid[0].set_ylabel(ylabel)
     bar = figure.colorbar(image, ax=list(grid), shrink=0.85, pad=0.02)
     bar.ax.set_ylabel(label)

@@ -8,6 +8,7 @@ from ramnet_np.model import preset
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.mqar import MQAR_PRESETS
 from ramnet_np.train.run import MQARRun
+from ramnet_np.train.text_run import TextRun
 
 MQAR_RUNS: dict[str, MQARRun] = {
     # Spec section 6: the paper's task and batch. An epoch is 702 steps; this is ten.
@@ -27,5 +28,13 @@ MQAR_RUNS: dict[str, MQARRun] = {
             stop_at=0.995,
         ),
         out=Path("demo"),
+    ),
+}
+
+TEXT_RUNS: dict[str, TextRun] = {
+    "text-small": TextRun(
+        train=TrainConfig(
+            steps=2000, batch=32, learning_rate=3e-3, learning_rate_floor=3e-4, warmup=50, log_every=10
+        ),
     ),
 }

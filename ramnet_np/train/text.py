@@ -1,0 +1,90 @@
+"""Text as training data: the bytes of any file are the tokens, and every byte is asked to foretell the next.
+
+    bytes   T o m :   f o x .
+    ids     T o m :   f o x         a window of ``length`` bytes
+    labels  o m :   f o x .         the same, one byte later
+
+No tokenizer and nothing to download: 256 tokens spell every language and every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramnet_np.train.batches import Batch
+from ramnet_np.train.facts import facts_text
+
+BYTES = 256  # the vocabulary
+FACTS_LINES = 8000  # of the text made here, about 600 kB
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What to read: a file, and how it is cut into sequences."""
+
+    path: Path | None = None
+    """Any file; its bytes are the tokens. None: text made here, whose facts must be recalled (train/facts.py)."""
+    length: int = 128
+    """Bytes of a training sequence. Memory starts empty in each."""
+    held_out: float = 0.05
+    """Share at the end of the file that is measured on and never trained on."""
+    held_out_sequences: int = 200
+    """At most so many sequences of it."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"data.length must be at least 1, got {self.length}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"data.held_out must lie between 0 and 1, got {self.held_out}")
+        if self.held_out_sequences < 1:
+            raise ValueError(f"data.held_out_sequences must be at least 1, got {self.held_out_sequences}")
+
+
+class TextData:
+    """Windows of a text: training windows start anywhere, held-out ones stand side by side.
+
+    ``text``: the bytes; ``batch``: sequences of a training batch; ``seed``: with the step, decides which windows.
+    """
+
+    def __init__(self, text: bytes, settings: TextSettings, batch: int, seed: int):
+        self.sha256 = hashlib.sha256(text).hexdigest()
+        tokens = np.frombuffer(text, dtype=np.uint8).astype(np.int32)
+        kept = int(len(tokens) * (1 - settings.held_out))
+        self._train, held_out = tokens[:kept], tokens[kept:]
+        self._length, self._batch, self._seed = settings.length, batch, seed
+        if min(len(self._train), len(held_out)) <= settings.length:
+            raise ValueError(
+                f"data.length must be below the {min(len(self._train), len(held_out))} bytes that training and "
+                f"held-out text have at least, got {settings.length}: a longer file or shorter sequences would do"
+            )
+        windows = min((len(held_out) - 1) // settings.length, settings.held_out_sequences)
+        self._held_out = self._windows(held_out, np.arange(windows) * settings.length)
+
+    def batch(self, step: int) -> Batch:
+        starts = np.random.default_rng([self._seed, step]).integers(
+            len(self._train) - self._length, size=self._batch
+        )
+        return self._windows(self._train, starts)
+
+    def held_out(self) -> Mapping[str, Batch]:
+        return {"next byte": self._held_out}
+
+    def _windows(self, tokens: NDArray[np.int32], starts: NDArray[np.int64]) -> Batch:
+        at = starts[:, None] + np.arange(self._length + 1)
+        windows = tokens[at]
+        return Batch(windows[:, :-1], windows[:, 1:])
+
+
+def read_text(settings: TextSettings, seed: int = 0) -> bytes:
+    """The bytes of the file, or the text made here. OSError or ValueError in one sentence."""
+    if settings.path is None:
+        return facts_text(FACTS_LINES, seed=seed)
+    if not settings.path.is_file():
+        raise FileNotFoundError(f"data.path must be a file, got {str(settings.path)!r}")
+    return settings.path.read_bytes()
