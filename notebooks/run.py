@@ -1,8 +1,8 @@
 """Execute the notebooks from scratch, each in a fresh kernel; exit status 1 if a cell or an exercise's check fails.
 
-    python notebooks/run.py                  all of them, two at a time; the files stay as they are
-    python notebooks/run.py 02 05            those whose names start so
-    python notebooks/run.py --save 02        and write the outputs into the file, as they are committed
+python notebooks/run.py                  all of them, two at a time; the files stay as they are
+python notebooks/run.py 02 05            those whose names start so
+python notebooks/run.py --save 02        and write the outputs into the file, as they are committed
 """
 
 from __future__ import annotations

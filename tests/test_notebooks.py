@@ -113,7 +113,11 @@ def test_check_tells_open_wrong_and_right_apart(capsys):
 
 @pytest.mark.parametrize(
     ("source", "trouble"),
-    [("print(1)", ""), ("assert 1 == 2, 'not the same'", "not the same"), ("import warnings; warnings.warn('old')", "old")],
+    [
+        ("print(1)", ""),
+        ("assert 1 == 2, 'not the same'", "not the same"),
+        ("import warnings; warnings.warn('old')", "old"),
+    ],
 )
 def test_run_finds_errors_and_warnings(tmp_path, source, trouble):
     run = load("run")

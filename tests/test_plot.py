@@ -89,7 +89,8 @@ def test_main_without_a_file():
 
 
 def test_curves_draw_what_they_are_given():
-    figure = plot.curves([1, 10, 100], {"a": [1, 2, 3], "b": [3, 2, 1]}, xlabel="n", ylabel="y", xscale="log", mark={"m": 7})
+    two = {"a": [1, 2, 3], "b": [3, 2, 1]}
+    figure = plot.curves([1, 10, 100], two, xlabel="n", ylabel="y", xscale="log", mark={"m": 7})
     axes = figure.axes[0]
     np.testing.assert_array_equal(axes.lines[1].get_xydata(), [(1, 3), (10, 2), (100, 1)])
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]

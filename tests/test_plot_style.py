@@ -21,7 +21,11 @@ CALLS = {
     ),
     "bars": lambda: plot.bars({"a": 1.0, "b": [2.0, 3.0]}, xlabel="seconds", ylabel="way", mark={"guess": 0.5}),
     "heatmaps": lambda: plot.heatmaps(
-        {"a": np.eye(3), "b": -np.eye(3)}, xlabel="fact", ylabel="query", label="weight", signed=True,
+        {"a": np.eye(3), "b": -np.eye(3)},
+        xlabel="fact",
+        ylabel="query",
+        label="weight",
+        signed=True,
         marks={"a": {"write": [(0, 1)], "read": [(2, 2)]}},
     ),
     "digit_product": lambda: plot.digit_product(LOGITS, top_k=4, title="an address"),

@@ -113,7 +113,9 @@ def beam_merge(steps: Sequence[Any], top_k: int) -> Figure:
     """
     colors = current()
     figure = Figure(figsize=(2.9 * len(steps) + 0.6, 3.6), layout="constrained")
-    for number, (axes, (scores, kept)) in enumerate(zip(figure.subplots(1, len(steps), squeeze=False)[0], steps), 1):
+    for number, (axes, (scores, kept)) in enumerate(
+        zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True), 1
+    ):
         n, radix = np.shape(scores)
         axes.imshow(np.exp(scores), cmap=colors.shades(colors.series[0]), vmin=0, aspect="auto")
         for i, j in np.ndindex(n, radix):

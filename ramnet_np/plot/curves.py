@@ -149,7 +149,7 @@ def heatmaps(
     colors = current()
     figure = Figure(figsize=(width or min(10.5, 3.5 * len(panels) + 1), 3.3), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=len({m.shape[0] for m in matrices.values()}) == 1)[0]
-    image = None
+    image: Any = None
     for axes, (name, matrix) in zip(grid, matrices.items(), strict=True):
         cmap = colors.diverging() if signed else colors.shades(colors.series[0])
         image = axes.imshow(

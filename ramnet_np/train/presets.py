@@ -33,8 +33,6 @@ MQAR_RUNS: dict[str, MQARRun] = {
 
 TEXT_RUNS: dict[str, TextRun] = {
     "text-small": TextRun(
-        train=TrainConfig(
-            steps=2000, batch=32, learning_rate=3e-3, learning_rate_floor=3e-4, warmup=50, log_every=10
-        ),
+        train=TrainConfig(steps=2000, batch=32, learning_rate=3e-3, learning_rate_floor=3e-4, warmup=50, log_every=10),
     ),
 }

@@ -93,7 +93,9 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
     return train_run(run, data, run_settings(run, run.data), progress=progress)
 
 
-def train_run(run: Run, make_data: Callable[[], DataSource], settings: dict[str, object], *, progress: bool) -> TrainResult:
+def train_run(
+    run: Run, make_data: Callable[[], DataSource], settings: dict[str, object], *, progress: bool
+) -> TrainResult:
     """Train on what ``make_data`` returns; draw the curves and the accesses of the first held-out sequence.
 
     ``settings``: what decides the bits, see :func:`run_settings`.

@@ -67,9 +67,7 @@ class TextData:
         self._held_out = self._windows(held_out, np.arange(windows) * settings.length)
 
     def batch(self, step: int) -> Batch:
-        starts = np.random.default_rng([self._seed, step]).integers(
-            len(self._train) - self._length, size=self._batch
-        )
+        starts = np.random.default_rng([self._seed, step]).integers(len(self._train) - self._length, size=self._batch)
         return self._windows(self._train, starts)
 
     def held_out(self) -> Mapping[str, Batch]:

@@ -65,7 +65,7 @@ def bits_per_byte(model: RAMNet, windows: Batch, rows: int = 32) -> float:
 
 
 def load_text_model(folder: Path) -> RAMNet:
-    """The model of a checkpoint folder, or of the last checkpoint of a run's folder. ValueError unless it reads bytes."""
+    """The model of a checkpoint, or of the last checkpoint of a run. ValueError unless it reads bytes."""
     if not folder.is_dir():
         raise FileNotFoundError(f"folder must hold a run or a checkpoint, got {str(folder)!r}, which is no folder")
     model = RAMNet.from_pretrained(latest_checkpoint(folder / "checkpoints") or folder)
@@ -84,8 +84,8 @@ def written(model: RAMNet, prompt: str, length: int, *, temperature: float = 0.0
     """
     if not prompt:
         raise ValueError("prompt must hold at least one character, got none")
-    ids = np.frombuffer(prompt.encode(), dtype=np.uint8).astype(np.int32)[None]
+    ids = namespace_of(*model.params.values()).asarray(np.frombuffer(prompt.encode(), dtype=np.uint8).astype(np.int32))
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in model.stream(namespace_of(*model.params.values()).asarray(ids), length, temperature=temperature, seed=seed):
+    for token in model.stream(ids[None], length, temperature=temperature, seed=seed):
         yield decoder.decode(bytes([int(on_host(token)[0])]))
     yield decoder.decode(b"", final=True)
