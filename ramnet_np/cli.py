@@ -45,7 +45,7 @@ TEXT_EXAMPLES = """
 A language model of bytes: no tokenizer, any file will do.
 
   ramnet-np train text                                   a text made here, whose facts must be recalled
-  ramnet-np train text --data.path book.txt --out runs/book
+  ramnet-np train text --preset file --data.path book.txt --out runs/book
   ramnet-np generate runs/book --prompt "The "           let it write
 
 Presets: {presets}. The other options start from the preset's values, which are shown as defaults below.

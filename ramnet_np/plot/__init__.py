@@ -12,6 +12,8 @@ from ramnet_np.plot.address import address_tree, beam_merge, cape_grid, digit_pr
 from ramnet_np.plot.curves import bars, curves, heatmaps
 from ramnet_np.plot.memory import slot_adjoint, slot_life
 from ramnet_np.plot.picture import ramnet_picture
+from ramnet_np.plot.speed import roofline
+from ramnet_np.plot.text import text_weights
 from ramnet_np.plot.trace import slot_trace
 from ramnet_np.plot.training import training_curves
 
@@ -24,8 +26,10 @@ __all__ = [
     "digit_product",
     "heatmaps",
     "ramnet_picture",
+    "roofline",
     "slot_adjoint",
     "slot_life",
     "slot_trace",
+    "text_weights",
     "training_curves",
 ]

@@ -13,11 +13,14 @@ from ramnet_np.train.metrics import Record, read_metrics
 
 
 @themed
-def training_curves(metrics: Path | str | Sequence[Record], title: str = "") -> Figure:
+def training_curves(
+    metrics: Path | str | Sequence[Record], title: str = "", accuracy: str = "recall accuracy"
+) -> Figure:
     """Accuracy and loss of a run against the step.
 
     ``metrics``: the path of a metrics.jsonl, or its records. Training values are those of single batches (faint) with
     their running mean; held-out accuracy is drawn per set where there is more than one, and as the mean of the sets.
+    ``accuracy``: what is right or wrong, for the axis.
     """
     records = read_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
     trained = [r for r in records if r["kind"] == "train"]
@@ -42,7 +45,7 @@ def training_curves(metrics: Path | str | Sequence[Record], title: str = "") -> 
             left.plot(at, [r["accuracy"][name] for r in measured], linewidth=0.8, alpha=0.8, label=name)
         mean = [r["accuracy"]["mean"] for r in measured]
         left.plot(at, mean, color=current().read, marker="o", markersize=4, linewidth=1.8, label="held out")
-    left.set_ylabel("recall accuracy")
+    left.set_ylabel(accuracy)
     left.set_ylim(-0.02, 1.02)
     left.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     right.set_ylabel("cross-entropy (nats)")

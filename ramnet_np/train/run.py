@@ -90,15 +90,15 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
             run.seed,
         )
 
-    return train_run(run, data, run_settings(run, run.data), progress=progress)
+    return train_run(run, data, run_settings(run, run.data), accuracy="recall accuracy", progress=progress)
 
 
 def train_run(
-    run: Run, make_data: Callable[[], DataSource], settings: dict[str, object], *, progress: bool
+    run: Run, make_data: Callable[[], DataSource], settings: dict[str, object], *, accuracy: str, progress: bool
 ) -> TrainResult:
     """Train on what ``make_data`` returns; draw the curves and the accesses of the first held-out sequence.
 
-    ``settings``: what decides the bits, see :func:`run_settings`.
+    ``settings``: what decides the bits, see :func:`run_settings`; ``accuracy``: what it is called in the curves.
     """
     # before the data takes its seconds
     if run.device == "gpu":
@@ -124,7 +124,7 @@ def train_run(
         except MemoryError as error:
             where = "GPU" if run.device == "gpu" else "machine"
             raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
-        training_curves(result.metrics).savefig(run.out / "curves.png", dpi=120)
+        training_curves(result.metrics, accuracy=accuracy).savefig(run.out / "curves.png", dpi=120)
         first = next(iter(data.held_out().values()))
         shown = namespace_of(*model.params.values()).asarray(first.ids[:1])
         accesses = [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]

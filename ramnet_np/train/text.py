@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,10 @@ from numpy.typing import NDArray
 from ramnet_np.train.batches import Batch
 from ramnet_np.train.facts import facts_text
 
+Start = Literal["anywhere", "line"]
+
 BYTES = 256  # the vocabulary
-FACTS_LINES = 8000  # of the text made here, about 600 kB
+FACTS_LINES = 40_000  # of the text made here, 3 MB: few lines are seen twice in a run
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class TextSettings:
     """Any file; its bytes are the tokens. None: text made here, whose facts must be recalled (train/facts.py)."""
     length: int = 128
     """Bytes of a training sequence. Memory starts empty in each."""
+    start: Start = "anywhere"
+    """Where training sequences start: anywhere in the text, or at the start of a line."""
     held_out: float = 0.05
     """Share at the end of the file that is measured on and never trained on."""
     held_out_sequences: int = 200
@@ -40,6 +45,9 @@ class TextSettings:
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"data.length must be at least 1, got {self.length}")
+        if self.start not in get_args(Start):
+            allowed = ", ".join(map(repr, get_args(Start)))
+            raise ValueError(f"data.start must be one of {allowed}, got {self.start!r}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"data.held_out must lie between 0 and 1, got {self.held_out}")
         if self.held_out_sequences < 1:
@@ -47,7 +55,7 @@ class TextSettings:
 
 
 class TextData:
-    """Windows of a text: training windows start anywhere, held-out ones stand side by side.
+    """Windows of a text: training windows overlap as chance has it, held-out ones do not.
 
     ``text``: the bytes; ``batch``: sequences of a training batch; ``seed``: with the step, decides which windows.
     """
@@ -63,12 +71,12 @@ class TextData:
                 f"data.length must be below the {min(len(self._train), len(held_out))} bytes that training and "
                 f"held-out text have at least, got {settings.length}: a longer file or shorter sequences would do"
             )
-        windows = min((len(held_out) - 1) // settings.length, settings.held_out_sequences)
-        self._held_out = self._windows(held_out, np.arange(windows) * settings.length)
+        self._starts = _starts(self._train, settings)
+        self._held_out = self._windows(held_out, _side_by_side(held_out, settings))
 
     def batch(self, step: int) -> Batch:
-        starts = np.random.default_rng([self._seed, step]).integers(len(self._train) - self._length, size=self._batch)
-        return self._windows(self._train, starts)
+        rng = np.random.default_rng([self._seed, step])
+        return self._windows(self._train, self._starts[rng.integers(len(self._starts), size=self._batch)])
 
     def held_out(self) -> Mapping[str, Batch]:
         return {"next byte": self._held_out}
@@ -77,6 +85,25 @@ class TextData:
         at = starts[:, None] + np.arange(self._length + 1)
         windows = tokens[at]
         return Batch(windows[:, :-1], windows[:, 1:])
+
+
+def _starts(tokens: NDArray[np.int32], settings: TextSettings) -> NDArray[np.int64]:
+    """Where a window of ``length`` + 1 bytes may start: everywhere, or at byte 0 and after every newline."""
+    starts = np.arange(len(tokens) - settings.length)
+    if settings.start == "anywhere":
+        return starts
+    return np.concatenate([starts[:1], starts[1:][tokens[: len(starts) - 1] == ord("\n")]])
+
+
+def _side_by_side(tokens: NDArray[np.int32], settings: TextSettings) -> NDArray[np.int64]:
+    """Starts of windows that do not overlap, from the first allowed start on."""
+    chosen: list[int] = []
+    free = 0
+    allowed = _starts(tokens, settings)
+    while len(chosen) < settings.held_out_sequences and (at := int(np.searchsorted(allowed, free))) < len(allowed):
+        chosen.append(int(allowed[at]))
+        free = chosen[-1] + settings.length
+    return np.array(chosen, dtype=np.int64)
 
 
 def read_text(settings: TextSettings, seed: int = 0) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +43,9 @@ def run_text(run: TextRun, *, progress: bool = True) -> TrainResult:
     A run is resumed under the same settings and on the same bytes, wherever the file is now.
     """
     data = TextData(read_text(run.data, run.seed), run.data, run.train.batch, run.seed)
-    cut = {"length": run.data.length, "held_out": run.data.held_out, "sequences": run.data.held_out_sequences}
-    return train_run(run, lambda: data, run_settings(run, {"sha256": data.sha256, **cut}), progress=progress)
+    decides = {name: value for name, value in asdict(run.data).items() if name != "path"} | {"sha256": data.sha256}
+    settings = run_settings(run, decides)
+    return train_run(run, lambda: data, settings, accuracy="next-byte accuracy", progress=progress)
 
 
 def bits_per_byte(model: RAMNet, windows: Batch, rows: int = 32) -> float:

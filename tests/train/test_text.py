@@ -1,5 +1,6 @@
 """Text as training data, and runs on it."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -45,9 +46,29 @@ def test_windows_follow_from_seed_and_step_alone():
 
 def test_every_start_is_drawn():
     """The last window ends at the last byte that is trained on."""
-    data = TextData(bytes(range(100)), TextSettings(length=4, held_out=0.8), batch=64, seed=0)  # 20 bytes to train on
+    data = TextData(bytes(range(100)), TextSettings(length=4, held_out=0.805), batch=64, seed=0)  # 19 bytes to train on
     starts = {int(s) for step in range(20) for s in data.batch(step).ids[:, 0]}
-    assert starts == set(range(16))
+    assert starts == set(range(15))
+
+
+def test_sequences_may_start_at_lines():
+    text = b"".join(b"%03d:%s\n" % (i, b"x" * (i % 7)) for i in range(200))
+    data = TextData(text, TextSettings(length=9, start="line", held_out=0.3), batch=64, seed=0)
+    for windows in (data.batch(0), data.batch(1)):
+        assert all(bytes(row.tolist())[3:4] == b":" for row in windows.ids)
+    assert len({bytes(row.tolist()[:3]) for step in range(20) for row in data.batch(step).ids}) > 120
+    held_out = data.held_out()["next byte"].ids[1:]  # the first stands where the held-out text begins
+    assert len(held_out) > 20
+    assert all(bytes(row.tolist())[3:4] == b":" for row in held_out)
+
+
+def test_held_out_windows_do_not_overlap():
+    data = TextData(bytes(range(250)), TextSettings(length=10, held_out=0.5), batch=4, seed=0)
+    ids = data.held_out()["next byte"].ids
+    np.testing.assert_array_equal(ids.ravel(), np.arange(125, 125 + ids.size))
+    assert ids.shape == (12, 10)
+    few = TextData(bytes(range(250)), TextSettings(length=10, held_out=0.5, held_out_sequences=3), batch=4, seed=0)
+    assert few.held_out()["next byte"].ids.shape == (3, 10)
 
 
 def test_text_too_short_for_its_sequences():
@@ -59,6 +80,7 @@ def test_text_too_short_for_its_sequences():
     ("settings", "words"),
     [
         ({"length": 0}, r"data\.length must be at least 1, got 0"),
+        ({"start": "page"}, r"data\.start must be one of 'anywhere', 'line', got 'page'"),
         ({"held_out": 1.0}, r"data\.held_out must lie between 0 and 1, got 1\.0"),
         ({"held_out_sequences": 0}, r"data\.held_out_sequences must be at least 1, got 0"),
     ],
@@ -81,12 +103,13 @@ def test_facts_are_repeated_as_they_were_told():
     lines = text.decode().splitlines()
     assert len(lines) == 30
     for line in lines:
-        said = line.split(". ")
-        assert len(said) == 8
-        assert {s.rstrip(".") for s in said[:4]} == {s.rstrip(".") for s in said[4:]}
-        assert len({s.split(": ")[0] for s in said}) == len({s.rstrip(".").split(": ")[1] for s in said}) == 4
+        said = line.rstrip(".").split(". ")
+        assert len(said) == 12
+        assert sorted(said[:4]) == sorted(said[4:8]) == sorted(said[8:])
+        pairs = [re.fullmatch("([A-Z][a-z]+)([A-Z][a-z]+)", fact).groups() for fact in said[:4]]
+        assert len({name for name, _ in pairs}) == len({animal for _, animal in pairs}) == 4
     at = recalled(text)
-    assert len(at) == 30 * 4
+    assert len(at) == 30 * 8
     assert {chr(text[i]) for i in at} <= {animal[0] for animal in ANIMALS}
     assert len({name[-1] for name in NAMES}) == len(NAMES) == len({animal[0] for animal in ANIMALS})
     with pytest.raises(ValueError, match="facts must be between 1 and 14, got 15"):
