@@ -80,7 +80,6 @@ def test_gradcheck_fails_with_exit_status_1(capsys, monkeypatch):
         (["train"], "train must be told what to train on, 'mqar' or 'text', got 'nothing'"),
         (["train", "poems"], "train must be told what to train on, 'mqar' or 'text', got 'poems'"),
         (["train", "text", "--data.path", "nowhere.txt"], "data.path must be a file, got 'nowhere.txt'"),
-        (["train", "text", "--model.vocab", "100"], "model.vocab must be at least 256, one for each byte, got 100"),
         (["generate", "nowhere"], "folder must hold a run or a checkpoint, got 'nowhere', which is no folder"),
         (["train", "mqar", "--preset", "huge"], "preset must be one of"),
         (["info", "--preset", "huge"], "got 'huge'"),

@@ -90,6 +90,11 @@ def test_bad_settings(settings, words):
         TextSettings(**settings)
 
 
+def test_a_vocabulary_below_the_bytes():
+    with pytest.raises(ValueError, match=r"model\.vocab must be at least 256, one for each byte, got 100"):
+        replace(SMALL, model=replace(SMALL.model, vocab=100))
+
+
 def test_any_file_is_text(tmp_path):
     (tmp_path / "any").write_bytes(TEXT)
     assert read_text(TextSettings(path=tmp_path / "any")) == TEXT
