@@ -33,15 +33,16 @@ def roofline(points: Mapping[str, tuple[float, float]], *, peak: float, bandwidt
         ha="right", fontsize=9, color=current().muted,
     )  # fmt: skip
     axes.annotate(
-        f"arithmetic: {peak / 1e12:.3g} T operations/s", (x[-1], peak), xytext=(0, -14), textcoords="offset points",
+        f"arithmetic: {peak / 1e12:.3g} T operations/s", (x[-1], peak), xytext=(0, 6), textcoords="offset points",
         ha="right", fontsize=9, color=current().muted,
     )  # fmt: skip
     for (name, (intensity, rate)), color in zip(points.items(), palette(len(points)), strict=True):
         axes.plot([intensity] * 2, [rate, min(peak, intensity * bandwidth)], color=color, linewidth=1, linestyle=":")
         axes.plot(intensity, rate, "o", color=color, markersize=8, label=name)
     axes.set(
-        xscale="log", yscale="log", xlabel="operations per byte moved", ylabel="operations per second", title=title
-    )
+        xscale="log", yscale="log", xlabel="operations per byte moved", ylabel="operations per second", title=title,
+        ylim=(None, 3 * peak),
+    )  # fmt: skip
     axes.grid(alpha=0.25)
     axes.legend(fontsize=9, loc="lower right", framealpha=0.8)
     return figure
