@@ -5,21 +5,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-gpu sanitize-gpu notebooks lab lint format install clean
+.PHONY: help demo test test-gpu sanitize-gpu notebooks lab lint format docs test-site install clean
 
 help:
 	@echo "make demo     train a small RAM-Net to recall (about a minute), with figures in demo/"
 	@echo "make test     lint, types and all tests that need no GPU"
 	@echo "make test-gpu the tests that need an NVIDIA GPU and CuPy;  make sanitize-gpu  looks for races and bad accesses"
 	@echo "make notebooks  run the course from scratch, all cells and exercise checks;  make lab  opens it in JupyterLab"
+	@echo "make docs     the site, in docs/_build/html, without warnings and with every link checked"
+	@echo "make test-site  the same, then walked by a real browser (needs Chromium and its driver)"
 	@echo "make lint     ruff and mypy alone;  make format  lets ruff rewrite"
-	@echo "make clean    remove .venv, caches and demo/"
+	@echo "make clean    remove .venv, caches, the built site and demo/"
 
 demo: $(VENV)/.installed
 	$(BIN)/ramnet-np demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not site"
 
 notebooks: $(VENV)/.installed-notebooks
 	$(BIN)/python notebooks/run.py
@@ -49,6 +51,15 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
+
+# Debian: apt-get install chromium chromium-driver
+test-site: docs $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --editable ".[site]"
+	$(BIN)/python -m pytest -m site tests/site
+
 install: $(VENV)/.installed
 
 $(VENV)/bin/python:
@@ -68,6 +79,10 @@ $(VENV)/.installed-notebooks: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --editable ".[test,notebooks]"
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@touch $@ $(VENV)/.installed
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	rm -rf $(VENV) docs/_build docs/notebooks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -127,7 +127,15 @@ def register_backend(name: str, module: str, needs: tuple[str, ...] = ()) -> Non
 
 
 def unregister_backend(name: str) -> None:
-    """Forget a backend that was added with :func:`register_backend`."""
+    """Forget a backend that was added with :func:`register_backend`.
+
+    ValueError for a name that is not registered.
+
+    >>> unregister_backend("never")
+    Traceback (most recent call last):
+        ...
+    ValueError: backend must be one of 'numpy', 'numba', 'cupy', got 'never'
+    """
     _REGISTRY.pop(_known(name))
     _loaded.pop(name, None)
 
@@ -142,7 +150,13 @@ def backends() -> dict[str, str]:
 
 
 def why_unavailable(name: str) -> str | None:
-    """None if the backend can be loaded here, else one sentence that says what is missing."""
+    """None if the backend can be loaded here, else one sentence that says what is missing.
+
+    ValueError for an unknown name.
+
+    >>> why_unavailable("numpy") is None
+    True
+    """
     module, needs = _REGISTRY[_known(name)]
     missing = [package for package in needs if importlib.util.find_spec(package) is None]
     if missing:
@@ -179,12 +193,21 @@ class use_backend:
 
 
 def selected_backend() -> str | None:
-    """The name that :func:`use_backend` chose, or None when the arrays decide."""
+    """The name that :func:`use_backend` chose, or None when the arrays decide.
+
+    >>> with use_backend("numpy"):
+    ...     selected_backend()
+    'numpy'
+    """
     return _selected.get()
 
 
 def load_backend(name: str) -> Backend:
-    """The backend of that name. ValueError if there is none, RuntimeError (with the reason) if it cannot run here."""
+    """The backend of that name. ValueError if there is none, RuntimeError (with the reason) if it cannot run here.
+
+    >>> load_backend("numpy").name
+    'numpy'
+    """
     if name not in _loaded:
         reason = why_unavailable(name)
         if reason is not None:
@@ -194,7 +217,14 @@ def load_backend(name: str) -> Backend:
 
 
 def backend_for(array: Any, name: str | None = None) -> Backend:
-    """The backend that serves ``array``: the one named, else the one selected, else by the kind of array."""
+    """The backend that serves ``array``: the one named, else the one selected, else by the kind of array.
+
+    ValueError for an unknown name, RuntimeError for one that cannot run here, TypeError where the kinds do not fit.
+
+    >>> import numpy as np
+    >>> backend_for(np.zeros(1), "numpy").name
+    'numpy'
+    """
     kind = array_kind(array)
     name = name or selected_backend()
     if name is None:
@@ -219,7 +249,12 @@ def fused_for(name: str, array: Any) -> Callable[..., Any] | None:
 
 
 def array_kind(array: Any) -> str:
-    """``"cupy"`` for CuPy arrays, else ``"numpy"``."""
+    """``"cupy"`` for CuPy arrays, else ``"numpy"``.
+
+    >>> import numpy as np
+    >>> array_kind(np.zeros(1))
+    'numpy'
+    """
     array_type: type = type(array)
     return _kind_of_type(array_type)
 

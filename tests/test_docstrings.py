@@ -24,6 +24,39 @@ def test_the_modules_are_found():
     assert {"ramnet_np.core.topk", "ramnet_np.model.layer", "ramnet_np.kernels.cuda.decode"} <= set(MODULES)
 
 
+# commands are explained by --help, kernels in docs/kernels.md
+DOCUMENTED = [name for name in MODULES if name != "ramnet_np.cli" and not name.startswith("ramnet_np.kernels")]
+# a minute of training; drawing into a file
+WITHOUT_EXAMPLE = {"run_demo", "main"}
+
+
+@pytest.mark.parametrize("name", ramnet_np.__all__)
+def test_public_names_say_what_they_take(name):
+    item = getattr(ramnet_np, name)
+    text = inspect.getdoc(item)
+    assert ">>>" in text
+    if name not in ("backends", "use_backend"):
+        assert "(B, " in text  # shapes
+        assert "Source:" in text
+    if inspect.isfunction(item) and name != "backends":
+        assert "Raises" in text
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_public_functions_have_an_example(name):
+    module = importlib.import_module(name)
+    missing = [
+        function
+        for function, item in vars(module).items()
+        if inspect.isroutine(item)
+        and item.__module__ == name
+        and not function.startswith("_")
+        and function not in WITHOUT_EXAMPLE
+        and ">>>" not in item.__doc__
+    ]
+    assert not missing
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_and_docstrings(name):
     module = importlib.import_module(name)

@@ -50,7 +50,14 @@ def sigmoid_forward(x: Any) -> tuple[Any, SigmoidContext]:
 
 
 def sigmoid_backward(dy: Any, ctx: SigmoidContext) -> Any:
-    """dx = dy * y * (1 - y)."""
+    """dx = dy * y * (1 - y).
+
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> y, ctx = sigmoid_forward(np.array([0.0, 1000.0]))
+    >>> sigmoid_backward(np.ones(2), ctx).tolist()
+    [0.25, 0.0]
+    """
     require_like("dy", dy, Like.of(ctx.y))
     dx = 1 - ctx.y
     dx *= ctx.y
@@ -70,7 +77,14 @@ def relu_forward(x: Any) -> tuple[Any, ReLUContext]:
 
 
 def relu_backward(dy: Any, ctx: ReLUContext) -> Any:
-    """dx = dy where x > 0, else 0."""
+    """dx = dy where x > 0, else 0.
+
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> y, ctx = relu_forward(np.array([-1.0, 2.0]))
+    >>> relu_backward(np.array([5.0, 5.0]), ctx).tolist()
+    [0.0, 5.0]
+    """
     require_like("dy", dy, ctx.y)
     return dy * ctx.positive
 
@@ -87,7 +101,14 @@ def silu_forward(x: Any) -> tuple[Any, SiLUContext]:
 
 
 def silu_backward(dy: Any, ctx: SiLUContext) -> Any:
-    """dx = dy * s * (1 + x * (1 - s)), s = sigmoid(x)."""
+    """dx = dy * s * (1 + x * (1 - s)), s = sigmoid(x).
+
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> y, ctx = silu_forward(np.array([0.0, 2.0]))
+    >>> silu_backward(np.ones(2), ctx).round(4).tolist()
+    [0.5, 1.0908]
+    """
     require_like("dy", dy, Like.of(ctx.x))
     dx = 1 - ctx.s
     dx *= ctx.x
@@ -113,7 +134,14 @@ def gelu_forward(x: Any) -> tuple[Any, GELUContext]:
 
 
 def gelu_backward(dy: Any, ctx: GELUContext) -> Any:
-    """dx = dy * (Phi(x) + x * phi(x)), phi = exp(-x**2 / 2) / sqrt(2 pi)."""
+    """dx = dy * (Phi(x) + x * phi(x)), phi = exp(-x**2 / 2) / sqrt(2 pi).
+
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> y, ctx = gelu_forward(np.array([0.0, 2.0]))
+    >>> gelu_backward(np.ones(2), ctx).round(4).tolist()
+    [0.5, 1.0852]
+    """
     require_like("dy", dy, Like.of(ctx.x))
     xp = namespace_of(dy)
     dx = xp.square(ctx.x)

@@ -26,7 +26,15 @@ def namespace_of(*arrays: Any) -> Any:
 
 
 def gpu_namespace() -> Any:
-    """CuPy, once it is known to work here: RuntimeError with the reason and what to install where it does not."""
+    """CuPy, once it is known to work here: RuntimeError with the reason and what to install where it does not.
+
+    >>> from unittest import mock
+    >>> with mock.patch(f"{__name__}.why_unavailable", return_value="needs cupy, not installed"):
+    ...     gpu_namespace()
+    Traceback (most recent call last):
+        ...
+    RuntimeError: device 'gpu' cannot be used: backend 'cupy' needs cupy, not installed
+    """
     if reason := why_unavailable("cupy"):
         raise RuntimeError(f"device 'gpu' cannot be used: backend 'cupy' {reason}")
     import cupy
@@ -35,5 +43,10 @@ def gpu_namespace() -> Any:
 
 
 def on_host(array: Any) -> np.ndarray:
-    """``array`` as a NumPy array: itself, or a copy from the GPU."""
+    """``array`` as a NumPy array: itself, or a copy from the GPU.
+
+    >>> x = np.zeros(3)
+    >>> on_host(x) is x
+    True
+    """
     return array.get() if array_kind(array) == "cupy" else array

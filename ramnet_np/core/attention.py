@@ -40,7 +40,18 @@ class RAMAttentionContext(NamedTuple):
 
 
 class RAMAttentionGrads(NamedTuple):
-    """One gradient per input, with the input's shape; ``state`` is None unless a state was given."""
+    """One gradient per input, with the input's shape; ``state`` is None unless a state was given.
+
+    ``write_logits``, ``read_logits``: (B, T, H, U, P); ``values``: (B, T, H, C); ``gamma``: (B, T, H), or () if it was
+    a number; ``state``: slots (B, H, M, C) and mass (B, H, M). Source: spec section 4.
+
+    >>> import numpy as np
+    >>> logits, values = np.zeros((1, 2, 1, 3, 2)), np.ones((1, 2, 1, 4))
+    >>> y, _, ctx = ram_attention_forward(logits, logits, values, top_k=2)
+    >>> grads = ram_attention_backward(np.ones_like(y), ctx)
+    >>> grads.values.shape == values.shape, grads.gamma.shape, grads.state is None
+    (True, (), True)
+    """
 
     write_logits: Any
     read_logits: Any
@@ -79,7 +90,9 @@ def ram_attention_forward(
     ``positions``: (T,) or (B, T) integers; None counts from 0. Feeding a sequence in pieces, pass them on.
     ``mask``: (B, T) bool; where False the token writes nothing and its y is 0.
     ``state``: where to start from; None is s = 0, z = 1/M.
-    ``mass_aware``: weigh reads by mass. ``proxy_eps``: e of PDMA's proxy gradient, 0 for the true one.
+    ``mass_aware``: weigh reads by mass.
+    ``eps``: keeps the division by a slot's mass defined.
+    ``proxy_eps``: e of PDMA's proxy gradient, 0 for the true one.
     ``return_state``: False returns None in its place and keeps nothing of size M.
     ``backend``: a name from ``backends()``; None follows ``use_backend`` and then the kind of arrays.
 
@@ -123,8 +136,12 @@ def ram_attention_forward(
 def ram_attention_backward(dy: Any, ctx: RAMAttentionContext, dstate: RAMState | None = None) -> RAMAttentionGrads:
     """Gradients of every input of :func:`ram_attention_forward`.
 
-    ``dy``: (B, T, H, C), gradient of y. ``dstate``: gradient of the returned state, or None for zero.
-    Same cost as the forward. Gradients flow through the kept weights; which slots were kept is held constant.
+    ``dy``: (B, T, H, C), gradient of y.
+    ``dstate``: gradient of the returned state, or None for zero.
+
+    Gradients flow through the kept weights; which slots were kept is held constant.
+    Cost: that of the forward.
+    Raises ValueError or TypeError where ``dy`` or ``dstate`` is not like what the forward returned.
     Source: spec sections 2 and 4.
 
     >>> import numpy as np
@@ -172,8 +189,10 @@ def ram_attention_step(
 ) -> tuple[Any, RAMState]:
     """One token (T = 1) of :func:`ram_attention_forward`, for inference: UPDATES ``state`` IN PLACE.
 
-    Arguments as there; ``positions`` must be given, (1,) or (B, 1), when heads use CAPE. Returns (y, state), the same
-    state object. O(K C) per head. Nothing is changed when an argument is refused.
+    Arguments as there; ``positions`` must be given, (1,) or (B, 1), when heads use CAPE. Returns y (B, 1, H, C) and
+    state, the same state object. O(K C) per head.
+    Raises ValueError or TypeError in one sentence naming the argument; then nothing is changed.
+    Source: spec section 4.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
@@ -212,7 +231,10 @@ def decode_address(
 ) -> Address:
     """The K slots that each token and head addresses, and their weights, best first.
 
-    ``logits``: (B, T, H, U, P). Arguments as in :func:`ram_attention_forward`. Source: paper eq. 4 to 6.
+    ``logits``: (B, T, H, U, P), others as in :func:`ram_attention_forward`.
+    Returns index (B, T, H, K) int32 and weight (B, T, H, K).
+    Raises ValueError or TypeError in one sentence naming the argument.
+    Source: paper eq. 4 to 6.
 
     >>> import numpy as np
     >>> logits = np.log([[[[[0.9, 0.1], [0.2, 0.8]]]]])  # two binary digits: slot = d0 + 2 * d1

@@ -48,7 +48,18 @@ def check_attention(
     proxy_eps: float,
     mass_aware: bool,
 ) -> Checked:
-    """Check every argument of ``ram_attention_forward``; TypeError or ValueError with one sentence."""
+    """Check every argument of ``ram_attention_forward``; TypeError or ValueError with one sentence.
+
+    Shapes as there. Returns them in canonical form; ``state`` and ``mask`` are checked and not returned.
+
+    >>> x, v = np.zeros((1, 2, 1, 3, 4)), np.zeros((1, 2, 1, 5))
+    >>> check_attention(x, x, v, 1, "pdma", 8, False, 0, None, None, None, 1e-12, 0.0, False).options.slots
+    64
+    >>> check_attention(x, x, v, -1, "pdma", 8, False, 0, None, None, None, 1e-12, 0.0, False)
+    Traceback (most recent call last):
+        ...
+    ValueError: gamma must not be negative for update='pdma', got -1.0
+    """
     B, T, H, U, P = check_logits("write_logits", write_logits)
     check_logits("read_logits", read_logits)
     check_array("values", values, 4, ("B", "T", "H", "C"))
@@ -95,7 +106,15 @@ def check_attention(
 
 
 def check_array(name: str, array: Any, ndim: int, axes: tuple[str, ...]) -> None:
-    """An array of floats with ``ndim`` axes."""
+    """An array of floats with ``ndim`` axes.
+
+    TypeError or ValueError otherwise; on the CPU only float32 and float64 will do.
+
+    >>> check_array("values", np.zeros((2, 3)), 4, ("B", "T", "H", "C"))
+    Traceback (most recent call last):
+        ...
+    ValueError: values must have 4 axes (B, T, H, C), got shape (2, 3)
+    """
     if not hasattr(array, "dtype") or not hasattr(array, "shape"):
         raise TypeError(f"{name} must be an array, got {type(array).__name__}")
     if array.ndim != ndim:
@@ -107,7 +126,17 @@ def check_array(name: str, array: Any, ndim: int, axes: tuple[str, ...]) -> None
 
 
 def check_logits(name: str, logits: Any) -> tuple[int, int, int, int, int]:
-    """Address logits (B, T, H, U, P), finite where that is cheap to see; returns the shape."""
+    """Address logits (B, T, H, U, P), finite where that is cheap to see; returns the shape.
+
+    TypeError or ValueError otherwise.
+
+    >>> check_logits("logits", np.zeros((1, 2, 3, 4, 5)))
+    (1, 2, 3, 4, 5)
+    >>> check_logits("logits", np.full((1, 2, 3, 4, 5), np.nan))
+    Traceback (most recent call last):
+        ...
+    ValueError: logits must be finite, got nan at index (0, 0, 0, 0, 0)
+    """
     check_array(name, logits, 5, _LOGIT_AXES)
     B, T, H, U, P = logits.shape
     for axis, size in ((1, T), (2, H), (3, U), (4, P)):
@@ -122,7 +151,17 @@ def check_logits(name: str, logits: Any) -> tuple[int, int, int, int, int]:
 
 
 def check_top_k(name: str, k: Any, slots: int) -> int:
-    """1 <= K <= M."""
+    """1 <= K <= M.
+
+    TypeError or ValueError otherwise.
+
+    >>> check_top_k("top_k", 8, slots=16)
+    8
+    >>> check_top_k("top_k", 17, slots=16)
+    Traceback (most recent call last):
+        ...
+    ValueError: top_k must be between 1 and the number of slots M = 16, got 17
+    """
     if not isinstance(k, _INTEGER) or isinstance(k, bool):
         raise TypeError(f"{name} must be an integer, got {k!r}")
     if not 1 <= k <= slots:
@@ -131,7 +170,15 @@ def check_top_k(name: str, k: Any, slots: int) -> int:
 
 
 def check_pair(name: str, value: Any, check: Any) -> tuple[Any, Any]:
-    """One value for writes and reads, or a (write, read) pair."""
+    """One value for writes and reads, or a (write, read) pair.
+
+    ValueError for another number of values.
+
+    >>> check_pair("renorm", True, check_bool)
+    (True, True)
+    >>> check_pair("renorm", (True, False), check_bool)
+    (True, False)
+    """
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(f"{name} must be one value or a (write, read) pair, got {len(value)} values")
@@ -140,14 +187,34 @@ def check_pair(name: str, value: Any, check: Any) -> tuple[Any, Any]:
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """True or False."""
+    """True or False.
+
+    TypeError for anything else.
+
+    >>> check_bool("renorm", np.True_)
+    True
+    >>> check_bool("renorm", 1)
+    Traceback (most recent call last):
+        ...
+    TypeError: renorm must be True or False, got 1
+    """
     if not isinstance(value, _BOOL):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def check_cape_heads(cape_heads: Any, heads: int) -> int:
-    """0 <= cape_heads <= H."""
+    """0 <= cape_heads <= H.
+
+    TypeError or ValueError otherwise.
+
+    >>> check_cape_heads(2, heads=4)
+    2
+    >>> check_cape_heads(5, heads=4)
+    Traceback (most recent call last):
+        ...
+    ValueError: cape_heads must be between 0 and the number of heads H = 4, got 5
+    """
     if not isinstance(cape_heads, _INTEGER) or isinstance(cape_heads, bool):
         raise TypeError(f"cape_heads must be an integer, got {cape_heads!r}")
     if not 0 <= cape_heads <= heads:
@@ -156,7 +223,17 @@ def check_cape_heads(cape_heads: Any, heads: int) -> int:
 
 
 def check_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
-    """Token positions as given, (T,) or (B, T), but of int64; or None."""
+    """Token positions as given, (T,) or (B, T), but of int64; or None.
+
+    TypeError or ValueError otherwise.
+
+    >>> check_positions([3, 4], (1, 2), np.zeros(1)).tolist()
+    [3, 4]
+    >>> check_positions([3, 4], (1, 3), np.zeros(1))
+    Traceback (most recent call last):
+        ...
+    ValueError: positions must have shape (T,) = (3,) or (B, T) = (1, 3), got (2,)
+    """
     if positions is None:
         return None
     if type(positions) is not type(like):
@@ -170,13 +247,27 @@ def check_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
 
 
 def full_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
-    """Checked positions as (B, T) int64: None counts from 0, (T,) holds for every row."""
+    """Checked positions as (B, T) int64: None counts from 0, (T,) holds for every row.
+
+    >>> full_positions(None, (2, 3), np.zeros(1)).tolist()
+    [[0, 1, 2], [0, 1, 2]]
+    """
     xp = namespace_of(like)
     return xp.broadcast_to(xp.arange(shape[1], dtype=np.int64) if positions is None else positions, shape)
 
 
 def check_gamma(gamma: Any, shape: tuple[int, int, int], like: Any, update: str) -> Any:
-    """A float, or an array (B, T, H) of the dtype of ``values``; not negative for PDMA."""
+    """A float, or an array (B, T, H) of the dtype of ``values``; not negative for PDMA.
+
+    TypeError or ValueError otherwise.
+
+    >>> check_gamma(2, (1, 2, 3), np.zeros(1), "pdma")
+    2.0
+    >>> check_gamma(-1.0, (1, 2, 3), np.zeros(1), "pdma")
+    Traceback (most recent call last):
+        ...
+    ValueError: gamma must not be negative for update='pdma', got -1.0
+    """
     if isinstance(gamma, _NUMBER) or getattr(gamma, "shape", None) == ():
         number = float(gamma)
         if not math.isfinite(number):
@@ -196,7 +287,16 @@ def check_gamma(gamma: Any, shape: tuple[int, int, int], like: Any, update: str)
 
 
 def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Any) -> None:
-    """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums."""
+    """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums.
+
+    TypeError or ValueError otherwise.
+
+    >>> state = RAMState.initial(batch=1, heads=2, slots=16, channels=3)
+    >>> check_state("state", state, (1, 2, 16, 4), np.zeros(1, np.float32))
+    Traceback (most recent call last):
+        ...
+    ValueError: state.slots must have shape (B, H, M, C) = (1, 2, 16, 4), got (1, 2, 16, 3)
+    """
     if not isinstance(state, RAMState):
         raise TypeError(f"{name} must be a RAMState (slots, mass), got {type(state).__name__}")
     dtype = like.dtype if like.dtype.itemsize >= 4 else np.dtype(np.float32)

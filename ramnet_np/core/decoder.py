@@ -37,6 +37,13 @@ def decode_forward(
 
     ``logits``: (B, T, H, U, P); ``positions``: (B, T). Returns ``index`` (B, T, H, K) int32, ``weight`` (B, T, H, K),
     ctx. O(U K log K + U P log P) per token and head; nothing of size M.
+    Arguments are taken as checked (``core/checks.py``). Source: paper eq. 4 to 6; spec sections 2 and 3.
+
+    >>> import numpy as np
+    >>> logits = np.log([[[[[0.9, 0.1], [0.2, 0.8]]]]])  # two binary digits: slot = d0 + 2 * d1
+    >>> index, weight, ctx = decode_forward(logits, 2, renorm=True, cape_heads=1, positions=np.array([[1]]))
+    >>> index.ravel().tolist(), weight.ravel().round(2).tolist()  # content slots 2 and 0, one place back
+    ([1, 3], [0.8, 0.2])
     """
     order, radix = logits.shape[-2:]
     # 1. softmax of every digit
@@ -55,7 +62,16 @@ def decode_forward(
 
 
 def decode_backward(dweight: Any, ctx: DecodeContext) -> Any:
-    """Gradient of the logits, (B, T, H, U, P), given that of the weights, (B, T, H, K)."""
+    """Gradient of the logits, (B, T, H, U, P), given that of the weights, (B, T, H, K).
+
+    Source: spec section 2.
+
+    >>> import numpy as np
+    >>> logits = np.log([[[[[0.9, 0.1], [0.2, 0.8]]]]])
+    >>> index, weight, ctx = decode_forward(logits, 1, renorm=False, cape_heads=0, positions=np.array([[0]]))
+    >>> decode_backward(np.ones_like(weight), ctx).ravel().round(3).tolist()  # 0.72 * (onehot - p)
+    [0.072, -0.072, -0.144, 0.144]
+    """
     # 5. index = cape_shift(...): moves slots, not weights
     # 4. weight = rho / sum(rho): dL/dlog rho_j = g_j - weight_j * sum_i g_i, with g = dL/dlog weight
     g = dweight * ctx.weight

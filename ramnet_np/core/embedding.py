@@ -45,6 +45,11 @@ def embedding_backward(dy: Any, ctx: EmbeddingContext) -> Any:
     The tokens are sorted by id, which brings those of one row together without changing their order, and each run is
     summed by one worker: the same bits every time, which adding with atomics would not give.
     Cost: a sort of N integers, one pass over dy (N, D), and the (V, D) result.
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> y, ctx = embedding_forward(np.array([2, 0, 2]), np.zeros((3, 1)))
+    >>> embedding_backward(np.array([[1.0], [2.0], [3.0]]), ctx).tolist()
+    [[2.0], [0.0], [4.0]]
     """
     require_like("dy", dy, ctx.y)
     xp = namespace_of(dy)

@@ -42,6 +42,12 @@ def gate_backward(dy: Any, ctx: GateContext) -> tuple[Any, Any]:
     """Gradients of a and b.
 
     da = dy * b * act'(a)        db = dy * act(a)
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> y, ctx = gate_forward(np.array([0.0]), np.array([3.0]))
+    >>> [d.tolist() for d in gate_backward(np.array([1.0]), ctx)]
+    [[0.75], [0.5]]
     """
     require_like("dy", dy, Like.of(ctx.b))
     if fused := fused_for("gate_backward", dy):

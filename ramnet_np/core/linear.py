@@ -55,6 +55,12 @@ def linear_backward(dy: Any, ctx: LinearContext, onto: Any = None) -> LinearGrad
 
     ``onto``: a gradient of x from elsewhere, C-contiguous; dx is added to it in place.
     Cost: two matrix products of the forward's size.
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> y, ctx = linear_forward(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), bias=np.array([5.0]))
+    >>> [d.tolist() for d in linear_backward(np.ones((1, 1)), ctx)]
+    [[[3.0, 4.0]], [[1.0, 2.0]], [1.0]]
     """
     require_like("dy", dy, ctx.y)
     outputs, width = ctx.weight.shape
@@ -67,7 +73,12 @@ def linear_backward(dy: Any, ctx: LinearContext, onto: Any = None) -> LinearGrad
 
 
 def sum_over_tokens(rows: Any) -> Any:
-    """The sum of (N, D) over its rows, (D,)."""
+    """The sum of (N, D) over its rows, (D,).
+
+    >>> import numpy as np
+    >>> sum_over_tokens(np.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    [4.0, 6.0]
+    """
     fused = fused_for("column_sum", rows)
     return rows.sum(axis=0) if fused is None else fused(rows)
 

@@ -77,6 +77,12 @@ def cross_entropy_backward(dloss: Any, ctx: CrossEntropyContext | FusedCrossEntr
     """Gradient of the logits, (..., V); zero for tokens that do not count.
 
     dlogits = (softmax(logits) - onehot(label)) * dloss / N
+    ``dloss``: a number or a scalar array.
+
+    >>> import numpy as np
+    >>> loss, ctx = cross_entropy_forward(np.log([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]), np.array([0, -100]))
+    >>> cross_entropy_backward(1.0, ctx).round(2).tolist()
+    [[-0.5, 0.25, 0.25], [0.0, 0.0, 0.0]]
     """
     if isinstance(ctx, FusedCrossEntropyContext):
         dlogits = namespace_of(ctx.logits).empty(ctx.logits.shape, dtype=ctx.logits.dtype)

@@ -11,13 +11,28 @@ from typing import Any
 
 
 def mass_aware_forward(r: Any, z: Any, eps: float) -> Any:
-    """r' for read weights ``r`` and the masses ``z`` of the slots read, both (..., K)."""
+    """r' for read weights ``r`` and the masses ``z`` of the slots read, both (..., K).
+
+    Source: spec section 4.
+
+    >>> import numpy as np
+    >>> mass_aware_forward(np.array([0.5, 0.5]), np.array([3.0, 1.0]), eps=0.0).tolist()
+    [0.75, 0.25]
+    """
     n = r * z
     return r.sum(axis=-1, keepdims=True) * n / (n.sum(axis=-1, keepdims=True) + eps)
 
 
 def mass_aware_backward(dr_aware: Any, r: Any, z: Any, eps: float) -> tuple[Any, Any]:
-    """(dr, dz), each (..., K), given the gradient of r'."""
+    """(dr, dz), each (..., K), given the gradient of r'.
+
+    Source: spec section 4.
+
+    >>> import numpy as np
+    >>> dr, dz = mass_aware_backward(np.array([1.0, 0.0]), np.array([0.5, 0.5]), np.array([3.0, 1.0]), eps=0.0)
+    >>> dr.tolist(), dz.tolist()
+    ([1.125, 0.375], [0.0625, -0.1875])
+    """
     n = r * z
     R = r.sum(axis=-1, keepdims=True)
     D = n.sum(axis=-1, keepdims=True) + eps

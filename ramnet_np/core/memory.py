@@ -67,6 +67,15 @@ def memory_forward(
 
     ``values``: (B, T, H, C); ``gamma``: a float or (B, T, H); ``mask``: (B, T) bool or None. A masked token writes
     with weight 0, which changes nothing, and reads with weight 0, which gives 0.
+    Arguments are taken as checked (``core/checks.py``). Source: paper eq. 7; spec section 4.
+
+    >>> import numpy as np
+    >>> address = Address(np.full((1, 2, 1, 1), 3), np.full((1, 2, 1, 1), 0.5))
+    >>> values = np.array([1.0, 3.0]).reshape(1, 2, 1, 1)
+    >>> options = MemoryOptions(slots=4)
+    >>> y, state, ctx = memory_forward(address, address, values, 1.0, None, None, options, return_state=True)
+    >>> y.ravel().round(3).tolist(), state.mass.ravel().round(4).tolist()
+    ([0.4, 1.077], [0.25, 0.25, 0.25, 0.8125])
     """
     xp = namespace_of(values)
     B, T, H, C = values.shape
@@ -109,6 +118,15 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
     """The same tokens in reverse, with adjoints ds (N, C) and dz (N,) of the table's rows.
 
     ``dy``: (B, T, H, C); ``dstate``: gradient of the returned state, or None. Same cost as the forward.
+    Source: spec section 4.
+
+    >>> import numpy as np
+    >>> address = Address(np.full((1, 2, 1, 1), 3), np.full((1, 2, 1, 1), 0.5))
+    >>> values = np.array([1.0, 3.0]).reshape(1, 2, 1, 1)
+    >>> options = MemoryOptions(slots=4)
+    >>> y, _, ctx = memory_forward(address, address, values, 1.0, None, None, options, return_state=False)
+    >>> memory_backward(np.ones_like(y), None, ctx).values.ravel().round(3).tolist()
+    [0.554, 0.308]
     """
     xp = namespace_of(dy)
     B, T, H, C = dy.shape
@@ -162,7 +180,17 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
 def memory_write_read(
     write: Address, read: Address, values: Any, gamma: Any, mask: Any, state: RAMState, options: MemoryOptions
 ) -> Any:
-    """One token (T = 1): update ``state`` in place and return y (B, 1, H, C)."""
+    """One token (T = 1): update ``state`` in place and return y (B, 1, H, C).
+
+    Shapes as in :func:`memory_forward`. Source: spec section 4.
+
+    >>> import numpy as np
+    >>> address = Address(np.full((1, 1, 1, 1), 3), np.full((1, 1, 1, 1), 0.5))
+    >>> state = RAMState.initial(batch=1, heads=1, slots=4, channels=1, dtype=np.float64)
+    >>> y = memory_write_read(address, address, np.ones((1, 1, 1, 1)), 1.0, None, state, MemoryOptions(slots=4))
+    >>> round(y.item(), 6), state.mass.ravel().tolist()
+    (0.4, [0.25, 0.25, 0.25, 0.625])
+    """
     xp = namespace_of(values)
     w, r, v = (_where_kept(mask, x)[:, 0] for x in (write.weight, read.weight, values))
     gamma = xp.broadcast_to(xp.asarray(gamma, dtype=w.dtype), values.shape[:3])[:, 0, :, None]

@@ -68,7 +68,15 @@ def swiglu_forward(x: Any, gate: Any, up: Any, down: Any) -> tuple[Any, SwiGLUCo
 
 
 def swiglu_backward(dy: Any, ctx: SwiGLUContext) -> SwiGLUGrads:
-    """Gradients of x and the three matrices; twice the forward's cost."""
+    """Gradients of x and the three matrices; twice the forward's cost.
+
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> y, ctx = swiglu_forward(np.ones((1, 2)), np.ones((3, 2)), np.ones((3, 2)), np.ones((2, 3)))
+    >>> [d.shape for d in swiglu_backward(np.ones((1, 2)), ctx)]
+    [(1, 2), (3, 2), (3, 2), (2, 3)]
+    """
     dh, ddown, _ = linear_backward(dy, ctx.down)
     dg, draised = gate_backward(dh, ctx.product)
     dx, dup, _ = linear_backward(draised, ctx.up)
@@ -101,7 +109,15 @@ def mlp_forward(
 
 
 def mlp_backward(dy: Any, ctx: MLPContext) -> MLPGrads:
-    """Gradients of x, the matrices and the biases; twice the forward's cost."""
+    """Gradients of x, the matrices and the biases; twice the forward's cost.
+
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> y, ctx = mlp_forward(np.ones((1, 2)), np.ones((3, 2)), np.ones((2, 3)), "relu")
+    >>> [None if d is None else d.shape for d in mlp_backward(np.ones((1, 2)), ctx)]
+    [(1, 2), (3, 2), (2, 3), None, None]
+    """
     dh, ddown, ddown_bias = linear_backward(dy, ctx.down)
     dh = ctx.activation.backward(dh, ctx.activated)
     dx, dup, dup_bias = linear_backward(dh, ctx.up)

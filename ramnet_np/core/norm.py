@@ -76,6 +76,13 @@ def rmsnorm_backward(dy: Any, ctx: RMSNormContext) -> RMSNormGrads:
     """Gradients of x and weight. With n = x * rstd, the normalised x, and dn = dy * weight:
 
     dx = rstd * (dn - n * mean(dn * n))        dweight = sum over tokens of dy * n
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> y, ctx = rmsnorm_forward(np.array([[3.0, 4.0]]), np.ones(2), eps=0.0)
+    >>> dx, dweight = rmsnorm_backward(np.array([[3.0, 4.0]]), ctx)  # along x, which changes nothing
+    >>> dx.round(12).tolist(), dweight.round(3).tolist()
+    ([[0.0, 0.0]], [2.546, 4.525])
     """
     require_like("dy", dy, Like.of(ctx.x))
     xp = namespace_of(dy)
@@ -129,6 +136,12 @@ def layernorm_backward(dy: Any, ctx: LayerNormContext) -> LayerNormGrads:
     """Gradients of x, weight and bias. With n = (x - mean) * rstd and dn = dy * weight:
 
     dx = rstd * (dn - mean(dn) - n * mean(dn * n))    dweight = sum of dy * n    dbias = sum of dy
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> y, ctx = layernorm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2), eps=0.0)
+    >>> [d.tolist() for d in layernorm_backward(np.array([[1.0, 1.0]]), ctx)]  # a shift changes nothing
+    [[[0.0, 0.0]], [-1.0, 1.0], [1.0, 1.0]]
     """
     require_like("dy", dy, Like.of(ctx.x))
     xp = namespace_of(dy)

@@ -21,7 +21,18 @@ def step(
     decode: DecodeOptions,
     options: MemoryOptions,
 ) -> Any:
-    """Decode, write and read one token (T = 1), updating ``state`` in place; returns y (B, 1, H, C)."""
+    """Decode, write and read one token (T = 1), updating ``state`` in place; returns y (B, 1, H, C).
+
+    Shapes and errors as in :func:`ramnet_np.ram_attention_step`, which checks the arguments.
+
+    >>> import numpy as np
+    >>> from ramnet_np.core.attention import ram_attention_step
+    >>> state = RAMState.initial(batch=1, heads=1, slots=4, channels=1, dtype=np.float64)
+    >>> logits = np.zeros((1, 1, 1, 2, 2))
+    >>> y, _ = ram_attention_step(logits, logits, np.ones((1, 1, 1, 1)), top_k=1, state=state, backend="numpy")
+    >>> y.ravel().tolist()
+    [0.14285714285681633]
+    """
     write_index, w, _ = decode_forward(write_logits, decode.write_k, decode.write_renorm, decode.cape_heads, positions)
     read_index, r, _ = decode_forward(read_logits, decode.read_k, decode.read_renorm, decode.cape_heads, positions)
     return memory_write_read(Address(write_index, w), Address(read_index, r), values, gamma, mask, state, options)

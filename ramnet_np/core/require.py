@@ -22,14 +22,26 @@ class Like(NamedTuple):
 
 
 def require_like(name: str, array: Any, like: Like) -> None:
-    """ValueError unless ``array`` has the shape and dtype of ``like``."""
+    """ValueError unless ``array`` has the shape and dtype of ``like``.
+
+    >>> require_like("dy", np.zeros(3), Like.of(np.zeros(2)))
+    Traceback (most recent call last):
+        ...
+    ValueError: dy must be float64 of shape (2,), got float64 of shape (3,)
+    """
     if getattr(array, "shape", None) != like.shape or array.dtype != like.dtype:
         got = f"{array.dtype} of shape {array.shape}" if hasattr(array, "shape") else type(array).__name__
         raise ValueError(f"{name} must be {like.dtype} of shape {like.shape}, got {got}")
 
 
 def require_width(name: str, x: Any, width: int, weight: Any) -> None:
-    """ValueError or TypeError unless ``x`` (..., width) has floats of the dtype of ``weight``."""
+    """ValueError or TypeError unless ``x`` (..., width) has floats of the dtype of ``weight``.
+
+    >>> require_width("x", np.zeros((5, 3)), 4, np.zeros((2, 4)))
+    Traceback (most recent call last):
+        ...
+    ValueError: x must have 4 channels on its last axis, as the weight has, got shape (5, 3)
+    """
     if not hasattr(x, "dtype") or not hasattr(x, "shape"):
         raise TypeError(f"{name} must be an array, got {type(x).__name__}")
     if x.ndim == 0 or x.shape[-1] != width:
@@ -42,6 +54,11 @@ def require_ids(name: str, ids: Any, size: int) -> None:
     """TypeError or ValueError unless ``ids`` are integers in [0, size).
 
     The range of CuPy arrays is not looked at: that would wait for the device.
+
+    >>> require_ids("ids", np.array([1, 9]), size=8)
+    Traceback (most recent call last):
+        ...
+    ValueError: ids must lie between 0 and 7, got 9 at index (1,)
     """
     if not hasattr(ids, "dtype"):
         raise TypeError(f"{name} must be an array of integers, got {type(ids).__name__}")

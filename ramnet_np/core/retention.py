@@ -18,7 +18,15 @@ from ramnet_np.core.arrays import namespace_of
 
 
 def retention_forward(w: Any, gamma: Any, update: str) -> Any:
-    """alpha(w, gamma), elementwise. ``gamma``: a float or anything that broadcasts against ``w``."""
+    """alpha(w, gamma), elementwise. ``gamma``: a float or anything that broadcasts against ``w``.
+
+    ``w``: any shape, values in [0, 1]; ``update``: "pdma" or "gsu". Source: paper eq. 7; spec section 4.
+
+    >>> import numpy as np
+    >>> w = np.array([0.0, 0.5, 1.0])
+    >>> retention_forward(w, 2.0, "pdma").tolist(), retention_forward(w, 0.0, "gsu").tolist()
+    ([1.0, 0.25, 0.0], [1.0, 0.5, 0.0])
+    """
     xp = namespace_of(w, gamma)
     if update == "pdma":
         return xp.power(1 - w, gamma)
@@ -31,6 +39,13 @@ def retention_backward(w: Any, gamma: Any, alpha: Any, update: str, proxy_eps: f
     """The slopes (d alpha / dw, d alpha / dgamma), elementwise; finite for every w in [0, 1], w = 1 included.
 
     ``alpha``: what ``retention_forward`` returned. The caller multiplies by its adjoint.
+    Source: paper section 4, for the proxy; spec section 4.
+
+    >>> import numpy as np
+    >>> w = np.array([0.5])
+    >>> slopes = retention_backward(w, 2.0, retention_forward(w, 2.0, "pdma"), "pdma", proxy_eps=0.0)
+    >>> [slope.round(4).tolist() for slope in slopes]  # -2 (1 - w) and (1 - w)**2 log(1 - w)
+    [[-1.0], [-0.1733]]
     """
     xp = namespace_of(w, gamma)
     if update == "pdma":

@@ -11,6 +11,12 @@ class Address(NamedTuple):
     """A K-hot address per token and head: which slots, and how much of each.
 
     ``index``: (B, T, H, K) int32, distinct slots within a token and head, best first. ``weight``: (B, T, H, K).
+    Source: paper eq. 5.
+
+    >>> from ramnet_np.core.attention import decode_address
+    >>> index, weight = decode_address(np.zeros((1, 1, 1, 3, 2)), top_k=2)  # all slots alike: the smaller numbers
+    >>> index.ravel().tolist(), weight.ravel().tolist()
+    ([0, 1], [0.125, 0.125])
     """
 
     index: Any

@@ -35,6 +35,15 @@ def address_forward(x: Any, params: Params, side: str, config: RAMNetConfig) -> 
 
     ``x``: (B, T, D); ``side``: "w" for writes, "r" for reads; ``params``: of the RAM layer, where ``{side}_proj.bias``
     and ``{side}_scale`` may be missing. Returns logits (B, T, H, U, P) and ctx.
+    ValueError or TypeError where x has another width or dtype than the parameters. Source: paper section 4.
+
+    >>> import numpy as np
+    >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
+    >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
+    >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
+    >>> logits, ctx = address_forward(np.ones((1, 5, 8)), params, "w", config)
+    >>> logits.shape
+    (1, 5, 2, 3, 4)
     """
     xp = namespace_of(x)
     digits = (config.heads, config.order, config.radix)
@@ -54,7 +63,19 @@ def address_forward(x: Any, params: Params, side: str, config: RAMNetConfig) -> 
 
 
 def address_backward(dlogits: Any, ctx: AddressContext, side: str, onto: Any = None) -> tuple[Any, Params]:
-    """Gradient of x, (B, T, D), added to ``onto`` if given, and of that side's parameters by their names."""
+    """Gradient of x, (B, T, D), added to ``onto`` if given, and of that side's parameters by their names.
+
+    ``dlogits``: (B, T, H, U, P). Source: spec section 5.
+
+    >>> import numpy as np
+    >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
+    >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
+    >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
+    >>> logits, ctx = address_forward(np.ones((1, 5, 8)), params, "w", config)
+    >>> dx, grads = address_backward(np.ones_like(logits), ctx, "w")
+    >>> dx.shape, sorted(grads)
+    ((1, 5, 8), ['w_proj.bias', 'w_proj.weight', 'w_scale'])
+    """
     # 3. logits = x W^T + b
     dx, dweight, dbias = linear_backward(dlogits.reshape(*dlogits.shape[:-3], -1), ctx.linear, onto=onto)
     grads = {}

@@ -44,7 +44,19 @@ def block_forward(
     state: RAMState | None = None,
     options: CallOptions | None = None,
 ) -> tuple[Any, RAMState | None, BlockContext]:
-    """``x``: (B, T, D); ``params``: named as in ``block_shapes``. Returns out (B, T, D), the layer's state, ctx."""
+    """``x``: (B, T, D); ``params``: named as in ``block_shapes``. Returns out (B, T, D), the layer's state, ctx.
+
+    ``layer``, ``state`` and ``options`` are those of :func:`~ramnet_np.model.layer.ram_layer_forward`; errors likewise.
+    Source: spec section 5.
+
+    >>> import numpy as np
+    >>> from ramnet_np.model.parameters import block_shapes, init_parameters
+    >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
+    >>> params = init_parameters(block_shapes(config), config, seed=0, dtype=np.float64)
+    >>> out, state, ctx = block_forward(np.ones((1, 5, 8)), params, config)
+    >>> out.shape, state
+    ((1, 5, 8), None)
+    """
     # 1. RAM layer
     n, norm_ctx = norm_forward(x, part(params, "attn_norm."), config)
     h, state, attn_ctx = ram_layer_forward(n, part(params, "attn."), config, layer, state=state, options=options)
@@ -59,7 +71,19 @@ def block_forward(
 
 
 def block_backward(dout: Any, ctx: BlockContext) -> tuple[Any, Params]:
-    """Gradient of x, (B, T, D), and of every parameter of the block by its name."""
+    """Gradient of x, (B, T, D), and of every parameter of the block by its name.
+
+    ``dout``: (B, T, D). ValueError after a call in place, which kept nothing.
+
+    >>> import numpy as np
+    >>> from ramnet_np.model.parameters import block_shapes, init_parameters
+    >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
+    >>> params = init_parameters(block_shapes(config), config, seed=0, dtype=np.float64)
+    >>> out, _, ctx = block_forward(np.ones((1, 5, 8)), params, config)
+    >>> dx, grads = block_backward(np.ones_like(out), ctx)
+    >>> dx.shape, grads.keys() == params.keys()
+    ((1, 5, 8), True)
+    """
     if ctx.attn is None:
         raise ValueError("ctx must be of a forward; a call in place keeps nothing for a backward")
     grads: Params = {}
@@ -78,14 +102,31 @@ def block_backward(dout: Any, ctx: BlockContext) -> tuple[Any, Params]:
 
 
 def norm_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, NormContext]:
-    """The normalisation that the model is configured with."""
+    """The normalisation that the model is configured with.
+
+    ``x``: (..., D). Returns y of that shape and ctx.
+
+    >>> import numpy as np
+    >>> y, ctx = norm_forward(np.array([[3.0, 4.0]]), {"weight": np.ones(2)}, RAMNetConfig())
+    >>> y.round(3).tolist()
+    [[0.849, 1.131]]
+    """
     if config.norm == "layernorm":
         return layernorm_forward(x, params["weight"], params["bias"], config.norm_eps)
     return rmsnorm_forward(x, params["weight"], config.norm_eps)
 
 
 def norm_backward(dy: Any, ctx: NormContext) -> tuple[Any, Params]:
-    """Gradient of x and of the norm's parameters by their names."""
+    """Gradient of x and of the norm's parameters by their names.
+
+    ``dy``: (..., D).
+
+    >>> import numpy as np
+    >>> y, ctx = norm_forward(np.array([[3.0, 4.0]]), {"weight": np.ones(2)}, RAMNetConfig())
+    >>> dx, grads = norm_backward(np.ones_like(y), ctx)
+    >>> dx.shape, list(grads)
+    ((1, 2), ['weight'])
+    """
     if isinstance(ctx, LayerNormContext):
         dx, dweight, dbias = layernorm_backward(dy, ctx)
         return dx, {"weight": dweight, "bias": dbias}
@@ -94,7 +135,18 @@ def norm_backward(dy: Any, ctx: NormContext) -> tuple[Any, Params]:
 
 
 def ffn_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, FFNContext]:
-    """The feed-forward network that the model is configured with."""
+    """The feed-forward network that the model is configured with.
+
+    ``x``: (..., D). Returns y of that shape and ctx.
+
+    >>> import numpy as np
+    >>> config = RAMNetConfig(width=2, ffn="gelu", ffn_width=3)
+    >>> params = {"0.weight": np.ones((3, 2)), "0.bias": np.zeros(3), "2.weight": np.ones((2, 3))}
+    >>> params["2.bias"] = np.zeros(2)
+    >>> y, ctx = ffn_forward(np.ones((1, 2)), params, config)
+    >>> y.round(3).tolist()
+    [[5.863, 5.863]]
+    """
     if config.ffn == "swiglu":
         return swiglu_forward(x, *(params[f"{name}_proj.weight"] for name in ("gate", "up", "down")))
     return mlp_forward(
@@ -103,7 +155,19 @@ def ffn_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, FFNC
 
 
 def ffn_backward(dy: Any, ctx: FFNContext) -> tuple[Any, Params]:
-    """Gradient of x and of the network's parameters by their names."""
+    """Gradient of x and of the network's parameters by their names.
+
+    ``dy``: (..., D).
+
+    >>> import numpy as np
+    >>> config = RAMNetConfig(width=2, ffn="gelu", ffn_width=3)
+    >>> params = {"0.weight": np.ones((3, 2)), "0.bias": np.zeros(3), "2.weight": np.ones((2, 3))}
+    >>> params["2.bias"] = np.zeros(2)
+    >>> y, ctx = ffn_forward(np.ones((1, 2)), params, config)
+    >>> dx, grads = ffn_backward(np.ones_like(y), ctx)
+    >>> dx.shape, list(grads)
+    ((1, 2), ['0.weight', '0.bias', '2.weight', '2.bias'])
+    """
     if isinstance(ctx, SwiGLUContext):
         dx, dgate, dup, ddown = swiglu_backward(dy, ctx)
         return dx, {"gate_proj.weight": dgate, "up_proj.weight": dup, "down_proj.weight": ddown}

@@ -63,6 +63,16 @@ def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Par
     """Write the two files into ``folder``, which is made if missing.
 
     Each is written under another name and renamed when it is whole: a crash leaves no half file.
+    OSError where the folder cannot be written to. Source: spec section 5.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model.parameters import init_parameters
+    >>> config = RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2)
+    >>> params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
+    >>> with TemporaryDirectory() as folder:
+    ...     save_model(folder, config, params)
+    ...     print(sorted(path.name for path in Path(folder).iterdir()))
+    ['config.json', 'model.safetensors']
     """
     folder = Path(folder)
     try:
@@ -85,6 +95,17 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[RAMNetConfig, Params]:
 
     float32 and float64 stay as they are; half types (the authors train in bfloat16) become float32, exactly.
     Raises FileNotFoundError or ValueError, naming the file and the tensor.
+    Source: spec section 5.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model.parameters import init_parameters
+    >>> config = RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2)
+    >>> params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
+    >>> with TemporaryDirectory() as folder:
+    ...     save_model(folder, config, params)
+    ...     loaded, again = load_model(folder)
+    >>> loaded == config, all(np.array_equal(again[name], p) for name, p in params.items())
+    (True, True)
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
@@ -95,7 +116,13 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[RAMNetConfig, Params]:
 
 
 def config_to_json(config: RAMNetConfig) -> dict[str, Any]:
-    """The authors' config.json, with our own settings under one more key."""
+    """The authors' config.json, with our own settings under one more key.
+
+    Source: spec section 5.
+
+    >>> config_to_json(RAMNetConfig(order=3))["addr_order"]
+    3
+    """
     theirs = {key: getattr(config, field) for field, key in _SAME.items()}
     return {
         "model_type": "ramnet",
@@ -108,7 +135,18 @@ def config_to_json(config: RAMNetConfig) -> dict[str, Any]:
 
 
 def config_from_json(saved: dict[str, Any]) -> RAMNetConfig:
-    """The inverse; also reads the config.json of the authors' package. ValueError or TypeError if it is neither."""
+    """The inverse; also reads the config.json of the authors' package. ValueError or TypeError if it is neither.
+
+    Source: spec section 5.
+
+    >>> config = RAMNetConfig(order=3, update="gsu")
+    >>> config_from_json(config_to_json(config)) == config
+    True
+    >>> config_from_json({"model_type": "gpt"})
+    Traceback (most recent call last):
+        ...
+    ValueError: model_type must be 'ramnet', got 'gpt'
+    """
     if saved.get("model_type") != "ramnet":
         raise ValueError(f"model_type must be 'ramnet', got {saved.get('model_type')!r}")
     missing = [key for key in _REQUIRED if key not in saved]

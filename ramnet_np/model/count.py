@@ -59,12 +59,24 @@ def count(config: RAMNetConfig) -> list[CountRow]:
 
 
 def layer_state(config: RAMNetConfig) -> int:
-    """Elements that one layer remembers: H M (C + 1)."""
+    """Elements that one layer remembers: H M (C + 1).
+
+    Source: paper table 2.
+
+    >>> layer_state(RAMNetConfig(width=8, heads=2, order=2, radix=3))  # 2 heads * 9 slots * (4 + 1)
+    90
+    """
     return config.heads * config.slots * (config.head_channels + 1)
 
 
 def layer_active_state(config: RAMNetConfig) -> int:
-    """Elements of it that one token writes or reads: H (K_w + K_r) (C + 1)."""
+    """Elements of it that one token writes or reads: H (K_w + K_r) (C + 1).
+
+    Source: paper table 2.
+
+    >>> layer_active_state(RAMNetConfig(width=8, heads=2, order=2, radix=3, top_k=(3, 4)))  # 2 * 7 * (4 + 1)
+    70
+    """
     write_k, read_k = config.top_k if isinstance(config.top_k, tuple) else (config.top_k,) * 2
     return config.heads * (write_k + read_k) * (config.head_channels + 1)
 

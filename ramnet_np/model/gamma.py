@@ -29,7 +29,16 @@ class GammaContext(NamedTuple):
 
 
 def gamma_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, GammaContext]:
-    """gamma as the operation takes it: a float, or (B, T, H). ``x``: (B, T, D)."""
+    """gamma as the operation takes it: a float, or (B, T, H). ``x``: (B, T, D).
+
+    Source: spec section 5.
+
+    >>> import numpy as np
+    >>> config = RAMNetConfig(heads=2, gamma=0.5, gamma_mode="learnable")
+    >>> gamma, ctx = gamma_forward(np.ones((1, 3, 64)), {"gamma_modifier": np.zeros(2)}, config)
+    >>> gamma.shape, gamma[0, 0].round(6).tolist()
+    ((1, 3, 2), [0.5, 0.5])
+    """
     if config.gamma_mode == "fixed":
         return config.gamma, GammaContext(None, None, fixed=True)
     xp = namespace_of(x)
@@ -51,6 +60,14 @@ def gamma_backward(dgamma: Any, ctx: GammaContext, onto: Any = None) -> tuple[An
     """Gradient of x, added to ``onto``, and of the modifier's parameters by their names.
 
     ``onto``: a gradient of x from elsewhere, or None; unless gamma is dynamic it is returned as it is.
+    ``dgamma``: (B, T, H), or a number for a fixed gamma.
+
+    >>> import numpy as np
+    >>> config = RAMNetConfig(heads=2, gamma=0.5, gamma_mode="learnable")
+    >>> gamma, ctx = gamma_forward(np.ones((1, 3, 64)), {"gamma_modifier": np.zeros(2)}, config)
+    >>> dx, grads = gamma_backward(np.ones_like(gamma), ctx)
+    >>> dx, grads["gamma_modifier"].shape
+    (None, (2,))
     """
     if ctx.fixed:
         return onto, {}

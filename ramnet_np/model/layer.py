@@ -79,6 +79,14 @@ def ram_layer_forward(
     CAPE; ``state``: where the memory starts, None for empty.
     Returns out (B, T, D), the state after the last token (None unless asked for) and ctx (None if in place).
     Cost: the projections, 2 N D (2 H U P + 2 H C) operations for N tokens, and O(N H K C) for the memory.
+    ValueError or TypeError as of the operation and of the linear maps. Source: paper fig. 2; spec section 5.
+
+    >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
+    >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
+    >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
+    >>> out, state, ctx = ram_layer_forward(np.ones((1, 5, 8)), params, config)
+    >>> out.shape, state
+    ((1, 5, 8), None)
     """
     options = options or CallOptions()
     B, T, _ = x.shape
@@ -116,7 +124,18 @@ def ram_layer_forward(
 
 
 def ram_layer_backward(dout: Any, ctx: RAMLayerContext) -> tuple[Any, Params]:
-    """Gradient of x, (B, T, D), and of every parameter of the layer by its name. A given state is taken as constant."""
+    """Gradient of x, (B, T, D), and of every parameter of the layer by its name. A given state is taken as constant.
+
+    ``dout``: (B, T, D); ValueError for another shape or dtype.
+
+    >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
+    >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
+    >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
+    >>> out, _, ctx = ram_layer_forward(np.ones((1, 5, 8)), params, config)
+    >>> dx, grads = ram_layer_backward(np.ones_like(out), ctx)
+    >>> dx.shape, grads.keys() == params.keys()
+    ((1, 5, 8), True)
+    """
     B, T, H, C = ctx.shape
     grads: Params = {}
     dx = None
@@ -147,7 +166,17 @@ def ram_layer_backward(dout: Any, ctx: RAMLayerContext) -> tuple[Any, Params]:
 def ram_layer_addresses(
     x: Any, params: Params, config: RAMNetConfig, layer: int, options: CallOptions
 ) -> dict[str, Address]:
-    """Where each token of ``x`` (B, T, D) writes and reads: {"write": Address, "read": Address}."""
+    """Where each token of ``x`` (B, T, D) writes and reads: {"write": Address, "read": Address}.
+
+    Index and weight: (B, T, H, K).
+
+    >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
+    >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
+    >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
+    >>> addresses = ram_layer_addresses(np.ones((1, 5, 8)), params, config, 0, CallOptions())
+    >>> addresses["write"].index.shape
+    (1, 5, 2, 8)
+    """
     ks = config.top_k if isinstance(config.top_k, tuple) else (config.top_k,) * 2
     renorms = config.renorm if isinstance(config.renorm, tuple) else (config.renorm,) * 2
     addresses = {}
@@ -160,7 +189,12 @@ def ram_layer_addresses(
 
 
 def initial_state(config: RAMNetConfig, x: Any) -> RAMState:
-    """The empty memory of one layer for the sequences of ``x`` (B, T, D): s = 0, z = ``init_mass``."""
+    """The empty memory of one layer for the sequences of ``x`` (B, T, D): s = 0, z = ``init_mass``.
+
+    >>> state = initial_state(RAMNetConfig(width=8, heads=2, order=2, init_mass=0.5), np.zeros((1, 5, 8)))
+    >>> state.slots.shape, float(state.mass[0, 0, 0])
+    ((1, 2, 16, 4), 0.5)
+    """
     state = RAMState.initial(x.shape[0], config.heads, config.slots, config.head_channels, x.dtype, namespace_of(x))
     if config.init_mass is not None:
         state.mass[...] = config.init_mass

@@ -106,6 +106,12 @@ class RAMNet:
         """As :meth:`forward`, for a sequence that comes in pieces. Returns (logits, state after the last token).
 
         Pass the state and the positions on: piece by piece gives what the whole sequence at once would give.
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+        >>> _, state = model.forward_with_state(np.array([[1, 2]]))
+        >>> last, state = model.forward_with_state(np.array([[3]]), state, positions=np.array([2]))
+        >>> np.allclose(last[:, 0], model.forward(np.array([[1, 2, 3]]))[0][:, 2])
+        True
         """
         options = CallOptions(positions, mask, backend, return_state=True)
         logits, states, _ = self._run(ids, select, state, options)
@@ -115,6 +121,11 @@ class RAMNet:
         """Logits (B, 1, V) after one more token: UPDATES ``state`` IN PLACE.
 
         ``ids``: (B, 1); ``positions``: (1,) or (B, 1), where that token is.
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+        >>> _, state = model.forward_with_state(np.array([[1, 2]]))
+        >>> model.step(np.array([[3]]), state, np.array([2])).shape
+        (1, 1, 16)
         """
         logits, _, _ = self._run(ids, None, state, CallOptions(positions, None, backend, in_place=True))
         return logits
@@ -200,7 +211,12 @@ class RAMNet:
     def trace(
         self, ids: Any, *, mask: Any = None, positions: Any = None, backend: str | None = None
     ) -> list[dict[str, Address]]:
-        """Which slots every token writes and reads: per layer {"write": Address, "read": Address}, (B, T, H, K)."""
+        """Which slots every token writes and reads: per layer {"write": Address, "read": Address}, (B, T, H, K).
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+        >>> model.trace(np.array([[1, 2, 3]]))[0]["write"].index.shape
+        (1, 3, 2, 8)
+        """
         self._check_ids(ids)
         options = CallOptions(positions, mask, backend)
         x, _ = embedding_forward(ids, self.params[EMBEDDINGS])
@@ -216,6 +232,10 @@ class RAMNet:
         """The model on ``device``, "cpu" or "gpu": itself where it is there already, else with copies of its arrays.
 
         RuntimeError, with the reason, where there is no GPU to use.
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+        >>> model.to("cpu") is model
+        True
         """
         if device not in get_args(Device):
             raise ValueError(f"device must be one of {', '.join(map(repr, get_args(Device)))}, got {device!r}")
@@ -227,7 +247,11 @@ class RAMNet:
         return RAMNet(self.config, params={name: xp.asarray(p) for name, p in self.params.items()})
 
     def num_parameters(self) -> int:
-        """Numbers that training may change; a tied head counts once."""
+        """Numbers that training may change; a tied head counts once.
+
+        >>> RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2, ffn="none"), seed=0).num_parameters()
+        568
+        """
         return sum(p.size for p in self.params.values())
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:

@@ -22,7 +22,11 @@ GATE_BIAS = 3.0  # sigmoid(3) = 0.95: the output gate starts open
 
 
 def layer_prefix(layer: int) -> str:
-    """What the names of a block's parameters start with."""
+    """What the names of a block's parameters start with.
+
+    >>> layer_prefix(3)
+    'model.layers.3.'
+    """
     return f"model.layers.{layer}."
 
 
@@ -36,7 +40,11 @@ def part(params: Mapping[str, Any], prefix: str) -> Params:
 
 
 def with_prefix(prefix: str, params: Mapping[str, Any]) -> Params:
-    """``params`` under longer names: the inverse of :func:`part`."""
+    """``params`` under longer names: the inverse of :func:`part`.
+
+    >>> with_prefix("attn.", {"w": 1})
+    {'attn.w': 1}
+    """
     return {prefix + name: value for name, value in params.items()}
 
 
@@ -57,7 +65,13 @@ def parameter_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def block_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the parameters of one block."""
+    """Name and shape of the parameters of one block.
+
+    Source: spec section 5.
+
+    >>> block_shapes(RAMNetConfig(width=8, heads=2, ffn="none"))["attn.o_proj.weight"]
+    (8, 8)
+    """
     shapes = with_prefix("attn_norm.", _norm_shapes(config)) | with_prefix("attn.", layer_shapes(config))
     if config.ffn != "none":
         shapes |= with_prefix("mlp_norm.", _norm_shapes(config)) | with_prefix("mlp.", _ffn_shapes(config))
@@ -65,7 +79,13 @@ def block_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def layer_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the parameters of one RAM layer."""
+    """Name and shape of the parameters of one RAM layer.
+
+    Source: spec section 5.
+
+    >>> layer_shapes(RAMNetConfig(width=8, heads=2, order=3, radix=4))["w_scale"]
+    (2, 3)
+    """
     D, H, C = config.width, config.heads, config.head_channels
     digits = H * config.order * config.radix
     shapes: dict[str, tuple[int, ...]] = {}
@@ -100,6 +120,11 @@ def init_parameters(shapes: Mapping[str, tuple[int, ...]], config: RAMNetConfig,
     that ``config.address_prior`` names at a prior (see :func:`address_prior`), every other bias, scale and modifier at
     0. Names without a layer's prefix count as layer 0's. The draws are float32 for either dtype, so a float64 model
     starts at the same values. Source: spec section 5.
+
+    >>> config = RAMNetConfig(vocab=8, width=4, layers=1)
+    >>> params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
+    >>> params["model.norm.weight"].tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
     rng = np.random.default_rng(seed)
     return {name: _initial(name, shape, config, rng).astype(dtype, copy=False) for name, shape in shapes.items()}
@@ -109,6 +134,10 @@ def address_prior(config: RAMNetConfig) -> np.ndarray:
     """The initial address bias (U, P): digit u prefers large values, the more so the more significant it is.
 
     linspace(0, 1.5, U)[:, None] * linspace(-1, 1, P)
+    Source: spec section 5.
+
+    >>> address_prior(RAMNetConfig(order=3, radix=3)).tolist()
+    [[-0.0, 0.0, 0.0], [-0.75, 0.0, 0.75], [-1.5, 0.0, 1.5]]
     """
     strength = np.linspace(0, ADDRESS_PRIOR, config.order, dtype=np.float32)
     return strength[:, None] * np.linspace(-1, 1, config.radix, dtype=np.float32)

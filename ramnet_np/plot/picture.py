@@ -23,6 +23,9 @@ def ramnet_picture(seed: int = 1209) -> Figure:
 
     The key of one token and the query of a later one each pick K of M slots. The write blends the value into the key's
     slots, the read mixes the query's. The query is the key with some noise, so it finds most of what was written.
+
+    >>> len(ramnet_picture().axes)  # twice three digits and a table of slots; memory, value, answer
+    11
     """
     rng = np.random.default_rng(seed)
     key = 2.0 * rng.standard_normal((_ORDER, _RADIX))

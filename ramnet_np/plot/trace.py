@@ -24,6 +24,12 @@ def slot_trace(
     ``slots``: M; ``example``: which sequence of the batch; ``cape_heads``: CAPE heads per layer, named in the titles.
     Marks fade with the weight. CAPE heads show diagonals of slope -1 that wrap at M, content heads show rows.
     Source: paper, appendix B, fig. 5.
+
+    >>> from ramnet_np import decode_address
+    >>> address = decode_address(np.zeros((1, 6, 2, 3, 4)), top_k=2, cape_heads=1)
+    >>> figure = slot_trace([{"write": address, "read": address}], slots=64, cape_heads=(1,))
+    >>> [axes.get_title() for axes in figure.axes]
+    ['layer 0, head 0 (CAPE)', 'layer 0, head 1 (content)']
     """
     layers, heads = len(trace), trace[0]["write"].index.shape[2]
     figure = Figure(figsize=(4.2 * heads + 0.6, 2.7 * layers + 0.7), layout="constrained")

@@ -38,18 +38,38 @@ class Checkpoint(NamedTuple):
 
 
 def checkpoint_step(folder: Path) -> int:
-    """The step in a checkpoint folder's name."""
+    """The step in a checkpoint folder's name.
+
+    >>> checkpoint_step(Path("runs/a/checkpoints/step-00000500"))
+    500
+    """
     return int(folder.name.removeprefix(_PREFIX))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in ``folder``, or None."""
+    """The checkpoint of the highest step in ``folder``, or None.
+
+    >>> latest_checkpoint(Path("no/such/folder")) is None
+    True
+    """
     found = [f for f in folder.glob(_PREFIX + "*") if f.name.removeprefix(_PREFIX).isdigit()]
     return max(found, key=checkpoint_step, default=None)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``checkpoint`` below ``folder``, remove the older ones, return the new one's path."""
+    """Write ``checkpoint`` below ``folder``, remove the older ones, return the new one's path.
+
+    OSError where the folder cannot be written to.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> from ramnet_np.train.optim import adamw_init
+    >>> model = RAMNet(RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2))
+    >>> with TemporaryDirectory() as folder:
+    ...     path = save_checkpoint(Path(folder), Checkpoint(model, adamw_init(model.params), {"seed": 0}, best=0.0))
+    >>> path.name
+    'step-00000000'
+    """
     step = checkpoint.optimizer.step
     target = folder / f"{_PREFIX}{step:08d}"
     partial = folder / f".{target.name}.partial"
@@ -71,7 +91,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint folder. ValueError, naming the file, if a part is damaged or does not fit the model."""
+    """Read a checkpoint folder. ValueError, naming the file, if a part is damaged or does not fit the model.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> from ramnet_np.train.optim import adamw_init
+    >>> model = RAMNet(RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2))
+    >>> with TemporaryDirectory() as folder:
+    ...     path = save_checkpoint(Path(folder), Checkpoint(model, adamw_init(model.params), {"seed": 0}, best=0.5))
+    ...     again = load_checkpoint(path)
+    >>> again.optimizer.step, again.settings, again.best
+    (0, {'seed': 0}, 0.5)
+    """
     model = RAMNet.from_pretrained(path)
     try:
         training = json.loads((path / "training.json").read_text(encoding="utf-8"))

@@ -59,7 +59,13 @@ class TrainConfig:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of the update that follows ``step`` updates."""
+    """The rate of the update that follows ``step`` updates.
+
+    Formula and source: :func:`~ramnet_np.train.schedule.cosine_with_warmup`.
+
+    >>> learning_rate(TrainConfig(learning_rate=1.0, warmup=10), step=4)
+    0.5
+    """
     return cosine_with_warmup(
         step,
         peak=config.learning_rate,

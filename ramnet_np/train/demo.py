@@ -43,14 +43,26 @@ def run_demo(
 
 
 def fresh_sequence(settings: MQARSettings, seed: int) -> Examples:
-    """One sequence of the first test setting, from a stream that neither training nor testing draws from."""
+    """One sequence of the first test setting, from a stream that neither training nor testing draws from.
+
+    Returns ids and labels, (1, T).
+
+    >>> ids, labels = fresh_sequence(DEMO.data, seed=0)
+    >>> ids.shape, int((labels >= 0).sum())
+    ((1, 64), 8)
+    """
     pairs, length, _ = settings.test[0]
     stream = np.random.SeedSequence(seed, spawn_key=(2,))
     return mqar_examples(pairs, length, 1, vocab=settings.vocab, power=settings.power, seed=stream)
 
 
 def recall_table(model: RAMNet, sequence: Examples) -> str:
-    """The pairs of one sequence and, in the order asked, what the model recalls, marked right or wrong."""
+    """The pairs of one sequence and, in the order asked, what the model recalls, marked right or wrong.
+
+    >>> model = RAMNet(DEMO.model, seed=0)
+    >>> print(recall_table(model, fresh_sequence(DEMO.data, seed=0)).splitlines()[-1])  # it has learned nothing yet
+    0 of 8 right
+    """
     ids, labels = sequence
     asked = labels != IGNORED
     logits, _ = model.forward(ids, select=asked)

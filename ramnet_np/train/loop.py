@@ -67,6 +67,17 @@ def train(
 
     Ctrl-C finishes the step, saves and returns with status "interrupted". A loss or gradient that is not finite raises
     FloatingPointError before it reaches the parameters; the last checkpoint stays.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> from ramnet_np.train.batches import ShuffledSets
+    >>> ids = np.arange(12).reshape(3, 4) % 8
+    >>> data = ShuffledSets([Batch(ids, ids)], {"seen": Batch(ids, ids)}, batch=3, seed=0)
+    >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
+    >>> with TemporaryDirectory() as out:
+    ...     result = train(model, data, TrainConfig(steps=2, batch=3), out, settings={}, progress=False)
+    >>> result.status, result.step, list(result.accuracy)
+    ('finished', 2, ['seen', 'mean'])
     """
     out = Path(out)
     checkpoints, metrics = out / "checkpoints", out / "metrics.jsonl"
@@ -133,6 +144,13 @@ def evaluate(model: RAMNet, held_out: Mapping[str, Batch], tokens: int | None = 
     """Accuracy over the labelled tokens of each held-out set, and their plain "mean".
 
     ``tokens``: how many at a time; None: 8192, or 65536 on a GPU, which small pieces would leave idle.
+    Sets hold ids and labels, (N, T).
+
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
+    >>> ids = np.arange(12).reshape(3, 4) % 8
+    >>> sorted(evaluate(model, {"a": Batch(ids, ids), "b": Batch(ids, ids)}))
+    ['a', 'b', 'mean']
     """
     xp = namespace_of(*model.params.values())
     tokens = tokens or (8192 if xp is np else 65536)
@@ -151,7 +169,13 @@ def evaluate(model: RAMNet, held_out: Mapping[str, Batch], tokens: int | None = 
 
 
 def prepare_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure, before any work is done, that a run can live in ``out``; else raise in one sentence."""
+    """Make sure, before any work is done, that a run can live in ``out``; else raise in one sentence.
+
+    >>> prepare_folder(Path("/dev/null/run"), resume=False, overwrite=False)
+    Traceback (most recent call last):
+        ...
+    OSError: out must be a folder that can be written to, got '/dev/null/run': Not a directory
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"

@@ -49,7 +49,16 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path | str) -> list[Record]:
-    """The records of a metrics file, in order; a last line that was cut off while being written is left out."""
+    """The records of a metrics file, in order; a last line that was cut off while being written is left out.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "metrics.jsonl"
+    ...     with MetricsWriter(path, resume_step=None) as log:
+    ...         log.write({"step": 1, "kind": "train", "loss": 2.5})
+    ...     print(read_metrics(path))
+    [{'step': 1, 'kind': 'train', 'loss': 2.5}]
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no metrics file at {path}")

@@ -25,7 +25,13 @@ class AdamWState(NamedTuple):
 
 
 def adamw_init(params: Arrays) -> AdamWState:
-    """The state before the first update: both moments zero, shaped and typed like ``params``."""
+    """The state before the first update: both moments zero, shaped and typed like ``params``.
+
+    >>> import numpy as np
+    >>> state = adamw_init({"w": np.ones((2, 2))})
+    >>> state.step, state.mean["w"].tolist()
+    (0, [[0.0, 0.0], [0.0, 0.0]])
+    """
     xp = namespace_of(*params.values())
     mean, square = ({name: xp.zeros_like(p) for name, p in params.items()} for _ in range(2))
     return AdamWState(0, mean, square)
@@ -117,6 +123,12 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> float:
 
     A norm that is not finite leaves the gradients as they are, for the caller to see.
     Source: Pascanu et al., "On the difficulty of training recurrent neural networks" (arXiv 1211.5063), section 3.2.
+    ValueError unless ``max_norm`` is above 0.
+
+    >>> import numpy as np
+    >>> grads = {"a": np.array([3.0]), "b": np.array([[4.0]])}
+    >>> clip_by_global_norm(grads, 1.0), grads["a"].round(6).tolist()
+    (5.0, [0.6])
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, got {max_norm}")

@@ -79,6 +79,18 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
     """Make the data and the model, train, and draw curves.png and trace.png into ``run.out``.
 
     Ctrl-C ends it with status "interrupted" and a checkpoint; see :func:`ramnet_np.train.loop.train` for the errors.
+
+    >>> from dataclasses import replace
+    >>> from tempfile import TemporaryDirectory
+    >>> small = MQARRun(
+    ...     model=RAMNetConfig(vocab=32, width=16, order=2, top_k=4, ffn="none"),
+    ...     data=MQARSettings(vocab=32, train=((2, 12, 32),), test=((2, 12, 8),)),
+    ...     train=TrainConfig(steps=1, batch=8),
+    ... )
+    >>> with TemporaryDirectory() as folder:
+    ...     result = run_mqar(replace(small, out=Path(folder) / "run"), progress=False)
+    >>> result.status
+    'finished'
     """
 
     def data() -> DataSource:
@@ -99,6 +111,16 @@ def train_run(
     """Train on what ``make_data`` returns; draw the curves and the accesses of the first held-out sequence.
 
     ``settings``: what decides the bits, see :func:`run_settings`; ``accuracy``: what it is called in the curves.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> model = RAMNetConfig(vocab=32, width=16, order=2, top_k=4, ffn="none")
+    >>> ids = np.zeros((8, 6), dtype=np.int32)
+    >>> with TemporaryDirectory() as folder:
+    ...     run = Run(model=model, train=TrainConfig(steps=1, batch=8), out=Path(folder))
+    ...     sets = ShuffledSets([Batch(ids, ids)], {"zeros": Batch(ids, ids)}, batch=8, seed=0)
+    ...     train_run(run, lambda: sets, {}, accuracy="right", progress=False).step
+    1
     """
     # before the data takes its seconds
     if run.device == "gpu":
@@ -138,6 +160,9 @@ def run_settings(run: Run, data: Any) -> dict[str, object]:
 
     ``data``: the data set's settings, a dataclass or a dictionary. The backend is left out: backends agree to
     rounding, and a run may move to another machine.
+
+    >>> run_settings(MQARRun(), {"path": "book.txt"})["seed"]
+    0
     """
     data = data if isinstance(data, dict) else asdict(data)
     parts = {"model": asdict(run.model), "data": data, "train": asdict(run.train), "seed": run.seed}

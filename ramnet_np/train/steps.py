@@ -96,7 +96,11 @@ class HostSteps:
 
 
 def not_finite(loss: float, norm: float) -> str:
-    """What is said of a step that diverged."""
+    """What is said of a step that diverged.
+
+    >>> not_finite(float("nan"), 1.0)
+    "the loss became nan, the gradient's norm 1.0"
+    """
     return f"the loss became {loss}, the gradient's norm {norm}"
 
 

@@ -41,6 +41,16 @@ def run_text(run: TextRun, *, progress: bool = True) -> TrainResult:
     """Train on the text, and draw curves.png and trace.png into ``run.out``; errors as in ``run_mqar``.
 
     A run is resumed under the same settings and on the same bytes, wherever the file is now.
+
+    >>> from dataclasses import replace
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.train.config import TrainConfig
+    >>> small = RAMNetConfig(vocab=256, width=8, layers=1, heads=1, order=2, top_k=4, ffn="none")
+    >>> run = TextRun(model=small, train=TrainConfig(steps=1, batch=4), data=TextSettings(length=16, held_out=0.001))
+    >>> with TemporaryDirectory() as folder:
+    ...     result = run_text(replace(run, out=Path(folder)), progress=False)
+    >>> result.status, list(result.accuracy)
+    ('finished', ['next byte', 'mean'])
     """
     data = TextData(read_text(run.data, run.seed), run.data, run.train.batch, run.seed)
     decides = {name: value for name, value in asdict(run.data).items() if name != "path"} | {"sha256": data.sha256}
@@ -66,7 +76,14 @@ def bits_per_byte(model: RAMNet, windows: Batch, rows: int = 32) -> float:
 
 
 def load_text_model(folder: Path) -> RAMNet:
-    """The model of a checkpoint, or of the last checkpoint of a run. ValueError unless it reads bytes."""
+    """The model of a checkpoint, or of the last checkpoint of a run. ValueError unless it reads bytes.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2)).save_pretrained(folder)
+    ...     load_text_model(Path(folder)).config.width
+    8
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"folder must hold a run or a checkpoint, got {str(folder)!r}, which is no folder")
     model = RAMNet.from_pretrained(latest_checkpoint(folder / "checkpoints") or folder)
@@ -82,6 +99,10 @@ def written(model: RAMNet, prompt: str, length: int, *, temperature: float = 0.0
     """What the model writes behind ``prompt``, piece by piece as it comes: ``length`` bytes, decoded as UTF-8.
 
     The prompt runs once and leaves its state; each further byte is one step of the same cost.
+
+    >>> model = RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2), seed=0)
+    >>> len(list(written(model, "Tom", 5)))  # five bytes, and what was left of a character cut off
+    6
     """
     if not prompt:
         raise ValueError("prompt must hold at least one character, got none")

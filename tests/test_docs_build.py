@@ -1,0 +1,122 @@
+"""What the site is built with: the link checker sees what is broken, docstrings are converted, notebooks mirrored."""
+
+import doctest
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+import ramnet_np
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(Path(name).stem, DOCS / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GOOD = """
+<a href="b.html#there">b</a> <img src="images/a.png"> <a href="https://example.org">away</a> <a href="#top" id="top">
+"""
+
+
+@pytest.mark.parametrize(
+    ("html", "problem"),
+    [
+        (GOOD, None),
+        ('<a href="c.html">', "a.html: 'c.html' leads to no file of the site"),
+        ('<a href="b.html#gone">', "a.html: 'b.html#gone' names an anchor that the page does not have"),
+        ('<img src="images/b.png">', "a.html: 'images/b.png' leads to no file of the site"),
+        (
+            '<script src="https://example.org/x.js"></script>',
+            "a.html: 'https://example.org/x.js' is loaded from another",
+        ),
+        ('<a href="/b.html">', "a.html: '/b.html' is absolute"),
+        ('<a href="../outside.html">', "leads to no file of the site"),
+    ],
+)
+def test_check_links(html, problem, tmp_path, capsys):
+    site = tmp_path / "site"
+    (site / "images").mkdir(parents=True)
+    (tmp_path / "outside.html").write_text("")
+    (site / "images/a.png").write_text("")
+    (site / "a.html").write_text(html)
+    (site / "b.html").write_text('<h2 id="there">b</h2>')
+    failed = load("check_links.py").main([str(site)])
+    printed = capsys.readouterr().out
+    assert failed == (problem is not None)
+    assert (problem or "all links of 2 pages lead somewhere") in printed
+
+
+def test_the_reference_has_every_module():
+    shown = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    for folder in ("core", "model", "train"):
+        for path in (DOCS.parent / "ramnet_np" / folder).glob("*.py"):
+            # the operation's two modules are shown as names of ramnet_np; presets are values
+            if path.stem not in ("__init__", "attention", "state", "presets"):
+                assert f"automodule:: ramnet_np.{folder}.{path.stem}\n" in shown, path
+    for name in ramnet_np.__all__:
+        assert f":: ramnet_np.{name}\n" in shown, name
+
+
+def test_docstrings_are_converted():
+    assert doctest.testmod(load("_ext/house_docstrings.py")).failed == 0
+
+
+def test_arguments_and_equations():
+    converted = load("_ext/house_docstrings.py").converted
+    text = [
+        "Sum.",
+        "",
+        "    y = a + b",
+        "",
+        "``a``: one",
+        "    number. Source: here.",
+        "``b``, ``c``: more",
+        "",
+        ">>> 1",
+        "1",
+    ]
+    expected = [
+        "Sum.",
+        "",
+        ".. code-block:: text",
+        "",
+        "    y = a + b",
+        "",
+        "- ``a``: one number.",
+        "",
+        "Source: here.",
+    ]
+    expected += ["", "- ``b``, ``c``: more", "", ">>> 1", "1", ""]
+    assert converted(text) == expected
+
+
+def test_notebooks_are_mirrored(tmp_path, monkeypatch):
+    notebooks = load("_ext/notebooks.py")
+    monkeypatch.setattr(notebooks, "FROM", tmp_path / "from")
+    monkeypatch.setattr(notebooks, "TO", tmp_path / "to")
+    content = ["# The course"]
+    notebooks.mirror(None, None)  # there is no folder of notebooks
+    notebooks.list_notebooks(None, "course", content)
+    assert content == ["# The course"]
+    (tmp_path / "from").mkdir()
+    outputs = [
+        {"data": {notebooks.WIDGET: {}, "text/plain": "slider"}},
+        {"data": {"text/plain": "figure"}},
+        {"text": "x"},
+    ]
+    notebook = {"cells": [{"outputs": outputs}, {"source": "prose"}], "metadata": {"widgets": {}, "kernelspec": {}}}
+    (tmp_path / "from/01-slots.ipynb").write_text(json.dumps(notebook))
+    (tmp_path / "from/draft.ipynb").write_text("{}")
+    (tmp_path / "to/02-gone.ipynb").write_text("{}")
+    notebooks.mirror(None, None)
+    notebooks.list_notebooks(None, "course", content)
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["01-slots.ipynb"]
+    assert "notebooks/*" in content[0]
+    mirrored = json.loads((tmp_path / "to/01-slots.ipynb").read_text())
+    assert mirrored == {"cells": [{"outputs": outputs[1:]}, {"source": "prose"}], "metadata": {"kernelspec": {}}}

@@ -1,0 +1,51 @@
+"""The code of the documentation's pages runs and prints what they say.
+
+The blocks of a page run one after the other in one namespace and an empty folder; a ```text block below a ```python
+block is what it prints. Blocks that open with the line "# needs an NVIDIA GPU and CuPy" are compiled, and what they
+import from ramnet_np must exist.
+"""
+
+import ast
+import contextlib
+import importlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+GPU = "# needs an NVIDIA GPU and CuPy\n"
+PAGES = sorted(
+    page.relative_to(DOCS).as_posix()
+    for page in DOCS.rglob("*.md")
+    if "_build" not in page.parts and BLOCK.search(page.read_text())
+)
+
+
+def test_the_pages_are_found():
+    assert {"guide/operation.md", "guide/train.md", "gpu-training.md"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_runs_and_prints(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for code, expected in BLOCK.findall((DOCS / page).read_text()):
+        program = compile(code, page, "exec")
+        if code.startswith(GPU):
+            check_imports(code)
+            continue
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(program, namespace)
+        if expected:
+            assert out.getvalue() == expected
+
+
+def check_imports(code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("ramnet_np"):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
