@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-gpu sanitize-gpu lint format docs test-site install clean
+.PHONY: help demo test test-gpu sanitize-gpu notebooks lab lint format docs test-site install clean
 
 help:
 	@echo "make demo     train a small RAM-Net to recall (about a minute), with figures in demo/"
 	@echo "make test     lint, types and all tests that need no GPU"
 	@echo "make test-gpu the tests that need an NVIDIA GPU and CuPy;  make sanitize-gpu  looks for races and bad accesses"
+	@echo "make notebooks  run the course from scratch, all cells and exercise checks;  make lab  opens it in JupyterLab"
 	@echo "make docs     the site, in docs/_build/html, without warnings and with every link checked"
 	@echo "make test-site  the same, then walked by a real browser (needs Chromium and its driver)"
 	@echo "make lint     ruff and mypy alone;  make format  lets ruff rewrite"
@@ -21,6 +22,12 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not site"
+
+notebooks: $(VENV)/.installed-notebooks
+	$(BIN)/python notebooks/run.py
+
+lab: $(VENV)/.installed-notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 # CuPy for CUDA 13; make test-gpu CUDA=12 for drivers before 580
 CUDA ?= 13
@@ -67,6 +74,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-notebooks: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --editable ".[test,notebooks]"
+	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"

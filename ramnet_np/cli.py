@@ -21,6 +21,8 @@ RAM-Net in plain NumPy and fast kernels: linear attention over a large, sparsely
 commands:
   demo         train a small RAM-Net to recall, in about a minute, and show what it recalls
   train mqar   train a RAM-Net on multi-query associative recall, with every setting on the command line
+  train text   train a language model of bytes on any file
+  generate     let a model trained on text write, with its state carried from byte to byte
   info         version, backends found or why not, device, threads; --preset NAME counts a model
   gradcheck    check every gradient by finite differences
   bench        time the operation on every backend, with ratios and a memory-traffic floor
@@ -35,6 +37,16 @@ Multi-query associative recall (MQAR): a sequence shows pairs (key, value), then
   ramnet-np train mqar --preset demo --out runs/a          the demo's settings
   ramnet-np train mqar --model.order 8 --train.steps 500   any setting of model, data and training
   ramnet-np train mqar --out runs/a --resume               go on after Ctrl-C, to the same bits
+
+Presets: {presets}. The other options start from the preset's values, which are shown as defaults below.
+"""
+
+TEXT_EXAMPLES = """
+A language model of bytes: no tokenizer, any file will do.
+
+  ramnet-np train text                                   a text made here, whose facts must be recalled
+  ramnet-np train text --preset file --data.path book.txt --out runs/book
+  ramnet-np generate runs/book --prompt "The "           let it write
 
 Presets: {presets}. The other options start from the preset's values, which are shown as defaults below.
 """
@@ -113,35 +125,81 @@ def _bench(args: list[str]) -> None:
 
 
 def _train(args: list[str]) -> None:
+    kinds: dict[str, Callable[[list[str]], None]] = {"mqar": _train_mqar, "text": _train_text}
+    if args[:1] and args[0] in kinds:
+        kinds[args[0]](args[1:])
+    elif args[:1] and args[0] in ("-h", "--help"):
+        print("usage: ramnet-np train {mqar,text} [options]     (ramnet-np train mqar --help explains them)")
+    else:
+        got = args[0] if args else "nothing"
+        raise ValueError(f"train must be told what to train on, 'mqar' or 'text', got {got!r}")
+
+
+def _train_mqar(args: list[str]) -> None:
     from ramnet_np.train.presets import MQAR_RUNS
     from ramnet_np.train.run import MQARRun, run_mqar
 
-    if args[:1] != ["mqar"]:
-        got = args[0] if args else "nothing"
-        if got in ("-h", "--help"):
-            print("usage: ramnet-np train mqar [options]     (ramnet-np train mqar --help explains them)")
-            return
-        raise ValueError(f"train must be told what to train on, 'mqar', got {got!r}")
-    name, rest = _take_preset(args[1:], MQAR_RUNS)
-    run = tyro.cli(
-        MQARRun,
+    run = _read_run("mqar", MQARRun, MQAR_RUNS, TRAIN_EXAMPLES, args)
+    _say_result(run.out, run_mqar(run))
+
+
+def _train_text(args: list[str]) -> None:
+    from ramnet_np.train.presets import TEXT_RUNS
+    from ramnet_np.train.text_run import TextRun, run_text
+
+    run = _read_run("text", TextRun, TEXT_RUNS, TEXT_EXAMPLES, args)
+    _say_result(run.out, run_text(run))
+
+
+def _read_run(kind: str, type_: Any, presets: dict[str, Any], examples: str, args: list[str]) -> Any:
+    """The run that the arguments describe, starting from a preset."""
+    name, rest = _take_preset(args, presets)
+    return tyro.cli(
+        type_,
         args=rest,
-        default=MQAR_RUNS[name],
-        prog=f"ramnet-np train mqar --preset {name}",
-        description=TRAIN_EXAMPLES.format(presets=", ".join(MQAR_RUNS)),
+        default=presets[name],
+        prog=f"ramnet-np train {kind} --preset {name}",
+        description=examples.format(presets=", ".join(presets)),
     )
-    result = run_mqar(run)
+
+
+def _say_result(out: Path, result: Any) -> None:
     print(f"{result.status} after step {result.step}, {result.seconds:.0f} s")
     for setting, accuracy in result.accuracy.items():
         print(f"held-out accuracy, {setting}: {accuracy:.2%}")
-    print(f"in {run.out}: curves.png, trace.png, metrics.jsonl, {result.checkpoint.relative_to(run.out)}")
+    print(f"in {out}: curves.png, trace.png, metrics.jsonl, {result.checkpoint.relative_to(out)}")
     if result.status == "interrupted":
         print("--resume with the same settings goes on from here")
+
+
+def generate(
+    folder: tyro.conf.Positional[Path], prompt: str = "\n", length: int = 400, temperature: float = 0.8, seed: int = 0
+) -> None:
+    """Let a model of bytes write, byte by byte as it comes.
+
+    The prompt runs once and leaves the state of the memories; every further byte is one step, at a cost that does not
+    grow with what came before.
+
+    Args:
+        folder: A run of `ramnet-np train text`, or one of its checkpoints.
+        prompt: What the text starts with.
+        length: Bytes to write.
+        temperature: 0 always takes the likeliest byte; 1 draws as the model believes; between is more careful.
+        seed: Decides the draws.
+    """
+    from ramnet_np.train.text_run import load_text_model, written
+
+    model = load_text_model(folder)
+    print(prompt, end="", flush=True)
+    for piece in written(model, prompt, length, temperature=temperature, seed=seed):
+        print(piece, end="", flush=True)
+    print()
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": partial(_call, demo),
     "train": _train,
+    "generate": partial(_call, generate),
     "info": partial(_call, info),
     "gradcheck": partial(_call, gradcheck),
     "bench": _bench,

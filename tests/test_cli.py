@@ -76,9 +76,11 @@ def test_gradcheck_fails_with_exit_status_1(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["fly"], "command must be one of demo, train, info, gradcheck, bench, got 'fly'"),
-        (["train"], "train must be told what to train on, 'mqar', got 'nothing'"),
-        (["train", "text"], "train must be told what to train on, 'mqar', got 'text'"),
+        (["fly"], "command must be one of demo, train, generate, info, gradcheck, bench, got 'fly'"),
+        (["train"], "train must be told what to train on, 'mqar' or 'text', got 'nothing'"),
+        (["train", "poems"], "train must be told what to train on, 'mqar' or 'text', got 'poems'"),
+        (["train", "text", "--data.path", "nowhere.txt"], "data.path must be a file, got 'nowhere.txt'"),
+        (["generate", "nowhere"], "folder must hold a run or a checkpoint, got 'nowhere', which is no folder"),
         (["train", "mqar", "--preset", "huge"], "preset must be one of"),
         (["info", "--preset", "huge"], "got 'huge'"),
         (["gradcheck", "--match", "nothing-like-this"], "match must be part of a case's name"),
@@ -135,3 +137,35 @@ def test_train_mqar_runs_resumes_and_refuses(capsys, tmp_path):
     status, _, err = run(capsys, "train", "mqar", *TINY, "--train.steps", "9", "--out", str(out), "--resume")
     assert status == 2
     assert "train.steps must be 6 as in the checkpoint" in err
+
+
+TINY_TEXT = (
+    *("--model.width", "8", "--model.order", "2", "--model.radix", "3", "--model.ffn", "none", "--model.top-k", "4"),
+    *("--data.length", "16", "--train.batch", "4", "--train.evaluate-every", "3", "--train.steps", "4"),
+)
+
+
+def test_train_text_then_generate(capsys, tmp_path):
+    book, out = tmp_path / "book.txt", tmp_path / "run"
+    book.write_text("Für Elise. " * 60, encoding="utf-8")
+    status, printed, err = run(capsys, "train", "text", *TINY_TEXT, "--data.path", str(book), "--out", str(out))
+    assert status == 0, err
+    assert "finished after step 4" in printed
+    assert "held-out accuracy, next byte" in printed
+    assert {"curves.png", "trace.png", "metrics.jsonl"} <= {path.name for path in out.iterdir()}
+    status, printed, _ = run(capsys, "generate", str(out), "--prompt", "Für", "--length", "12")
+    assert status == 0
+    assert printed.startswith("Für")
+    again = run(capsys, "generate", str(out), "--prompt", "Für", "--length", "12")[1]
+    other = run(capsys, "generate", str(out), "--prompt", "Für", "--length", "12", "--seed", "5")[1]
+    assert again == printed != other
+    status, _, err = run(capsys, "generate", str(out), "--prompt", "")
+    assert (status, err) == (2, "ramnet-np: prompt must hold at least one character, got none\n")
+
+
+def test_generate_refuses_a_model_that_does_not_read_bytes(capsys, tmp_path):
+    out = tmp_path / "run"
+    assert run(capsys, "train", "mqar", *TINY, "--train.steps", "1", "--out", str(out))[0] == 0
+    status, _, err = run(capsys, "generate", str(out))
+    assert status == 2
+    assert "folder must hold a model of bytes (vocab 256, from `ramnet-np train text`), got one of vocab 32" in err

@@ -111,12 +111,12 @@ def test_notebooks_are_mirrored(tmp_path, monkeypatch):
         {"text": "x"},
     ]
     notebook = {"cells": [{"outputs": outputs}, {"source": "prose"}], "metadata": {"widgets": {}, "kernelspec": {}}}
-    (tmp_path / "from/01-slots.ipynb").write_text(json.dumps(notebook))
+    (tmp_path / "from/01_slots.ipynb").write_text(json.dumps(notebook))
     (tmp_path / "from/draft.ipynb").write_text("{}")
-    (tmp_path / "to/02-gone.ipynb").write_text("{}")
+    (tmp_path / "to/02_gone.ipynb").write_text("{}")
     notebooks.mirror(None, None)
     notebooks.list_notebooks(None, "course", content)
-    assert [path.name for path in (tmp_path / "to").iterdir()] == ["01-slots.ipynb"]
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["01_slots.ipynb"]
     assert "notebooks/*" in content[0]
-    mirrored = json.loads((tmp_path / "to/01-slots.ipynb").read_text())
+    mirrored = json.loads((tmp_path / "to/01_slots.ipynb").read_text())
     assert mirrored == {"cells": [{"outputs": outputs[1:]}, {"source": "prose"}], "metadata": {"kernelspec": {}}}

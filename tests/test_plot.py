@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ramnet_np import plot
 from ramnet_np.core.attention import decode_address
+from ramnet_np.plot.picture import main
 
 
 def records(sets=("8 pairs, length 64",)):
@@ -73,7 +74,7 @@ def test_slot_trace(tmp_path):
 
 def test_ramnet_picture(tmp_path):
     path = tmp_path / "images" / "ramnet.png"
-    plot.main([str(path)])
+    main([str(path)])
     for drawn in (path, path.with_name("ramnet-dark.png")):
         assert drawn.read_bytes().startswith(b"\x89PNG")
         assert drawn.stat().st_size < 200_000
@@ -84,4 +85,52 @@ def test_ramnet_picture(tmp_path):
 
 def test_main_without_a_file():
     with pytest.raises(SystemExit, match=r"usage: python -m ramnet_np\.plot"):
-        plot.main([])
+        main([])
+
+
+def test_curves_draw_what_they_are_given():
+    two = {"a": [1, 2, 3], "b": [3, 2, 1]}
+    figure = plot.curves([1, 10, 100], two, xlabel="n", ylabel="y", xscale="log", mark={"m": 7})
+    axes = figure.axes[0]
+    np.testing.assert_array_equal(axes.lines[1].get_xydata(), [(1, 3), (10, 2), (100, 1)])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    assert axes.get_xscale() == "log"
+    assert axes.lines[2].get_xdata()[0] == 7
+
+
+def test_bars_are_means_of_repeats():
+    axes = plot.bars({"a": 1.0, "b": [2.0, 4.0]}, xlabel="s", ylabel="way").axes[0]
+    assert [patch.get_width() for patch in axes.patches] == [1.0, 3.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in axes.texts] == ["1", "3"]
+
+
+def test_heatmaps_share_a_scale():
+    figure = plot.heatmaps({"a": np.eye(2), "b": -3 * np.eye(2)}, xlabel="x", ylabel="y", label="w", signed=True)
+    assert [axes.images[0].get_clim() for axes in figure.axes[:2]] == [(-3.0, 3.0)] * 2
+
+
+def test_digit_product_frames_the_best_slots():
+    logits = np.log([[0.9, 0.1], [0.2, 0.8]])  # slots 0 to 3: .18 .02 .72 .08
+    digits = plot.digit_product(logits, top_k=2)
+    one, zero, slots = digits.axes
+    np.testing.assert_allclose([bar.get_height() for bar in one.patches], [0.2, 0.8])
+    np.testing.assert_allclose([bar.get_height() for bar in zero.patches], [0.9, 0.1])
+    np.testing.assert_allclose(np.asarray(slots.images[0].get_array()) ** 2, [[0.18, 0.02], [0.72, 0.08]])
+    assert sorted((p.get_x() + 0.5, p.get_y() + 0.5) for p in slots.patches) == [(0, 0), (0, 1)]  # slots 0 and 2
+    tree = plot.address_tree(logits, top_k=2)
+    assert [t.get_text() for t in tree.axes[0].texts] == ["slot 0 = 00  (0.18)", "slot 2 = 10  (0.72)"]
+
+
+def test_cape_grid_names_the_content_of_every_slot():
+    axes = plot.cape_grid(slots=4, tokens=5, follow=[2]).axes[0]
+    named = {tuple(text.get_position()): int(text.get_text()) for text in axes.texts}
+    assert named == {(t, i): (i + t) % 4 for t in range(5) for i in range(4)}
+    assert len(axes.patches) == 5
+
+
+@pytest.mark.parametrize("draw", [plot.curves, plot.bars, plot.heatmaps])
+def test_nothing_to_draw(draw):
+    names = {"label": "w"} if draw is plot.heatmaps else {}
+    with pytest.raises(ValueError, match="must hold at least one"):
+        draw(*([[]] if draw is plot.curves else []), {}, xlabel="x", ylabel="y", **names)

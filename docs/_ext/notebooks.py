@@ -27,7 +27,7 @@ notebooks/*
 
 def mirror(app: Any, config: Any) -> None:
     """Copy what is new or changed, remove what is gone; an unchanged copy keeps its time and is not built again."""
-    wanted = {path.name: path for path in FROM.glob("[0-9][0-9]-*.ipynb")}
+    wanted = {path.name: path for path in FROM.glob("[0-9][0-9]_*.ipynb")}
     TO.mkdir(exist_ok=True)
     for stale in TO.glob("*"):
         if stale.name not in wanted:

@@ -223,6 +223,19 @@ PRESETS: dict[str, RAMNetConfig] = {
         vocab=256, order=3, top_k=16, temperature=0.25, cape=(2, 0), address_prior="cape", ffn="none"
     ),
     "mqar-small": RAMNetConfig(vocab=8192, cape=(2, 0), ffn="none"),
+    # Bytes as tokens: mqar-demo with more heads and digits, and a feed-forward network for what is not recall.
+    "text-small": RAMNetConfig(
+        vocab=256,
+        heads=4,
+        order=6,
+        radix=2,
+        top_k=16,
+        temperature=0.25,
+        cape=(4, 0),
+        address_prior="cape",
+        ffn="gelu",
+        ffn_width=128,
+    ),
     # Paper, section 5.2: 340.8M parameters.
     "paper-340m": RAMNetConfig(
         vocab=32000, width=1024, layers=27, heads=16, value_bias=True, cape=(16,) * 4 + (8,) * 4

@@ -7,7 +7,7 @@ logits = norm(x) E^T                 E: the embeddings again if tied, else a mat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -168,28 +168,45 @@ class RAMNet:
         >>> model.generate(np.array([[1, 2, 3]]), 2).shape
         (1, 5)
         """
+        xp = namespace_of(*self.params.values())
+        tokens = list(self.stream(ids, length, temperature=temperature, seed=seed, backend=backend))
+        return xp.concatenate([ids, *(token[:, None] for token in tokens)], axis=1)
+
+    def stream(
+        self, ids: Any, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
+    ) -> Iterator[Any]:
+        """The tokens of :meth:`generate` one after the other, as they are made: (B,) each, of the dtype of ``ids``.
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+        >>> ids = np.array([[1, 2, 3]])
+        >>> [token.shape for token in model.stream(ids, 2)]
+        [(1,), (1,)]
+        """
         if isinstance(length, bool) or not isinstance(length, int | np.integer):
             raise TypeError(f"length must be an integer, got {length!r}")
         if length < 0:
             raise ValueError(f"length must be 0 or more, got {length}")
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature must be 0 or more and finite, got {temperature}")
-        xp = namespace_of(*self.params.values())
         self._check_ids(ids)
-        rng = np.random.default_rng(seed)
+        return self._tokens(ids, length, temperature, np.random.default_rng(seed), backend)
+
+    def _tokens(
+        self, ids: Any, length: int, temperature: float, rng: np.random.Generator, backend: str | None
+    ) -> Iterator[Any]:
+        xp = namespace_of(*self.params.values())
         T = ids.shape[1]
-        out = xp.concatenate([ids, xp.zeros((ids.shape[0], length), dtype=ids.dtype)], axis=1)
         last = xp.zeros(ids.shape, dtype=bool)
         last[:, -1] = True
         logits, state = self.forward_with_state(ids, select=last, backend=backend)
         for t in range(T, T + length):
-            if t > T:
-                logits = self.step(out[:, t - 1 : t], state, xp.array([t - 1]), backend=backend)[:, 0]
             if temperature > 0:
                 # the largest of logit / temperature + Gumbel noise is a draw from the softmax
                 logits = logits / temperature + xp.asarray(rng.gumbel(size=logits.shape))
-            out[:, t] = logits.argmax(axis=-1)
-        return out
+            token = logits.argmax(axis=-1).astype(ids.dtype)
+            yield token
+            if t + 1 < T + length:
+                logits = self.step(token[:, None], state, xp.array([t]), backend=backend)[:, 0]
 
     def trace(
         self, ids: Any, *, mask: Any = None, positions: Any = None, backend: str | None = None

@@ -8,6 +8,8 @@ from ramnet_np.model import preset
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.mqar import MQAR_PRESETS
 from ramnet_np.train.run import MQARRun
+from ramnet_np.train.text import TextSettings
+from ramnet_np.train.text_run import TextRun
 
 MQAR_RUNS: dict[str, MQARRun] = {
     # Spec section 6: the paper's task and batch. An epoch is 702 steps; this is ten.
@@ -28,4 +30,13 @@ MQAR_RUNS: dict[str, MQARRun] = {
         ),
         out=Path("demo"),
     ),
+}
+
+_TEXT = TrainConfig(steps=4000, batch=32, learning_rate=3e-3, learning_rate_floor=1e-4, warmup=50, log_every=10)
+
+TEXT_RUNS: dict[str, TextRun] = {
+    # The text made here: a sequence is a line and a little.
+    "facts": TextRun(train=_TEXT, data=TextSettings(length=80, start="line")),
+    # Any file.
+    "file": TextRun(train=_TEXT, data=TextSettings(length=256)),
 }

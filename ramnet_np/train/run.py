@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
@@ -15,7 +17,7 @@ from ramnet_np.core.state import Address
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
 from ramnet_np.model.network import Device
 from ramnet_np.plot import slot_trace, training_curves
-from ramnet_np.train.batches import Batch, ShuffledSets
+from ramnet_np.train.batches import Batch, DataSource, ShuffledSets
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.device import Graphs
 from ramnet_np.train.loop import TrainResult, prepare_folder, train
@@ -23,16 +25,14 @@ from ramnet_np.train.mqar import MQAR_PRESETS, MQARSettings, mqar_data
 
 
 @dataclass(frozen=True)
-class MQARRun:
-    """Train a RAM-Net to recall: pairs (key, value) are shown once, then every key is asked for its value."""
+class Run:
+    """What every training run has: a network, how to train it, where to leave the results."""
 
-    model: RAMNetConfig = field(default_factory=lambda: preset("mqar-small"))
+    model: RAMNetConfig = field(default_factory=RAMNetConfig)
     """The network."""
-    data: MQARSettings = field(default_factory=lambda: MQAR_PRESETS["zoology"])
-    """The task."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimiser and the length of the run."""
-    out: Path = Path("runs/mqar")
+    out: Path = Path("runs/run")
     """Folder for metrics.jsonl, checkpoints/ and the pictures; it is made if missing."""
     seed: int = 0
     """Decides the data, its order and the initial weights: the same seed gives the same bits."""
@@ -48,8 +48,6 @@ class MQARRun:
     """On a GPU, whether each step is one CUDA graph: auto goes on without where that fails, and says so."""
 
     def __post_init__(self) -> None:
-        if self.model.vocab < self.data.vocab:
-            raise ValueError(f"model.vocab must be at least data.vocab ({self.data.vocab}), got {self.model.vocab}")
         if self.device == "cpu" and self.backend == "cupy":
             raise ValueError("backend 'cupy' serves device 'gpu', got device 'cpu'")
         if self.device == "gpu" and self.backend not in (None, "cupy", "numpy"):
@@ -58,6 +56,23 @@ class MQARRun:
             raise ValueError("graph must be 'auto' or 'off' unless the backend 'cupy' serves device 'gpu', got 'on'")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class MQARRun(Run):
+    """Train a RAM-Net to recall: pairs (key, value) are shown once, then every key is asked for its value."""
+
+    model: RAMNetConfig = field(default_factory=lambda: preset("mqar-small"))
+    """The network."""
+    data: MQARSettings = field(default_factory=lambda: MQAR_PRESETS["zoology"])
+    """The task."""
+    out: Path = Path("runs/mqar")
+    """Folder for metrics.jsonl, checkpoints/ and the pictures; it is made if missing."""
+
+    def __post_init__(self) -> None:
+        if self.model.vocab < self.data.vocab:
+            raise ValueError(f"model.vocab must be at least data.vocab ({self.data.vocab}), got {self.model.vocab}")
+        super().__post_init__()
 
 
 def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
@@ -77,6 +92,36 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
     >>> result.status
     'finished'
     """
+
+    def data() -> DataSource:
+        train_sets, test_sets = mqar_data(run.data, run.seed)
+        return ShuffledSets(
+            [Batch(*examples) for examples in train_sets],
+            {name: Batch(*examples) for name, examples in zip(_names(run.data), test_sets, strict=True)},
+            run.train.batch,
+            run.seed,
+        )
+
+    return train_run(run, data, run_settings(run, run.data), accuracy="recall accuracy", progress=progress)
+
+
+def train_run(
+    run: Run, make_data: Callable[[], DataSource], settings: dict[str, object], *, accuracy: str, progress: bool
+) -> TrainResult:
+    """Train on what ``make_data`` returns; draw the curves and the accesses of the first held-out sequence.
+
+    ``settings``: what decides the bits, see :func:`run_settings`; ``accuracy``: what it is called in the curves.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> model = RAMNetConfig(vocab=32, width=16, order=2, top_k=4, ffn="none")
+    >>> ids = np.zeros((8, 6), dtype=np.int32)
+    >>> with TemporaryDirectory() as folder:
+    ...     run = Run(model=model, train=TrainConfig(steps=1, batch=8), out=Path(folder))
+    ...     sets = ShuffledSets([Batch(ids, ids)], {"zeros": Batch(ids, ids)}, batch=8, seed=0)
+    ...     train_run(run, lambda: sets, {}, accuracy="right", progress=False).step
+    1
+    """
     # before the data takes its seconds
     if run.device == "gpu":
         gpu_namespace()
@@ -84,13 +129,7 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
     # One thread for NumPy's own matrix products: these are small, their threads fight the kernels' for the cores, and
     # how they split a sum would make the bits depend on the number of cores.
     with use_backend(run.backend) if run.backend else nullcontext(), threadpool_limits(1, user_api="blas"):
-        train_sets, test_sets = mqar_data(run.data, run.seed)
-        data = ShuffledSets(
-            [Batch(*examples) for examples in train_sets],
-            {name: Batch(*examples) for name, examples in zip(_names(run.data), test_sets, strict=True)},
-            run.train.batch,
-            run.seed,
-        )
+        data = make_data()
         try:
             model = RAMNet(run.model, seed=run.seed).to(run.device)
             result = train(
@@ -98,7 +137,7 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
                 data,
                 run.train,
                 run.out,
-                settings=run_settings(run),
+                settings=settings,
                 resume=run.resume,
                 overwrite=run.overwrite,
                 progress=progress,
@@ -107,23 +146,26 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
         except MemoryError as error:
             where = "GPU" if run.device == "gpu" else "machine"
             raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
-        training_curves(result.metrics).savefig(run.out / "curves.png", dpi=120)
-        shown = namespace_of(*model.params.values()).asarray(test_sets[0].ids[:1])
+        training_curves(result.metrics, accuracy=accuracy).savefig(run.out / "curves.png", dpi=120)
+        first = next(iter(data.held_out().values()))
+        shown = namespace_of(*model.params.values()).asarray(first.ids[:1])
         accesses = [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]
         cape = [run.model.cape_heads(layer) for layer in range(run.model.layers)]
         slot_trace(accesses, run.model.slots, cape_heads=cape).savefig(run.out / "trace.png", dpi=120)
     return result
 
 
-def run_settings(run: MQARRun) -> dict[str, object]:
+def run_settings(run: Run, data: Any) -> dict[str, object]:
     """What decides the bits of a run, as nested JSON values: everything but the folder and how it is entered.
 
-    The backend is left out: backends agree to rounding, and a run may move to another machine.
+    ``data``: the data set's settings, a dataclass or a dictionary. The backend is left out: backends agree to
+    rounding, and a run may move to another machine.
 
-    >>> run_settings(MQARRun())["seed"]
+    >>> run_settings(MQARRun(), {"path": "book.txt"})["seed"]
     0
     """
-    parts = {"model": asdict(run.model), "data": asdict(run.data), "train": asdict(run.train), "seed": run.seed}
+    data = data if isinstance(data, dict) else asdict(data)
+    parts = {"model": asdict(run.model), "data": data, "train": asdict(run.train), "seed": run.seed}
     return json.loads(json.dumps(parts))
 
 

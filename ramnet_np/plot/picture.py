@@ -1,139 +1,18 @@
-"""Every figure that the command, the notebooks and the documentation draw.
-
-Each function returns a ``matplotlib.figure.Figure`` and touches no global state: show it, or ``figure.savefig(path)``.
-Writes are vermilion squares and reads are green rings throughout, a pair of colours that colour-blind readers can tell
-apart, and whose shapes differ besides. ``with theme("dark"):`` of ``plot_style.py`` draws for a dark page.
-
-``python -m ramnet_np.plot docs/images/ramnet.png`` draws the picture that opens the README, and beside it
-``ramnet-dark.png``.
-"""
+"""The picture that opens the README: what RAM-Net is, with computed numbers."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 from ramnet_np.core.attention import decode_address
 from ramnet_np.plot_style import current, theme, themed
-from ramnet_np.train.metrics import Record, read_metrics
-
-
-@themed
-def training_curves(metrics: Path | str | Sequence[Record], title: str = "") -> Figure:
-    """Accuracy and loss of a run against the step.
-
-    ``metrics``: the path of a metrics.jsonl, or its records. Training values are those of single batches (faint) with
-    their running mean; held-out accuracy is drawn per set where there is more than one, and as the mean of the sets.
-    ValueError where there is no training record.
-
-    >>> records = [{"kind": "train", "step": s, "loss": 2.0 / s, "accuracy": 0.1 * s} for s in range(1, 5)]
-    >>> figure = training_curves(records, title="a run")
-    >>> [axes.get_ylabel() for axes in figure.axes]
-    ['recall accuracy', 'cross-entropy (nats)']
-    """
-    records = read_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
-    trained = [r for r in records if r["kind"] == "train"]
-    measured = [r for r in records if r["kind"] == "held_out"]
-    if not trained:
-        raise ValueError("metrics must hold at least one training record, got none")
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    if title:
-        figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
-    steps = [r["step"] for r in trained]
-    for axes, key, label in ((left, "accuracy", "training batches"), (right, "loss", "training batches")):
-        values = np.array([r[key] for r in trained])
-        axes.plot(steps, values, color=current().faint, alpha=0.35, linewidth=0.8)
-        axes.plot(steps, _running_mean(values), color=current().ink, linewidth=1.5, label=label)
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.25)
-    if measured:
-        at = [r["step"] for r in measured]
-        sets = [name for name in measured[0]["accuracy"] if name != "mean"]
-        for name in sets if len(sets) > 1 else ():
-            left.plot(at, [r["accuracy"][name] for r in measured], linewidth=0.8, alpha=0.8, label=name)
-        mean = [r["accuracy"]["mean"] for r in measured]
-        left.plot(at, mean, color=current().read, marker="o", markersize=4, linewidth=1.8, label="held out")
-    left.set_ylabel("recall accuracy")
-    left.set_ylim(-0.02, 1.02)
-    left.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    right.set_ylabel("cross-entropy (nats)")
-    right.set_yscale("log")
-    left.legend(fontsize=8, loc="lower right")
-    right.legend(fontsize=8, loc="lower left")
-    return figure
-
-
-@themed
-def slot_trace(
-    trace: Sequence[Mapping[str, Any]], slots: int, *, example: int = 0, cape_heads: Sequence[int] = ()
-) -> Figure:
-    """Which slots each token writes and reads: slot index against token, one panel per layer and head.
-
-    ``trace``: what ``RAMNet.trace`` returns, a mapping with "write" and "read" addresses (B, T, H, K) per layer.
-    ``slots``: M; ``example``: which sequence of the batch; ``cape_heads``: CAPE heads per layer, named in the titles.
-    Marks fade with the weight. CAPE heads show diagonals of slope -1 that wrap at M, content heads show rows.
-    Source: paper, appendix B, fig. 5.
-
-    >>> address = decode_address(np.zeros((1, 6, 2, 3, 4)), top_k=2, cape_heads=1)
-    >>> figure = slot_trace([{"write": address, "read": address}], slots=64, cape_heads=(1,))
-    >>> [axes.get_title() for axes in figure.axes]
-    ['layer 0, head 0 (CAPE)', 'layer 0, head 1 (content)']
-    """
-    layers, heads = len(trace), trace[0]["write"].index.shape[2]
-    figure = Figure(figsize=(4.2 * heads + 0.6, 2.7 * layers + 0.7), layout="constrained")
-    grid = figure.subplots(layers, heads, squeeze=False, sharex=True, sharey=True)
-    for layer in range(layers):
-        for head in range(heads):
-            axes = grid[layer, head]
-            _scatter_address(axes, trace[layer]["write"], example, head, current().write, "s")
-            _scatter_address(axes, trace[layer]["read"], example, head, current().read, "o")
-            kind = ("CAPE" if head < cape_heads[layer] else "content") if layer < len(cape_heads) else ""
-            axes.set_title(f"layer {layer}, head {head}" + (f" ({kind})" if kind else ""), fontsize=10)
-            axes.set_ylim(-0.02 * slots, 1.02 * slots)
-            axes.grid(alpha=0.2)
-            if layer == layers - 1:
-                axes.set_xlabel("token")
-            if head == 0:
-                axes.set_ylabel(f"slot (of {slots})")
-    marks = [Line2D([], [], color=current().write, marker="s", markersize=3, linestyle="", label="write")]
-    marks += [
-        Line2D([], [], color=current().read, marker="o", markersize=5, linestyle="", fillstyle="none", label="read")
-    ]
-    figure.legend(handles=marks, loc="outside upper right", ncols=2, frameon=False)
-    return figure
-
-
-def _scatter_address(axes: Axes, address: Any, example: int, head: int, color: str, marker: str) -> None:
-    index, weight = (np.asarray(a[example, :, head]) for a in (address.index, address.weight))  # (T, K)
-    tokens = np.broadcast_to(np.arange(len(index))[:, None], index.shape)
-    shown = np.maximum(weight.ravel() / max(float(weight.max()), 1e-30), 0.08)
-    shades = [to_rgba(color, float(alpha)) for alpha in shown]
-    if marker == "s":
-        axes.scatter(tokens.ravel(), index.ravel(), marker=marker, s=9, color=shades, edgecolors="none")
-    else:
-        axes.scatter(
-            tokens.ravel(), index.ravel(), marker=marker, s=22, facecolors="none", edgecolors=shades, linewidths=0.9
-        )
-
-
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of each value and those before it, up to a twentieth of the run."""
-    width = max(1, len(values) // 20)
-    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    end = np.arange(1, len(values) + 1)
-    start = np.maximum(0, end - width)
-    return (sums[end] - sums[start]) / (end - start)
-
 
 _ORDER, _RADIX, _TOP_K, _CHANNELS, _SIDE = 3, 4, 4, 8, 8  # of the opening picture; its 64 slots are drawn as 8 x 8
 
@@ -290,7 +169,3 @@ def main(arguments: Sequence[str]) -> None:
         with theme(name):
             ramnet_picture().savefig(path, dpi=150)
         print(f"wrote {path}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

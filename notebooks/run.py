@@ -1,0 +1,100 @@
+"""Execute the notebooks from scratch, each in a fresh kernel; exit status 1 if a cell or an exercise's check fails.
+
+python notebooks/run.py                  all of them, two at a time; the files stay as they are
+python notebooks/run.py 02 05            those whose names start so
+python notebooks/run.py --save 02        and write the outputs into the file, as they are committed
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+HERE = Path(__file__).parent
+LIMIT = 600  # seconds a cell may take before it counts as hung
+CONTROLS = "application/vnd.jupyter.widget-view+json"
+
+
+def execute(path: Path, save: bool, threads: int) -> tuple[float, str]:
+    """Seconds taken, and what went wrong ("" if nothing)."""
+    os.environ["NUMBA_NUM_THREADS"] = str(threads)
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=LIMIT,
+        kernel_name="python3",
+        store_widget_state=False,
+        resources={"metadata": {"path": HERE}},
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+    )
+    started = time.perf_counter()
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        return time.perf_counter() - started, str(error)
+    seconds = time.perf_counter() - started
+    trouble = warnings_in(notebook)
+    if save and not trouble:
+        nbformat.write(cleaned(notebook), path)
+    return seconds, trouble
+
+
+def warnings_in(notebook: nbformat.NotebookNode) -> str:
+    """What the cells said on stderr: a notebook is to be free of warnings."""
+    return "".join(
+        output.text
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.output_type == "stream" and output.name == "stderr"
+    )
+
+
+def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without times, versions and live controls: only what a reader sees."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", ()):
+            output.get("metadata", {}).clear()
+            if CONTROLS in output.get("data", {}):
+                output.data = {"text/plain": "(sliders: run the notebook to move them)"}
+    return notebook
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="beginnings of file names; none: all notebooks")
+    parser.add_argument("--save", action="store_true", help="write the outputs into the files")
+    parser.add_argument("--workers", type=int, default=2, help="notebooks at a time (default 2)")
+    args = parser.parse_args()
+    paths = sorted(p for p in HERE.glob("[0-9]*.ipynb") if not args.names or p.name.startswith(tuple(args.names)))
+    if not paths:
+        parser.error(f"names must begin a notebook's name, got {' '.join(args.names)}")
+    workers = min(args.workers, len(paths))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    failed = 0
+    with ProcessPoolExecutor(workers) as pool:
+        running = {pool.submit(execute, path, args.save, threads): path for path in paths}
+        for done in as_completed(running):
+            seconds, trouble = done.result()
+            failed += bool(trouble)
+            print(f"{running[done].name:34s} {seconds:6.1f} s  {'FAILED' if trouble else 'passed'}", flush=True)
+            if trouble:
+                print(trouble, file=sys.stderr)
+    print(f"{len(paths) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,35 @@
+"""Every figure that the command, the notebooks and the documentation draw.
+
+Each function returns a ``matplotlib.figure.Figure`` and touches no global state: show it, or ``figure.savefig(path)``.
+Writes are vermilion squares and reads are green rings throughout, a pair of colours that colour-blind readers can tell
+apart, and whose shapes differ besides. ``with theme("dark"):`` of ``plot_style.py`` draws for a dark page.
+
+``python -m ramnet_np.plot docs/images/ramnet.png`` draws the picture that opens the README, and beside it
+``ramnet-dark.png``.
+"""
+
+from ramnet_np.plot.address import address_tree, beam_merge, cape_grid, digit_product
+from ramnet_np.plot.curves import bars, curves, heatmaps
+from ramnet_np.plot.memory import slot_adjoint, slot_life
+from ramnet_np.plot.picture import ramnet_picture
+from ramnet_np.plot.speed import roofline
+from ramnet_np.plot.text import text_weights
+from ramnet_np.plot.trace import slot_trace
+from ramnet_np.plot.training import training_curves
+
+__all__ = [
+    "address_tree",
+    "bars",
+    "beam_merge",
+    "cape_grid",
+    "curves",
+    "digit_product",
+    "heatmaps",
+    "ramnet_picture",
+    "roofline",
+    "slot_adjoint",
+    "slot_life",
+    "slot_trace",
+    "text_weights",
+    "training_curves",
+]

@@ -1,0 +1,85 @@
+"""The memory over time: the life of one slot, and its adjoint on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ramnet_np.plot_style import current, themed
+
+
+@themed
+def slot_life(
+    content: Mapping[str, Any], mass: Mapping[str, Any], writes: Sequence[int], values: Any, reads: Sequence[int] = ()
+) -> Figure:
+    """One slot over time: what it holds, and how much it has been written, under one or several update rules.
+
+    ``content``, ``mass``: name of the rule -> (T,) numbers after each token (one channel of the content).
+    ``writes``: tokens that write the slot; ``values``: (T,) what they write; ``reads``: tokens that read it.
+
+    >>> life = slot_life({"ema": [0, 1, 1]}, {"ema": [0.1, 1, 1]}, writes=[1], values=[0, 1, 0], reads=[2])
+    >>> [axes.get_ylabel() for axes in life.axes]
+    ['content s', 'mass z']
+    """
+    colors = current()
+    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.7, 1])
+    others = [color for color in colors.series if color not in (colors.write, colors.read)]
+    for i, name in enumerate(content):
+        color = others[i % len(others)]
+        tokens = range(len(content[name]))
+        top.step(tokens, content[name], where="post", color=color, linewidth=1.8, label=name)
+        bottom.step(tokens, mass[name], where="post", color=color, linewidth=1.8)
+    top.plot(writes, np.asarray(values)[list(writes)], "s", color=colors.write, markersize=6, label="value written")
+    _read_marks(top, reads)
+    top.set_ylabel("content s")
+    bottom.set_ylabel("mass z")
+    bottom.set_xlabel("token")
+    top.legend(fontsize=8.5, loc="best", framealpha=0.8)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.25)
+    return figure
+
+
+@themed
+def slot_adjoint(content: Any, adjoint: Any, writes: Sequence[int], reads: Sequence[int]) -> Figure:
+    """One slot there and back: its content jumps at writes, its adjoint at reads (and shrinks at writes).
+
+    ``content``: (T,) one channel after each token; ``adjoint``: (T,) the same channel of dL/ds_t, as the backward finds
+    it after the reads of token t and before that token's write.
+
+    >>> slot_adjoint([0, 1, 1], [0.5, 1, 1], writes=[1], reads=[2]).axes[1].get_ylabel()
+    'adjoint dL/ds'
+    """
+    colors = current()
+    figure = Figure(figsize=(8.5, 4.2), layout="constrained")
+    there, back = figure.subplots(2, 1, sharex=True)
+    tokens = np.arange(len(content))
+    there.step(tokens, content, where="post", color=colors.ink, linewidth=1.8)
+    there.plot(writes, np.asarray(content)[list(writes)], "s", color=colors.write, markersize=6, label="write")
+    there.set_ylabel("content s")
+    there.set_title("forward: left to right", fontsize=10, loc="left")
+    back.step(tokens, adjoint, where="pre", color=colors.ink, linewidth=1.8)
+    back.plot(reads, np.asarray(adjoint)[list(reads)], "o", mfc="none", color=colors.read, markersize=8, label="read")
+    back.plot(writes, np.asarray(adjoint)[list(writes)], "s", color=colors.write, markersize=6, label="write")
+    back.set_ylabel("adjoint dL/ds")
+    back.set_xlabel("token")
+    back.set_title("backward: right to left", fontsize=10, loc="left")
+    _read_marks(there, reads)
+    for axes in (there, back):
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8.5, loc="best", framealpha=0.8)
+    return figure
+
+
+def _read_marks(axes: Axes, reads: Sequence[int]) -> None:
+    """Rings on the lower edge at the tokens that read."""
+    if len(reads):
+        axes.plot(
+            reads, np.zeros(len(reads)), "o", mfc="none", color=current().read, markersize=8, clip_on=False,
+            transform=axes.get_xaxis_transform(), label="read",
+        )  # fmt: skip

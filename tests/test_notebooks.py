@@ -1,0 +1,131 @@
+"""The course is whole: every notebook is small, was executed without trouble, and has the parts it should have.
+
+That the notebooks run is checked by ``make notebooks``, which executes them all.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+SECTIONS = ("## Why", "## The idea in one picture", "## The equation", "## The code", "## Exercises", "## Summary")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"notebooks_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", ())]
+
+
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", ())]
+
+
+def test_the_course_is_whole():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02d}" for n in range(1, 10)]
+    index = (FOLDER / "README.md").read_text()
+    linked = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", index)
+    assert linked == [path.name for path in NOTEBOOKS]
+
+
+def test_small_and_valid(path, notebook):
+    assert path.stat().st_size < 1_000_000
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+
+
+def test_committed_with_outputs_and_without_trouble(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.execution_count is not None, f"not executed: {cell.source[:60]}"
+    kinds = {output.output_type for output in outputs(notebook)}
+    assert "error" not in kinds
+    assert not [o.text for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
+    assert sum("image/png" in o.get("data", {}) for o in outputs(notebook)) >= 2
+
+
+def test_nothing_of_one_machine(path):
+    text = path.read_text()
+    for word in ("/home/", "/tmp/", "/root/", "site-packages", "widget-view", "Traceback"):
+        assert word not in text, word
+
+
+def test_sections_in_order_and_a_way_on(path, notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert re.match(rf"# {int(path.name[:2])}\. ", text)
+    for section in SECTIONS:
+        assert f"{section}" in text, f"no section {section!r}"
+    assert text.index("## Why") < text.index("## Exercises") < text.index("## Summary")
+    assert "## Experiment" in text
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert not [link for link in links if not link.startswith("http") and not (FOLDER / link).exists()]
+    if path != NOTEBOOKS[-1]:
+        assert f"]({NOTEBOOKS[NOTEBOOKS.index(path) + 1].name})" in text.rsplit("Next:", 1)[-1]
+
+
+def test_exercises_have_checks_that_the_solutions_pass(notebook):
+    exercises, checks, solutions = (tagged(notebook, tag) for tag in ("exercise", "check", "solution"))
+    assert len(exercises) == len(checks) == len(solutions) >= 2
+    for number, (exercise, test, solution) in enumerate(zip(exercises, checks, solutions, strict=True), start=1):
+        assert "..." in exercise.source
+        assert "assert" in test.source
+        assert solution.metadata.jupyter.source_hidden
+        said = ["".join(o.get("text", "") for o in cell.outputs) for cell in (test, solution)]
+        assert said[0].startswith(f"Exercise {number} is open")
+        assert said[1].endswith(f"Exercise {number}: correct.\n")
+
+
+def test_check_tells_open_wrong_and_right_apart(capsys):
+    check = load("course").check
+
+    def test_7(answer):
+        assert answer(2) == 4, "two squared is four"
+
+    check(test_7, ...)
+    check(test_7, lambda x: ...)
+    assert capsys.readouterr().out.count("Exercise 7 is open") == 2
+    check(test_7, lambda x: x**2)
+    assert capsys.readouterr().out == "Exercise 7: correct.\n"
+    with pytest.raises(AssertionError, match="two squared is four"):
+        check(test_7, lambda x: 3 * x)
+
+
+@pytest.mark.parametrize(
+    ("source", "trouble"),
+    [
+        ("print(1)", ""),
+        ("assert 1 == 2, 'not the same'", "not the same"),
+        ("import warnings; warnings.warn('old')", "old"),
+    ],
+)
+def test_run_finds_errors_and_warnings(tmp_path, source, trouble):
+    run = load("run")
+    path = tmp_path / "99_trial.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), path)
+    before = path.read_bytes()
+    _, found = run.execute(path, save=False, threads=1)
+    assert (trouble in found) if trouble else (found == "")
+    assert path.read_bytes() == before
+    _, found = run.execute(path, save=True, threads=1)
+    assert (path.read_bytes() != before) == (not trouble)  # what failed is not written
