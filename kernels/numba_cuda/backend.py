@@ -1,0 +1,53 @@
+"""The backend "numba-cuda". Importing this needs numba-cuda and a GPU, or Numba's simulator; ImportError says why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import cuda
+
+from ramnet_np.backend import Backend, array_kind
+
+from ..cuda.fused import FUSED
+from .arrays import DEVICE, NUMBERS, sum_dtype
+from .copy_kernels import SUM_THREADS, total_kernel
+from .decode import decode_backward, decode_forward
+from .launch import SIMULATED
+from .memory import memory_backward, memory_forward
+from .step import step
+
+if not SIMULATED and not cuda.is_available():
+    raise ImportError("numba-cuda finds no NVIDIA GPU or driver that it can use")
+
+
+def adopt(array: Any) -> Any:
+    """The same memory as an array that this backend computes with: CuPy's stay, others become Numba's device arrays."""
+    if array_kind(array) != "device" or hasattr(array, "__cuda_ndarray__"):
+        return array
+    return cuda.as_cuda_array(array)
+
+
+def total(array: Any) -> Any:
+    """The sum of an array, an array of no axes on the device."""
+    if array_kind(array) == "cupy":
+        return array.sum()
+    result = DEVICE.empty((1,), sum_dtype(array.dtype))
+    array = DEVICE.plain(array, result.dtype)
+    total_kernel(NUMBERS[result.dtype])(1, SUM_THREADS, DEVICE.stream, array, result, array.size)
+    return result.reshape(())
+
+
+BACKEND = Backend(
+    name="numba-cuda",
+    decode_forward=decode_forward,
+    decode_backward=decode_backward,
+    memory_forward=memory_forward,
+    memory_backward=memory_backward,
+    step=step,
+    array_kind="device",
+    more_kinds=("cupy",),
+    short_positions=True,
+    fused=FUSED,
+    adopt=adopt,
+    total=total,
+)

@@ -1,0 +1,67 @@
+"""Accesses by eights: how a thread that follows the tokens gets at the state, and at its next accesses ahead of time.
+
+An octet is eight accesses of one token, to eight different slots. Loops over an octet have a known length, so the
+compiler unrolls them and keeps ``cuda.local.array(OCTET)`` in registers: eight loads are asked for before the first is
+waited for. CUDA C++ would write the same with an array and ``#pragma unroll``.
+"""
+
+from numba import cuda, uint32
+
+OCTET = 8
+
+
+def padded(k: int) -> int:
+    """Accesses of a token in memory: K up to the next multiple of eight.
+
+    >>> padded(8), padded(9)
+    (8, 16)
+    """
+    return -(-k // OCTET) * OCTET
+
+
+def access(in_shared: bool):
+    """(get, put) of one number of the state, which lies in shared memory or in device memory.
+
+    The index into shared memory is made unsigned: Numba would else look whether it is negative and counts from the end.
+    """
+    return (get_shared, put_shared) if in_shared else (get_global, put_global)
+
+
+@cuda.jit(device=True)
+def get_shared(shared, memory, start, at):
+    """shared[start + at]"""
+    return shared[uint32(start + at)]
+
+
+@cuda.jit(device=True)
+def put_shared(shared, memory, start, at, value):
+    """shared[start + at] = value"""
+    shared[uint32(start + at)] = value
+
+
+@cuda.jit(device=True)
+def get_global(shared, memory, start, at):
+    """memory[start + at]"""
+    return memory[start + at]
+
+
+@cuda.jit(device=True)
+def put_global(shared, memory, start, at, value):
+    """memory[start + at] = value"""
+    memory[start + at] = value
+
+
+@cuda.jit(device=True)
+def load_octet(places, numbers, place_at, number_at, row, coef):
+    """Copy eight accesses from shared memory to registers: where their slots are, and eta or weight."""
+    for j in range(OCTET):
+        row[j] = places[uint32(place_at + j)]
+        coef[j] = numbers[uint32(number_at + j)]
+
+
+@cuda.jit(device=True)
+def take_octet(next_row, next_coef, row, coef):
+    """The accesses that were loaded ahead are now the present ones."""
+    for j in range(OCTET):
+        row[j] = next_row[j]
+        coef[j] = next_coef[j]
