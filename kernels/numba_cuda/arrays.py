@@ -61,7 +61,7 @@ class CupyArrays:
 
 
 class DeviceArrays:
-    """Of Numba."""
+    """Of Numba. What comes from the host, positions, is copied to the device."""
 
     stream = 0
 
@@ -69,6 +69,8 @@ class DeviceArrays:
         return cuda.device_array(shape, dtype=dtype)
 
     def plain(self, array: Any, dtype: Any) -> Any:
+        if isinstance(array, np.ndarray):
+            return cuda.to_device(np.ascontiguousarray(array, dtype=dtype))
         if array.dtype == dtype and array.is_c_contiguous():
             return array
         if SIMULATED:
@@ -111,5 +113,5 @@ def sum_dtype(dtype: Any) -> np.dtype:
 
 
 def batch_stride(positions: Any) -> int:
-    """Elements from one row of positions, (B, T) or (T,), to the next: 0 where one row holds for all, or none is given."""
+    """Elements from one row of positions, (B, T) or (T,), to the next: 0 where one row holds for all, or none is."""
     return positions.shape[1] if positions is not None and positions.ndim == 2 else 0

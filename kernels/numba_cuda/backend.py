@@ -1,4 +1,4 @@
-"""The backend "numba-cuda". Importing this needs numba-cuda and a GPU, or Numba's simulator; ImportError says why not."""
+"""The backend "numba-cuda". Importing this needs numba-cuda and a GPU, or Numba's simulator; else ImportError."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ other warps help it, one barrier a tile of tokens:
 
 Fetching brings a tile's accesses and values from device memory, which takes longer than a token. Adding up is for the
 sums over channels, <dy, s> and <d, v>: each lane leaves its own product in shared memory, a row of ``lanes + 1`` words
-for each access, and a tile later a helper adds up a row. (With a row of 16 words all helpers would stand in the same
-banks; shuffles between lanes would do without the memory, but would make the lanes wait for one another at every token.)
+for each access, and a tile later a helper adds up a row. (With rows of 16 words all helpers would stand in the same
+banks. Shuffles between lanes would need no memory, but make the lanes wait for one another at every token.)
 
 Two tiles are under way in each direction, so everything but the state is there twice, at ``n % 2``.
 """
@@ -29,7 +29,7 @@ from types import SimpleNamespace
 from numba import cuda, int32, int64, types, uint32
 
 from .launch import kernel
-from .octets import OCTET, access, load_octet, take_octet
+from .octets import OCTET, access, load_octet, split, take_octet
 
 
 @cuda.jit(device=True)
@@ -44,7 +44,8 @@ def fetch_events(rows, coefs, event_at, count, lanes, places, shared, place_at, 
 def fetch_values(array, b, h, start, count, T, H, C, first, lanes, shared, at, helper, helpers):
     """A slice of channels of (B, T, H, C) for ``count`` tokens; channels beyond C are left as they are."""
     for i in range(helper, count * lanes, helpers):
-        token, c = i // lanes, first + i % lanes
+        token, c = split(i, lanes)
+        c += first
         if c < C:
             shared[uint32(at + i)] = array[((b * T + start + token) * H + h) * C + c]
 
@@ -77,7 +78,8 @@ def content_kernels(number, in_shared: bool):
     def start_state(given, has_given, unit, first, n_rows, C, lanes, shared, working, state_at, thread, threads):
         """Every number of the slice is set by one thread: to the given state (B*H, rows, C), or 0."""
         for i in range(thread, (n_rows + 2) * lanes, threads):
-            row, c = i // lanes, first + i % lanes
+            row, c = split(i, lanes)
+            c += first
             s = number(0)
             if has_given != 0 and row < n_rows and c < C:
                 s = given[(unit * n_rows + row) * C + c]
@@ -87,7 +89,8 @@ def content_kernels(number, in_shared: bool):
     def store_state(final, unit, first, n_rows, C, lanes, shared, working, state_at, thread, threads):
         """The slice of the state into (B*H, rows, C)."""
         for i in range(thread, n_rows * lanes, threads):
-            row, c = i // lanes, first + i % lanes
+            row, c = split(i, lanes)
+            c += first
             if c < C:
                 final[(unit * n_rows + row) * C + c] = get(shared, working, state_at, i)
 

@@ -24,7 +24,9 @@ def gather_kernel(source_dtype, target_dtype):
         i3, rest = rest % n3, rest // n3
         i2, rest = rest % n2, rest // n2
         i1, i0 = rest % n1, rest // n1
-        target[i0 * t0 + i1 * t1 + i2 * t2 + i3 * t3 + i4 * t4] = source[i0 * s0 + i1 * s1 + i2 * s2 + i3 * s3 + i4 * s4]
+        target[i0 * t0 + i1 * t1 + i2 * t2 + i3 * t3 + i4 * t4] = source[
+            i0 * s0 + i1 * s1 + i2 * s2 + i3 * s3 + i4 * s4
+        ]
 
     return gather
 
@@ -35,7 +37,7 @@ def total_kernel(number):
 
     @kernel(types.CPointer(number), types.CPointer(number), int64)
     def total(array, result, size):
-        """One block. Every thread adds up its own elements; then thread 0 adds up the threads' sums, after a barrier."""
+        """One block. A thread adds up its own elements; after a barrier thread 0 adds up the threads' sums."""
         sums = cuda.shared.array(SUM_THREADS, number)
         own = number(0)
         for i in range(cuda.threadIdx.x, size, cuda.blockDim.x):

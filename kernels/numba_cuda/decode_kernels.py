@@ -1,7 +1,7 @@
 """The address decoder's kernels: softmax of every digit, beam search, weights, CAPE; and the gradient of the logits.
 
-``ramnet_np/core/decoder.py`` for one thread. The lists of the beam search lie in shared memory, element i of thread n at
-``i * threads + n``: neighbouring threads use neighbouring words, which no two of them share.
+``ramnet_np/core/decoder.py`` for one thread. The lists of the beam search lie in shared memory, element i of thread n
+at ``i * threads + n``: neighbouring threads use neighbouring words, which no two of them share.
 """
 
 import math
@@ -145,9 +145,7 @@ def decode_kernels(number):
         )
         # 3. their weights, 4. optionally divided by their sum, 5. where they are at this position
         shift = cape_shift(b, t, h, cape_heads, n_slots, positions, batch_stride, counted)
-        weigh(
-            scores, slots, best, slot, step, norm, top_k, renorm, shift, n_slots, index, weight, int64(row) * top_k
-        )
+        weigh(scores, slots, best, slot, step, norm, top_k, renorm, shift, n_slots, index, weight, int64(row) * top_k)
 
     @kernel(numbers, numbers, index_type, numbers, positions_type, numbers, *[int32] * 11)
     def decode_backward(

@@ -1,4 +1,4 @@
-"""How much of a head's memory a block works on at once: slices of channels, tiles of tokens, shared or device memory."""
+"""What a block works on at once: slices of channels, tiles of tokens, in shared or in device memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from functools import cache
 from typing import NamedTuple
 
 from . import content_kernels, mass_kernels
+from .launch import SIMULATED
 
 THIRD = 75 * 1024  # of a multiprocessor's shared memory, so that three blocks run on it
 LANES = (16, 8, 4)  # channels of a slice
-MOST_TOKENS = 16  # of a tile of contents
-FEWEST_TOKENS = 4  # with fewer, fetching takes longer than following
-MASS_TOKENS = 32
+MOST_TOKENS = 2 if SIMULATED else 16  # of a tile of contents; in the simulator a few tokens are several tiles
+FEWEST_TOKENS = 1 if SIMULATED else 4  # with fewer, fetching takes longer than following
+MASS_TOKENS = 2 if SIMULATED else 32
 MASS_BYTES = 100 * 1024
 MOST_ROWS = 2**26
 

@@ -38,7 +38,7 @@ from types import SimpleNamespace
 from numba import cuda, int32, int64, types, uint32
 
 from .launch import kernel
-from .octets import OCTET, access
+from .octets import OCTET, access, split
 from .retention import retention, retention_slopes
 
 TILES = 3  # under way
@@ -58,6 +58,7 @@ def backward_bytes(W: int, R: int, aware: bool, itemsize: int) -> int:
 def mass_kernels(number, in_shared: bool):
     """``mass_forward`` and ``mass_backward`` for this Numba type, masses in shared memory or in device memory."""
     numbers, rows_type, flags = types.CPointer(number), types.CPointer(int32), types.CPointer(types.uint8)
+    words = number.bitwidth // 32
     get, put = access(in_shared)
 
     @kernel(
@@ -87,7 +88,7 @@ def mass_kernels(number, in_shared: bool):
             first = n_rows + 2
         alpha_at, w_at, found_at = first, first + 3 * writes, first + 6 * writes
         read_at = first + 9 * writes
-        row_at = (read_at + aware * 3 * reads) * (number.bitwidth // 32)
+        row_at = (read_at + aware * 3 * reads) * words
         read_row_at = row_at + 3 * writes
         for row in range(thread, n_rows + 2, threads):
             put(shared, working, z_at, row, given[unit * n_rows + row] if has_given != 0 and row < n_rows else initial)
@@ -99,7 +100,7 @@ def mass_kernels(number, in_shared: bool):
                 # 1. prepare: what needs no mass
                 part = (n + 1) % 3
                 for i in range(helper, writes, helpers):
-                    token, k = i // W, i % W
+                    token, k = split(i, W)
                     t = (n + 1) * tile + token
                     w, alpha, row = zero, one, n_rows
                     if k < Kw and t < T and (masked == 0 or mask[b * T + t] != 0):
@@ -111,7 +112,7 @@ def mass_kernels(number, in_shared: bool):
                     places[uint32(row_at + part * writes + i)] = row
                 if aware != 0:
                     for i in range(helper, reads, helpers):
-                        token, k = i // R, i % R
+                        token, k = split(i, R)
                         t = (n + 1) * tile + token
                         row = n_rows + 1
                         if k < Kr and t < T and (masked == 0 or mask[b * T + t] != 0):
@@ -125,13 +126,15 @@ def mass_kernels(number, in_shared: bool):
                 for token in range(min(tile, T - n * tile)):
                     for o in range(0, W, OCTET):
                         at = part * writes + token * W + o
+                        rows_o, alpha_o = uint32(row_at + at), uint32(alpha_at + at)
+                        w_o, found_o = uint32(w_at + at), uint32(found_at + at)
                         for j in range(OCTET):
-                            own[j] = places[uint32(row_at + at + j)]
+                            own[j] = places[rows_o + uint32(j)]
                         for j in range(OCTET):
                             z[j] = get(shared, working, z_at, own[j])
                         for j in range(OCTET):
-                            a, w = shared[uint32(alpha_at + at + j)], shared[uint32(w_at + at + j)]
-                            shared[uint32(found_at + at + j)] = z[j]
+                            a, w = shared[alpha_o + uint32(j)], shared[w_o + uint32(j)]
+                            shared[found_o + uint32(j)] = z[j]
                             put(shared, working, z_at, own[j], a * z[j] + w)
                     if aware != 0:
                         at = part * reads + token * R
@@ -143,7 +146,7 @@ def mass_kernels(number, in_shared: bool):
                 part, start = (n - 1) % 3, (n - 1) * tile
                 here = min(tile, T - start)
                 for i in range(helper, here * W, helpers):
-                    token, k = i // W, i % W
+                    token, k = split(i, W)
                     w, found = shared[uint32(w_at + part * writes + i)], shared[uint32(found_at + part * writes + i)]
                     alpha = shared[uint32(alpha_at + part * writes + i)]
                     event = (unit * T + start + token) * (W + R) + k
@@ -152,7 +155,7 @@ def mass_kernels(number, in_shared: bool):
                     coefs[event] = w / (alpha * found + w + eps) if row < n_rows else zero
                     old_mass[(unit * T + start) * W + i] = found
                 for i in range(helper, here * R, helpers):
-                    token, k = i // R, i % R
+                    token, k = split(i, R)
                     t = start + token
                     r, row = zero, n_rows + 1
                     if k < Kr and (masked == 0 or mask[b * T + t] != 0):
@@ -203,7 +206,7 @@ def mass_kernels(number, in_shared: bool):
         slope_gamma_at, after_at, before_at = first + 21 * writes, first + 24 * writes, first + 27 * writes
         gain_at = first + 30 * writes
         dmass_at = gain_at + 3 * reads
-        row_at = (dmass_at + aware * 3 * reads) * (number.bitwidth // 32)
+        row_at = (dmass_at + aware * 3 * reads) * words
         read_row_at = row_at + 3 * writes
         for row in range(thread, n_rows + 2, threads):
             q, dz = zero, zero
@@ -221,7 +224,7 @@ def mass_kernels(number, in_shared: bool):
                 # 1. prepare: what needs no adjoint
                 part, start = (n + 1) % 3, (tiles - 2 - n) * tile
                 for i in range(helper, writes, helpers):
-                    token, k = i // W, i % W
+                    token, k = split(i, W)
                     t = start + token
                     alpha, b_, g, p, u, h_, slope, slope_gamma = one, zero, zero, zero, zero, zero, zero, zero
                     row = n_rows
@@ -260,7 +263,7 @@ def mass_kernels(number, in_shared: bool):
                     shared[uint32(slope_gamma_at + to)] = slope_gamma
                     places[uint32(row_at + to)] = row
                 for i in range(helper, reads, helpers):
-                    token, k = i // R, i % R
+                    token, k = split(i, R)
                     t = start + token
                     gain, dmass, row = zero, zero, n_rows + 1
                     if k < Kr and t < T:
@@ -300,39 +303,43 @@ def mass_kernels(number, in_shared: bool):
                 for token in range(tile - 1, -1, -1):
                     for o in range(0, R, OCTET):
                         at = part * reads + token * R + o
+                        rows_o, gain_o, dmass_o = uint32(read_row_at + at), uint32(gain_at + at), uint32(dmass_at + at)
                         for j in range(OCTET):
-                            own[j] = places[uint32(read_row_at + at + j)]
+                            own[j] = places[rows_o + uint32(j)]
                         for j in range(OCTET):
                             qs[j] = get(shared, working, q_at, own[j])
                         for j in range(OCTET):
-                            put(shared, working, q_at, own[j], qs[j] + shared[uint32(gain_at + at + j)])
+                            put(shared, working, q_at, own[j], qs[j] + shared[gain_o + uint32(j)])
                         if aware != 0:
                             for j in range(OCTET):
                                 dzs[j] = get(shared, working, dz_at, own[j])
                             for j in range(OCTET):
-                                put(shared, working, dz_at, own[j], dzs[j] + shared[uint32(dmass_at + at + j)])
+                                put(shared, working, dz_at, own[j], dzs[j] + shared[dmass_o + uint32(j)])
                     for o in range(0, W, OCTET):
                         at = part * writes + token * W + o
+                        rows_o, alpha_o, b_o = uint32(row_at + at), uint32(alpha_at + at), uint32(b_at + at)
+                        g_o, p_o = uint32(g_at + at), uint32(p_at + at)
+                        after_o, before_o = uint32(after_at + at), uint32(before_at + at)
                         for j in range(OCTET):
-                            own[j] = places[uint32(row_at + at + j)]
+                            own[j] = places[rows_o + uint32(j)]
                         for j in range(OCTET):
                             qs[j] = get(shared, working, q_at, own[j])
                             dzs[j] = get(shared, working, dz_at, own[j])
                         if o == 0:
                             qs[0] = zero  # of the first write q is known
                         for j in range(OCTET):
-                            qs[j] += shared[uint32(b_at + at + j)]
-                            pull = shared[uint32(p_at + at + j)] - shared[uint32(g_at + at + j)] * qs[j]
-                            shared[uint32(after_at + at + j)] = qs[j]
-                            shared[uint32(before_at + at + j)] = dzs[j]
+                            qs[j] += shared[b_o + uint32(j)]
+                            pull = shared[p_o + uint32(j)] - shared[g_o + uint32(j)] * qs[j]
+                            shared[after_o + uint32(j)] = qs[j]
+                            shared[before_o + uint32(j)] = dzs[j]
                             put(shared, working, q_at, own[j], qs[j])
-                            put(shared, working, dz_at, own[j], shared[uint32(alpha_at + at + j)] * (dzs[j] - pull))
+                            put(shared, working, dz_at, own[j], shared[alpha_o + uint32(j)] * (dzs[j] - pull))
             if helper >= 0 and n >= 1:
                 # 3. finish: gradients of write weights and gamma
                 part, start = (n - 1) % 3, (tiles - n) * tile
                 here = min(tile, T - start)
                 for i in range(helper, here * W, helpers):
-                    token, k, at = i // W, i % W, part * writes + i
+                    (token, k), at = split(i, W), part * writes + i
                     if k < Kw:
                         q, dz = shared[uint32(after_at + at)], shared[uint32(before_at + at)]
                         pull = shared[uint32(p_at + at)] - shared[uint32(g_at + at)] * q

@@ -22,7 +22,10 @@ from .mass_kernels import mass_kernels
 from .octets import padded
 from .renumber import renumber
 
-CONTENT_HELPERS, MASS_HELPERS = 96, 480
+CONTENT_HELPERS, MASS_HELPERS = (
+    96,
+    224,
+)  # with more than 256 threads of 128 registers one block would fill a multiprocessor
 
 
 class MemoryContext(NamedTuple):
@@ -160,7 +163,12 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
 
 
 def _launch_contents(
-    name: str, ctx: MemoryContext, layout: ContentLayout, arrays: Arrays, pointers: tuple[Any, ...], has: tuple[int, ...]
+    name: str,
+    ctx: MemoryContext,
+    layout: ContentLayout,
+    arrays: Arrays,
+    pointers: tuple[Any, ...],
+    has: tuple[int, ...],
 ) -> None:
     """A pass over the contents: a block for each (batch, head) and slice of channels."""
     B, T, H, C = ctx.values.shape

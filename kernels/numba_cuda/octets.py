@@ -5,7 +5,7 @@ compiler unrolls them and keeps ``cuda.local.array(OCTET)`` in registers: eight 
 waited for. CUDA C++ would write the same with an array and ``#pragma unroll``.
 """
 
-from numba import cuda, uint32
+from numba import cuda, int32, uint32
 
 OCTET = 8
 
@@ -53,10 +53,14 @@ def put_global(shared, memory, start, at, value):
 
 @cuda.jit(device=True)
 def load_octet(places, numbers, place_at, number_at, row, coef):
-    """Copy eight accesses from shared memory to registers: where their slots are, and eta or weight."""
+    """Copy eight accesses from shared memory to registers: where their slots are, and eta or weight.
+
+    The index is one unsigned number plus a constant, which the load itself can add.
+    """
+    place, number = uint32(place_at), uint32(number_at)
     for j in range(OCTET):
-        row[j] = places[uint32(place_at + j)]
-        coef[j] = numbers[uint32(number_at + j)]
+        row[j] = places[place + uint32(j)]
+        coef[j] = numbers[number + uint32(j)]
 
 
 @cuda.jit(device=True)
@@ -65,3 +69,14 @@ def take_octet(next_row, next_coef, row, coef):
     for j in range(OCTET):
         row[j] = next_row[j]
         coef[j] = next_coef[j]
+
+
+@cuda.jit(device=True)
+def split(i, n):
+    """(i // n, i % n) of numbers that are not negative.
+
+    A GPU has no instruction for it: one of 64 bits takes about 100 of them, one of 32 bits 20, and a signed one more,
+    to round down as Python does.
+    """
+    whole = uint32(i) // uint32(n)
+    return int32(whole), int32(uint32(i) - whole * uint32(n))

@@ -38,7 +38,9 @@ def step(
     lists = max(list_sizes(U, P, k) for k in (decode.write_k, decode.read_k))
     shared = (2 * lists + decode.write_k + decode.read_k) * (dtype.itemsize + 4)
     if shared > shared_limit():
-        raise ValueError(f"top_k must leave room for a token's lists in shared memory, got {decode.write_k, decode.read_k}")
+        raise ValueError(
+            f"top_k must leave room for a token's lists in shared memory, got {decode.write_k, decode.read_k}"
+        )
     parts = RAMState(*(arrays.plain(part, dtype) for part in state))
     step_kernel(NUMBERS[dtype])(
         B * H, THREADS, arrays.stream, *(arrays.plain(a, dtype) for a in (write_logits, read_logits, values)),

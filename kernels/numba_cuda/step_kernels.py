@@ -48,9 +48,7 @@ def step_kernel(number):
         read_slot_at = slot_at + Kw
         shift = cape_shift(b, 0, h, cape_heads, n_slots, positions, batch_stride, counted)
         if thread == 0:
-            best, slot, norm = beam_search(
-                write_logits, int64(unit) * U * P, U, P, Kw, scores, places, 0, list_at, 2
-            )
+            best, slot, norm = beam_search(write_logits, int64(unit) * U * P, U, P, Kw, scores, places, 0, list_at, 2)
             weigh(
                 scores, places, best, slot, 2, norm, Kw, write_renorm, shift, n_slots, places[slot_at:],
                 scores[eta_at:], 0,
