@@ -123,8 +123,8 @@ def format_row(row: dict[str, Any], floor: tuple[float, float]) -> str:
     if row["implementation"] == "attention":
         part = ""  # its inputs and outputs are others
     return (
-        f"{row['shape']:14} {row['implementation']:10} {row['dtype']:9}{row['fwd']:8.3f}{row['fwd+bwd']:9.3f}{ratio:>15}"
-        f"{graph:>16}{part:>11}{row['MiB']:10.0f}"
+        f"{row['shape']:14} {row['implementation']:10} {row['dtype']:9}{row['fwd']:8.3f}{row['fwd+bwd']:9.3f}"
+        f"{ratio:>15}{graph:>16}{part:>11}{row['MiB']:10.0f}"
     )
 
 

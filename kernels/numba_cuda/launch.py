@@ -106,7 +106,7 @@ def address_of(array: Any) -> int:
     """Where an array lies in device memory; 0 for None."""
     if array is None:
         return 0
-    data = getattr(array, "data", None)
+    data: Any = getattr(array, "data", None)
     if hasattr(data, "ptr"):  # CuPy
         return data.ptr
     return array.__cuda_array_interface__["data"][0]

@@ -58,21 +58,54 @@ def memory_forward(
 ) -> tuple[Any, RAMState | None, MemoryContext]:
     """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx."""
     B, T, H, C = values.shape
-    Kw, Kr = write.index.shape[3], read.index.shape[3]
-    W, R = padded(Kw), padded(Kr)
     arrays, dtype = arrays_like(values), sum_dtype(values.dtype)
-    number, limit = NUMBERS[dtype], shared_limit()
-    mask = None if mask is None else arrays.plain(mask, np.bool_)
-    given = None if state is None else RAMState(*(arrays.plain(part, dtype) for part in state))
-    write, read = (Address(arrays.plain(a.index, np.int32), arrays.plain(a.weight, dtype)) for a in (write, read))
     n_rows = options.slots
-    fits = content_layout(n_rows, C, W + R, 1, 0, dtype.itemsize, limit).in_shared
-    if not fits and n_rows > T * Kw and state is None and not return_state:
-        n_rows = T * Kw
-        write, read = renumber(write, read, mask)
+    if state is None and not return_state and n_rows > T * write.index.shape[3]:
+        W, R = (padded(a.index.shape[3]) for a in (write, read))
+        if not content_layout(n_rows, C, W + R, 1, 0, dtype.itemsize, shared_limit()).in_shared:
+            n_rows = T * write.index.shape[3]
+            write, read = renumber(write, read, None if mask is None else arrays.plain(mask, np.bool_))
     if n_rows >= MOST_ROWS:
         raise ValueError(f"the state must have fewer than {MOST_ROWS} slots on the GPU, got {n_rows}")
-    aware = options.mass_aware
+    final = None
+    if return_state:
+        final = RAMState(arrays.empty((B, H, n_rows, C), dtype), arrays.empty((B, H, n_rows), dtype))
+    # 1. masses: eta of every write, weight of every read
+    ctx = masses_forward(write, read, values, gamma, mask, state, options, final, n_rows)
+    # 2. contents
+    layout = content_layout(n_rows, C, ctx.rows.shape[2], 1, 0, dtype.itemsize, shared_limit())
+    y = arrays.empty((B, T, H, C), dtype)
+    _launch_contents(
+        "forward", ctx, layout, arrays,
+        (
+            ctx.rows, ctx.coefs, ctx.values, _part(ctx.state, "slots"), _working(layout, ctx, arrays),
+            _part(final, "slots"), y,
+        ),
+        (int(state is not None), int(return_state)),
+    )  # fmt: skip
+    return arrays.plain(y, values.dtype), final, ctx
+
+
+def masses_forward(
+    write: Address,
+    read: Address,
+    values: Any,
+    gamma: Any,
+    mask: Any,
+    state: RAMState | None,
+    options: MemoryOptions,
+    final: RAMState | None,
+    n_rows: int,
+) -> MemoryContext:
+    """What the contents need: where every access goes, eta and weights. Writes the masses of ``final``, if given.
+
+    Indices of ``write`` and ``read`` count ``n_rows`` rows.
+    """
+    B, T, H, _ = values.shape
+    Kw, Kr = write.index.shape[3], read.index.shape[3]
+    W, R = padded(Kw), padded(Kr)
+    arrays, dtype, aware = arrays_like(values), sum_dtype(values.dtype), options.mass_aware
+    write, read = (Address(arrays.plain(a.index, np.int32), arrays.plain(a.weight, dtype)) for a in (write, read))
     ctx = MemoryContext(
         write,
         read,
@@ -82,34 +115,22 @@ def memory_forward(
         read_mass=arrays.empty((B * H, T, R), dtype) if aware else None,
         values=arrays.plain(values, dtype),
         gamma=gamma if isinstance(gamma, float) else arrays.plain(gamma, dtype),
-        mask=mask,
-        state=given,
+        mask=None if mask is None else arrays.plain(mask, np.bool_),
+        state=None if state is None else RAMState(*(arrays.plain(part, dtype) for part in state)),
         n_rows=n_rows,
         dtype=values.dtype,
         options=options,
     )
-    y = arrays.empty((B, T, H, C), dtype)
-    final = None
-    if return_state:
-        final = RAMState(arrays.empty((B, H, n_rows, C), dtype), arrays.empty((B, H, n_rows), dtype))
-    slots, mass = final or (None, None)
-    # 1. masses: eta of every write, weight of every read
-    layout = mass_layout(False, n_rows, W, R, aware, dtype.itemsize, limit)
+    layout = mass_layout(False, n_rows, W, R, aware, dtype.itemsize, shared_limit())
     working = None if layout.in_shared else arrays.empty((B * H, n_rows + 2), dtype)
     threads, leaders = block(1, MASS_HELPERS)
-    mass_kernels(number, layout.in_shared).forward(
-        B * H, threads, arrays.stream, *_inputs(ctx), _part(given, "mass"), working, mass, ctx.rows, ctx.coefs,
-        ctx.old_mass, ctx.read_mass, *_numbers(ctx), 1 / options.slots, *_flags(ctx), int(given is not None),
-        int(return_state), *_kinds(ctx), T, H, n_rows, Kw, Kr, W, R, layout.tile, leaders, shared=layout.shared,
+    mass_kernels(NUMBERS[dtype], layout.in_shared).forward(
+        B * H, threads, arrays.stream, *_inputs(ctx), _part(ctx.state, "mass"), working, _part(final, "mass"),
+        ctx.rows, ctx.coefs, ctx.old_mass, ctx.read_mass, *_numbers(ctx), 1 / options.slots, *_flags(ctx),
+        int(state is not None), int(final is not None), *_kinds(ctx), T, H, n_rows, Kw, Kr, W, R, layout.tile,
+        leaders, shared=layout.shared,
     )  # fmt: skip
-    # 2. contents
-    contents = content_layout(n_rows, C, W + R, 1, 0, dtype.itemsize, limit)
-    _launch_contents(
-        "forward", ctx, contents, arrays,
-        (ctx.rows, ctx.coefs, ctx.values, _part(given, "slots"), _working(contents, ctx, arrays), slots, y),
-        (int(given is not None), int(return_state)),
-    )  # fmt: skip
-    return arrays.plain(y, values.dtype), final, ctx
+    return ctx
 
 
 def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> MemoryGrads:
@@ -117,7 +138,7 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
     B, T, H, C = dy.shape
     arrays, dtype, limit, n_rows = arrays_like(dy), ctx.coefs.dtype, shared_limit(), ctx.n_rows
     Kw, Kr = ctx.write.index.shape[3], ctx.read.index.shape[3]
-    W, R = padded(Kw), padded(Kr)
+    W, R = ctx.old_mass.shape[2], padded(Kr)
     dy = arrays.plain(dy, dtype)
     dfinal = None if dstate is None else RAMState(*(arrays.plain(part, dtype) for part in dstate))
     replay = content_layout(n_rows, C, W + R, 2, R, dtype.itemsize, limit)
