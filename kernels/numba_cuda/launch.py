@@ -69,7 +69,10 @@ class Kernel:
                 packed += (0, 0, size, itemsize, address_of(value), size, itemsize)
             else:
                 packed.append(value)
-        function = self._on_device.get(int(_check(driver.cuCtxGetDevice()))) or self._load()
+        device = int(_check(driver.cuCtxGetDevice()))
+        if device not in self._on_device:
+            self._on_device[device] = self._load()
+        function = self._on_device[device]
         with self._packing:
             self._pack(self._values, 0, *packed)
             where = ctypes.addressof(self._addresses)
@@ -89,7 +92,6 @@ class Kernel:
         static = compiled.shared_mem_per_block
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _check(driver.cuFuncSetAttribute(handle, attribute, shared_limit() - static))
-        self._on_device[int(_check(driver.cuCtxGetDevice()))] = handle
         return handle
 
     def _simulate(self, blocks: int, threads: int, shared: int, values: tuple[Any, ...]) -> None:

@@ -245,9 +245,7 @@ def decode_address(
 
 def _adopted(backend: Backend, *arguments: Any) -> tuple[Any, ...]:
     """Arrays of kind "device" as the backend computes with them, also those in a state; everything else as it is."""
-    return tuple(
-        RAMState(*map(backend.adopt, a)) if isinstance(a, RAMState) else backend.adopt(a) for a in arguments
-    )
+    return tuple(RAMState(*map(backend.adopt, a)) if isinstance(a, RAMState) else backend.adopt(a) for a in arguments)
 
 
 def _positions_for(backend: Backend, positions: Any, logits: Any) -> Any:
