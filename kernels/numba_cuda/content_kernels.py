@@ -272,6 +272,7 @@ def content_kernels(number, in_shared: bool):
         start_state(dfinal, has_dfinal, unit, first, n_rows, C, lanes, shared, working, state_at, thread, threads)
         cuda.syncthreads()
         row, coef = cuda.local.array(OCTET, int32), cuda.local.array(OCTET, number)
+        next_row, next_coef = cuda.local.array(OCTET, int32), cuda.local.array(OCTET, number)
         d = cuda.local.array(OCTET, number)
         own, one = state_at + thread, number(1)
         tiles = (T + tile - 1) // tile
@@ -307,28 +308,33 @@ def content_kernels(number, in_shared: bool):
                     )  # fmt: skip
             if n >= 0 and n < tiles and thread < lanes and first + thread < C:
                 start, half = (tiles - 1 - n) * tile, n % 2
-                for token in range(min(tile, T - start) - 1, -1, -1):
-                    event = half * half_tile + token * E + W
+                here = min(tile, T - start)
+                event = half * half_tile + (here - 1) * E + W
+                load_octet(places, shared, place_at + event, coef_at + event, row, coef)
+                for token in range(here - 1, -1, -1):
+                    writes_at = half * half_tile + token * E
                     at = (half * tile + token) * lanes + thread
                     v, dy_t = shared[uint32(value_at + at)], shared[uint32(dy_at + at)]
                     before = shared[uint32(found_at + at)]
                     # d += r dy
-                    for _ in range(0, R, OCTET):
-                        load_octet(places, shared, place_at + event, coef_at + event, row, coef)
-                        event += OCTET
+                    for o in range(0, R, OCTET):
                         for j in range(OCTET):
                             d[j] = get(shared, working, own, row[j])
+                        event = event + OCTET if o + OCTET < R else writes_at
+                        load_octet(places, shared, place_at + event, coef_at + event, next_row, next_coef)
                         for j in range(OCTET):
                             put(shared, working, own, row[j], d[j] + coef[j] * dy_t)
+                        take_octet(next_row, next_coef, row, coef)
                     # <d, v>;  dv += eta d;  d *= 1 - eta
-                    event = half * half_tile + token * E
                     part = part_at + (half * tile + token) * W * (lanes + 1) + thread
                     dv_t = number(0)
                     for o in range(0, W, OCTET):
-                        load_octet(places, shared, place_at + event, coef_at + event, row, coef)
-                        event += OCTET
                         for j in range(OCTET):
                             d[j] = get(shared, working, own, row[j])
+                        event += OCTET
+                        if o + OCTET >= W:  # next are the reads of the token before; there is none before the first
+                            event = writes_at + W - (E if token > 0 else 0)
+                        load_octet(places, shared, place_at + event, coef_at + event, next_row, next_coef)
                         if o == 0:
                             found_part = found_part_at + (half * tile + token) * (lanes + 1) + thread
                             shared[uint32(found_part)] = d[0] * before
@@ -338,6 +344,7 @@ def content_kernels(number, in_shared: bool):
                             dv_t += coef[j] * d[j]
                             shared[uint32(part)] = d[j] * v
                             part += lanes + 1
+                        take_octet(next_row, next_coef, row, coef)
                     dv[((b * T + start + token) * H + h) * C + first + thread] = dv_t
             cuda.syncthreads()
         if has_dgiven != 0:

@@ -12,6 +12,7 @@ import ctypes
 import struct
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from numba import cuda, types
@@ -69,7 +70,7 @@ class Kernel:
                 packed += (0, 0, size, itemsize, address_of(value), size, itemsize)
             else:
                 packed.append(value)
-        device = int(_check(driver.cuCtxGetDevice()))
+        device = _current_device()
         if device not in self._on_device:
             self._on_device[device] = self._load()
         function = self._on_device[device]
@@ -116,9 +117,22 @@ def address_of(array: Any) -> int:
 
 def shared_limit() -> int:
     """Bytes of shared memory that a block may have on the current device; of an H100 under the simulator."""
-    if SIMULATED:
-        return 227 * 1024
-    return cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    return 227 * 1024 if SIMULATED else _shared_limit_of(_current_device())
+
+
+@cache
+def _shared_limit_of(device: int) -> int:
+    from cuda.bindings import driver
+
+    attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    return int(_check(driver.cuDeviceGetAttribute(attribute, device)))
+
+
+def _current_device() -> int:
+    """Number of the device whose context is current, as it is wherever an array of CuPy or Numba was made."""
+    from cuda.bindings import driver
+
+    return int(_check(driver.cuCtxGetDevice()))
 
 
 def block(leaders: int, helpers: int) -> tuple[int, int]:
