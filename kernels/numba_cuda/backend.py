@@ -8,6 +8,7 @@ from numba import cuda
 
 from ramnet_np.backend import Backend, array_kind
 
+from ..cuda.errors import explain_out_of_memory
 from ..cuda.fused import FUSED
 from .arrays import DEVICE, NUMBERS, sum_dtype
 from .copy_kernels import SUM_THREADS, total_kernel
@@ -37,13 +38,15 @@ def total(array: Any) -> Any:
     return result.reshape(())
 
 
+_of_a_sequence = explain_out_of_memory("reduce B or T, or leave out the returned state with return_state=False")
+
 BACKEND = Backend(
     name="numba-cuda",
-    decode_forward=decode_forward,
-    decode_backward=decode_backward,
-    memory_forward=memory_forward,
-    memory_backward=memory_backward,
-    step=step,
+    decode_forward=_of_a_sequence(decode_forward),
+    decode_backward=_of_a_sequence(decode_backward),
+    memory_forward=_of_a_sequence(memory_forward),
+    memory_backward=_of_a_sequence(memory_backward),
+    step=explain_out_of_memory("reduce B")(step),
     array_kind="device",
     more_kinds=("cupy",),
     short_positions=True,

@@ -80,12 +80,19 @@ class Kernel:
             _check(driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared, stream, where, 0))
 
     def _load(self) -> Any:
-        """Compiled for the current device, with leave to use all of its shared memory."""
+        """Compiled for the current device, with leave to use all of its shared memory. RuntimeError if that fails."""
         from cuda.bindings import driver
 
-        dispatcher = cuda.jit(self.signature, cache=True)(self.function)
-        [compiled] = dispatcher.overloads.values()
-        handle = compiled._codelibrary.get_cufunc().handle
+        try:
+            dispatcher = cuda.jit(self.signature, cache=True)(self.function)
+            [compiled] = dispatcher.overloads.values()
+            handle = compiled._codelibrary.get_cufunc().handle
+        except Exception as error:  # Numba's compiler and linker have their own kinds, of many lines
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+            raise RuntimeError(
+                f"the kernel {self.name} could not be compiled for this GPU ({why}); what Numba needs beside the "
+                "driver comes with pip install 'ramnet-np[cuda13]', or 'ramnet-np[cuda12]' for drivers before 580"
+            ) from error
         if isinstance(handle, driver.CUkernel):
             handle = _check(driver.cuKernelGetFunction(handle))
         else:

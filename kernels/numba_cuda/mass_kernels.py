@@ -345,8 +345,7 @@ def mass_kernels(number, in_shared: bool):
                         pull = shared[uint32(p_at + at)] - shared[uint32(g_at + at)] * q
                         dweight = shared[uint32(u_at + at)] - shared[uint32(h_at + at)] * q + dz
                         dweight += (dz - pull) * shared[uint32(slope_at + at)]
-                        live = places[uint32(row_at + at)] < n_rows
-                        dw[((b * T + start + token) * H + h) * Kw + k] = dweight if live else zero
+                        dw[((b * T + start + token) * H + h) * Kw + k] = dweight
                 for token in range(helper, here, helpers):
                     total = zero
                     for k in range(Kw):

@@ -18,7 +18,7 @@ def sized(case: Case) -> Case:
     """The case as it is on a GPU, or what is left of it that the simulator computes in a second."""
     if not SIMULATED:
         return case
-    small = replace(case, B=min(case.B, 1 if case.H > 2 else 2), T=min(case.T, 5), C=min(case.C, 3))
+    small = replace(case, B=min(case.B, 2), T=min(case.T, 3 if case.H > 2 else 5), C=min(case.C, 3))
     if case.state or case.dstate:  # with M slots each to be given or returned
         small = replace(small, U=min(case.U, 5 if case.P < 4 else 3))
     if isinstance(case.K, int):

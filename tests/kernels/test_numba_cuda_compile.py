@@ -75,6 +75,21 @@ def test_arguments_are_packed_as_the_driver_reads_them(monkeypatch):
     assert len(launched) == 1
 
 
+def test_what_does_not_compile_is_said_in_one_sentence(monkeypatch):
+    """Here for want of a driver, or where there is one for want of sense in the kernel."""
+    monkeypatch.setattr(launch, "SIMULATED", False)
+    driver = SimpleNamespace(cuCtxGetDevice=lambda: (0, 0))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=driver))
+
+    def broken(n):
+        return n.nothing
+
+    with pytest.raises(
+        RuntimeError, match=r"the kernel broken could not be compiled for this GPU \(.+\); what Numba needs"
+    ):
+        Kernel(broken, (int32,))(1, 1, 0, 5)
+
+
 def test_a_failing_launch_says_why(monkeypatch):
     driver = SimpleNamespace(cuCtxGetDevice=lambda: (0, 0), cuLaunchKernel=lambda *_: (launch_error,))
     launch_error = type("Error", (int,), {"name": "CUDA_ERROR_INVALID_VALUE"})(1)
