@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make demo     train a small RAM-Net to recall (about a minute), with figures in demo/"
-	@echo "make test     lint, types and all tests that need no GPU"
+	@echo "make test     lint, types and all tests that need no GPU, those of the Numba CUDA kernels in a simulator"
 	@echo "make test-gpu the tests that need an NVIDIA GPU and CuPy;  make sanitize-gpu  looks for races and bad accesses"
 	@echo "make notebooks  run the course from scratch, all cells and exercise checks;  make lab  opens it in JupyterLab"
 	@echo "make docs     the site, in docs/_build/html, without warnings and with every link checked"
@@ -20,8 +20,12 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/ramnet-np demo
 
+# run once more under Numba's CUDA simulator, which must be chosen before Numba is imported
+SIMULATED := tests/kernels/test_numba_cuda_agreement.py tests/kernels/test_numba_cuda_arrays.py
+
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not site"
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n 2 -m "not gpu" $(SIMULATED)
 
 notebooks: $(VENV)/.installed-notebooks
 	$(BIN)/python notebooks/run.py

@@ -23,6 +23,7 @@ _REGISTRY: dict[str, tuple[str, tuple[str, ...]]] = {
     "numpy": ("ramnet_np.core.numpy_backend", ()),
     "numba": ("ramnet_np.kernels.cpu", ("numba",)),
     "cupy": ("ramnet_np.kernels.cuda.backend", ("cupy",)),
+    "numba-cuda": ("ramnet_np.kernels.numba_cuda.backend", ("numba_cuda",)),
 }
 
 _loaded: dict[str, Backend] = {}  # so that a call need not look for packages again
@@ -85,6 +86,9 @@ class Backend:
     ``cross_entropy(logits, labels, ignore_index, dlogits=None, scale=1.0) -> (loss, correct, count)``; fills dlogits.
     ``embedding_backward(dy, ids, V) -> dtable``
     ``adamw``, ``adamw_settings``: an optimiser that leaves its numbers on the device, and its constants.
+
+    ``adopt(array)``: arrays of kind "device" only, the same memory as an array with dtype, shape and ndim as NumPy has
+    them. ``total(array)``: its sum, an array of no axes.
     """
 
     name: str
@@ -93,11 +97,14 @@ class Backend:
     memory_forward: Callable[..., Any]
     memory_backward: Callable[..., Any]
     step: Callable[..., Any]
-    array_kind: str = "numpy"  # the arrays it serves: "numpy" or "cupy"
+    array_kind: str = "numpy"  # the arrays it serves, as ``array_kind`` names them ...
+    more_kinds: tuple[str, ...] = ()  # ... and others
     short_positions: bool = False
     decode_pair_forward: Callable[..., Any] | None = None
     decode_pair_backward: Callable[..., Any] | None = None
     fused: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    adopt: Callable[[Any], Any] = lambda array: array
+    total: Callable[[Any], Any] = lambda array: array.sum()
 
     def decode_both(self, write_logits: Any, read_logits: Any, decode: DecodeOptions, positions: Any) -> tuple:
         """((index, weight, saved) of the writes, the same of the reads)."""
@@ -228,13 +235,14 @@ def backend_for(array: Any, name: str | None = None) -> Backend:
     kind = array_kind(array)
     name = name or selected_backend()
     if name is None:
-        if kind == "cupy":
-            name = "cupy"
+        if kind != "numpy":
+            name = "cupy" if kind == "cupy" else "numba-cuda"
         else:
             name = "numba" if "numba" in _loaded or why_unavailable("numba") is None else "numpy"
     backend = load_backend(name)
-    if backend.array_kind != kind and name != "numpy":  # the core is written through xp and serves both
-        raise TypeError(f"backend {name!r} serves {backend.array_kind} arrays, got {kind} arrays")
+    kinds = (backend.array_kind, *backend.more_kinds)
+    if kind not in kinds:
+        raise TypeError(f"backend {name!r} serves {' and '.join(kinds)} arrays, got {kind} arrays")
     return backend
 
 
@@ -245,11 +253,12 @@ def fused_for(name: str, array: Any) -> Callable[..., Any] | None:
     >>> fused_for("rmsnorm_forward", np.zeros(1)) is None
     True
     """
-    return None if array_kind(array) == "numpy" else backend_for(array).fused.get(name)
+    return backend_for(array).fused.get(name) if array_kind(array) == "cupy" else None
 
 
 def array_kind(array: Any) -> str:
-    """``"cupy"`` for CuPy arrays, else ``"numpy"``.
+    """``"cupy"`` for CuPy arrays, ``"device"`` for others in a GPU's memory (``__cuda_array_interface__``), else
+    ``"numpy"``.
 
     >>> import numpy as np
     >>> array_kind(np.zeros(1))
@@ -261,11 +270,15 @@ def array_kind(array: Any) -> str:
 
 @functools.cache
 def _kind_of_type(array_type: type) -> str:
-    return "cupy" if array_type.__module__.partition(".")[0] == "cupy" else "numpy"
+    if array_type.__module__.partition(".")[0] == "cupy":
+        return "cupy"
+    # ``__cuda_ndarray__``: Numba's arrays have it also under its simulator
+    on_device = hasattr(array_type, "__cuda_array_interface__") or hasattr(array_type, "__cuda_ndarray__")
+    return "device" if on_device else "numpy"
 
 
 def _how_to_install(package: str) -> str:
-    if package == "cupy":  # its wheels are named by the CUDA that they are for
+    if package in ("cupy", "numba_cuda"):  # wheels are named by the CUDA that they are for
         return "pip install 'ramnet-np[cuda13]', or 'ramnet-np[cuda12]' for drivers before 580"
     return f"pip install {package}"
 

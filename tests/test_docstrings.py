@@ -16,7 +16,7 @@ MODULES = sorted(
         for package in (ramnet_np, ramnet_np.kernels)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     }
-    - {"ramnet_np.kernels.cuda.backend"}  # needs CuPy
+    - {"ramnet_np.kernels.cuda.backend", "ramnet_np.kernels.numba_cuda.backend"}  # need a GPU
 )
 
 

@@ -1,9 +1,10 @@
-"""Benchmark of the operation on this CPU: every backend that serves NumPy arrays, through the public functions.
+"""Benchmark of the operation on this machine: every backend that can run here, through the public functions.
 
 Each backend first has to agree with the NumPy core on the very inputs that it is then timed on. What is timed is
 training's call: float32, K = 8, half of the heads with CAPE, ``return_state=False``; argument checks are included,
 making the inputs is not. Beside the times stands a floor: every input read once and every output written once, at the
-bandwidth of a copy measured in the same run.
+bandwidth of a copy measured in the same run. Backends of a GPU, if there is one, compute on CuPy arrays of the same
+numbers, called from Python and as replays of a CUDA graph; their floor is that of the GPU's own memory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from tqdm import tqdm
 
 from ramnet_np import __version__, ram_attention_backward, ram_attention_forward
 from ramnet_np.backend import backends, load_backend
+from ramnet_np.core.arrays import on_host
+
+from . import gpu_timing
 
 FORWARD, GRADIENT = 1e-5, 1e-4  # float32: |a - b| <= tolerance * (1 + |b|)
 
@@ -55,7 +59,7 @@ class BenchOptions:
     """Time the operation on every backend, with ratios between them and a memory-traffic floor."""
 
     backends: tuple[str, ...] = ()
-    """Backends to time; none: all that can run here on NumPy arrays."""
+    """Backends to time; none: all that can run here."""
     gamma: float = 1.0
     """Forgetting."""
     update: str = "pdma"
@@ -86,10 +90,11 @@ def run_bench(options: BenchOptions) -> list[dict[str, Any]]:
         load_backend(name)  # an unknown or missing one ends here, before anything is timed
     seconds = 0.25 if options.quick else options.seconds
     shapes = SHAPES[:1] if options.quick else SHAPES
-    bandwidth = copy_bandwidth()
+    bandwidths = [copy_bandwidth(), gpu_timing.copy_bandwidth() if any(map(on_gpu, names)) else 0.0]
     machine = describe_machine()
     print(
-        f"{machine['device']}, {machine['threads']} threads; copy bandwidth {bandwidth / 1e9:.1f} GB/s (read + written)"
+        f"{machine['device']}, {machine['threads']} threads; "
+        f"copy bandwidth {bandwidths[0] / 1e9:.1f} GB/s (read + written)"
     )
     rows = []
     progress = tqdm(total=len(shapes) * len(names) * 2, desc="bench", unit="timing", disable=None, leave=False)
@@ -97,15 +102,24 @@ def run_bench(options: BenchOptions) -> list[dict[str, Any]]:
         for shape in shapes:
             inputs = draw(shape)
             for name in names:
-                row = {"backend": name, "shape": shape._asdict(), "dtype": "float32", "tokens": shape.B * shape.T}
-                row |= asdict(options) | {"out": None, "bandwidth": bandwidth} | machine
+                row: dict[str, Any] = {
+                    "backend": name,
+                    "shape": shape._asdict(),
+                    "dtype": "float32",
+                    "tokens": shape.B * shape.T,
+                }
+                row |= asdict(options) | {"out": None, "bandwidth": bandwidths[on_gpu(name)]} | machine
                 forward, both = calls(inputs, name, options)
                 check_against_core(inputs, name, options)
+                graph: dict[str, Any] = {"backend": f"{name}, graph"}
                 for key, call, gradients in (("forward", forward, False), ("forward+backward", both, True)):
+                    if on_gpu(name):
+                        graph[key] = timed(finished(gpu_timing.captured(call)), seconds)._asdict()
+                        call = finished(call)
                     row[key] = timed(call, seconds)._asdict()
-                    row[f"{key} floor"] = 1e3 * traffic(shape, gradients) / bandwidth
+                    row[f"{key} floor"] = 1e3 * traffic(shape, gradients) / row["bandwidth"]
                     progress.update()
-                rows.append(row)
+                rows += [row, row | graph] if on_gpu(name) else [row]
     for shape in shapes:
         print_table(shape, [row for row in rows if row["shape"] == shape._asdict()])
     if options.out is not None:
@@ -115,10 +129,26 @@ def run_bench(options: BenchOptions) -> list[dict[str, Any]]:
 
 
 def available() -> tuple[str, ...]:
-    """The backends that can run here on NumPy arrays."""
-    return tuple(
-        n for n, status in backends().items() if status == "available" and load_backend(n).array_kind == "numpy"
-    )
+    """The backends that can run here, on NumPy arrays or, given a GPU, on CuPy arrays."""
+    found = backends()
+    running = [name for name, status in found.items() if status == "available"]
+    return tuple(name for name in running if not on_gpu(name) or found["cupy"] == "available")
+
+
+def on_gpu(name: str) -> bool:
+    """Whether a backend computes on a GPU."""
+    return load_backend(name).array_kind != "numpy"
+
+
+def finished(call: Callable[[], Any]) -> Callable[[], None]:
+    """``call`` until the GPU is done with it."""
+    import cupy
+
+    def and_wait() -> None:
+        call()
+        cupy.cuda.get_current_stream().synchronize()
+
+    return and_wait
 
 
 def draw(shape: Shape, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -132,6 +162,10 @@ def draw(shape: Shape, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def calls(inputs: tuple[np.ndarray, ...], name: str, options: BenchOptions) -> tuple[Callable, Callable]:
     """(forward, forward and backward) as functions without arguments."""
+    if on_gpu(name):
+        import cupy
+
+        inputs = tuple(map(cupy.asarray, inputs))
     write, read, values, dy = inputs
     choices: dict[str, Any] = {
         "update": options.update,
@@ -154,6 +188,7 @@ def calls(inputs: tuple[np.ndarray, ...], name: str, options: BenchOptions) -> t
 def check_against_core(inputs: tuple[np.ndarray, ...], name: str, options: BenchOptions) -> None:
     """RuntimeError unless the backend's y and gradients are the NumPy core's."""
     y, grads = calls(inputs, name, options)[1]()
+    y, grads = on_host(y), type(grads)(*map(on_host, grads[:3]), None, None)
     y_core, grads_core = calls(inputs, "numpy", options)[1]()
     require_close(f"{name}: y", y, y_core, FORWARD)
     for field, grad, expected in zip(grads._fields[:3], grads, grads_core, strict=False):

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -54,12 +54,14 @@ class Options:
     """Which shapes; "none" leaves the tokens one at a time."""
     dtype: tuple[Dtype, ...] = ("float32",)
     """Types of logits and values; bfloat16 needs ml_dtypes. Sums and state are float32 in all."""
+    backends: tuple[Literal["cupy", "numba-cuda"], ...] = ("cupy", "numba-cuda")
+    """Ours: which of them to time."""
     repeats: int = 20
     """Calls to take the median of."""
     peer: bool = True
     """Time the peers too, if they are installed."""
     kernels: bool = False
-    """List the milliseconds of every kernel instead, each timed alone."""
+    """List the milliseconds of every kernel of "cupy" instead, each timed alone."""
     out: Path | None = None
     """Append the raw results to this file, one JSON object a line."""
 
@@ -96,24 +98,24 @@ def main(options: Options) -> None:
         for dtype in options.dtype:
             for batch in STEP_BATCHES:
                 progress.set_description(f"one token, B {batch}, {dtype}")
-                row = measure_step(batch, dtype)
-                report(
-                    f"one token, B {batch:<4} {dtype:9} eager {row['eager']:6.1f} us  graph {row['graph']:6.1f} us", row
-                )
+                for backend in options.backends:
+                    row = measure_step(batch, dtype, backend)
+                    times = f"eager {row['eager']:6.1f} us  graph {row['graph']:6.1f} us"
+                    report(f"one token, B {batch:<4} {backend:10} {dtype:9} {times}", row)
                 progress.update()
 
 
 HEADER = (
-    f"{'':14} {'':9} {'':9}{'fwd ms':>8}{'fwd+bwd':>9}{'ratio':>15}{'graph ms':>16}{'of floor':>11}{'peak MiB':>10}"
+    f"{'':14} {'':10} {'':9}{'fwd ms':>8}{'fwd+bwd':>9}{'ratio':>15}{'graph ms':>16}{'of floor':>11}{'peak MiB':>10}"
 )
 
 
 def format_row(row: dict[str, Any], floor: tuple[float, float]) -> str:
     """A line under ``HEADER``.
 
-    >>> row = {"shape": "MQAR", "implementation": "ours", "dtype": "float32", "fwd": 0.1, "fwd+bwd": 0.25, "MiB": 90}
+    >>> row = {"shape": "MQAR", "implementation": "cupy", "dtype": "float32", "fwd": 0.1, "fwd+bwd": 0.25, "MiB": 90}
     >>> format_row(row, (0.01, 0.02)).split()
-    ['MQAR', 'ours', 'float32', '0.100', '0.250', '10%', '8%', '90']
+    ['MQAR', 'cupy', 'float32', '0.100', '0.250', '10%', '8%', '90']
     """
     ratio = "{:.2f}x {:.2f}x".format(*row["ratio"]) if "ratio" in row else ""
     graph = "{:.3f} {:.3f}".format(*(row[f"graph {m}"] for m in MEASURES)) if "graph fwd" in row else ""
@@ -121,22 +123,24 @@ def format_row(row: dict[str, Any], floor: tuple[float, float]) -> str:
     if row["implementation"] == "attention":
         part = ""  # its inputs and outputs are others
     return (
-        f"{row['shape']:14} {row['implementation']:9} {row['dtype']:9}{row['fwd']:8.3f}{row['fwd+bwd']:9.3f}{ratio:>15}"
-        f"{graph:>16}{part:>11}{row['MiB']:10.0f}"
+        f"{row['shape']:14} {row['implementation']:10} {row['dtype']:9}{row['fwd']:8.3f}{row['fwd+bwd']:9.3f}"
+        f"{ratio:>15}{graph:>16}{part:>11}{row['MiB']:10.0f}"
     )
 
 
 def measure_shape(name: str, dtype: Dtype, authors: Any, options: Options) -> list[dict[str, Any]]:
     """Rows of ours and, where there are, of the peers."""
     shape, k = SHAPES[name]
-    check_against_core(shape, k, dtype)
-    give_back_memory()
-    ours: dict[str, Any] = {"implementation": "ours", **measure_ours(shape, k, dtype, options.repeats)}
-    rows = [ours]
-    give_back_memory()
+    rows: list[dict[str, Any]] = []
+    for backend in options.backends:
+        check_against_core(shape, k, dtype, backend)
+        give_back_memory()
+        rows.append({"implementation": backend, **measure_ours(shape, k, dtype, options.repeats, backend)})
+        give_back_memory()
     if authors is not None:
         theirs = measure_authors(authors, shape, k, dtype, options.repeats)
-        ours["ratio"] = [theirs[m] / ours[m] for m in MEASURES]
+        for ours in rows:
+            ours["ratio"] = [theirs[m] / ours[m] for m in MEASURES]
         rows.append({"implementation": "authors", **theirs})
     if options.peer and name in ATTENTION and has_torch():
         rows.append({"implementation": "attention", **measure_attention(name, options.repeats), "dtype": "bfloat16"})
@@ -144,14 +148,15 @@ def measure_shape(name: str, dtype: Dtype, authors: Any, options: Options) -> li
     return [{"shape": name, "dtype": dtype, **row} for row in rows]
 
 
-def calls(shape: Shape, k: int, dtype: Dtype) -> tuple[Any, Any]:
+def calls(shape: Shape, k: int, dtype: Dtype, backend: str) -> tuple[Any, Any]:
     """(forward, forward and backward) as functions without arguments."""
     write, read, values, dy = draw(shape, dtype)
 
     def forward() -> Any:
         return ram_attention_forward(
-            write, read, values, GAMMA, update="gsu", top_k=k, cape_heads=shape.H // 2, return_state=False
-        )
+            write, read, values, GAMMA, update="gsu", top_k=k, cape_heads=shape.H // 2, return_state=False,
+            backend=backend,
+        )  # fmt: skip
 
     def both() -> Any:
         y, _, ctx = forward()
@@ -160,28 +165,29 @@ def calls(shape: Shape, k: int, dtype: Dtype) -> tuple[Any, Any]:
     return forward, both
 
 
-def check_against_core(shape: Shape, k: int, dtype: Dtype, tokens: int = 32) -> None:
+def check_against_core(shape: Shape, k: int, dtype: Dtype, backend: str, tokens: int = 32) -> None:
     """RuntimeError unless y of a short sequence is the NumPy core's, on the same numbers."""
     import cupy
 
     write, read, values, _ = draw(shape._replace(B=1, T=min(tokens, shape.T)), dtype)
     given: dict[str, Any] = {"gamma": GAMMA, "update": "gsu", "top_k": k, "cape_heads": shape.H // 2}
-    y = cupy.asnumpy(ram_attention_forward(write, read, values, **given, return_state=False)[0].astype(np.float32))
+    y, _, _ = ram_attention_forward(write, read, values, **given, return_state=False, backend=backend)
+    y = cupy.asnumpy(y.astype(np.float32))
     on_cpu = [cupy.asnumpy(a.astype(np.float32)) for a in (write, read, values)]
     expected = ram_attention_forward(*on_cpu, **given, return_state=False, backend="numpy")[0]
-    require_close(f"y of {shape}, {dtype}", y, expected, TOLERANCE[dtype])
+    require_close(f"y of {shape}, {dtype}, {backend}", y, expected, TOLERANCE[dtype])
 
 
-def measure_ours(shape: Shape, k: int, dtype: Dtype, repeats: int) -> dict[str, float]:
+def measure_ours(shape: Shape, k: int, dtype: Dtype, repeats: int, backend: str) -> dict[str, float]:
     """Medians in ms, eager and from a graph, and the peak in MiB."""
-    forward, both = calls(shape, k, dtype)
+    forward, both = calls(shape, k, dtype, backend)
     row = {"fwd": median_ms(forward, repeats), "fwd+bwd": median_ms(both, repeats), "MiB": peak_mib(both)}
     for name, call in (("graph fwd", forward), ("graph fwd+bwd", both)):
         row[name] = median_ms(captured(call), repeats)
     return row
 
 
-def measure_step(batch: int, dtype: Dtype, repeats: int = 100) -> dict[str, Any]:
+def measure_step(batch: int, dtype: Dtype, backend: str, repeats: int = 100) -> dict[str, Any]:
     """One token with the state in place: medians in microseconds."""
     import cupy
 
@@ -192,12 +198,13 @@ def measure_step(batch: int, dtype: Dtype, repeats: int = 100) -> dict[str, Any]
 
     def step() -> Any:
         return ram_attention_step(
-            write, read, values, GAMMA, update="gsu", cape_heads=shape.H // 2, state=state, positions=positions
-        )
+            write, read, values, GAMMA, update="gsu", cape_heads=shape.H // 2, state=state, positions=positions,
+            backend=backend,
+        )  # fmt: skip
 
     eager, graph = (1e3 * median_ms(call, repeats) for call in (step, captured(step)))
     return {
-        "shape": f"one token, B {batch}", "implementation": "ours", "dtype": dtype, "eager": eager, "graph": graph,
+        "shape": f"one token, B {batch}", "implementation": backend, "dtype": dtype, "eager": eager, "graph": graph,
     }  # fmt: skip
 
 
@@ -206,7 +213,7 @@ def list_kernels(shapes: list[str], options: Options) -> None:
     for dtype in options.dtype:
         for name in shapes:
             shape, k = SHAPES[name]
-            times = kernel_ms(calls(shape, k, dtype)[1])
+            times = kernel_ms(calls(shape, k, dtype, "cupy")[1])
             listed = "   ".join(f"{kernel} {ms:.3f}" for kernel, ms in times.items())
             print(f"{name}, {dtype}: {listed}   total {sum(times.values()):.3f}")
             give_back_memory()

@@ -17,7 +17,13 @@ def namespace_of(*arrays: Any) -> Any:
     """
     kinds = {array_kind(a) for a in arrays if hasattr(a, "dtype") and getattr(a, "ndim", 0) > 0}
     if len(kinds) > 1:
-        raise TypeError("arrays of NumPy and CuPy cannot be mixed in one call; move them to one device first")
+        raise TypeError(
+            f"arrays of kinds {', '.join(sorted(kinds))} cannot be mixed in one call; move them to one device first"
+        )
+    if kinds == {"device"}:
+        raise TypeError(
+            "arrays on a GPU must be CuPy's here (cupy.asarray shares their memory); others serve the operation alone"
+        )
     if kinds == {"cupy"}:
         import cupy
 

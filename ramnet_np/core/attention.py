@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.backend import Backend, backend_for
+from ramnet_np.backend import Backend, array_kind, backend_for
 from ramnet_np.core.checks import (
     check_attention,
     check_bool,
@@ -107,6 +107,10 @@ def ram_attention_forward(
     >>> y.shape, state.slots.shape
     ((1, 6, 2, 3), (1, 2, 1024, 3))
     """
+    if array_kind(values) == "device":
+        write_logits, read_logits, values, gamma, positions, mask, state = _adopted(
+            backend_for(values, backend), write_logits, read_logits, values, gamma, positions, mask, state
+        )
     checked = check_attention(
         write_logits, read_logits, values, gamma, update, top_k, renorm, cape_heads, positions, mask, state,
         eps, proxy_eps, mass_aware,
@@ -152,6 +156,8 @@ def ram_attention_backward(dy: Any, ctx: RAMAttentionContext, dstate: RAMState |
     >>> grads.write_logits.shape, grads.values.shape, grads.gamma.shape, grads.state
     ((1, 6, 2, 5, 4), (1, 6, 2, 3), (), None)
     """
+    if array_kind(dy) == "device":
+        dy, dstate = _adopted(ctx.backend, dy, dstate)
     require_like("dy", dy, ctx.y)
     if dstate is not None:
         if not ctx.returned_state:
@@ -165,7 +171,7 @@ def ram_attention_backward(dy: Any, ctx: RAMAttentionContext, dstate: RAMState |
         write_logits=dwrite_logits,
         read_logits=dread_logits,
         values=d.values,
-        gamma=d.gamma.sum() if ctx.gamma_is_number else d.gamma,
+        gamma=ctx.backend.total(d.gamma) if ctx.gamma_is_number else d.gamma,
         state=d.state,
     )
 
@@ -204,6 +210,11 @@ def ram_attention_step(
     """
     if state is None:
         raise TypeError("state must be a RAMState to update in place, got None (start from RAMState.initial)")
+    given = state
+    if array_kind(values) == "device":
+        write_logits, read_logits, values, gamma, positions, mask, state = _adopted(
+            backend_for(values, backend), write_logits, read_logits, values, gamma, positions, mask, state
+        )
     checked = check_attention(
         write_logits, read_logits, values, gamma, update, top_k, renorm, cape_heads, positions, mask, state,
         eps, 0.0, mass_aware,
@@ -217,7 +228,7 @@ def ram_attention_step(
     y = chosen.step(
         write_logits, read_logits, values, checked.gamma, positions, mask, state, checked.decode, checked.options
     )
-    return y, state
+    return y, given
 
 
 def decode_address(
@@ -242,6 +253,8 @@ def decode_address(
     >>> address.index.ravel().tolist(), address.weight.ravel().round(2).tolist()
     ([2, 0], [0.72, 0.18])
     """
+    if array_kind(logits) == "device":
+        logits, positions = _adopted(backend_for(logits, backend), logits, positions)
     B, T, H, U, P = check_logits("logits", logits)
     top_k = check_top_k("top_k", top_k, P**U)
     cape_heads = check_cape_heads(cape_heads, H)
@@ -250,6 +263,11 @@ def decode_address(
     positions = _positions_for(chosen, positions, logits)
     index, weight, _ = chosen.decode_forward(logits, top_k, check_bool("renorm", renorm), cape_heads, positions)
     return Address(index, weight)
+
+
+def _adopted(backend: Backend, *arguments: Any) -> tuple[Any, ...]:
+    """Arrays of kind "device" as the backend computes with them, also those in a state; everything else as it is."""
+    return tuple(RAMState(*map(backend.adopt, a)) if isinstance(a, RAMState) else backend.adopt(a) for a in arguments)
 
 
 def _positions_for(backend: Backend, positions: Any, logits: Any) -> Any:

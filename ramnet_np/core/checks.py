@@ -223,7 +223,8 @@ def check_cape_heads(cape_heads: Any, heads: int) -> int:
 
 
 def check_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
-    """Token positions as given, (T,) or (B, T), but of int64; or None.
+    """Token positions as given, (T,) or (B, T), but of int64 (of any integers for arrays of
+    kind "device"); or None.
 
     TypeError or ValueError otherwise.
 
@@ -236,14 +237,16 @@ def check_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
     """
     if positions is None:
         return None
+    kind = array_kind(like)
     if type(positions) is not type(like):
-        positions = namespace_of(like).asarray(positions)
+        positions = (np if kind == "device" else namespace_of(like)).asarray(positions)
     if positions.dtype.kind not in "iu":
         raise TypeError(f"positions must be integers, got {positions.dtype}")
     if positions.shape != shape and positions.shape != shape[1:]:
         B, T = shape
         raise ValueError(f"positions must have shape (T,) = {(T,)} or (B, T) = {(B, T)}, got {positions.shape}")
-    return positions if positions.dtype == np.int64 else positions.astype(np.int64)
+    # arrays of kind "device" cannot convert themselves: their backend does
+    return positions if positions.dtype == np.int64 or kind == "device" else positions.astype(np.int64)
 
 
 def full_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:

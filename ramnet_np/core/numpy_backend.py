@@ -45,4 +45,5 @@ BACKEND = Backend(
     memory_forward=memory_forward,
     memory_backward=memory_backward,
     step=step,
+    more_kinds=("cupy",),  # the core is written through xp
 )

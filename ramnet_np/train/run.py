@@ -48,12 +48,12 @@ class Run:
     """On a GPU, whether each step is one CUDA graph: auto goes on without where that fails, and says so."""
 
     def __post_init__(self) -> None:
-        if self.device == "cpu" and self.backend == "cupy":
-            raise ValueError("backend 'cupy' serves device 'gpu', got device 'cpu'")
-        if self.device == "gpu" and self.backend not in (None, "cupy", "numpy"):
-            raise ValueError(f"backend must be 'cupy' or 'numpy' for device 'gpu', got {self.backend!r}")
+        if self.device == "cpu" and self.backend in ("cupy", "numba-cuda"):
+            raise ValueError(f"backend {self.backend!r} serves device 'gpu', got device 'cpu'")
+        if self.device == "gpu" and self.backend not in (None, "cupy", "numba-cuda", "numpy"):
+            raise ValueError(f"backend must be 'cupy', 'numba-cuda' or 'numpy' for device 'gpu', got {self.backend!r}")
         if self.graph == "on" and (self.device == "cpu" or self.backend == "numpy"):
-            raise ValueError("graph must be 'auto' or 'off' unless the backend 'cupy' serves device 'gpu', got 'on'")
+            raise ValueError("graph must be 'auto' or 'off' unless a GPU's backend serves device 'gpu', got 'on'")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 

@@ -1,5 +1,9 @@
-"""A small grid of the GPU backend's kernels and of training steps, for compute-sanitizer: `make sanitize-gpu`."""
+"""A small grid of the GPU backends' kernels and of training steps, for compute-sanitizer: `make sanitize-gpu`.
 
+`python -m tests.kernels.sanitize numba-cuda` runs one of them alone.
+"""
+
+import sys
 from dataclasses import replace
 
 import cupy
@@ -29,14 +33,17 @@ OTHERS = (
 
 
 def main() -> None:
-    """Forward, backward and steps of every case, in both precisions."""
-    for case in [*(case for case in CASES if case.name in NAMES), *OTHERS]:
-        for dtype in (np.float32, np.float64):
-            inputs = draw(case, dtype)
-            run(inputs, "cupy", cupy.asarray)
-    for case in [*(case for case in CASES if case.name in NAMES), *STEPS]:
-        for dtype in (np.float32, np.float64):
-            run_steps(draw(case, dtype), "cupy", cupy.asarray)
+    """Forward, backward and steps of every case, in both precisions, on every backend; then training."""
+    backends = sys.argv[1:] or ["cupy", "numba-cuda"]
+    for backend in backends:
+        for case in [*(case for case in CASES if case.name in NAMES), *OTHERS]:
+            for dtype in (np.float32, np.float64):
+                run(draw(case, dtype), backend, cupy.asarray)
+        for case in [*(case for case in CASES if case.name in NAMES), *STEPS]:
+            for dtype in (np.float32, np.float64):
+                run_steps(draw(case, dtype), backend, cupy.asarray)
+    if "cupy" not in backends:
+        return
     small = RAMNetConfig(vocab=70, width=20, layers=1, heads=2, order=3, top_k=4, cape=1)
     for config in (
         replace(small, ffn_width=33),

@@ -19,11 +19,11 @@ def test_floors_are_bytes_over_bandwidth():
 
 def test_a_line_holds_times_ratio_and_part_of_the_floor():
     row = {
-        "shape": "MQAR", "implementation": "ours", "dtype": "float32", "fwd": 0.1, "fwd+bwd": 0.2, "ratio": [11, 12],
+        "shape": "MQAR", "implementation": "cupy", "dtype": "float32", "fwd": 0.1, "fwd+bwd": 0.2, "ratio": [11, 12],
         "graph fwd": 0.05, "graph fwd+bwd": 0.15, "MiB": 123.4,
     }  # fmt: skip
     line = vs_peers.format_row(row, (0.01, 0.02))
-    assert " ".join(line.split()) == "MQAR ours float32 0.100 0.200 11.00x 12.00x 0.050 0.150 10% 10% 123"
+    assert " ".join(line.split()) == "MQAR cupy float32 0.100 0.200 11.00x 12.00x 0.050 0.150 10% 10% 123"
     assert len(line) == len(vs_peers.HEADER)
 
 
@@ -58,7 +58,8 @@ def test_every_shape_and_step_is_measured_and_recorded(tiny, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "the authors' package is left out: not here" in printed
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    measured = [(row["shape"], row["dtype"]) for row in rows]
+    measured = [(row["shape"], row["dtype"]) for row in rows if row["implementation"] == "cupy"]
+    assert measured == [(row["shape"], row["dtype"]) for row in rows if row["implementation"] == "numba-cuda"]
     assert measured == [
         (shape, dtype)
         for shapes in (("paper 340M", "MQAR"), ("one token, B 1", "one token, B 2"))
@@ -80,7 +81,7 @@ def test_peers_are_rows_of_their_own(tiny, monkeypatch):
     monkeypatch.setattr(vs_peers, "has_torch", lambda: True)
     monkeypatch.setattr(vs_peers, "measure_authors", lambda *_: dict(peer))
     monkeypatch.setattr(vs_peers, "measure_attention", lambda *_: dict(peer))
-    options = vs_peers.Options(repeats=1)
+    options = vs_peers.Options(repeats=1, backends=("cupy",))
     ours, authors, attention = vs_peers.measure_shape("paper 340M", "float32", object(), options)
     assert ours["ratio"] == [4 / ours["fwd"], 8 / ours["fwd+bwd"]]
     assert (authors["implementation"], authors["dtype"]) == ("authors", "float32")
@@ -93,7 +94,9 @@ def test_peers_are_rows_of_their_own(tiny, monkeypatch):
 def test_a_wrong_result_is_not_timed(tiny, monkeypatch):
     monkeypatch.setattr(vs_peers, "GAMMA", 1.0)
     monkeypatch.setitem(vs_peers.TOLERANCE, "float32", 0.0)
-    with pytest.raises(RuntimeError, match=r"y of B2-T9-H2-U3-P4-C16, float32 is off by .* no times are reported"):
+    with pytest.raises(
+        RuntimeError, match=r"y of B2-T9-H2-U3-P4-C16, float32, cupy is off by .* no times are reported"
+    ):
         vs_peers.measure_shape("paper 340M", "float32", None, vs_peers.Options(repeats=1))
 
 

@@ -93,10 +93,12 @@ def test_running_out_of_memory_is_one_sentence(monkeypatch, tmp_path):
 def test_device_and_backend_must_fit():
     with pytest.raises(ValueError, match="backend 'cupy' serves device 'gpu', got device 'cpu'"):
         replace(SMALL, backend="cupy")
-    with pytest.raises(ValueError, match="backend must be 'cupy' or 'numpy' for device 'gpu', got 'numba'"):
+    with pytest.raises(
+        ValueError, match="backend must be 'cupy', 'numba-cuda' or 'numpy' for device 'gpu', got 'numba'"
+    ):
         replace(SMALL, backend="numba", device="gpu")
     for settings in ({"device": "cpu"}, {"device": "gpu", "backend": "numpy"}):
-        with pytest.raises(ValueError, match="graph must be 'auto' or 'off' unless the backend 'cupy' serves"):
+        with pytest.raises(ValueError, match="graph must be 'auto' or 'off' unless a GPU's backend serves"):
             replace(SMALL, graph="on", **settings)
 
 

@@ -1,0 +1,117 @@
+"""Arrays as the kernels take them, of two kinds: CuPy's, and Numba's own device arrays for every other library.
+
+What belongs to CuPy arrays comes from CuPy's pool and runs on CuPy's current stream, so that a call can be captured in
+a CUDA graph; everything else is allocated by Numba and runs on the default stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numba import cuda, float32, float64
+
+from ramnet_np.backend import array_kind
+
+from .copy_kernels import gather_kernel
+from .launch import SIMULATED, THREADS
+
+NUMBERS = {np.dtype(np.float32): float32, np.dtype(np.float64): float64}
+AXES = 5  # of the arrays that a gather can take
+
+
+class Arrays(Protocol):
+    """How arrays of one kind are made and read."""
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        """Memory for an array; nothing in it is set."""
+
+    def plain(self, array: Any, dtype: Any) -> Any:
+        """``array`` itself if it is C-contiguous and of this dtype, else a copy that is."""
+
+    def scatter(self, source: Any, target: Any) -> None:
+        """Copy a contiguous array into another of any layout."""
+
+    @property
+    def stream(self) -> int:
+        """Address of the stream that kernels run on."""
+
+
+class CupyArrays:
+    """Of CuPy."""
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        import cupy
+
+        return cupy.empty(shape, dtype=dtype)
+
+    def plain(self, array: Any, dtype: Any) -> Any:
+        if array.dtype == dtype and array.flags.c_contiguous:
+            return array
+        return array.astype(dtype, order="C")
+
+    def scatter(self, source: Any, target: Any) -> None:
+        target[...] = source
+
+    @property
+    def stream(self) -> int:
+        import cupy
+
+        return cupy.cuda.get_current_stream().ptr
+
+
+class DeviceArrays:
+    """Of Numba. What comes from the host, positions, is copied to the device."""
+
+    stream = 0
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        return cuda.device_array(shape, dtype=dtype)
+
+    def plain(self, array: Any, dtype: Any) -> Any:
+        if isinstance(array, np.ndarray):
+            return cuda.to_device(np.ascontiguousarray(array, dtype=dtype))
+        if array.dtype == dtype and array.is_c_contiguous():
+            return array
+        if SIMULATED:
+            return cuda.to_device(np.ascontiguousarray(array.copy_to_host(), dtype=dtype))
+        copy = self.empty(array.shape, dtype)
+        self._copy(array, copy)
+        return copy
+
+    def scatter(self, source: Any, target: Any) -> None:
+        if SIMULATED:
+            target[...] = source.copy_to_host()
+        else:
+            self._copy(source, target)
+
+    def _copy(self, source: Any, target: Any) -> None:
+        def strides(array: Any) -> list[int]:
+            return [0] * (AXES - array.ndim) + [s // array.dtype.itemsize for s in array.strides]
+
+        shape = [1] * (AXES - source.ndim) + list(source.shape)
+        gather_kernel(source.dtype, target.dtype)(
+            -(-source.size // THREADS), THREADS, self.stream, source, target, source.size, *shape[1:],
+            *strides(source), *strides(target),
+        )  # fmt: skip
+
+
+CUPY, DEVICE = CupyArrays(), DeviceArrays()
+
+
+def arrays_like(array: Any) -> Arrays:
+    """How arrays of the kind of ``array`` are made and read."""
+    return CUPY if array_kind(array) == "cupy" else DEVICE
+
+
+def sum_dtype(dtype: Any) -> np.dtype:
+    """Of the numbers that kernels compute with: float64 for float64, else float32. TypeError for what is not served."""
+    dtype = np.dtype(dtype)
+    if dtype.name not in ("float32", "float64", "float16", "bfloat16"):
+        raise TypeError(f"the Numba kernels take float32, float64, float16, bfloat16, got {dtype}")
+    return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
+
+
+def batch_stride(positions: Any) -> int:
+    """Elements from one row of positions, (B, T) or (T,), to the next: 0 where one row holds for all, or none is."""
+    return positions.shape[1] if positions is not None and positions.ndim == 2 else 0

@@ -1,0 +1,56 @@
+"""The backend "numba-cuda". Importing this needs numba-cuda and a GPU, or Numba's simulator; else ImportError."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import cuda
+
+from ramnet_np.backend import Backend, array_kind
+
+from ..cuda.errors import explain_out_of_memory
+from ..cuda.fused import FUSED
+from .arrays import DEVICE, NUMBERS, sum_dtype
+from .copy_kernels import SUM_THREADS, total_kernel
+from .decode import decode_backward, decode_forward
+from .launch import SIMULATED
+from .memory import memory_backward, memory_forward
+from .step import step
+
+if not SIMULATED and not cuda.is_available():
+    raise ImportError("numba-cuda finds no NVIDIA GPU or driver that it can use")
+
+
+def adopt(array: Any) -> Any:
+    """The same memory as an array that this backend computes with: CuPy's stay, others become Numba's device arrays."""
+    if array_kind(array) != "device" or hasattr(array, "__cuda_ndarray__"):
+        return array
+    return cuda.as_cuda_array(array)
+
+
+def total(array: Any) -> Any:
+    """The sum of an array, an array of no axes on the device."""
+    if array_kind(array) == "cupy":
+        return array.sum()
+    result = DEVICE.empty((1,), sum_dtype(array.dtype))
+    array = DEVICE.plain(array, result.dtype)
+    total_kernel(NUMBERS[result.dtype])(1, SUM_THREADS, DEVICE.stream, array, result, array.size)
+    return result.reshape(())
+
+
+_of_a_sequence = explain_out_of_memory("reduce B or T, or leave out the returned state with return_state=False")
+
+BACKEND = Backend(
+    name="numba-cuda",
+    decode_forward=_of_a_sequence(decode_forward),
+    decode_backward=_of_a_sequence(decode_backward),
+    memory_forward=_of_a_sequence(memory_forward),
+    memory_backward=_of_a_sequence(memory_backward),
+    step=explain_out_of_memory("reduce B")(step),
+    array_kind="device",
+    more_kinds=("cupy",),
+    short_positions=True,
+    fused=FUSED,
+    adopt=adopt,
+    total=total,
+)

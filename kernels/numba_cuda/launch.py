@@ -1,0 +1,158 @@
+"""From a Python function to a kernel that runs: compiled when first launched, launched by one call of the driver.
+
+Arrays go to kernels as pointers, so that a kernel is compiled once for each type of numbers, whatever the shapes, and
+so that a launch is short: Numba's own takes apart every array in Python. Here the arguments are packed into one buffer
+and ``cuLaunchKernel`` is called, a few microseconds in all. Under Numba's simulator (NUMBA_ENABLE_CUDASIM=1) the same
+functions run in Python, on arrays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from numba import cuda, types
+from numba.core import config
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+WARP = 32
+THREADS = 8 if SIMULATED else 256  # of a block whose threads do the same
+
+_SLOTS = {  # how an argument is packed, each in 8 bytes
+    types.int32: "i4x",
+    types.int64: "q",
+    types.uint64: "Q",
+    types.float32: "f4x",
+    types.float64: "d",
+}
+
+
+class Kernel:
+    """A function of scalars and pointers (``types.CPointer``), or of 1-d arrays where it uses atomics."""
+
+    def __init__(self, function: Callable[..., None], arguments: tuple[Any, ...]):
+        self.name = function.__name__
+        self.function = function
+        self.arguments = arguments
+        layout = "=" + "".join("4Q3q" if isinstance(a, types.Array) else _SLOTS.get(a, "Q") for a in arguments)
+        self._pack = struct.Struct(layout.replace("4Q3q", "QQqqQqq")).pack_into
+        slots = sum(7 if isinstance(a, types.Array) else 1 for a in arguments)
+        self._values = (ctypes.c_uint64 * slots)()
+        start = ctypes.addressof(self._values)
+        self._addresses = (ctypes.c_void_p * slots)(*range(start, start + 8 * slots, 8))
+        self._packing = threading.Lock()  # the buffer is one for all threads of Python
+        self._on_device: dict[int, Any] = {}
+
+    @property
+    def signature(self) -> Any:
+        """As Numba takes it."""
+        return types.void(*self.arguments)
+
+    def __call__(self, blocks: int, threads: int, stream: int, *values: Any, shared: int = 0) -> None:
+        """Launch on the stream of that address. Arrays as values: flat, contiguous, of the argument's type; or None."""
+        if blocks == 0:
+            return
+        if SIMULATED:
+            self._simulate(blocks, threads, shared, values)
+            return
+        from cuda.bindings import driver
+
+        packed: list[Any] = []
+        for argument, value in zip(self.arguments, values, strict=True):
+            if isinstance(argument, types.CPointer):
+                packed.append(address_of(value))
+            elif isinstance(argument, types.Array):
+                size, itemsize = value.size, value.dtype.itemsize
+                packed += (0, 0, size, itemsize, address_of(value), size, itemsize)
+            else:
+                packed.append(value)
+        device = _current_device()
+        if device not in self._on_device:
+            self._on_device[device] = self._load()
+        function = self._on_device[device]
+        with self._packing:
+            self._pack(self._values, 0, *packed)
+            where = ctypes.addressof(self._addresses)
+            _check(driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared, stream, where, 0))
+
+    def _load(self) -> Any:
+        """Compiled for the current device, with leave to use all of its shared memory. RuntimeError if that fails."""
+        from cuda.bindings import driver
+
+        try:
+            dispatcher = cuda.jit(self.signature, cache=True)(self.function)
+            [compiled] = dispatcher.overloads.values()
+            handle = compiled._codelibrary.get_cufunc().handle
+        except Exception as error:  # Numba's compiler and linker have their own kinds, of many lines
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+            raise RuntimeError(
+                f"the kernel {self.name} could not be compiled for this GPU ({why}); what Numba needs beside the "
+                "driver comes with pip install 'ramnet-np[cuda13]', or 'ramnet-np[cuda12]' for drivers before 580"
+            ) from error
+        if isinstance(handle, driver.CUkernel):
+            handle = _check(driver.cuKernelGetFunction(handle))
+        else:
+            handle = driver.CUfunction(int(handle))
+        static = compiled.shared_mem_per_block
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _check(driver.cuFuncSetAttribute(handle, attribute, shared_limit() - static))
+        return handle
+
+    def _simulate(self, blocks: int, threads: int, shared: int, values: tuple[Any, ...]) -> None:
+        flat = [value if not hasattr(value, "dtype") or value.ndim == 0 else value.ravel() for value in values]
+        cuda.jit(self.function)[blocks, threads, 0, shared](*flat)
+
+
+def kernel(*arguments: Any) -> Callable[[Callable[..., None]], Kernel]:
+    """Makes a :class:`Kernel` of the function below it, whose arguments have these types."""
+    return lambda function: Kernel(function, arguments)
+
+
+def address_of(array: Any) -> int:
+    """Where an array lies in device memory; 0 for None."""
+    if array is None:
+        return 0
+    data: Any = getattr(array, "data", None)
+    if hasattr(data, "ptr"):  # CuPy
+        return data.ptr
+    return array.__cuda_array_interface__["data"][0]
+
+
+def shared_limit() -> int:
+    """Bytes of shared memory that a block may have on the current device; of an H100 under the simulator."""
+    return 227 * 1024 if SIMULATED else _shared_limit_of(_current_device())
+
+
+@cache
+def _shared_limit_of(device: int) -> int:
+    from cuda.bindings import driver
+
+    attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    return int(_check(driver.cuDeviceGetAttribute(attribute, device)))
+
+
+def _current_device() -> int:
+    """Number of the device whose context is current, as it is wherever an array of CuPy or Numba was made."""
+    from cuda.bindings import driver
+
+    return int(_check(driver.cuCtxGetDevice()))
+
+
+def block(leaders: int, helpers: int) -> tuple[int, int]:
+    """(threads, leaders) of a block whose first threads follow the tokens while the others help them.
+
+    On a GPU the leaders have a warp to themselves. The simulator pays for every thread, so there are few.
+    """
+    return (leaders + 2, leaders) if SIMULATED else (WARP + helpers, WARP)
+
+
+def _check(result: tuple[Any, ...]) -> Any:
+    """What a call of the driver returned; RuntimeError if it failed."""
+    error, *value = result
+    if int(error) != 0:
+        raise RuntimeError(f"CUDA: {error.name}")
+    return value[0] if value else None

@@ -1,0 +1,238 @@
+"""The memory on the GPU: launches of ``mass_kernels.py`` and ``content_kernels.py``, where it stands who computes what.
+
+Same mathematics as ``ramnet_np/core/memory.py``. Cost: O((K_w + K_r) C) operations per token and head. Nothing of the
+size of the accesses times C is kept for the backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ramnet_np.backend import MemoryOptions
+from ramnet_np.core.memory import MemoryGrads
+from ramnet_np.core.state import Address, RAMState
+
+from .arrays import NUMBERS, Arrays, arrays_like, sum_dtype
+from .content_kernels import content_kernels
+from .launch import block, shared_limit
+from .layout import MOST_ROWS, ContentLayout, content_layout, mass_layout
+from .mass_kernels import mass_kernels
+from .octets import padded
+from .renumber import renumber
+
+CONTENT_HELPERS, MASS_HELPERS = (
+    96,
+    224,
+)  # with more than 256 threads of 128 registers one block would fill a multiprocessor
+
+
+class MemoryContext(NamedTuple):
+    """What ``memory_backward`` needs."""
+
+    write: Address  # index: rows of the working state
+    read: Address
+    rows: Any  # (B*H, T, W + R): where each access goes, K padded to W and R
+    coefs: Any  # (B*H, T, W + R): eta of a write, weight of a read
+    old_mass: Any  # (B*H, T, W)
+    read_mass: Any  # (B*H, T, R), or None
+    values: Any  # (B, T, H, C)
+    gamma: Any  # a number, or (B, T, H)
+    mask: Any  # (B, T), or None
+    state: RAMState | None  # as given
+    n_rows: int
+    dtype: Any  # of values as they came
+    options: MemoryOptions
+
+
+def memory_forward(
+    write: Address,
+    read: Address,
+    values: Any,
+    gamma: Any,
+    mask: Any,
+    state: RAMState | None,
+    options: MemoryOptions,
+    return_state: bool,
+) -> tuple[Any, RAMState | None, MemoryContext]:
+    """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx."""
+    B, T, H, C = values.shape
+    arrays, dtype = arrays_like(values), sum_dtype(values.dtype)
+    n_rows = options.slots
+    if state is None and not return_state and n_rows > T * write.index.shape[3]:
+        W, R = (padded(a.index.shape[3]) for a in (write, read))
+        if not content_layout(n_rows, C, W + R, 1, 0, dtype.itemsize, shared_limit()).in_shared:
+            n_rows = T * write.index.shape[3]
+            write, read = renumber(write, read, None if mask is None else arrays.plain(mask, np.bool_))
+    if n_rows >= MOST_ROWS:
+        raise ValueError(f"the state must have fewer than {MOST_ROWS} slots on the GPU, got {n_rows}")
+    final = None
+    if return_state:
+        final = RAMState(arrays.empty((B, H, n_rows, C), dtype), arrays.empty((B, H, n_rows), dtype))
+    # 1. masses: eta of every write, weight of every read
+    ctx = masses_forward(write, read, values, gamma, mask, state, options, final, n_rows)
+    # 2. contents
+    layout = content_layout(n_rows, C, ctx.rows.shape[2], 1, 0, dtype.itemsize, shared_limit())
+    y = arrays.empty((B, T, H, C), dtype)
+    _launch_contents(
+        "forward", ctx, layout, arrays,
+        (
+            ctx.rows, ctx.coefs, ctx.values, _part(ctx.state, "slots"), _working(layout, ctx, arrays),
+            _part(final, "slots"), y,
+        ),
+        (int(state is not None), int(return_state)),
+    )  # fmt: skip
+    return arrays.plain(y, values.dtype), final, ctx
+
+
+def masses_forward(
+    write: Address,
+    read: Address,
+    values: Any,
+    gamma: Any,
+    mask: Any,
+    state: RAMState | None,
+    options: MemoryOptions,
+    final: RAMState | None,
+    n_rows: int,
+) -> MemoryContext:
+    """What the contents need: where every access goes, eta and weights. Writes the masses of ``final``, if given.
+
+    Indices of ``write`` and ``read`` count ``n_rows`` rows.
+    """
+    B, T, H, _ = values.shape
+    Kw, Kr = write.index.shape[3], read.index.shape[3]
+    W, R = padded(Kw), padded(Kr)
+    arrays, dtype, aware = arrays_like(values), sum_dtype(values.dtype), options.mass_aware
+    write, read = (Address(arrays.plain(a.index, np.int32), arrays.plain(a.weight, dtype)) for a in (write, read))
+    ctx = MemoryContext(
+        write,
+        read,
+        rows=arrays.empty((B * H, T, W + R), np.int32),
+        coefs=arrays.empty((B * H, T, W + R), dtype),
+        old_mass=arrays.empty((B * H, T, W), dtype),
+        read_mass=arrays.empty((B * H, T, R), dtype) if aware else None,
+        values=arrays.plain(values, dtype),
+        gamma=gamma if isinstance(gamma, float) else arrays.plain(gamma, dtype),
+        mask=None if mask is None else arrays.plain(mask, np.bool_),
+        state=None if state is None else RAMState(*(arrays.plain(part, dtype) for part in state)),
+        n_rows=n_rows,
+        dtype=values.dtype,
+        options=options,
+    )
+    layout = mass_layout(False, n_rows, W, R, aware, dtype.itemsize, shared_limit())
+    working = None if layout.in_shared else arrays.empty((B * H, n_rows + 2), dtype)
+    threads, leaders = block(1, MASS_HELPERS)
+    mass_kernels(NUMBERS[dtype], layout.in_shared).forward(
+        B * H, threads, arrays.stream, *_inputs(ctx), _part(ctx.state, "mass"), working, _part(final, "mass"),
+        ctx.rows, ctx.coefs, ctx.old_mass, ctx.read_mass, *_numbers(ctx), 1 / options.slots, *_flags(ctx),
+        int(state is not None), int(final is not None), *_kinds(ctx), T, H, n_rows, Kw, Kr, W, R, layout.tile,
+        leaders, shared=layout.shared,
+    )  # fmt: skip
+    return ctx
+
+
+def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> MemoryGrads:
+    """The same tokens in reverse. ``dy``: (B, T, H, C); ``dstate``: gradient of the returned state, or None."""
+    B, T, H, C = dy.shape
+    arrays, dtype, limit, n_rows = arrays_like(dy), ctx.coefs.dtype, shared_limit(), ctx.n_rows
+    Kw, Kr = ctx.write.index.shape[3], ctx.read.index.shape[3]
+    W, R = ctx.old_mass.shape[2], padded(Kr)
+    dy = arrays.plain(dy, dtype)
+    dfinal = None if dstate is None else RAMState(*(arrays.plain(part, dtype) for part in dstate))
+    replay = content_layout(n_rows, C, W + R, 2, R, dtype.itemsize, limit)
+    reverse = content_layout(n_rows, C, W + R, 3, W + 1, dtype.itemsize, limit)
+    dread = arrays.empty((_slices(replay, C), B * H, T, R), dtype)
+    dwritten = arrays.empty((_slices(reverse, C), B * H, T, W), dtype)
+    dfound = arrays.empty((_slices(reverse, C), B * H, T), dtype)
+    last = None if dfinal is None else arrays.empty((_slices(replay, C), B * H, n_rows), dtype)
+    found, dv = arrays.empty((B, T, H, C), dtype), arrays.empty((B, T, H, C), dtype)
+    dw, dr = arrays.empty(ctx.write.weight.shape, dtype), arrays.empty(ctx.read.weight.shape, dtype)
+    dgamma, dgiven = arrays.empty((B, T, H), dtype), None
+    if ctx.state is not None:
+        dgiven = RAMState(arrays.empty((B, H, n_rows, C), dtype), arrays.empty((B, H, n_rows), dtype))
+    # 2. contents: once more forward, for the gradients of the reads; then back
+    _launch_contents(
+        "replay", ctx, replay, arrays,
+        (
+            ctx.rows, ctx.coefs, ctx.values, dy, _part(ctx.state, "slots"), _working(replay, ctx, arrays),
+            _part(dfinal, "slots"), dread, found, last,
+        ),
+        (int(ctx.state is not None), int(dfinal is not None)),
+    )  # fmt: skip
+    _launch_contents(
+        "reverse", ctx, reverse, arrays,
+        (
+            ctx.rows, ctx.coefs, ctx.values, dy, found, _part(dfinal, "slots"), _working(reverse, ctx, arrays),
+            _part(dgiven, "slots"), dv, dwritten, dfound,
+        ),
+        (int(dfinal is not None), int(dgiven is not None)),
+    )  # fmt: skip
+    # 1. masses
+    layout = mass_layout(True, n_rows, W, R, ctx.options.mass_aware, dtype.itemsize, limit)
+    working = None if layout.in_shared else arrays.empty((B * H, 2, n_rows + 2), dtype)
+    threads, leaders = block(1, MASS_HELPERS)
+    mass_kernels(NUMBERS[dtype], layout.in_shared).backward(
+        B * H, threads, arrays.stream, *_inputs(ctx), ctx.old_mass, ctx.read_mass, dwritten, dfound, dread,
+        last, _part(dfinal, "mass"), working, dw, dr, dgamma, _part(dgiven, "mass"), *_numbers(ctx),
+        ctx.options.proxy_eps, float(np.finfo(dtype).epsneg), *_flags(ctx), int(dfinal is not None),
+        int(dgiven is not None), *_kinds(ctx), T, H, n_rows, Kw, Kr, W, R, layout.tile, leaders, B * H,
+        dread.shape[0], dwritten.shape[0], shared=layout.shared,
+    )  # fmt: skip
+    return MemoryGrads(dw, dr, arrays.plain(dv, ctx.dtype), arrays.plain(dgamma, ctx.dtype), dgiven)
+
+
+def _launch_contents(
+    name: str,
+    ctx: MemoryContext,
+    layout: ContentLayout,
+    arrays: Arrays,
+    pointers: tuple[Any, ...],
+    has: tuple[int, ...],
+) -> None:
+    """A pass over the contents: a block for each (batch, head) and slice of channels."""
+    B, T, H, C = ctx.values.shape
+    W, slices = ctx.old_mass.shape[2], _slices(layout, C)
+    threads, leaders = block(layout.lanes, CONTENT_HELPERS)
+    units = (B * H,) if name != "forward" else ()
+    kernels = content_kernels(NUMBERS[ctx.coefs.dtype], layout.in_shared)
+    getattr(kernels, name)(
+        B * H * slices, threads, arrays.stream, *pointers, *has, T, H, C, ctx.n_rows, W, ctx.rows.shape[2] - W,
+        layout.tile, layout.lanes, slices, leaders, *units, shared=layout.shared,
+    )  # fmt: skip
+
+
+def _slices(layout: ContentLayout, channels: int) -> int:
+    return -(-channels // layout.lanes)
+
+
+def _working(layout: ContentLayout, ctx: MemoryContext, arrays: Arrays) -> Any:
+    """Device memory for the slices of the state that blocks work on, or None where they have it in shared memory."""
+    if layout.in_shared:
+        return None
+    B, _, H, C = ctx.values.shape
+    return arrays.empty((B * H * _slices(layout, C), ctx.n_rows + 2, layout.lanes), ctx.coefs.dtype)
+
+
+def _inputs(ctx: MemoryContext) -> tuple[Any, ...]:
+    gamma = None if isinstance(ctx.gamma, float) else ctx.gamma
+    return ctx.write.index, ctx.read.index, ctx.write.weight, ctx.read.weight, gamma, ctx.mask
+
+
+def _numbers(ctx: MemoryContext) -> tuple[Any, Any]:
+    """The number gamma, and eps, rounded as the kernels have them."""
+    number = ctx.coefs.dtype.type
+    return number(ctx.gamma if isinstance(ctx.gamma, float) else 0), number(ctx.options.eps)
+
+
+def _flags(ctx: MemoryContext) -> tuple[int, int]:
+    return int(isinstance(ctx.gamma, float)), int(ctx.mask is not None)
+
+
+def _kinds(ctx: MemoryContext) -> tuple[int, int]:
+    return int(ctx.options.update == "gsu"), int(ctx.options.mass_aware)
+
+
+def _part(state: RAMState | None, part: str) -> Any:
+    return None if state is None else getattr(state, part)

@@ -1,0 +1,82 @@
+"""Accesses by eights: how a thread that follows the tokens gets at the state, and at its next accesses ahead of time.
+
+An octet is eight accesses of one token, to eight different slots. Loops over an octet have a known length, so the
+compiler unrolls them and keeps ``cuda.local.array(OCTET)`` in registers: eight loads are asked for before the first is
+waited for. CUDA C++ would write the same with an array and ``#pragma unroll``.
+"""
+
+from numba import cuda, int32, uint32
+
+OCTET = 8
+
+
+def padded(k: int) -> int:
+    """Accesses of a token in memory: K up to the next multiple of eight.
+
+    >>> padded(8), padded(9)
+    (8, 16)
+    """
+    return -(-k // OCTET) * OCTET
+
+
+def access(in_shared: bool):
+    """(get, put) of one number of the state, which lies in shared memory or in device memory.
+
+    The index into shared memory is made unsigned: Numba would else look whether it is negative and counts from the end.
+    """
+    return (get_shared, put_shared) if in_shared else (get_global, put_global)
+
+
+@cuda.jit(device=True)
+def get_shared(shared, memory, start, at):
+    """shared[start + at]"""
+    return shared[uint32(start + at)]
+
+
+@cuda.jit(device=True)
+def put_shared(shared, memory, start, at, value):
+    """shared[start + at] = value"""
+    shared[uint32(start + at)] = value
+
+
+@cuda.jit(device=True)
+def get_global(shared, memory, start, at):
+    """memory[start + at]"""
+    return memory[start + at]
+
+
+@cuda.jit(device=True)
+def put_global(shared, memory, start, at, value):
+    """memory[start + at] = value"""
+    memory[start + at] = value
+
+
+@cuda.jit(device=True)
+def load_octet(places, numbers, place_at, number_at, row, coef):
+    """Copy eight accesses from shared memory to registers: where their slots are, and eta or weight.
+
+    The index is one unsigned number plus a constant, which the load itself can add.
+    """
+    place, number = uint32(place_at), uint32(number_at)
+    for j in range(OCTET):
+        row[j] = places[place + uint32(j)]
+        coef[j] = numbers[number + uint32(j)]
+
+
+@cuda.jit(device=True)
+def take_octet(next_row, next_coef, row, coef):
+    """The accesses that were loaded ahead are now the present ones."""
+    for j in range(OCTET):
+        row[j] = next_row[j]
+        coef[j] = next_coef[j]
+
+
+@cuda.jit(device=True)
+def split(i, n):
+    """(i // n, i % n) of numbers that are not negative.
+
+    A GPU has no instruction for it: one of 64 bits takes about 100 of them, one of 32 bits 20, and a signed one more,
+    to round down as Python does.
+    """
+    whole = uint32(i) // uint32(n)
+    return int32(whole), int32(uint32(i) - whole * uint32(n))

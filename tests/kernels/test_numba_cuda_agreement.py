@@ -1,0 +1,143 @@
+"""The Numba CUDA backend against the NumPy core: every output, every gradient, the state, the step.
+
+Under the simulator (NUMBA_ENABLE_CUDASIM=1) on small shapes; on a GPU the whole grid.
+"""
+
+import numpy as np
+import pytest
+from ramnet_np.kernels.numba_cuda import layout
+
+from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward
+from ramnet_np.gradcheck import gradcheck
+from tests.kernels.numba_cuda_device import NEEDS_GPU, SIMULATED, on_device, on_host, sized, to_device
+from tests.operation_cases import CASES, Case, assert_agree, assert_same_bits, draw, run, run_steps
+from tests.tolerances import assert_close
+
+pytestmark = NEEDS_GPU
+
+CASE = {case.name: case for case in CASES}
+EXTRA = [
+    Case("several-slices", B=1, H=2, T=80, U=5, P=4, C=64),
+    Case("state-in-device-memory", B=1, H=2, T=40, U=8, P=4, C=20, state=True),
+    Case("renumbered", B=2, T=60, H=2, U=8, P=4, dstate=False, masked=0.2, options={"mass_aware": True}),
+    Case("K-48", B=1, T=9, H=2, U=5, P=4, K=48),
+    Case("long", B=1, T=700, H=2, U=5, P=4, C=24, gamma=0.6),
+]
+SOME = ["plain", "everything", "gsu-per-token", "huge-logits", "K-pair", "mask-given-state"]
+
+
+@pytest.mark.parametrize("case", CASES + EXTRA, ids=lambda case: case.name)
+def test_float64_equals_numpy(case):
+    inputs = draw(sized(case), np.float64)
+    assert_agree(on_device(inputs), run(inputs, "numpy"))
+
+
+@pytest.mark.parametrize("case", [CASE[n] for n in SOME] if SIMULATED else CASES + EXTRA, ids=lambda case: case.name)
+def test_float32_is_as_close_to_numpy_as_rounding_allows(case):
+    """By relative norm, as rounding of the recurrence is amplified where a slot forgets almost nothing."""
+    inputs = draw(sized(case), np.float32)
+    actual, expected = on_device(inputs), run(inputs, "numpy")
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].dtype == value.dtype, name
+        if name.endswith("index"):
+            np.testing.assert_array_equal(actual[name], value, err_msg=name)
+        else:
+            error = np.linalg.norm((actual[name].astype(np.float64) - value).ravel())
+            size = max(1.0, np.linalg.norm(value.astype(np.float64).ravel()))
+            assert error / size < (2e-4 if name.startswith("d") else 2e-5), name
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.B * c.T * c.slots < 1e6], ids=lambda case: case.name)
+def test_steps_equal_numpy(case):
+    inputs = draw(sized(case), np.float64)
+    actual, expected = run_steps(inputs, "numba-cuda", to_device), run_steps(inputs, "numpy")
+    ys = np.concatenate([on_host(y) for y in actual["y"]], axis=1)
+    assert_close(ys, np.concatenate(expected["y"], axis=1), name="y")
+    assert_close(on_host(actual["slots"]), expected["slots"], name="slots")
+    assert_close(on_host(actual["mass"]), expected["mass"], name="mass")
+
+
+@pytest.mark.parametrize("name", ["everything", "mask-given-state", "proxy", "no-state-returned", "K-pair"])
+def test_a_state_in_device_memory_gives_the_same(name, monkeypatch):
+    """With too little shared memory for any slot, on the paths for large M: the state in device memory, renumbered."""
+    inputs = draw(sized(CASE[name]), np.float64)
+    expected = on_device(inputs)
+    whole = {"content_layout": layout.content_layout, "mass_layout": layout.mass_layout}
+
+    def without_room(function, position):
+        def chosen(*arguments):
+            rows = 2**25  # of these none fit
+            full = whole[function](*arguments[:position], rows, *arguments[position + 1 :])
+            assert not full.in_shared
+            return full
+
+        return chosen
+
+    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.content_layout", without_room("content_layout", 0))
+    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.mass_layout", without_room("mass_layout", 1))
+    actual = on_device(inputs)
+    assert_agree(actual, run(inputs, "numpy"))
+    assert_agree(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["plain", "everything", "K-pair-read-1", "U-1-K-is-M"])
+def test_the_same_inputs_give_the_same_bits(name):
+    inputs = draw(sized(CASE[name]), np.float32)
+    assert_same_bits(on_device(inputs), on_device(inputs))
+
+
+def test_a_sequence_in_pieces_gives_the_same():
+    inputs = draw(sized(Case("pieces", T=6, gamma="token", options={"cape_heads": 1})), np.float64)
+    T = inputs.arrays[2].shape[1]
+    whole, state, _ = ram_attention_forward(*map(to_device, inputs.arrays), to_device(inputs.gamma), cape_heads=1)
+    parts, passed = [], None
+    for piece in (slice(0, 2), slice(2, T)):
+        y, passed, _ = ram_attention_forward(
+            *(to_device(a[:, piece]) for a in inputs.arrays),
+            to_device(inputs.gamma[:, piece]),
+            cape_heads=1,
+            positions=np.arange(T)[piece],
+            state=passed,
+        )
+        parts.append(on_host(y))
+    assert_close(np.concatenate(parts, axis=1), on_host(whole))
+    for part, expected in zip(passed, state, strict=True):
+        assert_close(on_host(part), on_host(expected))
+
+
+@pytest.mark.parametrize("name", ["gsu", "pdma"])
+def test_finite_differences(name):
+    options = {
+        "gsu": {"top_k": (3, 5), "mass_aware": True, "renorm": (True, False), "cape_heads": 1, "update": "gsu"},
+        "pdma": {"top_k": 4, "mass_aware": True},
+    }[name]
+    rng = np.random.default_rng(3)
+    B, T, H, U, P, C = (1, 3, 1, 2, 3, 2) if SIMULATED else (2, 7, 2, 3, 3, 5)
+    inputs = {
+        "write_logits": 1.5 * rng.normal(size=(B, T, H, U, P)),
+        "read_logits": 1.5 * rng.normal(size=(B, T, H, U, P)),
+        "values": rng.normal(size=(B, T, H, C)),
+        "gamma": rng.uniform(0.3, 2, (B, T, H)),
+    }
+
+    def forward(*arrays):
+        y, _, ctx = ram_attention_forward(*map(to_device, arrays), return_state=False, **options)
+        return on_host(y), ctx
+
+    def backward(dy, ctx):
+        return [on_host(g) for g in ram_attention_backward(to_device(dy), ctx)[:4]]
+
+    report = gradcheck(forward, backward, inputs, samples=3 if SIMULATED else 20)
+    assert report.passed, str(report)
+
+
+def test_a_context_serves_two_backwards():
+    inputs = draw(sized(CASE["given-state"]), np.float64)
+    state = RAMState(*map(to_device, inputs.options["state"]))
+    _, _, ctx = ram_attention_forward(*map(to_device, inputs.arrays), state=state)
+    dy = to_device(inputs.dy)
+    first, second = (
+        {n: on_host(g) for n, g in zip("abc", ram_attention_backward(dy, ctx), strict=False)} for _ in "12"
+    )
+    assert_same_bits(first, second)
