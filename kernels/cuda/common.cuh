@@ -22,6 +22,7 @@ template <> struct SumOf<double> {
 };
 
 DEVICE int widen(int x) { return x; }
+DEVICE unsigned widen(unsigned x) { return x; }
 DEVICE float widen(float x) { return x; }
 DEVICE double widen(double x) { return x; }
 DEVICE float widen(bfloat16 x) { return __uint_as_float(unsigned(x.bits) << 16); }

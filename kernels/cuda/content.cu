@@ -85,15 +85,15 @@ DEVICE void forward_pass(
     chains += place.chunk_at(0) * CHAINS + place.group, entries += place.chunk_at(0) * ENTRIES;
     const int last = place.chunks - 1;
     Accesses<OWN_W> write;
-    Vector value;
+    Channels<ELEMENT> value;
     Link link{};
     const auto fetch = [&](int chunk) {
         write.fetch(writes + at_chunk(chunk, CHUNK * W));
         value.clear();
-        if (place.has(chunk)) value = load_channels(place, values + place.row_of(chunk));
+        if (place.has(chunk)) value.fetch(place, values + place.row_of(chunk));
     };
     const auto leave_row = [&] {
-        if (place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = value;
+        if (place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = value.widened();
     };
     if (place.takes_part()) fetch(0);
     if (CHUNK > 1) {
@@ -111,13 +111,14 @@ DEVICE void forward_pass(
         ask(place, chunk + AHEAD);
         if (CHUNK > 1) fetch_header(place, chains, chunk + 3);
         Accesses<OWN_R> token_reads;
-        Vector token_dy;
+        Channels<ELEMENT> token_dy;
         token_dy.clear();
         if (place.takes_part()) token_reads.fetch(reads + at_chunk(chunk, CHUNK * R));
-        if (REPLAY && place.has(chunk)) token_dy = load_channels(place, dy + place.row_of(chunk));
+        if (REPLAY && place.has(chunk)) token_dy.fetch(place, dy + place.row_of(chunk));
         if (FRESH) rows.fresh = chunk * CHUNK * WRITES;
         // 1. writes that are alone on their slot, then chains
         if (place.takes_part()) {
+            const Vector v = value.widened();
             BATCHES(OWN_W, first) {
                 int codes[BATCH_OF(OWN_W)];
                 Vector s[BATCH_OF(OWN_W)];
@@ -126,7 +127,7 @@ DEVICE void forward_pass(
                 EVENTS_OF(OWN_W, e) {
                     if (REPLAY && first + e == 0 && place.part == 0 && !has_version(int(write.get(0).row)) && place.has(chunk))
                         store_channels(place, s[e], found + place.row_of(chunk));  // 0 if it does nothing
-                    s[e].approach(write.get(first + e).coefficient, value);
+                    s[e].approach(write.get(first + e).coefficient, v);
                     if (codes[e]) rows.store(place, codes[e], s[e]);
                 }
             }
@@ -159,7 +160,7 @@ DEVICE void forward_pass(
         ask_for(place, rows, write, in_use);
         if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), in_use);
         if (FRESH) rows.fresh = place.rows;
-        read(chunk, token_reads, token_dy);
+        read(chunk, token_reads, token_dy.widened());
         if (CHUNK > 1) {
             leave_row();
             wait_for_copies<1>();
@@ -255,15 +256,15 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     writes += place.access_of(OWN_W), reads += place.access_of(OWN_R);
     chains += place.chunk_at(0) * CHAINS + place.group, entries += place.chunk_at(0) * ENTRIES;
     Accesses<OWN_R> read;
-    Vector token_dy;
+    Channels<ELEMENT> token_dy;
     Link link{};
     const auto fetch = [&](int chunk) {
         read.fetch(reads + at_chunk(chunk, CHUNK * R));
         token_dy.clear();
-        if (place.has(chunk)) token_dy = load_channels(place, dy + place.row_of(chunk));
+        if (place.has(chunk)) token_dy.fetch(place, dy + place.row_of(chunk));
     };
     const auto leave_row = [&] {
-        if (place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = token_dy;
+        if (place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = token_dy.widened();
     };
     const int end = place.chunks - 1;
     const auto no_less = [](int chunk) { return chunk < 0 ? 0 : chunk; };
@@ -282,19 +283,21 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         ask(place, chunk - AHEAD);
         if (CHUNK > 1) fetch_header(place, chains, chunk - 3);
         Accesses<OWN_W> write;
-        Vector value, found_here;
+        Channels<ELEMENT> value;
+        Vector found_here;
         value.clear(), found_here.clear();
         if (place.takes_part()) write.fetch(writes + at_chunk(chunk, CHUNK * W));
-        if (place.has(chunk)) value = load_channels(place, values + place.row_of(chunk));
+        if (place.has(chunk)) value.fetch(place, values + place.row_of(chunk));
         // 1. reads that are alone on their slot, then chains
         if (place.takes_part()) {
+            const Vector dy_here = token_dy.widened();
             BATCHES(OWN_R, first) {
                 int codes[BATCH_OF(OWN_R)];
                 Vector d[BATCH_OF(OWN_R)];
                 read.codes(first, codes);
                 rows.find_alone(place, codes, d);
                 EVENTS_OF(OWN_R, e) {
-                    d[e].add(read.get(first + e).coefficient, token_dy);
+                    d[e].add(read.get(first + e).coefficient, dy_here);
                     if (codes[e]) rows.store(place, codes[e], d[e]);
                 }
             }
@@ -325,6 +328,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         // 2. writes
         ask_for(place, rows, read, place.rows);
         if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), place.rows);
+        const Vector v = value.widened();
         Vector sum;
         sum.clear();
         BATCHES(OWN_W, first) {
@@ -339,7 +343,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 if (place.part == 0 && place.lane == 0 && place.takes_part()) dfound[at_chunk(chunk, CHUNK)] = dot_found;
             }
             EVENTS_OF(OWN_W, e) {
-                dots[e] = d[e].dot(value);
+                dots[e] = d[e].dot(v);
                 if (codes[e] == NOTHING) continue;
                 const Sum eta = write.get(first + e).coefficient;
                 sum.add(eta, d[e]);

@@ -97,6 +97,42 @@ template <class T> DEVICE Vector load_channels(const Place& place, const T* from
     }
     return x;
 }
+
+// A lane's channels of an input, from when they are asked for to when they are used. Two of 16 bits stay together until
+// then: to widen them is to wait for them.
+template <class T, bool PAIRS = sizeof(T) == 2 && VECTOR % 2 == 0> struct Channels {
+    Vector x;
+
+    DEVICE void clear() { x.clear(); }
+    DEVICE void fetch(const Place& place, const T* from) { x = load_channels(place, from); }
+    DEVICE Vector widened() const { return x; }
+};
+template <class T> struct Channels<T, true> {
+    static constexpr int N = (VECTOR + 1) / 2;  // of an even VECTOR; the compiler looks at this for others too
+    unsigned pair[N];
+
+    DEVICE void clear() {
+#pragma unroll
+        for (int i = 0; i < N; i++) pair[i] = 0;
+    }
+    DEVICE void fetch(const Place& place, const T* from) {
+        clear();
+        if (ALIGNED) {
+            if (place.inside[0]) load<N>(reinterpret_cast<const unsigned*>(from), pair);
+        } else {
+#pragma unroll
+            for (int i = 0; i < VECTOR; i++)
+                if (place.inside[i]) pair[i / 2] |= unsigned(from[i].bits) << 16 * (i % 2);
+        }
+    }
+    DEVICE Vector widened() const {
+        Vector x;
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) x.at[i] = widen(T{(unsigned short)(pair[i / 2] >> 16 * (i % 2))});
+        return x;
+    }
+};
+
 template <class T> DEVICE void store_channels(const Place& place, const Vector& x, T* to) {
     if (ALIGNED) {
         if (place.inside[0]) store<VECTOR>(x.at, to);

@@ -232,12 +232,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_backward(
             total += g[j];
         }
     }
-    // 3., 2., 1. rho_j = prod_u p_u[digit_u(a_j)], digit by digit
+    // 3., 2., 1. rho_j = prod_u p_u[digit_u(a_j)], digit by digit. Short rows are asked for as a whole: neighbouring
+    // digits share lines of memory, which would be gone from the L1 cache when their turn comes
+    constexpr bool WHOLE = UNROLLED == U && U * P <= 32;
+    Sum row_logits[WHOLE ? U * P : P];
+    if constexpr (WHOLE) load(logits + (long long)(row) * (U * P), row_logits);
 #pragma unroll UNROLLED
     for (int u = 0; u < U; u++) {
         const long long first = (long long)(row) * (U * P) + u * P;
         Sum x[P], received[P];
-        load(logits + first, x);
+        if constexpr (WHOLE) {
+#pragma unroll
+            for (int p = 0; p < P; p++) x[p] = row_logits[u * P + p];
+        } else {
+            load(logits + first, x);
+        }
         const Sum denominator = softmax_numerators(x);
 #pragma unroll
         for (int p = 0; p < P; p++) received[p] = 0;

@@ -186,19 +186,22 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     // 3. where chains begin: those with writes first
     chains += number * CHAINS, entries += number * ENTRIES;
     const int mixed_chains = second_of(total.mixed), all_chains = mixed_chains + third_of(total.other);
+    const int last_round = (all_chains ? all_chains - 1 : 0) / EACH_ROUND;
     const auto lead = [&](const Access& access, const Role& role, bool mixed, const Tally& before) {
         if (!role.leads) return;
         const int number = mixed ? second_of(before.mixed) : mixed_chains + third_of(before.other);
         const int begins = mixed ? first_of(before.mixed) : first_of(total.mixed) + second_of(before.other);
         begin[access.place] = begins;
         chains[number] = chain_of(
-            access.row, begins, role.size, !mixed, number + EACH_ROUND < all_chains, number + EACH_ROUND < mixed_chains);
+            access.row, begins, role.size, !mixed, number + EACH_ROUND < all_chains, number + EACH_ROUND < mixed_chains,
+            last_round);
     };
     Tally before_read = before;
     if (write_role.leads) before_read.add(mixed_chain(write_role.size));
     lead(w, write_role, true, before);
     lead(r, read_role, read_role.mixed, before_read);
-    if (int(threadIdx.x) >= all_chains && threadIdx.x < CHAINS) chains[threadIdx.x] = chain_of(-1, 0, 0, true, false, false);
+    if (int(threadIdx.x) >= all_chains && int(threadIdx.x) < (last_round + 1) * EACH_ROUND)
+        chains[threadIdx.x] = chain_of(-1, 0, 0, true, false, false, last_round);
     __syncthreads();
 
     // 4. the accesses, and what writes of chains do to the mass; a read leaves it as it is

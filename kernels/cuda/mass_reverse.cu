@@ -285,10 +285,11 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
         const Sum* const dots = dread + first * R + thread;
         read_events += first * R + thread, read_places += first * R + thread, dr += unit.first * READS + k;
         if (MASS_AWARE) gains += first * R + thread;
-        const Chain* const chains_here = CHUNK > 1 ? chains + unit.chunk_at(0) * CHAINS + thread : nullptr;
+        const int round = thread / EACH_ROUND;
+        const Chain* const chains_here = CHUNK > 1 ? chains + unit.chunk_at(0) * CHAINS + thread % EACH_ROUND : nullptr;
         const auto fetch = [&](int chunk) {
             next_chain = {0, 0};
-            if (CHUNK > 1 && chunk >= part.begin && thread < CHAINS) next_chain = chains_here[unsigned(chunk) * CHAINS];
+            if (CHUNK > 1 && chunk >= part.begin) next_chain = chains_here[unsigned(chunk) * CHAINS];
 #pragma unroll
             for (int item = 0; item < ITEMS_R; item++) {
                 Raw& to = raw[item];
@@ -306,6 +307,10 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
         const auto prepare = [&](int chunk) {
             const int t = chunk * CHUNK + token;
             chain = next_chain;
+            if (CHUNK > 1 && round > 0) {  // that was the chain of the first round; later rounds are rare
+                const bool there = round <= chain.last_round();
+                chain = there ? chains_here[unsigned(chunk) * CHAINS + round * EACH_ROUND] : Chain{-1, 0};
+            }
 #pragma unroll
             for (int item = 0; item < ITEMS_R; item++) {
                 const Raw& from = raw[item];
