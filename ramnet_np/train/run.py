@@ -21,7 +21,7 @@ from ramnet_np.train.batches import Batch, DataSource, ShuffledSets
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.device import Graphs
 from ramnet_np.train.loop import TrainResult, prepare_folder, train
-from ramnet_np.train.mqar import MQAR_PRESETS, MQARSettings, mqar_data
+from ramnet_np.train.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
         train_sets, test_sets = mqar_data(run.data, run.seed)
         return ShuffledSets(
             [Batch(*examples) for examples in train_sets],
-            {name: Batch(*examples) for name, examples in zip(_names(run.data), test_sets, strict=True)},
+            {name: Batch(*examples) for name, examples in zip(setting_names(run.data.test), test_sets, strict=True)},
             run.train.batch,
             run.seed,
         )
@@ -167,7 +167,3 @@ def run_settings(run: Run, data: Any) -> dict[str, object]:
     data = data if isinstance(data, dict) else asdict(data)
     parts = {"model": asdict(run.model), "data": data, "train": asdict(run.train), "seed": run.seed}
     return json.loads(json.dumps(parts))
-
-
-def _names(settings: MQARSettings) -> list[str]:
-    return [f"{pairs} pairs, length {length}" for pairs, length, _ in settings.test]
