@@ -66,5 +66,3 @@ def from_chunks(y: Any, tokens: int, heads: int) -> Any:
     """
     BH, chunks, N, d = y.shape
     return heads_last(y.reshape(BH, chunks * N, d)[:, :tokens], heads)
-
-

@@ -38,9 +38,7 @@ class LinearAttentionGrads(NamedTuple):
     v: Any
 
 
-def linear_attention_forward(
-    q: Any, k: Any, v: Any, state: Any = None
-) -> tuple[Any, Any, LinearAttentionContext]:
+def linear_attention_forward(q: Any, k: Any, v: Any, state: Any = None) -> tuple[Any, Any, LinearAttentionContext]:
     """Every token adds its value under its features, and reads what was added under features like its own.
 
         S_t = S_{t-1} + phi(k_t) v_t^T    z_t = z_{t-1} + phi(k_t)    phi(x) = elu(x) + 1
