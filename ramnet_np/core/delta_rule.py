@@ -89,7 +89,7 @@ def delta_rule_forward(
         require_like("state", state, Like((B, H, d_k, d_v), q.dtype))
     # 1. chunks; g as a running sum of logarithms
     q, k, v, beta = to_chunks(q), to_chunks(k), to_chunks(v), to_chunks(beta[..., None])
-    G, chunks, N, _ = q.shape
+    G, chunks = q.shape[:2]
     log_g = _running_sums(xp, to_chunks(log_decay[..., None])) if gated else xp.zeros_like(beta)
     g = xp.exp(log_g)
     # 2. within chunks
@@ -185,7 +185,8 @@ def delta_rule_backward(dy: Any, ctx: DeltaRuleContext) -> DeltaRuleGrads:
         dlog_g[..., -1:, :] += kept * (dafter * starts).sum(axis=(-1, -2), keepdims=True)
         # 1. g = exp(running sums)
         dlog_decay = from_chunks(_running_sums(xp, dlog_g, reverse=True), T, H)[..., 0]
-    return DeltaRuleGrads(*(from_chunks(d, T, H) for d in (dq, dk, dv)), from_chunks(dbeta, T, H)[..., 0], dlog_decay)
+    dq, dk, dv, dbeta = (from_chunks(d, T, H) for d in (dq, dk, dv, dbeta))
+    return DeltaRuleGrads(dq, dk, dv, dbeta[..., 0], dlog_decay)
 
 
 def _running_sums(xp: Any, x: Any, *, reverse: bool = False) -> Any:

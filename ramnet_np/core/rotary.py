@@ -25,7 +25,7 @@ def rotary_forward(x: Any, positions: Any = None, base: float = BASE) -> tuple[A
         (y[i], y[i + d/2]) = (x[i] cos - x[i + d/2] sin,  x[i] sin + x[i + d/2] cos),    i = 0 .. d/2 - 1
 
     The product of a query at t and a key at t' then depends on t - t' alone, besides on what they hold.
-    ``x``: (B, T, H, d), d even; ``positions``: (T,) or (B, T) integers, None counts from 0. Returns y of x's shape, ctx.
+    ``x``: (B, T, H, d), d even; ``positions``: (T,) or (B, T) integers, None counts from 0. Returns y, ctx.
     ValueError for an odd d or positions of another shape.
     Source: Su et al., arXiv 2104.09864, eq. 34; a pair is channel i of one half and of the other.
 

@@ -162,7 +162,8 @@ class RAMNetConfig:
         _integer("short_conv", self.short_conv, 0)
         if self.rotary and self.mixer in ("softmax", "window") and self.head_key_channels % 2:
             raise ValueError(
-                f"key_channels must be even for mixer={self.mixer!r} with rotary positions, got {self.head_key_channels}"
+                f"key_channels must be even for mixer={self.mixer!r} with rotary positions, "
+                f"got {self.head_key_channels}"
             )
 
     @property

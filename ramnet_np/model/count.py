@@ -4,14 +4,14 @@
     total state     M (C + 1) per head: C channels of content and one mass for each of M slots
     active state    (K_w + K_r) (C + 1) per head: the slots that one token writes and the slots that it reads
 
-These are the paper's ways of counting (table 2): 340.8M, 28.8M and 0.4M for ``paper-340m``. Other mixers keep, per head,
+These are the paper's ways of counting (table 2): 340.8M, 28.8M and 0.4M for ``paper-340m``. Other mixers keep per head
 
     softmax         L (d_k + C): a key and a value of every token of the longest context, L tokens
     window          W (d_k + C): of the last W tokens (L if that is less)
     linear          d_k C + d_k: the sum of outer products, and the normaliser
     delta           d_k C: the matrix
 
-and a token touches all of it. A short convolution adds width - 1 inputs of D channels a layer, which a token touches too.
+and a token touches all of it. A short convolution adds width - 1 inputs of D channels a layer, also touched.
 Source: paper, figure 3.
 """
 

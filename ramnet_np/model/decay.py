@@ -2,8 +2,8 @@
 
     log a = -exp(A) softplus(x W^T + dt)
 
-At first x W^T is near 0 and a head forgets at a rate of its own, exp(A) softplus(dt): A and dt are drawn per head so that
-heads keep from a few tokens to a thousand. Source: Gu and Dao, arXiv 2312.00752, section 3.6, and Dao and Gu,
+At first x W^T is near 0 and a head forgets at a rate of its own, exp(A) softplus(dt): A and dt are drawn per head so
+that heads keep from one token to a thousand. Source: Gu and Dao, arXiv 2312.00752, section 3.6, and Dao and Gu,
 arXiv 2405.21060 (Mamba-2), as Gated DeltaNet (arXiv 2412.06464) takes it over.
 """
 

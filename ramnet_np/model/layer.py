@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.attention import (
     RAMAttentionContext,
@@ -70,6 +68,7 @@ def ram_layer_forward(
     Cost: the projections, 2 N D (2 H U P + 2 H C) operations for N tokens, and O(N H K C) for the memory.
     ValueError or TypeError as of the operation and of the linear maps. Source: paper fig. 2; spec section 5.
 
+    >>> import numpy as np
     >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
     >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
@@ -103,6 +102,7 @@ def ram_layer_backward(dout: Any, ctx: RAMLayerContext) -> tuple[Any, Params]:
 
     ``dout``: (B, T, D); ValueError for another shape or dtype.
 
+    >>> import numpy as np
     >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
     >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
@@ -132,6 +132,7 @@ def ram_layer_addresses(
 
     Index and weight: (B, T, H, K).
 
+    >>> import numpy as np
     >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
     >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
@@ -153,6 +154,7 @@ def ram_layer_addresses(
 def initial_state(config: RAMNetConfig, x: Any) -> RAMState:
     """The empty memory of one layer for the sequences of ``x`` (B, T, D): s = 0, z = ``init_mass``.
 
+    >>> import numpy as np
     >>> state = initial_state(RAMNetConfig(width=8, heads=2, order=2, init_mass=0.5), np.zeros((1, 5, 8)))
     >>> state.slots.shape, float(state.mass[0, 0, 0])
     ((1, 2, 16, 4), 0.5)

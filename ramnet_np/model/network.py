@@ -50,7 +50,9 @@ class NetworkContext(NamedTuple):
 
 
 class RAMNet:
-    """A language model of RAM layers (or of another ``config.mixer``). ``params`` holds its arrays by the names of the authors' checkpoints.
+    """A language model of RAM layers, or of another ``config.mixer``.
+
+    ``params`` holds its arrays by the names of the authors' checkpoints.
 
     ``config``: its sizes and choices; ``seed``: of the initial values; ``dtype``: float32 or float64;
     ``params``: use these arrays instead of initial values (CuPy arrays make a model that runs on the GPU).
@@ -83,8 +85,8 @@ class RAMNet:
         """Logits of the next token after each one. Returns (logits, ctx).
 
         ``ids``: (B, T) integers in [0, vocab).
-        ``mask``: (B, T) bool; where False a token neither writes to nor reads from the memories. ``mixer="ram"`` without
-            a short convolution alone has it; likewise ``backend``, which names who computes the memories.
+        ``mask``: (B, T) bool; where False a token neither writes to nor reads from the memories. For mixer "ram"
+            without a short convolution alone.
         ``select``: compute logits at N tokens only, (N, V): either (B, T) bool, then in the order of the rows, or
             (N,) distinct integers below B*T, b*T + t for token t of row b. Training asks for the labelled ones: the
             head is the dearest matrix of a small model.
