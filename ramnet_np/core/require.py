@@ -82,7 +82,7 @@ def require_heads(q: Any, k: Any, v: Any) -> tuple[int, int, int, int]:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not hasattr(x, "dtype") or not hasattr(x, "shape"):
             raise TypeError(f"{name} must be an array, got {type(x).__name__}")
-    if q.dtype.name not in ("float32", "float64"):
+    if q.dtype not in (np.float32, np.float64):
         raise TypeError(f"q must be float32 or float64, got {q.dtype}")
     if q.ndim != 4 or 0 in q.shape:
         raise ValueError(f"q must have shape (B, T, H, d_k), none of them 0, got {q.shape}")
