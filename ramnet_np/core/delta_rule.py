@@ -96,7 +96,10 @@ def delta_rule_forward(
     k_t = k.swapaxes(-1, -2)
     A, P, L = _weigh(matmul(k, k_t), matmul(q, k_t), beta, log_g)
     R = unit_lower_inverse(L)
-    Z = matmul(R, xp.concatenate([beta * v, -beta * g * k], axis=-1))
+    X = xp.empty((*k.shape[:-1], d_v + d_k), dtype=k.dtype)
+    xp.multiply(beta, v, out=X[..., :d_v])
+    xp.multiply(-beta * g, k, out=X[..., d_v:])
+    Z = matmul(R, X)
     # 3. from chunk to chunk
     U = Z[..., :d_v].copy()
     late_k, kept = _to_the_end(xp, k, log_g)
@@ -156,7 +159,10 @@ def delta_rule_backward(dy: Any, ctx: DeltaRuleContext) -> DeltaRuleGrads:
     starts_t = starts.swapaxes(-1, -2)
     dP, dgq, dlate_k = matmul(dy, U.swapaxes(-1, -2)), matmul(dy, starts_t), matmul(U, dafter.swapaxes(-1, -2))
     # 2. Z = R X, X = b [V, -g K]
-    dX = matmul(R.swapaxes(-1, -2), xp.concatenate([dU, matmul(dU, starts_t)], axis=-1))
+    dZ = xp.zeros_like(Z)
+    dZ[..., :d_v] = dU
+    matmul(dU, starts_t, onto=dZ[..., d_v:])
+    dX = matmul(R.swapaxes(-1, -2), dZ)
     dL = matmul(dX, Z.swapaxes(-1, -2))
     xp.negative(dL, out=dL)
     dbv, dgk = dX[..., :d_v], dX[..., d_v:] * -g
