@@ -178,7 +178,8 @@ def _say_result(out: Path, result: Any) -> None:
     print(f"{result.status} after step {result.step}, {result.seconds:.0f} s")
     for setting, accuracy in result.accuracy.items():
         print(f"held-out accuracy, {setting}: {accuracy:.2%}")
-    print(f"in {out}: curves.png, trace.png, metrics.jsonl, {result.checkpoint.relative_to(out)}")
+    pictures = ", ".join(name for name in ("curves.png", "trace.png") if (out / name).exists())
+    print(f"in {out}: {pictures}, metrics.jsonl, {result.checkpoint.relative_to(out)}")
     if result.status == "interrupted":
         print("--resume with the same settings goes on from here")
 
