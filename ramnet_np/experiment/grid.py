@@ -18,7 +18,8 @@
 
     [quick]                            overrides of all of the above for `--quick`; points = [...] names those to keep
 
-A point starts from the shared settings, then takes its own, then those of ``[quick]``.
+A point starts from the shared settings, then takes its own, then those of ``[quick]``. A grid with ``like =
+"mqar-order"`` starts from the shared settings and the ``[quick]`` of that one, so that they stand in one place.
 """
 
 from __future__ import annotations
@@ -128,8 +129,7 @@ def load_grid(source: Path | str, *, quick: bool = False, epochs: float | None =
     1024
     """
     if isinstance(source, str) and source in GRIDS:
-        path: Any = files("ramnet_np.experiment") / f"{source}.toml"
-        name = source
+        path, name = _ours(source), source
     else:
         path, name = Path(source), Path(source).stem
         if not path.is_file():
@@ -151,13 +151,19 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
     [('a', 64, 5620)]
     """
     table = tomllib.loads(text)
-    _known("the grid", table, ("title", "points", "quick", *_NUMBERS, *_PARTS))
+    _known("the grid", table, ("title", "like", "points", "quick", *_NUMBERS, *_PARTS))
     quickly = table.get("quick", {})
     _known("[quick]", quickly, ("points", *_NUMBERS, *_PARTS))
-    if quick and not quickly:
+    layers, last = [table], [quickly]
+    if "like" in table:
+        if table["like"] not in GRIDS:
+            raise ValueError(f"like must be one of {', '.join(GRIDS)}, got {table['like']!r}")
+        other = tomllib.loads(_ours(table["like"]).read_text(encoding="utf-8"))
+        layers, last = [other, table], [other.get("quick", {}), quickly]
+    if not quick:
+        last = []
+    elif not any(last):
         raise ValueError("a quick grid needs a table [quick], got none")
-    layers = [{key: value for key, value in table.items() if key in (*_NUMBERS, *_PARTS)}]
-    last = [{key: value for key, value in quickly.items() if key != "points"}] if quick else []
     if epochs is not None:
         last.append({"epochs": epochs})
     points = []
@@ -168,9 +174,7 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
         _known(where, entry, ("name", "learning_rate", *_NUMBERS, *_PARTS))
         if quick and "points" in quickly and entry["name"] not in quickly["points"]:
             continue
-        own = {key: value for key, value in entry.items() if key in (*_NUMBERS, *_PARTS)}
-        if "learning_rate" in entry:
-            own["learning_rates"] = [entry["learning_rate"]]
+        own = {**entry, "learning_rates": [entry["learning_rate"]]} if "learning_rate" in entry else entry
         try:
             points.append(_point(entry["name"], [*layers, own, *last], quick))
         except (ValueError, TypeError) as error:
@@ -186,7 +190,7 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
 
 
 def _point(name: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point:
-    """A point from tables of settings, of which later ones override."""
+    """A point from tables of settings, of which later ones override; what else they hold is left alone."""
     numbers: dict[str, Any] = {"validation": 500, "evaluations": 4}
     parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
     for layer in layers:
@@ -225,6 +229,10 @@ def _point(name: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point
     for rate in point.learning_rates:
         point.run(point.seeds[0], rate)  # refuses what cannot be
     return point
+
+
+def _ours(name: str) -> Any:
+    return files("ramnet_np.experiment") / f"{name}.toml"
 
 
 def _known(where: str, table: Any, names: Sequence[str]) -> None:

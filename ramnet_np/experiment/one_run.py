@@ -14,7 +14,7 @@ from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.experiment.grid import Run
 from ramnet_np.experiment.records import Record
 from ramnet_np.hardware import hardware
-from ramnet_np.model import RAMNet, count
+from ramnet_np.model import RAMNet, state_elements
 from ramnet_np.model.network import Device
 from ramnet_np.train.batches import Batch, ShuffledSets
 from ramnet_np.train.loop import evaluate, steps_for
@@ -119,7 +119,7 @@ def train_run(
         "epochs": round(step / sets.batches_per_epoch, 3),
         "seconds": round(time.perf_counter() - started, 2),
         "tokens_per_second": round(seen / trained) if trained else 0,
-        "state_elements": sum(row.total_state for row in count(run.model)),
+        "state_elements": state_elements(run.model),
         "parameters": model.num_parameters(),
         "quick": run.quick,
         "version": ramnet_np.__version__,
