@@ -195,11 +195,25 @@ def _experiment(args: list[str]) -> None:
     if not args or args[0] not in (*GRIDS, "plot"):
         raise ValueError(f"experiment must be one of {names}, plot, got {args[0] if args else 'nothing'!r}")
     name, rest = args[0], args[1:]
+    if name == "plot":
+        return tyro.cli(plot, args=rest, prog="ramnet-np experiment plot")
     options = tyro.cli(Options, args=rest, prog=f"ramnet-np experiment {name}", description=EXPERIMENT_EXAMPLES)
     outcome = run_experiment(name, options)
     print(f"{outcome.finished} finished now, {outcome.left} left, {outcome.failed} failed; in {outcome.results}")
     if outcome.failed:
         raise SystemExit(1)
+
+
+def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("docs/results")) -> None:
+    """Draw the figures of some results and print their tables, ours against the paper's, as Markdown.
+
+    Args:
+        results: Files results.jsonl, of one grid or of several.
+        out: Folder for the figures. Its paper.toml has the paper's values; its mqar.md, if there is one, is updated.
+    """
+    from ramnet_np.experiment.report import write_report
+
+    print(write_report(results, out))
 
 
 def generate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -124,7 +125,8 @@ def train_run(
         "quick": run.quick,
         "version": ramnet_np.__version__,
         "hardware": hardware(device),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", "") if device == "gpu" else None,
+        "date": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "settings": run.settings,
     }
 

@@ -2,7 +2,8 @@
 
 A record has ``name``, ``grid``, ``settings`` (all that decides the result), ``status`` ("finished", "reached stop_at"
 or "diverged"), ``validation`` and ``accuracy`` (by setting, and "mean"), ``steps``, ``epochs``, ``seconds`` of wall
-time, ``tokens_per_second`` while training, ``state_elements``, ``parameters``, ``version``, ``hardware``, ``date``.
+time, ``tokens_per_second`` while training, ``state_elements``, ``parameters``, ``version``, ``hardware``, ``date`` of
+its end; runs of one ``session`` and ``gpu`` shared that GPU.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,6 +129,7 @@ class _Session:
     ):
         self._grid, self._done, self._results, self._say = grid, done, results, say
         self._deadline = None if options.max_minutes is None else started + 60 * options.max_minutes
+        self._name = datetime.now(UTC).isoformat(timespec="seconds")
         self._attempts: dict[str, int] = {}
         self._progress: dict[str, Progress] = {}
         self._pace = {r["name"]: r["seconds"] / r["steps"] for r in done.values() if r["steps"]}
@@ -173,7 +175,7 @@ class _Session:
         self._progress[run.key] = progress
 
     def on_done(self, run: Run, record: Record) -> None:
-        append_record(self._results, {"grid": self._grid.name, **record})
+        append_record(self._results, {"grid": self._grid.name, "session": self._name, **record})
         self._done[run.key] = record
         self.finished += 1
         if record["steps"]:
