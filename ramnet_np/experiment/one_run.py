@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 import ramnet_np
 from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.experiment.grid import Run
@@ -49,7 +51,7 @@ class _Data:
     resident: list[ResidentSet]  # the training sets on the GPU, if that is where it runs
 
 
-def train_run(
+def run_one(
     run: Run,
     device: Device,
     tell: Callable[[Progress], None] = lambda progress: None,
@@ -70,7 +72,7 @@ def train_run(
     ... train = { batch = 8 }
     ... points = [{ name = "tiny" }]
     ... '''
-    >>> record = train_run(read_grid(text, "mine").points[0].base, "cpu")
+    >>> record = run_one(read_grid(text, "mine").points[0].base, "cpu")
     >>> record["status"], record["steps"], list(record["accuracy"])
     ('finished', 4, ['2 pairs, length 12', 'mean'])
     """
@@ -85,7 +87,8 @@ def train_run(
     accuracy: dict[str, float] = {}
     status, step, seen, trained, training = "finished", 0, 0, 0.0, 0.0
     try:
-        with steps_for(model, config, adamw_init(model.params), "auto") as steps:
+        # numbers that are not finite are noticed as such, NumPy need not warn of how they came about
+        with np.errstate(all="ignore"), steps_for(model, config, adamw_init(model.params), "auto") as steps:
             while step < config.steps:
                 before = time.perf_counter()
                 while step < config.steps:

@@ -92,7 +92,9 @@ def run_experiment(
     started = time.perf_counter()
     grid = load_grid(options.grid or name, quick=options.quick, epochs=options.epochs).only(options.only)
     if options.device == "gpu":
-        gpu_namespace()
+        count = gpu_namespace().cuda.runtime.getDeviceCount()
+        if max(options.gpus, default=0) >= count:
+            raise ValueError(f"gpus must be below {count}, as many as there are, got {list(options.gpus)}")
     out = options.out or Path("runs") / (grid.name + "-quick" * grid.quick)
     out.mkdir(parents=True, exist_ok=True)
     results = out / "results.jsonl"
@@ -200,11 +202,11 @@ class _Session:
     def conclude(self) -> None:
         """Say what is left and why."""
         left = self.left()
-        runs = f"{left} run{'s' * (left != 1)} left"
+        runs, them = (f"{left} runs left", "them") if left != 1 else ("1 run left", "it")
         if self.interrupted:
-            self._say(f"interrupted: {runs}; the same command goes on with it")
+            self._say(f"interrupted: {runs}; the same command goes on with {them}")
         elif left and len(self.failed) < left:
-            self._say(f"time is up: {runs}; the same command goes on with it")
+            self._say(f"time is up: {runs}; the same command goes on with {them}")
         elif left:
             self._say(f"{runs}, of which {len(self.failed)} failed; the same command tries again")
 

@@ -150,12 +150,12 @@ def _work(connection: Connection, device: Device, threads: int) -> None:
 
 def _serve(runs: SimpleQueue[Run], device: Device, send: Any) -> None:
     """One thread's runs, one after the other."""
-    from ramnet_np.experiment.one_run import train_run
+    from ramnet_np.experiment.one_run import run_one
 
     while True:
         run = runs.get()
         try:
-            send("done", run, train_run(run, device, partial(send, "progress", run)))
+            send("done", run, run_one(run, device, partial(send, "progress", run)))
         except Exception as error:
             send("failed", run, f"{type(error).__name__}: {error}")
             if type(error).__name__.startswith("CUDA"):  # such an error may leave the GPU unusable to this process

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ramnet_np.experiment.grid import read_grid
-from ramnet_np.experiment.one_run import train_run
+from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.records import read_records
 from ramnet_np.experiment.runner import Options, run_experiment
 from ramnet_np.model import RAMNet
@@ -55,7 +55,7 @@ def test_runs_in_threads_give_the_bits_of_runs_alone():
     runs = [longer(points[i % 2].run(seed, 3e-3)) for i, seed in enumerate([0, 1, 0, 5])]
 
     def result(run):
-        record = train_run(run, "gpu")
+        record = run_one(run, "gpu")
         return record["status"], record["accuracy"], record["validation"], record["training"]
 
     alone = [result(run) for run in runs]
@@ -74,4 +74,4 @@ def test_a_grid_on_the_gpu(tmp_path):
 
 def test_a_run_that_diverges_on_the_gpu_has_a_record():
     run = read_grid(TINY, "tiny").points[0].run(0, 1e30)
-    assert train_run(longer(run), "gpu")["status"] == "diverged"
+    assert run_one(longer(run), "gpu")["status"] == "diverged"
