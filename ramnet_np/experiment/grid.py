@@ -45,7 +45,7 @@ _OF_THE_RUNNER = {"steps": "epochs", "learning_rate": "learning_rates", "evaluat
 
 
 @dataclass(frozen=True)
-class Run:
+class GridRun:
     """One training run of a grid: all that decides its result."""
 
     name: str  # of its point
@@ -81,12 +81,12 @@ class Point:
     name: str
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    base: Run
+    base: GridRun
 
-    def run(self, seed: int, learning_rate: float) -> Run:
+    def run(self, seed: int, learning_rate: float) -> GridRun:
         """The run of that seed and learning rate."""
         train = {**asdict(self.base.train), "learning_rate": learning_rate}
-        return Run(**{**vars(self.base), "seed": seed, "train": TrainConfig(**train)})
+        return GridRun(**{**vars(self.base), "seed": seed, "train": TrainConfig(**train)})
 
 
 @dataclass(frozen=True)
@@ -107,19 +107,19 @@ class Grid:
         return Grid(self.name, self.title, kept, self.quick)
 
 
-def run_from(settings: Mapping[str, Any]) -> Run:
-    """The run that :attr:`Run.settings` describes; what is left out has its default. TypeError for other settings.
+def run_from(settings: Mapping[str, Any]) -> GridRun:
+    """The run that :attr:`GridRun.settings` describes; what is left out has its default. TypeError for other settings.
 
     >>> run = load_grid("mqar-order").points[0].base
     >>> run_from(run.settings) == run
     True
     """
     parts = {part: type_(**{k: _plain(v) for k, v in settings[part].items()}) for part, type_ in _PARTS.items()}
-    return Run(**{**settings, **parts})
+    return GridRun(**{**settings, **parts})
 
 
 def load_grid(source: Path | str, *, quick: bool = False, epochs: float | None = None) -> Grid:
-    """The grid of that name (:data:`GRIDS`), or in the file of that path.
+    """The grid of that name (``GRIDS``), or in the file of that path.
 
     ``quick``: with the overrides of ``[quick]``; ``epochs``: in place of the file's. ValueError names the file and what
     is wrong in it; so does TypeError.
@@ -221,7 +221,7 @@ def _point(name: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point
         raise ValueError(f"model.vocab must be at least data.vocab ({data.vocab}), got {model.vocab}")
     rates = numbers["learning_rates"]
     train = TrainConfig(**parts["train"], steps=steps, learning_rate=float(rates[0]))
-    base = Run(
+    base = GridRun(
         name, model, data, train, numbers["seeds"][0], float(numbers["epochs"]), numbers["validation"],
         numbers["evaluations"], quick,
     )  # fmt: skip

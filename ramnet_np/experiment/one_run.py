@@ -14,7 +14,7 @@ import numpy as np
 
 import ramnet_np
 from ramnet_np.core.arrays import gpu_namespace
-from ramnet_np.experiment.grid import Run
+from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.records import Record
 from ramnet_np.hardware import hardware
 from ramnet_np.model import RAMNet, state_elements
@@ -52,7 +52,7 @@ class _Data:
 
 
 def run_one(
-    run: Run,
+    run: GridRun,
     device: Device,
     tell: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ramnet_np.experiment.grid import Grid, Point, Run
+from ramnet_np.experiment.grid import Grid, Point, GridRun
 from ramnet_np.experiment.records import Record
 
 
@@ -36,7 +36,7 @@ def chosen_rate(point: Point, done: Mapping[str, Record]) -> float | None:
     return point.learning_rates[best] if scores[best] >= 0 else None
 
 
-def wanted_runs(grid: Grid, done: Mapping[str, Record], taken: Iterable[str] = ()) -> list[Run]:
+def wanted_runs(grid: Grid, done: Mapping[str, Record], taken: Iterable[str] = ()) -> list[GridRun]:
     """Runs that could start now, in order: neither ``done`` nor ``taken`` (keys of runs that are on their way).
 
     >>> from ramnet_np.experiment.grid import load_grid

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ramnet_np.experiment.grid import Run, run_from
+from ramnet_np.experiment.grid import GridRun, run_from
 
 Record = dict[str, Any]
 
@@ -58,7 +58,7 @@ def read_records(paths: Iterable[Path | str]) -> list[Record]:
     return records
 
 
-def run_of(record: Record) -> Run | None:
+def run_of(record: Record) -> GridRun | None:
     """The run that a record is of, or None where this version does not know its settings.
 
     >>> run_of({"settings": {"name": "a"}}) is None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ramnet_np.core.arrays import gpu_namespace
-from ramnet_np.experiment.grid import Grid, Run, load_grid
+from ramnet_np.experiment.grid import Grid, GridRun, load_grid
 from ramnet_np.experiment.one_run import Progress
 from ramnet_np.experiment.order import count_left, wanted_runs
 from ramnet_np.experiment.records import Record, append_record, read_records, run_of
@@ -37,7 +37,7 @@ class Options:
     side_by_side: int = 1
     """Runs at the same time, on each GPU or on the CPU."""
     only: str = "*"
-    """Points whose name matches; * stands for anything: 'm256-*'."""
+    """Points whose name matches; a star stands for anything, as in `m256-*`."""
     max_minutes: float | None = None
     """Start no run that would not end in time, give up those that still run then, and say what is left."""
     quick: bool = False
@@ -161,7 +161,7 @@ class _Session:
                 bar.set_postfix_str(self._running(team), refresh=True)
                 shown = time.perf_counter()
 
-    def _next(self, team: Team) -> Run | None:
+    def _next(self, team: Team) -> GridRun | None:
         """The first run that is wanted and would end in time."""
         taken = [*(run.key for run in team.running), *self.failed]
         for run in wanted_runs(self._grid, self._done, taken):
@@ -169,14 +169,14 @@ class _Session:
                 return run
         return None
 
-    def _expected(self, run: Run) -> float:
+    def _expected(self, run: GridRun) -> float:
         """Seconds: as the same point took before, else the slowest of the others; 0 as long as nothing is known."""
         return run.train.steps * self._pace.get(run.name, max(self._pace.values(), default=0.0))
 
-    def on_progress(self, run: Run, progress: Progress) -> None:
+    def on_progress(self, run: GridRun, progress: Progress) -> None:
         self._progress[run.key] = progress
 
-    def on_done(self, run: Run, record: Record) -> None:
+    def on_done(self, run: GridRun, record: Record) -> None:
         append_record(self._results, {"grid": self._grid.name, "session": self._name, **record})
         self._done[run.key] = record
         self.finished += 1
@@ -190,11 +190,11 @@ class _Session:
             f"{record['epochs']:g} epochs, {record['seconds']:.0f} s, {record['tokens_per_second']:,} tokens/s"
         )
 
-    def on_failed(self, run: Run, why: str) -> None:
+    def on_failed(self, run: GridRun, why: str) -> None:
         self.failed.add(run.key)
         self._say(f"{run.label}: failed, and is left out: {why}")
 
-    def on_lost(self, run: Run, _: None) -> None:
+    def on_lost(self, run: GridRun, _: None) -> None:
         self._attempts[run.key] = self._attempts.get(run.key, 0) + 1
         if self._attempts[run.key] == ATTEMPTS:
             self.on_failed(run, f"its process ended {ATTEMPTS} times")

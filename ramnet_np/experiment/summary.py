@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from ramnet_np.experiment.grid import Run
+from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.records import Record, run_of
 
 # (mixer, delta_gate) -> what the kind of model is called; the first is drawn strongest
@@ -26,7 +26,7 @@ class Result:
 
     grid: str
     name: str
-    run: Run  # one of its runs, for the settings
+    run: GridRun  # one of its runs, for the settings
     state: int  # elements
     learning_rate: float  # chosen by validation
     rates: int  # how many were tried
@@ -61,7 +61,7 @@ def collect(records: Sequence[Record]) -> list[Result]:
     known = [(record, run) for record in records if (run := run_of(record)) is not None]
     if any(not run.quick for _, run in known):
         known = [(record, run) for record, run in known if not run.quick]
-    points: dict[tuple[str, str], list[tuple[Record, Run]]] = {}
+    points: dict[tuple[str, str], list[tuple[Record, GridRun]]] = {}
     for record, run in known:
         points.setdefault((record["grid"], run.name), []).append((record, run))
     results = []
@@ -73,12 +73,12 @@ def collect(records: Sequence[Record]) -> list[Result]:
     return results
 
 
-def _shared(run: Run) -> Run:
+def _shared(run: GridRun) -> GridRun:
     """What all runs of a point have in common."""
     return replace(run, seed=0, train=replace(run.train, learning_rate=1.0))
 
 
-def _result(grid: str, name: str, runs: Sequence[tuple[Record, Run]]) -> Result | None:
+def _result(grid: str, name: str, runs: Sequence[tuple[Record, GridRun]]) -> Result | None:
     """Of the runs of one point under the same settings."""
     tried: dict[int, dict[float, Record]] = {}
     for record, run in runs:

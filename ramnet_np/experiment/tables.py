@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ramnet_np.experiment.grid import Run
+from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.records import Record
 from ramnet_np.experiment.summary import KINDS, Result, gpu_minutes
 
@@ -137,7 +137,7 @@ def _how(result: Result) -> list[str]:
     return [f"{result.learning_rate:g}{tried}", f"{result.epochs:g}"]
 
 
-def _part(run: Run, part: str) -> dict[str, Any]:
+def _part(run: GridRun, part: str) -> dict[str, Any]:
     left_out = {"learning_rate", "log_every", "evaluate_every", "checkpoint_every"}
     return {key: value for key, value in run.settings[part].items() if value is not None and key not in left_out}
 

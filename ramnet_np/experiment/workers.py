@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from ramnet_np.experiment.grid import Run
+from ramnet_np.experiment.grid import GridRun
 from ramnet_np.model.network import Device
 
 SWITCH_SECONDS = 1e-4  # after which a thread that waits gets its turn in Python: steps are short
@@ -28,7 +28,7 @@ class Event(NamedTuple):
     """What became of a run, or how far it is."""
 
     kind: str  # "progress", "done", "failed", or "lost": its process ended
-    run: Run
+    run: GridRun
     what: Any  # a Progress, a Record, what went wrong, None
 
 
@@ -53,7 +53,7 @@ class Team:
             self._members = [_Member(device, 1, {"NUMBA_NUM_THREADS": threads}) for _ in range(side_by_side)]
 
     @property
-    def running(self) -> list[Run]:
+    def running(self) -> list[GridRun]:
         """Those that were started and have not ended."""
         return [run for member in self._members for run in member.running.values()]
 
@@ -62,7 +62,7 @@ class Team:
         """How many more can be started."""
         return sum(member.free for member in self._members)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: GridRun) -> None:
         """Hand a run to the process that has most room."""
         max(self._members, key=lambda member: member.free).start(run)
 
@@ -88,7 +88,7 @@ class _Member:
     def __init__(self, device: Device, threads: int, environment: dict[str, str]):
         self._arguments, self._environment = (device, threads), environment
         self._threads = threads
-        self.running: dict[str, Run] = {}
+        self.running: dict[str, GridRun] = {}
 
     @property
     def free(self) -> int:
@@ -102,7 +102,7 @@ class _Member:
             self._process.start()
         theirs.close()
 
-    def start(self, run: Run) -> None:
+    def start(self, run: GridRun) -> None:
         self.running[run.key] = run
         self.connection.send(run)
 
@@ -131,10 +131,10 @@ def _work(connection: Connection, device: Device, threads: int) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     from threadpoolctl import threadpool_limits
 
-    runs: SimpleQueue[Run] = SimpleQueue()
+    runs: SimpleQueue[GridRun] = SimpleQueue()
     sending = threading.Lock()
 
-    def send(kind: str, run: Run, what: Any) -> None:
+    def send(kind: str, run: GridRun, what: Any) -> None:
         with sending:
             connection.send((kind, run.key, what))
 
@@ -148,7 +148,7 @@ def _work(connection: Connection, device: Device, threads: int) -> None:
                 os._exit(0)
 
 
-def _serve(runs: SimpleQueue[Run], device: Device, send: Any) -> None:
+def _serve(runs: SimpleQueue[GridRun], device: Device, send: Any) -> None:
     """One thread's runs, one after the other."""
     from ramnet_np.experiment.one_run import run_one
 
