@@ -19,14 +19,17 @@ class RotaryContext(NamedTuple):
     y: Like
 
 
-def rotary_forward(x: Any, positions: Any = None, base: float = BASE) -> tuple[Any, RotaryContext]:
+def rotary_forward(
+    x: Any, positions: Any = None, base: float = BASE, *, angles: RotaryContext | None = None
+) -> tuple[Any, RotaryContext]:
     """Turn the i-th pair of channels of the token at position t by the angle t * base**(-2i/d).
 
         (y[i], y[i + d/2]) = (x[i] cos - x[i + d/2] sin,  x[i] sin + x[i + d/2] cos),    i = 0 .. d/2 - 1
 
     The product of a query at t and a key at t' then depends on t - t' alone, besides on what they hold.
-    ``x``: (B, T, H, d), d even; ``positions``: (T,) or (B, T) integers, None counts from 0. Returns y, ctx.
-    ValueError for an odd d or positions of another shape.
+    ``x``: (B, T, H, d), d even; ``positions``: (T,) or (B, T) integers, None counts from 0. ``angles``: the ctx of
+    another x of that shape at the same positions, whose angles serve again. Returns y of x's shape and ctx.
+    ValueError for an odd d, positions of another shape, or angles of another x.
     Source: Su et al., arXiv 2104.09864, eq. 34; a pair is channel i of one half and of the other.
 
     >>> import numpy as np
@@ -37,6 +40,9 @@ def rotary_forward(x: Any, positions: Any = None, base: float = BASE) -> tuple[A
     xp = namespace_of(x)
     if getattr(x, "ndim", None) != 4 or x.shape[-1] % 2:
         raise ValueError(f"x must have shape (B, T, H, d) with an even d, got {getattr(x, 'shape', type(x).__name__)}")
+    if angles is not None:
+        require_like("x", x, angles.y)
+        return _turned(xp, x, angles.cos, angles.sin), angles
     B, T, _, d = x.shape
     if positions is None:
         positions = xp.arange(T)

@@ -142,6 +142,8 @@ def layer_input_forward(
     n, norm_ctx = norm_forward(x, part(params, "attn_norm."), config)
     if not config.short_conv:
         return n, norm_ctx, None
+    if not isinstance(state, ConvState | None):
+        raise TypeError(f"state of a block with a short convolution must be a ConvState, got {type(state).__name__}")
     n, conv_ctx = short_conv_forward(n, params["attn_conv.weight"], None if state is None else state.inputs)
     return n, norm_ctx, conv_ctx
 

@@ -38,8 +38,7 @@ class KeyValueState(NamedTuple):
 
 
 class _SoftmaxContext(NamedTuple):
-    q: RotaryContext | None
-    k: RotaryContext | None
+    rotary: RotaryContext | None  # of q, and of k
     attention: SoftmaxAttentionContext
 
 
@@ -135,22 +134,22 @@ def mixer_backward(dout: Any, ctx: MixerContext) -> tuple[Any, Params]:
 def _softmax_forward(
     q: Any, k: Any, v: Any, config: RAMNetConfig, state: KeyValueState | None, options: CallOptions
 ) -> tuple[Any, KeyValueState | None, _SoftmaxContext]:
-    q_ctx = k_ctx = None
+    rotary_ctx = None
     if config.rotary:
-        q, q_ctx = rotary_forward(q, options.positions)
-        k, k_ctx = rotary_forward(k, options.positions)
+        q, rotary_ctx = rotary_forward(q, options.positions)
+        k, _ = rotary_forward(k, angles=rotary_ctx)
     window = config.window if config.mixer == "window" else None
     y, ctx = softmax_attention_forward(q, k, v, window, past=state)
     after = None
     if options.return_state or options.in_place:
         after = _remembered(state, KeyValueState(k, v), window)
-    return y, after, _SoftmaxContext(q_ctx, k_ctx, ctx)
+    return y, after, _SoftmaxContext(rotary_ctx, ctx)
 
 
 def _softmax_backward(dy: Any, ctx: _SoftmaxContext) -> tuple[Any, Any, Any]:
     dq, dk, dv = softmax_attention_backward(dy, ctx.attention)
-    if ctx.q is not None and ctx.k is not None:
-        dq, dk = rotary_backward(dq, ctx.q), rotary_backward(dk, ctx.k)
+    if ctx.rotary is not None:
+        dq, dk = rotary_backward(dq, ctx.rotary), rotary_backward(dk, ctx.rotary)
     return dq, dk, dv
 
 

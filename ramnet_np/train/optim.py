@@ -40,7 +40,7 @@ def adamw_init(params: Arrays) -> AdamWState:
 def decays(name: str, param: Any) -> bool:
     """Whether weight decay applies: to matrices, not to norms, biases, scales, short convolutions or any vector.
 
-    A short convolution starts as the identity; decay would pull it towards letting nothing through.
+    Decay would pull a short convolution towards letting nothing through.
 
     >>> import numpy as np
     >>> matrix = np.zeros((2, 5))

@@ -49,5 +49,8 @@ def test_rotary_refuses():
     with pytest.raises(ValueError, match=r"positions must have shape \(5,\) or \(2, 5\), got \(4,\)"):
         rotary_forward(draw(), np.arange(4))
     y, ctx = rotary_forward(draw())
+    np.testing.assert_array_equal(rotary_forward(draw(), angles=ctx)[0], y)
+    with pytest.raises(ValueError, match=r"x must be float64 of shape \(2, 5, 3, 6\), got float64 of shape"):
+        rotary_forward(draw()[:1], angles=ctx)
     with pytest.raises(ValueError, match="dy must be float64 of shape"):
         rotary_backward(y[:1], ctx)

@@ -61,6 +61,7 @@ def test_state_elements_of_the_papers_figure():
     assert state_elements(base) == 2 * 256 * 33
     assert state_elements(RAMNetConfig(heads=1, channels=4, mixer="softmax")) == 2 * 1024 * 8
     assert state_elements(RAMNetConfig(heads=1, channels=64, mixer="delta")) == 2 * 64 * 64
+    assert state_elements(RAMNetConfig(heads=1, channels=4, mixer="window", window=100), context=30) == 2 * 30 * 8
     with pytest.raises(ValueError, match="context must be at least 1, got 0"):
         state_elements(base, context=0)
 

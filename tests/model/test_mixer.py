@@ -195,6 +195,9 @@ def test_what_a_mixer_cannot_do_is_said(name):
         model.forward(IDS, mask=np.ones(IDS.shape, bool))
     with pytest.raises(ValueError, match=r"state must hold one state per layer \(2\), got 1"):
         model.forward(IDS, state=[None])
+    if model.config.short_conv:
+        with pytest.raises(TypeError, match="state of a block with a short convolution must be a ConvState, got int"):
+            model.forward(IDS, state=[1, 1])
     if model.config.mixer == "ram":
         assert model.trace(IDS)[1]["read"].index.shape == (2, 9, 2, 4)
         return
