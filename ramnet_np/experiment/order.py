@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ramnet_np.experiment.grid import Grid, Point, GridRun
+from ramnet_np.experiment.grid import Grid, GridRun, Point
 from ramnet_np.experiment.records import Record
 
 
