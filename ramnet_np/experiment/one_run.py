@@ -30,10 +30,6 @@ LOOK_EVERY = 50  # steps between two looks at loss and accuracy, for which a GPU
 GPU_TOKENS = 2**17  # of one forward pass while measuring
 
 
-class Stopped(Exception):
-    """The run was told to stop; nothing of it is kept."""
-
-
 @dataclass(frozen=True)
 class Progress:
     """How far a run is."""
@@ -51,13 +47,8 @@ class _Data:
     resident: list[ResidentSet]  # the training sets on the GPU, if that is where it runs
 
 
-def run_one(
-    run: GridRun,
-    device: Device,
-    tell: Callable[[Progress], None] = lambda progress: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Record:
-    """Train and measure; returns the record. A run that diverges has a record too. :class:`Stopped` once ``stop()``.
+def run_one(run: GridRun, device: Device, tell: Callable[[Progress], None] = lambda progress: None) -> Record:
+    """Train and measure; returns the record. A run that diverges has a record too. ``tell``: called now and then.
 
     The test sets are measured once, after the last step. Validation is measured ``evaluations`` times, evenly spread,
     and may end the run early (``train.stop_at``).
@@ -103,8 +94,6 @@ def run_one(
                 if step in looks:
                     validation = evaluate(model, data.validation, tokens)
                 tell(Progress(step, training, validation.get("mean")))
-                if stop():
-                    raise Stopped
                 if step in looks and config.stop_at is not None and validation["mean"] >= config.stop_at:
                     status = "reached stop_at"
                     break

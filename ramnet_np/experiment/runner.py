@@ -86,6 +86,7 @@ def run_experiment(
     ...     _ = (Path(folder) / "mine.toml").write_text(text)
     ...     options = Options(out=Path(folder), grid=Path(folder) / "mine.toml", max_minutes=1e-9)
     ...     run_experiment("mine", options, say=print, progress=False)[1:]
+    on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look
     time is up: 1 run left; the same command goes on with it
     (0, 1, 0, False)
     """
@@ -103,6 +104,8 @@ def run_experiment(
     session = _Session(grid, done, options, results, say, started)
     if grid.quick:
         say("quick: a reduced grid, to see that everything works; its figures say nothing about the paper's")
+    elif options.device == "cpu":
+        say("on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look")
     if not session.time_is_up():
         team = Team(options.device, options.gpus, options.side_by_side)
         with (

@@ -1,6 +1,6 @@
 """Training sets that live on the GPU: the host names the rows of a batch, a kilobyte, and the step gathers them there.
 
-For many short steps: the host is done with a batch in some 20 microseconds, whatever its length.
+For many short steps: what the host does for a batch no longer depends on its length.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 import ramnet_np
 from ramnet_np.experiment import one_run
 from ramnet_np.experiment.grid import read_grid
-from ramnet_np.experiment.one_run import Stopped, run_one
+from ramnet_np.experiment.one_run import run_one
 from ramnet_np.model import state_elements
 from ramnet_np.train.mqar import mqar_data, mqar_validation
 from tests.experiment.grids import TINY
@@ -58,11 +58,6 @@ def test_a_run_that_diverges_has_a_record():
     assert record["status"] == "diverged"
     assert record["accuracy"] == {}
     assert record["steps"] < 16
-
-
-def test_a_run_that_is_told_to_stop_has_none():
-    with pytest.raises(Stopped):
-        run_one(A, "cpu", stop=lambda: True)
 
 
 def test_validation_is_neither_trained_nor_tested_on():

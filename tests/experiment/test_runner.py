@@ -129,8 +129,8 @@ def test_the_sweep_then_the_other_seeds(monkeypatch, grid):
     outcome, said = run_with(monkeypatch, team, grid)
     assert started(team) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3), ("a", 1, 1e-2)]
     assert outcome[1:] == (4, 0, 0, False)
-    assert len(said) == 4
-    assert said[0].startswith("a, seed 0, learning rate 0.001: accuracy 0.500 (validation 0.001), 2 epochs, 1 s")
+    assert len(said) == 5
+    assert said[1].startswith("a, seed 0, learning rate 0.001: accuracy 0.500 (validation 0.001), 2 epochs, 1 s")
 
 
 def test_runs_with_a_record_are_skipped(monkeypatch, grid):
