@@ -25,8 +25,9 @@ def test_a_point_is_the_shared_settings_then_its_own():
 
 
 def test_quick_overrides_points_too_and_epochs_override_all():
-    grid = read_grid(TINY + "model = { radix = 3, order = 3 }", "tiny", quick=True)
-    assert [p.name for p in grid.points] == ["a"]
+    text = TINY.replace('points = ["a"]', 'points = ["b"]') + "model = { radix = 3, order = 3 }"
+    grid = read_grid(text, "tiny", quick=True)
+    assert [p.name for p in grid.points] == ["b"]
     assert grid.points[0].base.quick
     assert (grid.points[0].base.model.slots, grid.points[0].seeds, grid.points[0].base.train.steps) == (27, (0,), 8)
     [a] = read_grid(TINY, "tiny", quick=True, epochs=0.5).points

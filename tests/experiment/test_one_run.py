@@ -66,7 +66,8 @@ def test_validation_is_neither_trained_nor_tested_on():
     opening = 4
     seen = {row[:opening].tobytes() for row in train[0].ids}
     assert not seen & {row[:opening].tobytes() for row in validation[0].ids}
-    assert (validation[0].ids[:8] != test[0].ids).any()  # another stream
+    as_many = mqar_validation(A.data, train, len(test[0].ids), seed=0)
+    assert (as_many[0].ids != test[0].ids).any()  # another stream
     again = mqar_validation(A.data, train, 50, seed=0)
     np.testing.assert_array_equal(validation[1].ids, again[1].ids)
     assert (mqar_validation(A.data, train, 50, seed=1)[1].ids != again[1].ids).any()
