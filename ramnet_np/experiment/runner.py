@@ -33,7 +33,7 @@ class Options:
     device: Device = "cpu"
     """Where the runs compute; gpu needs CuPy and an NVIDIA GPU."""
     gpus: tuple[int, ...] = (0,)
-    """Which GPUs."""
+    """Which GPUs: a process for each; one that is named twice has two."""
     side_by_side: int = 1
     """Runs at the same time, on each GPU or on the CPU."""
     only: str = "*"

@@ -41,8 +41,8 @@ class Team:
     def __init__(self, device: Device, gpus: Sequence[int], side_by_side: int):
         if side_by_side < 1:
             raise ValueError(f"side_by_side must be at least 1, got {side_by_side}")
-        if device == "gpu" and (not gpus or min(gpus) < 0 or len(set(gpus)) < len(gpus)):
-            raise ValueError(f"gpus must be different numbers from 0 on, got {list(gpus)}")
+        if device == "gpu" and min(gpus, default=-1) < 0:
+            raise ValueError(f"gpus must be numbers from 0 on, got {list(gpus)}")
         cores = os.cpu_count() or 1
         if device == "gpu":
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -75,6 +75,22 @@ def test_processes_that_end_are_replaced(grid):
     assert ended[1:] == [("done", runs[1])]
 
 
+def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
+    def seen(gpus):
+        return [member._environment["CUDA_VISIBLE_DEVICES"] for member in Team("gpu", gpus, 4)._members]
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert seen((0, 1)) == ["0", "1"]
+    assert Team("gpu", (0, 1), 4).free == 8
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert seen((1,)) == ["5"]
+    with pytest.raises(ValueError, match="gpus must be below 2, as CUDA_VISIBLE_DEVICES leaves so many, got 2"):
+        seen((2,))
+    for gpus in ((), (-1,)):
+        with pytest.raises(ValueError, match=r"gpus must be numbers from 0 on, got \["):
+            seen(gpus)
+
+
 class StandIn:
     """A team that needs no processes: each look ends the oldest run, as ``outcome(run)`` says."""
 
