@@ -106,7 +106,7 @@ def run_experiment(
         say("quick: a reduced grid, to see that everything works; its figures say nothing about the paper's")
     elif options.device == "cpu":
         say("on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look")
-    if not session.time_is_up():
+    if session.left() and not session.time_is_up():
         team = Team(options.device, options.gpus, options.side_by_side)
         with (
             team,
