@@ -77,12 +77,21 @@ class Backend:
     that is many small launches; see :func:`fused_for`. Rows are (N, D), and sums over tokens repeatable:
 
     ``matmul(a, b, onto=None)``; ``column_sum(rows)``: matrix product, added to ``onto`` if given; sum over rows.
+    ``stacked_matmul(a, b, onto=None)``: the same of stacks (..., m, k) and (..., k, n).
     ``rmsnorm_forward(rows, weight, eps) -> (y, rstd)``; ``rmsnorm_backward(dy, rows, weight, rstd) -> (dx, dweight)``
     ``layernorm_forward(rows, weight, bias, eps) -> (y, mean, rstd)``
     ``layernorm_backward(dy, rows, weight, mean, rstd) -> (dx, dweight, dbias)``
     ``gate_forward(a, b, silu) -> act(a) * b``; ``gate_backward(dout, a, b, silu) -> (da, db)``: act is SiLU or sigmoid.
     ``scale_forward(matrix, bias, scales, tau) -> (scaled, scaled_bias)``: rows times exp(scales) / tau
     ``scale_backward(dscaled, dbias, scaled, scaled_bias, scales, tau) -> (dmatrix, dbias, dscales)``
+    ``short_conv_forward(x, weight) -> y``; ``short_conv_backward(dy, x, weight) -> (dx, dweight)``: x (B, T, D) may
+        begin with tokens that dy does not have.
+    ``rotate(x, cos, sin) -> y``: x (B, T, H, d), cos and sin (T, 1, d/2) or (B, T, 1, d/2).
+    ``softmax_rows(scores, diagonal, window, scale) -> log_sums``: scores (G, Q, J) become weights in place;
+    ``softmax_rows_backward(scores, dweights, log_sums, diagonal, window, scale)``: and the gradient of the scores.
+    ``delta_weigh(kk, qk, beta, log_g) -> (A, P, L)``;
+    ``delta_weigh_backward(dL, dP, A, P, beta, log_g) -> (dkk, dqk, dbeta, dlog_g)``: of ``core/delta_rule.py``.
+    ``unit_lower_inverse(below) -> (I + L)^-1``, L (..., N, N).
     ``cross_entropy(logits, labels, ignore_index, dlogits=None, scale=1.0) -> (loss, correct, count)``; fills dlogits.
     ``embedding_backward(dy, ids, V) -> dtable``
     ``adamw``, ``adamw_settings``: an optimiser that leaves its numbers on the device, and its constants.

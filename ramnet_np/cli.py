@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ commands:
   demo         train a small RAM-Net to recall, in about a minute, and show what it recalls
   train mqar   train a RAM-Net on multi-query associative recall, with every setting on the command line
   train text   train a language model of bytes on any file
+  experiment   a grid of runs, resumable: mqar-order, mqar-state, mqar-ablations; `plot` draws and tables their results
   generate     let a model trained on text write, with its state carried from byte to byte
   info         version, backends found or why not, device, threads; --preset NAME counts a model
   gradcheck    check every gradient by finite differences
@@ -51,6 +51,16 @@ A language model of bytes: no tokenizer, any file will do.
 Presets: {presets}. The other options start from the preset's values, which are shown as defaults below.
 """
 
+EXPERIMENT_EXAMPLES = """
+A grid of training runs on multi-query associative recall; results are appended to OUT/results.jsonl, a line a run.
+
+  ramnet-np experiment mqar-order --device gpu --side-by-side 4          accuracy against slots M and order U
+  ramnet-np experiment mqar-state --device gpu --gpus 0 1 --max-minutes 9
+  ramnet-np experiment mqar-order --quick --side-by-side 2               a reduced grid, in minutes on a CPU
+  ramnet-np experiment mqar-order --only 'm256-*' --epochs 16            some points, trained longer
+  ramnet-np experiment plot runs/mqar-order/results.jsonl                figures and tables
+"""
+
 
 def info(preset: str | None = None) -> None:
     """Show version, backends (or why one cannot run), device and threads.
@@ -61,13 +71,14 @@ def info(preset: str | None = None) -> None:
     from ramnet_np import __version__, backends
     from ramnet_np import model as models
     from ramnet_np.backend import backend_for
+    from ramnet_np.hardware import processor
 
     if preset is not None:
         print(models.format_count(models.preset(preset)))
         return
     print(f"ramnet_np   {__version__}")
     print(f"python      {platform.python_version()}, numpy {np.__version__}, {platform.system()} {platform.machine()}")
-    print(f"device      {_processor()}")
+    print(f"device      {processor()}")
     default = backend_for(np.zeros(1)).name
     for name, status in backends().items():
         print(f"backend     {name}: {status}{', the default for NumPy arrays' if name == default else ''}")
@@ -167,9 +178,42 @@ def _say_result(out: Path, result: Any) -> None:
     print(f"{result.status} after step {result.step}, {result.seconds:.0f} s")
     for setting, accuracy in result.accuracy.items():
         print(f"held-out accuracy, {setting}: {accuracy:.2%}")
-    print(f"in {out}: curves.png, trace.png, metrics.jsonl, {result.checkpoint.relative_to(out)}")
+    pictures = ", ".join(name for name in ("curves.png", "trace.png") if (out / name).exists())
+    print(f"in {out}: {pictures}, metrics.jsonl, {result.checkpoint.relative_to(out)}")
     if result.status == "interrupted":
         print("--resume with the same settings goes on from here")
+
+
+def _experiment(args: list[str]) -> None:
+    from ramnet_np.experiment.grid import GRIDS
+    from ramnet_np.experiment.runner import Options, run_experiment
+
+    names = ", ".join(GRIDS)
+    if args[:1] and args[0] in ("-h", "--help"):
+        print(f"usage: ramnet-np experiment {{{names}, plot}} [options]     (... mqar-order --help explains them)")
+        return
+    if not args or args[0] not in (*GRIDS, "plot"):
+        raise ValueError(f"experiment must be one of {names}, plot, got {args[0] if args else 'nothing'!r}")
+    name, rest = args[0], args[1:]
+    if name == "plot":
+        return tyro.cli(plot, args=rest, prog="ramnet-np experiment plot")
+    options = tyro.cli(Options, args=rest, prog=f"ramnet-np experiment {name}", description=EXPERIMENT_EXAMPLES)
+    outcome = run_experiment(name, options)
+    print(f"{outcome.finished} finished now, {outcome.left} left, {outcome.failed} failed; in {outcome.results}")
+    if outcome.failed:
+        raise SystemExit(1)
+
+
+def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("docs/results")) -> None:
+    """Draw the figures of some results and print their tables, ours against the paper's, as Markdown.
+
+    Args:
+        results: Files results.jsonl, of one grid or of several.
+        out: Folder for the figures. Its paper.toml has the paper's values; its mqar.md, if there is one, is updated.
+    """
+    from ramnet_np.experiment.report import write_report
+
+    print(write_report(results, out))
 
 
 def generate(
@@ -199,6 +243,7 @@ def generate(
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": partial(_call, demo),
     "train": _train,
+    "experiment": _experiment,
     "generate": partial(_call, generate),
     "info": partial(_call, info),
     "gradcheck": partial(_call, gradcheck),
@@ -244,17 +289,6 @@ def _take_preset(args: list[str], presets: dict[str, Any]) -> tuple[str, list[st
     if name not in presets:
         raise ValueError(f"preset must be one of {', '.join(presets)}, got {name!r}")
     return name, rest
-
-
-def _processor() -> str:
-    """The processor's name and the number of cores this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return f"{name}, {cores} cores"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Gradient checks of everything here that has a gradient: what ``ramnet-np gradcheck`` and the tests run.
 
 A case is a name and a function (samples, seed) -> :class:`GradcheckReport` that draws inputs and checks them: the
-operation with every option, every layer and loss, and small models with the paper's and the authors' settings.
+operation with every option, every layer and loss, the mixers beside it, and small models with the paper's and the
+authors' settings and of the mixers.
 """
 
 from __future__ import annotations
@@ -16,12 +17,23 @@ from tqdm import tqdm
 from ramnet_np.core.activation import ACTIVATIONS
 from ramnet_np.core.attention import ram_attention_backward, ram_attention_forward
 from ramnet_np.core.decoder import decode_backward, decode_forward
+from ramnet_np.core.delta_rule import delta_rule_backward, delta_rule_forward
 from ramnet_np.core.embedding import embedding_backward, embedding_forward
 from ramnet_np.core.gate import gate_backward, gate_forward
 from ramnet_np.core.linear import linear_backward, linear_forward
+from ramnet_np.core.linear_attention import linear_attention_backward, linear_attention_forward
 from ramnet_np.core.loss import cross_entropy_backward, cross_entropy_forward
 from ramnet_np.core.mlp import mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
-from ramnet_np.core.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from ramnet_np.core.norm import (
+    l2norm_forward,
+    layernorm_backward,
+    layernorm_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+)
+from ramnet_np.core.rotary import rotary_backward, rotary_forward
+from ramnet_np.core.short_conv import short_conv_backward, short_conv_forward
+from ramnet_np.core.softmax_attention import softmax_attention_backward, softmax_attention_forward
 from ramnet_np.core.state import RAMState
 from ramnet_np.gradcheck import GradcheckReport, gradcheck
 from ramnet_np.model import RAMNet, RAMNetConfig
@@ -121,6 +133,8 @@ _X = (2, 3, 6)
 
 # name -> (forward, backward, shapes of the inputs)
 LAYERS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, tuple[int, ...]]]] = {
+    "rotary": (rotary_forward, rotary_backward, {"x": (2, 5, 3, 6)}),
+    "short convolution": (short_conv_forward, short_conv_backward, {"x": (2, 7, 3), "weight": (3, 4)}),
     "linear": (linear_forward, linear_backward, {"x": _X, "weight": (4, 6), "bias": (4,)}),
     "rmsnorm": (rmsnorm_forward, rmsnorm_backward, {"x": _X, "weight": (6,)}),
     "layernorm": (layernorm_forward, layernorm_backward, {"x": _X, "weight": (6,), "bias": (6,)}),
@@ -184,8 +198,49 @@ MODELS: dict[str, dict[str, Any]] = {
         "norm": "layernorm",
         "tie_embeddings": True,
     },
+    "softmax attention, short convolution": {"mixer": "softmax", "short_conv": 3, "ffn": "none", "channels": 4},
+    "sliding window": {"mixer": "window", "window": 3, "ffn": "none", "channels": 4},
+    "linear attention, output norm": {"mixer": "linear", "output_norm": True, "ffn": "none"},
+    "gated delta rule, short convolution": {"mixer": "delta", "delta_gate": True, "short_conv": 3, "ffn": "none"},
     "gelu FFN, dynamic pdma gamma": {"update": "pdma", "gamma": 0.5, "gamma_mode": "dynamic", "ffn": "gelu"},
 }
+
+
+def _without_state(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def output_and_ctx(*arrays: Any) -> tuple[Any, Any]:
+        y, _, ctx = forward(*arrays)
+        return y, ctx
+
+    return output_and_ctx
+
+
+_DELTA = _without_state(delta_rule_forward), lambda dy, ctx: [d for d in delta_rule_backward(dy, ctx) if d is not None]
+
+# name -> (forward, backward)
+MIXERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "softmax": (softmax_attention_forward, softmax_attention_backward),
+    "window": (partial(softmax_attention_forward, window=10), softmax_attention_backward),
+    "linear": (_without_state(linear_attention_forward), linear_attention_backward),
+    "delta": _DELTA,
+    "gated delta": _DELTA,
+}
+
+
+def mixer_case(name: str, samples: int | None, seed: int) -> GradcheckReport:
+    """Check what ``MIXERS`` names, over several blocks of queries or chunks of tokens.
+
+    >>> mixer_case("gated delta", samples=2, seed=0).passed
+    True
+    """
+    rng = np.random.default_rng(seed)
+    inputs = {key: rng.standard_normal((1, 140, 2, width)) for key, width in (("q", 3), ("k", 3), ("v", 5))}
+    if name.endswith("delta"):
+        inputs["k"], _ = l2norm_forward(inputs["k"])
+        inputs["beta"] = rng.uniform(0, 1, (1, 140, 2))
+    if name == "gated delta":
+        inputs["log_decay"] = -rng.uniform(0, 0.2, (1, 140, 2))
+
+    return gradcheck(*MIXERS[name], inputs, samples=samples, seed=seed, title=f"mixer: {name}")
 
 
 def model_case(name: str, samples: int | None, seed: int) -> GradcheckReport:
@@ -217,6 +272,7 @@ CASES: dict[str, Case] = {
     **{f"decode_address: renorm={renorm}": partial(decode_case, renorm) for renorm in (False, True)},
     **{f"ram_attention: {name}": partial(operation_case, name) for name in OPERATION_OPTIONS},
     **{f"layer: {name}": partial(layer_case, name) for name in LAYERS},
+    **{f"mixer: {name}": partial(mixer_case, name) for name in MIXERS},
     **{f"model: {name}": partial(model_case, name) for name in MODELS},
 }
 

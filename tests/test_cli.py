@@ -76,7 +76,7 @@ def test_gradcheck_fails_with_exit_status_1(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["fly"], "command must be one of demo, train, generate, info, gradcheck, bench, got 'fly'"),
+        (["fly"], "command must be one of demo, train, experiment, generate, info, gradcheck, bench, got 'fly'"),
         (["train"], "train must be told what to train on, 'mqar' or 'text', got 'nothing'"),
         (["train", "poems"], "train must be told what to train on, 'mqar' or 'text', got 'poems'"),
         (["train", "text", "--data.path", "nowhere.txt"], "data.path must be a file, got 'nowhere.txt'"),

@@ -54,7 +54,7 @@ def test_check_links(html, problem, tmp_path, capsys):
 
 def test_the_reference_has_every_module():
     shown = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
-    for folder in ("core", "model", "train"):
+    for folder in ("core", "model", "train", "experiment"):
         for path in (DOCS.parent / "ramnet_np" / folder).glob("*.py"):
             # the operation's two modules are shown as names of ramnet_np; presets are values
             if path.stem not in ("__init__", "attention", "state", "presets"):

@@ -37,6 +37,10 @@ CALLS = {
     "text_weights": lambda: plot.text_weights(
         "abc", {"answer": [0.1, 0.9, 0]}, xlabel="byte", ylabel="asked at", at={"answer": 2}
     ),
+    "accuracy_by_order": lambda: plot.accuracy_by_order({64: {1: [0.2, 0.3], 6: [0.6]}}, {64: {1: 0.25}}),
+    "accuracy_by_state": lambda: plot.accuracy_by_state(
+        {"RAM-Net": {4224: [0.6], 16896: [0.9]}}, {"RAM-Net": [(18000, 0.9, 0.9)]}
+    ),
     "roofline": lambda: plot.roofline({"ours": (4.0, 2e12), "theirs": (0.4, 1e12)}, peak=67e12, bandwidth=3e12),
 }
 LOGITS = np.random.default_rng(0).standard_normal((3, 4))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,6 +59,95 @@ def matmul(a: Any, b: Any, onto: Any = None) -> Any:
         ctypes.c_void_p(out.data.ptr), n,
     )  # fmt: skip
     return out
+
+
+class Stack(NamedTuple):
+    """How matrices (..., rows, columns) lie in memory if one stride leads from each to the next; in elements."""
+
+    transposed: bool  # columns are contiguous, not rows
+    leading: int  # from one row to the next, of columns if transposed
+    stride: int  # from one matrix to the next; 0 where all are the same
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], strides: tuple[int, ...]) -> Stack | None:
+        """The stack of an array of ``shape`` with ``strides`` in elements; None if it is none as it lies.
+
+        >>> Stack.of((2, 3, 4), (12, 4, 1)), Stack.of((2, 4, 3), (12, 1, 4)), Stack.of((5, 2, 3, 4), (99, 12, 4, 1))
+        (Stack(transposed=False, leading=4, stride=12), Stack(transposed=True, leading=4, stride=12), None)
+        """
+        *outer, rows, columns = shape
+        *outer_strides, down, across = strides
+        if (across == 1 or columns == 1) and (down >= columns or rows == 1):
+            transposed, leading = False, columns if rows == 1 else down
+        elif (down == 1 or rows == 1) and (across >= rows or columns == 1):
+            transposed, leading = True, rows if columns == 1 else across
+        else:
+            return None
+        stride, count = 0, 1
+        for size, step in zip(reversed(outer), reversed(outer_strides), strict=True):
+            if size == 1:
+                continue
+            if step < 0:
+                return None
+            if count == 1:
+                stride = step
+            elif step != stride * count:
+                return None
+            count *= size
+        return cls(transposed, leading, stride)
+
+
+def stacked_matmul(a: Any, b: Any, onto: Any = None) -> Any:
+    """a (..., m, k) times b (..., k, n), matrix by matrix; the leading axes of both are the same.
+
+    Transposes and slices are read where they lie if one stride leads from matrix to matrix, else copied. ``onto``:
+    (..., m, n), rows contiguous: the products are added to it in place, and it is returned. float32 and float64; the
+    16-bit types go to CuPy's own product.
+    """
+    import cupy
+
+    (*outer, m, k), n = a.shape, b.shape[-1]
+    if list(b.shape[:-1]) != [*outer, k] or (onto is not None and list(onto.shape) != [*outer, m, n]):
+        shapes = f"{a.shape} and {b.shape}" + ("" if onto is None else f", onto {onto.shape}")
+        raise ValueError(f"a, b must have shapes (..., m, k), (..., k, n), and onto (..., m, n), got {shapes}")
+    count = math.prod(outer)
+    if a.dtype.name not in _GEMM or not count * m * k * n:
+        product = a @ b
+        if onto is None:
+            return product
+        onto += product
+        return onto
+    out = cupy.empty((*outer, m, n), dtype=a.dtype) if onto is None else onto
+    a, a_stack = _stacked(a)
+    b, b_stack = _stacked(b)
+    out_stack = Stack.of(out.shape, _element_strides(out))
+    if out_stack is None or out_stack.transposed:
+        raise ValueError(f"onto must have contiguous rows and one stride between matrices, got strides {out.strides}")
+    name, number = _GEMM[a.dtype.name]
+    one, beta = number(1), number(0 if onto is None else 1)
+    # cuBLAS counts down columns, where what we have is the transpose: out^T = b^T a^T
+    _context(cupy.cuda.runtime.getDevice()).call(
+        name.replace("_v2", "StridedBatched"), _TRANSPOSED[b_stack.transposed], _TRANSPOSED[a_stack.transposed],
+        n, m, k, ctypes.byref(one),
+        ctypes.c_void_p(b.data.ptr), b_stack.leading, ctypes.c_longlong(b_stack.stride),
+        ctypes.c_void_p(a.data.ptr), a_stack.leading, ctypes.c_longlong(a_stack.stride), ctypes.byref(beta),
+        ctypes.c_void_p(out.data.ptr), out_stack.leading, ctypes.c_longlong(out_stack.stride), count,
+    )  # fmt: skip
+    return out
+
+
+def _element_strides(array: Any) -> tuple[int, ...]:
+    return tuple(step // array.itemsize for step in array.strides)
+
+
+def _stacked(array: Any) -> tuple[Any, Stack]:
+    """The array, or a contiguous copy where it cannot be read as it lies."""
+    stack = Stack.of(array.shape, _element_strides(array))
+    if stack is None:
+        array = array.copy(order="C")
+        stack = Stack.of(array.shape, _element_strides(array))
+        assert stack is not None
+    return array, stack
 
 
 @functools.cache

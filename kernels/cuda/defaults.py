@@ -10,7 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from .adamw import adamw_specialisation
+from .attention import attention_specialisation
 from .blas import outer_specialisation
+from .delta import delta_specialisation
 from .embedding import ORDER, embedding_specialisation
 from .layers import layers_specialisation
 from .layout import (
@@ -73,4 +75,6 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     *(embedding_specialisation(element) for element in _TYPES),
     *(adamw_specialisation(element) for element in ("float", "double")),
     *(outer_specialisation(element) for element in ("float", "double")),
+    *(attention_specialisation(element) for element in ("float", "double")),
+    *(delta_specialisation(element) for element in ("float", "double")),
 ]

@@ -6,8 +6,9 @@
 //   add_parts          one block 32 columns: adds up the parts of all blocks
 //   gate_forward, gate_backward     one thread four elements
 //   scale_forward, scale_backward   one block the rows of one scale
+//   conv_forward, conv_backward     one thread an element; conv_weights walks over the tokens as column_sums does
 //
-// Same mathematics as ramnet_np/core/norm.py, gate.py and model/address.py. ELEMENT is what arrays hold, LAYERNORM is 1 for
+// Same mathematics as ramnet_np/core/norm.py, gate.py, short_conv.py and model/address.py. ELEMENT is what arrays hold, LAYERNORM is 1 for
 // LayerNorm and 0 for RMSNorm. Sums over tokens are split the same way on every GPU, and added in a fixed order.
 #include "reduce.cuh"
 
@@ -261,4 +262,60 @@ extern "C" __global__ void scale_backward(
     }
     total = block_sum(total, scratch);
     if (threadIdx.x == 0) dscales[blockIdx.x] = narrowed(total);
+}
+
+// ---- the short convolution: token t under the last of the weights, those before it under the ones before ----
+
+extern "C" __global__ void conv_forward(
+    const ELEMENT* x,       // (B, T, D)
+    const ELEMENT* weight,  // (D, reach)
+    long long elements, int tokens, int width, int reach,
+    ELEMENT* y  // (B, T, D)
+) {
+    const long long i = blockIdx.x * (long long)(blockDim.x) + threadIdx.x;
+    if (i >= elements) return;
+    const int c = i % width, t = i / width % tokens;
+    Sum sum = 0;
+    for (int ago = 0; ago < reach && ago <= t; ago++)
+        sum += widen(weight[c * reach + reach - 1 - ago]) * widen(x[i - (long long)(ago) * width]);
+    y[i] = narrowed(sum);
+}
+
+extern "C" __global__ void conv_backward(
+    const ELEMENT* dy,      // (B, T, D)
+    const ELEMENT* weight,  // (D, reach)
+    long long elements, int tokens, int width, int reach,
+    ELEMENT* dx  // (B, T, D)
+) {
+    const long long i = blockIdx.x * (long long)(blockDim.x) + threadIdx.x;
+    if (i >= elements) return;
+    const int c = i % width, t = i / width % tokens;
+    Sum sum = 0;
+    for (int later = 0; later < reach && t + later < tokens; later++)
+        sum += widen(weight[c * reach + reach - 1 - later]) * widen(dy[i + (long long)(later) * width]);
+    dx[i] = narrowed(sum);
+}
+
+extern "C" __global__ void conv_weights(
+    const ELEMENT* dy,  // (B, T, D)
+    const ELEMENT* x,   // (B, S + T, D)
+    long long rows, int tokens, int before, int width, int reach,
+    Sum* parts  // (blocks, D, reach)
+) {
+    extern __shared__ double shared[];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    Sum* gathered = reinterpret_cast<Sum*>(shared);
+    const Share share(rows);
+    for (int c = lane; c < width; c += 32) {
+        for (int ago = 0; ago < reach; ago++) {
+            Sum total = 0;
+            for (long long row = share.begin + warp; row < share.end; row += warps) {
+                const long long sequence = row / tokens, place = before + row % tokens - ago;
+                if (place < 0) continue;
+                total += widen(dy[row * width + c]) * widen(x[(sequence * (before + tokens) + place) * width + c]);
+            }
+            gathered[warp * width * reach + c * reach + reach - 1 - ago] = total;
+        }
+    }
+    leave_part(gathered, width * reach, parts);
 }

@@ -1,7 +1,7 @@
-"""Norms, gates and sums over tokens on the GPU: one launch each, two where a sum over tokens is left in parts.
+"""Norms, gates, short convolutions and sums over tokens on the GPU: one launch each, two where parts are to be added.
 
-Same mathematics as ``ramnet_np/core/norm.py`` and ``gate.py``; in ``layers.cu`` stands who computes what. Every array
-is read and written once (the inputs of a norm's backward twice, the second time from cache).
+Same mathematics as ``ramnet_np/core/norm.py``, ``gate.py`` and ``short_conv.py``; in ``layers.cu`` stands who computes
+what. Every array is read and written once (the inputs of a norm's backward twice, the second time from cache).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GATHERED_BYTES = 200 * 1024  # of shared memory, at most, for what the warps of 
 
 _NAMES = (
     "norm_forward", "norm_backward", "column_sums", "add_parts", "gate_forward", "gate_backward", "scale_forward",
-    "scale_backward",
+    "scale_backward", "conv_forward", "conv_backward", "conv_weights",
 )  # fmt: skip
 
 
@@ -87,6 +87,42 @@ def gate_backward(dout: Any, a: Any, b: Any, silu: bool) -> tuple[Any, Any]:
     da, db = (cupy.empty(a.shape, dtype=a.dtype) for _ in range(2))
     _launch_gate("gate_backward", a.size, (dout, a, b, np.int64(a.size), np.int32(silu), da, db))
     return da, db
+
+
+def short_conv_forward(x: Any, weight: Any) -> Any:
+    """y (B, T, D) of x (B, T, D), weight (D, reach)."""
+    import cupy
+
+    x, weight = plain(x), plain(weight)
+    y = cupy.empty(x.shape, dtype=x.dtype)
+    _launch_conv("conv_forward", x, weight, y)
+    return y
+
+
+def short_conv_backward(dy: Any, x: Any, weight: Any) -> tuple[Any, Any]:
+    """dx (B, T, D) and dweight (D, reach) of dy (B, T, D) and x (B, S + T, D), whose first S tokens are constant."""
+    import cupy
+
+    dy, x, weight = plain(dy), plain(x), plain(weight)
+    dx = cupy.empty(dy.shape, dtype=dy.dtype)
+    _launch_conv("conv_backward", dy, weight, dx)
+    _, tokens, width = dy.shape
+    rows, reach = dy.size // width, weight.shape[1]
+    blocks, warps = _split(rows, weight.size, dy.dtype)
+    parts = cupy.empty((blocks, weight.size), dtype=sum_dtype(dy.dtype))
+    kernel = get_kernel(layers_specialisation(type_name(dy.dtype)), "conv_weights")
+    sizes = np.int64(rows), *map(np.int32, (tokens, x.shape[1] - tokens, width, reach))
+    kernel((blocks,), (32 * warps,), (dy, x, *sizes, parts), shared_mem=warps * weight.size * parts.itemsize)
+    return dx, add_parts(parts, dy.dtype).reshape(weight.shape)
+
+
+def _launch_conv(name: str, x: Any, weight: Any, out: Any) -> None:
+    _, tokens, width = x.shape
+    sizes = np.int64(x.size), *map(np.int32, (tokens, width, weight.shape[1]))
+    if x.size:
+        get_kernel(layers_specialisation(type_name(x.dtype)), name)(
+            (-(-x.size // 256),), (256,), (x, weight, *sizes, out)
+        )
 
 
 def scale_forward(matrix: Any, bias: Any, scales: Any, tau: float) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,8 +106,19 @@ def _kernel(specialisation: Specialisation, name: str, device: int) -> Any:
     return kernel
 
 
-@functools.cache
 def _module(specialisation: Specialisation, device: int) -> Any:
+    key = specialisation, device
+    with _compiling.setdefault(key, threading.Lock()):  # threads that want the same module wait for one of them
+        if key not in _modules:
+            _modules[key] = _compiled(specialisation)
+    return _modules[key]
+
+
+_modules: dict[tuple[Specialisation, int], Any] = {}
+_compiling: dict[tuple[Specialisation, int], threading.Lock] = {}
+
+
+def _compiled(specialisation: Specialisation) -> Any:
     import cupy
 
     module = cupy.RawModule(code=_code(specialisation.source), options=specialisation.options, backend="nvrtc")

@@ -102,6 +102,34 @@ def rmsnorm_backward(dy: Any, ctx: RMSNormContext) -> RMSNormGrads:
     return RMSNormGrads(dx.reshape(dy.shape), dweight)
 
 
+def l2norm_forward(x: Any, eps: float = 1e-6) -> tuple[Any, RMSNormContext]:
+    """Bring each row to length 1.
+
+        y = x / sqrt(sum(x**2) + eps)
+
+    which is RMSNorm with all weights 1 / sqrt(d). ``x``: (..., d). Returns y of that shape and ctx.
+
+    >>> import numpy as np
+    >>> l2norm_forward(np.array([[3.0, 4.0]]))[0].round(6).tolist()
+    [[0.6, 0.8]]
+    """
+    width = x.shape[-1]
+    return rmsnorm_forward(x, namespace_of(x).full(width, width**-0.5, dtype=x.dtype), eps / width)
+
+
+def l2norm_backward(dy: Any, ctx: RMSNormContext) -> Any:
+    """Gradient of x: (dy - y (y . dy)) / sqrt(sum(x**2) + eps), the part of dy across y.
+
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> y, ctx = l2norm_forward(np.array([[3.0, 4.0]]))
+    >>> l2norm_backward(np.array([[5.0, 0.0]]), ctx).round(6).tolist()
+    [[0.64, -0.48]]
+    """
+    return rmsnorm_backward(dy, ctx).x
+
+
 def layernorm_forward(x: Any, weight: Any, bias: Any, eps: float = 1e-6) -> tuple[Any, LayerNormContext]:
     """Shift each token to mean 0 and scale it to variance 1.
 

@@ -69,3 +69,26 @@ def require_ids(name: str, ids: Any, size: int) -> None:
         raise ValueError(
             f"{name} must lie between 0 and {size - 1}, got {ids[tuple(where)]} at index {tuple(where.tolist())}"
         )
+
+
+def require_heads(q: Any, k: Any, v: Any) -> tuple[int, int, int, int]:
+    """ValueError or TypeError unless ``q``, ``k`` (B, T, H, d_k), ``v`` (B, T, H, d_v) fit; returns (B, T, H, d_v).
+
+    >>> require_heads(np.zeros((1, 5, 2, 3)), np.zeros((1, 5, 2, 3)), np.zeros((1, 4, 2, 7)))
+    Traceback (most recent call last):
+        ...
+    ValueError: v must have shape (1, 5, 2, d_v), as q has it, got (1, 4, 2, 7)
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+            raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+    if q.dtype not in (np.float32, np.float64):
+        raise TypeError(f"q must be float32 or float64, got {q.dtype}")
+    if q.ndim != 4 or 0 in q.shape:
+        raise ValueError(f"q must have shape (B, T, H, d_k), none of them 0, got {q.shape}")
+    require_like("k", k, Like.of(q))
+    if v.dtype != q.dtype:
+        raise TypeError(f"v must have the dtype of q ({q.dtype}), got {v.dtype}")
+    if v.ndim != 4 or v.shape[:3] != q.shape[:3] or v.shape[3] == 0:
+        raise ValueError(f"v must have shape ({', '.join(map(str, q.shape[:3]))}, d_v), as q has it, got {v.shape}")
+    return v.shape

@@ -1,6 +1,6 @@
 """A block: pre-norm RAM layer, pre-norm feed-forward network, each added to the stream it reads.
 
-h   = x + ram_layer(norm(x))
+h   = x + layer(conv(norm(x)))       conv with ``short_conv`` alone; layer: of RAM, or another ``mixer``
 out = h + ffn(norm(h))               left out with ``ffn="none"``
 """
 
@@ -17,20 +17,29 @@ from ramnet_np.core.norm import (
     rmsnorm_backward,
     rmsnorm_forward,
 )
-from ramnet_np.core.state import RAMState
+from ramnet_np.core.short_conv import ShortConvContext, short_conv_backward, short_conv_forward
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.layer import CallOptions, RAMLayerContext, ram_layer_backward, ram_layer_forward
+from ramnet_np.model.mixer import MixerContext, mixer_backward, mixer_forward
 from ramnet_np.model.parameters import Params, part, with_prefix
 
 NormContext = RMSNormContext | LayerNormContext
 FFNContext = SwiGLUContext | MLPContext
 
 
+class ConvState(NamedTuple):
+    """The state of a block with a short convolution: what that still needs, and what the layer remembers."""
+
+    inputs: Any  # (B, S, D): the last S <= width - 1 tokens that the convolution was given
+    memory: Any  # of the layer
+
+
 class BlockContext(NamedTuple):
     """What ``block_backward`` needs."""
 
     attn_norm: NormContext
-    attn: RAMLayerContext | None  # None after a call in place
+    attn_conv: ShortConvContext | None  # None without one
+    attn: RAMLayerContext | MixerContext | None  # None after a call in place
     mlp_norm: NormContext | None  # None if the block has no feed-forward network
     mlp: FFNContext | None
 
@@ -41,12 +50,13 @@ def block_forward(
     config: RAMNetConfig,
     layer: int = 0,
     *,
-    state: RAMState | None = None,
+    state: Any = None,
     options: CallOptions | None = None,
-) -> tuple[Any, RAMState | None, BlockContext]:
+) -> tuple[Any, Any, BlockContext]:
     """``x``: (B, T, D); ``params``: named as in ``block_shapes``. Returns out (B, T, D), the layer's state, ctx.
 
-    ``layer``, ``state`` and ``options`` are those of :func:`~ramnet_np.model.layer.ram_layer_forward`; errors likewise.
+    ``layer``, ``state`` and ``options`` are those of :func:`~ramnet_np.model.layer.ram_layer_forward` or
+    :func:`~ramnet_np.model.mixer.mixer_forward`, with ``short_conv`` the state is a ConvState; errors likewise.
     Source: spec section 5.
 
     >>> import numpy as np
@@ -57,17 +67,27 @@ def block_forward(
     >>> out.shape, state
     ((1, 5, 8), None)
     """
-    # 1. RAM layer
-    n, norm_ctx = norm_forward(x, part(params, "attn_norm."), config)
-    h, state, attn_ctx = ram_layer_forward(n, part(params, "attn."), config, layer, state=state, options=options)
+    options = options or CallOptions()
+    # 1. layer
+    n, norm_ctx, conv_ctx = layer_input_forward(x, params, config, state)
+    memory = state.memory if conv_ctx is not None and state is not None else state
+    own = part(params, "attn.")
+    attn_ctx: RAMLayerContext | MixerContext | None
+    if config.mixer == "ram":
+        h, memory, attn_ctx = ram_layer_forward(n, own, config, layer, state=memory, options=options)
+    else:
+        h, memory, attn_ctx = mixer_forward(n, own, config, state=memory, options=options)
+    if conv_ctx is not None and memory is not None:
+        reach = min(conv_ctx.x.shape[1], config.short_conv - 1)
+        memory = ConvState(conv_ctx.x[:, conv_ctx.x.shape[1] - reach :].copy(), memory)
     h += x
     if config.ffn == "none":
-        return h, state, BlockContext(norm_ctx, attn_ctx, None, None)
+        return h, memory, BlockContext(norm_ctx, conv_ctx, attn_ctx, None, None)
     # 2. feed-forward network
     n, mlp_norm_ctx = norm_forward(h, part(params, "mlp_norm."), config)
     out, mlp_ctx = ffn_forward(n, part(params, "mlp."), config)
     out += h
-    return out, state, BlockContext(norm_ctx, attn_ctx, mlp_norm_ctx, mlp_ctx)
+    return out, memory, BlockContext(norm_ctx, conv_ctx, attn_ctx, mlp_norm_ctx, mlp_ctx)
 
 
 def block_backward(dout: Any, ctx: BlockContext) -> tuple[Any, Params]:
@@ -94,11 +114,38 @@ def block_backward(dout: Any, ctx: BlockContext) -> tuple[Any, Params]:
         dh, dnorm = norm_backward(dn, ctx.mlp_norm)
         dh += dout
         grads |= with_prefix("mlp.", dmlp) | with_prefix("mlp_norm.", dnorm)
-    # 1. h = x + ram_layer(norm(x))
-    dn, dattn = ram_layer_backward(dh, ctx.attn)
+    # 1. h = x + layer(conv(norm(x)))
+    if isinstance(ctx.attn, MixerContext):
+        dn, dattn = mixer_backward(dh, ctx.attn)
+    else:
+        dn, dattn = ram_layer_backward(dh, ctx.attn)
+    if ctx.attn_conv is not None:
+        dn, grads["attn_conv.weight"] = short_conv_backward(dn, ctx.attn_conv)
     dx, dnorm = norm_backward(dn, ctx.attn_norm)
     dx += dh
     return dx, grads | with_prefix("attn.", dattn) | with_prefix("attn_norm.", dnorm)
+
+
+def layer_input_forward(
+    x: Any, params: Params, config: RAMNetConfig, state: ConvState | None = None
+) -> tuple[Any, NormContext, ShortConvContext | None]:
+    """What a block hands to its layer: conv(norm(x)), with what both keep for their backwards.
+
+    ``x``: (B, T, D); ``params``: of the block; ``state``: as left by the tokens before, looked at with ``short_conv``.
+
+    >>> import numpy as np
+    >>> config = RAMNetConfig(width=2, short_conv=2)
+    >>> params = {"attn_norm.weight": np.ones(2), "attn_conv.weight": np.array([[1.0, 1.0], [0.0, 1.0]])}
+    >>> layer_input_forward(np.array([[[1.0, 1.0], [-1.0, 1.0]]]), params, config)[0].round(3).tolist()
+    [[[1.0, 1.0], [0.0, 1.0]]]
+    """
+    n, norm_ctx = norm_forward(x, part(params, "attn_norm."), config)
+    if not config.short_conv:
+        return n, norm_ctx, None
+    if not isinstance(state, ConvState | None):
+        raise TypeError(f"state of a block with a short convolution must be a ConvState, got {type(state).__name__}")
+    n, conv_ctx = short_conv_forward(n, params["attn_conv.weight"], None if state is None else state.inputs)
+    return n, norm_ctx, conv_ctx
 
 
 def norm_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, NormContext]:

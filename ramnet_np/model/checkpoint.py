@@ -54,7 +54,10 @@ _SAME = {
 # what a config of theirs means by leaving a key out, where that is not our default
 _THEIR_DEFAULTS = {"gamma": 0.0, "gamma_mode": "dynamic", "output_norm": True, "tie_embeddings": False}
 _REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "embed_num")
-_OURS = ("update", "proxy_eps", "address_prior", "norm", "ffn")  # theirs cannot say these
+_OURS = (  # theirs cannot say these
+    "update", "proxy_eps", "address_prior", "norm", "ffn", "mixer", "key_channels", "window", "delta_gate", "rotary",
+    "short_conv",
+)  # fmt: skip
 _FFN_NAMES = {"swiglu": "SwiGLU", "gelu": "GELU", "silu": "SiLU", "none": "SwiGLU"}
 _FFN_KINDS = {"fuse_swiglu": "swiglu", "swiglu": "swiglu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
 

@@ -11,6 +11,7 @@ GammaMode = Literal["fixed", "learnable", "dynamic"]
 Norm = Literal["rmsnorm", "layernorm"]
 FFN = Literal["swiglu", "gelu", "silu", "none"]
 AddressPrior = Literal["all", "cape"]
+Mixer = Literal["ram", "softmax", "window", "linear", "delta"]
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,26 @@ class RAMNetConfig:
     """Use the embedding table as the output head as well."""
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
+    mixer: Mixer = "ram"
+    """What a layer remembers with. ram: the slot memory; the others are there to compare it with: softmax attention
+    over all tokens, or over a sliding window, linear attention, delta: DeltaNet, with delta_gate Gated DeltaNet."""
+    key_channels: int | None = None
+    """Channels of a query and of a key of each head, for every mixer but ram; none: as many as of a value."""
+    window: int = 64
+    """mixer window: tokens that a token sees, itself included."""
+    delta_gate: bool = False
+    """mixer delta: a learned decay of the state, one number per token and head."""
+    rotary: bool = True
+    """mixers softmax and window: queries and keys turn with the token's position."""
+    short_conv: int = 0
+    """Tokens that a causal convolution mixes, channel by channel, before the mixer (any of them); 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("vocab", "width", "layers", "heads", "order", "radix"):
             _integer(name, getattr(self, name), 1)
         if self.radix**self.order >= 2**31:
             raise ValueError(f"radix ** order must be below 2**31 slots, got {self.radix} ** {self.order}")
-        for name in ("channels", "ffn_width"):
+        for name in ("channels", "ffn_width", "key_channels"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 1)
         if self.channels is None and self.width < self.heads:
@@ -103,7 +117,8 @@ class RAMNetConfig:
             _flag("renorm", flag)
         for name in ("mass_aware", "output_gate", "output_norm", "address_bias", "value_bias", "address_scale"):
             _flag(name, getattr(self, name))
-        _flag("tie_embeddings", self.tie_embeddings)
+        for name in ("tie_embeddings", "delta_gate", "rotary"):
+            _flag(name, getattr(self, name))
         self._check_cape()
         for name, choices in (
             ("update", Update),
@@ -111,10 +126,12 @@ class RAMNetConfig:
             ("norm", Norm),
             ("ffn", FFN),
             ("address_prior", AddressPrior),
+            ("mixer", Mixer),
         ):
             if getattr(self, name) not in get_args(choices):
                 allowed = ", ".join(map(repr, get_args(choices)))
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        self._check_mixer()
         for name in ("gamma", "proxy_eps", "init_std", "norm_eps", "eps"):
             _number(name, getattr(self, name))
         for name in ("temperature", "init_mass", "eps", "norm_eps"):
@@ -140,6 +157,15 @@ class RAMNetConfig:
         for heads in per_layer:
             _integer("cape", heads, 0, self.heads)
 
+    def _check_mixer(self) -> None:
+        _integer("window", self.window, 1)
+        _integer("short_conv", self.short_conv, 0)
+        if self.rotary and self.mixer in ("softmax", "window") and self.head_key_channels % 2:
+            raise ValueError(
+                f"key_channels must be even for mixer={self.mixer!r} with rotary positions, "
+                f"got {self.head_key_channels}"
+            )
+
     @property
     def slots(self) -> int:
         """M, slots of one head's memory.
@@ -157,6 +183,15 @@ class RAMNetConfig:
         32
         """
         return self.width // self.heads if self.channels is None else self.channels
+
+    @property
+    def head_key_channels(self) -> int:
+        """d_k, the channels of a query and of a key of a mixer other than ram.
+
+        >>> RAMNetConfig(width=64, heads=2, key_channels=16).head_key_channels
+        16
+        """
+        return self.head_channels if self.key_channels is None else self.key_channels
 
     @property
     def tau(self) -> float:

@@ -4,7 +4,15 @@
     total state     M (C + 1) per head: C channels of content and one mass for each of M slots
     active state    (K_w + K_r) (C + 1) per head: the slots that one token writes and the slots that it reads
 
-These are the paper's ways of counting (table 2): 340.8M, 28.8M and 0.4M for ``paper-340m``.
+These are the paper's ways of counting (table 2): 340.8M, 28.8M and 0.4M for ``paper-340m``. Other mixers keep per head
+
+    softmax         L (d_k + C): a key and a value of every token of the longest context, L tokens
+    window          W (d_k + C): of the last W tokens (L if that is less)
+    linear          d_k C + d_k: the sum of outer products, and the normaliser
+    delta           d_k C: the matrix
+
+and a token touches all of it. A short convolution adds width - 1 inputs of D channels a layer, also touched.
+Source: paper, figure 3.
 """
 
 from __future__ import annotations
@@ -16,9 +24,14 @@ from typing import NamedTuple
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.parameters import layer_prefix, parameter_shapes, part
 
+CONTEXT = 1024  # tokens of the longest MQAR test
+
 # the first match decides; what follows "model.layers.<i>." or the whole name
 _KINDS = (
+    (("attn_conv.",), "convolution"),
     (("attn.w_", "attn.r_"), "addresses"),
+    (("attn.q_", "attn.k_"), "keys"),
+    (("attn.b_", "attn.a_", "attn.A_", "attn.dt_"), "gates"),
     (("attn.v_proj",), "values"),
     (("attn.gamma_modifier",), "forgetting"),
     (("attn.o_",), "output"),
@@ -39,8 +52,10 @@ class CountRow(NamedTuple):
     active_state: int  # elements touched per token
 
 
-def count(config: RAMNetConfig) -> list[CountRow]:
+def count(config: RAMNetConfig, context: int = CONTEXT) -> list[CountRow]:
     """A row per layer and kind, in the order of the network; the memory of a layer is a kind without parameters.
+
+    ``context``: tokens that softmax attention must remember.
 
     >>> from ramnet_np.model import preset
     >>> rows = count(preset("paper-340m"))
@@ -54,31 +69,61 @@ def count(config: RAMNetConfig) -> list[CountRow]:
     rows = _rows(None, before)
     for i in range(config.layers):
         rows += _rows(i, part(shapes, layer_prefix(i)))
-        rows.append(CountRow(i, "memory", 0, layer_state(config), layer_active_state(config)))
+        rows.append(CountRow(i, "memory", 0, layer_state(config, context), layer_active_state(config, context)))
     return rows + _rows(None, after)
 
 
-def layer_state(config: RAMNetConfig) -> int:
-    """Elements that one layer remembers: H M (C + 1).
+def state_elements(config: RAMNetConfig, context: int = CONTEXT) -> int:
+    """Elements that the whole model remembers between tokens: what the paper's figure 3 counts.
 
-    Source: paper table 2.
+    ``context``: tokens that softmax attention must remember, MQAR's longest test by default. ValueError below 1.
+    Source: paper, figure 3.
+
+    >>> ram = RAMNetConfig(width=8, heads=2, order=2, radix=3, layers=2)
+    >>> state_elements(ram)  # 2 layers * 2 heads * 9 slots * (4 + 1)
+    180
+    >>> from dataclasses import replace
+    >>> [state_elements(replace(ram, mixer=mixer, window=16)) for mixer in ("softmax", "window", "linear", "delta")]
+    [32768, 512, 80, 64]
+    >>> state_elements(replace(ram, mixer="softmax"), context=64), state_elements(replace(ram, short_conv=4))
+    (2048, 228)
+    """
+    return config.layers * layer_state(config, context)
+
+
+def layer_state(config: RAMNetConfig, context: int = CONTEXT) -> int:
+    """Elements that one layer remembers; with slots H M (C + 1).
+
+    Source: paper table 2 and figure 3.
 
     >>> layer_state(RAMNetConfig(width=8, heads=2, order=2, radix=3))  # 2 heads * 9 slots * (4 + 1)
     90
     """
-    return config.heads * config.slots * (config.head_channels + 1)
+    if context < 1:
+        raise ValueError(f"context must be at least 1, got {context}")
+    d_k, C = config.head_key_channels, config.head_channels
+    per_head = {
+        "ram": config.slots * (C + 1),
+        "softmax": context * (d_k + C),
+        "window": min(config.window, context) * (d_k + C),
+        "linear": d_k * (C + 1),
+        "delta": d_k * C,
+    }
+    return config.heads * per_head[config.mixer] + _conv_state(config)
 
 
-def layer_active_state(config: RAMNetConfig) -> int:
-    """Elements of it that one token writes or reads: H (K_w + K_r) (C + 1).
+def layer_active_state(config: RAMNetConfig, context: int = CONTEXT) -> int:
+    """Elements of it that one token writes or reads: with slots H (K_w + K_r) (C + 1), else all of them.
 
     Source: paper table 2.
 
     >>> layer_active_state(RAMNetConfig(width=8, heads=2, order=2, radix=3, top_k=(3, 4)))  # 2 * 7 * (4 + 1)
     70
     """
+    if config.mixer != "ram":
+        return layer_state(config, context)
     write_k, read_k = config.top_k if isinstance(config.top_k, tuple) else (config.top_k,) * 2
-    return config.heads * (write_k + read_k) * (config.head_channels + 1)
+    return config.heads * (write_k + read_k) * (config.head_channels + 1) + _conv_state(config)
 
 
 def format_count(config: RAMNetConfig) -> str:
@@ -112,6 +157,10 @@ def format_count(config: RAMNetConfig) -> str:
     names = ("Parameters", "total state", "active state per token")
     summary = ", ".join(f"{name} {_short(n)}" for name, n in zip(names, totals, strict=True))
     return "\n".join([*lines, " ".join([*notes, summary + "."])])
+
+
+def _conv_state(config: RAMNetConfig) -> int:
+    return max(0, config.short_conv - 1) * config.width
 
 
 def _rows(layer: int | None, shapes: dict[str, tuple[int, ...]]) -> list[CountRow]:

@@ -4,18 +4,14 @@
     v     = x V^T
     gamma = constant, or learned                     gamma.py
     y     = ram_attention(w, r, v, gamma)            core/attention.py
-    y     = RMSNorm of each head's y                 if ``output_norm``
-    y     = sigmoid(x G^T + g) * y, heads side by side     if ``output_gate``
-    out   = y O^T
+    out   = the way out                              output.py
 
-Source: paper fig. 2; the last two options are of the authors' later package; spec section 5.
+Source: paper fig. 2; spec section 5.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.attention import (
@@ -25,18 +21,13 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
-from ramnet_np.core.gate import GateContext, gate_backward, gate_forward
 from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
-from ramnet_np.core.norm import RMSNormContext, rmsnorm_backward, rmsnorm_forward
 from ramnet_np.core.state import Address, RAMState
 from ramnet_np.model.address import AddressContext, address_backward, address_forward
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward
+from ramnet_np.model.output import OutputContext, output_backward, output_forward
 from ramnet_np.model.parameters import Params
-
-# The authors' norm of y uses the smallest number that changes 1 in float32; the same here in every dtype, so that
-# float32 and float64 compute the same function.
-OUTPUT_NORM_EPS = float(np.finfo(np.float32).eps)
 
 
 class CallOptions(NamedTuple):
@@ -50,18 +41,14 @@ class CallOptions(NamedTuple):
 
 
 class RAMLayerContext(NamedTuple):
-    """What ``ram_layer_backward`` needs. Parts that the layer does not have are None."""
+    """What ``ram_layer_backward`` needs."""
 
     write: AddressContext
     read: AddressContext
     values: LinearContext
     gamma: GammaContext
     attention: RAMAttentionContext
-    norm: RMSNormContext | None
-    gate_map: LinearContext | None
-    gate: GateContext | None
-    out: LinearContext
-    shape: tuple[int, int, int, int]  # B, T, H, C
+    out: OutputContext
 
 
 def ram_layer_forward(
@@ -81,6 +68,7 @@ def ram_layer_forward(
     Cost: the projections, 2 N D (2 H U P + 2 H C) operations for N tokens, and O(N H K C) for the memory.
     ValueError or TypeError as of the operation and of the linear maps. Source: paper fig. 2; spec section 5.
 
+    >>> import numpy as np
     >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
     >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
@@ -102,25 +90,11 @@ def ram_layer_forward(
     y, state, attention_ctx = _attend(
         write_logits, read_logits, values.reshape(B, T, H, C), gamma, state, config, layer, options
     )
-    # 3. norm per head
-    norm_ctx = None
-    if config.output_norm:
-        y, norm_ctx = rmsnorm_forward(y, params["o_norm.weight"], OUTPUT_NORM_EPS)
-    # 4. gate
-    y = y.reshape(B, T, H * C)
-    gate_map_ctx = gate_ctx = None
-    if config.output_gate:
-        logit, gate_map_ctx = linear_forward(x, params["o_gate.0.weight"], params["o_gate.0.bias"])
-        y, gate_ctx = gate_forward(logit, y)
-    # 5. out
-    out, out_ctx = linear_forward(y, params["o_proj.weight"], params.get("o_proj.bias"))
+    # 3. out
+    out, out_ctx = output_forward(y, x, params, config)
     if attention_ctx is None:
         return out, state, None
-    ctx = RAMLayerContext(
-        write_ctx, read_ctx, values_ctx, gamma_ctx, attention_ctx, norm_ctx, gate_map_ctx, gate_ctx, out_ctx,
-        (B, T, H, C),
-    )  # fmt: skip
-    return out, state, ctx
+    return out, state, RAMLayerContext(write_ctx, read_ctx, values_ctx, gamma_ctx, attention_ctx, out_ctx)
 
 
 def ram_layer_backward(dout: Any, ctx: RAMLayerContext) -> tuple[Any, Params]:
@@ -128,6 +102,7 @@ def ram_layer_backward(dout: Any, ctx: RAMLayerContext) -> tuple[Any, Params]:
 
     ``dout``: (B, T, D); ValueError for another shape or dtype.
 
+    >>> import numpy as np
     >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
     >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
@@ -136,26 +111,13 @@ def ram_layer_backward(dout: Any, ctx: RAMLayerContext) -> tuple[Any, Params]:
     >>> dx.shape, grads.keys() == params.keys()
     ((1, 5, 8), True)
     """
-    B, T, H, C = ctx.shape
-    grads: Params = {}
-    dx = None
-    # 5. out = y O^T
-    dy, grads["o_proj.weight"], dbias = linear_backward(dout, ctx.out)
-    if dbias is not None:
-        grads["o_proj.bias"] = dbias
-    # 4. y = sigmoid(logit) * y
-    if ctx.gate is not None and ctx.gate_map is not None:
-        dlogit, dy = gate_backward(dy, ctx.gate)
-        dx, grads["o_gate.0.weight"], grads["o_gate.0.bias"] = linear_backward(dlogit, ctx.gate_map)
-    dy = dy.reshape(B, T, H, C)
-    # 3. norm per head
-    if ctx.norm is not None:
-        dy, grads["o_norm.weight"] = rmsnorm_backward(dy, ctx.norm)
+    # 3. out
+    dy, dx, grads = output_backward(dout, ctx.out)
     # 2. memory
     d = ram_attention_backward(dy, ctx.attention)
     # 1. projections: each adds its gradient of x
     dx, dmodifier = gamma_backward(d.gamma, ctx.gamma, onto=dx)
-    dx, grads["v_proj.weight"], dbias = linear_backward(d.values.reshape(B, T, H * C), ctx.values, onto=dx)
+    dx, grads["v_proj.weight"], dbias = linear_backward(d.values.reshape(*d.values.shape[:2], -1), ctx.values, onto=dx)
     if dbias is not None:
         grads["v_proj.bias"] = dbias
     dx, dread = address_backward(d.read_logits, ctx.read, "r", onto=dx)
@@ -170,6 +132,7 @@ def ram_layer_addresses(
 
     Index and weight: (B, T, H, K).
 
+    >>> import numpy as np
     >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
     >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
@@ -191,6 +154,7 @@ def ram_layer_addresses(
 def initial_state(config: RAMNetConfig, x: Any) -> RAMState:
     """The empty memory of one layer for the sequences of ``x`` (B, T, D): s = 0, z = ``init_mass``.
 
+    >>> import numpy as np
     >>> state = initial_state(RAMNetConfig(width=8, heads=2, order=2, init_mass=0.5), np.zeros((1, 5, 8)))
     >>> state.slots.shape, float(state.mass[0, 0, 0])
     ((1, 2, 16, 4), 0.5)

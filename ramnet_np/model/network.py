@@ -18,12 +18,13 @@ from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.core.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.core.require import require_ids, require_like
-from ramnet_np.core.state import Address, RAMState
+from ramnet_np.core.state import Address
 from ramnet_np.model.block import (
     BlockContext,
     NormContext,
     block_backward,
     block_forward,
+    layer_input_forward,
     norm_backward,
     norm_forward,
 )
@@ -49,7 +50,9 @@ class NetworkContext(NamedTuple):
 
 
 class RAMNet:
-    """A language model of RAM layers. ``params`` holds its arrays by the names of the authors' checkpoints.
+    """A language model of RAM layers, or of another ``config.mixer``.
+
+    ``params`` holds its arrays by the names of the authors' checkpoints.
 
     ``config``: its sizes and choices; ``seed``: of the initial values; ``dtype``: float32 or float64;
     ``params``: use these arrays instead of initial values (CuPy arrays make a model that runs on the GPU).
@@ -76,18 +79,20 @@ class RAMNet:
         mask: Any = None,
         select: Any = None,
         positions: Any = None,
-        state: Sequence[RAMState] | None = None,
+        state: Sequence[Any] | None = None,
         backend: str | None = None,
     ) -> tuple[Any, NetworkContext]:
         """Logits of the next token after each one. Returns (logits, ctx).
 
         ``ids``: (B, T) integers in [0, vocab).
-        ``mask``: (B, T) bool; where False a token neither writes to nor reads from the memories.
+        ``mask``: (B, T) bool; where False a token neither writes to nor reads from the memories. For mixer "ram"
+            without a short convolution alone.
         ``select``: compute logits at N tokens only, (N, V): either (B, T) bool, then in the order of the rows, or
             (N,) distinct integers below B*T, b*T + t for token t of row b. Training asks for the labelled ones: the
             head is the dearest matrix of a small model.
-        ``positions``: (T,) or (B, T) integers, for CAPE; None counts from 0.
-        ``state``: a RAMState per layer to start from; it is left alone.
+        ``positions``: (T,) or (B, T) integers, for CAPE and rotary positions; None counts from 0.
+        ``state``: what :meth:`forward_with_state` returned, per layer a RAMState (or what another mixer remembers,
+            see :func:`~ramnet_np.model.mixer.mixer_forward`), to start from; it is left alone.
         """
         options = CallOptions(positions, mask, backend)
         logits, _, ctx = self._run(ids, select, state, options)
@@ -96,13 +101,13 @@ class RAMNet:
     def forward_with_state(
         self,
         ids: Any,
-        state: Sequence[RAMState] | None = None,
+        state: Sequence[Any] | None = None,
         *,
         mask: Any = None,
         select: Any = None,
         positions: Any = None,
         backend: str | None = None,
-    ) -> tuple[Any, list[RAMState]]:
+    ) -> tuple[Any, list[Any]]:
         """As :meth:`forward`, for a sequence that comes in pieces. Returns (logits, state after the last token).
 
         Pass the state and the positions on: piece by piece gives what the whole sequence at once would give.
@@ -117,17 +122,20 @@ class RAMNet:
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
 
-    def step(self, ids: Any, state: Sequence[RAMState], positions: Any, *, backend: str | None = None) -> Any:
+    def step(self, ids: Any, state: list[Any], positions: Any, *, backend: str | None = None) -> Any:
         """Logits (B, 1, V) after one more token: UPDATES ``state`` IN PLACE.
 
-        ``ids``: (B, 1); ``positions``: (1,) or (B, 1), where that token is.
+        ``ids``: (B, 1); ``positions``: (1,) or (B, 1), where that token is. ``state``: the list that
+        :meth:`forward_with_state` returned; slots change where they are, other memories are replaced in the list.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> _, state = model.forward_with_state(np.array([[1, 2]]))
         >>> model.step(np.array([[3]]), state, np.array([2])).shape
         (1, 1, 16)
         """
-        logits, _, _ = self._run(ids, None, state, CallOptions(positions, None, backend, in_place=True))
+        logits, states, _ = self._run(ids, None, state, CallOptions(positions, None, backend, in_place=True))
+        if any(new is not old for new, old in zip(states, state, strict=True)):
+            state[:] = states
         return logits
 
     def backward(self, dlogits: Any, ctx: NetworkContext) -> Params:
@@ -218,12 +226,15 @@ class RAMNet:
         (1, 3, 2, 8)
         """
         self._check_ids(ids)
+        if self.config.mixer != "ram":
+            raise ValueError(f"trace needs mixer 'ram', which alone has slots, got mixer {self.config.mixer!r}")
         options = CallOptions(positions, mask, backend)
+        _check_options(self.config, options)
         x, _ = embedding_forward(ids, self.params[EMBEDDINGS])
         accesses = []
         for i in range(self.config.layers):
             params = part(self.params, layer_prefix(i))
-            n, _ = norm_forward(x, part(params, "attn_norm."), self.config)
+            n, _, _ = layer_input_forward(x, params, self.config)
             accesses.append(ram_layer_addresses(n, part(params, "attn."), self.config, i, options))
             x, _, _ = block_forward(x, params, self.config, i, options=options)
         return accesses
@@ -265,13 +276,14 @@ class RAMNet:
         return cls(config, params=params)
 
     def _run(
-        self, ids: Any, select: Any, state: Sequence[RAMState] | None, options: CallOptions
+        self, ids: Any, select: Any, state: Sequence[Any] | None, options: CallOptions
     ) -> tuple[Any, list[Any], NetworkContext]:
         """Returns the logits, the state of every layer (None where not asked for) and ctx."""
         self._check_ids(ids)
         config = self.config
+        _check_options(config, options)
         if state is not None and len(state) != config.layers:
-            raise ValueError(f"state must hold one RAMState per layer ({config.layers}), got {len(state)}")
+            raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
         if select is not None:
             select = _check_select(select, ids)
         # 1. embeddings
@@ -304,6 +316,20 @@ class RAMNet:
         namespace_of(ids, self.params[EMBEDDINGS])  # both on one device
         if ids.ndim != 2 or ids.shape[1] == 0:
             raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")
+
+
+def _check_options(config: RAMNetConfig, options: CallOptions) -> None:
+    """ValueError for what the model's mixer cannot do."""
+    if options.mask is not None and (config.mixer != "ram" or config.short_conv):
+        raise ValueError(
+            f"mask must be None unless mixer is 'ram' and short_conv 0: the others let every token through, got a mask "
+            f"with mixer {config.mixer!r} and short_conv {config.short_conv}"
+        )
+    if options.backend is not None and config.mixer != "ram":
+        raise ValueError(
+            f"backend must be None for mixer {config.mixer!r}, which NumPy or CuPy computes as the arrays are, "
+            f"got {options.backend!r}"
+        )
 
 
 def _check_select(select: Any, ids: Any) -> Any:

@@ -7,6 +7,7 @@ Source: spec section 5.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ Params = dict[str, Any]
 
 ADDRESS_PRIOR = 1.5  # range of the initial address bias of the last digit
 GATE_BIAS = 3.0  # sigmoid(3) = 0.95: the output gate starts open
+DECAY_RATES = (1.0, 16.0)  # between which exp(A) of the delta rule's decay is drawn evenly,
+DECAY_STEPS = (1e-3, 1e-1)  # and softplus(dt), evenly by its logarithm
 
 
 def layer_prefix(layer: int) -> str:
@@ -72,7 +75,10 @@ def block_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
     >>> block_shapes(RAMNetConfig(width=8, heads=2, ffn="none"))["attn.o_proj.weight"]
     (8, 8)
     """
-    shapes = with_prefix("attn_norm.", _norm_shapes(config)) | with_prefix("attn.", layer_shapes(config))
+    shapes = with_prefix("attn_norm.", _norm_shapes(config))
+    if config.short_conv:
+        shapes["attn_conv.weight"] = (config.width, config.short_conv)
+    shapes |= with_prefix("attn.", layer_shapes(config) if config.mixer == "ram" else mixer_shapes(config))
     if config.ffn != "none":
         shapes |= with_prefix("mlp_norm.", _norm_shapes(config)) | with_prefix("mlp.", _ffn_shapes(config))
     return shapes
@@ -86,7 +92,7 @@ def layer_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
     >>> layer_shapes(RAMNetConfig(width=8, heads=2, order=3, radix=4))["w_scale"]
     (2, 3)
     """
-    D, H, C = config.width, config.heads, config.head_channels
+    D, H = config.width, config.heads
     digits = H * config.order * config.radix
     shapes: dict[str, tuple[int, ...]] = {}
     for side in ("r", "w"):
@@ -95,31 +101,40 @@ def layer_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{side}_proj.bias"] = (digits,)
         if config.address_scale:
             shapes[f"{side}_scale"] = (H, config.order)
-    shapes["v_proj.weight"] = (H * C, D)
-    shapes["o_proj.weight"] = (D, H * C)
-    if config.value_bias:
-        shapes["v_proj.bias"] = (H * C,)
-        shapes["o_proj.bias"] = (D,)
+    shapes |= _value_shapes(config)
     if config.gamma_mode == "learnable":
         shapes["gamma_modifier"] = (H,)
     if config.gamma_mode == "dynamic":
         shapes["gamma_modifier.weight"] = (H, D)
         shapes["gamma_modifier.bias"] = (H,)
-    if config.output_norm:
-        shapes["o_norm.weight"] = (C,)
-    if config.output_gate:
-        shapes["o_gate.0.weight"] = (H * C, D)
-        shapes["o_gate.0.bias"] = (H * C,)
-    return shapes
+    return shapes | _output_shapes(config)
+
+
+def mixer_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the parameters of one layer of a mixer other than ram.
+
+    >>> list(mixer_shapes(RAMNetConfig(width=8, heads=2, mixer="delta", delta_gate=True)))[:4]
+    ['q_proj.weight', 'k_proj.weight', 'v_proj.weight', 'o_proj.weight']
+    """
+    D, H, keys = config.width, config.heads, config.heads * config.head_key_channels
+    shapes: dict[str, tuple[int, ...]] = {"q_proj.weight": (keys, D), "k_proj.weight": (keys, D)}
+    shapes |= _value_shapes(config)
+    if config.mixer == "delta":
+        shapes["b_proj.weight"] = (H, D)
+        if config.delta_gate:
+            shapes |= {"a_proj.weight": (H, D), "dt_bias": (H,), "A_log": (H,)}
+    return shapes | _output_shapes(config)
 
 
 def init_parameters(shapes: Mapping[str, tuple[int, ...]], config: RAMNetConfig, seed: int, dtype: Any) -> Params:
     """Initial values for the parameters that ``shapes`` names.
 
     Matrices are drawn from N(0, ``init_std``); norms start at 1, the gate's bias at 3, the address biases of the heads
-    that ``config.address_prior`` names at a prior (see :func:`address_prior`), every other bias, scale and modifier at
-    0. Names without a layer's prefix count as layer 0's. The draws are float32 for either dtype, so a float64 model
-    starts at the same values. Source: spec section 5.
+    that ``config.address_prior`` names at a prior (see :func:`address_prior`), short convolutions at
+    numbers drawn evenly from +-1 / sqrt(width), the
+    delta rule's decay at values drawn per head (see :mod:`~ramnet_np.model.decay`), every other bias, scale and
+    modifier at 0. Names without a layer's prefix count as layer 0's. The draws are float32 for either dtype, so a
+    float64 model starts at the same values. Source: spec section 5.
 
     >>> config = RAMNetConfig(vocab=8, width=4, layers=1)
     >>> params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
@@ -146,6 +161,14 @@ def address_prior(config: RAMNetConfig) -> np.ndarray:
 def _initial(name: str, shape: tuple[int, ...], config: RAMNetConfig, rng: np.random.Generator) -> np.ndarray:
     if name.endswith("norm.weight"):
         return np.ones(shape, dtype=np.float32)
+    if name.endswith("conv.weight"):
+        return (rng.random(shape, dtype=np.float32) * 2 - 1) * np.float32(shape[1] ** -0.5)
+    if name.endswith("A_log"):
+        return np.log(rng.uniform(*DECAY_RATES, size=shape)).astype(np.float32)
+    if name.endswith("dt_bias"):
+        low, high = map(math.log, DECAY_STEPS)
+        step = np.exp(rng.uniform(low, high, size=shape))
+        return np.log(np.expm1(step)).astype(np.float32)  # softplus^-1
     if name.endswith(".weight"):
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(config.init_std)
     if name.endswith(("w_proj.bias", "r_proj.bias")):
@@ -157,6 +180,22 @@ def _initial(name: str, shape: tuple[int, ...], config: RAMNetConfig, rng: np.ra
     if name.endswith("o_gate.0.bias"):
         return np.full(shape, GATE_BIAS, dtype=np.float32)
     return np.zeros(shape, dtype=np.float32)
+
+
+def _value_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
+    D, values = config.width, config.heads * config.head_channels
+    shapes: dict[str, tuple[int, ...]] = {"v_proj.weight": (values, D), "o_proj.weight": (D, values)}
+    if config.value_bias:
+        shapes |= {"v_proj.bias": (values,), "o_proj.bias": (D,)}
+    return shapes
+
+
+def _output_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:
+    values = config.heads * config.head_channels
+    shapes: dict[str, tuple[int, ...]] = {"o_norm.weight": (config.head_channels,)} if config.output_norm else {}
+    if config.output_gate:
+        shapes |= {"o_gate.0.weight": (values, config.width), "o_gate.0.bias": (values,)}
+    return shapes
 
 
 def _norm_shapes(config: RAMNetConfig) -> dict[str, tuple[int, ...]]:

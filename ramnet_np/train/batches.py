@@ -15,6 +15,11 @@ class Batch(NamedTuple):
     ids: Any  # (B, T) integers
     labels: Any  # (B, T) integers
 
+    @property
+    def tokens(self) -> int:
+        """B T."""
+        return self.ids.size
+
 
 class DataSource(Protocol):
     """What the training loop needs of a data set."""
@@ -54,6 +59,12 @@ class ShuffledSets:
         return len(self._owner)
 
     def batch(self, step: int) -> Batch:
+        owner, chosen = self.rows(step)
+        ids, labels = self._train[owner]
+        return Batch(ids[chosen], labels[chosen])
+
+    def rows(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """The training set that the batch of a step is from, and its rows there."""
         epoch, number = divmod(step, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:  # one epoch's order at a time is kept
             rng = np.random.default_rng([self._seed, epoch])
@@ -61,9 +72,7 @@ class ShuffledSets:
             self._epoch = epoch, order, [rng.permutation(len(s.ids)) for s in self._train]
         _, order, rows = self._epoch
         owner, place = self._owner[order[number]], self._place[order[number]]
-        chosen = rows[owner][place * self._size : (place + 1) * self._size]
-        ids, labels = self._train[owner]
-        return Batch(ids[chosen], labels[chosen])
+        return int(owner), rows[owner][place * self._size : (place + 1) * self._size]
 
     def held_out(self) -> Mapping[str, Batch]:
         return self._held_out

@@ -8,12 +8,16 @@ tokens are filled up to a multiple of the sequences by tokens without a label, w
                                                └──────────── one graph ───────────┘
 
 What a graph computes with lives in a pool of its own, so that whatever runs between two launches finds other memory.
+
+Several threads may train a model each, on one GPU: every :class:`DeviceSteps` has its own stream, memory and graphs;
+what is shared (compiled kernels, CuPy's pool) is locked or written once. Nothing waits for more than its own stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +30,7 @@ from ramnet_np.model import RAMNet
 from ramnet_np.train.batches import Batch
 from ramnet_np.train.config import TrainConfig, learning_rate
 from ramnet_np.train.optim import ADAMW_EPS, AdamWState, decays
+from ramnet_np.train.resident import ResidentBatch
 from ramnet_np.train.steps import Diverged, Report, not_finite
 
 Graphs = Literal["auto", "on", "off"]
@@ -34,29 +39,33 @@ MAX_GRAPHS = 16  # batches of further shapes run without
 
 
 class _Shape:
-    """What is kept for the batches of one shape: fixed inputs on the device, two pinned arrays to fill them from."""
+    """What is kept for the batches of one shape: fixed inputs on the device, two pinned arrays to fill them from.
 
-    def __init__(self, sequences: int, length: int, labelled: int):
+    ``inputs``: makes ids, positions and labels of the ``size`` numbers that were copied; part of the step.
+    """
+
+    def __init__(self, size: int, inputs: Callable[[Any], tuple[Any, Any, Any]]):
         import cupy
         import cupyx
 
-        tokens = sequences * length
-        self._memory = cupy.empty(tokens + 2 * labelled, dtype=np.int32)
-        self.ids = self._memory[:tokens].reshape(sequences, length)
-        self.positions = self._memory[tokens : tokens + labelled]
-        self.labels = self._memory[tokens + labelled :]
+        self._memory = cupy.empty(size, dtype=np.int32)
+        self._inputs = inputs
         self._hosts = [cupyx.empty_pinned(self._memory.shape, dtype=np.int32) for _ in range(2)]
         self._copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
         self._turn = 0
         self.graph: Any = None
         self.seen = False
 
-    def fill(self, ids: Any, positions: Any, labels: Any, stream: Any) -> None:
+    def inputs(self) -> tuple[Any, Any, Any]:
+        """ids (B, T), positions (N,) and labels (N,) of the batch that was copied."""
+        return self._inputs(self._memory)
+
+    def fill(self, parts: Sequence[Any], stream: Any) -> None:
         """Copy a batch to the device, behind the work that still reads the last one."""
         self._turn = 1 - self._turn
         host, copied = self._hosts[self._turn], self._copied[self._turn]
         copied.synchronize()  # the copy that last left this array, two batches ago
-        np.concatenate([ids.ravel(), positions, labels], out=host, casting="unsafe")
+        np.concatenate(parts, out=host, casting="unsafe")
         self._memory.set(host, stream=stream)
         copied.record(stream)
 
@@ -85,7 +94,7 @@ class DeviceSteps:
         self._step, self._moments = state.step, (state.mean, state.square)
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._pool = cupy.cuda.MemoryPool(_graph_memory)  # of the graphs, which run one after another and so share it
-        self._shapes: dict[tuple[int, int, int], _Shape] = {}
+        self._shapes: dict[tuple[int, ...], _Shape] = {}
         params = {name: cupy.ascontiguousarray(p) for name, p in model.params.items()}
         model.params.update(params)
         first = next(iter(params.values()))
@@ -105,8 +114,8 @@ class DeviceSteps:
     def state(self) -> AdamWState:
         return AdamWState(self._step, *self._moments)
 
-    def run(self, batch: Batch) -> None:
-        shape = self._filled(batch)
+    def run(self, batch: Batch | ResidentBatch) -> None:
+        shape = self._chosen(batch) if isinstance(batch, ResidentBatch) else self._filled(batch)
         if shape.graph is None and self._graphs and shape.seen:  # the first step has compiled what it needs
             self._capture(shape)
         if shape.graph is not None:
@@ -126,13 +135,17 @@ class DeviceSteps:
     def __enter__(self) -> DeviceSteps:
         import cupy
 
-        cupy.cuda.Device().synchronize()  # the parameters come from another stream
+        # The parameters come from another stream. Not the whole device: another thread may be capturing.
+        cupy.cuda.get_current_stream().synchronize()
         self._stream.__enter__()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        import cupy
+
         self._stream.synchronize()
         self._stream.__exit__(*exc_info)
+        cupy.get_default_memory_pool().free_all_blocks(self._stream)  # which no other stream would use
 
     def _filled(self, batch: Batch) -> _Shape:
         ids, vocab = on_host(batch.ids), self._model.config.vocab
@@ -141,14 +154,22 @@ class DeviceSteps:
         require_ids("labels", labels[labels != IGNORE_INDEX], vocab)
         key = (*ids.shape, len(positions))
         if key not in self._shapes:
-            self._shapes[key] = _Shape(*key)
-        self._shapes[key].fill(ids, positions, labels, self._stream)
+            self._shapes[key] = _Shape(ids.size + 2 * len(positions), partial(_cut, *key))
+        self._shapes[key].fill([ids.ravel(), positions, labels], self._stream)
+        return self._shapes[key]
+
+    def _chosen(self, batch: ResidentBatch) -> _Shape:
+        key = (id(batch.source), len(batch.rows))
+        if key not in self._shapes:
+            self._shapes[key] = _Shape(len(batch.rows), batch.source.gather)  # which keeps the source, and so its id
+        self._shapes[key].fill([batch.rows], self._stream)
         return self._shapes[key]
 
     def _compute(self, shape: _Shape, addresses: Any, *, bind: bool) -> dict[str, Any]:
         """Launch one step; returns the gradients, whose addresses the optimiser has only if ``bind``."""
-        logits, ctx = self._model.forward(shape.ids, select=shape.positions)
-        loss = cross_entropy_and_gradient(logits, shape.labels)
+        ids, positions, labels = shape.inputs()
+        logits, ctx = self._model.forward(ids, select=positions)
+        loss = cross_entropy_and_gradient(logits, labels)
         grads = self._optimizer.contiguous(self._model.backward(loss.dlogits, ctx))
         if bind:
             self._optimizer.bind(addresses, grads)
@@ -161,7 +182,8 @@ class DeviceSteps:
         if sum(other.graph is not None for other in self._shapes.values()) >= MAX_GRAPHS:
             return
         addresses = self._optimizer.addresses()
-        cupy.get_default_memory_pool().free_all_blocks()  # what the first step used; the graph brings its own
+        # what the first step used; the graph brings its own
+        cupy.get_default_memory_pool().free_all_blocks(self._stream)
         try:
             with cupy.cuda.using_allocator(self._pool.malloc):
                 _begin_capture(self._stream)
@@ -207,7 +229,16 @@ def _graph_memory(size: int) -> Any:
 
 
 def _begin_capture(stream: Any) -> None:
-    stream.begin_capture()
+    import cupy
+
+    # relaxed: what other threads do meanwhile, allocate or load a kernel, breaks no capture
+    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
+
+
+def _cut(sequences: int, length: int, labelled: int, memory: Any) -> tuple[Any, Any, Any]:
+    """ids, positions and labels of a batch that was copied whole."""
+    tokens = sequences * length
+    return memory[:tokens].reshape(sequences, length), *memory[tokens:].reshape(2, labelled)
 
 
 def labelled_tokens(labels: Any, multiple: int) -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ from ramnet_np.train.checkpoint import Checkpoint, checkpoint_step, latest_check
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.device import DeviceSteps, Graphs
 from ramnet_np.train.interrupt import DeferredInterrupt
-from ramnet_np.train.metrics import MetricsWriter, count_correct
+from ramnet_np.train.metrics import MetricsWriter, hits
 from ramnet_np.train.optim import AdamWState, adamw_init
 from ramnet_np.train.steps import Diverged, HostSteps, Report, Steps
 
@@ -83,7 +83,7 @@ def train(
     checkpoints, metrics = out / "checkpoints", out / "metrics.jsonl"
     prepare_folder(out, resume=resume, overwrite=overwrite)
     state, best = _restore(model, checkpoints, settings) if resume else (adamw_init(model.params), 0.0)
-    steps = _steps(model, config, state, graphs, tqdm.write)
+    steps = steps_for(model, config, state, graphs, tqdm.write)
 
     def done() -> bool:
         return steps.state.step >= config.steps or (config.stop_at is not None and best >= config.stop_at)
@@ -144,7 +144,7 @@ def evaluate(model: RAMNet, held_out: Mapping[str, Batch], tokens: int | None = 
     """Accuracy over the labelled tokens of each held-out set, and their plain "mean".
 
     ``tokens``: how many at a time; None: 8192, or 65536 on a GPU, which small pieces would leave idle.
-    Sets hold ids and labels, (N, T).
+    Sets hold ids and labels, (N, T). A GPU is waited for once, at the end.
 
     >>> from ramnet_np.model import RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
@@ -154,17 +154,17 @@ def evaluate(model: RAMNet, held_out: Mapping[str, Batch], tokens: int | None = 
     """
     xp = namespace_of(*model.params.values())
     tokens = tokens or (8192 if xp is np else 65536)
-    accuracy = {}
+    right, counted = {}, {}
     for name, (ids, labels) in held_out.items():
         rows = max(1, tokens // ids.shape[1])
-        correct = counted = 0
+        right[name] = counted[name] = 0
         for i in range(0, len(ids), rows):
             wanted = labels[i : i + rows].ravel()
             asked = np.flatnonzero(wanted >= 0)
             logits, _ = model.forward(xp.asarray(ids[i : i + rows]), select=xp.asarray(asked))
-            correct += count_correct(logits, xp.asarray(wanted[asked]))
-            counted += len(asked)
-        accuracy[name] = correct / max(1, counted)
+            right[name] += hits(logits, xp.asarray(wanted[asked]))
+            counted[name] += len(asked)
+    accuracy = {name: int(count) / max(1, counted[name]) for name, count in right.items()}
     return accuracy | {"mean": sum(accuracy.values()) / len(accuracy)}
 
 
@@ -227,8 +227,16 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _steps(model: RAMNet, config: TrainConfig, state: AdamWState, graphs: Graphs, say: Callable[[str], None]) -> Steps:
-    """The steps that suit where the model is."""
+def steps_for(
+    model: RAMNet, config: TrainConfig, state: AdamWState, graphs: Graphs, say: Callable[[str], None] = print
+) -> Steps:
+    """The steps that suit where the model is; ``graphs`` and ``say`` as in :class:`DeviceSteps`.
+
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
+    >>> steps_for(model, TrainConfig(), adamw_init(model.params), "auto").reads_at_once
+    True
+    """
     if fused_for("adamw", next(iter(model.params.values()))):
         return DeviceSteps(model, config, state, graphs, say)
     return HostSteps(model, config, state)

@@ -16,7 +16,7 @@ Source: spec section 6; Arora et al., "Zoology" (arXiv 2312.04927), section 4 an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ TEST_SETTINGS: dict[str, tuple[Setting, ...]] = {
     "demo": ((8, 64, 1000),),
 }
 
-_TRAIN, _TEST = 0, 1  # which stream of random numbers a set is drawn from
+_TRAIN, _TEST, _VALIDATION = 0, 1, 3  # which stream of random numbers a set is drawn from; 2 is the demo's
 
 
 class Examples(NamedTuple):
@@ -136,23 +136,53 @@ def mqar_data(settings: MQARSettings, seed: int = 0) -> tuple[list[Examples], li
     ([(30, 16)], [(10, 16), (5, 20)])
     """
     train = [_draw(settings, setting, seed, (_TRAIN, i)) for i, setting in enumerate(settings.train)]
+    return train, _drawn_apart(settings, settings.test, train, seed, _TEST)
+
+
+def mqar_validation(settings: MQARSettings, train: Sequence[Examples], examples: int, seed: int = 0) -> list[Examples]:
+    """``examples`` more sequences of every training setting, to choose by: neither trained nor tested on.
+
+    ``train``: the training sets, as :func:`mqar_data` returns them. The stream is a third one, and no list of pairs
+    occurs in both. ValueError where the vocabulary is too small for that.
+
+    >>> settings = MQARSettings(vocab=64, train=((2, 16, 30), (3, 20, 9)), test=((2, 16, 10),))
+    >>> [e.ids.shape for e in mqar_validation(settings, mqar_data(settings)[0], examples=5)]
+    [(5, 16), (5, 20)]
+    """
+    held_out = [(pairs, length, examples) for pairs, length, _ in settings.train]
+    return _drawn_apart(settings, held_out, train, seed, _VALIDATION)
+
+
+def _drawn_apart(
+    settings: MQARSettings, wanted: Sequence[Setting], train: Sequence[Examples], seed: int, stream: int
+) -> list[Examples]:
+    """Sets of the ``wanted`` settings, none of whose lists of pairs opens a training sequence."""
     seen = {_pair_list(row, pairs) for (pairs, _, _), s in zip(settings.train, train, strict=True) for row in s.ids}
-    test = []
-    for i, setting in enumerate(settings.test):
+    sets = []
+    for i, setting in enumerate(wanted):
         pairs, length, _ = setting
-        drawn = _draw(settings, setting, seed, (_TEST, i))
+        drawn = _draw(settings, setting, seed, (stream, i))
         attempt = 0
         while (repeated := _repeated(drawn.ids, pairs, seen)).any():
             attempt += 1
             if attempt > 100:
                 raise ValueError(
-                    f"no test sequences of {pairs} pairs can be kept apart from the training ones at vocab "
+                    f"no held-out sequences of {pairs} pairs can be kept apart from the training ones at vocab "
                     f"{settings.vocab}; expected a larger vocab or fewer training examples"
                 )
-            fresh = _draw(settings, (pairs, length, int(repeated.sum())), seed, (_TEST, i, attempt))
+            fresh = _draw(settings, (pairs, length, int(repeated.sum())), seed, (stream, i, attempt))
             drawn.ids[repeated], drawn.labels[repeated] = fresh
-        test.append(drawn)
-    return train, test
+        sets.append(drawn)
+    return sets
+
+
+def setting_names(settings: Sequence[Setting]) -> list[str]:
+    """What held-out sets are called in results.
+
+    >>> setting_names(TEST_SETTINGS["demo"])
+    ['8 pairs, length 64']
+    """
+    return [f"{pairs} pairs, length {length}" for pairs, length, _ in settings]
 
 
 def _draw(settings: MQARSettings, setting: Setting, seed: int, stream: tuple[int, ...]) -> Examples:

@@ -38,7 +38,9 @@ def adamw_init(params: Arrays) -> AdamWState:
 
 
 def decays(name: str, param: Any) -> bool:
-    """Whether weight decay applies: to matrices, not to norms, biases, scales or any other vector.
+    """Whether weight decay applies: to matrices, not to norms, biases, scales, short convolutions or any vector.
+
+    Decay would pull a short convolution towards letting nothing through.
 
     >>> import numpy as np
     >>> matrix = np.zeros((2, 5))
@@ -46,7 +48,7 @@ def decays(name: str, param: Any) -> bool:
     (True, False)
     """
     kind = name.rpartition(".")[2]
-    return param.ndim >= 2 and "norm" not in name and not kind.endswith(("bias", "scale"))
+    return param.ndim >= 2 and not ("norm" in name or "conv" in name or kind.endswith(("bias", "scale")))
 
 
 def adamw_update(

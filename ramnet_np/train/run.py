@@ -21,7 +21,7 @@ from ramnet_np.train.batches import Batch, DataSource, ShuffledSets
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.device import Graphs
 from ramnet_np.train.loop import TrainResult, prepare_folder, train
-from ramnet_np.train.mqar import MQAR_PRESETS, MQARSettings, mqar_data
+from ramnet_np.train.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class MQARRun(Run):
 
 
 def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
-    """Make the data and the model, train, and draw curves.png and trace.png into ``run.out``.
+    """Make the data and the model, train, and draw curves.png and trace.png (of slots) into ``run.out``.
 
     Ctrl-C ends it with status "interrupted" and a checkpoint; see :func:`ramnet_np.train.loop.train` for the errors.
 
@@ -97,7 +97,7 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
         train_sets, test_sets = mqar_data(run.data, run.seed)
         return ShuffledSets(
             [Batch(*examples) for examples in train_sets],
-            {name: Batch(*examples) for name, examples in zip(_names(run.data), test_sets, strict=True)},
+            {name: Batch(*examples) for name, examples in zip(setting_names(run.data.test), test_sets, strict=True)},
             run.train.batch,
             run.seed,
         )
@@ -108,7 +108,7 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
 def train_run(
     run: Run, make_data: Callable[[], DataSource], settings: dict[str, object], *, accuracy: str, progress: bool
 ) -> TrainResult:
-    """Train on what ``make_data`` returns; draw the curves and the accesses of the first held-out sequence.
+    """Train on what ``make_data`` returns; draw the curves and the slots that the first held-out sequence touches.
 
     ``settings``: what decides the bits, see :func:`run_settings`; ``accuracy``: what it is called in the curves.
 
@@ -147,11 +147,8 @@ def train_run(
             where = "GPU" if run.device == "gpu" else "machine"
             raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
         training_curves(result.metrics, accuracy=accuracy).savefig(run.out / "curves.png", dpi=120)
-        first = next(iter(data.held_out().values()))
-        shown = namespace_of(*model.params.values()).asarray(first.ids[:1])
-        accesses = [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]
-        cape = [run.model.cape_heads(layer) for layer in range(run.model.layers)]
-        slot_trace(accesses, run.model.slots, cape_heads=cape).savefig(run.out / "trace.png", dpi=120)
+        if run.model.mixer == "ram":
+            _draw_trace(model, data, run.out / "trace.png")
     return result
 
 
@@ -169,5 +166,9 @@ def run_settings(run: Run, data: Any) -> dict[str, object]:
     return json.loads(json.dumps(parts))
 
 
-def _names(settings: MQARSettings) -> list[str]:
-    return [f"{pairs} pairs, length {length}" for pairs, length, _ in settings.test]
+def _draw_trace(model: RAMNet, data: DataSource, path: Path) -> None:
+    first = next(iter(data.held_out().values()))
+    shown = namespace_of(*model.params.values()).asarray(first.ids[:1])
+    accesses = [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]
+    cape = [model.config.cape_heads(layer) for layer in range(model.config.layers)]
+    slot_trace(accesses, model.config.slots, cape_heads=cape).savefig(path, dpi=120)

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from ramnet_np.core.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from ramnet_np.core.norm import (
+    l2norm_backward,
+    l2norm_forward,
+    layernorm_backward,
+    layernorm_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+)
 from ramnet_np.gradcheck import gradcheck
 
 
@@ -25,6 +32,14 @@ def test_layernorm_gradients(shape, eps):
     gradcheck(
         lambda x, weight, bias: layernorm_forward(x, weight, bias, eps), layernorm_backward, draw(shape)
     ).raise_if_failed()
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.5])
+def test_l2norm_is_the_formula_and_has_its_gradients(eps):
+    x = draw()["x"]
+    y, _ = l2norm_forward(x, eps)
+    np.testing.assert_allclose(y, x / np.sqrt((x**2).sum(-1, keepdims=True) + eps), rtol=1e-12)
+    gradcheck(lambda x: l2norm_forward(x, eps), l2norm_backward, {"x": x}, seed=7).raise_if_failed()
 
 
 def test_rmsnorm_forward_is_the_formula():

@@ -48,6 +48,10 @@ def main() -> None:
     for config in (
         replace(small, ffn_width=33),
         replace(small, norm="layernorm", ffn="none", output_gate=True, output_norm=True, update="gsu"),
+        replace(small, mixer="softmax", ffn="none", short_conv=3),
+        replace(small, mixer="window", window=7, ffn="none"),
+        replace(small, mixer="linear", ffn="none"),
+        replace(small, mixer="delta", delta_gate=True, ffn="none"),
     ):
         train(config)
     cupy.cuda.Device().synchronize()

@@ -208,7 +208,7 @@ def test_model_refuses():
         (ValueError, "mask must be bool of shape", lambda: model.forward(IDS, mask=IDS)),
         (
             ValueError,
-            r"state must hold one RAMState per layer \(2\), got 1",
+            r"state must hold one state per layer \(2\), got 1",
             lambda: model.forward(IDS, state=state[:1]),
         ),
         (ValueError, "dlogits must be float64 of shape", lambda: model.backward(np.ones(3), model.forward(IDS)[1])),

@@ -15,6 +15,7 @@ from ramnet_np.train.metrics import read_metrics
 from ramnet_np.train.optim import adamw_init
 from ramnet_np.train.run import run_mqar
 from ramnet_np.train.steps import Diverged, HostSteps
+from tests.mixer_cases import MIXERS
 from tests.train.test_loop import CONFIG, MODEL, Interrupting, next_token_data, run
 from tests.train.test_run import SMALL
 
@@ -29,6 +30,7 @@ CONFIGS = {
         ffn_width=24, init_mass=0.2,
     ),
     "layernorm": replace(BASE, norm="layernorm", ffn="gelu", gamma_mode="learnable", address_scale=False),
+    **{name: replace(BASE, **fields) for name, fields in MIXERS.items()},
 }  # fmt: skip
 TRAIN = TrainConfig(steps=6, batch=4, learning_rate=1e-2, warmup=2, clip=0.5)
 
@@ -267,8 +269,9 @@ def run_part(out, device, graph):
         return run_mqar(replace(SMALL, out=out, device=device, graph=graph), progress=False)
 
 
-def test_generate_on_the_gpu_equals_the_cpu(cp):
-    model = RAMNet(CONFIGS["swiglu"], seed=3, dtype=np.float64)
+@pytest.mark.parametrize("name", ["swiglu", *MIXERS])
+def test_generate_on_the_gpu_equals_the_cpu(cp, name):
+    model = RAMNet(CONFIGS[name], seed=3, dtype=np.float64)
     ids = np.array([[1, 2, 3], [7, 5, 9]])
     np.testing.assert_array_equal(model.to("gpu").generate(cp.asarray(ids), 5).get(), model.generate(ids, 5))
     with pytest.raises(TypeError, match="cannot be mixed"):

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from ramnet_np.train.metrics import MetricsWriter, count_correct, read_metrics
+from ramnet_np.train.metrics import MetricsWriter, hits, read_metrics
 
 
-def test_count_correct():
+def test_hits():
     logits = np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0], [0.0, 0.0, 5.0]])
-    assert count_correct(logits, np.array([1, 2, 2])) == 2
+    assert hits(logits, np.array([1, 2, 2])) == 2
 
 
 def test_metrics_writer_round_trip(tmp_path):

@@ -116,7 +116,7 @@ def test_mqar_data_same_seed_same_bits():
 
 
 def test_mqar_data_without_room_for_a_test_set():
-    with pytest.raises(ValueError, match=r"no test sequences of 1 pairs .* vocab 4"):
+    with pytest.raises(ValueError, match=r"no held-out sequences of 1 pairs .* vocab 4"):
         mqar_data(MQARSettings(vocab=4, train=((1, 8, 50),), test=((1, 8, 5),)))
 
 

@@ -1,0 +1,91 @@
+"""The short causal convolution: every channel mixes its last few tokens with weights of its own."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ramnet_np.backend import fused_for
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.require import Like, require_like, require_width
+
+
+class ShortConvContext(NamedTuple):
+    """What ``short_conv_backward`` needs."""
+
+    x: Any  # (B, S + T, D): the S tokens before these first
+    weight: Any  # (D, width)
+    y: Like
+
+
+class ShortConvGrads(NamedTuple):
+    """One gradient per input."""
+
+    x: Any
+    weight: Any
+
+
+def short_conv_forward(x: Any, weight: Any, before: Any = None) -> tuple[Any, ShortConvContext]:
+    """Sum the last tokens of each channel, the newest under the last weight.
+
+        y[t, c] = sum_i weight[c, width-1-i] * x[t-i, c],    i = 0 .. width - 1
+
+    ``x``: (B, T, D); ``weight``: (D, width); ``before``: (B, S, D), the S <= width - 1 tokens that came before these,
+    taken as constant; tokens before those are 0. Returns y (B, T, D) and ctx. Cost: 2 width operations an element.
+    ValueError or TypeError where shapes or dtypes do not fit.
+    Source: Fu et al., arXiv 2212.14052 (the shift of H3), as DeltaNet (arXiv 2406.06484) has it.
+
+    >>> import numpy as np
+    >>> x = np.array([1.0, 2.0, 3.0]).reshape(1, 3, 1)
+    >>> short_conv_forward(x, np.array([[10.0, 1.0]]))[0].ravel().tolist()  # the token, and ten times the last one
+    [1.0, 12.0, 23.0]
+    """
+    require_width("x", x, weight.shape[0], weight)
+    if x.ndim != 3:
+        raise ValueError(f"x must have shape (B, T, D), got {x.shape}")
+    if before is not None:
+        require_like("before", before, Like((x.shape[0], before.shape[1], x.shape[2]), x.dtype))
+        if before.shape[1] >= weight.shape[1]:
+            raise ValueError(
+                f"before must hold at most {weight.shape[1] - 1} tokens, as the weight reaches, got {before.shape[1]}"
+            )
+        x = namespace_of(x).concatenate([before, x], axis=1)
+    tokens = x.shape[1] - (0 if before is None else before.shape[1])
+    if fused := fused_for("short_conv_forward", x):
+        y = fused(x, weight)
+    else:
+        y = x * weight[:, -1]
+        for i in range(1, min(weight.shape[1], x.shape[1])):
+            y[:, i:] += x[:, :-i] * weight[:, -1 - i]
+    y = y[:, x.shape[1] - tokens :]
+    return y, ShortConvContext(x, weight, Like.of(y))
+
+
+def short_conv_backward(dy: Any, ctx: ShortConvContext) -> ShortConvGrads:
+    """Gradients of x and weight.
+
+        dx[t, c] = sum_i weight[c, width-1-i] * dy[t+i, c]
+        dweight[c, width-1-i] = sum over tokens of dy[t, c] * x[t-i, c]
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> y, ctx = short_conv_forward(np.array([1.0, 2.0, 3.0]).reshape(1, 3, 1), np.array([[10.0, 1.0]]))
+    >>> dx, dweight = short_conv_backward(np.ones_like(y), ctx)
+    >>> dx.ravel().tolist(), dweight.tolist()
+    ([11.0, 11.0, 1.0], [[3.0, 6.0]])
+    """
+    require_like("dy", dy, ctx.y)
+    xp = namespace_of(dy)
+    x, weight = ctx.x, ctx.weight
+    before = x.shape[1] - dy.shape[1]
+    if fused := fused_for("short_conv_backward", dy):
+        return ShortConvGrads(*fused(dy, x, weight))
+    dx = dy * weight[:, -1]
+    dweight = xp.zeros_like(weight)
+    for i in range(weight.shape[1]):
+        if 0 < i < dy.shape[1]:
+            dx[:, :-i] += dy[:, i:] * weight[:, -1 - i]
+        late = max(0, i - before)  # the first so many tokens have no i-th token before them
+        if late < dy.shape[1]:
+            reached = x[:, before + late - i : x.shape[1] - i]
+            dweight[:, -1 - i] = xp.einsum("btd,btd->d", dy[:, late:], reached)
+    return ShortConvGrads(dx, dweight)

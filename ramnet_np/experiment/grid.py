@@ -1,0 +1,247 @@
+"""A grid of runs as one plain file (TOML): what all runs share, and a list of named points with what differs.
+
+    title = "..."                      what the grid asks
+    epochs = 8                         passes over the training sets
+    seeds = [0, 1]                     each decides data, order and initial weights
+    learning_rates = [1e-3, 3e-3]      tried with the first seed; the best by validation runs with the others
+    validation = 500                   held-out sequences of each training setting, to choose by
+    evaluations = 4                    how often to measure on them during a run
+
+    [model]                            fields of RAMNetConfig
+    [data]                             fields of MQARSettings
+    [train]                            fields of TrainConfig
+
+    [[points]]
+    name = "m256-u4"
+    model = { order = 4, radix = 4 }   overrides; so do data, train, epochs, seeds
+    learning_rate = 2e-3               in place of the list: no sweep
+
+    [quick]                            overrides of all of the above for `--quick`; points = [...] names those to keep
+
+A point starts from the shared settings, then takes its own, then those of ``[quick]``. A grid with ``like =
+"mqar-order"`` starts from the shared settings and the ``[quick]`` of that one, so that they stand in one place.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ramnet_np.model import RAMNetConfig
+from ramnet_np.train.config import TrainConfig
+from ramnet_np.train.mqar import MQARSettings
+
+GRIDS = ("mqar-order", "mqar-state", "mqar-ablations")
+
+_PARTS = {"model": RAMNetConfig, "data": MQARSettings, "train": TrainConfig}
+_NUMBERS = ("epochs", "seeds", "learning_rates", "validation", "evaluations")
+_OF_THE_RUNNER = {"steps": "epochs", "learning_rate": "learning_rates", "evaluate_every": "evaluations"}
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One training run of a grid: all that decides its result."""
+
+    name: str  # of its point
+    model: RAMNetConfig
+    data: MQARSettings
+    train: TrainConfig  # with the steps and the learning rate of this run
+    seed: int
+    epochs: float
+    validation: int
+    evaluations: int
+    quick: bool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @property
+    def key(self) -> str:
+        """The same for the same run, whenever it is asked for."""
+        return json.dumps(self.settings, sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.name}, seed {self.seed}, learning rate {self.train.learning_rate:g}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a figure: its runs differ in seed and learning rate alone."""
+
+    name: str
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    base: GridRun
+
+    def run(self, seed: int, learning_rate: float) -> GridRun:
+        """The run of that seed and learning rate."""
+        train = {**asdict(self.base.train), "learning_rate": learning_rate}
+        return GridRun(**{**vars(self.base), "seed": seed, "train": TrainConfig(**train)})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid file says."""
+
+    name: str
+    title: str
+    points: tuple[Point, ...]
+    quick: bool
+
+    def only(self, pattern: str) -> Grid:
+        """The points whose name matches ``pattern``, in which ``*`` stands for anything. ValueError if none does."""
+        kept = tuple(p for p in self.points if fnmatchcase(p.name, pattern))
+        if not kept:
+            names = ", ".join(p.name for p in self.points)
+            raise ValueError(f"only must match a point of grid {self.name!r}, got {pattern!r}; its points are {names}")
+        return Grid(self.name, self.title, kept, self.quick)
+
+
+def run_from(settings: Mapping[str, Any]) -> GridRun:
+    """The run that :attr:`GridRun.settings` describes; what is left out has its default. TypeError for other settings.
+
+    >>> run = load_grid("mqar-order").points[0].base
+    >>> run_from(run.settings) == run
+    True
+    """
+    parts = {part: type_(**{k: _plain(v) for k, v in settings[part].items()}) for part, type_ in _PARTS.items()}
+    return GridRun(**{**settings, **parts})
+
+
+def load_grid(source: Path | str, *, quick: bool = False, epochs: float | None = None) -> Grid:
+    """The grid of that name (``GRIDS``), or in the file of that path.
+
+    ``quick``: with the overrides of ``[quick]``; ``epochs``: in place of the file's. ValueError names the file and what
+    is wrong in it; so does TypeError.
+
+    >>> grid = load_grid("mqar-order")
+    >>> grid.points[0].base.model.slots
+    1024
+    """
+    if isinstance(source, str) and source in GRIDS:
+        path, name = _ours(source), source
+    else:
+        path, name = Path(source), Path(source).stem
+        if not path.is_file():
+            raise FileNotFoundError(f"grid must be a file or one of {', '.join(GRIDS)}, got {str(source)!r}")
+    try:
+        return read_grid(path.read_text(encoding="utf-8"), name, quick=quick, epochs=epochs)
+    except TypeError as error:
+        raise TypeError(f"{path.name}: {error}") from error
+    except ValueError as error:  # so are those of tomllib
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None = None) -> Grid:
+    """The grid that ``text`` describes; errors as :func:`load_grid`.
+
+    >>> point = '[[points]]\\nname = "a"\\nmodel = { order = 2, radix = 8 }'
+    >>> grid = read_grid("epochs = 2\\nseeds = [0]\\nlearning_rates = [1e-3]\\n" + point, "mine")
+    >>> [(p.name, p.base.model.slots, p.base.train.steps) for p in grid.points]
+    [('a', 64, 5620)]
+    """
+    table = tomllib.loads(text)
+    _known("the grid", table, ("title", "like", "points", "quick", *_NUMBERS, *_PARTS))
+    quickly = table.get("quick", {})
+    _known("[quick]", quickly, ("points", *_NUMBERS, *_PARTS))
+    layers, last = [table], [quickly]
+    if "like" in table:
+        if table["like"] not in GRIDS:
+            raise ValueError(f"like must be one of {', '.join(GRIDS)}, got {table['like']!r}")
+        other = tomllib.loads(_ours(table["like"]).read_text(encoding="utf-8"))
+        layers, last = [other, table], [other.get("quick", {}), quickly]
+    if not quick:
+        last = []
+    elif not any(last):
+        raise ValueError("a quick grid needs a table [quick], got none")
+    if epochs is not None:
+        last.append({"epochs": epochs})
+    points = []
+    for number, entry in enumerate(table.get("points", ()), start=1):
+        if not isinstance(entry.get("name"), str) or not entry["name"]:
+            raise ValueError(f"point {number} must have a name, got {entry.get('name')!r}")
+        where = f"point {entry['name']!r}"
+        _known(where, entry, ("name", "learning_rate", *_NUMBERS, *_PARTS))
+        if quick and "points" in quickly and entry["name"] not in quickly["points"]:
+            continue
+        own = {**entry, "learning_rates": [entry["learning_rate"]]} if "learning_rate" in entry else entry
+        try:
+            points.append(_point(entry["name"], [*layers, own, *last], quick))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{where}: {error}") from error
+    names = [p.name for p in points]
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"points must have names of their own, got {repeated[0]!r} twice")
+    if missing := [n for n in quickly.get("points", ()) if quick and n not in names]:
+        raise ValueError(f"[quick] points must be names of points, got {missing[0]!r}")
+    if not points:
+        raise ValueError("a grid must hold at least one point in [[points]], got none")
+    return Grid(name, table.get("title", name), tuple(points), quick)
+
+
+def _point(name: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point:
+    """A point from tables of settings, of which later ones override; what else they hold is left alone."""
+    numbers: dict[str, Any] = {"validation": 500, "evaluations": 4}
+    parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
+    for layer in layers:
+        numbers |= {key: layer[key] for key in _NUMBERS if key in layer}
+        for part, settings in parts.items():
+            given = layer.get(part, {})
+            _known(f"[{part}]", given, [f.name for f in fields(_PARTS[part])])
+            settings |= {key: _plain(value) for key, value in given.items()}
+    for key in ("epochs", "seeds", "learning_rates"):
+        if not numbers.get(key):
+            raise ValueError(f"{key} must be given, for all points or for this one")
+    for key in ("seeds", "learning_rates"):
+        numbers[key] = tuple(numbers[key]) if isinstance(numbers[key], list | tuple) else (numbers[key],)
+    for key in ("validation", "evaluations"):
+        if not isinstance(numbers[key], int) or numbers[key] < 1:
+            raise ValueError(f"{key} must be a whole number of at least 1, got {numbers[key]!r}")
+    for theirs, ours in _OF_THE_RUNNER.items():
+        if theirs in parts["train"]:
+            raise ValueError(f"[train] {theirs} follows from {ours}, which is set instead")
+    data = MQARSettings(**parts["data"])
+    batch = parts["train"].get("batch", TrainConfig.batch)
+    per_epoch = sum(examples // batch for _, _, examples in data.train)
+    if not per_epoch or not numbers["epochs"] > 0:
+        raise ValueError(f"epochs must be above 0 and a batch at most a training set, got {numbers['epochs']}, {batch}")
+    steps = max(1, round(numbers["epochs"] * per_epoch))
+    model = RAMNetConfig(**{"vocab": data.vocab, **parts["model"]})
+    if model.vocab < data.vocab:
+        raise ValueError(f"model.vocab must be at least data.vocab ({data.vocab}), got {model.vocab}")
+    rates = numbers["learning_rates"]
+    train = TrainConfig(**parts["train"], steps=steps, learning_rate=float(rates[0]))
+    base = GridRun(
+        name, model, data, train, numbers["seeds"][0], float(numbers["epochs"]), numbers["validation"],
+        numbers["evaluations"], quick,
+    )  # fmt: skip
+    point = Point(name, numbers["seeds"], tuple(map(float, rates)), base)
+    for rate in point.learning_rates:
+        point.run(point.seeds[0], rate)  # refuses what cannot be
+    return point
+
+
+def _ours(name: str) -> Any:
+    return files("ramnet_np.experiment") / f"{name}.toml"
+
+
+def _known(where: str, table: Any, names: Sequence[str]) -> None:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{where} must be a table, got {table!r}")
+    if unknown := [key for key in table if key not in names]:
+        raise ValueError(f"{where} has no setting {unknown[0]!r}; its settings are {', '.join(names)}")
+
+
+def _plain(value: Any) -> Any:
+    """Lists as tuples, which dataclasses compare and hash."""
+    return tuple(map(_plain, value)) if isinstance(value, list) else value

@@ -1,0 +1,70 @@
+"""Results as JSONL: one record a run, appended when the run has ended, so that whatever is in the file is whole.
+
+A record has ``name``, ``grid``, ``settings`` (all that decides the result), ``status`` ("finished", "reached stop_at"
+or "diverged"), ``validation`` and ``accuracy`` (by setting, and "mean"), ``steps``, ``epochs``, ``seconds`` of wall
+time, ``tokens_per_second`` while training, ``state_elements``, ``parameters``, ``version``, ``hardware``, ``date`` of
+its end; runs of one ``session`` and ``gpu`` shared that GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ramnet_np.experiment.grid import GridRun, run_from
+
+Record = dict[str, Any]
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add a line, in one write that is on disk when this returns; a line that was cut off before it is ended first.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     append_record(Path(folder) / "results.jsonl", {"name": "a"})
+    ...     read_records([Path(folder) / "results.jsonl"])
+    [{'name': 'a'}]
+    """
+    line = json.dumps(record, separators=(", ", ": ")) + "\n"
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(paths: Iterable[Path | str]) -> list[Record]:
+    """The records of some files, in order; lines that were cut off are left out. FileNotFoundError for a missing file.
+
+    >>> read_records([])
+    []
+    """
+    records = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise FileNotFoundError(f"no results file at {path}")
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            records.append(record)
+    return records
+
+
+def run_of(record: Record) -> GridRun | None:
+    """The run that a record is of, or None where this version does not know its settings.
+
+    >>> run_of({"settings": {"name": "a"}}) is None
+    True
+    """
+    try:
+        return run_from(record["settings"])
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,118 @@
+"""Figures and tables from results: files beside one another, and the part of a page between two markers."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ramnet_np.experiment.grid import GRIDS
+from ramnet_np.experiment.records import Record, read_records
+from ramnet_np.experiment.summary import KINDS, Result, collect
+from ramnet_np.experiment.tables import (
+    ablation_table,
+    order_table,
+    provenance,
+    settings_table,
+    shared_settings,
+    state_table,
+)
+from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
+from ramnet_np.plot_style import theme
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+PAGE, PAPER = "mqar.md", "paper.toml"
+
+
+def write_report(results: Sequence[Path], out: Path) -> str:
+    """Draw the figures of ``results`` (JSONL files) into the folder ``out``, light and dark; returns the Markdown.
+
+    The paper's values are those of ``paper.toml`` in ``out``, where there is one. The page ``mqar.md`` in ``out``,
+    where there is one, gets the Markdown between its markers. Without any results the Markdown says so.
+    ValueError for a page without markers, FileNotFoundError for a missing file.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_report([], Path(folder))
+    'No results yet.'
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    records = read_records(results)
+    paper = tomllib.loads((out / PAPER).read_text(encoding="utf-8")) if (out / PAPER).is_file() else {}
+    points = collect(records)
+    sections = []
+    for grid in dict.fromkeys([*GRIDS, *(p.grid for p in points)]):
+        if ours := [p for p in points if p.grid == grid]:
+            runs = [r for r in records if r["grid"] == grid and r["quick"] == ours[0].run.quick]
+            sections.append(_section(grid, ours, runs, paper, out))
+    text = "\n\n".join(sections) or "No results yet."
+    if (out / PAGE).is_file():
+        page = (out / PAGE).read_text(encoding="utf-8")
+        (out / PAGE).write_text(between_markers(page, text), encoding="utf-8")
+    return text
+
+
+def between_markers(page: str, text: str) -> str:
+    """The page with ``text`` in place of what stands between its markers. ValueError without them.
+
+    >>> between_markers("a <!-- results: begin --> old <!-- results: end --> b", "new").split()[5:6]
+    ['new']
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    if not pattern.search(page):
+        raise ValueError(f"the page must hold {BEGIN!r} and {END!r}, between which results go")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", page)
+
+
+def _section(grid: str, ours: Sequence[Result], runs: Sequence[Record], paper: Mapping[str, Any], out: Path) -> str:
+    quick = ours[0].run.quick
+    note = " (reduced by --quick)" if quick else ""
+    parts = [f"### {grid}{note}"]
+    if quick:
+        parts.append("A reduced grid, to see that everything works. Its figures say nothing about the paper's.")
+        paper = {}
+    draw, what = _figure(grid, ours, paper, note.strip())
+    if draw:
+        _save(draw, out / f"{grid}.png")
+        for name, only in ((grid, "light"), (f"{grid}-dark", "dark")):
+            parts.append(f"```{{image}} {name}.png\n:class: only-{only} picture\n:alt: {what}\n```")
+    tables: dict[str, Callable[[], str]] = {
+        "mqar-order": lambda: order_table(ours, paper),
+        "mqar-state": lambda: state_table(ours, paper),
+    }
+    parts.append(tables.get(grid, lambda: ablation_table(ours))())
+    parts += ["Accuracy on each test setting:", settings_table(ours)]
+    parts += [provenance(runs), "Settings that all of these runs share:", f"```toml\n{shared_settings(ours)}\n```"]
+    return "\n\n".join(parts)
+
+
+def _figure(
+    grid: str, ours: Sequence[Result], paper: Mapping[str, Any], title: str
+) -> tuple[Callable[[], Figure] | None, str]:
+    """How to draw the grid's figure, if it has one, and what is to be seen in it."""
+    if grid == "mqar-order":
+        by_order: dict[int, dict[int, tuple[float, ...]]] = {}
+        for result in ours:
+            by_order.setdefault(result.run.model.slots, {})[result.run.model.order] = result.accuracies
+        read_off = {int(m): {int(u): a for u, a in line.items()} for m, line in paper.get("order", {}).items()}
+        return lambda: accuracy_by_order(by_order, read_off, title), "Accuracy against order U, a line for each M."
+    if grid == "mqar-state":
+        by_state: dict[str, dict[int, tuple[float, ...]]] = {}
+        for kind in KINDS.values():
+            if points := {r.state: r.accuracies for r in ours if r.kind == kind}:
+                by_state[kind] = points
+        marks = paper.get("state", {})
+        return lambda: accuracy_by_state(
+            by_state, marks, title
+        ), "Accuracy against elements of state, by kind of model."
+    return None, ""
+
+
+def _save(draw: Callable[[], Figure], path: Path) -> None:
+    draw().savefig(path, dpi=120)
+    with theme("dark"):
+        draw().savefig(path.with_name(f"{path.stem}-dark.png"), dpi=120)

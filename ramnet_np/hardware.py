@@ -1,0 +1,50 @@
+"""What a program runs on, for results that say it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ramnet_np.core.arrays import gpu_namespace
+
+
+def processor() -> str:
+    """The processor's name and the number of cores this process may use.
+
+    >>> processor().endswith("cores")
+    True
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{name}, {cores} cores"
+
+
+@cache
+def hardware(device: str) -> dict[str, Any]:
+    """Name of the GPU or of the processor, and the versions of what computes there; ``device``: "gpu" or "cpu".
+
+    >>> sorted(hardware("cpu"))
+    ['device', 'name', 'numba', 'numpy', 'python']
+    """
+    found: dict[str, Any] = {"device": device, "python": platform.python_version(), "numpy": np.__version__}
+    if device == "gpu":
+        cupy = gpu_namespace()
+        runtime = cupy.cuda.runtime
+        found["name"] = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+        return found | {
+            "cupy": cupy.__version__,
+            "cuda": runtime.runtimeGetVersion(),
+            "driver": runtime.driverGetVersion(),
+        }
+    import numba
+
+    return found | {"name": processor(), "numba": numba.__version__}

@@ -1,0 +1,64 @@
+"""The decay of the gated delta rule: how much of the state a token keeps, a number between 0 and 1 per head.
+
+    log a = -exp(A) softplus(x W^T + dt)
+
+At first x W^T is near 0 and a head forgets at a rate of its own, exp(A) softplus(dt): A and dt are drawn per head so
+that heads keep from one token to a thousand. Source: Gu and Dao, arXiv 2312.00752, section 3.6, and Dao and Gu,
+arXiv 2405.21060 (Mamba-2), as Gated DeltaNet (arXiv 2412.06464) takes it over.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ramnet_np.core.activation import sigmoid_forward
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
+from ramnet_np.model.parameters import Params
+
+
+class DecayContext(NamedTuple):
+    """What ``decay_backward`` needs."""
+
+    linear: LinearContext
+    slope: Any  # (B, T, H): d log a / d logit
+    log_decay: Any  # (B, T, H)
+
+
+def decay_forward(x: Any, params: Params) -> tuple[Any, DecayContext]:
+    """log a (B, T, H) of every token and head. ``x``: (B, T, D); ``params``: a_proj.weight, dt_bias, A_log.
+
+    >>> import numpy as np
+    >>> params = {"a_proj.weight": np.zeros((1, 2)), "dt_bias": np.zeros(1), "A_log": np.log(np.ones(1))}
+    >>> float(np.exp(decay_forward(np.ones((1, 1, 2)), params)[0]).item())  # exp(-softplus(0)) = 1/2
+    0.5
+    """
+    xp = namespace_of(x)
+    # 1. logit
+    logit, linear_ctx = linear_forward(x, params["a_proj.weight"], params["dt_bias"])
+    # 2. log a = -exp(A) softplus(logit)
+    rate = -xp.exp(params["A_log"])
+    slope, _ = sigmoid_forward(logit)
+    slope *= rate
+    log_decay = xp.logaddexp(logit, logit.dtype.type(0))
+    log_decay *= rate
+    return log_decay, DecayContext(linear_ctx, slope, log_decay)
+
+
+def decay_backward(dlog_decay: Any, ctx: DecayContext, onto: Any = None) -> tuple[Any, Params]:
+    """Gradient of x, added to ``onto`` if given, and of the parameters by their names. ``dlog_decay``: (B, T, H).
+
+        dlogit = -dlog_a exp(A) sigmoid(logit)        dA = sum over tokens of dlog_a log_a
+
+    >>> import numpy as np
+    >>> params = {"a_proj.weight": np.zeros((1, 2)), "dt_bias": np.zeros(1), "A_log": np.log(np.ones(1))}
+    >>> log_decay, ctx = decay_forward(np.ones((1, 1, 2)), params)
+    >>> dx, grads = decay_backward(np.ones_like(log_decay), ctx)
+    >>> grads["dt_bias"].tolist(), grads["A_log"].round(3).tolist()
+    ([-0.5], [-0.693])
+    """
+    # 2. log a = -exp(A) softplus(logit)
+    rows = (dlog_decay * ctx.log_decay).reshape(-1, dlog_decay.shape[-1])
+    # 1. logit
+    dx, dweight, dbias = linear_backward(dlog_decay * ctx.slope, ctx.linear, onto=onto)
+    return dx, {"a_proj.weight": dweight, "dt_bias": dbias, "A_log": sum_over_tokens(rows)}

@@ -1,0 +1,85 @@
+"""The way out of a layer, whatever it remembers with.
+
+    y   = RMSNorm of each head's y                          if ``output_norm``
+    y   = sigmoid(x G^T + g) * y, heads side by side        if ``output_gate``
+    out = y O^T
+
+Source: paper fig. 2; the options are of the authors' later package; spec section 5.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ramnet_np.core.gate import GateContext, gate_backward, gate_forward
+from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.core.norm import RMSNormContext, rmsnorm_backward, rmsnorm_forward
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.parameters import Params
+
+# The authors' norm of y uses the smallest number that changes 1 in float32; the same here in every dtype, so that
+# float32 and float64 compute the same function.
+OUTPUT_NORM_EPS = float(np.finfo(np.float32).eps)
+
+
+class OutputContext(NamedTuple):
+    """What ``output_backward`` needs. Parts that the layer does not have are None."""
+
+    norm: RMSNormContext | None
+    gate_map: LinearContext | None
+    gate: GateContext | None
+    out: LinearContext
+    shape: tuple[int, ...]  # B, T, H, C
+
+
+def output_forward(y: Any, x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, OutputContext]:
+    """From what each head recalled to what the layer adds to the stream.
+
+    ``y``: (B, T, H, C); ``x``: (B, T, D), the layer's input, which opens the gate. Returns out (B, T, D) and ctx.
+
+    >>> out, ctx = output_forward(np.ones((1, 3, 2, 4)), None, {"o_proj.weight": np.ones((8, 8))}, RAMNetConfig())
+    >>> out.shape
+    (1, 3, 8)
+    """
+    shape = y.shape
+    # 1. norm per head
+    norm_ctx = gate_map_ctx = gate_ctx = None
+    if config.output_norm:
+        y, norm_ctx = rmsnorm_forward(y, params["o_norm.weight"], OUTPUT_NORM_EPS)
+    # 2. gate
+    y = y.reshape(*shape[:2], -1)
+    if config.output_gate:
+        logit, gate_map_ctx = linear_forward(x, params["o_gate.0.weight"], params["o_gate.0.bias"])
+        y, gate_ctx = gate_forward(logit, y)
+    # 3. out
+    out, out_ctx = linear_forward(y, params["o_proj.weight"], params.get("o_proj.bias"))
+    return out, OutputContext(norm_ctx, gate_map_ctx, gate_ctx, out_ctx, shape)
+
+
+def output_backward(dout: Any, ctx: OutputContext) -> tuple[Any, Any, Params]:
+    """Gradient of y, (B, T, H, C), of x, (B, T, D) or None without a gate, and of the parameters by their names.
+
+    ``dout``: (B, T, D); ValueError for another shape or dtype.
+
+    >>> out, ctx = output_forward(np.ones((1, 3, 2, 4)), None, {"o_proj.weight": np.ones((8, 8))}, RAMNetConfig())
+    >>> dy, dx, grads = output_backward(np.ones_like(out), ctx)
+    >>> dy.shape, dx, list(grads)
+    ((1, 3, 2, 4), None, ['o_proj.weight'])
+    """
+    grads: Params = {}
+    dx = None
+    # 3. out = y O^T
+    dy, grads["o_proj.weight"], dbias = linear_backward(dout, ctx.out)
+    if dbias is not None:
+        grads["o_proj.bias"] = dbias
+    # 2. y = sigmoid(logit) * y
+    if ctx.gate is not None and ctx.gate_map is not None:
+        dlogit, dy = gate_backward(dy, ctx.gate)
+        dx, grads["o_gate.0.weight"], grads["o_gate.0.bias"] = linear_backward(dlogit, ctx.gate_map)
+    dy = dy.reshape(ctx.shape)
+    # 1. norm per head
+    if ctx.norm is not None:
+        dy, grads["o_norm.weight"] = rmsnorm_backward(dy, ctx.norm)
+    return dy, dx, grads

@@ -1,0 +1,105 @@
+"""Recall against what a memory has: slots and order of its addresses, or elements of state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ramnet_np.plot_style import current, palette, themed
+
+_MARKS = "osD^vP"
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+
+
+@themed
+def accuracy_by_order(
+    ours: Mapping[int, Mapping[int, Sequence[float]]],
+    paper: Mapping[int, Mapping[int, float]] | None = None,
+    title: str = "",
+) -> Figure:
+    """Accuracy against the order U, a line for each number of slots M.
+
+    ``ours``: M -> U -> accuracies, one for each seed: the line is their mean, thin bars reach from lowest to highest.
+    ``paper``: M -> U -> accuracy, drawn as open marks for the M that ``ours`` has.
+
+    >>> figure = accuracy_by_order({64: {1: [0.2, 0.3], 2: [0.5]}}, {64: {1: 0.255}})
+    >>> figure.axes[0].get_xlabel()
+    'order U (digits of an address)'
+    """
+    if not ours:
+        raise ValueError("ours must hold at least one number of slots, got none")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    orders: set[int] = set()
+    for i, (slots, color) in enumerate(zip(sorted(ours, reverse=True), palette(len(ours)), strict=True)):
+        line = {order: list(ours[slots][order]) for order in sorted(ours[slots])}
+        style = {"color": color, "marker": _MARKS[i % len(_MARKS)], "linestyle": _DASHES[i % len(_DASHES)]}
+        _seeds(axes, line, f"M = {slots}", style)
+        read_off = dict(sorted((paper or {}).get(slots, {}).items()))
+        _open_marks(axes, list(read_off), list(read_off.values()), style)
+        orders |= line.keys() | read_off.keys()
+    axes.set(xlabel="order U (digits of an address)", xscale="log", title=title)
+    axes.set_xticks(sorted(orders), [str(order) for order in sorted(orders)])
+    axes.minorticks_off()
+    _finish(axes, paper)
+    return figure
+
+
+@themed
+def accuracy_by_state(
+    ours: Mapping[str, Mapping[int, Sequence[float]]],
+    paper: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    title: str = "",
+) -> Figure:
+    """Accuracy against the elements of state of all layers, a line for each kind of model.
+
+    ``ours``: kind -> elements -> accuracies, one for each seed. The first kind is drawn strongest. ``paper``: kind ->
+    (elements, lowest, highest) read off, drawn as open marks at the middle for the kinds that ``ours`` has.
+
+    >>> figure = accuracy_by_state({"RAM-Net": {4224: [0.6], 16896: [0.9]}}, {"RAM-Net": [(18000, 0.89, 0.915)]})
+    >>> figure.axes[0].get_xscale()
+    'log'
+    """
+    if not ours:
+        raise ValueError("ours must hold at least one kind of model, got none")
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for i, ((kind, points), color) in enumerate(zip(ours.items(), palette(len(ours)), strict=True)):
+        line = {size: list(points[size]) for size in sorted(points)}
+        style = {"color": color, "marker": _MARKS[i % len(_MARKS)], "linestyle": _DASHES[i % len(_DASHES)]}
+        _seeds(axes, line, kind, style, width=2.4 if i == 0 else 1.4)
+        read_off = sorted((paper or {}).get(kind, ()), key=lambda mark: mark[0])
+        _open_marks(axes, [size for size, _, _ in read_off], [(low + high) / 2 for _, low, high in read_off], style)
+    axes.set(xlabel="elements of state, all layers", xscale="log", title=title)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value / 1000:g}k" if f"{value:e}"[0] in "25" else "")
+    _finish(axes, paper)
+    return figure
+
+
+def _seeds(axes: Any, line: Mapping[int, Sequence[float]], label: str, style: Any, width: float = 1.8) -> None:
+    """The mean over seeds as a line, the range as bars."""
+    at = list(line)
+    means = [sum(values) / len(values) for values in line.values()]
+    axes.vlines(at, [min(v) for v in line.values()], [max(v) for v in line.values()], color=style["color"], linewidth=1)
+    axes.plot(at, means, label=label, linewidth=width, markersize=6, **style)
+
+
+def _open_marks(axes: Any, x: Sequence[float], y: Sequence[float], style: Any) -> None:
+    if x:
+        style = {**style, "linestyle": "-"}
+        axes.plot(x, y, markerfacecolor="none", markersize=7, linewidth=0.5, alpha=0.8, **style)
+
+
+def _finish(axes: Any, paper: Any) -> None:
+    axes.set_ylabel("accuracy, mean of the test settings")
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(alpha=0.25)
+    handles, _ = axes.get_legend_handles_labels()
+    if paper:
+        note: dict[str, Any] = {"color": current().muted, "markerfacecolor": "none", "linewidth": 0.5}
+        handles.append(Line2D([], [], marker="o", label="the paper's, read off", **note))
+    axes.legend(handles=handles, fontsize=8, framealpha=0.8)

@@ -1,0 +1,125 @@
+"""Grid files: what they mean, what is refused, and that those of the command are what they should be."""
+
+import json
+
+import pytest
+
+from ramnet_np.experiment.grid import GRIDS, load_grid, read_grid, run_from
+from ramnet_np.model import RAMNetConfig, state_elements
+from ramnet_np.train.config import TrainConfig
+from ramnet_np.train.mqar import TEST_SETTINGS, TRAIN_SETTINGS, MQARSettings
+from tests.experiment.grids import TINY
+
+
+def test_a_point_is_the_shared_settings_then_its_own():
+    a, b = read_grid(TINY, "tiny").points
+    assert (a.name, a.seeds, a.learning_rates) == ("a", (0, 1), (1e-3, 1e-2))
+    assert (b.name, b.seeds, b.learning_rates) == ("b", (5,), (3e-3,))  # learning_rate: no sweep
+    assert a.base.model == RAMNetConfig(vocab=32, width=16, heads=1, order=2, radix=2, top_k=2, ffn="none")
+    assert b.base.model.radix == 4
+    assert b.base.data == MQARSettings(vocab=32, train=((2, 12, 40), (3, 16, 24)), test=((2, 12, 8), (3, 20, 8)))
+    run = a.run(1, 1e-2)
+    # 40 // 8 + 24 // 8 batches an epoch, two epochs
+    assert run.train == TrainConfig(steps=16, batch=8, learning_rate=1e-2, learning_rate_floor=0.0, warmup=2)
+    assert (run.seed, run.epochs, run.validation, run.evaluations, run.quick) == (1, 2.0, 10, 2, False)
+
+
+def test_quick_overrides_points_too_and_epochs_override_all():
+    text = TINY.replace('points = ["a"]', 'points = ["b"]') + "model = { radix = 3, order = 3 }"
+    grid = read_grid(text, "tiny", quick=True)
+    assert [p.name for p in grid.points] == ["b"]
+    assert grid.points[0].base.quick
+    assert (grid.points[0].base.model.slots, grid.points[0].seeds, grid.points[0].base.train.steps) == (27, (0,), 8)
+    [a] = read_grid(TINY, "tiny", quick=True, epochs=0.5).points
+    assert a.base.train.steps == 4
+
+
+def test_settings_are_json_and_come_back():
+    run = read_grid(TINY, "tiny").points[0].base
+    settings = json.loads(json.dumps(run.settings))
+    assert run_from(settings) == run
+    assert run_from(settings).key == run.key
+    del settings["model"]["output_gate"]  # as records of a version without it are
+    assert run_from(settings).key == run.key
+
+
+@pytest.mark.parametrize(
+    ("changed", "to", "message"),
+    [
+        ("order = 2", "ordre = 2", r"point 'a': \[model\] has no setting 'ordre'; its settings are vocab, width"),
+        ("epochs = 2", "epoch = 2", "the grid has no setting 'epoch'; its settings are title, like"),
+        ('name = "b"', 'nam = "b"', "point 2 must have a name, got None"),
+        ('name = "b"', 'name = "a"', "points must have names of their own, got 'a' twice"),
+        ("learning_rate = 3e-3", "learning_rat = 3e-3", "point 'b' has no setting 'learning_rat'"),
+        ("seeds = [0, 1]", "", "point 'a': seeds must be given, for all points or for this one"),
+        ("epochs = 2", "epochs = -1", "point 'a': epochs must be above 0"),
+        ("batch = 8", "batch = 8\nsteps = 9", r"\[train\] steps follows from epochs, which is set instead"),
+        ("batch = 8", "batch = 99", "a batch at most a training set"),
+        ("radix = 4", "radix = 0", "point 'b': radix must be at least 1, got 0"),
+        ("vocab = 32", 'vocab = "many"', "point 'a'"),
+        ("validation = 10", "validation = 0", "validation must be a whole number of at least 1, got 0"),
+        ('points = ["a"]', 'points = ["c"]', r"\[quick\] points must be names of points, got 'c'"),
+        ('title = "tiny"', 'like = "mine"', "like must be one of mqar-order, mqar-state, mqar-ablations, got 'mine'"),
+        ("width = 16", "width = = 16", "Invalid value"),
+    ],
+)
+def test_what_is_wrong_is_said(changed, to, message, tmp_path):
+    assert TINY.count(changed) == 1
+    (tmp_path / "mine.toml").write_text(TINY.replace(changed, to))
+    quick = "[quick]" in message.replace("\\", "")
+    with pytest.raises((ValueError, TypeError), match=message) as refused:
+        load_grid(tmp_path / "mine.toml", quick=quick)
+    assert str(refused.value).startswith("mine.toml: ")
+
+
+def test_only_and_missing_files():
+    grid = load_grid("mqar-order")
+    assert [p.name for p in grid.only("m64-*").points] == ["m64-u6", "m64-u3", "m64-u2", "m64-u1"]
+    with pytest.raises(ValueError, match="only must match a point of grid 'mqar-order', got 'x'; its points are m1024"):
+        grid.only("x")
+    with pytest.raises(FileNotFoundError, match=r"grid must be a file or one of .* got 'mine'"):
+        load_grid("mine")
+
+
+def test_figure_4_has_all_its_points():
+    points = load_grid("mqar-order").points
+    assert {(p.base.model.slots, p.base.model.order) for p in points} == {
+        *((1024, u) for u in (1, 2, 5, 10)), *((256, u) for u in (1, 2, 4, 8)), *((64, u) for u in (1, 2, 3, 6)),
+    }  # fmt: skip
+
+
+def test_figure_3_has_sizes_enough_of_every_kind():
+    sizes = {}
+    for point in load_grid("mqar-state").points:
+        model = point.base.model
+        sizes.setdefault((model.mixer, model.delta_gate), []).append(state_elements(model))
+    ours = sizes.pop(("ram", False))
+    assert len(ours) >= 8
+    assert min(ours) < 3700
+    assert max(ours) > 100_000
+    kinds = {("softmax", False), ("window", False), ("linear", False), ("delta", False), ("delta", True)}
+    assert sizes.keys() == kinds
+    assert all(len(set(of_kind)) >= 4 and min(of_kind) < 34_000 for of_kind in sizes.values())
+
+
+def test_ablations_change_one_thing_each():
+    base, *others = load_grid("mqar-ablations").points
+    assert base.name == "base"
+    for point in others:
+        ours, theirs = vars(base.base.model), vars(point.base.model)
+        changed = {name for name in ours if ours[name] != theirs[name]}
+        assert len(changed - {"gamma", "gamma_mode"}) <= 1, point.name
+        assert changed, point.name
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_task_is_zoologys_unless_quick(name):
+    for point in load_grid(name).points:
+        data = point.base.data
+        assert (data.vocab, data.train, data.test) == (8192, TRAIN_SETTINGS["zoology"], TEST_SETTINGS["zoology"])
+        assert point.base.train.batch == 256
+        assert len(point.seeds) >= 2
+        assert all(1e-4 <= rate <= 1e-2 for rate in point.learning_rates)
+    quick = load_grid(name, quick=True)
+    assert all(p.base.quick and p.base.data.vocab < 1000 for p in quick.points)
+    assert sum(len(p.seeds) * p.base.train.steps for p in quick.points) < 6000

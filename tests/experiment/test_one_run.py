@@ -1,0 +1,73 @@
+"""One run and its record."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import ramnet_np
+from ramnet_np.experiment import one_run
+from ramnet_np.experiment.grid import read_grid
+from ramnet_np.experiment.one_run import run_one
+from ramnet_np.model import state_elements
+from ramnet_np.train.mqar import mqar_data, mqar_validation
+from tests.experiment.grids import TINY
+
+A = read_grid(TINY, "tiny").points[0].run(0, 1e-2)
+
+
+def test_a_record_has_what_a_reader_asks_for():
+    told = []
+    record = run_one(A, "cpu", told.append)
+    assert (record["name"], record["status"], record["seed"], record["learning_rate"]) == ("a", "finished", 0, 1e-2)
+    assert list(record["accuracy"]) == ["2 pairs, length 12", "3 pairs, length 20", "mean"]  # the test settings
+    assert list(record["validation"]) == ["2 pairs, length 12", "3 pairs, length 16", "mean"]  # the training settings
+    for accuracy in (record["accuracy"], record["validation"]):
+        *each, mean = accuracy.values()
+        assert mean == pytest.approx(np.mean(each))
+    assert (record["steps"], record["epochs"], record["quick"]) == (16, 2.0, False)
+    assert record["state_elements"] == state_elements(A.model) == 2 * 4 * 17
+    assert record["settings"] == A.settings
+    assert record["version"] == ramnet_np.__version__
+    assert record["hardware"]["numpy"] == np.__version__
+    assert record["tokens_per_second"] > 0
+    assert record["seconds"] > 0
+    assert [p.step for p in told] == [8, 16]  # measured twice
+    assert told[-1].validation == record["validation"]["mean"]
+    assert run_one(A, "cpu")["accuracy"] == record["accuracy"]  # the same bits again
+
+
+def test_the_test_sets_are_measured_once_and_after_everything(monkeypatch):
+    order = []
+
+    def evaluate(model, held_out, tokens=None):
+        order.append("test" if "3 pairs, length 20" in held_out else "validation")
+        return {name: 1.0 for name in held_out} | {"mean": 1.0}
+
+    monkeypatch.setattr(one_run, "evaluate", evaluate)
+    run_one(A, "cpu")
+    assert order == ["validation", "validation", "test"]
+    order.clear()
+    record = run_one(replace(A, train=replace(A.train, stop_at=0.999)), "cpu")
+    assert order == ["validation", "test"]
+    assert (record["status"], record["steps"], record["epochs"]) == ("reached stop_at", 8, 1.0)
+
+
+def test_a_run_that_diverges_has_a_record():
+    record = run_one(replace(A, train=replace(A.train, learning_rate=1e30)), "cpu")
+    assert record["status"] == "diverged"
+    assert record["accuracy"] == {}
+    assert record["steps"] < 16
+
+
+def test_validation_is_neither_trained_nor_tested_on():
+    train, test = mqar_data(A.data, seed=0)
+    validation = mqar_validation(A.data, train, 50, seed=0)
+    opening = 4
+    seen = {row[:opening].tobytes() for row in train[0].ids}
+    assert not seen & {row[:opening].tobytes() for row in validation[0].ids}
+    as_many = mqar_validation(A.data, train, len(test[0].ids), seed=0)
+    assert (as_many[0].ids != test[0].ids).any()  # another stream
+    again = mqar_validation(A.data, train, 50, seed=0)
+    np.testing.assert_array_equal(validation[1].ids, again[1].ids)
+    assert (mqar_validation(A.data, train, 50, seed=1)[1].ids != again[1].ids).any()

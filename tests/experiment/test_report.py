@@ -1,0 +1,198 @@
+"""From records to the page: the choice of the rate, tables, figures, the part between the markers."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from matplotlib.colors import to_hex
+
+from ramnet_np.experiment.grid import load_grid
+from ramnet_np.experiment.records import append_record
+from ramnet_np.experiment.report import BEGIN, END, between_markers, write_report
+from ramnet_np.experiment.summary import KINDS, collect, gpu_minutes
+from ramnet_np.experiment.tables import ablation_table, order_table, provenance, shared_settings, state_table
+from ramnet_np.model import state_elements
+from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
+from ramnet_np.plot_style import palette, theme
+
+RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
+PAPER = tomllib.loads((RESULTS / "paper.toml").read_text())
+
+
+def record(run, grid, validation, test, status="finished", **more):
+    return {
+        "grid": grid, "session": "s", "gpu": "0", "name": run.name, "status": status, "seed": run.seed,
+        "learning_rate": run.train.learning_rate, "accuracy": {"4 pairs, length 64": test, "mean": test},
+        "validation": {"mean": validation}, "steps": run.train.steps, "epochs": run.epochs, "seconds": 30.0,
+        "tokens_per_second": 1000, "state_elements": state_elements(run.model), "quick": run.quick, "version": "1",
+        "hardware": {"device": "gpu", "name": "H100", "cuda": 13000, "cupy": "14", "numpy": "2", "python": "3"},
+        "date": "2026-01-01T10:01:00.000+00:00", "settings": run.settings, **more,
+    }  # fmt: skip
+
+
+def point(grid, name):
+    return next(p for p in load_grid(grid).points if p.name == name)
+
+
+def of_two_rates(p, grid, *, validation, test):
+    """A sweep over 1e-3 and 1e-2, and a second seed with the first of them."""
+    first, second = p.run(0, 1e-3), p.run(0, 1e-2)
+    return [
+        record(first, grid, validation[0], test[0]),
+        record(second, grid, validation[1], test[1]),
+        record(p.run(1, 1e-3), grid, 0.0, test[2]),
+    ]
+
+
+def test_the_rate_is_that_of_the_best_validation():
+    p = point("mqar-order", "m256-u4")
+    records = of_two_rates(p, "mqar-order", validation=(0.8, 0.7), test=(0.5, 0.9, 0.6))
+    [result] = collect(records)
+    assert (result.learning_rate, result.accuracies, result.rates) == (1e-3, (0.5, 0.6), 2)
+    assert result.accuracy == pytest.approx(0.55)
+    assert result.by_setting == {"4 pairs, length 64": pytest.approx(0.55)}
+    records[1]["validation"]["mean"] = 0.9
+    [result] = collect(records)
+    assert (result.learning_rate, result.accuracies) == (1e-2, (0.9,))  # the second seed ran with the other rate
+    records[1] |= {"status": "diverged", "accuracy": {}, "validation": {}}
+    assert collect(records)[0].learning_rate == 1e-3
+
+
+def test_the_newest_settings_count_and_quick_ones_only_alone():
+    old = point("mqar-order", "m64-u6")
+    new = next(p for p in load_grid("mqar-order", epochs=3).points if p.name == "m64-u6")
+    quick = next(p for p in load_grid("mqar-order", quick=True).points if p.name == "m64-u6")
+    records = [
+        record(new.run(0, 1e-3), "mqar-order", 0.5, 0.3, date="2026-01-02T10:00:00.000+00:00"),
+        record(old.run(0, 1e-3), "mqar-order", 0.9, 0.9),
+    ]
+    assert [r.accuracies for r in collect(records)] == [(0.3,)]
+    fast = record(quick.run(0, 1e-3), "mqar-order", 0.9, 0.7, date="2026-01-03T10:00:00.000+00:00")
+    assert [r.accuracies for r in collect([*records, fast])] == [(0.3,)]
+    assert [r.accuracies for r in collect([fast])] == [(0.7,)]
+
+
+def test_tables_put_ours_beside_the_papers():
+    p = point("mqar-order", "m256-u4")
+    results = collect(of_two_rates(p, "mqar-order", validation=(0.8, 0.7), test=(0.9, 0.5, 0.89)))
+    row = order_table(results, PAPER).splitlines()[-1]
+    assert row == "| 256 | 4 | 0.885 | 0.895 | 0.900, 0.890 | +0.010 | 0.001 (of 2) | 8 |"
+    results = collect(
+        [
+            record(point("mqar-state", name).run(0, 1e-3), "mqar-state", 0.9, 0.8)
+            for name in ("window-28", "gated-delta-128", "ram-m1024-c48", "delta-40")
+        ]
+    )
+    lines = state_table(results, PAPER).splitlines()[2:]
+    assert lines == [
+        "| RAM-Net | 100,352 | 0.800 | 0.800 | 0.99 | 100,000 | 0.001 | 8 |",
+        "| sliding window | 3,968 | 0.800 | 0.800 | 0.31 | 3,600 | 0.001 | 8 |",
+        "| DeltaNet | 3,584 | 0.800 | 0.800 | - | - | 0.001 | 8 |",  # the paper has none near
+        "| Gated DeltaNet | 33,152 | 0.800 | 0.800 | 0.98 | 34,000 | 0.001 | 8 |",
+    ]
+
+
+def test_ablations_stand_beside_the_base():
+    results = collect(
+        [
+            record(point("mqar-ablations", name).run(0, 1e-3), "mqar-ablations", 0.9, test)
+            for name, test in (("base", 0.8), ("k4", 0.7))
+        ]
+    )
+    assert ablation_table(results).splitlines()[2:] == [
+        "| base | 0.800 | 0.800 | - | 0.001 | 8 |",
+        "| k4 | 0.700 | 0.700 | -0.100 | 0.001 | 8 |",
+    ]
+    shared = shared_settings(results)
+    assert "top_k" not in shared
+    assert tomllib.loads(shared)["model"]["order"] == 4
+    assert tomllib.loads(shared)["data"]["vocab"] == 8192
+
+
+def test_gpu_minutes_count_a_shared_gpu_once():
+    p = point("mqar-order", "m256-u4")
+    shared = [record(p.run(seed, 1e-3), "mqar-order", 0.9, 0.9) for seed in (0, 1)]  # 30 s each, at the same time
+    assert gpu_minutes(shared) == 0.5
+    apart = [*shared, record(p.run(2, 1e-3), "mqar-order", 0.9, 0.9, gpu="1")]
+    assert gpu_minutes(apart) == 1.0
+    later = record(p.run(3, 1e-3), "mqar-order", 0.9, 0.9, date="2026-01-01T10:01:15.000+00:00")
+    assert gpu_minutes([*shared, later]) == pytest.approx(0.75)
+    on_cpu = record(p.run(3, 1e-3), "mqar-order", 0.9, 0.9, hardware={"device": "cpu"})
+    assert gpu_minutes([on_cpu]) == 0.0
+    said = provenance(apart)
+    assert said.startswith("3 runs (0 diverged), 1.0 GPU minutes, 2026-01-01, on H100, CUDA 13.0, CuPy 14, NumPy 2,")
+
+
+def test_the_page_keeps_what_is_outside_its_markers(tmp_path):
+    (tmp_path / "mqar.md").write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    (tmp_path / "paper.toml").write_text((RESULTS / "paper.toml").read_text())
+    results = tmp_path / "results.jsonl"
+    for grid, name in (("mqar-order", "m64-u2"), ("mqar-state", "ram-m64"), ("mqar-ablations", "base")):
+        append_record(results, record(point(grid, name).run(0, 1e-3), grid, 0.9, 0.5))
+    text = write_report([results], tmp_path)
+    page = (tmp_path / "mqar.md").read_text()
+    assert page == f"before\n\n{BEGIN}\n\n{text}\n\n{END}\n\nafter\n"
+    assert "| 64 | 2 | 0.485 | 0.500 |" in page
+    for name in ("mqar-order", "mqar-state"):
+        for suffix in ("", "-dark"):
+            assert f"{name}{suffix}.png" in page
+            assert (tmp_path / f"{name}{suffix}.png").stat().st_size > 5000
+    write_report([results], tmp_path)  # once more changes nothing
+    assert (tmp_path / "mqar.md").read_text() == page
+    with pytest.raises(ValueError, match="the page must hold"):
+        between_markers("no markers", "text")
+
+
+def test_quick_results_say_so_and_stand_beside_no_paper(tmp_path):
+    (tmp_path / "paper.toml").write_text((RESULTS / "paper.toml").read_text())
+    p = load_grid("mqar-order", quick=True).points[0]
+    append_record(tmp_path / "r.jsonl", record(p.run(0, 1e-3), "mqar-order", 0.9, 0.5))
+    text = write_report([tmp_path / "r.jsonl"], tmp_path)
+    assert "### mqar-order (reduced by --quick)" in text
+    assert "Its figures say nothing about the paper's." in text
+    assert "| 64 | 6 | - | 0.500 |" in text
+
+
+def test_the_papers_values_are_complete():
+    for slots, orders in {1024: (1, 2, 5, 10), 256: (1, 2, 4, 8), 64: (1, 2, 3, 6)}.items():
+        assert tuple(map(int, PAPER["order"][str(slots)])) == orders
+    assert set(KINDS.values()) <= PAPER["state"].keys()
+    for marks in PAPER["state"].values():
+        assert all(0 <= low <= high <= 1 and size > 1000 for size, low, high in marks)
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_figures(name):
+    with theme(name) as colors:
+        figure = accuracy_by_order(
+            {64: {1: [0.2, 0.4], 6: [0.6]}, 256: {4: [0.9]}}, {64: {1: 0.255}, 512: {1: 0.43}}, "a title"
+        )
+        [axes] = figure.axes
+        assert (axes.get_xlabel(), axes.get_ylabel()) == (
+            "order U (digits of an address)",
+            "accuracy, mean of the test settings",
+        )
+        assert axes.get_title() == "a title"
+        lines = {line.get_label(): line for line in axes.lines}
+        assert lines["M = 64"].get_xydata().tolist() == [[1, pytest.approx(0.3)], [6, 0.6]]
+        assert [to_hex(lines[label].get_color()).upper() for label in ("M = 256", "M = 64")] == palette(2)
+        [read_off] = [line for line in axes.lines if line.get_markerfacecolor() == "none"]  # none for M = 512
+        assert read_off.get_xydata().tolist() == [[1, 0.255]]
+        assert read_off.get_color() == lines["M = 64"].get_color()
+        assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "4", "6"]
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert labels == ["M = 256", "M = 64", "the paper's, read off"]
+
+        figure = accuracy_by_state({"RAM-Net": {4000: [0.5]}, "DeltaNet": {9000: [0.7]}}, PAPER["state"])
+        [axes] = figure.axes
+        assert axes.get_xscale() == "log"
+        ours, *_ = axes.lines
+        assert ours.get_linewidth() > 2
+        open_marks = [line.get_xydata() for line in axes.lines if line.get_markerfacecolor() == "none"]
+        assert [len(marks) for marks in open_marks] == [len(PAPER["state"][kind]) for kind in ("RAM-Net", "DeltaNet")]
+        assert open_marks[0][0].tolist() == [3600, pytest.approx(0.485)]
+        assert to_hex(figure.get_facecolor()).upper() == colors.paper
+    with pytest.raises(ValueError, match="ours must hold at least one"):
+        accuracy_by_order({})
+    with pytest.raises(ValueError, match="ours must hold at least one"):
+        accuracy_by_state({})
