@@ -130,11 +130,11 @@ def init_parameters(shapes: Mapping[str, tuple[int, ...]], config: RAMNetConfig,
     """Initial values for the parameters that ``shapes`` names.
 
     Matrices are drawn from N(0, ``init_std``); norms start at 1, the gate's bias at 3, the address biases of the heads
-    that ``config.address_prior`` names at a prior (see :func:`address_prior`), short convolutions at
-    numbers drawn evenly from +-1 / sqrt(width), the
-    delta rule's decay at values drawn per head (see :mod:`~ramnet_np.model.decay`), every other bias, scale and
-    modifier at 0. Names without a layer's prefix count as layer 0's. The draws are float32 for either dtype, so a
-    float64 model starts at the same values. Source: spec section 5.
+    that ``config.address_prior`` names at a prior (see :func:`address_prior`), the delta rule's decay at values drawn
+    per head (see :mod:`~ramnet_np.model.decay`), every other bias, scale and modifier at 0. A short convolution lets
+    the token itself through, weight 1, and adds those before it by weights drawn evenly from +-1 / sqrt(width), so that
+    channels differ from the start in what they see of the past. Names without a layer's prefix count as layer 0's. The
+    draws are float32 for either dtype, so a float64 model starts at the same values. Source: spec section 5.
 
     >>> config = RAMNetConfig(vocab=8, width=4, layers=1)
     >>> params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
@@ -162,7 +162,9 @@ def _initial(name: str, shape: tuple[int, ...], config: RAMNetConfig, rng: np.ra
     if name.endswith("norm.weight"):
         return np.ones(shape, dtype=np.float32)
     if name.endswith("conv.weight"):
-        return (rng.random(shape, dtype=np.float32) * 2 - 1) * np.float32(shape[1] ** -0.5)
+        weight = (rng.random(shape, dtype=np.float32) * 2 - 1) * np.float32(shape[1] ** -0.5)
+        weight[:, -1] = 1
+        return weight
     if name.endswith("A_log"):
         return np.log(rng.uniform(*DECAY_RATES, size=shape)).astype(np.float32)
     if name.endswith("dt_bias"):

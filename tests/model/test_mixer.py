@@ -161,8 +161,9 @@ def test_initial_values():
     params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
     conv = params["model.layers.0.attn_conv.weight"]
     assert conv.shape == (512, 4)
-    assert abs(conv).max() <= 0.5
-    assert conv.std() == pytest.approx(0.5 / np.sqrt(3), rel=0.05)
+    assert (conv[:, -1] == 1).all()
+    assert abs(conv[:, :-1]).max() <= 0.5
+    assert conv[:, :-1].std() == pytest.approx(0.5 / np.sqrt(3), rel=0.05)
     rate, step = np.exp(params["model.layers.0.attn.A_log"]), np.log1p(np.exp(params["model.layers.0.attn.dt_bias"]))
     assert 1 <= rate.min() < 2 < 15 < rate.max() <= 16
     assert step.min() * 1.001 >= 1e-3
