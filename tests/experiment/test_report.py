@@ -76,19 +76,19 @@ def test_tables_put_ours_beside_the_papers():
     p = point("mqar-order", "m256-u4")
     results = collect(of_two_rates(p, "mqar-order", validation=(0.8, 0.7), test=(0.9, 0.5, 0.89)))
     row = order_table(results, PAPER).splitlines()[-1]
-    assert row == "| 256 | 4 | 0.885 | 0.895 | 0.900, 0.890 | +0.010 | 0.001 (of 2) | 8 |"
+    assert row == "| 256 | 4 | 0.885 | 0.895 | 0.900, 0.890 | +0.010 | 0.001 (of 2) | 6 |"
     results = collect(
         [
             record(point("mqar-state", name).run(0, 1e-3), "mqar-state", 0.9, 0.8)
-            for name in ("window-28", "gated-delta-128", "ram-m1024-c48", "delta-40")
+            for name in ("window-28", "gated-delta-128", "c48-m1024", "delta-40")
         ]
     )
     lines = state_table(results, PAPER).splitlines()[2:]
     assert lines == [
-        "| RAM-Net | 100,352 | 0.800 | 0.800 | 0.99 | 100,000 | 0.001 | 8 |",
-        "| sliding window | 3,968 | 0.800 | 0.800 | 0.31 | 3,600 | 0.001 | 8 |",
-        "| DeltaNet | 3,584 | 0.800 | 0.800 | - | - | 0.001 | 8 |",  # the paper has none near
-        "| Gated DeltaNet | 33,152 | 0.800 | 0.800 | 0.98 | 34,000 | 0.001 | 8 |",
+        "| RAM-Net | 100,480 | 0.800 | 0.800 | 0.99 | 100,000 | 0.001 | 6 |",
+        "| sliding window | 3,712 | 0.800 | 0.800 | 0.31 | 3,600 | 0.001 | 6 |",
+        "| DeltaNet | 3,328 | 0.800 | 0.800 | - | - | 0.001 | 6 |",  # the paper has none near
+        "| Gated DeltaNet | 32,896 | 0.800 | 0.800 | 0.98 | 34,000 | 0.001 | 6 |",
     ]
 
 
@@ -100,8 +100,8 @@ def test_ablations_stand_beside_the_base():
         ]
     )
     assert ablation_table(results).splitlines()[2:] == [
-        "| base | 0.800 | 0.800 | - | 0.001 | 8 |",
-        "| k4 | 0.700 | 0.700 | -0.100 | 0.001 | 8 |",
+        "| base | 0.800 | 0.800 | - | 0.001 | 6 |",
+        "| k4 | 0.700 | 0.700 | -0.100 | 0.001 | 6 |",
     ]
     shared = shared_settings(results)
     assert "top_k" not in shared
@@ -127,7 +127,7 @@ def test_the_page_keeps_what_is_outside_its_markers(tmp_path):
     (tmp_path / "mqar.md").write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
     (tmp_path / "paper.toml").write_text((RESULTS / "paper.toml").read_text())
     results = tmp_path / "results.jsonl"
-    for grid, name in (("mqar-order", "m64-u2"), ("mqar-state", "ram-m64"), ("mqar-ablations", "base")):
+    for grid, name in (("mqar-order", "m64-u2"), ("mqar-state", "c16-m125"), ("mqar-ablations", "base")):
         append_record(results, record(point(grid, name).run(0, 1e-3), grid, 0.9, 0.5))
     text = write_report([results], tmp_path)
     page = (tmp_path / "mqar.md").read_text()
