@@ -257,7 +257,20 @@ PRESETS: dict[str, RAMNetConfig] = {
     "mqar-demo": RAMNetConfig(
         vocab=256, order=3, top_k=16, temperature=0.25, cape=(2, 0), address_prior="cape", ffn="none"
     ),
-    "mqar-small": RAMNetConfig(vocab=8192, cape=(2, 0), ffn="none"),
+    # In a large vocabulary CAPE takes long to find the token before: a convolution shows it, content heads do the rest.
+    "mqar-small": RAMNetConfig(
+        vocab=8192,
+        heads=1,
+        channels=32,
+        top_k=16,
+        temperature=0.25,
+        update="gsu",
+        gamma=0.0,
+        gamma_mode="dynamic",
+        short_conv=2,
+        address_prior="cape",
+        ffn="none",
+    ),
     # Bytes as tokens: mqar-demo with more heads and digits, and a feed-forward network for what is not recall.
     "text-small": RAMNetConfig(
         vocab=256,
