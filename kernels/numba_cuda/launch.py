@@ -19,7 +19,6 @@ from numba import cuda, types
 from numba.core import config
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-WARP = 32
 THREADS = 8 if SIMULATED else 256  # of a block whose threads do the same
 
 _SLOTS = {  # how an argument is packed, each in 8 bytes
@@ -140,14 +139,6 @@ def _current_device() -> int:
     from cuda.bindings import driver
 
     return int(_check(driver.cuCtxGetDevice()))
-
-
-def block(leaders: int, helpers: int) -> tuple[int, int]:
-    """(threads, leaders) of a block whose first threads follow the tokens while the others help them.
-
-    On a GPU the leaders have a warp to themselves. The simulator pays for every thread, so there are few.
-    """
-    return (leaders + 2, leaders) if SIMULATED else (WARP + helpers, WARP)
 
 
 def _check(result: tuple[Any, ...]) -> Any:

@@ -52,26 +52,6 @@ def put_global(shared, memory, start, at, value):
 
 
 @cuda.jit(device=True)
-def load_octet(places, numbers, place_at, number_at, row, coef):
-    """Copy eight accesses from shared memory to registers: where their slots are, and eta or weight.
-
-    The index is one unsigned number plus a constant, which the load itself can add.
-    """
-    place, number = uint32(place_at), uint32(number_at)
-    for j in range(OCTET):
-        row[j] = places[place + uint32(j)]
-        coef[j] = numbers[number + uint32(j)]
-
-
-@cuda.jit(device=True)
-def take_octet(next_row, next_coef, row, coef):
-    """The accesses that were loaded ahead are now the present ones."""
-    for j in range(OCTET):
-        row[j] = next_row[j]
-        coef[j] = next_coef[j]
-
-
-@cuda.jit(device=True)
 def split(i, n):
     """(i // n, i % n) of numbers that are not negative.
 

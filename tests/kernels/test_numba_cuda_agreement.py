@@ -74,7 +74,7 @@ def test_a_state_in_device_memory_gives_the_same(name, monkeypatch):
 
         return chosen
 
-    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.content_layout", without_room("content_layout", 0))
+    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.content_layout", without_room("content_layout", 1))
     monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.mass_layout", without_room("mass_layout", 1))
     actual = on_device(inputs)
     assert_agree(actual, run(inputs, "numpy"))

@@ -12,6 +12,8 @@ from ramnet_np.kernels.numba_cuda.content_kernels import content_kernels
 from ramnet_np.kernels.numba_cuda.copy_kernels import gather_kernel, total_kernel
 from ramnet_np.kernels.numba_cuda.decode_kernels import decode_kernels
 from ramnet_np.kernels.numba_cuda.launch import Kernel
+from ramnet_np.kernels.numba_cuda.layout import GROUPS, LANES
+from ramnet_np.kernels.numba_cuda.mass_backward_kernels import mass_backward_kernels
 from ramnet_np.kernels.numba_cuda.mass_kernels import mass_kernels
 from ramnet_np.kernels.numba_cuda.renumber_kernels import clear, enter, look_up
 from ramnet_np.kernels.numba_cuda.step_kernels import step_kernel
@@ -23,8 +25,11 @@ def every_kernel():
     for number in (float32, float64):
         for in_shared in (True, False):
             where = f"{number}-{'shared' if in_shared else 'device'}"
-            for kernels in (content_kernels(number, in_shared), mass_kernels(number, in_shared)):
+            for kernels in (mass_kernels(number, in_shared), mass_backward_kernels(number, in_shared)):
                 yield from ((f"{kernel.name}-{where}", kernel) for kernel in vars(kernels).values())
+            for lanes in LANES:
+                kernels = content_kernels(number, in_shared, lanes, GROUPS[lanes])
+                yield from ((f"{kernel.name}-{lanes}-{where}", kernel) for kernel in vars(kernels).values())
         yield from ((f"{kernel.name}-{number}", kernel) for kernel in vars(decode_kernels(number)).values())
         yield f"step-{number}", step_kernel(number)
         yield f"total-{number}", total_kernel(number)
