@@ -29,7 +29,7 @@ Every sum has one order, whatever the timing: the same inputs give the same bits
 from functools import cache
 from types import SimpleNamespace
 
-from numba import cuda, int32, int64, types, uint32
+from numba import cuda, int32, int64, types, uint64
 
 from .launch import kernel
 from .octets import OCTET, access, split
@@ -49,12 +49,13 @@ def tile_bytes(name: str, tile: int, W: int, R: int, lanes: int, groups: int, it
 
 
 @cache
-def content_kernels(number, in_shared: bool, lanes: int, groups: int):
+def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R: int):
     """``content_forward``, ``content_replay``, ``content_reverse`` for this Numba type, the state in shared memory or
-    in device memory, for blocks of ``groups`` x ``lanes`` threads."""
+    in device memory, for blocks of ``groups`` x ``lanes`` threads and tokens of W
+    writes and R reads."""
     numbers, rows_type = types.CPointer(number), types.CPointer(int32)
     words = number.bitwidth // 32
-    threads, share = groups * lanes, OCTET // groups
+    threads, share, E = groups * lanes, OCTET // groups, W + R
     get, put = access(in_shared)
     tiles = tile_functions(number, lanes, groups)
     each_event, each_value = tiles.each_event, tiles.each_value
@@ -84,16 +85,16 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
             if c < C:
                 final[(unit * n_rows + row) * C + c] = get(shared, working, state_at, i)
 
-    @kernel(rows_type, *[numbers] * 6, *[int32] * 10)
+    @kernel(rows_type, *[numbers] * 6, *[int32] * 8, most_threads=threads)
     def content_forward(
-        rows, coefs, values, given, working, final, y, has_given, has_final, T, H, C, n_rows, W, R, tile, slices,
+        rows, coefs, values, given, working, final, y, has_given, has_final, T, H, C, n_rows, tile, slices,
     ):  # fmt: skip
         """y (B, T, H, C), and the state after the last token if wanted."""
         shared, places = cuda.shared.array(0, number), cuda.shared.array(0, int32)
         thread = cuda.threadIdx.x
         group, c = thread // lanes, thread % lanes
         unit, first = int64(cuda.blockIdx.x) // slices, cuda.blockIdx.x % slices * lanes
-        E, inside = W + R, first + c < C
+        inside = first + c < C
         own_row = ((unit // H * T) * H + unit % H) * C + first + c  # of token 0 in (B, T, H, C)
         next_token = int64(H) * C
         # shared memory: the state, then of a tile values, parts of y, coefficients, places
@@ -129,7 +130,7 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
                 cuda.syncthreads()
                 # y = sum r s, this group's part of it
                 y_t = number(0)
-                v = shared[uint32(value_at + (token + 1) * lanes + c)]
+                v = shared[uint64(value_at + (token + 1) * lanes + c)]
                 for _ in range(0, R, OCTET):
                     event += OCTET
                     for j in range(share):
@@ -138,7 +139,7 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
                     for j in range(share):
                         y_t += coef[j] * s[j]
                     take_share(row_ahead, coef_ahead, row, coef)
-                shared[uint32(part_at + token * threads + thread)] = y_t
+                shared[uint64(part_at + token * threads + thread)] = y_t
                 cuda.syncthreads()
             add_groups(shared, part_at, here, group, c, inside, y, own_row + start * next_token, next_token)
             put_events(
@@ -149,14 +150,14 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
             cuda.syncthreads()
             here = there
             load_share(places, shared, place_at + group, coef_at + group, row, coef)
-            v = shared[uint32(value_at + c)]
+            v = shared[uint64(value_at + c)]
         if has_final != 0:
             store_state(final, unit, first, n_rows, C, shared, working, state_at, thread)
 
-    @kernel(rows_type, *[numbers] * 9, *[int32] * 12)
+    @kernel(rows_type, *[numbers] * 9, *[int32] * 10, most_threads=threads)
     def content_replay(
-        rows, coefs, values, dy, given, working, dfinal, dread, found, last, has_given, has_last, T, H, C, n_rows, W, R,
-        tile, slices, units, step,
+        rows, coefs, values, dy, given, working, dfinal, dread, found, last, has_given, has_last, T, H, C, n_rows, tile,
+        slices, units, step,
     ):  # fmt: skip
         """dread (slices, B*H, T, R): <dy, s> over the slice; found (B, T, H, C): what a token's first write found;
         last (slices, B*H, rows): <dfinal, s> after the last token, if wanted."""
@@ -165,7 +166,7 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
         group, c = thread // lanes, thread % lanes
         unit, cut = int64(cuda.blockIdx.x) // slices, cuda.blockIdx.x % slices
         first = cut * lanes
-        E, inside = W + R, first + c < C
+        inside = first + c < C
         own_row = ((unit // H * T) * H + unit % H) * C + first + c
         next_token = int64(H) * C
         # shared memory: the state, then of a tile values, dy, products, coefficients, places
@@ -204,17 +205,17 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
                     take_share(row_ahead, coef_ahead, row, coef)
                 cuda.syncthreads()
                 # <dy, s>, this channel's part of it
-                v = shared[uint32(value_at + (token + 1) * lanes + c)]
+                v = shared[uint64(value_at + (token + 1) * lanes + c)]
                 for _ in range(0, R, OCTET):
                     event += OCTET
                     for j in range(share):
                         s[j] = get(shared, working, own, row[j] * lanes)
                     load_share(places, shared, place_at + event, coef_at + event, row_ahead, coef_ahead)
                     for j in range(share):
-                        shared[uint32(product) + uint32(j * groups)] = dy_t * s[j]
+                        shared[uint64(product) + uint64(j * groups)] = dy_t * s[j]
                     product += OCTET
                     take_share(row_ahead, coef_ahead, row, coef)
-                dy_t = shared[uint32(dy_at + (token + 1) * lanes + c)]
+                dy_t = shared[uint64(dy_at + (token + 1) * lanes + c)]
                 found_at += next_token
                 cuda.syncthreads()
             add_channels(
@@ -229,7 +230,7 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
             cuda.syncthreads()
             here = there
             load_share(places, shared, place_at + group, coef_at + group, row, coef)
-            v, dy_t = shared[uint32(value_at + c)], shared[uint32(dy_at + c)]
+            v, dy_t = shared[uint64(value_at + c)], shared[uint64(dy_at + c)]
         if has_last != 0:  # a thread adds up a row, all of whose numbers are there after the barrier
             for r in range(thread, n_rows, threads):
                 total = number(0)
@@ -238,10 +239,10 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
                     total += s_r * dfinal[(unit * n_rows + r) * C + first + other]
                 last[(cut * int64(units) + unit) * n_rows + r] = total
 
-    @kernel(rows_type, *[numbers] * 10, *[int32] * 13)
+    @kernel(rows_type, *[numbers] * 10, *[int32] * 11, most_threads=threads)
     def content_reverse(
         rows, coefs, values, dy, found, dfinal, working, dgiven, dv, dwritten, dfound, has_dfinal, has_dgiven, T, H, C,
-        n_rows, W, R, tile, slices, units, step, found_step,
+        n_rows, tile, slices, units, step, found_step,
     ):  # fmt: skip
         """dv (B, T, H, C); dwritten (slices, B*H, T, W): <d, v> over the slice; dfound (slices, B*H, T): <d, found> of
         the token's first write; dgiven (B*H, rows, C), the adjoint of the given state, if wanted."""
@@ -250,7 +251,7 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
         group, c = thread // lanes, thread % lanes
         unit, cut = int64(cuda.blockIdx.x) // slices, cuda.blockIdx.x % slices
         first = cut * lanes
-        E, inside = W + R, first + c < C
+        inside = first + c < C
         own_row = ((unit // H * T) * H + unit % H) * C + first + c
         next_token = int64(H) * C
         # shared memory: the adjoint, then of a tile values, dy, found, parts of dv, products, coefficients, places
@@ -283,8 +284,8 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
             ask_values(found, own_row + new * next_token, next_token, there, group, inside, new_found)
             for token in range(here - 1, -1, -1):
                 at, writes = token * lanes + c, token * E + group
-                v, before = shared[uint32(value_at + at)], shared[uint32(found_at + at)]
-                dy_t = shared[uint32(dy_at + at)]
+                v, before = shared[uint64(value_at + at)], shared[uint64(found_at + at)]
+                dy_t = shared[uint64(dy_at + at)]
                 # d += r dy
                 event = writes + W
                 for o in range(OCTET, R + OCTET, OCTET):
@@ -310,13 +311,13 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int):
                     for j in range(share):
                         put(shared, working, own, row[j] * lanes, (one - coef[j]) * d[j])
                     if group == 0 and o == OCTET:
-                        shared[uint32(found_product_at + c * found_step + token)] = d[0] * before
+                        shared[uint64(found_product_at + c * found_step + token)] = d[0] * before
                     for j in range(share):
                         dv_t += coef[j] * d[j]
-                        shared[uint32(product) + uint32(j * groups)] = d[j] * v
+                        shared[uint64(product) + uint64(j * groups)] = d[j] * v
                     product += OCTET
                     take_share(row_ahead, coef_ahead, row, coef)
-                shared[uint32(part_at + token * threads + thread)] = dv_t
+                shared[uint64(part_at + token * threads + thread)] = dv_t
                 cuda.syncthreads()
             tokens_at = (cut * int64(units) + unit) * T + start
             add_groups(shared, part_at, here, group, c, inside, dv, own_row + start * next_token, next_token)

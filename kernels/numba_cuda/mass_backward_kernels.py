@@ -50,15 +50,18 @@ def dot_of(parts, at, slices, stride):
 
 
 @cache
-def mass_backward_kernels(number, in_shared: bool):
-    """``prepare``, ``scan`` and ``finish`` for this Numba type, q and dz in shared memory or in device memory."""
+def mass_backward_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
+    """``prepare``, ``scan`` and ``finish`` for this Numba type, q and dz in shared memory or in device memory,
+    and tokens of W writes and R reads, mass-aware ones or not."""
     numbers, rows_type, flags = types.CPointer(number), types.CPointer(int32), types.CPointer(types.uint8)
     get, put = access(in_shared)
+    E, threads = W + R, max(W, R)
+    ahead = AHEAD if threads <= 256 else 1  # a thread of more has few registers
 
-    @kernel(rows_type, *[numbers] * 3, flags, *[numbers] * 8, number, number, *[int32] * 13)
+    @kernel(rows_type, *[numbers] * 3, flags, *[numbers] * 8, number, number, *[int32] * 10)
     def mass_backward_prepare(
         read_slot, write_weight, read_weight, gamma, mask, old_mass, read_mass, dwritten, dfound, dread, terms, gains,
-        dr, gamma_number, eps, one_gamma, masked, gsu, aware, tokens, T, H, Kw, Kr, W, R, slices, read_slices,
+        dr, gamma_number, eps, one_gamma, masked, gsu, tokens, T, H, Kw, Kr, slices, read_slices,
     ):  # fmt: skip
         """``terms`` of every write and ``gains`` of every read, and dr, the gradient of its weight.
 
@@ -98,7 +101,7 @@ def mass_backward_kernels(number, in_shared: bool):
             terms[P * all_writes + write] = p
             terms[U * all_writes + write] = u
         total, weighted, through = zero, eps, zero  # of the token's reads, if they are mass-aware
-        if aware != 0:
+        if aware:
             for k in range(Kr):
                 read = int64(token) * R + k
                 r, m = read_weight[at * Kr + k], read_mass[read]
@@ -114,7 +117,7 @@ def mass_backward_kernels(number, in_shared: bool):
                 if counts:
                     dweight = dot_of(dread, read, read_slices, all_reads)
                     gain = r * dweight
-                    if aware != 0:
+                    if aware:
                         m = read_mass[read]
                         dn = (dweight - through) * total / weighted
                         gain *= total * m / weighted
@@ -123,12 +126,12 @@ def mass_backward_kernels(number, in_shared: bool):
                         gain, dmass = zero, zero
                 dr[at * Kr + k] = dweight
             gains[GAIN * all_reads + read] = gain
-            if aware != 0:
+            if aware:
                 gains[DMASS * all_reads + read] = dmass
 
-    @kernel(rows_type, *[numbers] * 6, *[int32] * 9)
+    @kernel(rows_type, *[numbers] * 6, *[int32] * 6, most_threads=threads)
     def mass_backward_scan(
-        rows, terms, gains, last, dfinal, working, dgiven, has_last, has_dgiven, aware, units, T, n_rows, W, R,
+        rows, terms, gains, last, dfinal, working, dgiven, has_last, has_dgiven, units, T, n_rows,
         read_slices,
     ):  # fmt: skip
         """q and dz, the last token first. Of each write q takes the place of b and dz' that of alpha.
@@ -137,8 +140,7 @@ def mass_backward_kernels(number, in_shared: bool):
         which may meet, and between tokens.
         """
         shared = cuda.shared.array(0, number)
-        k, threads = cuda.threadIdx.x, cuda.blockDim.x
-        unit, E = int64(cuda.blockIdx.x), W + R
+        k, unit = cuda.threadIdx.x, int64(cuda.blockIdx.x)
         one, zero = number(1), number(0)
         all_writes, all_reads = int64(units) * T * W, int64(units) * T * R
         q_at = int64(0) if in_shared else unit * 2 * (n_rows + E)
@@ -151,20 +153,21 @@ def mass_backward_kernels(number, in_shared: bool):
             put(shared, working, q_at, r, q)
             put(shared, working, dz_at, r, dz)
         cuda.syncthreads()
-        write_row, read_row = cuda.local.array(AHEAD, int32), cuda.local.array(AHEAD, int32)
-        gain, alpha = cuda.local.array(AHEAD, number), cuda.local.array(AHEAD, number)
-        b, g, p = cuda.local.array(AHEAD, number), cuda.local.array(AHEAD, number), cuda.local.array(AHEAD, number)
-        new_write_row, new_read_row = cuda.local.array(AHEAD, int32), cuda.local.array(AHEAD, int32)
-        new_gain, new_alpha = cuda.local.array(AHEAD, number), cuda.local.array(AHEAD, number)
-        new_b, new_g, new_p = (
-            cuda.local.array(AHEAD, number), cuda.local.array(AHEAD, number), cuda.local.array(AHEAD, number),
-        )  # fmt: skip
+        write_row, read_row = cuda.local.array(ahead, int32), cuda.local.array(ahead, int32)
+        gain, dmass = cuda.local.array(ahead, number), cuda.local.array(ahead, number)
+        alpha, b = cuda.local.array(ahead, number), cuda.local.array(ahead, number)
+        g, p = cuda.local.array(ahead, number), cuda.local.array(ahead, number)
+        new_write_row, new_read_row = cuda.local.array(ahead, int32), cuda.local.array(ahead, int32)
+        new_gain, new_dmass = cuda.local.array(ahead, number), cuda.local.array(ahead, number)
+        new_alpha, new_b = cuda.local.array(ahead, number), cuda.local.array(ahead, number)
+        new_g, new_p = cuda.local.array(ahead, number), cuda.local.array(ahead, number)
+        q, dz = cuda.local.array(ahead, number), cuda.local.array(ahead, number)
         event, write, read = unit * T * E + k, unit * T * W + k, unit * T * R + k  # of token 0
-        for start in range(T - 1 + AHEAD, -1, -AHEAD):
-            for i in range(AHEAD):
-                t = start - AHEAD - i
+        for start in range(T - 1 + ahead, -1, -ahead):
+            for i in range(ahead):
+                t = start - ahead - i
                 new_write_row[i], new_alpha[i], new_b[i], new_g[i], new_p[i] = n_rows + k, one, zero, zero, zero
-                new_read_row[i], new_gain[i] = n_rows + W + k, zero
+                new_read_row[i], new_gain[i], new_dmass[i] = n_rows + W + k, zero, zero
                 if k < W and t >= 0:
                     new_write_row[i] = rows[event + t * E]
                     new_alpha[i] = terms[ALPHA * all_writes + write + t * W]
@@ -174,37 +177,40 @@ def mass_backward_kernels(number, in_shared: bool):
                 if k < R and t >= 0:
                     new_read_row[i] = rows[event + t * E + W]
                     new_gain[i] = gains[GAIN * all_reads + read + t * R]
+                    if aware:
+                        new_dmass[i] = gains[DMASS * all_reads + read + t * R]
             if start < T:
-                for i in range(AHEAD):
-                    t = start - i
+                for i in range(ahead):
                     if k < R:
                         put(shared, working, q_at, read_row[i], get(shared, working, q_at, read_row[i]) + gain[i])
-                        if aware != 0 and t >= 0:
-                            dz = get(shared, working, dz_at, read_row[i])
-                            dz += gains[DMASS * all_reads + read + t * R]
-                            put(shared, working, dz_at, read_row[i], dz)
+                        if aware:
+                            dz_read = get(shared, working, dz_at, read_row[i]) + dmass[i]
+                            put(shared, working, dz_at, read_row[i], dz_read)
                     cuda.syncthreads()
                     if k < W:
-                        q, dz = get(shared, working, q_at, write_row[i]), get(shared, working, dz_at, write_row[i])
-                        q = b[i] + (q if k > 0 else zero)  # of the first write q is known
-                        pull = p[i] - g[i] * q
-                        put(shared, working, q_at, write_row[i], q)
-                        put(shared, working, dz_at, write_row[i], alpha[i] * (dz - pull))
-                        if t >= 0:
-                            terms[Q * all_writes + write + t * W] = q
-                            terms[DZ * all_writes + write + t * W] = dz
+                        q_after = get(shared, working, q_at, write_row[i])
+                        dz[i] = get(shared, working, dz_at, write_row[i])
+                        q[i] = b[i] + (q_after if k > 0 else zero)  # of the first write q is known
+                        pull = p[i] - g[i] * q[i]
+                        put(shared, working, q_at, write_row[i], q[i])
+                        put(shared, working, dz_at, write_row[i], alpha[i] * (dz[i] - pull))
                     cuda.syncthreads()
-            for i in range(AHEAD):
+                for i in range(ahead):
+                    t = start - i
+                    if k < W and t >= 0:
+                        terms[Q * all_writes + write + t * W] = q[i]
+                        terms[DZ * all_writes + write + t * W] = dz[i]
+            for i in range(ahead):
                 write_row[i], alpha[i], b[i], g[i], p[i] = new_write_row[i], new_alpha[i], new_b[i], new_g[i], new_p[i]
-                read_row[i], gain[i] = new_read_row[i], new_gain[i]
+                read_row[i], gain[i], dmass[i] = new_read_row[i], new_gain[i], new_dmass[i]
         if has_dgiven != 0:
             for r in range(k, n_rows, threads):
                 dgiven[unit * n_rows + r] = get(shared, working, dz_at, r)
 
-    @kernel(numbers, numbers, flags, *[numbers] * 4, *[number] * 4, *[int32] * 8)
+    @kernel(numbers, numbers, flags, *[numbers] * 4, *[number] * 4, *[int32] * 7)
     def mass_backward_finish(
         write_weight, gamma, mask, old_mass, terms, dw, dgamma, gamma_number, eps, proxy_eps, smallest, one_gamma, masked,
-        gsu, tokens, T, H, Kw, W,
+        gsu, tokens, T, H, Kw,
     ):  # fmt: skip
         """dw, and dgamma, whose sum over a token's writes is formed in two steps: thread j of the eight adds up those of
         writes j, j + 8, .., and behind a barrier the first thread adds up the eight."""

@@ -33,15 +33,18 @@ TOKENS = THREADS // OCTET  # of a block of ``mass_prepare`` and ``mass_weigh``
 
 
 @cache
-def mass_kernels(number, in_shared: bool):
-    """``prepare``, ``scan`` and ``weigh`` for this Numba type, masses in shared memory or in device memory."""
+def mass_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
+    """``prepare``, ``scan`` and ``weigh`` for this Numba type, masses in shared memory or in device memory,
+    and tokens of W writes and R reads, mass-aware ones or not."""
     numbers, rows_type, flags = types.CPointer(number), types.CPointer(int32), types.CPointer(types.uint8)
     get, put = access(in_shared)
+    E, threads = W + R, max(W, R)
+    ahead = AHEAD if threads <= 256 else 1  # a thread of more has few registers
 
-    @kernel(rows_type, rows_type, *[numbers] * 3, flags, rows_type, numbers, numbers, number, *[int32] * 11)
+    @kernel(rows_type, rows_type, *[numbers] * 3, flags, rows_type, numbers, numbers, number, *[int32] * 9)
     def mass_prepare(
         write_slot, read_slot, write_weight, read_weight, gamma, mask, rows, coefs, alpha, gamma_number, one_gamma,
-        masked, gsu, tokens, T, H, n_rows, Kw, Kr, W, R,
+        masked, gsu, tokens, T, H, n_rows, Kw, Kr,
     ):  # fmt: skip
         """Of every access, in the order (B*H, T, W + R), its row and weight; of every write alpha (B*H, T, W).
 
@@ -54,7 +57,7 @@ def mass_kernels(number, in_shared: bool):
         b, h = split(unit, H)
         one, zero = number(1), number(0)
         counts = masked == 0 or mask[int64(b) * T + t] != 0
-        at, event = (int64(b) * T + t) * H + h, int64(token) * (W + R)
+        at, event = (int64(b) * T + t) * H + h, int64(token) * E
         gamma_t = gamma_number if one_gamma != 0 else gamma[at]
         for k in range(j, W, OCTET):
             row, w, a = n_rows + k, zero, one
@@ -70,9 +73,9 @@ def mass_kernels(number, in_shared: bool):
                     row = read_slot[at * Kr + k]
             rows[event + W + k], coefs[event + W + k] = row, r
 
-    @kernel(rows_type, *[numbers] * 6, number, number, *[int32] * 7)
+    @kernel(rows_type, *[numbers] * 6, number, number, *[int32] * 4, most_threads=threads)
     def mass_scan(
-        rows, coefs, alpha, read_mass, given, working, final, eps, initial, has_given, has_final, aware, T, n_rows, W, R,
+        rows, coefs, alpha, read_mass, given, working, final, eps, initial, has_given, has_final, T, n_rows,
     ):  # fmt: skip
         """z, token by token. Each write's coefficient w becomes eta, its alpha the mass that it found.
 
@@ -80,51 +83,54 @@ def mass_kernels(number, in_shared: bool):
         and between a token's writes and its mass-aware reads.
         """
         shared = cuda.shared.array(0, number)
-        k, threads = cuda.threadIdx.x, cuda.blockDim.x
-        unit, E = int64(cuda.blockIdx.x), W + R
+        k, unit = cuda.threadIdx.x, int64(cuda.blockIdx.x)
         one, zero = number(1), number(0)
         z_at = int64(0) if in_shared else unit * (n_rows + E)
         for row in range(k, n_rows + E, threads):
             put(shared, working, z_at, row, given[unit * n_rows + row] if has_given != 0 and row < n_rows else initial)
         cuda.syncthreads()
-        row, a, w = cuda.local.array(AHEAD, int32), cuda.local.array(AHEAD, number), cuda.local.array(AHEAD, number)
-        new_row, new_a = cuda.local.array(AHEAD, int32), cuda.local.array(AHEAD, number)
-        new_w, read_row = cuda.local.array(AHEAD, number), cuda.local.array(AHEAD, int32)
-        event, write = unit * T * E + k, unit * T * W + k  # of token 0
-        for start in range(-AHEAD, T, AHEAD):
-            for i in range(AHEAD):
-                t = start + AHEAD + i
-                new_row[i], new_a[i], new_w[i] = n_rows + k, one, zero
+        row, read_row = cuda.local.array(ahead, int32), cuda.local.array(ahead, int32)
+        a, w = cuda.local.array(ahead, number), cuda.local.array(ahead, number)
+        new_row, new_read_row = cuda.local.array(ahead, int32), cuda.local.array(ahead, int32)
+        new_a, new_w = cuda.local.array(ahead, number), cuda.local.array(ahead, number)
+        found, z, seen = (
+            cuda.local.array(ahead, number), cuda.local.array(ahead, number), cuda.local.array(ahead, number),
+        )  # fmt: skip
+        event, write, read = unit * T * E + k, unit * T * W + k, unit * T * R + k  # of token 0
+        for start in range(-ahead, T, ahead):
+            for i in range(ahead):
+                t = start + ahead + i
+                new_row[i], new_a[i], new_w[i], new_read_row[i] = n_rows + k, one, zero, n_rows + W + k
                 if k < W and t < T:
                     new_row[i], new_w[i] = rows[event + t * E], coefs[event + t * E]
                     new_a[i] = alpha[write + t * W]
+                if aware and k < R and t < T:
+                    new_read_row[i] = rows[event + t * E + W]
             if start >= 0:
-                for i in range(AHEAD):
-                    t = start + i
-                    read_row[i] = n_rows + W + k
-                    if aware != 0 and k < R and t < T:
-                        read_row[i] = rows[event + W + t * E]
-                for i in range(AHEAD):
-                    t = start + i
+                for i in range(ahead):  # z = alpha z + w
                     if k < W:
-                        found = get(shared, working, z_at, row[i])
-                        z = a[i] * found + w[i]
-                        put(shared, working, z_at, row[i], z)
-                        if t < T:
-                            coefs[event + t * E], alpha[write + t * W] = w[i] / (z + eps), found
+                        found[i] = get(shared, working, z_at, row[i])
+                        z[i] = a[i] * found[i] + w[i]
+                        put(shared, working, z_at, row[i], z[i])
                     cuda.syncthreads()
-                    if aware != 0:
-                        if k < R and t < T:
-                            read_mass[(unit * T + t) * R + k] = get(shared, working, z_at, read_row[i])
+                    if aware:
+                        if k < R:
+                            seen[i] = get(shared, working, z_at, read_row[i])
                         cuda.syncthreads()
-            for i in range(AHEAD):
-                row[i], a[i], w[i] = new_row[i], new_a[i], new_w[i]
+                for i in range(ahead):
+                    t = start + i
+                    if k < W and t < T:
+                        coefs[event + t * E], alpha[write + t * W] = w[i] / (z[i] + eps), found[i]
+                    if aware and k < R and t < T:
+                        read_mass[read + t * R] = seen[i]
+            for i in range(ahead):
+                row[i], a[i], w[i], read_row[i] = new_row[i], new_a[i], new_w[i], new_read_row[i]
         if has_final != 0:
             for r in range(k, n_rows, threads):
                 final[unit * n_rows + r] = get(shared, working, z_at, r)
 
-    @kernel(numbers, numbers, numbers, number, *[int32] * 6)
-    def mass_weigh(coefs, read_weight, read_mass, eps, tokens, T, H, Kr, W, R):
+    @kernel(numbers, numbers, numbers, number, *[int32] * 4)
+    def mass_weigh(coefs, read_weight, read_mass, eps, tokens, T, H, Kr):
         """Weights of mass-aware reads, (sum r) r z / (sum r z + eps). Threads as in ``mass_prepare``; each goes over all
         of a token's reads for the sums, and writes the weights of its own. Those of masked tokens are 0 and stay so."""
         token, j = cuda.blockIdx.x * TOKENS + cuda.threadIdx.x // OCTET, cuda.threadIdx.x % OCTET
@@ -133,7 +139,7 @@ def mass_kernels(number, in_shared: bool):
         unit, t = split(token, T)
         b, h = split(unit, H)
         at, mass = ((int64(b) * T + t) * H + h) * Kr, int64(token) * R
-        read = int64(token) * (W + R) + W
+        read = int64(token) * E + W
         total, weighted = number(0), number(0)
         for k in range(Kr):
             total += read_weight[at + k]

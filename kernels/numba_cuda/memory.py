@@ -119,20 +119,20 @@ def masses_forward(
     )
     layout = mass_layout(1, n_rows, W, R, dtype.itemsize, shared_limit())
     working = None if layout.in_shared else arrays.empty((B * H, n_rows + W + R), dtype)
-    kernels, number, stream = mass_kernels(NUMBERS[dtype], layout.in_shared), dtype.type, arrays.stream
+    kernels, number, stream = mass_kernels(NUMBERS[dtype], layout.in_shared, W, R, aware), dtype.type, arrays.stream
     kernels.prepare(
         -(-B * H * T // TOKENS), THREADS, stream, write.index, read.index, write.weight, read.weight, *_gamma_mask(ctx),
-        ctx.rows, ctx.coefs, ctx.old_mass, _gamma_number(ctx), *_flags(ctx), B * H * T, T, H, n_rows, Kw, Kr, W, R,
+        ctx.rows, ctx.coefs, ctx.old_mass, _gamma_number(ctx), *_flags(ctx), B * H * T, T, H, n_rows, Kw, Kr,
     )  # fmt: skip
     kernels.scan(
         B * H, layout.threads, stream, ctx.rows, ctx.coefs, ctx.old_mass, ctx.read_mass, _part(ctx.state, "mass"),
         working, _part(final, "mass"), number(options.eps), 1 / options.slots, int(state is not None),
-        int(final is not None), int(aware), T, n_rows, W, R, shared=layout.shared,
+        int(final is not None), T, n_rows, shared=layout.shared,
     )  # fmt: skip
     if aware:
         kernels.weigh(
             -(-B * H * T // TOKENS), THREADS, stream, ctx.coefs, read.weight, ctx.read_mass, number(options.eps),
-            B * H * T, T, H, Kr, W, R,
+            B * H * T, T, H, Kr,
         )  # fmt: skip
     return ctx
 
@@ -179,21 +179,21 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
     layout = mass_layout(2, n_rows, W, R, dtype.itemsize, limit)
     working = None if layout.in_shared else arrays.empty((units, 2, n_rows + W + R), dtype)
     terms, gains = arrays.empty((5, units, T, W), dtype), arrays.empty((1 + aware, units, T, R), dtype)
-    kernels, stream = mass_backward_kernels(NUMBERS[dtype], layout.in_shared), arrays.stream
+    kernels, stream = mass_backward_kernels(NUMBERS[dtype], layout.in_shared, W, R, aware), arrays.stream
     blocks, eps = -(-units * T // TOKENS), dtype.type(ctx.options.eps)
     kernels.prepare(
         blocks, THREADS, stream, ctx.read.index, ctx.write.weight, ctx.read.weight, *_gamma_mask(ctx), ctx.old_mass,
-        ctx.read_mass, dwritten, dfound, dread, terms, gains, dr, _gamma_number(ctx), eps, *_flags(ctx), int(aware),
-        units * T, T, H, Kw, Kr, W, R, dwritten.shape[0], dread.shape[0],
+        ctx.read_mass, dwritten, dfound, dread, terms, gains, dr, _gamma_number(ctx), eps, *_flags(ctx),
+        units * T, T, H, Kw, Kr, dwritten.shape[0], dread.shape[0],
     )  # fmt: skip
     kernels.scan(
         units, layout.threads, stream, ctx.rows, terms, gains, last, _part(dfinal, "mass"), working,
-        _part(dgiven, "mass"), int(dfinal is not None), int(dgiven is not None), int(aware), units, T, n_rows, W, R,
+        _part(dgiven, "mass"), int(dfinal is not None), int(dgiven is not None), units, T, n_rows,
         dread.shape[0], shared=layout.shared,
     )  # fmt: skip
     kernels.finish(
         blocks, THREADS, stream, ctx.write.weight, *_gamma_mask(ctx), ctx.old_mass, terms, dw, dgamma, _gamma_number(ctx),
-        eps, ctx.options.proxy_eps, float(np.finfo(dtype).epsneg), *_flags(ctx), units * T, T, H, Kw, W,
+        eps, ctx.options.proxy_eps, float(np.finfo(dtype).epsneg), *_flags(ctx), units * T, T, H, Kw,
     )  # fmt: skip
     return MemoryGrads(dw, dr, arrays.plain(dv, ctx.dtype), arrays.plain(dgamma, ctx.dtype), dgiven)
 
@@ -210,10 +210,10 @@ def _launch_contents(
     B, T, H, C = ctx.values.shape
     slices = _slices(layout, C)
     units = (B * H,) if name != "forward" else ()
-    kernels = content_kernels(NUMBERS[ctx.coefs.dtype], layout.in_shared, layout.lanes, layout.groups)
+    kernels = content_kernels(NUMBERS[ctx.coefs.dtype], layout.in_shared, layout.lanes, layout.groups, *_accesses(ctx))
     getattr(kernels, name)(
         B * H * slices, layout.groups * layout.lanes, arrays.stream, *pointers, *has, T, H, C, ctx.n_rows,
-        *_accesses(ctx), layout.tile, slices, *units, *layout.steps, shared=layout.shared,
+        layout.tile, slices, *units, *layout.steps, shared=layout.shared,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ compiler unrolls them and keeps ``cuda.local.array(OCTET)`` in registers: eight 
 waited for. CUDA C++ would write the same with an array and ``#pragma unroll``.
 """
 
-from numba import cuda, int32, uint32
+from numba import cuda, int32, uint32, uint64
 
 OCTET = 8
 
@@ -30,13 +30,13 @@ def access(in_shared: bool):
 @cuda.jit(device=True)
 def get_shared(shared, memory, start, at):
     """shared[start + at]"""
-    return shared[uint32(start + at)]
+    return shared[uint64(start + at)]
 
 
 @cuda.jit(device=True)
 def put_shared(shared, memory, start, at, value):
     """shared[start + at] = value"""
-    shared[uint32(start + at)] = value
+    shared[uint64(start + at)] = value
 
 
 @cuda.jit(device=True)

@@ -13,7 +13,7 @@ take, the others are copied when the tile is put.
 from functools import cache
 from types import SimpleNamespace
 
-from numba import cuda, uint32
+from numba import cuda, uint64
 
 from .launch import SIMULATED
 from .octets import OCTET
@@ -50,14 +50,14 @@ def tile_functions(number, lanes: int, groups: int) -> SimpleNamespace:
     @cuda.jit(device=True)
     def put_events(rows, coefs, at, count, thread, row, coef, places, shared, place_at, coef_at):
         """The same into shared memory."""
-        place, to = uint32(place_at + thread), uint32(coef_at + thread)
+        place, to = uint64(place_at + thread), uint64(coef_at + thread)
         for j in range(each_event):
             if thread + j * threads < count:
-                places[place + uint32(j * threads)] = row[j]
-                shared[to + uint32(j * threads)] = coef[j]
+                places[place + uint64(j * threads)] = row[j]
+                shared[to + uint64(j * threads)] = coef[j]
         for i in range(EVENTS + thread, count, threads):
-            places[uint32(place_at + i)] = rows[at + i]
-            shared[uint32(coef_at + i)] = coefs[at + i]
+            places[uint64(place_at + i)] = rows[at + i]
+            shared[uint64(coef_at + i)] = coefs[at + i]
 
     @cuda.jit(device=True)
     def ask_values(array, at, stride, count, group, inside, value):
@@ -70,10 +70,10 @@ def tile_functions(number, lanes: int, groups: int) -> SimpleNamespace:
     @cuda.jit(device=True)
     def put_values(value, shared, at, count, group, c):
         """The same into shared memory; 0 in channels that C does not have."""
-        to = uint32(at + group * lanes + c)
+        to = uint64(at + group * lanes + c)
         for j in range(each_value):
             if group + j * groups < count:
-                shared[to + uint32(j * threads)] = value[j]
+                shared[to + uint64(j * threads)] = value[j]
 
     @cuda.jit(device=True)
     def load_share(places, shared, place_at, coef_at, row, coef):
@@ -81,10 +81,10 @@ def tile_functions(number, lanes: int, groups: int) -> SimpleNamespace:
 
         An index is one unsigned number plus a constant, which the load itself can add.
         """
-        place, at = uint32(place_at), uint32(coef_at)
+        place, at = uint64(place_at), uint64(coef_at)
         for j in range(share):
-            row[j] = places[place + uint32(j * groups)]
-            coef[j] = shared[at + uint32(j * groups)]
+            row[j] = places[place + uint64(j * groups)]
+            coef[j] = shared[at + uint64(j * groups)]
 
     @cuda.jit(device=True)
     def take_share(row_ahead, coef_ahead, row, coef):
@@ -99,10 +99,10 @@ def tile_functions(number, lanes: int, groups: int) -> SimpleNamespace:
         for j in range(each_value):
             token = group + j * groups
             if inside and token < count:
-                part = uint32(part_at + token * threads + c)
+                part = uint64(part_at + token * threads + c)
                 total = shared[part]
                 for other in range(1, groups):
-                    total += shared[part + uint32(other * lanes)]
+                    total += shared[part + uint64(other * lanes)]
                 out[out_at + token * stride] = total
 
     @cuda.jit(device=True)
@@ -111,7 +111,7 @@ def tile_functions(number, lanes: int, groups: int) -> SimpleNamespace:
         for i in range(thread, count, threads):
             total = number(0)
             for other in range(lanes):
-                total += shared[uint32(product_at + other * step + i)]
+                total += shared[uint64(product_at + other * step + i)]
             out[out_at + i] = total
 
     return SimpleNamespace(

@@ -25,10 +25,10 @@ def every_kernel():
     for number in (float32, float64):
         for in_shared in (True, False):
             where = f"{number}-{'shared' if in_shared else 'device'}"
-            for kernels in (mass_kernels(number, in_shared), mass_backward_kernels(number, in_shared)):
+            for kernels in (mass_kernels(number, in_shared, 8, 16, True), mass_backward_kernels(number, in_shared, 8, 16, True)):
                 yield from ((f"{kernel.name}-{where}", kernel) for kernel in vars(kernels).values())
             for lanes in LANES:
-                kernels = content_kernels(number, in_shared, lanes, GROUPS[lanes])
+                kernels = content_kernels(number, in_shared, lanes, GROUPS[lanes], 8, 16)
                 yield from ((f"{kernel.name}-{lanes}-{where}", kernel) for kernel in vars(kernels).values())
         yield from ((f"{kernel.name}-{number}", kernel) for kernel in vars(decode_kernels(number)).values())
         yield f"step-{number}", step_kernel(number)
@@ -43,7 +43,7 @@ def every_kernel():
 def test_every_kernel_compiles_into_registers(name, kernel, monkeypatch):
     # what a kernel calls is compiled for the device in the machine: for the one that is asked for, where there is none
     monkeypatch.setattr("numba.cuda.dispatcher.get_current_device", lambda: SimpleNamespace(compute_capability=GPU))
-    ptx, result = cuda.compile(kernel.function, kernel.signature, device=False, abi="numba", cc=GPU, output="ptx")
+    ptx, result = cuda.compile(kernel.function, kernel.signature, device=False, abi="numba", cc=GPU, output="ptx", launch_bounds=kernel.most_threads)
     assert result == types.void
     assert ".target sm_90" in ptx
     assert ptx.count(".visible .entry") == 1
