@@ -42,28 +42,32 @@ def tile_bytes(name: str, tile: int, W: int, R: int, lanes: int, groups: int, it
     numbers = {
         "forward": values + lanes + parts,
         "replay": 2 * (values + lanes) + lanes * column(tile * R, lanes),
-        "reverse": 3 * values + parts + lanes * (column(tile * W, lanes) + column(tile, lanes)),
+        "reverse": 3 * values + parts + lanes * column(tile * W, lanes) + tile * (lanes + 1),
     }[name]
-    events = tile * (W + R) + OCTET  # an octet is looked at ahead of time, also of the last
+    events = tile * (W + R) + OCTET
     return (numbers + events) * itemsize + events * 4
 
 
 @cache
-def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R: int):
+def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R: int, tile: int):
     """``content_forward``, ``content_replay``, ``content_reverse`` for this Numba type, the state in shared memory or
-    in device memory, for blocks of ``groups`` x ``lanes`` threads and tokens of W
-    writes and R reads."""
+    in device memory, for blocks of ``groups`` x ``lanes`` threads, tokens of W writes
+    and R reads, and tiles of ``tile`` tokens."""
     numbers, rows_type = types.CPointer(number), types.CPointer(int32)
     words = number.bitwidth // 32
     threads, share, E = groups * lanes, OCTET // groups, W + R
+    held = tile * E + OCTET  # accesses in shared memory: an octet is looked at ahead of time, also of the last
     get, put = access(in_shared)
-    tiles = tile_functions(number, lanes, groups)
+    tiles = tile_functions(number, lanes, groups, tile, E)
     each_event, each_value = tiles.each_event, tiles.each_value
     load_share, take_share = tiles.load_share, tiles.take_share
     ask_events, put_events, ask_values, put_values = (
         tiles.ask_events, tiles.put_events, tiles.ask_values, tiles.put_values,
     )  # fmt: skip
-    add_groups, add_channels = tiles.add_groups, tiles.add_channels
+    add_groups, step = tiles.add_groups, column(tile * R, lanes)
+    add_reads = tiles.add_channels(tile * R, step, 1)
+    write_step = column(tile * W, lanes)
+    add_writes, add_found = tiles.add_channels(tile * W, write_step, 1), tiles.add_channels(tile, 1, lanes + 1)
 
     @cuda.jit(device=True)
     def start_state(given, has_given, unit, first, n_rows, all_rows, C, shared, working, state_at, thread):
@@ -85,9 +89,9 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
             if c < C:
                 final[(unit * n_rows + row) * C + c] = get(shared, working, state_at, i)
 
-    @kernel(rows_type, *[numbers] * 6, *[int32] * 8, most_threads=threads)
+    @kernel(rows_type, *[numbers] * 6, *[int32] * 7, most_threads=threads)
     def content_forward(
-        rows, coefs, values, given, working, final, y, has_given, has_final, T, H, C, n_rows, tile, slices,
+        rows, coefs, values, given, working, final, y, has_given, has_final, T, H, C, n_rows, slices,
     ):  # fmt: skip
         """y (B, T, H, C), and the state after the last token if wanted."""
         shared, places = cuda.shared.array(0, number), cuda.shared.array(0, int32)
@@ -97,14 +101,12 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
         inside = first + c < C
         own_row = ((unit // H * T) * H + unit % H) * C + first + c  # of token 0 in (B, T, H, C)
         next_token = int64(H) * C
-        # shared memory: the state, then of a tile values, parts of y, coefficients, places
-        all_rows = n_rows + E
-        state_at, value_at = int64(cuda.blockIdx.x) * all_rows * lanes, 0
-        if in_shared:
-            state_at, value_at = int64(0), all_rows * lanes
-        part_at = value_at + (tile + 1) * lanes
+        # shared memory: of a tile values, parts of y, coefficients, places; then the state
+        value_at, part_at = 0, (tile + 1) * lanes
         coef_at = part_at + tile * threads
-        place_at = (coef_at + tile * E + OCTET) * words
+        place_at, end = (coef_at + held) * words, coef_at + held + held // words
+        all_rows = n_rows + E
+        state_at = end if in_shared else int64(cuda.blockIdx.x) * all_rows * lanes
         start_state(given, has_given, unit, first, n_rows, all_rows, C, shared, working, state_at, thread)
         new_row, new_coef = cuda.local.array(each_event, int32), cuda.local.array(each_event, number)
         new_value = cuda.local.array(each_value, number)
@@ -142,10 +144,7 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
                 shared[uint64(part_at + token * threads + thread)] = y_t
                 cuda.syncthreads()
             add_groups(shared, part_at, here, group, c, inside, y, own_row + start * next_token, next_token)
-            put_events(
-                rows, coefs, (unit * T + new) * E, there * E, thread, new_row, new_coef, places, shared, place_at,
-                coef_at,
-            )  # fmt: skip
+            put_events(there * E, thread, new_row, new_coef, places, shared, place_at, coef_at)
             put_values(new_value, shared, value_at, there, group, c)
             cuda.syncthreads()
             here = there
@@ -154,10 +153,10 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
         if has_final != 0:
             store_state(final, unit, first, n_rows, C, shared, working, state_at, thread)
 
-    @kernel(rows_type, *[numbers] * 9, *[int32] * 10, most_threads=threads)
+    @kernel(rows_type, *[numbers] * 9, *[int32] * 8, most_threads=threads)
     def content_replay(
-        rows, coefs, values, dy, given, working, dfinal, dread, found, last, has_given, has_last, T, H, C, n_rows, tile,
-        slices, units, step,
+        rows, coefs, values, dy, given, working, dfinal, dread, found, last, has_given, has_last, T, H, C, n_rows,
+        slices, units,
     ):  # fmt: skip
         """dread (slices, B*H, T, R): <dy, s> over the slice; found (B, T, H, C): what a token's first write found;
         last (slices, B*H, rows): <dfinal, s> after the last token, if wanted."""
@@ -169,15 +168,13 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
         inside = first + c < C
         own_row = ((unit // H * T) * H + unit % H) * C + first + c
         next_token = int64(H) * C
-        # shared memory: the state, then of a tile values, dy, products, coefficients, places
-        all_rows = n_rows + E
-        state_at, value_at = int64(cuda.blockIdx.x) * all_rows * lanes, 0
-        if in_shared:
-            state_at, value_at = int64(0), all_rows * lanes
-        dy_at = value_at + (tile + 1) * lanes
+        # shared memory: of a tile values, dy, products, coefficients, places; then the state
+        value_at, dy_at = 0, (tile + 1) * lanes
         product_at = dy_at + (tile + 1) * lanes
         coef_at = product_at + lanes * step
-        place_at = (coef_at + tile * E + OCTET) * words
+        place_at, end = (coef_at + held) * words, coef_at + held + held // words
+        all_rows = n_rows + E
+        state_at = end if in_shared else int64(cuda.blockIdx.x) * all_rows * lanes
         start_state(given, has_given, unit, first, n_rows, all_rows, C, shared, working, state_at, thread)
         new_row, new_coef = cuda.local.array(each_event, int32), cuda.local.array(each_event, number)
         new_value, new_dy = cuda.local.array(each_value, number), cuda.local.array(each_value, number)
@@ -218,13 +215,8 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
                 dy_t = shared[uint64(dy_at + (token + 1) * lanes + c)]
                 found_at += next_token
                 cuda.syncthreads()
-            add_channels(
-                shared, product_at, step, here * R, thread, dread, ((cut * int64(units) + unit) * T + start) * R
-            )
-            put_events(
-                rows, coefs, (unit * T + new) * E, there * E, thread, new_row, new_coef, places, shared, place_at,
-                coef_at,
-            )  # fmt: skip
+            add_reads(shared, product_at, here * R, thread, dread, ((cut * int64(units) + unit) * T + start) * R)
+            put_events(there * E, thread, new_row, new_coef, places, shared, place_at, coef_at)
             put_values(new_value, shared, value_at, there, group, c)
             put_values(new_dy, shared, dy_at, there, group, c)
             cuda.syncthreads()
@@ -239,10 +231,10 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
                     total += s_r * dfinal[(unit * n_rows + r) * C + first + other]
                 last[(cut * int64(units) + unit) * n_rows + r] = total
 
-    @kernel(rows_type, *[numbers] * 10, *[int32] * 11, most_threads=threads)
+    @kernel(rows_type, *[numbers] * 10, *[int32] * 8, most_threads=threads)
     def content_reverse(
         rows, coefs, values, dy, found, dfinal, working, dgiven, dv, dwritten, dfound, has_dfinal, has_dgiven, T, H, C,
-        n_rows, tile, slices, units, step, found_step,
+        n_rows, slices, units,
     ):  # fmt: skip
         """dv (B, T, H, C); dwritten (slices, B*H, T, W): <d, v> over the slice; dfound (slices, B*H, T): <d, found> of
         the token's first write; dgiven (B*H, rows, C), the adjoint of the given state, if wanted."""
@@ -254,18 +246,15 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
         inside = first + c < C
         own_row = ((unit // H * T) * H + unit % H) * C + first + c
         next_token = int64(H) * C
-        # shared memory: the adjoint, then of a tile values, dy, found, parts of dv, products, coefficients, places
-        all_rows = n_rows + E
-        state_at, value_at = int64(cuda.blockIdx.x) * all_rows * lanes, 0
-        if in_shared:
-            state_at, value_at = int64(0), all_rows * lanes
-        dy_at = value_at + tile * lanes
-        found_at = dy_at + tile * lanes
+        # shared memory: of a tile values, dy, found, parts of dv, products, coefficients, places; then the adjoint
+        value_at, dy_at, found_at = 0, tile * lanes, 2 * tile * lanes
         part_at = found_at + tile * lanes
         product_at = part_at + tile * threads
-        found_product_at = product_at + lanes * step
-        coef_at = found_product_at + lanes * found_step
-        place_at = (coef_at + tile * E + OCTET) * words
+        found_product_at = product_at + lanes * write_step
+        coef_at = found_product_at + tile * (lanes + 1)
+        place_at, end = (coef_at + held) * words, coef_at + held + held // words
+        all_rows = n_rows + E
+        state_at = end if in_shared else int64(cuda.blockIdx.x) * all_rows * lanes
         start_state(dfinal, has_dfinal, unit, first, n_rows, all_rows, C, shared, working, state_at, thread)
         new_row, new_coef = cuda.local.array(each_event, int32), cuda.local.array(each_event, number)
         new_value, new_dy = cuda.local.array(each_value, number), cuda.local.array(each_value, number)
@@ -300,7 +289,7 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
                     take_share(row_ahead, coef_ahead, row, coef)
                 cuda.syncthreads()
                 # <d, v>;  dv += eta d;  d *= 1 - eta
-                product, dv_t = product_at + c * step + token * W + group, number(0)
+                product, dv_t = product_at + c * write_step + token * W + group, number(0)
                 for o in range(OCTET, W + OCTET, OCTET):
                     event += OCTET
                     for j in range(share):
@@ -311,7 +300,7 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
                     for j in range(share):
                         put(shared, working, own, row[j] * lanes, (one - coef[j]) * d[j])
                     if group == 0 and o == OCTET:
-                        shared[uint64(found_product_at + c * found_step + token)] = d[0] * before
+                        shared[uint64(found_product_at + token * (lanes + 1) + c)] = d[0] * before
                     for j in range(share):
                         dv_t += coef[j] * d[j]
                         shared[uint64(product) + uint64(j * groups)] = d[j] * v
@@ -321,12 +310,9 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
                 cuda.syncthreads()
             tokens_at = (cut * int64(units) + unit) * T + start
             add_groups(shared, part_at, here, group, c, inside, dv, own_row + start * next_token, next_token)
-            add_channels(shared, product_at, step, here * W, thread, dwritten, tokens_at * W)
-            add_channels(shared, found_product_at, found_step, here, thread, dfound, tokens_at)
-            put_events(
-                rows, coefs, (unit * T + new) * E, there * E, thread, new_row, new_coef, places, shared, place_at,
-                coef_at,
-            )  # fmt: skip
+            add_writes(shared, product_at, here * W, thread, dwritten, tokens_at * W)
+            add_found(shared, found_product_at, here, thread, dfound, tokens_at)
+            put_events(there * E, thread, new_row, new_coef, places, shared, place_at, coef_at)
             put_values(new_value, shared, value_at, there, group, c)
             put_values(new_dy, shared, dy_at, there, group, c)
             put_values(new_found, shared, found_at, there, group, c)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from .content_kernels import tile_bytes
 from .launch import SIMULATED
 from .mass_kernels import MOST_THREADS
-from .tiles import EVENTS, TOKENS, column
+from .octets import OCTET
 
 THIRD = 75 * 1024  # of a multiprocessor's shared memory, so that three blocks run on it
 LANES = (2, 1) if SIMULATED else (16, 8, 4)  # channels of a slice
+TOKENS = 2 if SIMULATED else 16  # of a tile at K 8, at most; in the simulator a few tokens are several tiles
 GROUPS = {1: 2, 2: 2, 4: 8, 8: 4, 16: 4}  # that share a token's accesses; the simulator pays for every thread
 FEWEST_TOKENS = 1 if SIMULATED else 4  # with fewer, what there is to do behind a tile takes longer than following it
 MOST_ROWS = 2**26
@@ -25,7 +26,6 @@ class ContentLayout(NamedTuple):
     tile: int
     in_shared: bool
     shared: int  # bytes
-    steps: tuple[int, ...]  # from one channel's products to the next one's
 
 
 @cache
@@ -38,10 +38,10 @@ def content_layout(
     does not fit at all. ValueError where not even one token fits.
 
     >>> content_layout("forward", 1024, 64, W=8, R=8, itemsize=4, limit=227 * 1024)
-    ContentLayout(lanes=16, groups=4, tile=8, in_shared=True, shared=70336, steps=())
+    ContentLayout(lanes=16, groups=4, tile=16, in_shared=True, shared=73856)
     """
     choices = [n for n in LANES if n < 2 * channels] or [LANES[-1]]
-    most = max(1, min(TOKENS, EVENTS // (W + R)))
+    most = max(1, min(TOKENS, TOKENS * 2 * OCTET // (W + R)))
     for in_shared in (True, False):
         for budget, fewest in ((min(THIRD, limit), min(FEWEST_TOKENS, most)), (limit, 1)):
             for lanes in choices:
@@ -49,9 +49,7 @@ def content_layout(
                 for tile in range(most, fewest - 1, -1):
                     shared = state + tile_bytes(name, tile, W, R, lanes, GROUPS[lanes], itemsize)
                     if shared <= budget:
-                        sums = {"forward": (), "replay": (tile * R,), "reverse": (tile * W, tile)}[name]
-                        steps = tuple(column(n, lanes) for n in sums)
-                        return ContentLayout(lanes, GROUPS[lanes], tile, in_shared, shared, steps)
+                        return ContentLayout(lanes, GROUPS[lanes], tile, in_shared, shared)
     raise ValueError(f"top_k must be smaller: {W + R} accesses of a token do not fit into {limit:,} bytes")
 
 

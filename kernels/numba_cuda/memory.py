@@ -210,10 +210,12 @@ def _launch_contents(
     B, T, H, C = ctx.values.shape
     slices = _slices(layout, C)
     units = (B * H,) if name != "forward" else ()
-    kernels = content_kernels(NUMBERS[ctx.coefs.dtype], layout.in_shared, layout.lanes, layout.groups, *_accesses(ctx))
+    kernels = content_kernels(
+        NUMBERS[ctx.coefs.dtype], layout.in_shared, layout.lanes, layout.groups, *_accesses(ctx), layout.tile
+    )
     getattr(kernels, name)(
         B * H * slices, layout.groups * layout.lanes, arrays.stream, *pointers, *has, T, H, C, ctx.n_rows,
-        layout.tile, slices, *units, *layout.steps, shared=layout.shared,
+        slices, *units, shared=layout.shared,
     )  # fmt: skip
 
 

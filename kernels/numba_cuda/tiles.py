@@ -6,8 +6,7 @@ next tile is asked for before the present one is followed, into registers, and p
 
     ask for tile n + 1  |  follow tile n, token by token  |  sums of tile n, put tile n + 1  |  barrier
 
-A tile is ``TOKENS`` tokens at K 8, and fewer at larger K. If a single token has more accesses than the threads' registers
-take, the others are copied when the tile is put.
+Lengths of tiles are compiled in, so that loops over one are unrolled and places in shared memory are constants.
 """
 
 from functools import cache
@@ -15,11 +14,8 @@ from types import SimpleNamespace
 
 from numba import cuda, uint64
 
-from .launch import SIMULATED
 from .octets import OCTET
 
-TOKENS = 2 if SIMULATED else 8
-EVENTS = 2 * OCTET * TOKENS  # accesses that a block's registers take
 BANKS = 32  # of shared memory: words 32 apart are in the same one
 
 
@@ -29,15 +25,14 @@ def column(sums: int, lanes: int) -> int:
     >>> column(64, 16), column(64, 8)
     (66, 68)
     """
-    apart = BANKS // lanes
-    return sums + (apart - sums) % BANKS
+    return sums + (BANKS // lanes - sums) % BANKS
 
 
 @cache
-def tile_functions(number, lanes: int, groups: int) -> SimpleNamespace:
-    """Device functions for blocks of ``groups`` x ``lanes`` threads; loops in them have known lengths."""
+def tile_functions(number, lanes: int, groups: int, tile: int, E: int) -> SimpleNamespace:
+    """Device functions for blocks of ``groups`` x ``lanes`` threads and tiles of ``tile`` tokens with E accesses."""
     threads, share = groups * lanes, OCTET // groups
-    each_event, each_value = EVENTS // threads, TOKENS // groups
+    each_event, each_value = -(-tile * E // threads), -(-tile // groups)  # of a thread
 
     @cuda.jit(device=True)
     def ask_events(rows, coefs, at, count, thread, row, coef):
@@ -48,16 +43,13 @@ def tile_functions(number, lanes: int, groups: int) -> SimpleNamespace:
                 coef[j] = coefs[at + thread + j * threads]
 
     @cuda.jit(device=True)
-    def put_events(rows, coefs, at, count, thread, row, coef, places, shared, place_at, coef_at):
+    def put_events(count, thread, row, coef, places, shared, place_at, coef_at):
         """The same into shared memory."""
         place, to = uint64(place_at + thread), uint64(coef_at + thread)
         for j in range(each_event):
             if thread + j * threads < count:
                 places[place + uint64(j * threads)] = row[j]
                 shared[to + uint64(j * threads)] = coef[j]
-        for i in range(EVENTS + thread, count, threads):
-            places[uint64(place_at + i)] = rows[at + i]
-            shared[uint64(coef_at + i)] = coefs[at + i]
 
     @cuda.jit(device=True)
     def ask_values(array, at, stride, count, group, inside, value):
@@ -105,14 +97,22 @@ def tile_functions(number, lanes: int, groups: int) -> SimpleNamespace:
                     total += shared[part + uint64(other * lanes)]
                 out[out_at + token * stride] = total
 
-    @cuda.jit(device=True)
-    def add_channels(shared, product_at, step, count, thread, out, out_at):
-        """The sums over channels of ``count`` rows of products; channels are ``step`` apart."""
-        for i in range(thread, count, threads):
-            total = number(0)
-            for other in range(lanes):
-                total += shared[uint64(product_at + other * step + i)]
-            out[out_at + i] = total
+    def add_channels(most: int, channel: int, row: int):
+        """A device function that adds up rows of products over channels: ``most`` rows of a tile, ``row`` numbers from one
+        to the next, and ``channel`` from one channel to the next."""
+
+        @cuda.jit(device=True)
+        def add(shared, product_at, count, thread, out, out_at):
+            for j in range(-(-most // threads)):
+                i = thread + j * threads
+                if i < count:
+                    product = uint64(product_at + i * row)
+                    total = shared[product]
+                    for other in range(1, lanes):
+                        total += shared[product + uint64(other * channel)]
+                    out[out_at + i] = total
+
+        return add
 
     return SimpleNamespace(
         each_event=each_event,

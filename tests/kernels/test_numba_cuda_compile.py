@@ -28,7 +28,7 @@ def every_kernel():
             for kernels in (mass_kernels(number, in_shared, 8, 16, True), mass_backward_kernels(number, in_shared, 8, 16, True)):
                 yield from ((f"{kernel.name}-{where}", kernel) for kernel in vars(kernels).values())
             for lanes in LANES:
-                kernels = content_kernels(number, in_shared, lanes, GROUPS[lanes], 8, 16)
+                kernels = content_kernels(number, in_shared, lanes, GROUPS[lanes], 8, 16, 6)
                 yield from ((f"{kernel.name}-{lanes}-{where}", kernel) for kernel in vars(kernels).values())
         yield from ((f"{kernel.name}-{number}", kernel) for kernel in vars(decode_kernels(number)).values())
         yield f"step-{number}", step_kernel(number)
