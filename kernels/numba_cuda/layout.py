@@ -29,9 +29,7 @@ class ContentLayout(NamedTuple):
 
 
 @cache
-def content_layout(
-    name: str, rows: int, channels: int, W: int, R: int, itemsize: int, limit: int
-) -> ContentLayout:
+def content_layout(name: str, rows: int, channels: int, W: int, R: int, itemsize: int, limit: int) -> ContentLayout:
     """For the pass "forward", "replay" or "reverse" over ``rows`` slots.
 
     Three blocks a multiprocessor if that leaves a tile of some tokens, else one; device memory if a slice of the state

@@ -141,6 +141,7 @@ def mass_backward_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
         """
         shared = cuda.shared.array(0, number)
         k, unit = cuda.threadIdx.x, int64(cuda.blockIdx.x)
+        writes, reads = threads == W or k < W, threads == R or k < R  # whether there are such accesses
         one, zero = number(1), number(0)
         all_writes, all_reads = int64(units) * T * W, int64(units) * T * R
         q_at = int64(0) if in_shared else unit * 2 * (n_rows + E)
@@ -168,26 +169,26 @@ def mass_backward_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
                 t = start - ahead - i
                 new_write_row[i], new_alpha[i], new_b[i], new_g[i], new_p[i] = n_rows + k, one, zero, zero, zero
                 new_read_row[i], new_gain[i], new_dmass[i] = n_rows + W + k, zero, zero
-                if k < W and t >= 0:
+                if writes and t >= 0:
                     new_write_row[i] = rows[event + t * E]
                     new_alpha[i] = terms[ALPHA * all_writes + write + t * W]
                     new_b[i] = terms[B * all_writes + write + t * W]
                     new_g[i] = terms[G * all_writes + write + t * W]
                     new_p[i] = terms[P * all_writes + write + t * W]
-                if k < R and t >= 0:
+                if reads and t >= 0:
                     new_read_row[i] = rows[event + t * E + W]
                     new_gain[i] = gains[GAIN * all_reads + read + t * R]
                     if aware:
                         new_dmass[i] = gains[DMASS * all_reads + read + t * R]
             if start < T:
                 for i in range(ahead):
-                    if k < R:
+                    if reads:
                         put(shared, working, q_at, read_row[i], get(shared, working, q_at, read_row[i]) + gain[i])
                         if aware:
                             dz_read = get(shared, working, dz_at, read_row[i]) + dmass[i]
                             put(shared, working, dz_at, read_row[i], dz_read)
                     cuda.syncthreads()
-                    if k < W:
+                    if writes:
                         q_after = get(shared, working, q_at, write_row[i])
                         dz[i] = get(shared, working, dz_at, write_row[i])
                         q[i] = b[i] + (q_after if k > 0 else zero)  # of the first write q is known
@@ -197,7 +198,7 @@ def mass_backward_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
                     cuda.syncthreads()
                 for i in range(ahead):
                     t = start - i
-                    if k < W and t >= 0:
+                    if writes and t >= 0:
                         terms[Q * all_writes + write + t * W] = q[i]
                         terms[DZ * all_writes + write + t * W] = dz[i]
             for i in range(ahead):

@@ -7,8 +7,8 @@ Only z's own recurrence goes token by token. What needs no mass, a power for eve
 tokens at once, and what needs the masses found is finished for all tokens at once:
 
     mass_prepare   eight threads a token and head    rows, retention alpha
-    mass_scan      one block a (batch, head)         z, eta
-    mass_weigh     eight threads a token and head    weights of mass-aware reads
+    mass_scan      one block a (batch, head)         z
+    mass_finish    eight threads a token and head    eta, weights of mass-aware reads
 
 In the scan, thread k is the k-th access of every token. A token's accesses go to different slots, so its threads never
 meet; the next token's may, and so a barrier lies between. Each thread loads its accesses ``AHEAD`` tokens at a time, and
@@ -29,12 +29,12 @@ from .retention import retention
 
 AHEAD = 2 if SIMULATED else 8  # tokens that a thread of a scan loads at a time
 MOST_THREADS = 1024  # of a block
-TOKENS = THREADS // OCTET  # of a block of ``mass_prepare`` and ``mass_weigh``
+TOKENS = THREADS // OCTET  # of a block of ``mass_prepare`` and ``mass_finish``
 
 
 @cache
 def mass_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
-    """``prepare``, ``scan`` and ``weigh`` for this Numba type, masses in shared memory or in device memory,
+    """``prepare``, ``scan`` and ``finish`` for this Numba type, masses in shared memory or in device memory,
     and tokens of W writes and R reads, mass-aware ones or not."""
     numbers, rows_type, flags = types.CPointer(number), types.CPointer(int32), types.CPointer(types.uint8)
     get, put = access(in_shared)
@@ -73,17 +73,18 @@ def mass_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
                     row = read_slot[at * Kr + k]
             rows[event + W + k], coefs[event + W + k] = row, r
 
-    @kernel(rows_type, *[numbers] * 6, number, number, *[int32] * 4, most_threads=threads)
+    @kernel(rows_type, *[numbers] * 7, number, *[int32] * 4, most_threads=threads)
     def mass_scan(
-        rows, coefs, alpha, read_mass, given, working, final, eps, initial, has_given, has_final, T, n_rows,
+        rows, coefs, alpha, old_mass, read_mass, given, working, final, initial, has_given, has_final, T, n_rows,
     ):  # fmt: skip
-        """z, token by token. Each write's coefficient w becomes eta, its alpha the mass that it found.
+        """z, token by token: of each write the mass that it found, and in place of alpha the mass that it left.
 
         Thread k is the only one that touches the k-th access; a barrier lies between tokens, whose accesses may meet,
         and between a token's writes and its mass-aware reads.
         """
         shared = cuda.shared.array(0, number)
         k, unit = cuda.threadIdx.x, int64(cuda.blockIdx.x)
+        writes, reads = threads == W or k < W, threads == R or k < R  # whether there are such accesses
         one, zero = number(1), number(0)
         z_at = int64(0) if in_shared else unit * (n_rows + E)
         for row in range(k, n_rows + E, threads):
@@ -101,27 +102,27 @@ def mass_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
             for i in range(ahead):
                 t = start + ahead + i
                 new_row[i], new_a[i], new_w[i], new_read_row[i] = n_rows + k, one, zero, n_rows + W + k
-                if k < W and t < T:
+                if writes and t < T:
                     new_row[i], new_w[i] = rows[event + t * E], coefs[event + t * E]
                     new_a[i] = alpha[write + t * W]
-                if aware and k < R and t < T:
+                if aware and reads and t < T:
                     new_read_row[i] = rows[event + t * E + W]
             if start >= 0:
                 for i in range(ahead):  # z = alpha z + w
-                    if k < W:
+                    if writes:
                         found[i] = get(shared, working, z_at, row[i])
                         z[i] = a[i] * found[i] + w[i]
                         put(shared, working, z_at, row[i], z[i])
                     cuda.syncthreads()
                     if aware:
-                        if k < R:
+                        if reads:
                             seen[i] = get(shared, working, z_at, read_row[i])
                         cuda.syncthreads()
                 for i in range(ahead):
                     t = start + i
-                    if k < W and t < T:
-                        coefs[event + t * E], alpha[write + t * W] = w[i] / (z[i] + eps), found[i]
-                    if aware and k < R and t < T:
+                    if writes and t < T:
+                        old_mass[write + t * W], alpha[write + t * W] = found[i], z[i]
+                    if aware and reads and t < T:
                         read_mass[read + t * R] = seen[i]
             for i in range(ahead):
                 row[i], a[i], w[i], read_row[i] = new_row[i], new_a[i], new_w[i], new_read_row[i]
@@ -129,22 +130,28 @@ def mass_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
             for r in range(k, n_rows, threads):
                 final[unit * n_rows + r] = get(shared, working, z_at, r)
 
-    @kernel(numbers, numbers, numbers, number, *[int32] * 4)
-    def mass_weigh(coefs, read_weight, read_mass, eps, tokens, T, H, Kr):
-        """Weights of mass-aware reads, (sum r) r z / (sum r z + eps). Threads as in ``mass_prepare``; each goes over all
-        of a token's reads for the sums, and writes the weights of its own. Those of masked tokens are 0 and stay so."""
+    @kernel(*[numbers] * 4, number, *[int32] * 5)
+    def mass_finish(coefs, mass, read_weight, read_mass, eps, tokens, T, H, Kw, Kr):
+        """eta of each write, whose coefficient was w; weights of mass-aware reads, (sum r) r z / (sum r z + eps).
+
+        Threads as in ``mass_prepare``; each goes over all of a token's reads for the sums, and changes the coefficients
+        of its own accesses. Those of masked tokens are 0 and stay so.
+        """
         token, j = cuda.blockIdx.x * TOKENS + cuda.threadIdx.x // OCTET, cuda.threadIdx.x % OCTET
         if token >= tokens:
             return
-        unit, t = split(token, T)
-        b, h = split(unit, H)
-        at, mass = ((int64(b) * T + t) * H + h) * Kr, int64(token) * R
-        read = int64(token) * E + W
-        total, weighted = number(0), number(0)
-        for k in range(Kr):
-            total += read_weight[at + k]
-            weighted += read_weight[at + k] * read_mass[mass + k]
-        for k in range(j, Kr, OCTET):
-            coefs[read + k] = total * (coefs[read + k] * read_mass[mass + k]) / (weighted + eps)
+        event, write = int64(token) * E, int64(token) * W
+        for k in range(j, Kw, OCTET):
+            coefs[event + k] /= mass[write + k] + eps
+        if aware:
+            unit, t = split(token, T)
+            b, h = split(unit, H)
+            at, read = ((int64(b) * T + t) * H + h) * Kr, int64(token) * R
+            total, weighted = number(0), number(0)
+            for k in range(Kr):
+                total += read_weight[at + k]
+                weighted += read_weight[at + k] * read_mass[read + k]
+            for k in range(j, Kr, OCTET):
+                coefs[event + W + k] *= total * read_mass[read + k] / (weighted + eps)
 
-    return SimpleNamespace(prepare=mass_prepare, scan=mass_scan, weigh=mass_weigh)
+    return SimpleNamespace(prepare=mass_prepare, scan=mass_scan, finish=mass_finish)

@@ -24,6 +24,7 @@ from .mass_kernels import TOKENS, mass_kernels
 from .octets import padded
 from .renumber import renumber
 
+
 class MemoryContext(NamedTuple):
     """What ``memory_backward`` needs."""
 
@@ -119,21 +120,21 @@ def masses_forward(
     )
     layout = mass_layout(1, n_rows, W, R, dtype.itemsize, shared_limit())
     working = None if layout.in_shared else arrays.empty((B * H, n_rows + W + R), dtype)
-    kernels, number, stream = mass_kernels(NUMBERS[dtype], layout.in_shared, W, R, aware), dtype.type, arrays.stream
+    kernels, stream = mass_kernels(NUMBERS[dtype], layout.in_shared, W, R, aware), arrays.stream
+    alpha = arrays.empty((B * H, T, W), dtype)
     kernels.prepare(
         -(-B * H * T // TOKENS), THREADS, stream, write.index, read.index, write.weight, read.weight, *_gamma_mask(ctx),
-        ctx.rows, ctx.coefs, ctx.old_mass, _gamma_number(ctx), *_flags(ctx), B * H * T, T, H, n_rows, Kw, Kr,
+        ctx.rows, ctx.coefs, alpha, _gamma_number(ctx), *_flags(ctx), B * H * T, T, H, n_rows, Kw, Kr,
     )  # fmt: skip
     kernels.scan(
-        B * H, layout.threads, stream, ctx.rows, ctx.coefs, ctx.old_mass, ctx.read_mass, _part(ctx.state, "mass"),
-        working, _part(final, "mass"), number(options.eps), 1 / options.slots, int(state is not None),
+        B * H, layout.threads, stream, ctx.rows, ctx.coefs, alpha, ctx.old_mass, ctx.read_mass,
+        _part(ctx.state, "mass"), working, _part(final, "mass"), 1 / options.slots, int(state is not None),
         int(final is not None), T, n_rows, shared=layout.shared,
     )  # fmt: skip
-    if aware:
-        kernels.weigh(
-            -(-B * H * T // TOKENS), THREADS, stream, ctx.coefs, read.weight, ctx.read_mass, number(options.eps),
-            B * H * T, T, H, Kr,
-        )  # fmt: skip
+    kernels.finish(
+        -(-B * H * T // TOKENS), THREADS, stream, ctx.coefs, alpha, read.weight, ctx.read_mass,
+        dtype.type(options.eps), B * H * T, T, H, Kw, Kr,
+    )  # fmt: skip
     return ctx
 
 
@@ -145,9 +146,7 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
     W, R = ctx.old_mass.shape[2], padded(Kr)
     dy = arrays.plain(dy, dtype)
     dfinal = None if dstate is None else RAMState(*(arrays.plain(part, dtype) for part in dstate))
-    replay, reverse = (
-        content_layout(name, n_rows, C, W, R, dtype.itemsize, limit) for name in ("replay", "reverse")
-    )
+    replay, reverse = (content_layout(name, n_rows, C, W, R, dtype.itemsize, limit) for name in ("replay", "reverse"))
     dread = arrays.empty((_slices(replay, C), B * H, T, R), dtype)
     dwritten = arrays.empty((_slices(reverse, C), B * H, T, W), dtype)
     dfound = arrays.empty((_slices(reverse, C), B * H, T), dtype)
