@@ -6,8 +6,8 @@
     reverse   the adjoint d of s, from the last token to the first:
               d[row] += r dy_t;  then of every write <d[row], v_t>, dv_t += eta d[row], d[row] *= 1 - eta
 
-One block a (batch, head) and slice of ``lanes`` channels, with that slice of all slots in shared memory. Its threads are
-``groups`` x ``lanes``: a thread owns one channel, and its group takes a share of a token's accesses, two of eight:
+One block a (batch, head) and slice of ``lanes`` channels, with that slice of all slots in shared memory. Its threads
+are ``groups`` x ``lanes``: a thread owns one channel, and its group takes a share of a token's accesses, two of eight:
 
     thread       0 .. 15       16 .. 31      32 .. 47      48 .. 63
     group        0             1             2             3
@@ -18,10 +18,10 @@ A token writes to different slots, so no two groups touch one number while they 
 change nothing (in reverse they do, and go to different slots too). One barrier lies between a token's writes and its
 reads, one between its reads and the next token's writes: what one group wrote another one reads behind a barrier only.
 
-What a token waits for is then a chain of loads and barriers, so everything else is kept off it. Tiles of tokens come from
-device memory into registers while the tile before is followed, and go to shared memory behind it (``tiles.py``). Sums
-over groups (y, dv) and over channels (<dy, s>, <d, v>) are not formed token by token: each thread leaves its own part in
-shared memory, and behind the tile a thread adds up a row of them.
+What a token waits for is then a chain of loads and barriers, so everything else is kept off it. Tiles of tokens come
+from device memory into registers while the tile before is followed, and go to shared memory behind it (``tiles.py``).
+Sums over groups (y, dv) and over channels (<dy, s>, <d, v>) are not formed token by token: each thread leaves its own
+part in shared memory, and behind the tile a thread adds up a row of them.
 
 Every sum has one order, whatever the timing: the same inputs give the same bits.
 """

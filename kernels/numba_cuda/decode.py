@@ -1,4 +1,6 @@
-"""The address decoder on the GPU: launches of ``decode_small_kernels.py`` or, for large K or P, ``decode_kernels.py``. Same mathematics as ``ramnet_np/core/decoder.py``.
+"""The address decoder on the GPU: launches of ``decode_small_kernels.py`` or, for large K or P, ``decode_kernels.py``.
+
+Same mathematics as ``ramnet_np/core/decoder.py``.
 
 The slots are those of the core to the bit. Nothing is copied for the backward: the softmax is computed again.
 """

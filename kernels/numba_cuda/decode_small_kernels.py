@@ -1,8 +1,8 @@
 """The address decoder for small K and P: what a row needs stays in its thread's registers.
 
-The same mathematics and the same slots as ``decode_kernels.py``, which serves any K and P with lists in shared memory. K and P
-are compiled in, so that every loop over them is unrolled and every list a set of registers. Sorting has no branches: a
-candidate goes through the whole list, and changes places with each entry that does not stand before it,
+The same mathematics and the same slots as ``decode_kernels.py``, which serves any K and P with lists in shared memory.
+K and P are compiled in, so that every loop over them is unrolled and every list a set of registers. Sorting has no
+branches: a candidate goes through the whole list, and changes places with each entry that does not stand before it,
 
     list       0.0   -0.4   -0.9   -2.0           -0.9 and -2.0 have moved down,
     candidate        -0.7 ──▶ ...                 the last one falls out
@@ -40,7 +40,8 @@ def small_decode_kernels(number, K: int, P: int):
 
     @kernel(numbers, positions_type, index_type, numbers, *[int32] * 9)
     def decode_forward(
-        logits, positions, index, weight, batch_stride, counted, tokens, heads, cape_heads, rows, order, n_slots, renorm,
+        logits, positions, index, weight, batch_stride, counted, tokens, heads, cape_heads, rows, order, n_slots,
+        renorm,
     ):  # fmt: skip
         """One thread a row, that is a token and head: it reads its own logits, writes its own K slots and weights."""
         row = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
@@ -105,8 +106,8 @@ def small_decode_kernels(number, K: int, P: int):
 
     @kernel(numbers, numbers, index_type, numbers, positions_type, numbers, *[int32] * 9)
     def decode_backward(
-        dweight, weight, index, logits, positions, dlogits, batch_stride, counted, tokens, heads, cape_heads, rows, order,
-        n_slots, renorm,
+        dweight, weight, index, logits, positions, dlogits, batch_stride, counted, tokens, heads, cape_heads, rows,
+        order, n_slots, renorm,
     ):  # fmt: skip
         """One thread a row: it reads its own K weights and writes the gradients of its own logits.
 

@@ -1,8 +1,8 @@
 """The gradients of weights and gamma: the masses' recurrence in reverse.
 
-They need <d, v> of every write and <dy, s> of every read, with s a slot's content and d its adjoint, which the passes over
-the contents leave, and the content that a write found, which no pass keeps. Of that only <d, found> is needed, and it
-follows from what there is: q = <d, s> of a slot changes by known amounts,
+They need <d, v> of every write and <dy, s> of every read, with s a slot's content and d its adjoint, which the passes
+over the contents leave, and the content that a write found, which no pass keeps. Of that only <d, found> is needed, and
+it follows from what there is: q = <d, s> of a slot changes by known amounts,
 
     at a read   q += r <dy, s>                      (in reverse time, before the read)
     at a write  q -= eta <d, v>,  and then q = (1 - eta) <d, found>.
@@ -30,11 +30,12 @@ from types import SimpleNamespace
 
 from numba import cuda, int32, int64, types
 
-from .launch import THREADS, kernel
-from .mass_kernels import AHEAD, TOKENS
+from .launch import SIMULATED, THREADS, kernel
+from .mass_kernels import TOKENS
 from .octets import OCTET, access, split
 from .retention import retention, retention_slopes
 
+AHEAD = 2 if SIMULATED else 8  # tokens that a thread of the scan loads at a time
 ALPHA, B, G, P, U = range(5)  # of ``terms`` (5, B*H, T, W)
 DZ, Q = ALPHA, B  # what the scan leaves in their place
 GAIN, DMASS = range(2)  # of ``gains`` (2, B*H, T, R), or (1, ...) if reads are not mass-aware
@@ -56,7 +57,7 @@ def mass_backward_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
     numbers, rows_type, flags = types.CPointer(number), types.CPointer(int32), types.CPointer(types.uint8)
     get, put = access(in_shared)
     E, threads = W + R, max(W, R)
-    ahead = AHEAD if threads <= 256 else 1  # a thread of more has few registers
+    ahead = AHEAD * 32 // number.bitwidth if threads <= 256 else 1  # a thread of more has few registers
 
     @kernel(rows_type, *[numbers] * 3, flags, *[numbers] * 8, number, number, *[int32] * 10)
     def mass_backward_prepare(
@@ -210,11 +211,11 @@ def mass_backward_kernels(number, in_shared: bool, W: int, R: int, aware: bool):
 
     @kernel(numbers, numbers, flags, *[numbers] * 4, *[number] * 4, *[int32] * 7)
     def mass_backward_finish(
-        write_weight, gamma, mask, old_mass, terms, dw, dgamma, gamma_number, eps, proxy_eps, smallest, one_gamma, masked,
-        gsu, tokens, T, H, Kw,
+        write_weight, gamma, mask, old_mass, terms, dw, dgamma, gamma_number, eps, proxy_eps, smallest, one_gamma,
+        masked, gsu, tokens, T, H, Kw,
     ):  # fmt: skip
-        """dw, and dgamma, whose sum over a token's writes is formed in two steps: thread j of the eight adds up those of
-        writes j, j + 8, .., and behind a barrier the first thread adds up the eight."""
+        """dw, and dgamma, whose sum over a token's writes is formed in two steps: thread j of the eight adds up those
+        of writes j, j + 8, .., and behind a barrier the first thread adds up the eight."""
         sums = cuda.shared.array(THREADS, number)
         thread = cuda.threadIdx.x
         token, j = cuda.blockIdx.x * TOKENS + thread // OCTET, thread % OCTET

@@ -11,11 +11,11 @@ tokens at once, and what needs the masses found is finished for all tokens at on
     mass_finish    eight threads a token and head    eta, weights of mass-aware reads
 
 In the scan, thread k is the k-th access of every token. A token's accesses go to different slots, so its threads never
-meet; the next token's may, and so a barrier lies between. Each thread loads its accesses ``AHEAD`` tokens at a time, and
-asks for the next ones before it follows these: device memory takes longer than a token.
+meet; the next token's may, and so a barrier lies between. Each thread loads its accesses ``AHEAD`` tokens at a time,
+and asks for the next ones before it follows these: device memory takes longer than a token.
 
-An access that does nothing (masked, or to a slot without a row) goes to a row of its own behind the slots: ``n_rows`` + its
-place among the token's accesses. Whatever it changes there, nobody else reads.
+An access that does nothing (masked, or to a slot without a row) goes to a row of its own behind the slots: ``n_rows`` +
+its place among the token's accesses. Whatever it changes there, nobody else reads.
 """
 
 from functools import cache
@@ -27,7 +27,7 @@ from .launch import SIMULATED, THREADS, kernel
 from .octets import OCTET, access, split
 from .retention import retention
 
-AHEAD = 2 if SIMULATED else 8  # tokens that a thread of a scan loads at a time
+AHEAD = 2 if SIMULATED else 16  # tokens that a thread of the scan loads at a time
 MOST_THREADS = 1024  # of a block
 TOKENS = THREADS // OCTET  # of a block of ``mass_prepare`` and ``mass_finish``
 

@@ -1,5 +1,6 @@
-"""The memory on the GPU: launches of ``mass_kernels.py``, ``content_kernels.py`` and ``mass_backward_kernels.py``, where it
-stands who computes what.
+"""The memory on the GPU: launches of the kernels of masses and contents.
+
+``mass_kernels.py``, ``content_kernels.py``, ``mass_backward_kernels.py`` say who computes what.
 
 Same mathematics as ``ramnet_np/core/memory.py``. Cost: O((K_w + K_r) C) operations per token and head. Nothing of the
 size of the accesses times C is kept for the backward.
@@ -191,8 +192,9 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
         dread.shape[0], shared=layout.shared,
     )  # fmt: skip
     kernels.finish(
-        blocks, THREADS, stream, ctx.write.weight, *_gamma_mask(ctx), ctx.old_mass, terms, dw, dgamma, _gamma_number(ctx),
-        eps, ctx.options.proxy_eps, float(np.finfo(dtype).epsneg), *_flags(ctx), units * T, T, H, Kw,
+        blocks, THREADS, stream, ctx.write.weight, *_gamma_mask(ctx), ctx.old_mass, terms, dw, dgamma,
+        _gamma_number(ctx), eps, ctx.options.proxy_eps, float(np.finfo(dtype).epsneg), *_flags(ctx), units * T, T, H,
+        Kw,
     )  # fmt: skip
     return MemoryGrads(dw, dr, arrays.plain(dv, ctx.dtype), arrays.plain(dgamma, ctx.dtype), dgiven)
 

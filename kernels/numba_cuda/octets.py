@@ -1,8 +1,7 @@
-"""Accesses by eights: how a thread that follows the tokens gets at the state, and at its next accesses ahead of time.
+"""Accesses by eights, and how a thread gets at the state, in shared or in device memory.
 
-An octet is eight accesses of one token, to eight different slots. Loops over an octet have a known length, so the
-compiler unrolls them and keeps ``cuda.local.array(OCTET)`` in registers: eight loads are asked for before the first is
-waited for. CUDA C++ would write the same with an array and ``#pragma unroll``.
+An octet is eight accesses of one token, to eight different slots: what threads share out among them. K is filled up to
+octets by accesses that change nothing.
 """
 
 from numba import cuda, int32, uint32, uint64

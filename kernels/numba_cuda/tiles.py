@@ -1,8 +1,8 @@
 """Tiles of tokens, as the passes over the contents use them: on their way from device memory, in shared memory, and the
 sums that are formed behind a tile. ``content_kernels.py`` says which thread is which.
 
-A load from device memory takes longer than a token. But a thread waits for it only where it uses what was loaded, so the
-next tile is asked for before the present one is followed, into registers, and put into shared memory behind it:
+A load from device memory takes longer than a token. But a thread waits for it only where it uses what was loaded, so
+the next tile is asked for before the present one is followed, into registers, and put into shared memory behind it:
 
     ask for tile n + 1  |  follow tile n, token by token  |  sums of tile n, put tile n + 1  |  barrier
 
@@ -98,8 +98,8 @@ def tile_functions(number, lanes: int, groups: int, tile: int, E: int) -> Simple
                 out[out_at + token * stride] = total
 
     def add_channels(most: int, channel: int, row: int):
-        """A device function that adds up rows of products over channels: ``most`` rows of a tile, ``row`` numbers from one
-        to the next, and ``channel`` from one channel to the next."""
+        """A device function that adds up rows of products over channels: ``most`` rows of a tile, ``row`` numbers from
+        one to the next, and ``channel`` from one channel to the next."""
 
         @cuda.jit(device=True)
         def add(shared, product_at, count, thread, out, out_at):
