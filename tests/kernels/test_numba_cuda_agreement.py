@@ -97,7 +97,8 @@ def test_logits_that_are_no_numbers_select_different_slots(K):
     logits[0, 0], logits[0, 1, :, 1], logits[0, 2, :, :, 2] = np.nan, np.nan, -np.inf
     index = on_host(decode_forward(to_device(logits), K, False, 0, None)[0])
     assert all(len({*row}) == K for row in index.reshape(-1, K))
-    assert index.min() >= 0 and index.max() < 3**3
+    assert index.min() >= 0
+    assert index.max() < 3**3
 
 
 @pytest.mark.parametrize("name", ["plain", "everything", "K-pair-read-1", "U-1-K-is-M"])
