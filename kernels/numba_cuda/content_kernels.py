@@ -50,9 +50,11 @@ def tile_bytes(name: str, tile: int, W: int, R: int, lanes: int, groups: int, it
 
 @cache
 def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R: int, tile: int):
-    """``content_forward``, ``content_replay``, ``content_reverse`` for this Numba type, the state in shared memory or
-    in device memory, for blocks of ``groups`` x ``lanes`` threads, tokens of W writes
-    and R reads, and tiles of ``tile`` tokens."""
+    """``content_forward``, ``content_replay``, ``content_reverse`` for this Numba type.
+
+    The state is in shared memory or in device memory. Blocks have ``groups`` x ``lanes`` threads, tokens W writes and R
+    reads, tiles ``tile`` tokens.
+    """
     numbers, rows_type = types.CPointer(number), types.CPointer(int32)
     words = number.bitwidth // 32
     threads, share, E = groups * lanes, OCTET // groups, W + R
@@ -93,7 +95,11 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
     def content_forward(
         rows, coefs, values, given, working, final, y, has_given, has_final, T, H, C, n_rows, slices,
     ):  # fmt: skip
-        """y (B, T, H, C), and the state after the last token if wanted."""
+        """y (B, T, H, C), and the state after the last token if wanted.
+
+        A thread changes and reads its own channel of the slots that its group accesses: other ones than any other
+        thread's of the same phase. Barriers part the phases: a token's writes, its reads, the next token's writes.
+        """
         shared, places = cuda.shared.array(0, number), cuda.shared.array(0, int32)
         thread = cuda.threadIdx.x
         group, c = thread // lanes, thread % lanes
@@ -159,7 +165,11 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
         slices, units,
     ):  # fmt: skip
         """dread (slices, B*H, T, R): <dy, s> over the slice; found (B, T, H, C): what a token's first write found;
-        last (slices, B*H, rows): <dfinal, s> after the last token, if wanted."""
+        last (slices, B*H, rows): <dfinal, s> after the last token, if wanted.
+
+        Threads and barriers as in ``content_forward``. A thread's products have places of their own, and are added up
+        behind the barrier that ends the tile's last token.
+        """
         shared, places = cuda.shared.array(0, number), cuda.shared.array(0, int32)
         thread = cuda.threadIdx.x
         group, c = thread // lanes, thread % lanes
@@ -237,7 +247,11 @@ def content_kernels(number, in_shared: bool, lanes: int, groups: int, W: int, R:
         n_rows, slices, units,
     ):  # fmt: skip
         """dv (B, T, H, C); dwritten (slices, B*H, T, W): <d, v> over the slice; dfound (slices, B*H, T): <d, found> of
-        the token's first write; dgiven (B*H, rows, C), the adjoint of the given state, if wanted."""
+        the token's first write; dgiven (B*H, rows, C), the adjoint of the given state, if wanted.
+
+        Threads as in ``content_forward``. Both phases change slots, each thread those of its group's accesses alone;
+        barriers part a token's reads, its writes, and the reads of the token before.
+        """
         shared, places = cuda.shared.array(0, number), cuda.shared.array(0, int32)
         thread = cuda.threadIdx.x
         group, c = thread // lanes, thread % lanes
