@@ -120,14 +120,20 @@ def _timed_launches(times: dict[str, float]) -> Iterator[None]:
         return launched
 
     get_kernel, call = module.get_kernel, module.Launch.__call__
+    numba_launch: Any = sys.modules.get("ramnet_np.kernels.numba_cuda.launch")
     loaded: list[Any] = [m for name, m in sys.modules.items() if name.startswith("ramnet_np.kernels.cuda.")]
     users = [m for m in loaded if m is not module and getattr(m, "get_kernel", None) is get_kernel]
     try:
         for user in users:
             user.get_kernel = lambda specialisation, name: timed(name, get_kernel(specialisation, name))
         module.Launch.__call__ = lambda launch, *a: timed(launch.name, call)(launch, *a)
+        if numba_launch:
+            numba_call = numba_launch.Kernel.__call__
+            numba_launch.Kernel.__call__ = lambda kernel, *a, **s: timed(kernel.name, numba_call)(kernel, *a, **s)
         yield
     finally:
         for user in users:
             user.get_kernel = get_kernel
         module.Launch.__call__ = call
+        if numba_launch:
+            numba_launch.Kernel.__call__ = numba_call

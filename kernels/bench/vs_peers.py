@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,7 +62,7 @@ class Options:
     peer: bool = True
     """Time the peers too, if they are installed."""
     kernels: bool = False
-    """List the milliseconds of every kernel of "cupy" instead, each timed alone."""
+    """List the milliseconds of every kernel of the backends instead, each timed alone."""
     out: Path | None = None
     """Append the raw results to this file, one JSON object a line."""
 
@@ -210,13 +211,12 @@ def measure_step(batch: int, dtype: Dtype, backend: str, repeats: int = 100) -> 
 
 def list_kernels(shapes: list[str], options: Options) -> None:
     """Milliseconds of every kernel of one forward and backward."""
-    for dtype in options.dtype:
-        for name in shapes:
-            shape, k = SHAPES[name]
-            times = kernel_ms(calls(shape, k, dtype, "cupy")[1])
-            listed = "   ".join(f"{kernel} {ms:.3f}" for kernel, ms in times.items())
-            print(f"{name}, {dtype}: {listed}   total {sum(times.values()):.3f}")
-            give_back_memory()
+    for dtype, name, backend in itertools.product(options.dtype, shapes, options.backends):
+        shape, k = SHAPES[name]
+        times = kernel_ms(calls(shape, k, dtype, backend)[1])
+        listed = "   ".join(f"{kernel} {ms:.3f}" for kernel, ms in times.items())
+        print(f"{name}, {dtype}, {backend}: {listed}   total {sum(times.values()):.3f}")
+        give_back_memory()
 
 
 def describe_gpu() -> dict[str, Any]:

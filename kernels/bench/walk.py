@@ -78,7 +78,7 @@ def main(options: Options) -> None:
         ("... with the state in shared memory", in_shared),
     ):
         step(name, contents_by(kernel(), write, read, values, memory), graph_ms)
-    step("... by eights, with helpers: the backend numba-cuda", update("numba-cuda", write, read, values), graph_ms)
+    step("... groups of threads, tiles ahead: numba-cuda", update("numba-cuda", write, read, values), graph_ms)
     step("CUDA C++, whole chunks: the backend cupy", update("cupy", write, read, values), graph_ms)
 
 
@@ -129,17 +129,17 @@ def one_by_one() -> Callable[..., Any]:
             at = ((b * T + t) * H + h) * C + c
             event = (unit * T + t) * (W + R)
             for k in range(W):
-                s = (unit * (n_rows + 2) + rows[event + k]) * C + c
+                s = (unit * (n_rows + W + R) + rows[event + k]) * C + c
                 slots[s] += coefs[event + k] * (values[at] - slots[s])
             total = float32(0)
             for k in range(W, W + R):
-                total += coefs[event + k] * slots[(unit * (n_rows + 2) + rows[event + k]) * C + c]
+                total += coefs[event + k] * slots[(unit * (n_rows + W + R) + rows[event + k]) * C + c]
             y[at] = total
 
     def launch(
         rows: Any, coefs: Any, values: Any, B: int, T: int, H: int, C: int, n_rows: int, W: int, R: int, y: Any
     ) -> Any:
-        slots = cupy.zeros((B * H, n_rows + 2, C), np.float32)
+        slots = cupy.zeros((B * H, n_rows + W + R, C), np.float32)
         stream = cupy.cuda.get_current_stream().ptr
         content(B * H, C, stream, rows, coefs, values, slots, y, T, H, C, n_rows, W, R)
         return y
@@ -164,7 +164,7 @@ def in_shared() -> Callable[..., Any]:
         unit, own = int64(cuda.blockIdx.x) // slices, cuda.threadIdx.x
         c = cuda.blockIdx.x % slices * lanes + own
         b, h = unit // H, unit % H
-        for row in range(n_rows + 2):
+        for row in range(n_rows + W + R):
             slots[uint32(row * lanes + own)] = float32(0)
         for t in range(T):
             at = ((b * T + t) * H + h) * C + c
@@ -180,7 +180,7 @@ def in_shared() -> Callable[..., Any]:
     def launch(
         rows: Any, coefs: Any, values: Any, B: int, T: int, H: int, C: int, n_rows: int, W: int, R: int, y: Any
     ) -> Any:
-        stream, size = cupy.cuda.get_current_stream().ptr, (n_rows + 2) * lanes * 4
+        stream, size = cupy.cuda.get_current_stream().ptr, (n_rows + W + R) * lanes * 4
         content(B * H * (C // lanes), lanes, stream, rows, coefs, values, y, T, H, C, n_rows, W, R, shared=size)
         return y
 

@@ -1,4 +1,6 @@
-"""The address decoder on the GPU: launches of ``decode_kernels.py``. Same mathematics as ``ramnet_np/core/decoder.py``.
+"""The address decoder on the GPU: launches of ``decode_small_kernels.py`` or, for large K or P, ``decode_kernels.py``.
+
+Same mathematics as ``ramnet_np/core/decoder.py``.
 
 The slots are those of the core to the bit. Nothing is copied for the backward: the softmax is computed again.
 """
@@ -11,6 +13,7 @@ import numpy as np
 
 from .arrays import NUMBERS, arrays_like, batch_stride, sum_dtype
 from .decode_kernels import CHUNK, decode_kernels, list_sizes
+from .decode_small_kernels import MOST, small_decode_kernels
 from .launch import SIMULATED, shared_limit
 
 THREADS = 8 if SIMULATED else 128
@@ -49,6 +52,12 @@ def decode_forward(
     positions = None if positions is None else arrays.plain(positions, np.int64)
     index = arrays.empty((B, T, H, top_k), np.int32)
     weight = arrays.empty((B, T, H, top_k), dtype)
+    if max(P, top_k) <= MOST:
+        small_decode_kernels(NUMBERS[dtype], top_k, P).forward(
+            -(-rows // THREADS), THREADS, arrays.stream, plain, positions, index, weight, batch_stride(positions),
+            int(positions is None), T, H, cape_heads, rows, U, P**U, int(renorm),
+        )  # fmt: skip
+        return index, weight, DecodeContext(plain, index, weight, positions, cape_heads, renorm, logits.dtype)
     threads = max(1, min(THREADS, BLOCK_BYTES // row_bytes))
     decode_kernels(NUMBERS[dtype]).forward(
         -(-rows // threads), threads, arrays.stream, plain, positions, index, weight, batch_stride(positions),
@@ -63,9 +72,16 @@ def decode_backward(dweight: Any, ctx: DecodeContext) -> Any:
     B, T, H, U, P = ctx.logits.shape
     arrays, dtype, top_k = arrays_like(ctx.logits), ctx.weight.dtype, ctx.weight.shape[3]
     dlogits = arrays.empty((B, T, H, U, P), dtype)
-    rows = B * T * H
+    rows, dweight = B * T * H, arrays.plain(dweight, dtype)
+    if max(P, top_k) <= MOST:
+        small_decode_kernels(NUMBERS[dtype], top_k, P).backward(
+            -(-rows // THREADS), THREADS, arrays.stream, dweight, ctx.weight, ctx.index, ctx.logits, ctx.positions,
+            dlogits, batch_stride(ctx.positions), int(ctx.positions is None), T, H, ctx.cape_heads, rows, U, P**U,
+            int(ctx.renorm),
+        )  # fmt: skip
+        return arrays.plain(dlogits, ctx.dtype)
     decode_kernels(NUMBERS[dtype]).backward(
-        -(-rows * U // THREADS), THREADS, arrays.stream, arrays.plain(dweight, dtype), ctx.weight, ctx.index,
+        -(-rows * U // THREADS), THREADS, arrays.stream, dweight, ctx.weight, ctx.index,
         ctx.logits, ctx.positions, dlogits, batch_stride(ctx.positions), int(ctx.positions is None), T, H,
         ctx.cape_heads, rows, U, P, top_k, P**U, int(ctx.renorm),
         shared=min(P, CHUNK) * THREADS * dtype.itemsize,

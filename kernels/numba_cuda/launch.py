@@ -19,7 +19,6 @@ from numba import cuda, types
 from numba.core import config
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-WARP = 32
 THREADS = 8 if SIMULATED else 256  # of a block whose threads do the same
 
 _SLOTS = {  # how an argument is packed, each in 8 bytes
@@ -34,10 +33,11 @@ _SLOTS = {  # how an argument is packed, each in 8 bytes
 class Kernel:
     """A function of scalars and pointers (``types.CPointer``), or of 1-d arrays where it uses atomics."""
 
-    def __init__(self, function: Callable[..., None], arguments: tuple[Any, ...]):
+    def __init__(self, function: Callable[..., None], arguments: tuple[Any, ...], most_threads: int | None = None):
         self.name = function.__name__
         self.function = function
         self.arguments = arguments
+        self.most_threads = most_threads
         layout = "=" + "".join("4Q3q" if isinstance(a, types.Array) else _SLOTS.get(a, "Q") for a in arguments)
         self._pack = struct.Struct(layout.replace("4Q3q", "QQqqQqq")).pack_into
         slots = sum(7 if isinstance(a, types.Array) else 1 for a in arguments)
@@ -84,7 +84,7 @@ class Kernel:
         from cuda.bindings import driver
 
         try:
-            dispatcher = cuda.jit(self.signature, cache=True)(self.function)
+            dispatcher = cuda.jit(self.signature, cache=True, launch_bounds=self.most_threads)(self.function)
             [compiled] = dispatcher.overloads.values()
             handle = compiled._codelibrary.get_cufunc().handle
         except Exception as error:  # Numba's compiler and linker have their own kinds, of many lines
@@ -107,9 +107,12 @@ class Kernel:
         cuda.jit(self.function)[blocks, threads, 0, shared](*flat)
 
 
-def kernel(*arguments: Any) -> Callable[[Callable[..., None]], Kernel]:
-    """Makes a :class:`Kernel` of the function below it, whose arguments have these types."""
-    return lambda function: Kernel(function, arguments)
+def kernel(*arguments: Any, most_threads: int | None = None) -> Callable[[Callable[..., None]], Kernel]:
+    """Makes a :class:`Kernel` of the function below it, whose arguments have these types.
+
+    ``most_threads`` of a block: the compiler then knows how many registers each may have.
+    """
+    return lambda function: Kernel(function, arguments, most_threads)
 
 
 def address_of(array: Any) -> int:
@@ -140,14 +143,6 @@ def _current_device() -> int:
     from cuda.bindings import driver
 
     return int(_check(driver.cuCtxGetDevice()))
-
-
-def block(leaders: int, helpers: int) -> tuple[int, int]:
-    """(threads, leaders) of a block whose first threads follow the tokens while the others help them.
-
-    On a GPU the leaders have a warp to themselves. The simulator pays for every thread, so there are few.
-    """
-    return (leaders + 2, leaders) if SIMULATED else (WARP + helpers, WARP)
 
 
 def _check(result: tuple[Any, ...]) -> Any:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from . import content_kernels, mass_kernels
+from .content_kernels import tile_bytes
 from .launch import SIMULATED
+from .mass_kernels import MOST_THREADS
+from .octets import OCTET
 
 THIRD = 75 * 1024  # of a multiprocessor's shared memory, so that three blocks run on it
-LANES = (16, 8, 4)  # channels of a slice
-MOST_TOKENS = 2 if SIMULATED else 16  # of a tile of contents; in the simulator a few tokens are several tiles
-FEWEST_TOKENS = 1 if SIMULATED else 4  # with fewer, fetching takes longer than following
-MASS_TOKENS = 2 if SIMULATED else 32
-MASS_BYTES = 100 * 1024
+LANES = (2, 1) if SIMULATED else (16, 8, 4)  # channels of a slice
+TOKENS = 2 if SIMULATED else 16  # of a tile at K 8, at most; in the simulator a few tokens are several tiles
+GROUPS = {1: 2, 2: 2, 4: 8, 8: 4, 16: 4}  # that share a token's accesses; the simulator pays for every thread
+FEWEST_TOKENS = 1 if SIMULATED else 4  # with fewer, what there is to do behind a tile takes longer than following it
 MOST_ROWS = 2**26
 
 
@@ -21,62 +22,51 @@ class ContentLayout(NamedTuple):
     """Of one pass over the contents."""
 
     lanes: int
-    tile: int
-    in_shared: bool
-    shared: int  # bytes
-
-
-class MassLayout(NamedTuple):
-    """Of one pass over the masses."""
-
+    groups: int
     tile: int
     in_shared: bool
     shared: int  # bytes
 
 
 @cache
-def content_layout(
-    rows: int, channels: int, events: int, values: int, sums: int, itemsize: int, limit: int
-) -> ContentLayout:
-    """For a pass that stages ``values`` arrays and leaves ``sums`` sums a token.
+def content_layout(name: str, rows: int, channels: int, W: int, R: int, itemsize: int, limit: int) -> ContentLayout:
+    """For the pass "forward", "replay" or "reverse" over ``rows`` slots.
 
     Three blocks a multiprocessor if that leaves a tile of some tokens, else one; device memory if a slice of the state
     does not fit at all. ValueError where not even one token fits.
 
-    >>> content_layout(1024, 64, events=16, values=1, sums=0, itemsize=4, limit=227 * 1024)
-    ContentLayout(lanes=16, tile=16, in_shared=True, shared=71936)
+    >>> content_layout("forward", 1024, 64, W=8, R=8, itemsize=4, limit=227 * 1024)
+    ContentLayout(lanes=16, groups=4, tile=16, in_shared=True, shared=73856)
     """
     choices = [n for n in LANES if n < 2 * channels] or [LANES[-1]]
+    most = max(1, min(TOKENS, TOKENS * 2 * OCTET // (W + R)))
     for in_shared in (True, False):
-        for budget, fewest in ((min(THIRD, limit), FEWEST_TOKENS), (limit, 1)):
-            for n in choices:
-                state = (rows + 2) * n * itemsize * in_shared
-                fitting = [
-                    tile
-                    for tile in range(fewest, MOST_TOKENS + 1)
-                    if state + content_kernels.tile_bytes(tile, events, values, sums, n, itemsize) <= budget
-                ]
-                if fitting:
-                    tile = fitting[-1]
-                    shared = state + content_kernels.tile_bytes(tile, events, values, sums, n, itemsize)
-                    return ContentLayout(n, tile, in_shared, shared)
-    raise ValueError(f"top_k must be smaller: {events} accesses of a token do not fit into {limit:,} bytes")
+        for budget, fewest in ((min(THIRD, limit), min(FEWEST_TOKENS, most)), (limit, 1)):
+            for lanes in choices:
+                state = (rows + W + R) * lanes * itemsize * in_shared
+                for tile in range(most, fewest - 1, -1):
+                    shared = state + tile_bytes(name, tile, W, R, lanes, GROUPS[lanes], itemsize)
+                    if shared <= budget:
+                        return ContentLayout(lanes, GROUPS[lanes], tile, in_shared, shared)
+    raise ValueError(f"top_k must be smaller: {W + R} accesses of a token do not fit into {limit:,} bytes")
+
+
+class MassLayout(NamedTuple):
+    """Of one scan over the masses."""
+
+    threads: int
+    in_shared: bool
+    shared: int  # bytes
 
 
 @cache
-def mass_layout(backward: bool, rows: int, W: int, R: int, aware: bool, itemsize: int, limit: int) -> MassLayout:
-    """Of ``mass_forward`` or ``mass_backward``. ValueError where not even one token fits.
+def mass_layout(numbers: int, rows: int, W: int, R: int, itemsize: int, limit: int) -> MassLayout:
+    """Of a scan that keeps ``numbers`` numbers of each of ``rows`` slots, and has a thread for each access of a token.
 
-    >>> mass_layout(False, 1024, 8, 8, False, 4, limit=227 * 1024)
-    MassLayout(tile=32, in_shared=True, shared=16392)
+    >>> mass_layout(1, 1024, 8, 8, itemsize=4, limit=227 * 1024)
+    MassLayout(threads=8, in_shared=True, shared=4160)
     """
-    token = (mass_kernels.backward_bytes if backward else mass_kernels.forward_bytes)(W, R, aware, itemsize)
-    masses = (1 + backward) * (rows + 2) * itemsize
-    for in_shared in (True, False):
-        room = min(MASS_BYTES, limit) - in_shared * masses
-        if room >= token:
-            tile = min(MASS_TOKENS, room // token)
-            return MassLayout(tile, in_shared, in_shared * masses + tile * token)
-    if limit >= token:
-        return MassLayout(1, False, token)
-    raise ValueError(f"top_k must be smaller: {W} writes and {R} reads of a token do not fit into {limit:,} bytes")
+    if max(W, R) > MOST_THREADS:
+        raise ValueError(f"top_k must be at most {MOST_THREADS} on the GPU, got {max(W, R)}")
+    size = numbers * (rows + W + R) * itemsize
+    return MassLayout(max(W, R), size <= limit, size if size <= limit else 0)

@@ -1,4 +1,6 @@
-"""The memory on the GPU: launches of ``mass_kernels.py`` and ``content_kernels.py``, where it stands who computes what.
+"""The memory on the GPU: launches of the kernels of masses and contents.
+
+``mass_kernels.py``, ``content_kernels.py``, ``mass_backward_kernels.py`` say who computes what.
 
 Same mathematics as ``ramnet_np/core/memory.py``. Cost: O((K_w + K_r) C) operations per token and head. Nothing of the
 size of the accesses times C is kept for the backward.
@@ -16,16 +18,12 @@ from ramnet_np.core.state import Address, RAMState
 
 from .arrays import NUMBERS, Arrays, arrays_like, sum_dtype
 from .content_kernels import content_kernels
-from .launch import block, shared_limit
+from .launch import THREADS, shared_limit
 from .layout import MOST_ROWS, ContentLayout, content_layout, mass_layout
-from .mass_kernels import mass_kernels
+from .mass_backward_kernels import mass_backward_kernels
+from .mass_kernels import TOKENS, mass_kernels
 from .octets import padded
 from .renumber import renumber
-
-CONTENT_HELPERS, MASS_HELPERS = (
-    96,
-    224,
-)  # with more than 256 threads of 128 registers one block would fill a multiprocessor
 
 
 class MemoryContext(NamedTuple):
@@ -62,7 +60,7 @@ def memory_forward(
     n_rows = options.slots
     if state is None and not return_state and n_rows > T * write.index.shape[3]:
         W, R = (padded(a.index.shape[3]) for a in (write, read))
-        if not content_layout(n_rows, C, W + R, 1, 0, dtype.itemsize, shared_limit()).in_shared:
+        if not content_layout("forward", n_rows, C, W, R, dtype.itemsize, shared_limit()).in_shared:
             n_rows = T * write.index.shape[3]
             write, read = renumber(write, read, None if mask is None else arrays.plain(mask, np.bool_))
     if n_rows >= MOST_ROWS:
@@ -73,7 +71,7 @@ def memory_forward(
     # 1. masses: eta of every write, weight of every read
     ctx = masses_forward(write, read, values, gamma, mask, state, options, final, n_rows)
     # 2. contents
-    layout = content_layout(n_rows, C, ctx.rows.shape[2], 1, 0, dtype.itemsize, shared_limit())
+    layout = content_layout("forward", n_rows, C, *_accesses(ctx), dtype.itemsize, shared_limit())
     y = arrays.empty((B, T, H, C), dtype)
     _launch_contents(
         "forward", ctx, layout, arrays,
@@ -121,14 +119,22 @@ def masses_forward(
         dtype=values.dtype,
         options=options,
     )
-    layout = mass_layout(False, n_rows, W, R, aware, dtype.itemsize, shared_limit())
-    working = None if layout.in_shared else arrays.empty((B * H, n_rows + 2), dtype)
-    threads, leaders = block(1, MASS_HELPERS)
-    mass_kernels(NUMBERS[dtype], layout.in_shared).forward(
-        B * H, threads, arrays.stream, *_inputs(ctx), _part(ctx.state, "mass"), working, _part(final, "mass"),
-        ctx.rows, ctx.coefs, ctx.old_mass, ctx.read_mass, *_numbers(ctx), 1 / options.slots, *_flags(ctx),
-        int(state is not None), int(final is not None), *_kinds(ctx), T, H, n_rows, Kw, Kr, W, R, layout.tile,
-        leaders, shared=layout.shared,
+    layout = mass_layout(1, n_rows, W, R, dtype.itemsize, shared_limit())
+    working = None if layout.in_shared else arrays.empty((B * H, n_rows + W + R), dtype)
+    kernels, stream = mass_kernels(NUMBERS[dtype], layout.in_shared, W, R, aware), arrays.stream
+    alpha = arrays.empty((B * H, T, W), dtype)
+    kernels.prepare(
+        -(-B * H * T // TOKENS), THREADS, stream, write.index, read.index, write.weight, read.weight, *_gamma_mask(ctx),
+        ctx.rows, ctx.coefs, alpha, _gamma_number(ctx), *_flags(ctx), B * H * T, T, H, n_rows, Kw, Kr,
+    )  # fmt: skip
+    kernels.scan(
+        B * H, layout.threads, stream, ctx.rows, ctx.coefs, alpha, ctx.old_mass, ctx.read_mass,
+        _part(ctx.state, "mass"), working, _part(final, "mass"), 1 / options.slots, int(state is not None),
+        int(final is not None), T, n_rows, shared=layout.shared,
+    )  # fmt: skip
+    kernels.finish(
+        -(-B * H * T // TOKENS), THREADS, stream, ctx.coefs, alpha, read.weight, ctx.read_mass,
+        dtype.type(options.eps), B * H * T, T, H, Kw, Kr,
     )  # fmt: skip
     return ctx
 
@@ -141,8 +147,7 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
     W, R = ctx.old_mass.shape[2], padded(Kr)
     dy = arrays.plain(dy, dtype)
     dfinal = None if dstate is None else RAMState(*(arrays.plain(part, dtype) for part in dstate))
-    replay = content_layout(n_rows, C, W + R, 2, R, dtype.itemsize, limit)
-    reverse = content_layout(n_rows, C, W + R, 3, W + 1, dtype.itemsize, limit)
+    replay, reverse = (content_layout(name, n_rows, C, W, R, dtype.itemsize, limit) for name in ("replay", "reverse"))
     dread = arrays.empty((_slices(replay, C), B * H, T, R), dtype)
     dwritten = arrays.empty((_slices(reverse, C), B * H, T, W), dtype)
     dfound = arrays.empty((_slices(reverse, C), B * H, T), dtype)
@@ -170,15 +175,26 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
         (int(dfinal is not None), int(dgiven is not None)),
     )  # fmt: skip
     # 1. masses
-    layout = mass_layout(True, n_rows, W, R, ctx.options.mass_aware, dtype.itemsize, limit)
-    working = None if layout.in_shared else arrays.empty((B * H, 2, n_rows + 2), dtype)
-    threads, leaders = block(1, MASS_HELPERS)
-    mass_kernels(NUMBERS[dtype], layout.in_shared).backward(
-        B * H, threads, arrays.stream, *_inputs(ctx), ctx.old_mass, ctx.read_mass, dwritten, dfound, dread,
-        last, _part(dfinal, "mass"), working, dw, dr, dgamma, _part(dgiven, "mass"), *_numbers(ctx),
-        ctx.options.proxy_eps, float(np.finfo(dtype).epsneg), *_flags(ctx), int(dfinal is not None),
-        int(dgiven is not None), *_kinds(ctx), T, H, n_rows, Kw, Kr, W, R, layout.tile, leaders, B * H,
-        dread.shape[0], dwritten.shape[0], shared=layout.shared,
+    aware, units = ctx.options.mass_aware, B * H
+    layout = mass_layout(2, n_rows, W, R, dtype.itemsize, limit)
+    working = None if layout.in_shared else arrays.empty((units, 2, n_rows + W + R), dtype)
+    terms, gains = arrays.empty((5, units, T, W), dtype), arrays.empty((1 + aware, units, T, R), dtype)
+    kernels, stream = mass_backward_kernels(NUMBERS[dtype], layout.in_shared, W, R, aware), arrays.stream
+    blocks, eps = -(-units * T // TOKENS), dtype.type(ctx.options.eps)
+    kernels.prepare(
+        blocks, THREADS, stream, ctx.read.index, ctx.write.weight, ctx.read.weight, *_gamma_mask(ctx), ctx.old_mass,
+        ctx.read_mass, dwritten, dfound, dread, terms, gains, dr, _gamma_number(ctx), eps, *_flags(ctx),
+        units * T, T, H, Kw, Kr, dwritten.shape[0], dread.shape[0],
+    )  # fmt: skip
+    kernels.scan(
+        units, layout.threads, stream, ctx.rows, terms, gains, last, _part(dfinal, "mass"), working,
+        _part(dgiven, "mass"), int(dfinal is not None), int(dgiven is not None), units, T, n_rows,
+        dread.shape[0], shared=layout.shared,
+    )  # fmt: skip
+    kernels.finish(
+        blocks, THREADS, stream, ctx.write.weight, *_gamma_mask(ctx), ctx.old_mass, terms, dw, dgamma,
+        _gamma_number(ctx), eps, ctx.options.proxy_eps, float(np.finfo(dtype).epsneg), *_flags(ctx), units * T, T, H,
+        Kw,
     )  # fmt: skip
     return MemoryGrads(dw, dr, arrays.plain(dv, ctx.dtype), arrays.plain(dgamma, ctx.dtype), dgiven)
 
@@ -193,13 +209,14 @@ def _launch_contents(
 ) -> None:
     """A pass over the contents: a block for each (batch, head) and slice of channels."""
     B, T, H, C = ctx.values.shape
-    W, slices = ctx.old_mass.shape[2], _slices(layout, C)
-    threads, leaders = block(layout.lanes, CONTENT_HELPERS)
+    slices = _slices(layout, C)
     units = (B * H,) if name != "forward" else ()
-    kernels = content_kernels(NUMBERS[ctx.coefs.dtype], layout.in_shared)
+    kernels = content_kernels(
+        NUMBERS[ctx.coefs.dtype], layout.in_shared, layout.lanes, layout.groups, *_accesses(ctx), layout.tile
+    )
     getattr(kernels, name)(
-        B * H * slices, threads, arrays.stream, *pointers, *has, T, H, C, ctx.n_rows, W, ctx.rows.shape[2] - W,
-        layout.tile, layout.lanes, slices, leaders, *units, shared=layout.shared,
+        B * H * slices, layout.groups * layout.lanes, arrays.stream, *pointers, *has, T, H, C, ctx.n_rows,
+        slices, *units, shared=layout.shared,
     )  # fmt: skip
 
 
@@ -212,26 +229,26 @@ def _working(layout: ContentLayout, ctx: MemoryContext, arrays: Arrays) -> Any:
     if layout.in_shared:
         return None
     B, _, H, C = ctx.values.shape
-    return arrays.empty((B * H * _slices(layout, C), ctx.n_rows + 2, layout.lanes), ctx.coefs.dtype)
+    return arrays.empty((B * H * _slices(layout, C), ctx.n_rows + ctx.rows.shape[2], layout.lanes), ctx.coefs.dtype)
 
 
-def _inputs(ctx: MemoryContext) -> tuple[Any, ...]:
-    gamma = None if isinstance(ctx.gamma, float) else ctx.gamma
-    return ctx.write.index, ctx.read.index, ctx.write.weight, ctx.read.weight, gamma, ctx.mask
+def _accesses(ctx: MemoryContext) -> tuple[int, int]:
+    """(W, R), writes and reads of a token with what pads them."""
+    W = ctx.old_mass.shape[2]
+    return W, ctx.rows.shape[2] - W
 
 
-def _numbers(ctx: MemoryContext) -> tuple[Any, Any]:
-    """The number gamma, and eps, rounded as the kernels have them."""
-    number = ctx.coefs.dtype.type
-    return number(ctx.gamma if isinstance(ctx.gamma, float) else 0), number(ctx.options.eps)
+def _gamma_mask(ctx: MemoryContext) -> tuple[Any, Any]:
+    return None if isinstance(ctx.gamma, float) else ctx.gamma, ctx.mask
 
 
-def _flags(ctx: MemoryContext) -> tuple[int, int]:
-    return int(isinstance(ctx.gamma, float)), int(ctx.mask is not None)
+def _gamma_number(ctx: MemoryContext) -> Any:
+    """The number gamma, rounded as the kernels have it."""
+    return ctx.coefs.dtype.type(ctx.gamma if isinstance(ctx.gamma, float) else 0)
 
 
-def _kinds(ctx: MemoryContext) -> tuple[int, int]:
-    return int(ctx.options.update == "gsu"), int(ctx.options.mass_aware)
+def _flags(ctx: MemoryContext) -> tuple[int, int, int]:
+    return int(isinstance(ctx.gamma, float)), int(ctx.mask is not None), int(ctx.options.update == "gsu")
 
 
 def _part(state: RAMState | None, part: str) -> Any:

@@ -1,11 +1,10 @@
-"""Accesses by eights: how a thread that follows the tokens gets at the state, and at its next accesses ahead of time.
+"""Accesses by eights, and how a thread gets at the state, in shared or in device memory.
 
-An octet is eight accesses of one token, to eight different slots. Loops over an octet have a known length, so the
-compiler unrolls them and keeps ``cuda.local.array(OCTET)`` in registers: eight loads are asked for before the first is
-waited for. CUDA C++ would write the same with an array and ``#pragma unroll``.
+An octet is eight accesses of one token, to eight different slots: what threads share out among them. K is filled up to
+octets by accesses that change nothing.
 """
 
-from numba import cuda, int32, uint32
+from numba import cuda, int32, uint32, uint64
 
 OCTET = 8
 
@@ -30,13 +29,13 @@ def access(in_shared: bool):
 @cuda.jit(device=True)
 def get_shared(shared, memory, start, at):
     """shared[start + at]"""
-    return shared[uint32(start + at)]
+    return shared[uint64(start + at)]
 
 
 @cuda.jit(device=True)
 def put_shared(shared, memory, start, at, value):
     """shared[start + at] = value"""
-    shared[uint32(start + at)] = value
+    shared[uint64(start + at)] = value
 
 
 @cuda.jit(device=True)
@@ -49,26 +48,6 @@ def get_global(shared, memory, start, at):
 def put_global(shared, memory, start, at, value):
     """memory[start + at] = value"""
     memory[start + at] = value
-
-
-@cuda.jit(device=True)
-def load_octet(places, numbers, place_at, number_at, row, coef):
-    """Copy eight accesses from shared memory to registers: where their slots are, and eta or weight.
-
-    The index is one unsigned number plus a constant, which the load itself can add.
-    """
-    place, number = uint32(place_at), uint32(number_at)
-    for j in range(OCTET):
-        row[j] = places[place + uint32(j)]
-        coef[j] = numbers[number + uint32(j)]
-
-
-@cuda.jit(device=True)
-def take_octet(next_row, next_coef, row, coef):
-    """The accesses that were loaded ahead are now the present ones."""
-    for j in range(OCTET):
-        row[j] = next_row[j]
-        coef[j] = next_coef[j]
 
 
 @cuda.jit(device=True)

@@ -6,6 +6,7 @@ Under the simulator (NUMBA_ENABLE_CUDASIM=1) on small shapes; on a GPU the whole
 import numpy as np
 import pytest
 from ramnet_np.kernels.numba_cuda import layout
+from ramnet_np.kernels.numba_cuda.decode import decode_forward
 
 from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward
 from ramnet_np.gradcheck import gradcheck
@@ -74,11 +75,30 @@ def test_a_state_in_device_memory_gives_the_same(name, monkeypatch):
 
         return chosen
 
-    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.content_layout", without_room("content_layout", 0))
+    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.content_layout", without_room("content_layout", 1))
     monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.mass_layout", without_room("mass_layout", 1))
     actual = on_device(inputs)
     assert_agree(actual, run(inputs, "numpy"))
     assert_agree(actual, expected)
+
+
+@pytest.mark.parametrize("logits", ["normal", "ties", "equal", "huge"])
+def test_both_decoders_give_the_same_slots(logits, monkeypatch):
+    """The one for small K and P, and the one for any."""
+    inputs = draw(sized(Case("decoders", U=4, P=3, K=7, logits=logits, options={"cape_heads": 1})), np.float32)
+    expected = on_device(inputs)
+    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.decode.MOST", 0)
+    assert_agree(on_device(inputs), expected)
+
+
+@pytest.mark.parametrize("K", [5, 10])
+def test_logits_that_are_no_numbers_select_different_slots(K):
+    logits = np.zeros((1, 3, 2, 3, 3), np.float32)
+    logits[0, 0], logits[0, 1, :, 1], logits[0, 2, :, :, 2] = np.nan, np.nan, -np.inf
+    index = on_host(decode_forward(to_device(logits), K, False, 0, None)[0])
+    assert all(len({*row}) == K for row in index.reshape(-1, K))
+    assert index.min() >= 0
+    assert index.max() < 3**3
 
 
 @pytest.mark.parametrize("name", ["plain", "everything", "K-pair-read-1", "U-1-K-is-M"])

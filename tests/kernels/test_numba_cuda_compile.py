@@ -11,7 +11,10 @@ from ramnet_np.kernels.numba_cuda import launch
 from ramnet_np.kernels.numba_cuda.content_kernels import content_kernels
 from ramnet_np.kernels.numba_cuda.copy_kernels import gather_kernel, total_kernel
 from ramnet_np.kernels.numba_cuda.decode_kernels import decode_kernels
+from ramnet_np.kernels.numba_cuda.decode_small_kernels import small_decode_kernels
 from ramnet_np.kernels.numba_cuda.launch import Kernel
+from ramnet_np.kernels.numba_cuda.layout import GROUPS, LANES
+from ramnet_np.kernels.numba_cuda.mass_backward_kernels import mass_backward_kernels
 from ramnet_np.kernels.numba_cuda.mass_kernels import mass_kernels
 from ramnet_np.kernels.numba_cuda.renumber_kernels import clear, enter, look_up
 from ramnet_np.kernels.numba_cuda.step_kernels import step_kernel
@@ -23,9 +26,18 @@ def every_kernel():
     for number in (float32, float64):
         for in_shared in (True, False):
             where = f"{number}-{'shared' if in_shared else 'device'}"
-            for kernels in (content_kernels(number, in_shared), mass_kernels(number, in_shared)):
+            for kernels in (
+                mass_kernels(number, in_shared, 8, 16, True),
+                mass_backward_kernels(number, in_shared, 8, 16, True),
+            ):
                 yield from ((f"{kernel.name}-{where}", kernel) for kernel in vars(kernels).values())
+            for lanes in LANES:
+                kernels = content_kernels(number, in_shared, lanes, GROUPS[lanes], 8, 16, 6)
+                yield from ((f"{kernel.name}-{lanes}-{where}", kernel) for kernel in vars(kernels).values())
         yield from ((f"{kernel.name}-{number}", kernel) for kernel in vars(decode_kernels(number)).values())
+        for K, P in ((1, 2), (8, 4), (5, 3), (8, 8)):
+            kernels = small_decode_kernels(number, K, P)
+            yield from ((f"{kernel.name}-small-{K}-{P}-{number}", kernel) for kernel in vars(kernels).values())
         yield f"step-{number}", step_kernel(number)
         yield f"total-{number}", total_kernel(number)
     yield from ((kernel.name, kernel) for kernel in (clear, enter, look_up))
@@ -38,7 +50,15 @@ def every_kernel():
 def test_every_kernel_compiles_into_registers(name, kernel, monkeypatch):
     # what a kernel calls is compiled for the device in the machine: for the one that is asked for, where there is none
     monkeypatch.setattr("numba.cuda.dispatcher.get_current_device", lambda: SimpleNamespace(compute_capability=GPU))
-    ptx, result = cuda.compile(kernel.function, kernel.signature, device=False, abi="numba", cc=GPU, output="ptx")
+    ptx, result = cuda.compile(
+        kernel.function,
+        kernel.signature,
+        device=False,
+        abi="numba",
+        cc=GPU,
+        output="ptx",
+        launch_bounds=kernel.most_threads,
+    )
     assert result == types.void
     assert ".target sm_90" in ptx
     assert ptx.count(".visible .entry") == 1
