@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ramnet_np.backend import fused_for
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.checks import check_positions
 from ramnet_np.core.require import Like, require_like
 
 BASE = 10_000.0
@@ -29,7 +30,8 @@ def rotary_forward(
     The product of a query at t and a key at t' then depends on t - t' alone, besides on what they hold.
     ``x``: (B, T, H, d), d even; ``positions``: (T,) or (B, T) integers, None counts from 0. ``angles``: the ctx of
     another x of that shape at the same positions, whose angles serve again. Returns y of x's shape and ctx.
-    ValueError for an odd d, positions of another shape, or angles of another x.
+    ValueError for an odd d, positions of another shape, or angles of another x; TypeError for positions that are no
+    integers.
     Source: Su et al., arXiv 2104.09864, eq. 34; a pair is channel i of one half and of the other.
 
     >>> import numpy as np
@@ -44,10 +46,7 @@ def rotary_forward(
         require_like("x", x, angles.y)
         return _turned(xp, x, angles.cos, angles.sin), angles
     B, T, _, d = x.shape
-    if positions is None:
-        positions = xp.arange(T)
-    elif positions.shape not in ((T,), (B, T)):
-        raise ValueError(f"positions must have shape ({T},) or ({B}, {T}), got {positions.shape}")
+    positions = xp.arange(T) if positions is None else check_positions(positions, (B, T), x)
     # 1. angles, in float64: a position times a frequency can be large
     frequency = base ** (xp.arange(0, d, 2, dtype=xp.float64) / -d)
     angle = positions[..., None, None] * frequency

@@ -14,7 +14,7 @@ def test_rotary_is_a_complex_rotation(positions):
     """Each pair as one complex number, times exp(i angle)."""
     x = draw()
     at = np.broadcast_to(np.arange(5) if positions is None else np.array(positions), (2, 5))
-    y, _ = rotary_forward(x, None if positions is None else np.array(positions))
+    y, _ = rotary_forward(x, positions)
     z = x[..., :3] + 1j * x[..., 3:]
     for i in range(3):
         z[..., i] *= np.exp(1j * at * 10_000.0 ** (-2 * i / 6))[..., None]
@@ -46,8 +46,10 @@ def test_rotary_far_out_in_float32():
 def test_rotary_refuses():
     with pytest.raises(ValueError, match=r"x must have shape \(B, T, H, d\) with an even d, got \(2, 5, 3, 5\)"):
         rotary_forward(draw()[..., :5])
-    with pytest.raises(ValueError, match=r"positions must have shape \(5,\) or \(2, 5\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"positions must have shape \(T,\) = \(5,\) or .* got \(4,\)"):
         rotary_forward(draw(), np.arange(4))
+    with pytest.raises(TypeError, match="positions must be integers, got float64"):
+        rotary_forward(draw(), np.arange(5.0))
     y, ctx = rotary_forward(draw())
     np.testing.assert_array_equal(rotary_forward(draw(), angles=ctx)[0], y)
     with pytest.raises(ValueError, match=r"x must be float64 of shape \(2, 5, 3, 6\), got float64 of shape"):
