@@ -23,7 +23,7 @@ class RAMNetConfig:
     width: int = 64
     """Channels of the residual stream."""
     layers: int = 2
-    """Number of blocks: a RAM layer, then a feed-forward network."""
+    """Number of blocks: a RAM layer or another mixer, then a feed-forward network."""
     heads: int = 2
     """Memories per layer, each with addresses of its own."""
     order: int = 5
@@ -31,7 +31,7 @@ class RAMNetConfig:
     radix: int = 4
     """P, values of a digit. A memory has M = radix ** order slots."""
     channels: int | None = None
-    """C, channels of a slot; none: width // heads."""
+    """C, channels of a slot, or of a value of another mixer; none: width // heads."""
     top_k: int | tuple[int, int] = 8
     """K, slots that a token writes and reads; two numbers set writes and reads apart."""
     renorm: bool | tuple[bool, bool] = False

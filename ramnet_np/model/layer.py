@@ -33,7 +33,7 @@ from ramnet_np.model.parameters import Params
 class CallOptions(NamedTuple):
     """What holds for every layer of one call of the model."""
 
-    positions: Any = None  # (T,) or (B, T), for CAPE; None counts from 0
+    positions: Any = None  # (T,) or (B, T), for CAPE and rotary positions; None counts from 0
     mask: Any = None  # (B, T) bool; where False a token neither writes nor reads
     backend: str | None = None
     return_state: bool = False

@@ -68,7 +68,7 @@ def mixer_forward(
     taken as constant, None for nothing: a KeyValueState (softmax, window), (B, H, d_k, d_v + 1) (linear),
     (B, H, d_k, d_v) (delta).
     Returns out (B, T, D), the state after the last token (None unless asked for) and ctx (None if in place).
-    ValueError or TypeError as of the mechanism and of the linear maps.
+    ValueError or TypeError as of the mechanism and of the linear maps, and for the state of another mixer.
 
     >>> import numpy as np
     >>> from ramnet_np.model.parameters import init_parameters, mixer_shapes
@@ -134,6 +134,8 @@ def mixer_backward(dout: Any, ctx: MixerContext) -> tuple[Any, Params]:
 def _softmax_forward(
     q: Any, k: Any, v: Any, config: RAMNetConfig, state: KeyValueState | None, options: CallOptions
 ) -> tuple[Any, KeyValueState | None, _SoftmaxContext]:
+    if not isinstance(state, KeyValueState | None):
+        raise TypeError(f"state of mixer {config.mixer!r} must be a KeyValueState, got {type(state).__name__}")
     rotary_ctx = None
     if config.rotary:
         q, rotary_ctx = rotary_forward(q, options.positions)

@@ -127,12 +127,17 @@ class RAMNet:
 
         ``ids``: (B, 1); ``positions``: (1,) or (B, 1), where that token is. ``state``: the list that
         :meth:`forward_with_state` returned; slots change where they are, other memories are replaced in the list.
+        ValueError for more tokens than one, or without a state.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> _, state = model.forward_with_state(np.array([[1, 2]]))
         >>> model.step(np.array([[3]]), state, np.array([2])).shape
         (1, 1, 16)
         """
+        if not isinstance(state, list) or any(memory is None for memory in state):
+            raise ValueError("state must be the list that forward_with_state returned: a step goes on from it")
+        if getattr(ids, "ndim", None) == 2 and ids.shape[1] != 1:
+            raise ValueError(f"ids must have shape (B, 1) in a step, got {ids.shape}")
         logits, states, _ = self._run(ids, None, state, CallOptions(positions, None, backend, in_place=True))
         if any(new is not old for new, old in zip(states, state, strict=True)):
             state[:] = states
@@ -170,7 +175,7 @@ class RAMNet:
 
         ``temperature``: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature), with
         ``seed``. The prompt runs at once and leaves its state; every further token is one step, at a cost that does not
-        grow with what came before.
+        grow with what came before, except with mixer "softmax", which looks at all of it.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> model.generate(np.array([[1, 2, 3]]), 2).shape
@@ -314,7 +319,7 @@ class RAMNet:
     def _check_ids(self, ids: Any) -> None:
         require_ids("ids", ids, self.config.vocab)
         namespace_of(ids, self.params[EMBEDDINGS])  # both on one device
-        if ids.ndim != 2 or ids.shape[1] == 0:
+        if ids.ndim != 2 or ids.size == 0:
             raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")
 
 

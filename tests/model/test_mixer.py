@@ -117,6 +117,8 @@ def test_a_window_keeps_no_more_than_it_needs():
     _, state = make("window").forward_with_state(IDS)
     assert state[0].memory.keys.shape == (2, 2, 2, 4)
     assert state[0].inputs.shape == (2, 1, 8)
+    for array in arrays(state):
+        assert array.base is None  # a view would keep the whole sequence
 
 
 def test_delta_layer_by_hand():
@@ -196,9 +198,20 @@ def test_what_a_mixer_cannot_do_is_said(name):
         model.forward(IDS, mask=np.ones(IDS.shape, bool))
     with pytest.raises(ValueError, match=r"state must hold one state per layer \(2\), got 1"):
         model.forward(IDS, state=[None])
+    _, state = model.forward_with_state(IDS)
+    with pytest.raises(ValueError, match=r"ids must have shape \(B, 1\) in a step, got \(2, 9\)"):
+        model.step(IDS, state, np.arange(9, 18))
+    for missing in (None, [None, None]):
+        with pytest.raises(ValueError, match="state must be the list that forward_with_state returned"):
+            model.step(IDS[:, :1], missing, np.array([0]))
+    with pytest.raises(ValueError, match=r"ids must have shape \(B, T\) with at least one token, got \(0, 9\)"):
+        model.forward(IDS[:0])
     if model.config.short_conv:
         with pytest.raises(TypeError, match="state of a block with a short convolution must be a ConvState, got int"):
             model.forward(IDS, state=[1, 1])
+    elif model.config.mixer in ("softmax", "window"):
+        with pytest.raises(TypeError, match=f"state of mixer '{model.config.mixer}' must be a KeyValueState, got tuple"):
+            model.forward(IDS, state=[tuple(state[0]), state[1]])
     if model.config.mixer == "ram":
         assert model.trace(IDS)[1]["read"].index.shape == (2, 9, 2, 4)
         return
