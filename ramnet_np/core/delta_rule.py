@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.backend import fused_for
+from ramnet_np.backend import array_kind, fused_for
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.heads import from_chunks, to_chunks
 from ramnet_np.core.matmul import matmul
@@ -63,12 +63,13 @@ def delta_rule_forward(
         S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T        y_t = S_t q_t        a_t = exp(log_decay_t)
 
     ``q``, ``k``: (B, T, H, d_k), keys of length 1 (with longer ones and b near 1 the state may grow without bound);
-    ``v``: (B, T, H, d_v); ``beta``: b, (B, T, H), between 0 and 1; ``log_decay``: (B, T, H), 0 or less; None is a = 1,
-    DeltaNet. ``state``: (B, H, d_k, d_v), the transpose of S before the first token; None is zero. It is taken as
-    constant. Returns y (B, T, H, d_v), the state after the last token, and ctx.
+    ``v``: (B, T, H, d_v); ``beta``: b, (B, T, H), between 0 and 1; ``log_decay``: (B, T, H), finite, 0 or less; None
+    is a = 1, DeltaNet. ``state``: (B, H, d_k, d_v), the transpose of S before the first token; None is zero. It is
+    taken as constant. Returns y (B, T, H, d_v), the state after the last token, and ctx.
     Cost: 6 T d_k d_v operations for each sequence and head for the state, about 2 T N (3 d_k + 2 d_v + N / 3) within
     chunks of N tokens.
-    ValueError or TypeError where shapes or dtypes do not fit.
+    ValueError or TypeError where shapes or dtypes do not fit, and for a ``log_decay`` above 0 (looked for in NumPy
+    arrays alone: on a GPU it would wait for the device).
     Source: Yang et al., arXiv 2412.06464, eq. 10; without the gate Schlag et al., arXiv 2102.11174, eq. 24.
 
     >>> import numpy as np
@@ -85,6 +86,8 @@ def delta_rule_forward(
     gated = log_decay is not None
     if gated:
         require_like("log_decay", log_decay, Like((B, T, H), q.dtype))
+        if array_kind(log_decay) == "numpy" and log_decay.max() > 0:
+            raise ValueError(f"log_decay must be 0 or less, got a maximum of {log_decay.max()}")
     if state is not None:
         require_like("state", state, Like((B, H, d_k, d_v), q.dtype))
     # 1. chunks; g as a running sum of logarithms

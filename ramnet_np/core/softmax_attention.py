@@ -56,7 +56,8 @@ def softmax_attention_forward(
     ``q``, ``k``: (B, T, H, d_k); ``v``: (B, T, H, d_v). ``window``: W, token t sees t-W+1 .. t; None: all up to t.
     ``past``: keys (B, S, H, d_k) and values (B, S, H, d_v) of S tokens before these, taken as constant. Returns y
     (B, T, H, d_v) and ctx.
-    Cost: 2 T (T / 2 or W) (d_k + d_v) operations for each sequence and head; memory for a block of queries at a time.
+    Cost: 2 T J (d_k + d_v) operations for each sequence and head, J the keys that a block of queries looks at: T / 2 on
+    average, with a window W and the block's length. Memory for the scores of one block at a time.
     ValueError or TypeError where shapes or dtypes do not fit, or for a window below 1.
     Source: Vaswani et al., arXiv 1706.03762, eq. 1; the window: Beltagy et al., arXiv 2004.05150; the blocks: Dao et
     al., arXiv 2205.14135.

@@ -126,6 +126,8 @@ def test_refuses():
     for name, wrong in (("beta", (2, 11)), ("log_decay", (2, 11, 1)), ("state", (2, 3, 5, 4))):
         with pytest.raises(ValueError, match=rf"{name} must be float64 of shape .* got float64 of shape"):
             delta_rule_forward(**{**inputs, name: np.zeros(wrong)})
+    with pytest.raises(ValueError, match=r"log_decay must be 0 or less, got a maximum of 0\.5"):
+        delta_rule_forward(**{**inputs, "log_decay": np.full((2, 11, 3), 0.5)})
     with pytest.raises(ValueError, match="k must be float64 of shape"):
         delta_rule_forward(**{**inputs, "k": inputs["k"][:, :2]})
     y, _, ctx = delta_rule_forward(**inputs)

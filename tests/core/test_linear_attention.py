@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 
 from ramnet_np.core import heads
-from ramnet_np.core.linear_attention import EPS, linear_attention_backward, linear_attention_forward
+from ramnet_np.core.linear_attention import linear_attention_backward, linear_attention_forward
 from ramnet_np.gradcheck import gradcheck
+
+
+EPS = 1e-6  # as the equation has it
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +51,7 @@ def forward(q, k, v, state=None):
 @pytest.mark.parametrize("T", [1, 4, 11])
 def test_forward_is_the_recurrence_and_the_sum_over_pairs(T):
     inputs = draw(T)
+    inputs["q"][0] -= 10  # features so small that what is added to the normaliser counts
     y, state, _ = linear_attention_forward(**inputs)
     expected, final = one_by_one(**inputs)
     np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-14)

@@ -60,9 +60,11 @@ def test_norms_of_zeros_are_finite():
     for y, ctx, backward in (
         (*rmsnorm_forward(zeros, ones), rmsnorm_backward),
         (*layernorm_forward(zeros, ones, ones), layernorm_backward),
+        (*l2norm_forward(zeros), l2norm_backward),
     ):
         assert np.isfinite(y).all()
-        assert all(np.isfinite(grad).all() for grad in backward(np.ones_like(zeros), ctx))
+        grads = backward(np.ones_like(zeros), ctx)
+        assert all(np.isfinite(grad).all() for grad in grads)
 
 
 def test_norms_keep_float32():
