@@ -126,8 +126,10 @@ def layer_active_state(config: RAMNetConfig, context: int = CONTEXT) -> int:
     return config.heads * (write_k + read_k) * (config.head_channels + 1) + _conv_state(config)
 
 
-def format_count(config: RAMNetConfig) -> str:
+def format_count(config: RAMNetConfig, context: int = CONTEXT) -> str:
     """The rows of :func:`count` as text; neighbouring layers that are alike share their lines.
+
+    ``context``: tokens that softmax attention must remember; the text then names them.
 
     >>> print(format_count(RAMNetConfig(vocab=100, width=8, layers=2, heads=2, order=2, radix=3, ffn="none")))
     layers      kind            parameters      total state     active state
@@ -141,7 +143,7 @@ def format_count(config: RAMNetConfig) -> str:
     all         sum                  1,528              180              320
     Layers 0-1: figures are for one layer of 2. Parameters 1.5k, total state 180, active state per token 320.
     """
-    rows = count(config)
+    rows = count(config, context)
     groups = [(layer, tuple(row[1:] for row in same)) for layer, same in groupby(rows, key=lambda row: row.layer)]
     lines = [_line("layers", "kind", "parameters", "total state", "active state")]
     notes = []
@@ -152,6 +154,8 @@ def format_count(config: RAMNetConfig) -> str:
             notes.append(f"Layers {label}: figures are for one layer of {len(layers)}.")
         for i, (kind, *numbers) in enumerate(figures):
             lines.append(_line(label if i == 0 else "", kind, *(f"{n:,}" if n else "-" for n in numbers)))
+    if config.mixer == "softmax":
+        notes.append(f"State after {context:,} tokens.")
     totals = [sum(n) for n in zip(*((row.parameters, row.total_state, row.active_state) for row in rows), strict=True)]
     lines.append(_line("all", "sum", *(f"{n:,}" for n in totals)))
     names = ("Parameters", "total state", "active state per token")

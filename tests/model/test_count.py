@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,8 @@ def test_count_is_the_size_of_the_parameters(fields):
 def test_count_of_state_tells_writes_from_reads():
     config = RAMNetConfig(width=12, layers=3, heads=2, channels=5, order=2, radix=4, top_k=(3, 7))
     assert totals(config)[1:] == (3 * 2 * 16 * 6, 3 * 2 * 10 * 6)
+    conv = replace(config, short_conv=4)  # three inputs more, all of them touched
+    assert totals(conv)[1:] == (3 * (2 * 16 * 6 + 3 * 12), 3 * (2 * 10 * 6 + 3 * 12))
 
 
 @pytest.mark.parametrize("name", MIXERS)
@@ -75,3 +79,6 @@ def test_format_count_prints_every_kind_and_the_sums():
     assert max(map(len, lines)) <= 120
     assert "figures are for one layer of 25" in text
     assert "Layers" not in format_count(RAMNetConfig(layers=1)).splitlines()[-1]
+    softmax = format_count(RAMNetConfig(layers=1, mixer="softmax"), context=2000).splitlines()[-1]
+    assert softmax.startswith("State after 2,000 tokens. Parameters")
+    assert f"total state {2000 * 128 / 1e6:.1f}M" in softmax

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ramnet_np.gradcheck import gradcheck
-from ramnet_np.model import RAMNet, RAMNetConfig
+from ramnet_np.model import RAMNet, RAMNetConfig, parameters
 from ramnet_np.model.decay import decay_backward, decay_forward
 from ramnet_np.model.mixer import mixer_forward
 from ramnet_np.model.parameters import init_parameters, mixer_shapes, parameter_shapes
@@ -178,6 +178,15 @@ def test_initial_values():
         *(f"attn.{n}_proj.weight" for n in "qkvoba"),
         *(f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")),
     }
+
+
+def test_a_decay_starts_at_the_step_that_was_drawn(monkeypatch):
+    """softplus(dt) lies in the range, also where softplus is far from an exponential."""
+    monkeypatch.setattr(parameters, "DECAY_STEPS", (2.0, 3.0))
+    config = RAMNetConfig(width=64, heads=64, mixer="delta", delta_gate=True)
+    step = np.logaddexp(init_parameters({"dt_bias": (64,)}, config, seed=0, dtype=np.float64)["dt_bias"], 0)
+    assert 2 <= step.min() * 1.001 < 2.1
+    assert 2.9 < step.max() <= 3 * 1.001
 
 
 def test_ram_draws_the_values_that_it_always_drew():
