@@ -33,10 +33,11 @@ def matmul(a: Any, b: Any, onto: Any = None) -> Any:
     """a (m, k) times b (k, n), each C-contiguous or the transpose of such; others are copied.
 
     ``onto``: (m, n), C-contiguous: the product is added to it in place, and it is returned. float32 and float64; the
-    16-bit types go to CuPy's own product.
+    16-bit types go to CuPy's own product. TypeError for arrays of different dtypes.
     """
     import cupy
 
+    _require_one_dtype(a, b, onto)
     (m, k), n = a.shape, b.shape[1]
     if a.dtype.name not in _GEMM or not m * k * n:
         product = a @ b
@@ -102,10 +103,11 @@ def stacked_matmul(a: Any, b: Any, onto: Any = None) -> Any:
 
     Transposes and slices are read where they lie if one stride leads from matrix to matrix, else copied. ``onto``:
     (..., m, n), rows contiguous: the products are added to it in place, and it is returned. float32 and float64; the
-    16-bit types go to CuPy's own product.
+    16-bit types go to CuPy's own product. ValueError for shapes that do not fit, TypeError for different dtypes.
     """
     import cupy
 
+    _require_one_dtype(a, b, onto)
     (*outer, m, k), n = a.shape, b.shape[-1]
     if list(b.shape[:-1]) != [*outer, k] or (onto is not None and list(onto.shape) != [*outer, m, n]):
         shapes = f"{a.shape} and {b.shape}" + ("" if onto is None else f", onto {onto.shape}")
@@ -134,6 +136,13 @@ def stacked_matmul(a: Any, b: Any, onto: Any = None) -> Any:
         ctypes.c_void_p(out.data.ptr), out_stack.leading, ctypes.c_longlong(out_stack.stride), count,
     )  # fmt: skip
     return out
+
+
+def _require_one_dtype(a: Any, b: Any, onto: Any) -> None:
+    """TypeError unless they are alike: cuBLAS is told one type for all of them, and would read others as noise."""
+    if b.dtype != a.dtype or (onto is not None and onto.dtype != a.dtype):
+        got = f"{a.dtype} and {b.dtype}" + ("" if onto is None else f", onto {onto.dtype}")
+        raise TypeError(f"a, b and onto must have one dtype, got {got}")
 
 
 def _element_strides(array: Any) -> tuple[int, ...]:

@@ -8,8 +8,9 @@
 //   scale_forward, scale_backward   one block the rows of one scale
 //   conv_forward, conv_backward     one thread an element; conv_weights walks over the tokens as column_sums does
 //
-// Same mathematics as ramnet_np/core/norm.py, gate.py, short_conv.py and model/address.py. ELEMENT is what arrays hold, LAYERNORM is 1 for
-// LayerNorm and 0 for RMSNorm. Sums over tokens are split the same way on every GPU, and added in a fixed order.
+// Same mathematics as ramnet_np/core/norm.py, gate.py, short_conv.py and model/address.py. ELEMENT is what arrays hold,
+// LAYERNORM is 1 for LayerNorm and 0 for RMSNorm. Sums over tokens are split the same way on every GPU, and added in a
+// fixed order.
 #include "reduce.cuh"
 
 #ifndef ELEMENT

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import plain
+from .arrays import NULL, null_or, plain
 from .module import Specialisation, get_kernel, sum_dtype, type_name
 
-NULL = np.uint64(0)
 PARTS = 528  # blocks that share the tokens: four for each multiprocessor of an H100, and the same bits on any GPU
 GATHERED_BYTES = 200 * 1024  # of shared memory, at most, for what the warps of a block gather
 
@@ -103,6 +102,8 @@ def short_conv_backward(dy: Any, x: Any, weight: Any) -> tuple[Any, Any]:
     """dx (B, T, D) and dweight (D, reach) of dy (B, T, D) and x (B, S + T, D), whose first S tokens are constant."""
     import cupy
 
+    if not dy.size:
+        return cupy.empty(dy.shape, dtype=dy.dtype), cupy.zeros(weight.shape, dtype=weight.dtype)
     dy, x, weight = plain(dy), plain(x), plain(weight)
     dx = cupy.empty(dy.shape, dtype=dy.dtype)
     _launch_conv("conv_backward", dy, weight, dx)
@@ -133,7 +134,7 @@ def scale_forward(matrix: Any, bias: Any, scales: Any, tau: float) -> tuple[Any,
     bias = None if bias is None else plain(bias)
     scaled = cupy.empty(matrix.shape, dtype=matrix.dtype)
     scaled_bias = None if bias is None else cupy.empty(bias.shape, dtype=bias.dtype)
-    arguments = (matrix, _or_null(bias), scales, *_scale_sizes(matrix, scales, tau), scaled, _or_null(scaled_bias))
+    arguments = (matrix, null_or(bias), scales, *_scale_sizes(matrix, scales, tau), scaled, null_or(scaled_bias))
     _launch_scale("scale_forward", scales, arguments)
     return scaled, scaled_bias
 
@@ -149,8 +150,8 @@ def scale_backward(
     dmatrix, dscales = (cupy.empty(a.shape, dtype=a.dtype) for a in (dscaled, scales))
     out_bias = None if dbias is None else cupy.empty(dbias.shape, dtype=dbias.dtype)
     arguments = (
-        dscaled, _or_null(dbias), scaled, _or_null(scaled_bias), scales, *_scale_sizes(dscaled, scales, tau), dmatrix,
-        _or_null(out_bias), dscales,
+        dscaled, null_or(dbias), scaled, null_or(scaled_bias), scales, *_scale_sizes(dscaled, scales, tau), dmatrix,
+        null_or(out_bias), dscales,
     )  # fmt: skip
     _launch_scale("scale_backward", scales, arguments)
     return dmatrix, out_bias, dscales
@@ -165,10 +166,6 @@ def _launch_scale(name: str, scales: Any, arguments: tuple[Any, ...]) -> None:
     get_kernel(layers_specialisation(type_name(scales.dtype)), name)((scales.size,), (256,), arguments)
 
 
-def _or_null(array: Any) -> Any:
-    return NULL if array is None else array
-
-
 def _norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
     import cupy
 
@@ -181,7 +178,7 @@ def _norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any,
         kernel = get_kernel(layers_specialisation(type_name(x.dtype), bias is not None), "norm_forward")
         arguments = (
             x, weight, NULL if bias is None else plain(bias), np.int64(rows), np.int32(width), sums.type(eps), y,
-            _or_null(mean), rstd,
+            null_or(mean), rstd,
         )  # fmt: skip
         kernel((-(-rows // 8),), (256,), arguments)
     return y, mean, rstd
@@ -201,7 +198,7 @@ def _norm_backward(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[
     parts = cupy.empty((blocks, columns), dtype=rstd.dtype)
     kernel = get_kernel(layers_specialisation(type_name(x.dtype), mean is not None), "norm_backward")
     arguments = (
-        dy, x, plain(weight), _or_null(mean), rstd, np.int64(rows), np.int32(width), dx, parts,
+        dy, x, plain(weight), null_or(mean), rstd, np.int64(rows), np.int32(width), dx, parts,
     )  # fmt: skip
     kernel((blocks,), (32 * warps,), arguments, shared_mem=warps * columns * parts.itemsize)
     return dx, add_parts(parts, x.dtype)

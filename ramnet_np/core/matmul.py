@@ -13,7 +13,8 @@ def matmul(a: Any, b: Any, onto: Any = None) -> Any:
         y[i] = a[i] b[i]        or, with ``onto``, onto[i] += a[i] b[i]
 
     ``a``: (..., m, k); ``b``: (..., k, n), the same leading axes; transposes (``swapaxes(-1, -2)``) and slices are read
-    where they are. ``onto``: (..., m, n): the products are added to it in place. Returns y, or ``onto``.
+    where they are. ``onto``: (..., m, n): the products are added to it in place. All of one dtype. Returns y, or
+    ``onto``.
     ValueError for shapes that do not fit. On a GPU all products are one launch of cuBLAS, inside a CUDA graph too.
 
     >>> import numpy as np

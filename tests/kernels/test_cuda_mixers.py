@@ -171,6 +171,8 @@ def test_stacked_products_of_transposes_slices_and_copies(cp, dtype):
     assert not stacked_matmul(cp.zeros((2, 2, 0)), cp.zeros((2, 0, 4))).any()
     with pytest.raises(ValueError, match=r"a, b must have shapes \(\.\.\., m, k\), \(\.\.\., k, n\)"):
         stacked_matmul(cp.asarray(a), cp.asarray(a))
+    with pytest.raises(TypeError, match="a, b and onto must have one dtype"):
+        stacked_matmul(cp.asarray(a), cp.asarray(b).astype(np.float16))
     with pytest.raises(ValueError, match="onto must have contiguous rows"):
         stacked_matmul(cp.asarray(a), cp.asarray(b), cp.asarray(onto.repeat(2, -1))[..., :14:2])
 
@@ -183,6 +185,13 @@ def test_triangular_inverse(cp, size):
     np.testing.assert_allclose(inverse, unit_lower_inverse(below), rtol=1e-10, atol=1e-12)
     single = unit_lower_inverse(cp.asarray(below, dtype=np.float32)).get()
     np.testing.assert_allclose(single, unit_lower_inverse(below), rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_of_no_sequences(cp):
+    y, ctx = short_conv_forward(cp.zeros((0, 5, 3)), cp.ones((3, 2)))
+    dx, dweight = short_conv_backward(y, ctx)
+    assert dx.shape == (0, 5, 3)
+    assert not dweight.any()
 
 
 def test_a_convolution_of_16_bits(cp):

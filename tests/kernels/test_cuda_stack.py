@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ramnet_np.kernels.cuda.blas import Stack
+from ramnet_np.kernels.cuda.blas import Stack, _require_one_dtype
 
 
 def stack_of(array):
@@ -69,3 +69,13 @@ def test_what_attention_multiplies_needs_no_copy():
 )
 def test_what_has_no_single_stride_is_copied(view):
     assert stack_of(view) is None
+
+
+def test_products_of_different_dtypes_are_refused():
+    single, double = np.zeros(1, np.float32), np.zeros(1)
+    _require_one_dtype(single, single, None)
+    _require_one_dtype(double, double, double)
+    with pytest.raises(TypeError, match="a, b and onto must have one dtype, got float32 and float64"):
+        _require_one_dtype(single, double, None)
+    with pytest.raises(TypeError, match="a, b and onto must have one dtype, got float32 and float32, onto float64"):
+        _require_one_dtype(single, single, double)
