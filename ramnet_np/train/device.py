@@ -9,12 +9,14 @@ tokens are filled up to a multiple of the sequences by tokens without a label, w
 
 What a graph computes with lives in a pool of its own, so that whatever runs between two launches finds other memory.
 
-Several threads may train a model each, on one GPU: every :class:`DeviceSteps` has its own stream, memory and graphs;
-what is shared (compiled kernels, CuPy's pool) is locked or written once. Nothing waits for more than its own stream.
+Several threads may train a model each, on one GPU: a thread has its own stream, a :class:`DeviceSteps` its own memory
+and graphs; what is shared (compiled kernels, CuPy's pool) is locked or written once. Nothing waits for more than its
+own stream.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -71,7 +73,7 @@ class _Shape:
 
 
 class DeviceSteps:
-    """Steps of a model on the GPU, on a stream of their own, which is current within the context.
+    """Steps of a model on the GPU, on their thread's own stream, which is current within the context.
 
     ``graphs``: "on" captures steps as CUDA graphs and raises RuntimeError where that fails; "auto" then goes on without
     and has ``say`` tell why; "off" does not try.
@@ -92,7 +94,7 @@ class DeviceSteps:
         self._model, self._say = model, say
         self._insists, self._graphs = graphs == "on", graphs != "off"
         self._step, self._moments = state.step, (state.mean, state.square)
-        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._stream = _own_stream()
         self._pool = cupy.cuda.MemoryPool(_graph_memory)  # of the graphs, which run one after another and so share it
         self._shapes: dict[tuple[int, ...], _Shape] = {}
         params = {name: cupy.ascontiguousarray(p) for name, p in model.params.items()}
@@ -213,6 +215,20 @@ class _Graph:
 
     def launch(self) -> None:
         self._graph.launch()
+
+
+_streams = threading.local()
+
+
+def _own_stream() -> Any:
+    """This thread's stream on the current GPU, the same for all its runs: cuBLAS keeps memory for every stream."""
+    import cupy
+
+    of_device: dict[int, Any] = _streams.__dict__.setdefault("of_device", {})
+    device = cupy.cuda.runtime.getDevice()
+    if device not in of_device:
+        of_device[device] = cupy.cuda.Stream(non_blocking=True)
+    return of_device[device]
 
 
 def _graph_memory(size: int) -> Any:

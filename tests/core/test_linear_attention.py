@@ -5,7 +5,6 @@ from ramnet_np.core import heads
 from ramnet_np.core.linear_attention import linear_attention_backward, linear_attention_forward
 from ramnet_np.gradcheck import gradcheck
 
-
 EPS = 1e-6  # as the equation has it
 
 

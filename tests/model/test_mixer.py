@@ -219,7 +219,7 @@ def test_what_a_mixer_cannot_do_is_said(name):
         with pytest.raises(TypeError, match="state of a block with a short convolution must be a ConvState, got int"):
             model.forward(IDS, state=[1, 1])
     elif model.config.mixer in ("softmax", "window"):
-        with pytest.raises(TypeError, match=f"state of mixer '{model.config.mixer}' must be a KeyValueState, got tuple"):
+        with pytest.raises(TypeError, match=r"state of mixer '.*' must be a KeyValueState, got tuple"):
             model.forward(IDS, state=[tuple(state[0]), state[1]])
     if model.config.mixer == "ram":
         assert model.trace(IDS)[1]["read"].index.shape == (2, 9, 2, 4)

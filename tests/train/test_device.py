@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from ramnet_np import backend
 from ramnet_np.core.loss import IGNORE_INDEX, cross_entropy_and_gradient, cross_entropy_backward, cross_entropy_forward
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.train.device import labelled_tokens
+from ramnet_np.train.device import _own_stream, labelled_tokens
 from ramnet_np.train.run import run_mqar
 from tests.train.test_run import SMALL
 
@@ -49,6 +51,30 @@ def test_the_labelled_rows_give_the_loss_and_the_gradients_of_all_of_them():
         assert (int(result.correct), int(result.count)) == (correct, asked.sum())
         for name, grad in model.backward(result.dlogits, ctx).items():
             np.testing.assert_allclose(grad, grads[name], rtol=1e-9, atol=1e-14, err_msg=name)
+
+
+def test_a_thread_keeps_its_stream(monkeypatch):
+    """cuBLAS has 32 MiB for every stream: runs one after the other must not have one each."""
+    gpu = [0]
+    runtime = SimpleNamespace(getDevice=lambda: gpu[0])
+    cuda = SimpleNamespace(Stream=lambda non_blocking: object(), runtime=runtime)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    found = []
+
+    def runs():
+        gpu[0] = 0
+        streams = [_own_stream(), _own_stream()]
+        gpu[0] = 1
+        found.append([*streams, _own_stream()])
+
+    for _ in range(2):
+        thread = threading.Thread(target=runs)
+        thread.start()
+        thread.join()
+    for first, again, of_another_gpu in found:
+        assert first is again
+        assert first is not of_another_gpu
+    assert found[0][0] is not found[1][0]
 
 
 def without_cupy(monkeypatch):
