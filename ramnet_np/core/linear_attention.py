@@ -18,7 +18,7 @@ EPS = 1e-6  # added to the normaliser, which may underflow
 
 
 class LinearAttentionContext(NamedTuple):
-    """What ``linear_attention_backward`` needs, in chunks of N tokens."""
+    """What ``linear_attention_backward`` needs, in chunks of N tokens. G = B*H."""
 
     q: Any  # (G, chunks, N, d_k): phi(q)
     k: Any  # phi(k)

@@ -107,7 +107,8 @@ def l2norm_forward(x: Any, eps: float = 1e-6) -> tuple[Any, RMSNormContext]:
 
         y = x / sqrt(sum(x**2) + eps)
 
-    which is RMSNorm with all weights 1 / sqrt(d). ``x``: (..., d). Returns y of that shape and ctx.
+    which is RMSNorm with all weights 1 / sqrt(d). ``x``: (..., d), d at least 1; a row of zeros stays one. Returns y of
+    that shape and ctx. Source: Yang et al., arXiv 2406.06484, who bring queries and keys to length 1.
 
     >>> import numpy as np
     >>> l2norm_forward(np.array([[3.0, 4.0]]))[0].round(6).tolist()

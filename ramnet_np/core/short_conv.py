@@ -39,6 +39,8 @@ def short_conv_forward(x: Any, weight: Any, before: Any = None) -> tuple[Any, Sh
     >>> short_conv_forward(x, np.array([[10.0, 1.0]]))[0].ravel().tolist()  # the token, and ten times the last one
     [1.0, 12.0, 23.0]
     """
+    if weight.ndim != 2 or weight.shape[1] == 0:
+        raise ValueError(f"weight must have shape (D, width), width at least 1, got {weight.shape}")
     require_width("x", x, weight.shape[0], weight)
     if x.ndim != 3:
         raise ValueError(f"x must have shape (B, T, D), got {x.shape}")

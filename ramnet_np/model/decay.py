@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ramnet_np.core.activation import sigmoid_forward
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
+from ramnet_np.core.require import Like, require_like
 from ramnet_np.model.parameters import Params
 
 
@@ -26,7 +27,10 @@ class DecayContext(NamedTuple):
 
 
 def decay_forward(x: Any, params: Params) -> tuple[Any, DecayContext]:
-    """log a (B, T, H) of every token and head. ``x``: (B, T, D); ``params``: a_proj.weight, dt_bias, A_log.
+    """log a (B, T, H) of every token and head, and ctx.
+
+    ``x``: (B, T, D); ``params``: a_proj.weight (H, D), dt_bias (H,), A_log (H,). ValueError or TypeError as of the
+    linear map.
 
     >>> import numpy as np
     >>> params = {"a_proj.weight": np.zeros((1, 2)), "dt_bias": np.zeros(1), "A_log": np.log(np.ones(1))}
@@ -50,6 +54,8 @@ def decay_backward(dlog_decay: Any, ctx: DecayContext, onto: Any = None) -> tupl
 
         dlogit = -dlog_a exp(A) sigmoid(logit)        dA = sum over tokens of dlog_a log_a
 
+    ValueError unless ``dlog_decay`` has the shape and dtype of log a.
+
     >>> import numpy as np
     >>> params = {"a_proj.weight": np.zeros((1, 2)), "dt_bias": np.zeros(1), "A_log": np.log(np.ones(1))}
     >>> log_decay, ctx = decay_forward(np.ones((1, 1, 2)), params)
@@ -57,6 +63,7 @@ def decay_backward(dlog_decay: Any, ctx: DecayContext, onto: Any = None) -> tupl
     >>> grads["dt_bias"].tolist(), grads["A_log"].round(3).tolist()
     ([-0.5], [-0.693])
     """
+    require_like("dlog_decay", dlog_decay, Like.of(ctx.log_decay))
     # 2. log a = -exp(A) softplus(logit)
     rows = (dlog_decay * ctx.log_decay).reshape(-1, dlog_decay.shape[-1])
     # 1. logit

@@ -49,6 +49,9 @@ def test_refuses():
     x, weight = draw().values()
     with pytest.raises(ValueError, match="x must have 3 channels"):
         short_conv_forward(x[..., :2], weight)
+    for wrong in (weight[:, 0], weight[:, :0]):
+        with pytest.raises(ValueError, match=r"weight must have shape \(D, width\), width at least 1, got \(3,"):
+            short_conv_forward(x, wrong)
     with pytest.raises(ValueError, match=r"x must have shape \(B, T, D\), got \(6, 3\)"):
         short_conv_forward(x[0], weight)
     with pytest.raises(ValueError, match="before must hold at most 3 tokens, as the weight reaches, got 4"):

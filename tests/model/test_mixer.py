@@ -154,6 +154,19 @@ def test_decay_gradients():
     gradcheck(
         lambda x, *params: decay_forward(x, dict(zip(names, params, strict=True))), backward, inputs
     ).raise_if_failed()
+    log_decay, ctx = decay_forward(inputs.pop("x"), inputs)
+    with pytest.raises(ValueError, match=r"dlog_decay must be float64 of shape \(2, 4, 3\), got"):
+        decay_backward(log_decay[..., :1], ctx)
+
+
+def test_a_decay_of_far_out_logits_is_finite():
+    params = {"a_proj.weight": np.eye(2, dtype=np.float32), "dt_bias": np.zeros(2, np.float32)}
+    params["A_log"] = np.zeros(2, np.float32)
+    log_decay, ctx = decay_forward(np.array([[[1000.0, -1000.0]]], np.float32), params)
+    np.testing.assert_array_equal(log_decay, [[[-1000.0, 0.0]]])
+    dx, grads = decay_backward(np.ones_like(log_decay), ctx)
+    np.testing.assert_array_equal(dx, [[[-1.0, 0.0]]])
+    assert {x.dtype for x in (log_decay, dx, *grads.values())} == {np.dtype(np.float32)}
 
 
 def test_initial_values():
