@@ -110,6 +110,20 @@ def test_a_strong_decay_neither_overflows_nor_divides_by_zero():
     assert all(np.isfinite(grad).all() for grad in delta_rule_backward(y, ctx))
 
 
+def test_resets_within_a_chunk_cost_float32_one_in_a_thousand(monkeypatch):
+    """Every few tokens all is forgotten; the sums of logarithms reach -10**4 while the decays between are near 1."""
+    monkeypatch.setattr(heads, "CHUNK", 64)
+    inputs = draw(150)
+    resets = np.random.default_rng(1).random((2, 150, 3)) < 0.3
+    inputs["log_decay"] = np.where(resets, -600.0, 0.05 * inputs["log_decay"])
+    single = {name: x.astype(np.float32) for name, x in inputs.items()}
+    (y, ctx), (expected, expected_ctx) = forward(**single), forward(**inputs)
+    np.testing.assert_allclose(expected, one_by_one(**inputs)[0], rtol=1e-9, atol=1e-11)
+    computed, wanted = (y, *delta_rule_backward(y, ctx)), (expected, *delta_rule_backward(expected, expected_ctx))
+    for got, want in zip(computed, wanted, strict=True):
+        assert np.linalg.norm(got - want) <= 1e-3 * np.linalg.norm(want)
+
+
 def test_leaves_its_inputs_and_ctx_alone():
     inputs = draw()
     before = {name: x.copy() for name, x in inputs.items()}
