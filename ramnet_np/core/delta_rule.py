@@ -67,8 +67,8 @@ def delta_rule_forward(
     is a = 1, DeltaNet. ``state``: (B, H, d_k, d_v), the transpose of S before the first token; None is zero. It is
     taken as constant. Returns y (B, T, H, d_v), the state after the last token, and ctx.
     Cost: 6 T d_k d_v operations for each sequence and head for the state, about 2 T N (3 d_k + 2 d_v + N / 3) within
-    chunks of N tokens. Decays between tokens come from sums of ``log_decay`` within a chunk, in the arrays' dtype: where
-    these reach -10**4, float32 has the decays right to about one in a thousand.
+    chunks of N tokens. Decays between tokens come from sums of ``log_decay`` within a chunk, in the arrays' dtype:
+    where these reach -10**4, float32 has the decays right to about one in a thousand.
     ValueError or TypeError where shapes or dtypes do not fit, and for a ``log_decay`` above 0 (looked for in NumPy
     arrays alone: on a GPU it would wait for the device).
     Source: Yang et al., arXiv 2412.06464, eq. 10; without the gate Schlag et al., arXiv 2102.11174, eq. 24.
