@@ -54,6 +54,8 @@ def test_the_rate_is_that_of_the_best_validation():
     records[1]["validation"]["mean"] = 0.9
     [result] = collect(records)
     assert (result.learning_rate, result.accuracies) == (1e-2, (0.9,))  # the second seed ran with the other rate
+    records[0]["validation"]["mean"] = 0.9
+    assert collect(records)[0].learning_rate == collect(records[::-1])[0].learning_rate == 1e-3  # of equals the lowest
     records[1] |= {"status": "diverged", "accuracy": {}, "validation": {}}
     assert collect(records)[0].learning_rate == 1e-3
 
@@ -117,6 +119,13 @@ def test_gpu_minutes_count_a_shared_gpu_once():
     assert gpu_minutes(apart) == 1.0
     later = record(p.run(3, 1e-3), "mqar-order", 0.9, 0.9, date="2026-01-01T10:01:15.000+00:00")
     assert gpu_minutes([*shared, later]) == pytest.approx(0.75)
+    calls = [
+        {"session": session, "gpu": "0", "seconds": 30.0, "date": f"2026-01-01T10:0{minute}:00.000+00:00"}
+        for session, minute in (("s", 1), ("t", 5))
+    ]
+    resumed = record(p.run(3, 1e-3), "mqar-order", 0.9, 0.9, **calls[-1] | {"seconds": 60.0, "calls": calls})
+    assert gpu_minutes([resumed]) == 1.0
+    assert gpu_minutes([*shared, resumed]) == 1.0  # its first call beside theirs
     on_cpu = record(p.run(3, 1e-3), "mqar-order", 0.9, 0.9, hardware={"device": "cpu"})
     assert gpu_minutes([on_cpu]) == 0.0
     said = provenance(apart)
