@@ -53,6 +53,58 @@ def test_the_test_sets_are_measured_once_and_after_everything(monkeypatch):
     assert (record["status"], record["steps"], record["epochs"]) == ("reached stop_at", 8, 1.0)
 
 
+def test_a_run_that_was_ended_goes_on_to_the_same_bits(monkeypatch, tmp_path):
+    measured = []
+
+    def evaluate(model, held_out, tokens=None):
+        measured.append({name: p.copy() for name, p in model.params.items()})
+        return {name: 0.5 for name in held_out} | {"mean": 0.5}
+
+    monkeypatch.setattr(one_run, "evaluate", evaluate)
+    monkeypatch.setattr(one_run, "LOOK_EVERY", 3)
+    monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+    whole = run_one(A, "cpu")
+    whole_params = measured[-1]
+    assert "calls" not in whole
+
+    def end_at(step):
+        def tell(progress):
+            if progress.step == step and progress.pace is not None:
+                raise InterruptedError
+
+        return tell
+
+    for step in (6, 12):  # ended twice: it goes on from the looks before, at 3 and at 9
+        with pytest.raises(InterruptedError):
+            run_one(A, "cpu", end_at(step), tmp_path, f"until {step}")
+    measured.clear()
+    told = []
+    record = run_one(A, "cpu", told.append, tmp_path, "last")
+    assert [p.step for p in told] == [9, 12, 15, 16]
+    assert told[0].pace is None
+    for name, value in whole_params.items():
+        np.testing.assert_array_equal(measured[-1][name], value, err_msg=name)
+    for key in ("accuracy", "validation", "training", "steps", "epochs", "status"):
+        assert record[key] == whole[key], key
+    assert [call["session"] for call in record["calls"]] == ["until 6", "until 12", "last"]
+    assert record["session"] == "last"
+    other = replace(A, seed=1)  # has nothing to go on from
+    run_one(other, "cpu", told.append, tmp_path)
+    assert told[4].step == 3
+
+
+def test_a_damaged_checkpoint_is_no_obstacle(monkeypatch, tmp_path):
+    monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+    whole = run_one(A, "cpu", out=tmp_path)
+    [damaged] = tmp_path.rglob("training.json")
+    damaged.write_text("{")
+    told = []
+    record = run_one(A, "cpu", told.append, tmp_path)
+    assert [p.step for p in told] == [8, 16]
+    assert record["accuracy"] == whole["accuracy"]
+    assert "calls" not in record
+
+
 def test_a_run_that_diverges_has_a_record():
     record = run_one(replace(A, train=replace(A.train, learning_rate=1e30)), "cpu")
     assert record["status"] == "diverged"
