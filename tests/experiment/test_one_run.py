@@ -8,7 +8,7 @@ import pytest
 import ramnet_np
 from ramnet_np.experiment import one_run
 from ramnet_np.experiment.grid import read_grid
-from ramnet_np.experiment.one_run import run_one
+from ramnet_np.experiment.one_run import checkpoints_of, run_one
 from ramnet_np.model import state_elements
 from ramnet_np.train.mqar import mqar_data, mqar_validation
 from tests.experiment.grids import TINY
@@ -93,10 +93,19 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(monkeypatch, tmp_path):
     assert told[4].step == 3
 
 
+def test_every_run_has_a_place_of_its_own_for_checkpoints(tmp_path):
+    later = replace(A, train=replace(A.train, learning_rate=2e-2))
+    places = [checkpoints_of(run, device, tmp_path) for run in (A, later) for device in ("cpu", "gpu")]
+    assert len(set(places)) == 4
+    odd = checkpoints_of(replace(A, name="../a b"), "cpu", tmp_path)
+    assert odd.parent == places[0].parent
+
+
 def test_a_damaged_checkpoint_is_no_obstacle(monkeypatch, tmp_path):
     monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
     whole = run_one(A, "cpu", out=tmp_path)
     [damaged] = tmp_path.rglob("training.json")
+    assert damaged.parent.name == "step-00000008"  # after the last step there is only measuring left
     damaged.write_text("{")
     told = []
     record = run_one(A, "cpu", told.append, tmp_path)

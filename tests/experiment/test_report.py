@@ -189,8 +189,11 @@ def test_figures(name):
         assert read_off.get_xydata().tolist() == [[1, 0.255]]
         assert read_off.get_color() == lines["M = 64"].get_color()
         assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "4", "6"]
-        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        [legend] = figure.legends
+        labels = [text.get_text() for text in legend.get_texts()]
         assert labels == ["M = 256", "M = 64", "the paper's, read off"]
+        figure.draw_without_rendering()
+        assert legend.get_window_extent().y1 < axes.get_window_extent().y0  # it hides no mark
 
         figure = accuracy_by_state({"RAM-Net": {4000: [0.5]}, "DeltaNet": {9000: [0.7]}}, PAPER["state"])
         [axes] = figure.axes

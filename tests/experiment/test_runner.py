@@ -280,6 +280,8 @@ def test_the_pace_of_a_point_that_has_not_run(monkeypatch, grid):
     session.on_done(slow, done(slow, seconds=16.0)[2])
     session.on_progress(replace(slow, seed=1), Progress(1, 0.0, None, 50.0))  # the first steps are slow
     assert session._expected(slow) == 16.0  # as a whole run took
+    (checkpoints_of(slow, "cpu", grid.parent) / "step-00000012").mkdir(parents=True)
+    assert session._expected(slow) == 4.0  # what is left of it
 
 
 def test_when_time_is_up_it_is_said_how_far_runs_are(monkeypatch, grid):
