@@ -59,7 +59,12 @@ class _Data:
 
 
 def checkpoints_of(run: GridRun, device: Device, out: Path) -> Path:
-    """The folder of a run's checkpoints, below the folder ``out`` of the results."""
+    """The folder of a run's checkpoints, below the folder ``out`` of the results: its own for each run and device.
+
+    >>> from ramnet_np.experiment.grid import load_grid
+    >>> checkpoints_of(load_grid("mqar-order").points[0].base, "cpu", Path("runs")).parent.name
+    'unfinished'
+    """
     digest = hashlib.sha256(f"{device} {run.key}".encode()).hexdigest()[:12]
     return out / "unfinished" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', run.name)}-seed{run.seed}-{digest}"
 
