@@ -37,7 +37,7 @@ from ramnet_np.train.steps import Diverged
 
 LOOK_EVERY = 50  # steps between two looks at loss and accuracy, for which a GPU is waited for
 GPU_TOKENS = 2**17  # of one forward pass while measuring
-SAVE_SECONDS = 15.0  # between two checkpoints: so much of a run can be lost
+SAVE_SECONDS = 10.0  # between two checkpoints: so much of a run can be lost
 
 
 @dataclass(frozen=True)

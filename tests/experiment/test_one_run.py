@@ -10,7 +10,7 @@ from ramnet_np.experiment import one_run
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import checkpoints_of, run_one
 from ramnet_np.model import state_elements
-from ramnet_np.train.mqar import mqar_data, mqar_validation
+from ramnet_np.train.mqar import MQARSettings, mqar_data, mqar_validation
 from tests.experiment.grids import TINY
 
 A = read_grid(TINY, "tiny").points[0].run(0, 1e-2)
@@ -129,6 +129,10 @@ def test_validation_is_neither_trained_nor_tested_on():
     assert not seen & {row[:opening].tobytes() for row in validation[0].ids}
     as_many = mqar_validation(A.data, train, len(test[0].ids), seed=0)
     assert (as_many[0].ids != test[0].ids).any()  # another stream
+    few = MQARSettings(vocab=8, train=((1, 8, 5),), test=((1, 8, 5),))  # of 12 lists of one pair 5 are trained on
+    few_train = mqar_data(few)[0]
+    [held_out] = mqar_validation(few, few_train, 100)
+    assert not {row[:2].tobytes() for row in few_train[0].ids} & {row[:2].tobytes() for row in held_out.ids}
     again = mqar_validation(A.data, train, 50, seed=0)
     np.testing.assert_array_equal(validation[1].ids, again[1].ids)
     assert (mqar_validation(A.data, train, 50, seed=1)[1].ids != again[1].ids).any()

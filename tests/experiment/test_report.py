@@ -58,6 +58,11 @@ def test_the_rate_is_that_of_the_best_validation():
     assert collect(records)[0].learning_rate == collect(records[::-1])[0].learning_rate == 1e-3  # of equals the lowest
     records[1] |= {"status": "diverged", "accuracy": {}, "validation": {}}
     assert collect(records)[0].learning_rate == 1e-3
+    assert collect(records)[0].accuracies == (0.5, 0.6)
+    records[2] |= {"status": "diverged", "accuracy": {}}  # of the second seed nothing is left
+    assert collect(records)[0].accuracies == (0.5,)
+    records[2] = record(p.run(1, 1e-3), "mqar-order", 0.0, 0.6, "reached stop_at", epochs=2.0)
+    assert collect(records)[0].epochs == 6.0  # those of the longest run
 
 
 def test_the_newest_settings_count_and_quick_ones_only_alone():
@@ -82,13 +87,14 @@ def test_tables_put_ours_beside_the_papers():
     results = collect(
         [
             record(point("mqar-state", name).run(0, 1e-3), "mqar-state", 0.9, 0.8)
-            for name in ("window-28", "gated-delta-128", "c48-m1024", "delta-40")
+            for name in ("window-28", "window-64", "gated-delta-128", "c48-m1024", "delta-40")
         ]
     )
     lines = state_table(results, PAPER).splitlines()[2:]
     assert lines == [
         "| RAM-Net | 100,480 | 0.800 | 0.800 | 0.99 | 100,000 | 0.001 | 6 |",
         "| sliding window | 3,712 | 0.800 | 0.800 | 0.31 | 3,600 | 0.001 | 6 |",
+        "| sliding window | 8,320 | 0.800 | 0.800 | - | - | 0.001 | 6 |",  # its 9,700 are 17% away
         "| DeltaNet | 3,328 | 0.800 | 0.800 | - | - | 0.001 | 6 |",  # the paper has none near
         "| Gated DeltaNet | 32,896 | 0.800 | 0.800 | 0.98 | 34,000 | 0.001 | 6 |",
     ]
@@ -157,6 +163,11 @@ def test_quick_results_say_so_and_stand_beside_no_paper(tmp_path):
     p = load_grid("mqar-order", quick=True).points[0]
     append_record(tmp_path / "r.jsonl", record(p.run(0, 1e-3), "mqar-order", 0.9, 0.5))
     text = write_report([tmp_path / "r.jsonl"], tmp_path)
+    full = load_grid("mqar-order").points[0].run(0, 1e-3)
+    append_record(tmp_path / "full.jsonl", record(full, "mqar-order", 0.9, 0.5))
+    both = write_report([tmp_path / "r.jsonl", tmp_path / "full.jsonl"], tmp_path)
+    assert "--quick" not in both
+    assert "\n1 run (0 diverged), 0.5 GPU minutes" in both
     assert "### mqar-order (reduced by --quick)" in text
     assert "Its figures say nothing about the paper's." in text
     assert "| 64 | 6 | - | 0.500 |" in text
@@ -185,6 +196,8 @@ def test_figures(name):
         lines = {line.get_label(): line for line in axes.lines}
         assert lines["M = 64"].get_xydata().tolist() == [[1, pytest.approx(0.3)], [6, 0.6]]
         assert [to_hex(lines[label].get_color()).upper() for label in ("M = 256", "M = 64")] == palette(2)
+        bars = [line.tolist() for many in axes.collections for line in many.get_segments()]
+        assert [[1, 0.2], [1, 0.4]] in bars  # from the lowest seed to the highest
         [read_off] = [line for line in axes.lines if line.get_markerfacecolor() == "none"]  # none for M = 512
         assert read_off.get_xydata().tolist() == [[1, 0.255]]
         assert read_off.get_color() == lines["M = 64"].get_color()

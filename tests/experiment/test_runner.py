@@ -78,6 +78,22 @@ def test_processes_that_end_are_replaced(grid):
     assert ended[1:] == [("done", runs[1])]
 
 
+def test_ctrl_c_is_not_for_the_processes_that_train():
+    run = read_grid(TINY, "tiny").points[0].base
+    kinds = []
+    with Team("cpu", (), 1) as team:
+        [member] = team._members
+        team.start(run)
+        while team.running:
+            for event in team.events(1):
+                kinds.append(event.kind)
+                if event.kind == "done" and kinds.count("done") < 2:
+                    os.kill(member._process.pid, signal.SIGINT)  # as a terminal sends it to all
+                    team.start(run)
+    assert kinds.count("done") == 2
+    assert "lost" not in kinds
+
+
 def test_a_run_for_a_process_that_has_ended_is_lost_and_no_more(grid):
     runs = [p.run(p.seeds[0], rate) for p in read_grid(TINY, "tiny").points for rate in p.learning_rates]
     ended = []
