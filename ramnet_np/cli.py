@@ -55,7 +55,7 @@ EXPERIMENT_EXAMPLES = """
 A grid of training runs on multi-query associative recall; results are appended to OUT/results.jsonl, a line a run.
 
   ramnet-np experiment mqar-order --device gpu --side-by-side 4          accuracy against slots M and order U
-  ramnet-np experiment mqar-state --device gpu --gpus 0 1 --max-minutes 9
+  ramnet-np experiment mqar-state --device gpu --max-minutes 9           stops in time; the same again goes on
   ramnet-np experiment mqar-order --quick --side-by-side 2               a reduced grid, in minutes on a CPU
   ramnet-np experiment mqar-order --only 'm256-*' --epochs 16            some points, trained longer
   ramnet-np experiment plot runs/mqar-order/results.jsonl                figures and tables

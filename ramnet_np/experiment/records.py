@@ -3,7 +3,8 @@
 A record has ``name``, ``grid``, ``settings`` (all that decides the result), ``status`` ("finished", "reached stop_at"
 or "diverged"), ``validation`` and ``accuracy`` (by setting, and "mean"), ``steps``, ``epochs``, ``seconds`` of wall
 time, ``tokens_per_second`` while training, ``state_elements``, ``parameters``, ``version``, ``hardware``, ``date`` of
-its end; runs of one ``session`` and ``gpu`` shared that GPU.
+its end; runs of one ``session`` and ``gpu`` shared that GPU. Where a run took several calls, ``calls`` has those four
+(session, gpu, date, seconds) of each, and ``seconds`` is their sum.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +42,22 @@ def append_record(path: Path, record: Record) -> None:
 
 
 def read_records(paths: Iterable[Path | str]) -> list[Record]:
-    """The records of some files, in order; lines that were cut off are left out. FileNotFoundError for a missing file.
+    """The records of some files, in order. FileNotFoundError for a missing file.
+
+    Lines that were cut off are left out, and those that have occurred, as where one file began as a copy of another.
 
     >>> read_records([])
     []
     """
-    records = []
+    lines: dict[str, None] = {}
     for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"no results file at {path}")
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            records.append(record)
+        lines |= dict.fromkeys(path.read_text(encoding="utf-8").splitlines())
+    records = []
+    for line in lines:
+        with suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
     return records
 
 

@@ -113,6 +113,6 @@ def _figure(
 
 
 def _save(draw: Callable[[], Figure], path: Path) -> None:
-    draw().savefig(path, dpi=120)
+    draw().savefig(path, dpi=160)
     with theme("dark"):
-        draw().savefig(path.with_name(f"{path.stem}-dark.png"), dpi=120)
+        draw().savefig(path.with_name(f"{path.stem}-dark.png"), dpi=160)

@@ -30,7 +30,7 @@ class Result:
     state: int  # elements
     learning_rate: float  # chosen by validation
     rates: int  # how many were tried
-    accuracies: tuple[float, ...]  # of every seed with that rate: mean of the test settings
+    accuracies: tuple[float, ...]  # of every seed with that rate that did not diverge: mean of the test settings
     by_setting: dict[str, float]  # mean over those seeds
     epochs: float  # most of those runs
     tokens_per_second: int  # fewest of those runs
@@ -87,7 +87,7 @@ def _result(grid: str, name: str, runs: Sequence[tuple[Record, GridRun]]) -> Res
     whole = {rate: r for rate, r in tried[swept].items() if r["status"] != "diverged"}
     if not whole:
         return None
-    rate = max(whole, key=lambda rate: whole[rate]["validation"]["mean"])
+    rate = max(sorted(whole), key=lambda rate: whole[rate]["validation"]["mean"])
     kept = [r for seed in sorted(tried) if (r := tried[seed].get(rate)) and r["status"] != "diverged"]
     settings = kept[0]["accuracy"]
     return Result(
@@ -107,7 +107,8 @@ def _result(grid: str, name: str, runs: Sequence[tuple[Record, GridRun]]) -> Res
 def gpu_minutes(records: Sequence[Record]) -> float:
     """Minutes in which a GPU had a run: runs side by side on one GPU count once, those on two GPUs twice.
 
-    A run lasted from ``date`` minus ``seconds`` to ``date``; runs of one ``session`` and ``gpu`` shared that GPU.
+    A run lasted from ``date`` minus ``seconds`` to ``date``, or each of its ``calls`` did; runs of one ``session`` and
+    ``gpu`` shared that GPU. What was spent on runs that never ended has no record and does not count.
 
     >>> one = {"hardware": {"device": "gpu"}, "session": "a", "gpu": "0", "seconds": 60.0}
     >>> dates = "2026-01-01T10:01:00+00:00", "2026-01-01T10:01:30+00:00"
@@ -116,10 +117,12 @@ def gpu_minutes(records: Sequence[Record]) -> float:
     """
     spans: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for record in records:
-        if record["hardware"]["device"] == "gpu":
-            end = datetime.fromisoformat(record["date"]).timestamp()
-            where = record.get("session", ""), record.get("gpu", "")
-            spans.setdefault(where, []).append((end - record["seconds"], end))
+        if record["hardware"]["device"] != "gpu":
+            continue
+        for call in record.get("calls", [record]):
+            end = datetime.fromisoformat(call["date"]).timestamp()
+            where = call.get("session", ""), call.get("gpu", "")
+            spans.setdefault(where, []).append((end - call["seconds"], end))
     total = 0.0
     for runs in spans.values():
         reached = float("-inf")

@@ -119,11 +119,12 @@ def provenance(records: Sequence[Record]) -> str:
     where = sorted({_hardware(r["hardware"]) for r in records})
     versions = ", ".join(sorted({r["version"] for r in records}))
     first, last = min(r["date"][:10] for r in records), max(r["date"][:10] for r in records)
+    runs = "1 run" if len(records) == 1 else f"{len(records)} runs"
     diverged = sum(r["status"] == "diverged" for r in records)
     speed = max(r["tokens_per_second"] for r in records)
     spent = f"{gpu_minutes(records):.1f} GPU minutes" if gpu_minutes(records) else "no GPU"
     return (
-        f"{len(records)} runs ({diverged} diverged), {spent}, {first if first == last else f'{first} to {last}'}, on "
+        f"{runs} ({diverged} diverged), {spent}, {first if first == last else f'{first} to {last}'}, on "
         f"{'; '.join(where)}; ramnet_np {versions}. The fastest run trained {speed:,} tokens/s."
     )
 

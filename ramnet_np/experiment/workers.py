@@ -11,15 +11,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from ramnet_np.experiment.grid import GridRun
+from ramnet_np.experiment.one_run import run_one
+from ramnet_np.experiment.records import Record
 from ramnet_np.model.network import Device
+
+RunOne = Callable[..., Record]  # run_one with all but the run and ``tell``
 
 SWITCH_SECONDS = 1e-4  # after which a thread that waits gets its turn in Python: steps are short
 
@@ -35,10 +40,13 @@ class Event(NamedTuple):
 class Team:
     """Processes that wait for runs. Used as a context, whose end ends them, with whatever still runs.
 
-    ``gpus``: which of the visible ones, for ``device`` "gpu"; ``side_by_side``: runs on each GPU, or on the CPU.
+    ``gpus``: which of the visible ones, for ``device`` "gpu"; ``side_by_side``: runs on each GPU, or on the CPU;
+    ``out``, ``session``: as in :func:`~ramnet_np.experiment.one_run.run_one`.
     """
 
-    def __init__(self, device: Device, gpus: Sequence[int], side_by_side: int):
+    def __init__(
+        self, device: Device, gpus: Sequence[int], side_by_side: int, out: Path | None = None, session: str = ""
+    ):
         if side_by_side < 1:
             raise ValueError(f"side_by_side must be at least 1, got {side_by_side}")
         if device == "gpu" and min(gpus, default=-1) < 0:
@@ -47,10 +55,11 @@ class Team:
         if device == "gpu":
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             names = [_visible(visible.split(","), gpu) if visible else str(gpu) for gpu in gpus]
-            self._members = [_Member(device, side_by_side, {"CUDA_VISIBLE_DEVICES": name}) for name in names]
+            threads, environments = side_by_side, [{"CUDA_VISIBLE_DEVICES": name} for name in names]
         else:
-            threads = str(max(1, cores // side_by_side))
-            self._members = [_Member(device, 1, {"NUMBA_NUM_THREADS": threads}) for _ in range(side_by_side)]
+            threads, environments = 1, [{"NUMBA_NUM_THREADS": str(max(1, cores // side_by_side))}] * side_by_side
+        one = partial(run_one, device=device, out=out, session=session)
+        self._members = [_Member(one, threads, environment) for environment in environments]
 
     @property
     def running(self) -> list[GridRun]:
@@ -85,9 +94,8 @@ class Team:
 class _Member:
     """A process and what it has been given."""
 
-    def __init__(self, device: Device, threads: int, environment: dict[str, str]):
-        self._arguments, self._environment = (device, threads), environment
-        self._threads = threads
+    def __init__(self, one: RunOne, threads: int, environment: dict[str, str]):
+        self._one, self._threads, self._environment = one, threads, environment
         self.running: dict[str, GridRun] = {}
 
     @property
@@ -97,14 +105,15 @@ class _Member:
     def begin(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, *self._arguments), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, self._one, self._threads), daemon=True)
         with _environment(self._environment):
             self._process.start()
         theirs.close()
 
     def start(self, run: GridRun) -> None:
         self.running[run.key] = run
-        self.connection.send(run)
+        with suppress(OSError):  # the process has ended, which events() will notice
+            self.connection.send(run)
 
     def events(self) -> Iterator[Event]:
         try:
@@ -125,7 +134,7 @@ class _Member:
         self.connection.close()
 
 
-def _work(connection: Connection, device: Device, threads: int) -> None:
+def _work(connection: Connection, one: RunOne, threads: int) -> None:
     """The life of a process: receive runs, have them run by as many threads, send what comes of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -140,7 +149,7 @@ def _work(connection: Connection, device: Device, threads: int) -> None:
 
     with threadpool_limits(1, user_api="blas"):
         for _ in range(threads):
-            threading.Thread(target=_serve, args=(runs, device, send), daemon=True).start()
+            threading.Thread(target=_serve, args=(runs, one, send), daemon=True).start()
         while True:
             try:
                 runs.put(connection.recv())
@@ -148,14 +157,12 @@ def _work(connection: Connection, device: Device, threads: int) -> None:
                 os._exit(0)
 
 
-def _serve(runs: SimpleQueue[GridRun], device: Device, send: Any) -> None:
+def _serve(runs: SimpleQueue[GridRun], one: RunOne, send: Any) -> None:
     """One thread's runs, one after the other."""
-    from ramnet_np.experiment.one_run import run_one
-
     while True:
         run = runs.get()
         try:
-            send("done", run, run_one(run, device, partial(send, "progress", run)))
+            send("done", run, one(run, tell=partial(send, "progress", run)))
         except Exception as error:
             send("failed", run, f"{type(error).__name__}: {error}")
             if type(error).__name__.startswith("CUDA"):  # such an error may leave the GPU unusable to this process

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from ramnet_np.plot_style import current, palette, themed
 
+_SIZE = 5.6, 5.0  # inches: letters that can still be read on a telephone
 _MARKS = "osD^vP"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
@@ -31,7 +32,7 @@ def accuracy_by_order(
     """
     if not ours:
         raise ValueError("ours must hold at least one number of slots, got none")
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     orders: set[int] = set()
     for i, (slots, color) in enumerate(zip(sorted(ours, reverse=True), palette(len(ours)), strict=True)):
@@ -44,7 +45,7 @@ def accuracy_by_order(
     axes.set(xlabel="order U (digits of an address)", xscale="log", title=title)
     axes.set_xticks(sorted(orders), [str(order) for order in sorted(orders)])
     axes.minorticks_off()
-    _finish(axes, paper)
+    _finish(figure, axes, paper)
     return figure
 
 
@@ -65,7 +66,7 @@ def accuracy_by_state(
     """
     if not ours:
         raise ValueError("ours must hold at least one kind of model, got none")
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     for i, ((kind, points), color) in enumerate(zip(ours.items(), palette(len(ours)), strict=True)):
         line = {size: list(points[size]) for size in sorted(points)}
@@ -76,7 +77,7 @@ def accuracy_by_state(
     axes.set(xlabel="elements of state, all layers", xscale="log", title=title)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value / 1000:g}k" if f"{value:e}"[0] in "25" else "")
-    _finish(axes, paper)
+    _finish(figure, axes, paper)
     return figure
 
 
@@ -94,7 +95,7 @@ def _open_marks(axes: Any, x: Sequence[float], y: Sequence[float], style: Any) -
         axes.plot(x, y, markerfacecolor="none", markersize=7, linewidth=0.5, alpha=0.8, **style)
 
 
-def _finish(axes: Any, paper: Any) -> None:
+def _finish(figure: Figure, axes: Any, paper: Any) -> None:
     axes.set_ylabel("accuracy, mean of the test settings")
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.25)
@@ -102,4 +103,5 @@ def _finish(axes: Any, paper: Any) -> None:
     if paper:
         note: dict[str, Any] = {"color": current().muted, "markerfacecolor": "none", "linewidth": 0.5}
         handles.append(Line2D([], [], marker="o", label="the paper's, read off", **note))
-    axes.legend(handles=handles, fontsize=8, framealpha=0.8)
+    # below, for in a full figure no place is free of marks
+    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=2, frameon=False, handlelength=3)

@@ -35,6 +35,7 @@ class Checkpoint(NamedTuple):
     optimizer: AdamWState
     settings: dict[str, Any]  # of the run, as JSON values: a resumed run must have the same
     best: float  # highest held-out accuracy so far
+    calls: tuple[dict[str, Any], ...] = ()  # what is to be known of the calls that trained so far, as JSON values
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -79,7 +80,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     moments = {f"mean.{name}": on_host(m) for name, m in checkpoint.optimizer.mean.items()}
     moments |= {f"square.{name}": on_host(v) for name, v in checkpoint.optimizer.square.items()}
     save_file(moments, partial / "optimizer.safetensors")
-    training = {"format": _FORMAT, "step": step, "best": checkpoint.best, "settings": checkpoint.settings}
+    training = {
+        "format": _FORMAT, "step": step, "best": checkpoint.best, "settings": checkpoint.settings,
+        "calls": checkpoint.calls,
+    }  # fmt: skip
     (partial / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
     if target.exists():
         shutil.rmtree(target)
@@ -107,6 +111,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         training = json.loads((path / "training.json").read_text(encoding="utf-8"))
         step, best, settings = int(training["step"]), float(training["best"]), dict(training["settings"])
+        calls = tuple(training.get("calls", ()))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / 'training.json'} is damaged or no training state: {error!r}") from error
     try:
@@ -121,4 +126,4 @@ def load_checkpoint(path: Path) -> Checkpoint:
                     f"{path / 'optimizer.safetensors'} must hold two moments of {name!r} with shape {param.shape} "
                     f"and dtype {param.dtype}, as in the model beside it"
                 )
-    return Checkpoint(model, AdamWState(step, mean, square), settings, best)
+    return Checkpoint(model, AdamWState(step, mean, square), settings, best, calls)

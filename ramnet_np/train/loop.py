@@ -82,7 +82,9 @@ def train(
     out = Path(out)
     checkpoints, metrics = out / "checkpoints", out / "metrics.jsonl"
     prepare_folder(out, resume=resume, overwrite=overwrite)
-    state, best = _restore(model, checkpoints, settings) if resume else (adamw_init(model.params), 0.0)
+    state, best = adamw_init(model.params), 0.0
+    if resume:
+        _, state, _, best, _ = restore(model, checkpoints, settings)
     steps = steps_for(model, config, state, graphs, tqdm.write)
 
     def done() -> bool:
@@ -195,17 +197,30 @@ def prepare_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def _restore(model: RAMNet, checkpoints: Path, settings: Mapping[str, Any]) -> tuple[AdamWState, float]:
-    """Set ``model`` to the last checkpoint; returns the optimiser's state and the best accuracy so far."""
+def restore(model: RAMNet, checkpoints: Path, settings: Mapping[str, Any]) -> Checkpoint:
+    """Set ``model`` to the last checkpoint in the folder; returns it, with ``model`` and moments beside its parameters.
+
+    FileNotFoundError without one; ValueError where it is damaged or of other ``settings``.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> models = [RAMNet(RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2), seed=i) for i in (0, 1)]
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = save_checkpoint(Path(folder), Checkpoint(models[0], adamw_init(models[0].params), {}, best=0.0))
+    ...     restored = restore(models[1], Path(folder), {})
+    >>> restored.model is models[1], all((models[1].params[name] == p).all() for name, p in models[0].params.items())
+    (True, True)
+    """
     last = latest_checkpoint(checkpoints)
-    assert last is not None  # prepare_folder has looked
+    if last is None:
+        raise FileNotFoundError(f"no checkpoint in {str(checkpoints)!r}")
     checkpoint = load_checkpoint(last)
     _require_same(_flat(settings), _flat(checkpoint.settings))
     xp = namespace_of(*model.params.values())
     mean, square = ({n: xp.asarray(m) for n, m in moments.items()} for moments in checkpoint.optimizer[1:])
     for name, param in model.params.items():
         param[...] = xp.asarray(checkpoint.model.params[name])
-    return AdamWState(checkpoint.optimizer.step, mean, square), checkpoint.best
+    return checkpoint._replace(model=model, optimizer=AdamWState(checkpoint.optimizer.step, mean, square))
 
 
 def _require_same(now: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ramnet_np.experiment import one_run
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.records import read_records
@@ -70,6 +71,24 @@ def test_a_grid_on_the_gpu(tmp_path):
     outcome = run_experiment("tiny", options, progress=False)
     assert outcome[1:] == (4, 0, 0, False)
     assert {r["hardware"]["device"] for r in read_records([outcome.results])} == {"gpu"}
+
+
+def test_a_run_that_was_ended_goes_on_to_the_same_bits(monkeypatch, tmp_path):
+    run = longer(read_grid(TINY, "tiny").points[0].run(0, 3e-3))
+    whole = run_one(run, "gpu")
+    monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+
+    def end(progress):
+        if progress.step == 150:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_one(run, "gpu", end, tmp_path)
+    told = []
+    record = run_one(run, "gpu", told.append, tmp_path)
+    assert told[0].step == 100
+    for key in ("status", "accuracy", "validation", "training", "steps"):
+        assert record[key] == whole[key], key
 
 
 def test_a_run_that_diverges_on_the_gpu_has_a_record():

@@ -8,9 +8,9 @@ import pytest
 import ramnet_np
 from ramnet_np.experiment import one_run
 from ramnet_np.experiment.grid import read_grid
-from ramnet_np.experiment.one_run import run_one
+from ramnet_np.experiment.one_run import checkpoints_of, run_one
 from ramnet_np.model import state_elements
-from ramnet_np.train.mqar import mqar_data, mqar_validation
+from ramnet_np.train.mqar import MQARSettings, mqar_data, mqar_validation
 from tests.experiment.grids import TINY
 
 A = read_grid(TINY, "tiny").points[0].run(0, 1e-2)
@@ -53,6 +53,67 @@ def test_the_test_sets_are_measured_once_and_after_everything(monkeypatch):
     assert (record["status"], record["steps"], record["epochs"]) == ("reached stop_at", 8, 1.0)
 
 
+def test_a_run_that_was_ended_goes_on_to_the_same_bits(monkeypatch, tmp_path):
+    measured = []
+
+    def evaluate(model, held_out, tokens=None):
+        measured.append({name: p.copy() for name, p in model.params.items()})
+        return {name: 0.5 for name in held_out} | {"mean": 0.5}
+
+    monkeypatch.setattr(one_run, "evaluate", evaluate)
+    monkeypatch.setattr(one_run, "LOOK_EVERY", 3)
+    monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+    whole = run_one(A, "cpu")
+    whole_params = measured[-1]
+    assert "calls" not in whole
+
+    def end_at(step):
+        def tell(progress):
+            if progress.step == step and progress.pace is not None:
+                raise InterruptedError
+
+        return tell
+
+    for step in (6, 12):  # ended twice: it goes on from the looks before, at 3 and at 9
+        with pytest.raises(InterruptedError):
+            run_one(A, "cpu", end_at(step), tmp_path, f"until {step}")
+    measured.clear()
+    told = []
+    record = run_one(A, "cpu", told.append, tmp_path, "last")
+    assert [p.step for p in told] == [9, 12, 15, 16]
+    assert told[0].pace is None
+    for name, value in whole_params.items():
+        np.testing.assert_array_equal(measured[-1][name], value, err_msg=name)
+    for key in ("accuracy", "validation", "training", "steps", "epochs", "status"):
+        assert record[key] == whole[key], key
+    assert [call["session"] for call in record["calls"]] == ["until 6", "until 12", "last"]
+    assert record["session"] == "last"
+    other = replace(A, seed=1)  # has nothing to go on from
+    run_one(other, "cpu", told.append, tmp_path)
+    assert told[4].step == 3
+
+
+def test_every_run_has_a_place_of_its_own_for_checkpoints(tmp_path):
+    later = replace(A, train=replace(A.train, learning_rate=2e-2))
+    places = [checkpoints_of(run, device, tmp_path) for run in (A, later) for device in ("cpu", "gpu")]
+    assert len(set(places)) == 4
+    odd = checkpoints_of(replace(A, name="../a b"), "cpu", tmp_path)
+    assert odd.parent == places[0].parent
+
+
+def test_a_damaged_checkpoint_is_no_obstacle(monkeypatch, tmp_path):
+    monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+    whole = run_one(A, "cpu", out=tmp_path)
+    [damaged] = tmp_path.rglob("training.json")
+    assert damaged.parent.name == "step-00000008"  # after the last step there is only measuring left
+    damaged.write_text("{")
+    told = []
+    record = run_one(A, "cpu", told.append, tmp_path)
+    assert [p.step for p in told] == [8, 16]
+    assert record["accuracy"] == whole["accuracy"]
+    assert "calls" not in record
+
+
 def test_a_run_that_diverges_has_a_record():
     record = run_one(replace(A, train=replace(A.train, learning_rate=1e30)), "cpu")
     assert record["status"] == "diverged"
@@ -68,6 +129,10 @@ def test_validation_is_neither_trained_nor_tested_on():
     assert not seen & {row[:opening].tobytes() for row in validation[0].ids}
     as_many = mqar_validation(A.data, train, len(test[0].ids), seed=0)
     assert (as_many[0].ids != test[0].ids).any()  # another stream
+    few = MQARSettings(vocab=8, train=((1, 8, 5),), test=((1, 8, 5),))  # of 12 lists of one pair 5 are trained on
+    few_train = mqar_data(few)[0]
+    [held_out] = mqar_validation(few, few_train, 100)
+    assert not {row[:2].tobytes() for row in few_train[0].ids} & {row[:2].tobytes() for row in held_out.ids}
     again = mqar_validation(A.data, train, 50, seed=0)
     np.testing.assert_array_equal(validation[1].ids, again[1].ids)
     assert (mqar_validation(A.data, train, 50, seed=1)[1].ids != again[1].ids).any()

@@ -1,7 +1,12 @@
 """Which runs come next, and by what the learning rate is chosen."""
 
-from ramnet_np.experiment.grid import read_grid
+from pathlib import Path
+
+import pytest
+
+from ramnet_np.experiment.grid import load_grid, read_grid
 from ramnet_np.experiment.order import chosen_rate, count_left, wanted_runs
+from ramnet_np.experiment.records import read_records, run_of
 from tests.experiment.grids import TINY
 
 GRID = read_grid(TINY, "tiny")
@@ -50,3 +55,15 @@ def test_first_seeds_of_all_points_come_before_second_ones():
 def test_runs_on_their_way_are_not_started_again():
     first, *others = wanted_runs(GRID, {})
     assert wanted_runs(GRID, {}, [first.key]) == others
+
+
+RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
+
+
+@pytest.mark.parametrize("results", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_the_grids_go_on_from_the_published_results(results):
+    """A change of settings, or of the fields that settings have, would make every run start anew."""
+    grid = load_grid(results.stem)
+    done = {run_of(record).key: record for record in read_records([results])}
+    assert len(done) > 1
+    assert count_left(grid, done) == count_left(grid, {}) - len(done)

@@ -18,6 +18,14 @@ def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
     assert path.read_text().endswith('{"name": "c"}\n')
 
 
+def test_a_line_that_occurs_again_is_one_record(tmp_path):
+    for name in ("first", "second"):
+        append_record(tmp_path / name, {"name": "a"})
+        append_record(tmp_path / name, {"name": name})
+    read = read_records([tmp_path / "first", tmp_path / "second", tmp_path / "first"])
+    assert [r["name"] for r in read] == ["a", "first", "second"]
+
+
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="no results file at"):
         read_records([tmp_path / "none.jsonl"])

@@ -54,8 +54,15 @@ def test_the_rate_is_that_of_the_best_validation():
     records[1]["validation"]["mean"] = 0.9
     [result] = collect(records)
     assert (result.learning_rate, result.accuracies) == (1e-2, (0.9,))  # the second seed ran with the other rate
+    records[0]["validation"]["mean"] = 0.9
+    assert collect(records)[0].learning_rate == collect(records[::-1])[0].learning_rate == 1e-3  # of equals the lowest
     records[1] |= {"status": "diverged", "accuracy": {}, "validation": {}}
     assert collect(records)[0].learning_rate == 1e-3
+    assert collect(records)[0].accuracies == (0.5, 0.6)
+    records[2] |= {"status": "diverged", "accuracy": {}}  # of the second seed nothing is left
+    assert collect(records)[0].accuracies == (0.5,)
+    records[2] = record(p.run(1, 1e-3), "mqar-order", 0.0, 0.6, "reached stop_at", epochs=2.0)
+    assert collect(records)[0].epochs == 6.0  # those of the longest run
 
 
 def test_the_newest_settings_count_and_quick_ones_only_alone():
@@ -80,13 +87,14 @@ def test_tables_put_ours_beside_the_papers():
     results = collect(
         [
             record(point("mqar-state", name).run(0, 1e-3), "mqar-state", 0.9, 0.8)
-            for name in ("window-28", "gated-delta-128", "c48-m1024", "delta-40")
+            for name in ("window-28", "window-64", "gated-delta-128", "c48-m1024", "delta-40")
         ]
     )
     lines = state_table(results, PAPER).splitlines()[2:]
     assert lines == [
         "| RAM-Net | 100,480 | 0.800 | 0.800 | 0.99 | 100,000 | 0.001 | 6 |",
         "| sliding window | 3,712 | 0.800 | 0.800 | 0.31 | 3,600 | 0.001 | 6 |",
+        "| sliding window | 8,320 | 0.800 | 0.800 | - | - | 0.001 | 6 |",  # its 9,700 are 17% away
         "| DeltaNet | 3,328 | 0.800 | 0.800 | - | - | 0.001 | 6 |",  # the paper has none near
         "| Gated DeltaNet | 32,896 | 0.800 | 0.800 | 0.98 | 34,000 | 0.001 | 6 |",
     ]
@@ -117,6 +125,13 @@ def test_gpu_minutes_count_a_shared_gpu_once():
     assert gpu_minutes(apart) == 1.0
     later = record(p.run(3, 1e-3), "mqar-order", 0.9, 0.9, date="2026-01-01T10:01:15.000+00:00")
     assert gpu_minutes([*shared, later]) == pytest.approx(0.75)
+    calls = [
+        {"session": session, "gpu": "0", "seconds": 30.0, "date": f"2026-01-01T10:0{minute}:00.000+00:00"}
+        for session, minute in (("s", 1), ("t", 5))
+    ]
+    resumed = record(p.run(3, 1e-3), "mqar-order", 0.9, 0.9, **calls[-1] | {"seconds": 60.0, "calls": calls})
+    assert gpu_minutes([resumed]) == 1.0
+    assert gpu_minutes([*shared, resumed]) == 1.0  # its first call beside theirs
     on_cpu = record(p.run(3, 1e-3), "mqar-order", 0.9, 0.9, hardware={"device": "cpu"})
     assert gpu_minutes([on_cpu]) == 0.0
     said = provenance(apart)
@@ -148,6 +163,11 @@ def test_quick_results_say_so_and_stand_beside_no_paper(tmp_path):
     p = load_grid("mqar-order", quick=True).points[0]
     append_record(tmp_path / "r.jsonl", record(p.run(0, 1e-3), "mqar-order", 0.9, 0.5))
     text = write_report([tmp_path / "r.jsonl"], tmp_path)
+    full = load_grid("mqar-order").points[0].run(0, 1e-3)
+    append_record(tmp_path / "full.jsonl", record(full, "mqar-order", 0.9, 0.5))
+    both = write_report([tmp_path / "r.jsonl", tmp_path / "full.jsonl"], tmp_path)
+    assert "--quick" not in both
+    assert "\n1 run (0 diverged), 0.5 GPU minutes" in both
     assert "### mqar-order (reduced by --quick)" in text
     assert "Its figures say nothing about the paper's." in text
     assert "| 64 | 6 | - | 0.500 |" in text
@@ -176,12 +196,17 @@ def test_figures(name):
         lines = {line.get_label(): line for line in axes.lines}
         assert lines["M = 64"].get_xydata().tolist() == [[1, pytest.approx(0.3)], [6, 0.6]]
         assert [to_hex(lines[label].get_color()).upper() for label in ("M = 256", "M = 64")] == palette(2)
+        bars = [line.tolist() for many in axes.collections for line in many.get_segments()]
+        assert [[1, 0.2], [1, 0.4]] in bars  # from the lowest seed to the highest
         [read_off] = [line for line in axes.lines if line.get_markerfacecolor() == "none"]  # none for M = 512
         assert read_off.get_xydata().tolist() == [[1, 0.255]]
         assert read_off.get_color() == lines["M = 64"].get_color()
         assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "4", "6"]
-        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        [legend] = figure.legends
+        labels = [text.get_text() for text in legend.get_texts()]
         assert labels == ["M = 256", "M = 64", "the paper's, read off"]
+        figure.draw_without_rendering()
+        assert legend.get_window_extent().y1 < axes.get_window_extent().y0  # it hides no mark
 
         figure = accuracy_by_state({"RAM-Net": {4000: [0.5]}, "DeltaNet": {9000: [0.7]}}, PAPER["state"])
         [axes] = figure.axes

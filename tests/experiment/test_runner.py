@@ -3,13 +3,15 @@
 import json
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ramnet_np.cli import main
-from ramnet_np.experiment import runner
+from ramnet_np.experiment import one_run, runner
 from ramnet_np.experiment.grid import read_grid
-from ramnet_np.experiment.one_run import Progress
+from ramnet_np.experiment.one_run import Progress, checkpoints_of, run_one
 from ramnet_np.experiment.records import append_record, read_records, run_of
 from ramnet_np.experiment.runner import Options, run_experiment
 from ramnet_np.experiment.workers import Event, Team
@@ -35,6 +37,7 @@ def test_a_quick_grid_from_the_command_and_again(grid, tmp_path, capsys):
         ("a", 0, 1e-3, True), ("a", 0, 1e-2, True),
     ]  # fmt: skip
     assert {r["grid"] for r in records} == {"tiny"}
+    assert len({r["session"] for r in records} - {""}) == 1
     assert all(0 <= r["accuracy"]["mean"] <= 1 for r in records)
     before = (out / "results.jsonl").read_bytes()
     assert main(command) == 0
@@ -75,6 +78,35 @@ def test_processes_that_end_are_replaced(grid):
     assert ended[1:] == [("done", runs[1])]
 
 
+def test_ctrl_c_is_not_for_the_processes_that_train():
+    run = read_grid(TINY, "tiny").points[0].base
+    kinds = []
+    with Team("cpu", (), 1) as team:
+        [member] = team._members
+        team.start(run)
+        while team.running:
+            for event in team.events(1):
+                kinds.append(event.kind)
+                if event.kind == "done" and kinds.count("done") < 2:
+                    os.kill(member._process.pid, signal.SIGINT)  # as a terminal sends it to all
+                    team.start(run)
+    assert kinds.count("done") == 2
+    assert "lost" not in kinds
+
+
+def test_a_run_for_a_process_that_has_ended_is_lost_and_no_more(grid):
+    runs = [p.run(p.seeds[0], rate) for p in read_grid(TINY, "tiny").points for rate in p.learning_rates]
+    ended = []
+    with Team("cpu", (), 1) as team:
+        [member] = team._members
+        os.kill(member._process.pid, signal.SIGKILL)
+        member._process.join()
+        team.start(runs[0])
+        while team.running:
+            ended += [(event.kind, event.run) for event in team.events(1)]
+    assert ended == [("lost", runs[0])]
+
+
 def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
     def seen(gpus):
         return [member._environment["CUDA_VISIBLE_DEVICES"] for member in Team("gpu", gpus, 4)._members]
@@ -94,8 +126,8 @@ def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
 class StandIn:
     """A team that needs no processes: each look ends the oldest run, as ``outcome(run)`` says."""
 
-    def __init__(self, outcome, room=2):
-        self.outcome, self.room, self.running, self.started = outcome, room, [], []
+    def __init__(self, outcome, room=2, pace=0.0):
+        self.outcome, self.room, self.pace, self.running, self.started = outcome, room, pace, [], []
 
     def __call__(self, *_):
         return self
@@ -116,7 +148,7 @@ class StandIn:
 
     def events(self, seconds):
         for run in list(self.running):
-            yield Event("progress", run, Progress(1, 0.1, None))
+            yield Event("progress", run, Progress(1, 0.1, None, self.pace))
         run = self.running.pop(0)
         yield Event(*self.outcome(run))
 
@@ -164,17 +196,19 @@ def test_runs_with_a_record_are_skipped(monkeypatch, grid):
 def test_ctrl_c_leaves_what_is_finished(monkeypatch, grid):
     def interrupted(run):
         if run.name == "b":
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # while its record is on the way
         return done(run)
 
     outcome, said = run_with(monkeypatch, StandIn(interrupted), grid)
-    assert outcome[1:] == (2, 2, 0, True)
-    assert said[-1] == "interrupted: 2 runs left; the same command goes on with them"
-    names = [r["name"] for r in read_records([outcome.results])]
-    assert names == ["a", "a"]
+    assert outcome[1:] == (3, 1, 0, True)
+    assert said[-2:] == [
+        "a, seed 1, learning rate 0.01: stopped at step 1 of 16, to go on from step 0",
+        "interrupted: 1 run left; the same command goes on with it",
+    ]
+    assert [r["name"] for r in read_records([outcome.results])] == ["a", "a", "b"]
     team = StandIn(done)
     run_with(monkeypatch, team, grid)
-    assert started(team) == [("b", 5, 3e-3), ("a", 1, 1e-2)]
+    assert started(team) == [("a", 1, 1e-2)]
 
 
 def test_a_failed_run_does_not_stop_the_others(monkeypatch, grid):
@@ -194,25 +228,133 @@ def test_a_run_whose_process_ends_is_tried_twice(monkeypatch, grid):
     assert started(team).count(("b", 5, 3e-3)) == 2
 
 
-def test_no_run_is_started_that_would_not_end_in_time(monkeypatch, grid):
-    now = [0.0]
-    monkeypatch.setattr(runner.time, "perf_counter", lambda: now[0])
+SLOW_AND_FAST = """
+[[points]]
+name = "slow"
+learning_rate = 1e-3
 
-    def takes_30_seconds(run):
-        now[0] += 30
-        return done(run, seconds=30.0)
+[[points]]
+name = "unknown"
+learning_rate = 1e-3
 
-    team = StandIn(takes_30_seconds, room=1)
-    outcome, said = run_with(monkeypatch, team, grid, max_minutes=1.3)
-    # 78 seconds: at 0 and 30 there is time, at 60 there is not for 33 more
-    assert started(team) == [("a", 0, 1e-3), ("a", 0, 1e-2)]
-    assert said[-1] == "time is up: 2 runs left; the same command goes on with them"
+[[points]]
+name = "window"
+learning_rate = 1e-3
+model = { mixer = "window", window = 4 }
+"""
+
+
+class Clock:
+    """What run_experiment takes for the time."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(runner.time, "perf_counter", lambda: self.now)
+
+    def takes(self, seconds):
+        def outcome(run):
+            self.now += seconds
+            return done(run, seconds=seconds)
+
+        return outcome
+
+
+def slow_and_fast(path, seeds="[0]"):
+    shared = TINY[: TINY.index("[[points]]")].replace("seeds = [0, 1]", f"seeds = {seeds}")
+    path.write_text(shared + SLOW_AND_FAST)
+    return read_grid(path.read_text(), "tiny").points
+
+
+def test_runs_that_would_end_in_time_come_first(monkeypatch, grid):
+    slow, _, window = slow_and_fast(grid)
+    clock = Clock(monkeypatch)
+    results = grid.parent / "results.jsonl"
+    for seed in (7, 8):  # not wanted: but known to take so long
+        append_record(results, done(slow.run(seed, 1e-3), seconds=100.0)[2])
+    append_record(results, done(window.run(7, 1e-3), seconds=10.0)[2])
+    team = StandIn(clock.takes(10.0), room=1)
+    outcome, said = run_with(monkeypatch, team, grid, max_minutes=0.4)
+    # 24 seconds: there is time for the window; then for none, and the first one begins
+    assert [run.name for run in team.started] == ["window", "slow", "unknown"]
+    assert outcome[1:] == (3, 0, 0, False)
+    assert not [line for line in said if "time is up" in line]
+
+
+def test_the_pace_of_a_point_that_has_not_run(monkeypatch, grid):
+    """That of the median point of its mixer, of runs that have not ended too; else of all points."""
+    slow, unknown, window = (point.base for point in slow_and_fast(grid))
+    session = runner._Session(read_grid(TINY, "tiny"), {}, Options(), grid.parent / "r.jsonl", print, 0.0)
+    assert session._expected(unknown) == 0.0
+    session.on_progress(window, Progress(4, 0.0, None, 1.0))
+    assert session._expected(unknown) == 16 * 1.0
+    session.on_progress(slow, Progress(2, 0.0, None, 9.0))
+    assert session._expected(unknown) == 16 * 9.0
+    session.on_progress(slow, Progress(4, 0.0, None, 8.0))
+    session.on_progress(replace(slow, name="x"), Progress(4, 0.0, None, 2.0))
+    session.on_progress(replace(slow, name="y"), Progress(4, 0.0, None, 3.0))
+    assert session._expected(unknown) == 16 * 3.0
+    session.on_done(slow, done(slow, seconds=16.0)[2])
+    session.on_progress(replace(slow, seed=1), Progress(1, 0.0, None, 50.0))  # the first steps are slow
+    assert session._expected(slow) == 16.0  # as a whole run took
+    (checkpoints_of(slow, "cpu", grid.parent) / "step-00000012").mkdir(parents=True)
+    assert session._expected(slow) == 4.0  # what is left of it
+
+
+def test_when_time_is_up_it_is_said_how_far_runs_are(monkeypatch, grid):
+    clock = Clock(monkeypatch)
+    team = StandIn(clock.takes(30.0), room=2)
+    outcome, said = run_with(monkeypatch, team, grid, max_minutes=0.9)
+    assert started(team) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3)]
     assert outcome[1:] == (2, 2, 0, False)
-    # what is known from the records counts before anything has run
-    team = StandIn(takes_30_seconds, room=1)
-    now[0] = 0.0
-    run_with(monkeypatch, team, grid, max_minutes=0.5)
-    assert started(team) == []
+    assert said[-2:] == [
+        "b, seed 5, learning rate 0.003: stopped at step 1 of 16, to go on from step 0",
+        "time is up: 2 runs left; the same command goes on with them",
+    ]
+
+
+def test_a_seed_that_waits_for_a_failed_one_is_not_for_want_of_time(monkeypatch, grid):
+    team = StandIn(lambda run: ("failed", run, "MemoryError: no room") if run.name == "a" else done(run))
+    outcome, said = run_with(monkeypatch, team, grid, max_minutes=10)
+    assert outcome[1:] == (1, 3, 2, False)
+    assert said[-1] == "3 runs left, of which 2 failed; the same command tries again"
+
+
+def test_an_unfinished_run_goes_on(monkeypatch, grid):
+    """From the checkpoint of a call that was ended, in another process, to a record that says so."""
+    out = grid.parent / "out"
+    run = read_grid(TINY, "tiny").points[1].run(5, 3e-3)
+    whole = run_one(run, "cpu")
+    monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+
+    def end(progress):
+        if progress.step == 16:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_one(run, "cpu", end, out, "before")
+    assert checkpoints_of(run, "cpu", out).is_dir()
+    said = []
+    options = Options(out=out, grid=grid, only="b")
+    outcome = run_experiment("x", options, say=said.append, progress=False)
+    assert f"{run.label}: goes on from step 8 of 16" in said
+    [record] = read_records([outcome.results])
+    assert record["accuracy"] == whole["accuracy"]
+    assert [call["session"] for call in record["calls"]] == ["before", record["session"]]
+    assert record["session"] != "before"
+    assert record["seconds"] == pytest.approx(sum(call["seconds"] for call in record["calls"]))
+    assert not checkpoints_of(run, "cpu", out).exists()
+
+
+def test_runs_of_other_files_are_skipped(monkeypatch, grid):
+    a, b = read_grid(TINY, "tiny").points
+    append_record(grid.parent / "earlier.jsonl", done(a.run(0, 1e-2))[2])
+    append_record(grid.parent / "b.jsonl", done(b.run(5, 3e-3))[2])
+    team = StandIn(done)
+    outcome, _ = run_with(monkeypatch, team, grid, also=(grid.parent / "earlier.jsonl", grid.parent / "b.jsonl"))
+    assert started(team) == [("a", 0, 1e-3), ("a", 1, 1e-2)]
+    assert len(read_records([outcome.results])) == 2
+    with pytest.raises(FileNotFoundError, match="no results file at"):
+        run_with(monkeypatch, team, grid, also=(Path("none.jsonl"),))
 
 
 def test_records_are_whole_json(monkeypatch, grid):
@@ -220,5 +362,4 @@ def test_records_are_whole_json(monkeypatch, grid):
     for line in outcome.results.read_text().splitlines():
         record = json.loads(line)
         assert record["grid"] == "tiny"
-        assert record["session"]
         assert run_of(record).name == record["name"]
