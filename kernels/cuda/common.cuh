@@ -162,6 +162,11 @@ template <> struct Key<float> {
         return key;
     }
     DEVICE bool operator<(Key other) const { return bits < other.bits; }
+    DEVICE Key of_lane(int lane) const {
+        Key key;
+        key.bits = __shfl_sync(~0u, bits, lane);
+        return key;
+    }
 };
 
 template <> struct Key<double> {
@@ -178,6 +183,11 @@ template <> struct Key<double> {
         return key;
     }
     DEVICE bool operator<(Key other) const { return bits < other.bits || (bits == other.bits && low < other.low); }
+    DEVICE Key of_lane(int lane) const {
+        Key key;
+        key.bits = __shfl_sync(~0u, bits, lane), key.low = __shfl_sync(~0u, low, lane);
+        return key;
+    }
 };
 
 // One more digit: penalties add, and so do the digits' shares of the slot.

@@ -26,6 +26,7 @@ SHARED_BYTES = 44 * 1024  # for the keys of a block; with its sums they stay und
 GLOBAL_BYTES = 2**28  # for the keys of all blocks, where they do not fit there
 GLOBAL_BLOCKS = 1024
 MOST_BYTES = 2**32  # for the keys of one block
+MOST_SELECTED = 64  # as in decode_any.cu
 INDEX = np.dtype(np.int32)
 
 
@@ -123,7 +124,8 @@ def _plan(
             f"top_k = {top_k} of P**U = {P}**{U} slots needs {row_bytes:,} bytes to sort one token's addresses on the "
             f"GPU, more than {MOST_BYTES:,}; choose a smaller top_k"
         )
-    threads = _power_of_two(capacity // 2, 32, 512)
+    # a warp selects a few of many faster than a larger block sorts them all
+    threads = 32 if top_k <= MOST_SELECTED and capacity >= 4 * top_k else _power_of_two(capacity // 2, 32, 512)
     blocks, scratch, shared = rows, 0, row_bytes
     if row_bytes > SHARED_BYTES:
         blocks = max(1, min(rows, GLOBAL_BLOCKS, GLOBAL_BYTES // row_bytes))
@@ -132,7 +134,7 @@ def _plan(
     return _Plan(
         (B, T, H, top_k), sums, scratch,
         Launch(specialisation, forward, (blocks,), threads, (*constants, np.int32(capacity)), 8 * threads + shared),
-        Launch(specialisation, backward, (rows,), backward_threads, constants, 8 * backward_threads),
+        Launch(specialisation, backward, (rows,), backward_threads, constants, 8 * (backward_threads + 2 * top_k)),
     )  # fmt: skip
 
 

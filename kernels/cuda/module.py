@@ -138,7 +138,7 @@ def _code(source: str) -> str:
     return f"{(FOLDER / source).read_text(encoding='utf-8')}\n// headers {digest.hexdigest()}\n"
 
 
-# ---- the address decoder (decode.cu) ----
+# ---- the address decoder (decode.cu, decode_any.cu) ----
 
 DECODE_THREADS = 128  # rows of a block, one a thread
 
@@ -150,7 +150,7 @@ def decode_specialisation(logit: str, order: int, radix: int, top_k: int) -> Spe
     They do up to K = P = 32, and in double precision, where a key takes twice the space, up to 16.
     """
     if max(radix, top_k) > (16 if logit == "double" else 32):
-        return Specialisation("decode.cu", ("decode_forward_any", "decode_backward_any"), (("LOGIT", logit),))
+        return Specialisation("decode_any.cu", ("decode_forward_any", "decode_backward_any"), (("LOGIT", logit),))
     return Specialisation(
         "decode.cu",
         ("decode_forward", "decode_backward"),
