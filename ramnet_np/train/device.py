@@ -147,6 +147,10 @@ class DeviceSteps:
 
         self._stream.synchronize()
         self._stream.__exit__(*exc_info)
+        # A pool's blocks refer to one another, so without this the graphs' memory would wait for Python's collector,
+        # which does not know that a GPU is full.
+        self._shapes.clear()
+        self._pool.free_all_blocks()
         cupy.get_default_memory_pool().free_all_blocks(self._stream)  # which no other stream would use
 
     def _filled(self, batch: Batch) -> _Shape:

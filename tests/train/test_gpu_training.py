@@ -1,5 +1,7 @@
 """A model on the GPU against the same model on the CPU: logits, gradients, training, checkpoints. Needs a GPU."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -198,6 +200,32 @@ def test_memory_that_runs_out_during_a_capture(cp, monkeypatch):
         assert np.isfinite(steps.report().loss)
     [why] = said
     assert "(MemoryError: no GPU memory for" in why
+
+
+def test_the_memory_of_graphs_ends_with_the_run(cp, monkeypatch):
+    """Without waiting for Python's collector: dozens of runs follow one another on a GPU."""
+
+    class Memory(cp.cuda.Memory):  # of which, unlike of CuPy's own, one can ask whether it is still there
+        pass
+
+    asked_for = []
+
+    def graph_memory(size):
+        memory = Memory(size)
+        asked_for.append(weakref.ref(memory))
+        return cp.cuda.MemoryPointer(memory, 0)
+
+    monkeypatch.setattr("ramnet_np.train.device._graph_memory", graph_memory)
+    gc.disable()
+    try:
+        model, steps = steps_on("gpu", CONFIGS["mqar"], "on")
+        train_some(model, steps, batches())
+        del model, steps
+        left = [memory for memory in asked_for if memory() is not None]
+    finally:
+        gc.enable()
+    assert asked_for
+    assert not left
 
 
 def test_ids_outside_the_vocabulary_are_refused_on_the_host(cp):
