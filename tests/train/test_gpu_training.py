@@ -131,7 +131,7 @@ def test_graphs_equal_single_launches_to_the_bit(cp, name, dtype):
                 measured.append(evaluate(model, held_out)["mean"])
                 reports.append(steps.report())
             assert all((k == cp.arange(5000)).all() for k in kept)
-        captured = sum(shape.graph is not None for shape in steps._shapes.values())
+            captured = sum(shape.graph is not None for shape in steps._shapes.values())
         assert captured == (2 if graphs == "on" else 0)
         return reports, measured, {n: p.get() for n, p in model.params.items()}
 
