@@ -3,7 +3,8 @@
 q, k, v = x Q^T, x K^T, x V^T                   of every head
 softmax, window   y = softmax_attention(rotary(q), rotary(k), v)
 linear            y = linear_attention(q, k, v)
-delta             y = delta_rule(q / |q|, k / |k|, v, b, a),   b = sigmoid(x B^T),   a of decay.py or 1
+delta             q, k = SiLU(q), SiLU(k);   b = sigmoid(x B^T);   a of decay.py, or 1
+                  y = delta_rule(q / |q|, k / |k|, v, b, a)
 out = the same way out as of a RAM layer        output.py
 """
 
@@ -11,7 +12,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.core.activation import SigmoidContext, sigmoid_backward, sigmoid_forward
+from ramnet_np.core.activation import (
+    SigmoidContext,
+    SiLUContext,
+    sigmoid_backward,
+    sigmoid_forward,
+    silu_backward,
+    silu_forward,
+)
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.delta_rule import DeltaRuleContext, delta_rule_backward, delta_rule_forward
 from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
@@ -43,8 +51,8 @@ class _SoftmaxContext(NamedTuple):
 
 
 class _DeltaContext(NamedTuple):
-    q: RMSNormContext
-    k: RMSNormContext
+    q: tuple[SiLUContext, RMSNormContext]
+    k: tuple[SiLUContext, RMSNormContext]
     beta_map: LinearContext
     beta: SigmoidContext
     decay: DecayContext | None
@@ -169,8 +177,8 @@ def _remembered(before: KeyValueState | None, now: KeyValueState, window: int | 
 def _delta_forward(
     q: Any, k: Any, v: Any, x: Any, params: Params, config: RAMNetConfig, state: Any
 ) -> tuple[Any, Any, _DeltaContext]:
-    q, q_ctx = l2norm_forward(q)
-    k, k_ctx = l2norm_forward(k)
+    q, q_ctx = _direction_forward(q)
+    k, k_ctx = _direction_forward(k)
     logit, beta_map_ctx = linear_forward(x, params["b_proj.weight"])
     beta, beta_ctx = sigmoid_forward(logit)
     log_decay = decay_ctx = None
@@ -187,4 +195,16 @@ def _delta_backward(dy: Any, ctx: _DeltaContext, dx: Any) -> tuple[Any, Any, Any
     if ctx.decay is not None:
         dx, grads = decay_backward(d.log_decay, ctx.decay, onto=dx)
     dx, grads["b_proj.weight"], _ = linear_backward(sigmoid_backward(d.beta, ctx.beta), ctx.beta_map, onto=dx)
-    return l2norm_backward(d.q, ctx.q), l2norm_backward(d.k, ctx.k), d.v, dx, grads
+    return _direction_backward(d.q, ctx.q), _direction_backward(d.k, ctx.k), d.v, dx, grads
+
+
+def _direction_forward(x: Any) -> tuple[Any, tuple[SiLUContext, RMSNormContext]]:
+    """SiLU(x) / |SiLU(x)|: more channels than the model is wide then span more directions, too."""
+    y, silu_ctx = silu_forward(x)
+    y, norm_ctx = l2norm_forward(y)
+    return y, (silu_ctx, norm_ctx)
+
+
+def _direction_backward(dy: Any, ctx: tuple[SiLUContext, RMSNormContext]) -> Any:
+    silu_ctx, norm_ctx = ctx
+    return silu_backward(l2norm_backward(dy, norm_ctx), silu_ctx)

@@ -128,6 +128,7 @@ def test_delta_layer_by_hand():
     p = {name: rng.normal(size=shape) for name, shape in mixer_shapes(config).items()}
     x = rng.normal(size=(2, 6, 8))
     q, k, v = ((x @ p[f"{n}_proj.weight"].T).reshape(2, 6, 2, -1) for n in "qkv")
+    q, k = (a / (1 + np.exp(-a)) for a in (q, k))
     q, k = (a / np.sqrt((a**2).sum(-1, keepdims=True) + 1e-6) for a in (q, k))
     b = 1 / (1 + np.exp(-(x @ p["b_proj.weight"].T)))
     a = np.exp(-np.exp(p["A_log"]) * np.log1p(np.exp(x @ p["a_proj.weight"].T + p["dt_bias"])))
