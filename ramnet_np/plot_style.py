@@ -60,11 +60,11 @@ class Theme(NamedTuple):
 THEMES = {
     "light": Theme(
         "light", "#FCFBF8", "#222222", "#555555", "#8A8A8A", VERMILION, GREEN,
-        (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY),
+        (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#222222"),
     ),
     "dark": Theme(
         "dark", "#16181D", "#E8E6E1", "#A9A9A9", "#7A7A7A", "#E8702A", "#1FB98B",
-        (SKY, "#E8702A", "#1FB98B", PURPLE, ORANGE, "#3D8FD1"),
+        (SKY, "#E8702A", "#1FB98B", PURPLE, ORANGE, "#3D8FD1", "#E8E6E1"),
     ),
 }  # fmt: skip
 
@@ -98,7 +98,7 @@ def theme(name: str) -> Iterator[Theme]:
 
 
 def palette(count: int) -> list[str]:
-    """The first ``count`` colours for lines of a kind; beyond six they repeat: vary the dashes too.
+    """The first ``count`` colours for lines of a kind; beyond seven they repeat: vary the dashes too.
 
     >>> palette(2)
     ['#0072B2', '#D55E00']

@@ -9,7 +9,7 @@ from datetime import datetime
 from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.records import Record, run_of
 
-# (mixer, delta_gate) -> what the kind of model is called; the first is drawn strongest
+# (mixer, its variant) -> what the kind of model is called; the first is drawn strongest
 KINDS = {
     ("ram", False): "RAM-Net",
     ("softmax", False): "softmax attention",
@@ -17,6 +17,7 @@ KINDS = {
     ("linear", False): "linear attention",
     ("delta", False): "DeltaNet",
     ("delta", True): "Gated DeltaNet",
+    ("softmax", True): "softmax, no positions",
 }
 
 
@@ -38,8 +39,9 @@ class Result:
     @property
     def kind(self) -> str:
         """Which model it is."""
-        gate = self.run.model.delta_gate and self.run.model.mixer == "delta"
-        return KINDS[self.run.model.mixer, gate]
+        model = self.run.model
+        variant = {"delta": model.delta_gate, "softmax": not model.rotary}.get(model.mixer, False)
+        return KINDS[model.mixer, variant]
 
     @property
     def accuracy(self) -> float:

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from ramnet_np.plot_style import current, palette, themed
 
 _SIZE = 5.6, 5.0  # inches: letters that can still be read on a telephone
-_MARKS = "osD^vP"
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_MARKS = "osD^vPX"
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)))
 
 
 @themed
