@@ -26,7 +26,7 @@ SHARED_BYTES = 44 * 1024  # for the keys of a block; with its sums they stay und
 GLOBAL_BYTES = 2**28  # for the keys of all blocks, where they do not fit there
 GLOBAL_BLOCKS = 1024
 MOST_BYTES = 2**32  # for the keys of one block
-MOST_SELECTED = 64  # as in decode_any.cu
+MOST_SELECTED, MOST_HELD = 64, 1024  # as in decode_any.cu
 INDEX = np.dtype(np.int32)
 
 
@@ -131,10 +131,11 @@ def _plan(
         blocks = max(1, min(rows, GLOBAL_BLOCKS, GLOBAL_BYTES // row_bytes))
         scratch, shared = blocks * row_bytes, 0
     backward_threads = _power_of_two(P, 32, 256)
+    held = 8 * (backward_threads + 2 * min(top_k, MOST_HELD))
     return _Plan(
         (B, T, H, top_k), sums, scratch,
         Launch(specialisation, forward, (blocks,), threads, (*constants, np.int32(capacity)), 8 * threads + shared),
-        Launch(specialisation, backward, (rows,), backward_threads, constants, 8 * (backward_threads + 2 * top_k)),
+        Launch(specialisation, backward, (rows,), backward_threads, constants, held),
     )  # fmt: skip
 
 

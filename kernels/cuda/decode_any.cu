@@ -8,6 +8,7 @@ using Sum = SumOf<LOGIT>::type;
 using SlotKey = Key<Sum>;
 
 constexpr int MOST_SELECTED = 64;  // more are sorted
+constexpr int MOST_HELD = 1024;    // slots that the backward looks at together
 
 // The sum (or the maximum) of every thread's number, in a fixed order; the block's size is a power of two.
 template <class Combine> DEVICE Sum reduce(Sum mine, Sum* shared, Combine combine) {
@@ -163,8 +164,8 @@ extern "C" __global__ void decode_backward_any(
 ) {
     extern __shared__ double shared_memory[];
     Sum* shared = reinterpret_cast<Sum*>(shared_memory);  // one a thread, for ``reduce``
-    Sum* g = shared + blockDim.x;                         // dL/dlog rho, (K,)
-    unsigned* digit = reinterpret_cast<unsigned*>(g + top_k);  // of each slot, (K,), u by u
+    Sum* g = shared + blockDim.x;                         // dL/dlog rho, of MOST_HELD slots at once
+    unsigned* digit = reinterpret_cast<unsigned*>(g + (top_k < MOST_HELD ? top_k : MOST_HELD));  // of the same, u by u
     for (unsigned row = blockIdx.x; row < rows; row += gridDim.x) {
         const Sum *w = weight + (long long)(row) * top_k, *dw = dweight + (long long)(row) * top_k;
         const int* slot = index + (long long)(row) * top_k;
@@ -175,12 +176,11 @@ extern "C" __global__ void decode_backward_any(
         for (int j = threadIdx.x; j < top_k; j += blockDim.x) mine += dw[j] * w[j];
         Sum total = sum(mine, shared);
         const Sum given = renorm ? total : Sum(0);
-        mine = 0;
-        for (int j = threadIdx.x; j < top_k; j += blockDim.x) {
-            g[j] = dw[j] * w[j] - w[j] * given;
-            mine += g[j];
+        if (renorm) {
+            mine = 0;
+            for (int j = threadIdx.x; j < top_k; j += blockDim.x) mine += dw[j] * w[j] - w[j] * given;
+            total = sum(mine, shared);
         }
-        if (renorm) total = sum(mine, shared);
         // 3., 2., 1. rho_j = prod_u p_u[digit_u(a_j)], digit by digit
         unsigned place = 1;  // P**u
         for (int u = 0; u < order; u++, place *= radix) {
@@ -189,16 +189,24 @@ extern "C" __global__ void decode_backward_any(
             const Sum top = maximum_of(x, radix, shared);
             mine = 0;
             for (int p = threadIdx.x; p < radix; p += blockDim.x) mine += exponential(minus(widen(x[p]), top));
-            for (int j = threadIdx.x; j < top_k; j += blockDim.x)
-                digit[j] = moved_back(slot[j], shift, slots) / place % radix;
-            const Sum share = total / sum(mine, shared);  // whose barriers are those of g and digit too
-            for (int p = threadIdx.x; p < radix; p += blockDim.x) {
+            const Sum share = total / sum(mine, shared);
+            for (int before = 0; before < radix; before += blockDim.x) {
+                const int p = before + threadIdx.x;
                 Sum received = 0;
-                for (int j = 0; j < top_k; j++)
-                    if (digit[j] == p) received += g[j];
-                narrow(received - exponential(minus(widen(x[p]), top)) * share, dlogits[first + p]);
+                for (int first_slot = 0; first_slot < top_k; first_slot += MOST_HELD) {
+                    const int held = smaller_of(MOST_HELD, top_k - first_slot);
+                    __syncthreads();  // the ones before have been looked at
+                    for (int i = threadIdx.x; i < held; i += blockDim.x) {
+                        const int j = first_slot + i;
+                        g[i] = dw[j] * w[j] - w[j] * given;
+                        digit[i] = moved_back(slot[j], shift, slots) / place % radix;
+                    }
+                    __syncthreads();
+                    for (int i = 0; i < held; i++)
+                        if (digit[i] == p) received += g[i];
+                }
+                if (p < radix) narrow(received - exponential(minus(widen(x[p]), top)) * share, dlogits[first + p]);
             }
-            __syncthreads();  // before the next digits, or the next row's g
         }
     }
 }

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ramnet_np.kernels.cuda.decode import _plan
 from ramnet_np.kernels.cuda.layout import H100, choose_layout
 from ramnet_np.kernels.cuda.segments import LEAST, LEAST_CHUNKS, MASS_BLOCKS, Segments, choose_segments
 
@@ -71,3 +72,10 @@ def test_what_is_cut_into_segments_and_what_is_not():
         1, 65536, 1
     )  # chunks of one token
     assert choose_segments(layout(rows=65536), 1, 65536, 65536, PROCESSORS).cut is False  # state in device memory
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("order", "radix", "top_k"), [(1, 1024, 16), (5, 4, 64), (2, 64, 4096), (15, 2, 16384)])
+def test_decoding_asks_for_no_more_shared_memory_than_any_gpu_has(dtype, order, radix, top_k):
+    plan = _plan((2, 3, 4, order, radix), np.dtype(dtype), top_k, (True,), 0, (0, 0))
+    assert max(plan.forward.shared, plan.backward.shared) <= 48 * 1024
