@@ -88,22 +88,26 @@ DEVICE void forward_pass(
     Channels<ELEMENT> value;
     Link link{};
     const auto fetch = [&](int chunk) {
-        write.fetch(writes + at_chunk(chunk, CHUNK * W));
-        value.clear();
-        if (place.has(chunk)) value.fetch(place, values + place.row_of(chunk));
+        if (place.takes_part()) {
+            write.fetch(writes + at_chunk(chunk, CHUNK * W));
+            value.clear();
+            if (place.has(chunk)) value.fetch(place, values + place.row_of(chunk));
+        }
+        if (CHUNK > 1)
+            Link::fetch<1>(place, header_of(place, chunk), entries + at_chunk(chunk, ENTRIES), link.coming);
     };
     const auto leave_row = [&] {
         if (place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = value.widened();
     };
-    if (place.takes_part()) fetch(0);
     if (CHUNK > 1) {
         for (int chunk = 0; chunk < 3; chunk++) fetch_header(place, chains, chunk);
         wait_for_copies<0>();
         __syncwarp();
         link.chain = header_of(place, 0);
-        link.fetch_first<1>(place, entries);
-        leave_row();
     }
+    fetch(0);
+    if (CHUNK > 1) leave_row();
+    link.entry = link.coming;
     for (int chunk = 1; chunk < AHEAD; chunk++) ask(place, chunk);
     __syncthreads();
     for (int chunk = 0; chunk <= last; chunk++) {
@@ -131,12 +135,12 @@ DEVICE void forward_pass(
                     if (codes[e]) rows.store(place, codes[e], s[e]);
                 }
             }
-            fetch(next);  // into the same registers
         }
+        fetch(next);  // into the same registers
         ask_for(place, rows, token_reads, place.rows);
         if (CHUNK > 1) {
             const TokenEvent* list = entries + at_chunk(chunk, ENTRIES);
-            for (int c = 0;;) {
+            const auto follow = [&] {
                 const Chain chain = link.chain;
                 const int count = chain.reads_only() ? 0 : chain.count();
                 Vector s = rows.load(place, count ? place_of_row(chain.row) : 0);  // of others, the slot may be written
@@ -147,12 +151,14 @@ DEVICE void forward_pass(
                     if (!entry_reads(what)) s.approach(eta, v);
                 });
                 if (count) rows.store(place, place_of_row(chain.row), s);
-                if (!__any_sync(~0u, chain.more_mixed())) break;
-                c += GROUPS, link.chain = chains[at_chunk(chunk, CHAINS) + c];
-                link.fetch_first<1>(place, list);
+            };
+            follow();
+            for (int c = GROUPS; __any_sync(~0u, link.chain.more_mixed()); c += GROUPS) {
+                link.chain = chains[at_chunk(chunk, CHAINS) + c];
+                Link::fetch<1>(place, link.chain, list, link.entry);
+                follow();
             }
             link.chain = header_of(place, next);
-            link.fetch_first<1>(place, entries + at_chunk(next, ENTRIES));
         }
         __syncthreads();
         // 2. reads; meanwhile what the next chunk needs arrives
@@ -162,6 +168,7 @@ DEVICE void forward_pass(
         if (FRESH) rows.fresh = place.rows;
         read(chunk, token_reads, token_dy.widened());
         if (CHUNK > 1) {
+            link.entry = link.coming;
             leave_row();
             wait_for_copies<1>();
         }
@@ -259,29 +266,37 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     Channels<ELEMENT> token_dy;
     Link link{};
     const auto fetch = [&](int chunk) {
+        if (!place.takes_part()) return;
         read.fetch(reads + at_chunk(chunk, CHUNK * R));
         token_dy.clear();
         if (place.has(chunk)) token_dy.fetch(place, dy + place.row_of(chunk));
+    };
+    const auto fetch_chain = [&](int chunk) {
+        Link::fetch<-1>(place, header_of(place, chunk), entries + at_chunk(chunk, ENTRIES), link.coming);
     };
     const auto leave_row = [&] {
         if (place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = token_dy.widened();
     };
     const int end = place.chunks - 1;
     const auto no_less = [](int chunk) { return chunk < 0 ? 0 : chunk; };
-    if (place.takes_part()) fetch(end);
+    fetch(end);
     if (CHUNK > 1) {
         for (int chunk = end; chunk > end - 3; chunk--) fetch_header(place, chains, chunk);
         wait_for_copies<0>();
         __syncwarp();
         link.chain = header_of(place, end);
-        link.fetch_first<-1>(place, entries + at_chunk(end, ENTRIES));
+        fetch_chain(end);
+        link.entry = link.coming;
         leave_row();
     }
     for (int chunk = end - 1; chunk > end - AHEAD; chunk--) ask(place, chunk);
     __syncthreads();
     for (int chunk = end; chunk >= 0; chunk--) {
         ask(place, chunk - AHEAD);
-        if (CHUNK > 1) fetch_header(place, chains, chunk - 3);
+        if (CHUNK > 1) {
+            fetch_header(place, chains, chunk - 3);
+            fetch_chain(no_less(chunk - 1));
+        }
         Accesses<OWN_W> write;
         Channels<ELEMENT> value;
         Vector found_here;
@@ -307,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
             found_here = load_channels(place, found + place.row_of(chunk));
         if (CHUNK > 1) {
             const TokenEvent* list = entries + at_chunk(chunk, ENTRIES);
-            for (int c = 0;;) {
+            const auto follow = [&] {
                 const Chain chain = link.chain;
                 Vector d = rows.load(place, place_of_row(chain.row));
                 follow_chain<-1>(place, rows, list, link, chain.count(), [&](int what, Sum coefficient, const Vector& dy) {
@@ -316,14 +331,16 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                     else d.scale(1 - coefficient);
                 });
                 if (chain.count()) rows.store(place, place_of_row(chain.row), d);
-                if (!__any_sync(~0u, chain.more())) break;
-                c += GROUPS, link.chain = chains[at_chunk(chunk, CHAINS) + c];
-                link.fetch_first<-1>(place, list);
+            };
+            follow();
+            for (int c = GROUPS; __any_sync(~0u, link.chain.more()); c += GROUPS) {
+                link.chain = chains[at_chunk(chunk, CHAINS) + c];
+                Link::fetch<-1>(place, link.chain, list, link.entry);
+                follow();
             }
             link.chain = header_of(place, no_less(chunk - 1));
-            link.fetch_first<-1>(place, entries + at_chunk(no_less(chunk - 1), ENTRIES));
         }
-        if (place.takes_part()) fetch(no_less(chunk - 1));  // into the same registers
+        fetch(no_less(chunk - 1));  // into the same registers
         __syncthreads();
         // 2. writes
         ask_for(place, rows, read, place.rows);
@@ -355,6 +372,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (wanted) sum = sum_over_parts(sum);
         if (wanted && place.part == 0 && place.has(chunk)) store_channels(place, sum, dv + place.row_of(chunk));
         if (CHUNK > 1) {
+            link.entry = link.coming;
             leave_row();
             wait_for_copies<1>();
         }

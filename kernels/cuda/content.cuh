@@ -283,19 +283,22 @@ template <int OWN> DEVICE void ask_for(const Place& place, const Rows& rows, con
 }
 
 // A group's chain in a chunk, with the next of its entries: entry i of four in lane i of the group.
+//
+// A wait for one load is a wait for all that are on their way by then, as these share a counter. So the entries of the
+// next chunk come with its other inputs, into registers of their own, and entries further on are waited for at once.
 struct Link {
     Chain chain;
-    TokenEvent entry;
+    TokenEvent entry, coming;
 
+    // Of ``chain``, the first four, or with STEP -1 the last.
+    template <int STEP> DEVICE static void fetch(const Place& place, const Chain& chain, const TokenEvent* entries, TokenEvent& to) {
+        const int i = STEP > 0 ? place.lane : chain.count() - 1 - place.lane;
+        if (i >= 0 && i < chain.count()) to = entries[chain.begin() + i];
+    }
     // Those from place ``from`` among the chunk's entries on.
-    DEVICE void fetch_entries(const Place& place, const TokenEvent* entries, int from, int step) {
+    DEVICE void fetch_further(const Place& place, const TokenEvent* entries, int from, int step) {
         const int i = from + step * place.lane;
         if (i >= chain.begin() && i < chain.begin() + chain.count()) entry = entries[i];
-    }
-    // The first four, or with STEP -1 the last.
-    template <int STEP> DEVICE void fetch_first(const Place& place, const TokenEvent* entries) {
-        const int i = STEP > 0 ? place.lane : chain.count() - 1 - place.lane;
-        if (i >= 0 && i < chain.count()) entry = entries[chain.begin() + i];
     }
     // Entry i of four, in all lanes of the group.
     DEVICE TokenEvent get(int i) const {
@@ -316,8 +319,13 @@ DEVICE void follow_chain(const Place& place, const Rows& rows, const TokenEvent*
     Vector value = rows[count ? entry_token(int(entry.row)) : 0];
 #pragma unroll 1
     for (int i = 1; i <= most; i++) {
-        if ((i & 3) == 0) link.fetch_entries(place, entries, first + STEP * i, STEP);
-        const TokenEvent next = link.get(i & 3);
+        TokenEvent next;
+        if (i & 3) {
+            next = link.get(i & 3);
+        } else {
+            link.fetch_further(place, entries, first + STEP * i, STEP);
+            next = link.get(0);
+        }
         const Vector next_value = rows[i < count ? entry_token(int(next.row)) : 0];
         if (i <= count) follow(int(entry.row), entry.coefficient, value);
         entry = next, value = next_value;
