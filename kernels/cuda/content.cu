@@ -35,8 +35,8 @@
 #define SIZES                                                                                                            \
     int tokens, int heads, int channels, int rows_of_state, int segments, int chunks_of_segment, int first_segment,      \
         int launched
-#define PLACE_OF_LANE                                                                                                    \
-    const Place place(tokens, heads, channels, rows_of_state, {segments, chunks_of_segment, first_segment, launched})
+#define PLACE_OF_LANE(block)                                                                                             \
+    const Place place(block, tokens, heads, channels, rows_of_state, {segments, chunks_of_segment, first_segment, launched})
 #define LISTS const Chain *chains, const TokenEvent *entries
 #define EVENTS const TokenEvent *__restrict__ writes, const TokenEvent *__restrict__ reads
 
@@ -183,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_forward(
     ELEMENT* __restrict__ y,                            // (B, T, H, C)
     int carry                                           // of segments but the first, only the final state is wanted
 ) {
-    PLACE_OF_LANE;
+    PLACE_OF_LANE(block_from_last());
     const bool wanted = !(carry && place.segment);
     Rows rows(place, spare, working);
     rows.start(place, given);
@@ -215,7 +215,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
     Sum* __restrict__ found,   // (B, T, H, C): the content that a token's first write found
     Sum* __restrict__ last     // (slices, B*H, rows): <dstate, s> after the last token, if there is a dstate
 ) {
-    PLACE_OF_LANE;
+    PLACE_OF_LANE(blockIdx.x);
     Rows rows(place, spare, working);
     rows.start(place, given);
     dread += place.before_slice * (CHUNK * R) + place.access_of(OWN_R);
@@ -252,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     Sum* __restrict__ dfound,    // (slices, B*H, chunks, CHUNK): <d, found> of the token's first write
     int carry                    // of segments but the last, only dgiven is wanted
 ) {
-    PLACE_OF_LANE;
+    PLACE_OF_LANE(block_from_last());
     const bool wanted = !(carry && place.segment + 1 < segments);
     Rows rows(place, spare, working);  // of the adjoint
     rows.start(place, dstate);

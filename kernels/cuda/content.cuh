@@ -54,12 +54,12 @@ struct Place {
     unsigned stride;      // from chunk to chunk there
     bool inside[VECTOR];  // channels that C has
 
-    DEVICE Place(int all_tokens, int heads, int channels, int rows, const Segments& segments)
+    DEVICE Place(unsigned block, int all_tokens, int heads, int channels, int rows, const Segments& segments)
         : channels(channels), rows(rows), slices((channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES),
           lane(threadIdx.x % LANES), token(group / SPREAD), part(group % SPREAD), stride(CHUNK * heads * channels) {
-        const int number = blockIdx.x / slices, all_chunks = chunks_of(all_tokens);
+        const int number = block / slices, all_chunks = chunks_of(all_tokens);
         const int batch_head = number / segments.launched;
-        slice = blockIdx.x % slices, segment = segments.first + number % segments.launched;
+        slice = block % slices, segment = segments.first + number % segments.launched;
         unit = batch_head * segments.count + segment;
         const int begin = segment * segments.chunks;
         chunks = smaller_of(segments.chunks, all_chunks - begin);

@@ -1,8 +1,8 @@
 // The address decoder: logits (B, T, H, U, P) to the K best slots and their weights (B, T, H, K), and its backward.
 //
 // One thread a token and head, all in registers; with LOGIT, ORDER, RADIX, TOP_K and THREADS, the size of a block, defined.
-// Writes are blocks y = 0, reads are blocks y = 1, of a launch of one side or both. decode_any.cu serves what is too
-// large for that.
+// A launch is of one side or both: of both, even blocks work for writes and odd ones for reads. decode_any.cu serves what is
+// too large for that.
 //
 // Same mathematics as ramnet_np/core/decoder.py, and the same selection to the bit: slots are ranked by the sum of
 // their digits' scores, logit - max, added in the order of the digits; ties go to the smaller slot before CAPE. Here
@@ -137,8 +137,13 @@ DEVICE Sum softmax_numerators(Sum (&x)[P]) {
     return total;
 }
 
-// Of the two sides, the one that this block works for.
-template <class T> DEVICE T of_side(T write, T read) { return blockIdx.y ? read : write; }
+// What a thread works for: which row, and of the two sides, which one.
+struct Work {
+    unsigned row, side;
+
+    DEVICE Work(unsigned block, unsigned both) : row((block >> both) * THREADS + threadIdx.x), side(block & both) {}
+    template <class T> DEVICE T of_side(T write, T read) const { return side ? read : write; }
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS) decode_forward(
     const LOGIT* write_logits, const LOGIT* read_logits,  // (rows, U, P)
@@ -146,13 +151,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_forward(
     int* write_index, int* read_index,                    // (rows, K)
     Sum* write_weight, Sum* read_weight,                  // (rows, K)
     long long batch_stride, long long token_stride,       // of positions
-    unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int write_renorm, int read_renorm
+    unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int write_renorm, int read_renorm, unsigned both
 ) {
-    const LOGIT* __restrict__ logits = of_side(write_logits, read_logits);
-    int* __restrict__ index = of_side(write_index, read_index);
-    Sum* __restrict__ weight = of_side(write_weight, read_weight);
-    const int renorm = of_side(write_renorm, read_renorm);
-    const unsigned row = blockIdx.x * THREADS + threadIdx.x;
+    const Work work(blockIdx.x, both);
+    const LOGIT* __restrict__ logits = work.of_side(write_logits, read_logits);
+    int* __restrict__ index = work.of_side(write_index, read_index);
+    Sum* __restrict__ weight = work.of_side(write_weight, read_weight);
+    const int renorm = work.of_side(write_renorm, read_renorm);
+    const unsigned row = work.row;
     if (row >= rows) return;
     // 1. softmax of every digit, and 2. the K best content slots
     SlotKey best[K];
@@ -189,15 +195,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_backward(
     const Sum* write_weight, const Sum* read_weight,      // (rows, K)
     LOGIT* dwrite_logits, LOGIT* dread_logits,            // (rows, U, P)
     long long batch_stride, long long token_stride,       // of positions
-    unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int write_renorm, int read_renorm
+    unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int write_renorm, int read_renorm, unsigned both
 ) {
-    const Sum* __restrict__ dweight = of_side(dwrite_weight, dread_weight);
-    const LOGIT* __restrict__ logits = of_side(write_logits, read_logits);
-    const int* __restrict__ index = of_side(write_index, read_index);
-    const Sum* __restrict__ weight = of_side(write_weight, read_weight);
-    LOGIT* __restrict__ dlogits = of_side(dwrite_logits, dread_logits);
-    const int renorm = of_side(write_renorm, read_renorm);
-    const unsigned row = blockIdx.x * THREADS + threadIdx.x;
+    const Work work(block_from_last(), both);
+    const Sum* __restrict__ dweight = work.of_side(dwrite_weight, dread_weight);
+    const LOGIT* __restrict__ logits = work.of_side(write_logits, read_logits);
+    const int* __restrict__ index = work.of_side(write_index, read_index);
+    const Sum* __restrict__ weight = work.of_side(write_weight, read_weight);
+    LOGIT* __restrict__ dlogits = work.of_side(dwrite_logits, dread_logits);
+    const int renorm = work.of_side(write_renorm, read_renorm);
+    const unsigned row = work.row;
     if (row >= rows) return;
     Sum g[K], rho[K];
     int slot[K];

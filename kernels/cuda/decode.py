@@ -111,8 +111,9 @@ def _plan(
         *map(np.int32, renorms),
     )
     if forward == "decode_forward":
-        grid = (-(-rows // DECODE_THREADS), len(renorms))
-        constants += constants[-1:] * (2 - len(renorms))  # both sides are always passed
+        sides = len(renorms)
+        grid = (-(-rows // DECODE_THREADS) * sides,)
+        constants += *constants[-1:] * (2 - sides), np.uint32(sides - 1)  # both sides are always passed
         launches = (Launch(specialisation, name, grid, DECODE_THREADS, constants) for name in (forward, backward))
         return _Plan((B, T, H, top_k), sums, 0, *launches)
 

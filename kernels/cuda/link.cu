@@ -9,8 +9,8 @@
 // Beside that, for mass.cu, what depends on nothing else either: what a write leaves of its slot's mass (alpha), and
 // what the writes before it in the chunk make of the mass that the chunk found, so that mass.cu follows no chains.
 //
-// Who computes what: block (head, batch, chunk), heads first as they share lines of memory; thread token * W + k has write
-// k of a token and read k.
+// Who computes what: block (head, chunk, batch counted from the last), heads first as they share lines of memory; thread
+// token * W + k has write k of a token and read k.
 #include "mass.cuh"
 
 // Whether a thread's token is one of the chunk; known to the compiler where all threads have one.
@@ -64,7 +64,7 @@ struct WarpTallies {
 extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link_accesses(
     CALL_PARAMETERS,
     Link* __restrict__ writes,             // (B*H, chunks, CHUNK, W)
-    Affine* __restrict__ earlier,          // likewise, of writes in chains: the change by those before it
+    Affine* __restrict__ earlier,          // likewise, of writes in chains, by their version: the change by those before
     TokenEvent* __restrict__ read_events,  // (B*H, chunks, CHUNK, R), the coefficients those that were given
     short* __restrict__ read_places,       // likewise, of listed reads: among the entries
     Link* __restrict__ reads,              // likewise, or null if reads are not mass-aware
@@ -72,8 +72,8 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     int first_batch, int first_chunk       // of the launch
 ) {
     const Call call = CALL;
-    const int chunk = first_chunk + blockIdx.z, first = chunk * CHUNK;
-    const Unit unit(call, first_batch + blockIdx.y, blockIdx.x);
+    const int chunk = first_chunk + blockIdx.y, first = chunk * CHUNK;
+    const Unit unit(call, first_batch + gridDim.z - 1 - blockIdx.z, blockIdx.x);
     const long long number = unit.chunk_at(chunk), at = number * CHUNK;  // the chunk's first token, in arrays with CHUNK
     writes += at * W, read_events += at * R;
 #if CHUNK == 1
@@ -242,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
             }
         return sum;
     };
-    if (write_role.mixed) earlier[at * W + threadIdx.x] = change_before(write_role, write_begin, write_place);
+    if (write_role.mixed) earlier[at * W + write_number] = change_before(write_role, write_begin, write_place);
     if (reads && in_chunk(r.token, R)) {
         tag = r.live ? listed(read_place) : DEAD;
         if (read_role.mixed) tag = chained(read_number, read_place, read_begin);

@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
     Sum* working, Sum* final_mass,    // (B*H, rows) each, or null; working only if not IN_SHARED
     Sum* __restrict__ kept,           // (B*H, segments, rows), or null: product of 1 - eta; only if SEGMENTED
     int segments, int chunks_of_segment,
-    const Link* __restrict__ writes, const Affine* __restrict__ earlier,  // (B*H, chunks, CHUNK, W)
+    const Link* __restrict__ writes, const Affine* __restrict__ earlier,  // (B*H, chunks, CHUNK, W), see link.cu
     const Link* __restrict__ reads,                                       // (B*H, chunks, CHUNK, R) if MASS_AWARE
     TokenEvent* __restrict__ write_events,                                // (B*H, chunks, CHUNK, W)
     Sum* __restrict__ old_mass,                                           // likewise: before each write
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
     };
     const int chunks = part.end - part.begin;
     const long long first = unit.chunk_at(part.begin) * CHUNK;
-    writes += first * W + threadIdx.x, earlier += first * W + threadIdx.x;
+    writes += first * W + threadIdx.x, earlier += first * W;
     write_events += first * W + threadIdx.x, old_mass += first * W + threadIdx.x;
     TokenEvent* entries_here = CHUNK > 1 ? entries + unit.chunk_at(part.begin) * ENTRIES : nullptr;
     if (MASS_AWARE) reads += first * R, read_mass += first * R;
@@ -127,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_forward(
         for (int item = 0; item < ITEMS; item++) {
             to.before[item] = {1, 0};
             if (CHUNK > 1 && chunk < chunks && to.write[item].chained())
-                to.before[item] = earlier[ahead * CHUNK * W + item * THREADS];
+                to.before[item] = earlier[ahead * CHUNK * W + tag_version(int(to.write[item].tag))];
         }
     };
 #pragma unroll

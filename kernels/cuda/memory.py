@@ -138,7 +138,7 @@ def memory_forward(
         places = np.int32(rows * layout.in_shared), np.int32(layout.room)  # of content.cu
         link = get_kernel(link_specialisation(layout), "link_accesses")
         for batch, chunk in product(range(0, B, GRID), range(0, chunks, GRID)):
-            link((H, min(B - batch, GRID), min(chunks - chunk, GRID)), (THREADS,), (
+            link((H, min(chunks - chunk, GRID), min(B - batch, GRID)), (THREADS,), (
                 *ctx.call, links.writes, earlier, accesses.read_events, links.read_places, links.reads, *places,
                 np.int32(batch), np.int32(chunk),
             ))  # fmt: skip

@@ -62,6 +62,12 @@ def get_kernel(specialisation: Specialisation, name: str) -> Any:
     return _kernel(specialisation, name, cupy.cuda.runtime.getDevice())
 
 
+def struct(**members: Any) -> Any:
+    """NumPy scalars as one argument of a kernel, a struct of them in this order: each argument costs 0.4 us."""
+    layout = np.dtype([(name, value.dtype) for name, value in members.items()], align=True)
+    return np.array(tuple(members.values()), layout)[()]
+
+
 class Launch:
     """A kernel and what stays the same from launch to launch: grid, block, shared memory, the last arguments.
 

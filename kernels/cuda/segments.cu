@@ -38,8 +38,8 @@ extern "C" __global__ void __launch_bounds__(256) mass_carry(
     Affine* const of_row = reinterpret_cast<Affine*>(on_chip());
     for (int row = threadIdx.x; row < rows; row += THREADS) of_row[row] = {1, 0};
     const int chunks = part.end - part.begin;
-    const long long first = unit.chunk_at(part.begin) * CHUNK * W + threadIdx.x;
-    writes += first, earlier += first;
+    const long long first = unit.chunk_at(part.begin) * CHUNK * W;
+    writes += first + threadIdx.x, earlier += first;
 
     Link write[RING][ITEMS];
     Affine before[RING][ITEMS];
@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(256) mass_carry(
         for (int item = 0; item < ITEMS; item++) {
             before[s][item] = {1, 0};
             if (CHUNK > 1 && write[s][item].last() && write[s][item].chained())
-                before[s][item] = earlier[(long long)(chunk) * (CHUNK * W) + item * THREADS];
+                before[s][item] = earlier[(long long)(chunk) * (CHUNK * W) + tag_version(int(write[s][item].tag))];
         }
     };
 #pragma unroll

@@ -45,16 +45,23 @@ template <int N> DEVICE int place_of(int slot, const int (&slots)[N]) {
     return place;
 }
 
+// What stays the same from call to call, in the order of step.py.
+struct Call {
+    long long batch_stride;  // of positions
+    Sum one_gamma, eps;
+    unsigned heads, cape_heads;
+    int write_renorm, read_renorm, mass_aware, gsu;
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS) step(
     const ELEMENT* __restrict__ write_logits, const ELEMENT* __restrict__ read_logits,  // (B, 1, H, U, P)
     const ELEMENT* __restrict__ values,                                                 // (B, 1, H, C)
-    const ELEMENT* __restrict__ gamma,         // (B, 1, H), or null: ``one_gamma``
+    const ELEMENT* __restrict__ gamma,         // (B, 1, H), or null: ``call.one_gamma``
     const bool* __restrict__ mask,             // (B, 1), or null
     const long long* __restrict__ positions,   // (B, 1), or null: 0
     Sum* s, Sum* z,                            // (B, H, M, C) and (B, H, M), updated
     ELEMENT* __restrict__ y,                   // (B, 1, H, C)
-    Sum one_gamma, long long batch_stride,     // of positions
-    unsigned heads, unsigned cape_heads, int write_renorm, int read_renorm, int mass_aware, Sum eps, int gsu
+    const Call call
 ) {
     __shared__ WriteSearch write_search;
     __shared__ ReadSearch read_search;
@@ -72,9 +79,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(
     y += unit * CHANNELS;
 
     // 0. what is needed later is asked for now
-    const bool kept = !mask || mask[unit / heads];
-    const Sum forgetting = gamma ? Sum(widen(gamma[unit])) : one_gamma;
-    const long long position = Cape{positions, batch_stride, 0, 1, heads, cape_heads}.position(unsigned(unit));
+    const bool kept = !mask || mask[unit / call.heads];
+    const Sum forgetting = gamma ? Sum(widen(gamma[unit])) : call.one_gamma;
+    const long long position = Cape{positions, call.batch_stride, 0, 1, call.heads, call.cape_heads}.position(unsigned(unit));
     Sum v[VECTOR];
     load(values + place * VECTOR, v);
 
@@ -95,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(
         if (warp == 0)
             find(write_search, write_logits, write_slot, written_mass, WRITES, true);
         else
-            find(read_search, read_logits, read_slot, read_mass, READS, mass_aware);
+            find(read_search, read_logits, read_slot, read_mass, READS, call.mass_aware);
     }
     __syncthreads();
     if (!kept) {
@@ -119,24 +126,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(
 
     // 2. weights and masses
     if (warp == 0) {
-        const Retention<Sum> retention{gsu, 0, 0};
+        const Retention<Sum> retention{call.gsu, 0, 0};
         Sum w[WriteSearch::OWN];
-        write_search.weigh(lane, write_renorm, w);
+        write_search.weigh(lane, call.write_renorm, w);
 #pragma unroll
         for (int e = 0; e < WriteSearch::OWN; e++) {
             const int k = lane + 32 * e;
             if (k >= WRITES) continue;
             mass[k] = retention(w[e], forgetting) * written_mass[e] + w[e];
             z[write_slot[k]] = mass[k];
-            eta[k] = w[e] / (mass[k] + eps);
+            eta[k] = w[e] / (mass[k] + call.eps);
         }
     }
-    if (mass_aware) __syncthreads();
+    if (call.mass_aware) __syncthreads();
     if (warp == 1) {
         Sum r[ReadSearch::OWN], total = 0, weighted = 0;
-        read_search.weigh(lane, read_renorm, r);
+        read_search.weigh(lane, call.read_renorm, r);
 #pragma unroll
-        for (int e = 0; mass_aware && e < ReadSearch::OWN; e++) {
+        for (int e = 0; call.mass_aware && e < ReadSearch::OWN; e++) {
             const int k = lane + 32 * e;
             if (k >= READS) continue;
             const int written = place_of(read_slot[k], write_slot);
@@ -144,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(
             r[e] *= written < 0 ? read_mass[e] : mass[written];
             weighted += r[e];
         }
-        const Sum scale = mass_aware ? sum_over_warp(total) / (sum_over_warp(weighted) + eps) : Sum(1);
+        const Sum scale = call.mass_aware ? sum_over_warp(total) / (sum_over_warp(weighted) + call.eps) : Sum(1);
 #pragma unroll
         for (int e = 0; e < ReadSearch::OWN; e++)
             if (lane + 32 * e < READS) weight[lane + 32 * e] = r[e] * scale;

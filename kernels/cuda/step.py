@@ -16,7 +16,7 @@ from ramnet_np.core.state import RAMState
 
 from .arrays import NULL, null_or, plain, token_strides
 from .decode import decode_pair_forward
-from .module import Launch, Specialisation, sum_dtype, type_name
+from .module import Launch, Specialisation, struct, sum_dtype, type_name
 
 MOST = 64  # K and P of the fused kernel
 
@@ -62,21 +62,20 @@ def _plan(
     write_k, read_k, write_renorm, read_renorm, cape_heads = decode
     specialisation = step_specialisation(type_name(dtype), U, P, write_k, read_k, channels)
     [name] = specialisation.kernels
-    number = sums(0 if gamma is None else gamma)
-    constants: tuple[Any, ...]
-    update = np.int32(options.mass_aware), sums(options.eps), np.int32(options.update == "gsu")
+    number, eps = sums(0 if gamma is None else gamma), sums(options.eps)
+    mass_aware, gsu = np.int32(options.mass_aware), np.int32(options.update == "gsu")
     if name == "step":
-        constants = (
-            number, np.int64(batch_stride), np.uint32(H), np.uint32(cape_heads), np.int32(write_renorm),
-            np.int32(read_renorm), *update,
+        constants = struct(
+            batch_stride=np.int64(batch_stride), one_gamma=number, eps=eps, heads=np.uint32(H),
+            cape_heads=np.uint32(cape_heads), write_renorm=np.int32(write_renorm), read_renorm=np.int32(read_renorm),
+            mass_aware=mass_aware, gsu=gsu,
         )  # fmt: skip
         threads = _threads(type_name(dtype), write_k + read_k, channels)
-        return Launch(specialisation, name, (B * H,), threads, constants)
-    constants = (
-        number, np.int32(write_k), np.int32(read_k), np.int32(H), np.int32(channels), np.int64(options.slots), *update
-    )  # fmt: skip
+        return Launch(specialisation, name, (B * H,), threads, (constants,))
+    sizes = np.int32(write_k), np.int32(read_k), np.int32(H), np.int32(channels), np.int64(options.slots)
     threads = min(256, max(32, -(-max(channels, write_k, read_k) // 32) * 32))
-    return Launch(specialisation, name, (B * H,), threads, constants, (write_k + read_k) * np.dtype(sums).itemsize)
+    shared = (write_k + read_k) * np.dtype(sums).itemsize
+    return Launch(specialisation, name, (B * H,), threads, (number, *sizes, mass_aware, eps, gsu), shared)
 
 
 def step(

@@ -7,6 +7,7 @@ the slots it wrote. NaN in ``values`` or ``gamma`` is never looked for and stays
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -60,17 +61,86 @@ def check_attention(
         ...
     ValueError: gamma must not be negative for update='pdma', got -1.0
     """
-    B, T, H, U, P = check_logits("write_logits", write_logits)
-    check_logits("read_logits", read_logits)
-    check_array("values", values, 4, ("B", "T", "H", "C"))
-    kinds = [array_kind(a) for a in (write_logits, read_logits, values)]
+    form = Form.of("write_logits", write_logits)
+    B, T, H, U, P = _check_forms(form, Form.of("read_logits", read_logits), Form.of("values", values))
+    if form.kind == "numpy":
+        _check_finite("write_logits", write_logits)
+        _check_finite("read_logits", read_logits)
+    given = (
+        P**U, H, update, *_pair("top_k", top_k), *_pair("renorm", renorm), cape_heads, eps, proxy_eps, mass_aware,
+    )  # fmt: skip
+    try:
+        decode, options = _check_options(*given)
+    except TypeError:  # also of what no cache takes, and no option is
+        decode, options = _check_options.__wrapped__(*given)
+    if mask is not None:
+        _check_mask(mask, (B, T), form.kind)
+    if state is not None:
+        check_state("state", state, (B, H, options.slots, values.shape[3]), values)
+    gamma = check_gamma(gamma, (B, T, H), values, update)
+    return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options)
+
+
+class Form(NamedTuple):
+    """What the checks look at in an array, beside its numbers. What has passed once is known again, without a look at
+    every part: a token on a GPU takes less time than that look.
+
+    >>> Form.of("values", np.zeros((2, 3)))
+    Form(kind='numpy', shape=(2, 3), dtype=dtype('float64'))
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @classmethod
+    def of(cls, name: str, array: Any) -> Form:
+        """TypeError if it is no array."""
+        if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+            raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+        return cls(array_kind(array), array.shape, array.dtype)
+
+    def check(self, name: str, axes: tuple[str, ...]) -> None:
+        """Floating-point numbers with these axes; on the CPU only float32 and float64 will do.
+
+        >>> Form("numpy", (2, 3), np.dtype(np.float32)).check("values", ("B", "T", "H", "C"))
+        Traceback (most recent call last):
+            ...
+        ValueError: values must have 4 axes (B, T, H, C), got shape (2, 3)
+        """
+        if len(self.shape) != len(axes):
+            raise ValueError(f"{name} must have {len(axes)} axes ({', '.join(axes)}), got shape {self.shape}")
+        if self.dtype.kind != "f" and self.dtype.name != "bfloat16":
+            raise TypeError(f"{name} must be floating point, got {self.dtype}")
+        if self.kind == "numpy" and self.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{name} must be float32 or float64 on the CPU, got {self.dtype}")
+
+    def check_logits(self, name: str) -> tuple[int, int, int, int, int]:
+        """(B, T, H, U, P), of which only B may be 0, and fewer than 2**31 slots."""
+        self.check(name, _LOGIT_AXES)
+        B, T, H, U, P = self.shape
+        for axis, size in ((1, T), (2, H), (3, U), (4, P)):
+            if size == 0:
+                raise ValueError(f"{name} must not be empty along axis {axis} ({_LOGIT_AXES[axis]}), got {self.shape}")
+        if P**U >= 2**31:
+            raise ValueError(f"{name} addresses P**U = {P}**{U} slots; at most 2**31 - 1 are supported")
+        return B, T, H, U, P
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_forms(write: Form, read: Form, values: Form) -> tuple[int, int, int, int, int]:
+    """Of write_logits, read_logits and values; returns the shape of the logits."""
+    B, T, H, U, P = write.check_logits("write_logits")
+    read.check_logits("read_logits")
+    values.check("values", ("B", "T", "H", "C"))
+    kinds = write.kind, read.kind, values.kind
     if kinds.count(kinds[0]) < 3:
         raise TypeError(f"write_logits, read_logits and values must be arrays of one library, got {', '.join(kinds)}")
-    if read_logits.shape != write_logits.shape:
-        axis = _first_difference(read_logits.shape, write_logits.shape)
+    if read.shape != write.shape:
+        axis = _first_difference(read.shape, write.shape)
         raise ValueError(
-            f"read_logits must have the shape of write_logits {write_logits.shape}, "
-            f"got {read_logits.shape}: axis {axis} ({_LOGIT_AXES[axis]}) differs"
+            f"read_logits must have the shape of write_logits {write.shape}, "
+            f"got {read.shape}: axis {axis} ({_LOGIT_AXES[axis]}) differs"
         )
     if values.shape[:3] != (B, T, H):
         axis = _first_difference(values.shape[:3], (B, T, H))
@@ -80,16 +150,34 @@ def check_attention(
         )
     if values.shape[3] == 0:
         raise ValueError(f"values must have at least one channel (axis 3, C), got shape {values.shape}")
-    for name, array in (("read_logits", read_logits), ("values", values)):
-        if array.dtype != write_logits.dtype:
-            raise TypeError(f"{name} must have the dtype of write_logits ({write_logits.dtype}), got {array.dtype}")
+    for name, form in (("read_logits", read), ("values", values)):
+        if form.dtype != write.dtype:
+            raise TypeError(f"{name} must have the dtype of write_logits ({write.dtype}), got {form.dtype}")
+    return B, T, H, U, P
 
-    slots = P**U
-    write_k, read_k = check_pair("top_k", top_k, lambda name, k: check_top_k(name, k, slots))
-    write_renorm, read_renorm = check_pair("renorm", renorm, check_bool)
+
+@functools.lru_cache(maxsize=1024, typed=True)  # True is not 1
+def _check_options(
+    slots: int,
+    heads: int,
+    update: str,
+    k_names: tuple[str, str],
+    write_k: Any,
+    read_k: Any,
+    renorm_names: tuple[str, str],
+    write_renorm: Any,
+    read_renorm: Any,
+    cape_heads: Any,
+    eps: Any,
+    proxy_eps: Any,
+    mass_aware: Any,
+) -> tuple[DecodeOptions, MemoryOptions]:
+    """All arguments that are no arrays."""
+    write_k, read_k = check_top_k(k_names[0], write_k, slots), check_top_k(k_names[1], read_k, slots)
+    write_renorm, read_renorm = check_bool(renorm_names[0], write_renorm), check_bool(renorm_names[1], read_renorm)
     if update not in UPDATES:
         raise ValueError(f"update must be 'pdma' or 'gsu', got {update!r}")
-    decode = DecodeOptions(write_k, read_k, write_renorm, read_renorm, check_cape_heads(cape_heads, H))
+    decode = DecodeOptions(write_k, read_k, write_renorm, read_renorm, check_cape_heads(cape_heads, heads))
     options = MemoryOptions(
         slots,
         update,
@@ -97,32 +185,7 @@ def check_attention(
         _check_real("eps", eps, 0.0, np.inf),
         _check_real("proxy_eps", proxy_eps, 0.0, 1.0),
     )
-    if mask is not None:
-        _check_mask(mask, (B, T), kinds[0])
-    if state is not None:
-        check_state("state", state, (B, H, slots, values.shape[3]), values)
-    gamma = check_gamma(gamma, (B, T, H), values, update)
-    return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options)
-
-
-def check_array(name: str, array: Any, ndim: int, axes: tuple[str, ...]) -> None:
-    """An array of floats with ``ndim`` axes.
-
-    TypeError or ValueError otherwise; on the CPU only float32 and float64 will do.
-
-    >>> check_array("values", np.zeros((2, 3)), 4, ("B", "T", "H", "C"))
-    Traceback (most recent call last):
-        ...
-    ValueError: values must have 4 axes (B, T, H, C), got shape (2, 3)
-    """
-    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
-        raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-    if array.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} axes ({', '.join(axes)}), got shape {array.shape}")
-    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name} must be floating point, got {array.dtype}")
-    if array_kind(array) == "numpy" and array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} must be float32 or float64 on the CPU, got {array.dtype}")
+    return decode, options
 
 
 def check_logits(name: str, logits: Any) -> tuple[int, int, int, int, int]:
@@ -137,17 +200,11 @@ def check_logits(name: str, logits: Any) -> tuple[int, int, int, int, int]:
         ...
     ValueError: logits must be finite, got nan at index (0, 0, 0, 0, 0)
     """
-    check_array(name, logits, 5, _LOGIT_AXES)
-    B, T, H, U, P = logits.shape
-    for axis, size in ((1, T), (2, H), (3, U), (4, P)):
-        if size == 0:
-            raise ValueError(f"{name} must not be empty along axis {axis} ({_LOGIT_AXES[axis]}), got {logits.shape}")
-    if P**U >= 2**31:
-        raise ValueError(f"{name} addresses P**U = {P}**{U} slots; at most 2**31 - 1 are supported")
-    if array_kind(logits) == "numpy" and not np.isfinite(logits).all():
-        where = np.argwhere(~np.isfinite(logits))[0]
-        raise ValueError(f"{name} must be finite, got {logits[tuple(where)]} at index {tuple(where.tolist())}")
-    return B, T, H, U, P
+    form = Form.of(name, logits)
+    shape = form.check_logits(name)
+    if form.kind == "numpy":
+        _check_finite(name, logits)
+    return shape
 
 
 def check_top_k(name: str, k: Any, slots: int) -> int:
@@ -167,23 +224,6 @@ def check_top_k(name: str, k: Any, slots: int) -> int:
     if not 1 <= k <= slots:
         raise ValueError(f"{name} must be between 1 and the number of slots M = {slots}, got {k}")
     return int(k)
-
-
-def check_pair(name: str, value: Any, check: Any) -> tuple[Any, Any]:
-    """One value for writes and reads, or a (write, read) pair.
-
-    ValueError for another number of values.
-
-    >>> check_pair("renorm", True, check_bool)
-    (True, True)
-    >>> check_pair("renorm", (True, False), check_bool)
-    (True, False)
-    """
-    if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise ValueError(f"{name} must be one value or a (write, read) pair, got {len(value)} values")
-        return check(f"{name}[0]", value[0]), check(f"{name}[1]", value[1])
-    return (check(name, value),) * 2
 
 
 def check_bool(name: str, value: Any) -> bool:
@@ -313,6 +353,21 @@ def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: A
             raise ValueError(f"{name}.{part} must have shape {axes} = {expected}, got {array.shape}")
         if array.dtype != dtype:
             raise TypeError(f"{name}.{part} must be {dtype}, got {array.dtype}")
+
+
+def _check_finite(name: str, logits: np.ndarray) -> None:
+    if not np.isfinite(logits).all():
+        where = np.argwhere(~np.isfinite(logits))[0]
+        raise ValueError(f"{name} must be finite, got {logits[tuple(where)]} at index {tuple(where.tolist())}")
+
+
+def _pair(name: str, value: Any) -> tuple[tuple[str, str], Any, Any]:
+    """One value for writes and reads, or a (write, read) pair: what to call them, and both."""
+    if not isinstance(value, (tuple, list)):
+        return (name, name), value, value
+    if len(value) != 2:
+        raise ValueError(f"{name} must be one value or a (write, read) pair, got {len(value)} values")
+    return (f"{name}[0]", f"{name}[1]"), *value
 
 
 def _check_mask(mask: Any, shape: tuple[int, int], kind: str) -> None:

@@ -50,7 +50,7 @@ def test_default_specialisations_compile_into_registers(specialisation, tmp_path
     # what must stay in registers does; a few words around the slow path of pow may not, nor those that the reverse pass
     # over contents and its passes over rows in device memory give up so that three blocks share a multiprocessor
     in_double = ("ELEMENT", "double") in specialisation.defines
-    words = {"content.cu": 96, "link.cu": 16, "mass.cu": 16, "mass_reverse.cu": 24, "weigh.cu": 8}
+    words = {"content.cu": 96, "link.cu": 16, "mass.cu": 16, "mass_reverse.cu": 24, "weigh.cu": 8, "step.cu": 16}
     allowed = 64 if in_double and specialisation.source == "step.cu" else words.get(specialisation.source, 0)
     assert max(map(int, spills)) <= allowed, result.stderr
 
