@@ -72,6 +72,7 @@ struct alignas(8) Chain {
     DEVICE bool more() const { return info >> 21 & 1; }        // there is a chain EACH_ROUND further on
     DEVICE bool more_mixed() const { return info >> 22 & 1; }  // and it is one with writes
     DEVICE int last_round() const { return info >> 23; }       // of the chunk's chains: 0 to 3
+    DEVICE void arrive() { row = arrived(row), info = arrived(info); }
 };
 constexpr int EACH_ROUND = 64;  // chains that content.cu follows at a time
 DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more, bool more_mixed, int last_round) {

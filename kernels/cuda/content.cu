@@ -126,7 +126,7 @@ DEVICE void forward_pass(
             BATCHES(OWN_W, first) {
                 int codes[BATCH_OF(OWN_W)];
                 Vector s[BATCH_OF(OWN_W)];
-                write.codes(first, codes);
+                write.codes(place, first, codes);
                 rows.find_alone(place, codes, s);
                 EVENTS_OF(OWN_W, e) {
                     if (REPLAY && first + e == 0 && place.part == 0 && !has_version(int(write.get(0).row)) && place.has(chunk))
@@ -195,8 +195,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_forward(
             BATCHES(OWN_R, first) {
                 int codes[BATCH_OF(OWN_R)];
                 Vector seen[BATCH_OF(OWN_R)];
-                reads.codes(first, codes);
-                rows.find(place, codes, seen);
+                reads.codes(place, first, codes);
+                rows.find(place, codes, any_spared(codes), seen);
                 EVENTS_OF(OWN_R, e) sum.add(reads.get(first + e).coefficient, seen[e]);
             }
         }
@@ -224,9 +224,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_replay(
             int codes[BATCH_OF(OWN_R)];
             Vector seen[BATCH_OF(OWN_R)];
             Sum dots[BATCH_OF(OWN_R)];
-            EVENTS_OF(OWN_R, e) codes[e] = NOTHING;
-            if (place.takes_part()) reads.codes(first, codes);
-            rows.find(place, codes, seen);
+            reads.codes(place, first, codes);
+            rows.find(place, codes, any_spared(codes), seen);
             EVENTS_OF(OWN_R, e) dots[e] = seen[e].dot(dy);
             store_dots(place, dots, dread + at_chunk(chunk, CHUNK * R) + first);
         }
@@ -309,7 +308,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
             BATCHES(OWN_R, first) {
                 int codes[BATCH_OF(OWN_R)];
                 Vector d[BATCH_OF(OWN_R)];
-                read.codes(first, codes);
+                read.codes(place, first, codes);
                 rows.find_alone(place, codes, d);
                 EVENTS_OF(OWN_R, e) {
                     d[e].add(read.get(first + e).coefficient, dy_here);
@@ -340,9 +339,16 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
             }
             link.chain = header_of(place, no_less(chunk - 1));
         }
-        fetch(no_less(chunk - 1));  // into the same registers
+        constexpr bool HELD = Accesses<OWN_W>::HELD;
+        bool spared = false;
+        if (HELD) {  // waits for the writes, before more is asked for
+            int codes[BATCH_OF(OWN_W)];
+            write.codes(place, 0, codes);
+            spared = any_spared(codes);
+        }
         __syncthreads();
         // 2. writes
+        fetch(no_less(chunk - 1));  // into the same registers
         ask_for(place, rows, read, place.rows);
         if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), place.rows);
         const Vector v = value.widened();
@@ -352,9 +358,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
             int codes[BATCH_OF(OWN_W)];
             Vector d[BATCH_OF(OWN_W)];
             Sum dots[BATCH_OF(OWN_W)];
-            EVENTS_OF(OWN_W, e) codes[e] = NOTHING;
-            if (place.takes_part()) write.codes(first, codes);
-            rows.find(place, codes, d);
+            write.codes(place, first, codes);
+            rows.find(place, codes, HELD ? spared : any_spared(codes), d);
             if (first == 0 && wanted) {
                 const Sum dot_found = sum_over_lanes(d[0].dot(found_here));
                 if (place.part == 0 && place.lane == 0 && place.takes_part()) dfound[at_chunk(chunk, CHUNK)] = dot_found;

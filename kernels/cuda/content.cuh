@@ -19,6 +19,10 @@ struct alignas(VECTOR * sizeof(Sum)) Vector {
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) at[i] += a * x.at[i];
     }
+    DEVICE void arrive() {
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) at[i] = arrived(at[i]);
+    }
     DEVICE void scale(Sum a) {
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) at[i] *= a;
@@ -180,6 +184,14 @@ struct Rows {
         return *reinterpret_cast<Vector*>(__cvta_shared_to_generic(at + unsigned(code) * unsigned(LANES * sizeof(Vector))));
     }
 
+    // What is at a place of shared memory if it is wanted, else zeros. Lanes that want nothing leave the banks to others.
+    DEVICE Vector get_if(bool wanted, int code) const {
+        Vector x;
+        x.clear();
+        if (wanted) x = (*this)[code];
+        return x;
+    }
+
     // Shared memory starts from (B*H, rows, C), or from 0 if there is none; device memory was set by the caller.
     DEVICE void start(const Place& place, const Sum* given) const {
         Vector x;
@@ -197,9 +209,9 @@ struct Rows {
             store_channels(place, (*this)[place_of_row(row)], to + (long long)(row)*place.channels);
     }
 
-    // Of a slot in place, or of zeros.
+    // Of a slot in place; code 0: zeros.
     DEVICE Vector load(const Place& place, int code) const {
-        if (IN_SHARED) return (*this)[code];
+        if (IN_SHARED) return get_if(code, code);
         Vector x;
         x.clear();
         const int row = row_at(code);
@@ -219,18 +231,17 @@ struct Rows {
             found[e] = load(place, codes[e]);
         }
     }
-    // What accesses find: slots, versions, or zeros.
-    template <int N> DEVICE void find(const Place& place, const int (&codes)[N], Vector (&found)[N]) const {
-        int all = 0;
-#pragma unroll
-        for (int e = 0; e < N; e++) {
-            found[e] = IN_SHARED || !in_place(codes[e]) ? (*this)[codes[e] & ELSEWHERE ? 0 : codes[e]] : load(place, codes[e]);
-            all |= codes[e];
-        }
-        if (!__any_sync(~0u, all & ELSEWHERE)) return;
+    // What accesses find: slots, versions, or zeros; ``spared``: any_spared of them.
+    template <int N> DEVICE void find(const Place& place, const int (&codes)[N], bool spared, Vector (&found)[N]) const {
 #pragma unroll
         for (int e = 0; e < N; e++)
+            found[e] = IN_SHARED || !in_place(codes[e]) ? (*this)[codes[e] & ELSEWHERE ? 0 : codes[e]] : load(place, codes[e]);
+        if (!spared) return;
+#pragma unroll
+        for (int e = 0; e < N; e++) {
             if (codes[e] & ELSEWHERE) found[e] = spare[(codes[e] & PLACE) * LANES];
+            found[e].arrive();
+        }
     }
     // Has rows before ``end`` brought to the L2 cache, if they are in device memory.
     DEVICE void ask(const Place& place, int code, int end) const {
@@ -269,11 +280,19 @@ template <int OWN> struct Accesses {
         }
     }
     DEVICE TokenEvent get(int e) const { return HELD ? event[HELD ? e : 0] : from[e]; }
-    DEVICE void codes(int first, int (&codes)[BATCH]) const {
+    DEVICE void codes(const Place& place, int first, int (&codes)[BATCH]) const {
 #pragma unroll
-        for (int e = 0; e < BATCH; e++) codes[e] = int(get(first + e).row);
+        for (int e = 0; e < BATCH; e++) codes[e] = place.takes_part() ? int(get(first + e).row) : NOTHING;
     }
 };
+
+// Whether any of a warp's accesses is of a version that found no room in shared memory.
+template <int N> DEVICE bool any_spared(const int (&codes)[N]) {
+    int all = 0;
+#pragma unroll
+    for (int e = 0; e < N; e++) all |= codes[e];
+    return __any_sync(~0u, all & ELSEWHERE);
+}
 
 template <int OWN> DEVICE void ask_for(const Place& place, const Rows& rows, const Accesses<OWN>& accesses, int end) {
     if constexpr (!IN_SHARED) {
@@ -316,17 +335,17 @@ DEVICE void follow_chain(const Place& place, const Rows& rows, const TokenEvent*
     const int most = __reduce_max_sync(~0u, count), first = link.chain.begin() + (STEP > 0 ? 0 : count - 1);
     if (most == 0) return;
     TokenEvent entry = link.get(0);
-    Vector value = rows[count ? entry_token(int(entry.row)) : 0];
+    Vector value = rows.get_if(count, entry_token(int(entry.row)));
 #pragma unroll 1
     for (int i = 1; i <= most; i++) {
         TokenEvent next;
-        if (i & 3) {
+        if (i & 3 || i == most) {
             next = link.get(i & 3);
         } else {
             link.fetch_further(place, entries, first + STEP * i, STEP);
             next = link.get(0);
         }
-        const Vector next_value = rows[i < count ? entry_token(int(next.row)) : 0];
+        const Vector next_value = rows.get_if(i < count, entry_token(int(next.row)));
         if (i <= count) follow(int(entry.row), entry.coefficient, value);
         entry = next, value = next_value;
     }

@@ -19,6 +19,27 @@ constexpr unsigned M = whole_power(P, U);
 // A few digits are laid out one after the other; with a large K the code of one digit is long enough for a loop.
 constexpr int UNROLLED = K <= 8 ? U : 1;
 
+// A row of logits. A short one is asked for as a whole and before all else: neighbouring digits share lines of memory, which
+// would be gone from the L1 cache when their turn comes.
+struct Row {
+    static constexpr bool WHOLE = UNROLLED == U && U * P * sizeof(Sum) <= 128;
+
+    const LOGIT* at;
+    Sum held[WHOLE ? U * P : 1];
+
+    DEVICE Row(const LOGIT* logits, unsigned row) : at(logits + (long long)(row) * (U * P)) {
+        if constexpr (WHOLE) load(at, held);
+    }
+    DEVICE void digit(int u, Sum (&x)[P]) const {
+        if constexpr (WHOLE) {
+#pragma unroll
+            for (int p = 0; p < P; p++) x[p] = held[u * P + p];
+        } else {
+            load(at + u * P, x);
+        }
+    }
+};
+
 // ---- beam search ----
 
 // Adding a penalty to sorted keys keeps their order, but rounding may turn it into a tie: then slots decide anew. That
@@ -88,9 +109,9 @@ template <int N> DEVICE void extend(SlotKey (&best)[K], const SlotKey (&digit)[P
 }
 
 // One digit of a row: its values as keys, best first, and what its softmax divides by.
-DEVICE Sum rank_digit(const LOGIT* logits, unsigned place, SlotKey (&digit)[P]) {
+DEVICE Sum rank_digit(const Row& row, int u, unsigned place, SlotKey (&digit)[P]) {
     Sum x[P];
-    load(logits, x);
+    row.digit(u, x);
     Sum top = x[0];
 #pragma unroll
     for (int p = 1; p < P; p++) top = larger(top, x[p]);
@@ -105,26 +126,26 @@ DEVICE Sum rank_digit(const LOGIT* logits, unsigned place, SlotKey (&digit)[P]) 
 
 // Digits u = FIRST ... U - 1, while the N best addresses so far grow to K; then in a loop. Returns the product of the
 // softmax denominators.
-template <int FIRST, int N> DEVICE Sum search(const LOGIT* row, SlotKey (&best)[K]) {
+template <int FIRST, int N> DEVICE Sum search(const Row& row, SlotKey (&best)[K]) {
     constexpr int NEXT = smaller_of(N * P, K);
     Sum total = 1;
     SlotKey digit[P];
     if constexpr (FIRST < U && N < NEXT) {
-        total = rank_digit(row + FIRST * P, whole_power(P, FIRST), digit);
+        total = rank_digit(row, FIRST, whole_power(P, FIRST), digit);
         extend<N>(best, digit);
         total *= search<FIRST + 1, NEXT>(row, best);
     } else {
         unsigned place = whole_power(P, FIRST);
 #pragma unroll UNROLLED
         for (int u = FIRST; u < U; u++, place *= P) {
-            total *= rank_digit(row + u * P, place, digit);
+            total *= rank_digit(row, u, place, digit);
             extend<N>(best, digit);
         }
     }
     return total;
 }
 
-// Of one digit: logits x become exp(x - max). Returns their sum.
+// Of one digit: logits x become exp(x - max). Returns 1 / their sum.
 DEVICE Sum softmax_numerators(Sum (&x)[P]) {
     Sum top = x[0], total = 0;
 #pragma unroll
@@ -134,7 +155,7 @@ DEVICE Sum softmax_numerators(Sum (&x)[P]) {
         x[p] = exponential(minus(x[p], top));
         total += x[p];
     }
-    return total;
+    return 1 / total;
 }
 
 // What a thread works for: which row, and of the two sides, which one.
@@ -163,7 +184,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_forward(
     // 1. softmax of every digit, and 2. the K best content slots
     SlotKey best[K];
     best[0] = SlotKey(Sum(0), 0);
-    const Sum total = search<0, 1>(logits + (long long)(row) * (U * P), best);
+    const Sum total = search<0, 1>(Row(logits, row), best);
     // 3. their weights
     const Sum scale = 1 / total;
     Sum rho[K], kept = scale;
@@ -212,6 +233,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_backward(
     load(dweight + (long long)(row) * K, g);
     load(weight + (long long)(row) * K, rho);
     load(index + (long long)(row) * K, slot);
+    const Row row_logits(logits, row);
+    // The softmax of whole rows is first, so that compilers put off none of the loads
+    constexpr bool WHOLE = Row::WHOLE;
+    Sum numerators[WHOLE ? U : 1][P], scales[WHOLE ? U : 1];
+#pragma unroll
+    for (int u = 0; WHOLE && u < U; u++) {
+        row_logits.digit(u, numerators[u]);
+        scales[u] = softmax_numerators(numerators[u]);
+    }
     // 5. CAPE moved slots, not weights
     const unsigned shift = Cape{positions, batch_stride, token_stride, tokens, heads, cape_heads}.shift(row, M);
 #pragma unroll
@@ -232,22 +262,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_backward(
             total += g[j];
         }
     }
-    // 3., 2., 1. rho_j = prod_u p_u[digit_u(a_j)], digit by digit. Short rows are asked for as a whole: neighbouring
-    // digits share lines of memory, which would be gone from the L1 cache when their turn comes
-    constexpr bool WHOLE = UNROLLED == U && U * P <= 32;
-    Sum row_logits[WHOLE ? U * P : P];
-    if constexpr (WHOLE) load(logits + (long long)(row) * (U * P), row_logits);
+    // 3., 2., 1. rho_j = prod_u p_u[digit_u(a_j)], digit by digit
 #pragma unroll UNROLLED
     for (int u = 0; u < U; u++) {
         const long long first = (long long)(row) * (U * P) + u * P;
-        Sum x[P], received[P];
-        if constexpr (WHOLE) {
-#pragma unroll
-            for (int p = 0; p < P; p++) x[p] = row_logits[u * P + p];
-        } else {
-            load(logits + first, x);
+        Sum(&x)[P] = numerators[WHOLE ? u : 0];
+        Sum& scale = scales[WHOLE ? u : 0];
+        Sum received[P];
+        if constexpr (!WHOLE) {
+            row_logits.digit(u, x);
+            scale = softmax_numerators(x);
         }
-        const Sum denominator = softmax_numerators(x);
 #pragma unroll
         for (int p = 0; p < P; p++) received[p] = 0;
 #pragma unroll
@@ -257,7 +282,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_backward(
 #pragma unroll
             for (int p = 0; p < P; p++) received[p] += digit == p ? g[j] : Sum(0);
         }
-        const Sum share = total / denominator;
+        const Sum share = total * scale;
 #pragma unroll
         for (int p = 0; p < P; p++) received[p] -= x[p] * share;
         store(received, dlogits + first);

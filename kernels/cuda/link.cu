@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
     Link* __restrict__ writes,             // (B*H, chunks, CHUNK, W)
     Affine* __restrict__ earlier,          // likewise, of writes in chains, by their version: the change by those before
     TokenEvent* __restrict__ read_events,  // (B*H, chunks, CHUNK, R), the coefficients those that were given
-    short* __restrict__ read_places,       // likewise, of listed reads: among the entries
+    unsigned short* __restrict__ read_places,  // likewise, of listed reads: among the entries
     Link* __restrict__ reads,              // likewise, or null if reads are not mass-aware
     int rows_in_shared, int room,          // of content.cu: the state's rows, and versions
     int first_batch, int first_chunk       // of the launch
@@ -227,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
         int code = r.live ? place_of_row(r.row) | (read_role.listed ? VERSION | LISTED : 0) : NOTHING;
         if (read_role.mixed) code = version_code(read_number, rows_in_shared, room);
         read_events[threadIdx.x] = {code, r.live ? r.weight : Sum(0)};
-        read_places[at * R + threadIdx.x] = short(read_place);
+        read_places[at * R + threadIdx.x] = (unsigned short)(read_place);
     }
     __syncthreads();
 

@@ -114,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
     const Sum* __restrict__ dfound,    // <d, found> of a token's first write: (SLICES, B*H, chunks, CHUNK)
     const Sum* __restrict__ dread,     // <dy, s>: (SLICES, B*H, chunks, CHUNK, R)
     const Link* __restrict__ writes, const Sum* __restrict__ old_mass,  // (B*H, chunks, CHUNK, W)
-    const TokenEvent* __restrict__ read_events, const short* __restrict__ read_places,  // (.., CHUNK, R)
+    const TokenEvent* __restrict__ read_events, const unsigned short* __restrict__ read_places,  // (.., CHUNK, R)
     const Adjoint* __restrict__ gains,  // (B*H, chunks, CHUNK, R): what a read adds, if MASS_AWARE
     const Sum* last, int last_parts,    // (parts, B*H, segments, rows): q at the end is their sum; or null for 0
     const Sum* dfinal_mass,             // (B*H, segments, rows): dz at the end, or null for 0
@@ -164,7 +164,8 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
         Ready now[ITEMS_W];
         const Sum* const dots = dwritten + first * W + thread;
         const int token = thread / W, k = thread % W;  // of item 0; the others, if any, are of the same token
-        const Sum* const dots_found = dfound + k * in_slice + first + token;
+        constexpr int FOUND = smaller_of(SLICES, 8);
+        const Sum* const dots_found = dfound + (k < FOUND ? k : 0) * in_slice + first + token;
         writes += first * W + thread, old_mass += first * W + thread;
         const ELEMENT* const gammas = gamma ? gamma + unit.first : nullptr;
         dw += unit.first * WRITES + k, dgamma += unit.first;
@@ -177,34 +178,34 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
                 const unsigned at = unsigned(chunk) * (CHUNK * W) + item * THREADS;
                 to.write = writes[at], to.before = old_mass[at];
                 to.dots.fetch(dots + at, in_slice * W);
-                if (item == 0 && k < smaller_of(SLICES, 8)) to.part_found = dots_found[unsigned(chunk) * CHUNK];
+                if (item == 0) to.part_found = dots_found[unsigned(chunk) * CHUNK];
                 const int t = chunk * CHUNK + token;
                 if (gammas && t < tokens) to.gamma = gammas[unsigned(t) * unsigned(heads)];
             }
         };
         // Of the chunk whose inputs are there; then asks for those of the one that comes after it.
         const auto prepare = [&](int chunk, Ready (&ready)[ITEMS_W]) {
-            Sum dot[ITEMS_W], before[ITEMS_W], dot_found = raw[0].part_found;
-            ELEMENT gamma_here = raw[0].gamma;
+            Sum dot[ITEMS_W], before[ITEMS_W], dot_found = k < FOUND ? raw[0].part_found : Sum(0);
+            const Sum gamma_here = gammas ? arrived(widen(raw[0].gamma)) : one_gamma;
 #pragma unroll
             for (int item = 0; item < ITEMS_W; item++) {
                 const unsigned at = unsigned(chunk) * (CHUNK * W) + item * THREADS;
-                ready[item].write = raw[item].write, before[item] = raw[item].before, dot[item] = 0;
+                ready[item].write = raw[item].write, before[item] = arrived(raw[item].before), dot[item] = 0;
                 if (ready[item].write.live()) dot[item] = raw[item].dots.sum(dots + at, in_slice * W);
             }
             if (SLICES > 8 && k < 8 && chunk >= part.begin && token < CHUNK)
 #pragma unroll 1
                 for (int slice = k + 8; slice < SLICES; slice += 8)
                     dot_found += dots_found[(slice - k) * in_slice + unsigned(chunk) * CHUNK];
-            fetch(chunk - 1);
 #pragma unroll
             for (int distance = 1; distance < 8; distance *= 2) dot_found += __shfl_xor_sync(~0u, dot_found, distance);
+            fetch(chunk - 1);
 #pragma unroll
             for (int item = 0; item < ITEMS_W; item++)
                 if (ready[item].write.live())
                     numbers_of(
-                        call, ready[item].write, gammas ? widen(gamma_here) : one_gamma, before[item],
-                        item == 0 && k == 0, dot[item], dot_found, ready[item].step, ready[item].slopes);
+                        call, ready[item].write, gamma_here, before[item], item == 0 && k == 0, dot[item], dot_found,
+                        ready[item].step, ready[item].slopes);
         };
         const auto publish = [&]() {
 #pragma unroll
@@ -288,8 +289,8 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
         const int round = thread / EACH_ROUND;
         const Chain* const chains_here = CHUNK > 1 ? chains + unit.chunk_at(0) * CHAINS + thread % EACH_ROUND : nullptr;
         const auto fetch = [&](int chunk) {
-            next_chain = {0, 0};
-            if (CHUNK > 1 && chunk >= part.begin) next_chain = chains_here[unsigned(chunk) * CHAINS];
+            // before the first chunk, nobody looks at it
+            if (CHUNK > 1) next_chain = chains_here[unsigned(chunk < part.begin ? part.begin : chunk) * CHAINS];
 #pragma unroll
             for (int item = 0; item < ITEMS_R; item++) {
                 Raw& to = raw[item];
@@ -307,9 +308,14 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
         const auto prepare = [&](int chunk) {
             const int t = chunk * CHUNK + token;
             chain = next_chain;
+            chain.arrive();  // or else compilers rename registers, and copy the next chain, not this one: they wait for it
             if (CHUNK > 1 && round > 0) {  // that was the chain of the first round; later rounds are rare
                 const bool there = round <= chain.last_round();
-                chain = there ? chains_here[unsigned(chunk) * CHAINS + round * EACH_ROUND] : Chain{-1, 0};
+                chain = {-1, 0};
+                if (there) {  // all threads of a warp, or none
+                    chain = chains_here[unsigned(chunk) * CHAINS + round * EACH_ROUND];
+                    chain.arrive();
+                }
             }
 #pragma unroll
             for (int item = 0; item < ITEMS_R; item++) {

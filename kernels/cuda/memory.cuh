@@ -79,6 +79,10 @@ DEVICE void load_on_chip(unsigned at, double& x) { asm volatile("ld.shared.f64 %
 DEVICE void store_on_chip(unsigned at, float x) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(x) : "memory"); }
 DEVICE void store_on_chip(unsigned at, double x) { asm volatile("st.shared.f64 [%0], %1;" ::"r"(at), "d"(x) : "memory"); }
 
+// Waits for a number that may be on its way from device memory; for the whole warp. What is loaded where few threads come
+// by is waited for there: later, a wait for it would be one for all loads under way, as these share a counter.
+template <class T> DEVICE T arrived(T x) { return __shfl_sync(~0u, x, threadIdx.x % 32); }
+
 // This thread's warp. Broadcast, so that the compiler knows that a warp stays together where it branches on this.
 DEVICE int warp_of_thread() { return __shfl_sync(~0u, int(threadIdx.x) / 32, 0); }
 

@@ -39,7 +39,7 @@ THREADS = 256  # of a block, as in chunk.cuh
 GRID = 65535  # blocks along y, or z
 MOST_ROWS = 2**26 - 1  # PLACE in chunk.cuh
 CHAIN = np.dtype(np.float64)  # as large as Chain
-PLACE = np.dtype(np.int16)
+PLACE = np.dtype(np.uint16)
 WHOLE, CARRY = np.int32(0), np.int32(1)  # of segments: all results, or what the next one starts from
 
 
