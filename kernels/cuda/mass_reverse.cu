@@ -310,7 +310,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
             chain = next_chain;
             chain.arrive();  // or else compilers rename registers, and copy the next chain, not this one: they wait for it
             if (CHUNK > 1 && round > 0) {  // that was the chain of the first round; later rounds are rare
-                const bool there = round <= chain.last_round();
+                const bool there = round <= chain.last_round() && chunk >= part.begin;
                 chain = {-1, 0};
                 if (there) {  // all threads of a warp, or none
                     chain = chains_here[unsigned(chunk) * CHAINS + round * EACH_ROUND];
