@@ -129,11 +129,8 @@ DEVICE void forward_pass(
                 write.codes(place, first, codes);
                 rows.find_alone(place, codes, s);
                 EVENTS_OF(OWN_W, e) {
-                    if (REPLAY && first + e == 0) {
-                        if (!codes[e]) s[e].clear();  // it does nothing
-                        if (place.part == 0 && !has_version(int(write.get(0).row)) && place.has(chunk))
-                            store_channels(place, s[e], found + place.row_of(chunk));
-                    }
+                    if (REPLAY && first + e == 0 && place.part == 0 && !has_version(int(write.get(0).row)) && place.has(chunk))
+                        store_channels(place, s[e], found + place.row_of(chunk));  // 0 if it does nothing
                     s[e].approach(write.get(first + e).coefficient, v);
                     if (codes[e]) rows.store(place, codes[e], s[e]);
                 }

@@ -184,9 +184,10 @@ struct Rows {
         return *reinterpret_cast<Vector*>(__cvta_shared_to_generic(at + unsigned(code) * unsigned(LANES * sizeof(Vector))));
     }
 
-    // What is at a place of shared memory, for lanes that want it: the others leave the banks alone, and get any numbers.
+    // What is at a place of shared memory if it is wanted, else zeros. Lanes that want nothing leave the banks to others.
     DEVICE Vector get_if(bool wanted, int code) const {
         Vector x;
+        x.clear();
         if (wanted) x = (*this)[code];
         return x;
     }
@@ -208,7 +209,7 @@ struct Rows {
             store_channels(place, (*this)[place_of_row(row)], to + (long long)(row)*place.channels);
     }
 
-    // Of a slot in place; code 0: any numbers.
+    // Of a slot in place; code 0: zeros.
     DEVICE Vector load(const Place& place, int code) const {
         if (IN_SHARED) return get_if(code, code);
         Vector x;
@@ -222,7 +223,7 @@ struct Rows {
         else
             store_channels(place, x, state + (long long)(row_at(code)) * place.channels);
     }
-    // What accesses find that are alone; others find any numbers, and their codes become 0.
+    // What accesses find that are alone; others find zeros, and their codes become 0.
     template <int N> DEVICE void find_alone(const Place& place, int (&codes)[N], Vector (&found)[N]) const {
 #pragma unroll
         for (int e = 0; e < N; e++) {
