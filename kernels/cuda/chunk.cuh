@@ -62,22 +62,21 @@ DEVICE constexpr bool entry_reads(int entry) { return entry < 0; }
 
 // A slot's chain: entries begin, begin + 1, .. of the chunk. Chains with a write that follows another access come first,
 // then those of reads alone, which only the reverse follows, then empty ones, whose row is -1, up to whole rounds: the
-// first round is always there, and says how many there are.
+// first two are always there (of random addresses, a chunk of the paper's has 71 chains), and say how many there are.
 struct alignas(8) Chain {
     int row, info;
 
     DEVICE int begin() const { return info & 1023; }
     DEVICE int count() const { return info >> 10 & 1023; }
     DEVICE bool reads_only() const { return info >> 20 & 1; }
-    DEVICE bool more() const { return info >> 21 & 1; }        // there is a chain EACH_ROUND further on
-    DEVICE bool more_mixed() const { return info >> 22 & 1; }  // and it is one with writes
-    DEVICE int last_round() const { return info >> 23; }       // of the chunk's chains: 0 to 3
+    DEVICE bool more_mixed() const { return info >> 21 & 1; }  // there is one with writes EACH_ROUND further on
+    DEVICE int last_round() const { return info >> 22; }       // of the chunk's chains: 0 to 3
     DEVICE void arrive() { row = arrived(row), info = arrived(info); }
 };
-constexpr int EACH_ROUND = 64;  // chains that content.cu follows at a time
-DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more, bool more_mixed, int last_round) {
-    return {
-        row, begin | count << 10 | int(reads_only) << 20 | int(more) << 21 | int(more_mixed) << 22 | last_round << 23};
+constexpr int EACH_ROUND = 64;                                     // chains that content.cu follows at a time
+constexpr int SURE_ROUNDS = smaller_of(CHAINS / EACH_ROUND, 2);  // those that are always there
+DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more_mixed, int last_round) {
+    return {row, begin | count << 10 | int(reads_only) << 20 | int(more_mixed) << 21 | last_round << 22};
 }
 
 DEVICE constexpr int chunks_of(int tokens) { return (tokens + CHUNK - 1) / CHUNK; }

@@ -59,7 +59,7 @@ struct Ask {
         if (warp == 1) lines(reads, CHUNK * R * EVENT, CHUNK * R * EVENT);
         if (CHUNK == 1) return;
         if (warp == 2) lines(entries, ENTRIES * EVENT, ENTRIES * EVENT / 2);  // of lists, as much as most chunks use
-        if (warp == 3) lines(chains, CHAINS * CHAIN, GROUPS * CHAIN);
+        if (warp == 3) lines(chains, CHAINS * CHAIN, (found ? SURE_ROUNDS : 1) * GROUPS * CHAIN);
         const auto rows = [&](const void* first, int size) {
             if (lane >= CHUNK) return;
             const long long row = place.row_of(0, lane) - place.lane * VECTOR;
@@ -100,7 +100,7 @@ DEVICE void forward_pass(
         if (place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = value.widened();
     };
     if (CHUNK > 1) {
-        for (int chunk = 0; chunk < 3; chunk++) fetch_header(place, chains, chunk);
+        for (int chunk = 0; chunk < 2; chunk++) fetch_headers<1>(place, chains, chunk);
         wait_for_copies<0>();
         __syncwarp();
         link.chain = header_of(place, 0);
@@ -113,7 +113,6 @@ DEVICE void forward_pass(
     for (int chunk = 0; chunk <= last; chunk++) {
         const int next = smaller_of(chunk + 1, last);
         ask(place, chunk + AHEAD);
-        if (CHUNK > 1) fetch_header(place, chains, chunk + 3);
         Accesses<OWN_R> token_reads;
         Channels<ELEMENT> token_dy;
         token_dy.clear();
@@ -153,15 +152,15 @@ DEVICE void forward_pass(
                 if (count) rows.store(place, place_of_row(chain.row), s);
             };
             follow();
-            for (int c = GROUPS; __any_sync(~0u, link.chain.more_mixed()); c += GROUPS) {
-                link.chain = chains[at_chunk(chunk, CHAINS) + c];
-                Link::fetch<1>(place, link.chain, list, link.entry);
+            for (int c = GROUPS; __any_sync(~0u, link.chain.more_mixed()); c += GROUPS) {  // rare
+                link.fetch_round<1>(place, chains + at_chunk(chunk, CHAINS) + c, list);
                 follow();
             }
             link.chain = header_of(place, next);
         }
         __syncthreads();
         // 2. reads; meanwhile what the next chunk needs arrives
+        if (CHUNK > 1) fetch_headers<1>(place, chains, chunk + 2);
         const int in_use = FRESH ? next * CHUNK * WRITES : place.rows;
         ask_for(place, rows, write, in_use);
         if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), in_use);
@@ -170,7 +169,7 @@ DEVICE void forward_pass(
         if (CHUNK > 1) {
             link.entry = link.coming;
             leave_row();
-            wait_for_copies<1>();
+            wait_for_copies<0>();
         }
         __syncthreads();
     }
@@ -280,7 +279,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     const auto no_less = [](int chunk) { return chunk < 0 ? 0 : chunk; };
     fetch(end);
     if (CHUNK > 1) {
-        for (int chunk = end; chunk > end - 3; chunk--) fetch_header(place, chains, chunk);
+        for (int chunk = end; chunk > end - 2; chunk--) fetch_headers<SURE_ROUNDS>(place, chains, chunk);
         wait_for_copies<0>();
         __syncwarp();
         link.chain = header_of(place, end);
@@ -293,8 +292,9 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
     for (int chunk = end; chunk >= 0; chunk--) {
         ask(place, chunk - AHEAD);
         if (CHUNK > 1) {
-            fetch_header(place, chains, chunk - 3);
             fetch_chain(no_less(chunk - 1));
+            if (SURE_ROUNDS > 1)
+                Link::fetch<-1>(place, header_of(place, chunk, 1), entries + at_chunk(chunk, ENTRIES), link.second);
         }
         Accesses<OWN_W> write;
         Channels<ELEMENT> value;
@@ -332,9 +332,12 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
                 if (chain.count()) rows.store(place, place_of_row(chain.row), d);
             };
             follow();
-            for (int c = GROUPS; __any_sync(~0u, link.chain.more()); c += GROUPS) {
-                link.chain = chains[at_chunk(chunk, CHAINS) + c];
-                Link::fetch<-1>(place, link.chain, list, link.entry);
+            const int last_round = link.chain.last_round();
+            for (int round = 1; round <= last_round; round++) {
+                if (round < SURE_ROUNDS)
+                    link.chain = header_of(place, chunk, 1), link.entry = link.second;
+                else
+                    link.fetch_round<-1>(place, chains + at_chunk(chunk, CHAINS) + round * GROUPS, list);
                 follow();
             }
             link.chain = header_of(place, no_less(chunk - 1));
@@ -348,6 +351,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         }
         __syncthreads();
         // 2. writes
+        if (CHUNK > 1) fetch_headers<SURE_ROUNDS>(place, chains, chunk - 2);
         fetch(no_less(chunk - 1));  // into the same registers
         ask_for(place, rows, read, place.rows);
         if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), place.rows);
@@ -379,7 +383,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) content_reverse(
         if (CHUNK > 1) {
             link.entry = link.coming;
             leave_row();
-            wait_for_copies<1>();
+            wait_for_copies<0>();
         }
         __syncthreads();
     }

@@ -150,15 +150,20 @@ template <class T> DEVICE void store_channels(const Place& place, const Vector& 
 // Where a chunk begins in a list that has so many a chunk; unsigned, which takes one instruction.
 DEVICE unsigned long long at_chunk(int chunk, unsigned each) { return (unsigned long long)(unsigned(chunk)) * each; }
 
-// The headers of four chunks' first chains, one for each group, come to shared memory chunks ahead: registers that wait
-// for them would be moved, and so waited for, too early.
-constexpr int HEADERS = CHUNK > 1 ? 4 * GROUPS : 0;
-DEVICE Chain& header_of(const Place& place, int chunk) {
-    return reinterpret_cast<Chain*>(on_chip())[(chunk & 3) * GROUPS + place.group];
+// The headers of two chunks' first two rounds of chains come to shared memory chunks ahead: registers that wait for them
+// would be moved, and so waited for, too early. In the second round groups take chains in the opposite order: chains with
+// writes, which are longer, come first.
+constexpr int HEADERS = CHUNK > 1 ? 2 * 2 * GROUPS : 0;
+DEVICE Chain& header_of(const Place& place, int chunk, int round = 0) {
+    return reinterpret_cast<Chain*>(on_chip())[((chunk & 1) * 2 + round) * GROUPS + place.group];
 }
-DEVICE void fetch_header(const Place& place, const Chain* chains, int chunk) {
-    if (place.lane == 0 && chunk >= 0 && chunk < place.chunks)
-        copy_async<sizeof(Chain)>(&header_of(place, chunk), chains + at_chunk(chunk, CHAINS));
+// ``chains``: the group's first of chunk 0; of so many rounds.
+template <int SURE> DEVICE void fetch_headers(const Place& place, const Chain* chains, int chunk) {
+    const int round = place.lane;
+    if (round < SURE && chunk >= 0 && chunk < place.chunks)
+        copy_async<sizeof(Chain)>(
+            &header_of(place, chunk, round),
+            chains + at_chunk(chunk, CHAINS) + (round ? 2 * GROUPS - 1 - 2 * place.group : 0));
     end_group_of_copies();
 }
 
@@ -307,7 +312,7 @@ template <int OWN> DEVICE void ask_for(const Place& place, const Rows& rows, con
 // next chunk come with its other inputs, into registers of their own, and entries further on are waited for at once.
 struct Link {
     Chain chain;
-    TokenEvent entry, coming;
+    TokenEvent entry, coming, second;  // second: of the second round
 
     // Of ``chain``, the first four, or with STEP -1 the last.
     template <int STEP> DEVICE static void fetch(const Place& place, const Chain& chain, const TokenEvent* entries, TokenEvent& to) {
@@ -318,6 +323,12 @@ struct Link {
     DEVICE void fetch_further(const Place& place, const TokenEvent* entries, int from, int step) {
         const int i = from + step * place.lane;
         if (i >= chain.begin() && i < chain.begin() + chain.count()) entry = entries[i];
+    }
+    // Of a later round: header and entries, here and now.
+    template <int STEP> DEVICE void fetch_round(const Place& place, const Chain* header, const TokenEvent* entries) {
+        chain = *header;
+        fetch<STEP>(place, chain, entries, entry);
+        entry = {arrived(entry.row), arrived(entry.coefficient)};
     }
     // Entry i of four, in all lanes of the group.
     DEVICE TokenEvent get(int i) const {

@@ -192,16 +192,16 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link
         const int number = mixed ? second_of(before.mixed) : mixed_chains + third_of(before.other);
         const int begins = mixed ? first_of(before.mixed) : first_of(total.mixed) + second_of(before.other);
         begin[access.place] = begins;
-        chains[number] = chain_of(
-            access.row, begins, role.size, !mixed, number + EACH_ROUND < all_chains, number + EACH_ROUND < mixed_chains,
-            last_round);
+        chains[number] =
+            chain_of(access.row, begins, role.size, !mixed, number + EACH_ROUND < mixed_chains, last_round);
     };
     Tally before_read = before;
     if (write_role.leads) before_read.add(mixed_chain(write_role.size));
     lead(w, write_role, true, before);
     lead(r, read_role, read_role.mixed, before_read);
-    if (int(threadIdx.x) >= all_chains && int(threadIdx.x) < (last_round + 1) * EACH_ROUND)
-        chains[threadIdx.x] = chain_of(-1, 0, 0, true, false, false, last_round);
+    const int rounds = last_round < SURE_ROUNDS ? SURE_ROUNDS : last_round + 1;
+    if (int(threadIdx.x) >= all_chains && int(threadIdx.x) < rounds * EACH_ROUND)
+        chains[threadIdx.x] = chain_of(-1, 0, 0, true, false, last_round);
     __syncthreads();
 
     // 4. the accesses, and what writes of chains do to the mass; a read leaves it as it is

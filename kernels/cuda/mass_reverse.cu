@@ -286,8 +286,8 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
         const Sum* const dots = dread + first * R + thread;
         read_events += first * R + thread, read_places += first * R + thread, dr += unit.first * READS + k;
         if (MASS_AWARE) gains += first * R + thread;
-        const int round = thread / EACH_ROUND;
-        const Chain* const chains_here = CHUNK > 1 ? chains + unit.chunk_at(0) * CHAINS + thread % EACH_ROUND : nullptr;
+        const int round = thread / EACH_ROUND, asked = round < SURE_ROUNDS ? thread : thread % EACH_ROUND;
+        const Chain* const chains_here = CHUNK > 1 ? chains + unit.chunk_at(0) * CHAINS + asked : nullptr;
         const auto fetch = [&](int chunk) {
             // before the first chunk, nobody looks at it
             if (CHUNK > 1) next_chain = chains_here[unsigned(chunk < part.begin ? part.begin : chunk) * CHAINS];
@@ -309,7 +309,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
             const int t = chunk * CHUNK + token;
             chain = next_chain;
             chain.arrive();  // or else compilers rename registers, and copy the next chain, not this one: they wait for it
-            if (CHUNK > 1 && round > 0) {  // that was the chain of the first round; later rounds are rare
+            if (CHUNK > 1 && round >= SURE_ROUNDS) {  // that was the chain of the first round; later rounds are rare
                 const bool there = round <= chain.last_round() && chunk >= part.begin;
                 chain = {-1, 0};
                 if (there) {  // all threads of a warp, or none
