@@ -320,7 +320,7 @@ extern "C" __global__ void __launch_bounds__(512, sizeof(Sum) == 4 ? 2 : 1) mass
 #pragma unroll
             for (int item = 0; item < ITEMS_R; item++) {
                 const Raw& from = raw[item];
-                const int code = int(from.event.row);
+                const int code = arrived(int(from.event.row));
                 Adjoint gain{0, 0};
                 if (MASS_AWARE) {
                     if (code != NOTHING) gain = from.gain;
