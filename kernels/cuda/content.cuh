@@ -137,9 +137,13 @@ template <class T> struct Channels<T, true> {
     }
 };
 
+template <class T> DEVICE void store_whole(const Sum (&x)[VECTOR], T* to) { store<VECTOR>(x, to); }
+DEVICE void store_whole(const float (&x)[4], float* to) {  // in a chain, compilers make four stores of it
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
+}
 template <class T> DEVICE void store_channels(const Place& place, const Vector& x, T* to) {
     if (ALIGNED) {
-        if (place.inside[0]) store<VECTOR>(x.at, to);
+        if (place.inside[0]) store_whole(x.at, to);
     } else {
 #pragma unroll
         for (int i = 0; i < VECTOR; i++)
