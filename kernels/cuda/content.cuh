@@ -351,7 +351,7 @@ DEVICE void follow_chain(const Place& place, const Rows& rows, const TokenEvent*
     if (most == 0) return;
     TokenEvent entry = link.get(0);
     Vector value = rows.get_if(count, entry_token(int(entry.row)));
-#pragma unroll 1
+#pragma unroll 2
     for (int i = 1; i <= most; i++) {
         TokenEvent next;
         if (i & 3 || i == most) {
