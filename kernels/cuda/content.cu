@@ -96,8 +96,10 @@ DEVICE void forward_pass(
         if (CHUNK > 1)
             Link::fetch<1>(place, header_of(place, chunk), entries + at_chunk(chunk, ENTRIES), link.coming);
     };
+    Vector v;  // that of the chunk
     const auto leave_row = [&] {
-        if (place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = value.widened();
+        v = value.widened();
+        if (CHUNK > 1 && place.part == 0 && place.takes_part()) rows[place_of_token(rows_in_shared, place.token)] = v;
     };
     if (CHUNK > 1) {
         for (int chunk = 0; chunk < 2; chunk++) fetch_headers<1>(place, chains, chunk);
@@ -106,7 +108,7 @@ DEVICE void forward_pass(
         link.chain = header_of(place, 0);
     }
     fetch(0);
-    if (CHUNK > 1) leave_row();
+    leave_row();
     link.entry = link.coming;
     for (int chunk = 1; chunk < AHEAD; chunk++) ask(place, chunk);
     __syncthreads();
@@ -121,7 +123,6 @@ DEVICE void forward_pass(
         if (FRESH) rows.fresh = chunk * CHUNK * WRITES;
         // 1. writes that are alone on their slot, then chains
         if (place.takes_part()) {
-            const Vector v = value.widened();
             BATCHES(OWN_W, first) {
                 int codes[BATCH_OF(OWN_W)];
                 Vector s[BATCH_OF(OWN_W)];
@@ -166,11 +167,9 @@ DEVICE void forward_pass(
         if (CHUNK > 1) rows.ask(place, place_of_row(link.chain.row), in_use);
         if (FRESH) rows.fresh = place.rows;
         read(chunk, token_reads, token_dy.widened());
-        if (CHUNK > 1) {
-            link.entry = link.coming;
-            leave_row();
-            wait_for_copies<0>();
-        }
+        link.entry = link.coming;
+        leave_row();
+        if (CHUNK > 1) wait_for_copies<0>();
         __syncthreads();
     }
 }

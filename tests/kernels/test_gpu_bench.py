@@ -126,7 +126,9 @@ def test_kernels_are_listed_once_each_and_launches_left_as_they_were(tiny, capsy
     launch = module.Launch.__call__
     vs_peers.main(vs_peers.Options(shapes=("MQAR",), kernels=True))
     assert module.Launch.__call__ is launch
-    line = capsys.readouterr().out.splitlines()[-1]
-    for kernel in ("decode_forward", "mass_forward", "content_forward", "mass_backward", "decode_backward"):
-        assert line.count(f"{kernel} ") == 1
-    assert " total " in line
+    cupy, numba = capsys.readouterr().out.splitlines()[-2:]
+    masses = {cupy: ("mass_forward", "mass_backward"), numba: ("mass_scan", "mass_backward_scan")}
+    for line, of_masses in masses.items():
+        for kernel in ("decode_forward", "content_forward", *of_masses, "decode_backward"):
+            assert f" {line}".count(f" {kernel} ") == 1
+        assert " total " in line
