@@ -199,3 +199,22 @@ def test_step_refuses_and_leaves_the_state_alone(changes, error, words):
         ram_attention_step(**{**inputs, "state": held, **changes})
     assert (held.slots == 0).all()
     assert (held.mass == 1).all()
+
+
+def test_what_passed_once_does_not_let_what_looks_alike_pass():
+    """Checks that have passed are remembered; True is not 1, and arguments that no memory takes are still named."""
+    for passes, fails, message in (
+        ({"top_k": 1}, {"top_k": True}, "top_k must be an integer, got True"),
+        ({"top_k": (2, 1)}, {"top_k": (2, True)}, r"top_k\[1\] must be an integer, got True"),
+        ({"renorm": False}, {"renorm": 0}, "renorm must be True or False, got 0"),
+        ({"cape_heads": 1}, {"cape_heads": True}, "cape_heads must be an integer, got True"),
+        ({"eps": 1}, {"eps": [1]}, r"eps must be a number, got \[1\]"),
+        ({"cape_heads": 0}, {"cape_heads": np.zeros(1)}, "cape_heads must be an integer, got array"),
+        ({}, {"values": np.zeros((B, T, H, C), int)}, "values must be floating point, got int64"),
+    ):
+        ram_attention_forward(**{**good(), **passes})
+        for _ in range(2):
+            with pytest.raises(TypeError, match=message):
+                ram_attention_forward(**{**good(), **fails})
+    with pytest.raises(ValueError, match="write_logits must be finite, got nan"):
+        ram_attention_forward(**{**good(), "write_logits": with_value(good()["write_logits"], np.nan)})

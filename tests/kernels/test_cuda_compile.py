@@ -15,9 +15,13 @@ from ramnet_np.kernels.cuda.module import (
     Specialisation,
     decode_specialisation,
     get_kernel,
+    struct,
     sum_dtype,
     type_name,
 )
+from ramnet_np.kernels.cuda.step import _plan as step_plan
+
+from ramnet_np.backend import DecodeOptions, MemoryOptions
 
 ARCHITECTURES = ("80", "90")
 
@@ -136,6 +140,25 @@ def test_a_launch_passes_its_constants_last_and_keeps_a_kernel_for_each_device(m
     assert asked == [("a", 0), ("a", 1)]
     assert [device for device, *_ in launched] == [0, 0, 1, 0]
     assert launched[0][1:] == (((3, 2), (64,), ("x", "y", 7, 8)), {"shared_mem": 100})
+
+
+def test_a_struct_is_laid_out_as_in_c():
+    one = struct(first=np.int32(1), wide=np.int64(2), half=np.float32(0.5), last=np.uint32(3))
+    assert {name: offset for name, (_, offset) in one.dtype.fields.items()} == {
+        "first": 0, "wide": 8, "half": 16, "last": 20,
+    }  # fmt: skip
+    assert one.dtype.itemsize == 24
+    assert one.tolist() == (1, 2, 0.5, 3)
+
+
+def test_the_constants_of_a_step_are_in_the_kernels_order():
+    text = (FOLDER / "step.cu").read_text()
+    declared = re.search(r"struct Call \{(.*?)\};", text, re.DOTALL)[1]
+    names = re.findall(r"(\w+)[,;]", re.sub("//.*", "", declared))
+    options = MemoryOptions(slots=16), DecodeOptions(2, 2, False, False, 0)
+    for dtype in (np.float32, np.float64):
+        [constants] = step_plan((1, 1, 1, 2, 4), 4, np.dtype(dtype), 1.0, 0, options[1], options[0]).constants
+        assert list(constants.dtype.names) == names
 
 
 def test_get_kernel_says_what_did_not_compile(monkeypatch):
