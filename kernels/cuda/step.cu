@@ -22,7 +22,7 @@ using Sum = SumOf<ELEMENT>::type;
 //     warp 1     slots of the read  │ ask for rows, weights              │ write, add up │ y
 //     the others                    │ ask for rows                       │ write, add up │ y
 
-constexpr int vector_length() {
+DEVICE constexpr int vector_length() {
     int length = 16 / sizeof(Sum);
     while (CHANNELS % length) length /= 2;
     return length;
