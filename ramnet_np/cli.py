@@ -71,7 +71,7 @@ def info(preset: str | None = None) -> None:
     from ramnet_np import __version__, backends
     from ramnet_np import model as models
     from ramnet_np.backend import backend_for
-    from ramnet_np.hardware import processor
+    from ramnet_np.runs.hardware import processor
 
     if preset is not None:
         print(models.format_count(models.preset(preset)))
@@ -102,7 +102,7 @@ def gradcheck(match: str = "", samples: int = 24, seed: int = 0, backend: str = 
         verbose: Print a table for each case, with a row for each input.
     """
     from ramnet_np.backend import use_backend
-    from ramnet_np.gradcheck_cases import run_cases, summary_table
+    from ramnet_np.gradcheck.cases import run_cases, summary_table
 
     with use_backend(backend):
         reports = run_cases(match, samples, seed)
@@ -120,7 +120,7 @@ def demo(out: Path = Path("demo"), seed: int = 0) -> None:
         out: Folder for the curves, the slot access trace, metrics and checkpoint; a demo already there is replaced.
         seed: Decides the data, its order and the initial weights.
     """
-    from ramnet_np.train.demo import run_demo
+    from ramnet_np.runs.demo import run_demo
 
     run_demo(out, seed=seed)
 
@@ -147,16 +147,16 @@ def _train(args: list[str]) -> None:
 
 
 def _train_mqar(args: list[str]) -> None:
-    from ramnet_np.train.presets import MQAR_RUNS
-    from ramnet_np.train.run import MQARRun, run_mqar
+    from ramnet_np.runs.mqar import MQARRun, run_mqar
+    from ramnet_np.runs.presets import MQAR_RUNS
 
     run = _read_run("mqar", MQARRun, MQAR_RUNS, TRAIN_EXAMPLES, args)
     _say_result(run.out, run_mqar(run))
 
 
 def _train_text(args: list[str]) -> None:
-    from ramnet_np.train.presets import TEXT_RUNS
-    from ramnet_np.train.text_run import TextRun, run_text
+    from ramnet_np.runs.presets import TEXT_RUNS
+    from ramnet_np.runs.text import TextRun, run_text
 
     run = _read_run("text", TextRun, TEXT_RUNS, TEXT_EXAMPLES, args)
     _say_result(run.out, run_text(run))
@@ -231,7 +231,7 @@ def generate(
         temperature: 0 always takes the likeliest byte; 1 draws as the model believes; between is more careful.
         seed: Decides the draws.
     """
-    from ramnet_np.train.text_run import load_text_model, written
+    from ramnet_np.runs.text import load_text_model, written
 
     model = load_text_model(folder)
     print(prompt, end="", flush=True)

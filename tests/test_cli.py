@@ -59,15 +59,14 @@ def test_gradcheck_passes_and_prints_tables(capsys):
 
 
 def test_gradcheck_fails_with_exit_status_1(capsys, monkeypatch):
-    from ramnet_np import gradcheck_cases
-    from ramnet_np.gradcheck import gradcheck
+    from ramnet_np.gradcheck import cases, gradcheck
 
     def wrong(samples, seed):
         import numpy as np
 
         return gradcheck(lambda x: (x**2, x), lambda dy, x: 3 * x * dy, {"x": np.ones(3)}, title="wrong")
 
-    monkeypatch.setitem(gradcheck_cases.CASES, "wrong", wrong)
+    monkeypatch.setitem(cases.CASES, "wrong", wrong)
     status, out, _ = run(capsys, "gradcheck", "--match", "wrong")
     assert status == 1
     assert "0 passed, 1 failed" in out

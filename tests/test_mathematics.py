@@ -6,25 +6,14 @@ import numpy as np
 import pytest
 
 from ramnet_np.backend import MemoryOptions
-from ramnet_np.core import (
-    activation,
-    decoder,
-    embedding,
-    gate,
-    loss,
-    memory,
-    mlp,
-    norm,
-    product_softmax,
-    retention,
-    topk,
-)
+from ramnet_np.core import decoder, memory, product_softmax, retention, topk
 from ramnet_np.core.mass_aware import mass_aware_backward, mass_aware_forward
 from ramnet_np.core.state import Address, RAMState
+from ramnet_np.data.mqar import gap_distribution
+from ramnet_np.layers import activation, embedding, gate, loss, mlp, norm
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.address import address_backward, address_forward
 from ramnet_np.model.gamma import gamma_backward, gamma_forward
-from ramnet_np.train.mqar import gap_distribution
 from ramnet_np.train.optim import adamw_init, adamw_update, clip_by_global_norm
 from ramnet_np.train.schedule import cosine_with_warmup
 

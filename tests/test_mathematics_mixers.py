@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ramnet_np.core import delta_rule, linear_attention, norm, rotary, short_conv, softmax_attention, triangular
+from ramnet_np.layers import delta_rule, linear_attention, norm, rotary, short_conv, softmax_attention, triangular
 from ramnet_np.model.decay import decay_backward, decay_forward
 
 close = np.testing.assert_allclose

@@ -25,11 +25,11 @@ import tyro
 
 from ramnet_np import backend
 from ramnet_np.core.arrays import gpu_namespace
+from ramnet_np.data.batches import Batch
+from ramnet_np.data.mqar import mqar_examples
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.train.batches import Batch
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.device import DeviceSteps
-from ramnet_np.train.mqar import mqar_examples
+from ramnet_np.train.gpu_trainer import DeviceSteps
 from ramnet_np.train.optim import adamw_init
 
 from .cpu import append_jsonl

@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from .adamw import adamw_specialisation
-from .attention import attention_specialisation
-from .blas import outer_specialisation
-from .delta import delta_specialisation
-from .embedding import ORDER, embedding_specialisation
-from .layers import layers_specialisation
-from .layout import (
+from .layers.adamw import adamw_specialisation
+from .layers.attention import attention_specialisation
+from .layers.blas import outer_specialisation
+from .layers.delta import delta_specialisation
+from .layers.embedding import ORDER, embedding_specialisation
+from .layers.layers import layers_specialisation
+from .layers.loss import loss_specialisation
+from .memory.layout import (
     H100,
     Layout,
     choose_layout,
@@ -25,11 +26,10 @@ from .layout import (
     reverse_specialisation,
     weigh_specialisation,
 )
-from .loss import loss_specialisation
-from .module import Specialisation, decode_specialisation
-from .renumber import RENUMBER
-from .segments import segment_specialisation
-from .step import step_specialisation
+from .memory.renumber import RENUMBER
+from .memory.segments import segment_specialisation
+from .runtime.module import Specialisation, decode_specialisation
+from .step.step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")
 

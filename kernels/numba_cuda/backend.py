@@ -8,8 +8,8 @@ from numba import cuda
 
 from ramnet_np.backend import Backend, array_kind
 
-from ..cuda.errors import explain_out_of_memory
-from ..cuda.fused import FUSED
+from ..cuda.layers.fused import FUSED
+from ..cuda.runtime.errors import explain_out_of_memory
 from .arrays import DEVICE, NUMBERS, sum_dtype
 from .copy_kernels import SUM_THREADS, total_kernel
 from .decode import decode_backward, decode_forward

@@ -33,9 +33,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ramnet_np.data.mqar import MQARSettings
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.mqar import MQARSettings
 
 GRIDS = ("mqar-order", "mqar-state", "mqar-ablations")
 

@@ -22,18 +22,18 @@ import numpy as np
 
 import ramnet_np
 from ramnet_np.core.arrays import gpu_namespace
+from ramnet_np.data.batches import Batch, ShuffledSets
+from ramnet_np.data.gpu_dataset import ResidentSet, ResidentSets
+from ramnet_np.data.mqar import MQARSettings, mqar_data, mqar_validation, setting_names
 from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.records import Record
-from ramnet_np.hardware import hardware
 from ramnet_np.model import RAMNet, state_elements
 from ramnet_np.model.network import Device
-from ramnet_np.train.batches import Batch, ShuffledSets
+from ramnet_np.runs.hardware import hardware
 from ramnet_np.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from ramnet_np.train.loop import evaluate, restore, steps_for
-from ramnet_np.train.mqar import MQARSettings, mqar_data, mqar_validation, setting_names
 from ramnet_np.train.optim import adamw_init
-from ramnet_np.train.resident import ResidentSet, ResidentSets
-from ramnet_np.train.steps import Diverged
+from ramnet_np.train.trainer import Diverged
 
 LOOK_EVERY = 50  # steps between two looks at loss and accuracy, for which a GPU is waited for
 GPU_TOKENS = 2**17  # of one forward pass while measuring

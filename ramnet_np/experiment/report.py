@@ -22,7 +22,7 @@ from ramnet_np.experiment.tables import (
     state_table,
 )
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
-from ramnet_np.plot_style import theme
+from ramnet_np.plot.style import theme
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 PAGE, PAPER = "mqar.md", "paper.toml"

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.experiment.grid import Grid, GridRun, load_grid
 from ramnet_np.experiment.one_run import Progress, checkpoints_of
-from ramnet_np.experiment.order import count_left, wanted_runs
 from ramnet_np.experiment.records import Record, append_record, read_records, run_of
+from ramnet_np.experiment.sweep import count_left, wanted_runs
 from ramnet_np.experiment.workers import Team
 from ramnet_np.model.network import Device
 from ramnet_np.train.checkpoint import checkpoint_step, latest_checkpoint

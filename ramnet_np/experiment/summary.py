@@ -53,7 +53,7 @@ def collect(records: Sequence[Record]) -> list[Result]:
     """A result for each point of each grid, in the order in which they first occur.
 
     Where a point was run under several settings (a grid file was changed), those of the newest record count. The
-    learning rate is chosen as :mod:`~ramnet_np.experiment.order` says, by validation with the seed that tried most
+    learning rate is chosen as :mod:`~ramnet_np.experiment.sweep` says, by validation with the seed that tried most
     rates, the lowest of equals. Points of which every run diverged have no result, nor have runs of settings that this
     version does not know. Results of ``--quick`` count only where there are no others.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ramnet_np.backend import fused_for
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.parameters import Params
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.core.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
-from ramnet_np.core.norm import (
+from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
+from ramnet_np.layers.norm import (
     LayerNormContext,
     RMSNormContext,
     layernorm_backward,
@@ -17,7 +17,7 @@ from ramnet_np.core.norm import (
     rmsnorm_backward,
     rmsnorm_forward,
 )
-from ramnet_np.core.short_conv import ShortConvContext, short_conv_backward, short_conv_forward
+from ramnet_np.layers.short_conv import ShortConvContext, short_conv_backward, short_conv_forward
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.layer import CallOptions, RAMLayerContext, ram_layer_backward, ram_layer_forward
 from ramnet_np.model.mixer import MixerContext, mixer_backward, mixer_forward

@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from ramnet_np.core.activation import sigmoid_forward
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
+from ramnet_np.layers.activation import sigmoid_forward
+from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.parameters import Params
 

@@ -21,8 +21,8 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
-from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.core.state import Address, RAMState
+from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.address import AddressContext, address_backward, address_forward
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward

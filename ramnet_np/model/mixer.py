@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.core.activation import (
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.layers.activation import (
     SigmoidContext,
     SiLUContext,
     sigmoid_backward,
@@ -20,13 +21,16 @@ from ramnet_np.core.activation import (
     silu_backward,
     silu_forward,
 )
-from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.delta_rule import DeltaRuleContext, delta_rule_backward, delta_rule_forward
-from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
-from ramnet_np.core.linear_attention import LinearAttentionContext, linear_attention_backward, linear_attention_forward
-from ramnet_np.core.norm import RMSNormContext, l2norm_backward, l2norm_forward
-from ramnet_np.core.rotary import RotaryContext, rotary_backward, rotary_forward
-from ramnet_np.core.softmax_attention import (
+from ramnet_np.layers.delta_rule import DeltaRuleContext, delta_rule_backward, delta_rule_forward
+from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.layers.linear_attention import (
+    LinearAttentionContext,
+    linear_attention_backward,
+    linear_attention_forward,
+)
+from ramnet_np.layers.norm import RMSNormContext, l2norm_backward, l2norm_forward
+from ramnet_np.layers.rotary import RotaryContext, rotary_backward, rotary_forward
+from ramnet_np.layers.softmax_attention import (
     SoftmaxAttentionContext,
     softmax_attention_backward,
     softmax_attention_forward,

@@ -15,10 +15,10 @@ import numpy as np
 
 from ramnet_np.backend import array_kind
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
-from ramnet_np.core.embedding import EmbeddingContext, embedding_backward, embedding_forward
-from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.core.require import require_ids, require_like
 from ramnet_np.core.state import Address
+from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
+from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.block import (
     BlockContext,
     NormContext,

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ramnet_np.core.gate import GateContext, gate_backward, gate_forward
-from ramnet_np.core.linear import LinearContext, linear_backward, linear_forward
-from ramnet_np.core.norm import RMSNormContext, rmsnorm_backward, rmsnorm_forward
+from ramnet_np.layers.gate import GateContext, gate_backward, gate_forward
+from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.layers.norm import RMSNormContext, rmsnorm_backward, rmsnorm_forward
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.parameters import Params
 

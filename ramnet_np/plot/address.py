@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ramnet_np.plot_style import current, themed
+from ramnet_np.plot.style import current, themed
 
 
 @themed

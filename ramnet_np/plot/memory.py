@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ramnet_np.plot_style import current, themed
+from ramnet_np.plot.style import current, themed
 
 
 @themed

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 from ramnet_np.core.attention import decode_address
-from ramnet_np.plot_style import current, theme, themed
+from ramnet_np.plot.style import current, theme, themed
 
 _ORDER, _RADIX, _TOP_K, _CHANNELS, _SIDE = 3, 4, 4, 8, 8  # of the opening picture; its 64 slots are drawn as 8 x 8
 

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ramnet_np.plot_style import current, palette, themed
+from ramnet_np.plot.style import current, palette, themed
 
 _SIZE = 5.6, 5.0  # inches: letters that can still be read on a telephone
 _MARKS = "osD^vPX"

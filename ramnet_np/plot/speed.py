@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from ramnet_np.plot_style import current, palette, themed
+from ramnet_np.plot.style import current, palette, themed
 
 
 @themed

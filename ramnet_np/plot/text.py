@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ramnet_np.plot_style import current, themed
+from ramnet_np.plot.style import current, themed
 
 
 @themed

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ramnet_np.plot_style import current, themed
+from ramnet_np.plot.style import current, themed
 
 
 @themed

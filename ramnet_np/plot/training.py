@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ramnet_np.plot_style import current, themed
+from ramnet_np.plot.style import current, themed
 from ramnet_np.train.metrics import Record, read_metrics
 
 

@@ -1,1 +1,1 @@
-"""Training: the MQAR task, the optimiser, the loop, and whole runs as the command starts them."""
+"""Training: the optimiser, the learning rate, the loop, trainers for CPU and GPU, checkpoints, metrics."""

@@ -18,15 +18,15 @@ from tqdm import tqdm
 
 from ramnet_np.backend import fused_for
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.data.batches import Batch, DataSource
 from ramnet_np.model import RAMNet
-from ramnet_np.train.batches import Batch, DataSource
 from ramnet_np.train.checkpoint import Checkpoint, checkpoint_step, latest_checkpoint, load_checkpoint, save_checkpoint
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.device import DeviceSteps, Graphs
+from ramnet_np.train.gpu_trainer import DeviceSteps, Graphs
 from ramnet_np.train.interrupt import DeferredInterrupt
 from ramnet_np.train.metrics import MetricsWriter, hits
 from ramnet_np.train.optim import AdamWState, adamw_init
-from ramnet_np.train.steps import Diverged, HostSteps, Report, Steps
+from ramnet_np.train.trainer import Diverged, HostSteps, Report, Steps
 
 # Settings that leave the bits of the trained model alone: a resumed run may change them.
 _FREE_SETTINGS = ("train.log_every", "train.checkpoint_every")
@@ -70,7 +70,7 @@ def train(
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model import RAMNetConfig
-    >>> from ramnet_np.train.batches import ShuffledSets
+    >>> from ramnet_np.data.batches import ShuffledSets
     >>> ids = np.arange(12).reshape(3, 4) % 8
     >>> data = ShuffledSets([Batch(ids, ids)], {"seen": Batch(ids, ids)}, batch=3, seed=0)
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))

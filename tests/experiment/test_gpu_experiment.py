@@ -6,17 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ramnet_np.data.batches import Batch, ShuffledSets
+from ramnet_np.data.gpu_dataset import ResidentSet, ResidentSets
+from ramnet_np.data.mqar import mqar_data
 from ramnet_np.experiment import one_run
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.records import read_records
 from ramnet_np.experiment.runner import Options, run_experiment
 from ramnet_np.model import RAMNet
-from ramnet_np.train.batches import Batch, ShuffledSets
-from ramnet_np.train.device import DeviceSteps
-from ramnet_np.train.mqar import mqar_data
+from ramnet_np.train.gpu_trainer import DeviceSteps
 from ramnet_np.train.optim import adamw_init
-from ramnet_np.train.resident import ResidentSet, ResidentSets
 from tests.experiment.grids import TINY
 
 pytestmark = pytest.mark.gpu

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from ramnet_np.data.mqar import TEST_SETTINGS, TRAIN_SETTINGS, MQARSettings
 from ramnet_np.experiment.grid import GRIDS, load_grid, read_grid, run_from
 from ramnet_np.model import RAMNetConfig, state_elements
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.mqar import TEST_SETTINGS, TRAIN_SETTINGS, MQARSettings
 from tests.experiment.grids import TINY
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import ramnet_np
+from ramnet_np.data.mqar import MQARSettings, mqar_data, mqar_validation
 from ramnet_np.experiment import one_run
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import checkpoints_of, run_one
 from ramnet_np.model import state_elements
-from ramnet_np.train.mqar import MQARSettings, mqar_data, mqar_validation
 from tests.experiment.grids import TINY
 
 A = read_grid(TINY, "tiny").points[0].run(0, 1e-2)

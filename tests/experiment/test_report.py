@@ -13,7 +13,7 @@ from ramnet_np.experiment.summary import KINDS, collect, gpu_minutes
 from ramnet_np.experiment.tables import ablation_table, order_table, provenance, shared_settings, state_table
 from ramnet_np.model import state_elements
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
-from ramnet_np.plot_style import palette, theme
+from ramnet_np.plot.style import palette, theme
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
 PAPER = tomllib.loads((RESULTS / "paper.toml").read_text())

@@ -9,11 +9,11 @@ from dataclasses import replace
 import cupy
 import numpy as np
 
+from ramnet_np.data.batches import Batch
+from ramnet_np.data.mqar import mqar_examples
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.train.batches import Batch
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.device import DeviceSteps
-from ramnet_np.train.mqar import mqar_examples
+from ramnet_np.train.gpu_trainer import DeviceSteps
 from ramnet_np.train.optim import adamw_init
 from tests.operation_cases import CASES, Case, draw, run, run_steps
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from ramnet_np.kernels.cuda.defaults import DEFAULT_SPECIALISATIONS
-from ramnet_np.kernels.cuda.module import (
+from ramnet_np.kernels.cuda.runtime.module import (
     FOLDER,
     Launch,
     Specialisation,
@@ -17,7 +17,7 @@ from ramnet_np.kernels.cuda.module import (
     sum_dtype,
     type_name,
 )
-from ramnet_np.kernels.cuda.step import _plan as step_plan
+from ramnet_np.kernels.cuda.step.step import _plan as step_plan
 
 from ramnet_np.backend import DecodeOptions, MemoryOptions
 
@@ -53,8 +53,15 @@ def test_default_specialisations_compile_into_registers(specialisation):
     # what must stay in registers does; a few words around the slow path of pow may not, nor those that the reverse pass
     # over contents and its passes over rows in device memory give up so that three blocks share a multiprocessor
     in_double = ("ELEMENT", "double") in specialisation.defines
-    words = {"content.cu": 96, "link.cu": 16, "mass.cu": 16, "mass_reverse.cu": 24, "weigh.cu": 8, "step.cu": 16}
-    allowed = 64 if in_double and specialisation.source == "step.cu" else words.get(specialisation.source, 0)
+    words = {
+        "memory/content.cu": 96,
+        "memory/conflicts.cu": 16,
+        "memory/mass_forward.cu": 16,
+        "memory/mass_backward.cu": 24,
+        "memory/mass_aware.cu": 8,
+        "step/step.cu": 16,
+    }
+    allowed = 64 if in_double and specialisation.source == "step/step.cu" else words.get(specialisation.source, 0)
     for architecture in ARCHITECTURES:
         log = compiler_log(specialisation, architecture)
         assert "warning" not in log
@@ -116,12 +123,12 @@ def fake_cupy(monkeypatch, log: str | None) -> list:
 
 def test_get_kernel_compiles_once(monkeypatch):
     compiled = fake_cupy(monkeypatch, None)
-    specialisation = Specialisation("decode.cu", ("a", "b"), (("TEST", "once"),))
+    specialisation = Specialisation("address/decode.cu", ("a", "b"), (("TEST", "once"),))
     kernels = [get_kernel(specialisation, name) for name in ("a", "b", "a")]
     assert [kernel.name for kernel in kernels] == ["a", "b", "a"]
     assert {kernel.max_dynamic_shared_size_bytes for kernel in kernels} == {92}
     [(code, options)] = compiled
-    assert code.startswith((FOLDER / "decode.cu").read_text())
+    assert code.startswith((FOLDER / "address" / "decode.cu").read_text())
     assert options == ("-std=c++17", f"-I{FOLDER}", "-DTEST=once")
     with pytest.raises(ValueError, match=r"decode\.cu holds a, b, not c"):
         get_kernel(specialisation, "c")
@@ -130,7 +137,7 @@ def test_get_kernel_compiles_once(monkeypatch):
 def test_a_launch_passes_its_constants_last_and_keeps_a_kernel_for_each_device(monkeypatch):
     fake_cupy(monkeypatch, None)
     cupy = sys.modules["cupy"]
-    specialisation = Specialisation("decode.cu", ("a",), (("TEST", "launch"),))
+    specialisation = Specialisation("address/decode.cu", ("a",), (("TEST", "launch"),))
     asked, launched = [], []
 
     def get(specialisation, name):
@@ -138,7 +145,7 @@ def test_a_launch_passes_its_constants_last_and_keeps_a_kernel_for_each_device(m
         asked.append((name, device))
         return lambda *arguments, **settings: launched.append((device, arguments, settings))
 
-    monkeypatch.setattr("ramnet_np.kernels.cuda.module.get_kernel", get)
+    monkeypatch.setattr("ramnet_np.kernels.cuda.runtime.module.get_kernel", get)
     launch = Launch(specialisation, "a", (3, 2), 64, constants=(7, 8), shared=100)
     for device in (0, 0, 1, 0):
         cupy.cuda.runtime.getDevice = lambda device=device: device
@@ -158,7 +165,7 @@ def test_a_struct_is_laid_out_as_in_c():
 
 
 def test_the_constants_of_a_step_are_in_the_kernels_order():
-    text = (FOLDER / "step.cu").read_text()
+    text = (FOLDER / "step" / "step.cu").read_text()
     declared = re.search(r"struct Call \{(.*?)\};", text, re.DOTALL)[1]
     names = re.findall(r"(\w+)[,;]", re.sub("//.*", "", declared))
     options = MemoryOptions(slots=16), DecodeOptions(2, 2, False, False, 0)
@@ -170,8 +177,8 @@ def test_the_constants_of_a_step_are_in_the_kernels_order():
 def test_get_kernel_says_what_did_not_compile(monkeypatch):
     fake_cupy(monkeypatch, "a note\ndecode.cu(3): error: LOGIT must be defined\nanother error")
     with pytest.raises(RuntimeError) as failure:
-        get_kernel(Specialisation("decode.cu", ("a", "b"), (("TEST", "failure"),)), "a")
+        get_kernel(Specialisation("address/decode.cu", ("a", "b"), (("TEST", "failure"),)), "a")
     assert str(failure.value) == (
-        f"decode.cu (a, b) could not be compiled with -std=c++17 -I{FOLDER} -DTEST=failure: "
+        f"address/decode.cu (a, b) could not be compiled with -std=c++17 -I{FOLDER} -DTEST=failure: "
         "decode.cu(3): error: LOGIT must be defined"
     )

@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.cuda.decode import decode_backward, decode_forward
+from ramnet_np.kernels.cuda.address.decode import decode_backward, decode_forward
 
 from ramnet_np.core import decoder
 from tests.tolerances import assert_close

@@ -6,9 +6,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from ramnet_np.kernels.cuda import errors
-from ramnet_np.kernels.cuda.decode import _plan
-from ramnet_np.kernels.cuda.errors import explain_out_of_memory, import_cupy
-from ramnet_np.kernels.cuda.module import Specialisation, get_kernel
+from ramnet_np.kernels.cuda.address.decode import _plan
+from ramnet_np.kernels.cuda.runtime.errors import explain_out_of_memory, import_cupy
+from ramnet_np.kernels.cuda.runtime.module import Specialisation, get_kernel
 
 from ramnet_np import backends
 from ramnet_np.backend import load_backend, why_unavailable

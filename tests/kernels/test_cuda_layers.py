@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from ramnet_np import use_backend
-from ramnet_np.core.embedding import embedding_backward, embedding_forward
-from ramnet_np.core.gate import gate_backward, gate_forward
-from ramnet_np.core.linear import linear_backward, linear_forward
-from ramnet_np.core.loss import cross_entropy_and_gradient, cross_entropy_backward, cross_entropy_forward
-from ramnet_np.core.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from ramnet_np.layers.embedding import embedding_backward, embedding_forward
+from ramnet_np.layers.gate import gate_backward, gate_forward
+from ramnet_np.layers.linear import linear_backward, linear_forward
+from ramnet_np.layers.loss import cross_entropy_and_gradient, cross_entropy_backward, cross_entropy_forward
+from ramnet_np.layers.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.address import address_backward, address_forward
 from ramnet_np.train.optim import adamw_init, adamw_update, clip_by_global_norm, decays
@@ -114,7 +114,7 @@ def test_linear_maps(cp, rows, width, outputs, dtype, monkeypatch):
 
 
 def test_products_of_transposes_and_views(cp):
-    from ramnet_np.kernels.cuda.blas import matmul
+    from ramnet_np.kernels.cuda.layers.blas import matmul
 
     a, b = draw((6, 8), np.float32, 0), draw((8, 10), np.float32, 1)
     for left in (cp.asarray(a), cp.asarray(a.T.copy()).T, cp.asarray(np.repeat(a, 2, axis=1))[:, ::2]):
@@ -126,7 +126,7 @@ def test_products_of_transposes_and_views(cp):
 
 def test_products_of_float32_are_not_rounded_to_tf32(cp):
     """1 + 2**-12 is a float32 and no TF32 number."""
-    from ramnet_np.kernels.cuda.blas import matmul
+    from ramnet_np.kernels.cuda.layers.blas import matmul
 
     a = cp.full((64, 64), 1 + 2**-12, dtype=np.float32)
     assert (matmul(a, cp.eye(64, dtype=np.float32)).get() == np.float32(1 + 2**-12)).all()
@@ -175,7 +175,7 @@ def test_embedding_gradient(cp, tokens, rows, width, dtype, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_adamw_equals_the_plain_one_and_stops_at_numbers_that_are_not_finite(cp, dtype):
-    from ramnet_np.kernels.cuda.adamw import AdamWSettings, DeviceAdamW
+    from ramnet_np.kernels.cuda.layers.adamw import AdamWSettings, DeviceAdamW
 
     shapes = {"a.weight": (70, 130), "a.bias": (5,), "norm.weight": (9001,), "b.weight": (1, 1)}
     settings = AdamWSettings([0.1, 0.05, 0.02], beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=2.0)

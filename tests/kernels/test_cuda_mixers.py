@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from ramnet_np import use_backend
-from ramnet_np.core.delta_rule import delta_rule_backward, delta_rule_forward
-from ramnet_np.core.linear_attention import linear_attention_backward, linear_attention_forward
-from ramnet_np.core.matmul import matmul
-from ramnet_np.core.norm import l2norm_backward, l2norm_forward
-from ramnet_np.core.rotary import rotary_backward, rotary_forward
-from ramnet_np.core.short_conv import short_conv_backward, short_conv_forward
-from ramnet_np.core.softmax_attention import softmax_attention_backward, softmax_attention_forward
-from ramnet_np.core.triangular import unit_lower_inverse
+from ramnet_np.layers.delta_rule import delta_rule_backward, delta_rule_forward
+from ramnet_np.layers.linear_attention import linear_attention_backward, linear_attention_forward
+from ramnet_np.layers.matmul import matmul
+from ramnet_np.layers.norm import l2norm_backward, l2norm_forward
+from ramnet_np.layers.rotary import rotary_backward, rotary_forward
+from ramnet_np.layers.short_conv import short_conv_backward, short_conv_forward
+from ramnet_np.layers.softmax_attention import softmax_attention_backward, softmax_attention_forward
+from ramnet_np.layers.triangular import unit_lower_inverse
 
 pytestmark = pytest.mark.gpu
 
@@ -150,7 +150,7 @@ def test_as_numpy_inside_and_outside_of_a_graph(cp, name, shape, dtype, monkeypa
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_stacked_products_of_transposes_slices_and_copies(cp, dtype):
-    from ramnet_np.kernels.cuda.blas import stacked_matmul
+    from ramnet_np.kernels.cuda.layers.blas import stacked_matmul
 
     rng = np.random.default_rng(0)
     a, b, onto = (rng.normal(size=s).astype(dtype) for s in ((3, 4, 6, 5), (3, 4, 5, 7), (3, 4, 6, 9)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ramnet_np.kernels.cuda.blas import Stack, _require_one_dtype
+from ramnet_np.kernels.cuda.layers.blas import Stack, _require_one_dtype
 
 
 def stack_of(array):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ramnet_np.kernels.cuda.step import MOST, step_specialisation
+from ramnet_np.kernels.cuda.step.step import MOST, step_specialisation
 
 from ramnet_np import RAMState, decode_address, ram_attention_backward, ram_attention_forward, ram_attention_step
 from tests.tolerances import assert_close

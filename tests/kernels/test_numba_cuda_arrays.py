@@ -5,7 +5,7 @@ import pytest
 from numba import cuda
 
 from ramnet_np import RAMState, decode_address, ram_attention_backward, ram_attention_forward, ram_attention_step
-from ramnet_np.core.norm import rmsnorm_forward
+from ramnet_np.layers.norm import rmsnorm_forward
 from tests.kernels.numba_cuda_device import NEEDS_GPU, on_device, on_host, sized, to_device
 from tests.operation_cases import Case, assert_same_bits, draw, run
 from tests.tolerances import assert_close

@@ -5,11 +5,11 @@ import pytest
 from numba import cuda
 
 from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward, ram_attention_step, use_backend
+from ramnet_np.data.batches import Batch
+from ramnet_np.data.mqar import mqar_examples
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.train.batches import Batch
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.device import DeviceSteps
-from ramnet_np.train.mqar import mqar_examples
+from ramnet_np.train.gpu_trainer import DeviceSteps
 from ramnet_np.train.optim import adamw_init
 from tests.kernels.numba_cuda_device import on_device, on_host
 from tests.operation_cases import CASES, Case, assert_agree, assert_same_bits, draw, run

@@ -12,7 +12,11 @@ pytestmark = pytest.mark.site
 
 INTERACTIVE = "_static/interactive/index.html"
 DEMANDED = {"index.html", "mathematics.html", "guide/operation.html", "api/operation.html", "kernels.html", INTERACTIVE}
-SOURCES = ["source/kernels/cuda.html", "source/kernels/cuda/decode.cu.html", "_modules/ramnet_np/core/memory.html"]
+SOURCES = [
+    "source/kernels/cuda.html",
+    "source/kernels/cuda/address/decode.cu.html",
+    "_modules/ramnet_np/core/memory.html",
+]
 BUILT = sorted(page.relative_to(SITE).as_posix() for page in SITE.rglob("*.html"))
 PAGES = [page for page in BUILT if not page.startswith(("_modules", "source"))] + SOURCES
 WIDTHS = (390, 1440)

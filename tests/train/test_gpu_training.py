@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ramnet_np.core.loss import cross_entropy_and_gradient
+from ramnet_np.data.batches import Batch
+from ramnet_np.layers.loss import cross_entropy_and_gradient
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.train.batches import Batch
+from ramnet_np.runs.mqar import run_mqar
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.device import DeviceSteps
+from ramnet_np.train.gpu_trainer import DeviceSteps
 from ramnet_np.train.loop import evaluate
 from ramnet_np.train.metrics import read_metrics
 from ramnet_np.train.optim import adamw_init
-from ramnet_np.train.run import run_mqar
-from ramnet_np.train.steps import Diverged, HostSteps
+from ramnet_np.train.trainer import Diverged, HostSteps
 from tests.mixer_cases import MIXERS
 from tests.train.test_loop import CONFIG, MODEL, Interrupting, next_token_data, run
 from tests.train.test_run import SMALL
@@ -167,7 +167,7 @@ def test_a_capture_that_fails_is_said_and_training_goes_on(cp, monkeypatch):
     def refuse(self, *args):
         raise RuntimeError("not today\nand more")
 
-    monkeypatch.setattr("ramnet_np.train.device._begin_capture", refuse)
+    monkeypatch.setattr("ramnet_np.train.gpu_trainer._begin_capture", refuse)
     steps = DeviceSteps(model, TRAIN, adamw_init(model.params), "auto", said.append)
     with steps:
         for batch in batches():
@@ -215,7 +215,7 @@ def test_the_memory_of_graphs_ends_with_the_run(cp, monkeypatch):
         asked_for.append(weakref.ref(memory))
         return cp.cuda.MemoryPointer(memory, 0)
 
-    monkeypatch.setattr("ramnet_np.train.device._graph_memory", graph_memory)
+    monkeypatch.setattr("ramnet_np.train.gpu_trainer._graph_memory", graph_memory)
     gc.disable()
     try:
         model, steps = steps_on("gpu", CONFIGS["mqar"], "on")
@@ -284,7 +284,7 @@ def run_part(out, device, graph):
     """The first four of six steps, ended by Ctrl-C."""
     import signal
 
-    from ramnet_np.train import run as runs
+    from ramnet_np.runs import mqar as runs
 
     class Interrupted(runs.ShuffledSets):
         def batch(self, step):

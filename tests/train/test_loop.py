@@ -6,8 +6,8 @@ import signal
 import numpy as np
 import pytest
 
+from ramnet_np.data.batches import Batch, ShuffledSets
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.train.batches import Batch, ShuffledSets
 from ramnet_np.train.checkpoint import latest_checkpoint
 from ramnet_np.train.loop import TrainConfig, evaluate, train
 from ramnet_np.train.metrics import read_metrics

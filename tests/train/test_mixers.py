@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ramnet_np.cli import main
+from ramnet_np.data.batches import Batch, ShuffledSets
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.train import run as runs
-from ramnet_np.train.batches import Batch, ShuffledSets
+from ramnet_np.runs import mqar as runs
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.loop import train
 from tests.mixer_cases import MIXERS

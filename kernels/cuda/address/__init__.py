@@ -1,0 +1,1 @@
+"""Logits to addresses: the decoder, forward and backward."""

@@ -1,0 +1,1 @@
+"""Everything else of a model on the GPU: norms, products, losses, other mixers, AdamW."""

@@ -1,0 +1,247 @@
+"""Matrix products: by cuBLAS, also inside a CUDA graph that is being captured, where CuPy's own refuse.
+
+CuPy's cuBLAS is used with a handle of our own: it keeps one workspace for each stream, which a capture needs, and the
+same one inside and outside of a graph, so that both give the same bits. Products of float32 run in float32: TF32 is off
+unless asked for as CuPy is asked, by the environment variable CUPY_TF32=1. Sums over many tokens with a small result,
+the gradients of weights, have a kernel of their own (``outer.cu``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import os
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..runtime.module import Specialisation, get_kernel, type_name
+from .layers import add_parts
+
+WORKSPACE_BYTES = 2**25  # what cuBLAS recommends for Hopper
+FEWEST_TOKENS, MOST_RESULTS = 4096, 2**14  # from how many and up to how large a result outer_sums serves
+SHARES = 264  # of the tokens: two blocks for each multiprocessor of an H100, and the same bits on any GPU
+_ALLOC_FAILED = 3  # CUBLAS_STATUS_ALLOC_FAILED
+_TF32_MATH = 3  # CUBLAS_TF32_TENSOR_OP_MATH
+_TRANSPOSED = {False: 0, True: 1}  # CUBLAS_OP_N, CUBLAS_OP_T
+_GEMM = {"float32": ("cublasSgemm_v2", ctypes.c_float), "float64": ("cublasDgemm_v2", ctypes.c_double)}
+
+
+def matmul(a: Any, b: Any, onto: Any = None) -> Any:
+    """a (m, k) times b (k, n), each C-contiguous or the transpose of such; others are copied.
+
+    ``onto``: (m, n), C-contiguous: the product is added to it in place, and it is returned. float32 and float64; the
+    16-bit types go to CuPy's own product. TypeError for arrays of different dtypes.
+    """
+    import cupy
+
+    _require_one_dtype(a, b, onto)
+    (m, k), n = a.shape, b.shape[1]
+    if a.dtype.name not in _GEMM or not m * k * n:
+        product = a @ b
+        if onto is None:
+            return product
+        onto += product
+        return onto
+    if onto is None and k >= FEWEST_TOKENS and m * n <= MOST_RESULTS and a.flags.f_contiguous and b.flags.c_contiguous:
+        return outer_sums(a.T, b)
+    out = cupy.empty((m, n), dtype=a.dtype) if onto is None else onto
+    a, a_transposed, a_stride = _readable(a)
+    b, b_transposed, b_stride = _readable(b)
+    name, number = _GEMM[a.dtype.name]
+    one, beta = number(1), number(0 if onto is None else 1)
+    # cuBLAS counts down columns, where what we have is the transpose: out^T = b^T a^T
+    context = _context(cupy.cuda.runtime.getDevice())
+    context.call(
+        name, _TRANSPOSED[b_transposed], _TRANSPOSED[a_transposed], n, m, k, ctypes.byref(one),
+        ctypes.c_void_p(b.data.ptr), b_stride, ctypes.c_void_p(a.data.ptr), a_stride, ctypes.byref(beta),
+        ctypes.c_void_p(out.data.ptr), n,
+    )  # fmt: skip
+    return out
+
+
+class Stack(NamedTuple):
+    """How matrices (..., rows, columns) lie in memory if one stride leads from each to the next; in elements."""
+
+    transposed: bool  # columns are contiguous, not rows
+    leading: int  # from one row to the next, of columns if transposed
+    stride: int  # from one matrix to the next; 0 where all are the same
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], strides: tuple[int, ...]) -> Stack | None:
+        """The stack of an array of ``shape`` with ``strides`` in elements; None if it is none as it lies.
+
+        >>> Stack.of((2, 3, 4), (12, 4, 1)), Stack.of((2, 4, 3), (12, 1, 4)), Stack.of((5, 2, 3, 4), (99, 12, 4, 1))
+        (Stack(transposed=False, leading=4, stride=12), Stack(transposed=True, leading=4, stride=12), None)
+        """
+        *outer, rows, columns = shape
+        *outer_strides, down, across = strides
+        if (across == 1 or columns == 1) and (down >= columns or rows == 1):
+            transposed, leading = False, columns if rows == 1 else down
+        elif (down == 1 or rows == 1) and (across >= rows or columns == 1):
+            transposed, leading = True, rows if columns == 1 else across
+        else:
+            return None
+        stride, count = 0, 1
+        for size, step in zip(reversed(outer), reversed(outer_strides), strict=True):
+            if size == 1:
+                continue
+            if step < 0:
+                return None
+            if count == 1:
+                stride = step
+            elif step != stride * count:
+                return None
+            count *= size
+        return cls(transposed, leading, stride)
+
+
+def stacked_matmul(a: Any, b: Any, onto: Any = None) -> Any:
+    """a (..., m, k) times b (..., k, n), matrix by matrix; the leading axes of both are the same.
+
+    Transposes and slices are read where they lie if one stride leads from matrix to matrix, else copied. ``onto``:
+    (..., m, n), rows contiguous: the products are added to it in place, and it is returned. float32 and float64; the
+    16-bit types go to CuPy's own product. ValueError for shapes that do not fit, TypeError for different dtypes.
+    """
+    import cupy
+
+    _require_one_dtype(a, b, onto)
+    (*outer, m, k), n = a.shape, b.shape[-1]
+    if list(b.shape[:-1]) != [*outer, k] or (onto is not None and list(onto.shape) != [*outer, m, n]):
+        shapes = f"{a.shape} and {b.shape}" + ("" if onto is None else f", onto {onto.shape}")
+        raise ValueError(f"a, b must have shapes (..., m, k), (..., k, n), and onto (..., m, n), got {shapes}")
+    count = math.prod(outer)
+    if a.dtype.name not in _GEMM or not count * m * k * n:
+        product = a @ b
+        if onto is None:
+            return product
+        onto += product
+        return onto
+    out = cupy.empty((*outer, m, n), dtype=a.dtype) if onto is None else onto
+    a, a_stack = _stacked(a)
+    b, b_stack = _stacked(b)
+    out_stack = Stack.of(out.shape, _element_strides(out))
+    if out_stack is None or out_stack.transposed:
+        raise ValueError(f"onto must have contiguous rows and one stride between matrices, got strides {out.strides}")
+    name, number = _GEMM[a.dtype.name]
+    one, beta = number(1), number(0 if onto is None else 1)
+    # cuBLAS counts down columns, where what we have is the transpose: out^T = b^T a^T
+    _context(cupy.cuda.runtime.getDevice()).call(
+        name.replace("_v2", "StridedBatched"), _TRANSPOSED[b_stack.transposed], _TRANSPOSED[a_stack.transposed],
+        n, m, k, ctypes.byref(one),
+        ctypes.c_void_p(b.data.ptr), b_stack.leading, ctypes.c_longlong(b_stack.stride),
+        ctypes.c_void_p(a.data.ptr), a_stack.leading, ctypes.c_longlong(a_stack.stride), ctypes.byref(beta),
+        ctypes.c_void_p(out.data.ptr), out_stack.leading, ctypes.c_longlong(out_stack.stride), count,
+    )  # fmt: skip
+    return out
+
+
+def _require_one_dtype(a: Any, b: Any, onto: Any) -> None:
+    """TypeError unless they are alike: cuBLAS is told one type for all of them, and would read others as noise."""
+    if b.dtype != a.dtype or (onto is not None and onto.dtype != a.dtype):
+        got = f"{a.dtype} and {b.dtype}" + ("" if onto is None else f", onto {onto.dtype}")
+        raise TypeError(f"a, b and onto must have one dtype, got {got}")
+
+
+def _element_strides(array: Any) -> tuple[int, ...]:
+    return tuple(step // array.itemsize for step in array.strides)
+
+
+def _stacked(array: Any) -> tuple[Any, Stack]:
+    """The array, or a contiguous copy where it cannot be read as it lies."""
+    stack = Stack.of(array.shape, _element_strides(array))
+    if stack is None:
+        array = array.copy(order="C")
+        stack = Stack.of(array.shape, _element_strides(array))
+        assert stack is not None
+    return array, stack
+
+
+@functools.cache
+def outer_specialisation(element: str) -> Specialisation:
+    """For arrays of the type ``element``, float or double."""
+    return Specialisation("layers/weight_gradient.cu", ("outer_sums",), (("ELEMENT", element),))
+
+
+def outer_sums(a: Any, b: Any) -> Any:
+    """a^T b (E, D) of a (N, E) and b (N, D), both C-contiguous: the sum over tokens of outer products."""
+    import cupy
+
+    (rows, outputs), width = a.shape, b.shape[1]
+    shares = min(SHARES, -(-rows // 64))
+    parts = cupy.empty((shares, outputs * width), dtype=a.dtype)
+    grid = shares, -(-outputs // 64), -(-width // 64)
+    kernel = get_kernel(outer_specialisation(type_name(a.dtype)), "outer_sums")
+    kernel(grid, (256,), (a, b, np.int64(rows), np.int32(outputs), np.int32(width), parts))
+    return add_parts(parts, a.dtype).reshape(outputs, width)
+
+
+def _readable(matrix: Any) -> tuple[Any, bool, int]:
+    """The matrix or a contiguous copy, whether it is stored as its transpose, and the length of a stored row."""
+    if not (matrix.flags.c_contiguous or matrix.flags.f_contiguous):
+        matrix = matrix.copy(order="C")
+    transposed = not matrix.flags.c_contiguous
+    return matrix, transposed, matrix.shape[0] if transposed else matrix.shape[1]
+
+
+class _Context:
+    """A cuBLAS handle of one thread and device, on whatever stream is current."""
+
+    def __init__(self) -> None:
+        self._library = _library()
+        self._handle = ctypes.c_void_p()
+        self._stream: int | None = None
+        self._workspaces: dict[int, Any] = {}  # of every stream: products on two streams may run at once
+        self._check("cublasCreate_v2", ctypes.byref(self._handle))
+        if int(os.environ.get("CUPY_TF32", "0")) > 0:
+            self._check("cublasSetMathMode", self._handle, _TF32_MATH)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        import cupy
+
+        stream = cupy.cuda.get_current_stream().ptr
+        if stream != self._stream:
+            if stream not in self._workspaces:
+                self._workspaces[stream] = cupy.empty(WORKSPACE_BYTES, dtype=np.uint8)
+            workspace = ctypes.c_void_p(self._workspaces[stream].data.ptr)
+            self._check("cublasSetStream_v2", self._handle, ctypes.c_void_p(stream))  # and forgets the workspace
+            self._check("cublasSetWorkspace_v2", self._handle, workspace, ctypes.c_size_t(WORKSPACE_BYTES))
+            self._stream = stream
+        self._check(name, self._handle, *arguments)
+
+    def _check(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._library, name)(*arguments)
+        if status == _ALLOC_FAILED:
+            raise MemoryError("cuBLAS found no GPU memory to work with")
+        if status:
+            raise RuntimeError(f"cuBLAS refused {name} with status {status}")
+
+
+_contexts = threading.local()
+
+
+def _context(device: int) -> _Context:
+    known = _contexts.__dict__.setdefault("of_device", {})
+    if device not in known:
+        known[device] = _Context()
+    return known[device]
+
+
+@functools.cache
+def _library() -> Any:
+    """The cuBLAS that CuPy uses, which it has loaded by the time it has a handle."""
+    import cupy
+
+    try:
+        from cupy_backends.cuda.libs import cublas
+
+        major = cublas.getVersion(cupy.cuda.device.get_cublas_handle()) // 10000
+        return ctypes.CDLL(f"cublas64_{major}.dll" if os.name == "nt" else f"libcublas.so.{major}")
+    except (ImportError, OSError) as error:
+        reason, cuda = str(error).strip().splitlines()[0], cupy.cuda.runtime.runtimeGetVersion() // 1000
+        raise RuntimeError(
+            f"cuBLAS, which CuPy {cupy.__version__} needs for matrix products, could not be loaded ({reason}); install "
+            f"the CUDA toolkit that this CuPy was built for, or its wheels: pip install 'cupy-cuda{cuda}x[ctk]'"
+        ) from error

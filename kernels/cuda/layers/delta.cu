@@ -1,0 +1,115 @@
+// What the delta rule does within a chunk of N tokens, beside its matrix products.
+//
+//   delta_weigh            one thread an element of the (N, N) matrices
+//   delta_weigh_backward   one block a matrix
+//   unit_lower_inverse     one block a matrix, one thread a column
+//
+// Same mathematics as ramnet_np/layers/delta_rule.py and triangular.py. g_t / g_s, the decay from token s to token t, comes
+// from the running sums log_g.
+#include "runtime/reduce.cuh"
+
+#ifndef ELEMENT
+#error "ELEMENT must be defined: the type of the arrays, float or double"
+#endif
+
+constexpr int LONGEST = 64;  // tokens of a chunk, as in ramnet_np/layers/heads.py
+
+DEVICE ELEMENT decay_between(const ELEMENT* log_g, int t, int s) {
+    const ELEMENT change = log_g[t] - log_g[s];
+    return exp(change < 0 ? change : ELEMENT(0));
+}
+
+// A = k.k g_t / g_s below the diagonal, P = q.k g_t / g_s on it too, L = beta_t A
+extern "C" __global__ void delta_weigh(
+    ELEMENT* kk,           // (count, N, N) -> A
+    ELEMENT* qk,           // (count, N, N) -> P
+    const ELEMENT* beta,   // (count, N)
+    const ELEMENT* log_g,  // (count, N)
+    long long elements, int tokens,
+    ELEMENT* below  // (count, N, N): L
+) {
+    const long long i = blockIdx.x * (long long)(blockDim.x) + threadIdx.x;
+    if (i >= elements) return;
+    const int s = i % tokens, t = i / tokens % tokens;
+    const long long row = i / tokens;  // of token t
+    ELEMENT a = 0, p = 0;
+    if (s <= t) {
+        const ELEMENT decay = decay_between(log_g + (row - t), t, s);
+        p = qk[i] * decay;
+        if (s < t) a = kk[i] * decay;
+    }
+    kk[i] = a;
+    qk[i] = p;
+    below[i] = beta[row] * a;
+}
+
+extern "C" __global__ void delta_weigh_backward(
+    ELEMENT* dL,           // (count, N, N) -> gradient of k.k
+    ELEMENT* dP,           // (count, N, N) -> gradient of q.k
+    const ELEMENT* A,      // (count, N, N)
+    const ELEMENT* P,      // (count, N, N)
+    const ELEMENT* beta,   // (count, N)
+    const ELEMENT* log_g,  // (count, N)
+    int tokens,
+    ELEMENT* dbeta,  // (count, N)
+    ELEMENT* dlog_g  // (count, N)
+) {
+    constexpr int WARPS = 8, EACH = LONGEST / 32;
+    __shared__ ELEMENT columns[WARPS][LONGEST], rows[LONGEST];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const long long first = blockIdx.x * (long long)(tokens);
+    beta += first;
+    log_g += first;
+    ELEMENT column[EACH] = {};
+    for (int t = warp; t < tokens; t += WARPS) {
+        ELEMENT through_A = 0, through = 0;
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            const int s = lane + 32 * j;
+            if (s >= tokens) break;
+            const long long i = (first + t) * tokens + s;
+            const ELEMENT a = dL[i] * A[i], f = dP[i] * P[i] + beta[t] * a;
+            through_A += a;
+            through += f;
+            column[j] += f;
+            const ELEMENT decay = s <= t ? decay_between(log_g, t, s) : ELEMENT(0);
+            dP[i] *= decay;
+            dL[i] = s < t ? dL[i] * decay * beta[t] : ELEMENT(0);
+        }
+        through_A = warp_sum(through_A);
+        through = warp_sum(through);
+        if (lane == 0) {
+            dbeta[first + t] = through_A;
+            rows[t] = through;
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < EACH; j++) columns[warp][lane + 32 * j] = column[j];
+    __syncthreads();
+    for (int s = threadIdx.x; s < tokens; s += blockDim.x) {
+        ELEMENT total = 0;
+        for (int w = 0; w < WARPS; w++) total += columns[w][s];
+        dlog_g[first + s] = rows[s] - total;
+    }
+}
+
+// R = (I + L)^-1, column by column from the top: R_tj = -sum of L_ts R_sj over j <= s < t
+extern "C" __global__ void unit_lower_inverse(
+    const ELEMENT* below,  // (count, N, N): L, of which only what lies below the diagonal is used
+    int size,
+    ELEMENT* inverse  // (count, N, N)
+) {
+    extern __shared__ double shared[];
+    ELEMENT* L = reinterpret_cast<ELEMENT*>(shared);  // (N, N)
+    ELEMENT* R = L + size * size;                     // (N, N)
+    const long long at = blockIdx.x * (long long)(size) * size;
+    const int column = threadIdx.x;
+    for (int t = 0; t < size; t++) L[t * size + column] = below[at + t * size + column];
+    __syncthreads();
+    for (int t = 0; t < size; t++) {
+        ELEMENT sum = t == column ? 1 : 0;
+        for (int s = 0; s < t; s++) sum -= L[t * size + s] * R[s * size + column];
+        R[t * size + column] = sum;
+        inverse[at + t * size + column] = sum;
+    }
+}

@@ -1,0 +1,115 @@
+// The gradient of an embedding table: for every row the sum over the tokens that took it, in their order.
+//
+//   embedding_order    one block OWNED rows of the table: lists the tokens that took each of them. All its threads look
+//                      through the ids; one thread a row writes that row's list.
+//   embedding_sums     one block eight rows and 32 columns of them, one warp a row. The tokens of a row that took very
+//                      many are shared: every warp adds every eighth, then one adds the eight.
+//
+// Same mathematics as ramnet_np/layers/embedding.py. Atomics count integers only, whose sum has no order.
+#include "runtime/reduce.cuh"
+
+#ifdef ELEMENT
+
+using Sum = SumOf<ELEMENT>::type;
+
+constexpr int MANY = 256;
+
+extern "C" __global__ void embedding_sums(
+    const ELEMENT* dy,   // (N, D)
+    const int* order,    // (N,) tokens, those of a row side by side
+    const int* starts,   // (V + 1,) where each row's begin
+    int table_rows, int width,
+    ELEMENT* dtable  // (V, D)
+) {
+    __shared__ Sum eighths[8][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.y * 32 + lane;
+    const bool inside = c < width;
+    dy += inside ? c : 0;
+    dtable += inside ? c : 0;
+    for (int w = 0; w < 8; w++) {
+        const int row = blockIdx.x * 8 + w;
+        if (row >= table_rows) return;
+        const int begin = starts[row], end = starts[row + 1];
+        if (end - begin <= MANY) {
+            if (warp != w) continue;
+            Sum total = 0;
+#pragma unroll 4
+            for (int i = begin; i < end; i++) total += widen(dy[order[i] * (long long)(width)]);
+            if (inside) narrow(total, dtable[row * (long long)(width)]);
+            continue;
+        }
+        Sum total = 0;
+#pragma unroll 4
+        for (int i = begin + warp; i < end; i += 8) total += widen(dy[order[i] * (long long)(width)]);
+        eighths[warp][lane] = total;
+        __syncthreads();
+        if (warp == w && inside) {
+            total = 0;
+            for (int other = 0; other < 8; other++) total += eighths[other][lane];
+            narrow(total, dtable[row * (long long)(width)]);
+        }
+        __syncthreads();
+    }
+}
+
+#else
+
+constexpr int OWNED = 64, THREADS = 1024;
+
+// Blocks of THREADS. Ids outside [0, V) are left out.
+extern "C" __global__ void __launch_bounds__(THREADS) embedding_order(
+    const int* ids,  // (N,)
+    int tokens, int table_rows,
+    int* order,  // (N,)
+    int* starts  // (V + 1,)
+) {
+    __shared__ int counts[OWNED], before, scratch[32], queue_ids[THREADS], queue_tokens[THREADS], warp_counts[32];
+    const int first = blockIdx.x * OWNED, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (threadIdx.x < OWNED) counts[threadIdx.x] = 0;
+    __syncthreads();
+    // 1. how many tokens took earlier rows, and how many each of these
+    int earlier = 0;
+    for (int i = threadIdx.x; i < tokens; i += THREADS) {
+        const int id = ids[i];
+        if (id < 0) continue;
+        earlier += id < first;
+        if (first <= id && id < first + OWNED && id < table_rows) atomicAdd(counts + id - first, 1);
+    }
+    earlier = block_sum(earlier, scratch);
+    if (threadIdx.x == 0) before = earlier;
+    __syncthreads();
+    int next = before;  // where this thread's row goes on, if it owns one
+    const bool owner = threadIdx.x < OWNED && first + int(threadIdx.x) < table_rows;
+    if (owner) {
+        for (int row = 0; row < threadIdx.x; row++) next += counts[row];
+        starts[first + threadIdx.x] = next;
+        if (first + threadIdx.x == table_rows - 1) starts[table_rows] = next + counts[threadIdx.x];
+    }
+    // 2. THREADS ids at a time: those of these rows are queued in order, then every owner takes its own
+    int upcoming = threadIdx.x < tokens ? ids[threadIdx.x] : -1;
+    for (int begin = 0; begin < tokens; begin += THREADS) {
+        const int i = begin + threadIdx.x, id = upcoming;
+        upcoming = i + THREADS < tokens ? ids[i + THREADS] : -1;  // on its way while this round is sorted
+        const bool ours = first <= id && id < first + OWNED && id < table_rows;
+        const unsigned votes = __ballot_sync(~0u, ours);
+        if (lane == 0) warp_counts[warp] = __popc(votes);
+        __syncthreads();
+        int place = __popc(votes & ((1u << lane) - 1)), queued = 0;
+        for (int other = 0; other < THREADS / 32; other++) {
+            if (other < warp) place += warp_counts[other];
+            queued += warp_counts[other];
+        }
+        if (ours) {
+            queue_ids[place] = id;
+            queue_tokens[place] = i;
+        }
+        __syncthreads();
+        if (owner) {
+            for (int q = 0; q < queued; q++) {
+                if (queue_ids[q] == first + int(threadIdx.x)) order[next++] = queue_tokens[q];
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,1 @@
+"""From a CUDA source to a launch: compiling, parameters, arrays, and errors in one sentence."""

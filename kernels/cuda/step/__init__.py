@@ -1,0 +1,1 @@
+"""One token: decode, write and read in place."""

@@ -1,0 +1,1 @@
+"""Data sets that name their batches by step: associative recall (MQAR), text, made-up facts."""

@@ -1,0 +1,119 @@
+"""Text as training data: the bytes of any file are the tokens, and every byte is asked to foretell the next.
+
+    bytes   T o m :   f o x .
+    ids     T o m :   f o x         a window of ``length`` bytes
+    labels  o m :   f o x .         the same, one byte later
+
+No tokenizer and nothing to download: 256 tokens spell every language and every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramnet_np.data.batches import Batch
+from ramnet_np.data.synthetic_facts import facts_text
+
+Start = Literal["anywhere", "line"]
+
+BYTES = 256  # the vocabulary
+FACTS_LINES = 40_000  # of the text made here, 3 MB: few lines are seen twice in a run
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What to read: a file, and how it is cut into sequences."""
+
+    path: Path | None = None
+    """Any file; its bytes are the tokens. None: text made here, whose facts must be recalled (train/facts.py)."""
+    length: int = 128
+    """Bytes of a training sequence. Memory starts empty in each."""
+    start: Start = "anywhere"
+    """Where training sequences start: anywhere in the text, or at the start of a line."""
+    held_out: float = 0.05
+    """Share at the end of the file that is measured on and never trained on."""
+    held_out_sequences: int = 200
+    """At most so many sequences of it."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"data.length must be at least 1, got {self.length}")
+        if self.start not in get_args(Start):
+            allowed = ", ".join(map(repr, get_args(Start)))
+            raise ValueError(f"data.start must be one of {allowed}, got {self.start!r}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"data.held_out must lie between 0 and 1, got {self.held_out}")
+        if self.held_out_sequences < 1:
+            raise ValueError(f"data.held_out_sequences must be at least 1, got {self.held_out_sequences}")
+
+
+class TextData:
+    """Windows of a text: training windows overlap as chance has it, held-out ones do not.
+
+    ``text``: the bytes; ``batch``: sequences of a training batch; ``seed``: with the step, decides which windows.
+    """
+
+    def __init__(self, text: bytes, settings: TextSettings, batch: int, seed: int):
+        self.sha256 = hashlib.sha256(text).hexdigest()
+        tokens = np.frombuffer(text, dtype=np.uint8).astype(np.int32)
+        kept = int(len(tokens) * (1 - settings.held_out))
+        self._train, held_out = tokens[:kept], tokens[kept:]
+        self._length, self._batch, self._seed = settings.length, batch, seed
+        if min(len(self._train), len(held_out)) <= settings.length:
+            raise ValueError(
+                f"data.length must be below the {min(len(self._train), len(held_out))} bytes that training and "
+                f"held-out text have at least, got {settings.length}: a longer file or shorter sequences would do"
+            )
+        self._starts = _starts(self._train, settings)
+        self._held_out = self._windows(held_out, _side_by_side(held_out, settings))
+
+    def batch(self, step: int) -> Batch:
+        rng = np.random.default_rng([self._seed, step])
+        return self._windows(self._train, self._starts[rng.integers(len(self._starts), size=self._batch)])
+
+    def held_out(self) -> Mapping[str, Batch]:
+        return {"next byte": self._held_out}
+
+    def _windows(self, tokens: NDArray[np.int32], starts: NDArray[np.int64]) -> Batch:
+        at = starts[:, None] + np.arange(self._length + 1)
+        windows = tokens[at]
+        return Batch(windows[:, :-1], windows[:, 1:])
+
+
+def _starts(tokens: NDArray[np.int32], settings: TextSettings) -> NDArray[np.int64]:
+    """Where a window of ``length`` + 1 bytes may start: everywhere, or at byte 0 and after every newline."""
+    starts = np.arange(len(tokens) - settings.length)
+    if settings.start == "anywhere":
+        return starts
+    return np.concatenate([starts[:1], starts[1:][tokens[: len(starts) - 1] == ord("\n")]])
+
+
+def _side_by_side(tokens: NDArray[np.int32], settings: TextSettings) -> NDArray[np.int64]:
+    """Starts of windows that do not overlap, from the first allowed start on."""
+    chosen: list[int] = []
+    free = 0
+    allowed = _starts(tokens, settings)
+    while len(chosen) < settings.held_out_sequences and (at := int(np.searchsorted(allowed, free))) < len(allowed):
+        chosen.append(int(allowed[at]))
+        free = chosen[-1] + settings.length
+    return np.array(chosen, dtype=np.int64)
+
+
+def read_text(settings: TextSettings, seed: int = 0) -> bytes:
+    """The bytes of the file, or the text made here. FileNotFoundError where there is no such file.
+
+    >>> read_text(TextSettings())[:20]
+    b'FredCat. EricMole. A'
+    """
+    if settings.path is None:
+        return facts_text(FACTS_LINES, seed=seed)
+    if not settings.path.is_file():
+        raise FileNotFoundError(f"data.path must be a file, got {str(settings.path)!r}")
+    return settings.path.read_bytes()

@@ -1,0 +1,57 @@
+"""A gated product: one array opens and closes another, by a sigmoid (the RAM layer's output) or by SiLU (SwiGLU)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ramnet_np.backend import fused_for
+from ramnet_np.core.require import Like, require_like
+from ramnet_np.layers.activation import sigmoid_backward, sigmoid_forward, silu_backward, silu_forward
+
+
+class GateContext(NamedTuple):
+    """What ``gate_backward`` needs."""
+
+    a: Any  # the gate before its activation
+    b: Any  # both factors of the product are kept, as each is the other's slope
+    opened: Any  # act(a), and what the activation kept; a fused product computes both again
+    activation: Any
+    silu: bool
+
+
+def gate_forward(a: Any, b: Any, *, silu: bool = False) -> tuple[Any, GateContext]:
+    """Multiply ``b`` by what ``a`` opens.
+
+        y = act(a) * b,    act(a) = sigmoid(a), or a * sigmoid(a) with ``silu``
+
+    ``a``, ``b``: arrays of one shape. Returns y of that shape and ctx.
+    Source: Shazeer, arXiv 2002.05202, for SiLU; spec section 5 for the sigmoid.
+
+    >>> import numpy as np
+    >>> gate_forward(np.array([0.0, 100.0]), np.array([3.0, 3.0]))[0].tolist()
+    [1.5, 3.0]
+    """
+    require_like("b", b, Like.of(a))
+    if fused := fused_for("gate_forward", a):
+        return fused(a, b, silu), GateContext(a, b, None, None, silu)
+    opened, ctx = silu_forward(a) if silu else sigmoid_forward(a)
+    return opened * b, GateContext(a, b, opened, ctx, silu)
+
+
+def gate_backward(dy: Any, ctx: GateContext) -> tuple[Any, Any]:
+    """Gradients of a and b.
+
+    da = dy * b * act'(a)        db = dy * act(a)
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> y, ctx = gate_forward(np.array([0.0]), np.array([3.0]))
+    >>> [d.tolist() for d in gate_backward(np.array([1.0]), ctx)]
+    [[0.75], [0.5]]
+    """
+    require_like("dy", dy, Like.of(ctx.b))
+    if fused := fused_for("gate_backward", dy):
+        return fused(dy, ctx.a, ctx.b, ctx.silu)
+    dopened = dy * ctx.b
+    da = silu_backward(dopened, ctx.activation) if ctx.silu else sigmoid_backward(dopened, ctx.activation)
+    return da, dy * ctx.opened

@@ -1,0 +1,144 @@
+"""Causal linear attention: a sum of outer products of features and values is all that a token leaves behind.
+
+Tokens are taken in chunks. Within one, every query meets every earlier key, as in softmax attention without the
+exponential; what came before a chunk is one matrix. All chunks go through the same few products; only the sum of the
+matrices runs from chunk to chunk. A last channel of ones on the values makes the normaliser one more column.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.require import Like, require_heads, require_like
+from ramnet_np.layers.heads import from_chunks, to_chunks
+from ramnet_np.layers.matmul import matmul
+
+EPS = 1e-6  # added to the normaliser, which may underflow
+
+
+class LinearAttentionContext(NamedTuple):
+    """What ``linear_attention_backward`` needs, in chunks of N tokens. G = B*H."""
+
+    q: Any  # (G, chunks, N, d_k): phi(q)
+    k: Any  # phi(k)
+    v: Any  # (G, chunks, N, d_v + 1): the last channel is 1
+    scores: Any  # (G, chunks, N, N)
+    starts: Any  # (G, chunks, d_k, d_v + 1): the state before each chunk
+    y: Any  # (G, chunks, N, d_v)
+    normaliser: Any  # (G, chunks, N, 1)
+    like: Like
+
+
+class LinearAttentionGrads(NamedTuple):
+    """One gradient per input."""
+
+    q: Any
+    k: Any
+    v: Any
+
+
+def linear_attention_forward(q: Any, k: Any, v: Any, state: Any = None) -> tuple[Any, Any, LinearAttentionContext]:
+    """Every token adds its value under its features, and reads what was added under features like its own.
+
+        S_t = S_{t-1} + phi(k_t) v_t^T    z_t = z_{t-1} + phi(k_t)    phi(x) = elu(x) + 1
+        y_t = S_t^T phi(q_t) / (z_t . phi(q_t) + 1e-6)
+
+    ``q``, ``k``: (B, T, H, d_k); ``v``: (B, T, H, d_v); ``state``: (B, H, d_k, d_v + 1), S with z as its last column,
+    before the first token; None is zero. It is taken as constant. Returns y (B, T, H, d_v), the state after the last
+    token, and ctx.
+    Cost: 4 T d_k d_v operations for each sequence and head for the state, 2 T N (d_k + d_v) within chunks of N tokens.
+    ValueError or TypeError where shapes or dtypes do not fit.
+    Source: Katharopoulos et al., arXiv 2006.16236, eq. 7 and 18 to 20.
+
+    >>> import numpy as np
+    >>> q = k = np.zeros((1, 3, 1, 2))  # all features alike: a mean
+    >>> y, state, ctx = linear_attention_forward(q, k, np.array([3.0, 5.0, 10.0]).reshape(1, 3, 1, 1))
+    >>> y.ravel().round(5).tolist(), state.tolist()
+    ([3.0, 4.0, 6.0], [[[[18.0, 3.0], [18.0, 3.0]]]])
+    """
+    B, T, H, d_v = require_heads(q, k, v)
+    d_k = q.shape[-1]
+    xp = namespace_of(q, k, v)
+    if state is not None:
+        require_like("state", state, Like((B, H, d_k, d_v + 1), q.dtype))
+    # 1. features; values with a channel of ones
+    ones = xp.ones((B, T, H, d_v + 1), dtype=v.dtype)
+    ones[..., :d_v] = v
+    q, k, v = to_chunks(elu_plus_one(q)), to_chunks(elu_plus_one(k)), to_chunks(ones)
+    # 2. within chunks
+    scores = matmul(q, k.swapaxes(-1, -2))
+    scores *= xp.tri(scores.shape[-1], dtype=scores.dtype)
+    sums = matmul(scores, v)
+    # 3. the state before each chunk
+    added = matmul(k.swapaxes(-1, -2), v)
+    starts = xp.empty_like(added)
+    running = xp.zeros_like(added[:, 0]) if state is None else state.reshape(added[:, 0].shape)
+    for chunk in range(added.shape[1]):
+        starts[:, chunk] = running
+        running = running + added[:, chunk]
+    matmul(q, starts, onto=sums)
+    # 4. divide
+    normaliser = sums[..., d_v:] + EPS
+    y = sums[..., :d_v] / normaliser
+    ctx = LinearAttentionContext(q, k, v, scores, starts, y, normaliser, Like((B, T, H, d_v), q.dtype))
+    return from_chunks(y, T, H), running.reshape(B, H, d_k, d_v + 1), ctx
+
+
+def linear_attention_backward(dy: Any, ctx: LinearAttentionContext) -> LinearAttentionGrads:
+    """Gradients of q, k and v. With n_t the normaliser, and [v, 1] the value with its channel of ones:
+
+        dm_t = [dy_t, -dy_t . y_t] / n_t              of the sums m_t = [S_t, z_t]^T phi(q_t)
+        dphi(q_t) = [S_t, z_t] dm_t        R_t = R_{t+1} + phi(q_t) dm_t^T, in reverse time
+        dphi(k_t) = R_t [v_t, 1]           dv_t = R_t^T phi(k_t), without its last channel
+
+    In chunks as the forward; twice its cost. ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> q = k = np.zeros((1, 2, 1, 2))
+    >>> y, _, ctx = linear_attention_forward(q, k, np.ones((1, 2, 1, 1)))
+    >>> linear_attention_backward(np.ones_like(y), ctx).v.ravel().round(5).tolist()
+    [1.5, 0.5]
+    """
+    require_like("dy", dy, ctx.like)
+    xp = namespace_of(dy)
+    (_, T, H, d_v), (q, k, v) = ctx.like.shape, ctx[:3]
+    dy = to_chunks(dy)
+    # 4. y = sums / normaliser
+    dsums = xp.empty_like(v)
+    xp.divide(dy, ctx.normaliser, out=dsums[..., :d_v])
+    dsums[..., d_v:] = -(dsums[..., :d_v] * ctx.y).sum(axis=-1, keepdims=True)
+    # 3. sums += q starts, starts_c = added_0 + .. + added_{c-1}
+    dstarts = matmul(q.swapaxes(-1, -2), dsums)
+    dadded = xp.empty_like(dstarts)
+    running = xp.zeros_like(dstarts[:, 0])
+    for chunk in reversed(range(dstarts.shape[1])):
+        dadded[:, chunk] = running
+        running = running + dstarts[:, chunk]
+    dq = matmul(dsums, ctx.starts.swapaxes(-1, -2))
+    dk = matmul(v, dadded.swapaxes(-1, -2))
+    dv = matmul(k, dadded)
+    # 2. sums = tril(q k^T) v
+    dscores = matmul(dsums, v.swapaxes(-1, -2))
+    dscores *= xp.tri(dscores.shape[-1], dtype=dscores.dtype)
+    matmul(dscores, k, onto=dq)
+    matmul(dscores.swapaxes(-1, -2), q, onto=dk)
+    matmul(ctx.scores.swapaxes(-1, -2), dsums, onto=dv)
+    # 1. features: phi' = 1 above 0, exp(x) = phi below, the smaller of the two on either side
+    dq *= xp.minimum(q, 1)
+    dk *= xp.minimum(k, 1)
+    return LinearAttentionGrads(*(from_chunks(d, T, H) for d in (dq, dk, dv[..., :d_v])))
+
+
+def elu_plus_one(x: Any) -> Any:
+    """The feature map: x + 1 above 0, exp(x) below; never negative.
+
+    >>> import numpy as np
+    >>> elu_plus_one(np.array([-1.0, 0.0, 2.0])).round(3).tolist()
+    [0.368, 1.0, 3.0]
+    """
+    xp = namespace_of(x)
+    y = xp.minimum(x, 0)
+    xp.exp(y, out=y)
+    y += xp.maximum(x, 0)
+    return y

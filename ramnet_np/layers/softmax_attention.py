@@ -1,0 +1,184 @@
+"""Causal softmax attention, over all earlier tokens or over the last few (a sliding window).
+
+Queries are taken in blocks. A block looks at the keys that its first and last query can see and at no others, so that a
+window costs T W and not T**2. The weights are made again in the backward from one number per query, the logarithm of
+the softmax's sum: memory that grows with T**2 is never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ramnet_np.backend import fused_for
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.require import Like, require_heads, require_like
+from ramnet_np.layers.heads import heads_first, heads_last
+from ramnet_np.layers.matmul import matmul
+
+QUERIES = 128  # of a block
+FEWEST_QUERIES = 64  # with a window shorter than this, a block of its length would leave little work to one product
+
+
+class SoftmaxAttentionContext(NamedTuple):
+    """What ``softmax_attention_backward`` needs. G = B*H."""
+
+    q: Any  # (G, T, d_k)
+    k: Any  # (G, S + T, d_k): S earlier keys first
+    v: Any  # (G, S + T, d_v)
+    log_sums: tuple[Any, ...]  # (G, Q, 1) of each block
+    window: int | None
+    heads: int
+    y: Like
+
+
+class SoftmaxAttentionGrads(NamedTuple):
+    """One gradient per input."""
+
+    q: Any
+    k: Any
+    v: Any
+
+
+class _Block(NamedTuple):
+    queries: slice
+    keys: slice
+    diagonal: int  # query i of the block stands at key i + diagonal of its keys
+
+
+def softmax_attention_forward(
+    q: Any, k: Any, v: Any, window: int | None = None, past: tuple[Any, Any] | None = None
+) -> tuple[Any, SoftmaxAttentionContext]:
+    """Every token takes the mean of what it sees, weighted by how well its query meets their keys.
+
+        y_t = sum_s p_ts v_s,    p_ts = exp(q_t . k_s / sqrt(d_k) - c_t) for s <= t,    c_t such that sum_s p_ts = 1
+
+    ``q``, ``k``: (B, T, H, d_k); ``v``: (B, T, H, d_v). ``window``: W, token t sees t-W+1 .. t; None: all up to t.
+    ``past``: keys (B, S, H, d_k) and values (B, S, H, d_v) of S tokens before these, taken as constant. Returns y
+    (B, T, H, d_v) and ctx.
+    Cost: 2 T J (d_k + d_v) operations for each sequence and head, J the keys that a block of queries looks at: T / 2 on
+    average, with a window W and the block's length. Memory for the scores of one block at a time.
+    ValueError or TypeError where shapes or dtypes do not fit, or for a window below 1.
+    Source: Vaswani et al., arXiv 1706.03762, eq. 1; the window: Beltagy et al., arXiv 2004.05150; the blocks: Dao et
+    al., arXiv 2205.14135.
+
+    >>> import numpy as np
+    >>> q = k = np.zeros((1, 3, 1, 2))  # all keys alike: a mean
+    >>> v = np.array([3.0, 5.0, 10.0]).reshape(1, 3, 1, 1)
+    >>> softmax_attention_forward(q, k, v)[0].ravel().tolist()
+    [3.0, 4.0, 6.0]
+    >>> softmax_attention_forward(q, k, v, window=2)[0].ravel().tolist()
+    [3.0, 4.0, 7.5]
+    """
+    B, T, H, d_v = require_heads(q, k, v)
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    xp = namespace_of(q, k, v)
+    if past is not None:
+        _require_past(past, k, v)
+        k, v = (xp.concatenate([before, now], axis=1) for before, now in zip(past, (k, v), strict=True))
+    q, k, v = heads_first(q), heads_first(k), heads_first(v)
+    y = xp.zeros((B * H, T, d_v), dtype=q.dtype)
+    log_sums = []
+    for block in _blocks(T, k.shape[1], window):
+        weights = _scores(q, k, block)
+        log_sums.append(_softmax_in_place(weights, block, window, q.shape[-1] ** -0.5))
+        matmul(weights, v[:, block.keys], onto=y[:, block.queries])
+    y = heads_last(y, H)
+    return y, SoftmaxAttentionContext(q, k, v, tuple(log_sums), window, H, Like.of(y))
+
+
+def softmax_attention_backward(dy: Any, ctx: SoftmaxAttentionContext) -> SoftmaxAttentionGrads:
+    """Gradients of q, k and v, for the tokens that were given as such.
+
+        dp_ts = dy_t . v_s        ds_ts = p_ts (dp_ts - sum_r p_tr dp_tr)
+        dv_s = sum_t p_ts dy_t    dq_t = sum_s ds_ts k_s / sqrt(d_k)    dk_s = sum_t ds_ts q_t / sqrt(d_k)
+
+    Cost: two and a half times the forward's, of which half a time makes the weights again.
+    ValueError unless ``dy`` has the shape and dtype of y.
+
+    >>> import numpy as np
+    >>> q = k = np.zeros((1, 2, 1, 2))
+    >>> y, ctx = softmax_attention_forward(q, k, np.ones((1, 2, 1, 1)))
+    >>> softmax_attention_backward(np.ones_like(y), ctx).v.ravel().tolist()
+    [1.5, 0.5]
+    """
+    require_like("dy", dy, ctx.y)
+    xp = namespace_of(dy)
+    dy = heads_first(dy)
+    scale = ctx.q.shape[-1] ** -0.5
+    dq, dk, dv = (xp.zeros(x.shape, dtype=x.dtype) for x in (ctx.q, ctx.k, ctx.v))
+    T, keys = ctx.q.shape[1], ctx.k.shape[1]
+    for block, log_sum in zip(_blocks(T, keys, ctx.window), ctx.log_sums, strict=True):
+        # 1. the weights again, and their gradient
+        weights = _scores(ctx.q, ctx.k, block)
+        dscores = matmul(dy[:, block.queries], ctx.v[:, block.keys].swapaxes(1, 2))
+        # 2. through the softmax: ``weights`` gets p, ``dscores`` ds / sqrt(d_k)
+        _softmax_backward_in_place(weights, dscores, log_sum, block, ctx.window, scale)
+        # 3. the three products
+        matmul(weights.swapaxes(1, 2), dy[:, block.queries], onto=dv[:, block.keys])
+        matmul(dscores, ctx.k[:, block.keys], onto=dq[:, block.queries])
+        matmul(dscores.swapaxes(1, 2), ctx.q[:, block.queries], onto=dk[:, block.keys])
+    past = keys - T
+    return SoftmaxAttentionGrads(*(heads_last(d, ctx.heads) for d in (dq, dk[:, past:], dv[:, past:])))
+
+
+def _blocks(tokens: int, keys: int, window: int | None) -> Iterator[_Block]:
+    """Queries in blocks, each with the keys that it can see; the last query stands at the last key."""
+    size = QUERIES if window is None else min(QUERIES, max(FEWEST_QUERIES, window))
+    past = keys - tokens
+    for first in range(0, tokens, size):
+        end = min(first + size, tokens)
+        first_key = 0 if window is None else max(0, past + first - window + 1)
+        yield _Block(slice(first, end), slice(first_key, past + end), past + first - first_key)
+
+
+def _scores(q: Any, k: Any, block: _Block) -> Any:
+    """q_t . k_s of a block, (G, Q, J), also of the pairs that are not seen."""
+    return matmul(q[:, block.queries], k[:, block.keys].swapaxes(1, 2))
+
+
+def _softmax_in_place(scores: Any, block: _Block, window: int | None, scale: float) -> Any:
+    """Scores become weights, 0 where a query does not see; returns log sum exp of every row, (G, Q, 1)."""
+    if fused := fused_for("softmax_rows", scores):
+        return fused(scores, block.diagonal, window, scale)
+    xp = namespace_of(scores)
+    scores *= scale
+    scores += _hidden(xp, scores, block.diagonal, window)
+    largest = scores.max(axis=-1, keepdims=True)
+    scores -= largest
+    xp.exp(scores, out=scores)
+    total = scores.sum(axis=-1, keepdims=True)
+    scores /= total
+    return largest + xp.log(total)
+
+
+def _softmax_backward_in_place(
+    scores: Any, dweights: Any, log_sum: Any, block: _Block, window: int | None, scale: float
+) -> None:
+    """Scores become weights again, and ``dweights`` the gradient of the scores."""
+    if fused := fused_for("softmax_rows_backward", scores):
+        fused(scores, dweights, log_sum, block.diagonal, window, scale)
+        return
+    xp = namespace_of(scores)
+    scores *= scale
+    scores += _hidden(xp, scores, block.diagonal, window)
+    scores -= log_sum
+    xp.exp(scores, out=scores)
+    dweights -= (scores * dweights).sum(axis=-1, keepdims=True)
+    dweights *= scores
+    dweights *= scale
+
+
+def _hidden(xp: Any, scores: Any, diagonal: int, window: int | None) -> Any:
+    """(Q, J): 0 where query i sees key j, that is i + diagonal - W < j <= i + diagonal; elsewhere minus infinity."""
+    queries, keys = scores.shape[-2:]
+    ago = xp.arange(queries)[:, None] + diagonal - xp.arange(keys)
+    seen = (ago >= 0) if window is None else (ago >= 0) & (ago < window)
+    return xp.where(seen, 0.0, -xp.inf).astype(scores.dtype)
+
+
+def _require_past(past: tuple[Any, Any], k: Any, v: Any) -> None:
+    S = past[0].shape[1]
+    for name, before, now in zip(("keys", "values"), past, (k, v), strict=True):
+        require_like(f"past {name}", before, Like((now.shape[0], S, *now.shape[2:]), now.dtype))

@@ -1,0 +1,174 @@
+"""One training run from start to end, as the command starts it: settings in, a folder with its results out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from ramnet_np.backend import use_backend
+from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
+from ramnet_np.core.state import Address
+from ramnet_np.data.batches import Batch, DataSource, ShuffledSets
+from ramnet_np.data.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
+from ramnet_np.model import RAMNet, RAMNetConfig, preset
+from ramnet_np.model.network import Device
+from ramnet_np.plot import slot_trace, training_curves
+from ramnet_np.train.config import TrainConfig
+from ramnet_np.train.gpu_trainer import Graphs
+from ramnet_np.train.loop import TrainResult, prepare_folder, train
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every training run has: a network, how to train it, where to leave the results."""
+
+    model: RAMNetConfig = field(default_factory=RAMNetConfig)
+    """The network."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimiser and the length of the run."""
+    out: Path = Path("runs/run")
+    """Folder for metrics.jsonl, checkpoints/ and the pictures; it is made if missing."""
+    seed: int = 0
+    """Decides the data, its order and the initial weights: the same seed gives the same bits."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`, to the same bits as a run that was never stopped."""
+    overwrite: bool = False
+    """Start again in an `out` that already holds a run."""
+    backend: str | None = None
+    """Which implementation computes; none: the fastest that is installed."""
+    device: Device = "cpu"
+    """Where the model lives; gpu needs CuPy and an NVIDIA GPU. A run may be resumed on the other one."""
+    graph: Graphs = "auto"
+    """On a GPU, whether each step is one CUDA graph: auto goes on without where that fails, and says so."""
+
+    def __post_init__(self) -> None:
+        if self.device == "cpu" and self.backend in ("cupy", "numba-cuda"):
+            raise ValueError(f"backend {self.backend!r} serves device 'gpu', got device 'cpu'")
+        if self.device == "gpu" and self.backend not in (None, "cupy", "numba-cuda", "numpy"):
+            raise ValueError(f"backend must be 'cupy', 'numba-cuda' or 'numpy' for device 'gpu', got {self.backend!r}")
+        if self.graph == "on" and (self.device == "cpu" or self.backend == "numpy"):
+            raise ValueError("graph must be 'auto' or 'off' unless a GPU's backend serves device 'gpu', got 'on'")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class MQARRun(Run):
+    """Train a RAM-Net to recall: pairs (key, value) are shown once, then every key is asked for its value."""
+
+    model: RAMNetConfig = field(default_factory=lambda: preset("mqar-small"))
+    """The network."""
+    data: MQARSettings = field(default_factory=lambda: MQAR_PRESETS["zoology"])
+    """The task."""
+    out: Path = Path("runs/mqar")
+    """Folder for metrics.jsonl, checkpoints/ and the pictures; it is made if missing."""
+
+    def __post_init__(self) -> None:
+        if self.model.vocab < self.data.vocab:
+            raise ValueError(f"model.vocab must be at least data.vocab ({self.data.vocab}), got {self.model.vocab}")
+        super().__post_init__()
+
+
+def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
+    """Make the data and the model, train, and draw curves.png and trace.png (of slots) into ``run.out``.
+
+    Ctrl-C ends it with status "interrupted" and a checkpoint; see :func:`ramnet_np.train.loop.train` for the errors.
+
+    >>> from dataclasses import replace
+    >>> from tempfile import TemporaryDirectory
+    >>> small = MQARRun(
+    ...     model=RAMNetConfig(vocab=32, width=16, order=2, top_k=4, ffn="none"),
+    ...     data=MQARSettings(vocab=32, train=((2, 12, 32),), test=((2, 12, 8),)),
+    ...     train=TrainConfig(steps=1, batch=8),
+    ... )
+    >>> with TemporaryDirectory() as folder:
+    ...     result = run_mqar(replace(small, out=Path(folder) / "run"), progress=False)
+    >>> result.status
+    'finished'
+    """
+
+    def data() -> DataSource:
+        train_sets, test_sets = mqar_data(run.data, run.seed)
+        return ShuffledSets(
+            [Batch(*examples) for examples in train_sets],
+            {name: Batch(*examples) for name, examples in zip(setting_names(run.data.test), test_sets, strict=True)},
+            run.train.batch,
+            run.seed,
+        )
+
+    return train_run(run, data, run_settings(run, run.data), accuracy="recall accuracy", progress=progress)
+
+
+def train_run(
+    run: Run, make_data: Callable[[], DataSource], settings: dict[str, object], *, accuracy: str, progress: bool
+) -> TrainResult:
+    """Train on what ``make_data`` returns; draw the curves and the slots that the first held-out sequence touches.
+
+    ``settings``: what decides the bits, see :func:`run_settings`; ``accuracy``: what it is called in the curves.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> model = RAMNetConfig(vocab=32, width=16, order=2, top_k=4, ffn="none")
+    >>> ids = np.zeros((8, 6), dtype=np.int32)
+    >>> with TemporaryDirectory() as folder:
+    ...     run = Run(model=model, train=TrainConfig(steps=1, batch=8), out=Path(folder))
+    ...     sets = ShuffledSets([Batch(ids, ids)], {"zeros": Batch(ids, ids)}, batch=8, seed=0)
+    ...     train_run(run, lambda: sets, {}, accuracy="right", progress=False).step
+    1
+    """
+    # before the data takes its seconds
+    if run.device == "gpu":
+        gpu_namespace()
+    prepare_folder(run.out, resume=run.resume, overwrite=run.overwrite)
+    # One thread for NumPy's own matrix products: these are small, their threads fight the kernels' for the cores, and
+    # how they split a sum would make the bits depend on the number of cores.
+    with use_backend(run.backend) if run.backend else nullcontext(), threadpool_limits(1, user_api="blas"):
+        data = make_data()
+        try:
+            model = RAMNet(run.model, seed=run.seed).to(run.device)
+            result = train(
+                model,
+                data,
+                run.train,
+                run.out,
+                settings=settings,
+                resume=run.resume,
+                overwrite=run.overwrite,
+                progress=progress,
+                graphs=run.graph,
+            )
+        except MemoryError as error:
+            where = "GPU" if run.device == "gpu" else "machine"
+            raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
+        training_curves(result.metrics, accuracy=accuracy).savefig(run.out / "curves.png", dpi=120)
+        if run.model.mixer == "ram":
+            _draw_trace(model, data, run.out / "trace.png")
+    return result
+
+
+def run_settings(run: Run, data: Any) -> dict[str, object]:
+    """What decides the bits of a run, as nested JSON values: everything but the folder and how it is entered.
+
+    ``data``: the data set's settings, a dataclass or a dictionary. The backend is left out: backends agree to
+    rounding, and a run may move to another machine.
+
+    >>> run_settings(MQARRun(), {"path": "book.txt"})["seed"]
+    0
+    """
+    data = data if isinstance(data, dict) else asdict(data)
+    parts = {"model": asdict(run.model), "data": data, "train": asdict(run.train), "seed": run.seed}
+    return json.loads(json.dumps(parts))
+
+
+def _draw_trace(model: RAMNet, data: DataSource, path: Path) -> None:
+    first = next(iter(data.held_out().values()))
+    shown = namespace_of(*model.params.values()).asarray(first.ids[:1])
+    accesses = [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]
+    cape = [model.config.cape_heads(layer) for layer in range(model.config.layers)]
+    slot_trace(accesses, model.config.slots, cape_heads=cape).savefig(path, dpi=120)

@@ -1,0 +1,115 @@
+"""One step of training: batch -> forward -> cross-entropy over the labelled tokens -> backward -> clip -> AdamW.
+
+:class:`HostSteps` reads every number before it goes on, as suits a CPU; those of a GPU, in ``train/device.py``, leave
+them on the device until :meth:`Steps.report` asks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Protocol
+
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.data.batches import Batch
+from ramnet_np.layers.loss import cross_entropy_and_gradient
+from ramnet_np.model import RAMNet
+from ramnet_np.train.config import TrainConfig, learning_rate
+from ramnet_np.train.optim import AdamWState, adamw_update, clip_by_global_norm
+
+
+class Report(NamedTuple):
+    """The numbers of one step."""
+
+    loss: float
+    accuracy: float  # over the labelled tokens of the batch
+    learning_rate: float
+    grad_norm: float  # before clipping
+
+
+class Diverged(FloatingPointError):
+    """A loss or gradient that is not finite, kept from the parameters, which are those after ``step`` updates."""
+
+    def __init__(self, step: int, why: str):
+        super().__init__(why)
+        self.step = step
+        self.why = why
+
+
+class Steps(Protocol):
+    """What the training loop needs; used as a context, within which all work on the model happens."""
+
+    reads_at_once: bool  # whether a report costs nothing
+
+    @property
+    def state(self) -> AdamWState:
+        """The optimiser after the last step."""
+
+    def run(self, batch: Batch) -> None:
+        """One update of the model in place. :class:`Diverged` from here or from a later report."""
+
+    def report(self) -> Report:
+        """Of the last step."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class HostSteps:
+    """Plain steps, through whatever library the parameters' arrays are of."""
+
+    reads_at_once = True
+
+    def __init__(self, model: RAMNet, config: TrainConfig, state: AdamWState):
+        self._model, self._config, self._state = model, config, state
+        self._report: Report | None = None
+
+    @property
+    def state(self) -> AdamWState:
+        return self._state
+
+    def run(self, batch: Batch) -> None:
+        model, config, step = self._model, self._config, self._state.step
+        try:
+            loss, accuracy, grads = _loss_and_gradients(model, batch)
+        except ValueError as error:
+            if "must be finite" not in str(error):  # so the operation refuses logits that overflowed
+                raise
+            raise Diverged(step, str(error)) from error
+        norm = clip_by_global_norm(grads, config.clip)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(step, not_finite(loss, norm))
+        rate = learning_rate(config, step)
+        optimizer = {"beta1": config.beta1, "beta2": config.beta2, "weight_decay": config.weight_decay}
+        self._state = adamw_update(model.params, grads, self._state, rate, **optimizer)
+        self._report = Report(loss, accuracy, rate, norm)
+
+    def report(self) -> Report:
+        assert self._report is not None  # asked for after a step
+        return self._report
+
+    def __enter__(self) -> HostSteps:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+
+def not_finite(loss: float, norm: float) -> str:
+    """What is said of a step that diverged.
+
+    >>> not_finite(float("nan"), 1.0)
+    "the loss became nan, the gradient's norm 1.0"
+    """
+    return f"the loss became {loss}, the gradient's norm {norm}"
+
+
+def _loss_and_gradients(model: RAMNet, batch: Batch) -> tuple[float, float, dict[str, Any]]:
+    """Mean cross-entropy and accuracy over the labelled tokens, and the gradient of every parameter."""
+    xp = namespace_of(*model.params.values())
+    ids, labels = xp.asarray(batch.ids), xp.asarray(batch.labels)
+    asked = labels >= 0
+    logits, ctx = model.forward(ids, select=asked)
+    loss = cross_entropy_and_gradient(logits, labels[asked])
+    grads = model.backward(loss.dlogits, ctx)
+    return float(loss.loss), int(loss.correct) / max(1, int(loss.count)), grads
