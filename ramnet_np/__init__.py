@@ -10,6 +10,7 @@ inference :func:`ram_attention_step`. Names and shapes follow the paper, arXiv 2
 from importlib.metadata import version as _version
 
 from ramnet_np.backend import backends, use_backend
+from ramnet_np.contract import Address, RAMState
 from ramnet_np.core.attention import (
     RAMAttentionGrads,
     decode_address,
@@ -17,7 +18,6 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
-from ramnet_np.core.state import Address, RAMState
 
 __version__ = _version("ramnet-np")
 

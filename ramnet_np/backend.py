@@ -16,7 +16,9 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+from ramnet_np.contract import DecodeOptions
 
 # name -> (module that holds BACKEND, packages it needs)
 _REGISTRY: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -28,26 +30,6 @@ _REGISTRY: dict[str, tuple[str, tuple[str, ...]]] = {
 
 _loaded: dict[str, Backend] = {}  # so that a call need not look for packages again
 _selected: ContextVar[str | None] = ContextVar("ramnet_np_backend", default=None)
-
-
-class MemoryOptions(NamedTuple):
-    """The choices of the memory update that hold for a whole call (spec: PDMA or GSU, the read, the constants)."""
-
-    slots: int  # M = P**U, the size of one head's memory
-    update: str = "pdma"  # "pdma" or "gsu"
-    mass_aware: bool = False
-    eps: float = 1e-12
-    proxy_eps: float = 0.0
-
-
-class DecodeOptions(NamedTuple):
-    """How logits become addresses, for writes and for reads."""
-
-    write_k: int
-    read_k: int
-    write_renorm: bool
-    read_renorm: bool
-    cape_heads: int
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from ramnet_np.backend import MemoryOptions
+from ramnet_np.contract import Address, MemoryOptions, RAMState
 from ramnet_np.core import decoder, memory, product_softmax, retention, topk
 from ramnet_np.core.mass_aware import mass_aware_backward, mass_aware_forward
-from ramnet_np.core.state import Address, RAMState
 from ramnet_np.data.mqar import gap_distribution
 from ramnet_np.layers import activation, embedding, gate, loss, mlp, norm
 from ramnet_np.model import RAMNetConfig

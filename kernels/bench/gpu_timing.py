@@ -104,7 +104,7 @@ def kernel_ms(call: Callable[[], Any], repeats: int = 3) -> dict[str, float]:
 @contextmanager
 def _timed_launches(times: dict[str, float]) -> Iterator[None]:
     """While this lasts, every launch waits for its end and adds its milliseconds to ``times``."""
-    from ramnet_np.kernels.cuda import module
+    from ramnet_np.kernels.cuda.runtime import module
 
     def timed(name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
         def launched(*arguments: Any, **settings: Any) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from ramnet_np.backend import MemoryOptions, load_backend
-from ramnet_np.core.state import Address
+from ramnet_np.backend import load_backend
+from ramnet_np.contract import Address, MemoryOptions
 
 from .cpu import require_close
 from .gpu_shapes import SHAPES, draw

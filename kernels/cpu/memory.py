@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ramnet_np.backend import MemoryOptions
-from ramnet_np.core.memory import MemoryGrads
-from ramnet_np.core.state import Address, RAMState
+from ramnet_np.contract import Address, MemoryGrads, MemoryOptions, RAMState
 
 from .arrays import flags_of, per_token, plain
 from .content import content_backward, content_forward, slice_width, store

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from ramnet_np.backend import DecodeOptions, MemoryOptions
-from ramnet_np.core.state import RAMState
+from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
 
 from .arrays import flags_of, per_token, plain
 from .beam import beam_search

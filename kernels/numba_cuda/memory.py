@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ramnet_np.backend import MemoryOptions
-from ramnet_np.core.memory import MemoryGrads
-from ramnet_np.core.state import Address, RAMState
+from ramnet_np.contract import Address, MemoryGrads, MemoryOptions, RAMState
 
 from .arrays import NUMBERS, Arrays, arrays_like, sum_dtype
 from .content_kernels import content_kernels

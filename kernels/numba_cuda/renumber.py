@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.core.state import Address
+from ramnet_np.contract import Address
 
 from .arrays import arrays_like
 from .launch import THREADS

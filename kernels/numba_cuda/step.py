@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.backend import DecodeOptions, MemoryOptions
-from ramnet_np.core.state import RAMState
+from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
 
 from .arrays import NUMBERS, arrays_like, batch_stride, sum_dtype
 from .decode_kernels import list_sizes

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ramnet_np.backend import Backend, array_kind, backend_for
+from ramnet_np.contract import Address, RAMState
 from ramnet_np.core.checks import (
     check_attention,
     check_bool,
@@ -23,7 +24,6 @@ from ramnet_np.core.checks import (
     full_positions,
 )
 from ramnet_np.core.require import Like, require_like
-from ramnet_np.core.state import Address, RAMState
 
 
 class RAMAttentionContext(NamedTuple):

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ramnet_np.backend import DecodeOptions, MemoryOptions, array_kind
+from ramnet_np.backend import array_kind
+from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.state import RAMState
 
 UPDATES = ("pdma", "gsu")
 _INTEGER = (int, np.integer)  # tuples: a union would be made anew at every look

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.core.state import RAMState
+from ramnet_np.contract import RAMState
 
 
 def dense_address(

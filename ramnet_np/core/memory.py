@@ -16,11 +16,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.backend import MemoryOptions
+from ramnet_np.contract import Address, MemoryGrads, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.mass_aware import mass_aware_backward, mass_aware_forward
 from ramnet_np.core.retention import retention_backward, retention_forward
-from ramnet_np.core.state import Address, RAMState
 
 
 class MemoryContext(NamedTuple):
@@ -41,16 +40,6 @@ class MemoryContext(NamedTuple):
     mask: Any
     given_state: bool
     options: MemoryOptions
-
-
-class MemoryGrads(NamedTuple):
-    """Gradients of a memory's inputs; ``gamma`` per token and head (B, T, H), ``state`` None unless one was given."""
-
-    write_weight: Any
-    read_weight: Any
-    values: Any
-    gamma: Any
-    state: RAMState | None
 
 
 def memory_forward(

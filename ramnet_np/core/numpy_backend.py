@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ramnet_np.backend import Backend, DecodeOptions, MemoryOptions
+from ramnet_np.backend import Backend
+from ramnet_np.contract import Address, DecodeOptions, MemoryOptions, RAMState
 from ramnet_np.core.decoder import decode_backward, decode_forward
 from ramnet_np.core.memory import memory_backward, memory_forward, memory_write_read
-from ramnet_np.core.state import Address, RAMState
 
 
 def step(

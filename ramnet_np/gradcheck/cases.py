@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ramnet_np.contract import RAMState
 from ramnet_np.core.attention import ram_attention_backward, ram_attention_forward
 from ramnet_np.core.decoder import decode_backward, decode_forward
-from ramnet_np.core.state import RAMState
 from ramnet_np.gradcheck import GradcheckReport, gradcheck
 from ramnet_np.layers.activation import ACTIVATIONS
 from ramnet_np.layers.delta_rule import delta_rule_backward, delta_rule_forward

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ramnet_np.contract import Address, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.attention import (
     RAMAttentionContext,
@@ -21,7 +22,6 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
-from ramnet_np.core.state import Address, RAMState
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.address import AddressContext, address_backward, address_forward
 from ramnet_np.model.config import RAMNetConfig

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ramnet_np.backend import array_kind
+from ramnet_np.contract import Address
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.core.require import require_ids, require_like
-from ramnet_np.core.state import Address
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.block import (

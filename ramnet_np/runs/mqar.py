@@ -12,8 +12,8 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from ramnet_np.backend import use_backend
+from ramnet_np.contract import Address
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
-from ramnet_np.core.state import Address
 from ramnet_np.data.batches import Batch, DataSource, ShuffledSets
 from ramnet_np.data.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
 from ramnet_np.model import RAMNet, RAMNetConfig, preset

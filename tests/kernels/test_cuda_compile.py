@@ -19,7 +19,7 @@ from ramnet_np.kernels.cuda.runtime.module import (
 )
 from ramnet_np.kernels.cuda.step.step import _plan as step_plan
 
-from ramnet_np.backend import DecodeOptions, MemoryOptions
+from ramnet_np.contract import DecodeOptions, MemoryOptions
 
 ARCHITECTURES = ("80", "90")
 
@@ -32,7 +32,8 @@ def compiler_log(specialisation: Specialisation, architecture: str) -> str:
     """What NVRTC, which CuPy uses too, says of a specialisation: registers and spills of each kernel."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")  # comes with numba-cuda; there is none for macOS
     options = *specialisation.options, "-ftz=true", f"-arch=sm_{architecture}", "--ptxas-options=-v"
-    text = (FOLDER / specialisation.source).read_bytes()
+    checks = "\n".join(struct.layout_checks() for struct in specialisation.params)
+    text = (FOLDER / specialisation.source).read_bytes() + f"\n{checks}\n".encode()
     _, program = nvrtc.nvrtcCreateProgram(text, specialisation.source.encode(), 0, None, None)
     [result] = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     _, size = nvrtc.nvrtcGetProgramLogSize(program)

@@ -5,8 +5,8 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from ramnet_np.kernels.cuda import errors
 from ramnet_np.kernels.cuda.address.decode import _plan
+from ramnet_np.kernels.cuda.runtime import errors
 from ramnet_np.kernels.cuda.runtime.errors import explain_out_of_memory, import_cupy
 from ramnet_np.kernels.cuda.runtime.module import Specialisation, get_kernel
 

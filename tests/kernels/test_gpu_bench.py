@@ -121,7 +121,7 @@ def test_the_peak_is_what_is_in_use_at_once():
 
 @pytest.mark.gpu
 def test_kernels_are_listed_once_each_and_launches_left_as_they_were(tiny, capsys):
-    from ramnet_np.kernels.cuda import module
+    from ramnet_np.kernels.cuda.runtime import module
 
     launch = module.Launch.__call__
     vs_peers.main(vs_peers.Options(shapes=("MQAR",), kernels=True))

@@ -143,7 +143,7 @@ def test_to_a_device():
 def test_products_without_cublas_say_what_to_install(monkeypatch):
     from types import SimpleNamespace
 
-    from ramnet_np.kernels.cuda import blas
+    from ramnet_np.kernels.cuda.layers import blas
 
     def missing():
         raise ImportError("libcublas.so.13: cannot open shared object file\nmore")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ramnet_np.backend import DecodeOptions
+from ramnet_np.contract import DecodeOptions
 
 from ..runtime.arrays import NULL, cut, null_or, plain, token_strides
 from ..runtime.module import DECODE_THREADS, Launch, decode_specialisation, sum_dtype, type_name

@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ramnet_np.backend import MemoryOptions
-from ramnet_np.core.memory import MemoryGrads
-from ramnet_np.core.state import Address, RAMState
+from ramnet_np.contract import Address, MemoryGrads, MemoryOptions, RAMState
 
 from ..runtime.arrays import cut, plain
 from ..runtime.module import Specialisation, get_kernel, sum_dtype

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.core.state import Address
+from ramnet_np.contract import Address
 
 from ..runtime.arrays import null_or, plain
 from ..runtime.module import Specialisation, get_kernel

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import why_not_compiled
+from .params import ParamStruct
 
 FOLDER = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", f"-I{FOLDER}")
@@ -30,6 +31,7 @@ class Specialisation(NamedTuple):
     source: str  # a file of this folder
     kernels: tuple[str, ...]  # its extern "C" kernels under these constants
     defines: tuple[tuple[str, str | int], ...]
+    params: tuple[ParamStruct, ...] = ()  # the structs that its kernels take
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.backend import DecodeOptions, MemoryOptions
-from ramnet_np.core.state import RAMState
+from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
 
 from ..address.decode import decode_pair_forward
 from ..runtime.arrays import NULL, null_or, plain, token_strides

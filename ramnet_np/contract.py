@@ -1,10 +1,13 @@
-"""The two things that the operation passes around: sparse addresses and the memory they point into."""
+"""What passes between the operation and a backend: addresses, the state, gradients, and the options of a call."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+Array: TypeAlias = Any
+"""An array of NumPy, CuPy or another library that a backend serves: Python's types have no name for "any of these"."""
 
 
 class Address(NamedTuple):
@@ -19,8 +22,8 @@ class Address(NamedTuple):
     ([0, 1], [0.125, 0.125])
     """
 
-    index: Any
-    weight: Any
+    index: Array
+    weight: Array
 
 
 class RAMState(NamedTuple):
@@ -33,8 +36,8 @@ class RAMState(NamedTuple):
     ((1, 2, 16, 4), (1, 2, 16), 0.0625)
     """
 
-    slots: Any
-    mass: Any
+    slots: Array
+    mass: Array
 
     @classmethod
     def initial(
@@ -45,3 +48,33 @@ class RAMState(NamedTuple):
             xp.zeros((batch, heads, slots, channels), dtype=dtype),
             xp.full((batch, heads, slots), 1.0 / slots, dtype=dtype),
         )
+
+
+class MemoryGrads(NamedTuple):
+    """Gradients of a memory's inputs; ``gamma`` per token and head (B, T, H), ``state`` None unless one was given."""
+
+    write_weight: Array
+    read_weight: Array
+    values: Array
+    gamma: Array
+    state: RAMState | None
+
+
+class MemoryOptions(NamedTuple):
+    """The choices of the memory update that hold for a whole call (spec: PDMA or GSU, the read, the constants)."""
+
+    slots: int  # M = P**U, the size of one head's memory
+    update: str = "pdma"  # the name of an update rule: ``RULES`` of core/retention.py
+    mass_aware: bool = False
+    eps: float = 1e-12
+    proxy_eps: float = 0.0
+
+
+class DecodeOptions(NamedTuple):
+    """How logits become addresses, for writes and for reads."""
+
+    write_k: int
+    read_k: int
+    write_renorm: bool
+    read_renorm: bool
+    cape_heads: int
