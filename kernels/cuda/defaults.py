@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .address.decode import decode_specialisation
 from .layers.adamw import adamw_specialisation
 from .layers.attention import attention_specialisation
 from .layers.blas import outer_specialisation
@@ -28,7 +29,7 @@ from .memory.layout import (
 )
 from .memory.renumber import RENUMBER
 from .memory.segments import segment_specialisation
-from .runtime.module import Specialisation, decode_specialisation
+from .runtime.module import Specialisation
 from .step.step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")

@@ -5,7 +5,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from ramnet_np.kernels.cuda.address.decode import _plan
+from ramnet_np.kernels.cuda.address.decode import plan_decode
 from ramnet_np.kernels.cuda.runtime import errors
 from ramnet_np.kernels.cuda.runtime.errors import explain_out_of_memory, import_cupy
 from ramnet_np.kernels.cuda.runtime.module import Specialisation, get_kernel
@@ -194,7 +194,11 @@ def test_out_of_memory_in_a_call_leaves_the_state_alone():
 def test_a_top_k_that_no_memory_could_sort_is_refused():
     import numpy as np
 
-    shape = (1, 1, 1, 4, 200)
-    text = sentence(ValueError, lambda: _plan(shape, np.dtype(np.float32), 200**4 // 4, (False,), 0, (0, 0)))
+    def plan():
+        plan_decode(
+            (1, 1, 1, 4, 200), np.dtype(np.float32), 200**4 // 4, renorms=(False,), cape_heads=0, strides=(0, 0)
+        )
+
+    text = sentence(ValueError, plan)
     assert text.startswith("top_k = 400000000 of P**U = 200**4 slots needs ")
     assert text.endswith("choose a smaller top_k")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.cuda.address.decode import _plan
+from ramnet_np.kernels.cuda.address.decode import plan_decode
 from ramnet_np.kernels.cuda.memory.layout import H100, choose_layout
 from ramnet_np.kernels.cuda.memory.segments import LEAST, LEAST_CHUNKS, MASS_BLOCKS, Segments, choose_segments
 
@@ -77,5 +77,6 @@ def test_what_is_cut_into_segments_and_what_is_not():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("order", "radix", "top_k"), [(1, 1024, 16), (5, 4, 64), (2, 64, 4096), (15, 2, 16384)])
 def test_decoding_asks_for_no_more_shared_memory_than_any_gpu_has(dtype, order, radix, top_k):
-    plan = _plan((2, 3, 4, order, radix), np.dtype(dtype), top_k, (True,), 0, (0, 0))
+    shape = (2, 3, 4, order, radix)
+    plan = plan_decode(shape, np.dtype(dtype), top_k, renorms=(True,), cape_heads=0, strides=(0, 0))
     assert max(plan.forward.shared, plan.backward.shared) <= 48 * 1024

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ramnet_np.kernels.cuda.step.step import MOST, step_specialisation
+from ramnet_np.kernels.cuda.step.step import MAX_FUSED_K, step_specialisation
 
 from ramnet_np import RAMState, decode_address, ram_attention_backward, ram_attention_forward, ram_attention_step
 from tests.tolerances import assert_close
@@ -207,8 +207,8 @@ def test_positions_left_out_count_from_zero(cp, top_k):
     ("limit", "beyond"), [((64, 64, 64), (64, 65, 64)), ((64, 1, 1), (65, 1, 1)), ((4, 1, 64), (4, 1, 65))]
 )
 def test_the_fused_kernel_goes_up_to_a_limit(limit, beyond):
-    assert MOST == 64
-    for (radix, write_k, read_k), kernel in ((limit, "step"), (beyond, "step_addressed")):
+    assert MAX_FUSED_K == 64
+    for (radix, write_k, read_k), kernel in ((limit, "step"), (beyond, "step_plain")):
         assert step_specialisation("float", 4, radix, write_k, read_k, 64).kernels == (kernel,)
 
 

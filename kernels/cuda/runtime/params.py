@@ -7,6 +7,8 @@ source, so that a member that is added, moved or widened on one side alone does 
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,22 @@ class ParamStruct:
                 raise TypeError(f"{self.name} needs {', '.join(self.members)}; got {', '.join(values)}")
             values = {name: values[name] for name in self.members}
         return np.array(tuple(map(_plain, values.values())), self.dtype)[()]
+
+    def partial(self, **constants: Any) -> Callable[..., Any]:
+        """The struct with all but the pointers at its start known: a function of those, as addresses, in C++'s order.
+
+        For calls that take microseconds: nine pointers are filled in within a quarter of the time of the whole struct.
+
+        >>> sizes = ParamStruct("Sizes", state=POINTER, mask=POINTER, tokens=INT)
+        >>> sizes.partial(tokens=3)(4096, 0).tolist()
+        (4096, 0, 3)
+        """
+        pointers = self.members[: len(self.members) - len(constants)]
+        if any(self.dtype[name] != POINTER for name in pointers):
+            raise TypeError(f"{self.name}.partial needs all but the pointers at its start; got {', '.join(constants)}")
+        constant_bytes = self(**dict.fromkeys(pointers), **constants).tobytes()[POINTER.itemsize * len(pointers) :]
+        pack, dtype = struct.Struct(f"={len(pointers)}Q").pack, self.dtype
+        return lambda *addresses: np.frombuffer(pack(*addresses) + constant_bytes, dtype)[0]
 
     def layout_checks(self) -> str:
         """C++ that compiles only if the struct of this name has the size and the members' places of this twin.

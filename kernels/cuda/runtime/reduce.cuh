@@ -5,9 +5,10 @@
 DEVICE float infinity(float) { return __int_as_float(0x7f800000); }
 DEVICE double infinity(double) { return __longlong_as_double(0x7ff0000000000000ll); }
 
-// Of all 32 lanes, to all of them.
+// The sum over all 32 lanes, to all of them.
 template <class Sum> DEVICE Sum warp_sum(Sum x) {
-    for (int distance = 16; distance; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
     return x;
 }
 
