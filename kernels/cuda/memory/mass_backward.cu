@@ -34,7 +34,6 @@
 // Compiled with: what chunk.cuh and retention.cuh ask for, and the definitions below.
 #include "memory/mass.cuh"
 #include "memory/retention.cuh"
-#include "runtime/read_only.cuh"
 
 #if !defined(MASS_AWARE) || !defined(MASS_IN_SHARED) || !defined(SEGMENTED) || !defined(LOCAL_ONLY)
 #error "MASS_AWARE, MASS_IN_SHARED, SEGMENTED and LOCAL_ONLY must be 0 or 1"

@@ -17,7 +17,6 @@
 //
 // Compiled with: what chunk.cuh asks for, and the definitions below.
 #include "memory/mass.cuh"
-#include "runtime/read_only.cuh"
 
 #if !defined(MASS_AWARE) || !defined(MASS_IN_SHARED) || !defined(LAZY_ZERO) || !defined(SEGMENTED)
 #error "MASS_AWARE, MASS_IN_SHARED, LAZY_ZERO (rows begin unset, as content.cu) and SEGMENTED must be 0 or 1"

@@ -23,7 +23,6 @@
 //
 // Compiled with: what chunk.cuh asks for.
 #include "memory/mass.cuh"
-#include "runtime/read_only.cuh"
 
 struct LocalEndParams {
     MemoryParams memory;
