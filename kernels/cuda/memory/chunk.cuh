@@ -18,7 +18,7 @@
 #pragma once
 #include "memory/memory.cuh"
 
-using Sum = SumOf<ELEMENT>::type;
+using Sum = AccOf<ELEMENT>::type;
 using TokenEvent = Event<Sum>;
 
 constexpr int THREADS = 256;                             // of a block, in every kernel of the memory

@@ -40,23 +40,23 @@ template <class S> struct Retention {
     DEVICE S operator()(S w, S gamma) const {
         if (!gsu) {  // a power, through the logarithm that keeps the digits of a small w
             if (gamma == 1) return 1 - w;
-            return w < 1 ? exponential(gamma * log_of_one_plus(-w)) : S(gamma == 0);
+            return w < 1 ? exp_(gamma * log_of_one_plus(-w)) : S(gamma == 0);
         }
-        const S kept = (1 - w) * exponential(-greater_of(gamma, 0)), total = kept + w * exponential(-greater_of(-gamma, 0));
+        const S kept = (1 - w) * exp_(-greater_of(gamma, 0)), total = kept + w * exp_(-greater_of(-gamma, 0));
         return total > 0 ? kept / total : S(w == 0);
     }
 
     DEVICE void slopes(S w, S gamma, S alpha, S& dw, S& dgamma) const {
         if (!gsu) {
             const S lost = (1 - proxy_eps) * w, most = 1 - smallest, log_kept = log_of_one_plus(-(lost < most ? lost : most));
-            const S kept = exponential(gamma * log_kept), base = 1 - lost;
+            const S kept = exp_(gamma * log_kept), base = 1 - lost;
             dw = -gamma * (1 - proxy_eps) * kept * reciprocal(greater_of(base, smallest));
             dgamma = (base > 0 ? kept : S(gamma == 0)) * log_kept;
             return;
         }
-        S total = (1 - w) * exponential(-greater_of(gamma, 0)) + w * exponential(-greater_of(-gamma, 0));
+        S total = (1 - w) * exp_(-greater_of(gamma, 0)) + w * exp_(-greater_of(-gamma, 0));
         if (!(total > 0)) total = 1;
-        dw = -(exponential(-(gamma < 0 ? -gamma : gamma)) / total) / total;
+        dw = -(exp_(-(gamma < 0 ? -gamma : gamma)) / total) / total;
         dgamma = -alpha * (1 - alpha);
     }
 };

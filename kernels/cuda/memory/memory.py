@@ -15,7 +15,7 @@ import numpy as np
 
 from ramnet_np.contract import Address, MemoryGrads, MemoryOptions, RAMState
 
-from ..runtime.arrays import cut, plain
+from ..runtime.arrays import allocate_together, contiguous_aligned
 from ..runtime.module import Specialisation, get_kernel, sum_dtype
 from .layout import (
     Layout,
@@ -105,25 +105,26 @@ def memory_forward(
     Kw, Kr = write.index.shape[3], read.index.shape[3]
     dtype, rows = values.dtype, options.slots
     shared = shared_memory(values.device.id)
-    mask = None if mask is None else plain(mask)
+    mask = None if mask is None else contiguous_aligned(mask)
     renumbered = rows > rows_that_fit(dtype, shared) and rows > T * Kw and state is None and not return_state
     if renumbered:
         rows = T * Kw
         write, read = renumber(write, read, mask, options.slots)
     if rows >= MOST_ROWS:
         raise ValueError(f"the state must have fewer than {MOST_ROWS} slots on the GPU, got {rows}")
-    values, sums = plain(values), sum_dtype(dtype)
+    values, sums = contiguous_aligned(values), sum_dtype(dtype)
     layout = choose_layout(values.dtype, rows, C, Kw, Kr, shared)
     chunks, (W, _) = -(-T // layout.chunk), layout.accesses
     segments = Segments(1, chunks, 1)
     if state is None and not return_state and not renumbered:
         segments = choose_segments(layout, B * H, T, rows, processors(values.device.id))
-    gamma = gamma if isinstance(gamma, float) else plain(gamma.astype(values.dtype, copy=False))
-    given = None if state is None else RAMState(*map(plain, state))
+    gamma = gamma if isinstance(gamma, float) else contiguous_aligned(gamma.astype(values.dtype, copy=False))
+    given = None if state is None else RAMState(*map(contiguous_aligned, state))
 
     accesses, links, old_mass, read_mass = _empty(B * H, chunks, segments.contents, layout, options.mass_aware)
     ctx = MemoryContext(
-        Address(*map(plain, write)), Address(*map(plain, read)), accesses, links, values, gamma, mask, given,
+        Address(*map(contiguous_aligned, write)), Address(*map(contiguous_aligned, read)), accesses, links, values,
+        gamma, mask, given,
         old_mass=old_mass, read_mass=read_mass, rows=rows, renumbered=renumbered, layout=layout, segments=segments,
         starts=None, kept=None, dtype=dtype, options=options,
     )  # fmt: skip
@@ -176,18 +177,18 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
 
     B, T, H, C = dy.shape
     rows, layout, given = ctx.rows, ctx.layout, ctx.state
-    dy = plain(dy.astype(ctx.values.dtype, copy=False))
-    dlast = None if dstate is None else RAMState(*map(plain, dstate))
+    dy = contiguous_aligned(dy.astype(ctx.values.dtype, copy=False))
+    dlast = None if dstate is None else RAMState(*map(contiguous_aligned, dstate))
     sums, slices, chunks, (W, R) = ctx.old_mass.dtype, layout.slices, ctx.old_mass.shape[1], layout.accesses
 
     def empty(*shape: int, dtype: Any = sums) -> Any:
         return cupy.empty(shape, dtype=dtype)
 
     of_slices = (slices, B * H, chunks, layout.chunk)
-    dread, dwritten, dfound, found = cut(
+    dread, dwritten, dfound, found = allocate_together(
         ((*of_slices, R), sums), ((*of_slices, W), sums), (of_slices, sums), ((B, T, H, C), sums)
     )
-    dw, dr = cut((ctx.write.weight.shape, sums), (ctx.read.weight.shape, sums))
+    dw, dr = allocate_together((ctx.write.weight.shape, sums), (ctx.read.weight.shape, sums))
     last = None if dstate is None else empty(slices, B * H, rows)
     dv = empty(B, T, H, C, dtype=ctx.values.dtype)
     dgamma = empty(B, T, H, dtype=ctx.dtype)
@@ -263,7 +264,7 @@ def _empty(
         ]  # fmt: skip
     if mass_aware:
         wanted += [((*tokens, R, 4), sums), ((*tokens, R), sums)]
-    write_events, read_events, writes, old_mass, *others = cut(*wanted)
+    write_events, read_events, writes, old_mass, *others = allocate_together(*wanted)
     chains, entries, spare, read_places = others[:4] if linked else [NULL] * 4
     reads, read_mass = others[-2:] if mass_aware else (NULL, None)
     accesses = Accesses(write_events, read_events, chains, entries, spare)

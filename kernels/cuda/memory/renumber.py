@@ -8,7 +8,7 @@ import numpy as np
 
 from ramnet_np.contract import Address
 
-from ..runtime.arrays import null_or, plain
+from ..runtime.arrays import contiguous_aligned, null_or
 from ..runtime.module import Specialisation, get_kernel
 
 RENUMBER = Specialisation(
@@ -31,7 +31,7 @@ def renumber(write: Address, read: Address, mask: Any, slots: int) -> tuple[Addr
     places = min(places, slots)
     keys = _all_bits(B * H, places) if hashed else None
     table = np.uint32(places), null_or(keys), _all_bits(B * H, places, 2), null_or(mask)
-    writes, reads = plain(write.index), plain(read.index)
+    writes, reads = contiguous_aligned(write.index), contiguous_aligned(read.index)
     write_rows, read_rows = cupy.empty_like(writes), cupy.empty_like(reads)
     _launch("renumber_writes", writes, *table)
     _launch("renumber_reads", reads, *table, np.int32(Kw), read_rows)

@@ -23,6 +23,7 @@
 //
 // Compiled with: what chunk.cuh asks for.
 #include "memory/mass.cuh"
+#include "runtime/reduce.cuh"
 
 constexpr int ITEMS = items(W);  // of a thread
 constexpr int RING = 4;          // chunks under way
@@ -137,6 +138,6 @@ extern "C" __global__ void __launch_bounds__(256) content_meet(
         const Sum *d = ends + i * channels, *s = starts + (i + rows) * channels;
         for (int c = threadIdx.x % 32; c < channels; c += 32) sum += d[c] * s[c];
     }
-    sum = sum_over_warp(sum);
+    sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) met[i] = sum;
 }

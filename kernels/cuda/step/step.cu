@@ -22,7 +22,7 @@
 #error "ORDER, RADIX, WRITES, READS, CHANNELS and THREADS must be defined"
 #endif
 
-using Acc = SumOf<ELEMENT>::type;
+using Acc = AccOf<ELEMENT>::type;
 
 // Channels of a thread: 16 bytes, or as many as divide a row.
 DEVICE constexpr int vector_length() {

@@ -11,7 +11,7 @@
 #error "ELEMENT must be defined as the type of values and y"
 #endif
 
-using Acc = SumOf<ELEMENT>::type;
+using Acc = AccOf<ELEMENT>::type;
 
 // Twin: PLAIN_STEP_PARAMS of step.py.
 struct PlainStepParams {
