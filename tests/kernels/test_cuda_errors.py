@@ -135,15 +135,15 @@ def test_the_reason_reaches_the_list_of_backends_and_the_call(monkeypatch):
     [
         (
             RuntimeError('Failure finding "libnvrtc.so.13": No such file: libnvrtc.so.13\n'),
-            "address/decode.cu (a) could not be compiled, as NVRTC, CUDA's compiler at run time, does not load (Failure "
-            "finding \"libnvrtc.so.13\": No such file: libnvrtc.so.13): pip install 'cupy-cuda13x[ctk]', or install "
-            "the CUDA 13 toolkit",
+            "address/decode.cu (a) could not be compiled, as NVRTC, CUDA's compiler at run time, does not load "
+            "(Failure finding \"libnvrtc.so.13\": No such file: libnvrtc.so.13): pip install 'cupy-cuda13x[ctk]', or "
+            "install the CUDA 13 toolkit",
         ),
         (
             RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was compiled with another toolchain."),
-            "address/decode.cu (a) was compiled but not loaded (CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was "
-            "compiled with another toolchain): the driver may be older than NVRTC; update it, or install the NVRTC of "
-            "its CUDA",
+            "address/decode.cu (a) was compiled but not loaded (CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX "
+            "was compiled with another toolchain): the driver may be older than NVRTC; update it, or install the NVRTC "
+            "of its CUDA",
         ),
     ],
     ids=["NVRTC missing", "driver refuses"],

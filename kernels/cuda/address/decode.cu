@@ -18,7 +18,7 @@
 #error "ORDER, RADIX, TOP_K and THREADS must be defined"
 #endif
 
-using Acc = SumOf<ELEMENT>::type;
+using Acc = AccOf<ELEMENT>::type;
 using SlotKey = Key<Acc>;
 
 constexpr int U = ORDER, P = RADIX, K = TOP_K;
@@ -157,7 +157,7 @@ DEVICE Acc rank_digit(const Row& row, int u, unsigned stride, SlotKey (&digit)[P
     sort<P>(&digit[0]);
     Acc total = 1 + digit[0].penalty();  // exp(0), and the penalty is 0, or NaN if all are
 #pragma unroll
-    for (int p = 1; p < P; p++) total += exponential(-digit[p].penalty());
+    for (int p = 1; p < P; p++) total += exp_(-digit[p].penalty());
     return total;
 }
 
@@ -192,7 +192,7 @@ DEVICE void weigh(const SlotKey (&best)[K], Acc total, bool renorm, Acc (&rho)[K
     rho[0] = scale;  // the best value in every digit: its penalty is 0
 #pragma unroll
     for (int j = 1; j < K; j++) {
-        rho[j] = exponential(-best[j].penalty()) * scale;
+        rho[j] = exp_(-best[j].penalty()) * scale;
         kept += rho[j];
     }
     if (renorm)
@@ -229,7 +229,7 @@ DEVICE Acc softmax_numerators(Acc (&x)[P]) {
     for (int p = 1; p < P; p++) top = max_no_ftz(top, x[p]);
 #pragma unroll
     for (int p = 0; p < P; p++) {
-        x[p] = exponential(sub_no_ftz(x[p], top));
+        x[p] = exp_(sub_no_ftz(x[p], top));
         total += x[p];
     }
     return 1 / total;

@@ -15,7 +15,7 @@
 #error "MAX_SELECTED and MAX_HELD must be defined"
 #endif
 
-using Acc = SumOf<ELEMENT>::type;
+using Acc = AccOf<ELEMENT>::type;
 using SlotKey = Key<Acc>;
 
 // Twin: GENERIC_DECODE_PARAMS of decode.py.
@@ -124,7 +124,7 @@ DEVICE Acc rank_digit(const GenericDecodeParams& p, const ELEMENT* x, unsigned s
     Acc mine = 0;
     for (int value = threadIdx.x; value < p.radix; value += blockDim.x) {
         digit[value] = SlotKey(sub_no_ftz(top, widen(load_read_only(x + value))), value * stride);
-        mine += exponential(-digit[value].penalty());
+        mine += exp_(-digit[value].penalty());
     }
     const Acc total = tree_sum(mine, shared);
     best_first(digit, p.radix, p.radix < p.top_k ? p.radix : p.top_k);
@@ -149,12 +149,12 @@ DEVICE int extend(const GenericDecodeParams& p, const SlotKey* best, int n, cons
 // 3. the weights of the best addresses, 4. optionally divided by their sum, and 5. where they are at this position.
 DEVICE void write_address(const GenericDecodeParams& p, unsigned row, const SlotKey* best, Acc total, Acc* shared) {
     Acc mine = 0;
-    for (int j = threadIdx.x; j < p.top_k; j += blockDim.x) mine += exponential(-best[j].penalty()) / total;
+    for (int j = threadIdx.x; j < p.top_k; j += blockDim.x) mine += exp_(-best[j].penalty()) / total;
     const Acc kept = p.renorm ? tree_sum(mine, shared) : Acc(1);
     const unsigned shift = p.shift(row);
     for (int j = threadIdx.x; j < p.top_k; j += blockDim.x) {
         p.index[(long long)(row) * p.top_k + j] = cape_shift(best[j].slot(), shift, p.slots);
-        p.weight[(long long)(row) * p.top_k + j] = exponential(-best[j].penalty()) / total / kept;
+        p.weight[(long long)(row) * p.top_k + j] = exp_(-best[j].penalty()) / total / kept;
     }
 }
 
@@ -237,7 +237,7 @@ DEVICE void digit_gradient(const GenericDecodeParams& p, unsigned row, unsigned 
     const Acc top = maximum_of(x, p.radix, shared);
     Acc mine = 0;
     for (int value = threadIdx.x; value < p.radix; value += blockDim.x)
-        mine += exponential(sub_no_ftz(widen(load_read_only(x + value)), top));
+        mine += exp_(sub_no_ftz(widen(load_read_only(x + value)), top));
     const Acc share = gradients.total / tree_sum(mine, shared);
     for (int before = 0; before < p.radix; before += blockDim.x) {
         const int value = before + threadIdx.x;
@@ -249,7 +249,7 @@ DEVICE void digit_gradient(const GenericDecodeParams& p, unsigned row, unsigned 
                 if (held.digit[i] == value) received += held.g[i];
         }
         if (value < p.radix)
-            narrow(received - exponential(sub_no_ftz(widen(load_read_only(x + value)), top)) * share, p.dlogits[first + value]);
+            narrow(received - exp_(sub_no_ftz(widen(load_read_only(x + value)), top)) * share, p.dlogits[first + value]);
     }
 }
 

@@ -104,7 +104,7 @@ template <class Acc, int U, int P, int K> struct WarpSearch {
     DEVICE void weigh(int lane, bool renorm, Acc (&weight)[OWN]) const {
         Acc total = lane < U ? 0 : 1;  // what the softmax of a digit divides by
         if (lane < U)
-            for (int p = 0; p < P; p++) total += exponential(-digit[lane * P + p].penalty());
+            for (int p = 0; p < P; p++) total += exp_(-digit[lane * P + p].penalty());
 #pragma unroll
         for (int other = 16; other > 0; other /= 2) total *= __shfl_xor_sync(~0u, total, other);
         const Acc scale = 1 / total;
@@ -112,7 +112,7 @@ template <class Acc, int U, int P, int K> struct WarpSearch {
 #pragma unroll
         for (int e = 0; e < OWN; e++) {
             const int k = lane + 32 * e;
-            weight[e] = k < K ? exponential(-best[k].penalty()) * scale : Acc(0);
+            weight[e] = k < K ? exp_(-best[k].penalty()) * scale : Acc(0);
             kept += weight[e];
         }
         if (!renorm) return;

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime.arrays import plain
+from ..runtime.arrays import contiguous_aligned
 from ..runtime.module import Specialisation, get_kernel, type_name
 
 CHUNK = 4096  # elements of a block
@@ -84,7 +84,7 @@ class DeviceAdamW:
 
     def contiguous(self, grads: Mapping[str, Any]) -> dict[str, Any]:
         """The gradients as an update takes them: those that are views with strides copied."""
-        return {name: plain(grads[name]) for name in self._names}
+        return {name: contiguous_aligned(grads[name]) for name in self._names}
 
     def update(self, addresses: Any, loss: Any, right: Any, labels: Any) -> None:
         """One AdamW step, unless loss or norm is not finite: then this and all later ones do nothing.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.arrays import plain
+from ..runtime.arrays import contiguous_aligned
 from ..runtime.module import Specialisation, get_kernel, type_name
 
 THREADS = 256
@@ -29,7 +29,7 @@ def rotate(x: Any, cos: Any, sin: Any) -> Any:
     """x (B, T, H, d) with the pairs of its halves turned; cos, sin: (T, 1, d/2) or (B, T, 1, d/2)."""
     import cupy
 
-    x, cos, sin = plain(x), plain(cos), plain(sin)
+    x, cos, sin = contiguous_aligned(x), contiguous_aligned(cos), contiguous_aligned(sin)
     y = cupy.empty(x.shape, dtype=x.dtype)
     half = x.shape[-1] // 2
     pairs = x.size // 2

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.arrays import plain
+from ..runtime.arrays import contiguous_aligned
 from ..runtime.module import Specialisation, get_kernel, type_name
 
 LONGEST = 64  # tokens of a chunk
@@ -29,7 +29,8 @@ def delta_weigh(kk: Any, qk: Any, beta: Any, log_g: Any) -> tuple[Any, Any, Any]
 
     below = cupy.empty(kk.shape, dtype=kk.dtype)
     kernel = get_kernel(delta_specialisation(type_name(kk.dtype)), "delta_weigh")
-    arguments = (kk, qk, plain(beta), plain(log_g), np.int64(kk.size), np.int32(kk.shape[-1]), below)
+    beta, log_g = contiguous_aligned(beta), contiguous_aligned(log_g)
+    arguments = (kk, qk, beta, log_g, np.int64(kk.size), np.int32(kk.shape[-1]), below)
     kernel((-(-kk.size // 256),), (256,), arguments)
     return kk, qk, below
 
@@ -41,7 +42,7 @@ def delta_weigh_backward(dL: Any, dP: Any, A: Any, P: Any, beta: Any, log_g: Any
     tokens = _tokens(dL)
     dbeta, dlog_g = (cupy.empty(beta.shape, dtype=beta.dtype) for _ in range(2))
     kernel = get_kernel(delta_specialisation(type_name(dL.dtype)), "delta_weigh_backward")
-    arguments = (dL, dP, A, P, plain(beta), plain(log_g), np.int32(tokens), dbeta, dlog_g)
+    arguments = (dL, dP, A, P, contiguous_aligned(beta), contiguous_aligned(log_g), np.int32(tokens), dbeta, dlog_g)
     kernel((dL.size // tokens**2,), (256,), arguments)
     return dL, dP, dbeta, dlog_g
 
@@ -50,7 +51,7 @@ def unit_lower_inverse(below: Any) -> Any:
     """(I + L)^-1 of every L (..., N, N), by substitution from the first row on."""
     import cupy
 
-    below = plain(below)
+    below = contiguous_aligned(below)
     size = _tokens(below)
     inverse = cupy.empty(below.shape, dtype=below.dtype)
     kernel = get_kernel(delta_specialisation(type_name(below.dtype)), "unit_lower_inverse")

@@ -10,7 +10,7 @@
 
 #ifdef ELEMENT
 
-using Sum = SumOf<ELEMENT>::type;
+using Sum = AccOf<ELEMENT>::type;
 
 constexpr int MANY = 256;
 

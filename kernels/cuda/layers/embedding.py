@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.arrays import plain
+from ..runtime.arrays import contiguous_aligned
 from ..runtime.module import Specialisation, get_kernel, type_name
 
 ORDER = Specialisation("layers/embedding.cu", ("embedding_order",), ())
@@ -29,7 +29,7 @@ def embedding_backward(dy: Any, ids: Any, rows: int) -> Any:
         return cupy.zeros((rows, width), dtype=dy.dtype)
     if tokens >= 2**31:
         raise ValueError(f"ids must be fewer than 2**31 in all for the GPU, got {tokens}")
-    dy, ids = plain(dy), plain(ids.astype(np.int32, copy=False))
+    dy, ids = contiguous_aligned(dy), contiguous_aligned(ids.astype(np.int32, copy=False))
     order, starts = cupy.empty(tokens, dtype=np.int32), cupy.empty(rows + 1, dtype=np.int32)
     arguments = (ids, np.int32(tokens), np.int32(rows), order, starts)
     get_kernel(ORDER, "embedding_order")((-(-rows // OWNED),), (THREADS,), arguments)

@@ -17,7 +17,7 @@
 #error "ELEMENT must be defined: the type of the arrays, one of float, double, float16, bfloat16"
 #endif
 
-using Sum = SumOf<ELEMENT>::type;
+using Sum = AccOf<ELEMENT>::type;
 
 DEVICE Sum reciprocal_root(float x) { return 1 / sqrtf(x); }
 DEVICE Sum reciprocal_root(double x) { return 1 / sqrt(x); }
@@ -173,7 +173,7 @@ extern "C" __global__ void add_parts(
 
 // ---- gates: out = act(a) * b, act the sigmoid s or, with ``silu``, a * s(a) ----
 
-DEVICE Sum sigmoid(Sum a) { return 1 / (1 + exponential(-a)); }
+DEVICE Sum sigmoid(Sum a) { return 1 / (1 + exp_(-a)); }
 
 DEVICE Sum gated(Sum a, Sum b, bool silu) { return (silu ? a * sigmoid(a) : sigmoid(a)) * b; }
 
@@ -228,7 +228,7 @@ extern "C" __global__ void scale_forward(
     const ELEMENT* scales,  // (groups,)
     int group, int width, Sum tau, ELEMENT* scaled, ELEMENT* scaled_bias
 ) {
-    const Sum factor = exponential(widen(scales[blockIdx.x])) / tau;
+    const Sum factor = exp_(widen(scales[blockIdx.x])) / tau;
     const long long size = group * (long long)(width), first = blockIdx.x * size;
     for (long long i = threadIdx.x; i < size; i += blockDim.x) {
         scaled[first + i] = narrowed(widen(matrix[first + i]) * factor);
@@ -246,7 +246,7 @@ extern "C" __global__ void scale_backward(
     ELEMENT* dmatrix, ELEMENT* dbias, ELEMENT* dscales
 ) {
     __shared__ Sum scratch[32];
-    const Sum factor = exponential(widen(scales[blockIdx.x])) / tau;
+    const Sum factor = exp_(widen(scales[blockIdx.x])) / tau;
     const long long size = group * (long long)(width), first = blockIdx.x * size;
     Sum total = 0;
     for (long long i = threadIdx.x; i < size; i += blockDim.x) {

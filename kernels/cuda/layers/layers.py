@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.arrays import NULL, null_or, plain
+from ..runtime.arrays import NULL, contiguous_aligned, null_or
 from ..runtime.module import Specialisation, get_kernel, sum_dtype, type_name
 
 PARTS = 528  # blocks that share the tokens: four for each multiprocessor of an H100, and the same bits on any GPU
@@ -59,7 +59,7 @@ def column_sum(x: Any) -> Any:
     rows, width = x.shape
     if not rows * width:
         return cupy.zeros(width, dtype=x.dtype)
-    x = plain(x)
+    x = contiguous_aligned(x)
     blocks, warps = _split(rows, width, x.dtype)
     parts = cupy.empty((blocks, width), dtype=sum_dtype(x.dtype))
     kernel = get_kernel(layers_specialisation(type_name(x.dtype)), "column_sums")
@@ -72,7 +72,7 @@ def gate_forward(a: Any, b: Any, silu: bool) -> Any:
     """act(a) * b, act the sigmoid or, with ``silu``, a * sigmoid(a); arrays of one shape."""
     import cupy
 
-    a, b = plain(a), plain(b)
+    a, b = contiguous_aligned(a), contiguous_aligned(b)
     out = cupy.empty(a.shape, dtype=a.dtype)
     _launch_gate("gate_forward", out.size, (a, b, np.int64(a.size), np.int32(silu), out))
     return out
@@ -82,7 +82,7 @@ def gate_backward(dout: Any, a: Any, b: Any, silu: bool) -> tuple[Any, Any]:
     """da, db."""
     import cupy
 
-    dout, a, b = plain(dout), plain(a), plain(b)
+    dout, a, b = contiguous_aligned(dout), contiguous_aligned(a), contiguous_aligned(b)
     da, db = (cupy.empty(a.shape, dtype=a.dtype) for _ in range(2))
     _launch_gate("gate_backward", a.size, (dout, a, b, np.int64(a.size), np.int32(silu), da, db))
     return da, db
@@ -92,7 +92,7 @@ def short_conv_forward(x: Any, weight: Any) -> Any:
     """y (B, T, D) of x (B, T, D), weight (D, reach)."""
     import cupy
 
-    x, weight = plain(x), plain(weight)
+    x, weight = contiguous_aligned(x), contiguous_aligned(weight)
     y = cupy.empty(x.shape, dtype=x.dtype)
     _launch_conv("conv_forward", x, weight, y)
     return y
@@ -104,7 +104,7 @@ def short_conv_backward(dy: Any, x: Any, weight: Any) -> tuple[Any, Any]:
 
     if not dy.size:
         return cupy.empty(dy.shape, dtype=dy.dtype), cupy.zeros(weight.shape, dtype=weight.dtype)
-    dy, x, weight = plain(dy), plain(x), plain(weight)
+    dy, x, weight = contiguous_aligned(dy), contiguous_aligned(x), contiguous_aligned(weight)
     dx = cupy.empty(dy.shape, dtype=dy.dtype)
     _launch_conv("conv_backward", dy, weight, dx)
     _, tokens, width = dy.shape
@@ -130,8 +130,8 @@ def scale_forward(matrix: Any, bias: Any, scales: Any, tau: float) -> tuple[Any,
     """Matrix (R, D) and bias (R,) or None, their rows times exp(scales) / tau: as many scales as divide R evenly."""
     import cupy
 
-    matrix, scales = plain(matrix), plain(scales)
-    bias = None if bias is None else plain(bias)
+    matrix, scales = contiguous_aligned(matrix), contiguous_aligned(scales)
+    bias = None if bias is None else contiguous_aligned(bias)
     scaled = cupy.empty(matrix.shape, dtype=matrix.dtype)
     scaled_bias = None if bias is None else cupy.empty(bias.shape, dtype=bias.dtype)
     arguments = (matrix, null_or(bias), scales, *_scale_sizes(matrix, scales, tau), scaled, null_or(scaled_bias))
@@ -145,8 +145,8 @@ def scale_backward(
     """Gradients of matrix, bias (None without) and scales, from those of what was scaled."""
     import cupy
 
-    dscaled, scales = plain(dscaled), plain(scales)
-    dbias = None if dbias is None else plain(dbias)
+    dscaled, scales = contiguous_aligned(dscaled), contiguous_aligned(scales)
+    dbias = None if dbias is None else contiguous_aligned(dbias)
     dmatrix, dscales = (cupy.empty(a.shape, dtype=a.dtype) for a in (dscaled, scales))
     out_bias = None if dbias is None else cupy.empty(dbias.shape, dtype=dbias.dtype)
     arguments = (
@@ -170,15 +170,15 @@ def _norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any,
     import cupy
 
     rows, width = x.shape
-    x, weight = plain(x), plain(weight)
+    x, weight = contiguous_aligned(x), contiguous_aligned(weight)
     sums = sum_dtype(x.dtype)
     y, rstd = cupy.empty(x.shape, dtype=x.dtype), cupy.empty((rows, 1), dtype=sums)
     mean = None if bias is None else cupy.empty((rows, 1), dtype=sums)
     if rows:
         kernel = get_kernel(layers_specialisation(type_name(x.dtype), bias is not None), "norm_forward")
         arguments = (
-            x, weight, NULL if bias is None else plain(bias), np.int64(rows), np.int32(width), sums.type(eps), y,
-            null_or(mean), rstd,
+            x, weight, NULL if bias is None else contiguous_aligned(bias), np.int64(rows), np.int32(width),
+            sums.type(eps), y, null_or(mean), rstd,
         )  # fmt: skip
         kernel((-(-rows // 8),), (256,), arguments)
     return y, mean, rstd
@@ -189,7 +189,7 @@ def _norm_backward(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[
     import cupy
 
     rows, width = x.shape
-    dy, x = plain(dy), plain(x)
+    dy, x = contiguous_aligned(dy), contiguous_aligned(x)
     columns = width if mean is None else 2 * width
     if not rows:
         return cupy.empty(x.shape, dtype=x.dtype), cupy.zeros(columns, dtype=x.dtype)
@@ -198,7 +198,7 @@ def _norm_backward(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[
     parts = cupy.empty((blocks, columns), dtype=rstd.dtype)
     kernel = get_kernel(layers_specialisation(type_name(x.dtype), mean is not None), "norm_backward")
     arguments = (
-        dy, x, plain(weight), null_or(mean), rstd, np.int64(rows), np.int32(width), dx, parts,
+        dy, x, contiguous_aligned(weight), null_or(mean), rstd, np.int64(rows), np.int32(width), dx, parts,
     )  # fmt: skip
     kernel((blocks,), (32 * warps,), arguments, shared_mem=warps * columns * parts.itemsize)
     return dx, add_parts(parts, x.dtype)

@@ -13,7 +13,7 @@
 #error "LOGIT must be defined: the type of the logits, one of float, double, float16, bfloat16"
 #endif
 
-using Sum = SumOf<LOGIT>::type;
+using Sum = AccOf<LOGIT>::type;
 
 extern "C" __global__ void count_labels(const int* labels, long long rows, int ignored, int* count) {
     __shared__ int scratch[32];
@@ -62,19 +62,19 @@ extern "C" __global__ void cross_entropy(
     const Sum at_label = known ? widen(logits[label]) - top.value : infinity(Sum()) - infinity(Sum());
     Sum total = 0;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const Sum e = exponential((in_shared ? kept[i] : widen(logits[i])) - top.value);
+        const Sum e = exp_((in_shared ? kept[i] : widen(logits[i])) - top.value);
         if (in_shared) kept[i] = e;
         total += e;
     }
     total = block_sum(total, scratch);  // and all have read the label's logit
     if (threadIdx.x == 0) {
         losses[row] = log(total) - at_label;
-        right[row] = top.place == label;
+        right[row] = top.index == label;
     }
     if (!dlogits) return;
     const Sum share = scale / *count, factor = share / total;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const Sum e = in_shared ? kept[i] : exponential(widen(logits[i]) - top.value);
+        const Sum e = in_shared ? kept[i] : exp_(widen(logits[i]) - top.value);
         narrow(e * factor - (i == label ? share : Sum(0)), dlogits[i]);
     }
 }

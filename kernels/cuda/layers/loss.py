@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.arrays import plain
+from ..runtime.arrays import contiguous_aligned
 from ..runtime.module import Specialisation, get_kernel, sum_dtype, type_name
 
 ROW_BYTES = 64 * 1024  # of shared memory for a row of logits; longer ones are read three times
@@ -31,7 +31,7 @@ def cross_entropy(
     import cupy
 
     rows, width = logits.shape
-    labels = plain(labels.astype(np.int32, copy=False))
+    labels = contiguous_aligned(labels.astype(np.int32, copy=False))
     sums = sum_dtype(logits.dtype)
     loss = cupy.empty((), dtype=logits.dtype)
     correct, count = cupy.empty((), dtype=np.int32), cupy.empty((), dtype=np.int32)

@@ -43,7 +43,7 @@
 #error "WRITES_PADDED, READS_PADDED, GROUPS_PER_TOKEN, ENTRIES and CHAINS must be defined"
 #endif
 
-using Acc = SumOf<ELEMENT>::type;  // accumulators, weights, masses, contents
+using Acc = AccOf<ELEMENT>::type;  // accumulators, weights, masses, contents
 
 constexpr int LANES = 4, GROUPS = THREADS / LANES;      // lanes of a group; groups of a block
 constexpr int W = WRITES_PADDED, R = READS_PADDED;      // accesses of a token, with those that do nothing

@@ -16,6 +16,7 @@ from ..runtime.module import sum_dtype, type_name
 THREADS = 256  # of a block
 LANES = 4  # of a group, which has a slice's channels of one token
 GROUPS = THREADS // LANES  # a group follows a chain
+MAX_TOP_K = 1024
 MAX_CHUNKED_K = 64  # beyond, the plain kernels serve
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
 CHAIN_BYTES = 8  # of a chain's header
@@ -126,6 +127,18 @@ class Layout:
         )  # fmt: skip
 
 
+def require_top_k(writes: int, reads: int) -> None:
+    """ValueError for a K that no kernel of the memory serves.
+
+    >>> require_top_k(1025, 8)
+    Traceback (most recent call last):
+        ...
+    ValueError: top_k must be at most 1024 on the GPU, got (1025, 8)
+    """
+    if max(writes, reads) > MAX_TOP_K:
+        raise ValueError(f"top_k must be at most {MAX_TOP_K} on the GPU, got {(writes, reads)}")
+
+
 def rows_that_fit(dtype: Any, shared: SharedMemory) -> int:
     """Rows of the state that shared memory holds in the narrowest slice, beside the lists."""
     return (shared.block - 16 * 1024) // (4 * sum_dtype(dtype).itemsize)
@@ -152,7 +165,9 @@ def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int,
     # with three blocks a thread has 80 registers: too few for accumulators of 8 bytes, or for more than four accesses
     own = max(layouts[0].accesses) // layouts[0].groups_per_token
     most = 3 if size == 4 and own <= 4 else 2
-    several = ((layout, blocks, min(MIN_VERSIONS, layout.versions)) for layout in layouts for blocks in range(most, 1, -1))
+    several = (
+        (layout, blocks, min(MIN_VERSIONS, layout.versions)) for layout in layouts for blocks in range(most, 1, -1)
+    )
     one = ((layout, 1, 0) for layout in layouts)
     for layout, blocks, least in (*several, *one):
         capacity = (shared.shared_by(blocks) - layout.content_bytes(rows)) // layout.row_bytes

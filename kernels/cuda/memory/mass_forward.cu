@@ -69,28 +69,32 @@ struct DecayProducts {
     Acc own;
 
     DEVICE DecayProducts(const MassTable& product, Acc* factors) : product(product), factors(factors) {
-        if (!SEGMENTED || !factors) return;
-        for (int i = threadIdx.x; i < 2 * ENTRIES; i += THREADS) factors[i] = 1;
-        last = MassAccess::dead();
-        __syncthreads();
+        if (SEGMENTED && factors) {
+            for (int i = threadIdx.x; i < 2 * ENTRIES; i += THREADS) factors[i] = 1;
+            last = MassAccess::dead();
+            __syncthreads();
+        }
     }
     // After a chunk's barrier, for each of its writes.
     DEVICE void record(int parity, const MassAccess& write, Acc factor) {
-        if (!SEGMENTED || !factors) return;
-        flush(1 - parity);
-        last = write, own = factor;
-        if (write.chained()) factors[parity * ENTRIES + entry_index(int(write.tag))] = factor;
+        if (SEGMENTED && factors) {
+            flush(1 - parity);
+            last = write, own = factor;
+            if (write.chained()) factors[parity * ENTRIES + entry_index(int(write.tag))] = factor;
+        }
     }
     // Multiplies the factors of the chunk before.
     DEVICE void flush(int parity) {
-        if (!SEGMENTED || !factors || !last.last()) return;
-        Acc all = own;
-        if (last.chained()) {
-            all = 1;
-            Acc* const of_chunk = factors + parity * ENTRIES;
-            for (int i = chain_begin(int(last.tag)); i <= entry_index(int(last.tag)); i++) all *= of_chunk[i], of_chunk[i] = 1;
+        if (SEGMENTED && factors && last.last()) {
+            Acc all = own;
+            if (last.chained()) {
+                all = 1;
+                Acc* const of_chunk = factors + parity * ENTRIES;
+                const int first = chain_begin(int(last.tag));
+                for (int i = first; i <= entry_index(int(last.tag)); i++) all *= of_chunk[i], of_chunk[i] = 1;
+            }
+            product.set(int(last.row), product.get(int(last.row)) * all);
         }
-        product.set(int(last.row), product.get(int(last.row)) * all);
     }
 };
 

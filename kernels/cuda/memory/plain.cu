@@ -118,7 +118,7 @@ DEVICE void start_q(const Head& head, const Acc* adjoint, Acc* q) {
         Acc sum = 0;
         for (int c = head.lane; c < channels; c += 32)
             sum += adjoint[(long long)(row)*channels + c] * head.content[(long long)(row)*channels + c];
-        sum = sum_over_warp(sum);
+        sum = warp_sum(sum);
         if (head.lane == 0) q[row] = sum;
     }
 }
@@ -167,7 +167,7 @@ DEVICE void write_contents_back(const Head& head, const TokenData& data, long lo
     for_each_access(head, data.write_row, p.writes, adjoint, [&](int k, int row, int c, Acc d) {
         const bool inside = row >= 0 && c < channels;
         add_to_dot(head, data, k, c, inside ? d * widen(p.values[token * channels + c]) : Acc(0));
-        if (k == 0) dot_before += sum_over_warp(inside ? d * p.before_first[token * channels + c] : Acc(0));
+        if (k == 0) dot_before += warp_sum(inside ? d * p.before_first[token * channels + c] : Acc(0));
         if (!inside) return;
         data.parts[head.team * channels + c] += data.eta[k] * d;
         adjoint[(long long)(row)*channels + c] = d * (1 - data.eta[k]);

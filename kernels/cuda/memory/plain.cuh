@@ -11,14 +11,14 @@
 // Compiled with: retention.cuh's UPDATE, and the definitions below.
 #pragma once
 #include "memory/retention.cuh"
-#include "runtime/common.cuh"
+#include "runtime/reduce.cuh"
 #include "runtime/shared.cuh"
 
 #if !defined(ELEMENT) || !defined(THREADS) || !defined(COLUMNS) || !defined(MASS_AWARE)
 #error "ELEMENT, THREADS of a block, COLUMNS (warps side by side) and MASS_AWARE (0 or 1) must be defined"
 #endif
 
-using Acc = SumOf<ELEMENT>::type;
+using Acc = AccOf<ELEMENT>::type;
 
 constexpr int WARPS = THREADS / 32, TEAMS = WARPS / COLUMNS;
 constexpr int AT_ONCE = 8;  // rows that a warp loads before it uses the first
@@ -103,7 +103,7 @@ struct TokenData {
 DEVICE Acc sum_of(const Acc* numbers, int count) {
     Acc sum = 0;
     for (int i = threadIdx.x % 32; i < count; i += 32) sum += numbers[i];
-    return sum_over_warp(sum);
+    return warp_sum(sum);
 }
 
 // visit(k, row, channel, x) for this warp's accesses and this lane's channels, x the number in array (rows, C) there. Loads
@@ -132,7 +132,7 @@ DEVICE void for_each_access(const Head& head, const int* rows, int count, const 
 
 // Adds a lane's product to access k's dot over channels.
 DEVICE void add_to_dot(const Head& head, const TokenData& data, int k, int c, Acc product) {
-    const Acc sum = sum_over_warp(product);
+    const Acc sum = warp_sum(product);
     Acc& part = data.dots[head.column * data.most + k];
     if (head.lane == 0) part = c == head.first_channel() ? sum : part + sum;
 }

@@ -23,6 +23,7 @@
 //
 // Compiled with: what chunk.cuh asks for.
 #include "memory/mass.cuh"
+#include "runtime/reduce.cuh"
 
 struct LocalEndParams {
     MemoryParams memory;
@@ -137,6 +138,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) boundary_dots(const __grid
         const Acc *d = p.ends + i * p.channels, *s = p.starts + (i + p.rows) * p.channels;
         for (int c = threadIdx.x % 32; c < p.channels; c += 32) sum += d[c] * s[c];
     }
-    sum = sum_over_warp(sum);
+    sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) p.boundary_dots[i] = sum;
 }

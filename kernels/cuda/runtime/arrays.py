@@ -49,6 +49,3 @@ def token_strides(positions: Any) -> tuple[int, int]:
         return 0, 0
     strides = positions.strides
     return (strides[0] // 8 if len(strides) == 2 else 0), strides[-1] // 8
-
-
-plain, cut = contiguous_aligned, allocate_together  # until every caller has the new names

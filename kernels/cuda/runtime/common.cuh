@@ -9,7 +9,7 @@
 // from last to first, so that each starts with what the one before it left last: that is still in the L2 cache.
 DEVICE unsigned block_from_last() { return gridDim.x - 1 - blockIdx.x; }
 
-// ---- element types: 16-bit floats are stored as bits; sums run in float, those of double in double ----
+// ---- element types: 16-bit floats are stored as bits. Accumulators (Acc) are float, those of double double ----
 
 struct float16 {
     unsigned short bits;
@@ -18,10 +18,10 @@ struct bfloat16 {
     unsigned short bits;
 };
 
-template <class T> struct SumOf {
+template <class T> struct AccOf {
     using type = float;
 };
-template <> struct SumOf<double> {
+template <> struct AccOf<double> {
     using type = double;
 };
 
@@ -54,14 +54,8 @@ DEVICE constexpr unsigned whole_power(unsigned base, int exponent) {
     return exponent ? base * whole_power(base, exponent - 1) : 1;
 }
 
-DEVICE float exponential(float x) { return expf(x); }
-DEVICE double exponential(double x) { return exp(x); }
-
-template <class Sum> DEVICE Sum sum_over_warp(Sum mine) {  // every lane gets it, the same bits
-#pragma unroll
-    for (int other = 16; other > 0; other /= 2) mine += __shfl_xor_sync(~0u, mine, other);
-    return mine;
-}
+DEVICE float exp_(float x) { return expf(x); }
+DEVICE double exp_(double x) { return exp(x); }
 
 // ---- N consecutive elements at once, in the widest accesses that their alignment allows ----
 
@@ -77,7 +71,8 @@ template <class T, int N> struct alignas(access_bytes<T, N>()) Pack {
     T element[WIDTH];
 };
 
-// Widened to sums. ``from`` is a multiple of N elements behind an address aligned to 16 bytes; so is ``to`` of store.
+// Widened to accumulators. ``from`` is a multiple of N elements behind an address aligned to 16 bytes; so is ``to`` of
+// store.
 template <int N, class T, class S> DEVICE void load(const T* from, S (&to)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i += Pack<T, N>::WIDTH) {

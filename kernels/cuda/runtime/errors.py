@@ -97,5 +97,5 @@ def _last_line(error: BaseException) -> str:
 
 
 def _version(number: int) -> str:
-    """Of CUDA: 12040 is 12.4."""
+    """A version of CUDA from its number: 12040 is 12.4."""
     return f"{number // 1000}.{number % 1000 // 10}"

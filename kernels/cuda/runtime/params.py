@@ -65,16 +65,18 @@ class ParamStruct:
     def layout_checks(self) -> str:
         """C++ that compiles only if the struct of this name has the size and the members' places of this twin.
 
+        ``__INTADDR__`` is what offsetof is made of; not every version of NVRTC has ``__builtin_offsetof``.
+
         >>> print(ParamStruct("Sizes", tokens=INT, state=POINTER).layout_checks())
         static_assert(sizeof(Sizes) == 16, "size of Sizes");
-        static_assert(__builtin_offsetof(Sizes, tokens) == 0, "Sizes.tokens");
-        static_assert(__builtin_offsetof(Sizes, state) == 8, "Sizes.state");
+        static_assert(__INTADDR__(&((Sizes*)0)->tokens) == 0, "Sizes.tokens");
+        static_assert(__INTADDR__(&((Sizes*)0)->state) == 8, "Sizes.state");
         """
         lines = [f'static_assert(sizeof({self.name}) == {self.dtype.itemsize}, "size of {self.name}");']
         for member in self.members:
             offset = self.dtype.fields[member][1]  # type: ignore[index]  # a record has fields
             lines.append(
-                f'static_assert(__builtin_offsetof({self.name}, {member}) == {offset}, "{self.name}.{member}");'
+                f'static_assert(__INTADDR__(&(({self.name}*)0)->{member}) == {offset}, "{self.name}.{member}");'
             )
         return "\n".join([*(struct.layout_checks() for struct in self.structs.values()), *lines])
 

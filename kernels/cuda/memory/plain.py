@@ -1,0 +1,129 @@
+"""The memory token after token, for any K: the launches of ``plain.cu``."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ramnet_np.contract import Array, MemoryGrads, RAMState
+
+from ..runtime.arrays import allocate_together
+from ..runtime.module import Launch, Specialisation, sum_dtype, type_name
+from ..runtime.params import INT, POINTER, ParamStruct
+from .call import Call
+from .retention import require_rule
+
+_THREADS = {4: 1024, 8: 512}  # of a block, by the bytes of an accumulator: with more, registers do not suffice
+
+
+class PlainContext(NamedTuple):
+    """What the plain backward needs: the call. It starts from the given state, and computes the rest again."""
+
+    call: Call
+
+
+@functools.cache
+def plain_params(acc: np.dtype) -> ParamStruct:
+    """``PlainParams`` of plain.cuh, which says what each is."""
+    return ParamStruct(
+        "PlainParams",
+        write_row=POINTER, read_row=POINTER, write_weight=POINTER, read_weight=POINTER, values=POINTER, gamma=POINTER,
+        mask=POINTER, content=POINTER, mass=POINTER, y=POINTER, dy=POINTER, dcontent=POINTER, dmass=POINTER, q=POINTER,
+        mass_before=POINTER, before_first=POINTER, dw=POINTER, dr=POINTER, dv=POINTER, dgamma=POINTER,
+        constant_gamma=acc, eps=acc, proxy_eps=acc, initial_mass=acc,
+        tokens=INT, heads=INT, channels=INT, rows=INT, writes=INT, reads=INT, has_dstate=INT,
+    )  # fmt: skip
+
+
+@functools.cache
+def plain_specialisation(dtype: np.dtype, channels: int, update: str, mass_aware: bool) -> Specialisation:
+    """``plain.cu`` for values of a dtype with so many channels, and an update rule."""
+    acc = sum_dtype(dtype)
+    threads = _THREADS[acc.itemsize]
+    defines = (
+        ("ELEMENT", type_name(dtype)), ("UPDATE", require_rule(update)), ("THREADS", threads),
+        ("COLUMNS", _columns(channels, threads // 32)), ("MASS_AWARE", int(mass_aware)),
+    )  # fmt: skip
+    return Specialisation("memory/plain.cu", ("plain_forward", "plain_backward"), defines, (plain_params(acc),))
+
+
+def _columns(channels: int, warps: int) -> int:
+    """Warps side by side: the largest power of two that 32 channels each do not exceed C by, at most all warps."""
+    columns = 1
+    while columns < warps and 32 * columns < channels:
+        columns *= 2
+    return columns
+
+
+def plain_forward(call: Call, content: Array, mass: Array, dtype: Any) -> Array:
+    """y (B, T, H, C) of ``dtype``. ``content`` (B*H, rows, C) and ``mass`` (B*H, rows) become the last state."""
+    import cupy
+
+    y = cupy.empty(call.values.shape, dtype=dtype)
+    _launch("plain_forward", call, content=content, mass=mass, y=y)
+    return y
+
+
+def plain_backward(
+    dy: Array, dstate: RAMState | None, content: Array, mass: Array, call: Call, dtype: Any
+) -> MemoryGrads:
+    """Every gradient. ``content`` and ``mass``: the state before the first token; they are changed.
+
+    ``dy``: (B, T, H, C); ``dstate``: the gradient of the last state, or None; ``dtype``: that of dgamma.
+    """
+    import cupy
+
+    B, _, H, C = call.values.shape
+    acc = call.acc
+    if dstate is None:
+        dcontent, dmass = cupy.zeros(content.shape, dtype=acc), cupy.zeros(mass.shape, dtype=acc)
+    else:
+        dcontent, dmass = dstate.slots.reshape(content.shape).copy(), dstate.mass.reshape(mass.shape).copy()
+    q = cupy.zeros(mass.shape, dtype=acc)
+    dw, dr, mass_before, before_first = allocate_together(
+        (call.write.weight.shape, acc), (call.read.weight.shape, acc), (call.write.weight.shape, acc),
+        (call.values.shape, acc),
+    )  # fmt: skip
+    dv, dgamma = cupy.empty_like(call.values), cupy.empty(call.values.shape[:3], dtype=dtype)
+    _launch(
+        "plain_backward", call, content=content, mass=mass, dy=dy, dcontent=dcontent, dmass=dmass, q=q,
+        mass_before=mass_before, before_first=before_first, dw=dw, dr=dr, dv=dv, dgamma=dgamma,
+        has_dstate=dstate is not None,
+    )  # fmt: skip
+    dgiven = None
+    if call.state is not None:
+        dgiven = RAMState(dcontent.reshape(B, H, call.rows, C), dmass.reshape(B, H, call.rows))
+    return MemoryGrads(dw, dr, dv, dgamma, dgiven)
+
+
+_NOTHING: dict[str, Any] = dict.fromkeys(
+    ("y", "dy", "dcontent", "dmass", "q", "mass_before", "before_first", "dw", "dr", "dv", "dgamma")
+) | {"has_dstate": 0}
+
+
+def _launch(name: str, call: Call, **arrays: Any) -> None:
+    """Launch with a block for each (batch, head)."""
+    _, T, H, C = call.values.shape
+    writes, reads = call.top_k
+    options = call.options
+    specialisation = plain_specialisation(call.values.dtype, C, options.update, options.mass_aware)
+    if not call.sequences:
+        return
+    params = plain_params(call.acc)(
+        **_NOTHING | arrays, write_row=call.write.index, read_row=call.read.index, write_weight=call.write.weight,
+        read_weight=call.read.weight, values=call.values, gamma=call.gamma_array, mask=call.mask,
+        constant_gamma=call.constant_gamma, eps=options.eps, proxy_eps=options.proxy_eps,
+        initial_mass=1 / options.slots, tokens=T, heads=H, channels=C, rows=call.rows, writes=writes, reads=reads,
+    )  # fmt: skip
+    threads = _THREADS[call.acc.itemsize]
+    Launch(specialisation, name, (call.sequences,), threads, _shared_bytes(call, threads // 32))(params)
+
+
+def _shared_bytes(call: Call, warps: int) -> int:
+    """The bytes of ``TokenData`` in plain.cuh."""
+    (writes, reads), channels = call.top_k, call.values.shape[3]
+    columns, most = _columns(channels, warps), max(writes, reads)
+    numbers = 2 * writes + 2 * reads + (columns + 1) * most + warps // columns * channels
+    return numbers * call.acc.itemsize + 4 * (writes + reads)
