@@ -28,13 +28,14 @@ constexpr unsigned M = whole_power(P, U);
 // A few digits are laid out one after the other; with a large K the code of one digit is long enough for a loop.
 constexpr int UNROLLED = K <= 8 ? U : 1;
 
-// Of both sides, or of one: then the others are null. Twin: DECODE_PARAMS of decode.py.
+// The arrays of both sides; a launch for one side has it in the writes, and nulls in the reads. Twin: DECODE_PARAMS of
+// decode.py.
 struct DecodeParams {
     const ELEMENT *write_logits, *read_logits;  // (rows, U, P)
-    const Acc *dwrite_weight, *dread_weight;    // (rows, K); for the backward, as what follows it
-    ELEMENT *dwrite_logits, *dread_logits;      // (rows, U, P)
-    int *write_index, *read_index;              // (rows, K): written by the forward, read by the backward, and so
-    Acc *write_weight, *read_weight;            // (rows, K)
+    const Acc *dwrite_weight, *dread_weight;    // (rows, K): the backward's input
+    ELEMENT *dwrite_logits, *dread_logits;      // (rows, U, P): the backward's output
+    int *write_index, *read_index;              // (rows, K): the forward's output, which the backward reads
+    Acc *write_weight, *read_weight;            // (rows, K), likewise
     const long long* positions;                 // (B, T), or null: counted from 0
     long long batch_stride, token_stride;       // of positions
     unsigned tokens, heads, cape_heads, rows;
@@ -95,7 +96,7 @@ template <int N> DEVICE void settle_ties(SlotKey (&keys)[N]) {
 // Row j of it has this many i.
 DEVICE constexpr int row_length(int n, int j) { return smaller_of(n, K / (j + 1)); }
 
-// Of rows j = J ... END - 1, this many may be among the K - 1 best: one better slot is in row 0.
+// How many of rows j = J ... END - 1 may be among the K - 1 best: one better slot is in row 0.
 DEVICE constexpr int rows_kept(int n, int j, int end) {
     int count = 0;
     for (; j < end; j++) count += row_length(n, j);
@@ -275,7 +276,9 @@ DEVICE Acc log_gradients(const Acc (&rho)[K], bool renorm, Acc (&g)[K]) {
 
 // The gradient of one digit's logits: what the addresses with each value receive, less p_u * sum_j g_j, p_u = x * scale.
 // Takes the digit off the addresses.
-DEVICE void digit_gradient(const Acc (&x)[P], Acc scale, const Acc (&g)[K], Acc total, unsigned (&content)[K], Acc (&dx)[P]) {
+DEVICE void digit_gradient(
+    const Acc (&x)[P], Acc scale, const Acc (&g)[K], Acc total, unsigned (&content)[K], Acc (&dx)[P]
+) {
 #pragma unroll
     for (int p = 0; p < P; p++) dx[p] = 0;
 #pragma unroll

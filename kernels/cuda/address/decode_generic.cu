@@ -20,18 +20,18 @@ using SlotKey = Key<Acc>;
 
 // Twin: GENERIC_DECODE_PARAMS of decode.py.
 struct GenericDecodeParams {
-    const ELEMENT* logits;             // (rows, U, P)
-    const Acc* dweight;                // (rows, K), for the backward, as what follows it
-    ELEMENT* dlogits;                  // (rows, U, P)
-    int* index;                        // (rows, K): written by the forward, read by the backward, and so
-    Acc* weight;                       // (rows, K)
-    SlotKey* scratch;                  // (blocks, 2 * capacity + P), or null: shared memory holds one of these
-    const long long* positions;        // (B, T), or null: counted from 0
+    const ELEMENT* logits;                 // (rows, U, P)
+    const Acc* dweight;                    // (rows, K): the backward's input
+    ELEMENT* dlogits;                      // (rows, U, P): the backward's output
+    int* index;                            // (rows, K): the forward's output, which the backward reads
+    Acc* weight;                           // (rows, K), likewise
+    SlotKey* scratch;                      // (blocks, 2 * capacity + P), or null: shared memory holds one of these
+    const long long* positions;            // (B, T), or null: counted from 0
     long long batch_stride, token_stride;  // of positions
     unsigned tokens, heads, cape_heads, rows;
-    int renorm, order, radix, top_k;   // U, P, K
-    unsigned slots;                    // P**U
-    int capacity;                      // the most candidates of one digit, at least P
+    int renorm, order, radix, top_k;  // U, P, K
+    unsigned slots;                   // P**U
+    int capacity;                     // the most candidates of one digit, at least P
 
     DEVICE unsigned shift(unsigned row) const {
         return Cape{positions, batch_stride, token_stride, tokens, heads, cape_heads}.shift(row, slots);
@@ -196,7 +196,8 @@ struct LogGradients {
     DEVICE LogGradients(const GenericDecodeParams& p, unsigned row, Acc* shared)
         : dweight(p.dweight + (long long)(row) * p.top_k), weight(p.weight + (long long)(row) * p.top_k) {
         Acc mine = 0;
-        for (int j = threadIdx.x; j < p.top_k; j += blockDim.x) mine += load_read_only(dweight + j) * load_read_only(weight + j);
+        for (int j = threadIdx.x; j < p.top_k; j += blockDim.x)
+            mine += load_read_only(dweight + j) * load_read_only(weight + j);
         total = tree_sum(mine, shared);
         given = p.renorm ? total : Acc(0);
         if (!p.renorm) return;
@@ -217,8 +218,10 @@ struct HeldAddresses {
 
     DEVICE HeldAddresses(Acc* memory, int top_k)
         : g(memory), digit(reinterpret_cast<unsigned*>(memory + (top_k < MAX_HELD ? top_k : MAX_HELD))) {}
-    DEVICE void fill(const LogGradients& gradients, const int* slot, int first, int count, unsigned shift,
-                     unsigned slots, unsigned stride, int radix) {
+    DEVICE void fill(
+        const LogGradients& gradients, const int* slot, int first, int count, unsigned shift, unsigned slots,
+        unsigned stride, int radix
+    ) {
         __syncthreads();  // the ones before have been looked at
         for (int i = threadIdx.x; i < count; i += blockDim.x) {
             g[i] = gradients[first + i];
@@ -229,8 +232,10 @@ struct HeldAddresses {
 };
 
 // The gradient of one digit's logits x: what the addresses with each value receive, less p_u * sum_j g_j.
-DEVICE void digit_gradient(const GenericDecodeParams& p, unsigned row, unsigned shift, int u, unsigned stride,
-                           const LogGradients& gradients, HeldAddresses& held, Acc* shared) {
+DEVICE void digit_gradient(
+    const GenericDecodeParams& p, unsigned row, unsigned shift, int u, unsigned stride, const LogGradients& gradients,
+    HeldAddresses& held, Acc* shared
+) {
     const long long first = ((long long)(row) * p.order + u) * p.radix;
     const ELEMENT* x = p.logits + first;
     const int* slot = p.index + (long long)(row) * p.top_k;

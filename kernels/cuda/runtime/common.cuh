@@ -1,4 +1,4 @@
-// What the kernels share: element types, arithmetic that never rounds small numbers away, wide loads and stores.
+// What all kernels share: element types, accumulators, and wide loads and stores.
 //
 // No header is included, so that NVRTC needs no CUDA toolkit beside it.
 #pragma once
@@ -49,7 +49,7 @@ DEVICE void narrow(float x, bfloat16& y) {  // to nearest, ties to even; NaN sta
 #endif
 }
 
-DEVICE constexpr int smaller_of(int a, int b) { return b < a ? b : a; }
+template <class T> DEVICE constexpr T smaller_of(T a, T b) { return b < a ? b : a; }
 DEVICE constexpr unsigned whole_power(unsigned base, int exponent) {
     return exponent ? base * whole_power(base, exponent - 1) : 1;
 }

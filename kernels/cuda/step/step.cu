@@ -9,8 +9,8 @@
 //     warp 1     slots of the read  │ load rows, weights              │ write, partial sums │ y
 //     the others                    │ load rows                       │ write, partial sums │ y
 //
-// Compiled with: ELEMENT, the type of logits, values and y; ORDER and RADIX, the sizes U and P; WRITES and READS, K of each;
-// CHANNELS, the size C; THREADS of a block.
+// Compiled with: ELEMENT, the type of logits, values and y; ORDER and RADIX, the sizes U and P; WRITES and READS, K of
+// each; CHANNELS, the size C; THREADS of a block.
 #include "address/cape.cuh"
 #include "address/search.cuh"
 #include "memory/retention.cuh"
@@ -79,8 +79,8 @@ struct Member {
     int team = threadIdx.x / SPAN, vector = threadIdx.x % SPAN;
 };
 
-// Of the rows that a thread has in registers: its vectors, slots, and for a written slot the number of the read that reads
-// it, for a read one that of the write that writes it; -1 if there is none.
+// The rows that a thread has in registers: its vector of each, the slots, and the partners: of a write the number of the
+// read of the same slot, of a read that of the write; -1 if there is none.
 struct Rows {
     Acc content[AT_ONCE][VECTOR];
     int slot[AT_ONCE], partner[AT_ONCE];

@@ -16,16 +16,16 @@ using Acc = AccOf<ELEMENT>::type;
 
 // Twin: PLAIN_STEP_PARAMS of step.py.
 struct PlainStepParams {
-    const int *write_index, *read_index;     // (B, 1, H, K)
-    const Acc *write_weight, *read_weight;   // (B, 1, H, K)
-    const ELEMENT* values;                   // (B, 1, H, C)
-    const ELEMENT* gamma;                    // (B, 1, H), or null: constant_gamma
-    const bool* mask;                        // (B, 1), or null
-    Acc *s, *z;                              // (B, H, M, C) and (B, H, M), updated
-    ELEMENT* y;                              // (B, 1, H, C)
-    long long slots;                         // M
+    const int *write_index, *read_index;    // (B, 1, H, K)
+    const Acc *write_weight, *read_weight;  // (B, 1, H, K)
+    const ELEMENT* values;                  // (B, 1, H, C)
+    const ELEMENT* gamma;                   // (B, 1, H), or null: constant_gamma
+    const bool* mask;                       // (B, 1), or null
+    Acc *s, *z;                             // (B, H, M, C) and (B, H, M), updated
+    ELEMENT* y;                             // (B, 1, H, C)
+    long long slots;                        // M
     Acc constant_gamma, eps;
-    int writes, reads, heads, channels;      // K of each, H, C
+    int writes, reads, heads, channels;  // K of each, H, C
     int mass_aware;
 };
 
@@ -47,14 +47,19 @@ DEVICE Acc read_weights(const PlainStepParams& p, long long sequence, const Acc*
     for (int k = threadIdx.x; k < p.reads; k += blockDim.x)
         weight[k] = r[k] * (p.mass_aware ? z[p.read_index[sequence * p.reads + k]] : 1);
     __syncthreads();
-    if (!p.mass_aware) return 1;
-    Acc total = 0, weighted = 0;
-    for (int k = 0; k < p.reads; k++) total += r[k], weighted += weight[k];
-    return total / (weighted + p.eps);
+    Acc scale = 1;
+    if (p.mass_aware) {
+        Acc total = 0, weighted = 0;
+        for (int k = 0; k < p.reads; k++) total += r[k], weighted += weight[k];
+        scale = total / (weighted + p.eps);
+    }
+    return scale;
 }
 
 // One channel of all slots: s += eta (v - s), then y = sum over the reads of weight * s.
-DEVICE Acc write_and_read(const PlainStepParams& p, long long sequence, const Acc* eta, const Acc* weight, Acc scale, Acc v, Acc* s) {
+DEVICE Acc write_and_read(
+    const PlainStepParams& p, long long sequence, const Acc* eta, const Acc* weight, Acc scale, Acc v, Acc* s
+) {
     const int *write = p.write_index + sequence * p.writes, *read = p.read_index + sequence * p.reads;
     for (int k = 0; k < p.writes; k++) {
         Acc& content = s[(long long)(write[k]) * p.channels];
