@@ -19,13 +19,13 @@
 // ---- forward ----
 
 // 1. write, what does not depend on channels: the masses and eta
-DEVICE void write_masses(const Head& head, const TokenData& data, long long token) {
+DEVICE void write_masses(const Head& head, const TokenData& data, const Accesses& now, long long token) {
     const Acc gamma = head.gamma(token);
     for (int k = threadIdx.x; k < head.p.writes; k += THREADS) {
-        const int row = data.write_row[k];
+        const int row = now.write_row[k];
         data.eta[k] = 0;
         if (row < 0) continue;
-        const Acc w = data.w[k], before = head.mass[row];
+        const Acc w = now.w[k], before = head.mass[row];
         const Acc z = Retention<Acc>::alpha(w, gamma) * before + w;
         head.mass[row] = z;
         data.eta[k] = w / (z + head.p.eps);
@@ -34,63 +34,65 @@ DEVICE void write_masses(const Head& head, const TokenData& data, long long toke
 }
 
 // 2. write: the contents
-template <bool RECOMPUTE> DEVICE void write_contents(const Head& head, const TokenData& data, long long token) {
-    const int channels = head.p.channels;
-    for_each_access(head, data.write_row, head.p.writes, head.content, [&](int k, int row, int c, Acc s) {
-        if (c >= channels) return;
-        if (RECOMPUTE && k == 0) head.p.before_first[token * channels + c] = s;
-        if (row < 0) return;
-        const Acc v = widen(head.p.values[token * channels + c]);
-        head.content[(long long)(row)*channels + c] = s + data.eta[k] * (v - s);
+template <bool RECOMPUTE> DEVICE void write_contents(const Head& head, const TokenData& data, const Accesses& now, long long token) {
+    for_each_batch(head, now.write_row, head.p.writes, head.content, [&](Batch& s) {
+        if (s.v >= VECTORS) return;
+        const Vector value = Head::at(head.p.values, token, s.v);
+        if (RECOMPUTE && s.k(0) == 0) store<VECTOR>(s.x[0].at, head.p.before_first + token * CHANNELS + s.v * VECTOR);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (s.row[i] < 0) continue;
+            s.x[i].approach(data.eta[s.k(i)], value);
+            s.store(i, head.content);
+        }
     });
 }
 
 // What a read counts for: r, or, if reads are mass-aware, its share by mass, n sum(r) / (sum(n) + eps) with n = r z.
-DEVICE void weigh_reads(const Head& head, const TokenData& data) {
+DEVICE void weigh_reads(const Head& head, const TokenData& data, const Accesses& now) {
     const int reads = head.p.reads;
-    for (int k = threadIdx.x; k < reads; k += THREADS) {
-        const int row = data.read_row[k];
-        data.weight[k] = MASS_AWARE ? data.r[k] * head.mass_of(row) : data.r[k];
-    }
+    for (int k = threadIdx.x; k < reads; k += THREADS)
+        data.weight[k] = MASS_AWARE ? now.r[k] * head.mass_of(now.read_row[k]) : now.r[k];
     if (!MASS_AWARE) return;
     __syncthreads();
-    const Acc scale = sum_of(data.r, reads) / (sum_of(data.weight, reads) + head.p.eps);
+    const Acc scale = sum_of(now.r, reads) / (sum_of(data.weight, reads) + head.p.eps);
     __syncthreads();
     for (int k = threadIdx.x; k < reads; k += THREADS) data.weight[k] *= scale;
 }
 
 // 3. read
-DEVICE void read_contents(const Head& head, const TokenData& data, long long token) {
-    const int channels = head.p.channels;
-    for (int c = head.first_channel(); c < channels; c += Head::CHANNELS_AT_ONCE) data.parts[head.team * channels + c] = 0;
-    for_each_access(head, data.read_row, head.p.reads, head.content, [&](int k, int row, int c, Acc s) {
-        if (row >= 0 && c < channels) data.parts[head.team * channels + c] += data.weight[k] * s;
+DEVICE void read_contents(const Head& head, const TokenData& data, const Accesses& now, long long token) {
+    for_each_batch(head, now.read_row, head.p.reads, head.content, [&](const Batch& s) {
+        Vector sum{};
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (s.row[i] >= 0) sum.add(data.weight[s.k(i)], s.x[i]);
+        if (s.v < VECTORS) data.add_to_part(head, s.v, s.base == head.team, sum);
     });
     __syncthreads();
-    for (int c = threadIdx.x; c < channels; c += THREADS)
-        narrow(sum_over_teams(data, c, channels), head.p.y[token * channels + c]);
+    for (int c = threadIdx.x; c < CHANNELS; c += THREADS) narrow(data.sum_over_teams(c), head.p.y[token * CHANNELS + c]);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) plain_forward(const __grid_constant__ PlainParams p) {
     const Head head(p);
     const TokenData data(p);
-    data.copy(p, head.token(0));
+    data.copy(head, 0);
     for (int t = 0; t < p.tokens; t++) {
+        const Accesses now = data.of(t);
         const long long token = head.token(t);
         wait_for_copies<0>();
         __syncthreads();
+        data.copy(head, t + 1);
         if (!head.live(t)) {
-            for (int c = threadIdx.x; c < p.channels; c += THREADS) narrow(Acc(0), p.y[token * p.channels + c]);
-        } else {
-            write_masses(head, data, token);
-            __syncthreads();
-            write_contents<false>(head, data, token);
-            weigh_reads(head, data);  // a token reads what it wrote
-            __syncthreads();
-            read_contents(head, data, token);
+            for (int c = threadIdx.x; c < CHANNELS; c += THREADS) narrow(Acc(0), p.y[token * CHANNELS + c]);
+            continue;
         }
+        write_masses(head, data, now, token);
         __syncthreads();
-        if (t + 1 < p.tokens) data.copy(p, head.token(t + 1));
+        write_contents<false>(head, data, now, token);
+        weigh_reads(head, data, now);  // a token reads what it wrote
+        __syncthreads();
+        read_contents(head, data, now, token);
     }
 }
 
@@ -98,96 +100,119 @@ extern "C" __global__ void __launch_bounds__(THREADS) plain_forward(const __grid
 
 // Forward once more, for what the backward needs of the contents: <dy, s> of every read, which stands in dr meanwhile, the
 // content before a token's first write, and the mass before each write.
-DEVICE void recompute_token(const Head& head, const TokenData& data, long long token) {
+DEVICE void recompute_token(const Head& head, const TokenData& data, const Accesses& now, long long token) {
     const PlainParams& p = head.p;
-    write_masses(head, data, token);
+    write_masses(head, data, now, token);
     __syncthreads();
-    write_contents<true>(head, data, token);
+    write_contents<true>(head, data, now, token);
     __syncthreads();
-    for_each_access(head, data.read_row, p.reads, head.content, [&](int k, int row, int c, Acc s) {
-        add_to_dot(head, data, k, c, row >= 0 && c < p.channels ? s * widen(p.dy[token * p.channels + c]) : Acc(0));
+    for_each_batch(head, now.read_row, p.reads, head.content, [&](const Batch& s) {
+        Vector dy{};
+        if (s.v < VECTORS) dy = Head::at(p.dy, token, s.v);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            data.add_to_dot(head, s.k(i), s.k(i) < p.reads, s.v == head.lane, s.x[i].dot(dy));
     });
     __syncthreads();
-    for (int k = threadIdx.x; k < p.reads; k += THREADS) p.dr[token * p.reads + k] = data.dot(k);
+    for (int k = threadIdx.x; k < p.reads; k += THREADS) p.dr[token * p.reads + k] = data.dots[k];
 }
 
 // <adjoint, content> of every row after the last token.
 DEVICE void start_q(const Head& head, const Acc* adjoint, Acc* q) {
-    const int channels = head.p.channels;
-    for (int row = head.warp; row < head.p.rows; row += WARPS) {
+    for (int row = threadIdx.x / 32; row < head.p.rows; row += THREADS / 32) {
         Acc sum = 0;
-        for (int c = head.lane; c < channels; c += 32)
-            sum += adjoint[(long long)(row)*channels + c] * head.content[(long long)(row)*channels + c];
+        for (int c = threadIdx.x % 32; c < CHANNELS; c += 32)
+            sum += adjoint[(long long)(row)*CHANNELS + c] * head.content[(long long)(row)*CHANNELS + c];
         sum = warp_sum(sum);
-        if (head.lane == 0) q[row] = sum;
+        if (threadIdx.x % 32 == 0) q[row] = sum;
     }
 }
 
-// 3. walked back, what does not depend on channels: y = sum of weight s, so q += weight <dy, s>, and dr.
-DEVICE void read_back(const Head& head, const TokenData& data, long long token, Acc* q, Acc* dmass) {
+// 3. walked back, what does not depend on channels. y = sum of weight s, so q += weight <dy, s>; and dr.
+DEVICE void read_masses_back(const Head& head, const TokenData& data, const Accesses& now, long long token, Acc* dmass, Acc* q) {
     const PlainParams& p = head.p;
-    weigh_reads(head, data);  // the masses are those after this token
+    weigh_reads(head, data, now);  // the masses are those after this token
     Acc* const dr = p.dr + token * p.reads;
     Acc through = 0, scale = 1;
     if (MASS_AWARE) {
-        __syncthreads();
         for (int k = threadIdx.x; k < p.reads; k += THREADS) {
-            const int row = data.read_row[k];
-            data.dots[k] = data.r[k] * head.mass_of(row), data.terms[k] = dr[k] * data.dots[k];
+            data.dots[k] = now.r[k] * head.mass_of(now.read_row[k]);
+            data.terms[k] = dr[k] * data.dots[k];
         }
         __syncthreads();
         const Acc weighted = sum_of(data.dots, p.reads) + p.eps;
-        through = sum_of(data.terms, p.reads) / weighted, scale = sum_of(data.r, p.reads) / weighted;
+        through = sum_of(data.terms, p.reads) / weighted, scale = sum_of(now.r, p.reads) / weighted;
     }
     for (int k = threadIdx.x; k < p.reads; k += THREADS) {
-        const int row = data.read_row[k];
+        const int row = now.read_row[k];
         const Acc dot = dr[k], dn = (dot - through) * scale;
         if (MASS_AWARE) dr[k] = through + dn * head.mass_of(row);
         if (row < 0) continue;
         q[row] += data.weight[k] * dot;
-        if (MASS_AWARE) dmass[row] += dn * data.r[k];
+        if (MASS_AWARE) dmass[row] += dn * now.r[k];
     }
 }
 
-// What a write's alpha and z make of eta again, for step 2.
-DEVICE void restore_eta(const Head& head, const TokenData& data, long long token, Acc gamma) {
+// eta once more, for step 2.
+DEVICE void restore_eta(const Head& head, const TokenData& data, const Accesses& now, long long token, Acc gamma) {
     const PlainParams& p = head.p;
     for (int k = threadIdx.x; k < p.writes; k += THREADS) {
-        const int row = data.write_row[k];
-        const Acc w = data.w[k], before = row < 0 ? Acc(0) : p.mass_before[token * p.writes + k];
-        data.eta[k] = row < 0 ? Acc(0) : w / (Retention<Acc>::alpha(w, gamma) * before + w + p.eps);
+        const bool there = now.write_row[k] >= 0;
+        const Acc w = now.w[k], before = there ? p.mass_before[token * p.writes + k] : Acc(0);
+        data.eta[k] = there ? w / (Retention<Acc>::alpha(w, gamma) * before + w + p.eps) : Acc(0);
     }
 }
 
-// 2. walked back: s = s + eta (v - s), so dv += eta d, and d *= 1 - eta; <d, v> of every write, and <d, before> of the first.
-DEVICE void write_contents_back(const Head& head, const TokenData& data, long long token, Acc* adjoint, Acc& dot_before) {
-    const PlainParams& p = head.p;
-    const int channels = p.channels;
-    for (int c = head.first_channel(); c < channels; c += Head::CHANNELS_AT_ONCE) data.parts[head.team * channels + c] = 0;
-    for_each_access(head, data.write_row, p.writes, adjoint, [&](int k, int row, int c, Acc d) {
-        const bool inside = row >= 0 && c < channels;
-        add_to_dot(head, data, k, c, inside ? d * widen(p.values[token * channels + c]) : Acc(0));
-        if (k == 0) dot_before += warp_sum(inside ? d * p.before_first[token * channels + c] : Acc(0));
-        if (!inside) return;
-        data.parts[head.team * channels + c] += data.eta[k] * d;
-        adjoint[(long long)(row)*channels + c] = d * (1 - data.eta[k]);
+// 3. walked back: d += weight dy.
+DEVICE void read_contents_back(const Head& head, const TokenData& data, const Accesses& now, long long token, Acc* adjoint) {
+    for_each_batch(head, now.read_row, head.p.reads, adjoint, [&](Batch& d) {
+        if (d.v >= VECTORS) return;
+        const Vector dy = Head::at(head.p.dy, token, d.v);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (d.row[i] < 0) continue;
+            d.x[i].add(data.weight[d.k(i)], dy);
+            d.store(i, adjoint);
+        }
     });
+}
+
+// 2. walked back: s = s + eta (v - s), so dv += eta d and d *= 1 - eta; and <d, v> of every write. Returns this lane's part
+// of <d, before> of the first write.
+DEVICE Acc write_contents_back(const Head& head, const TokenData& data, const Accesses& now, long long token, Acc* adjoint) {
+    const PlainParams& p = head.p;
+    Acc dot_before = 0;
+    for_each_batch(head, now.write_row, p.writes, adjoint, [&](Batch& d) {
+        Vector value{}, sum{};
+        if (d.v < VECTORS) value = Head::at(p.values, token, d.v);
+        if (d.k(0) == 0 && d.row[0] >= 0) dot_before += d.x[0].dot(Head::at(p.before_first, token, d.v));
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            data.add_to_dot(head, d.k(i), d.k(i) < p.writes, d.v == head.lane, d.x[i].dot(value));
+            if (d.row[i] < 0) continue;
+            const Acc eta = data.eta[d.k(i)];
+            sum.add(eta, d.x[i]);
+            d.x[i].scale(1 - eta);
+            d.store(i, adjoint);
+        }
+        if (d.v < VECTORS) data.add_to_part(head, d.v, d.base == head.team, sum);
+    });
+    return dot_before;
 }
 
 // 1. walked back: z = alpha z' + w and eta = w / (z + eps). The adjoint of eta is <d, v> - <d, before>. <d, before> follows
 // from q = <d, s> = (1 - eta) <d, before> + eta <d, v>, but for a token's first write, the only one whose 1 - eta can be
 // tiny, it is known (``dot_before``): see mass_backward.cu.
 DEVICE void write_masses_back(
-    const Head& head, const TokenData& data, long long token, Acc gamma, Acc dot_before, Acc* q, Acc* dmass
+    const Head& head, const TokenData& data, const Accesses& now, long long token, Acc gamma, Acc dot_before, Acc* dmass, Acc* q
 ) {
     const PlainParams& p = head.p;
     for (int k = threadIdx.x; k < p.writes; k += THREADS) {
-        const int row = data.write_row[k];
-        data.terms[k] = 0;
+        const int row = now.write_row[k];
         Acc& dw = p.dw[token * p.writes + k];
-        dw = 0;
+        data.terms[k] = 0, dw = 0;
         if (row < 0) continue;
-        const Acc w = data.w[k], before = p.mass_before[token * p.writes + k], dot = data.dot(k);
+        const Acc w = now.w[k], before = p.mass_before[token * p.writes + k], dot = data.dots[k];
         const Acc alpha = Retention<Acc>::alpha(w, gamma), kept = alpha * before + p.eps, total = kept + w;
         const Acc eta = w / total, kappa = kept / total;  // kappa = 1 - eta
         q[row] = k == 0 ? kappa * dot_before : q[row] - eta * dot;
@@ -204,27 +229,22 @@ DEVICE void write_masses_back(
 }
 
 // The gradients of a token that is not masked.
-DEVICE void walk_back_token(const Head& head, const TokenData& data, long long token, Acc* adjoint, Acc* dmass, Acc* q) {
+DEVICE void walk_back_token(
+    const Head& head, const TokenData& data, const Accesses& now, long long token, Acc* adjoint, Acc* dmass, Acc* q
+) {
     const PlainParams& p = head.p;
-    const int channels = p.channels;
     const Acc gamma = head.gamma(token);
-    read_back(head, data, token, q, dmass);
-    restore_eta(head, data, token, gamma);
+    read_masses_back(head, data, now, token, dmass, q);
+    restore_eta(head, data, now, token, gamma);
     __syncthreads();
-    for_each_access(head, data.read_row, p.reads, adjoint, [&](int k, int row, int c, Acc d) {
-        if (row >= 0 && c < channels)
-            adjoint[(long long)(row)*channels + c] = d + data.weight[k] * widen(p.dy[token * channels + c]);
-    });
+    read_contents_back(head, data, now, token, adjoint);
     __syncthreads();
-    __shared__ Acc first_dots[COLUMNS];
-    Acc dot_before = 0;
-    write_contents_back(head, data, token, adjoint, dot_before);
-    if (head.team == 0 && head.lane == 0) first_dots[head.column] = dot_before;
+    __shared__ Acc dot_before;
+    const Acc part_before = warp_sum(write_contents_back(head, data, now, token, adjoint));
+    if (threadIdx.x == 0) dot_before = part_before;  // team 0 is in warp 0, and other lanes of it add 0
     __syncthreads();
-    dot_before = first_dots[0];
-    for (int column = 1; column < COLUMNS; column++) dot_before += first_dots[column];
-    write_masses_back(head, data, token, gamma, dot_before, q, dmass);
-    for (int c = threadIdx.x; c < channels; c += THREADS) narrow(sum_over_teams(data, c, channels), p.dv[token * channels + c]);
+    write_masses_back(head, data, now, token, gamma, dot_before, dmass, q);
+    for (int c = threadIdx.x; c < CHANNELS; c += THREADS) narrow(data.sum_over_teams(c), p.dv[token * CHANNELS + c]);
     __syncthreads();
     const Acc dgamma = sum_of(data.terms, p.writes);
     if (threadIdx.x == 0) narrow(dgamma, p.dgamma[token]);
@@ -234,7 +254,7 @@ DEVICE void walk_back_token(const Head& head, const TokenData& data, long long t
 DEVICE void zero_gradients(const PlainParams& p, long long token) {
     for (int k = threadIdx.x; k < p.writes; k += THREADS) p.dw[token * p.writes + k] = 0;
     for (int k = threadIdx.x; k < p.reads; k += THREADS) p.dr[token * p.reads + k] = 0;
-    for (int c = threadIdx.x; c < p.channels; c += THREADS) narrow(Acc(0), p.dv[token * p.channels + c]);
+    for (int c = threadIdx.x; c < CHANNELS; c += THREADS) narrow(Acc(0), p.dv[token * CHANNELS + c]);
     if (threadIdx.x == 0) narrow(Acc(0), p.dgamma[token]);
 }
 
@@ -242,24 +262,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) plain_backward(const __gri
     const Head head(p);
     const TokenData data(p);
     const long long first_row = (long long)(blockIdx.x) * p.rows;
-    Acc *const adjoint = p.dcontent + first_row * p.channels, *const dmass = p.dmass + first_row, *const q = p.q + first_row;
-    data.copy(p, head.token(0));
+    Acc *const adjoint = p.dcontent + first_row * CHANNELS, *const dmass = p.dmass + first_row, *const q = p.q + first_row;
+    data.copy(head, 0);
     for (int t = 0; t < p.tokens; t++) {
         wait_for_copies<0>();
         __syncthreads();
-        if (head.live(t)) recompute_token(head, data, head.token(t));
-        __syncthreads();
-        data.copy(p, head.token(t + 1 < p.tokens ? t + 1 : t));  // after the last: the last again, to walk back from
+        data.copy(head, t + 1);
+        if (head.live(t)) recompute_token(head, data, data.of(t), head.token(t));
     }
     if (p.has_dstate) start_q(head, adjoint, q);
-    for (int t = p.tokens - 1; t >= 0; t--) {
+    for (int t = p.tokens - 1; t >= 0; t--) {  // the last token's accesses are still here
         wait_for_copies<0>();
         __syncthreads();
+        data.copy(head, t - 1);
         if (head.live(t))
-            walk_back_token(head, data, head.token(t), adjoint, dmass, q);
+            walk_back_token(head, data, data.of(t), head.token(t), adjoint, dmass, q);
         else
             zero_gradients(p, head.token(t));
-        __syncthreads();
-        if (t > 0) data.copy(p, head.token(t - 1));
     }
 }

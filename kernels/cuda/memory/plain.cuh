@@ -1,12 +1,8 @@
-// What plain.cu stands on: its parameters, a block's (batch, head), a token's accesses, sums.
+// What plain.cu stands on: its parameters, a block's (batch, head), a token's accesses, rows and sums.
 //
 // Who computes what: one block a (batch, head). A thread takes an access for what does not depend on channels. For what
-// does, warps take accesses and lanes channels: a warp has 32 channels, COLUMNS warps side by side have up to all of them,
-// and TEAMS such teams share out a token's accesses:
-//
-//     team       0           1           ..     access 0, TEAMS, 2 TEAMS, ..   1, TEAMS + 1, ..
-//     warp       0     1     2     3     ..
-//     channels   0-31  32-63 0-31  32-63 ..     COLUMNS = 2: C = 64
+// does, SPAN lanes, a team, take a row, VECTOR channels each, and TEAMS teams share out a token's accesses: team 0 has
+// accesses 0, TEAMS, 2 TEAMS, .., AT_ONCE of them at a time, so that as many loads are under way.
 //
 // Compiled with: retention.cuh's UPDATE, and the definitions below.
 #pragma once
@@ -14,15 +10,25 @@
 #include "runtime/reduce.cuh"
 #include "runtime/shared.cuh"
 
-#if !defined(ELEMENT) || !defined(THREADS) || !defined(COLUMNS) || !defined(MASS_AWARE)
-#error "ELEMENT, THREADS of a block, COLUMNS (warps side by side) and MASS_AWARE (0 or 1) must be defined"
+#if !defined(ELEMENT) || !defined(THREADS) || !defined(CHANNELS) || !defined(MASS_AWARE)
+#error "ELEMENT, THREADS of a block, CHANNELS (C) and MASS_AWARE (0 or 1) must be defined"
 #endif
 
 using Acc = AccOf<ELEMENT>::type;
 
-constexpr int WARPS = THREADS / 32, TEAMS = WARPS / COLUMNS;
-constexpr int AT_ONCE = 8;  // rows that a warp loads before it uses the first
-static_assert(WARPS % COLUMNS == 0, "whole teams");
+DEVICE constexpr int vector_length() {  // 16 bytes, or as many channels as divide a row
+    int length = 16 / sizeof(Acc);
+    while (CHANNELS % length) length /= 2;
+    return length;
+}
+DEVICE constexpr int span_of(int vectors) {  // a power of two, at most a warp
+    int span = 1;
+    while (span < vectors && span < 32) span *= 2;
+    return span;
+}
+constexpr int VECTOR = vector_length(), VECTORS = CHANNELS / VECTOR;  // channels of a lane; lanes' worth of a row
+constexpr int SPAN = span_of(VECTORS), TEAMS = THREADS / SPAN;
+constexpr int AT_ONCE = 8;  // rows that a team loads before it uses the first
 
 struct PlainParams {
     const int *write_row, *read_row;        // (B, T, H, K): the state's rows; -1: an access that does nothing
@@ -32,70 +38,127 @@ struct PlainParams {
     const bool* mask;                       // (B, T), or null
     Acc *content, *mass;                    // (B*H, rows, C), (B*H, rows): the state, changed in place
     ELEMENT* y;                             // (B, T, H, C)
-    // of the backward alone
-    const ELEMENT* dy;        // (B, T, H, C)
-    Acc *dcontent, *dmass;    // as the state: its adjoint after the last token; left as that before the first
-    Acc* q;                   // (B*H, rows): <adjoint, content>
-    Acc* mass_before;         // (B, T, H, writes): before each write
-    Acc* before_first;        // (B, T, H, C): the content before a token's first write
-    Acc *dw, *dr;             // (B, T, H, K)
-    ELEMENT *dv, *dgamma;     // (B, T, H, C), (B, T, H)
+    // the backward alone has the others
+    const ELEMENT* dy;      // (B, T, H, C)
+    Acc *dcontent, *dmass;  // as the state: its adjoint after the last token; becomes that before the first
+    Acc* q;                 // (B*H, rows): <adjoint, content>; 0 without a dstate
+    Acc* mass_before;       // (B, T, H, writes): before each write
+    Acc* before_first;      // (B, T, H, C): the content before a token's first write
+    Acc *dw, *dr;           // (B, T, H, K)
+    ELEMENT *dv, *dgamma;   // (B, T, H, C), (B, T, H)
     Acc constant_gamma, eps, proxy_eps, initial_mass;
-    int tokens, heads, channels, rows, writes, reads;
-    int has_dstate;           // q must be computed before the backward; else it is 0
+    int tokens, heads, rows, writes, reads, has_dstate;
 };
 
-// The block's (batch, head) and the thread's place in it.
+struct alignas(VECTOR * sizeof(Acc)) Vector {
+    Acc at[VECTOR];
+
+    template <class T> DEVICE static Vector load(const T* from) {
+        Vector x;
+        ::load<VECTOR>(from, x.at);
+        return x;
+    }
+    DEVICE void add(Acc a, const Vector& x) {  // += a x
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) at[i] += a * x.at[i];
+    }
+    DEVICE void approach(Acc eta, const Vector& v) {  // += eta (v - this)
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) at[i] += eta * (v.at[i] - at[i]);
+    }
+    DEVICE void scale(Acc a) {
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) at[i] *= a;
+    }
+    DEVICE Acc dot(const Vector& x) const {
+        Acc sum = 0;
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) sum += at[i] * x.at[i];
+        return sum;
+    }
+};
+
+// The block's (batch, head), and the thread's place in it.
 struct Head {
     const PlainParams& p;
     const long long first, first_mask;  // token 0 in (B, T, H) and (B, T)
     Acc *const content, *const mass;
-    const int warp, column, team, lane;
+    const int team, lane;  // lane of the team
 
     DEVICE explicit Head(const PlainParams& p)
         : p(p), first((long long)(blockIdx.x / p.heads) * p.tokens * p.heads + blockIdx.x % p.heads),
           first_mask((long long)(blockIdx.x / p.heads) * p.tokens),
-          content(p.content + (long long)(blockIdx.x) * p.rows * p.channels), mass(p.mass + (long long)(blockIdx.x) * p.rows),
-          warp(warp_of_thread()), column(warp % COLUMNS), team(warp / COLUMNS), lane(threadIdx.x % 32) {}
+          content(p.content + (long long)(blockIdx.x) * p.rows * CHANNELS), mass(p.mass + (long long)(blockIdx.x) * p.rows),
+          team(threadIdx.x / SPAN), lane(threadIdx.x % SPAN) {}
     DEVICE long long token(int t) const { return first + (long long)(t)*p.heads; }
     DEVICE bool live(int t) const { return !p.mask || p.mask[first_mask + t]; }
     DEVICE Acc gamma(long long token) const { return p.gamma ? Acc(widen(p.gamma[token])) : p.constant_gamma; }
     DEVICE Acc mass_of(int row) const { return row < 0 ? p.initial_mass : mass[row]; }  // -1: nothing was written there
-    DEVICE int first_channel() const { return column * 32 + lane; }
-    static constexpr int CHANNELS_AT_ONCE = COLUMNS * 32;
+    template <class T> DEVICE static Vector at(const T* array, long long token, int v) {
+        return Vector::load(array + token * CHANNELS + v * VECTOR);
+    }
 };
 
-// A token's accesses and what the block's threads tell one another about them, in shared memory.
-struct TokenData {
+// A token's accesses, in shared memory.
+struct Accesses {
+    Acc *w, *r;                 // [writes], [reads]: weights
     int *write_row, *read_row;  // [writes], [reads]
-    Acc *w, *eta;               // [writes]: weight; w / (z + eps)
-    Acc *r, *weight;            // [reads]: as given; as used (they differ if MASS_AWARE)
-    Acc *dots, *terms;          // [COLUMNS][max K]: parts of dot products; [max K]: numbers to be summed
-    Acc* parts;                 // [TEAMS][C]: each team's part of a sum over accesses
-    int most;                   // max K
+};
 
-    DEVICE explicit TokenData(const PlainParams& p) : most(max(p.writes, p.reads)) {
-        w = reinterpret_cast<Acc*>(dynamic_shared()), eta = w + p.writes;
-        r = eta + p.writes, weight = r + p.reads;
-        dots = weight + p.reads, terms = dots + COLUMNS * most, parts = terms + most;
-        write_row = reinterpret_cast<int*>(parts + TEAMS * p.channels), read_row = write_row + p.writes;
+// Two tokens' accesses, of which one is on its way, and what the block's threads tell one another. In shared memory.
+struct TokenData {
+    Accesses even;        // of even tokens; those of odd ones stand behind them
+    Acc* eta;             // [writes]: w / (z + eps)
+    Acc* weight;          // [reads]: r, or if MASS_AWARE what it counts for
+    Acc *dots, *terms;    // [max K]: dot products over channels; numbers to be summed
+    Acc* parts;           // [TEAMS][C]: each team's part of a sum over accesses
+    int each;             // writes and reads of a token
+
+    DEVICE explicit TokenData(const PlainParams& p) : each(p.writes + p.reads) {
+        const int most = max(p.writes, p.reads);
+        parts = reinterpret_cast<Acc*>(dynamic_shared()), even.w = parts + TEAMS * CHANNELS, even.r = even.w + p.writes;
+        eta = even.w + 2 * each, weight = eta + p.writes, dots = weight + p.reads, terms = dots + most;
+        even.write_row = reinterpret_cast<int*>(terms + most), even.read_row = even.write_row + p.writes;
     }
-    // Starts to copy a token's accesses here.
-    DEVICE void copy(const PlainParams& p, long long token) const {
-        for (int k = threadIdx.x; k < p.writes; k += THREADS) {
-            copy_async<sizeof(int)>(write_row + k, p.write_row + token * p.writes + k);
-            copy_async<sizeof(Acc)>(w + k, p.write_weight + token * p.writes + k);
-        }
-        for (int k = threadIdx.x; k < p.reads; k += THREADS) {
-            copy_async<sizeof(int)>(read_row + k, p.read_row + token * p.reads + k);
-            copy_async<sizeof(Acc)>(r + k, p.read_weight + token * p.reads + k);
+    DEVICE Accesses of(int t) const {
+        const int odd = (t & 1) * each;
+        return {even.w + odd, even.r + odd, even.write_row + odd, even.read_row + odd};
+    }
+    // Starts to copy a token's accesses here, if there is such a token.
+    DEVICE void copy(const Head& head, int t) const {
+        const PlainParams& p = head.p;
+        if (t >= 0 && t < p.tokens) {
+            const Accesses to = of(t);
+            const long long write = head.token(t) * p.writes, read = head.token(t) * p.reads;
+            for (int k = threadIdx.x; k < p.writes; k += THREADS) {
+                copy_async<sizeof(int)>(to.write_row + k, p.write_row + write + k);
+                copy_async<sizeof(Acc)>(to.w + k, p.write_weight + write + k);
+            }
+            for (int k = threadIdx.x; k < p.reads; k += THREADS) {
+                copy_async<sizeof(int)>(to.read_row + k, p.read_row + read + k);
+                copy_async<sizeof(Acc)>(to.r + k, p.read_weight + read + k);
+            }
         }
         end_group_of_copies();
     }
-    DEVICE Acc dot(int k) const {  // the sum of its parts
-        Acc sum = dots[k];
-        for (int column = 1; column < COLUMNS; column++) sum += dots[column * most + k];
+    // Adds a team's sum over AT_ONCE accesses to its part.
+    DEVICE void add_to_part(const Head& head, int v, bool first, const Vector& sum) const {
+        Vector& part = reinterpret_cast<Vector*>(parts + head.team * CHANNELS)[v];
+        if (first) part = sum;
+        else part.add(1, sum);
+    }
+    // The sum of the teams' parts, for channel c.
+    DEVICE Acc sum_over_teams(int c) const {
+        Acc sum = parts[c];
+#pragma unroll
+        for (int team = 1; team < TEAMS; team++) sum += parts[team * CHANNELS + c];
         return sum;
+    }
+    // Adds the sum over a team's lanes to access k's dot.
+    DEVICE void add_to_dot(const Head& head, int k, bool there, bool first, Acc product) const {
+#pragma unroll
+        for (int distance = SPAN / 2; distance; distance /= 2) product += __shfl_xor_sync(~0u, product, distance);
+        if (there && head.lane == 0) dots[k] = first ? product : dots[k] + product;
     }
 };
 
@@ -106,41 +169,32 @@ DEVICE Acc sum_of(const Acc* numbers, int count) {
     return warp_sum(sum);
 }
 
-// visit(k, row, channel, x) for this warp's accesses and this lane's channels, x the number in array (rows, C) there. Loads
-// AT_ONCE rows before it visits the first.
-template <class Visit>
-DEVICE void for_each_access(const Head& head, const int* rows, int count, const Acc* array, const Visit& visit) {
-    const int channels = head.p.channels;
-#pragma unroll 1
-    for (int c = head.first_channel(); c - head.lane < channels; c += Head::CHANNELS_AT_ONCE)
-#pragma unroll 1
-        for (int first = head.team; first < count; first += TEAMS * AT_ONCE) {
-            Acc x[AT_ONCE];
+// AT_ONCE of a team's accesses: base + team, base + team + TEAMS, .., and vector v of their rows of an array (rows, C).
+struct Batch {
+    int base, v;
+    int row[AT_ONCE];  // -1 where there is none, or it does nothing, or v is beyond the row
+    Vector x[AT_ONCE];
+
+    DEVICE Batch(const Head& head, const int* rows, int count, int base, int v, const Acc* array) : base(base + head.team), v(v) {
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                const int k = first + i * TEAMS;
-                const bool there = k < count && rows[k] >= 0 && c < channels;
-                x[i] = there ? array[(long long)(rows[k]) * channels + c] : Acc(0);
-            }
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                const int k = first + i * TEAMS;
-                if (k < count) visit(k, rows[k], c, x[i]);  // all lanes: a visit may sum over the warp
-            }
+        for (int i = 0; i < AT_ONCE; i++) {
+            row[i] = k(i) < count && v < VECTORS ? rows[k(i)] : -1;
+            x[i] = {};
+            if (row[i] >= 0) x[i] = Vector::load(array + at(i));
         }
-}
+    }
+    DEVICE int k(int i) const { return base + i * TEAMS; }
+    DEVICE long long at(int i) const { return (long long)(row[i]) * CHANNELS + v * VECTOR; }
+    DEVICE void store(int i, Acc* array) const { ::store<VECTOR>(x[i].at, array + at(i)); }
+};
 
-// Adds a lane's product to access k's dot over channels.
-DEVICE void add_to_dot(const Head& head, const TokenData& data, int k, int c, Acc product) {
-    const Acc sum = warp_sum(product);
-    Acc& part = data.dots[head.column * data.most + k];
-    if (head.lane == 0) part = c == head.first_channel() ? sum : part + sum;
-}
-
-// The sum of the teams' parts of channel c.
-DEVICE Acc sum_over_teams(const TokenData& data, int c, int channels) {
-    Acc sum = data.parts[c];
-#pragma unroll
-    for (int team = 1; team < TEAMS; team++) sum += data.parts[team * channels + c];
-    return sum;
+// visit(batch) for all accesses and vectors; every lane of the block comes along, so that a visit may sum over lanes.
+template <class Visit> DEVICE void for_each_batch(const Head& head, const int* rows, int count, const Acc* array, const Visit& visit) {
+#pragma unroll 1
+    for (int base = 0; base < count; base += TEAMS * AT_ONCE)
+#pragma unroll 1
+        for (int v = head.lane; v - head.lane < VECTORS; v += SPAN) {
+            Batch batch(head, rows, count, base, v, array);
+            visit(batch);
+        }
 }

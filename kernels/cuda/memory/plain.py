@@ -15,7 +15,7 @@ from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call
 from .retention import require_rule
 
-_THREADS = {4: 1024, 8: 512}  # of a block, by the bytes of an accumulator: with more, registers do not suffice
+THREADS = 256  # of a block
 
 
 class PlainContext(NamedTuple):
@@ -33,28 +33,19 @@ def plain_params(acc: np.dtype) -> ParamStruct:
         mask=POINTER, content=POINTER, mass=POINTER, y=POINTER, dy=POINTER, dcontent=POINTER, dmass=POINTER, q=POINTER,
         mass_before=POINTER, before_first=POINTER, dw=POINTER, dr=POINTER, dv=POINTER, dgamma=POINTER,
         constant_gamma=acc, eps=acc, proxy_eps=acc, initial_mass=acc,
-        tokens=INT, heads=INT, channels=INT, rows=INT, writes=INT, reads=INT, has_dstate=INT,
+        tokens=INT, heads=INT, rows=INT, writes=INT, reads=INT, has_dstate=INT,
     )  # fmt: skip
 
 
 @functools.cache
 def plain_specialisation(dtype: np.dtype, channels: int, update: str, mass_aware: bool) -> Specialisation:
     """``plain.cu`` for values of a dtype with so many channels, and an update rule."""
-    acc = sum_dtype(dtype)
-    threads = _THREADS[acc.itemsize]
     defines = (
-        ("ELEMENT", type_name(dtype)), ("UPDATE", require_rule(update)), ("THREADS", threads),
-        ("COLUMNS", _columns(channels, threads // 32)), ("MASS_AWARE", int(mass_aware)),
+        ("ELEMENT", type_name(dtype)), ("UPDATE", require_rule(update)), ("THREADS", THREADS), ("CHANNELS", channels),
+        ("MASS_AWARE", int(mass_aware)),
     )  # fmt: skip
-    return Specialisation("memory/plain.cu", ("plain_forward", "plain_backward"), defines, (plain_params(acc),))
-
-
-def _columns(channels: int, warps: int) -> int:
-    """Warps side by side: the largest power of two that 32 channels each do not exceed C by, at most all warps."""
-    columns = 1
-    while columns < warps and 32 * columns < channels:
-        columns *= 2
-    return columns
+    params = plain_params(sum_dtype(dtype))
+    return Specialisation("memory/plain.cu", ("plain_forward", "plain_backward"), defines, (params,))
 
 
 def plain_forward(call: Call, content: Array, mass: Array, dtype: Any) -> Array:
@@ -115,15 +106,17 @@ def _launch(name: str, call: Call, **arrays: Any) -> None:
         **_NOTHING | arrays, write_row=call.write.index, read_row=call.read.index, write_weight=call.write.weight,
         read_weight=call.read.weight, values=call.values, gamma=call.gamma_array, mask=call.mask,
         constant_gamma=call.constant_gamma, eps=options.eps, proxy_eps=options.proxy_eps,
-        initial_mass=1 / options.slots, tokens=T, heads=H, channels=C, rows=call.rows, writes=writes, reads=reads,
+        initial_mass=1 / options.slots, tokens=T, heads=H, rows=call.rows, writes=writes, reads=reads,
     )  # fmt: skip
-    threads = _THREADS[call.acc.itemsize]
-    Launch(specialisation, name, (call.sequences,), threads, _shared_bytes(call, threads // 32))(params)
+    Launch(specialisation, name, (call.sequences,), THREADS, _shared_bytes(call))(params)
 
 
-def _shared_bytes(call: Call, warps: int) -> int:
+def _shared_bytes(call: Call) -> int:
     """The bytes of ``TokenData`` in plain.cuh."""
-    (writes, reads), channels = call.top_k, call.values.shape[3]
-    columns, most = _columns(channels, warps), max(writes, reads)
-    numbers = 2 * writes + 2 * reads + (columns + 1) * most + warps // columns * channels
-    return numbers * call.acc.itemsize + 4 * (writes + reads)
+    (writes, reads), channels, itemsize = call.top_k, call.values.shape[3], call.acc.itemsize
+    vector = 16 // itemsize
+    while channels % vector:
+        vector //= 2
+    teams = THREADS // min(32, 1 << (channels // vector - 1).bit_length())
+    numbers = teams * channels + 3 * (writes + reads) + 2 * max(writes, reads)
+    return numbers * itemsize + 4 * 2 * (writes + reads)
