@@ -73,13 +73,13 @@ template <bool RECOMPUTE> struct ForwardPass {
           writes(p.writes + lane.access(OWN_WRITES)), reads(p.reads + lane.access(OWN_READS)),
           entries(p.entries + lane.first_chunk * ENTRIES), chains(p.chains + lane.first_chunk * CHAINS + lane.group) {}
 
-    DEVICE void load_inputs(int chunk) {
+    DEVICE void load_inputs(int chunk, const TokenEvent* list) {
         if (lane.takes_part()) {
             write.load(writes + at_chunk(chunk, CHUNK * W));
             value.clear();
             if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
         }
-        ChainCursor::load<1>(lane, header_of(lane, chunk), entries + at_chunk(chunk, ENTRIES), cursor.coming);
+        ChainCursor::load<1>(lane, header_of(lane, chunk), list, cursor.coming);
     }
     DEVICE void take_inputs() {
         v = value.widened();
@@ -92,7 +92,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         wait_for_copies<0>();
         __syncwarp();
         cursor.chain = header_of(lane, 0);
-        load_inputs(0);
+        load_inputs(0, entries);
         take_inputs();
         cursor.entry = cursor.coming;
         for (int chunk = 1; chunk < PREFETCHED; chunk++) prefetcher(lane, chunk);
@@ -111,12 +111,12 @@ template <bool RECOMPUTE> struct ForwardPass {
             if (codes[e]) state.store(lane, codes[e], s[e]);
         }
     }
-    DEVICE void follow_chain(int chunk) {
+    DEVICE void follow_chain(int chunk, const TokenEvent* list) {
         const Chain chain = cursor.chain;
         const int count = chain.read_only() ? 0 : chain.count();
         // a read-only chain's slot may be written now, as an unconflicted write
         Tile s = state.load(lane, count ? shared_row_of_slot(chain.row) : 0);
-        cursor.follow<1>(lane, state, entries + at_chunk(chunk, ENTRIES), count, [&](int entry, Acc eta, const Tile& v) {
+        cursor.follow<1>(lane, state, list, count, [&](int entry, Acc eta, const Tile& v) {
             if (entry_is_read(entry)) state.store_version(entry_version_row(entry), s);
             if (RECOMPUTE && !entry_is_read(entry) && entry_is_first(entry))
                 store_channels(lane, s, p.before_first + lane.at(chunk, entry_token_row(entry) - token_row(0)));
@@ -124,11 +124,11 @@ template <bool RECOMPUTE> struct ForwardPass {
         });
         if (count) state.store(lane, shared_row_of_slot(chain.row), s);
     }
-    DEVICE void follow_chains(int chunk) {
-        follow_chain(chunk);
+    DEVICE void follow_chains(int chunk, const TokenEvent* list) {
+        follow_chain(chunk, list);
         for (int c = GROUPS; __any_sync(~0u, cursor.chain.more_with_writes()); c += GROUPS) {  // rare
-            cursor.load_round<1>(lane, chains + at_chunk(chunk, CHAINS) + c, entries + at_chunk(chunk, ENTRIES));
-            follow_chain(chunk);
+            cursor.load_round<1>(lane, chains + at_chunk(chunk, CHAINS) + c, list);
+            follow_chain(chunk, list);
         }
     }
 
@@ -137,6 +137,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         start();
         __syncthreads();
         const int last = lane.chunks - 1;
+        const TokenEvent* list = entries;  // of the chunk
         for (int chunk = 0; chunk <= last; chunk++) {
             const int next = min(chunk + 1, last);
             prefetcher(lane, chunk + PREFETCHED);
@@ -148,9 +149,11 @@ template <bool RECOMPUTE> struct ForwardPass {
             if (LAZY_ZERO) state.first_unset_row = chunk * CHUNK * WRITES;
             // 1. what changes slots
             apply_unconflicted(chunk);
-            load_inputs(next);  // into the same registers
+            const TokenEvent* const next_list = list + (next - chunk) * ENTRIES;
+            load_inputs(next, next_list);  // into the same registers
             token_reads.prefetch_rows(lane, state, lane.rows);
-            follow_chains(chunk);
+            follow_chains(chunk, list);
+            list = next_list;
             cursor.chain = header_of(lane, next);
             __syncthreads();
             // 2. what looks slots up; meanwhile the next chunk's inputs arrive
