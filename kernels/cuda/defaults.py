@@ -70,6 +70,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     step_specialisation("float", 8, 4, 64, 64, 64),
     step_specialisation("double", 2, 64, 64, 64, 64),
     step_specialisation("float", 1, 1, 1, 1, 1),
+    *(step_specialisation("float", 5, 4, 8, read_k, 64, "gsu") for read_k in (8, 65)),
     *(layers_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
     *(loss_specialisation(element) for element in _TYPES),
     ORDER,

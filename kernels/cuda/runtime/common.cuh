@@ -56,6 +56,8 @@ DEVICE constexpr unsigned whole_power(unsigned base, int exponent) {
 
 DEVICE float exp_(float x) { return expf(x); }
 DEVICE double exp_(double x) { return exp(x); }
+DEVICE float max_(float a, float b) { return fmaxf(a, b); }
+DEVICE double max_(double a, double b) { return fmax(a, b); }
 
 // ---- N consecutive elements at once, in the widest accesses that their alignment allows ----
 
@@ -103,10 +105,13 @@ template <> struct WordOf<16> {
 // Loads of what nothing writes while the kernel runs, through the read-only path (ld.global.nc). The compiler finds it by
 // itself for kernel parameters that are ``const T* __restrict__``; the members of a struct of parameters cannot be that.
 template <class T> DEVICE T load_read_only(const T* from) {
-    using Word = typename WordOf<sizeof(T)>::type;
-    const Word word = __ldg(reinterpret_cast<const Word*>(from));
+    constexpr int BYTES = sizeof(T) < 16 ? sizeof(T) : 16;
+    typename WordOf<BYTES>::type words[sizeof(T) / BYTES];
+#pragma unroll
+    for (int i = 0; i < int(sizeof(T) / BYTES); i++)
+        words[i] = __ldg(reinterpret_cast<const typename WordOf<BYTES>::type*>(from) + i);
     T value;
-    memcpy(&value, &word, sizeof value);
+    memcpy(&value, words, sizeof value);
     return value;
 }
 template <int N, class T, class S> DEVICE void load_read_only(const T* from, S (&to)[N]) {

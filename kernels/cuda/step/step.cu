@@ -10,10 +10,11 @@
 //     the others                    │ load rows                       │ write, partial sums │ y
 //
 // Compiled with: ELEMENT, the type of logits, values and y; ORDER and RADIX, the sizes U and P; WRITES and READS, K of
-// each; CHANNELS, the size C; THREADS of a block.
+// each; CHANNELS, the size C; THREADS of a block; UPDATE, the update rule.
 #include "address/cape.cuh"
 #include "address/search.cuh"
-#include "memory/memory.cuh"
+#include "memory/retention.cuh"
+#include "runtime/shared.cuh"
 
 #ifndef ELEMENT
 #error "ELEMENT must be defined as the type of logits, values and y"
@@ -53,7 +54,7 @@ struct StepParams {
     long long batch_stride;                     // of positions
     Acc constant_gamma, eps;
     unsigned heads, cape_heads;
-    int write_renorm, read_renorm, mass_aware, gsu;
+    int write_renorm, read_renorm, mass_aware;
 
     DEVICE bool live(unsigned sequence) const { return !mask || load_read_only(mask + sequence / heads); }
     DEVICE Acc gamma_of(unsigned sequence) const {
@@ -128,14 +129,13 @@ DEVICE void load_rows(const Shared& shared, const Acc* s, Member member, int fir
 DEVICE void write_masses(
     const StepParams& p, Shared& shared, Acc gamma, const Acc (&before)[WriteSearch::OWN], int lane, Acc* z
 ) {
-    const Retention<Acc> retention{p.gsu, 0, 0};
     Acc w[WriteSearch::OWN];
     shared.write_search.weigh(lane, p.write_renorm, w);
 #pragma unroll
     for (int e = 0; e < WriteSearch::OWN; e++) {
         const int k = lane + 32 * e;
         if (k >= WRITES) continue;
-        shared.mass[k] = retention(w[e], gamma) * before[e] + w[e];
+        shared.mass[k] = Retention<Acc>::alpha(w[e], gamma) * before[e] + w[e];
         z[shared.write_slot[k]] = shared.mass[k];
         shared.eta[k] = w[e] / (shared.mass[k] + p.eps);
     }

@@ -16,6 +16,7 @@ import numpy as np
 from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
 
 from ..address.decode import decode_pair_forward
+from ..memory.retention import require_rule
 from ..runtime.arrays import contiguous_aligned, ptr, token_strides
 from ..runtime.module import Launch, Specialisation, sum_dtype, type_name
 from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
@@ -30,7 +31,7 @@ def step_params(acc: np.dtype) -> ParamStruct:
         "StepParams",
         write_logits=POINTER, read_logits=POINTER, values=POINTER, gamma=POINTER, mask=POINTER, positions=POINTER,
         s=POINTER, z=POINTER, y=POINTER, batch_stride=LONG, constant_gamma=acc, eps=acc,
-        heads=UNSIGNED, cape_heads=UNSIGNED, write_renorm=INT, read_renorm=INT, mass_aware=INT, gsu=INT,
+        heads=UNSIGNED, cape_heads=UNSIGNED, write_renorm=INT, read_renorm=INT, mass_aware=INT,
     )  # fmt: skip
 
 
@@ -41,24 +42,26 @@ def plain_step_params(acc: np.dtype) -> ParamStruct:
         "PlainStepParams",
         write_index=POINTER, read_index=POINTER, write_weight=POINTER, read_weight=POINTER, values=POINTER,
         gamma=POINTER, mask=POINTER, s=POINTER, z=POINTER, y=POINTER, slots=LONG, constant_gamma=acc, eps=acc,
-        writes=INT, reads=INT, heads=INT, channels=INT, mass_aware=INT, gsu=INT,
+        writes=INT, reads=INT, heads=INT, channels=INT, mass_aware=INT,
     )  # fmt: skip
 
 
 @functools.cache
 def step_specialisation(
-    element: str, order: int, radix: int, write_k: int, read_k: int, channels: int
+    element: str, order: int, radix: int, write_k: int, read_k: int, channels: int, update: str = "pdma"
 ) -> Specialisation:
     """``step.cu`` for values of the type ``element`` if it serves U, P, K and C, else ``step_plain.cu``."""
     acc = np.dtype(np.float64 if element == "double" else np.float32)
     if max(radix, write_k, read_k) > MAX_FUSED_K:
-        return Specialisation("step/step_plain.cu", ("step_plain",), (("ELEMENT", element),), (plain_step_params(acc),))
+        return Specialisation(
+            "step/step_plain.cu", ("step_plain",), (("ELEMENT", element), ("UPDATE", update)), (plain_step_params(acc),)
+        )
     return Specialisation(
         "step/step.cu",
         ("step",),
         (
             ("ELEMENT", element), ("ORDER", order), ("RADIX", radix), ("WRITES", write_k), ("READS", read_k),
-            ("CHANNELS", channels), ("THREADS", _threads(element, write_k + read_k, channels)),
+            ("CHANNELS", channels), ("THREADS", _threads(element, write_k + read_k, channels)), ("UPDATE", update),
         ),
         (step_params(acc),),
     )  # fmt: skip
@@ -86,11 +89,13 @@ def _plan(
     """The launch for calls of one signature, and what makes its parameters from the addresses of the arrays."""
     B, _, H, U, P = shape
     write_k, read_k, write_renorm, read_renorm, cape_heads = decode
-    specialisation = step_specialisation(type_name(dtype), U, P, write_k, read_k, channels)
+    specialisation = step_specialisation(
+        type_name(dtype), U, P, write_k, read_k, channels, require_rule(options.update)
+    )
     [name], [params] = specialisation.kernels, specialisation.params
     constants = {
         "constant_gamma": 0 if gamma is None else gamma, "eps": options.eps, "heads": H,
-        "mass_aware": options.mass_aware, "gsu": options.update == "gsu",
+        "mass_aware": options.mass_aware,
     }  # fmt: skip
     if name == "step":
         fill = params.partial(

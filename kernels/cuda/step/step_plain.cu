@@ -4,8 +4,9 @@
 // Who computes what: one block a (batch, head). The first threads take one access each for the masses and leave its
 // coefficient in shared memory; then every thread takes channels of its own, for which it writes and reads all slots.
 //
-// Compiled with: ELEMENT, the type of values and y.
-#include "memory/memory.cuh"
+// Compiled with: ELEMENT, the type of values and y; UPDATE, the update rule.
+#include "memory/retention.cuh"
+#include "runtime/shared.cuh"
 
 #ifndef ELEMENT
 #error "ELEMENT must be defined as the type of values and y"
@@ -25,17 +26,16 @@ struct PlainStepParams {
     long long slots;                        // M
     Acc constant_gamma, eps;
     int writes, reads, heads, channels;  // K of each, H, C
-    int mass_aware, gsu;
+    int mass_aware;
 };
 
 // 3. write: masses, and eta of every write.
 DEVICE void write_masses(const PlainStepParams& p, long long sequence, Acc* z, Acc* eta) {
-    const Retention<Acc> retention{p.gsu, 0, 0};
     for (int k = threadIdx.x; k < p.writes; k += blockDim.x) {
         const int slot = p.write_index[sequence * p.writes + k];
         const Acc w = p.write_weight[sequence * p.writes + k];
         const Acc gamma = p.gamma ? Acc(widen(p.gamma[sequence])) : p.constant_gamma;
-        const Acc mass = retention(w, gamma) * z[slot] + w;
+        const Acc mass = Retention<Acc>::alpha(w, gamma) * z[slot] + w;
         z[slot] = mass;
         eta[k] = w / (mass + p.eps);
     }
@@ -77,7 +77,7 @@ extern "C" __global__ void step_plain(const __grid_constant__ PlainStepParams p)
         for (int c = threadIdx.x; c < p.channels; c += blockDim.x) narrow(Acc(0), y[c]);
         return;
     }
-    Acc *eta = reinterpret_cast<Acc*>(on_chip()), *weight = eta + p.writes;
+    Acc *eta = reinterpret_cast<Acc*>(dynamic_shared()), *weight = eta + p.writes;
     Acc *s = p.s + sequence * p.slots * p.channels, *z = p.z + sequence * p.slots;
     write_masses(p, sequence, z, eta);
     __syncthreads();
