@@ -70,9 +70,10 @@ def main(options: Options) -> None:
         return lambda: load_backend(backend).memory_forward(write, read, values, 1.0, None, None, memory, False)[0]
 
     if options.cpu:
-        on_cpu = [Address(*map(cupy.asnumpy, a)) for a in (write, read)]
-        step("NumPy, a loop over tokens", update("numpy", *on_cpu, cupy.asnumpy(values)), fastest_ms)
-        step("Numba on the CPU", update("numba", *on_cpu, cupy.asnumpy(values)), fastest_ms)
+        host_write, host_read = (Address(*map(cupy.asnumpy, side)) for side in (write, read))
+        host_values = cupy.asnumpy(values)
+        step("NumPy, a loop over tokens", update("numpy", host_write, host_read, host_values), fastest_ms)
+        step("Numba on the CPU", update("numba", host_write, host_read, host_values), fastest_ms)
         step("NumPy's loop on CuPy arrays", update("numpy", write, read, values), lambda call: median_ms(call, 3))
     for name, kernel in (
         ("Numba CUDA, a thread a channel", one_by_one),

@@ -4,8 +4,8 @@
 //   apply_decay_backward   one block a matrix
 //   unit_lower_inverse     one block a matrix, one thread a column
 //
-// Same mathematics as ramnet_np/layers/delta_rule.py and triangular.py. g_t / g_s, the decay from token s to token t, comes
-// from the running sums log_g.
+// Same mathematics as ramnet_np/layers/delta_rule.py and triangular.py. g_t / g_s, the decay from token s to token t,
+// comes from the running sums log_g.
 #include "runtime/reduce.cuh"
 
 #ifndef ELEMENT
@@ -59,7 +59,8 @@ struct DecayBackwardParams {
     int tokens;            // N
 };
 
-// With F = dL * L + dP * P:  dlog_g_t = sum_s F_ts - sum_s F_st. A warp takes every WARPS-th row; its lanes have columns.
+// With F = dL * L + dP * P:  dlog_g_t = sum_s F_ts - sum_s F_st. A warp takes every WARPS-th row; its lanes have the
+// columns.
 extern "C" __global__ void __launch_bounds__(THREADS)
 apply_decay_backward(const __grid_constant__ DecayBackwardParams p) {
     constexpr int WARPS = THREADS / 32, EACH = MAX_TOKENS / 32;

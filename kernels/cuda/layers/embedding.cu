@@ -2,8 +2,8 @@
 //
 //   embedding_order    one block OWNED rows of the table: lists the tokens that took each of them. All its threads look
 //                      through the ids; one thread a row writes that row's list.
-//   embedding_sums     one block ROWS rows and COLUMNS columns of them, one warp a row. The tokens of a row that took more
-//                      than MANY are shared: every warp adds every ROWS-th, then one adds the partial sums.
+//   embedding_sums     one block ROWS rows and COLUMNS columns of them, one warp a row. Where more than MANY tokens took
+//                      a row, all warps share them: each adds every ROWS-th, then one adds the partial sums.
 //
 // Same mathematics as ramnet_np/layers/embedding.py. Atomics count integers only, whose sum has no order.
 #include "runtime/reduce.cuh"

@@ -4,8 +4,8 @@
 //   cross_entropy       one block a row of logits
 //   add_losses          one block: the mean of the rows' losses
 //
-// Same mathematics as ramnet_np/layers/loss.py. A row is read once, into shared memory if it fits, and its gradient may be
-// written over it. A label that does not count (``ignored``) gives no loss and a gradient of zeros; one that no row of
+// Same mathematics as ramnet_np/layers/loss.py. A row is read once, into shared memory if it fits, and its gradient may
+// be written over it. A label that does not count (``ignored``) gives no loss and a gradient of zeros; one that no row of
 // the head has gives NaN.
 #include "layers/element.cuh"
 

@@ -3,8 +3,8 @@
 //   norm_forward    one warp a token
 //   norm_backward   one warp a token after another; leaves the gradients of weight and bias as one part a block
 //
-// Same mathematics as ramnet_np/layers/norm.py. LAYERNORM is 1 for LayerNorm and 0 for RMSNorm, which has no mean and no
-// bias.
+// Same mathematics as ramnet_np/layers/norm.py. LAYERNORM is 1 for LayerNorm and 0 for RMSNorm, which has no mean and
+// no bias.
 #include "layers/token_sums.cuh"
 
 #ifndef LAYERNORM

@@ -1,6 +1,6 @@
 // Sums over tokens: the gradient of a bias, and the second step of every such sum.
 //
-//   column_sums   the lanes of a warp have a column each; its warps take a block's tokens in turn; leaves one part a block
+//   column_sums   a lane has a column at a time; the warps of a block take its tokens in turn; leaves one part a block
 //   add_parts     one block COLUMNS columns: adds up the parts of all blocks
 //
 // Same mathematics as sum_over_tokens in ramnet_np/layers/linear.py.

@@ -8,7 +8,6 @@
 #ifndef ELEMENT
 #error "ELEMENT must be defined: the type of the arrays, float or double"
 #endif
-
 #ifndef TILE
 #error "TILE must be defined: the results a side of a block"
 #endif
@@ -52,7 +51,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) weight_gradient_splitk(
     __shared__ alignas(16) ELEMENT b_tile[DEPTH][TILE];
     const long long each = (rows + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * each;
     const long long end = begin + each < rows ? begin + each : rows;
-    const int e = blockIdx.y * TILE, d = blockIdx.z * TILE, down = threadIdx.x / THREADS_A_SIDE * 4, across = threadIdx.x % THREADS_A_SIDE * 4;
+    const int e = blockIdx.y * TILE, d = blockIdx.z * TILE;
+    const int down = threadIdx.x / THREADS_A_SIDE * 4, across = threadIdx.x % THREADS_A_SIDE * 4;
     ELEMENT sums[4][4] = {}, next_a[EACH], next_b[EACH];
     fetch(a, begin, end, outputs, e, next_a);
     fetch(b, begin, end, width, d, next_b);

@@ -4,8 +4,8 @@
 //   adamw_prepare      one block: the norm, and with it whether and how far to go
 //   adamw_update       one block a chunk: moments and parameters
 //
-// Same mathematics as ramnet_np/train/optim.py. A chunk is CHUNK elements of one array, the last of it fewer. After a loss
-// or norm that is no finite number nothing changes any more, until the host has seen it.
+// Same mathematics as ramnet_np/train/optim.py. A chunk is CHUNK elements of one array, the last of it fewer. After a
+// loss or norm that is no finite number nothing changes any more, until the host has seen it.
 #include "runtime/reduce.cuh"
 
 #ifndef ELEMENT

@@ -5,8 +5,8 @@
 DEVICE float infinity(float) { return __int_as_float(0x7f800000); }
 DEVICE double infinity(double) { return __longlong_as_double(0x7ff0000000000000ll); }
 
-// The sum over the threads of a block of at most 1024, a multiple of 32; all of them get it. ``scratch``: 32 elements shared by the
-// block, free again after the call.
+// The sum over the threads of a block of at most 1024, a multiple of 32; all of them get it. ``scratch``: 32 elements
+// shared by the block, free again after the call.
 template <class Sum> DEVICE Sum block_sum(Sum x, Sum* scratch) {
     const int warps = blockDim.x / 32;
     x = sum_over_warp(x);
