@@ -12,11 +12,8 @@
 #ifndef ELEMENT
 #error "ELEMENT must be defined: the type of the arrays, float or double"
 #endif
-#ifndef THREADS
-#error "THREADS must be defined: the threads of a block"
-#endif
 
-extern "C" __global__ void __launch_bounds__(THREADS) rotate(
+extern "C" __global__ void rotate(
     const ELEMENT* x,    // (N, H, d) for N tokens
     const ELEMENT* cos,  // (angles, d/2): token n has row n % angles
     const ELEMENT* sin,
@@ -59,7 +56,7 @@ struct SoftmaxParams {
 };
 
 // scores become weights, exp(scale * score) over its sum, and 0 where nothing is seen
-extern "C" __global__ void __launch_bounds__(THREADS) softmax_rows(const __grid_constant__ SoftmaxParams p) {
+extern "C" __global__ void softmax_rows(const __grid_constant__ SoftmaxParams p) {
     const int lane = threadIdx.x % 32;
     const long long row = (blockIdx.x * (long long)(blockDim.x) + threadIdx.x) / 32;
     if (row >= p.rows) return;
@@ -83,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) softmax_rows(const __grid_
 }
 
 // scores become weights p again, and dweights the gradient of the scores, p (dweight - sum of p dweight) scale
-extern "C" __global__ void __launch_bounds__(THREADS) softmax_rows_backward(const __grid_constant__ SoftmaxParams p) {
+extern "C" __global__ void softmax_rows_backward(const __grid_constant__ SoftmaxParams p) {
     const int lane = threadIdx.x % 32;
     const long long row = (blockIdx.x * (long long)(blockDim.x) + threadIdx.x) / 32;
     if (row >= p.rows) return;

@@ -33,7 +33,7 @@ def attention_specialisation(element: str) -> Specialisation:
     """For arrays of the type ``element``, float or double."""
     kernels = "rotate", "softmax_rows", "softmax_rows_backward"
     params = softmax_params(np.dtype(np.float64 if element == "double" else np.float32))
-    return Specialisation("layers/attention.cu", kernels, (("ELEMENT", element), ("THREADS", THREADS)), (params,))
+    return Specialisation("layers/attention.cu", kernels, (("ELEMENT", element),), (params,))
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:

@@ -24,7 +24,7 @@ DEVICE ELEMENT decay_between(const ELEMENT* log_g, int t, int s) {
 }
 
 // A = k.k g_t / g_s below the diagonal, P = q.k g_t / g_s on it too, L = beta_t A
-extern "C" __global__ void __launch_bounds__(THREADS) apply_decay(
+extern "C" __global__ void apply_decay(
     ELEMENT* kk,           // (count, N, N) -> A
     ELEMENT* qk,           // (count, N, N) -> P
     const ELEMENT* beta,   // (count, N)
@@ -61,8 +61,7 @@ struct DecayBackwardParams {
 
 // With F = dL * L + dP * P:  dlog_g_t = sum_s F_ts - sum_s F_st. A warp takes every WARPS-th row; its lanes have the
 // columns.
-extern "C" __global__ void __launch_bounds__(THREADS)
-apply_decay_backward(const __grid_constant__ DecayBackwardParams p) {
+extern "C" __global__ void apply_decay_backward(const __grid_constant__ DecayBackwardParams p) {
     constexpr int WARPS = THREADS / 32, EACH = MAX_TOKENS / 32;
     __shared__ ELEMENT column_sums[WARPS][MAX_TOKENS], row_sums[MAX_TOKENS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tokens = p.tokens;
@@ -103,7 +102,7 @@ apply_decay_backward(const __grid_constant__ DecayBackwardParams p) {
 }
 
 // R = (I + L)^-1, column by column from the top: R_tj = -sum of L_ts R_sj over j <= s < t
-extern "C" __global__ void __launch_bounds__(MAX_TOKENS) unit_lower_inverse(
+extern "C" __global__ void unit_lower_inverse(
     const ELEMENT* below,  // (count, N, N): L, of which only what lies below the diagonal is used
     int size,
     ELEMENT* inverse  // (count, N, N)

@@ -22,7 +22,7 @@
 
 using Acc = SumOf<ELEMENT>::type;
 
-extern "C" __global__ void __launch_bounds__(ROWS * COLUMNS) embedding_sums(
+extern "C" __global__ void embedding_sums(
     const ELEMENT* dy,   // (N, D)
     const int* order,    // (N,) tokens, those of a row side by side
     const int* starts,   // (V + 1,) where each row's begin

@@ -5,9 +5,6 @@
 // Same mathematics as ramnet_np/layers/gate.py.
 #include "layers/element.cuh"
 
-#ifndef THREADS
-#error "THREADS must be defined: the threads of a block"
-#endif
 #ifndef EACH
 #error "EACH must be defined: the elements of a thread"
 #endif
@@ -22,7 +19,7 @@ DEVICE void gated_slopes(Acc dy, Acc a, Acc b, bool silu, Acc& da, Acc& db) {
     db = dy * (silu ? a * s : s);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) gate_forward(
+extern "C" __global__ void gate_forward(
     const ELEMENT* a, const ELEMENT* b, long long size, int silu, ELEMENT* y
 ) {
     const long long i = EACH * (blockIdx.x * (long long)(blockDim.x) + threadIdx.x);
@@ -38,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gate_forward(
     for (long long j = i; j < size; j++) y[j] = narrowed(gated(widen(a[j]), widen(b[j]), silu));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) gate_backward(
+extern "C" __global__ void gate_backward(
     const ELEMENT* dy, const ELEMENT* a, const ELEMENT* b, long long size, int silu, ELEMENT* da, ELEMENT* db
 ) {
     const long long i = EACH * (blockIdx.x * (long long)(blockDim.x) + threadIdx.x);

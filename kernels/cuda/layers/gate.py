@@ -27,7 +27,7 @@ class GateContext(NamedTuple):
 @cache
 def gate_specialisation(element: str) -> Specialisation:
     """For arrays of the type ``element``."""
-    defines = ("ELEMENT", element), ("THREADS", THREADS), ("EACH", EACH)
+    defines = ("ELEMENT", element), ("EACH", EACH)
     return Specialisation("layers/gate.cu", ("gate_forward", "gate_backward"), defines)
 
 

@@ -9,12 +9,6 @@
 // the head has gives NaN.
 #include "layers/element.cuh"
 
-#ifndef THREADS
-#error "THREADS must be defined: the threads of a block with a row of logits"
-#endif
-#ifndef ONE_BLOCK
-#error "ONE_BLOCK must be defined: the threads of a block that looks at all rows"
-#endif
 
 struct LossParams {
     const ELEMENT* logits;  // (N, V)
@@ -32,7 +26,7 @@ struct LossParams {
     Acc scale;              // of the gradient
 };
 
-extern "C" __global__ void __launch_bounds__(ONE_BLOCK) count_labels(const __grid_constant__ LossParams p) {
+extern "C" __global__ void count_labels(const __grid_constant__ LossParams p) {
     __shared__ int scratch[32];
     int total = 0;
     for (long long row = threadIdx.x; row < p.rows; row += blockDim.x) total += p.labels[row] != p.ignored;
@@ -52,7 +46,7 @@ DEVICE void skip_row(const LossParams& p, long long row, ELEMENT* dlogits) {
 }
 
 // loss = log(sum_i exp(x_i - max)) - (x_label - max);  dlogits = (softmax(x) - onehot(label)) * scale / count
-extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy(const __grid_constant__ LossParams p) {
+extern "C" __global__ void cross_entropy(const __grid_constant__ LossParams p) {
     extern __shared__ double shared[];
     __shared__ Acc scratch[32];
     __shared__ Largest<Acc> largest_scratch[32];
@@ -96,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy(const __grid
     }
 }
 
-extern "C" __global__ void __launch_bounds__(ONE_BLOCK) add_losses(const __grid_constant__ LossParams p) {
+extern "C" __global__ void add_losses(const __grid_constant__ LossParams p) {
     __shared__ double scratch[32];
     __shared__ int int_scratch[32];
     double total = 0;

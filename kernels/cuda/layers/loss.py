@@ -39,10 +39,8 @@ def loss_params(sums: np.dtype) -> ParamStruct:
 def loss_specialisation(element: str) -> Specialisation:
     """For logits of the type ``element``."""
     sums = np.dtype(np.float64 if element == "double" else np.float32)
-    defines = ("ELEMENT", element), ("THREADS", THREADS), ("ONE_BLOCK", ONE_BLOCK)
-    return Specialisation(
-        "layers/loss.cu", ("count_labels", "cross_entropy", "add_losses"), defines, (loss_params(sums),)
-    )
+    kernels = "count_labels", "cross_entropy", "add_losses"
+    return Specialisation("layers/loss.cu", kernels, (("ELEMENT", element),), (loss_params(sums),))
 
 
 def cross_entropy_forward(

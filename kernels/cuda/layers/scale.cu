@@ -5,9 +5,6 @@
 // Same mathematics as ramnet_np/layers/scale.py.
 #include "layers/element.cuh"
 
-#ifndef THREADS
-#error "THREADS must be defined: the threads of a block"
-#endif
 
 struct ScaleParams {
     const ELEMENT* weight;  // (groups * group, D)
@@ -24,7 +21,7 @@ struct ScaleParams {
     Acc tau;
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) scale_forward(const __grid_constant__ ScaleParams p) {
+extern "C" __global__ void scale_forward(const __grid_constant__ ScaleParams p) {
     const Acc factor = exponential(widen(p.scale[blockIdx.x])) / p.tau;
     const long long size = p.group * (long long)(p.width), first = blockIdx.x * size;
     for (long long i = threadIdx.x; i < size; i += blockDim.x) {
@@ -37,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) scale_forward(const __grid
 }
 
 // From the gradients of what was scaled; dscale is the sum of their products with it.
-extern "C" __global__ void __launch_bounds__(THREADS) scale_backward(const __grid_constant__ ScaleParams p) {
+extern "C" __global__ void scale_backward(const __grid_constant__ ScaleParams p) {
     __shared__ Acc scratch[32];
     const Acc factor = exponential(widen(p.scale[blockIdx.x])) / p.tau;
     const long long size = p.group * (long long)(p.width), first = blockIdx.x * size;

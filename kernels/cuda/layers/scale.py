@@ -31,8 +31,8 @@ def scale_params(sums: np.dtype) -> ParamStruct:
 def scale_specialisation(element: str) -> Specialisation:
     """For arrays of the type ``element``."""
     sums = np.dtype(np.float64 if element == "double" else np.float32)
-    defines = ("ELEMENT", element), ("THREADS", THREADS)
-    return Specialisation("layers/scale.cu", ("scale_forward", "scale_backward"), defines, (scale_params(sums),))
+    kernels = "scale_forward", "scale_backward"
+    return Specialisation("layers/scale.cu", kernels, (("ELEMENT", element),), (scale_params(sums),))
 
 
 def scale_forward(weight: Array, bias: Array, scale: Array, tau: float) -> tuple[Array, Array, ScaleContext]:

@@ -7,11 +7,8 @@
 // Same mathematics as ramnet_np/layers/short_conv.py.
 #include "layers/token_sums.cuh"
 
-#ifndef THREADS
-#error "THREADS must be defined: the threads of a block of the first two kernels"
-#endif
 
-extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
+extern "C" __global__ void conv_forward(
     const ELEMENT* x,       // (B, T, D)
     const ELEMENT* weight,  // (D, reach)
     long long elements, int tokens, int width, int reach,
@@ -26,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
     y[i] = narrowed(sum);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(
+extern "C" __global__ void conv_backward(
     const ELEMENT* dy,      // (B, T, D)
     const ELEMENT* weight,  // (D, reach)
     long long elements, int tokens, int width, int reach,

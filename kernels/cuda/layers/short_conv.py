@@ -21,15 +21,15 @@ THREADS = 256  # of a block of the first two kernels, one an element
 def short_conv_specialisation(element: str) -> Specialisation:
     """For arrays of the type ``element``."""
     kernels = "conv_forward", "conv_backward", "conv_weights"
-    return Specialisation("layers/short_conv.cu", kernels, (("ELEMENT", element), ("THREADS", THREADS)))
+    return Specialisation("layers/short_conv.cu", kernels, (("ELEMENT", element),))
 
 
 def short_conv_forward(x: Array, weight: Array, before: Array = None) -> tuple[Array, ShortConvContext]:
     """y (B, T, D) of x (B, T, D), weight (D, width) and the tokens before these (B, S, D) or None."""
-    import cupy
-
     require_short_conv(x, weight, before)
     if before is not None:
+        import cupy
+
         x = cupy.concatenate([before, x], axis=1)
     y = empty(x.shape, x.dtype)
     _launch("conv_forward", plain(x), plain(weight), y)

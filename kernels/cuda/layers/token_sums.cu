@@ -31,7 +31,7 @@ extern "C" __global__ void column_sums(
 }
 
 // A block of COLUMNS by ADDERS threads: ADDERS threads share the parts of a column, then one adds their sums.
-extern "C" __global__ void __launch_bounds__(COLUMNS * ADDERS) add_parts(
+extern "C" __global__ void add_parts(
     const Acc* parts,  // (count, columns)
     int count, int columns,
     ELEMENT* sums  // (columns,)

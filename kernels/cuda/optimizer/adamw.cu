@@ -14,12 +14,6 @@
 #ifndef CHUNK
 #error "CHUNK must be defined: the elements of a block"
 #endif
-#ifndef THREADS
-#error "THREADS must be defined: the threads of a block with a chunk"
-#endif
-#ifndef ONE_BLOCK
-#error "ONE_BLOCK must be defined: the threads of the block that adds up all chunks"
-#endif
 
 struct ParameterArray {
     ELEMENT* param;
@@ -59,7 +53,7 @@ struct AdamWParams {
 
 DEVICE bool is_finite(double x) { return x - x == 0; }
 
-extern "C" __global__ void __launch_bounds__(THREADS) gradient_squares(const __grid_constant__ AdamWParams p) {
+extern "C" __global__ void gradient_squares(const __grid_constant__ AdamWParams p) {
     __shared__ double scratch[32];
     const Chunk chunk = p.chunks[blockIdx.x];
     const ParameterArray array = p.arrays[chunk.array];
@@ -73,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient_squares(const __g
     if (threadIdx.x == 0) p.squares[blockIdx.x] = total;
 }
 
-extern "C" __global__ void __launch_bounds__(ONE_BLOCK) adamw_prepare(const __grid_constant__ AdamWParams p) {
+extern "C" __global__ void adamw_prepare(const __grid_constant__ AdamWParams p) {
     __shared__ double scratch[32];
     double total = 0;
     for (int i = threadIdx.x; i < p.chunk_count; i += blockDim.x) total += p.squares[i];
@@ -98,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(ONE_BLOCK) adamw_prepare(const __gr
     *p.status = now;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) adamw_update(const __grid_constant__ AdamWParams p) {
+extern "C" __global__ void adamw_update(const __grid_constant__ AdamWParams p) {
     const OptimizerStatus& status = *p.status;
     if (status.stopped != 0) return;
     const ELEMENT grad_scale = status.grad_scale, m_corrected_rate = status.m_corrected_rate;

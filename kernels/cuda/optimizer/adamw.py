@@ -39,7 +39,7 @@ def adamw_specialisation(element: str) -> Specialisation:
     return Specialisation(
         "optimizer/adamw.cu",
         ("gradient_squares", "adamw_prepare", "adamw_update"),
-        (("ELEMENT", element), ("CHUNK", CHUNK), ("THREADS", THREADS), ("ONE_BLOCK", ONE_BLOCK)),
+        (("ELEMENT", element), ("CHUNK", CHUNK)),
         (PARAMETER_ARRAY, STATUS, ADAMW),
     )
 
