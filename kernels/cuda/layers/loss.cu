@@ -51,7 +51,7 @@ extern "C" __global__ void cross_entropy(const __grid_constant__ LossParams p) {
     __shared__ Acc scratch[32];
     __shared__ Largest<Acc> largest_scratch[32];
     const long long row = blockIdx.x;
-    const int label = p.labels[row], width = p.width;
+    const int label = p.labels[row], width = p.width, in_shared = p.in_shared;
     const ELEMENT* logits = p.logits + row * width;
     ELEMENT* dlogits = p.dlogits ? p.dlogits + row * width : p.dlogits;
     if (label == p.ignored) {
@@ -63,7 +63,7 @@ extern "C" __global__ void cross_entropy(const __grid_constant__ LossParams p) {
     Largest<Acc> largest{-infinity(Acc()), 2147483647};
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
         const Acc x = widen(logits[i]);
-        if (p.in_shared) kept[i] = x;
+        if (in_shared) kept[i] = x;
         largest.take(x, i);
     }
     largest = block_largest(largest, largest_scratch);
@@ -72,8 +72,8 @@ extern "C" __global__ void cross_entropy(const __grid_constant__ LossParams p) {
     // 2. sum of exponentials
     Acc total = 0;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const Acc e = exponential((p.in_shared ? kept[i] : widen(logits[i])) - largest.value);
-        if (p.in_shared) kept[i] = e;
+        const Acc e = exponential((in_shared ? kept[i] : widen(logits[i])) - largest.value);
+        if (in_shared) kept[i] = e;
         total += e;
     }
     total = block_sum(total, scratch);  // and all have read the label's logit
@@ -85,7 +85,7 @@ extern "C" __global__ void cross_entropy(const __grid_constant__ LossParams p) {
     if (!dlogits) return;
     const Acc share = p.scale / *p.count, factor = share / total;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const Acc e = p.in_shared ? kept[i] : exponential(widen(logits[i]) - largest.value);
+        const Acc e = in_shared ? kept[i] : exponential(widen(logits[i]) - largest.value);
         narrow(e * factor - (i == label ? share : Acc(0)), dlogits[i]);
     }
 }

@@ -47,7 +47,8 @@ struct AdamWParams {
     const int* correct;
     const int* labels;
     OptimizerStatus* status;
-    double beta1, beta2, eps, clip, weight_decay;
+    double beta1, beta2, clip, weight_decay;
+    ELEMENT m_decay, m_gain, v_decay, v_gain, eps;  // beta1, 1 - beta1, beta2, 1 - beta2, rounded once each
     int chunk_count, rate_count;
 };
 
@@ -93,23 +94,21 @@ extern "C" __global__ void adamw_prepare(const __grid_constant__ AdamWParams p) 
 }
 
 extern "C" __global__ void adamw_update(const __grid_constant__ AdamWParams p) {
-    const OptimizerStatus& status = *p.status;
-    if (status.stopped != 0) return;
-    const ELEMENT grad_scale = status.grad_scale, m_corrected_rate = status.m_corrected_rate;
-    const ELEMENT v_correction = status.v_correction, decay_factor = status.decay_factor;
-    const ELEMENT beta1 = p.beta1, beta2 = p.beta2, eps = p.eps;
-    const ELEMENT rest1 = 1 - p.beta1, rest2 = 1 - p.beta2;  // rounded once
+    const OptimizerStatus* status = p.status;
+    if (status->stopped != 0) return;
+    const ELEMENT grad_scale = status->grad_scale, m_corrected_rate = status->m_corrected_rate;
+    const ELEMENT v_correction = status->v_correction, decay_factor = status->decay_factor;
     const Chunk chunk = p.chunks[blockIdx.x];
     const ParameterArray array = p.arrays[chunk.array];
     const long long begin = chunk.number * (long long)(CHUNK);
     for (int j = threadIdx.x; j < CHUNK && begin + j < array.size; j += blockDim.x) {
         const long long i = begin + j;
         const ELEMENT grad = array.grad[i] * grad_scale;
-        const ELEMENT m = array.mean[i] * beta1 + grad * rest1;
-        const ELEMENT v = array.square[i] * beta2 + grad * grad * rest2;
+        const ELEMENT m = array.mean[i] * p.m_decay + grad * p.m_gain;
+        const ELEMENT v = array.square[i] * p.v_decay + grad * grad * p.v_gain;
         array.mean[i] = m;
         array.square[i] = v;
         const ELEMENT param = array.decays ? array.param[i] * decay_factor : array.param[i];
-        array.param[i] = param - m / (sqrt(v) * v_correction + eps) * m_corrected_rate;
+        array.param[i] = param - m / (sqrt(v) * v_correction + p.eps) * m_corrected_rate;
     }
 }

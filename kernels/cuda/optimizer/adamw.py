@@ -25,22 +25,28 @@ STATUS = ParamStruct(
     "OptimizerStatus", loss=DOUBLE, correct=DOUBLE, labels=DOUBLE, norm=DOUBLE, rate=DOUBLE, updates=DOUBLE,
     stopped=DOUBLE, grad_scale=DOUBLE, m_corrected_rate=DOUBLE, v_correction=DOUBLE, decay_factor=DOUBLE,
 )  # fmt: skip
-ADAMW = ParamStruct(
-    "AdamWParams", arrays=POINTER, chunks=POINTER, squares=POINTER, rates=POINTER, loss=POINTER, correct=POINTER,
-    labels=POINTER, status=POINTER, beta1=DOUBLE, beta2=DOUBLE, eps=DOUBLE, clip=DOUBLE, weight_decay=DOUBLE,
-    chunk_count=INT, rate_count=INT,
-)  # fmt: skip
 _REPORTED = STATUS.members[: STATUS.members.index("stopped") + 1]  # what of the status is for the host
+
+
+@cache
+def adamw_params(dtype: np.dtype) -> ParamStruct:
+    """``AdamWParams`` for parameters of ``dtype``."""
+    return ParamStruct(
+        "AdamWParams", arrays=POINTER, chunks=POINTER, squares=POINTER, rates=POINTER, loss=POINTER, correct=POINTER,
+        labels=POINTER, status=POINTER, beta1=DOUBLE, beta2=DOUBLE, clip=DOUBLE, weight_decay=DOUBLE, m_decay=dtype,
+        m_gain=dtype, v_decay=dtype, v_gain=dtype, eps=dtype, chunk_count=INT, rate_count=INT,
+    )  # fmt: skip
 
 
 @cache
 def adamw_specialisation(element: str) -> Specialisation:
     """For parameters of the type ``element``, float or double."""
+    params = adamw_params(np.dtype(np.float64 if element == "double" else np.float32))
     return Specialisation(
         "optimizer/adamw.cu",
         ("gradient_squares", "adamw_prepare", "adamw_update"),
         (("ELEMENT", element), ("CHUNK", CHUNK)),
-        (PARAMETER_ARRAY, STATUS, ADAMW),
+        (PARAMETER_ARRAY, STATUS, params),
     )
 
 
@@ -112,10 +118,11 @@ class DeviceAdamW:
         :meth:`numbers`.
         """
         settings, blocks = self._settings, len(self._chunks)
-        params = ADAMW(
+        params = adamw_params(self._dtype)(
             arrays=addresses, chunks=self._chunks, squares=self._squares, rates=self._rates, loss=loss,
             correct=correct, labels=labels, status=self._status, beta1=settings.beta1, beta2=settings.beta2,
-            eps=settings.eps, clip=settings.clip, weight_decay=settings.weight_decay, chunk_count=blocks,
+            clip=settings.clip, weight_decay=settings.weight_decay, m_decay=settings.beta1, m_gain=1 - settings.beta1,
+            v_decay=settings.beta2, v_gain=1 - settings.beta2, eps=settings.eps, chunk_count=blocks,
             rate_count=len(settings.rates),
         )  # fmt: skip
         specialisation = adamw_specialisation(type_name(self._dtype))
