@@ -225,3 +225,10 @@ def test_the_fused_kernel_goes_up_to_a_limit(limit, beyond):
 def test_threads_of_a_block_share_out_the_rows(element, top_k, channels, threads):
     specialisation = step_specialisation(element, 5, 4, top_k, top_k, channels)
     assert dict(specialisation.defines)["THREADS"] == threads
+
+
+@pytest.mark.parametrize("read_k", [8, 65])
+def test_a_step_is_compiled_for_its_update_rule(read_k):
+    for update in ("pdma", "gsu"):
+        specialisation = step_specialisation("float", 5, 4, 8, read_k, 64, update)
+        assert dict(specialisation.defines)["UPDATE"] == update

@@ -15,7 +15,7 @@ import numpy as np
 
 from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
 
-from ..address.decode import decode_pair_forward
+from ..address.decode import decode_forward
 from ..memory.retention import require_rule
 from ..runtime.arrays import contiguous_aligned, ptr, token_strides
 from ..runtime.module import Launch, Specialisation, sum_dtype, type_name
@@ -139,7 +139,8 @@ def step(
             slots.data.ptr, mass.data.ptr, y.data.ptr,
         )  # fmt: skip
     else:
-        write, read = decode_pair_forward(write_logits, read_logits, decode, positions)
+        top_k, renorm = (decode.write_k, decode.read_k), (decode.write_renorm, decode.read_renorm)
+        write, read = decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
         params = fill(
             write[0].data.ptr, read[0].data.ptr, write[1].data.ptr, read[1].data.ptr, values.data.ptr, ptr(gamma),
             ptr(mask), slots.data.ptr, mass.data.ptr, y.data.ptr,
