@@ -10,13 +10,16 @@ from dataclasses import replace
 import numpy as np
 
 from .address.decode import decode_specialisation
-from .layers.adamw import adamw_specialisation
 from .layers.attention import attention_specialisation
-from .layers.blas import outer_specialisation
 from .layers.delta import delta_specialisation
 from .layers.embedding import ORDER, embedding_specialisation
-from .layers.layers import layers_specialisation
+from .layers.gate import gate_specialisation
 from .layers.loss import loss_specialisation
+from .layers.norm import norm_specialisation
+from .layers.scale import scale_specialisation
+from .layers.short_conv import short_conv_specialisation
+from .layers.token_sums import token_sums_specialisation
+from .layers.weight_gradient import weight_gradient_specialisation
 from .memory.conflicts import conflict_specialisation
 from .memory.content import content_specialisation
 from .memory.layout import H100, Layout, choose_layout
@@ -27,10 +30,18 @@ from .memory.plain import plain_specialisation
 from .memory.renumber import RENUMBER
 from .memory.retention import known_rules
 from .memory.segments import segment_specialisation
+from .optimizer.adamw import adamw_specialisation
 from .runtime.module import Specialisation
 from .step.step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")
+_LAYERS = (
+    gate_specialisation, scale_specialisation, short_conv_specialisation, token_sums_specialisation,
+    loss_specialisation, embedding_specialisation,
+)  # fmt: skip
+_WITHOUT_HALVES = (
+    adamw_specialisation, weight_gradient_specialisation, attention_specialisation, delta_specialisation,
+)  # fmt: skip
 
 
 def _layouts() -> list[Layout]:
@@ -98,12 +109,8 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     decode_specialisation("double", 2, 16, 16),
     *dict.fromkeys(_memory()),
     *_steps(),
-    *(layers_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
-    *(loss_specialisation(element) for element in _TYPES),
+    *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
+    *(of_type(element) for element in _TYPES for of_type in _LAYERS),
     ORDER,
-    *(embedding_specialisation(element) for element in _TYPES),
-    *(adamw_specialisation(element) for element in ("float", "double")),
-    *(outer_specialisation(element) for element in ("float", "double")),
-    *(attention_specialisation(element) for element in ("float", "double")),
-    *(delta_specialisation(element) for element in ("float", "double")),
+    *(of_type(element) for element in ("float", "double") for of_type in _WITHOUT_HALVES),
 ]

@@ -137,7 +137,8 @@ def mixer_backward(dout: Any, ctx: MixerContext) -> tuple[Any, Params]:
         dq, dk, dv = _softmax_backward(dy, ctx.memory)
     # 1. projections: each adds its gradient of x
     for name, d, linear_ctx in zip("qkv", (dq, dk, dv), ctx.projections, strict=True):
-        dx, grads[f"{name}_proj.weight"], dbias = linear_backward(d.reshape(*d.shape[:2], -1), linear_ctx, onto=dx)
+        rows = d.reshape(*d.shape[:2], -1)
+        dx, grads[f"{name}_proj.weight"], dbias = linear_backward(rows, linear_ctx, accumulate_into=dx)
         if dbias is not None:
             grads[f"{name}_proj.bias"] = dbias
     return dx, grads
@@ -197,8 +198,9 @@ def _delta_backward(dy: Any, ctx: _DeltaContext, dx: Any) -> tuple[Any, Any, Any
     d = delta_rule_backward(dy, ctx.rule)
     grads: Params = {}
     if ctx.decay is not None:
-        dx, grads = decay_backward(d.log_decay, ctx.decay, onto=dx)
-    dx, grads["b_proj.weight"], _ = linear_backward(sigmoid_backward(d.beta, ctx.beta), ctx.beta_map, onto=dx)
+        dx, grads = decay_backward(d.log_decay, ctx.decay, accumulate_into=dx)
+    dbeta = sigmoid_backward(d.beta, ctx.beta)
+    dx, grads["b_proj.weight"], _ = linear_backward(dbeta, ctx.beta_map, accumulate_into=dx)
     return _direction_backward(d.q, ctx.q), _direction_backward(d.k, ctx.k), d.v, dx, grads
 
 

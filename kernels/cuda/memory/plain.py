@@ -15,7 +15,7 @@ from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call
 from .retention import require_rule
 
-THREADS = 256  # of a block
+PART_BYTES = 32 * 1024  # of the teams' parts of a sum over accesses, at most, where one team would need less
 
 
 class PlainContext(NamedTuple):
@@ -37,11 +37,33 @@ def plain_params(acc: np.dtype) -> ParamStruct:
     )  # fmt: skip
 
 
+def _teams(channels: int, itemsize: int, threads: int) -> int:
+    """``TEAMS`` of plain.cuh."""
+    vector = 16 // itemsize
+    while channels % vector:
+        vector //= 2
+    return threads // min(32, 1 << (channels // vector - 1).bit_length())
+
+
+def plain_threads(channels: int, itemsize: int) -> int:
+    """Threads of a block: fewer where C is so large that the teams' parts would take too much shared memory."""
+    threads = 256
+    while threads > 32 and _teams(channels, itemsize, threads) * channels * itemsize > PART_BYTES:
+        threads //= 2
+    return threads
+
+
+def plain_shared_bytes(writes: int, reads: int, channels: int, itemsize: int) -> int:
+    """The bytes of ``TokenData`` in plain.cuh."""
+    parts = _teams(channels, itemsize, plain_threads(channels, itemsize)) * channels
+    return (parts + 3 * (writes + reads) + 2 * max(writes, reads)) * itemsize + 4 * 2 * (writes + reads)
+
+
 @functools.cache
 def plain_specialisation(dtype: np.dtype, channels: int, update: str, mass_aware: bool) -> Specialisation:
     """``plain.cu`` for values of a dtype with so many channels, and an update rule."""
     defines = (
-        ("ELEMENT", type_name(dtype)), ("UPDATE", require_rule(update)), ("THREADS", THREADS), ("CHANNELS", channels),
+        ("ELEMENT", type_name(dtype)), ("UPDATE", require_rule(update)), ("THREADS", plain_threads(channels, sum_dtype(dtype).itemsize)), ("CHANNELS", channels),
         ("MASS_AWARE", int(mass_aware)),
     )  # fmt: skip
     params = plain_params(sum_dtype(dtype))
@@ -108,15 +130,6 @@ def _launch(name: str, call: Call, **arrays: Any) -> None:
         constant_gamma=call.constant_gamma, eps=options.eps, proxy_eps=options.proxy_eps,
         initial_mass=1 / options.slots, tokens=T, heads=H, rows=call.rows, writes=writes, reads=reads,
     )  # fmt: skip
-    Launch(specialisation, name, (call.sequences,), THREADS, _shared_bytes(call))(params)
-
-
-def _shared_bytes(call: Call) -> int:
-    """The bytes of ``TokenData`` in plain.cuh."""
-    (writes, reads), channels, itemsize = call.top_k, call.values.shape[3], call.acc.itemsize
-    vector = 16 // itemsize
-    while channels % vector:
-        vector //= 2
-    teams = THREADS // min(32, 1 << (channels // vector - 1).bit_length())
-    numbers = teams * channels + 3 * (writes + reads) + 2 * max(writes, reads)
-    return numbers * itemsize + 4 * 2 * (writes + reads)
+    itemsize = call.acc.itemsize
+    shared = plain_shared_bytes(writes, reads, C, itemsize)
+    Launch(specialisation, name, (call.sequences,), plain_threads(C, itemsize), shared)(params)

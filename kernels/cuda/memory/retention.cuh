@@ -11,8 +11,6 @@
 
 DEVICE float log1p_(float x) { return log1pf(x); }
 DEVICE double log1p_(double x) { return log1p(x); }
-DEVICE float max_(float a, float b) { return fmaxf(a, b); }
-DEVICE double max_(double a, double b) { return fmax(a, b); }
 DEVICE float reciprocal(float x) {  // to about the last digit
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -56,6 +56,8 @@ DEVICE constexpr unsigned whole_power(unsigned base, int exponent) {
 
 DEVICE float exp_(float x) { return expf(x); }
 DEVICE double exp_(double x) { return exp(x); }
+DEVICE float max_(float a, float b) { return fmaxf(a, b); }
+DEVICE double max_(double a, double b) { return fmax(a, b); }
 
 // ---- N consecutive elements at once, in the widest accesses that their alignment allows ----
 

@@ -10,7 +10,7 @@
 //     the others                    │ load rows                       │ write, partial sums │ y
 //
 // Compiled with: ELEMENT, the type of logits, values and y; ORDER and RADIX, the sizes U and P; WRITES and READS, K of
-// each; CHANNELS, the size C; THREADS of a block.
+// each; CHANNELS, the size C; THREADS of a block; UPDATE, the update rule.
 #include "address/cape.cuh"
 #include "address/search.cuh"
 #include "memory/retention.cuh"

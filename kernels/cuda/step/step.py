@@ -15,7 +15,7 @@ import numpy as np
 
 from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
 
-from ..address.decode import decode_pair_forward
+from ..address.decode import decode_forward
 from ..memory.retention import require_rule
 from ..runtime.arrays import contiguous_aligned, ptr, token_strides
 from ..runtime.module import Launch, Specialisation, sum_dtype, type_name
@@ -51,16 +51,17 @@ def step_specialisation(
     element: str, order: int, radix: int, write_k: int, read_k: int, channels: int, update: str
 ) -> Specialisation:
     """``step.cu`` for values of the type ``element`` if it serves U, P, K and C, else ``step_plain.cu``."""
-    defines = (("ELEMENT", element), ("UPDATE", require_rule(update)))
     acc = np.dtype(np.float64 if element == "double" else np.float32)
     if max(radix, write_k, read_k) > MAX_FUSED_K:
-        return Specialisation("step/step_plain.cu", ("step_plain",), defines, (plain_step_params(acc),))
+        return Specialisation(
+            "step/step_plain.cu", ("step_plain",), (("ELEMENT", element), ("UPDATE", update)), (plain_step_params(acc),)
+        )
     return Specialisation(
         "step/step.cu",
         ("step",),
         (
-            *defines, ("ORDER", order), ("RADIX", radix), ("WRITES", write_k), ("READS", read_k),
-            ("CHANNELS", channels), ("THREADS", _threads(element, write_k + read_k, channels)),
+            ("ELEMENT", element), ("ORDER", order), ("RADIX", radix), ("WRITES", write_k), ("READS", read_k),
+            ("CHANNELS", channels), ("THREADS", _threads(element, write_k + read_k, channels)), ("UPDATE", update),
         ),
         (step_params(acc),),
     )  # fmt: skip
@@ -88,7 +89,9 @@ def _plan(
     """The launch for calls of one signature, and what makes its parameters from the addresses of the arrays."""
     B, _, H, U, P = shape
     write_k, read_k, write_renorm, read_renorm, cape_heads = decode
-    specialisation = step_specialisation(type_name(dtype), U, P, write_k, read_k, channels, options.update)
+    specialisation = step_specialisation(
+        type_name(dtype), U, P, write_k, read_k, channels, require_rule(options.update)
+    )
     [name], [params] = specialisation.kernels, specialisation.params
     constants = {
         "constant_gamma": 0 if gamma is None else gamma, "eps": options.eps, "heads": H,
@@ -136,7 +139,8 @@ def step(
             slots.data.ptr, mass.data.ptr, y.data.ptr,
         )  # fmt: skip
     else:
-        write, read = decode_pair_forward(write_logits, read_logits, decode, positions)
+        top_k, renorm = (decode.write_k, decode.read_k), (decode.write_renorm, decode.read_renorm)
+        write, read = decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
         params = fill(
             write[0].data.ptr, read[0].data.ptr, write[1].data.ptr, read[1].data.ptr, values.data.ptr, ptr(gamma),
             ptr(mask), slots.data.ptr, mass.data.ptr, y.data.ptr,

@@ -4,7 +4,7 @@
 // Who computes what: one block a (batch, head). The first threads take one access each for the masses and leave its
 // coefficient in shared memory; then every thread takes channels of its own, for which it writes and reads all slots.
 //
-// Compiled with: ELEMENT, the type of values and y.
+// Compiled with: ELEMENT, the type of values and y; UPDATE, the update rule.
 #include "memory/retention.cuh"
 #include "runtime/shared.cuh"
 
