@@ -41,8 +41,8 @@ def test_default_specialisations_compile_into_registers(specialisation):
         (FOLDER / specialisation.source).read_text(),
     )
     assert set(specialisation.kernels) <= set(in_source)
-    # what must stay in registers does; a few words around the slow path of pow may not, nor those that the backward passes
-    # over contents and those over rows in device memory give up so that three blocks share a multiprocessor
+    # what must stay in registers does; a few words around the slow path of pow may not, nor those that the backward
+    # passes over contents and those over rows in device memory give up so that three blocks share a multiprocessor
     in_double = ("ELEMENT", "double") in specialisation.defines
     words = {
         "memory/content.cu": 96,

@@ -27,7 +27,8 @@ def test_a_block_gets_what_it_asks_for(dtype, rows, top_k):
 
 
 @pytest.mark.parametrize(("top_k", "chunk", "accesses"), [((1, 8), 32, (8, 8)), ((5, 11), 16, (16, 16)),
-                                                          ((32, 17), 8, (32, 32)), ((64, 40), 4, (64, 64))])  # fmt: skip
+                                                          ((32, 17), 8, (32, 32)),
+                                                          ((64, 40), 4, (64, 64))])  # fmt: skip
 def test_a_chunk_has_at_most_256_writes_and_256_reads(top_k, chunk, accesses):
     chosen = layout(writes=top_k[0], reads=top_k[1])
     assert (chosen.chunk, chosen.accesses) == (chunk, accesses)
@@ -69,9 +70,7 @@ def test_segments_cover_the_chunks_and_fill_the_gpu_at_most_once(units, tokens):
         return
     assert count >= MIN_SEGMENTS
     assert chunks // count >= MIN_CHUNKS
-    assert (
-        segments.contents == 1 or segments.contents >= MIN_SEGMENTS - 1
-    )  # of the last, chunks that round up can leave none
+    assert segments.contents == 1 or segments.contents >= MIN_SEGMENTS - 1  # rounding up can leave none of the last
     assert units * chosen.slices * segments.contents <= max(PROCESSORS * chosen.blocks, units * chosen.slices)
     assert units * count <= PROCESSORS * MASS_BLOCKS
 

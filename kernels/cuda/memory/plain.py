@@ -63,7 +63,8 @@ def plain_shared_bytes(writes: int, reads: int, channels: int, itemsize: int) ->
 def plain_specialisation(dtype: np.dtype, channels: int, update: str, mass_aware: bool) -> Specialisation:
     """``plain.cu`` for values of a dtype with so many channels, and an update rule."""
     defines = (
-        ("ELEMENT", type_name(dtype)), ("UPDATE", require_rule(update)), ("THREADS", plain_threads(channels, sum_dtype(dtype).itemsize)), ("CHANNELS", channels),
+        ("ELEMENT", type_name(dtype)), ("UPDATE", require_rule(update)), ("CHANNELS", channels),
+        ("THREADS", plain_threads(channels, sum_dtype(dtype).itemsize)),
         ("MASS_AWARE", int(mass_aware)),
     )  # fmt: skip
     params = plain_params(sum_dtype(dtype))
