@@ -11,24 +11,42 @@ gamma is the constant itself and may be 0. Source: spec section 5; the softplus 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.layers.activation import sigmoid_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.parameters import Params
+from ramnet_np.model.parameters import Parameter, Params, constant, normal
 
 
 class GammaContext(NamedTuple):
     """What ``gamma_backward`` needs; of a fixed gamma, nothing."""
 
     linear: LinearContext | None  # of the dynamic map
-    slope: Any  # softplus' at the modifier, or None for gsu
+    slope: Array | None  # softplus' at the modifier, or None for gsu
     fixed: bool
 
 
-def gamma_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, GammaContext]:
+def gamma_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
+    """The parameters of the modifier.
+
+    >>> list(gamma_parameters(RAMNetConfig(gamma_mode="dynamic"))), gamma_parameters(RAMNetConfig())
+    (['gamma_modifier.weight', 'gamma_modifier.bias'], {})
+    """
+    H, D = config.heads, config.width
+    if config.gamma_mode == "learnable":
+        return {"gamma_modifier": Parameter((H,), "forgetting", constant(0))}
+    if config.gamma_mode == "dynamic":
+        return {
+            "gamma_modifier.weight": Parameter((H, D), "forgetting", normal(config.init_std)),
+            "gamma_modifier.bias": Parameter((H,), "forgetting", constant(0)),
+        }
+    return {}
+
+
+def gamma_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array | float, GammaContext]:
     """gamma as the operation takes it: a float, or (B, T, H). ``x``: (B, T, D).
 
     Source: spec section 5.
@@ -56,7 +74,7 @@ def gamma_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, Ga
     return xp.logaddexp(modifier, modifier.dtype.type(0)), GammaContext(linear_ctx, slope, fixed=False)
 
 
-def gamma_backward(dgamma: Any, ctx: GammaContext, onto: Any = None) -> tuple[Any, Params]:
+def gamma_backward(dgamma: Array, ctx: GammaContext, onto: Array | None = None) -> tuple[Array | None, Params]:
     """Gradient of x, added to ``onto``, and of the modifier's parameters by their names.
 
     ``onto``: a gradient of x from elsewhere, or None; unless gamma is dynamic it is returned as it is.
