@@ -227,8 +227,9 @@ def mixer_case(name: str, samples: int | None, seed: int) -> GradcheckReport:
     mixer, variant = VARIANTS[name]
     sizes = {**_SMALL, "key_channels": 4, "channels": 5, "window": 10}
     config = RAMNetConfig(**{**sizes, "mixer": mixer.name, **variant.settings})
-    params = _away_from_initial(init_parameters(mixer.parameters(config, 0), seed, np.float64), seed)
-    x = np.random.default_rng(seed).standard_normal((1, 140, config.width))
+    rng = np.random.default_rng(seed)
+    params = _away_from_initial(init_parameters(mixer.parameters(config, 0), seed, np.float64), rng)
+    x = rng.standard_normal((1, 140, config.width))
 
     def forward(x: Array, *values: Array) -> tuple[Array, Any]:
         out, _, ctx = mixer.forward(x, dict(zip(params, values, strict=True)), config)
@@ -249,8 +250,9 @@ def model_case(name: str, samples: int | None, seed: int) -> GradcheckReport:
     """
     config = RAMNetConfig(**{**_SMALL, **MODELS[name]})
     model = RAMNet(config, seed=seed, dtype=np.float64)
-    inputs = _away_from_initial(model.params, seed)
-    ids = np.random.default_rng(seed).integers(0, config.vocab, (2, 6))
+    rng = np.random.default_rng(seed)
+    inputs = _away_from_initial(model.params, rng)
+    ids = rng.integers(0, config.vocab, (2, 6))
 
     def forward(*params: Array) -> tuple[Array, Any]:
         model.params = dict(zip(inputs, params, strict=True))
@@ -264,9 +266,8 @@ def model_case(name: str, samples: int | None, seed: int) -> GradcheckReport:
     return gradcheck(forward, backward, inputs, samples=third, seed=seed, title=f"model: {name}")
 
 
-def _away_from_initial(params: Params, seed: int) -> Params:
+def _away_from_initial(params: Params, rng: np.random.Generator) -> Params:
     """At the initial values addresses are close to ties, and scales and biases are all alike."""
-    rng = np.random.default_rng(seed)
     return {name: value + 0.3 * rng.standard_normal(value.shape) for name, value in params.items()}
 
 
