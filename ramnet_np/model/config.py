@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Update = Literal["pdma", "gsu"]
+from ramnet_np.core.retention import RULES, Update
+
 GammaMode = Literal["fixed", "learnable", "dynamic"]
 Norm = Literal["rmsnorm", "layernorm"]
 FFN = Literal["swiglu", "gelu", "silu", "none"]
@@ -121,15 +122,15 @@ class RAMNetConfig:
             _flag(name, getattr(self, name))
         self._check_cape()
         for name, choices in (
-            ("update", Update),
-            ("gamma_mode", GammaMode),
-            ("norm", Norm),
-            ("ffn", FFN),
-            ("address_prior", AddressPrior),
-            ("mixer", Mixer),
+            ("update", tuple(RULES)),
+            ("gamma_mode", get_args(GammaMode)),
+            ("norm", get_args(Norm)),
+            ("ffn", get_args(FFN)),
+            ("address_prior", get_args(AddressPrior)),
+            ("mixer", get_args(Mixer)),
         ):
-            if getattr(self, name) not in get_args(choices):
-                allowed = ", ".join(map(repr, get_args(choices)))
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(map(repr, choices))
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         self._check_mixer()
         for name in ("gamma", "proxy_eps", "init_std", "norm_eps", "eps"):
@@ -141,14 +142,14 @@ class RAMNetConfig:
             raise ValueError(f"init_std must be 0 or more, got {self.init_std}")
         if not 0 <= self.proxy_eps <= 1:
             raise ValueError(f"proxy_eps must lie between 0 and 1, got {self.proxy_eps}")
-        if self.update == "pdma":
-            if self.gamma < 0:
-                raise ValueError(f"gamma must be 0 or more for update='pdma', got {self.gamma}")
-            if self.gamma == 0 and self.gamma_mode != "fixed":
-                raise ValueError(
-                    f"gamma must be above 0 for update='pdma' with gamma_mode={self.gamma_mode!r}, got 0: "
-                    "it is where the softplus that keeps gamma positive starts"
-                )
+        least = RULES[self.update].least_gamma
+        if self.gamma < least:
+            raise ValueError(f"gamma must be {least:g} or more for update={self.update!r}, got {self.gamma}")
+        if self.gamma == least and self.gamma_mode != "fixed":
+            raise ValueError(
+                f"gamma must be above {least:g} for update={self.update!r} with gamma_mode={self.gamma_mode!r}, "
+                f"got {self.gamma:g}: the softplus that keeps gamma above {least:g} cannot start there"
+            )
 
     def _check_cape(self) -> None:
         per_layer = self.cape if isinstance(self.cape, tuple) else (self.cape,)
