@@ -31,8 +31,8 @@ class UpdateRule(NamedTuple):
 
     ``forward(w, gamma) -> alpha``: in [0, 1], and 1 where w = 0, so that what is not written stays as it is.
     ``backward(w, gamma, alpha, proxy_eps) -> (d alpha / dw, d alpha / dgamma)``: the slopes, which the caller
-    multiplies by its adjoint. They are finite for every w in [0, 1]. ``proxy_eps`` is e of a proxy gradient, 0 for the true one;
-    a rule whose slopes are finite anyway leaves it aside.
+    multiplies by its adjoint. They are finite for every w in [0, 1]. ``proxy_eps`` is e of a proxy gradient, 0 for the
+    true one; a rule whose slopes are finite anyway leaves it aside.
     ``w``: any shape, values in [0, 1]; ``gamma``: a float or an array that broadcasts against ``w``. Everything is
     elementwise, in the dtype of ``w``, for arrays of NumPy and CuPy.
 
