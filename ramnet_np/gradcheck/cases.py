@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ramnet_np.contract import Array, RAMState
 from ramnet_np.core.attention import ram_attention_backward, ram_attention_forward
 from ramnet_np.core.decoder import decode_backward, decode_forward
+from ramnet_np.core.retention import RULES
 from ramnet_np.gradcheck import GradcheckReport, gradcheck
 from ramnet_np.gradcheck.check import text_table
 from ramnet_np.layers.activation import ACTIVATIONS
@@ -47,10 +48,9 @@ OPERATION_OPTIONS: dict[str, dict[str, Any]] = {
     "pdma gamma=0.3": {"gamma": 0.3},
     "pdma gamma=1": {"gamma": 1.0},
     "pdma gamma=2.5": {"gamma": 2.5},
-    "pdma gamma per token": {"gamma": "array"},
     "gsu gamma=-1.5": {"gamma": -1.5, "update": "gsu"},
     "gsu gamma=2.2": {"gamma": 2.2, "update": "gsu"},
-    "gsu gamma per token": {"gamma": "array", "update": "gsu"},
+    **{f"{rule} gamma per token": {"gamma": "array", "update": rule} for rule in RULES},
     "renorm": {"renorm": True},
     "renorm of writes": {"renorm": (True, False)},
     "mass-aware": {"mass_aware": True, "gamma": 0.7},
@@ -83,10 +83,10 @@ def operation_case(name: str, samples: int | None, seed: int, backend: str | Non
         "read_logits": 2 * rng.standard_normal((B, T, H, U, P)),
         "values": rng.standard_normal((B, T, H, C)),
     }
-    gamma = options.pop("gamma")
+    gamma, least = options.pop("gamma"), RULES[options.get("update", "pdma")].least_gamma
     if gamma == "array":
-        inputs["gamma"] = rng.uniform(0.2, 2.0, (B, T, H))
-    elif gamma > 0 or options.get("update") == "gsu":
+        inputs["gamma"] = max(least, 0.0) + rng.uniform(0.2, 2.0, (B, T, H))
+    elif gamma > least:  # a gamma at its bound cannot step both ways
         inputs["gamma"] = np.array(gamma)
     if with_state:
         inputs["state.slots"] = rng.standard_normal((B, H, P**U, C))

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ramnet_np.core.retention import Update
 from ramnet_np.model.checks import check_choice, check_flag, check_integer, check_number
 
-Update = Literal["pdma", "gsu"]
 GammaMode = Literal["fixed", "learnable", "dynamic"]
 Norm = Literal["rmsnorm", "layernorm"]
 FFN = Literal["swiglu", "gelu", "silu", "none"]

@@ -1,11 +1,12 @@
 """The forgetting control gamma of a layer: a constant, one number per head, or a map of each token.
 
     modifier = 0 | m (H,) | x G^T + g            ``gamma_mode`` fixed | learnable | dynamic
-    gsu:   gamma = constant + modifier
-    pdma:  gamma = softplus(softplus^-1(constant) + modifier)
+    any gamma (gsu):             gamma = constant + modifier
+    gamma >= least (pdma: 0):    gamma = least + softplus(softplus^-1(constant - least) + modifier)
 
-PDMA needs gamma >= 0, hence the softplus; either way a modifier of 0 gives the constant, where training starts. A fixed
-gamma is the constant itself and may be 0. Source: spec section 5; the softplus is ours.
+Where an update rule has a least gamma, the softplus keeps to it; either way a modifier of 0 gives the constant, where
+training starts. A fixed gamma is the constant itself and may be the least one.
+Source: spec section 5; the softplus is ours.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.retention import RULES
 from ramnet_np.layers.activation import sigmoid_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
 from ramnet_np.model.config import RAMNetConfig
@@ -25,7 +27,7 @@ class GammaContext(NamedTuple):
     """What ``gamma_backward`` needs; of a fixed gamma, nothing."""
 
     linear: LinearContext | None  # of the dynamic map
-    slope: Array | None  # softplus' at the modifier, or None for gsu
+    slope: Array | None  # softplus' at the modifier, or None where gamma may be any number
     fixed: bool
 
 
@@ -67,11 +69,14 @@ def gamma_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array
     else:
         modifier = xp.tile(params["gamma_modifier"], (*x.shape[:2], 1))
     # 2. gamma
-    if config.update == "gsu":
+    least = RULES[config.update].least_gamma
+    if least == -math.inf:
         return modifier + config.gamma, GammaContext(linear_ctx, None, fixed=False)
-    modifier += config.gamma + math.log(-math.expm1(-config.gamma))  # softplus^-1(c) = log(exp(c) - 1)
+    above = config.gamma - least
+    modifier += above + math.log(-math.expm1(-above))  # softplus^-1(c) = log(exp(c) - 1)
     slope, _ = sigmoid_forward(modifier)
-    return xp.logaddexp(modifier, modifier.dtype.type(0)), GammaContext(linear_ctx, slope, fixed=False)
+    gamma = xp.logaddexp(modifier, modifier.dtype.type(0))
+    return gamma if least == 0 else gamma + least, GammaContext(linear_ctx, slope, fixed=False)
 
 
 def gamma_backward(dgamma: Array, ctx: GammaContext, onto: Array | None = None) -> tuple[Array | None, Params]:

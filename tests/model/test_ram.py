@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ramnet_np import RAMState, decode_address, ram_attention_forward
+from ramnet_np.core.retention import RULES
 from ramnet_np.gradcheck import gradcheck
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.block import block_backward, block_forward, block_parameters
@@ -127,7 +128,7 @@ def test_ram_layer_is_the_operation_between_its_projections():
         np.testing.assert_allclose(accesses[name].weight, expected_address.weight, rtol=1e-10)
 
 
-@pytest.mark.parametrize("update", ["pdma", "gsu"])
+@pytest.mark.parametrize("update", RULES)
 @pytest.mark.parametrize("mode", ["learnable", "dynamic"])
 def test_gamma_starts_at_its_constant(mode, update):
     fixed = RAMNetConfig(**SMALL, update=update, gamma=0.3)

@@ -23,10 +23,11 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
+from ramnet_np.core.retention import RULES
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.address import AddressContext, address_backward, address_forward, address_parameters
 from ramnet_np.model.checks import check_choice, check_flag, check_integer, check_number, pair
-from ramnet_np.model.config import AddressPrior, GammaMode, RAMNetConfig, Update
+from ramnet_np.model.config import AddressPrior, GammaMode, RAMNetConfig
 from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward, gamma_parameters
 from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
 from ramnet_np.model.output import OutputContext, output_backward, output_forward, output_parameters, value_parameters
@@ -236,15 +237,15 @@ def _check(config: RAMNetConfig) -> None:
     if not 0 <= config.proxy_eps <= 1:
         raise ValueError(f"proxy_eps must lie between 0 and 1, got {config.proxy_eps}")
     check_number("gamma", config.gamma)
-    check_choice("update", config.update, Update)
-    if config.update == "pdma":
-        if config.gamma < 0:
-            raise ValueError(f"gamma must be 0 or more for update='pdma', got {config.gamma}")
-        if config.gamma == 0 and config.gamma_mode != "fixed":
-            raise ValueError(
-                f"gamma must be above 0 for update='pdma' with gamma_mode={config.gamma_mode!r}, got 0: "
-                "it is where the softplus that keeps gamma positive starts"
-            )
+    check_choice("update", config.update, RULES)
+    least = RULES[config.update].least_gamma
+    if config.gamma < least:
+        raise ValueError(f"gamma must be {least:g} or more for update={config.update!r}, got {config.gamma}")
+    if config.gamma == least and config.gamma_mode != "fixed":
+        raise ValueError(
+            f"gamma must be above {least:g} for update={config.update!r} with gamma_mode={config.gamma_mode!r}, "
+            f"got {config.gamma:g}: the softplus that keeps gamma above {least:g} cannot start there"
+        )
 
 
 def _check_cape(config: RAMNetConfig) -> None:
