@@ -49,7 +49,8 @@ def main(options: Options) -> None:
     print(f"{machine['device']}, {machine['versions']}, {machine['date'][:10]}; {options.shape} {shape}, K {k}")
     write_logits, read_logits, values, _ = draw(shape, "float32")
     decode = load_backend("cupy").decode_forward
-    write, read = (Address(*decode(x, k, False, 0, None)[:2]) for x in (write_logits, read_logits))
+    sides = decode((write_logits, read_logits), (k, k), (False, False), 0, None)
+    write, read = (Address(*side[:2]) for side in sides)
     memory = MemoryOptions(slots=shape.P**shape.U)
     rows: list[tuple[str, float]] = []
     expected: Any = None
@@ -65,13 +66,14 @@ def main(options: Options) -> None:
         print(f"{name:52} {rows[-1][1]:12.3f} ms   {rows[0][1] / rows[-1][1]:10.1f} x", flush=True)
         give_back_memory()
 
-    def update(backend: str, *arguments: Any) -> Callable[[], Any]:
-        return lambda: load_backend(backend).memory_forward(*arguments, 1.0, None, None, memory, False)[0]
+    def update(backend: str, write: Address, read: Address, values: Any) -> Callable[[], Any]:
+        return lambda: load_backend(backend).memory_forward(write, read, values, 1.0, None, None, memory, False)[0]
 
     if options.cpu:
-        on_cpu = [Address(*map(cupy.asnumpy, a)) for a in (write, read)]
-        step("NumPy, a loop over tokens", update("numpy", *on_cpu, cupy.asnumpy(values)), fastest_ms)
-        step("Numba on the CPU", update("numba", *on_cpu, cupy.asnumpy(values)), fastest_ms)
+        host_write, host_read = (Address(*map(cupy.asnumpy, side)) for side in (write, read))
+        host_values = cupy.asnumpy(values)
+        step("NumPy, a loop over tokens", update("numpy", host_write, host_read, host_values), fastest_ms)
+        step("Numba on the CPU", update("numba", host_write, host_read, host_values), fastest_ms)
         step("NumPy's loop on CuPy arrays", update("numpy", write, read, values), lambda call: median_ms(call, 3))
     for name, kernel in (
         ("Numba CUDA, a thread a channel", one_by_one),

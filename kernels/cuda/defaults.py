@@ -9,13 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from .layers.adamw import adamw_specialisation
 from .layers.attention import attention_specialisation
-from .layers.blas import outer_specialisation
 from .layers.delta import delta_specialisation
 from .layers.embedding import ORDER, embedding_specialisation
-from .layers.layers import layers_specialisation
+from .layers.gate import gate_specialisation
 from .layers.loss import loss_specialisation
+from .layers.norm import norm_specialisation
+from .layers.scale import scale_specialisation
+from .layers.short_conv import short_conv_specialisation
+from .layers.token_sums import token_sums_specialisation
+from .layers.weight_gradient import weight_gradient_specialisation
 from .memory.layout import (
     H100,
     Layout,
@@ -28,10 +31,18 @@ from .memory.layout import (
 )
 from .memory.renumber import RENUMBER
 from .memory.segments import segment_specialisation
+from .optimizer.adamw import adamw_specialisation
 from .runtime.module import Specialisation, decode_specialisation
 from .step.step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")
+_LAYERS = (
+    gate_specialisation, scale_specialisation, short_conv_specialisation, token_sums_specialisation,
+    loss_specialisation, embedding_specialisation,
+)  # fmt: skip
+_WITHOUT_HALVES = (
+    adamw_specialisation, weight_gradient_specialisation, attention_specialisation, delta_specialisation,
+)  # fmt: skip
 
 
 def _layouts() -> list[Layout]:
@@ -69,12 +80,8 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     step_specialisation("float", 8, 4, 64, 64, 64),
     step_specialisation("double", 2, 64, 64, 64, 64),
     step_specialisation("float", 1, 1, 1, 1, 1),
-    *(layers_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
-    *(loss_specialisation(element) for element in _TYPES),
+    *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
+    *(of_type(element) for element in _TYPES for of_type in _LAYERS),
     ORDER,
-    *(embedding_specialisation(element) for element in _TYPES),
-    *(adamw_specialisation(element) for element in ("float", "double")),
-    *(outer_specialisation(element) for element in ("float", "double")),
-    *(attention_specialisation(element) for element in ("float", "double")),
-    *(delta_specialisation(element) for element in ("float", "double")),
+    *(of_type(element) for element in ("float", "double") for of_type in _WITHOUT_HALVES),
 ]

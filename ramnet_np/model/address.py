@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ramnet_np.backend import fused_for
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.layers.scale import ScaleContext, scale_backward, scale_forward
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.parameters import Parameter, Params, constant, normal
 
@@ -28,13 +27,8 @@ class AddressContext(NamedTuple):
     """What ``address_backward`` needs."""
 
     linear: LinearContext  # its weight is exp(a) W' / tau
-    bias: Array | None  # exp(a) b' / tau
-    scale: Array | None  # (H, U) a
-    factor: (
-        Array | float | None
-    )  # (H*U, 1) exp(a) / tau of every digit, or the number 1 / tau; None where fused functions scale
+    scale: ScaleContext | None  # None without scales
     tau: float
-    digits: tuple[int, int, int]  # H, U, P
 
 
 def address_parameters(side: str, config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
@@ -85,25 +79,23 @@ def address_forward(x: Array, params: Params, side: str, config: RAMNetConfig) -
     >>> logits.shape
     (1, 5, 2, 3, 4)
     """
-    xp = namespace_of(x)
     digits = (config.heads, config.order, config.radix)
-    weight, bias, scale = (params.get(f"{side}_{name}") for name in ("proj.weight", "proj.bias", "scale"))
-    factor = None
-    if scale is not None and (fused := fused_for("scale_forward", x)):
-        weight, bias = fused(weight, bias, scale, config.tau)
+    weight, bias, scale = params[f"{side}_proj.weight"], params.get(f"{side}_proj.bias"), params.get(f"{side}_scale")
+    # 1. exp(a) / tau, times the weights
+    scale_ctx = None
+    if scale is None:
+        weight, bias = weight * (1 / config.tau), None if bias is None else bias * (1 / config.tau)
     else:
-        # 1. exp(a) / tau, once per digit
-        factor = 1 / config.tau if scale is None else xp.exp(scale).reshape(-1, 1) / config.tau
-        # 2. scale the weights
-        weight = _times_factor(weight, factor)
-        bias = None if bias is None else _times_factor(bias, factor)
-    # 3. one linear map
+        weight, bias, scale_ctx = scale_forward(weight, bias, scale, config.tau)
+    # 2. one linear map
     logits, ctx = linear_forward(x, weight, bias)
-    return logits.reshape(*x.shape[:-1], *digits), AddressContext(ctx, bias, scale, factor, config.tau, digits)
+    return logits.reshape(*x.shape[:-1], *digits), AddressContext(ctx, scale_ctx, config.tau)
 
 
-def address_backward(dlogits: Array, ctx: AddressContext, side: str, onto: Array | None = None) -> tuple[Array, Params]:
-    """Gradient of x, (B, T, D), added to ``onto`` if given, and of that side's parameters by their names.
+def address_backward(
+    dlogits: Array, ctx: AddressContext, side: str, accumulate_into: Array | None = None
+) -> tuple[Array, Params]:
+    """Gradient of x, (B, T, D), added to ``accumulate_into`` if given, and of that side's parameters by their names.
 
     ``dlogits``: (B, T, H, U, P). Source: spec section 5.
 
@@ -115,32 +107,16 @@ def address_backward(dlogits: Array, ctx: AddressContext, side: str, onto: Array
     >>> dx.shape, sorted(grads)
     ((1, 5, 8), ['w_proj.bias', 'w_proj.weight', 'w_scale'])
     """
-    # 3. logits = x W^T + b
-    dx, dweight, dbias = linear_backward(dlogits.reshape(*dlogits.shape[:-3], -1), ctx.linear, onto=onto)
+    # 2. logits = x W^T + b
+    rows = dlogits.reshape(*dlogits.shape[:-3], -1)
+    dx, dweight, dbias = linear_backward(rows, ctx.linear, accumulate_into=accumulate_into)
+    # 1. the weights, times exp(a) / tau
     grads = {}
-    if ctx.factor is None:
-        fused = fused_for("scale_backward", dx)
-        assert fused is not None  # the forward had its other half
-        dweight, dbias, grads[f"{side}_scale"] = fused(dweight, dbias, ctx.linear.weight, ctx.bias, ctx.scale, ctx.tau)
-        grads[f"{side}_proj.weight"] = dweight
-        if dbias is not None:
-            grads[f"{side}_proj.bias"] = dbias
-        return dx, grads
-    # 1. W = exp(a) W' / tau, so dW / da = W; likewise b
-    if ctx.scale is not None:
-        drows = (dweight * ctx.linear.weight).sum(axis=-1)
-        if dbias is not None:
-            drows += dbias * ctx.bias
-        grads[f"{side}_scale"] = drows.reshape(ctx.digits).sum(axis=-1)
-    # 2. dW = factor * dW'
-    grads[f"{side}_proj.weight"] = _times_factor(dweight, ctx.factor)
+    if ctx.scale is None:
+        dweight, dbias = dweight * (1 / ctx.tau), None if dbias is None else dbias * (1 / ctx.tau)
+    else:
+        dweight, dbias, grads[f"{side}_scale"] = scale_backward(dweight, dbias, ctx.scale)
+    grads[f"{side}_proj.weight"] = dweight
     if dbias is not None:
-        grads[f"{side}_proj.bias"] = _times_factor(dbias, ctx.factor)
+        grads[f"{side}_proj.bias"] = dbias
     return dx, grads
-
-
-def _times_factor(rows: Array, factor: Array | float) -> Array:
-    """Rows (H*U*P, ...) times the factor of their digit."""
-    if isinstance(factor, float):
-        return rows * factor
-    return (rows.reshape(len(factor), -1) * factor).reshape(rows.shape)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import Like, require_like
+from ramnet_np.core.require import ArraySpec, require_like
 from ramnet_np.layers.activation import sigmoid_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
 from ramnet_np.model.config import RAMNetConfig
@@ -71,8 +71,10 @@ def decay_forward(x: Array, params: Params) -> tuple[Array, DecayContext]:
     return log_decay, DecayContext(linear_ctx, slope, log_decay)
 
 
-def decay_backward(dlog_decay: Array, ctx: DecayContext, onto: Array | None = None) -> tuple[Array, Params]:
-    """Gradient of x, added to ``onto`` if given, and of the parameters by their names. ``dlog_decay``: (B, T, H).
+def decay_backward(dlog_decay: Array, ctx: DecayContext, accumulate_into: Array | None = None) -> tuple[Array, Params]:
+    """Gradient of x, added to ``accumulate_into`` if given, and of the parameters by their names.
+
+    ``dlog_decay``: (B, T, H).
 
         dlogit = -dlog_a exp(A) sigmoid(logit)        dA = sum over tokens of dlog_a log_a
 
@@ -85,11 +87,11 @@ def decay_backward(dlog_decay: Array, ctx: DecayContext, onto: Array | None = No
     >>> grads["dt_bias"].tolist(), grads["A_log"].round(3).tolist()
     ([-0.5], [-0.693])
     """
-    require_like("dlog_decay", dlog_decay, Like.of(ctx.log_decay))
+    require_like("dlog_decay", dlog_decay, ArraySpec.of(ctx.log_decay))
     # 2. log a = -exp(A) softplus(logit)
     rows = (dlog_decay * ctx.log_decay).reshape(-1, dlog_decay.shape[-1])
     # 1. logit
-    dx, dweight, dbias = linear_backward(dlog_decay * ctx.slope, ctx.linear, onto=onto)
+    dx, dweight, dbias = linear_backward(dlog_decay * ctx.slope, ctx.linear, accumulate_into=accumulate_into)
     return dx, {"a_proj.weight": dweight, "dt_bias": dbias, "A_log": sum_over_tokens(rows)}
 
 

@@ -79,10 +79,12 @@ def gamma_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array
     return gamma if least == 0 else gamma + least, GammaContext(linear_ctx, slope, fixed=False)
 
 
-def gamma_backward(dgamma: Array, ctx: GammaContext, onto: Array | None = None) -> tuple[Array | None, Params]:
-    """Gradient of x, added to ``onto``, and of the modifier's parameters by their names.
+def gamma_backward(
+    dgamma: Array, ctx: GammaContext, accumulate_into: Array | None = None
+) -> tuple[Array | None, Params]:
+    """Gradient of x, added to ``accumulate_into``, and of the modifier's parameters by their names.
 
-    ``onto``: a gradient of x from elsewhere, or None; unless gamma is dynamic it is returned as it is.
+    ``accumulate_into``: a gradient of x from elsewhere, or None; unless gamma is dynamic it is returned as it is.
     ``dgamma``: (B, T, H), or a number for a fixed gamma.
 
     >>> import numpy as np
@@ -93,11 +95,11 @@ def gamma_backward(dgamma: Array, ctx: GammaContext, onto: Array | None = None) 
     (None, (2,))
     """
     if ctx.fixed:
-        return onto, {}
+        return accumulate_into, {}
     # 2. gamma = softplus(... + modifier), or constant + modifier
     dmodifier = dgamma if ctx.slope is None else dgamma * ctx.slope
     # 1. the modifier
     if ctx.linear is None:
-        return onto, {"gamma_modifier": sum_over_tokens(dmodifier.reshape(-1, dmodifier.shape[-1]))}
-    dx, dweight, dbias = linear_backward(dmodifier, ctx.linear, onto=onto)
+        return accumulate_into, {"gamma_modifier": sum_over_tokens(dmodifier.reshape(-1, dmodifier.shape[-1]))}
+    dx, dweight, dbias = linear_backward(dmodifier, ctx.linear, accumulate_into=accumulate_into)
     return dx, {"gamma_modifier.weight": dweight, "gamma_modifier.bias": dbias}

@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ramnet_np.backend import fused_for
 from ramnet_np.core.arrays import on_host
 from ramnet_np.core.require import require_ids
 from ramnet_np.data.batches import Batch
@@ -91,6 +90,8 @@ class DeviceSteps:
     ):
         import cupy
 
+        from ramnet_np.kernels.cuda.optimizer.adamw import AdamWSettings, DeviceAdamW
+
         self._model, self._say = model, say
         self._insists, self._graphs = graphs == "on", graphs != "off"
         self._step, self._moments = state.step, (state.mean, state.square)
@@ -99,13 +100,9 @@ class DeviceSteps:
         self._shapes: dict[tuple[int, ...], _Shape] = {}
         params = {name: cupy.ascontiguousarray(p) for name, p in model.params.items()}
         model.params.update(params)
-        first = next(iter(params.values()))
-        adamw, settings = fused_for("adamw", first), fused_for("adamw_settings", first)
-        assert adamw is not None
-        assert settings is not None  # whoever chose these steps has looked
-        self._optimizer = adamw(
+        self._optimizer = DeviceAdamW(
             params, state.mean, state.square, {name for name, p in params.items() if decays(name, p)}, state.step,
-            settings(
+            AdamWSettings(
                 rates=[learning_rate(config, step) for step in range(config.steps)], beta1=config.beta1,
                 beta2=config.beta2, eps=ADAMW_EPS, weight_decay=config.weight_decay, clip=config.clip,
             ),
@@ -131,7 +128,7 @@ class DeviceSteps:
         numbers = self._optimizer.numbers()
         if numbers["stopped"]:
             raise Diverged(int(numbers["updates"]), not_finite(numbers["loss"], numbers["norm"]))
-        accuracy = numbers["right"] / max(1, numbers["labels"])
+        accuracy = numbers["correct"] / max(1, numbers["labels"])
         return Report(numbers["loss"], accuracy, numbers["rate"], numbers["norm"])
 
     def __enter__(self) -> DeviceSteps:

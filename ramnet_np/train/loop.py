@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ramnet_np.backend import fused_for
+from ramnet_np.backend import backend_for
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.data.batches import Batch, DataSource
 from ramnet_np.model import RAMNet
@@ -252,7 +252,7 @@ def steps_for(
     >>> steps_for(model, TrainConfig(), adamw_init(model.params), "auto").reads_at_once
     True
     """
-    if fused_for("adamw", next(iter(model.params.values()))):
+    if backend_for(next(iter(model.params.values()))).layers:  # they never wait for the device
         return DeviceSteps(model, config, state, graphs, say)
     return HostSteps(model, config, state)
 

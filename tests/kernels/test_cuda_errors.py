@@ -184,7 +184,7 @@ def test_out_of_memory_in_a_call_leaves_the_state_alone():
 
     with cupy.cuda.using_allocator(fails):
         text = sentence(MemoryError, lambda: ram_attention_forward(logits, logits, values))
-        assert "ran out of memory in decode_pair_forward, allocating 2,097,152 bytes" in text
+        assert "ran out of memory in decode_forward, allocating 2,097,152 bytes" in text
         assert "reduce B or T" in text
         assert "in step, allocating" in sentence(MemoryError, lambda: ram_attention_step(*token, state=state))
     assert not state.slots.any()

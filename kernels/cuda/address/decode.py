@@ -12,12 +12,13 @@ What a launch needs beside its arrays follows from shapes, dtypes and options: `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ramnet_np.contract import DecodeOptions
+from ramnet_np.contract import Array
 
 from ..runtime.arrays import NULL, cut, null_or, plain, token_strides
 from ..runtime.module import DECODE_THREADS, Launch, decode_specialisation, sum_dtype, type_name
@@ -42,42 +43,25 @@ class DecodeContext(NamedTuple):
 
 
 def decode_forward(
-    logits: Any, top_k: int, renorm: bool, cape_heads: int, positions: Any
-) -> tuple[Any, Any, DecodeContext]:
-    """Decode address logits (B, T, H, U, P): index (B, T, H, K) int32, weight (B, T, H, K), ctx.
+    logits: tuple[Array, ...], top_k: tuple[int, ...], renorm: tuple[bool, ...], cape_heads: int, positions: Array
+) -> Sequence[tuple[Array, Array, DecodeContext]]:
+    """Decode one side, or writes and reads, in one launch where one kernel serves both.
 
-    ``positions``: int64, (B, T) or (T,), or None, which counts from 0. Weights are float64 for float64 logits, else
-    float32.
+    ``logits``: of every side, (B, T, H, U, P); ``positions``: int64, (B, T) or (T,), or None, which counts from 0.
+    Returns index (B, T, H, K) int32, weight (B, T, H, K) and ctx of every side. Weights are float64 for float64
+    logits, else float32.
     """
-    return _forward((logits,), top_k, (renorm,), cape_heads, positions)[0]
+    if len(set(top_k)) == 1 and _in_registers(logits[0], top_k[0]):
+        return _forward(logits, top_k[0], renorm, cape_heads, positions)
+    sides = zip(logits, top_k, renorm, strict=True)
+    return [_forward((side,), k, (divide,), cape_heads, positions)[0] for side, k, divide in sides]
 
 
-def decode_backward(dweight: Any, ctx: DecodeContext) -> Any:
-    """Gradient of the logits, (B, T, H, U, P) of their dtype, given that of the weights, (B, T, H, K)."""
-    return _backward((dweight,), (ctx,))[0]
-
-
-def decode_pair_forward(
-    write_logits: Any, read_logits: Any, decode: DecodeOptions, positions: Any
-) -> tuple[tuple[Any, Any, DecodeContext], tuple[Any, Any, DecodeContext]]:
-    """``decode_forward`` of the writes and of the reads, in one launch where one kernel serves both."""
-    write_k, read_k, write_renorm, read_renorm, cape_heads = decode
-    if write_k == read_k and _in_registers(write_logits, write_k):
-        logits, renorms = (write_logits, read_logits), (write_renorm, read_renorm)
-        write, read = _forward(logits, write_k, renorms, cape_heads, positions)
-        return write, read
-    return (
-        decode_forward(write_logits, write_k, write_renorm, cape_heads, positions),
-        decode_forward(read_logits, read_k, read_renorm, cape_heads, positions),
-    )
-
-
-def decode_pair_backward(dwrite: Any, dread: Any, write: DecodeContext, read: DecodeContext) -> tuple[Any, Any]:
-    """``decode_backward`` of the writes and of the reads, in one launch where one kernel serves both."""
-    if write.weight.shape == read.weight.shape and _in_registers(write.logits, write.weight.shape[3]):
-        dwrite_logits, dread_logits = _backward((dwrite, dread), (write, read))
-        return dwrite_logits, dread_logits
-    return decode_backward(dwrite, write), decode_backward(dread, read)
+def decode_backward(dweights: tuple[Array, ...], saved: tuple[DecodeContext, ...]) -> Sequence[Array]:
+    """Gradient of every side's logits, (B, T, H, U, P) of their dtype, given those of the weights, (B, T, H, K)."""
+    if len({ctx.weight.shape for ctx in saved}) == 1 and _in_registers(saved[0].logits, saved[0].weight.shape[3]):
+        return _backward(dweights, saved)
+    return [_backward((dweight,), (ctx,))[0] for dweight, ctx in zip(dweights, saved, strict=True)]
 
 
 class _Plan(NamedTuple):

@@ -20,6 +20,20 @@ def plain(array: Any) -> Any:
     return array.copy(order="C")
 
 
+def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    """A new CuPy array, not set."""
+    import cupy
+
+    return cupy.empty(shape, dtype=dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
+    """A new CuPy array of zeros."""
+    import cupy
+
+    return cupy.zeros(shape, dtype=dtype)
+
+
 def cut(*wanted: tuple[tuple[int, ...], Any]) -> list[Any]:
     """Arrays of the (shape, dtype) pairs, not set, cut from one allocation: cutting is faster than asking CuPy's pool.
 

@@ -5,17 +5,11 @@
 DEVICE float infinity(float) { return __int_as_float(0x7f800000); }
 DEVICE double infinity(double) { return __longlong_as_double(0x7ff0000000000000ll); }
 
-// Of all 32 lanes, to all of them.
-template <class Sum> DEVICE Sum warp_sum(Sum x) {
-    for (int distance = 16; distance; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
-    return x;
-}
-
-// Of all threads of a block of at most 1024, a multiple of 32, to all of them. ``scratch``: 32 elements shared by the
-// block, free again after the call.
+// The sum over the threads of a block of at most 1024, a multiple of 32; all of them get it. ``scratch``: 32 elements
+// shared by the block, free again after the call.
 template <class Sum> DEVICE Sum block_sum(Sum x, Sum* scratch) {
     const int warps = blockDim.x / 32;
-    x = warp_sum(x);
+    x = sum_over_warp(x);
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
     __syncthreads();
     Sum total = 0;

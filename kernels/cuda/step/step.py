@@ -13,7 +13,7 @@ import numpy as np
 
 from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
 
-from ..address.decode import decode_pair_forward
+from ..address.decode import decode_forward
 from ..runtime.arrays import NULL, null_or, plain, token_strides
 from ..runtime.module import Launch, Specialisation, struct, sum_dtype, type_name
 
@@ -104,7 +104,8 @@ def step(
     if launch.name == "step":
         launch(plain(write_logits), plain(read_logits), values, gamma, mask, null_or(positions), slots, mass, y)
     else:
-        write, read = decode_pair_forward(write_logits, read_logits, decode, positions)
+        top_k, renorm = (decode.write_k, decode.read_k), (decode.write_renorm, decode.read_renorm)
+        write, read = decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
         launch(write[0], write[1], read[0], read[1], values, gamma, mask, slots, mass, y)
     for part, worked_on in ((state.slots, slots), (state.mass, mass)):
         if worked_on is not part:  # of another layout, so that a copy was updated

@@ -112,12 +112,14 @@ def delta_layer_backward(dout: Array, ctx: DeltaLayerContext) -> tuple[Array, Pa
     d = delta_rule_backward(dy, ctx.rule)
     # 2. decay, beta, directions: all but the last add their gradient of x
     if ctx.decay is not None:
-        dx, ddecay = decay_backward(d.log_decay, ctx.decay, onto=dx)
+        dx, ddecay = decay_backward(d.log_decay, ctx.decay, accumulate_into=dx)
         grads |= ddecay
-    dx, grads["b_proj.weight"], _ = linear_backward(sigmoid_backward(d.beta, ctx.beta), ctx.beta_map, onto=dx)
+    dx, grads["b_proj.weight"], _ = linear_backward(
+        sigmoid_backward(d.beta, ctx.beta), ctx.beta_map, accumulate_into=dx
+    )
     dq, dk = _direction_backward(d.q, ctx.q), _direction_backward(d.k, ctx.k)
     # 1. projections
-    dx, dprojections = project_backward(dq, dk, d.v, ctx.projections, onto=dx)
+    dx, dprojections = project_backward(dq, dk, d.v, ctx.projections, accumulate_into=dx)
     return dx, grads | dprojections
 
 

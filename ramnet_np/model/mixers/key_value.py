@@ -51,9 +51,9 @@ def project_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Arr
 
 
 def project_backward(
-    dq: Array, dk: Array, dv: Array, ctx: ProjectionContext, onto: Array | None = None
+    dq: Array, dk: Array, dv: Array, ctx: ProjectionContext, accumulate_into: Array | None = None
 ) -> tuple[Array, Params]:
-    """Gradient of x, (B, T, D), added to ``onto`` if given, and of the maps' parameters by their names.
+    """Gradient of x, (B, T, D), added to ``accumulate_into`` if given, and of the maps' parameters by their names.
 
     ``dq``, ``dk``: (B, T, H, d_k); ``dv``: (B, T, H, C).
 
@@ -64,9 +64,11 @@ def project_backward(
     >>> dx.shape, list(grads)
     ((1, 5, 8), ['q_proj.weight', 'k_proj.weight', 'v_proj.weight'])
     """
-    dx, grads = onto, {}
+    dx, grads = accumulate_into, {}
     for name, d, linear_ctx in zip("qkv", (dq, dk, dv), ctx, strict=True):
-        dx, grads[f"{name}_proj.weight"], dbias = linear_backward(d.reshape(*d.shape[:2], -1), linear_ctx, onto=dx)
+        dx, grads[f"{name}_proj.weight"], dbias = linear_backward(
+            d.reshape(*d.shape[:2], -1), linear_ctx, accumulate_into=dx
+        )
         if dbias is not None:
             grads[f"{name}_proj.bias"] = dbias
     return dx, grads

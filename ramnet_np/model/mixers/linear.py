@@ -84,7 +84,7 @@ def linear_layer_backward(dout: Array, ctx: LinearLayerContext) -> tuple[Array, 
     # 2. memory
     dq, dk, dv = linear_attention_backward(dy, ctx.attention)
     # 1. projections add their gradient of x
-    dx, dprojections = project_backward(dq, dk, dv, ctx.projections, onto=dx)
+    dx, dprojections = project_backward(dq, dk, dv, ctx.projections, accumulate_into=dx)
     return dx, dout_params | dprojections
 
 

@@ -110,12 +110,13 @@ def ram_layer_backward(dout: Array, ctx: RAMLayerContext) -> tuple[Array, Params
     # 2. memory
     d = ram_attention_backward(dy, ctx.attention)
     # 1. projections: each adds its gradient of x
-    dx, dmodifier = gamma_backward(d.gamma, ctx.gamma, onto=dx)
-    dx, grads["v_proj.weight"], dbias = linear_backward(d.values.reshape(*d.values.shape[:2], -1), ctx.values, onto=dx)
+    dx, dmodifier = gamma_backward(d.gamma, ctx.gamma, accumulate_into=dx)
+    dvalues = d.values.reshape(*d.values.shape[:2], -1)
+    dx, grads["v_proj.weight"], dbias = linear_backward(dvalues, ctx.values, accumulate_into=dx)
     if dbias is not None:
         grads["v_proj.bias"] = dbias
-    dx, dread = address_backward(d.read_logits, ctx.read, "r", onto=dx)
-    dx, dwrite = address_backward(d.write_logits, ctx.write, "w", onto=dx)
+    dx, dread = address_backward(d.read_logits, ctx.read, "r", accumulate_into=dx)
+    dx, dwrite = address_backward(d.write_logits, ctx.write, "w", accumulate_into=dx)
     return dx, grads | dmodifier | dread | dwrite
 
 

@@ -111,7 +111,7 @@ def softmax_layer_backward(dout: Array, ctx: SoftmaxLayerContext) -> tuple[Array
     if ctx.rotary is not None:
         dq, dk = rotary_backward(dq, ctx.rotary), rotary_backward(dk, ctx.rotary)
     # 1. projections add their gradient of x
-    dx, dprojections = project_backward(dq, dk, dv, ctx.projections, onto=dx)
+    dx, dprojections = project_backward(dq, dk, dv, ctx.projections, accumulate_into=dx)
     return dx, dout_params | dprojections
 
 
