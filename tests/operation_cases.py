@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ramnet_np import RAMState, decode_address, ram_attention_backward, ram_attention_forward, ram_attention_step
+from ramnet_np.core.retention import RULES
 from tests.tolerances import assert_close
 
 
@@ -79,7 +80,7 @@ CASES = [
     Case("gsu", gamma=2.2, options={"update": "gsu"}),
     Case("gsu-0", gamma=0.0, options={"update": "gsu"}),
     Case("gsu-negative", gamma=-3.0, options={"update": "gsu"}),
-    Case("gsu-per-token", gamma="token", options={"update": "gsu"}),
+    *(Case(f"{update}-per-token", gamma="token", options={"update": update}) for update in RULES),
     Case("eps-large", options={"eps": 0.25, "mass_aware": True}),
     # addresses
     Case("renorm", options={"renorm": True}),

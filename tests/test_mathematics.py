@@ -75,7 +75,7 @@ def test_retention(update, gamma):
         close(beta, e + (1 - e) * (1 - w))
         proxy = retention.retention_backward(w, gamma, alpha, update, e)
         close(proxy, [-gamma * (1 - e) * beta ** (gamma - 1), beta**gamma * np.log(beta)], rtol=1e-12)
-    else:
+    if update == "gsu":
         total = (1 - w) + np.exp(gamma) * w
         close(alpha, (1 - w) / total)
         close(alpha, sigma(-np.log(w / (1 - w)) - gamma))
@@ -83,7 +83,7 @@ def test_retention(update, gamma):
 
 
 @pytest.mark.parametrize("mass_aware", [False, True])
-@pytest.mark.parametrize("update", ["pdma", "gsu"])
+@pytest.mark.parametrize("update", retention.RULES)
 def test_memory(rng, update, mass_aware):
     """Forward and backward of the recurrence, one head, slot by slot."""
     T, eps = 6, 1e-3

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from ramnet_np.contract import Array
 
-def plain(array: Any) -> np.ndarray:
+
+def contiguous(array: Array) -> np.ndarray:
     """``array`` itself if it is C-contiguous, aligned and writeable, else a copy that is.
 
     Numba compiles a kernel anew for every layout and for read-only arrays; the kernels only write to arrays of theirs.
@@ -16,13 +16,13 @@ def plain(array: Any) -> np.ndarray:
     return array if array.flags.carray else np.array(array, order="C")
 
 
-def per_token(gamma: Any, like: np.ndarray) -> np.ndarray:
+def flat_gamma(gamma: Array | float, like: np.ndarray) -> np.ndarray:
     """gamma flat, either one number or one for each (b, t, h): kernels look up ``gamma[token * (gamma.size > 1)]``."""
     if isinstance(gamma, float):
         return np.full(1, gamma, dtype=like.dtype)
-    return plain(gamma).reshape(-1)
+    return contiguous(gamma).reshape(-1)
 
 
-def flags_of(mask: Any) -> np.ndarray:
+def mask_array(mask: Array | None) -> np.ndarray:
     """A mask as kernels take it: None is an array of size 0."""
-    return np.empty((0, 0), dtype=np.bool_) if mask is None else plain(mask)
+    return np.empty((0, 0), dtype=np.bool_) if mask is None else contiguous(mask)

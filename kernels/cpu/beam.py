@@ -5,7 +5,36 @@ For a step, and for the K that are too large for the networks of ``network.py``.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 from numba import njit
+
+
+class Beam(NamedTuple):
+    """Working memory of the search for one token."""
+
+    scores: np.ndarray  # (U, P) of the digits
+    best: np.ndarray  # (K,) scores of the partial addresses, best first ...
+    slot: np.ndarray  # (K,) int64, ... and their slots
+    next_best: np.ndarray  # (K,) those with one more digit
+    next_slot: np.ndarray  # (K,) int64
+    ranked: np.ndarray  # (P,) scores of one digit's values, best first ...
+    value: np.ndarray  # (P,) int64, ... and what each value adds to a slot
+
+
+@njit(cache=True)
+def new_beam(order, radix, top_k, dtype):
+    """Working memory for addresses of U digits of radix P and for the K best slots."""
+    return Beam(
+        np.empty((order, radix), dtype),
+        np.empty(top_k, dtype),
+        np.empty(top_k, np.int64),
+        np.empty(top_k, dtype),
+        np.empty(top_k, np.int64),
+        np.empty(radix, dtype),
+        np.empty(radix, np.int64),
+    )
 
 
 @njit(cache=True)
@@ -15,36 +44,35 @@ def insert(score, slot, scores, slots, n, k):
     Higher scores first, then smaller slots.
     """
     if n < k:
-        place = n
+        i = n
         n += 1
     else:
-        place = k - 1
-        if not (score > scores[place] or (score == scores[place] and slot < slots[place])):
+        i = k - 1
+        if not (score > scores[i] or (score == scores[i] and slot < slots[i])):
             return n
-    while place > 0 and (score > scores[place - 1] or (score == scores[place - 1] and slot < slots[place - 1])):
-        scores[place] = scores[place - 1]
-        slots[place] = slots[place - 1]
-        place -= 1
-    scores[place] = score
-    slots[place] = slot
+    while i > 0 and (score > scores[i - 1] or (score == scores[i - 1] and slot < slots[i - 1])):
+        scores[i] = scores[i - 1]
+        slots[i] = slots[i - 1]
+        i -= 1
+    scores[i] = score
+    slots[i] = slot
     return n
 
 
 @njit(cache=True)
-def beam_search(scores, top_k, best, slot, next_best, next_slot, ranked, value):
-    """The K best slots, best first: returns the array, ``slot`` or ``next_slot``, that holds them.
-
-    ``scores``: (U, P). Scratch: ``best``, ``next_best``, ``slot``, ``next_slot`` (K,); ``ranked``, ``value`` (P,).
-    """
+def beam_search(beam, top_k):
+    """The K best slots by the sums of ``beam.scores``: the array of the beam whose first K elements they are."""
+    scores, ranked, value = beam.scores, beam.ranked, beam.value
+    best, slot, next_best, next_slot = beam.best, beam.slot, beam.next_best, beam.next_slot
     order, radix = scores.shape
     n = 0
     for p in range(radix):
         n = insert(scores[0, p], p, best, slot, n, top_k)
-    place = radix  # P**u
+    place_value = radix  # P**u
     for u in range(1, order):
         n_digit = 0  # this digit's values, best first
         for p in range(radix):
-            n_digit = insert(scores[u, p], p * place, ranked, value, n_digit, min(radix, top_k))
+            n_digit = insert(scores[u, p], p * place_value, ranked, value, n_digit, min(radix, top_k))
         n_next = 0
         for j in range(n_digit):
             for i in range(min(n, top_k // (j + 1))):  # the staircase: (i + 1) * (j + 1) <= K
@@ -55,5 +83,5 @@ def beam_search(scores, top_k, best, slot, next_best, next_slot, ranked, value):
         best, next_best = next_best, best
         slot, next_slot = next_slot, slot
         n = n_next
-        place *= radix
+        place_value *= radix
     return slot

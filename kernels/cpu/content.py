@@ -6,145 +6,188 @@ depends on shapes alone, and sums over slices are taken in their order: any numb
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit, prange
 
-UNITS = 8  # slice channels until there are about so many pieces of work ...
-NARROWEST = 16  # ... but not thinner than this
+MIN_PIECES = 8  # slice channels until there are about so many pieces of work ...
+MIN_WIDTH = 16  # ... but not thinner than this
 
 
-def slice_width(units: int, channels: int) -> int:
-    """Channels a slice: all of them where ``units`` = B*H is large enough.
+class Channels(NamedTuple):
+    """What the channels of a sequence are given."""
+
+    values: np.ndarray  # (B, T, H, C)
+    mask: np.ndarray  # (B, T) bool, or size 0
+    width: int  # channels of a slice
+
+
+class OutputGrads(NamedTuple):
+    """Gradients of what a forward returned."""
+
+    y: np.ndarray  # (B, T, H, C)
+    final_slots: np.ndarray  # (B, H, M, C), or size 0
+
+
+class ContentGrads(NamedTuple):
+    """Gradients that the contents leave."""
+
+    eta: np.ndarray  # (slices, B*H, T, K_w), a part from each slice
+    read_weight: np.ndarray  # (slices, B*H, T, K_r), likewise
+    values: np.ndarray  # (B, T, H, C)
+    first_versions: np.ndarray  # (B*H, N, C), per row, of what was there before the first token
+
+
+class Slice(NamedTuple):
+    """A piece of work: channels ``start`` to ``stop`` - 1 of ``bh`` = b*H + h."""
+
+    bh: int
+    b: int
+    h: int
+    part: int  # which slice of the (batch, head)
+    start: int
+    stop: int
+
+
+def slice_width(heads: int, channels: int) -> int:
+    """Channels of a slice: all of them where there are ``heads`` = B*H enough.
 
     >>> slice_width(8, 64), slice_width(2, 64), slice_width(4, 64), slice_width(1, 20)
     (64, 16, 32, 20)
     """
-    pieces = -(-UNITS // max(units, 1))
-    if pieces == 1 or channels < 2 * NARROWEST:
+    pieces = -(-MIN_PIECES // max(heads, 1))
+    if pieces == 1 or channels < 2 * MIN_WIDTH:
         return channels
-    return max(NARROWEST, -(-channels // (pieces * NARROWEST)) * NARROWEST)
-
-
-@njit(cache=True, parallel=True)
-def content_forward(values, mask, state_slots, base, width, writes, reads, rows, versions, y):
-    """y (B, T, H, C) and ``versions`` (B*H, base + T*K_w, C) from values (B, T, H, C)."""
-    H, C = values.shape[2], values.shape[3]
-    slices = (C + width - 1) // width
-    for piece in prange(versions.shape[0] * slices):
-        unit, part = np.int64(piece) // slices, np.int64(piece) % slices
-        _content_forward_piece(
-            unit, unit // H, unit % H, part * width, min((part + 1) * width, C), values, mask, state_slots, base,
-            writes, reads, rows, versions[unit], y,
-        )  # fmt: skip
+    return max(MIN_WIDTH, -(-channels // (pieces * MIN_WIDTH)) * MIN_WIDTH)
 
 
 @njit(cache=True)
-def _content_forward_piece(unit, b, h, c0, c1, values, mask, state_slots, base, writes, reads, rows, versions, y):
-    T = values.shape[1]
-    Kw, Kr = writes.row.shape[2], reads.row.shape[2]
-    zero = values.dtype.type(0)
-    if state_slots.size > 0:
-        for row in range(rows.used[unit]):
+def _slice(piece, channels):
+    """Slice number ``piece`` of all."""
+    H, C = channels.values.shape[2], channels.values.shape[3]
+    slices = (C + channels.width - 1) // channels.width
+    bh, part = piece // slices, piece % slices
+    return Slice(bh, bh // H, bh % H, part, part * channels.width, min((part + 1) * channels.width, C))
+
+
+@njit(cache=True, parallel=True)
+def content_forward(channels, start, writes, reads, rows, versions, y):
+    """y (B, T, H, C) and ``versions`` (B*H, base + T*K_w, C) from values (B, T, H, C)."""
+    slices = (y.shape[3] + channels.width - 1) // channels.width
+    for piece in prange(versions.shape[0] * slices):
+        _content_forward_slice(_slice(np.int64(piece), channels), channels, start, writes, reads, rows, versions, y)
+
+
+@njit(cache=True)
+def _content_forward_slice(piece, channels, start, writes, reads, rows, versions, y):
+    bh, b, h, _, c0, c1 = piece
+    T, Kw, Kr = y.shape[1], writes.row.shape[2], reads.row.shape[2]
+    zero = y.dtype.type(0)
+    given_state = start.slots.size > 0
+    s = versions[bh]
+    if given_state:
+        for row in range(rows.used[bh]):
             for c in range(c0, c1):
-                versions[row, c] = state_slots[b, h, rows.slot[unit, row], c]
+                s[row, c] = start.slots[b, h, rows.slot[bh, row], c]
     else:
         for c in range(c0, c1):
-            versions[0, c] = zero
+            s[0, c] = zero
     for t in range(T):
         out = y[b, t, h, c0:c1]
         for c in range(out.size):
             out[c] = zero
-        if mask.size > 0 and not mask[b, t]:
+        if channels.mask.size > 0 and not channels.mask[b, t]:
             continue
-        v = values[b, t, h, c0:c1]
+        v = channels.values[b, t, h, c0:c1]
         for k in range(Kw):
-            eta = writes.eta[unit, t, k]
-            old = versions[writes.prev[unit, t, k], c0:c1]
-            new = versions[base + t * Kw + k, c0:c1]
+            eta = writes.eta[bh, t, k]
+            old = s[writes.prev[bh, t, k], c0:c1]
+            new = s[start.versions + t * Kw + k, c0:c1]
             for c in range(v.size):
                 new[c] = old[c] + eta * (v[c] - old[c])
         for k in range(Kr):
-            version = reads.version[unit, t, k]
-            if version == 0 and state_slots.size == 0:
+            version = reads.version[bh, t, k]
+            if version == 0 and not given_state:
                 continue  # never written: zeros
-            r = reads.weight[unit, t, k]
-            s = versions[version, c0:c1]
-            for c in range(s.size):
-                out[c] += r * s[c]
+            r = reads.weight[bh, t, k]
+            content = s[version, c0:c1]
+            for c in range(content.size):
+                out[c] += r * content[c]
 
 
 @njit(cache=True, parallel=True)
-def store(given, rows, versions, mass, slots_out, mass_out):
-    """Put the rows' contents into a state (B, H, M, C) and (B, H, M): the latest version of each, and its mass.
+def store(rows, contents, by_row, mass, state):
+    """Put the contents and masses of all rows into ``state``, a RAMState.
 
-    ``given``: whether rows start at version ``row`` of their own. ``versions``: (B*H, ..., C); ``mass``: (B*H, N).
+    ``contents`` (B*H, ..., C) holds versions, of which each row's latest is taken, or with ``by_row`` one for each row;
+    ``mass``: (B*H, N).
     """
-    H = mass_out.shape[1]
-    for unit in prange(mass.shape[0]):
-        b, h = np.int64(unit) // H, np.int64(unit) % H
-        for row in range(rows.used[unit]):
-            slot = rows.slot[unit, row]
-            version = row if given else rows.latest[unit, row]
-            for c in range(versions.shape[2]):
-                slots_out[b, h, slot, c] = versions[unit, version, c]
-            mass_out[b, h, slot] = mass[unit, row]
+    for i in prange(mass.shape[0]):
+        _store_head(np.int64(i), rows, contents, by_row, mass, state)
+
+
+# A function of its own, as in the other kernels: in the body of a prange itself, Numba would take what is stored in an
+# array of a NamedTuple for unused, and leave it out.
+@njit(cache=True)
+def _store_head(bh, rows, contents, by_row, mass, state):
+    H = state.mass.shape[1]
+    b, h = bh // H, bh % H
+    for row in range(rows.used[bh]):
+        slot = rows.slot[bh, row]
+        at = row if by_row else rows.latest[bh, row]
+        for c in range(contents.shape[2]):
+            state.slots[b, h, slot, c] = contents[bh, at, c]
+        state.mass[b, h, slot] = mass[bh, row]
 
 
 @njit(cache=True, parallel=True)
-def content_backward(dy, values, mask, dstate_slots, base, width, writes, reads, rows, versions, ds, deta, dread, dv):
-    """Gradients: of eta and read weights (slices, B*H, T, K), of values, and ``ds`` (B*H, N, C) of first contents."""
-    H, C = values.shape[2], values.shape[3]
-    slices = (C + width - 1) // width
+def content_backward(channels, dout, writes, reads, rows, versions, grads):
+    """``dout``: OutputGrads; ``versions`` as the forward left them; fills ``grads``, ContentGrads."""
+    slices = (dout.y.shape[3] + channels.width - 1) // channels.width
     for piece in prange(versions.shape[0] * slices):
-        unit, part = np.int64(piece) // slices, np.int64(piece) % slices
-        _content_backward_piece(
-            unit, unit // H, unit % H, part * width, min((part + 1) * width, C), dy, values, mask, dstate_slots,
-            writes, reads, rows, versions[unit], ds[unit], deta[part, unit], dread[part, unit], dv,
-        )  # fmt: skip
+        _content_backward_slice(_slice(np.int64(piece), channels), channels, dout, writes, reads, rows, versions, grads)
 
 
 # "reassoc" lets the two dot products below run in vector registers: without it each would be one long chain of scalar
 # additions. The order of their sums is then the compiler's, fixed when this function is compiled: it depends on the
 # slice's width and on nothing else, so runs and thread counts still agree bit for bit.
 @njit(cache=True, fastmath={"reassoc", "nsz"})
-def _content_backward_piece(
-    unit, b, h, c0, c1, dy, values, mask, dstate_slots, writes, reads, rows, versions, ds, deta, dread, dv
-):
-    T = values.shape[1]
-    Kw, Kr = writes.row.shape[2], reads.row.shape[2]
-    zero = values.dtype.type(0)
-    one = values.dtype.type(1)
-    for row in range(rows.used[unit]):
+def _content_backward_slice(piece, channels, dout, writes, reads, rows, versions, grads):
+    bh, b, h, part, c0, c1 = piece
+    T, Kw, Kr = dout.y.shape[1], writes.row.shape[2], reads.row.shape[2]
+    zero, one = dout.y.dtype.type(0), dout.y.dtype.type(1)
+    s, ds = versions[bh], grads.first_versions[bh]
+    deta, dread = grads.eta[part, bh], grads.read_weight[part, bh]
+    for row in range(rows.used[bh]):
         for c in range(c0, c1):
-            ds[row, c] = dstate_slots[b, h, rows.slot[unit, row], c] if dstate_slots.size > 0 else zero
+            ds[row, c] = dout.final_slots[b, h, rows.slot[bh, row], c] if dout.final_slots.size > 0 else zero
     for t in range(T - 1, -1, -1):
-        dv_t = dv[b, t, h, c0:c1]
-        for c in range(dv_t.size):
-            dv_t[c] = zero
-        if mask.size > 0 and not mask[b, t]:
+        dv = grads.values[b, t, h, c0:c1]
+        for c in range(dv.size):
+            dv[c] = zero
+        if channels.mask.size > 0 and not channels.mask[b, t]:
             continue
         # y = sum_k r_k * s[version_k]
-        dy_t = dy[b, t, h, c0:c1]
+        dy = dout.y[b, t, h, c0:c1]
         for k in range(Kr):
-            row = reads.row[unit, t, k]
+            row = reads.row[bh, t, k]
             dr = zero
             if row >= 0:  # else the slot was never written: zeros
-                r = reads.weight[unit, t, k]
-                s = versions[reads.version[unit, t, k], c0:c1]
-                ds_row = ds[row, c0:c1]
-                for c in range(dy_t.size):
-                    dr += s[c] * dy_t[c]
-                    ds_row[c] += r * dy_t[c]
+                r = reads.weight[bh, t, k]
+                content, ds_row = s[reads.version[bh, t, k], c0:c1], ds[row, c0:c1]
+                for c in range(dy.size):
+                    dr += content[c] * dy[c]
+                    ds_row[c] += r * dy[c]
             dread[t, k] = dr
         # s_t = s + eta * (v - s)
-        v = values[b, t, h, c0:c1]
+        v = channels.values[b, t, h, c0:c1]
         for k in range(Kw):
-            eta = writes.eta[unit, t, k]
-            s = versions[writes.prev[unit, t, k], c0:c1]
-            ds_row = ds[writes.row[unit, t, k], c0:c1]
+            eta = writes.eta[bh, t, k]
+            old, ds_row = s[writes.prev[bh, t, k], c0:c1], ds[writes.row[bh, t, k], c0:c1]
             de = zero
             for c in range(v.size):
-                de += (v[c] - s[c]) * ds_row[c]
-                dv_t[c] += eta * ds_row[c]
+                de += (v[c] - old[c]) * ds_row[c]
+                dv[c] += eta * ds_row[c]
                 ds_row[c] *= one - eta
             deta[t, k] = de

@@ -6,139 +6,163 @@ Tokens are independent and are shared out in tiles of ``LANES``. Same mathematic
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
-from .arrays import plain
-from .beam import beam_search
-from .network import LANES, plan, top_slots
+from ramnet_np.contract import Array
+
+from .arrays import contiguous
+from .beam import beam_search, new_beam
+from .network import LANES, new_lanes, plan, top_slots
+
+
+class Tokens(NamedTuple):
+    """What N = B*T*H tokens and heads are given."""
+
+    logits: np.ndarray  # (N, U, P)
+    positions: np.ndarray  # (B*T,) int64
+    heads: int
+    cape_heads: int
+    renorm: bool
+
+
+class Decoded(NamedTuple):
+    """What is found for them."""
+
+    index: Array  # (N, K) int32
+    weight: np.ndarray  # (N, K)
+    p: np.ndarray  # (N, U*P) digit probabilities
+    content: np.ndarray  # (N, K) int32, the content slots before CAPE moved them
 
 
 class DecodeContext(NamedTuple):
-    """What ``decode_backward`` needs; N = B*T*H."""
+    """What ``decode_backward`` needs."""
 
-    p: np.ndarray  # (N, U*P) digit probabilities: kept, exponentials cost more than memory
-    content: np.ndarray  # (N, K) int32, the content slots before CAPE moved them
-    weight: np.ndarray  # (B, T, H, K) as returned
+    decoded: Decoded  # ``p`` is kept: exponentials cost more than memory
     order: int
     renorm: bool
 
 
 def decode_forward(
-    logits: Any, top_k: int, renorm: bool, cape_heads: int, positions: Any
+    logits: Array, top_k: int, renorm: bool, cape_heads: int, positions: Array
 ) -> tuple[np.ndarray, np.ndarray, DecodeContext]:
     """Decode address logits (B, T, H, U, P): index (B, T, H, K) int32, weight (B, T, H, K), ctx."""
     B, T, H, U, P = logits.shape
-    n = B * T * H
-    index = np.empty((B, T, H, top_k), dtype=np.int32)
-    weight = np.empty((B, T, H, top_k), dtype=logits.dtype)
-    p = np.empty((n, U * P), dtype=logits.dtype)
-    content = np.empty((n, top_k), dtype=np.int32)
-    _decode_tiles(
-        plain(logits).reshape(n, U, P), plain(positions).reshape(B * T), H, cape_heads, renorm, plan(U, P, top_k),
-        index.reshape(n, top_k), weight.reshape(n, top_k), p, content,
-    )  # fmt: skip
-    return index, weight, DecodeContext(p, content, weight, U, renorm)
+    n, dtype = B * T * H, logits.dtype
+    tokens = Tokens(contiguous(logits).reshape(n, U, P), contiguous(positions).reshape(B * T), H, cape_heads, renorm)
+    decoded = Decoded(
+        index=np.empty((n, top_k), dtype=np.int32),
+        weight=np.empty((n, top_k), dtype=dtype),
+        p=np.empty((n, U * P), dtype=dtype),
+        content=np.empty((n, top_k), dtype=np.int32),
+    )
+    _decode_tiles(tokens, plan(U, P, top_k), decoded)
+    shape = (B, T, H, top_k)
+    return decoded.index.reshape(shape), decoded.weight.reshape(shape), DecodeContext(decoded, U, renorm)
 
 
-def decode_backward(dweight: Any, ctx: DecodeContext) -> np.ndarray:
+def decode_backward(dweight: Array, ctx: DecodeContext) -> np.ndarray:
     """Gradient of the logits, (B, T, H, U, P), given that of the weights, (B, T, H, K)."""
-    (n, top_k), radix = ctx.content.shape, ctx.p.shape[1] // ctx.order
-    dlogits = np.empty((*dweight.shape[:3], ctx.order, radix), dtype=dweight.dtype)
-    _decode_tiles_backward(
-        plain(dweight).reshape(n, top_k), ctx.weight.reshape(n, top_k), ctx.p, ctx.content, ctx.order, ctx.renorm,
-        dlogits.reshape(n, ctx.order * radix),
-    )  # fmt: skip
-    return dlogits
+    (n, top_k), digits = ctx.decoded.content.shape, ctx.decoded.p.shape[1]
+    dlogits = np.empty((n, digits), dtype=dweight.dtype)
+    _decode_tiles_backward(contiguous(dweight).reshape(n, top_k), ctx.decoded, ctx.order, ctx.renorm, dlogits)
+    return dlogits.reshape(*dweight.shape[:3], ctx.order, digits // ctx.order)
 
 
 @njit(cache=True, parallel=True)
-def _decode_tiles(logits, positions, heads, cape_heads, renorm, plan, index, weight, p, content):
-    n = logits.shape[0]
+def _decode_tiles(tokens, plan, decoded):
+    n = tokens.logits.shape[0]
     for i in prange((n + LANES - 1) // LANES):
         start = np.int64(i) * LANES  # prange counts in uint64, which would compile everything below a second time
         stop = min(start + LANES, n)
-        if plan.most > 0 and stop - start > LANES // 4:
-            _decode_lanes(start, stop, logits, positions, heads, cape_heads, renorm, plan, index, weight, p, content)
+        if plan.candidates > 0 and stop - start > LANES // 4:
+            _decode_lanes(start, stop, tokens, plan, decoded)
         else:
-            _decode_singly(start, stop, logits, positions, heads, cape_heads, renorm, index, weight, p, content)
+            _decode_one_by_one(start, stop, tokens, decoded)
 
 
 @njit(cache=True)
-def _decode_singly(start, stop, logits, positions, heads, cape_heads, renorm, index, weight, p, content):
+def _decode_one_by_one(start, stop, tokens, decoded):
     """Tokens start ... stop - 1, one after the other."""
-    _, U, P = logits.shape
-    K = index.shape[1]
-    dtype = logits.dtype
-    scores = np.empty((U, P), dtype)
-    best, next_best, ranked = np.empty(K, dtype), np.empty(K, dtype), np.empty(P, dtype)
-    slot, next_slot, value = np.empty(K, np.int64), np.empty(K, np.int64), np.empty(P, np.int64)
+    _, U, P = tokens.logits.shape
+    beam = new_beam(U, P, decoded.index.shape[1], tokens.logits.dtype)
     for i in range(start, stop):
-        # 1. softmax of every digit
-        for u in range(U):
-            softmax(logits[i, u], scores[u], p[i, u * P : (u + 1) * P])
-        # 2. the K best content slots
-        found = beam_search(scores, K, best, slot, next_best, next_slot, ranked, value)
-        for k in range(K):
-            content[i, k] = found[k]
-        # 3. their weights, 4. optionally divided by their sum, 5. where they are at this position
-        shift = cape_shift(i, positions, heads, cape_heads, P**U)
-        weigh(content[i], p[i], P, P**U, renorm, shift, index[i], weight[i])
+        shift = cape_shift(i, tokens.positions, tokens.heads, tokens.cape_heads, P**U)
+        p, content, index, weight = decoded.p[i], decoded.content[i], decoded.index[i], decoded.weight[i]
+        decode_token(tokens.logits[i], tokens.renorm, shift, beam, p, content, index, weight)
 
 
 @njit(cache=True)
-def _decode_lanes(start, stop, logits, positions, heads, cape_heads, renorm, plan, index, weight, p, content):
-    """Tokens start ... stop - 1, at most LANES, side by side; lanes to spare repeat the last one."""
-    _, U, P = logits.shape
-    K = index.shape[1]
-    dtype = logits.dtype
-    scores = np.empty((U * P, LANES), dtype)
-    top, total = np.empty(LANES, dtype), np.empty(LANES, dtype)
-    ranked, value = np.empty((P, LANES), dtype), np.empty((P, LANES), np.int32)
-    score, next_score = np.empty((plan.most, LANES), dtype), np.empty((plan.most, LANES), dtype)
-    slot, next_slot = np.empty((plan.most, LANES), np.int32), np.empty((plan.most, LANES), np.int32)
+def decode_token(logits, renorm, shift, beam, p, content, index, weight):
+    """One token. ``logits``: (U, P); ``shift``: how far CAPE moves it; fills p (U*P,), content, index, weight (K,)."""
+    U, P = logits.shape
     # 1. softmax of every digit
     for u in range(U):
-        for lane in range(LANES):
-            top[lane] = logits[min(start + lane, stop - 1), u, 0]
-        for j in range(P):
-            for lane in range(LANES):
-                x = logits[min(start + lane, stop - 1), u, j]
-                scores[u * P + j, lane] = x
-                top[lane] = x if x > top[lane] else top[lane]
-        for lane in range(LANES):
-            total[lane] = 0
-        for j in range(P):
-            for lane in range(LANES):
-                scores[u * P + j, lane] -= top[lane]
-                e = math.exp(scores[u * P + j, lane])
-                total[lane] += e
-                ranked[j, lane] = e
-        for j in range(P):
-            for lane in range(stop - start):
-                p[start + lane, u * P + j] = ranked[j, lane] / total[lane]
+        softmax(logits[u], beam.scores[u], p[u * P : (u + 1) * P])
     # 2. the K best content slots
-    found = top_slots(scores, P, plan, ranked, value, score, slot, next_score, next_slot)
-    for k in range(K):
+    found = beam_search(beam, content.size)
+    for k in range(content.size):
+        content[k] = found[k]
+    # 3. their weights, 4. optionally divided by their sum, 5. where they are at this position
+    slots_and_weights(content, p, P, P**U, renorm, shift, index, weight)
+
+
+@njit(cache=True)
+def _decode_lanes(start, stop, tokens, plan, decoded):
+    """Tokens start ... stop - 1, at most LANES, side by side; lanes to spare repeat the last one."""
+    _, U, P = tokens.logits.shape
+    lanes = new_lanes(U, P, plan.candidates, tokens.logits.dtype)
+    # 1. softmax of every digit
+    for u in range(U):
+        _softmax_lanes(start, stop, u, tokens.logits, lanes.scores, lanes.ranked, decoded.p)
+    # 2. the K best content slots
+    found = top_slots(lanes, plan)
+    content = decoded.content
+    for k in range(content.shape[1]):
         for lane in range(stop - start):
             content[start + lane, k] = found[k, lane]
     # 3., 4., 5. weights and CAPE
     for i in range(start, stop):
-        shift = cape_shift(i, positions, heads, cape_heads, P**U)
-        weigh(content[i], p[i], P, P**U, renorm, shift, index[i], weight[i])
+        shift = cape_shift(i, tokens.positions, tokens.heads, tokens.cape_heads, P**U)
+        slots_and_weights(content[i], decoded.p[i], P, P**U, tokens.renorm, shift, decoded.index[i], decoded.weight[i])
+
+
+@njit(cache=True)
+def _softmax_lanes(start, stop, u, logits, scores, exponential, p):
+    """One digit of every lane: ``scores`` = logits - max (U*P, LANES), ``p`` = softmax (N, U*P)."""
+    P = logits.shape[2]
+    largest, total = np.empty(LANES, logits.dtype), np.empty(LANES, logits.dtype)
+    for lane in range(LANES):
+        largest[lane] = logits[min(start + lane, stop - 1), u, 0]
+    for j in range(P):
+        for lane in range(LANES):
+            x = logits[min(start + lane, stop - 1), u, j]
+            scores[u * P + j, lane] = x
+            largest[lane] = x if x > largest[lane] else largest[lane]
+    for lane in range(LANES):
+        total[lane] = 0
+    for j in range(P):
+        for lane in range(LANES):
+            scores[u * P + j, lane] -= largest[lane]
+            e = math.exp(scores[u * P + j, lane])
+            total[lane] += e
+            exponential[j, lane] = e
+    for j in range(P):
+        for lane in range(stop - start):
+            p[start + lane, u * P + j] = exponential[j, lane] / total[lane]
 
 
 @njit(cache=True)
 def softmax(logits, scores, p):
-    """Of one digit, (P,): ``scores`` = logits - max, ``p`` = softmax."""
-    top = logits[0]
+    """One digit, (P,): ``scores`` = logits - max, ``p`` = softmax."""
+    largest = logits[0]
     for j in range(1, logits.size):
-        top = max(top, logits[j])
-    total = top - top
+        largest = max(largest, logits[j])
+    total = largest - largest
     for j in range(logits.size):
-        scores[j] = logits[j] - top
+        scores[j] = logits[j] - largest
         p[j] = math.exp(scores[j])
         total += p[j]
     for j in range(logits.size):
@@ -152,8 +176,11 @@ def cape_shift(i, positions, heads, cape_heads, slots):
 
 
 @njit(cache=True)
-def weigh(content, p, radix, slots, renorm, shift, index, weight):
-    """Of one token: where its slots (K,) are, and their weights, the products of their digits' probabilities (U*P,)."""
+def slots_and_weights(content, p, radix, slots, renorm, shift, index, weight):
+    """Where one token's slots are, and their weights: the products of their digits' probabilities.
+
+    ``content``, ``index``, ``weight``: (K,); ``p``: (U*P,); ``shift``: how far CAPE moves them.
+    """
     bits, inverse = digit_bits(radix), 1.0 / radix
     total = p[0] - p[0]
     for k in range(content.size):
@@ -194,15 +221,16 @@ def pop_digit(slot, radix, bits, inverse):
 
 
 @njit(cache=True, parallel=True)
-def _decode_tiles_backward(dweight, weight, p, content, order, renorm, dlogits):
-    n = content.shape[0]
+def _decode_tiles_backward(dweight, decoded, order, renorm, dlogits):
+    n = dlogits.shape[0]
     for i in prange((n + LANES - 1) // LANES):
         start = np.int64(i) * LANES
-        _decode_tile_backward(start, min(start + LANES, n), dweight, weight, p, content, order, renorm, dlogits)
+        _decode_tile_backward(start, min(start + LANES, n), dweight, decoded, order, renorm, dlogits)
 
 
 @njit(cache=True)
-def _decode_tile_backward(start, stop, dweight, weight, p, content, order, renorm, dlogits):
+def _decode_tile_backward(start, stop, dweight, decoded, order, renorm, dlogits):
+    p, content, weight = decoded.p, decoded.content, decoded.weight
     K = content.shape[1]
     radix = p.shape[1] // order
     bits, inverse = digit_bits(radix), 1.0 / radix

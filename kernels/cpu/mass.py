@@ -8,6 +8,7 @@ write and read, the coefficients with which ``content.py`` then runs all channel
 
 A row's contents are never overwritten: each write makes a version, and the backward finds every content that it needs.
 Versions below ``base`` are what was there before the first token: one row of zeros, or a given state's contents.
+``bh`` = b*H + h numbers the pairs of batch and head.
 """
 
 from __future__ import annotations
@@ -17,10 +18,31 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
+from .mass_aware import mass_aware_backward, mass_aware_forward
 from .retention import retention, retention_slopes
-from .slots import place_of
+from .slots import entry_of
 
 NONE = -1  # the row of a read that finds a slot which was never written, where no state was given
+
+
+class Accesses(NamedTuple):
+    """What a sequence writes and reads where, and how it forgets."""
+
+    write_index: np.ndarray  # (B, T, H, K_w) int32
+    write_weight: np.ndarray  # (B, T, H, K_w)
+    read_index: np.ndarray  # (B, T, H, K_r) int32
+    read_weight: np.ndarray  # (B, T, H, K_r)
+    gamma: np.ndarray  # flat, one number or one for each (b, t, h)
+    mask: np.ndarray  # (B, T) bool, or size 0
+
+
+class Start(NamedTuple):
+    """What is there before the first token."""
+
+    slots: np.ndarray  # (B, H, M, C), the given state's contents, or size 0
+    mass: np.ndarray  # (B, H, M), the given state's masses, or size 0 ...
+    initial_mass: np.floating  # ... and then every slot has this one, 1/M
+    versions: int  # ``base``: one for each row where a state is given, else one, of zeros
 
 
 class Writes(NamedTuple):
@@ -51,161 +73,137 @@ class Rows(NamedTuple):
     mass: np.ndarray  # z after the last token
 
 
+class CoefficientGrads(NamedTuple):
+    """Gradients that the contents hand to the masses: a part from each slice of channels, and of the final masses."""
+
+    eta: np.ndarray  # (slices, B*H, T, K_w)
+    read_weight: np.ndarray  # (slices, B*H, T, K_r)
+    final_mass: np.ndarray  # (B, H, M), or size 0
+
+
+class MassGrads(NamedTuple):
+    """Gradients that the masses leave."""
+
+    write_weight: np.ndarray  # (B, T, H, K_w)
+    read_weight: np.ndarray  # (B, T, H, K_r)
+    gamma: np.ndarray  # (B, T, H)
+    initial_mass: np.ndarray  # (B*H, N), per row
+
+
 @njit(cache=True, parallel=True)
-def mass_forward(
-    write_index, write_weight, read_index, read_weight, gamma, mask, state_mass, initial_mass, gsu, mass_aware, eps,
-    directory, multiplier, shift, base, writes, reads, rows,
-):  # fmt: skip
-    """All (batch, head). ``base``: int; state_mass (B, H, M) or size 0; directory (B*H, places)."""
-    H = write_index.shape[2]
-    for i in prange(directory.shape[0]):
-        unit = np.int64(i)  # prange counts in uint64, which would compile everything below a second time
-        _mass_forward_unit(
-            unit, unit // H, unit % H, write_index, write_weight, read_index, read_weight, gamma, mask, state_mass,
-            initial_mass, gsu, mass_aware, eps, directory[unit], multiplier, shift, base, writes, reads, rows,
-        )  # fmt: skip
+def mass_forward(accesses, options, start, table, writes, reads, rows):
+    """All (batch, head). ``table``: HashTable; fills ``writes``, ``reads`` and ``rows``."""
+    for i in prange(table.row.shape[0]):
+        bh = np.int64(i)  # prange counts in uint64, which would compile everything below a second time
+        _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
 
 
 @njit(cache=True)
-def _mass_forward_unit(
-    unit, b, h, write_index, write_weight, read_index, read_weight, gamma, mask, state_mass,
-    initial_mass, gsu, mass_aware, eps, directory, multiplier, shift, base, writes, reads, rows,
-):  # fmt: skip
-    _, T, H, Kw = write_index.shape
-    Kr = read_index.shape[3]
-    given = state_mass.size > 0
-    slot_of, latest, mass = rows.slot[unit], rows.latest[unit], rows.mass[unit]
-    zero = eps - eps
-    for place in range(directory.size):
-        directory[place] = NONE
+def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows):
+    _, T, H, Kw = accesses.write_index.shape
+    Kr, b, h = accesses.read_index.shape[3], bh // H, bh % H
+    given_state = start.mass.size > 0
+    row_of_entry, slot_of, latest, mass = table.row[bh], rows.slot[bh], rows.latest[bh], rows.mass[bh]
+    for entry in range(row_of_entry.size):
+        row_of_entry[entry] = NONE
     count = 0
     for t in range(T):
-        if mask.size > 0 and not mask[b, t]:
+        if accesses.mask.size > 0 and not accesses.mask[b, t]:
             continue  # no kernel looks at what a masked token left unset
-        g = gamma[((b * T + t) * H + h) * (gamma.size > 1)]
+        gamma = accesses.gamma[((b * T + t) * H + h) * (accesses.gamma.size > 1)]
         for k in range(Kw):
-            slot = write_index[b, t, h, k]
-            place = place_of(slot, directory, slot_of, multiplier, shift)
-            row = directory[place]
+            slot = accesses.write_index[b, t, h, k]
+            entry = entry_of(slot, row_of_entry, slot_of, table.multiplier, table.shift)
+            row = row_of_entry[entry]
             if row < 0:
                 row = count
                 count += 1
-                directory[place] = row
+                row_of_entry[entry] = row
                 slot_of[row] = slot
-                latest[row] = row if given else 0
-                mass[row] = state_mass[b, h, slot] if given else initial_mass
-            w, z_old = write_weight[b, t, h, k], mass[row]
-            alpha = retention(w, g, gsu)
+                latest[row] = row if given_state else 0
+                mass[row] = start.mass[b, h, slot] if given_state else start.initial_mass
+            w, z_old = accesses.write_weight[b, t, h, k], mass[row]
+            alpha = retention(options, w, gamma)
             z = alpha * z_old + w
             mass[row] = z
-            writes.row[unit, t, k] = row
-            writes.prev[unit, t, k] = latest[row]
-            writes.eta[unit, t, k] = w / (z + eps)
-            writes.alpha[unit, t, k] = alpha
-            writes.old_mass[unit, t, k] = z_old
-            latest[row] = base + t * Kw + k
-        total_r, total_n = zero, zero
+            writes.row[bh, t, k] = row
+            writes.prev[bh, t, k] = latest[row]
+            writes.eta[bh, t, k] = w / (z + options.eps)
+            writes.alpha[bh, t, k] = alpha
+            writes.old_mass[bh, t, k] = z_old
+            latest[row] = start.versions + t * Kw + k
         for k in range(Kr):
-            slot = read_index[b, t, h, k]
-            place = place_of(slot, directory, slot_of, multiplier, shift)
-            row = directory[place]
-            if row < 0 and given:
+            slot = accesses.read_index[b, t, h, k]
+            entry = entry_of(slot, row_of_entry, slot_of, table.multiplier, table.shift)
+            row = row_of_entry[entry]
+            if row < 0 and given_state:
                 row = count
                 count += 1
-                directory[place] = row
+                row_of_entry[entry] = row
                 slot_of[row] = slot
                 latest[row] = row
-                mass[row] = state_mass[b, h, slot]
-            reads.row[unit, t, k] = row
-            reads.version[unit, t, k] = latest[row] if row >= 0 else 0
-            r = read_weight[b, t, h, k]
-            if mass_aware:
-                z = mass[row] if row >= 0 else initial_mass
-                reads.mass[unit, t, k] = z
-                total_r += r
-                total_n += r * z
-                r *= z
-            reads.weight[unit, t, k] = r
-        if mass_aware:
-            for k in range(Kr):
-                reads.weight[unit, t, k] = total_r * reads.weight[unit, t, k] / (total_n + eps)
-    rows.used[unit] = count
+                mass[row] = start.mass[b, h, slot]
+            reads.row[bh, t, k] = row
+            reads.version[bh, t, k] = latest[row] if row >= 0 else 0
+            reads.weight[bh, t, k] = accesses.read_weight[b, t, h, k]
+            if options.mass_aware:
+                reads.mass[bh, t, k] = mass[row] if row >= 0 else start.initial_mass
+        if options.mass_aware:
+            mass_aware_forward(reads.weight[bh, t], reads.mass[bh, t], options.eps)
+    rows.used[bh] = count
 
 
 @njit(cache=True, parallel=True)
-def mass_backward(
-    deta, dread, write_weight, read_weight, gamma, mask, gsu, mass_aware, eps, proxy_eps, smallest, dstate_mass,
-    writes, reads, rows, dz, dwrite_weight, dread_weight, dgamma,
-):  # fmt: skip
-    """From the gradients of eta (slices, B*H, T, K_w) and of the read weights to those of the given weights.
-
-    dstate_mass (B, H, M) or size 0: gradient of the final masses. ``dz``: (B*H, N), of the initial ones.
-    """
-    H = write_weight.shape[2]
-    for i in prange(dz.shape[0]):
-        unit = np.int64(i)  # prange counts in uint64, which would compile everything below a second time
-        _mass_backward_unit(
-            unit, unit // H, unit % H, deta, dread, write_weight, read_weight, gamma, mask, gsu, mass_aware, eps,
-            proxy_eps, smallest, dstate_mass, writes, reads, rows, dz[unit], dwrite_weight, dread_weight, dgamma,
-        )  # fmt: skip
+def mass_backward(accesses, options, dout, writes, reads, rows, grads):
+    """All (batch, head). ``dout``: CoefficientGrads; fills ``grads``, MassGrads."""
+    for i in prange(grads.initial_mass.shape[0]):
+        bh = np.int64(i)  # prange counts in uint64, which would compile everything below a second time
+        _mass_backward_head(bh, accesses, options, dout, writes, reads, rows, grads)
 
 
 @njit(cache=True)
-def _mass_backward_unit(
-    unit, b, h, deta, dread, write_weight, read_weight, gamma, mask, gsu, mass_aware, eps, proxy_eps, smallest,
-    dstate_mass, writes, reads, rows, dz, dwrite_weight, dread_weight, dgamma,
-):  # fmt: skip
-    _, T, H, Kw = write_weight.shape
-    Kr = read_weight.shape[3]
-    zero = eps - eps
-    for row in range(rows.used[unit]):
-        dz[row] = dstate_mass[b, h, rows.slot[unit, row]] if dstate_mass.size > 0 else zero
+def _mass_backward_head(bh, accesses, options, dout, writes, reads, rows, grads):
+    _, T, H, Kw = accesses.write_weight.shape
+    Kr, b, h = accesses.read_weight.shape[3], bh // H, bh % H
+    zero = options.eps - options.eps
+    dz, dmass = grads.initial_mass[bh], np.empty(Kr, accesses.read_weight.dtype)
+    for row in range(rows.used[bh]):
+        dz[row] = dout.final_mass[b, h, rows.slot[bh, row]] if dout.final_mass.size > 0 else zero
     for t in range(T - 1, -1, -1):
-        if mask.size > 0 and not mask[b, t]:
-            dgamma[b, t, h] = zero
-            for k in range(Kw):
-                dwrite_weight[b, t, h, k] = zero
-            for k in range(Kr):
-                dread_weight[b, t, h, k] = zero
+        dw, dr = grads.write_weight[b, t, h], grads.read_weight[b, t, h]
+        if accesses.mask.size > 0 and not accesses.mask[b, t]:
+            grads.gamma[b, t, h], dw[:], dr[:] = zero, zero, zero
             continue
-        # read: dr, the gradient of r' where the read is mass-aware
-        total_r, total_n, dtotal_r = zero, zero, zero
+        # read
         for k in range(Kr):
-            dr = zero
-            for part in range(dread.shape[0]):  # channel slices, in their order
-                dr += dread[part, unit, t, k]
-            dread_weight[b, t, h, k] = dr
-            if mass_aware:
-                r = read_weight[b, t, h, k]
-                total_r += r
-                total_n += r * reads.mass[unit, t, k]
-                dtotal_r += dr * r * reads.mass[unit, t, k]
-        if mass_aware:
-            # r' = R * n / D with n = r * z, R = sum(r), D = sum(n) + eps
-            D = total_n + eps
-            dtotal_r /= D
+            dr[k] = _sum_of_slices(dout.read_weight, bh, t, k)
+        if options.mass_aware:
+            mass_aware_backward(dr, accesses.read_weight[b, t, h], reads.mass[bh, t], options.eps, dmass)
             for k in range(Kr):
-                dn = (dread_weight[b, t, h, k] - dtotal_r) * total_r / D
-                dread_weight[b, t, h, k] = dn * reads.mass[unit, t, k] + dtotal_r
-                row = reads.row[unit, t, k]
-                if row >= 0:
-                    dz[row] += dn * read_weight[b, t, h, k]
+                if reads.row[bh, t, k] >= 0:
+                    dz[reads.row[bh, t, k]] += dmass[k]
         # write
-        g = gamma[((b * T + t) * H + h) * (gamma.size > 1)]
-        dg = zero
+        gamma = accesses.gamma[((b * T + t) * H + h) * (accesses.gamma.size > 1)]
+        dgamma = zero
         for k in range(Kw):
-            row = writes.row[unit, t, k]
-            w, alpha, z_old = write_weight[b, t, h, k], writes.alpha[unit, t, k], writes.old_mass[unit, t, k]
+            row = writes.row[bh, t, k]
+            w, alpha, z_old = accesses.write_weight[b, t, h, k], writes.alpha[bh, t, k], writes.old_mass[bh, t, k]
             # eta = w / (z_t + eps)
-            de = zero
-            for part in range(deta.shape[0]):
-                de += deta[part, unit, t, k]
-            dw = de / (alpha * z_old + w + eps)
-            dz_row = dz[row] - dw * writes.eta[unit, t, k]
+            dw_eta = _sum_of_slices(dout.eta, bh, t, k) / (alpha * z_old + w + options.eps)
+            dz_row = dz[row] - dw_eta * writes.eta[bh, t, k]
             # z_t = alpha * z_{t-1} + w
-            slope_w, slope_gamma = retention_slopes(w, g, alpha, gsu, proxy_eps, smallest)
+            slope_w, slope_gamma = retention_slopes(options, w, gamma, alpha)
             dalpha = dz_row * z_old
-            dwrite_weight[b, t, h, k] = dw + dz_row + dalpha * slope_w
-            dg += dalpha * slope_gamma
+            dw[k] = dw_eta + dz_row + dalpha * slope_w
+            dgamma += dalpha * slope_gamma
             dz[row] = dz_row * alpha
-        dgamma[b, t, h] = dg
+        grads.gamma[b, t, h] = dgamma
+
+
+@njit(cache=True)
+def _sum_of_slices(parts, bh, t, k):
+    """Add up ``parts`` (slices, B*H, T, K) in the order of the slices."""
+    total = parts.dtype.type(0)
+    for part in range(parts.shape[0]):
+        total += parts[part, bh, t, k]
+    return total

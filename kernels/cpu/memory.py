@@ -6,139 +6,147 @@ Same mathematics as ``ramnet_np/core/memory.py``, in two passes: ``mass.py`` for
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ramnet_np.contract import Address, MemoryGrads, MemoryOptions, RAMState
+from ramnet_np.contract import Address, Array, MemoryGrads, MemoryOptions, RAMState
 
-from .arrays import flags_of, per_token, plain
-from .content import content_backward, content_forward, slice_width, store
-from .mass import Reads, Rows, Writes, mass_backward, mass_forward
-from .slots import directory_size
+from .arrays import contiguous, flat_gamma, mask_array
+from .content import Channels, ContentGrads, OutputGrads, content_backward, content_forward, slice_width, store
+from .mass import Accesses, CoefficientGrads, MassGrads, Reads, Rows, Start, Writes, mass_backward, mass_forward
+from .retention import Options, kernel_options
+from .slots import HashTable, hash_size
 
 
 class MemoryContext(NamedTuple):
     """What ``memory_backward`` needs."""
 
-    write_weight: np.ndarray  # (B, T, H, K_w)
-    read_weight: np.ndarray  # (B, T, H, K_r)
-    values: np.ndarray  # (B, T, H, C)
-    gamma: np.ndarray  # flat, one number or one a token and head
-    mask: np.ndarray  # (B, T), or size 0
+    accesses: Accesses
+    channels: Channels
+    options: Options
     writes: Writes
     reads: Reads
     rows: Rows
     versions: np.ndarray  # (B*H, base + T*K_w, C) every content that a slot ever had: dividing an update out again
     #                       would recover it too, but not at eta = 1, and not exactly
-    base: int
     given_state: bool
-    options: MemoryOptions
+    slots: int  # M
 
 
 def memory_forward(
     write: Address,
     read: Address,
-    values: Any,
-    gamma: Any,
-    mask: Any,
+    values: Array,
+    gamma: Array | float,
+    mask: Array | None,
     state: RAMState | None,
     options: MemoryOptions,
     return_state: bool,
 ) -> tuple[np.ndarray, RAMState | None, MemoryContext]:
     """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx."""
     B, T, H, C = values.shape
-    Kw, Kr = write.index.shape[3], read.index.shape[3]
-    units, dtype, given = B * H, values.dtype, state is not None
-    values, gamma, mask = plain(values), per_token(gamma, values), flags_of(mask)
-    write, read = Address(*map(plain, write)), Address(*map(plain, read))
-    state_slots, state_mass = _parts(state, dtype)
+    M, Kw, dtype = options.slots, write.index.shape[3], values.dtype
+    rule = kernel_options(options, dtype)
+    mask = mask_array(mask)
+    accesses = Accesses(
+        contiguous(write.index),
+        contiguous(write.weight),
+        contiguous(read.index),
+        contiguous(read.weight),
+        flat_gamma(gamma, values),
+        mask,
+    )
+    channels = Channels(contiguous(values), mask, slice_width(B * H, C))
 
     # Only slots that are written need a row, unless there is a given state to read and to differentiate.
-    touches = T * (Kw + Kr) if given else T * Kw
-    n = min(options.slots, touches)
-    base = n if given else 1
-    size = directory_size(options.slots, touches)
-    writes = Writes(
-        row=np.zeros((units, T, Kw), dtype=np.int32),
-        prev=np.zeros((units, T, Kw), dtype=np.int32),
-        eta=np.empty((units, T, Kw), dtype=dtype),
-        alpha=np.empty((units, T, Kw), dtype=dtype),
-        old_mass=np.empty((units, T, Kw), dtype=dtype),
-    )
-    reads = Reads(
-        row=np.zeros((units, T, Kr), dtype=np.int32),
-        version=np.zeros((units, T, Kr), dtype=np.int32),
-        weight=np.empty((units, T, Kr), dtype=dtype),
-        mass=np.empty((units, T, Kr) if options.mass_aware else (0, 0, 0), dtype=dtype),
-    )
-    rows = Rows(
-        used=np.empty(units, dtype=np.int64),
-        slot=np.zeros((units, n), dtype=np.int32),
-        latest=np.zeros((units, n), dtype=np.int32),
-        mass=np.empty((units, n), dtype=dtype),
-    )
-    mass_forward(
-        write.index, write.weight, read.index, read.weight, gamma, mask, state_mass, dtype.type(1 / options.slots),
-        options.update == "gsu", options.mass_aware, dtype.type(options.eps),
-        np.empty((units, size.places), dtype=np.int32), size.multiplier, size.shift, base, writes, reads, rows,
-    )  # fmt: skip
-
+    touches = T * (Kw if state is None else Kw + read.index.shape[3])
+    n = min(M, touches)
+    start = Start(*_state_arrays(state, dtype), dtype.type(1 / M), 1 if state is None else n)
+    entries, multiplier, shift = hash_size(M, touches)
+    table = HashTable(np.empty((B * H, entries), dtype=np.int32), multiplier, shift)
+    writes, reads, rows = _coefficients(accesses, n, options.mass_aware)
+    # 1. masses
+    mass_forward(accesses, rule, start, table, writes, reads, rows)
+    # 2. contents
     y = np.empty((B, T, H, C), dtype=dtype)
-    versions = np.empty((units, base + T * Kw, C), dtype=dtype)
-    content_forward(values, mask, state_slots, base, slice_width(units, C), writes, reads, rows, versions, y)
+    versions = np.empty((B * H, start.versions + T * Kw, C), dtype=dtype)
+    content_forward(channels, start, writes, reads, rows, versions, y)
     final = None
     if return_state:
-        final = _fresh(state, (B, H, options.slots, C), dtype, 1 / options.slots)
-        store(False, rows, versions, rows.mass, *final)
-    ctx = MemoryContext(
-        write.weight, read.weight, values, gamma, mask, writes, reads, rows, versions, base, given, options
-    )
+        final = _copy_of(state, (B, H, M, C), dtype, 1 / M)
+        store(rows, versions, False, rows.mass, final)
+    ctx = MemoryContext(accesses, channels, rule, writes, reads, rows, versions, state is not None, M)
     return y, final, ctx
 
 
-def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> MemoryGrads:
+def memory_backward(dy: Array, dstate: RAMState | None, ctx: MemoryContext) -> MemoryGrads:
     """The same tokens in reverse. ``dy``: (B, T, H, C); ``dstate``: gradient of the returned state, or None."""
     B, T, H, C = dy.shape
-    (units, _, Kw), Kr, n = ctx.writes.row.shape, ctx.reads.row.shape[2], ctx.rows.slot.shape[1]
-    dtype, width = dy.dtype, slice_width(units, C)
-    slices = -(-C // width)
-    dstate_slots, dstate_mass = _parts(dstate, dtype)
+    heads, n, Kw, Kr = B * H, ctx.rows.slot.shape[1], ctx.writes.row.shape[2], ctx.reads.row.shape[2]
+    dtype, slices = dy.dtype, -(-C // ctx.channels.width)
+    dstate_slots, dstate_mass = _state_arrays(dstate, dtype)
 
     # 2. contents
-    ds = np.empty((units, n, C), dtype=dtype)
-    deta = np.empty((slices, units, T, Kw), dtype=dtype)
-    dread = np.empty((slices, units, T, Kr), dtype=dtype)
-    dv = np.empty((B, T, H, C), dtype=dtype)
-    content_backward(
-        plain(dy), ctx.values, ctx.mask, dstate_slots, ctx.base, width, ctx.writes, ctx.reads, ctx.rows, ctx.versions,
-        ds, deta, dread, dv,
-    )  # fmt: skip
+    dcontent = ContentGrads(
+        eta=np.empty((slices, heads, T, Kw), dtype=dtype),
+        read_weight=np.empty((slices, heads, T, Kr), dtype=dtype),
+        values=np.empty((B, T, H, C), dtype=dtype),
+        first_versions=np.empty((heads, n, C), dtype=dtype),
+    )
+    dout = OutputGrads(contiguous(dy), dstate_slots)
+    content_backward(ctx.channels, dout, ctx.writes, ctx.reads, ctx.rows, ctx.versions, dcontent)
     # 1. masses
-    dz = np.empty((units, n), dtype=dtype)
-    dw, dr = np.empty_like(ctx.write_weight), np.empty_like(ctx.read_weight)
-    dgamma = np.empty((B, T, H), dtype=dtype)
-    mass_backward(
-        deta, dread, ctx.write_weight, ctx.read_weight, ctx.gamma, ctx.mask, ctx.options.update == "gsu",
-        ctx.options.mass_aware, dtype.type(ctx.options.eps), dtype.type(ctx.options.proxy_eps),
-        dtype.type(np.finfo(dtype).epsneg), dstate_mass, ctx.writes, ctx.reads, ctx.rows, dz, dw, dr, dgamma,
-    )  # fmt: skip
+    dmass = MassGrads(
+        write_weight=np.empty((B, T, H, Kw), dtype=dtype),
+        read_weight=np.empty((B, T, H, Kr), dtype=dtype),
+        gamma=np.empty((B, T, H), dtype=dtype),
+        initial_mass=np.empty((heads, n), dtype=dtype),
+    )
+    dcoefficients = CoefficientGrads(dcontent.eta, dcontent.read_weight, dstate_mass)
+    mass_backward(ctx.accesses, ctx.options, dcoefficients, ctx.writes, ctx.reads, ctx.rows, dmass)
 
     dgiven = None
     if ctx.given_state:
-        dgiven = _fresh(dstate, (B, H, ctx.options.slots, C), dtype, 0.0)
-        store(True, ctx.rows, ds, dz, *dgiven)
-    return MemoryGrads(dw, dr, dv, dgamma, dgiven)
+        dgiven = _copy_of(dstate, (B, H, ctx.slots, C), dtype, 0.0)
+        store(ctx.rows, dcontent.first_versions, True, dmass.initial_mass, dgiven)
+    return MemoryGrads(dmass.write_weight, dmass.read_weight, dcontent.values, dmass.gamma, dgiven)
 
 
-def _parts(state: RAMState | None, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+def _coefficients(accesses: Accesses, n: int, mass_aware: bool) -> tuple[Writes, Reads, Rows]:
+    """Arrays for what the masses leave, ``n`` rows a head. Whole numbers are set: at masked tokens they stay so."""
+    B, T, H, Kw = accesses.write_weight.shape
+    heads, Kr, dtype = B * H, accesses.read_weight.shape[3], accesses.write_weight.dtype
+    writes = Writes(
+        row=np.zeros((heads, T, Kw), dtype=np.int32),
+        prev=np.zeros((heads, T, Kw), dtype=np.int32),
+        eta=np.empty((heads, T, Kw), dtype=dtype),
+        alpha=np.empty((heads, T, Kw), dtype=dtype),
+        old_mass=np.empty((heads, T, Kw), dtype=dtype),
+    )
+    reads = Reads(
+        row=np.zeros((heads, T, Kr), dtype=np.int32),
+        version=np.zeros((heads, T, Kr), dtype=np.int32),
+        weight=np.empty((heads, T, Kr), dtype=dtype),
+        mass=np.empty((heads, T, Kr) if mass_aware else (0, 0, 0), dtype=dtype),
+    )
+    rows = Rows(
+        used=np.empty(heads, dtype=np.int64),
+        slot=np.zeros((heads, n), dtype=np.int32),
+        latest=np.zeros((heads, n), dtype=np.int32),
+        mass=np.empty((heads, n), dtype=dtype),
+    )
+    return writes, reads, rows
+
+
+def _state_arrays(state: RAMState | None, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """A state's arrays as kernels take them: None are arrays of size 0."""
     if state is None:
         return np.empty((0, 0, 0, 0), dtype=dtype), np.empty((0, 0, 0), dtype=dtype)
-    return plain(state.slots), plain(state.mass)
+    return contiguous(state.slots), contiguous(state.mass)
 
 
-def _fresh(state: RAMState | None, shape: tuple[int, int, int, int], dtype: Any, mass: float) -> RAMState:
+def _copy_of(state: RAMState | None, shape: tuple[int, int, int, int], dtype: np.dtype, mass: float) -> RAMState:
     """A copy of ``state``, or where there is none contents of 0 and masses of ``mass``."""
     if state is None:
         return RAMState(np.zeros(shape, dtype=dtype), np.full(shape[:3], mass, dtype=dtype))

@@ -16,10 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ramnet_np.core.topk import staircase
-
 LANES = 64  # tokens side by side: at the usual K all their candidates fit the L1 cache
-MOST = 128  # candidates of a digit; with more, branches are cheaper than a network
+MAX_NETWORK_SIZE = 128  # candidates of a digit; with more, branches are cheaper than a network
 
 
 class Plan(NamedTuple):
@@ -30,27 +28,49 @@ class Plan(NamedTuple):
     pair_end: np.ndarray  # (U,)
     swap: np.ndarray  # (n, 2) compare-exchanges that bring the K best of them to the front
     swap_end: np.ndarray  # (U,)
-    most: int  # candidates of the largest digit; 0 if they are too many for networks
+    candidates: int  # of the largest digit; 0 if they are too many for networks
+
+
+class Lanes(NamedTuple):
+    """Working memory of the search for ``LANES`` tokens."""
+
+    scores: np.ndarray  # (U*P, LANES) of the digits
+    ranked: np.ndarray  # (P, LANES) scores of one digit's values, best first ...
+    value: np.ndarray  # (P, LANES) int32, ... and what each value adds to a slot
+    score: np.ndarray  # (candidates, LANES) scores of the partial addresses, best first ...
+    slot: np.ndarray  # (candidates, LANES) int32, ... and their slots
+    next_score: np.ndarray  # (candidates, LANES) those with one more digit
+    next_slot: np.ndarray  # (candidates, LANES) int32
 
 
 @lru_cache(maxsize=64)
 def plan(order: int, radix: int, top_k: int) -> Plan:
     """The networks for U digits of radix P and top-K; an empty plan where they would be too large."""
     nothing = np.empty((0, 2), dtype=np.int64)
-    if max(radix, top_k) > MOST or len(staircase(top_k, radix, top_k)[0]) > MOST:
+    if max(radix, top_k) > MAX_NETWORK_SIZE or len(candidate_ranks(top_k, radix, top_k)) > MAX_NETWORK_SIZE:
         return Plan(nothing, nothing, nothing[:, 0].copy(), nothing, nothing[:, 0].copy(), 0)
-    pairs, swaps, kept, most = [], [], min(radix, top_k), radix
+    pairs, swaps, kept = [], [], min(radix, top_k)
     for u in range(order):
-        i, j = staircase(kept, radix, top_k) if u > 0 else (np.empty(0, int), np.empty(0, int))
-        pairs.append(np.stack([i, j], axis=1))
+        pairs.append(candidate_ranks(kept, radix, top_k) if u > 0 else nothing)
         kept = min(radix ** (u + 1), top_k)
-        swaps.append(network(len(i), kept))
-        most = max(most, len(i))
+        swaps.append(network(len(pairs[u]), kept))
 
     def joined(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(parts).astype(np.int64), np.cumsum([len(part) for part in parts])
 
-    return Plan(network(radix, min(radix, top_k)), *joined(pairs), *joined(swaps), most)
+    return Plan(network(radix, min(radix, top_k)), *joined(pairs), *joined(swaps), max(radix, *map(len, pairs)))
+
+
+def candidate_ranks(n: int, radix: int, top_k: int) -> np.ndarray:
+    """Pairs of ranks (i, j), i < n and j < radix, that can be among the K best: (i + 1) * (j + 1) <= K. (count, 2).
+
+    ``ramnet_np/core/topk.py`` says why. It is stated here once more because the core is what this backend is held to.
+
+    >>> candidate_ranks(n=4, radix=2, top_k=4).tolist()
+    [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [3, 0]]
+    """
+    pairs = [(i, j) for i in range(n) for j in range(min(radix, top_k // (i + 1)))]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def network(n: int, kept: int) -> np.ndarray:
@@ -98,19 +118,32 @@ def exchange(score, slot, a, b):
 
 
 @njit(cache=True)
-def top_slots(scores, radix, plan, ranked, value, score, slot, next_score, next_slot):
-    """The K best slots of every lane, best first: the array, ``slot`` or ``next_slot``, whose first K rows hold them.
+def new_lanes(order, radix, candidates, dtype):
+    """Working memory for addresses of U digits of radix P and networks of so many candidates."""
+    return Lanes(
+        np.empty((order * radix, LANES), dtype),
+        np.empty((radix, LANES), dtype),
+        np.empty((radix, LANES), np.int32),
+        np.empty((candidates, LANES), dtype),
+        np.empty((candidates, LANES), np.int32),
+        np.empty((candidates, LANES), dtype),
+        np.empty((candidates, LANES), np.int32),
+    )
 
-    ``scores``: (U*P, LANES). Scratch: ``ranked``, ``value`` (P, LANES); the rest (plan.most, LANES).
-    """
-    order = plan.pair_end.size
-    place = 1  # P**u
+
+@njit(cache=True)
+def top_slots(lanes, plan):
+    """The K best slots of every lane by the sums of ``lanes.scores``: the array whose first K rows they are."""
+    ranked, value = lanes.ranked, lanes.value
+    score, slot, next_score, next_slot = lanes.score, lanes.slot, lanes.next_score, lanes.next_slot
+    order, radix = plan.pair_end.size, ranked.shape[0]
+    place_value = 1  # P**u
     for u in range(order):
         target, target_slot = (score, slot) if u == 0 else (ranked, value)
         for p in range(radix):
             for lane in range(LANES):
-                target[p, lane] = scores[u * radix + p, lane]
-                target_slot[p, lane] = p * place
+                target[p, lane] = lanes.scores[u * radix + p, lane]
+                target_slot[p, lane] = p * place_value
         for e in range(plan.rank.shape[0]):
             exchange(target, target_slot, plan.rank[e, 0], plan.rank[e, 1])
         if u > 0:
@@ -124,5 +157,5 @@ def top_slots(scores, radix, plan, ranked, value, score, slot, next_score, next_
                 exchange(next_score, next_slot, plan.swap[e, 0], plan.swap[e, 1])
             score, next_score = next_score, score
             slot, next_slot = next_slot, slot
-        place *= radix
+        place_value *= radix
     return slot

@@ -1,8 +1,7 @@
 """Numbering the slots that a sequence touches: row 0, 1, ... in the order of their first touch.
 
-A small open-addressing hash table, the directory, takes the place of an array of M rows, so that time and memory
-follow the accesses. Its size depends on shapes only. When all M slots fit, slot a has place a to itself, and nothing
-ever collides.
+A small hash table from slot to row takes the place of an array of M rows, so that time and memory follow the accesses.
+Its size depends on shapes only. When all M slots fit, slot a has entry a to itself, and nothing ever collides.
 """
 
 from __future__ import annotations
@@ -13,32 +12,34 @@ import numpy as np
 from numba import njit
 
 
-class DirectorySize(NamedTuple):
-    """How large a directory is, and how a slot finds its place: ``slot * multiplier % 2**32 >> shift``."""
+class HashTable(NamedTuple):
+    """The hash tables of all (batch, head). A slot's entry: ``slot * multiplier % 2**32 >> shift``, or a later one."""
 
-    places: int
+    row: np.ndarray  # (B*H, entries) int32: the row of the slot that has this entry, or -1
     multiplier: int
     shift: int
 
 
-def directory_size(slots: int, touches: int) -> DirectorySize:
-    """Room for ``touches`` different slots of ``slots``: a power of two, at most half full unless all slots fit.
+def hash_size(slots: int, touches: int) -> tuple[int, int, int]:
+    """(entries, multiplier, shift) for ``touches`` different slots of ``slots``.
 
-    >>> directory_size(slots=1024, touches=4096)
-    DirectorySize(places=1024, multiplier=1, shift=0)
-    >>> directory_size(slots=65536, touches=100)
-    DirectorySize(places=256, multiplier=2654435769, shift=24)
+    A power of two, at most half full unless all slots fit.
+
+    >>> hash_size(slots=1024, touches=4096)
+    (1024, 1, 0)
+    >>> hash_size(slots=65536, touches=100)
+    (256, 2654435769, 24)
     """
     bits = (2 * touches - 1).bit_length()
     if slots <= 1 << bits:
-        return DirectorySize(1 << (slots - 1).bit_length(), 1, 0)
-    return DirectorySize(1 << bits, 2654435769, 32 - bits)  # 2**32 over the golden ratio: spreads runs of slots
+        return 1 << (slots - 1).bit_length(), 1, 0
+    return 1 << bits, 2654435769, 32 - bits  # 2**32 over the golden ratio: spreads runs of slots
 
 
 @njit(cache=True)
-def place_of(slot, directory, touched, multiplier, shift):
-    """Where ``slot`` stands in the directory, or the free place (row -1) where it belongs."""
-    place = ((np.int64(slot) * multiplier) & 0xFFFFFFFF) >> shift
-    while directory[place] >= 0 and touched[directory[place]] != slot:
-        place = (place + 1) & (directory.size - 1)
-    return place
+def entry_of(slot, row, slot_of_row, multiplier, shift):
+    """Where ``slot`` stands in the hash table ``row`` of one (batch, head), or the free entry where it belongs."""
+    entry = ((np.int64(slot) * multiplier) & 0xFFFFFFFF) >> shift
+    while row[entry] >= 0 and slot_of_row[row[entry]] != slot:
+        entry = (entry + 1) & (row.size - 1)  # linear probing
+    return entry

@@ -6,127 +6,118 @@ independent, so that choice changes no bits.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
-from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
+from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 
-from .arrays import flags_of, per_token, plain
-from .beam import beam_search
-from .decode import cape_shift, softmax, weigh
-from .retention import retention
+from .arrays import contiguous, flat_gamma, mask_array
+from .beam import new_beam
+from .decode import cape_shift, decode_token
+from .mass_aware import mass_aware_forward
+from .retention import kernel_options, retention
 
 HEADS_PER_PIECE = 16  # a head takes about a microsecond, starting the threads about ten
 
 
+class Token(NamedTuple):
+    """What one token is given."""
+
+    write_logits: np.ndarray  # (B, 1, H, U, P)
+    read_logits: np.ndarray  # (B, 1, H, U, P)
+    values: np.ndarray  # (B, 1, H, C)
+    gamma: np.ndarray  # flat, one number or one for each (b, h)
+    positions: np.ndarray  # (B,) int64
+    mask: np.ndarray  # (B, 1) bool, or size 0
+
+
 def step(
-    write_logits: Any,
-    read_logits: Any,
-    values: Any,
-    gamma: Any,
-    positions: Any,
-    mask: Any,
+    write_logits: Array,
+    read_logits: Array,
+    values: Array,
+    gamma: Array | float,
+    positions: Array,
+    mask: Array | None,
     state: RAMState,
     decode: DecodeOptions,
     options: MemoryOptions,
 ) -> np.ndarray:
     """Decode, write and read one token (T = 1), updating ``state`` in place; returns y (B, 1, H, C)."""
-    for name, part in zip(("slots", "mass"), state, strict=True):
-        if not part.flags.writeable:
+    rule = kernel_options(options, values.dtype)
+    for name, array in zip(("slots", "mass"), state, strict=True):
+        if not array.flags.writeable:
             raise ValueError(f"state.{name} must be writeable to be updated in place, got a read-only array")
     B, _, H, _ = values.shape
+    token = Token(
+        contiguous(write_logits),
+        contiguous(read_logits),
+        contiguous(values),
+        flat_gamma(gamma, values),
+        contiguous(positions).reshape(B),
+        mask_array(mask),
+    )
+    updated = RAMState(contiguous(state.slots), contiguous(state.mass))
     y = np.empty(values.shape, dtype=values.dtype)
-    slots, mass = plain(state.slots), plain(state.mass)
-    advance = _step_serial if B * H <= HEADS_PER_PIECE else _step_parallel
-    advance(
-        plain(write_logits), plain(read_logits), plain(values), per_token(gamma, values), plain(positions).reshape(B),
-        flags_of(mask), slots, mass, decode.write_k, decode.read_k, decode.write_renorm, decode.read_renorm,
-        decode.cape_heads, options.update == "gsu", options.mass_aware,
-        values.dtype.type(options.eps), y,
-    )  # fmt: skip
-    for part, updated in ((state.slots, slots), (state.mass, mass)):
-        if part is not updated:  # its layout is not the kernel's
-            part[...] = updated
+    kernel = _step_serial if B * H <= HEADS_PER_PIECE else _step_parallel
+    kernel(token, decode, rule, updated, y)
+    for array, new in zip(state, updated, strict=True):
+        if array is not new:  # its layout is not the kernel's
+            array[...] = new
     return y
 
 
 @njit(cache=True)
-def _step_serial(
-    write_logits, read_logits, values, gamma, positions, mask, slots, mass, write_k, read_k, write_renorm, read_renorm,
-    cape_heads, gsu, mass_aware, eps, y,
-):  # fmt: skip
-    _step_piece(
-        0, y.shape[0] * y.shape[2], write_logits, read_logits, values, gamma, positions, mask, slots, mass, write_k,
-        read_k, write_renorm, read_renorm, cape_heads, gsu, mass_aware, eps, y,
-    )  # fmt: skip
+def _step_serial(token, decode, options, state, y):
+    _step_heads(0, y.shape[0] * y.shape[2], token, decode, options, state, y)
 
 
 @njit(cache=True, parallel=True)
-def _step_parallel(
-    write_logits, read_logits, values, gamma, positions, mask, slots, mass, write_k, read_k, write_renorm, read_renorm,
-    cape_heads, gsu, mass_aware, eps, y,
-):  # fmt: skip
-    units = y.shape[0] * y.shape[2]
-    for i in prange((units + HEADS_PER_PIECE - 1) // HEADS_PER_PIECE):
-        piece = np.int64(i)
-        _step_piece(
-            piece * HEADS_PER_PIECE, min((piece + 1) * HEADS_PER_PIECE, units), write_logits, read_logits, values,
-            gamma, positions, mask, slots, mass, write_k, read_k, write_renorm, read_renorm, cape_heads, gsu,
-            mass_aware, eps, y,
-        )  # fmt: skip
+def _step_parallel(token, decode, options, state, y):
+    heads = y.shape[0] * y.shape[2]
+    for i in prange((heads + HEADS_PER_PIECE - 1) // HEADS_PER_PIECE):
+        start = np.int64(i) * HEADS_PER_PIECE
+        _step_heads(start, min(start + HEADS_PER_PIECE, heads), token, decode, options, state, y)
 
 
 @njit(cache=True)
-def _step_piece(
-    start, stop, write_logits, read_logits, values, gamma, positions, mask, slots, mass, write_k, read_k, write_renorm,
-    read_renorm, cape_heads, gsu, mass_aware, eps, y,
-):  # fmt: skip
-    _, _, H, U, P = write_logits.shape
-    dtype = values.dtype
-    K = max(write_k, read_k)
-    zero = eps - eps
-    scores, p = np.empty((U, P), dtype), np.empty(U * P, dtype)
-    best, next_best, ranked, weight = np.empty(K, dtype), np.empty(K, dtype), np.empty(P, dtype), np.empty(K, dtype)
-    slot, next_slot, value = np.empty(K, np.int64), np.empty(K, np.int64), np.empty(P, np.int64)
-    index = np.empty(K, np.int32)
-    for unit in range(start, stop):
-        b, h = unit // H, unit % H
+def _step_heads(start, stop, token, decode, options, state, y):
+    """Heads b*H + h = start ... stop - 1."""
+    _, _, H, U, P = token.write_logits.shape
+    dtype, Kw, Kr = y.dtype, decode.write_k, decode.read_k
+    K = max(Kw, Kr)
+    beam, p = new_beam(U, P, K, dtype), np.empty(U * P, dtype)
+    content, index = np.empty(K, np.int32), np.empty(K, np.int32)
+    weight, read_mass = np.empty(K, dtype), np.empty(K, dtype)
+    for bh in range(start, stop):
+        b, h = bh // H, bh % H
         out = y[b, 0, h]
         for c in range(out.size):
-            out[c] = zero
-        if mask.size > 0 and not mask[b, 0]:
+            out[c] = 0
+        if token.mask.size > 0 and not token.mask[b, 0]:
             continue
-        v, s, z = values[b, 0, h], slots[b, h], mass[b, h]
-        shift = cape_shift(unit, positions, H, cape_heads, P**U)
+        v, s, z = token.values[b, 0, h], state.slots[b, h], state.mass[b, h]
+        shift = cape_shift(bh, token.positions, H, decode.cape_heads, P**U)
         # 1. write
-        for u in range(U):
-            softmax(write_logits[b, 0, h, u], scores[u], p[u * P : (u + 1) * P])
-        found = beam_search(scores, write_k, best, slot, next_best, next_slot, ranked, value)
-        weigh(found[:write_k], p, P, P**U, write_renorm, shift, index, weight)
-        g = gamma[unit * (gamma.size > 1)]
-        for k in range(write_k):
+        logits = token.write_logits[b, 0, h]
+        decode_token(logits, decode.write_renorm, shift, beam, p, content[:Kw], index[:Kw], weight[:Kw])
+        gamma = token.gamma[bh * (token.gamma.size > 1)]
+        for k in range(Kw):
             a, w = index[k], weight[k]
-            z[a] = retention(w, g, gsu) * z[a] + w
-            eta = w / (z[a] + eps)
+            z[a] = retention(options, w, gamma) * z[a] + w
+            eta = w / (z[a] + options.eps)
             row = s[a]
             for c in range(v.size):
                 row[c] += eta * (v[c] - row[c])
         # 2. read
-        for u in range(U):
-            softmax(read_logits[b, 0, h, u], scores[u], p[u * P : (u + 1) * P])
-        found = beam_search(scores, read_k, best, slot, next_best, next_slot, ranked, value)
-        weigh(found[:read_k], p, P, P**U, read_renorm, shift, index, weight)
-        if mass_aware:
-            total_r, total_n = zero, zero
-            for k in range(read_k):
-                total_r += weight[k]
-                weight[k] *= z[index[k]]
-                total_n += weight[k]
-            for k in range(read_k):
-                weight[k] = total_r * weight[k] / (total_n + eps)
-        for k in range(read_k):
+        logits = token.read_logits[b, 0, h]
+        decode_token(logits, decode.read_renorm, shift, beam, p, content[:Kr], index[:Kr], weight[:Kr])
+        if options.mass_aware:
+            for k in range(Kr):
+                read_mass[k] = z[index[k]]
+            mass_aware_forward(weight[:Kr], read_mass[:Kr], options.eps)
+        for k in range(Kr):
             r, row = weight[k], s[index[k]]
             for c in range(v.size):
                 out[c] += r * row[c]

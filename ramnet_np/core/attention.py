@@ -84,6 +84,7 @@ def ram_attention_forward(
     ``write_logits``, ``read_logits``: (B, T, H, U, P), digit logits of the addresses (divide them by the temperature).
     ``values``: (B, T, H, C). All of one dtype, float32 or float64.
     ``gamma``: forgetting, a number or (B, T, H); at least 0 for ``update="pdma"``, any for ``"gsu"``.
+    ``update``: the update rule, a name in ``RULES`` of ``core/retention.py``; a backend without that rule raises.
     ``top_k``, ``renorm``: one value, or a (write, read) pair; K slots kept, 1 to M = P**U, their weights divided by
         their sum if ``renorm``.
     ``cape_heads``: the first so many heads address relative to the token's position.

@@ -17,8 +17,8 @@ from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import ArraySpec, require_array
+from ramnet_np.core.retention import UpdateRule, rule_named
 
-UPDATES = ("pdma", "gsu")
 _INTEGER = (int, np.integer)  # tuples: a union would be made anew at every look
 _BOOL = (bool, np.bool_)
 _NUMBER = (int, float, np.integer, np.floating)
@@ -158,8 +158,7 @@ def _check_options(
     """All arguments that are no arrays."""
     write_k, read_k = check_top_k(k_names[0], write_k, slots), check_top_k(k_names[1], read_k, slots)
     write_renorm, read_renorm = check_bool(renorm_names[0], write_renorm), check_bool(renorm_names[1], read_renorm)
-    if update not in UPDATES:
-        raise ValueError(f"update must be 'pdma' or 'gsu', got {update!r}")
+    rule_named(update)
     decode = DecodeOptions(write_k, read_k, write_renorm, read_renorm, check_cape_heads(cape_heads, heads))
     options = MemoryOptions(
         slots,
@@ -283,7 +282,7 @@ def full_positions(positions: Array, shape: tuple[int, int], like: Array) -> Arr
 
 
 def check_gamma(gamma: Array, shape: tuple[int, int, int], like: Array, update: str) -> Array:
-    """A float, or an array (B, T, H) of the dtype of ``values``; not negative for PDMA.
+    """A float, or an array (B, T, H) of the dtype of ``values``; at least the rule's ``least_gamma``.
 
     TypeError or ValueError otherwise.
 
@@ -294,12 +293,13 @@ def check_gamma(gamma: Array, shape: tuple[int, int, int], like: Array, update: 
         ...
     ValueError: gamma must not be negative for update='pdma', got -1.0
     """
+    rule = rule_named(update)
     if isinstance(gamma, _NUMBER) or getattr(gamma, "shape", None) == ():
         number = float(gamma)
         if not math.isfinite(number):
             raise ValueError(f"gamma must be finite, got {number}")
-        if update == "pdma" and number < 0:
-            raise ValueError(f"gamma must not be negative for update='pdma', got {number}")
+        if number < rule.least_gamma:
+            raise ValueError(f"{_gamma_bound(rule)}, got {number}")
         return number
     if array_kind(gamma) != array_kind(like) or not hasattr(gamma, "dtype"):
         raise TypeError(f"gamma must be a number or an array like values, got {type(gamma).__name__}")
@@ -307,9 +307,15 @@ def check_gamma(gamma: Array, shape: tuple[int, int, int], like: Array, update: 
         raise ValueError(f"gamma must be a number or have shape (B, T, H) = {shape}, got {gamma.shape}")
     if gamma.dtype != like.dtype:
         raise TypeError(f"gamma must have the dtype of values ({like.dtype}), got {gamma.dtype}")
-    if update == "pdma" and array_kind(gamma) == "numpy" and gamma.size and gamma.min() < 0:
-        raise ValueError(f"gamma must not be negative for update='pdma', got a minimum of {gamma.min()}")
+    bounded = rule.least_gamma > -math.inf
+    if bounded and array_kind(gamma) == "numpy" and gamma.size and gamma.min() < rule.least_gamma:
+        raise ValueError(f"{_gamma_bound(rule)}, got a minimum of {gamma.min()}")
     return gamma
+
+
+def _gamma_bound(rule: UpdateRule) -> str:
+    bound = "not be negative" if rule.least_gamma == 0 else f"be at least {rule.least_gamma:g}"
+    return f"gamma must {bound} for update={rule.name!r}"
 
 
 def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Array) -> None:

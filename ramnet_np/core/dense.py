@@ -13,6 +13,12 @@ import numpy as np
 
 from ramnet_np.contract import RAMState
 
+# What of S and z is left where w is written. The oracle states each rule itself, as literally as it can be written.
+_RETAINED = {
+    "pdma": lambda w, gamma: (1 - w) ** gamma,
+    "gsu": lambda w, gamma: (1 - w) / ((1 - w) + np.exp(gamma) * w),
+}
+
 
 def dense_address(
     logits: Any, top_k: int = 8, renorm: bool = False, cape_heads: int = 0, positions: Any = None
@@ -64,7 +70,7 @@ def dense_ram_attention(
     """``ram_attention_forward`` with every M-vector written out: returns y (B, T, H, C) and the final state.
 
     Equation 7: S_t = retained * S_{t-1} + w v^T, z_t = retained * z_{t-1} + w, o = r (S / (z + eps)).
-    Time and memory are O(T M C) per head.
+    Time and memory are O(T M C) per head. ValueError for an update rule that is not stated here.
 
     >>> rng = np.random.default_rng(0)
     >>> write_logits, read_logits = rng.normal(size=(2, 1, 5, 1, 3, 2))
@@ -72,6 +78,8 @@ def dense_ram_attention(
     >>> y.shape, state.slots.shape
     ((1, 5, 1, 4), (1, 1, 8, 4))
     """
+    if update not in _RETAINED:
+        raise ValueError(f"update must be {' or '.join(map(repr, _RETAINED))} for the dense oracle, got {update!r}")
     B, T, H, U, P = write_logits.shape
     M, C = P**U, values.shape[-1]
     write_k, read_k = top_k if isinstance(top_k, tuple) else (top_k, top_k)
@@ -87,7 +95,7 @@ def dense_ram_attention(
     y = np.zeros_like(values)
     for t in range(T):
         w_t, g_t = w[:, t], gamma[:, t, :, None]
-        retained = (1 - w_t) ** g_t if update == "pdma" else (1 - w_t) / ((1 - w_t) + np.exp(g_t) * w_t)
+        retained = _RETAINED[update](w_t, g_t)
         valid = np.ones((B, 1, 1), bool) if mask is None else mask[:, t, None, None]
         S = np.where(valid[..., None], retained[..., None] * S + w_t[..., None] * values[:, t, :, None, :], S)
         z = np.where(valid, retained * z + w_t, z)

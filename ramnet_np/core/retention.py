@@ -1,71 +1,177 @@
-"""Retention: what is left of a slot's mass when a weight w is written to it.
+"""Update rules: what is left of a slot's mass when a weight w is written to it (its retention alpha), and the slopes.
 
     "pdma"   alpha = (1 - w)**gamma                          gamma >= 0; 0: cumulative mean, 1: moving average
     "gsu"    alpha = (1 - w) / ((1 - w) + exp(gamma) * w)    any gamma;  = sigmoid(-logit(w) - gamma)
 
-They coincide at pdma gamma = 1 and gsu gamma = 0. Source: paper eq. 7 (PDMA, power-decay moving average), the authors'
-later package (GSU, gated sparse update); spec section 4.
+They coincide at pdma gamma = 1 and gsu gamma = 0. ``RULES`` holds them by name, and everything that depends on the rule
+reads it there: a rule put into ``RULES`` can be used with the NumPy backend at once. Every other backend has a table of
+its own kernels and raises an error for a rule that it does not know.
 
-The slope of PDMA in w, -gamma * (1 - w)**(gamma - 1), runs to infinity at w = 1 when gamma < 1 and to 0 when
-gamma > 1. The paper's proxy keeps the forward exact and takes the slopes of (e + (1 - e)(1 - w))**gamma, e = proxy_eps.
+A rule is elementwise in w and gamma and changes the mass alone: z_t = alpha * z_{t-1} + w, and the content follows from
+the mass (``memory.py``). A rule that changes the content by more than one factor for all channels does not fit here.
+Source: paper eq. 7 (PDMA, power-decay moving average), the authors' later package (GSU, gated sparse update);
+spec section 4.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 
+Update = Literal["pdma", "gsu"]
+"""The names of the rules that every backend has."""
 
-def retention_forward(w: Any, gamma: Any, update: str) -> Any:
-    """alpha(w, gamma), elementwise. ``gamma``: a float or anything that broadcasts against ``w``.
 
-    ``w``: any shape, values in [0, 1]; ``update``: "pdma" or "gsu". Source: paper eq. 7; spec section 4.
+class UpdateRule(NamedTuple):
+    """One update rule.
+
+    ``forward(w, gamma) -> alpha``: in [0, 1], and 1 where w = 0, so that what is not written stays as it is.
+    ``backward(w, gamma, alpha, proxy_eps) -> (d alpha / dw, d alpha / dgamma)``: the slopes, which the caller
+    multiplies by its adjoint. They are finite for every w in [0, 1]. ``proxy_eps`` is e of a proxy gradient, 0 for the
+    true one; a rule whose slopes are finite anyway leaves it aside.
+    ``w``: any shape, values in [0, 1]; ``gamma``: a float or an array that broadcasts against ``w``. Everything is
+    elementwise, in the dtype of ``w``, for arrays of NumPy and CuPy.
 
     >>> import numpy as np
-    >>> w = np.array([0.0, 0.5, 1.0])
-    >>> retention_forward(w, 2.0, "pdma").tolist(), retention_forward(w, 0.0, "gsu").tolist()
-    ([1.0, 0.25, 0.0], [1.0, 0.5, 0.0])
+    >>> RULES["pdma"].forward(np.array([0.0, 0.5, 1.0]), 2.0).tolist()
+    [1.0, 0.25, 0.0]
+    """
+
+    name: str
+    forward: Callable[[Array, Any], Array]
+    backward: Callable[[Array, Any, Array, float], tuple[Array, Array]]
+    least_gamma: float  # gamma may not be smaller; -inf: any number
+    description: str  # one line
+
+
+def pdma_forward(w: Array, gamma: Any) -> Array:
+    """alpha = (1 - w)**gamma. Source: paper eq. 7.
+
+    >>> import numpy as np
+    >>> pdma_forward(np.array([0.0, 0.5, 1.0]), 2.0).tolist()
+    [1.0, 0.25, 0.0]
+    """
+    return namespace_of(w, gamma).power(1 - w, gamma)
+
+
+def pdma_backward(w: Array, gamma: Any, alpha: Array, proxy_eps: float) -> tuple[Array, Array]:
+    """(-gamma * (1 - w)**(gamma - 1), (1 - w)**gamma * log(1 - w)), or the slopes of the proxy.
+
+    The slope in w runs to infinity at w = 1 when gamma < 1 and to 0 when gamma > 1. The paper's proxy keeps the forward
+    exact and takes the slopes of (e + (1 - e)(1 - w))**gamma, e = ``proxy_eps``. Source: paper section 4.
+
+    >>> import numpy as np
+    >>> w = np.array([0.5])
+    >>> slopes = pdma_backward(w, 2.0, pdma_forward(w, 2.0), proxy_eps=0.0)
+    >>> [slope.round(4).tolist() for slope in slopes]  # -2 (1 - w) and (1 - w)**2 log(1 - w)
+    [[-1.0], [-0.1733]]
     """
     xp = namespace_of(w, gamma)
-    if update == "pdma":
-        return xp.power(1 - w, gamma)
+    # 1 - w is at least epsneg for every w < 1 of this dtype: the floor acts at w = 1 alone (where, for e = 0 and
+    # gamma < 1, the true slope is infinite), and everywhere else the slope is the true one.
+    smallest = xp.finfo(w.dtype).epsneg
+    base = 1 - (1 - proxy_eps) * w  # = e + (1 - e)(1 - w)
+    floored = xp.maximum(base, smallest)
+    dw = -gamma * (1 - proxy_eps) * xp.power(floored, gamma - 1)
+    # log1p keeps the digits of a small w that 1 - w would round away
+    log_base = xp.log1p(-xp.minimum((1 - proxy_eps) * w, 1 - smallest))
+    return dw, xp.power(base, gamma) * log_base
+
+
+def gsu_forward(w: Array, gamma: Any) -> Array:
+    """alpha = (1 - w) / ((1 - w) + exp(gamma) * w). Source: the authors' package; spec section 4.
+
+    >>> import numpy as np
+    >>> gsu_forward(np.array([0.0, 0.5, 1.0]), 0.0).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    xp = namespace_of(w, gamma)
     kept, total = _gsu_parts(xp, w, gamma)
     # Both parts underflow only for |gamma| far beyond use; the limit is then 1 where nothing is written, else 0.
     return xp.where(total > 0, kept / xp.where(total > 0, total, 1), (w == 0).astype(w.dtype))
 
 
-def retention_backward(w: Any, gamma: Any, alpha: Any, update: str, proxy_eps: float) -> tuple[Any, Any]:
-    """The slopes (d alpha / dw, d alpha / dgamma), elementwise; finite for every w in [0, 1], w = 1 included.
+def gsu_backward(w: Array, gamma: Any, alpha: Array, proxy_eps: float) -> tuple[Array, Array]:
+    """(-exp(gamma) / ((1 - w) + exp(gamma) * w)**2, -alpha * (1 - alpha)); finite, so there is no proxy.
 
-    ``alpha``: what ``retention_forward`` returned. The caller multiplies by its adjoint.
-    Source: paper section 4, for the proxy; spec section 4.
+    Source: spec section 4.
 
     >>> import numpy as np
     >>> w = np.array([0.5])
-    >>> slopes = retention_backward(w, 2.0, retention_forward(w, 2.0, "pdma"), "pdma", proxy_eps=0.0)
-    >>> [slope.round(4).tolist() for slope in slopes]  # -2 (1 - w) and (1 - w)**2 log(1 - w)
-    [[-1.0], [-0.1733]]
+    >>> slopes = gsu_backward(w, 0.0, gsu_forward(w, 0.0), proxy_eps=0.0)
+    >>> [slope.tolist() for slope in slopes]
+    [[-1.0], [-0.25]]
     """
     xp = namespace_of(w, gamma)
-    if update == "pdma":
-        # 1 - w is at least epsneg for every w < 1 of this dtype: the floor acts at w = 1 alone (where, for e = 0 and
-        # gamma < 1, the true slope is infinite), and everywhere else the slope is the true one.
-        smallest = xp.finfo(w.dtype).epsneg
-        base = 1 - (1 - proxy_eps) * w  # = e + (1 - e)(1 - w)
-        floored = xp.maximum(base, smallest)
-        dw = -gamma * (1 - proxy_eps) * xp.power(floored, gamma - 1)
-        # log1p keeps the digits of a small w that 1 - w would round away
-        log_base = xp.log1p(-xp.minimum((1 - proxy_eps) * w, 1 - smallest))
-        return dw, xp.power(base, gamma) * log_base
     _, total = _gsu_parts(xp, w, gamma)
     total = xp.where(total > 0, total, 1)
     dw = -(xp.exp(-xp.abs(gamma)) / total) / total  # divided twice: the square of a small total would underflow
     return dw, -alpha * (1 - alpha)
 
 
-def _gsu_parts(xp: Any, w: Any, gamma: Any) -> tuple[Any, Any]:
+def _gsu_parts(xp: Any, w: Array, gamma: Any) -> tuple[Array, Array]:
     """Numerator and denominator of alpha = kept / (kept + lost), both times exp(-max(gamma, 0)): nothing overflows."""
     kept = (1 - w) * xp.exp(-xp.maximum(gamma, 0))
     lost = w * xp.exp(xp.minimum(gamma, 0))
     return kept, kept + lost
+
+
+RULES: dict[str, UpdateRule] = {
+    rule.name: rule
+    for rule in (
+        UpdateRule("pdma", pdma_forward, pdma_backward, 0.0, "alpha = (1 - w)**gamma (the paper)"),
+        UpdateRule("gsu", gsu_forward, gsu_backward, -math.inf, "alpha = sigmoid(-logit(w) - gamma) (the package)"),
+    )
+}
+"""The update rules by name.
+
+>>> [f"{rule.name}: {rule.description}" for rule in RULES.values()]
+['pdma: alpha = (1 - w)**gamma (the paper)', 'gsu: alpha = sigmoid(-logit(w) - gamma) (the package)']
+"""
+
+
+def rule_named(update: Any) -> UpdateRule:
+    """The rule of this name. ValueError if ``RULES`` has none.
+
+    >>> rule_named("gsu").least_gamma
+    -inf
+    >>> rule_named("ema")
+    Traceback (most recent call last):
+        ...
+    ValueError: update must be 'pdma' or 'gsu', got 'ema'
+    """
+    if not isinstance(update, str) or update not in RULES:
+        raise ValueError(f"update must be {' or '.join(map(repr, RULES))}, got {update!r}")
+    return RULES[update]
+
+
+def retention_forward(w: Array, gamma: Any, update: str) -> Array:
+    """alpha(w, gamma) by the rule named ``update``; shapes as in :class:`UpdateRule`.
+
+    ValueError for a rule that ``RULES`` does not have. Source: paper eq. 7; spec section 4.
+
+    >>> import numpy as np
+    >>> w = np.array([0.0, 0.5, 1.0])
+    >>> retention_forward(w, 2.0, "pdma").tolist(), retention_forward(w, 0.0, "gsu").tolist()
+    ([1.0, 0.25, 0.0], [1.0, 0.5, 0.0])
+    """
+    return rule_named(update).forward(w, gamma)
+
+
+def retention_backward(w: Array, gamma: Any, alpha: Array, update: str, proxy_eps: float) -> tuple[Array, Array]:
+    """The slopes (d alpha / dw, d alpha / dgamma) by the rule named ``update``; shapes as in :class:`UpdateRule`.
+
+    ``alpha``: what ``retention_forward`` returned. ValueError for a rule that ``RULES`` does not have.
+    Source: paper section 4, for the proxy; spec section 4.
+
+    >>> import numpy as np
+    >>> w = np.array([0.5])
+    >>> slopes = retention_backward(w, 2.0, retention_forward(w, 2.0, "pdma"), "pdma", proxy_eps=0.0)
+    >>> [slope.round(4).tolist() for slope in slopes]
+    [[-1.0], [-0.1733]]
+    """
+    return rule_named(update).backward(w, gamma, alpha, proxy_eps)

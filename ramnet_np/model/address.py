@@ -10,12 +10,17 @@ Source: paper section 4; spec section 5.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
+
+from ramnet_np.contract import Array
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.layers.scale import ScaleContext, scale_backward, scale_forward
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.parameters import Params
+from ramnet_np.model.parameters import Parameter, Params, constant, normal
+
+PRIOR = 1.5  # range of the initial bias of the last digit
 
 
 class AddressContext(NamedTuple):
@@ -26,17 +31,50 @@ class AddressContext(NamedTuple):
     tau: float
 
 
-def address_forward(x: Any, params: Params, side: str, config: RAMNetConfig) -> tuple[Any, AddressContext]:
+def address_parameters(side: str, config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
+    """The parameters of one side, "w" or "r", of layer number ``layer``.
+
+    The biases of the heads that ``config.address_prior`` names start at :func:`address_prior`, all others at 0.
+    Source: spec section 5.
+
+    >>> parameters = address_parameters("w", RAMNetConfig(width=8, heads=2, order=3, radix=4), layer=0)
+    >>> [(name, parameter.shape) for name, parameter in parameters.items()]
+    [('w_proj.weight', (24, 8)), ('w_proj.bias', (24,)), ('w_scale', (2, 3))]
+    """
+    H, U, P = config.heads, config.order, config.radix
+    prior = np.zeros((H, U, P), dtype=np.float32)
+    prior[: H if config.address_prior == "all" else config.cape_heads(layer)] = address_prior(config)
+    parameters = {f"{side}_proj.weight": Parameter((H * U * P, config.width), "addresses", normal(config.init_std))}
+    if config.address_bias:
+        parameters[f"{side}_proj.bias"] = Parameter((H * U * P,), "addresses", lambda *_: prior.ravel())
+    if config.address_scale:
+        parameters[f"{side}_scale"] = Parameter((H, U), "addresses", constant(0))
+    return parameters
+
+
+def address_prior(config: RAMNetConfig) -> np.ndarray:
+    """The initial address bias (U, P): digit u prefers large values, the more so the more significant it is.
+
+    linspace(0, 1.5, U)[:, None] * linspace(-1, 1, P)
+    Source: spec section 5.
+
+    >>> address_prior(RAMNetConfig(order=3, radix=3)).tolist()
+    [[-0.0, 0.0, 0.0], [-0.75, 0.0, 0.75], [-1.5, 0.0, 1.5]]
+    """
+    strength = np.linspace(0, PRIOR, config.order, dtype=np.float32)
+    return strength[:, None] * np.linspace(-1, 1, config.radix, dtype=np.float32)
+
+
+def address_forward(x: Array, params: Params, side: str, config: RAMNetConfig) -> tuple[Array, AddressContext]:
     """Address logits, divided by the temperature.
 
     ``x``: (B, T, D); ``side``: "w" for writes, "r" for reads; ``params``: of the RAM layer, where ``{side}_proj.bias``
     and ``{side}_scale`` may be missing. Returns logits (B, T, H, U, P) and ctx.
     ValueError or TypeError where x has another width or dtype than the parameters. Source: paper section 4.
 
-    >>> import numpy as np
-    >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
+    >>> from ramnet_np.model.parameters import init_parameters
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
-    >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
+    >>> params = init_parameters(address_parameters("w", config, 0), seed=0, dtype=np.float64)
     >>> logits, ctx = address_forward(np.ones((1, 5, 8)), params, "w", config)
     >>> logits.shape
     (1, 5, 2, 3, 4)
@@ -54,15 +92,16 @@ def address_forward(x: Any, params: Params, side: str, config: RAMNetConfig) -> 
     return logits.reshape(*x.shape[:-1], *digits), AddressContext(ctx, scale_ctx, config.tau)
 
 
-def address_backward(dlogits: Any, ctx: AddressContext, side: str, accumulate_into: Any = None) -> tuple[Any, Params]:
+def address_backward(
+    dlogits: Array, ctx: AddressContext, side: str, accumulate_into: Array | None = None
+) -> tuple[Array, Params]:
     """Gradient of x, (B, T, D), added to ``accumulate_into`` if given, and of that side's parameters by their names.
 
     ``dlogits``: (B, T, H, U, P). Source: spec section 5.
 
-    >>> import numpy as np
-    >>> from ramnet_np.model.parameters import init_parameters, layer_shapes
+    >>> from ramnet_np.model.parameters import init_parameters
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
-    >>> params = init_parameters(layer_shapes(config), config, seed=0, dtype=np.float64)
+    >>> params = init_parameters(address_parameters("w", config, 0), seed=0, dtype=np.float64)
     >>> logits, ctx = address_forward(np.ones((1, 5, 8)), params, "w", config)
     >>> dx, grads = address_backward(np.ones_like(logits), ctx, "w")
     >>> dx.shape, sorted(grads)

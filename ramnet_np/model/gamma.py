@@ -1,34 +1,54 @@
 """The forgetting control gamma of a layer: a constant, one number per head, or a map of each token.
 
     modifier = 0 | m (H,) | x G^T + g            ``gamma_mode`` fixed | learnable | dynamic
-    gsu:   gamma = constant + modifier
-    pdma:  gamma = softplus(softplus^-1(constant) + modifier)
+    any gamma (gsu):             gamma = constant + modifier
+    gamma >= least (pdma: 0):    gamma = least + softplus(softplus^-1(constant - least) + modifier)
 
-PDMA needs gamma >= 0, hence the softplus; either way a modifier of 0 gives the constant, where training starts. A fixed
-gamma is the constant itself and may be 0. Source: spec section 5; the softplus is ours.
+Where an update rule has a least gamma, the softplus keeps to it; either way a modifier of 0 gives the constant, where
+training starts. A fixed gamma is the constant itself and may be the least one.
+Source: spec section 5; the softplus is ours.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.retention import RULES
 from ramnet_np.layers.activation import sigmoid_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.parameters import Params
+from ramnet_np.model.parameters import Parameter, Params, constant, normal
 
 
 class GammaContext(NamedTuple):
     """What ``gamma_backward`` needs; of a fixed gamma, nothing."""
 
     linear: LinearContext | None  # of the dynamic map
-    slope: Any  # softplus' at the modifier, or None for gsu
+    slope: Array | None  # softplus' at the modifier, or None where gamma may be any number
     fixed: bool
 
 
-def gamma_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, GammaContext]:
+def gamma_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
+    """The parameters of the modifier.
+
+    >>> list(gamma_parameters(RAMNetConfig(gamma_mode="dynamic"))), gamma_parameters(RAMNetConfig())
+    (['gamma_modifier.weight', 'gamma_modifier.bias'], {})
+    """
+    H, D = config.heads, config.width
+    if config.gamma_mode == "learnable":
+        return {"gamma_modifier": Parameter((H,), "forgetting", constant(0))}
+    if config.gamma_mode == "dynamic":
+        return {
+            "gamma_modifier.weight": Parameter((H, D), "forgetting", normal(config.init_std)),
+            "gamma_modifier.bias": Parameter((H,), "forgetting", constant(0)),
+        }
+    return {}
+
+
+def gamma_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array | float, GammaContext]:
     """gamma as the operation takes it: a float, or (B, T, H). ``x``: (B, T, D).
 
     Source: spec section 5.
@@ -49,14 +69,19 @@ def gamma_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, Ga
     else:
         modifier = xp.tile(params["gamma_modifier"], (*x.shape[:2], 1))
     # 2. gamma
-    if config.update == "gsu":
+    least = RULES[config.update].least_gamma
+    if least == -math.inf:
         return modifier + config.gamma, GammaContext(linear_ctx, None, fixed=False)
-    modifier += config.gamma + math.log(-math.expm1(-config.gamma))  # softplus^-1(c) = log(exp(c) - 1)
+    above = config.gamma - least
+    modifier += above + math.log(-math.expm1(-above))  # softplus^-1(c) = log(exp(c) - 1)
     slope, _ = sigmoid_forward(modifier)
-    return xp.logaddexp(modifier, modifier.dtype.type(0)), GammaContext(linear_ctx, slope, fixed=False)
+    gamma = xp.logaddexp(modifier, modifier.dtype.type(0))
+    return gamma if least == 0 else gamma + least, GammaContext(linear_ctx, slope, fixed=False)
 
 
-def gamma_backward(dgamma: Any, ctx: GammaContext, accumulate_into: Any = None) -> tuple[Any, Params]:
+def gamma_backward(
+    dgamma: Array, ctx: GammaContext, accumulate_into: Array | None = None
+) -> tuple[Array | None, Params]:
     """Gradient of x, added to ``accumulate_into``, and of the modifier's parameters by their names.
 
     ``accumulate_into``: a gradient of x from elsewhere, or None; unless gamma is dynamic it is returned as it is.

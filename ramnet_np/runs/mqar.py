@@ -17,6 +17,7 @@ from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.data.batches import Batch, DataSource, ShuffledSets
 from ramnet_np.data.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
+from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.plot import slot_trace, training_curves
 from ramnet_np.train.config import TrainConfig
@@ -147,7 +148,7 @@ def train_run(
             where = "GPU" if run.device == "gpu" else "machine"
             raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
         training_curves(result.metrics, accuracy=accuracy).savefig(run.out / "curves.png", dpi=120)
-        if run.model.mixer == "ram":
+        if MIXERS[run.model.mixer].addresses is not None:
             _draw_trace(model, data, run.out / "trace.png")
     return result
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward, ram_attention_step
 from ramnet_np.core.dense import dense_ram_attention
+from ramnet_np.core.retention import RULES
 from tests.tolerances import assert_close
 
 
@@ -62,7 +63,7 @@ def test_forward_equals_dense_oracle(name, given_state):
     seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(*[st.integers(1, 4)] * 5),
     radix=st.integers(1, 4),
-    update=st.sampled_from(["pdma", "gsu"]),
+    update=st.sampled_from(list(RULES)),
     mass_aware=st.booleans(),
     data=st.data(),
 )
@@ -92,7 +93,7 @@ def test_forward_and_backward_keep_the_dtype(dtype):
     assert {a.dtype for a in (y, *state, *grads[:4])} == {np.dtype(dtype)}
 
 
-@pytest.mark.parametrize("update", ["pdma", "gsu"])
+@pytest.mark.parametrize("update", RULES)
 def test_pieces_equal_the_whole(update):
     write, read, values = draw(T=9)
     options = {"top_k": 3, "cape_heads": 2, "update": update, "backend": "numpy"}

@@ -1,9 +1,15 @@
-"""Retention and its slopes."""
+"""Update rules: retention and its slopes."""
+
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from ramnet_np.core.retention import retention_backward, retention_forward
+from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward
+from ramnet_np.core.dense import dense_ram_attention
+from ramnet_np.core.retention import RULES, Update, retention_backward, retention_forward
+from ramnet_np.model import RAMNetConfig
+from ramnet_np.model.gamma import gamma_forward
 from tests.tolerances import assert_close
 
 W = np.array([0.0, 1e-12, 1e-4, 0.3, 0.5, 0.9, 1 - 1e-9])
@@ -21,7 +27,7 @@ def test_pdma_at_gamma_1_is_gsu_at_gamma_0():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("update", ["pdma", "gsu"])
+@pytest.mark.parametrize("update", RULES)
 @pytest.mark.parametrize("gamma", [0.0, 0.01, 0.5, 1.0, 2.5, 300.0])
 def test_retention_is_within_0_and_1_and_slopes_are_finite(gamma, update, dtype):
     w = np.concatenate([W, [1.0]]).astype(dtype)
@@ -57,3 +63,57 @@ def test_pdma_slope_at_weight_1():
     steepest, _ = retention_backward(below, gamma, retention_forward(below, gamma, "pdma"), "pdma", 0.0)
     assert dw == steepest
     assert dgamma == 0
+
+
+def test_the_type_of_the_argument_names_every_rule():
+    assert get_args(Update) == tuple(RULES)
+
+
+@pytest.mark.parametrize("update", RULES)
+def test_every_rule_keeps_all_of_what_is_not_written_and_has_true_slopes(update):
+    rule = RULES[update]
+    assert rule.name == update
+    w, g, h = np.array([0.01, 0.4, 0.9]), np.array(max(rule.least_gamma, 0.0) + 0.8), 1e-6
+    assert (rule.forward(np.zeros(1), g) == 1).all()
+    dw, dgamma = rule.backward(w, g, rule.forward(w, g), 0.0)
+    np.testing.assert_allclose(dw, (rule.forward(w + h, g) - rule.forward(w - h, g)) / (2 * h), rtol=1e-7)
+    np.testing.assert_allclose(dgamma, (rule.forward(w, g + h) - rule.forward(w, g - h)) / (2 * h), rtol=1e-7)
+
+
+@pytest.mark.parametrize("update", RULES)
+def test_every_rule_is_the_one_that_the_dense_oracle_states(update):
+    """One slot, one token: what is left of a mass of 1, beside what is written."""
+    w, gamma = 0.3, 0.8
+    logits = np.log(np.array([w, 1 - w])).reshape(1, 1, 1, 1, 2)
+    state = RAMState(np.zeros((1, 1, 2, 1)), np.ones((1, 1, 2)))
+    _, final = dense_ram_attention(logits, logits, np.ones((1, 1, 1, 1)), gamma, update=update, top_k=2, state=state)
+    both = np.array([w, 1 - w])
+    assert_close(final.mass.ravel(), RULES[update].forward(both, gamma) + both)
+
+
+def test_the_dense_oracle_refuses_a_rule_that_it_does_not_state(spare_rule):
+    x = np.zeros((1, 1, 1, 1, 2))
+    with pytest.raises(ValueError, match=r"^update must be 'pdma' or 'gsu' for the dense oracle, got 'spare'$"):
+        dense_ram_attention(x, x, np.ones((1, 1, 1, 1)), update=spare_rule, top_k=1)
+
+
+def test_a_rule_put_into_the_table_can_be_used_at_once(spare_rule):
+    """By the NumPy backend, its backward, the checks and a model."""
+    rng = np.random.default_rng(0)
+    write, read = rng.normal(size=(2, 1, 5, 2, 2, 3))
+    y, _, ctx = ram_attention_forward(
+        write, read, rng.normal(size=(1, 5, 2, 4)), 0.7, update=spare_rule, top_k=2, backend="numpy"
+    )
+    assert_close(ctx.memory.alpha, np.exp(-(0.7 - 0.5) * ctx.memory.w))
+    assert np.isfinite(ram_attention_backward(y, ctx).gamma)
+    with pytest.raises(ValueError, match=r"^gamma must be at least 0.5 for update='spare', got 0.25$"):
+        ram_attention_forward(write, read, y, 0.25, update=spare_rule, backend="numpy")
+    with pytest.raises(ValueError, match=r"got a minimum of 0.25$"):
+        ram_attention_forward(write, read, y, np.full((1, 5, 2), 0.25), update=spare_rule, backend="numpy")
+    with pytest.raises(ValueError, match=r"^gamma must be 0.5 or more for update='spare', got 0.25$"):
+        RAMNetConfig(update=spare_rule, gamma=0.25)
+    config = RAMNetConfig(update=spare_rule, gamma=0.75, gamma_mode="learnable", heads=1)
+    gamma, _ = gamma_forward(np.zeros((1, 1, 64)), {"gamma_modifier": np.array([-100.0])}, config)
+    assert_close(gamma, np.array([[[0.5]]]))
+    gamma, _ = gamma_forward(np.zeros((1, 1, 64)), {"gamma_modifier": np.zeros(1)}, config)
+    assert_close(gamma, np.array([[[0.75]]]))

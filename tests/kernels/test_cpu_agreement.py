@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ramnet_np.core.retention import RULES
 from tests.operation_cases import CASES, Case, assert_agree, assert_same_bits, draw, run, run_steps
 from tests.tolerances import assert_close
 
@@ -40,7 +41,7 @@ def cases(draw):
     U, P = draw(st.sampled_from([(1, 1), (1, 9), (2, 3), (3, 2), (2, 5), (4, 3), (9, 2), (5, 4), (7, 4)]))
     H = draw(st.integers(1, 4))
     k = st.integers(1, min(P**U, 40))
-    update = draw(st.sampled_from(["pdma", "gsu"]))
+    update = draw(st.sampled_from(list(RULES)))
     return Case(
         "drawn",
         B=draw(st.integers(0, 3)),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ramnet_np.kernels.cuda.step.step import MAX_FUSED_K, step_specialisation
 
 from ramnet_np import RAMState, decode_address, ram_attention_backward, ram_attention_forward, ram_attention_step
+from ramnet_np.core.retention import RULES
 from tests.tolerances import assert_close
 
 # (U, P, K_w, K_r, C): K = 1, K = M, unequal K, more candidates than lanes, rows of every width, more channels than a
@@ -102,7 +103,7 @@ def test_drawn_steps_equal_numpy(data):
     actual, expected = both(
         cupy, arrays, state, draw_from(st.sampled_from([np.float32, np.float64])),
         gamma=draw_from(st.sampled_from([None, 0.0, 1.0, 2.5])),
-        update=draw_from(st.sampled_from(["pdma", "gsu"])),
+        update=draw_from(st.sampled_from(list(RULES))),
         top_k=shape[2:4],
         renorm=(draw_from(st.booleans()), draw_from(st.booleans())),
         cape_heads=draw_from(st.integers(0, H)),

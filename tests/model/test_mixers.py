@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from ramnet_np.gradcheck import gradcheck
-from ramnet_np.model import RAMNet, RAMNetConfig, parameters
-from ramnet_np.model.decay import decay_backward, decay_forward
-from ramnet_np.model.mixer import mixer_forward
-from ramnet_np.model.parameters import init_parameters, mixer_shapes, parameter_shapes
+from ramnet_np.model import RAMNet, RAMNetConfig, decay
+from ramnet_np.model.decay import decay_backward, decay_forward, decay_parameters
+from ramnet_np.model.layout import model_parameters
+from ramnet_np.model.mixers import delta
+from ramnet_np.model.parameters import init_parameters, shapes_of
 from ramnet_np.train.optim import decays
 from tests.mixer_cases import MIXERS
 from tests.tolerances import assert_close
@@ -125,7 +126,7 @@ def test_delta_layer_by_hand():
     """Projections, unit keys and queries, gates, the recurrence, the way out: as the module says."""
     config = RAMNetConfig(**SMALL, mixer="delta", delta_gate=True, key_channels=3)
     rng = np.random.default_rng(0)
-    p = {name: rng.normal(size=shape) for name, shape in mixer_shapes(config).items()}
+    p = {name: rng.normal(size=shape) for name, shape in shapes_of(delta.MIXER.parameters(config, 0)).items()}
     x = rng.normal(size=(2, 6, 8))
     q, k, v = ((x @ p[f"{n}_proj.weight"].T).reshape(2, 6, 2, -1) for n in "qkv")
     q, k = (a / (1 + np.exp(-a)) for a in (q, k))
@@ -139,7 +140,7 @@ def test_delta_layer_by_hand():
             key = k[i, t, h]
             S = a[i, t, h] * (S - b[i, t, h] * np.outer(S @ key, key)) + b[i, t, h] * np.outer(v[i, t, h], key)
             y[i, t, h] = S @ q[i, t, h]
-    out, _, _ = mixer_forward(x, p, config)
+    out, _, _ = delta.delta_layer_forward(x, p, config)
     np.testing.assert_allclose(out, y.reshape(2, 6, 8) @ p["o_proj.weight"].T, rtol=1e-9, atol=1e-11)
 
 
@@ -174,7 +175,7 @@ def test_initial_values():
     config = RAMNetConfig(
         vocab=8, width=512, heads=256, channels=2, layers=1, mixer="delta", delta_gate=True, short_conv=4
     )
-    params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
+    params = init_parameters(model_parameters(config), seed=0, dtype=np.float32)
     conv = params["model.layers.0.attn_conv.weight"]
     assert conv.shape == (512, 4)
     assert (conv[:, -1] == 1).all()
@@ -196,9 +197,9 @@ def test_initial_values():
 
 def test_a_decay_starts_at_the_step_that_was_drawn(monkeypatch):
     """softplus(dt) lies in the range, also where softplus is far from an exponential."""
-    monkeypatch.setattr(parameters, "DECAY_STEPS", (2.0, 3.0))
+    monkeypatch.setattr(decay, "STEPS", (2.0, 3.0))
     config = RAMNetConfig(width=64, heads=64, mixer="delta", delta_gate=True)
-    step = np.logaddexp(init_parameters({"dt_bias": (64,)}, config, seed=0, dtype=np.float64)["dt_bias"], 0)
+    step = np.logaddexp(init_parameters(decay_parameters(config), seed=0, dtype=np.float64)["dt_bias"], 0)
     assert 2 <= step.min() * 1.001 < 2.1
     assert 2.9 < step.max() <= 3 * 1.001
 

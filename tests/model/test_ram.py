@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 
 from ramnet_np import RAMState, decode_address, ram_attention_forward
+from ramnet_np.core.retention import RULES
 from ramnet_np.gradcheck import gradcheck
 from ramnet_np.model import RAMNetConfig
-from ramnet_np.model.block import block_backward, block_forward
-from ramnet_np.model.layer import CallOptions, ram_layer_addresses, ram_layer_backward, ram_layer_forward
-from ramnet_np.model.parameters import block_shapes, layer_shapes
+from ramnet_np.model.block import block_backward, block_forward, block_parameters
+from ramnet_np.model.mixers import CallOptions
+from ramnet_np.model.mixers.ram import (
+    ram_layer_addresses,
+    ram_layer_backward,
+    ram_layer_forward,
+    ram_parameters,
+)
+from ramnet_np.model.parameters import shapes_of
 
 SMALL = {"vocab": 9, "width": 6, "layers": 1, "heads": 2, "order": 2, "radix": 3, "channels": 4, "top_k": 4}
 OPTIONS = {
@@ -35,10 +42,10 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def draw(shapes, seed=0, dtype=np.float64, scale=0.5):
+def draw(parameters, seed=0, dtype=np.float64, scale=0.5):
     """Parameters away from their initial values, where scales and biases are all alike."""
     rng = np.random.default_rng(seed)
-    return {name: (scale * rng.normal(size=shape)).astype(dtype) for name, shape in shapes.items()}
+    return {name: (scale * rng.normal(size=shape)).astype(dtype) for name, shape in shapes_of(parameters).items()}
 
 
 def draw_x(B=2, T=5, D=6, dtype=np.float64, seed=1):
@@ -67,7 +74,7 @@ def test_ram_layer_gradients(name):
         lambda x, params: ram_layer_forward(x, params, config),
         ram_layer_backward,
         draw_x(),
-        draw(layer_shapes(config)),
+        draw(ram_parameters(config)),
     )
 
 
@@ -82,7 +89,7 @@ def test_ram_layer_gradients_with_mask_state_and_positions():
         lambda x, params: ram_layer_forward(x, params, config, state=state, options=options),
         ram_layer_backward,
         draw_x(),
-        draw(layer_shapes(config)),
+        draw(ram_parameters(config)),
     )
 
 
@@ -90,7 +97,7 @@ def test_ram_layer_gradients_with_mask_state_and_positions():
 def test_block_gradients(fields):
     config = RAMNetConfig(**SMALL, ffn_width=7, **fields)
     check_gradients(
-        lambda x, params: block_forward(x, params, config), block_backward, draw_x(), draw(block_shapes(config))
+        lambda x, params: block_forward(x, params, config), block_backward, draw_x(), draw(block_parameters(config))
     )
 
 
@@ -98,7 +105,7 @@ def test_ram_layer_is_the_operation_between_its_projections():
     config = RAMNetConfig(
         **SMALL, value_bias=True, output_gate=True, output_norm=True, gamma=1.5, gamma_mode="dynamic", cape=1
     )
-    p, x = draw(layer_shapes(config)), draw_x()
+    p, x = draw(ram_parameters(config)), draw_x()
 
     def logits(side):
         scale = np.exp(p[f"{side}_scale"])[:, :, None] / np.sqrt(2)
@@ -121,12 +128,12 @@ def test_ram_layer_is_the_operation_between_its_projections():
         np.testing.assert_allclose(accesses[name].weight, expected_address.weight, rtol=1e-10)
 
 
-@pytest.mark.parametrize("update", ["pdma", "gsu"])
+@pytest.mark.parametrize("update", RULES)
 @pytest.mark.parametrize("mode", ["learnable", "dynamic"])
 def test_gamma_starts_at_its_constant(mode, update):
     fixed = RAMNetConfig(**SMALL, update=update, gamma=0.3)
     learned = RAMNetConfig(**SMALL, update=update, gamma=0.3, gamma_mode=mode)
-    params = draw(layer_shapes(learned))
+    params = draw(ram_parameters(learned))
     params |= {name: np.zeros_like(p) for name, p in params.items() if name.startswith("gamma_modifier")}
     np.testing.assert_allclose(
         ram_layer_forward(draw_x(), params, learned)[0], ram_layer_forward(draw_x(), params, fixed)[0], rtol=1e-12
@@ -134,7 +141,7 @@ def test_gamma_starts_at_its_constant(mode, update):
 
 
 def test_init_mass_of_one_slots_share_is_the_default():
-    params = draw(layer_shapes(RAMNetConfig(**SMALL)))
+    params = draw(ram_parameters(RAMNetConfig(**SMALL)))
     outs = [
         ram_layer_forward(draw_x(), params, RAMNetConfig(**SMALL, init_mass=mass))[0] for mass in (None, 1 / 9, 0.5)
     ]
@@ -145,17 +152,17 @@ def test_init_mass_of_one_slots_share_is_the_default():
 @pytest.mark.parametrize("name", ["paper", "authors", "gamma-learnable"])
 def test_ram_layer_keeps_float32(name):
     config = RAMNetConfig(**(SMALL | OPTIONS[name]))
-    params = draw(layer_shapes(config), dtype=np.float32)
+    params = draw(ram_parameters(config), dtype=np.float32)
     options = CallOptions(return_state=True)
     out, state, ctx = ram_layer_forward(draw_x(dtype=np.float32), params, config, options=options)
     dx, grads = ram_layer_backward(out, ctx)
     assert {a.dtype for a in (out, *state, dx, *grads.values())} == {np.dtype(np.float32)}
-    assert {n: g.shape for n, g in grads.items()} == layer_shapes(config)
+    assert {n: g.shape for n, g in grads.items()} == shapes_of(ram_parameters(config))
 
 
 def test_ram_layer_leaves_inputs_parameters_and_gradients_alone():
     config = RAMNetConfig(**(SMALL | OPTIONS["authors"]))
-    x, params, dout = draw_x(), draw(block_shapes(config)), draw_x(seed=7)
+    x, params, dout = draw_x(), draw(block_parameters(config)), draw_x(seed=7)
     before = [x.copy(), dout.copy(), *(p.copy() for p in params.values())]
     _, _, ctx = block_forward(x, params, config)
     first, again = block_backward(dout, ctx), block_backward(dout, ctx)
