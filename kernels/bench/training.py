@@ -29,7 +29,7 @@ from ramnet_np.data.batches import Batch
 from ramnet_np.data.mqar import mqar_examples
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.gpu_trainer import DeviceSteps
+from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
 
 from ..cuda.optimizer.adamw import DeviceAdamW
@@ -99,11 +99,11 @@ def draw_batches(pairs: int, options: Options, count: int = 8) -> list[Batch]:
     return [Batch(ids, labels) for ids, labels in parts]
 
 
-def new_steps(graphs: Any, options: Options) -> DeviceSteps:
-    """Of a fresh model."""
+def new_trainer(graphs: Any, options: Options) -> GPUTrainer:
+    """A trainer of a fresh model."""
     model = RAMNet(options.model, seed=0).to("gpu")
     config = TrainConfig(steps=options.steps * options.repeats, batch=options.batch)
-    return DeviceSteps(model, config, adamw_init(model.params), graphs)
+    return GPUTrainer(model, config, adamw_init(model.params), graphs)
 
 
 def measure(batches: list[Batch], graphs: str, options: Options) -> float:
@@ -111,15 +111,15 @@ def measure(batches: list[Batch], graphs: str, options: Options) -> float:
     import cupy
 
     times = []
-    with new_steps(graphs, options) as steps:
+    with new_trainer(graphs, options) as trainer:
         for batch in batches[:3]:
-            steps.run(batch)
-        steps.report()
+            trainer.step(batch)
+        trainer.report()
         for _ in range(options.repeats):
             started = time.perf_counter()
             for i in range(options.steps):
-                steps.run(batches[i % len(batches)])
-            steps.report()  # waits for the device
+                trainer.step(batches[i % len(batches)])
+            trainer.report()  # waits for the device
             times.append((time.perf_counter() - started) / options.steps)
     cupy.get_default_memory_pool().free_all_blocks()
     return 1e3 * float(np.median(times))
@@ -135,11 +135,11 @@ def measure_parts(batches: list[Batch], options: Options) -> dict[str, dict[str,
     backend._loaded["cupy"] = _timed_backend(original, clock, options.model.vocab)
     DeviceAdamW.update = clock.timed("adamw", update)  # type: ignore[method-assign]
     try:
-        with new_steps("off", options) as steps:
+        with new_trainer("off", options) as trainer:
             rounds = []
             for batch in batches[:2] + batches:
                 wait((1,), (1,), (np.int64(60_000_000),))
-                rounds.append(clock.measure(partial(steps.run, batch)))
+                rounds.append(clock.measure(partial(trainer.step, batch)))
     finally:
         backend._loaded["cupy"] = original
         DeviceAdamW.update = update  # type: ignore[method-assign]

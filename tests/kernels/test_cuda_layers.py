@@ -11,7 +11,7 @@ from ramnet_np.layers.loss import cross_entropy_and_gradient, cross_entropy_back
 from ramnet_np.layers.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.address import address_backward, address_forward
-from ramnet_np.train.optim import adamw_init, adamw_update, clip_by_global_norm, decays
+from ramnet_np.train.optim import adamw_init, adamw_update, clip_by_global_norm, has_weight_decay
 
 pytestmark = pytest.mark.gpu
 
@@ -182,7 +182,9 @@ def test_adamw_equals_the_plain_one_and_stops_at_numbers_that_are_not_finite(cp,
     plain = {name: draw(shape, dtype, i) for i, (name, shape) in enumerate(shapes.items())}
     params = {name: cp.asarray(p) for name, p in plain.items()}
     state, moments = adamw_init(plain), adamw_init(params)
-    fused = DeviceAdamW(params, moments.mean, moments.square, {n for n in plain if decays(n, plain[n])}, 0, settings)
+    fused = DeviceAdamW(
+        params, moments.mean, moments.square, {n for n in plain if has_weight_decay(n, plain[n])}, 0, settings
+    )
     table = fused.addresses()
     correct, labels = cp.array(3, dtype=np.int32), cp.array(4, dtype=np.int32)
 

@@ -9,7 +9,7 @@ from ramnet_np.model.decay import decay_backward, decay_forward, decay_parameter
 from ramnet_np.model.layout import model_parameters
 from ramnet_np.model.mixers import delta
 from ramnet_np.model.parameters import init_parameters, shapes_of
-from ramnet_np.train.optim import decays
+from ramnet_np.train.optim import has_weight_decay
 from tests.mixer_cases import MIXERS
 from tests.tolerances import assert_close
 
@@ -187,7 +187,7 @@ def test_initial_values():
     assert step.max() <= 1e-1 * 1.001
     assert np.median(step) == pytest.approx(1e-2, rel=0.3)
     assert params["model.layers.0.attn.b_proj.weight"].shape == (256, 512)
-    decayed = {name.partition("layers.0.")[2] for name, p in params.items() if decays(name, p)}
+    decayed = {name.partition("layers.0.")[2] for name, p in params.items() if has_weight_decay(name, p)}
     assert decayed == {
         "",
         *(f"attn.{n}_proj.weight" for n in "qkvoba"),
