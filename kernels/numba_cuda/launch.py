@@ -30,6 +30,8 @@ _SLOTS = {  # how an argument is packed, each in 8 bytes
     types.float64: "d",
 }
 
+_KINDS = {types.CPointer: "pointer", types.Array: "array"}  # looked up once: a look at a type's class takes long
+
 
 def record(cls: Any, **fields: Any) -> Any:
     """The Numba type of a NamedTuple whose fields have these types, as one argument of a kernel.
@@ -49,10 +51,11 @@ class Kernel:
         self.function = function
         self.arguments = arguments
         self.most_threads = most_threads
-        self._single = _without_records(arguments)
-        layout = "".join("QQqqQqq" if isinstance(a, types.Array) else _SLOTS.get(a, "Q") for a in self._single)
+        single = _without_records(arguments, types.BaseTuple)
+        self._kinds = [_KINDS.get(type(argument), "number") for argument in single]
+        layout = "".join("QQqqQqq" if isinstance(a, types.Array) else _SLOTS.get(a, "Q") for a in single)
         self._pack = struct.Struct("=" + layout).pack_into
-        slots = sum(7 if isinstance(a, types.Array) else 1 for a in self._single)
+        slots = sum(7 if isinstance(a, types.Array) else 1 for a in single)
         self._values = (ctypes.c_uint64 * slots)()
         start = ctypes.addressof(self._values)
         self._addresses = (ctypes.c_void_p * slots)(*range(start, start + 8 * slots, 8))
@@ -74,10 +77,10 @@ class Kernel:
         from cuda.bindings import driver
 
         packed: list[Any] = []
-        for argument, value in zip(self._single, _without_records(values), strict=True):
-            if isinstance(argument, types.CPointer):
+        for kind, value in zip(self._kinds, _without_records(values, tuple), strict=True):
+            if kind == "pointer":
                 packed.append(address_of(value))
-            elif isinstance(argument, types.Array):
+            elif kind == "array":
                 size, itemsize = value.size, value.dtype.itemsize
                 packed += (0, 0, size, itemsize, address_of(value), size, itemsize)
             else:
@@ -126,11 +129,11 @@ def kernel(*arguments: Any, most_threads: int | None = None) -> Callable[[Callab
     return lambda function: Kernel(function, arguments, most_threads)
 
 
-def _without_records(values: Iterable[Any]) -> list[Any]:
+def _without_records(values: Iterable[Any], record_class: Any) -> list[Any]:
     """Values or types of arguments, with those of a record's fields in its place."""
     single: list[Any] = []
     for value in values:
-        if isinstance(value, tuple | types.BaseTuple):
+        if isinstance(value, record_class):
             single += value
         else:
             single.append(value)

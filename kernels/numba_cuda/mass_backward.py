@@ -79,9 +79,9 @@ def mass_backward_prepare_kernel(number, update: str, W: int, R: int, aware: boo
     alpha_of = retention_of(update, number).alpha
 
     @cuda.jit(device=True)
-    def write_terms(w, old_mass, alpha, dots, at, eps):
-        """b, g, p, u of a write, ``at`` = (number of the write, of all writes, of the token, of all tokens, k)."""
-        write, all_writes, row, tokens, k = at
+    def write_terms(w, old_mass, alpha, dots, indices, eps):
+        """b, g, p, u of a write, ``indices`` = (number of the write, of all writes, of the token, of all tokens, k)."""
+        write, all_writes, row, tokens, k = indices
         kept = alpha * old_mass + eps
         mass = kept + w
         eta, kappa = w / mass, kept / mass
@@ -96,14 +96,14 @@ def mass_backward_prepare_kernel(number, update: str, W: int, R: int, aware: boo
 
     @cuda.jit(device=True)
     def mass_aware_sums(read_weight, read_mass, dots, weight, read, Kr, all_reads, eps):
-        """sum r, sum r z + eps, and the gradient of the latter, over a token's mass-aware reads."""
-        total, weighted, through = number(0), eps, number(0)
+        """sum r, sum r z + eps, and the mean of dr weighted by r z, over a token's mass-aware reads."""
+        total, weighted, mean_dr = number(0), eps, number(0)
         for k in range(Kr):
             r, m = read_weight[weight + k], read_mass[read + k]
             total += r
             weighted += r * m
-            through += sum_slices(dots.dy_dot_s, read + k, dots.read_slices, all_reads) * (r * m)
-        return total, weighted, through / weighted
+            mean_dr += sum_slices(dots.dy_dot_s, read + k, dots.read_slices, all_reads) * (r * m)
+        return total, weighted, mean_dr / weighted
 
     @kernel(
         address_arrays(number), token_options(number), mass_arrays(number), content_dots(number),
@@ -127,16 +127,16 @@ def mass_backward_prepare_kernel(number, update: str, W: int, R: int, aware: boo
             if kept and k < Kw:
                 w = address.write_weight[at * Kw + k]
                 alpha = alpha_of(w, gamma)
-                place = write, all_writes, row, sizes.tokens, k
-                b, g, p, u = write_terms(w, masses.old_mass[write], alpha, dots, place, eps)
+                indices = write, all_writes, row, sizes.tokens, k
+                b, g, p, u = write_terms(w, masses.old_mass[write], alpha, dots, indices, eps)
             out.terms[ALPHA * all_writes + write] = alpha
             out.terms[B * all_writes + write] = b
             out.terms[G * all_writes + write] = g
             out.terms[P * all_writes + write] = p
             out.terms[U * all_writes + write] = u
-        total, weighted, through = zero, eps, zero
+        total, weighted, mean_dr = zero, eps, zero
         if aware:
-            total, weighted, through = mass_aware_sums(
+            total, weighted, mean_dr = mass_aware_sums(
                 address.read_weight, masses.read_mass, dots, at * Kr, int64(row) * R, Kr, all_reads, eps
             )
         for k in range(j, R, GROUP_OF_8):
@@ -149,9 +149,9 @@ def mass_backward_prepare_kernel(number, update: str, W: int, R: int, aware: boo
                     gain = r * dr
                     if aware:
                         m = masses.read_mass[read]
-                        dn = (dr - through) * total / weighted
+                        dn = (dr - mean_dr) * total / weighted
                         gain *= total * m / weighted
-                        dr, dmass = dn * m + through, dn * r
+                        dr, dmass = dn * m + mean_dr, dn * r
                     if address.read_slot[at * Kr + k] < 0:
                         gain, dmass = zero, zero
                 out.dr[at * Kr + k] = dr
@@ -263,7 +263,7 @@ def mass_backward_scan_kernel(number, in_shared: bool, W: int, R: int, aware: bo
         most_threads=threads,
     )  # fmt: skip
     def mass_backward_scan(rows, terms, gains, final, state, sizes):
-        """q and dz, the last token first. Of each write q takes the place of b and dz' that of alpha.
+        """q and dz, the last token first. For each write, q takes the place of b, and dz' that of alpha.
 
         Thread k is the only one that touches the k-th accesses; a barrier lies between a token's reads and its writes,
         which may meet, and between tokens. ``state`` is the adjoint of the masses: it starts with that of the final
@@ -319,7 +319,7 @@ def mass_backward_finish_kernel(number, update: str, W: int):
         sums = cuda.shared.array(THREADS, number)
         thread = cuda.threadIdx.x
         row, j = cuda.blockIdx.x * TOKENS + thread // GROUP_OF_8, thread % GROUP_OF_8
-        at, through_gamma = int64(0), number(0)
+        at, dgamma = int64(0), number(0)
         if row < sizes.tokens:
             token, at = token_and_head(row, sizes.T, sizes.H)
             kept, gamma, all_writes = takes_part(options, token), gamma_at(options, at), int64(sizes.tokens) * W
@@ -334,13 +334,13 @@ def mass_backward_finish_kernel(number, update: str, W: int):
                     dw = terms[U * all_writes + write] + dz + (dz - pull) * (before * slope_w)
                     if k > 0:
                         dw -= q / (alpha * before + constants.eps + w)
-                    through_gamma += (dz - pull) * (before * slope_gamma)
+                    dgamma += (dz - pull) * (before * slope_gamma)
                 out.dw[at * sizes.Kw + k] = dw
-        sums[thread] = through_gamma
+        sums[thread] = dgamma
         cuda.syncthreads()
         if j == 0 and row < sizes.tokens:
             for other in range(1, GROUP_OF_8):
-                through_gamma += sums[thread + other]
-            out.dgamma[at] = through_gamma
+                dgamma += sums[thread + other]
+            out.dgamma[at] = dgamma
 
     return mass_backward_finish

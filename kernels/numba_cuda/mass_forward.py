@@ -15,7 +15,7 @@ In the scan, thread k is the k-th access of every token. A token's accesses go t
 meet; the next token's may, and so a barrier lies between. Each thread loads its accesses ``AHEAD`` tokens at a time,
 and prefetches the next ones before it applies these: device memory takes longer than a token.
 
-An access that does nothing (masked, or to a slot without a row) goes to a row of its own behind the slots: ``n_rows`` +
+An access that does nothing (masked, or to a slot without a row) goes to a row of its own after the slots: ``n_rows`` +
 its number among the token's accesses. Whatever it changes there, nobody else reads.
 """
 
@@ -38,7 +38,7 @@ from .records import (
 from .retention import retention_of
 
 AHEAD = 2 if SIMULATED else 16  # tokens that a thread of the scan loads at a time
-TOKENS = THREADS // GROUP_OF_8  # of a block of ``mass_prepare`` and ``mass_finish``
+TOKENS = THREADS // GROUP_OF_8  # a block of ``mass_prepare`` or ``mass_finish`` takes
 
 
 @cache
@@ -50,7 +50,7 @@ def mass_prepare_kernel(number, update: str, W: int, R: int):
         address_arrays(number), token_options(number), accesses_type(number), types.CPointer(number), MASS_SIZES
     )  # fmt: skip
     def mass_prepare(address, options, accesses, alpha, sizes):
-        """Of every access, in the order (B*H, T, W + R), its row and weight; of every write alpha (B*H, T, W).
+        """Row and weight of every access, in the order (B*H, T, W + R), and alpha of every write, (B*H, T, W).
 
         Thread j of a token's eight takes accesses j, j + 8, ..: each element is written by one thread.
         """
@@ -136,7 +136,7 @@ def mass_scan_kernel(number, in_shared: bool, W: int, R: int, aware: bool):
         most_threads=threads,
     )  # fmt: skip
     def mass_scan(accesses, alpha, masses, state, initial, sizes):
-        """z, token by token: of each write the mass before, and in place of alpha the mass after.
+        """z, token by token. Keeps the mass before each write, and puts the mass after it in the place of its alpha.
 
         Thread k is the only one that touches the k-th access; a barrier lies between tokens, whose accesses may meet,
         and between a token's writes and its mass-aware reads.

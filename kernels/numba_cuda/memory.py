@@ -37,8 +37,8 @@ def memory_forward(
     B, T, H, C = values.shape
     Kw, Kr = write.index.shape[3], read.index.shape[3]
     arrays, dtype, kernels, n_rows = arrays_like(values), working_dtype(values.dtype), _kernels(Kw, Kr), options.slots
-    unseen = state is None and not return_state  # whatever is not written stays as it was
-    if unseen and n_rows > T * Kw and not kernels.state_fits_shared(n_rows, C, Kw, Kr, dtype.itemsize):
+    no_state = state is None and not return_state
+    if no_state and n_rows > T * Kw and not kernels.state_fits_shared(n_rows, C, Kw, Kr, dtype.itemsize):
         n_rows = T * Kw
         write, read = renumber(write, read, None if mask is None else arrays.contiguous(mask, np.bool_))
     if n_rows >= MAX_ROWS:

@@ -102,18 +102,14 @@ def masses_backward(
 ) -> MassResults:
     """Gradients of weights and gamma; the masses of ``dgiven``, if given."""
     (B, T, H, _), (W, R), dtype, arrays = ctx.sizes, ctx.widths, ctx.accesses.coef.dtype, ctx.arrays
-    number, aware, options, units = NUMBERS[dtype], ctx.options.mass_aware, ctx.options, B * H
+    number, aware, options, heads = NUMBERS[dtype], ctx.options.mass_aware, ctx.options, B * H
     layout = mass_layout(2, ctx.n_rows, W, R, dtype.itemsize, shared_limit())
-    working = None if layout.in_shared else arrays.empty((units, 2, ctx.n_rows + W + R), dtype)
-    terms, gains = arrays.empty((5, units, T, W), dtype), arrays.empty((1 + aware, units, T, R), dtype)
+    working = None if layout.in_shared else arrays.empty((heads, 2, ctx.n_rows + W + R), dtype)
+    terms, gains = arrays.empty((5, heads, T, W), dtype), arrays.empty((1 + aware, heads, T, R), dtype)
     dw, dr = arrays.empty(ctx.write.weight.shape, dtype), arrays.empty(ctx.read.weight.shape, dtype)
     dgamma = arrays.empty((B, T, H), dtype)
-    blocks, eps, sizes, token_options = (
-        -(-units * T // TOKENS),
-        dtype.type(options.eps),
-        _mass_sizes(ctx),
-        ctx.token_options,
-    )
+    blocks, eps = -(-heads * T // TOKENS), dtype.type(options.eps)
+    sizes, token_options = _mass_sizes(ctx), ctx.token_options
     again = contents.dy_dot_s.shape[0]
     dots = ContentDots(
         contents.d_dot_v, contents.d_dot_before, contents.dy_dot_s, contents.d_dot_v.shape[0], again
@@ -123,7 +119,7 @@ def masses_backward(
         AccessGradients(terms, gains, dr), eps, sizes,
     )  # fmt: skip
     mass_backward_scan_kernel(number, layout.in_shared, W, R, aware)(
-        units, layout.threads, arrays.stream, ctx.accesses.row, terms, gains, FinalDots(contents.final_dots, again),
+        heads, layout.threads, arrays.stream, ctx.accesses.row, terms, gains, FinalDots(contents.final_dots, again),
         state_pass(mass_of(dstate), working, mass_of(dgiven)), sizes, shared=layout.shared,
     )  # fmt: skip
     mass_backward_finish_kernel(number, options.update, W)(

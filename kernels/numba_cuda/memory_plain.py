@@ -107,12 +107,12 @@ def masses_backward(
     (B, T, H, _), (W, _), dtype, arrays = ctx.sizes, ctx.widths, ctx.accesses.coef.dtype, ctx.arrays
     options, working = ctx.options, arrays.empty((B * H, 2, _rows(ctx)), dtype)
     dw, dr = arrays.empty(ctx.write.weight.shape, dtype), arrays.empty(ctx.read.weight.shape, dtype)
-    dgamma, through_gamma = arrays.empty((B, T, H), dtype), arrays.empty((B * H, T, W), dtype)
+    dgamma, dgamma_terms = arrays.empty((B, T, H), dtype), arrays.empty((B * H, T, W), dtype)
     plain_masses_backward_kernel(NUMBERS[dtype], options.update)(
         B * H, THREADS, arrays.stream, ctx.address, ctx.token_options, ctx.accesses, ctx.masses,
         ContentDots(contents.d_dot_v, contents.d_dot_before, contents.dy_dot_s, 1, 1),
         state_pass(mass_of(dstate), working, mass_of(dgiven)), WeightGradients(dw, dgamma),
-        ReadGradients(dr, through_gamma, contents.final_dots),
+        ReadGradients(dr, dgamma_terms, contents.final_dots),
         SlopeNumbers(dtype.type(options.eps), options.proxy_eps, float(np.finfo(dtype).epsneg)), _sizes(ctx),
     )  # fmt: skip
     return MassResults(dw, dr, dgamma)

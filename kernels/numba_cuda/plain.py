@@ -75,7 +75,7 @@ def plain_masses_kernel(number, update: str):
     def plain_masses(address, options, accesses, masses, state, initial, eps, sizes):
         """The row of every access, eta of every write, the weight of every read, and the masses that they meet.
 
-        An access that does nothing (masked, or a read of what is never written) goes to a row of its own behind the
+        An access that does nothing (masked, or a read of what is never written) goes to a row of its own after the
         slots, so that the other kernels need not know of it.
         """
         bh, thread, threads = int64(cuda.blockIdx.x), cuda.threadIdx.x, cuda.blockDim.x
@@ -298,7 +298,7 @@ class ReadGradients(NamedTuple):
     """What the backward of the masses leaves beside :class:`WeightGradients`, and what it needs of the final state."""
 
     dr: Any  # (B, T, H, K_r)
-    through_gamma: Any  # (B*H, T, K_w): each write's share of dgamma
+    dgamma_terms: Any  # (B*H, T, K_w): each write's share of dgamma
     final_dots: Any  # (B*H, rows): <dstate, s> after the last token
 
 
@@ -310,14 +310,14 @@ def plain_masses_backward_kernel(number, update: str):
 
     @cuda.jit(device=True)
     def mass_aware_sums(address, masses, dots, at, here, eps, sizes):
-        """sum r, sum r z + eps, and the gradient of the latter, over a token's reads."""
-        total, weighted, through = zero, eps, zero
+        """sum r, sum r z + eps, and the mean of dr weighted by r z, over a token's reads."""
+        total, weighted, mean_dr = zero, eps, zero
         for k in range(sizes.R):
             r, m = address.read_weight[at * sizes.R + k], masses.read_mass[here * sizes.R + k]
             total += r
             weighted += r * m
-            through += dots.dy_dot_s[here * sizes.R + k] * (r * m)
-        return total, weighted, through / weighted
+            mean_dr += dots.dy_dot_s[here * sizes.R + k] * (r * m)
+        return total, weighted, mean_dr / weighted
 
     @cuda.jit(device=True)
     def read_backward(address, masses, dots, at, here, k, eps, sizes):
@@ -325,9 +325,9 @@ def plain_masses_backward_kernel(number, update: str):
         dr, r = dots.dy_dot_s[here * sizes.R + k], address.read_weight[at * sizes.R + k]
         if sizes.aware == 0:
             return dr, r * dr, zero
-        total, weighted, through = mass_aware_sums(address, masses, dots, at, here, eps, sizes)
-        m, dn = masses.read_mass[here * sizes.R + k], (dr - through) * total / weighted
-        return dn * m + through, r * dr * (total * m / weighted), dn * r
+        total, weighted, mean_dr = mass_aware_sums(address, masses, dots, at, here, eps, sizes)
+        m, dn = masses.read_mass[here * sizes.R + k], (dr - mean_dr) * total / weighted
+        return dn * m + mean_dr, r * dr * (total * m / weighted), dn * r
 
     @cuda.jit(device=True)
     def write_backward(w, alpha, before, q_after, d_dot_v, d_dot_before, first, eps):
@@ -343,19 +343,19 @@ def plain_masses_backward_kernel(number, update: str):
         return q, difference / mass, eta / kept * difference if kept > 0 else zero
 
     @cuda.jit(device=True)
-    def add_gamma(through_gamma, dgamma, bh, sizes):
+    def add_gamma(dgamma_terms, dgamma, bh, sizes):
         """dgamma of every token: the sum over its writes."""
         for t in range(cuda.threadIdx.x, sizes.T, cuda.blockDim.x):
             _, at, here = token_of(bh, t, sizes)
             total = zero
             for k in range(sizes.W):
-                total += through_gamma[here * sizes.W + k]
+                total += dgamma_terms[here * sizes.W + k]
             dgamma[at] = total
 
     @kernel(
         address_arrays(number), token_options(number), accesses_type(number), mass_arrays(number), content_dots(number),
         state_pass(number), weight_gradients(number),
-        record(ReadGradients, dr=numbers, through_gamma=numbers, final_dots=numbers), slope_numbers(number),
+        record(ReadGradients, dr=numbers, dgamma_terms=numbers, final_dots=numbers), slope_numbers(number),
         PLAIN_SIZES,
     )  # fmt: skip
     def plain_masses_backward(address, options, accesses, masses, dots, state, out, more, constants, sizes):
@@ -397,9 +397,9 @@ def plain_masses_backward_kernel(number, update: str):
                     dw += dz_t + (dz_t - pull) * (before * slope_w)
                     dgamma = (dz_t - pull) * (before * slope_gamma)
                     dz[dz_at + row] = alpha * (dz_t - pull)
-                out.dw[at * W + k], more.through_gamma[here * W + k] = dw, dgamma
+                out.dw[at * W + k], more.dgamma_terms[here * W + k] = dw, dgamma
             cuda.syncthreads()
-        add_gamma(more.through_gamma, out.dgamma, bh, sizes)
+        add_gamma(more.dgamma_terms, out.dgamma, bh, sizes)
         if state.has_end != 0:
             for row in range(thread, n_rows, threads):
                 state.end[bh * n_rows + row] = dz[dz_at + row]

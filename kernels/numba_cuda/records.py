@@ -49,13 +49,13 @@ def token_options(number):
 
 @cuda.jit(device=True)
 def gamma_at(options, at):
-    """gamma of the token and head at this place of (B, T, H)."""
+    """The gamma of a token and head, ``at`` of (B, T, H)."""
     return options.gamma_number if options.one_gamma != 0 else options.gamma[at]
 
 
 @cuda.jit(device=True)
 def takes_part(options, token):
-    """Whether the token at this place of (B, T) is not masked."""
+    """Whether token number ``token`` of (B, T) is not masked."""
     return options.masked == 0 or options.mask[token] != 0
 
 

@@ -34,7 +34,7 @@ def shared_layout(name: str, tile: int, W: int, R: int, lanes: int, groups: int,
     """Where the parts of a tile begin in the shared memory of the pass "forward", "recompute" or "backward".
 
     All count numbers of ``itemsize`` bytes, except ``rows``, which counts int32. ``state`` is the end of the tile: the
-    state comes behind it.
+    state comes after it.
 
     >>> shared_layout("forward", tile=16, W=8, R=8, lanes=16, groups=4, itemsize=4)
     namespace(values=0, parts=272, coefs=1296, rows=1560, state=1824)
@@ -59,7 +59,7 @@ def shared_layout(name: str, tile: int, W: int, R: int, lanes: int, groups: int,
 
 @cache
 def state_functions(number, in_shared: bool, lanes: int, groups: int, E: int) -> SimpleNamespace:
-    """Device functions that set and store a slice of the state; E rows behind it are for accesses that do nothing."""
+    """Device functions that set and store a slice of the state; E rows after it are for accesses that do nothing."""
     threads = groups * lanes
     get, put = state_access(in_shared)
 
