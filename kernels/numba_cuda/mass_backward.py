@@ -152,8 +152,6 @@ def mass_backward_prepare_kernel(number, update: str, W: int, R: int, aware: boo
                         dn = (dr - mean_dr) * total / weighted
                         gain *= total * m / weighted
                         dr, dmass = dn * m + mean_dr, dn * r
-                    if address.read_slot[at * Kr + k] < 0:
-                        gain, dmass = zero, zero
                 out.dr[at * Kr + k] = dr
             out.gains[GAIN * all_reads + read] = gain
             if aware:

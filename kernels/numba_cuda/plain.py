@@ -377,9 +377,8 @@ def plain_masses_backward_kernel(number, update: str):
                 dr = zero
                 if kept:
                     dr, gain, dmass = read_backward(address, masses, dots, at, here, k, eps, sizes)
-                    if address.read_slot[at * R + k] >= 0:
-                        q[q_at + accesses.row[access + W + k]] += gain
-                        dz[dz_at + accesses.row[access + W + k]] += dmass
+                    q[q_at + accesses.row[access + W + k]] += gain
+                    dz[dz_at + accesses.row[access + W + k]] += dmass
                 more.dr[at * R + k] = dr
             cuda.syncthreads()
             # 3. eta = w / (z_t + eps), z_t = alpha z + w
