@@ -320,13 +320,10 @@ def plain_masses_backward_kernel(number, update: str):
         return total, weighted, mean_dr / weighted
 
     @cuda.jit(device=True)
-    def read_backward(address, masses, dots, at, here, k, eps, sizes):
-        """dr of a read, r <dy, s> with the r that read, and what goes to the mass."""
-        dr, r = dots.dy_dot_s[here * sizes.R + k], address.read_weight[at * sizes.R + k]
-        if sizes.aware == 0:
-            return dr, r * dr, zero
-        total, weighted, mean_dr = mass_aware_sums(address, masses, dots, at, here, eps, sizes)
-        m, dn = masses.read_mass[here * sizes.R + k], (dr - mean_dr) * total / weighted
+    def mass_aware_read_backward(dr, r, m, sums):
+        """dr of a read, r <dy, s> with the r that mass made of it, and what goes to the mass m."""
+        total, weighted, mean_dr = sums
+        dn = (dr - mean_dr) * total / weighted
         return dn * m + mean_dr, r * dr * (total * m / weighted), dn * r
 
     @cuda.jit(device=True)
@@ -372,13 +369,19 @@ def plain_masses_backward_kernel(number, update: str):
         for t in range(sizes.T - 1, -1, -1):
             token, at, here = token_of(bh, t, sizes)
             kept, gamma, access = takes_part(options, token), gamma_at(options, at), here * (W + R)
-            # 4. y = sum r s
+            # 4. y = sum r s: dr, and q before the read
+            sums = zero, eps, zero
+            if sizes.aware != 0 and kept:
+                sums = mass_aware_sums(address, masses, dots, at, here, eps, sizes)
             for k in range(thread, R, threads):
                 dr = zero
                 if kept:
-                    dr, gain, dmass = read_backward(address, masses, dots, at, here, k, eps, sizes)
-                    q[q_at + accesses.row[access + W + k]] += gain
-                    dz[dz_at + accesses.row[access + W + k]] += dmass
+                    dr, r = dots.dy_dot_s[here * R + k], address.read_weight[at * R + k]
+                    gain, row = r * dr, accesses.row[access + W + k]
+                    if sizes.aware != 0:
+                        dr, gain, dmass = mass_aware_read_backward(dr, r, masses.read_mass[here * R + k], sums)
+                        dz[dz_at + row] += dmass
+                    q[q_at + row] += gain
                 more.dr[at * R + k] = dr
             cuda.syncthreads()
             # 3. eta = w / (z_t + eps), z_t = alpha z + w
