@@ -2,10 +2,11 @@
 
 from ramnet_np.backend import Backend
 
+from ..gpu_errors import explain_out_of_memory
 from .address.decode import decode_backward, decode_forward
 from .layers import LAYERS
 from .memory.memory import memory_backward, memory_forward
-from .runtime.errors import explain_out_of_memory, import_cupy
+from .runtime.errors import import_cupy
 from .step.step import step
 
 import_cupy()

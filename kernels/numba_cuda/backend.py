@@ -9,9 +9,9 @@ from numba import cuda
 from ramnet_np.backend import Backend, array_kind, by_side
 
 from ..cuda.layers import LAYERS
-from ..cuda.runtime.errors import explain_out_of_memory
+from ..gpu_errors import explain_out_of_memory
 from . import decode
-from .arrays import DEVICE, NUMBERS, sum_dtype
+from .arrays import DEVICE, NUMBERS, working_dtype
 from .copy_kernels import SUM_THREADS, total_kernel
 from .launch import SIMULATED
 from .memory import memory_backward, memory_forward
@@ -32,8 +32,8 @@ def total(array: Any) -> Any:
     """The sum of an array, an array of no axes on the device."""
     if array_kind(array) == "cupy":
         return array.sum()
-    result = DEVICE.empty((1,), sum_dtype(array.dtype))
-    array = DEVICE.plain(array, result.dtype)
+    result = DEVICE.empty((1,), working_dtype(array.dtype))
+    array = DEVICE.contiguous(array, result.dtype)
     total_kernel(NUMBERS[result.dtype])(1, SUM_THREADS, DEVICE.stream, array, result, array.size)
     return result.reshape(())
 

@@ -7,8 +7,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from ramnet_np.kernels.cuda.address.decode import plan_decode
 from ramnet_np.kernels.cuda.runtime import errors
-from ramnet_np.kernels.cuda.runtime.errors import explain_out_of_memory, import_cupy
+from ramnet_np.kernels.cuda.runtime.errors import import_cupy
 from ramnet_np.kernels.cuda.runtime.module import Specialisation, get_kernel
+from ramnet_np.kernels.gpu_errors import explain_out_of_memory
 
 from ramnet_np import backends
 from ramnet_np.backend import load_backend, why_unavailable

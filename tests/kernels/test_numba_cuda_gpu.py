@@ -124,9 +124,12 @@ def test_forward_backward_and_step_in_a_graph_give_the_same_bits(cp):
             assert cp.asnumpy(actual).tobytes() == wanted.tobytes()
 
 
+@pytest.mark.parametrize("kernels", ["fast", "plain"])
 @pytest.mark.parametrize("name", ["plain", "everything", "C-odd", "M-large"])
-def test_every_element_of_every_output_is_written(cp, name, monkeypatch):
+def test_every_element_of_every_output_is_written(cp, name, kernels, monkeypatch):
     """cupy.empty hands out NaN and impossible slots; whatever a kernel left unset and then used would show."""
+    if kernels == "plain":
+        monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.MAX_FAST_K", 0)
     inputs = draw(CASE[name], np.float32)
     expected = on_device(inputs, convert=cp.asarray)
     empty = cp.empty

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 WHEELS = "cupy-cuda13x for driver 580 and later, cupy-cuda12x before"
@@ -69,23 +67,6 @@ def why_not_compiled(cupy: Any, what: str, options: tuple[str, ...], error: Exce
         f"{what} was compiled but not loaded ({_last_line(error)}): the driver may be older than NVRTC; update it, or "
         "install the NVRTC of its CUDA"
     )
-
-
-def explain_out_of_memory(advice: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes a function say in which call the GPU's memory ran out, at how many bytes, and what to reduce."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def explained(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return function(*args, **kwargs)
-            except MemoryError as error:  # cupy.cuda.memory.OutOfMemoryError is one
-                asked = str(error).rstrip(".").removeprefix("Out of memory ")
-                raise MemoryError(f"the GPU ran out of memory in {function.__name__}, {asked}; {advice}") from error
-
-        return explained
-
-    return decorate
 
 
 def _last_line(error: BaseException) -> str:
