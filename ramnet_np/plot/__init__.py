@@ -1,8 +1,8 @@
-"""Every figure that the command, the notebooks and the documentation draw.
+"""Every figure of the command, the notebooks and the documentation.
 
 Each function returns a ``matplotlib.figure.Figure`` and touches no global state: show it, or ``figure.savefig(path)``.
 Writes are vermilion squares and reads are green rings throughout, a pair of colours that colour-blind readers can tell
-apart, and whose shapes differ besides. ``with theme("dark"):`` of ``plot_style.py`` draws for a dark page.
+apart; their shapes differ too. ``with theme("dark"):`` (``style.py``) draws for a dark page.
 
 ``python -m ramnet_np.plot docs/images/ramnet.png`` draws the picture that opens the README, and beside it
 ``ramnet-dark.png``.
