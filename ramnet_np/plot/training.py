@@ -1,4 +1,4 @@
-"""The curves of a training run."""
+"""Curves of a training run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def training_curves(
 ) -> Figure:
     """Accuracy and loss of a run against the step.
 
-    ``metrics``: the path of a metrics.jsonl, or its records. Training values are those of single batches (faint) and
-    their running mean. Held-out accuracy is the mean of the held-out sets, and one line per set if there are several.
-    ``accuracy``: the label of the accuracy axis. ValueError without a training record.
+    ``metrics``: the path of a metrics.jsonl, or its records. Training values are those of single batches (faint) with
+    their running mean; held-out accuracy is drawn per set where there is more than one, and as the mean of the sets.
+    ``accuracy``: what is right or wrong, for the axis. ValueError where there is no training record.
 
     >>> records = [{"kind": "train", "step": s, "loss": 2.0 / s, "accuracy": 0.1 * s} for s in range(1, 5)]
     >>> figure = training_curves(records, title="a run")
@@ -61,7 +61,7 @@ def training_curves(
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """The mean of each value and the values before it, over a twentieth of the run."""
+    """Mean of each value and those before it, up to a twentieth of the run."""
     width = max(1, len(values) // 20)
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     end = np.arange(1, len(values) + 1)
