@@ -9,6 +9,7 @@ apart; their shapes differ too. ``with theme("dark"):`` (``style.py``) draws for
 """
 
 from ramnet_np.plot.address import address_tree, beam_merge, cape_grid, digit_product
+from ramnet_np.plot.chunk import chunk_accesses
 from ramnet_np.plot.curves import bars, curves, heatmaps
 from ramnet_np.plot.memory import slot_adjoint, slot_life
 from ramnet_np.plot.picture import ramnet_picture
@@ -25,6 +26,7 @@ __all__ = [
     "bars",
     "beam_merge",
     "cape_grid",
+    "chunk_accesses",
     "curves",
     "digit_product",
     "heatmaps",
