@@ -135,13 +135,13 @@ def test_the_reason_reaches_the_list_of_backends_and_the_call(monkeypatch):
     [
         (
             RuntimeError('Failure finding "libnvrtc.so.13": No such file: libnvrtc.so.13\n'),
-            "decode.cu (a) could not be compiled, as NVRTC, CUDA's compiler at run time, does not load (Failure "
+            "address/decode.cu (a) could not be compiled, as NVRTC, CUDA's compiler at run time, does not load (Failure "
             "finding \"libnvrtc.so.13\": No such file: libnvrtc.so.13): pip install 'cupy-cuda13x[ctk]', or install "
             "the CUDA 13 toolkit",
         ),
         (
             RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was compiled with another toolchain."),
-            "decode.cu (a) was compiled but not loaded (CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was "
+            "address/decode.cu (a) was compiled but not loaded (CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was "
             "compiled with another toolchain): the driver may be older than NVRTC; update it, or install the NVRTC of "
             "its CUDA",
         ),
@@ -150,7 +150,7 @@ def test_the_reason_reaches_the_list_of_backends_and_the_call(monkeypatch):
 )
 def test_no_kernel(monkeypatch, error, expected):
     monkeypatch.setitem(sys.modules, "cupy", stand_in(compile_error=error))
-    specialisation = Specialisation("decode.cu", ("a",), (("TEST", str(error)[:20]),))
+    specialisation = Specialisation("address/decode.cu", ("a",), (("TEST", str(error)[:20]),))
     assert sentence(RuntimeError, lambda: get_kernel(specialisation, "a")) == expected
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ramnet_np.kernels.cuda.address.decode import _plan
 from ramnet_np.kernels.cuda.memory.layout import H100, choose_layout
-from ramnet_np.kernels.cuda.memory.memory.segments import LEAST, LEAST_CHUNKS, MASS_BLOCKS, Segments, choose_segments
+from ramnet_np.kernels.cuda.memory.segments import LEAST, LEAST_CHUNKS, MASS_BLOCKS, Segments, choose_segments
 
 PROCESSORS = 132
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ramnet_np import plot
 from ramnet_np.plot import style as plot_style
-from tests.test_plot import addresses, records
+from tests.plot.test_plot import addresses, records
 
 # one call of every public plot function; a new function needs one here
 CALLS = {

@@ -21,7 +21,7 @@ from ramnet_np.layers.loss import (
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs.mqar import run_mqar
 from ramnet_np.train.gpu_trainer import _own_stream, labelled_tokens
-from tests.train.test_run import SMALL
+from tests.runs.test_mqar import SMALL
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.floats(0, 1), st.integers(0, 1000))

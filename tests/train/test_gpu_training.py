@@ -18,8 +18,8 @@ from ramnet_np.train.metrics import read_metrics
 from ramnet_np.train.optim import adamw_init
 from ramnet_np.train.trainer import Diverged, HostSteps
 from tests.mixer_cases import MIXERS
+from tests.runs.test_mqar import SMALL
 from tests.train.test_loop import CONFIG, MODEL, Interrupting, next_token_data, run
-from tests.train.test_run import SMALL
 
 pytestmark = pytest.mark.gpu
 
