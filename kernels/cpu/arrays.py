@@ -6,6 +6,7 @@ import numpy as np
 
 from ramnet_np.contract import Array
 
+_NO_POSITIONS = np.empty(0, dtype=np.int64)
 _NO_MASK = np.empty((0, 0), dtype=np.bool_)
 
 
@@ -23,6 +24,11 @@ def flat_gamma(gamma: Array | float, like: np.ndarray) -> np.ndarray:
     if isinstance(gamma, float):
         return np.array([gamma], dtype=like.dtype)
     return contiguous(gamma).reshape(-1)
+
+
+def flat_positions(positions: Array, cape_heads: int) -> np.ndarray:
+    """Positions flat, (B*T,); without CAPE no kernel looks at them, and they are an array of size 0."""
+    return contiguous(positions).reshape(-1) if cape_heads else _NO_POSITIONS
 
 
 def mask_array(mask: Array | None) -> np.ndarray:

@@ -149,8 +149,10 @@ def content_backward(channels, dout, writes, reads, rows, versions, grads):
 
 # "reassoc" lets the two dot products below run in vector registers: without it each would be one long chain of scalar
 # additions. The order of their sums is then the compiler's, fixed when this function is compiled: it depends on the
-# slice's width and on nothing else, so runs and thread counts still agree bit for bit.
-@njit(cache=True, fastmath={"reassoc", "nsz"})
+# slice's width and on nothing else, so runs and thread counts still agree bit for bit. "forceinline" sees to it that
+# there is one compiled form: else the process that compiles it calls the function as it stands, and a process that
+# loads the kernel from the cache calls a second copy, which was optimised along with the kernel and sums otherwise.
+@njit(cache=True, fastmath={"reassoc", "nsz"}, forceinline=True)
 def _content_backward_slice(piece, channels, dout, writes, reads, rows, versions, grads):
     bh, b, h, part, c0, c1 = piece
     values, mask, _ = channels

@@ -13,7 +13,7 @@ from numba import njit, prange
 
 from ramnet_np.contract import Array
 
-from .arrays import contiguous
+from .arrays import contiguous, flat_positions
 from .beam import beam_arrays, beam_search
 from .network import LANES, plan, top_slots
 
@@ -41,7 +41,7 @@ def decode_forward(
     """Decode address logits (B, T, H, U, P): index (B, T, H, K) int32, weight (B, T, H, K), ctx."""
     B, T, H, U, P = logits.shape
     n, dtype = B * T * H, logits.dtype
-    tokens = (contiguous(logits).reshape(n, U, P), contiguous(positions).reshape(B * T), H, cape_heads, renorm)
+    tokens = (contiguous(logits).reshape(n, U, P), flat_positions(positions, cape_heads), H, cape_heads, renorm)
     decoded = Decoded(
         index=np.empty((n, top_k), dtype=np.int32),
         weight=np.empty((n, top_k), dtype=dtype),
@@ -71,7 +71,10 @@ def decode_backward(dweight: Array, ctx: DecodeContext) -> np.ndarray:
 
 @njit(cache=True, parallel=True)
 def _decode_tiles(tokens, plan, decoded):
-    """``tokens``: logits (N, U, P), positions (B*T,), H, cape_heads, renorm; ``decoded``: the arrays of Decoded."""
+    """All tokens, in tiles of ``LANES``.
+
+    ``tokens``: logits (N, U, P), positions (B*T,) or size 0, H, cape_heads, renorm; ``decoded``: the arrays of Decoded.
+    """
     n = tokens[0].shape[0]
     for i in prange((n + LANES - 1) // LANES):
         start = np.int64(i) * LANES  # prange counts in uint64, which would compile everything below a second time

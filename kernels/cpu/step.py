@@ -11,7 +11,7 @@ from numba import njit, prange
 
 from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 
-from .arrays import contiguous, flat_gamma, mask_array
+from .arrays import contiguous, flat_gamma, flat_positions, mask_array
 from .beam import beam_arrays, beam_search
 from .decode import cape_shift, slots_and_weights, softmax
 from .mass_aware import mass_aware_forward
@@ -39,7 +39,7 @@ def step(
         contiguous(read_logits),
         contiguous(values),  # (B, 1, H, C)
         flat_gamma(gamma, values),
-        contiguous(positions).reshape(B),
+        flat_positions(positions, decode.cape_heads),
         mask_array(mask),  # (B, 1), or size 0
     )
     updated = contiguous(state.slots), contiguous(state.mass)
