@@ -13,12 +13,12 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from ramnet_np.contract import DecodeOptions
+from ramnet_np.contract import Address, Array, DecodeOptions, MemoryGrads, MemoryOptions, RAMState
 
 # name -> (module that holds BACKEND, packages it needs)
 _REGISTRY: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -32,85 +32,119 @@ _loaded: dict[str, Backend] = {}  # so that a call need not look for packages ag
 _selected: ContextVar[str | None] = ContextVar("ramnet_np_backend", default=None)
 
 
+class DecodeForward(Protocol):
+    """Logits to addresses; what is taken and returned is said on ``decode_forward`` of ``core/numpy_backend.py``."""
+
+    def __call__(
+        self,
+        logits: tuple[Array, ...],
+        top_k: tuple[int, ...],
+        renorm: tuple[bool, ...],
+        cape_heads: int,
+        positions: Array,
+    ) -> Sequence[tuple[Array, Array, Any]]: ...
+
+
+class DecodeBackward(Protocol):
+    """Gradients of the weights to gradients of the logits; see ``decode_backward`` of ``core/numpy_backend.py``."""
+
+    def __call__(self, dweights: tuple[Array, ...], saved: tuple[Any, ...]) -> Sequence[Array]: ...
+
+
+class MemoryForward(Protocol):
+    """Writes and reads of a sequence; see ``memory_forward`` of ``core/memory.py``."""
+
+    def __call__(
+        self,
+        write: Address,
+        read: Address,
+        values: Array,
+        gamma: Array,
+        mask: Array,
+        state: RAMState | None,
+        options: MemoryOptions,
+        return_state: bool,
+    ) -> tuple[Array, RAMState | None, Any]: ...
+
+
+class MemoryBackward(Protocol):
+    """Gradients of a memory's inputs; see ``memory_backward`` of ``core/memory.py``."""
+
+    def __call__(self, dy: Array, dstate: RAMState | None, ctx: Any) -> MemoryGrads: ...
+
+
+class Step(Protocol):
+    """One token, which updates the state in place; see ``step`` of ``core/numpy_backend.py``."""
+
+    def __call__(
+        self,
+        write_logits: Array,
+        read_logits: Array,
+        values: Array,
+        gamma: Array,
+        positions: Array,
+        mask: Array,
+        state: RAMState,
+        decode: DecodeOptions,
+        options: MemoryOptions,
+    ) -> Array: ...
+
+
 @dataclass(frozen=True)
 class Backend:
-    """Four functions over arrays and a step; shapes and names as in ``ramnet_np.core.numpy_backend``, their oracle.
+    """The five functions of the operation, and the arrays that they serve.
 
-    ``decode_forward(logits, top_k, renorm, cape_heads, positions) -> (index, weight, saved)``
-        logits (B, T, H, U, P); positions (B, T) int64, or with ``short_positions`` as the caller gave them: (T,) holds
-        for every row and None counts from 0; index (B, T, H, K) int32 and weight (B, T, H, K), best first.
-    ``decode_backward(dweight, saved) -> dlogits``
-    ``decode_pair_forward(write_logits, read_logits, decode, positions) -> (write, read)``, each (index, weight, saved)
-    ``decode_pair_backward(dwrite_weight, dread_weight, write_saved, read_saved) -> (dwrite_logits, dread_logits)``
-        Optional, both or neither: what two calls of the functions above give, where a backend can do both sides at
-        once. Callers use :meth:`decode_both` and :meth:`decode_both_backward`, which every backend has.
-    ``memory_forward(write, read, values, gamma, mask, state, options, return_state) -> (y, state, saved)``
-        write, read: Address; values (B, T, H, C); gamma a float or (B, T, H); mask (B, T) bool or None;
-        state: RAMState or None; options: MemoryOptions. Inputs are left alone; the returned state is fresh.
-    ``memory_backward(dy, dstate, saved) -> MemoryGrads(write_weight, read_weight, values, gamma (B, T, H), state)``
-        state: None unless the forward was given one.
-    ``step(write_logits, read_logits, values, gamma, positions, mask, state, decode, options) -> y``
-        T = 1; decode: DecodeOptions; updates ``state`` in place.
-
-    ``saved`` belongs to the backend: whatever its backward needs, never changed by it, so that a backward can be
-    called again. Integer arrays in it are fully written: ``gradcheck`` compares them to see a selection switch.
-
-    ``fused``: functions that the core's layers call for this backend's arrays in place of their own mathematics, where
-    that is many small launches; see :func:`fused_for`. Rows are (N, D), and sums over tokens repeatable:
-
-    ``matmul(a, b, onto=None)``; ``column_sum(rows)``: matrix product, added to ``onto`` if given; sum over rows.
-    ``stacked_matmul(a, b, onto=None)``: the same of stacks (..., m, k) and (..., k, n).
-    ``rmsnorm_forward(rows, weight, eps) -> (y, rstd)``; ``rmsnorm_backward(dy, rows, weight, rstd) -> (dx, dweight)``
-    ``layernorm_forward(rows, weight, bias, eps) -> (y, mean, rstd)``
-    ``layernorm_backward(dy, rows, weight, mean, rstd) -> (dx, dweight, dbias)``
-    ``gate_forward(a, b, silu) -> act(a) * b``; ``gate_backward(dout, a, b, silu) -> (da, db)``: act is SiLU or sigmoid.
-    ``scale_forward(matrix, bias, scales, tau) -> (scaled, scaled_bias)``: rows times exp(scales) / tau
-    ``scale_backward(dscaled, dbias, scaled, scaled_bias, scales, tau) -> (dmatrix, dbias, dscales)``
-    ``short_conv_forward(x, weight) -> y``; ``short_conv_backward(dy, x, weight) -> (dx, dweight)``: x (B, T, D) may
-        begin with tokens that dy does not have.
-    ``rotate(x, cos, sin) -> y``: x (B, T, H, d), cos and sin (T, 1, d/2) or (B, T, 1, d/2).
-    ``softmax_rows(scores, diagonal, window, scale) -> log_sums``: scores (G, Q, J) become weights in place;
-    ``softmax_rows_backward(scores, dweights, log_sums, diagonal, window, scale)``: and the gradient of the scores.
-    ``delta_weigh(kk, qk, beta, log_g) -> (A, P, L)``;
-    ``delta_weigh_backward(dL, dP, A, P, beta, log_g) -> (dkk, dqk, dbeta, dlog_g)``: of ``core/delta_rule.py``.
-    ``unit_lower_inverse(below) -> (I + L)^-1``, L (..., N, N).
-    ``cross_entropy(logits, labels, ignore_index, dlogits=None, scale=1.0) -> (loss, correct, count)``; fills dlogits.
-    ``embedding_backward(dy, ids, V) -> dtable``
-    ``adamw``, ``adamw_settings``: an optimiser that leaves its numbers on the device, and its constants.
-
-    ``adopt(array)``: arrays of kind "device" only, the same memory as an array with dtype, shape and ndim as NumPy has
-    them. ``total(array)``: its sum, an array of no axes.
+    Shapes, results and errors stand on the functions of the same names in ``ramnet_np.core.numpy_backend``, the oracle
+    of every other backend. A forward leaves its inputs alone and returns fresh arrays; what it returns last belongs to
+    the backend: its backward needs it and never changes it, so that a backward can be called again. Integer arrays in
+    it are fully written: ``gradcheck`` compares them to see a selection switch.
     """
 
     name: str
-    decode_forward: Callable[..., Any]
-    decode_backward: Callable[..., Any]
-    memory_forward: Callable[..., Any]
-    memory_backward: Callable[..., Any]
-    step: Callable[..., Any]
+    decode_forward: DecodeForward
+    decode_backward: DecodeBackward
+    memory_forward: MemoryForward
+    memory_backward: MemoryBackward
+    step: Step
     array_kind: str = "numpy"  # the arrays it serves, as ``array_kind`` names them ...
-    more_kinds: tuple[str, ...] = ()  # ... and others
-    short_positions: bool = False
-    decode_pair_forward: Callable[..., Any] | None = None
-    decode_pair_backward: Callable[..., Any] | None = None
-    fused: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    adopt: Callable[[Any], Any] = lambda array: array
-    total: Callable[[Any], Any] = lambda array: array.sum()
+    also_serves: tuple[str, ...] = ()  # ... and others
+    accepts_short_positions: bool = False  # takes positions as the caller gave them: (T,), or None to count from 0
+    layers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # fast layers: ``core/accelerated.py``
+    # arrays of kind "device" only: the same memory as an array with dtype, shape and ndim as NumPy has them
+    from_foreign: Callable[[Array], Array] = lambda array: array
+    total: Callable[[Array], Array] = lambda array: array.sum()  # the sum of an array, an array of no axes
 
-    def decode_both(self, write_logits: Any, read_logits: Any, decode: DecodeOptions, positions: Any) -> tuple:
-        """((index, weight, saved) of the writes, the same of the reads)."""
-        if self.decode_pair_forward is not None:
-            return self.decode_pair_forward(write_logits, read_logits, decode, positions)
-        return (
-            self.decode_forward(write_logits, decode.write_k, decode.write_renorm, decode.cape_heads, positions),
-            self.decode_forward(read_logits, decode.read_k, decode.read_renorm, decode.cape_heads, positions),
-        )
 
-    def decode_both_backward(self, dwrite: Any, dread: Any, write_saved: Any, read_saved: Any) -> tuple:
-        """(dwrite_logits, dread_logits), given the gradients of the weights."""
-        if self.decode_pair_backward is not None:
-            return self.decode_pair_backward(dwrite, dread, write_saved, read_saved)
-        return self.decode_backward(dwrite, write_saved), self.decode_backward(dread, read_saved)
+def by_side(
+    forward: Callable[..., tuple[Array, Array, Any]], backward: Callable[..., Array]
+) -> tuple[DecodeForward, DecodeBackward]:
+    """``decode_forward`` and ``decode_backward`` of a backend that decodes one side, writes or reads, at a time.
+
+    ``forward(logits, top_k, renorm, cape_heads, positions) -> (index, weight, saved)``;
+    ``backward(dweight, saved) -> dlogits``.
+
+    >>> import numpy as np
+    >>> from ramnet_np.core import decoder
+    >>> decode, _ = by_side(decoder.decode_forward, decoder.decode_backward)
+    >>> sides = decode((np.zeros((1, 1, 1, 2, 2)),) * 2, (1, 3), (False, False), 0, np.array([[0]]))
+    >>> [index.shape for index, weight, saved in sides]
+    [(1, 1, 1, 1), (1, 1, 1, 3)]
+    """
+
+    def decode_forward(
+        logits: tuple[Array, ...],
+        top_k: tuple[int, ...],
+        renorm: tuple[bool, ...],
+        cape_heads: int,
+        positions: Array,
+    ) -> Sequence[tuple[Array, Array, Any]]:
+        sides = zip(logits, top_k, renorm, strict=True)
+        return [forward(side, k, divide, cape_heads, positions) for side, k, divide in sides]
+
+    def decode_backward(dweights: tuple[Array, ...], saved: tuple[Any, ...]) -> Sequence[Array]:
+        return [backward(dweight, ctx) for dweight, ctx in zip(dweights, saved, strict=True)]
+
+    return decode_forward, decode_backward
 
 
 def register_backend(name: str, module: str, needs: tuple[str, ...] = ()) -> None:
@@ -214,7 +248,7 @@ def load_backend(name: str) -> Backend:
     return _loaded[name]
 
 
-def backend_for(array: Any, name: str | None = None) -> Backend:
+def backend_for(array: Array, name: str | None = None) -> Backend:
     """The backend that serves ``array``: the one named, else the one selected, else by the kind of array.
 
     ValueError for an unknown name, RuntimeError for one that cannot run here, TypeError where the kinds do not fit.
@@ -231,23 +265,13 @@ def backend_for(array: Any, name: str | None = None) -> Backend:
         else:
             name = "numba" if "numba" in _loaded or why_unavailable("numba") is None else "numpy"
     backend = load_backend(name)
-    kinds = (backend.array_kind, *backend.more_kinds)
+    kinds = (backend.array_kind, *backend.also_serves)
     if kind not in kinds:
         raise TypeError(f"backend {name!r} serves {' and '.join(kinds)} arrays, got {kind} arrays")
     return backend
 
 
-def fused_for(name: str, array: Any) -> Callable[..., Any] | None:
-    """The backend's own version of a layer function for ``array``, or None: then the plain mathematics serves.
-
-    >>> import numpy as np
-    >>> fused_for("rmsnorm_forward", np.zeros(1)) is None
-    True
-    """
-    return backend_for(array).fused.get(name) if array_kind(array) == "cupy" else None
-
-
-def array_kind(array: Any) -> str:
+def array_kind(array: Array) -> str:
     """``"cupy"`` for CuPy arrays, ``"device"`` for others in a GPU's memory (``__cuda_array_interface__``), else
     ``"numpy"``.
 

@@ -66,7 +66,7 @@ def info(preset: str | None = None) -> None:
     """Show version, backends (or why one cannot run), device and threads.
 
     Args:
-        preset: Print this preset's parameters and state instead, per layer and kind (paper-340m, say).
+        preset: Print this preset's parameters and state instead, per layer and kind (for example paper-340m).
     """
     from ramnet_np import __version__, backends
     from ramnet_np import model as models
@@ -151,7 +151,7 @@ def _train_mqar(args: list[str]) -> None:
     from ramnet_np.runs.presets import MQAR_RUNS
 
     run = _read_run("mqar", MQARRun, MQAR_RUNS, TRAIN_EXAMPLES, args)
-    _say_result(run.out, run_mqar(run))
+    _print_result(run.out, run_mqar(run))
 
 
 def _train_text(args: list[str]) -> None:
@@ -159,7 +159,7 @@ def _train_text(args: list[str]) -> None:
     from ramnet_np.runs.text import TextRun, run_text
 
     run = _read_run("text", TextRun, TEXT_RUNS, TEXT_EXAMPLES, args)
-    _say_result(run.out, run_text(run))
+    _print_result(run.out, run_text(run))
 
 
 def _read_run(kind: str, type_: Any, presets: dict[str, Any], examples: str, args: list[str]) -> Any:
@@ -174,7 +174,7 @@ def _read_run(kind: str, type_: Any, presets: dict[str, Any], examples: str, arg
     )
 
 
-def _say_result(out: Path, result: Any) -> None:
+def _print_result(out: Path, result: Any) -> None:
     print(f"{result.status} after step {result.step}, {result.seconds:.0f} s")
     for setting, accuracy in result.accuracy.items():
         print(f"held-out accuracy, {setting}: {accuracy:.2%}")
@@ -219,7 +219,7 @@ def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("docs
 def generate(
     folder: tyro.conf.Positional[Path], prompt: str = "\n", length: int = 400, temperature: float = 0.8, seed: int = 0
 ) -> None:
-    """Let a model of bytes write, byte by byte as it comes.
+    """Let a model of bytes write, byte by byte.
 
     The prompt runs once and leaves the state of the memories; every further byte is one step, at a cost that does not
     grow with what came before.
@@ -228,14 +228,14 @@ def generate(
         folder: A run of `ramnet-np train text`, or one of its checkpoints.
         prompt: What the text starts with.
         length: Bytes to write.
-        temperature: 0 always takes the likeliest byte; 1 draws as the model believes; between is more careful.
+        temperature: 0 always takes the likeliest byte; 1 draws by the model's probabilities; between is more careful.
         seed: Decides the draws.
     """
-    from ramnet_np.runs.text import load_text_model, written
+    from ramnet_np.runs.text import generate_text, load_text_model
 
     model = load_text_model(folder)
     print(prompt, end="", flush=True)
-    for piece in written(model, prompt, length, temperature=temperature, seed=seed):
+    for piece in generate_text(model, prompt, length, temperature=temperature, seed=seed):
         print(piece, end="", flush=True)
     print()
 
@@ -252,7 +252,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. What a user can put right is said in one line on stderr."""
+    """Run a command; returns the exit status. An error that the user can correct is one line on stderr."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")

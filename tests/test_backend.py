@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 import ramnet_np
-from ramnet_np import backends, ram_attention_backward, ram_attention_forward, use_backend
+from ramnet_np import backends, ram_attention_forward, use_backend
 from ramnet_np.backend import (
-    Backend,
     backend_for,
-    fused_for,
     load_backend,
     register_backend,
     selected_backend,
     unregister_backend,
 )
+from ramnet_np.core.accelerated import ACCELERATED, accelerated
 from ramnet_np.core.checks import full_positions
 from tests.core.test_attention import draw
 
@@ -93,12 +92,12 @@ def test_a_backend_that_fails_to_import_says_why():
 
 
 def recording(**fields):
-    """The NumPy backend, but its decoder notes the positions that it is given."""
+    """The NumPy backend, but its decoder notes the positions and how many sides it is given."""
     core, log = load_backend("numpy"), []
 
     def decode_forward(logits, top_k, renorm, cape_heads, positions):
-        log.append(positions)
-        positions = full_positions(positions, logits.shape[:2], logits)
+        log.append((len(logits), positions))
+        positions = full_positions(positions, logits[0].shape[:2], logits[0])
         return core.decode_forward(logits, top_k, renorm, cape_heads, positions)
 
     return dataclasses.replace(core, decode_forward=decode_forward, **fields), log
@@ -107,68 +106,87 @@ def recording(**fields):
 @pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize("positions", [None, np.arange(6, dtype=np.int32) + 3])
 def test_positions_reach_a_backend_in_full_unless_it_takes_them_short(monkeypatch, short, positions):
-    backend, log = recording(short_positions=short)
+    backend, log = recording(accepts_short_positions=short)
     monkeypatch.setattr("ramnet_np.core.attention.backend_for", lambda *_: backend)
     y, _, _ = ram_attention_forward(*draw(), top_k=3, cape_heads=1, positions=positions)
-    assert len(log) == 2
-    for given in log:
-        if not short:
-            assert given.shape == (y.shape[0], 6)
-        elif positions is not None:
-            assert given.shape == (6,)
-        else:
-            assert given is None
-        assert given is None or given.dtype == np.int64
+    [(sides, given)] = log
+    assert sides == 2  # writes and reads in one call
+    if not short:
+        assert given.shape == (y.shape[0], 6)
+    elif positions is not None:
+        assert given.shape == (6,)
+    else:
+        assert given is None
+    assert given is None or given.dtype == np.int64
     monkeypatch.undo()
     expected, _, _ = ram_attention_forward(*draw(), top_k=3, cape_heads=1, positions=positions, backend="numpy")
     np.testing.assert_array_equal(y, expected)
 
 
-def test_a_backend_may_decode_both_sides_at_once(monkeypatch):
-    core = load_backend("numpy")
-    asked = []
-
-    def forward(write_logits, read_logits, decode, positions):
-        asked.append("forward")
-        return core.decode_both(write_logits, read_logits, decode, positions)
-
-    def backward(*arguments):
-        asked.append("backward")
-        return core.decode_both_backward(*arguments)
-
-    backend, log = recording(decode_pair_forward=forward, decode_pair_backward=backward)
+def test_an_address_alone_is_one_side(monkeypatch):
+    backend, log = recording()
     monkeypatch.setattr("ramnet_np.core.attention.backend_for", lambda *_: backend)
-    options = {"top_k": (3, 2), "renorm": (True, False)}
-    y, _, ctx = ram_attention_forward(*draw(), **options)
-    grads = ram_attention_backward(y, ctx)
-    assert asked == ["forward", "backward"]
-    assert log == []
+    logits = draw()[0]
+    index, weight = ramnet_np.decode_address(logits, top_k=3)
+    assert [sides for sides, _ in log] == [1]
     monkeypatch.undo()
-    expected, _, ctx = ram_attention_forward(*draw(), backend="numpy", **options)
-    np.testing.assert_array_equal(y, expected)
-    for grad, wanted in zip(grads[:3], ram_attention_backward(expected, ctx), strict=False):
-        np.testing.assert_array_equal(grad, wanted)
+    expected = ramnet_np.decode_address(logits, top_k=3, backend="numpy")
+    np.testing.assert_array_equal(index, expected.index)
+    np.testing.assert_array_equal(weight, expected.weight)
 
 
-def test_numpy_arrays_get_the_plain_mathematics(monkeypatch):
-    """Without a backend being loaded, and also if the selected one has fused functions."""
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_sides_with_options_of_their_own_are_decoded_as_one_by_one(backend):
+    write_logits, read_logits, _ = draw()
+    positions = full_positions(None, write_logits.shape[:2], write_logits)
+    decoders = load_backend(backend)
+    sides = decoders.decode_forward((write_logits, read_logits), (3, 2), (True, False), 1, positions)
+    dlogits = decoders.decode_backward(tuple(weight for _, weight, _ in sides), tuple(saved for *_, saved in sides))
+    for i, (logits, k, renorm) in enumerate(((write_logits, 3, True), (read_logits, 2, False))):
+        [(index, weight, saved)] = decoders.decode_forward((logits,), (k,), (renorm,), 1, positions)
+        np.testing.assert_array_equal(sides[i][0], index)
+        np.testing.assert_array_equal(sides[i][1], weight)
+        np.testing.assert_array_equal(dlogits[i], decoders.decode_backward((weight,), (saved,))[0])
+
+
+@pytest.fixture
+def layer():
+    """An accelerated function that says which version ran, and is forgotten afterwards."""
+
+    @accelerated
+    def which(x, ctx=None):
+        return "mathematics"
+
+    yield which
+    ACCELERATED.pop("which")
+
+
+def test_numpy_arrays_get_the_plain_mathematics(monkeypatch, layer):
+    """Without a backend being loaded, and also if the selected one has fast layers."""
     monkeypatch.setattr("ramnet_np.backend._loaded", {})
-    assert fused_for("rmsnorm_forward", np.zeros(2)) is None
+    assert layer(np.zeros(2)) == "mathematics"
     assert ramnet_np.backend._loaded == {}
 
 
-def test_the_arrays_of_a_backend_get_its_fused_functions(monkeypatch):
+def test_the_arrays_of_a_backend_get_its_fast_layers(monkeypatch, layer):
     class Array(np.ndarray):
         """Stands for an array of CuPy."""
 
     monkeypatch.setattr(Array, "__module__", "cupy")
-    fused = Backend("cupy", *[print] * 5, array_kind="cupy", fused={"known": max})
-    monkeypatch.setattr("ramnet_np.backend._loaded", {"cupy": fused, "numpy": load_backend("numpy")})
+    core = load_backend("numpy")
+    fast = dataclasses.replace(core, name="cupy", array_kind="cupy", layers={"which": lambda x, ctx=None: "fast"})
+    monkeypatch.setattr("ramnet_np.backend._loaded", {"cupy": fast, "numpy": core})
     array = np.zeros(2).view(Array)
-    assert fused_for("known", array) is max
-    assert fused_for("unknown", array) is None
+    assert layer(array) == layer(x=array) == "fast"
+    assert layer(1.0, (array, 3)) == "fast"  # an array at the head of a context
+    assert layer(np.zeros(2), (np.zeros(2),)) == "mathematics"
     with use_backend("numpy"):
-        assert fused_for("known", array) is None
+        assert layer(array) == "mathematics"
+
+
+def test_two_accelerated_functions_cannot_have_one_name(layer):
+    with pytest.raises(ValueError, match="two accelerated functions are called 'which'"):
+        accelerated(layer.__wrapped__)
 
 
 def test_public_names_exist():

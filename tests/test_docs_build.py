@@ -54,13 +54,27 @@ def test_check_links(html, problem, tmp_path, capsys):
 
 def test_the_reference_has_every_module():
     shown = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
-    for folder in ("core", "model", "train", "experiment"):
+    for folder in ("core", "model", "model/mixers", "train", "experiment"):
         for path in (DOCS.parent / "ramnet_np" / folder).glob("*.py"):
             # the operation's two modules are shown as names of ramnet_np; presets are values
             if path.stem not in ("__init__", "attention", "state", "presets"):
-                assert f"automodule:: ramnet_np.{folder}.{path.stem}\n" in shown, path
+                assert f"automodule:: ramnet_np.{folder.replace('/', '.')}.{path.stem}\n" in shown, path
     for name in ramnet_np.__all__:
         assert f":: ramnet_np.{name}\n" in shown, name
+
+
+@pytest.mark.parametrize("folder", ["layers", "data", "runs", "gradcheck", "plot"])
+def test_the_reference_has_the_other_rooms(folder):
+    shown = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    files = list((DOCS.parent / "ramnet_np" / folder).glob("*.py"))
+    assert files
+    for path in files:
+        if path.stem not in ("__init__", "__main__", "check", "presets"):  # check.py is shown as its package
+            assert f"automodule:: ramnet_np.{folder}.{path.stem}\n" in shown, path
+
+
+def test_the_reference_has_the_contract():
+    assert "automodule:: ramnet_np.contract\n" in (DOCS / "api/backend.md").read_text()
 
 
 def test_docstrings_are_converted():

@@ -11,8 +11,12 @@ import importlib
 import io
 import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+
+from ramnet_np.model.config import MIXER_CHECKS
+from ramnet_np.model.mixers import MIXERS
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
@@ -25,9 +29,16 @@ PAGES = sorted(
 
 
 def test_the_pages_are_found():
-    assert {"guide/operation.md", "guide/train.md", "gpu-training.md"} <= set(PAGES)
+    assert {"guide/operation.md", "guide/train.md", "gpu-training.md", "extending.md"} <= set(PAGES)
 
 
+@pytest.fixture
+def _same_mixers_afterwards():
+    with patch.dict(MIXERS), patch.dict(MIXER_CHECKS):
+        yield
+
+
+@pytest.mark.usefixtures("_same_mixers_afterwards")
 @pytest.mark.parametrize("page", PAGES)
 def test_code_runs_and_prints(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

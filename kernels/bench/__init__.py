@@ -1,1 +1,1 @@
-"""Benchmarks: backends beside each other, beside floors, and beside peers."""
+"""Benchmarks: backends against each other, against floors, and against peers (other implementations)."""

@@ -1,10 +1,10 @@
 """Benchmark of the operation on this machine: every backend that can run here, through the public functions.
 
-Each backend first has to agree with the NumPy core on the very inputs that it is then timed on. What is timed is
-training's call: float32, K = 8, half of the heads with CAPE, ``return_state=False``; argument checks are included,
-making the inputs is not. Beside the times stands a floor: every input read once and every output written once, at the
-bandwidth of a copy measured in the same run. Backends of a GPU, if there is one, compute on CuPy arrays of the same
-numbers, called from Python and as replays of a CUDA graph; their floor is that of the GPU's own memory.
+Each backend must first agree with the NumPy core on the inputs that it is then timed on. The timed call is that of
+training: float32, K = 8, half of the heads with CAPE, ``return_state=False``. Argument checks are included, making the
+inputs is not. The floor reads every input once and writes every output once, at the bandwidth of a copy measured in the
+same run. GPU backends compute on CuPy arrays of the same numbers, called from Python and as replays of a CUDA graph;
+their floor uses the bandwidth of the GPU's memory.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ramnet_np import __version__, ram_attention_backward, ram_attention_forward
 from ramnet_np.backend import backends, load_backend
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import on_host
 
 from . import gpu_timing
@@ -32,7 +33,7 @@ FORWARD, GRADIENT = 1e-5, 1e-4  # float32: |a - b| <= tolerance * (1 + |b|)
 
 
 class Shape(NamedTuple):
-    """Sizes of one call, named as in the paper."""
+    """The sizes of one call, named as in the paper."""
 
     B: int
     T: int
@@ -59,23 +60,23 @@ class BenchOptions:
     """Time the operation on every backend, with ratios between them and a memory-traffic floor."""
 
     backends: tuple[str, ...] = ()
-    """Backends to time; none: all that can run here."""
+    """Backends to time; by default all that can run here."""
     gamma: float = 1.0
-    """Forgetting."""
+    """How fast a slot forgets."""
     update: str = "pdma"
     """Update rule, pdma or gsu."""
     top_k: int = 8
-    """Slots kept, for writes and reads."""
+    """Slots selected by each token, for writes and for reads."""
     seconds: float = 2.0
-    """How long to repeat each measurement (at least 5 times)."""
+    """Seconds to repeat each measurement for (at least 5 repeats)."""
     quick: bool = False
-    """The first shape only, for a quarter of a second each."""
+    """Only the first shape, a quarter of a second per measurement."""
     out: Path | None = None
-    """Append the raw results to this file, one JSON object a line."""
+    """Append the raw results to this file, one JSON object per line."""
 
 
 class Timing(NamedTuple):
-    """Milliseconds a call, over ``repeats`` calls."""
+    """Milliseconds per call, over ``repeats`` calls."""
 
     median: float
     p20: float
@@ -87,7 +88,7 @@ def run_bench(options: BenchOptions) -> list[dict[str, Any]]:
     """Print a table for each shape and return its rows; see ``BenchOptions``."""
     names = options.backends or available()
     for name in names:
-        load_backend(name)  # an unknown or missing one ends here, before anything is timed
+        load_backend(name)  # an unknown or missing backend raises here, before anything is timed
     seconds = 0.25 if options.quick else options.seconds
     shapes = SHAPES[:1] if options.quick else SHAPES
     bandwidths = [copy_bandwidth(), gpu_timing.copy_bandwidth() if any(map(on_gpu, names)) else 0.0]
@@ -129,7 +130,7 @@ def run_bench(options: BenchOptions) -> list[dict[str, Any]]:
 
 
 def available() -> tuple[str, ...]:
-    """The backends that can run here, on NumPy arrays or, given a GPU, on CuPy arrays."""
+    """The backends that can run here, on NumPy arrays or, with a GPU, on CuPy arrays."""
     found = backends()
     running = [name for name, status in found.items() if status == "available"]
     return tuple(name for name in running if not on_gpu(name) or found["cupy"] == "available")
@@ -141,7 +142,7 @@ def on_gpu(name: str) -> bool:
 
 
 def finished(call: Callable[[], Any]) -> Callable[[], None]:
-    """``call`` until the GPU is done with it."""
+    """A function that calls ``call`` and waits until the GPU has finished it."""
     import cupy
 
     def and_wait() -> None:
@@ -152,7 +153,7 @@ def finished(call: Callable[[], Any]) -> Callable[[], None]:
 
 
 def draw(shape: Shape, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Write logits, read logits, values and dy for a shape."""
+    """Random write logits, read logits, values and dy for a shape."""
     B, T, H, U, P, C = shape
     rng = np.random.default_rng(seed)
     sizes = ((B, T, H, U, P), (B, T, H, U, P), (B, T, H, C), (B, T, H, C))
@@ -186,7 +187,7 @@ def calls(inputs: tuple[np.ndarray, ...], name: str, options: BenchOptions) -> t
 
 
 def check_against_core(inputs: tuple[np.ndarray, ...], name: str, options: BenchOptions) -> None:
-    """RuntimeError unless the backend's y and gradients are the NumPy core's."""
+    """RuntimeError unless the backend's y and gradients of logits and values agree with the NumPy core's."""
     y, grads = calls(inputs, name, options)[1]()
     y, grads = on_host(y), type(grads)(*map(on_host, grads[:3]), None, None)
     y_core, grads_core = calls(inputs, "numpy", options)[1]()
@@ -195,15 +196,15 @@ def check_against_core(inputs: tuple[np.ndarray, ...], name: str, options: Bench
         require_close(f"{name}: gradient of {field}", grad, expected, GRADIENT)
 
 
-def require_close(what: str, actual: Any, expected: Any, tolerance: float) -> None:
-    """RuntimeError, before anything is timed, where two results differ by more than rounding."""
+def require_close(what: str, actual: Array, expected: Array, tolerance: float) -> None:
+    """RuntimeError, before anything is timed, if two results differ by more than rounding."""
     error = np.abs(actual - expected) / (1 + np.abs(expected))
     if not (error <= tolerance).all():
-        raise RuntimeError(f"{what} is off by {error.max():.1e}, allowed are {tolerance:.0e}; no times are reported")
+        raise RuntimeError(f"{what} is off by {error.max():.1e}, the limit is {tolerance:.0e}; no times are reported")
 
 
 def timed(call: Callable[[], Any], seconds: float) -> Timing:
-    """Repeat ``call`` for about so many seconds, at least five times, after a warm-up of two calls."""
+    """Repeat ``call`` for about ``seconds`` seconds, at least five times, after a warm-up of two calls."""
     call()
     call()
     took: list[float] = []
@@ -217,7 +218,7 @@ def timed(call: Callable[[], Any], seconds: float) -> Timing:
 
 
 def traffic(shape: Shape, gradients: bool) -> int:
-    """Bytes of every input read once and every output written once; the backward reads the inputs and dy again."""
+    """Bytes to read every input once and write every output once; the backward reads the inputs and dy again."""
     B, T, H, U, P, C = shape
     logits, values = 2 * U * P, C
     inputs, outputs = logits + values, values
@@ -227,7 +228,7 @@ def traffic(shape: Shape, gradients: bool) -> int:
 
 
 def copy_bandwidth(size: int = 1 << 26) -> float:
-    """Bytes a second, read and written, of copying an array that fits no cache."""
+    """Bytes per second, read and written, of a copy of an array that is larger than the caches."""
     source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
     times = []
     for _ in range(10):
@@ -278,7 +279,7 @@ def print_table(shape: Shape, rows: list[dict[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add one JSON object a line, making the folder if need be."""
+    """Append one JSON object per line; make the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, default=str) + "\n" for row in rows)

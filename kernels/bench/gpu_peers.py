@@ -1,6 +1,6 @@
-"""What the GPU backend is measured beside: the authors' CUDA kernels, and causal attention as torch has it.
+"""The peers of the GPU backend: the authors' CUDA kernels, and torch's causal attention.
 
-The only place where torch is imported, for a benchmark that a user starts on purpose.
+Only benchmarks import torch, and a user starts them on purpose.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from .cpu import Shape
 from .gpu_shapes import GAMMA, Dtype, draw, itemsize
 
-# name of a shape -> B, T, H, d of the attention that a model of its size has in RAM-Net's place
+# name of a shape -> B, T, H, d of the attention in a Transformer of the same size
 ATTENTION = {"paper 340M": (16, 4096, 16, 64)}
 
 
 def load_authors() -> Any:
-    """The operation of PyPI's ``ramnet-ops``; ImportError if it or torch is not installed."""
+    """The operation of the package ``ramnet-ops``; ImportError if it or torch is not installed."""
     import torch  # noqa: F401
 
     with warnings.catch_warnings():
@@ -29,10 +29,10 @@ def load_authors() -> Any:
 
 
 def measure_authors(operation: Any, shape: Shape, k: int, dtype: Dtype, repeats: int) -> dict[str, float]:
-    """Medians in ms of forward, and of forward and backward, and the peak of torch's pool in MiB, inputs included."""
+    """Medians in ms of forward, and of forward and backward; and the peak memory in MiB, inputs included."""
     import torch
 
-    half = itemsize(dtype) == 2  # DLPack knows no bfloat16 of NumPy: it goes as bits
+    half = itemsize(dtype) == 2  # DLPack does not take NumPy's bfloat16, so 16-bit types go as integers
     arrays = [torch.from_dlpack(a.view(np.int16) if half else a) for a in draw(shape, dtype)]
     if half:
         arrays = [a.view(getattr(torch, dtype)) for a in arrays]
@@ -42,12 +42,12 @@ def measure_authors(operation: Any, shape: Shape, k: int, dtype: Dtype, repeats:
         return operation(*leaves, GAMMA, embed_num=shape.H // 2, top_k=k)[0]
 
     row = _measure(attend, inputs, dy, repeats)
-    row["MiB"] += sum(a.nbytes for a in arrays) / 2**20  # CuPy's memory
+    row["MiB"] += sum(a.nbytes for a in arrays) / 2**20  # the inputs are in CuPy's pool
     return row
 
 
 def measure_attention(name: str, repeats: int) -> dict[str, float]:
-    """The same of ``scaled_dot_product_attention``, causal, in bfloat16."""
+    """The same measurement for ``scaled_dot_product_attention``, causal, in bfloat16."""
     import torch
 
     B, T, H, d = ATTENTION[name]

@@ -1,10 +1,12 @@
-"""The shapes that the GPU is measured on, inputs for them, and the time that no kernel can go below."""
+"""The shapes of the GPU benchmarks, inputs for them, and the floor: a time that no kernel can go below."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+
+from ramnet_np.contract import Array
 
 from .cpu import Shape, traffic
 
@@ -22,12 +24,12 @@ SHAPES: dict[str, tuple[Shape, int]] = {
 }
 STEP = Shape(0, 1, 16, 5, 4, 64)  # one token; B is in STEP_BATCHES
 STEP_BATCHES = (1, 16, 256)
-GAMMA = 0.0  # of the gated sparse update, the authors' only one: there it is a moving average
+GAMMA = 0.0  # for the gated sparse update, the authors' only rule; 0 makes it a moving average
 
 
 def floors(shape: Shape, dtype: Dtype, bandwidth: float) -> tuple[float, float]:
-    """Milliseconds of a forward, and of a forward and backward, that only moved inputs and outputs: each read or
-    written once at ``bandwidth`` bytes a second.
+    """Milliseconds to move the inputs and outputs of a forward, and of a forward and backward, each read or written
+    once at ``bandwidth`` bytes per second.
 
     >>> [round(ms, 2) for ms in floors(SHAPES["paper 340M"][0], "float32", 3.03e12)]
     [0.23, 0.61]
@@ -42,7 +44,7 @@ def itemsize(dtype: Dtype) -> int:
 
 
 def numpy_dtype(name: Dtype) -> np.dtype:
-    """The dtype of that name; bfloat16 comes from ml_dtypes."""
+    """The dtype with this name; bfloat16 comes from ml_dtypes."""
     if name == "bfloat16":
         import ml_dtypes
 
@@ -50,8 +52,8 @@ def numpy_dtype(name: Dtype) -> np.dtype:
     return np.dtype(name)
 
 
-def draw(shape: Shape, dtype: Dtype, seed: int = 0) -> list[Any]:
-    """Write logits, read logits, values and dy on the device."""
+def draw(shape: Shape, dtype: Dtype, seed: int = 0) -> list[Array]:
+    """Random write logits, read logits, values and dy, on the device."""
     import cupy
 
     B, T, H, U, P, C = shape

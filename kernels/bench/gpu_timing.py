@@ -1,4 +1,4 @@
-"""Time, memory and bandwidth on the GPU, and each kernel's share of a call."""
+"""Time, memory and bandwidth on the GPU, and the time of each kernel of a call."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 
 def median_ms(call: Callable[[], Any], repeats: int) -> float:
-    """Milliseconds between two events around one call, on the current stream, after a warm-up: the median.
+    """Median milliseconds between two events around one call, on the current stream, after a warm-up.
 
-    The device is idle before each, so that Python's share shows where it is the longer one.
+    The device is idle before each call. So if Python takes longer than the kernels, the result is Python's time.
     """
     import cupy
 
@@ -32,7 +32,7 @@ def median_ms(call: Callable[[], Any], repeats: int) -> float:
 
 
 def captured(call: Callable[[], Any]) -> Callable[[], None]:
-    """A function that replays the call as a CUDA graph; what the call allocated stays alive with it."""
+    """A function that replays the call as a CUDA graph. It keeps the memory that the call allocated."""
     import cupy
 
     stream = cupy.cuda.Stream(non_blocking=True)
@@ -50,10 +50,10 @@ def captured(call: Callable[[], Any]) -> Callable[[], None]:
 
 
 def peak_mib(call: Callable[[], Any]) -> float:
-    """MiB that are in use at most during the call, what was in use before it included.
+    """The most MiB in use during the call, including memory in use before it.
 
-    Counted where CuPy's pool hands memory out and takes it back, so that neither what the pool keeps from earlier calls
-    nor how it cuts its blocks plays a part.
+    It counts what CuPy's pool gives out and takes back. So memory that the pool keeps from earlier calls does not
+    count, nor does the way it divides its blocks.
     """
     import cupy
 
@@ -74,14 +74,14 @@ def peak_mib(call: Callable[[], Any]) -> float:
 
 
 def give_back_memory() -> None:
-    """Return what CuPy's pool keeps to the device, so that a measurement starts as in a fresh process."""
+    """Return the free memory of CuPy's pool to the device, so a measurement starts as in a fresh process."""
     import cupy
 
     cupy.get_default_memory_pool().free_all_blocks()
 
 
 def copy_bandwidth(size: int = 1 << 29) -> float:
-    """Bytes a second, read and written, of a device-to-device copy."""
+    """Bytes per second, read and written, of a device-to-device copy."""
     import cupy
 
     source, target = cupy.zeros(size, np.uint8), cupy.zeros(size, np.uint8)
@@ -90,7 +90,7 @@ def copy_bandwidth(size: int = 1 << 29) -> float:
 
 
 def kernel_ms(call: Callable[[], Any], repeats: int = 3) -> dict[str, float]:
-    """Milliseconds of every kernel that a call launches, each launch timed alone: the median, or the sum of several."""
+    """Milliseconds of every kernel of a call, each launch timed alone; several launches of one kernel add up."""
     call()  # compiles
     runs: list[dict[str, float]] = []
     for _ in range(repeats):
@@ -103,7 +103,7 @@ def kernel_ms(call: Callable[[], Any], repeats: int = 3) -> dict[str, float]:
 
 @contextmanager
 def _timed_launches(times: dict[str, float]) -> Iterator[None]:
-    """While this lasts, every launch waits for its end and adds its milliseconds to ``times``."""
+    """Within this block every launch waits until its kernel ends, and adds its milliseconds to ``times``."""
     from ramnet_np.kernels.cuda.runtime import module
 
     def timed(name: str, launch: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,9 +29,10 @@ from ramnet_np.data.batches import Batch
 from ramnet_np.data.mqar import mqar_examples
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.gpu_trainer import DeviceSteps
+from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
 
+from ..cuda.optimizer.adamw import DeviceAdamW
 from .cpu import append_jsonl
 
 WAIT = r"""
@@ -98,11 +99,11 @@ def draw_batches(pairs: int, options: Options, count: int = 8) -> list[Batch]:
     return [Batch(ids, labels) for ids, labels in parts]
 
 
-def new_steps(graphs: Any, options: Options) -> DeviceSteps:
-    """Of a fresh model."""
+def new_trainer(graphs: Any, options: Options) -> GPUTrainer:
+    """A trainer of a fresh model."""
     model = RAMNet(options.model, seed=0).to("gpu")
     config = TrainConfig(steps=options.steps * options.repeats, batch=options.batch)
-    return DeviceSteps(model, config, adamw_init(model.params), graphs)
+    return GPUTrainer(model, config, adamw_init(model.params), graphs)
 
 
 def measure(batches: list[Batch], graphs: str, options: Options) -> float:
@@ -110,15 +111,15 @@ def measure(batches: list[Batch], graphs: str, options: Options) -> float:
     import cupy
 
     times = []
-    with new_steps(graphs, options) as steps:
+    with new_trainer(graphs, options) as trainer:
         for batch in batches[:3]:
-            steps.run(batch)
-        steps.report()
+            trainer.step(batch)
+        trainer.report()
         for _ in range(options.repeats):
             started = time.perf_counter()
             for i in range(options.steps):
-                steps.run(batches[i % len(batches)])
-            steps.report()  # waits for the device
+                trainer.step(batches[i % len(batches)])
+            trainer.report()  # waits for the device
             times.append((time.perf_counter() - started) / options.steps)
     cupy.get_default_memory_pool().free_all_blocks()
     return 1e3 * float(np.median(times))
@@ -130,16 +131,18 @@ def measure_parts(batches: list[Batch], options: Options) -> dict[str, dict[str,
 
     wait = cupy.RawModule(code=WAIT, backend="nvrtc").get_function("wait")
     clock = _Clock()
-    original = backend.load_backend("cupy")
+    original, update = backend.load_backend("cupy"), DeviceAdamW.update
     backend._loaded["cupy"] = _timed_backend(original, clock, options.model.vocab)
+    DeviceAdamW.update = clock.timed("adamw", update)  # type: ignore[method-assign]
     try:
-        with new_steps("off", options) as steps:
+        with new_trainer("off", options) as trainer:
             rounds = []
             for batch in batches[:2] + batches:
                 wait((1,), (1,), (np.int64(60_000_000),))
-                rounds.append(clock.measure(partial(steps.run, batch)))
+                rounds.append(clock.measure(partial(trainer.step, batch)))
     finally:
         backend._loaded["cupy"] = original
+        DeviceAdamW.update = update  # type: ignore[method-assign]
     rounds = rounds[2:]  # the first compile
     return {
         name: {"ms": float(np.median([r[name][0] for r in rounds])), "calls": rounds[0][name][1]} for name in rounds[0]
@@ -147,7 +150,7 @@ def measure_parts(batches: list[Batch], options: Options) -> dict[str, dict[str,
 
 
 def print_parts(parts: dict[str, dict[str, float]]) -> None:
-    """The table, the dearest part first."""
+    """The table, the longest part first."""
     whole = parts["step"]["ms"]
     for name, part in sorted(parts.items(), key=lambda item: -item[1]["ms"]):
         print(f"    {name:28}{part['ms']:8.3f} ms {part['ms'] / whole:7.1%}{part['calls']:6.0f} calls")
@@ -191,22 +194,17 @@ class _Clock:
 def _timed_backend(original: Any, clock: _Clock, vocab: int) -> Any:
     """The backend with events around each of its functions."""
 
-    def product(a: Any, b: Any, onto: Any = None) -> str:
+    def product(a: Any, b: Any, accumulate_into: Any = None) -> str:
         sizes = a.shape[0], a.shape[1], b.shape[1]
         kind = "head" if vocab in sizes else "tall" if a.shape[0] >= 4096 else "sum over tokens"
         return f"products, {kind}"
 
-    class TimedAdamW(original.fused["adamw"]):  # type: ignore[name-defined]
-        update = clock.timed("adamw", original.fused["adamw"].update)
-
-    fused = {
-        name: clock.timed(product if name == "matmul" else name, function)
-        for name, function in original.fused.items()
-        if not name.startswith("adamw")
+    layers = {
+        name: clock.timed(product if name == "matrix_product" else name, function)
+        for name, function in original.layers.items()
     }
-    fused |= {"adamw": TimedAdamW, "adamw_settings": original.fused["adamw_settings"]}
     names = ("decode_forward", "decode_backward", "memory_forward", "memory_backward")
-    return replace(original, fused=fused, **{name: clock.timed(name, getattr(original, name)) for name in names})
+    return replace(original, layers=layers, **{name: clock.timed(name, getattr(original, name)) for name in names})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Our CPU backends beside the authors' own CPU implementation, timed in one run. Started on purpose:
+"""Our CPU backends and the authors' own CPU implementation, timed in one run. To start it:
 
     pip install torch einops && pip install --no-deps ramnet-ops
     python -m ramnet_np.kernels.bench.vs_authors_cpu
 
-The peer is the Torch reference of the package ``ramnet-ops`` (``impl_backend="torch"``). Its update is the gated sparse
-update, so ours is set to ``update="gsu"``. Outputs and gradients have to agree before anything is timed.
+The peer is the Torch reference of the package ``ramnet-ops`` (``impl_backend="torch"``). It computes the gated
+sparse update, so our backends use ``update="gsu"``. Outputs and gradients must agree before anything is timed.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from .cpu import (
 )
 
 SHAPES = (Shape(4, 256, 2, 5, 4, 64), Shape(4, 256, 2, 4, 4, 32), Shape(1, 1024, 4, 5, 4, 64))
-GAMMA = 0.0  # where the two update rules coincide with an exponential moving average
+GAMMA = 0.0  # makes the gated sparse update an exponential moving average
 
 
 @dataclass(frozen=True)
 class Options:
-    """Time the authors' Torch reference and our backends on the same inputs."""
+    """Time the authors' Torch reference and our CPU backends on the same inputs."""
 
     seconds: float = 5.0
-    """How long to repeat each measurement (at least 5 times)."""
+    """Seconds to repeat each measurement for (at least 5 repeats)."""
     out: Path | None = None
-    """Append the raw results to this file, one JSON object a line."""
+    """Append the raw results to this file, one JSON object per line."""
 
 
 def main(options: Options) -> None:
-    """Check, time and print each shape; the authors' implementation comes first."""
+    """Check, time and print each shape, the authors' implementation first."""
     machine, bandwidth = describe_machine(), copy_bandwidth()
     machine["versions"] |= peer_versions()
     print(f"{machine['device']}, {machine['threads']} threads, {machine['versions']}")
@@ -82,7 +82,7 @@ def peer_calls(inputs: tuple[np.ndarray, ...]) -> tuple[Callable[[], Any], Calla
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its CUDA part says that it cannot load here; the Torch part does not need it
+        warnings.simplefilter("ignore")  # it warns that its CUDA part cannot load; the Torch part does not need that
         from ramnet_ops import random_access_memory_attention
 
     *arrays, dy = (torch.from_numpy(a) for a in inputs)
@@ -106,7 +106,7 @@ def peer_calls(inputs: tuple[np.ndarray, ...]) -> tuple[Callable[[], Any], Calla
 
 
 def peer_versions() -> dict[str, str]:
-    """Versions of what must be installed for the comparison; says how if it is not."""
+    """Versions of the packages that the comparison needs; SystemExit, naming the one that is missing."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

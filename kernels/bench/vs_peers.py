@@ -1,4 +1,4 @@
-"""The GPU backend beside its peers on one GPU, in one process: `python -m ramnet_np.kernels.bench.vs_peers --help`."""
+"""The GPU backends and their peers on one GPU, in one process: `python -m ramnet_np.kernels.bench.vs_peers --help`."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 @dataclass(frozen=True)
 class Options:
-    """Time the GPU backend on the shapes of language models and associative recall, beside its peers.
+    """Time the GPU backends and their peers on the shapes of language models and associative recall.
 
     Random data, half of the heads with CAPE, top-K without renormalisation, no state given or returned. A time is the
-    median of single calls between two events on an idle device, after a warm-up, so what Python takes is in it. A line
-    of the table has
+    median of single calls between two events on an idle device, after a warm-up, so it includes Python. The columns of
+    the table:
 
-      fwd, fwd+bwd  milliseconds of a call: forward; forward and backward
+      fwd, fwd+bwd  milliseconds per call: forward; forward and backward
       ratio         the authors' time divided by ours: how many times faster
-      graph         our call captured as a CUDA graph and replayed: the same kernels without Python
+      graph         our call as a replay of a CUDA graph: the same kernels without Python
       of floor      floor / time. The floor reads every input once and writes every output once, at the bandwidth of a
                     copy measured in the same run: 100% would be a kernel that does nothing but move data
-      peak MiB      most memory in use during forward and backward, inputs included; counted anew for every shape
+      peak MiB      most memory in use during forward and backward, inputs included
 
-    Then one token at a time with the state in place, for B 1, 16 and 256. Peers take part if they are installed:
+    Then one token with the state in place, for B 1, 16 and 256. A peer is measured if it is installed:
 
       pip install --pre ramnet-ops     the authors' CUDA kernels; needs torch
       pip install torch                causal attention of the paper's size (scaled_dot_product_attention, bfloat16)
@@ -52,19 +52,19 @@ class Options:
     """
 
     shapes: tuple[str, ...] = tuple(SHAPES)
-    """Which shapes; "none" leaves the tokens one at a time."""
+    """Shapes to time; "none" times only the one-token step."""
     dtype: tuple[Dtype, ...] = ("float32",)
-    """Types of logits and values; bfloat16 needs ml_dtypes. Sums and state are float32 in all."""
+    """Types of logits and values; bfloat16 needs ml_dtypes. Sums and state are always float32."""
     backends: tuple[Literal["cupy", "numba-cuda"], ...] = ("cupy", "numba-cuda")
-    """Ours: which of them to time."""
+    """Which of our GPU backends to time."""
     repeats: int = 20
-    """Calls to take the median of."""
+    """Number of calls; the median counts."""
     peer: bool = True
     """Time the peers too, if they are installed."""
     kernels: bool = False
-    """List the milliseconds of every kernel of the backends instead, each timed alone."""
+    """Instead, list the milliseconds of every kernel of our backends, each timed alone."""
     out: Path | None = None
-    """Append the raw results to this file, one JSON object a line."""
+    """Append the raw results to this file, one JSON object per line."""
 
 
 def main(options: Options) -> None:
@@ -112,7 +112,7 @@ HEADER = (
 
 
 def format_row(row: dict[str, Any], floor: tuple[float, float]) -> str:
-    """A line under ``HEADER``.
+    """One line of the table under ``HEADER``.
 
     >>> row = {"shape": "MQAR", "implementation": "cupy", "dtype": "float32", "fwd": 0.1, "fwd+bwd": 0.25, "MiB": 90}
     >>> format_row(row, (0.01, 0.02)).split()
@@ -122,7 +122,7 @@ def format_row(row: dict[str, Any], floor: tuple[float, float]) -> str:
     graph = "{:.3f} {:.3f}".format(*(row[f"graph {m}"] for m in MEASURES)) if "graph fwd" in row else ""
     part = "{:.0%} {:.0%}".format(*(f / row[m] for m, f in zip(MEASURES, floor, strict=True)))
     if row["implementation"] == "attention":
-        part = ""  # its inputs and outputs are others
+        part = ""  # its inputs and outputs differ, so the floor does not apply
     return (
         f"{row['shape']:14} {row['implementation']:10} {row['dtype']:9}{row['fwd']:8.3f}{row['fwd+bwd']:9.3f}"
         f"{ratio:>15}{graph:>16}{part:>11}{row['MiB']:10.0f}"
@@ -130,7 +130,7 @@ def format_row(row: dict[str, Any], floor: tuple[float, float]) -> str:
 
 
 def measure_shape(name: str, dtype: Dtype, authors: Any, options: Options) -> list[dict[str, Any]]:
-    """Rows of ours and, where there are, of the peers."""
+    """The rows of our backends and of the peers that are installed."""
     shape, k = SHAPES[name]
     rows: list[dict[str, Any]] = []
     for backend in options.backends:
@@ -167,7 +167,7 @@ def calls(shape: Shape, k: int, dtype: Dtype, backend: str) -> tuple[Any, Any]:
 
 
 def check_against_core(shape: Shape, k: int, dtype: Dtype, backend: str, tokens: int = 32) -> None:
-    """RuntimeError unless y of a short sequence is the NumPy core's, on the same numbers."""
+    """RuntimeError unless y of a short sequence agrees with the NumPy core's on the same inputs."""
     import cupy
 
     write, read, values, _ = draw(shape._replace(B=1, T=min(tokens, shape.T)), dtype)
@@ -180,7 +180,7 @@ def check_against_core(shape: Shape, k: int, dtype: Dtype, backend: str, tokens:
 
 
 def measure_ours(shape: Shape, k: int, dtype: Dtype, repeats: int, backend: str) -> dict[str, float]:
-    """Medians in ms, eager and from a graph, and the peak in MiB."""
+    """Medians in ms, from Python and from a graph, and the peak memory in MiB."""
     forward, both = calls(shape, k, dtype, backend)
     row = {"fwd": median_ms(forward, repeats), "fwd+bwd": median_ms(both, repeats), "MiB": peak_mib(both)}
     for name, call in (("graph fwd", forward), ("graph fwd+bwd", both)):
@@ -189,7 +189,7 @@ def measure_ours(shape: Shape, k: int, dtype: Dtype, repeats: int, backend: str)
 
 
 def measure_step(batch: int, dtype: Dtype, backend: str, repeats: int = 100) -> dict[str, Any]:
-    """One token with the state in place: medians in microseconds."""
+    """The one-token step with the state in place: medians in microseconds."""
     import cupy
 
     shape = STEP._replace(B=batch)
@@ -210,7 +210,7 @@ def measure_step(batch: int, dtype: Dtype, backend: str, repeats: int = 100) -> 
 
 
 def list_kernels(shapes: list[str], options: Options) -> None:
-    """Milliseconds of every kernel of one forward and backward."""
+    """Print the milliseconds of every kernel of one forward and backward."""
     for dtype, name, backend in itertools.product(options.dtype, shapes, options.backends):
         shape, k = SHAPES[name]
         times = kernel_ms(calls(shape, k, dtype, backend)[1])
@@ -239,7 +239,7 @@ def describe_gpu() -> dict[str, Any]:
 
 
 def find_authors() -> tuple[Any, str | None]:
-    """The authors' operation, or None and why."""
+    """The authors' operation, or None and the reason why not."""
     try:
         return load_authors(), None
     except ImportError as error:

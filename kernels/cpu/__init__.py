@@ -2,15 +2,17 @@
 
 import os
 
-from ramnet_np.backend import Backend
+from ramnet_np.backend import Backend, by_side
 
-from .decode import decode_backward, decode_forward
+from . import decode
 from .memory import memory_backward, memory_forward
 from .step import step
 
 # Under GNU OpenMP a thread that waits for the others spins. On a machine with other work to do, the spinning keeps the
 # very thread that it waits for from running, and a call takes ten times as long. Read once, when the threads start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+decode_forward, decode_backward = by_side(decode.decode_forward, decode.decode_backward)
 
 BACKEND = Backend(
     name="numba",

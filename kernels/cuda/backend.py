@@ -2,10 +2,11 @@
 
 from ramnet_np.backend import Backend
 
-from .address.decode import decode_backward, decode_forward, decode_pair_backward, decode_pair_forward
-from .layers.fused import FUSED
+from ..gpu_errors import explain_out_of_memory
+from .address.decode import decode_backward, decode_forward
+from .layers import LAYERS
 from .memory.memory import memory_backward, memory_forward
-from .runtime.errors import explain_out_of_memory, import_cupy
+from .runtime.errors import import_cupy
 from .step.step import step
 
 import_cupy()
@@ -24,8 +25,6 @@ BACKEND = Backend(
     memory_backward=_of_a_sequence(memory_backward),
     step=_of_a_token(step),
     array_kind="cupy",
-    short_positions=True,
-    decode_pair_forward=_of_a_sequence(decode_pair_forward),
-    decode_pair_backward=_of_a_sequence(decode_pair_backward),
-    fused=FUSED,
+    accepts_short_positions=True,
+    layers=LAYERS,
 )

@@ -9,29 +9,39 @@ from dataclasses import replace
 
 import numpy as np
 
-from .layers.adamw import adamw_specialisation
+from .address.decode import decode_specialisation
 from .layers.attention import attention_specialisation
-from .layers.blas import outer_specialisation
 from .layers.delta import delta_specialisation
 from .layers.embedding import ORDER, embedding_specialisation
-from .layers.layers import layers_specialisation
+from .layers.gate import gate_specialisation
 from .layers.loss import loss_specialisation
-from .memory.layout import (
-    H100,
-    Layout,
-    choose_layout,
-    content_specialisation,
-    link_specialisation,
-    mass_specialisation,
-    reverse_specialisation,
-    weigh_specialisation,
-)
+from .layers.norm import norm_specialisation
+from .layers.scale import scale_specialisation
+from .layers.short_conv import short_conv_specialisation
+from .layers.token_sums import token_sums_specialisation
+from .layers.weight_gradient import weight_gradient_specialisation
+from .memory.conflicts import conflict_specialisation
+from .memory.content import content_specialisation
+from .memory.layout import H100, Layout, choose_layout
+from .memory.mass_aware import mass_aware_specialisation
+from .memory.mass_backward import mass_backward_specialisation
+from .memory.mass_forward import mass_forward_specialisation
+from .memory.plain import plain_specialisation
 from .memory.renumber import RENUMBER
+from .memory.retention import known_rules
 from .memory.segments import segment_specialisation
-from .runtime.module import Specialisation, decode_specialisation
+from .optimizer.adamw import adamw_specialisation
+from .runtime.module import Specialisation
 from .step.step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")
+_LAYERS = (
+    gate_specialisation, scale_specialisation, short_conv_specialisation, token_sums_specialisation,
+    loss_specialisation, embedding_specialisation,
+)  # fmt: skip
+_WITHOUT_HALVES = (
+    adamw_specialisation, weight_gradient_specialisation, attention_specialisation, delta_specialisation,
+)  # fmt: skip
 
 
 def _layouts() -> list[Layout]:
@@ -39,9 +49,56 @@ def _layouts() -> list[Layout]:
     layouts = [choose_layout(np.dtype(dtype), 1024, 64, 8, 8, H100) for dtype in (np.float32, np.float64, np.float16)]
     layouts.append(replace(layouts[-1], element="bfloat16"))
     layouts += [choose_layout(np.dtype(np.float32), rows, 64, 8, 8, H100) for rows in (64, 2048, 4096, 65536)]
-    layouts += [choose_layout(np.dtype(np.float32), 1024, 64, k, k, H100) for k in (16, 32, 64, 128)]
+    layouts += [choose_layout(np.dtype(np.float32), 1024, 64, k, k, H100) for k in (16, 32, 64)]
     layouts.append(choose_layout(np.dtype(np.float32), 1024, 53, 5, 11, H100))
     return layouts
+
+
+def _memory() -> list[Specialisation]:
+    """The chunked kernels and the plain ones; the first layout with every option."""
+    layouts, rules = _layouts(), known_rules()
+    first, *others = layouts
+    return [
+        *(conflict_specialisation(first, update) for update in rules),
+        *(conflict_specialisation(layout, rules[0]) for layout in others),
+        *(content_specialisation(layout, renumbered) for layout in layouts for renumbered in (False, True)),
+        *(mass_forward_specialisation(layout, False, True, False) for layout in layouts),
+        mass_forward_specialisation(first, mass_aware=True, in_shared=True, renumbered=False),
+        mass_forward_specialisation(first, mass_aware=True, in_shared=False, renumbered=True),
+        *(mass_forward_specialisation(layout, False, True, False, segmented=True) for layout in layouts[:2]),
+        *(mass_backward_specialisation(first, update, False, True) for update in rules),
+        *(mass_backward_specialisation(layout, rules[0], False, True) for layout in others),
+        *(mass_backward_specialisation(first, rules[0], True, in_shared) for in_shared in (True, False)),
+        *(
+            mass_backward_specialisation(layout, rules[0], False, True, True, local_only)
+            for layout in layouts[:2]
+            for local_only in (False, True)
+        ),
+        *(mass_aware_specialisation(layout) for layout in layouts[:4]),
+        *(segment_specialisation(layout) for layout in layouts),
+        RENUMBER,
+        *(plain_specialisation(np.dtype(dtype), 64, rules[0], False) for dtype in (np.float64, np.float16)),
+        *(plain_specialisation(np.dtype(np.float32), 64, update, aware) for update in rules for aware in (False, True)),
+    ]
+
+
+def _steps() -> list[Specialisation]:
+    """One token: every type and update rule, the plain step, odd and large sizes."""
+    pdma = known_rules()[0]
+    return [
+        *(step_specialisation(element, 5, 4, 8, 8, 64, pdma) for element in _TYPES),
+        *(step_specialisation(element, 5, 4, 8, 65, 64, pdma) for element in _TYPES),
+        *(
+            step_specialisation("float", 5, 4, 8, reads, 64, update)
+            for reads in (8, 65)
+            for update in known_rules()[1:]
+        ),
+        step_specialisation("float", 5, 4, 5, 11, 53, pdma),
+        step_specialisation("float", 5, 4, 32, 32, 128, pdma),
+        step_specialisation("float", 8, 4, 64, 64, 64, pdma),
+        step_specialisation("double", 2, 64, 64, 64, 64, pdma),
+        step_specialisation("float", 1, 1, 1, 1, 1, pdma),
+    ]
 
 
 DEFAULT_SPECIALISATIONS: list[Specialisation] = [
@@ -50,31 +107,10 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     *(decode_specialisation("float", order, radix, 8) for order, radix in ((8, 4), (10, 2), (3, 5))),
     decode_specialisation("float", 2, 32, 32),
     decode_specialisation("double", 2, 16, 16),
-    *dict.fromkeys(link_specialisation(layout) for layout in _layouts()),
-    *dict.fromkeys(content_specialisation(layout, renumbered) for layout in _layouts() for renumbered in (False, True)),
-    *dict.fromkeys(mass_specialisation(layout, False, True, False) for layout in _layouts()),
-    mass_specialisation(_layouts()[0], mass_aware=True, in_shared=True, renumbered=False),
-    mass_specialisation(_layouts()[0], mass_aware=True, in_shared=False, renumbered=True),
-    *dict.fromkeys(reverse_specialisation(layout, False, True) for layout in _layouts()),
-    reverse_specialisation(_layouts()[0], mass_aware=True, in_shared=True),
-    reverse_specialisation(_layouts()[0], mass_aware=True, in_shared=False),
-    *(mass_specialisation(layout, False, True, False, segmented=True) for layout in _layouts()[:2]),
-    *(reverse_specialisation(layout, False, True, True, carry) for layout in _layouts()[:2] for carry in (False, True)),
-    *dict.fromkeys(weigh_specialisation(layout) for layout in _layouts()[:4]),
-    *dict.fromkeys(segment_specialisation(layout) for layout in _layouts() if layout.chunk > 1),
-    RENUMBER,
-    *(step_specialisation(element, 5, 4, 8, 8, 64) for element in _TYPES),
-    *(step_specialisation(element, 5, 4, 8, 65, 64) for element in _TYPES),
-    *(step_specialisation("float", 5, 4, *top_k, channels) for top_k, channels in (((5, 11), 53), ((32, 32), 128))),
-    step_specialisation("float", 8, 4, 64, 64, 64),
-    step_specialisation("double", 2, 64, 64, 64, 64),
-    step_specialisation("float", 1, 1, 1, 1, 1),
-    *(layers_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
-    *(loss_specialisation(element) for element in _TYPES),
+    *dict.fromkeys(_memory()),
+    *_steps(),
+    *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
+    *(of_type(element) for element in _TYPES for of_type in _LAYERS),
     ORDER,
-    *(embedding_specialisation(element) for element in _TYPES),
-    *(adamw_specialisation(element) for element in ("float", "double")),
-    *(outer_specialisation(element) for element in ("float", "double")),
-    *(attention_specialisation(element) for element in ("float", "double")),
-    *(delta_specialisation(element) for element in ("float", "double")),
+    *(of_type(element) for element in ("float", "double") for of_type in _WITHOUT_HALVES),
 ]

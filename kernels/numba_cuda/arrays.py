@@ -12,24 +12,25 @@ import numpy as np
 from numba import cuda, float32, float64
 
 from ramnet_np.backend import array_kind
+from ramnet_np.contract import Array
 
-from .copy_kernels import gather_kernel
+from .copy_kernels import Axes, gather_kernel
 from .launch import SIMULATED, THREADS
 
 NUMBERS = {np.dtype(np.float32): float32, np.dtype(np.float64): float64}
-AXES = 5  # of the arrays that a gather can take
+MAX_AXES = len(Axes._fields)  # of an array that can be copied
 
 
 class Arrays(Protocol):
     """How arrays of one kind are made and read."""
 
-    def empty(self, shape: Any, dtype: Any) -> Any:
+    def empty(self, shape: Any, dtype: Any) -> Array:
         """Memory for an array; nothing in it is set."""
 
-    def plain(self, array: Any, dtype: Any) -> Any:
+    def contiguous(self, array: Array, dtype: Any) -> Array:
         """``array`` itself if it is C-contiguous and of this dtype, else a copy that is."""
 
-    def scatter(self, source: Any, target: Any) -> None:
+    def scatter(self, source: Array, target: Array) -> None:
         """Copy a contiguous array into another of any layout."""
 
     @property
@@ -38,19 +39,19 @@ class Arrays(Protocol):
 
 
 class CupyArrays:
-    """Of CuPy."""
+    """CuPy's arrays, from its pool and on its current stream."""
 
-    def empty(self, shape: Any, dtype: Any) -> Any:
+    def empty(self, shape: Any, dtype: Any) -> Array:
         import cupy
 
         return cupy.empty(shape, dtype=dtype)
 
-    def plain(self, array: Any, dtype: Any) -> Any:
+    def contiguous(self, array: Array, dtype: Any) -> Array:
         if array.dtype == dtype and array.flags.c_contiguous:
             return array
         return array.astype(dtype, order="C")
 
-    def scatter(self, source: Any, target: Any) -> None:
+    def scatter(self, source: Array, target: Array) -> None:
         target[...] = source
 
     @property
@@ -61,14 +62,14 @@ class CupyArrays:
 
 
 class DeviceArrays:
-    """Of Numba. What comes from the host, positions, is copied to the device."""
+    """Numba's arrays. What comes from the host, positions, is copied to the device."""
 
     stream = 0
 
-    def empty(self, shape: Any, dtype: Any) -> Any:
+    def empty(self, shape: Any, dtype: Any) -> Array:
         return cuda.device_array(shape, dtype=dtype)
 
-    def plain(self, array: Any, dtype: Any) -> Any:
+    def contiguous(self, array: Array, dtype: Any) -> Array:
         if isinstance(array, np.ndarray):
             return cuda.to_device(np.ascontiguousarray(array, dtype=dtype))
         if array.dtype == dtype and array.is_c_contiguous():
@@ -79,39 +80,39 @@ class DeviceArrays:
         self._copy(array, copy)
         return copy
 
-    def scatter(self, source: Any, target: Any) -> None:
+    def scatter(self, source: Array, target: Array) -> None:
         if SIMULATED:
             target[...] = source.copy_to_host()
         else:
             self._copy(source, target)
 
-    def _copy(self, source: Any, target: Any) -> None:
-        def strides(array: Any) -> list[int]:
-            return [0] * (AXES - array.ndim) + [s // array.dtype.itemsize for s in array.strides]
+    def _copy(self, source: Array, target: Array) -> None:
+        def strides(array: Array) -> Axes:
+            return Axes(*[0] * (MAX_AXES - array.ndim), *(s // array.dtype.itemsize for s in array.strides))
 
-        shape = [1] * (AXES - source.ndim) + list(source.shape)
+        shape = Axes(*[1] * (MAX_AXES - source.ndim), *source.shape)
         gather_kernel(source.dtype, target.dtype)(
-            -(-source.size // THREADS), THREADS, self.stream, source, target, source.size, *shape[1:],
-            *strides(source), *strides(target),
+            -(-source.size // THREADS), THREADS, self.stream, source, target, source.size, shape, strides(source),
+            strides(target),
         )  # fmt: skip
 
 
 CUPY, DEVICE = CupyArrays(), DeviceArrays()
 
 
-def arrays_like(array: Any) -> Arrays:
+def arrays_like(array: Array) -> Arrays:
     """How arrays of the kind of ``array`` are made and read."""
     return CUPY if array_kind(array) == "cupy" else DEVICE
 
 
-def sum_dtype(dtype: Any) -> np.dtype:
-    """Of the numbers that kernels compute with: float64 for float64, else float32. TypeError for what is not served."""
+def working_dtype(dtype: Any) -> np.dtype:
+    """What kernels compute with: float64 for float64, else float32. TypeError for what is not served."""
     dtype = np.dtype(dtype)
     if dtype.name not in ("float32", "float64", "float16", "bfloat16"):
         raise TypeError(f"the Numba kernels take float32, float64, float16, bfloat16, got {dtype}")
     return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
 
 
-def batch_stride(positions: Any) -> int:
+def batch_stride(positions: Array | None) -> int:
     """Elements from one row of positions, (B, T) or (T,), to the next: 0 where one row holds for all, or none is."""
     return positions.shape[1] if positions is not None and positions.ndim == 2 else 0

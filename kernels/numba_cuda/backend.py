@@ -6,13 +6,13 @@ from typing import Any
 
 from numba import cuda
 
-from ramnet_np.backend import Backend, array_kind
+from ramnet_np.backend import Backend, array_kind, by_side
 
-from ..cuda.layers.fused import FUSED
-from ..cuda.runtime.errors import explain_out_of_memory
-from .arrays import DEVICE, NUMBERS, sum_dtype
+from ..cuda.layers import LAYERS
+from ..gpu_errors import explain_out_of_memory
+from . import decode
+from .arrays import DEVICE, NUMBERS, working_dtype
 from .copy_kernels import SUM_THREADS, total_kernel
-from .decode import decode_backward, decode_forward
 from .launch import SIMULATED
 from .memory import memory_backward, memory_forward
 from .step import step
@@ -21,7 +21,7 @@ if not SIMULATED and not cuda.is_available():
     raise ImportError("numba-cuda finds no NVIDIA GPU or driver that it can use")
 
 
-def adopt(array: Any) -> Any:
+def from_foreign(array: Any) -> Any:
     """The same memory as an array that this backend computes with: CuPy's stay, others become Numba's device arrays."""
     if array_kind(array) != "device" or hasattr(array, "__cuda_ndarray__"):
         return array
@@ -32,12 +32,13 @@ def total(array: Any) -> Any:
     """The sum of an array, an array of no axes on the device."""
     if array_kind(array) == "cupy":
         return array.sum()
-    result = DEVICE.empty((1,), sum_dtype(array.dtype))
-    array = DEVICE.plain(array, result.dtype)
+    result = DEVICE.empty((1,), working_dtype(array.dtype))
+    array = DEVICE.contiguous(array, result.dtype)
     total_kernel(NUMBERS[result.dtype])(1, SUM_THREADS, DEVICE.stream, array, result, array.size)
     return result.reshape(())
 
 
+decode_forward, decode_backward = by_side(decode.decode_forward, decode.decode_backward)
 _of_a_sequence = explain_out_of_memory("reduce B or T, or leave out the returned state with return_state=False")
 
 BACKEND = Backend(
@@ -48,9 +49,9 @@ BACKEND = Backend(
     memory_backward=_of_a_sequence(memory_backward),
     step=explain_out_of_memory("reduce B")(step),
     array_kind="device",
-    more_kinds=("cupy",),
-    short_positions=True,
-    fused=FUSED,
-    adopt=adopt,
+    also_serves=("cupy",),
+    accepts_short_positions=True,
+    layers=LAYERS,
+    from_foreign=from_foreign,
     total=total,
 )

@@ -1,12 +1,35 @@
 """Kernels that move numbers: between layouts and types, and into one sum."""
 
 from functools import cache
+from typing import Any, NamedTuple
 
 from numba import cuda, int64, types
 from numba.np.numpy_support import from_dtype
 
 from .launch import THREADS as SUM_THREADS
-from .launch import kernel
+from .launch import kernel, record
+
+
+class Axes(NamedTuple):
+    """A number for each of five axes: lengths, or strides in elements."""
+
+    n0: Any
+    n1: Any
+    n2: Any
+    n3: Any
+    n4: Any
+
+
+AXES = record(Axes, **dict.fromkeys(Axes._fields, int64))
+
+
+@cuda.jit(device=True)
+def element_at(i, shape, strides):
+    """Where element ``i``, counted in C order, lies in an array of these strides."""
+    n = i // shape.n4 // shape.n3 // shape.n2
+    at = n // shape.n1 * strides.n0 + n % shape.n1 * strides.n1
+    at += i // shape.n4 // shape.n3 % shape.n2 * strides.n2
+    return at + i // shape.n4 % shape.n3 * strides.n3 + i % shape.n4 * strides.n4
 
 
 @cache
@@ -14,19 +37,12 @@ def gather_kernel(source_dtype, target_dtype):
     """A kernel that copies an array of up to five axes into another of the same shape, each of any strides."""
     source_type, target_type = (types.CPointer(from_dtype(dtype)) for dtype in (source_dtype, target_dtype))
 
-    @kernel(source_type, target_type, *[int64] * 15)
-    def gather(source, target, size, n1, n2, n3, n4, s0, s1, s2, s3, s4, t0, t1, t2, t3, t4):
+    @kernel(source_type, target_type, int64, AXES, AXES, AXES)
+    def gather(source, target, size, shape, source_strides, target_strides):
         """One thread an element: it reads one place and writes one."""
         i = cuda.blockIdx.x * int64(cuda.blockDim.x) + cuda.threadIdx.x
-        if i >= size:
-            return
-        i4, rest = i % n4, i // n4
-        i3, rest = rest % n3, rest // n3
-        i2, rest = rest % n2, rest // n2
-        i1, i0 = rest % n1, rest // n1
-        target[i0 * t0 + i1 * t1 + i2 * t2 + i3 * t3 + i4 * t4] = source[
-            i0 * s0 + i1 * s1 + i2 * s2 + i3 * s3 + i4 * s4
-        ]
+        if i < size:
+            target[element_at(i, shape, target_strides)] = source[element_at(i, shape, source_strides)]
 
     return gather
 

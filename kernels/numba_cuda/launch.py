@@ -2,8 +2,9 @@
 
 Arrays go to kernels as pointers, so that a kernel is compiled once for each type of numbers, whatever the shapes, and
 so that a launch is short: Numba's own takes apart every array in Python. Here the arguments are packed into one buffer
-and ``cuLaunchKernel`` is called, a few microseconds in all. Under Numba's simulator (NUMBA_ENABLE_CUDASIM=1) the same
-functions run in Python, on arrays.
+and ``cuLaunchKernel`` is called, a few microseconds in all. Arguments that belong together are one record, a
+NamedTuple: the compiler makes single parameters of its fields. Under Numba's simulator (NUMBA_ENABLE_CUDASIM=1) the
+same functions run in Python, on arrays.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -29,18 +30,32 @@ _SLOTS = {  # how an argument is packed, each in 8 bytes
     types.float64: "d",
 }
 
+_KINDS = {types.CPointer: "pointer", types.Array: "array"}  # looked up once: a look at a type's class takes long
+
+
+def record(cls: Any, **fields: Any) -> Any:
+    """The Numba type of a NamedTuple whose fields have these types, as one argument of a kernel.
+
+    >>> from typing import NamedTuple
+    >>> record(NamedTuple("Sizes", [("T", Any), ("H", Any)]), T=types.int32, H=types.int32)
+    Sizes(int32 x 2)
+    """
+    return types.BaseTuple.from_types([fields[name] for name in cls._fields], cls)
+
 
 class Kernel:
-    """A function of scalars and pointers (``types.CPointer``), or of 1-d arrays where it uses atomics."""
+    """A function of scalars, pointers (``types.CPointer``) and records of them, or of 1-d arrays for atomics."""
 
     def __init__(self, function: Callable[..., None], arguments: tuple[Any, ...], most_threads: int | None = None):
         self.name = function.__name__
         self.function = function
         self.arguments = arguments
         self.most_threads = most_threads
-        layout = "=" + "".join("4Q3q" if isinstance(a, types.Array) else _SLOTS.get(a, "Q") for a in arguments)
-        self._pack = struct.Struct(layout.replace("4Q3q", "QQqqQqq")).pack_into
-        slots = sum(7 if isinstance(a, types.Array) else 1 for a in arguments)
+        single = _without_records(arguments, types.BaseTuple)
+        self._kinds = [_KINDS.get(type(argument), "number") for argument in single]
+        layout = "".join("QQqqQqq" if isinstance(a, types.Array) else _SLOTS.get(a, "Q") for a in single)
+        self._pack = struct.Struct("=" + layout).pack_into
+        slots = sum(7 if isinstance(a, types.Array) else 1 for a in single)
         self._values = (ctypes.c_uint64 * slots)()
         start = ctypes.addressof(self._values)
         self._addresses = (ctypes.c_void_p * slots)(*range(start, start + 8 * slots, 8))
@@ -53,7 +68,7 @@ class Kernel:
         return types.void(*self.arguments)
 
     def __call__(self, blocks: int, threads: int, stream: int, *values: Any, shared: int = 0) -> None:
-        """Launch on the stream of that address. Arrays as values: flat, contiguous, of the argument's type; or None."""
+        """Launch on the stream of that address. Arrays as values: contiguous, of the argument's type; or None."""
         if blocks == 0:
             return
         if SIMULATED:
@@ -62,10 +77,10 @@ class Kernel:
         from cuda.bindings import driver
 
         packed: list[Any] = []
-        for argument, value in zip(self.arguments, values, strict=True):
-            if isinstance(argument, types.CPointer):
+        for kind, value in zip(self._kinds, _without_records(values, tuple), strict=True):
+            if kind == "pointer":
                 packed.append(address_of(value))
-            elif isinstance(argument, types.Array):
+            elif kind == "array":
                 size, itemsize = value.size, value.dtype.itemsize
                 packed += (0, 0, size, itemsize, address_of(value), size, itemsize)
             else:
@@ -103,8 +118,7 @@ class Kernel:
         return handle
 
     def _simulate(self, blocks: int, threads: int, shared: int, values: tuple[Any, ...]) -> None:
-        flat = [value if not hasattr(value, "dtype") or value.ndim == 0 else value.ravel() for value in values]
-        cuda.jit(self.function)[blocks, threads, 0, shared](*flat)
+        cuda.jit(self.function)[blocks, threads, 0, shared](*map(_flat, values))
 
 
 def kernel(*arguments: Any, most_threads: int | None = None) -> Callable[[Callable[..., None]], Kernel]:
@@ -113,6 +127,24 @@ def kernel(*arguments: Any, most_threads: int | None = None) -> Callable[[Callab
     ``most_threads`` of a block: the compiler then knows how many registers each may have.
     """
     return lambda function: Kernel(function, arguments, most_threads)
+
+
+def _without_records(values: Iterable[Any], record_class: Any) -> list[Any]:
+    """Values or types of arguments, with those of a record's fields in its place."""
+    single: list[Any] = []
+    for value in values:
+        if isinstance(value, record_class):
+            single += value
+        else:
+            single.append(value)
+    return single
+
+
+def _flat(value: Any) -> Any:
+    """An argument for the simulator, in which arrays have one axis, as pointers do."""
+    if isinstance(value, tuple):
+        return type(value)(*map(_flat, value))
+    return value.ravel() if getattr(value, "ndim", 0) > 0 else value
 
 
 def address_of(array: Any) -> int:

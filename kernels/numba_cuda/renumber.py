@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ramnet_np.contract import Address
+from ramnet_np.contract import Address, Array
 
 from .arrays import arrays_like
 from .launch import THREADS
 from .renumber_kernels import clear, enter, look_up
 
 
-def renumber(write: Address, read: Address, mask: Any) -> tuple[Address, Address]:
+def renumber(write: Address, read: Address, mask: Array | None) -> tuple[Address, Address]:
     """The same addresses with rows for slots.
 
     A slot's row is the number t * K_w + k of its first write, below T * K_w; -1 for a slot never written. Tokens where
@@ -21,15 +19,15 @@ def renumber(write: Address, read: Address, mask: Any) -> tuple[Address, Address
     """
     B, T, H, Kw = write.index.shape
     arrays = arrays_like(write.index)
-    places = 1 << (2 * T * Kw - 1).bit_length()
-    keys, firsts = (arrays.empty((B * H * places,), np.int32) for _ in range(2))
+    capacity = 1 << (2 * T * Kw - 1).bit_length()
+    keys, firsts = (arrays.empty((B * H * capacity,), np.int32) for _ in range(2))
 
     def blocks(size: int) -> int:
         return -(-size // THREADS)
 
     clear(blocks(keys.size), THREADS, arrays.stream, keys, firsts, keys.size)
     enter(
-        blocks(write.index.size), THREADS, arrays.stream, write.index, mask, keys, firsts, write.index.size, places,
+        blocks(write.index.size), THREADS, arrays.stream, write.index, mask, keys, firsts, write.index.size, capacity,
         int(mask is not None), T, H, Kw,
     )  # fmt: skip
     rows = []
@@ -37,7 +35,7 @@ def renumber(write: Address, read: Address, mask: Any) -> tuple[Address, Address
         slots = address.index
         row = arrays.empty(slots.shape, np.int32)
         look_up(
-            blocks(slots.size), THREADS, arrays.stream, slots, keys, firsts, row, slots.size, places, T, H,
+            blocks(slots.size), THREADS, arrays.stream, slots, keys, firsts, row, slots.size, capacity, T, H,
             slots.shape[3],
         )  # fmt: skip
         rows.append(Address(row, address.weight))

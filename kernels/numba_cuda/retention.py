@@ -1,55 +1,90 @@
 """Retention for one write, and its slopes: ``ramnet_np/core/retention.py``, which explains them, for one thread.
 
+``RULES`` maps an update rule's name to the function that makes its two device functions for a type of numbers. A kernel
+that needs them is made for one rule: no kernel asks which one it is.
+
 Numba makes float64 of a float32 and a Python number: ``one`` keeps every sum in the type of the inputs.
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 from numba import cuda
 
 
-@cuda.jit(device=True)
-def retention(w, gamma, gsu):
-    """alpha(w, gamma)."""
-    one = type(w)(1)
-    if gsu == 0:
+class Retention(NamedTuple):
+    """The device functions of an update rule, for one type of numbers."""
+
+    alpha: Any  # (w, gamma) -> alpha
+    slopes: Any  # (w, gamma, alpha, proxy_eps, smallest) -> (d alpha / dw, d alpha / dgamma)
+
+
+def pdma(number) -> Retention:
+    """alpha = (1 - w)**gamma."""
+    one = number(1)
+
+    @cuda.jit(device=True)
+    def alpha_of(w, gamma):
         if gamma == one:  # what a power returns, without taking it
             return one - w
         return (one - w) ** gamma
-    kept, total = gsu_parts(w, gamma)
-    if total > 0:
-        return kept / total
-    if w == 0:
-        return one
-    return one - one
+
+    @cuda.jit(device=True)
+    def slopes_of(w, gamma, alpha, proxy_eps, smallest):
+        """``smallest``: the floor of 1 - w, ``finfo(dtype).epsneg``."""
+        grown = (one - proxy_eps) * w
+        base = one - grown  # = e + (1 - e)(1 - w)
+        log_base = number(math.log1p(-min(grown, one - smallest)))
+        if base < smallest:  # w = 1 without a proxy
+            return -gamma * smallest ** (gamma - one), base**gamma * log_base
+        power = base**gamma
+        return -gamma * (one - proxy_eps) * (power / base), power * log_base
+
+    return Retention(alpha_of, slopes_of)
 
 
-@cuda.jit(device=True)
-def retention_slopes(w, gamma, alpha, gsu, proxy_eps, smallest):
-    """(d alpha / dw, d alpha / dgamma); ``smallest``: the floor of 1 - w, ``finfo(dtype).epsneg``."""
-    one = type(w)(1)
-    if gsu != 0:
-        _, total = gsu_parts(w, gamma)
+def gsu(number) -> Retention:
+    """alpha = (1 - w) / ((1 - w) + exp(gamma) w)."""
+    one = number(1)
+
+    @cuda.jit(device=True)
+    def parts(w, gamma):
+        """Numerator and denominator of alpha, both times exp(-max(gamma, 0)): nothing overflows."""
+        shrink = number(math.exp(-abs(gamma)))
+        kept, lost = one - w, w
+        if gamma > 0:
+            kept = kept * shrink
+        else:
+            lost = lost * shrink
+        return kept, kept + lost
+
+    @cuda.jit(device=True)
+    def alpha_of(w, gamma):
+        kept, total = parts(w, gamma)
+        if total > 0:
+            return kept / total
+        if w == 0:
+            return one
+        return one - one
+
+    @cuda.jit(device=True)
+    def slopes_of(w, gamma, alpha, proxy_eps, smallest):
+        _, total = parts(w, gamma)
         if not total > 0:
             total = one
-        return -(type(w)(math.exp(-abs(gamma))) / total) / total, -alpha * (one - alpha)
-    grown = (one - proxy_eps) * w
-    base = one - grown  # = e + (1 - e)(1 - w)
-    log_base = type(w)(math.log1p(-min(grown, one - smallest)))
-    if base < smallest:  # w = 1 without a proxy
-        return -gamma * smallest ** (gamma - one), base**gamma * log_base
-    power = base**gamma
-    return -gamma * (one - proxy_eps) * (power / base), power * log_base
+        return -(number(math.exp(-abs(gamma))) / total) / total, -alpha * (one - alpha)
+
+    return Retention(alpha_of, slopes_of)
 
 
-@cuda.jit(device=True)
-def gsu_parts(w, gamma):
-    """Numerator and denominator of alpha, both times exp(-max(gamma, 0)): nothing overflows."""
-    one = type(w)(1)
-    shrink = type(w)(math.exp(-abs(gamma)))
-    kept, lost = one - w, w
-    if gamma > 0:
-        kept = kept * shrink
-    else:
-        lost = lost * shrink
-    return kept, kept + lost
+RULES: dict[str, Callable[[Any], Retention]] = {"pdma": pdma, "gsu": gsu}
+
+
+@cache
+def retention_of(update: str, number) -> Retention:
+    """The device functions of the rule of this name; ValueError for a name that this backend does not know."""
+    if update not in RULES:
+        raise ValueError(f"the backend 'numba-cuda' knows the update rules {', '.join(RULES)}, got {update!r}")
+    return RULES[update](number)

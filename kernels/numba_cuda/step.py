@@ -1,4 +1,4 @@
-"""One token, for inference: the launch of ``step_kernels.py``."""
+"""One token, for inference: the launch of ``step_kernel.py``."""
 
 from __future__ import annotations
 
@@ -6,50 +6,58 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
+from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 
-from .arrays import NUMBERS, arrays_like, batch_stride, sum_dtype
-from .decode_kernels import list_sizes
+from .arrays import NUMBERS, arrays_like, batch_stride, working_dtype
+from .decode_generic import Positions, list_sizes
 from .launch import SIMULATED, shared_limit
-from .step_kernels import step_kernel
+from .records import TokenOptions
+from .step_kernel import StepInputs, StepSizes, StepState, step_kernel
 
 THREADS = 4 if SIMULATED else 64
 
 
 def step(
-    write_logits: Any,
-    read_logits: Any,
-    values: Any,
+    write_logits: Array,
+    read_logits: Array,
+    values: Array,
     gamma: Any,
-    positions: Any,
-    mask: Any,
+    positions: Array | None,
+    mask: Array | None,
     state: RAMState,
     decode: DecodeOptions,
     options: MemoryOptions,
-) -> Any:
+) -> Array:
     """T = 1: update ``state`` and return y (B, 1, H, C). O(K C) per head."""
     B, _, H, C = values.shape
     U, P = write_logits.shape[3:]
-    arrays, dtype = arrays_like(values), sum_dtype(values.dtype)
-    y = arrays.empty(values.shape, dtype)
-    number = isinstance(gamma, float)
-    positions = None if positions is None else arrays.plain(positions, np.int64)
-    lists = max(list_sizes(U, P, k) for k in (decode.write_k, decode.read_k))
-    shared = (2 * lists + decode.write_k + decode.read_k) * (dtype.itemsize + 4)
+    arrays, dtype = arrays_like(values), working_dtype(values.dtype)
+    one_gamma = isinstance(gamma, float)
+    positions = None if positions is None else arrays.contiguous(positions, np.int64)
+    list_size = max(list_sizes(U, P, k) for k in (decode.write_k, decode.read_k))
+    shared = (2 * list_size + decode.write_k + decode.read_k) * (dtype.itemsize + 4)
     if shared > shared_limit():
         raise ValueError(
             f"top_k must leave room for a token's lists in shared memory, got {decode.write_k, decode.read_k}"
         )
-    parts = RAMState(*(arrays.plain(part, dtype) for part in state))
-    step_kernel(NUMBERS[dtype])(
-        B * H, THREADS, arrays.stream, *(arrays.plain(a, dtype) for a in (write_logits, read_logits, values)),
-        None if number else arrays.plain(gamma, dtype), None if mask is None else arrays.plain(mask, np.bool_),
-        positions, *parts, y, dtype.type(gamma if number else 0), dtype.type(options.eps), int(number),
-        int(mask is not None), batch_stride(positions), int(positions is None), H, decode.cape_heads, U, P, C,
-        options.slots, decode.write_k, decode.read_k, lists, int(decode.write_renorm), int(decode.read_renorm),
-        int(options.update == "gsu"), int(options.mass_aware), shared=shared,
+    y = arrays.empty(values.shape, dtype)
+    parts = StepState(*(arrays.contiguous(part, dtype) for part in state))
+    token_options = TokenOptions(
+        None if one_gamma else arrays.contiguous(gamma, dtype),
+        None if mask is None else arrays.contiguous(mask, np.bool_),
+        dtype.type(gamma if one_gamma else 0), int(one_gamma), int(mask is not None),
     )  # fmt: skip
-    for part, worked_on in zip(state, parts, strict=True):
-        if worked_on is not part:  # of another layout, so that a copy was updated
-            arrays.scatter(worked_on, part)
-    return arrays.plain(y, values.dtype)
+    sizes = StepSizes(
+        1, H, U, P, options.slots, decode.cape_heads, C, decode.write_k, decode.read_k, int(decode.write_renorm),
+        int(decode.read_renorm), int(options.mass_aware), list_size,
+    )  # fmt: skip
+    step_kernel(NUMBERS[dtype], options.update)(
+        B * H, THREADS, arrays.stream,
+        StepInputs(*(arrays.contiguous(a, dtype) for a in (write_logits, read_logits, values))), token_options,
+        Positions(positions, batch_stride(positions), int(positions is None)), parts, y, dtype.type(options.eps), sizes,
+        shared=shared,
+    )  # fmt: skip
+    for part, updated in zip(state, parts, strict=True):
+        if updated is not part:  # of another layout, so that a copy was updated
+            arrays.scatter(updated, part)
+    return arrays.contiguous(y, values.dtype)

@@ -1,12 +1,13 @@
-"""Tiles of tokens, as the passes over the contents use them: on their way from device memory, in shared memory, and the
-sums that are formed behind a tile. ``content_kernels.py`` says which thread is which.
+"""Tiles of tokens, as the passes over the contents use them: loaded ahead, in shared memory, and summed up afterwards.
+
+``content_forward.py`` says which thread is which.
 
 A load from device memory takes longer than a token. But a thread waits for it only where it uses what was loaded, so
-the next tile is asked for before the present one is followed, into registers, and put into shared memory behind it:
+the next tile is loaded to registers before the present one is worked through, and stored to shared memory after it:
 
-    ask for tile n + 1  |  follow tile n, token by token  |  sums of tile n, put tile n + 1  |  barrier
+    load tile n + 1 to registers  |  tile n, token by token  |  sums of tile n, store tile n + 1  |  barrier
 
-Lengths of tiles are compiled in, so that loops over one are unrolled and places in shared memory are constants.
+Lengths of tiles are compiled in, so that loops over one are unrolled and addresses in shared memory are constants.
 """
 
 from functools import cache
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 
 from numba import cuda, uint64
 
-from .octets import OCTET
+from .groups_of_8 import GROUP_OF_8, split, state_access
 
 BANKS = 32  # of shared memory: words 32 apart are in the same one
 
@@ -29,100 +30,174 @@ def column(sums: int, lanes: int) -> int:
 
 
 @cache
-def tile_functions(number, lanes: int, groups: int, tile: int, E: int) -> SimpleNamespace:
-    """Device functions for blocks of ``groups`` x ``lanes`` threads and tiles of ``tile`` tokens with E accesses."""
-    threads, share = groups * lanes, OCTET // groups
-    each_event, each_value = -(-tile * E // threads), -(-tile // groups)  # of a thread
+def shared_layout(name: str, tile: int, W: int, R: int, lanes: int, groups: int, itemsize: int) -> SimpleNamespace:
+    """Where the parts of a tile begin in the shared memory of the pass "forward", "recompute" or "backward".
+
+    All count numbers of ``itemsize`` bytes, except ``rows``, which counts int32. ``state`` is the end of the tile: the
+    state comes after it.
+
+    >>> shared_layout("forward", tile=16, W=8, R=8, lanes=16, groups=4, itemsize=4)
+    namespace(values=0, parts=272, coefs=1296, rows=1560, state=1824)
+    """
+    values, parts = tile * lanes, tile * lanes * groups
+    sizes = {
+        "forward": {"values": values + lanes, "parts": parts},
+        "recompute": {"values": values + lanes, "dy": values + lanes, "products": lanes * column(tile * R, lanes)},
+        "backward": {
+            "values": values, "dy": values, "before": values, "parts": parts,
+            "products": lanes * column(tile * W, lanes), "before_products": tile * (lanes + 1),
+        },
+    }[name]  # fmt: skip
+    held = tile * (W + R) + GROUP_OF_8  # accesses: after the last, a group is loaded that nobody uses
+    layout, at, words = SimpleNamespace(), 0, itemsize // 4
+    for part, size in {**sizes, "coefs": held}.items():
+        setattr(layout, part, at)
+        at += size
+    layout.rows, layout.state = at * words, at + held // words
+    return layout
+
+
+@cache
+def state_functions(number, in_shared: bool, lanes: int, groups: int, E: int) -> SimpleNamespace:
+    """Device functions that set and store a slice of the state; E rows after it are for accesses that do nothing."""
+    threads = groups * lanes
+    get, put = state_access(in_shared)
 
     @cuda.jit(device=True)
-    def ask_events(rows, coefs, at, count, thread, row, coef):
+    def start_state(state, sizes, bh, first, shared, state_at, thread):
+        """Every number of the slice is set by one thread: to the given state (B*H, rows, C), or 0."""
+        for i in range(thread, (sizes.n_rows + E) * lanes, threads):
+            row, c = split(i, lanes)
+            c += first
+            s = number(0)
+            if state.has_start != 0 and row < sizes.n_rows and c < sizes.C:
+                s = state.start[(bh * sizes.n_rows + row) * sizes.C + c]
+            put(shared, state.working, state_at, i, s)
+
+    @cuda.jit(device=True)
+    def store_state(state, sizes, bh, first, shared, state_at, thread):
+        """The slice of the state into (B*H, rows, C)."""
+        for i in range(thread, sizes.n_rows * lanes, threads):
+            row, c = split(i, lanes)
+            c += first
+            if c < sizes.C:
+                state.end[(bh * sizes.n_rows + row) * sizes.C + c] = get(shared, state.working, state_at, i)
+
+    return SimpleNamespace(start_state=start_state, store_state=store_state)
+
+
+@cache
+def access_functions(number, lanes: int, groups: int, tile: int, E: int, coefs_at: int, rows_at: int):
+    """Device functions that bring a tile's accesses, E a token, to shared memory, and from there to registers.
+
+    A pair ``(row, coef)`` of arrays in registers holds several accesses.
+    """
+    threads, share = groups * lanes, GROUP_OF_8 // groups
+    each = -(-tile * E // threads)  # accesses of a thread
+
+    @cuda.jit(device=True)
+    def load_to_registers(accesses, at, count, thread, pair):
         """A tile's accesses: thread i loads the i-th, and every ``threads``-th after it."""
-        for j in range(each_event):
+        row, coef = pair
+        for j in range(each):
             if thread + j * threads < count:
-                row[j] = rows[at + thread + j * threads]
-                coef[j] = coefs[at + thread + j * threads]
+                row[j] = accesses.row[at + thread + j * threads]
+                coef[j] = accesses.coef[at + thread + j * threads]
 
     @cuda.jit(device=True)
-    def put_events(count, thread, row, coef, places, shared, place_at, coef_at):
-        """The same into shared memory."""
-        place, to = uint64(place_at + thread), uint64(coef_at + thread)
-        for j in range(each_event):
+    def store_to_shared(count, thread, pair, shared_rows, shared):
+        """The same accesses from registers into shared memory."""
+        row, coef = pair
+        row_at, coef_at = uint64(rows_at + thread), uint64(coefs_at + thread)
+        for j in range(each):
             if thread + j * threads < count:
-                places[place + uint64(j * threads)] = row[j]
-                shared[to + uint64(j * threads)] = coef[j]
+                shared_rows[row_at + uint64(j * threads)] = row[j]
+                shared[coef_at + uint64(j * threads)] = coef[j]
 
     @cuda.jit(device=True)
-    def ask_values(array, at, stride, count, group, inside, value):
+    def load_share(shared_rows, shared, access, pair):
+        """A thread's share of a group of 8, from shared memory.
+
+        An index is one unsigned number plus a constant, which the load itself can add.
+        """
+        row, coef = pair
+        row_at, coef_at = uint64(rows_at + access), uint64(coefs_at + access)
+        for j in range(share):
+            row[j] = shared_rows[row_at + uint64(j * groups)]
+            coef[j] = shared[coef_at + uint64(j * groups)]
+
+    @cuda.jit(device=True)
+    def take_share(ahead, now):
+        """The accesses that were loaded ahead become the present ones."""
+        (row_ahead, coef_ahead), (row, coef) = ahead, now
+        for j in range(share):
+            row[j] = row_ahead[j]
+            coef[j] = coef_ahead[j]
+
+    return SimpleNamespace(
+        each=each,
+        load_to_registers=load_to_registers,
+        store_to_shared=store_to_shared,
+        load_share=load_share,
+        take_share=take_share,
+    )
+
+
+@cache
+def value_functions(number, lanes: int, groups: int, tile: int) -> SimpleNamespace:
+    """Device functions that bring a tile's values (or dy, ..) to shared memory, and that add up what threads left."""
+    threads, each = groups * lanes, -(-tile // groups)  # values of a thread
+
+    @cuda.jit(device=True)
+    def load_to_registers(array, at, stride, count, group, inside, value):
         """A tile's numbers of the thread's own channel: its group takes every ``groups``-th token."""
-        for j in range(each_value):
+        for j in range(each):
             value[j] = number(0)
             if inside and group + j * groups < count:
                 value[j] = array[at + (group + j * groups) * stride]
 
     @cuda.jit(device=True)
-    def put_values(value, shared, at, count, group, c):
-        """The same into shared memory; 0 in channels that C does not have."""
+    def store_to_shared(value, shared, at, count, group, c):
+        """The same numbers from registers into shared memory; 0 in channels that C does not have."""
         to = uint64(at + group * lanes + c)
-        for j in range(each_value):
+        for j in range(each):
             if group + j * groups < count:
                 shared[to + uint64(j * threads)] = value[j]
 
     @cuda.jit(device=True)
-    def load_share(places, shared, place_at, coef_at, row, coef):
-        """A group's accesses of an octet, from shared memory: where their slots are, and eta or weight.
-
-        An index is one unsigned number plus a constant, which the load itself can add.
-        """
-        place, at = uint64(place_at), uint64(coef_at)
-        for j in range(share):
-            row[j] = places[place + uint64(j * groups)]
-            coef[j] = shared[at + uint64(j * groups)]
-
-    @cuda.jit(device=True)
-    def take_share(row_ahead, coef_ahead, row, coef):
-        """The accesses that were loaded ahead are now the present ones."""
-        for j in range(share):
-            row[j] = row_ahead[j]
-            coef[j] = coef_ahead[j]
-
-    @cuda.jit(device=True)
-    def add_groups(shared, part_at, count, group, c, inside, out, out_at, stride):
-        """The sums over groups of the parts that a tile's tokens left; a thread's tokens as in ``ask_values``."""
-        for j in range(each_value):
+    def add_groups(shared, parts_at, count, group, c, inside, out, out_at, stride):
+        """Sums over groups of the parts that a tile's tokens left; a thread's tokens as in ``load_to_registers``."""
+        for j in range(each):
             token = group + j * groups
             if inside and token < count:
-                part = uint64(part_at + token * threads + c)
+                part = uint64(parts_at + token * threads + c)
                 total = shared[part]
                 for other in range(1, groups):
                     total += shared[part + uint64(other * lanes)]
                 out[out_at + token * stride] = total
 
-    def add_channels(most: int, channel: int, row: int):
-        """A device function that adds up rows of products over channels: ``most`` rows of a tile, ``row`` numbers from
-        one to the next, and ``channel`` from one channel to the next."""
-
-        @cuda.jit(device=True)
-        def add(shared, product_at, count, thread, out, out_at):
-            for j in range(-(-most // threads)):
-                i = thread + j * threads
-                if i < count:
-                    product = uint64(product_at + i * row)
-                    total = shared[product]
-                    for other in range(1, lanes):
-                        total += shared[product + uint64(other * channel)]
-                    out[out_at + i] = total
-
-        return add
-
     return SimpleNamespace(
-        each_event=each_event,
-        each_value=each_value,
-        ask_events=ask_events,
-        put_events=put_events,
-        ask_values=ask_values,
-        put_values=put_values,
-        load_share=load_share,
-        take_share=take_share,
-        add_groups=add_groups,
-        add_channels=add_channels,
+        each=each, load_to_registers=load_to_registers, store_to_shared=store_to_shared, add_groups=add_groups
     )
+
+
+@cache
+def channel_sums(lanes: int, groups: int, most: int, channel: int, row: int):
+    """A device function that adds up rows of products over channels.
+
+    A tile has up to ``most`` rows, ``row`` numbers from one to the next, and ``channel`` from one channel to the next.
+    """
+    threads = groups * lanes
+
+    @cuda.jit(device=True)
+    def add_channels(shared, products_at, count, thread, out, out_at):
+        for j in range(-(-most // threads)):
+            i = thread + j * threads
+            if i < count:
+                product = uint64(products_at + i * row)
+                total = shared[product]
+                for other in range(1, lanes):
+                    total += shared[product + uint64(other * channel)]
+                out[out_at + i] = total
+
+    return add_channels

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ramnet_np.backend import array_kind, why_unavailable
+from ramnet_np.contract import Array
 
 
-def namespace_of(*arrays: Any) -> Any:
+def namespace_of(*arrays: Array) -> Any:
     """The module (``numpy`` or ``cupy``) whose functions take ``arrays``; all must be of one kind.
 
     >>> namespace_of(np.zeros(3)).__name__
@@ -48,7 +49,7 @@ def gpu_namespace() -> Any:
     return cupy
 
 
-def on_host(array: Any) -> np.ndarray:
+def on_host(array: Array) -> np.ndarray:
     """``array`` as a NumPy array: itself, or a copy from the GPU.
 
     >>> x = np.zeros(3)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ramnet_np.backend import Backend, array_kind, backend_for
-from ramnet_np.contract import Address, RAMState
+from ramnet_np.contract import Address, Array, RAMState
 from ramnet_np.core.checks import (
     check_attention,
     check_bool,
@@ -23,7 +23,7 @@ from ramnet_np.core.checks import (
     check_top_k,
     full_positions,
 )
-from ramnet_np.core.require import Like, require_like
+from ramnet_np.core.require import ArraySpec, require_like
 
 
 class RAMAttentionContext(NamedTuple):
@@ -33,7 +33,7 @@ class RAMAttentionContext(NamedTuple):
     write: Any  # what the backend's decoder kept of the writes ...
     read: Any  # ... and of the reads
     memory: Any  # what its memory kept
-    y: Like  # what dy must be like
+    y: ArraySpec  # what dy must be like
     state_shape: tuple[int, int, int, int]
     gamma_is_number: bool
     returned_state: bool
@@ -53,32 +53,32 @@ class RAMAttentionGrads(NamedTuple):
     (True, (), True)
     """
 
-    write_logits: Any
-    read_logits: Any
-    values: Any
-    gamma: Any
+    write_logits: Array
+    read_logits: Array
+    values: Array
+    gamma: Array
     state: RAMState | None
 
 
 def ram_attention_forward(
-    write_logits: Any,
-    read_logits: Any,
-    values: Any,
-    gamma: Any = 1.0,
+    write_logits: Array,
+    read_logits: Array,
+    values: Array,
+    gamma: Array = 1.0,
     *,
     update: str = "pdma",
     top_k: int | tuple[int, int] = 8,
     renorm: bool | tuple[bool, bool] = False,
     cape_heads: int = 0,
-    positions: Any = None,
-    mask: Any = None,
+    positions: Array = None,
+    mask: Array = None,
     state: RAMState | None = None,
     mass_aware: bool = False,
     eps: float = 1e-12,
     proxy_eps: float = 0.0,
     return_state: bool = True,
     backend: str | None = None,
-) -> tuple[Any, RAMState | None, RAMAttentionContext]:
+) -> tuple[Array, RAMState | None, RAMAttentionContext]:
     """Every token writes its value to K_w slots and reads K_r slots. Returns (y, state, ctx).
 
     ``write_logits``, ``read_logits``: (B, T, H, U, P), digit logits of the addresses (divide them by the temperature).
@@ -109,17 +109,19 @@ def ram_attention_forward(
     ((1, 6, 2, 3), (1, 2, 1024, 3))
     """
     if array_kind(values) == "device":
-        write_logits, read_logits, values, gamma, positions, mask, state = _adopted(
+        write_logits, read_logits, values, gamma, positions, mask, state = _from_foreign(
             backend_for(values, backend), write_logits, read_logits, values, gamma, positions, mask, state
         )
     checked = check_attention(
-        write_logits, read_logits, values, gamma, update, top_k, renorm, cape_heads, positions, mask, state,
-        eps, proxy_eps, mass_aware,
+        write_logits, read_logits, values, gamma, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads,
+        positions=positions, mask=mask, state=state, eps=eps, proxy_eps=proxy_eps, mass_aware=mass_aware,
     )  # fmt: skip
     chosen = backend_for(values, backend)
     positions = _positions_for(chosen, checked.positions, write_logits)
     # 1., 2. decode
-    write, read = chosen.decode_both(write_logits, read_logits, checked.decode, positions)
+    decode = checked.decode
+    top_k, renorm = (decode.write_k, decode.read_k), (decode.write_renorm, decode.read_renorm)
+    write, read = chosen.decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
     # 3. write and read
     y, final, memory_ctx = chosen.memory_forward(
         Address(*write[:2]), Address(*read[:2]), values, checked.gamma, mask, state, checked.options, return_state
@@ -130,7 +132,7 @@ def ram_attention_forward(
         write=write[2],
         read=read[2],
         memory=memory_ctx,
-        y=Like.of(y),
+        y=ArraySpec.of(y),
         state_shape=(B, H, checked.options.slots, C),
         gamma_is_number=isinstance(checked.gamma, float),
         returned_state=return_state,
@@ -138,7 +140,7 @@ def ram_attention_forward(
     return y, final, ctx
 
 
-def ram_attention_backward(dy: Any, ctx: RAMAttentionContext, dstate: RAMState | None = None) -> RAMAttentionGrads:
+def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState | None = None) -> RAMAttentionGrads:
     """Gradients of every input of :func:`ram_attention_forward`.
 
     ``dy``: (B, T, H, C), gradient of y.
@@ -158,7 +160,7 @@ def ram_attention_backward(dy: Any, ctx: RAMAttentionContext, dstate: RAMState |
     ((1, 6, 2, 5, 4), (1, 6, 2, 3), (), None)
     """
     if array_kind(dy) == "device":
-        dy, dstate = _adopted(ctx.backend, dy, dstate)
+        dy, dstate = _from_foreign(ctx.backend, dy, dstate)
     require_like("dy", dy, ctx.y)
     if dstate is not None:
         if not ctx.returned_state:
@@ -167,7 +169,8 @@ def ram_attention_backward(dy: Any, ctx: RAMAttentionContext, dstate: RAMState |
     # 3. write and read
     d = ctx.backend.memory_backward(dy, dstate, ctx.memory)
     # 2., 1. decode
-    dwrite_logits, dread_logits = ctx.backend.decode_both_backward(d.write_weight, d.read_weight, ctx.write, ctx.read)
+    dweights = d.write_weight, d.read_weight
+    dwrite_logits, dread_logits = ctx.backend.decode_backward(dweights, (ctx.write, ctx.read))
     return RAMAttentionGrads(
         write_logits=dwrite_logits,
         read_logits=dread_logits,
@@ -178,22 +181,22 @@ def ram_attention_backward(dy: Any, ctx: RAMAttentionContext, dstate: RAMState |
 
 
 def ram_attention_step(
-    write_logits: Any,
-    read_logits: Any,
-    values: Any,
-    gamma: Any = 1.0,
+    write_logits: Array,
+    read_logits: Array,
+    values: Array,
+    gamma: Array = 1.0,
     *,
     state: RAMState,
     update: str = "pdma",
     top_k: int | tuple[int, int] = 8,
     renorm: bool | tuple[bool, bool] = False,
     cape_heads: int = 0,
-    positions: Any = None,
-    mask: Any = None,
+    positions: Array = None,
+    mask: Array = None,
     mass_aware: bool = False,
     eps: float = 1e-12,
     backend: str | None = None,
-) -> tuple[Any, RAMState]:
+) -> tuple[Array, RAMState]:
     """One token (T = 1) of :func:`ram_attention_forward`, for inference: UPDATES ``state`` IN PLACE.
 
     Arguments as there; ``positions`` must be given, (1,) or (B, 1), when heads use CAPE. Returns y (B, 1, H, C) and
@@ -213,12 +216,12 @@ def ram_attention_step(
         raise TypeError("state must be a RAMState to update in place, got None (start from RAMState.initial)")
     given = state
     if array_kind(values) == "device":
-        write_logits, read_logits, values, gamma, positions, mask, state = _adopted(
+        write_logits, read_logits, values, gamma, positions, mask, state = _from_foreign(
             backend_for(values, backend), write_logits, read_logits, values, gamma, positions, mask, state
         )
     checked = check_attention(
-        write_logits, read_logits, values, gamma, update, top_k, renorm, cape_heads, positions, mask, state,
-        eps, 0.0, mass_aware,
+        write_logits, read_logits, values, gamma, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads,
+        positions=positions, mask=mask, state=state, eps=eps, proxy_eps=0.0, mass_aware=mass_aware,
     )  # fmt: skip
     if values.shape[1] != 1:
         raise ValueError(f"values must hold one token (axis 1, T = 1) in a step, got T = {values.shape[1]}")
@@ -233,11 +236,11 @@ def ram_attention_step(
 
 
 def decode_address(
-    logits: Any,
+    logits: Array,
     top_k: int = 8,
     renorm: bool = False,
     cape_heads: int = 0,
-    positions: Any = None,
+    positions: Array = None,
     *,
     backend: str | None = None,
 ) -> Address:
@@ -255,22 +258,26 @@ def decode_address(
     ([2, 0], [0.72, 0.18])
     """
     if array_kind(logits) == "device":
-        logits, positions = _adopted(backend_for(logits, backend), logits, positions)
+        logits, positions = _from_foreign(backend_for(logits, backend), logits, positions)
     B, T, H, U, P = check_logits("logits", logits)
     top_k = check_top_k("top_k", top_k, P**U)
     cape_heads = check_cape_heads(cape_heads, H)
     positions = check_positions(positions, (B, T), logits)
     chosen = backend_for(logits, backend)
     positions = _positions_for(chosen, positions, logits)
-    index, weight, _ = chosen.decode_forward(logits, top_k, check_bool("renorm", renorm), cape_heads, positions)
+    renorm = check_bool("renorm", renorm)
+    [(index, weight, _)] = chosen.decode_forward((logits,), (top_k,), (renorm,), cape_heads, positions)
     return Address(index, weight)
 
 
-def _adopted(backend: Backend, *arguments: Any) -> tuple[Any, ...]:
+def _from_foreign(backend: Backend, *arguments: Any) -> tuple[Any, ...]:
     """Arrays of kind "device" as the backend computes with them, also those in a state; everything else as it is."""
-    return tuple(RAMState(*map(backend.adopt, a)) if isinstance(a, RAMState) else backend.adopt(a) for a in arguments)
+    return tuple(
+        RAMState(*map(backend.from_foreign, a)) if isinstance(a, RAMState) else backend.from_foreign(a)
+        for a in arguments
+    )
 
 
-def _positions_for(backend: Backend, positions: Any, logits: Any) -> Any:
+def _positions_for(backend: Backend, positions: Array, logits: Array) -> Array:
     """As the backend takes them: in short, or (B, T) int64."""
-    return positions if backend.short_positions else full_positions(positions, logits.shape[:2], logits)
+    return positions if backend.accepts_short_positions else full_positions(positions, logits.shape[:2], logits)

@@ -9,12 +9,11 @@ Source: paper eq. 6; spec section 3.
 
 from __future__ import annotations
 
-from typing import Any
-
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 
 
-def cape_shift(index: Any, positions: Any, cape_heads: int, slots: int) -> Any:
+def cape_shift(index: Array, positions: Array, cape_heads: int, slots: int) -> Array:
     """Shift the slots of the first ``cape_heads`` heads to where they are at their token's position.
 
     ``index``: (B, T, H, K) content slots; ``positions``: (B, T) integers t; returns (B, T, H, K) int32.

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ramnet_np.backend import array_kind
-from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
+from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.require import ArraySpec, require_array
 from ramnet_np.core.retention import UpdateRule, rule_named
 
 _INTEGER = (int, np.integer)  # tuples: a union would be made anew at every look
@@ -27,23 +28,24 @@ _LOGIT_AXES = ("B", "T", "H", "U", "P")
 class Checked(NamedTuple):
     """The arguments of the operation in canonical form."""
 
-    positions: Any  # (T,) or (B, T) int64, or None
-    gamma: Any  # float or (B, T, H)
+    positions: Array  # (T,) or (B, T) int64, or None
+    gamma: Array  # float or (B, T, H)
     decode: DecodeOptions
     options: MemoryOptions
 
 
 def check_attention(
-    write_logits: Any,
-    read_logits: Any,
-    values: Any,
-    gamma: Any,
+    write_logits: Array,
+    read_logits: Array,
+    values: Array,
+    gamma: Array,
+    *,
     update: str,
     top_k: Any,
     renorm: Any,
     cape_heads: int,
-    positions: Any,
-    mask: Any,
+    positions: Array,
+    mask: Array,
     state: RAMState | None,
     eps: float,
     proxy_eps: float,
@@ -54,16 +56,21 @@ def check_attention(
     Shapes as there. Returns them in canonical form; ``state`` and ``mask`` are checked and not returned.
 
     >>> x, v = np.zeros((1, 2, 1, 3, 4)), np.zeros((1, 2, 1, 5))
-    >>> check_attention(x, x, v, 1, "pdma", 8, False, 0, None, None, None, 1e-12, 0.0, False).options.slots
+    >>> rest = dict(
+    ...     update="pdma", top_k=8, renorm=False, cape_heads=0, positions=None, mask=None, state=None, eps=1e-12,
+    ...     proxy_eps=0.0, mass_aware=False,
+    ... )
+    >>> check_attention(x, x, v, gamma=1, **rest).options.slots
     64
-    >>> check_attention(x, x, v, -1, "pdma", 8, False, 0, None, None, None, 1e-12, 0.0, False)
+    >>> check_attention(x, x, v, gamma=-1, **rest)
     Traceback (most recent call last):
         ...
     ValueError: gamma must not be negative for update='pdma', got -1.0
     """
-    form = Form.of("write_logits", write_logits)
-    B, T, H, U, P = _check_forms(form, Form.of("read_logits", read_logits), Form.of("values", values))
-    if form.kind == "numpy":
+    logits = require_array("write_logits", write_logits)
+    reads, content = require_array("read_logits", read_logits), require_array("values", values)
+    B, T, H, U, P = _check_specs(logits, reads, content)
+    if logits.kind == "numpy":
         _check_finite("write_logits", write_logits)
         _check_finite("read_logits", read_logits)
     given = (
@@ -71,68 +78,44 @@ def check_attention(
     )  # fmt: skip
     try:
         decode, options = _check_options(*given)
-    except TypeError:  # also of what no cache takes, and no option is
+    except TypeError:  # an argument that cannot be hashed, and so is no option: checked uncached, the error names it
         decode, options = _check_options.__wrapped__(*given)
     if mask is not None:
-        _check_mask(mask, (B, T), form.kind)
+        _check_mask(mask, (B, T), logits.kind)
     if state is not None:
         check_state("state", state, (B, H, options.slots, values.shape[3]), values)
     gamma = check_gamma(gamma, (B, T, H), values, update)
     return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options)
 
 
-class Form(NamedTuple):
-    """What the checks look at in an array, beside its numbers. What has passed once is known again, without a look at
-    every part: a token on a GPU takes less time than that look.
-
-    >>> Form.of("values", np.zeros((2, 3)))
-    Form(kind='numpy', shape=(2, 3), dtype=dtype('float64'))
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    dtype: Any
-
-    @classmethod
-    def of(cls, name: str, array: Any) -> Form:
-        """TypeError if it is no array."""
-        if not hasattr(array, "dtype") or not hasattr(array, "shape"):
-            raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-        return cls(array_kind(array), array.shape, array.dtype)
-
-    def check(self, name: str, axes: tuple[str, ...]) -> None:
-        """Floating-point numbers with these axes; on the CPU only float32 and float64 will do.
-
-        >>> Form("numpy", (2, 3), np.dtype(np.float32)).check("values", ("B", "T", "H", "C"))
-        Traceback (most recent call last):
-            ...
-        ValueError: values must have 4 axes (B, T, H, C), got shape (2, 3)
-        """
-        if len(self.shape) != len(axes):
-            raise ValueError(f"{name} must have {len(axes)} axes ({', '.join(axes)}), got shape {self.shape}")
-        if self.dtype.kind != "f" and self.dtype.name != "bfloat16":
-            raise TypeError(f"{name} must be floating point, got {self.dtype}")
-        if self.kind == "numpy" and self.dtype not in (np.float32, np.float64):
-            raise TypeError(f"{name} must be float32 or float64 on the CPU, got {self.dtype}")
-
-    def check_logits(self, name: str) -> tuple[int, int, int, int, int]:
-        """(B, T, H, U, P), of which only B may be 0, and fewer than 2**31 slots."""
-        self.check(name, _LOGIT_AXES)
-        B, T, H, U, P = self.shape
-        for axis, size in ((1, T), (2, H), (3, U), (4, P)):
-            if size == 0:
-                raise ValueError(f"{name} must not be empty along axis {axis} ({_LOGIT_AXES[axis]}), got {self.shape}")
-        if P**U >= 2**31:
-            raise ValueError(f"{name} addresses P**U = {P}**{U} slots; at most 2**31 - 1 are supported")
-        return B, T, H, U, P
+def _check_floats(name: str, spec: ArraySpec, axes: tuple[str, ...]) -> None:
+    """Floating-point numbers with these axes; on the CPU only float32 and float64 will do."""
+    if len(spec.shape) != len(axes):
+        raise ValueError(f"{name} must have {len(axes)} axes ({', '.join(axes)}), got shape {spec.shape}")
+    if spec.dtype.kind != "f" and spec.dtype.name != "bfloat16":
+        raise TypeError(f"{name} must be floating point, got {spec.dtype}")
+    if spec.kind == "numpy" and spec.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} must be float32 or float64 on the CPU, got {spec.dtype}")
 
 
-@functools.lru_cache(maxsize=1024)
-def _check_forms(write: Form, read: Form, values: Form) -> tuple[int, int, int, int, int]:
-    """Of write_logits, read_logits and values; returns the shape of the logits."""
-    B, T, H, U, P = write.check_logits("write_logits")
-    read.check_logits("read_logits")
-    values.check("values", ("B", "T", "H", "C"))
+def _check_logits(name: str, spec: ArraySpec) -> tuple[int, int, int, int, int]:
+    """(B, T, H, U, P), of which only B may be 0, and fewer than 2**31 slots."""
+    _check_floats(name, spec, _LOGIT_AXES)
+    B, T, H, U, P = spec.shape
+    for axis, size in ((1, T), (2, H), (3, U), (4, P)):
+        if size == 0:
+            raise ValueError(f"{name} must not be empty along axis {axis} ({_LOGIT_AXES[axis]}), got {spec.shape}")
+    if P**U >= 2**31:
+        raise ValueError(f"{name} addresses P**U = {P}**{U} slots; at most 2**31 - 1 are supported")
+    return B, T, H, U, P
+
+
+@functools.lru_cache(maxsize=1024)  # cached: repeating these checks would take longer than one token on a GPU
+def _check_specs(write: ArraySpec, read: ArraySpec, values: ArraySpec) -> tuple[int, int, int, int, int]:
+    """The logits of both sides and the values fit together; returns the shape of the logits."""
+    B, T, H, U, P = _check_logits("write_logits", write)
+    _check_logits("read_logits", read)
+    _check_floats("values", values, ("B", "T", "H", "C"))
     kinds = write.kind, read.kind, values.kind
     if kinds.count(kinds[0]) < 3:
         raise TypeError(f"write_logits, read_logits and values must be arrays of one library, got {', '.join(kinds)}")
@@ -150,13 +133,13 @@ def _check_forms(write: Form, read: Form, values: Form) -> tuple[int, int, int, 
         )
     if values.shape[3] == 0:
         raise ValueError(f"values must have at least one channel (axis 3, C), got shape {values.shape}")
-    for name, form in (("read_logits", read), ("values", values)):
-        if form.dtype != write.dtype:
-            raise TypeError(f"{name} must have the dtype of write_logits ({write.dtype}), got {form.dtype}")
+    for name, spec in (("read_logits", read), ("values", values)):
+        if spec.dtype != write.dtype:
+            raise TypeError(f"{name} must have the dtype of write_logits ({write.dtype}), got {spec.dtype}")
     return B, T, H, U, P
 
 
-@functools.lru_cache(maxsize=1024, typed=True)  # True is not 1
+@functools.lru_cache(maxsize=1024, typed=True)  # typed: True is not 1
 def _check_options(
     slots: int,
     heads: int,
@@ -187,7 +170,7 @@ def _check_options(
     return decode, options
 
 
-def check_logits(name: str, logits: Any) -> tuple[int, int, int, int, int]:
+def check_logits(name: str, logits: Array) -> tuple[int, int, int, int, int]:
     """Address logits (B, T, H, U, P), finite where that is cheap to see; returns the shape.
 
     TypeError or ValueError otherwise.
@@ -199,9 +182,9 @@ def check_logits(name: str, logits: Any) -> tuple[int, int, int, int, int]:
         ...
     ValueError: logits must be finite, got nan at index (0, 0, 0, 0, 0)
     """
-    form = Form.of(name, logits)
-    shape = form.check_logits(name)
-    if form.kind == "numpy":
+    spec = require_array(name, logits)
+    shape = _check_logits(name, spec)
+    if spec.kind == "numpy":
         _check_finite(name, logits)
     return shape
 
@@ -261,7 +244,7 @@ def check_cape_heads(cape_heads: Any, heads: int) -> int:
     return int(cape_heads)
 
 
-def check_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
+def check_positions(positions: Array, shape: tuple[int, int], like: Array) -> Array:
     """Token positions as given, (T,) or (B, T), but of int64 (of any integers for arrays of
     kind "device"); or None.
 
@@ -288,7 +271,7 @@ def check_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
     return positions if positions.dtype == np.int64 or kind == "device" else positions.astype(np.int64)
 
 
-def full_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
+def full_positions(positions: Array, shape: tuple[int, int], like: Array) -> Array:
     """Checked positions as (B, T) int64: None counts from 0, (T,) holds for every row.
 
     >>> full_positions(None, (2, 3), np.zeros(1)).tolist()
@@ -298,7 +281,7 @@ def full_positions(positions: Any, shape: tuple[int, int], like: Any) -> Any:
     return xp.broadcast_to(xp.arange(shape[1], dtype=np.int64) if positions is None else positions, shape)
 
 
-def check_gamma(gamma: Any, shape: tuple[int, int, int], like: Any, update: str) -> Any:
+def check_gamma(gamma: Array, shape: tuple[int, int, int], like: Array, update: str) -> Array:
     """A float, or an array (B, T, H) of the dtype of ``values``; at least the rule's ``least_gamma``.
 
     TypeError or ValueError otherwise.
@@ -335,7 +318,7 @@ def _gamma_bound(rule: UpdateRule) -> str:
     return f"gamma must {bound} for update={rule.name!r}"
 
 
-def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Any) -> None:
+def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Array) -> None:
     """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums.
 
     TypeError or ValueError otherwise.
@@ -376,7 +359,7 @@ def _pair(name: str, value: Any) -> tuple[tuple[str, str], Any, Any]:
     return (f"{name}[0]", f"{name}[1]"), *value
 
 
-def _check_mask(mask: Any, shape: tuple[int, int], kind: str) -> None:
+def _check_mask(mask: Array, shape: tuple[int, int], kind: str) -> None:
     if not hasattr(mask, "dtype") or array_kind(mask) != kind:
         raise TypeError(f"mask must be an array of the kind of values, got {type(mask).__name__}")
     if mask.dtype != bool or mask.shape != shape:

@@ -8,8 +8,9 @@ Source: paper eq. 4 to 6; spec sections 2 and 3.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ramnet_np.contract import Array
 from ramnet_np.core.cape import cape_shift
 from ramnet_np.core.product_softmax import (
     digit_scores,
@@ -24,15 +25,15 @@ from ramnet_np.core.topk import beam_search
 class DecodeContext(NamedTuple):
     """What ``decode_backward`` needs."""
 
-    p: Any  # (B, T, H, U, P) digit probabilities: kept, exponentials cost more than memory here
-    digits: Any  # (B, T, H, U, K) digits of the content slots, before CAPE moved them
-    weight: Any  # (B, T, H, K) as returned
+    p: Array  # (B, T, H, U, P) digit probabilities: kept, exponentials cost more than memory here
+    digits: Array  # (B, T, H, U, K) digits of the content slots, before CAPE moved them
+    weight: Array  # (B, T, H, K) as returned
     renorm: bool
 
 
 def decode_forward(
-    logits: Any, top_k: int, renorm: bool, cape_heads: int, positions: Any
-) -> tuple[Any, Any, DecodeContext]:
+    logits: Array, top_k: int, renorm: bool, cape_heads: int, positions: Array
+) -> tuple[Array, Array, DecodeContext]:
     """Decode address logits into the K best slots and their weights.
 
     ``logits``: (B, T, H, U, P); ``positions``: (B, T). Returns ``index`` (B, T, H, K) int32, ``weight`` (B, T, H, K),
@@ -61,7 +62,7 @@ def decode_forward(
     return index, weight, DecodeContext(p, digits, weight, renorm)
 
 
-def decode_backward(dweight: Any, ctx: DecodeContext) -> Any:
+def decode_backward(dweight: Array, ctx: DecodeContext) -> Array:
     """Gradient of the logits, (B, T, H, U, P), given that of the weights, (B, T, H, K).
 
     Source: spec section 2.

@@ -7,10 +7,10 @@ Source: an option of the authors' package; spec section 4.
 
 from __future__ import annotations
 
-from typing import Any
+from ramnet_np.contract import Array
 
 
-def mass_aware_forward(r: Any, z: Any, eps: float) -> Any:
+def mass_aware_forward(r: Array, z: Array, eps: float) -> Array:
     """r' for read weights ``r`` and the masses ``z`` of the slots read, both (..., K).
 
     Source: spec section 4.
@@ -23,7 +23,7 @@ def mass_aware_forward(r: Any, z: Any, eps: float) -> Any:
     return r.sum(axis=-1, keepdims=True) * n / (n.sum(axis=-1, keepdims=True) + eps)
 
 
-def mass_aware_backward(dr_aware: Any, r: Any, z: Any, eps: float) -> tuple[Any, Any]:
+def mass_aware_backward(dr_aware: Array, r: Array, z: Array, eps: float) -> tuple[Array, Array]:
     """(dr, dz), each (..., K), given the gradient of r'.
 
     Source: spec section 4.

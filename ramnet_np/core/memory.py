@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.contract import Address, MemoryGrads, MemoryOptions, RAMState
+from ramnet_np.contract import Address, Array, MemoryGrads, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.mass_aware import mass_aware_backward, mass_aware_forward
 from ramnet_np.core.retention import retention_backward, retention_forward
@@ -25,19 +25,19 @@ from ramnet_np.core.retention import retention_backward, retention_forward
 class MemoryContext(NamedTuple):
     """What ``memory_backward`` needs."""
 
-    w: Any  # (B, T, H, K_w) write weights, zero at masked tokens
-    r: Any  # (B, T, H, K_r) read weights, zero at masked tokens
-    v: Any  # (B, T, H, C) values, zero at masked tokens
-    gamma: Any  # (B, T, H, 1)
-    alpha: Any  # (B, T, H, K_w)
-    write_row: Any  # (B, T, H, K_w) rows of the table of touched slots
-    read_row: Any  # (B, T, H, K_r)
-    touched: Any  # (N,) the slot of each row, as (b * H + h) * M + slot
-    slots: Any  # (N, C) contents after the last token: the backward unwinds a copy of them ...
-    mass: Any  # (N,)
-    old_slots: Any  # (B, T, H, K_w, C) ... with the contents that each write replaced: dividing by 1 - eta
-    old_mass: Any  # (B, T, H, K_w)     would recover them too, but not at eta = 1, and not exactly
-    mask: Any
+    w: Array  # (B, T, H, K_w) write weights, zero at masked tokens
+    r: Array  # (B, T, H, K_r) read weights, zero at masked tokens
+    v: Array  # (B, T, H, C) values, zero at masked tokens
+    gamma: Array  # (B, T, H, 1)
+    alpha: Array  # (B, T, H, K_w)
+    write_row: Array  # (B, T, H, K_w) rows of the table of touched slots
+    read_row: Array  # (B, T, H, K_r)
+    touched: Array  # (N,) the slot of each row, as (b * H + h) * M + slot
+    slots: Array  # (N, C) contents after the last token: the backward unwinds a copy of them ...
+    mass: Array  # (N,)
+    old_slots: Array  # (B, T, H, K_w, C) ... with the contents that each write replaced: dividing by 1 - eta
+    old_mass: Array  # (B, T, H, K_w)     would recover them too, but not at eta = 1, and not exactly
+    mask: Array
     given_state: bool
     options: MemoryOptions
 
@@ -45,13 +45,13 @@ class MemoryContext(NamedTuple):
 def memory_forward(
     write: Address,
     read: Address,
-    values: Any,
-    gamma: Any,
-    mask: Any,
+    values: Array,
+    gamma: Array,
+    mask: Array,
     state: RAMState | None,
     options: MemoryOptions,
     return_state: bool,
-) -> tuple[Any, RAMState | None, MemoryContext]:
+) -> tuple[Array, RAMState | None, MemoryContext]:
     """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx.
 
     ``values``: (B, T, H, C); ``gamma``: a float or (B, T, H); ``mask``: (B, T) bool or None. A masked token writes
@@ -103,7 +103,7 @@ def memory_forward(
     return y, final, ctx
 
 
-def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> MemoryGrads:
+def memory_backward(dy: Array, dstate: RAMState | None, ctx: MemoryContext) -> MemoryGrads:
     """The same tokens in reverse, with adjoints ds (N, C) and dz (N,) of the table's rows.
 
     ``dy``: (B, T, H, C); ``dstate``: gradient of the returned state, or None. Same cost as the forward.
@@ -167,8 +167,8 @@ def memory_backward(dy: Any, dstate: RAMState | None, ctx: MemoryContext) -> Mem
 
 
 def memory_write_read(
-    write: Address, read: Address, values: Any, gamma: Any, mask: Any, state: RAMState, options: MemoryOptions
-) -> Any:
+    write: Address, read: Address, values: Array, gamma: Array, mask: Array, state: RAMState, options: MemoryOptions
+) -> Array:
     """One token (T = 1): update ``state`` in place and return y (B, 1, H, C).
 
     Shapes as in :func:`memory_forward`. Source: spec section 4.
@@ -196,14 +196,14 @@ def memory_write_read(
     return (r[..., None, :] @ state.slots[at])[..., 0, :][:, None]
 
 
-def _where_kept(mask: Any, x: Any) -> Any:
+def _where_kept(mask: Array, x: Array) -> Array:
     """x (B, T, ...) with zeros at masked tokens."""
     if mask is None:
         return x
     return namespace_of(x).where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, 0)
 
 
-def _number_touched(write_index: Any, read_index: Any, slots: int) -> tuple[Any, Any, Any]:
+def _number_touched(write_index: Array, read_index: Array, slots: int) -> tuple[Array, Array, Array]:
     """Rows for the touched slots: (write_row, read_row, touched), where touched[row] = (b * H + h) * M + slot."""
     xp = namespace_of(write_index)
     B, _, H, _ = write_index.shape
@@ -214,7 +214,7 @@ def _number_touched(write_index: Any, read_index: Any, slots: int) -> tuple[Any,
     return row[:n].reshape(write_index.shape), row[n:].reshape(read_index.shape), touched
 
 
-def _load(state: RAMState | None, touched: Any, channels: int, slots: int, dtype: Any) -> tuple[Any, Any]:
+def _load(state: RAMState | None, touched: Array, channels: int, slots: int, dtype: Any) -> tuple[Array, Array]:
     """The touched slots of a state, as a table: (N, C) contents and (N,) masses. None is the initial state."""
     xp = namespace_of(touched)
     if state is None:
@@ -224,7 +224,7 @@ def _load(state: RAMState | None, touched: Any, channels: int, slots: int, dtype
 
 
 def _store(
-    state: RAMState | None, touched: Any, s: Any, z: Any, shape: tuple[int, ...], mass: float | None = None
+    state: RAMState | None, touched: Array, s: Array, z: Array, shape: tuple[int, ...], mass: float | None = None
 ) -> RAMState:
     """A fresh state: ``state`` (None: s = 0 and z = ``mass``, by default 1/M) with the table's rows put in."""
     xp = namespace_of(s)

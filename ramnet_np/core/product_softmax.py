@@ -9,12 +9,11 @@ Source: paper eq. 4; spec section 2.
 
 from __future__ import annotations
 
-from typing import Any
-
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 
 
-def digit_scores(logits: Any) -> Any:
+def digit_scores(logits: Array) -> Array:
     """Logits relative to the best value of their digit: ``logits - max``, so the best value scores exactly 0.
 
     ``logits``: (..., U, P). Slots are ranked by the sum of their digits' scores, taken in the order of the digits.
@@ -28,7 +27,7 @@ def digit_scores(logits: Any) -> Any:
     return logits - logits.max(axis=-1, keepdims=True)
 
 
-def digit_softmax(scores: Any) -> Any:
+def digit_softmax(scores: Array) -> Array:
     """p_u = softmax of each digit's scores. ``scores``: (..., U, P), with maximum 0 in each digit.
 
     Returns (..., U, P), of sum 1 along the last axis. Source: paper eq. 4.
@@ -43,7 +42,7 @@ def digit_softmax(scores: Any) -> Any:
     return p
 
 
-def digits_of(index: Any, order: int, radix: int) -> Any:
+def digits_of(index: Array, order: int, radix: int) -> Array:
     """The digits of slot indices: (..., K) -> (..., U, K), digit 0 (the least significant) first.
 
     >>> import numpy as np
@@ -55,7 +54,7 @@ def digits_of(index: Any, order: int, radix: int) -> Any:
     return index[..., None, :].astype(xp.int64) // place % radix
 
 
-def product_at_forward(p: Any, digits: Any) -> Any:
+def product_at_forward(p: Array, digits: Array) -> Array:
     """rho at chosen slots: the product of their digits' probabilities.
 
     ``p``: (..., U, P); ``digits``: (..., U, K); returns (..., K).
@@ -70,7 +69,7 @@ def product_at_forward(p: Any, digits: Any) -> Any:
     return xp.take_along_axis(p, digits, axis=-1).prod(axis=-2)
 
 
-def product_at_backward(g: Any, p: Any, digits: Any) -> Any:
+def product_at_backward(g: Array, p: Array, digits: Array) -> Array:
     """Gradient of the logits, given ``g = dL/dlog rho`` of the chosen slots.
 
         dL/dk_u = sum_j g_j * (onehot(digit_u(a_j)) - p_u)

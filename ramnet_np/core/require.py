@@ -7,24 +7,43 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ramnet_np.backend import array_kind
+from ramnet_np.contract import Array
 
 
-class Like(NamedTuple):
-    """Shape and dtype of an output: what its gradient must have."""
+class ArraySpec(NamedTuple):
+    """Shape, dtype and kind of an array, without keeping the array alive."""
 
     shape: tuple[int, ...]
     dtype: Any
+    kind: str = "numpy"  # as ``array_kind`` names it
 
     @classmethod
-    def of(cls, array: Any) -> Like:
-        """Those of ``array``, without keeping the array alive."""
-        return cls(array.shape, array.dtype)
+    def of(cls, array: Array) -> ArraySpec:
+        """What ``array`` has.
+
+        >>> ArraySpec.of(np.zeros((2, 3)))
+        ArraySpec(shape=(2, 3), dtype=dtype('float64'), kind='numpy')
+        """
+        return cls(array.shape, array.dtype, array_kind(array))
 
 
-def require_like(name: str, array: Any, like: Like) -> None:
+def require_array(name: str, array: Array) -> ArraySpec:
+    """TypeError unless ``array`` is one; returns what it has.
+
+    >>> require_array("x", [1.0])
+    Traceback (most recent call last):
+        ...
+    TypeError: x must be an array, got list
+    """
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+        raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+    return ArraySpec.of(array)
+
+
+def require_like(name: str, array: Array, like: ArraySpec) -> None:
     """ValueError unless ``array`` has the shape and dtype of ``like``.
 
-    >>> require_like("dy", np.zeros(3), Like.of(np.zeros(2)))
+    >>> require_like("dy", np.zeros(3), ArraySpec.of(np.zeros(2)))
     Traceback (most recent call last):
         ...
     ValueError: dy must be float64 of shape (2,), got float64 of shape (3,)
@@ -34,7 +53,7 @@ def require_like(name: str, array: Any, like: Like) -> None:
         raise ValueError(f"{name} must be {like.dtype} of shape {like.shape}, got {got}")
 
 
-def require_width(name: str, x: Any, width: int, weight: Any) -> None:
+def require_width(name: str, x: Array, width: int, weight: Array) -> None:
     """ValueError or TypeError unless ``x`` (..., width) has floats of the dtype of ``weight``.
 
     >>> require_width("x", np.zeros((5, 3)), 4, np.zeros((2, 4)))
@@ -42,15 +61,14 @@ def require_width(name: str, x: Any, width: int, weight: Any) -> None:
         ...
     ValueError: x must have 4 channels on its last axis, as the weight has, got shape (5, 3)
     """
-    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
-        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+    require_array(name, x)
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"{name} must have {width} channels on its last axis, as the weight has, got shape {x.shape}")
     if x.dtype != weight.dtype:
         raise TypeError(f"{name} must have the dtype of the weight ({weight.dtype}), got {x.dtype}")
 
 
-def require_ids(name: str, ids: Any, size: int) -> None:
+def require_ids(name: str, ids: Array, size: int) -> None:
     """TypeError or ValueError unless ``ids`` are integers in [0, size).
 
     The range of CuPy arrays is not looked at: that would wait for the device.
@@ -71,7 +89,7 @@ def require_ids(name: str, ids: Any, size: int) -> None:
         )
 
 
-def require_heads(q: Any, k: Any, v: Any) -> tuple[int, int, int, int]:
+def require_heads(q: Array, k: Array, v: Array) -> tuple[int, int, int, int]:
     """ValueError or TypeError unless ``q``, ``k`` (B, T, H, d_k), ``v`` (B, T, H, d_v) fit; returns (B, T, H, d_v).
 
     >>> require_heads(np.zeros((1, 5, 2, 3)), np.zeros((1, 5, 2, 3)), np.zeros((1, 4, 2, 7)))
@@ -80,13 +98,12 @@ def require_heads(q: Any, k: Any, v: Any) -> tuple[int, int, int, int]:
     ValueError: v must have shape (1, 5, 2, d_v), as q has it, got (1, 4, 2, 7)
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if not hasattr(x, "dtype") or not hasattr(x, "shape"):
-            raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+        require_array(name, x)
     if q.dtype not in (np.float32, np.float64):
         raise TypeError(f"q must be float32 or float64, got {q.dtype}")
     if q.ndim != 4 or 0 in q.shape:
         raise ValueError(f"q must have shape (B, T, H, d_k), none of them 0, got {q.shape}")
-    require_like("k", k, Like.of(q))
+    require_like("k", k, ArraySpec.of(q))
     if v.dtype != q.dtype:
         raise TypeError(f"v must have the dtype of q ({q.dtype}), got {v.dtype}")
     if v.ndim != 4 or v.shape[:3] != q.shape[:3] or v.shape[3] == 0:

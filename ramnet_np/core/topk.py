@@ -14,14 +14,14 @@ Source: spec section 2.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 
 
-def beam_search(scores: Any, top_k: int) -> Any:
+def beam_search(scores: Array, top_k: int) -> Array:
     """The K slots with the largest sums of digit scores, best first.
 
     ``scores``: (..., U, P); returns their indices, (..., K) int64. Sums run in the order of the digits.
@@ -59,7 +59,7 @@ def staircase(n: int, radix: int, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     return i[kept], j[kept]
 
 
-def _keep_best(score: Any, index: Any, top_k: int) -> tuple[Any, Any]:
+def _keep_best(score: Array, index: Array, top_k: int) -> tuple[Array, Array]:
     """The K best candidates, best first; sorting by index, then stably by score, sends ties to the smaller index."""
     xp = namespace_of(score)
     by_index = xp.argsort(index, axis=-1)

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ramnet_np.contract import Array
+
 
 class Batch(NamedTuple):
     """Sequences of one length. A label below 0 is not trained on nor counted."""
 
-    ids: Any  # (B, T) integers
-    labels: Any  # (B, T) integers
+    ids: Array  # (B, T) integers
+    labels: Array  # (B, T) integers
 
     @property
     def tokens(self) -> int:
@@ -21,11 +23,18 @@ class Batch(NamedTuple):
         return self.ids.size
 
 
-class DataSource(Protocol):
-    """What the training loop needs of a data set."""
+class BatchSource(Protocol):
+    """Training batches by step."""
 
-    def batch(self, step: int) -> Batch:
-        """The training batch of a step; the same step always gives the same batch."""
+    def batch(self, step: int) -> Any:
+        """The training batch of a step: the same step always gives the same batch.
+
+        A :class:`Batch`, or a :class:`~ramnet_np.data.gpu_dataset.GPUBatch` for a model on the GPU.
+        """
+
+
+class DataSource(BatchSource, Protocol):
+    """A data set: training batches, and sequences to measure on."""
 
     def held_out(self) -> Mapping[str, Batch]:
         """Sequences to measure on, by a name that the metrics will show."""
@@ -35,7 +44,7 @@ class ShuffledSets:
     """Epochs over sets of sequences: each epoch visits every sequence once, in a fresh order.
 
     A batch holds sequences of one set, since sets differ in length; batches of all sets come mixed. The last sequences
-    of a set that do not fill a batch sit out that epoch.
+    of a set that do not fill a batch are left out of that epoch.
     """
 
     def __init__(self, train: Sequence[Batch], held_out: Mapping[str, Batch], batch: int, seed: int):
@@ -50,29 +59,30 @@ class ShuffledSets:
                     f"batch must be at most the number of training examples, got batch {batch} "
                     f"and {len(self._train[i].ids)} examples in training set {i}"
                 )
-        self._owner = np.repeat(np.arange(len(counts)), counts)  # batch of the epoch -> its set, before shuffling
-        self._place = np.concatenate([np.arange(count) for count in counts])  # and which of the set's batches it is
+        # before shuffling: which set each batch of the epoch is from, and which of that set's batches it is
+        self._set_of = np.repeat(np.arange(len(counts)), counts)
+        self._number_of = np.concatenate([np.arange(count) for count in counts])
         self._epoch: tuple[int, NDArray[np.int64], list[NDArray[np.int64]]] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
-        return len(self._owner)
+        return len(self._set_of)
 
     def batch(self, step: int) -> Batch:
-        owner, chosen = self.rows(step)
-        ids, labels = self._train[owner]
-        return Batch(ids[chosen], labels[chosen])
+        number, rows = self.rows(step)
+        ids, labels = self._train[number]
+        return Batch(ids[rows], labels[rows])
 
     def rows(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """The training set that the batch of a step is from, and its rows there."""
-        epoch, number = divmod(step, self.batches_per_epoch)
+        """The number of the training set that the batch of a step is from, and its rows there."""
+        epoch, position = divmod(step, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:  # one epoch's order at a time is kept
             rng = np.random.default_rng([self._seed, epoch])
             order = rng.permutation(self.batches_per_epoch)
             self._epoch = epoch, order, [rng.permutation(len(s.ids)) for s in self._train]
         _, order, rows = self._epoch
-        owner, place = self._owner[order[number]], self._place[order[number]]
-        return int(owner), rows[owner][place * self._size : (place + 1) * self._size]
+        number, batch = self._set_of[order[position]], self._number_of[order[position]]
+        return int(number), rows[number][batch * self._size : (batch + 1) * self._size]
 
     def held_out(self) -> Mapping[str, Batch]:
         return self._held_out

@@ -136,7 +136,7 @@ def mqar_data(settings: MQARSettings, seed: int = 0) -> tuple[list[Examples], li
     ([(30, 16)], [(10, 16), (5, 20)])
     """
     train = [_draw(settings, setting, seed, (_TRAIN, i)) for i, setting in enumerate(settings.train)]
-    return train, _drawn_apart(settings, settings.test, train, seed, _TEST)
+    return train, _draw_disjoint(settings, settings.test, train, seed, _TEST)
 
 
 def mqar_validation(settings: MQARSettings, train: Sequence[Examples], examples: int, seed: int = 0) -> list[Examples]:
@@ -150,10 +150,10 @@ def mqar_validation(settings: MQARSettings, train: Sequence[Examples], examples:
     [(5, 16), (5, 20)]
     """
     held_out = [(pairs, length, examples) for pairs, length, _ in settings.train]
-    return _drawn_apart(settings, held_out, train, seed, _VALIDATION)
+    return _draw_disjoint(settings, held_out, train, seed, _VALIDATION)
 
 
-def _drawn_apart(
+def _draw_disjoint(
     settings: MQARSettings, wanted: Sequence[Setting], train: Sequence[Examples], seed: int, stream: int
 ) -> list[Examples]:
     """Sets of the ``wanted`` settings, none of whose lists of pairs opens a training sequence."""

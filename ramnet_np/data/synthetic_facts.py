@@ -4,9 +4,9 @@ A line tells a few facts, then repeats them in other orders; the next line has o
 
     TomFox. AdaOwl. AnnHen. AdaOwl. AnnHen. TomFox. AnnHen. TomFox. AdaOwl.
 
-Who goes with what is drawn anew for each line, so nothing but the line itself says what follows the second "Ann". The
-first letter of the animal is the recall, the others follow from it. The two stand together so that a key, the name's
-last letter, is the byte before its value, as in MQAR; a gap between them can be learned as well, in more steps.
+Each line draws new pairs, so only the line itself says what follows the second "Ann". The first letter of the animal
+is the recall, the others follow from it. The two stand together so that a key, the name's last letter, is the byte
+before its value, as in MQAR; a gap between them can be learned as well, in more steps.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def facts_text(lines: int, facts: int = 3, repeats: int = 2, seed: int = 0) -> b
     return "".join(text).encode("ascii")
 
 
-def recalled(text: bytes) -> np.ndarray:
+def recall_positions(text: bytes) -> np.ndarray:
     r"""Where the lines of :func:`facts_text` repeat a fact: positions of the bytes that begin a recalled animal.
 
     >>> text = b"TomFox. AdaOwl. AdaOwl. TomFox.\n"
-    >>> [chr(text[i]) for i in recalled(text)]
+    >>> [chr(text[i]) for i in recall_positions(text)]
     ['O', 'F']
     """
     positions, start = [], 0

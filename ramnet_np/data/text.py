@@ -1,4 +1,4 @@
-"""Text as training data: the bytes of any file are the tokens, and every byte is asked to foretell the next.
+"""Text as training data: the bytes of any file are the tokens, and each byte predicts the next one.
 
     bytes   T o m :   f o x .
     ids     T o m :   f o x         a window of ``length`` bytes
@@ -24,7 +24,7 @@ from ramnet_np.data.synthetic_facts import facts_text
 Start = Literal["anywhere", "line"]
 
 BYTES = 256  # the vocabulary
-FACTS_LINES = 40_000  # of the text made here, 3 MB: few lines are seen twice in a run
+FACTS_LINES = 40_000  # lines of the text made here, 3 MB: few of them are seen twice in a run
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class TextSettings:
     """What to read: a file, and how it is cut into sequences."""
 
     path: Path | None = None
-    """Any file; its bytes are the tokens. None: text made here, whose facts must be recalled (train/facts.py)."""
+    """Any file; its bytes are the tokens. None: made-up facts that must be recalled (data/synthetic_facts.py)."""
     length: int = 128
     """Bytes of a training sequence. Memory starts empty in each."""
     start: Start = "anywhere"
     """Where training sequences start: anywhere in the text, or at the start of a line."""
     held_out: float = 0.05
-    """Share at the end of the file that is measured on and never trained on."""
+    """Share of the file, at its end, that is measured on and never trained on."""
     held_out_sequences: int = 200
-    """At most so many sequences of it."""
+    """How many held-out sequences to measure on, at most."""
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -55,7 +55,7 @@ class TextSettings:
 
 
 class TextData:
-    """Windows of a text: training windows overlap as chance has it, held-out ones do not.
+    """Windows of a text: training windows start at random and may overlap, held-out ones do not overlap.
 
     ``text``: the bytes; ``batch``: sequences of a training batch; ``seed``: with the step, decides which windows.
     """
@@ -96,7 +96,7 @@ def _starts(tokens: NDArray[np.int32], settings: TextSettings) -> NDArray[np.int
 
 
 def _side_by_side(tokens: NDArray[np.int32], settings: TextSettings) -> NDArray[np.int64]:
-    """Starts of windows that do not overlap, from the first allowed start on."""
+    """Starts of windows that do not overlap, beginning with the first allowed start."""
     chosen: list[int] = []
     free = 0
     allowed = _starts(tokens, settings)

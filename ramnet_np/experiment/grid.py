@@ -41,7 +41,7 @@ GRIDS = ("mqar-order", "mqar-state", "mqar-ablations")
 
 _PARTS = {"model": RAMNetConfig, "data": MQARSettings, "train": TrainConfig}
 _NUMBERS = ("epochs", "seeds", "learning_rates", "validation", "evaluations")
-_OF_THE_RUNNER = {"steps": "epochs", "learning_rate": "learning_rates", "evaluate_every": "evaluations"}
+_SET_BY_THE_GRID = {"steps": "epochs", "learning_rate": "learning_rates", "evaluate_every": "evaluations"}
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class GridRun:
 
     @property
     def key(self) -> str:
-        """The same for the same run, whenever it is asked for."""
+        """A string that equal runs share."""
         return json.dumps(self.settings, sort_keys=True)
 
     @property
     def label(self) -> str:
-        """For people."""
+        """A name for people to read."""
         return f"{self.name}, seed {self.seed}, learning rate {self.train.learning_rate:g}"
 
 
@@ -121,8 +121,8 @@ def run_from(settings: Mapping[str, Any]) -> GridRun:
 def load_grid(source: Path | str, *, quick: bool = False, epochs: float | None = None) -> Grid:
     """The grid of that name (``GRIDS``), or in the file of that path.
 
-    ``quick``: with the overrides of ``[quick]``; ``epochs``: in place of the file's. ValueError names the file and what
-    is wrong in it; so does TypeError.
+    ``quick``: with the overrides of ``[quick]``; ``epochs``: in place of the file's. ValueError and TypeError name the
+    file and what is wrong in it.
 
     >>> grid = load_grid("mqar-order")
     >>> grid.points[0].base.model.slots
@@ -190,7 +190,7 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
 
 
 def _point(name: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point:
-    """A point from tables of settings, of which later ones override; what else they hold is left alone."""
+    """A point from tables of settings: later tables override earlier ones, and other keys in them are ignored."""
     numbers: dict[str, Any] = {"validation": 500, "evaluations": 4}
     parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
     for layer in layers:
@@ -207,9 +207,9 @@ def _point(name: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point
     for key in ("validation", "evaluations"):
         if not isinstance(numbers[key], int) or numbers[key] < 1:
             raise ValueError(f"{key} must be a whole number of at least 1, got {numbers[key]!r}")
-    for theirs, ours in _OF_THE_RUNNER.items():
-        if theirs in parts["train"]:
-            raise ValueError(f"[train] {theirs} follows from {ours}, which is set instead")
+    for setting, source in _SET_BY_THE_GRID.items():
+        if setting in parts["train"]:
+            raise ValueError(f"[train] {setting} follows from {source}, which is set instead")
     data = MQARSettings(**parts["data"])
     batch = parts["train"].get("batch", TrainConfig.batch)
     per_epoch = sum(examples // batch for _, _, examples in data.train)

@@ -1,6 +1,6 @@
 """One run of a grid: data, model, training, accuracy on the validation sets and, once, on the test sets.
 
-While it trains it saves a checkpoint now and then. So it can be ended at any moment: the next call goes on from there,
+While it trains it saves a checkpoint now and then. So it can be ended at any moment: the next call resumes from there,
 on a CPU to the same bits.
 """
 
@@ -16,28 +16,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import ramnet_np
 from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.data.batches import Batch, ShuffledSets
-from ramnet_np.data.gpu_dataset import ResidentSet, ResidentSets
+from ramnet_np.data.gpu_dataset import GPUDataset, GPUDatasets
 from ramnet_np.data.mqar import MQARSettings, mqar_data, mqar_validation, setting_names
 from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.records import Record
 from ramnet_np.model import RAMNet, state_elements
 from ramnet_np.model.network import Device
 from ramnet_np.runs.hardware import hardware
-from ramnet_np.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
-from ramnet_np.train.loop import evaluate, restore, steps_for
-from ramnet_np.train.optim import adamw_init
+from ramnet_np.train.checkpoint import Checkpoint, latest_checkpoint, restore, save_checkpoint
+from ramnet_np.train.loop import evaluate, trainer_for, training
+from ramnet_np.train.optim import AdamWState, adamw_init
 from ramnet_np.train.trainer import Diverged
 
-LOOK_EVERY = 50  # steps between two looks at loss and accuracy, for which a GPU is waited for
-GPU_TOKENS = 2**17  # of one forward pass while measuring
-SAVE_SECONDS = 10.0  # between two checkpoints: so much of a run can be lost
+REPORT_EVERY = 50  # steps between two reports of loss and accuracy, for which a GPU is waited for
+GPU_TOKENS = 2**17  # tokens of one forward pass while measuring on a GPU
+SAVE_SECONDS = 10.0  # between two checkpoints: a run that is killed loses about as much
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Progress:
     """How far a run is."""
 
     step: int
-    training: float  # accuracy of the last batch looked at
+    training: float  # accuracy of the last batch that was reported
     validation: float | None  # mean accuracy when last measured
-    pace: float | None  # seconds a step, all counted; None before the first one of this call
+    pace: float | None  # seconds a step, all counted; None before the first step of this call
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Data:
     train: list[Batch]
     validation: dict[str, Batch]
     test: dict[str, Batch]
-    resident: list[ResidentSet]  # the training sets on the GPU, if that is where it runs
+    on_gpu: list[GPUDataset]  # the training sets again, if the run computes on a GPU
 
 
 def checkpoints_of(run: GridRun, device: Device, out: Path) -> Path:
@@ -72,14 +72,15 @@ def checkpoints_of(run: GridRun, device: Device, out: Path) -> Path:
 def run_one(
     run: GridRun,
     device: Device,
-    tell: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
     out: Path | None = None,
-    session: str = "",
+    invocation: str = "",
 ) -> Record:
-    """Train and measure; returns the record. A run that diverges has a record too. ``tell``: called now and then.
+    """Train and measure; returns the record. A run that diverges has a record too.
 
-    ``out``: where checkpoints go, and whence the run goes on if there is one; the caller removes them when the record
-    is safe. None: nothing is saved. ``session``: which call of the program this is, for the record.
+    ``on_progress``: called after every report. ``out``: checkpoint folder; if it holds a checkpoint of this run, the
+    run resumes from it. The caller deletes it once the record is on disk. None: nothing is saved. ``invocation``: which
+    call of the program this is; the record has it as "session".
 
     The test sets are measured once, after the last step. Validation is measured ``evaluations`` times, evenly spread,
     and may end the run early (``train.stop_at``).
@@ -98,80 +99,121 @@ def run_one(
     >>> record["status"], record["steps"], list(record["accuracy"])
     ('finished', 4, ['2 pairs, length 12', 'mean'])
     """
-    config, started = run.train, time.perf_counter()
+    saves = _Saves(run, device, out, invocation)
     data = _data(run.data, run.validation, run.seed, device)
-    sets = ShuffledSets(data.train, {}, config.batch, run.seed)
-    source = ResidentSets(sets, data.resident) if data.resident else sets
     model = RAMNet(run.model, seed=run.seed).to(device)
-    state, earlier = adamw_init(model.params), tuple[dict[str, Any], ...]()
-    folder = None if out is None else checkpoints_of(run, device, out)
-    if folder and latest_checkpoint(folder):
-        with suppress(OSError, ValueError):  # damaged: the run begins again
-            _, state, _, _, earlier = restore(model, folder, run.settings)
-    looks = {round(config.steps * i / run.evaluations) for i in range(1, run.evaluations + 1)} - {0}
-    tokens = GPU_TOKENS if device == "gpu" else None
-    validation: dict[str, float] = {}
-    accuracy: dict[str, float] = {}
-    status, step, seen, trained, training = "finished", state.step, 0, 0.0, 0.0
-    saved = time.perf_counter()
-
-    def calls() -> tuple[dict[str, Any], ...]:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device == "gpu" else None
-        seconds = round(time.perf_counter() - started, 2)
-        return *earlier, {"session": session, "gpu": gpu, "date": now, "seconds": seconds}
-
-    if step:
-        tell(Progress(step, 0.0, None, None))
-    try:
-        # numbers that are not finite are noticed as such, NumPy need not warn of how they came about
-        with np.errstate(all="ignore"), steps_for(model, config, state, "auto") as steps:
-            while step < config.steps:
-                before = time.perf_counter()
-                while step < config.steps:
-                    batch = source.batch(step)
-                    steps.run(batch)
-                    seen += batch.tokens
-                    step += 1
-                    if step % LOOK_EVERY == 0 or step in looks:
-                        break
-                training = steps.report().accuracy
-                trained += time.perf_counter() - before
-                if step in looks:
-                    validation = evaluate(model, data.validation, tokens)
-                pace = (time.perf_counter() - started) / (step - state.step)
-                tell(Progress(step, training, validation.get("mean"), pace))
-                if step in looks and config.stop_at is not None and validation["mean"] >= config.stop_at:
-                    status = "reached stop_at"
-                    break
-                if folder and step < config.steps and time.perf_counter() - saved >= SAVE_SECONDS:
-                    save_checkpoint(folder, Checkpoint(model, steps.state, run.settings, 0.0, calls()))
-                    saved = time.perf_counter()
-            accuracy = evaluate(model, data.test, tokens)
-    except Diverged as error:
-        status, step = "diverged", error.step
-    spent = calls()
+    trained = _train(run, model, data, saves, on_progress)
+    calls = saves.calls()
     return {
-        **spent[-1],
+        **calls[-1],
         "name": run.name,
-        "status": status,
+        "status": trained.status,
         "seed": run.seed,
-        "learning_rate": config.learning_rate,
-        "accuracy": accuracy,
-        "validation": validation,
-        "training": training,
-        "steps": step,
-        "epochs": round(step / sets.batches_per_epoch, 3),
-        "seconds": round(sum(call["seconds"] for call in spent), 2),
-        "tokens_per_second": round(seen / trained) if trained else 0,
+        "learning_rate": run.train.learning_rate,
+        "accuracy": trained.accuracy,
+        "validation": trained.validation,
+        "training": trained.training,
+        "steps": trained.steps,
+        "epochs": trained.epochs,
+        "seconds": round(sum(call["seconds"] for call in calls), 2),
+        "tokens_per_second": trained.tokens_per_second,
         "state_elements": state_elements(run.model),
         "parameters": model.num_parameters(),
         "quick": run.quick,
         "version": ramnet_np.__version__,
         "hardware": hardware(device),
         "settings": run.settings,
-        **({"calls": spent} if earlier else {}),
+        **({"calls": calls} if len(calls) > 1 else {}),
     }
+
+
+class _Trained(NamedTuple):
+    """The part of a record that training leaves; its names are the record's."""
+
+    status: str
+    steps: int
+    epochs: float
+    training: float  # accuracy of the last batch that was reported
+    validation: dict[str, float]
+    accuracy: dict[str, float]  # on the test sets; empty if the run diverged
+    tokens_per_second: int
+
+
+def _train(
+    run: GridRun, model: RAMNet, data: _Data, saves: _Saves, on_progress: Callable[[Progress], None]
+) -> _Trained:
+    """Train ``model`` from where ``saves`` has it, report, save, and measure on the test sets at the end."""
+    config, tokens = run.train, GPU_TOKENS if data.on_gpu else None
+    sets = ShuffledSets(data.train, {}, config.batch, run.seed)
+    evaluations = {round(config.steps * i / run.evaluations) for i in range(1, run.evaluations + 1)}
+    state = saves.restore(model)
+    if state.step:
+        on_progress(Progress(state.step, 0.0, None, None))
+    status, steps, last, speed = "finished", state.step, 0.0, 0
+    validation, accuracy = dict[str, float](), dict[str, float]()
+    try:
+        # the trainer notices numbers that are not finite: NumPy need not warn of the operations that made them
+        with np.errstate(all="ignore"), trainer_for(model, config, state) as trainer:
+            for done in training(
+                trainer,
+                GPUDatasets(sets, data.on_gpu) if data.on_gpu else sets,
+                config,
+                lambda: evaluate(model, data.validation, tokens),
+                evaluates_at=lambda step: step in evaluations,
+                reports_at=lambda step: step % REPORT_EVERY == 0,
+            ):
+                if done.report is None:
+                    continue
+                last, validation = done.report.accuracy, done.accuracy or validation
+                steps, speed = done.step, round(done.tokens / done.step_seconds)
+                pace = saves.seconds() / (steps - state.step)
+                on_progress(Progress(steps, last, validation.get("mean"), pace))
+                if config.stop_at is not None and done.best >= config.stop_at:
+                    status = "reached stop_at"
+                if not done.is_last:
+                    saves.save_if_due(model, trainer.state)
+            accuracy = evaluate(model, data.test, tokens)
+    except Diverged as error:
+        status, steps = "diverged", error.step
+    return _Trained(status, steps, round(steps / sets.batches_per_epoch, 3), last, validation, accuracy, speed)
+
+
+class _Saves:
+    """The checkpoints of one run, and the calls of the program that trained it; made when the call begins."""
+
+    def __init__(self, run: GridRun, device: Device, out: Path | None, invocation: str):
+        self._run, self._device, self._invocation = run, device, invocation
+        self._folder = None if out is None else checkpoints_of(run, device, out)
+        self._earlier: tuple[dict[str, Any], ...] = ()
+        self._started = self._saved = time.perf_counter()
+
+    def restore(self, model: RAMNet) -> AdamWState:
+        """The optimiser's state to go on from, and ``model`` with it; the initial one without a checkpoint."""
+        state = adamw_init(model.params)
+        if self._folder and latest_checkpoint(self._folder):
+            with suppress(OSError, ValueError):  # damaged: the run begins again
+                checkpoint = restore(model, self._folder, self._run.settings)
+                state, self._earlier = checkpoint.optimizer, checkpoint.calls
+        self._saved = time.perf_counter()
+        return state
+
+    def save_if_due(self, model: RAMNet, state: AdamWState) -> None:
+        """Save, unless the last checkpoint is younger than ``SAVE_SECONDS`` or there is no folder."""
+        if self._folder and time.perf_counter() - self._saved >= SAVE_SECONDS:
+            # best: a run that reaches train.stop_at ends, and so is not resumed
+            save_checkpoint(self._folder, Checkpoint(model, state, self._run.settings, best=0.0, calls=self.calls()))
+            self._saved = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Since this call began."""
+        return time.perf_counter() - self._started
+
+    def calls(self) -> tuple[dict[str, Any], ...]:
+        """The earlier calls and this one, as the record has them."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self._device == "gpu" else None
+        call = {"session": self._invocation, "gpu": gpu, "date": now, "seconds": round(self.seconds(), 2)}
+        return *self._earlier, call
 
 
 _making = threading.Lock()
@@ -186,10 +228,10 @@ def _data(settings: MQARSettings, validation: int, seed: int, device: Device) ->
             train, test = mqar_data(settings, seed)
             held_out = mqar_validation(settings, train, validation, seed)
             sets = [Batch(*examples) for examples in train]
-            resident = [ResidentSet(examples, settings.vocab) for examples in sets] if device == "gpu" else []
-            if resident:
+            on_gpu = [GPUDataset(examples, settings.vocab) for examples in sets] if device == "gpu" else []
+            if on_gpu:
                 gpu_namespace().cuda.get_current_stream().synchronize()  # other streams will read them
-            _made[key] = _Data(sets, _named(settings.train, held_out), _named(settings.test, test), resident)
+            _made[key] = _Data(sets, _named(settings.train, held_out), _named(settings.test, test), on_gpu)
     return _made[key]
 
 

@@ -3,8 +3,8 @@
 A record has ``name``, ``grid``, ``settings`` (all that decides the result), ``status`` ("finished", "reached stop_at"
 or "diverged"), ``validation`` and ``accuracy`` (by setting, and "mean"), ``steps``, ``epochs``, ``seconds`` of wall
 time, ``tokens_per_second`` while training, ``state_elements``, ``parameters``, ``version``, ``hardware``, ``date`` of
-its end; runs of one ``session`` and ``gpu`` shared that GPU. Where a run took several calls, ``calls`` has those four
-(session, gpu, date, seconds) of each, and ``seconds`` is their sum.
+its end, ``session`` (which invocation of the program trained it) and ``gpu``; runs with the same two shared that GPU.
+Where a run took several invocations, ``calls`` has session, gpu, date and seconds of each, and ``seconds`` is the sum.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def append_record(path: Path, record: Record) -> None:
 def read_records(paths: Iterable[Path | str]) -> list[Record]:
     """The records of some files, in order. FileNotFoundError for a missing file.
 
-    Lines that were cut off are left out, and those that have occurred, as where one file began as a copy of another.
+    Lines that were cut off are left out. So are repeated lines: one file may have begun as a copy of another.
 
     >>> read_records([])
     []
@@ -62,7 +62,7 @@ def read_records(paths: Iterable[Path | str]) -> list[Record]:
 
 
 def run_of(record: Record) -> GridRun | None:
-    """The run that a record is of, or None where this version does not know its settings.
+    """The run that a record belongs to, or None where this version does not know its settings.
 
     >>> run_of({"settings": {"name": "a"}}) is None
     True

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ramnet_np.experiment.grid import GRIDS
 from ramnet_np.experiment.records import Record, read_records
-from ramnet_np.experiment.summary import KINDS, Result, collect
+from ramnet_np.experiment.summary import Result, collect
 from ramnet_np.experiment.tables import (
     ablation_table,
     order_table,
@@ -21,6 +21,7 @@ from ramnet_np.experiment.tables import (
     shared_settings,
     state_table,
 )
+from ramnet_np.model.mixers import variant_labels
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
 from ramnet_np.plot.style import theme
 
@@ -102,7 +103,7 @@ def _figure(
         return lambda: accuracy_by_order(by_order, read_off, title), "Accuracy against order U, a line for each M."
     if grid == "mqar-state":
         by_state: dict[str, dict[int, tuple[float, ...]]] = {}
-        for kind in KINDS.values():
+        for kind in variant_labels():
             if points := {r.state: r.accuracies for r in ours if r.kind == kind}:
                 by_state[kind] = points
         marks = paper.get("state", {})

@@ -1,4 +1,4 @@
-"""A grid from start to end: start runs, show progress, append results, stop in time; what is done is skipped."""
+"""A grid from start to end: start runs, show progress, append results, stop in time. Runs with a result are skipped."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ramnet_np.experiment.grid import Grid, GridRun, load_grid
 from ramnet_np.experiment.one_run import Progress, checkpoints_of
 from ramnet_np.experiment.records import Record, append_record, read_records, run_of
 from ramnet_np.experiment.sweep import count_left, wanted_runs
-from ramnet_np.experiment.workers import Team
+from ramnet_np.experiment.workers import WorkerPool
 from ramnet_np.model.network import Device
 from ramnet_np.train.checkpoint import checkpoint_step, latest_checkpoint
 from ramnet_np.train.interrupt import DeferredInterrupt
 
-ATTEMPTS = 2  # of a run whose process ended
-MARGIN = 1.1  # of what a run is expected to take, before it is started with little time left
+ATTEMPTS = 2  # how often a run is started whose worker dies
+MARGIN = 1.1  # a run is started if there is time for so many times what it is expected to take
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a grid. Runs that are in OUT/results.jsonl are skipped; one that was interrupted goes on from its last
-    checkpoint in OUT/unfinished."""
+    """How to run a grid. Runs that are in OUT/results.jsonl are skipped; a run that was interrupted resumes from its
+    last checkpoint in OUT/unfinished."""
 
     out: Path | None = None
     """Folder for results.jsonl; none: runs/ and the name of the grid."""
@@ -46,8 +46,8 @@ class Options:
     only: str = "*"
     """Points whose name matches; a star stands for anything, as in `m256-*`."""
     max_minutes: float | None = None
-    """Stop after so long. Runs that would end in time are started first; for those that still run then it is said how
-    far they are."""
+    """Stop after so long, and print how far the runs are that have not ended. Runs that would end in time are started
+    first."""
     quick: bool = False
     """The reduced grid, in minutes on a CPU: small vocabulary, few pairs, few steps. Its figures say nothing about the
     paper's."""
@@ -64,21 +64,21 @@ class Options:
 
 
 class Outcome(NamedTuple):
-    """How it ended."""
+    """How a call of :func:`run_experiment` ended."""
 
     results: Path
-    finished: int  # runs, of this call
+    finished: int  # runs that ended in this call
     left: int
     failed: int
     interrupted: bool
 
 
 def run_experiment(
-    name: str, options: Options, *, say: Callable[[str], None] = tqdm.write, progress: bool = True
+    name: str, options: Options, *, log: Callable[[str], None] = tqdm.write, progress: bool = True
 ) -> Outcome:
     """Run what is left of the grid ``name``, or of ``options.grid``.
 
-    ``say``: where a line for each run goes; ``progress``: show a bar. Ctrl-C leaves what is finished.
+    ``log``: called with a line for each run; ``progress``: show a bar. Ctrl-C leaves the results of finished runs.
 
     >>> from tempfile import TemporaryDirectory
     >>> text = '''
@@ -93,7 +93,7 @@ def run_experiment(
     >>> with TemporaryDirectory() as folder:
     ...     _ = (Path(folder) / "mine.toml").write_text(text)
     ...     options = Options(out=Path(folder), grid=Path(folder) / "mine.toml", max_minutes=1e-9)
-    ...     run_experiment("mine", options, say=print, progress=False)[1:]
+    ...     run_experiment("mine", options, log=print, progress=False)[1:]
     on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look
     time is up: 1 run left; the same command goes on with it
     (0, 1, 0, False)
@@ -109,25 +109,25 @@ def run_experiment(
     results = out / "results.jsonl"
     records = read_records([*options.also, *([results] if results.exists() else [])])
     done = {run.key: record for record in records if (run := run_of(record))}
-    session = _Session(grid, done, options, results, say, started)
+    work = _GridWork(grid, done, options, results, log, started)
     if grid.quick:
-        say("quick: a reduced grid, to see that everything works; its figures say nothing about the paper's")
+        log("quick: a reduced grid, to see that everything works; its figures say nothing about the paper's")
     elif options.device == "cpu":
-        say("on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look")
-    if session.left() and not session.time_is_up():
-        team = Team(options.device, options.gpus, options.side_by_side, out, session.name)
+        log("on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look")
+    if work.left() and not work.time_is_up():
+        pool = WorkerPool(options.device, options.gpus, options.side_by_side, out, work.invocation)
         with (
             DeferredInterrupt() as interrupt,
-            team,
-            tqdm(total=session.left(), unit="run", disable=not progress, dynamic_ncols=True, mininterval=0) as bar,
+            pool,
+            tqdm(total=work.left(), unit="run", disable=not progress, dynamic_ncols=True, mininterval=0) as bar,
         ):
-            session.work(team, bar, interrupt)
-    session.conclude()
-    return Outcome(results, session.finished, session.left(), len(session.failed), session.interrupted)
+            work.run(pool, bar, interrupt)
+    work.conclude()
+    return Outcome(results, work.finished, work.left(), len(work.failed), work.interrupted)
 
 
-class _Session:
-    """What is known while a grid runs."""
+class _GridWork:
+    """The runs of a grid in one call: which are done, how fast they are, what is left."""
 
     def __init__(
         self,
@@ -135,15 +135,15 @@ class _Session:
         done: dict[str, Record],
         options: Options,
         results: Path,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         started: float,
     ):
-        self._grid, self._done, self._results, self._say, self._device = grid, done, results, say, options.device
+        self._grid, self._done, self._results, self._log, self._device = grid, done, results, log, options.device
         self._deadline = None if options.max_minutes is None else started + 60 * options.max_minutes
-        self.name = datetime.now(UTC).isoformat(timespec="microseconds")
+        self.invocation = datetime.now(UTC).isoformat(timespec="microseconds")
         self._attempts: dict[str, int] = {}
         self._progress: dict[str, Progress] = {}
-        # seconds a step, by mixer and point: of runs that ended, and of those that have not
+        # seconds a step, by mixer and point: from runs that ended, and from those that still run
         self._pace: dict[tuple[str, str], float] = {}
         self._pace_so_far: dict[tuple[str, str], float] = {}
         for record in done.values():
@@ -159,26 +159,26 @@ class _Session:
     def time_is_up(self) -> bool:
         return self._deadline is not None and time.perf_counter() >= self._deadline
 
-    def work(self, team: Team, bar: tqdm, interrupt: DeferredInterrupt) -> None:
-        """Until nothing is left that can be started and nothing runs, or time is up, or the first Ctrl-C."""
-        every = 0.5 if sys.stderr.isatty() else 20.0  # seconds between two pictures of the bar
+    def run(self, pool: WorkerPool, bar: tqdm, interrupt: DeferredInterrupt) -> None:
+        """Start runs and take in what they send, until nothing is left to do, time is up, or Ctrl-C is pressed."""
+        every = 0.5 if sys.stderr.isatty() else 20.0  # seconds between two updates of the bar
         shown = 0.0
         while not (self.time_is_up() or interrupt.requested):
-            while team.free and (run := self._next(team)):
-                team.start(run)
-            if not team.running:
+            while pool.free and (run := self._next(pool)):
+                pool.start(run)
+            if not pool.running:
                 return
-            for kind, run, what in team.events(0.2):
+            for kind, run, what in pool.events(0.2):
                 getattr(self, f"on_{kind}")(run, what)
                 bar.n = self.finished
             if time.perf_counter() - shown >= every:
-                bar.set_postfix_str(self._running(team), refresh=True)
+                bar.set_postfix_str(self._running(pool), refresh=True)
                 shown = time.perf_counter()
-        self._given_up, self.interrupted = team.running, interrupt.requested
+        self._given_up, self.interrupted = pool.running, interrupt.requested
 
-    def _next(self, team: Team) -> GridRun | None:
-        """The first run that is wanted and would end in time; where none would, the first: it can go on later."""
-        taken = [*(run.key for run in team.running), *self.failed]
+    def _next(self, pool: WorkerPool) -> GridRun | None:
+        """The first wanted run that would end in time; if none would, the first wanted one: it can resume later."""
+        taken = [*(run.key for run in pool.running), *self.failed]
         runs = wanted_runs(self._grid, self._done, taken)
         in_time = (
             run for run in runs
@@ -187,15 +187,15 @@ class _Session:
         return next(in_time, runs[0] if runs else None)
 
     def _expected(self, run: GridRun) -> float:
-        """Seconds for what is left of a run: at the pace of its point, else the median pace of the points of its mixer,
-        else that of all; 0 as long as nothing is known."""
+        """Seconds for the rest of a run: at the pace of its point, else the median pace of the points with its mixer,
+        else the median of all points; 0 as long as no pace is known."""
         paces = self._pace_so_far | self._pace
         of_mixer = [pace for (mixer, _), pace in paces.items() if mixer == run.model.mixer]
         median = statistics.median(of_mixer or list(paces.values()) or [0.0])
         return (run.train.steps - self._saved(run)) * paces.get((run.model.mixer, run.name), median)
 
     def _saved(self, run: GridRun) -> int:
-        """The step from which the run would go on."""
+        """The step from which the run would resume."""
         last = latest_checkpoint(self._checkpoints(run))
         return checkpoint_step(last) if last else 0
 
@@ -208,7 +208,7 @@ class _Session:
 
     def on_progress(self, run: GridRun, progress: Progress) -> None:
         if run.key not in self._progress and progress.pace is None:
-            self._say(f"{run.label}: goes on from step {progress.step} of {run.train.steps}")
+            self._log(f"{run.label}: goes on from step {progress.step} of {run.train.steps}")
         self._progress[run.key] = progress
         if progress.pace is not None:
             self._pace_so_far[run.model.mixer, run.name] = progress.pace
@@ -220,40 +220,40 @@ class _Session:
         self.finished += 1
         self._keep_pace(run.model.mixer, record)
         if record["status"] == "diverged":
-            self._say(f"{run.label}: diverged after {record['steps']} steps")
+            self._log(f"{run.label}: diverged after {record['steps']} steps")
             return
-        self._say(
+        self._log(
             f"{run.label}: accuracy {record['accuracy']['mean']:.3f} (validation {record['validation']['mean']:.3f}), "
             f"{record['epochs']:g} epochs, {record['seconds']:.0f} s, {record['tokens_per_second']:,} tokens/s"
         )
 
     def on_failed(self, run: GridRun, why: str) -> None:
         self.failed.add(run.key)
-        self._say(f"{run.label}: failed, and is left out: {why}")
+        self._log(f"{run.label}: failed, and is left out: {why}")
 
-    def on_lost(self, run: GridRun, _: None) -> None:
+    def on_died(self, run: GridRun, _: None) -> None:
         self._attempts[run.key] = self._attempts.get(run.key, 0) + 1
         if self._attempts[run.key] == ATTEMPTS:
             self.on_failed(run, f"its process ended {ATTEMPTS} times")
 
     def conclude(self) -> None:
-        """Say what is left and why."""
+        """Log which runs are left and why."""
         for run in self._given_up:
             at = self._progress[run.key].step if run.key in self._progress else 0
-            self._say(f"{run.label}: stopped at step {at} of {run.train.steps}, to go on from step {self._saved(run)}")
+            self._log(f"{run.label}: stopped at step {at} of {run.train.steps}, to go on from step {self._saved(run)}")
         left = self.left()
         runs, them = (f"{left} runs left", "them") if left != 1 else ("1 run left", "it")
         if self.interrupted:
-            self._say(f"interrupted: {runs}; the same command goes on with {them}")
+            self._log(f"interrupted: {runs}; the same command goes on with {them}")
         elif left and self.time_is_up():
-            self._say(f"time is up: {runs}; the same command goes on with {them}")
+            self._log(f"time is up: {runs}; the same command goes on with {them}")
         elif left:
-            self._say(f"{runs}, of which {len(self.failed)} failed; the same command tries again")
+            self._log(f"{runs}, of which {len(self.failed)} failed; the same command tries again")
 
-    def _running(self, team: Team) -> str:
-        """Of each run that is on its way: how far it is, and its accuracy."""
+    def _running(self, pool: WorkerPool) -> str:
+        """How far each run is that has not ended, and its accuracy."""
         parts = []
-        for run in team.running:
+        for run in pool.running:
             at = self._progress.get(run.key)
             if at is None:
                 parts.append(f"{run.name} begins")

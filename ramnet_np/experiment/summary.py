@@ -8,17 +8,7 @@ from datetime import datetime
 
 from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.records import Record, run_of
-
-# (mixer, its variant) -> what the kind of model is called; the first is drawn strongest
-KINDS = {
-    ("ram", False): "RAM-Net",
-    ("softmax", False): "softmax attention",
-    ("window", False): "sliding window",
-    ("linear", False): "linear attention",
-    ("delta", False): "DeltaNet",
-    ("delta", True): "Gated DeltaNet",
-    ("softmax", True): "softmax, no positions",
-}
+from ramnet_np.model.mixers import MIXERS
 
 
 @dataclass(frozen=True)
@@ -38,10 +28,8 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """Which model it is."""
-        model = self.run.model
-        variant = {"delta": model.delta_gate, "softmax": not model.rotary}.get(model.mixer, False)
-        return KINDS[model.mixer, variant]
+        """Which model it is, as tables and figures name it."""
+        return MIXERS[self.run.model.mixer].variant(self.run.model).label
 
     @property
     def accuracy(self) -> float:

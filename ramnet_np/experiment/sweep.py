@@ -1,8 +1,8 @@
 """Which runs a grid still wants, in which order, and how the learning rate is chosen.
 
-The rule of choice: every rate of the list runs with the point's first seed; that with the highest mean accuracy on the
-validation sets, sequences of the TRAINING settings that were held out, is the point's; of equals the one listed first.
-The test sets have no say. A run that diverged cannot be chosen. The other seeds then run with the chosen rate.
+The rule of choice: every rate of the list runs with the point's first seed. The rate with the highest mean accuracy on
+the validation sets (held-out sequences of the TRAINING settings) is chosen; among equals, the first in the list. The
+test sets play no part. A run that diverged cannot be chosen. The other seeds then run with the chosen rate.
 
 The order: first seeds before second ones, within a seed the points as the grid lists them. So whenever a grid is
 stopped, as many points as possible have a result.
@@ -37,7 +37,7 @@ def chosen_rate(point: Point, done: Mapping[str, Record]) -> float | None:
 
 
 def wanted_runs(grid: Grid, done: Mapping[str, Record], taken: Iterable[str] = ()) -> list[GridRun]:
-    """Runs that could start now, in order: neither ``done`` nor ``taken`` (keys of runs that are on their way).
+    """Runs that could start now, in order: neither ``done`` nor ``taken`` (keys of runs that were started or failed).
 
     >>> from ramnet_np.experiment.grid import load_grid
     >>> grid = load_grid("mqar-order")

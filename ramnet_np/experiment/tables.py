@@ -7,7 +7,8 @@ from typing import Any
 
 from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.records import Record
-from ramnet_np.experiment.summary import KINDS, Result, gpu_minutes
+from ramnet_np.experiment.summary import Result, gpu_minutes
+from ramnet_np.model.mixers import variant_labels
 
 NEAR = 0.15  # of its elements: how far the state of a mark of the paper may lie from ours to stand beside it
 _ABSENT = "-"
@@ -52,7 +53,7 @@ def state_table(results: Sequence[Result], paper: Paper) -> str:
     >>> state_table([], {}).count("|")
     18
     """
-    kinds = list(KINDS.values())
+    kinds = variant_labels()
     rows = []
     for result in sorted(results, key=lambda r: (kinds.index(r.kind), r.state)):
         marks = paper.get("state", {}).get(result.kind, ())

@@ -1,7 +1,7 @@
 """Runs side by side: one process for each GPU, in it a thread for each run; on a CPU one process for each run.
 
-Threads of one process share a GPU better than processes do: their streams overlap, and what is compiled, drawn and sent
-to the GPU is there once. On a CPU the kernels' own threads do not serve two callers at once, so there it is processes.
+Threads of one process share a GPU better than processes do: their streams overlap, and compiled kernels and training
+sets are there once. On a CPU the kernels' own threads do not serve two callers at once, so there it is processes.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.records import Record
 from ramnet_np.model.network import Device
 
-RunOne = Callable[..., Record]  # run_one with all but the run and ``tell``
+RunOne = Callable[..., Record]  # run_one with all but the run and ``on_progress``
 
-SWITCH_SECONDS = 1e-4  # after which a thread that waits gets its turn in Python: steps are short
+SWITCH_SECONDS = 1e-4  # how long a thread may keep Python to itself while others wait: steps are short
 
 
 class Event(NamedTuple):
     """What became of a run, or how far it is."""
 
-    kind: str  # "progress", "done", "failed", or "lost": its process ended
+    kind: str  # "progress", "done", "failed", or "died": the worker's process ended
     run: GridRun
     what: Any  # a Progress, a Record, what went wrong, None
 
 
-class Team:
-    """Processes that wait for runs. Used as a context, whose end ends them, with whatever still runs.
+class WorkerPool:
+    """Processes that wait for runs. Used as a context: its end kills them, with whatever still runs.
 
     ``gpus``: which of the visible ones, for ``device`` "gpu"; ``side_by_side``: runs on each GPU, or on the CPU;
-    ``out``, ``session``: as in :func:`~ramnet_np.experiment.one_run.run_one`.
+    ``out``, ``invocation``: as in :func:`~ramnet_np.experiment.one_run.run_one`.
     """
 
     def __init__(
-        self, device: Device, gpus: Sequence[int], side_by_side: int, out: Path | None = None, session: str = ""
+        self, device: Device, gpus: Sequence[int], side_by_side: int, out: Path | None = None, invocation: str = ""
     ):
         if side_by_side < 1:
             raise ValueError(f"side_by_side must be at least 1, got {side_by_side}")
@@ -58,55 +58,70 @@ class Team:
             threads, environments = side_by_side, [{"CUDA_VISIBLE_DEVICES": name} for name in names]
         else:
             threads, environments = 1, [{"NUMBA_NUM_THREADS": str(max(1, cores // side_by_side))}] * side_by_side
-        one = partial(run_one, device=device, out=out, session=session)
-        self._members = [_Member(one, threads, environment) for environment in environments]
+        one = partial(run_one, device=device, out=out, invocation=invocation)
+        self._workers = [_Worker(one, threads, environment) for environment in environments]
 
     @property
     def running(self) -> list[GridRun]:
-        """Those that were started and have not ended."""
-        return [run for member in self._members for run in member.running.values()]
+        """The runs that were started and have not ended."""
+        return [run for worker in self._workers for run in worker.running.values()]
 
     @property
     def free(self) -> int:
         """How many more can be started."""
-        return sum(member.free for member in self._members)
+        return sum(worker.free for worker in self._workers)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """The operating system's number of each worker's process, within the context."""
+        return [worker.process_id for worker in self._workers]
+
+    @property
+    def environments(self) -> list[dict[str, str]]:
+        """The environment variables that each worker's process is started with, beside those of this one."""
+        return [worker.environment for worker in self._workers]
 
     def start(self, run: GridRun) -> None:
-        """Hand a run to the process that has most room."""
-        max(self._members, key=lambda member: member.free).start(run)
+        """Hand a run to the worker that has fewest."""
+        max(self._workers, key=lambda worker: worker.free).start(run)
 
     def events(self, seconds: float) -> Iterator[Event]:
-        """What has happened, waiting up to so long for something to happen."""
-        by_connection = {member.connection: member for member in self._members}
+        """What has happened; waits up to ``seconds`` for something to happen."""
+        by_connection = {worker.connection: worker for worker in self._workers}
         for connection in wait(list(by_connection), timeout=seconds):
             yield from by_connection[connection].events()  # type: ignore[index]
 
-    def __enter__(self) -> Team:
-        for member in self._members:
-            member.begin()
+    def __enter__(self) -> WorkerPool:
+        for worker in self._workers:
+            worker.begin()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for member in self._members:
-            member.end()
+        for worker in self._workers:
+            worker.end()
 
 
-class _Member:
-    """A process and what it has been given."""
+class _Worker:
+    """A process and the runs that it was given."""
 
     def __init__(self, one: RunOne, threads: int, environment: dict[str, str]):
-        self._one, self._threads, self._environment = one, threads, environment
+        self._one, self._threads, self.environment = one, threads, environment
         self.running: dict[str, GridRun] = {}
 
     @property
     def free(self) -> int:
         return self._threads - len(self.running)
 
+    @property
+    def process_id(self) -> int:
+        assert self._process.pid is not None  # begun
+        return self._process.pid
+
     def begin(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._one, self._threads), daemon=True)
-        with _environment(self._environment):
+        with _environment(self.environment):
             self._process.start()
         theirs.close()
 
@@ -123,10 +138,10 @@ class _Member:
                 yield Event(kind, run, what)
         except (EOFError, OSError):  # the process has ended: begin another
             self.end()
-            lost, self.running = list(self.running.values()), {}
+            unfinished, self.running = list(self.running.values()), {}
             self.begin()
-            for run in lost:
-                yield Event("lost", run, None)
+            for run in unfinished:
+                yield Event("died", run, None)
 
     def end(self) -> None:
         self._process.terminate()
@@ -135,7 +150,7 @@ class _Member:
 
 
 def _work(connection: Connection, one: RunOne, threads: int) -> None:
-    """The life of a process: receive runs, have them run by as many threads, send what comes of them."""
+    """What a worker's process does: receive runs, hand them to its threads, send back what becomes of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     sys.setswitchinterval(SWITCH_SECONDS)
     from threadpoolctl import threadpool_limits
@@ -158,11 +173,11 @@ def _work(connection: Connection, one: RunOne, threads: int) -> None:
 
 
 def _serve(runs: SimpleQueue[GridRun], one: RunOne, send: Any) -> None:
-    """One thread's runs, one after the other."""
+    """What a thread of a worker does: its runs, one after the other."""
     while True:
         run = runs.get()
         try:
-            send("done", run, one(run, tell=partial(send, "progress", run)))
+            send("done", run, one(run, on_progress=partial(send, "progress", run)))
         except Exception as error:
             send("failed", run, f"{type(error).__name__}: {error}")
             if type(error).__name__.startswith("CUDA"):  # such an error may leave the GPU unusable to this process
@@ -177,7 +192,7 @@ def _visible(names: Sequence[str], gpu: int) -> str:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """``variables`` set for the processes that are started within."""
+    """Set ``variables`` for the processes that are started within the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -1,8 +1,8 @@
 """Gradient checks of everything here that has a gradient: what ``ramnet-np gradcheck`` and the tests run.
 
 A case is a name and a function (samples, seed) -> :class:`GradcheckReport` that draws inputs and checks them: the
-operation with every option, every layer and loss, the mixers beside it, and small models with the paper's and the
-authors' settings and of the mixers.
+operation with every option, every layer and loss, the layer of every mixer, and small models with the paper's and the
+authors' settings and of every mixer.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ramnet_np.contract import RAMState
+from ramnet_np.contract import Array, RAMState
 from ramnet_np.core.attention import ram_attention_backward, ram_attention_forward
 from ramnet_np.core.decoder import decode_backward, decode_forward
 from ramnet_np.core.retention import RULES
 from ramnet_np.gradcheck import GradcheckReport, gradcheck
+from ramnet_np.gradcheck.check import text_table
 from ramnet_np.layers.activation import ACTIVATIONS
-from ramnet_np.layers.delta_rule import delta_rule_backward, delta_rule_forward
 from ramnet_np.layers.embedding import embedding_backward, embedding_forward
 from ramnet_np.layers.gate import gate_backward, gate_forward
 from ramnet_np.layers.linear import linear_backward, linear_forward
-from ramnet_np.layers.linear_attention import linear_attention_backward, linear_attention_forward
 from ramnet_np.layers.loss import cross_entropy_backward, cross_entropy_forward
 from ramnet_np.layers.mlp import mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
-    l2norm_forward,
     layernorm_backward,
     layernorm_forward,
     rmsnorm_backward,
@@ -36,8 +34,9 @@ from ramnet_np.layers.norm import (
 )
 from ramnet_np.layers.rotary import rotary_backward, rotary_forward
 from ramnet_np.layers.short_conv import short_conv_backward, short_conv_forward
-from ramnet_np.layers.softmax_attention import softmax_attention_backward, softmax_attention_forward
 from ramnet_np.model import RAMNet, RAMNetConfig
+from ramnet_np.model.mixers import MIXERS, Mixer, Variant
+from ramnet_np.model.parameters import Params, init_parameters
 
 Case = Callable[[int | None, int], GradcheckReport]
 
@@ -93,7 +92,7 @@ def operation_case(name: str, samples: int | None, seed: int, backend: str | Non
         inputs["state.slots"] = rng.standard_normal((B, H, P**U, C))
         inputs["state.mass"] = rng.uniform(0.1, 1.0, (B, H, P**U))
 
-    def forward(*arrays: Any) -> tuple[Any, Any]:
+    def forward(*arrays: Array) -> tuple[Any, Any]:
         x = dict(zip(inputs, arrays, strict=True))
         state = RAMState(x["state.slots"], x["state.mass"]) if with_state else None
         y, state, ctx = ram_attention_forward(
@@ -102,7 +101,7 @@ def operation_case(name: str, samples: int | None, seed: int, backend: str | Non
         )  # fmt: skip
         return (y, state), ctx
 
-    def backward(dout: Any, ctx: Any) -> list[Any]:
+    def backward(dout: Any, ctx: Any) -> list[Array]:
         grads = ram_attention_backward(dout[0], ctx, dout[1] if returned else None)
         kept = [g for g, known in zip(grads[:4], (True, True, True, "gamma" in inputs), strict=True) if known]
         return [*kept, *(grads.state or ())]
@@ -119,7 +118,7 @@ def decode_case(renorm: bool, samples: int | None, seed: int) -> GradcheckReport
     logits = 2 * np.random.default_rng(seed).standard_normal((B, T, H, U, P))
     positions = np.zeros((B, T), np.int64)
 
-    def forward(logits: Any) -> tuple[Any, Any]:
+    def forward(logits: Array) -> tuple[Array, Any]:
         _, weight, ctx = decode_forward(logits, 4, renorm, 0, positions)
         return weight, ctx
 
@@ -176,6 +175,7 @@ _SMALL = {
     "radix": 3,
     "top_k": 4,
     "cape": 1,
+    "window": 3,
     "tie_embeddings": False,
 }
 
@@ -198,49 +198,48 @@ MODELS: dict[str, dict[str, Any]] = {
         "norm": "layernorm",
         "tie_embeddings": True,
     },
-    "softmax attention, short convolution": {"mixer": "softmax", "short_conv": 3, "ffn": "none", "channels": 4},
-    "sliding window": {"mixer": "window", "window": 3, "ffn": "none", "channels": 4},
-    "linear attention, output norm": {"mixer": "linear", "output_norm": True, "ffn": "none"},
-    "gated delta rule, short convolution": {"mixer": "delta", "delta_gate": True, "short_conv": 3, "ffn": "none"},
     "gelu FFN, dynamic pdma gamma": {"update": "pdma", "gamma": 0.5, "gamma_mode": "dynamic", "ffn": "gelu"},
 }
 
 
-def _without_state(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def output_and_ctx(*arrays: Any) -> tuple[Any, Any]:
-        y, _, ctx = forward(*arrays)
-        return y, ctx
-
-    return output_and_ctx
-
-
-_DELTA = _without_state(delta_rule_forward), lambda dy, ctx: [d for d in delta_rule_backward(dy, ctx) if d is not None]
-
-# name -> (forward, backward)
-MIXERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "softmax": (softmax_attention_forward, softmax_attention_backward),
-    "window": (partial(softmax_attention_forward, window=10), softmax_attention_backward),
-    "linear": (_without_state(linear_attention_forward), linear_attention_backward),
-    "delta": _DELTA,
-    "gated delta": _DELTA,
+# every mixer in every variant that tables tell apart, by the variant's name
+VARIANTS: dict[str, tuple[Mixer, Variant]] = {
+    variant.name: (mixer, variant) for mixer in MIXERS.values() for variant in mixer.variants
+}
+MODELS |= {
+    f"{variant.label}, short convolution": {
+        "mixer": mixer.name,
+        "short_conv": 3,
+        "channels": 4,
+        "ffn": "none",
+        **variant.settings,
+    }
+    for mixer, variant in VARIANTS.values()
 }
 
 
 def mixer_case(name: str, samples: int | None, seed: int) -> GradcheckReport:
-    """Check what ``MIXERS`` names, over several blocks of queries or chunks of tokens.
+    """Check the layer of the variant ``name`` of a mixer, over several blocks of queries or chunks of tokens.
 
     >>> mixer_case("gated delta", samples=2, seed=0).passed
     True
     """
+    mixer, variant = VARIANTS[name]
+    sizes = {**_SMALL, "key_channels": 4, "channels": 5, "window": 10}
+    config = RAMNetConfig(**{**sizes, "mixer": mixer.name, **variant.settings})
     rng = np.random.default_rng(seed)
-    inputs = {key: rng.standard_normal((1, 140, 2, width)) for key, width in (("q", 3), ("k", 3), ("v", 5))}
-    if name.endswith("delta"):
-        inputs["k"], _ = l2norm_forward(inputs["k"])
-        inputs["beta"] = rng.uniform(0, 1, (1, 140, 2))
-    if name == "gated delta":
-        inputs["log_decay"] = -rng.uniform(0, 0.2, (1, 140, 2))
+    params = _away_from_initial(init_parameters(mixer.parameters(config, 0), seed, np.float64), rng)
+    x = rng.standard_normal((1, 140, config.width))
 
-    return gradcheck(*MIXERS[name], inputs, samples=samples, seed=seed, title=f"mixer: {name}")
+    def forward(x: Array, *values: Array) -> tuple[Array, Any]:
+        out, _, ctx = mixer.forward(x, dict(zip(params, values, strict=True)), config)
+        return out, ctx
+
+    def backward(dout: Array, ctx: Any) -> list[Array]:
+        dx, grads = mixer.backward(dout, ctx)
+        return [dx, *(grads[key] for key in params)]
+
+    return gradcheck(forward, backward, {"x": x, **params}, samples=samples, seed=seed, title=f"mixer: {name}")
 
 
 def model_case(name: str, samples: int | None, seed: int) -> GradcheckReport:
@@ -252,15 +251,14 @@ def model_case(name: str, samples: int | None, seed: int) -> GradcheckReport:
     config = RAMNetConfig(**{**_SMALL, **MODELS[name]})
     model = RAMNet(config, seed=seed, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    # Away from the initial values, where addresses are close to ties and scales and biases are all alike.
-    inputs = {key: value + 0.3 * rng.standard_normal(value.shape) for key, value in model.params.items()}
+    inputs = _away_from_initial(model.params, rng)
     ids = rng.integers(0, config.vocab, (2, 6))
 
-    def forward(*params: Any) -> tuple[Any, Any]:
+    def forward(*params: Array) -> tuple[Array, Any]:
         model.params = dict(zip(inputs, params, strict=True))
         return model.forward(ids)
 
-    def backward(dlogits: Any, ctx: Any) -> list[Any]:
+    def backward(dlogits: Array, ctx: Any) -> list[Array]:
         grads = model.backward(dlogits, ctx)
         return [grads[key] for key in inputs]
 
@@ -268,11 +266,16 @@ def model_case(name: str, samples: int | None, seed: int) -> GradcheckReport:
     return gradcheck(forward, backward, inputs, samples=third, seed=seed, title=f"model: {name}")
 
 
+def _away_from_initial(params: Params, rng: np.random.Generator) -> Params:
+    """At the initial values addresses are close to ties, and scales and biases are all alike."""
+    return {name: value + 0.3 * rng.standard_normal(value.shape) for name, value in params.items()}
+
+
 CASES: dict[str, Case] = {
     **{f"decode_address: renorm={renorm}": partial(decode_case, renorm) for renorm in (False, True)},
     **{f"ram_attention: {name}": partial(operation_case, name) for name in OPERATION_OPTIONS},
     **{f"layer: {name}": partial(layer_case, name) for name in LAYERS},
-    **{f"mixer: {name}": partial(mixer_case, name) for name in MIXERS},
+    **{f"mixer: {name}": partial(mixer_case, name) for name in VARIANTS},
     **{f"model: {name}": partial(model_case, name) for name in MODELS},
 }
 
@@ -295,15 +298,21 @@ def summary_table(reports: list[GradcheckReport]) -> str:
     >>> print(summary_table(run_cases("swiglu", samples=2)).splitlines()[-1])
     1 passed, 0 failed (relative error at most 1e-06, step 6.1e-06 * max(1, |x|))
     """
-    title = max(len(report.title) for report in reports)
-    lines = [f"{'case':{title}}  inputs  checked  left out  max |error|  relative  verdict"]
+    table = [("case", "inputs", "checked", "left out", "max |error|", "relative", "verdict")]
     for report in reports:
         rows = report.rows
-        lines.append(
-            f"{report.title:{title}}  {len(rows):6}  {sum(r.checked for r in rows):7}  "
-            f"{sum(r.left_out for r in rows):8}  {max(r.max_abs_error for r in rows):11.1e}  "
-            f"{max(r.max_rel_error for r in rows):8.1e}  {'pass' if report.passed else 'FAIL'}"
+        table.append(
+            (
+                report.title,
+                str(len(rows)),
+                str(sum(r.checked for r in rows)),
+                str(sum(r.left_out for r in rows)),
+                f"{max(r.max_abs_error for r in rows):.1e}",
+                f"{max(r.max_rel_error for r in rows):.1e}",
+                "pass" if report.passed else "FAIL",
+            )
         )
+    lines = text_table(table, "<>>>>><")
     failed = sum(not report.passed for report in reports)
     lines.append(
         f"{len(reports) - failed} passed, {failed} failed "

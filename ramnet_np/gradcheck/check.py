@@ -12,7 +12,7 @@ step changes one is left out and counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -65,11 +65,9 @@ class GradcheckReport:
             )
             for row in self.rows
         ]
-        widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
         verdict = "PASS" if self.passed else "FAIL"
         summary = f"{self.title}: {verdict} (relative error at most {self.rtol:g}, step {self.step:.1e} * max(1, |x|))"
-        return "\n".join([summary, *("  " + line.rstrip() for line in lines)])
+        return "\n".join([summary, *("  " + line for line in text_table(table, "<<<<<<<<"))])
 
     def raise_if_failed(self) -> None:
         """AssertionError with the table, unless every input passed."""
@@ -155,6 +153,22 @@ def gradcheck(
             numeric.append(rise / ((value + h) - (value - h)))
         rows.append(_compare(name, x.shape, np.array(analytic), np.array(numeric), left_out, rtol, name in may_be_zero))
     return GradcheckReport(title, tuple(rows), rtol, STEP)
+
+
+def text_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
+    """The lines of a table whose columns are as wide as their longest cell.
+
+    ``align``: "<" for left or ">" for right, one a column.
+
+    >>> text_table([("name", "n"), ("a", "12")], "<>")
+    ['name   n', 'a     12']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = list(zip(align, widths, strict=True))
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, (side, width) in zip(row, columns, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _compare(

@@ -7,38 +7,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import Like, require_like
+from ramnet_np.core.require import ArraySpec, require_like
 
 
 class SigmoidContext(NamedTuple):
     """What ``sigmoid_backward`` needs."""
 
-    y: Any  # the slope is y (1 - y)
+    y: Array  # the slope is y (1 - y)
 
 
 class ReLUContext(NamedTuple):
     """What ``relu_backward`` needs."""
 
-    positive: Any  # bool, where x > 0
-    y: Like
+    positive: Array  # bool, where x > 0
+    y: ArraySpec
 
 
 class SiLUContext(NamedTuple):
     """What ``silu_backward`` needs."""
 
-    x: Any
-    s: Any  # sigmoid(x): exponentials cost more than memory
+    x: Array
+    s: Array  # sigmoid(x): exponentials cost more than memory
 
 
 class GELUContext(NamedTuple):
     """What ``gelu_backward`` needs."""
 
-    x: Any
-    cdf: Any  # the normal distribution function at x: kept, as erf is dear
+    x: Array
+    cdf: Array  # the normal distribution function at x: kept, as erf is dear
 
 
-def sigmoid_forward(x: Any) -> tuple[Any, SigmoidContext]:
+def sigmoid_forward(x: Array) -> tuple[Array, SigmoidContext]:
     """y = 1 / (1 + exp(-x)).
 
     >>> import numpy as np
@@ -49,7 +50,7 @@ def sigmoid_forward(x: Any) -> tuple[Any, SigmoidContext]:
     return y, SigmoidContext(y)
 
 
-def sigmoid_backward(dy: Any, ctx: SigmoidContext) -> Any:
+def sigmoid_backward(dy: Array, ctx: SigmoidContext) -> Array:
     """dx = dy * y * (1 - y).
 
     ValueError unless ``dy`` has the shape and dtype of y.
@@ -58,14 +59,14 @@ def sigmoid_backward(dy: Any, ctx: SigmoidContext) -> Any:
     >>> sigmoid_backward(np.ones(2), ctx).tolist()
     [0.25, 0.0]
     """
-    require_like("dy", dy, Like.of(ctx.y))
+    require_like("dy", dy, ArraySpec.of(ctx.y))
     dx = 1 - ctx.y
     dx *= ctx.y
     dx *= dy
     return dx
 
 
-def relu_forward(x: Any) -> tuple[Any, ReLUContext]:
+def relu_forward(x: Array) -> tuple[Array, ReLUContext]:
     """y = max(x, 0).
 
     >>> import numpy as np
@@ -73,10 +74,10 @@ def relu_forward(x: Any) -> tuple[Any, ReLUContext]:
     [0.0, 2.0]
     """
     y = namespace_of(x).maximum(x, 0)
-    return y, ReLUContext(x > 0, Like.of(y))
+    return y, ReLUContext(x > 0, ArraySpec.of(y))
 
 
-def relu_backward(dy: Any, ctx: ReLUContext) -> Any:
+def relu_backward(dy: Array, ctx: ReLUContext) -> Array:
     """dx = dy where x > 0, else 0.
 
     ValueError unless ``dy`` has the shape and dtype of y.
@@ -89,7 +90,7 @@ def relu_backward(dy: Any, ctx: ReLUContext) -> Any:
     return dy * ctx.positive
 
 
-def silu_forward(x: Any) -> tuple[Any, SiLUContext]:
+def silu_forward(x: Array) -> tuple[Array, SiLUContext]:
     """y = x * sigmoid(x), also called Swish.
 
     >>> import numpy as np
@@ -100,7 +101,7 @@ def silu_forward(x: Any) -> tuple[Any, SiLUContext]:
     return x * s, SiLUContext(x, s)
 
 
-def silu_backward(dy: Any, ctx: SiLUContext) -> Any:
+def silu_backward(dy: Array, ctx: SiLUContext) -> Array:
     """dx = dy * s * (1 + x * (1 - s)), s = sigmoid(x).
 
     ValueError unless ``dy`` has the shape and dtype of y.
@@ -109,7 +110,7 @@ def silu_backward(dy: Any, ctx: SiLUContext) -> Any:
     >>> silu_backward(np.ones(2), ctx).round(4).tolist()
     [0.5, 1.0908]
     """
-    require_like("dy", dy, Like.of(ctx.x))
+    require_like("dy", dy, ArraySpec.of(ctx.x))
     dx = 1 - ctx.s
     dx *= ctx.x
     dx += 1
@@ -118,7 +119,7 @@ def silu_backward(dy: Any, ctx: SiLUContext) -> Any:
     return dx
 
 
-def gelu_forward(x: Any) -> tuple[Any, GELUContext]:
+def gelu_forward(x: Array) -> tuple[Array, GELUContext]:
     """y = x * Phi(x), Phi the distribution function of a standard normal number (the exact form, not the tanh one).
 
     Source: Hendrycks and Gimpel, arXiv 1606.08415.
@@ -133,7 +134,7 @@ def gelu_forward(x: Any) -> tuple[Any, GELUContext]:
     return x * cdf, GELUContext(x, cdf)
 
 
-def gelu_backward(dy: Any, ctx: GELUContext) -> Any:
+def gelu_backward(dy: Array, ctx: GELUContext) -> Array:
     """dx = dy * (Phi(x) + x * phi(x)), phi = exp(-x**2 / 2) / sqrt(2 pi).
 
     ValueError unless ``dy`` has the shape and dtype of y.
@@ -142,7 +143,7 @@ def gelu_backward(dy: Any, ctx: GELUContext) -> Any:
     >>> gelu_backward(np.ones(2), ctx).round(4).tolist()
     [0.5, 1.0852]
     """
-    require_like("dy", dy, Like.of(ctx.x))
+    require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     dx = xp.square(ctx.x)
     dx *= -0.5
@@ -157,8 +158,8 @@ def gelu_backward(dy: Any, ctx: GELUContext) -> Any:
 class Activation(NamedTuple):
     """A forward and its backward."""
 
-    forward: Callable[[Any], tuple[Any, Any]]
-    backward: Callable[[Any, Any], Any]
+    forward: Callable[[Array], tuple[Array, Any]]
+    backward: Callable[[Array, Any], Array]
 
 
 ACTIVATIONS = {
@@ -169,7 +170,7 @@ ACTIVATIONS = {
 }
 
 
-def _sigmoid(x: Any) -> Any:
+def _sigmoid(x: Array) -> Array:
     xp = namespace_of(x)
     y = xp.negative(x)
     # below about -88 (float32) exp(-x) overflows to inf, and 1 / inf is the right answer, 0
@@ -179,7 +180,7 @@ def _sigmoid(x: Any) -> Any:
     return xp.reciprocal(y, out=y)
 
 
-def _erf(x: Any) -> Any:
+def _erf(x: Array) -> Array:
     """The error function: NumPy and CuPy have it in their special functions only."""
     if namespace_of(x) is np:
         from scipy.special import erf

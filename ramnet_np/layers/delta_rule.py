@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.backend import array_kind, fused_for
+from ramnet_np.backend import array_kind
+from ramnet_np.contract import Array
+from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import Like, require_heads, require_like
+from ramnet_np.core.require import ArraySpec, require_heads, require_like
 from ramnet_np.layers.heads import from_chunks, to_chunks
 from ramnet_np.layers.matmul import matmul
 from ramnet_np.layers.triangular import unit_lower_inverse
@@ -30,34 +32,34 @@ from ramnet_np.layers.triangular import unit_lower_inverse
 class DeltaRuleContext(NamedTuple):
     """What ``delta_rule_backward`` needs, in chunks of N tokens. G = B*H."""
 
-    q: Any  # (G, chunks, N, d_k)
-    k: Any
-    v: Any  # (G, chunks, N, d_v)
-    beta: Any  # (G, chunks, N, 1)
-    log_g: Any  # (G, chunks, N, 1): log(a_1 .. a_t)
-    A: Any  # (G, chunks, N, N)
-    P: Any
-    R: Any
-    Z: Any  # (G, chunks, N, d_v + d_k): R diag(b) [V, -diag(g) K]
-    U: Any  # (G, chunks, N, d_v)
-    starts: Any  # (G, chunks, d_k, d_v): M of each chunk
+    q: Array  # (G, chunks, N, d_k)
+    k: Array
+    v: Array  # (G, chunks, N, d_v)
+    beta: Array  # (G, chunks, N, 1)
+    log_g: Array  # (G, chunks, N, 1): log(a_1 .. a_t)
+    A: Array  # (G, chunks, N, N)
+    P: Array
+    R: Array
+    Z: Array  # (G, chunks, N, d_v + d_k): R diag(b) [V, -diag(g) K]
+    U: Array  # (G, chunks, N, d_v)
+    starts: Array  # (G, chunks, d_k, d_v): M of each chunk
     gated: bool
-    y: Like
+    y: ArraySpec
 
 
 class DeltaRuleGrads(NamedTuple):
     """One gradient per input; ``log_decay`` is None where there was none."""
 
-    q: Any
-    k: Any
-    v: Any
-    beta: Any
-    log_decay: Any
+    q: Array
+    k: Array
+    v: Array
+    beta: Array
+    log_decay: Array
 
 
 def delta_rule_forward(
-    q: Any, k: Any, v: Any, beta: Any, log_decay: Any = None, state: Any = None
-) -> tuple[Any, Any, DeltaRuleContext]:
+    q: Array, k: Array, v: Array, beta: Array, log_decay: Array = None, state: Array = None
+) -> tuple[Array, Array, DeltaRuleContext]:
     """Write each value under its key in place of what the key recalled, then read with the query.
 
         S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T        y_t = S_t q_t        a_t = exp(log_decay_t)
@@ -83,14 +85,14 @@ def delta_rule_forward(
     B, T, H, d_v = require_heads(q, k, v)
     d_k = q.shape[-1]
     xp = namespace_of(q, k, v, beta)
-    require_like("beta", beta, Like((B, T, H), q.dtype))
+    require_like("beta", beta, ArraySpec((B, T, H), q.dtype))
     gated = log_decay is not None
     if gated:
-        require_like("log_decay", log_decay, Like((B, T, H), q.dtype))
+        require_like("log_decay", log_decay, ArraySpec((B, T, H), q.dtype))
         if array_kind(log_decay) == "numpy" and log_decay.max() > 0:
             raise ValueError(f"log_decay must be 0 or less, got a maximum of {log_decay.max()}")
     if state is not None:
-        require_like("state", state, Like((B, H, d_k, d_v), q.dtype))
+        require_like("state", state, ArraySpec((B, H, d_k, d_v), q.dtype))
     # 1. chunks; g as a running sum of logarithms
     q, k, v, beta = to_chunks(q), to_chunks(k), to_chunks(v), to_chunks(beta[..., None])
     G, chunks = q.shape[:2]
@@ -98,7 +100,7 @@ def delta_rule_forward(
     g = xp.exp(log_g)
     # 2. within chunks
     k_t = k.swapaxes(-1, -2)
-    A, P, L = _weigh(matmul(k, k_t), matmul(q, k_t), beta, log_g)
+    A, P, L = apply_decay(matmul(k, k_t), matmul(q, k_t), beta, log_g)
     R = unit_lower_inverse(L)
     X = xp.empty((*k.shape[:-1], d_v + d_k), dtype=k.dtype)
     xp.multiply(beta, v, out=X[..., :d_v])
@@ -111,19 +113,19 @@ def delta_rule_forward(
     starts[:, 0] = 0 if state is None else state.reshape(G, d_k, d_v)
     for chunk in range(chunks):
         M = starts[:, chunk]
-        matmul(Z[:, chunk, :, d_v:], M, onto=U[:, chunk])
+        matmul(Z[:, chunk, :, d_v:], M, accumulate_into=U[:, chunk])
         after = M * kept[:, chunk]
-        matmul(late_k[:, chunk].swapaxes(-1, -2), U[:, chunk], onto=after)
+        matmul(late_k[:, chunk].swapaxes(-1, -2), U[:, chunk], accumulate_into=after)
         if chunk + 1 < chunks:
             starts[:, chunk + 1] = after
     # 4. reads
     y = matmul(g * q, starts)
-    matmul(P, U, onto=y)
-    ctx = DeltaRuleContext(q, k, v, beta, log_g, A, P, R, Z, U, starts, gated, Like((B, T, H, d_v), q.dtype))
+    matmul(P, U, accumulate_into=y)
+    ctx = DeltaRuleContext(q, k, v, beta, log_g, A, P, R, Z, U, starts, gated, ArraySpec((B, T, H, d_v), q.dtype))
     return from_chunks(y, T, H), after.reshape(B, H, d_k, d_v), ctx
 
 
-def delta_rule_backward(dy: Any, ctx: DeltaRuleContext) -> DeltaRuleGrads:
+def delta_rule_backward(dy: Array, ctx: DeltaRuleContext) -> DeltaRuleGrads:
     """Gradients of q, k, v, beta and log_decay: the forward's steps, last one first.
 
     In reverse over the chunks, with dM' the gradient of the next chunk's M (0 for the last):
@@ -157,15 +159,15 @@ def delta_rule_backward(dy: Any, ctx: DeltaRuleContext) -> DeltaRuleGrads:
     for chunk in reversed(range(chunks)):
         if chunk + 1 < chunks:
             dafter[:, chunk] = dstarts[:, chunk + 1]
-            matmul(late_k[:, chunk], dafter[:, chunk], onto=dU[:, chunk])
+            matmul(late_k[:, chunk], dafter[:, chunk], accumulate_into=dU[:, chunk])
             dstarts[:, chunk] += kept[:, chunk] * dafter[:, chunk]
-        matmul(Z[:, chunk, :, d_v:].swapaxes(-1, -2), dU[:, chunk], onto=dstarts[:, chunk])
+        matmul(Z[:, chunk, :, d_v:].swapaxes(-1, -2), dU[:, chunk], accumulate_into=dstarts[:, chunk])
     starts_t = starts.swapaxes(-1, -2)
     dP, dgq, dlate_k = matmul(dy, U.swapaxes(-1, -2)), matmul(dy, starts_t), matmul(U, dafter.swapaxes(-1, -2))
     # 2. Z = R X, X = b [V, -g K]
     dZ = xp.zeros_like(Z)
     dZ[..., :d_v] = dU
-    matmul(dU, starts_t, onto=dZ[..., d_v:])
+    matmul(dU, starts_t, accumulate_into=dZ[..., d_v:])
     dX = matmul(R.swapaxes(-1, -2), dZ)
     dL = matmul(dX, Z.swapaxes(-1, -2))
     xp.negative(dL, out=dL)
@@ -174,16 +176,16 @@ def delta_rule_backward(dy: Any, ctx: DeltaRuleContext) -> DeltaRuleGrads:
     dk = beta * dgk
     dlog_g = (dk * k).sum(axis=-1, keepdims=True)
     dbeta = (dbv * v).sum(axis=-1, keepdims=True) + (dgk * k).sum(axis=-1, keepdims=True)
-    # L = b A, A and P weighed
-    dkk, dqk, dbeta_A, dlog_g_AP = _weigh_backward(dL, dP, A, P, beta, log_g)
+    # L = b A, A and P with their decays
+    dkk, dqk, dbeta_A, dlog_g_AP = apply_decay_backward(dL, dP, A, P, beta, log_g)
     dbeta += dbeta_A
     dlog_g += dlog_g_AP
     dq = g * dgq
     dlog_g += (dq * q).sum(axis=-1, keepdims=True)
-    matmul(dqk, k, onto=dq)
-    matmul(dqk.swapaxes(-1, -2), q, onto=dk)
-    matmul(dkk, k, onto=dk)
-    matmul(dkk.swapaxes(-1, -2), k, onto=dk)
+    matmul(dqk, k, accumulate_into=dq)
+    matmul(dqk.swapaxes(-1, -2), q, accumulate_into=dk)
+    matmul(dkk, k, accumulate_into=dk)
+    matmul(dkk.swapaxes(-1, -2), k, accumulate_into=dk)
     # late_k = (g_N / g) K, g_N
     dlate_k *= xp.exp(log_g[..., -1:, :] - log_g)
     dk += dlate_k
@@ -199,20 +201,20 @@ def delta_rule_backward(dy: Any, ctx: DeltaRuleContext) -> DeltaRuleGrads:
     return DeltaRuleGrads(dq, dk, dv, dbeta[..., 0], dlog_decay)
 
 
-def _running_sums(xp: Any, x: Any, *, reverse: bool = False) -> Any:
+def _running_sums(xp: Any, x: Array, *, reverse: bool = False) -> Array:
     """Sums over the tokens of each chunk (G, chunks, N, 1) up to and with each one, or from each one on."""
     N = x.shape[-2]
     ones = xp.tri(N, dtype=x.dtype)
     return matmul(x.reshape(-1, N), ones if reverse else ones.T).reshape(x.shape)
 
 
-def _to_the_end(xp: Any, k: Any, log_g: Any) -> tuple[Any, Any]:
+def _to_the_end(xp: Any, k: Array, log_g: Array) -> tuple[Array, Array]:
     """diag(g_N / g) K, by which a chunk's U reaches the next M, and g_N, (G, chunks, 1, 1)."""
     last = log_g[..., -1:, :]
     return k * xp.exp(last - log_g), xp.exp(last)
 
 
-def _decay(xp: Any, log_g: Any) -> Any:
+def _decay(xp: Any, log_g: Array) -> Array:
     """g_t / g_s for s <= t, else 0, (G, chunks, N, N)."""
     decay = log_g - log_g.swapaxes(-1, -2)
     xp.minimum(decay, 0, out=decay)  # above the diagonal it is not wanted and may overflow
@@ -221,10 +223,19 @@ def _decay(xp: Any, log_g: Any) -> Any:
     return decay
 
 
-def _weigh(kk: Any, qk: Any, beta: Any, log_g: Any) -> tuple[Any, Any, Any]:
-    """A and P from the products k_t . k_s and q_t . k_s, and L = diag(b) A."""
-    if fused := fused_for("delta_weigh", kk):
-        return fused(kk, qk, beta, log_g)
+@accelerated
+def apply_decay(kk: Array, qk: Array, beta: Array, log_g: Array) -> tuple[Array, Array, Array]:
+    """A and P from the products k_t . k_s and q_t . k_s, and L = diag(b) A. OVERWRITES ``kk`` and ``qk``.
+
+        A_ts = kk_ts g_t / g_s (s < t)        P_ts = qk_ts g_t / g_s (s <= t)        L_ts = b_t A_ts
+
+    ``kk``, ``qk``: (..., N, N), C-contiguous; ``beta``, ``log_g``: (..., N, 1). Returns A, P, L of the shape of kk.
+
+    >>> import numpy as np
+    >>> kk, qk, beta, log_g = np.ones((2, 2)), np.ones((2, 2)), np.full((2, 1), 0.5), np.log([[1.0], [0.5]])
+    >>> [m.tolist() for m in apply_decay(kk, qk, beta, log_g)]
+    [[[0.0, 0.0], [0.5, 0.0]], [[1.0, 0.0], [0.5, 1.0]], [[0.0, 0.0], [0.25, 0.0]]]
+    """
     xp = namespace_of(kk)
     decay = _decay(xp, log_g)
     qk *= decay
@@ -233,13 +244,22 @@ def _weigh(kk: Any, qk: Any, beta: Any, log_g: Any) -> tuple[Any, Any, Any]:
     return kk, qk, beta * kk
 
 
-def _weigh_backward(dL: Any, dP: Any, A: Any, P: Any, beta: Any, log_g: Any) -> tuple[Any, Any, Any, Any]:
-    """Gradients of k_t . k_s and q_t . k_s, of beta and of log_g.
+@accelerated
+def apply_decay_backward(
+    dL: Array, dP: Array, A: Array, P: Array, beta: Array, log_g: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Gradients of k_t . k_s and q_t . k_s, of beta and of log_g. May OVERWRITE ``dL`` and ``dP``.
 
-    d log g_t = sum_s F_ts - sum_s F_st, F = dL * L + dP * P, since A and P hold g_t / g_s.
+        d log g_t = sum_s F_ts - sum_s F_st, F = dL * L + dP * P, since A and P hold g_t / g_s
+
+    ``dL``, ``dP``, ``A``, ``P``: (..., N, N), C-contiguous; ``beta``, ``log_g``: (..., N, 1).
+
+    >>> import numpy as np
+    >>> A, P, L = apply_decay(np.ones((2, 2)), np.ones((2, 2)), np.full((2, 1), 0.5), np.zeros((2, 1)))
+    >>> grads = apply_decay_backward(np.ones((2, 2)), np.zeros((2, 2)), A, P, np.full((2, 1), 0.5), np.zeros((2, 1)))
+    >>> [d.ravel().tolist() for d in grads]
+    [[0.0, 0.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 1.0], [-0.5, 0.5]]
     """
-    if fused := fused_for("delta_weigh_backward", dL):
-        return fused(dL, dP, A, P, beta, log_g)
     xp = namespace_of(dL)
     decay = _decay(xp, log_g)
     through_A, through = dL * A, dP * P

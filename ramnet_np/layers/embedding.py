@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from ramnet_np.backend import fused_for
+from ramnet_np.contract import Array
+from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import Like, require_ids, require_like
+from ramnet_np.core.require import ArraySpec, require_ids, require_like
 
 
 class EmbeddingContext(NamedTuple):
     """What ``embedding_backward`` needs."""
 
-    ids: Any  # (...,) which row every token took
+    ids: Array  # (...,) which row every token took
     rows: int  # of the table
-    y: Like
+    y: ArraySpec
 
 
-def embedding_forward(ids: Any, table: Any) -> tuple[Any, EmbeddingContext]:
+def embedding_forward(ids: Array, table: Array) -> tuple[Array, EmbeddingContext]:
     """Look up a row for every id.
 
         y[n] = table[ids[n]]
@@ -34,10 +35,11 @@ def embedding_forward(ids: Any, table: Any) -> tuple[Any, EmbeddingContext]:
     """
     require_ids("ids", ids, table.shape[0])
     y = namespace_of(table).take(table, ids, axis=0)
-    return y, EmbeddingContext(ids, table.shape[0], Like.of(y))
+    return y, EmbeddingContext(ids, table.shape[0], ArraySpec.of(y))
 
 
-def embedding_backward(dy: Any, ctx: EmbeddingContext) -> Any:
+@accelerated
+def embedding_backward(dy: Array, ctx: EmbeddingContext) -> Array:
     """Gradient of the table, (V, D): each row is the sum of ``dy`` over the tokens that took it.
 
         dtable[i] = sum over n with ids[n] = i of dy[n]
@@ -54,8 +56,6 @@ def embedding_backward(dy: Any, ctx: EmbeddingContext) -> Any:
     require_like("dy", dy, ctx.y)
     xp = namespace_of(dy)
     ids, rows = ctx.ids.reshape(-1), dy.reshape(-1, dy.shape[-1])
-    if fused := fused_for("embedding_backward", dy):
-        return fused(rows, ids, ctx.rows)
     order = xp.argsort(ids, kind="stable")
     if xp is np:
         # the product of the (V, N) matrix that has a one where token n took row i, stored by its ones alone

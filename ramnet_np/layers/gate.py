@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.backend import fused_for
-from ramnet_np.core.require import Like, require_like
+from ramnet_np.contract import Array
+from ramnet_np.core.accelerated import accelerated
+from ramnet_np.core.require import ArraySpec, require_like
 from ramnet_np.layers.activation import sigmoid_backward, sigmoid_forward, silu_backward, silu_forward
 
 
 class GateContext(NamedTuple):
     """What ``gate_backward`` needs."""
 
-    a: Any  # the gate before its activation
-    b: Any  # both factors of the product are kept, as each is the other's slope
-    opened: Any  # act(a), and what the activation kept; a fused product computes both again
-    activation: Any
+    a: Array  # the gate before its activation
+    b: Array  # both factors of the product are kept, as each is the other's slope
+    opened: Array  # act(a) ...
+    activation: Any  # ... and what the activation kept
     silu: bool
 
 
-def gate_forward(a: Any, b: Any, *, silu: bool = False) -> tuple[Any, GateContext]:
+@accelerated
+def gate_forward(a: Array, b: Array, *, silu: bool = False) -> tuple[Array, GateContext]:
     """Multiply ``b`` by what ``a`` opens.
 
         y = act(a) * b,    act(a) = sigmoid(a), or a * sigmoid(a) with ``silu``
@@ -31,14 +33,13 @@ def gate_forward(a: Any, b: Any, *, silu: bool = False) -> tuple[Any, GateContex
     >>> gate_forward(np.array([0.0, 100.0]), np.array([3.0, 3.0]))[0].tolist()
     [1.5, 3.0]
     """
-    require_like("b", b, Like.of(a))
-    if fused := fused_for("gate_forward", a):
-        return fused(a, b, silu), GateContext(a, b, None, None, silu)
+    require_like("b", b, ArraySpec.of(a))
     opened, ctx = silu_forward(a) if silu else sigmoid_forward(a)
     return opened * b, GateContext(a, b, opened, ctx, silu)
 
 
-def gate_backward(dy: Any, ctx: GateContext) -> tuple[Any, Any]:
+@accelerated
+def gate_backward(dy: Array, ctx: GateContext) -> tuple[Array, Array]:
     """Gradients of a and b.
 
     da = dy * b * act'(a)        db = dy * act(a)
@@ -49,9 +50,7 @@ def gate_backward(dy: Any, ctx: GateContext) -> tuple[Any, Any]:
     >>> [d.tolist() for d in gate_backward(np.array([1.0]), ctx)]
     [[0.75], [0.5]]
     """
-    require_like("dy", dy, Like.of(ctx.b))
-    if fused := fused_for("gate_backward", dy):
-        return fused(dy, ctx.a, ctx.b, ctx.silu)
+    require_like("dy", dy, ArraySpec.of(ctx.b))
     dopened = dy * ctx.b
     da = silu_backward(dopened, ctx.activation) if ctx.silu else sigmoid_backward(dopened, ctx.activation)
     return da, dy * ctx.opened

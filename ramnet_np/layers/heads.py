@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 
 CHUNK = 64  # most tokens of a chunk: work within it grows with its square, the number of sequential steps with 1 / it
@@ -18,7 +17,7 @@ def chunk_length(tokens: int) -> int:
     return min(CHUNK, 1 << (tokens - 1).bit_length())
 
 
-def heads_first(x: Any) -> Any:
+def heads_first(x: Array) -> Array:
     """(B, T, H, d) as (B*H, T, d), C-contiguous; a view where that is possible.
 
     >>> import numpy as np
@@ -29,7 +28,7 @@ def heads_first(x: Any) -> Any:
     return namespace_of(x).ascontiguousarray(x.swapaxes(1, 2)).reshape(B * H, T, d)
 
 
-def heads_last(y: Any, heads: int) -> Any:
+def heads_last(y: Array, heads: int) -> Array:
     """(B*H, T, d) as (B, T, H, d), C-contiguous: the inverse of :func:`heads_first`.
 
     >>> import numpy as np
@@ -40,7 +39,7 @@ def heads_last(y: Any, heads: int) -> Any:
     return namespace_of(y).ascontiguousarray(y.reshape(BH // heads, heads, T, d).swapaxes(1, 2))
 
 
-def to_chunks(x: Any) -> Any:
+def to_chunks(x: Array) -> Array:
     """(B, T, H, d) as (B*H, chunks, N, d), N of :func:`chunk_length`; zeros where the last chunk has no tokens.
 
     >>> import numpy as np
@@ -57,7 +56,7 @@ def to_chunks(x: Any) -> Any:
     return filled.reshape(B * H, chunks, N, d)
 
 
-def from_chunks(y: Any, tokens: int, heads: int) -> Any:
+def from_chunks(y: Array, tokens: int, heads: int) -> Array:
     """(B*H, chunks, N, d) as (B, T, H, d), C-contiguous, of the first T = ``tokens``: the inverse of :func:`to_chunks`.
 
     >>> import numpy as np

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ramnet_np.backend import fused_for
-from ramnet_np.core.require import Like, require_like, require_width
+from ramnet_np.contract import Array
+from ramnet_np.core.accelerated import accelerated
+from ramnet_np.core.require import ArraySpec, require_like, require_width
 
 
 class LinearContext(NamedTuple):
     """What ``linear_backward`` needs."""
 
-    x: Any  # (..., D): dW is a product with it
-    weight: Any  # (E, D): dx is a product with it
+    x: Array  # (..., D): dW is a product with it
+    weight: Array  # (E, D): dx is a product with it
     has_bias: bool
-    y: Like
+    y: ArraySpec
 
 
 class LinearGrads(NamedTuple):
     """One gradient per input; ``bias`` is None where there was none."""
 
-    x: Any
-    weight: Any
-    bias: Any
+    x: Array
+    weight: Array
+    bias: Array
 
 
-def linear_forward(x: Any, weight: Any, bias: Any = None) -> tuple[Any, LinearContext]:
+def linear_forward(x: Array, weight: Array, bias: Array = None) -> tuple[Array, LinearContext]:
     """Map the last axis of ``x`` linearly.
 
         y = x W^T + b
@@ -41,19 +42,19 @@ def linear_forward(x: Any, weight: Any, bias: Any = None) -> tuple[Any, LinearCo
     outputs, width = weight.shape
     require_width("x", x, width, weight)
     # one product of two matrices, whatever the leading axes are
-    y = _product(x.reshape(-1, width), weight.T)
+    y = matrix_product(x.reshape(-1, width), weight.T)
     if bias is not None:
         y += bias
     y = y.reshape(*x.shape[:-1], outputs)
-    return y, LinearContext(x, weight, bias is not None, Like.of(y))
+    return y, LinearContext(x, weight, bias is not None, ArraySpec.of(y))
 
 
-def linear_backward(dy: Any, ctx: LinearContext, onto: Any = None) -> LinearGrads:
+def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array = None) -> LinearGrads:
     """Gradients of x, W and b.
 
         dx = dy W        dW = dy^T x        db = sum over tokens of dy
 
-    ``onto``: a gradient of x from elsewhere, C-contiguous; dx is added to it in place.
+    ``accumulate_into``: a gradient of x from elsewhere, C-contiguous; dx is added to it in place.
     Cost: two matrix products of the forward's size.
     ValueError unless ``dy`` has the shape and dtype of y.
 
@@ -65,29 +66,37 @@ def linear_backward(dy: Any, ctx: LinearContext, onto: Any = None) -> LinearGrad
     require_like("dy", dy, ctx.y)
     outputs, width = ctx.weight.shape
     rows = dy.reshape(-1, outputs)
+    sums = None if accumulate_into is None else accumulate_into.reshape(-1, width)
     return LinearGrads(
-        x=_product(rows, ctx.weight, None if onto is None else onto.reshape(-1, width)).reshape(ctx.x.shape),
-        weight=_product(rows.T, ctx.x.reshape(-1, width)),
+        x=matrix_product(rows, ctx.weight, sums).reshape(ctx.x.shape),
+        weight=matrix_product(rows.T, ctx.x.reshape(-1, width)),
         bias=sum_over_tokens(rows) if ctx.has_bias else None,
     )
 
 
-def sum_over_tokens(rows: Any) -> Any:
+@accelerated
+def sum_over_tokens(rows: Array) -> Array:
     """The sum of (N, D) over its rows, (D,).
 
     >>> import numpy as np
     >>> sum_over_tokens(np.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
     [4.0, 6.0]
     """
-    fused = fused_for("column_sum", rows)
-    return rows.sum(axis=0) if fused is None else fused(rows)
+    return rows.sum(axis=0)
 
 
-def _product(a: Any, b: Any, onto: Any = None) -> Any:
-    """a b, added to ``onto`` in place where that is given."""
-    if fused := fused_for("matmul", a):
-        return fused(a, b, onto)
-    if onto is None:
+@accelerated
+def matrix_product(a: Array, b: Array, accumulate_into: Array = None) -> Array:
+    """One product: a b, added to ``accumulate_into`` in place where that is given.
+
+    ``a``: (m, k); ``b``: (k, n); ``accumulate_into``: (m, n), C-contiguous. All of one dtype. Returns a b, or
+    ``accumulate_into``. Of stacked matrices: :func:`ramnet_np.layers.matmul.matmul`.
+
+    >>> import numpy as np
+    >>> matrix_product(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]]), accumulate_into=np.ones((1, 1))).tolist()
+    [[12.0]]
+    """
+    if accumulate_into is None:
         return a @ b
-    onto += a @ b
-    return onto
+    accumulate_into += a @ b
+    return accumulate_into

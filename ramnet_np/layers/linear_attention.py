@@ -7,10 +7,11 @@ matrices runs from chunk to chunk. A last channel of ones on the values makes th
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import Like, require_heads, require_like
+from ramnet_np.core.require import ArraySpec, require_heads, require_like
 from ramnet_np.layers.heads import from_chunks, to_chunks
 from ramnet_np.layers.matmul import matmul
 
@@ -20,25 +21,27 @@ EPS = 1e-6  # added to the normaliser, which may underflow
 class LinearAttentionContext(NamedTuple):
     """What ``linear_attention_backward`` needs, in chunks of N tokens. G = B*H."""
 
-    q: Any  # (G, chunks, N, d_k): phi(q)
-    k: Any  # phi(k)
-    v: Any  # (G, chunks, N, d_v + 1): the last channel is 1
-    scores: Any  # (G, chunks, N, N)
-    starts: Any  # (G, chunks, d_k, d_v + 1): the state before each chunk
-    y: Any  # (G, chunks, N, d_v)
-    normaliser: Any  # (G, chunks, N, 1)
-    like: Like
+    q: Array  # (G, chunks, N, d_k): phi(q)
+    k: Array  # phi(k)
+    v: Array  # (G, chunks, N, d_v + 1): the last channel is 1
+    scores: Array  # (G, chunks, N, N)
+    starts: Array  # (G, chunks, d_k, d_v + 1): the state before each chunk
+    y: Array  # (G, chunks, N, d_v)
+    normaliser: Array  # (G, chunks, N, 1)
+    like: ArraySpec
 
 
 class LinearAttentionGrads(NamedTuple):
     """One gradient per input."""
 
-    q: Any
-    k: Any
-    v: Any
+    q: Array
+    k: Array
+    v: Array
 
 
-def linear_attention_forward(q: Any, k: Any, v: Any, state: Any = None) -> tuple[Any, Any, LinearAttentionContext]:
+def linear_attention_forward(
+    q: Array, k: Array, v: Array, state: Array = None
+) -> tuple[Array, Array, LinearAttentionContext]:
     """Every token adds its value under its features, and reads what was added under features like its own.
 
         S_t = S_{t-1} + phi(k_t) v_t^T    z_t = z_{t-1} + phi(k_t)    phi(x) = elu(x) + 1
@@ -61,7 +64,7 @@ def linear_attention_forward(q: Any, k: Any, v: Any, state: Any = None) -> tuple
     d_k = q.shape[-1]
     xp = namespace_of(q, k, v)
     if state is not None:
-        require_like("state", state, Like((B, H, d_k, d_v + 1), q.dtype))
+        require_like("state", state, ArraySpec((B, H, d_k, d_v + 1), q.dtype))
     # 1. features; values with a channel of ones
     ones = xp.ones((B, T, H, d_v + 1), dtype=v.dtype)
     ones[..., :d_v] = v
@@ -77,15 +80,15 @@ def linear_attention_forward(q: Any, k: Any, v: Any, state: Any = None) -> tuple
     for chunk in range(added.shape[1]):
         starts[:, chunk] = running
         running = running + added[:, chunk]
-    matmul(q, starts, onto=sums)
+    matmul(q, starts, accumulate_into=sums)
     # 4. divide
     normaliser = sums[..., d_v:] + EPS
     y = sums[..., :d_v] / normaliser
-    ctx = LinearAttentionContext(q, k, v, scores, starts, y, normaliser, Like((B, T, H, d_v), q.dtype))
+    ctx = LinearAttentionContext(q, k, v, scores, starts, y, normaliser, ArraySpec((B, T, H, d_v), q.dtype))
     return from_chunks(y, T, H), running.reshape(B, H, d_k, d_v + 1), ctx
 
 
-def linear_attention_backward(dy: Any, ctx: LinearAttentionContext) -> LinearAttentionGrads:
+def linear_attention_backward(dy: Array, ctx: LinearAttentionContext) -> LinearAttentionGrads:
     """Gradients of q, k and v. With n_t the normaliser, and [v, 1] the value with its channel of ones:
 
         dm_t = [dy_t, -dy_t . y_t] / n_t              of the sums m_t = [S_t, z_t]^T phi(q_t)
@@ -121,16 +124,16 @@ def linear_attention_backward(dy: Any, ctx: LinearAttentionContext) -> LinearAtt
     # 2. sums = tril(q k^T) v
     dscores = matmul(dsums, v.swapaxes(-1, -2))
     dscores *= xp.tri(dscores.shape[-1], dtype=dscores.dtype)
-    matmul(dscores, k, onto=dq)
-    matmul(dscores.swapaxes(-1, -2), q, onto=dk)
-    matmul(ctx.scores.swapaxes(-1, -2), dsums, onto=dv)
+    matmul(dscores, k, accumulate_into=dq)
+    matmul(dscores.swapaxes(-1, -2), q, accumulate_into=dk)
+    matmul(ctx.scores.swapaxes(-1, -2), dsums, accumulate_into=dv)
     # 1. features: phi' = 1 above 0, exp(x) = phi below, the smaller of the two on either side
     dq *= xp.minimum(q, 1)
     dk *= xp.minimum(k, 1)
     return LinearAttentionGrads(*(from_chunks(d, T, H) for d in (dq, dk, dv[..., :d_v])))
 
 
-def elu_plus_one(x: Any) -> Any:
+def elu_plus_one(x: Array) -> Array:
     """The feature map: x + 1 above 0, exp(x) below; never negative.
 
     >>> import numpy as np

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ramnet_np.contract import Array
 from ramnet_np.layers.activation import ACTIVATIONS, Activation
 from ramnet_np.layers.gate import GateContext, gate_backward, gate_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
@@ -21,10 +22,10 @@ class SwiGLUContext(NamedTuple):
 class SwiGLUGrads(NamedTuple):
     """One gradient per input."""
 
-    x: Any
-    gate: Any
-    up: Any
-    down: Any
+    x: Array
+    gate: Array
+    up: Array
+    down: Array
 
 
 class MLPContext(NamedTuple):
@@ -39,14 +40,14 @@ class MLPContext(NamedTuple):
 class MLPGrads(NamedTuple):
     """One gradient per input; a bias that was None has None."""
 
-    x: Any
-    up: Any
-    down: Any
-    up_bias: Any
-    down_bias: Any
+    x: Array
+    up: Array
+    down: Array
+    up_bias: Array
+    down_bias: Array
 
 
-def swiglu_forward(x: Any, gate: Any, up: Any, down: Any) -> tuple[Any, SwiGLUContext]:
+def swiglu_forward(x: Array, gate: Array, up: Array, down: Array) -> tuple[Array, SwiGLUContext]:
     """The gated network, without biases.
 
         y = (silu(x G^T) * x U^T) D^T
@@ -67,7 +68,7 @@ def swiglu_forward(x: Any, gate: Any, up: Any, down: Any) -> tuple[Any, SwiGLUCo
     return y, SwiGLUContext(gate_ctx, up_ctx, down_ctx, product_ctx)
 
 
-def swiglu_backward(dy: Any, ctx: SwiGLUContext) -> SwiGLUGrads:
+def swiglu_backward(dy: Array, ctx: SwiGLUContext) -> SwiGLUGrads:
     """Gradients of x and the three matrices; twice the forward's cost.
 
     ValueError unless ``dy`` has the shape and dtype of y.
@@ -80,13 +81,13 @@ def swiglu_backward(dy: Any, ctx: SwiGLUContext) -> SwiGLUGrads:
     dh, ddown, _ = linear_backward(dy, ctx.down)
     dg, draised = gate_backward(dh, ctx.product)
     dx, dup, _ = linear_backward(draised, ctx.up)
-    dx, dgate, _ = linear_backward(dg, ctx.gate, onto=dx)
+    dx, dgate, _ = linear_backward(dg, ctx.gate, accumulate_into=dx)
     return SwiGLUGrads(dx, dgate, dup, ddown)
 
 
 def mlp_forward(
-    x: Any, up: Any, down: Any, activation: str = "gelu", up_bias: Any = None, down_bias: Any = None
-) -> tuple[Any, MLPContext]:
+    x: Array, up: Array, down: Array, activation: str = "gelu", up_bias: Array = None, down_bias: Array = None
+) -> tuple[Array, MLPContext]:
     """The plain network.
 
         y = act(x U^T + b) D^T + c
@@ -108,7 +109,7 @@ def mlp_forward(
     return y, MLPContext(up_ctx, down_ctx, act, act_ctx)
 
 
-def mlp_backward(dy: Any, ctx: MLPContext) -> MLPGrads:
+def mlp_backward(dy: Array, ctx: MLPContext) -> MLPGrads:
     """Gradients of x, the matrices and the biases; twice the forward's cost.
 
     ValueError unless ``dy`` has the shape and dtype of y.

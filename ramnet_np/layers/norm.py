@@ -8,44 +8,46 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ramnet_np.backend import fused_for
+from ramnet_np.contract import Array
+from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import Like, require_like, require_width
+from ramnet_np.core.require import ArraySpec, require_like, require_width
 
 
 class RMSNormContext(NamedTuple):
     """What ``rmsnorm_backward`` needs."""
 
-    x: Any  # (..., D)
-    weight: Any  # (D,)
-    rstd: Any  # (N, 1), one per token: a sum over channels is dearer than keeping it
+    x: Array  # (..., D)
+    weight: Array  # (D,)
+    rstd: Array  # (N, 1), one per token: keeping it costs less than another sum over channels
 
 
 class RMSNormGrads(NamedTuple):
     """One gradient per input."""
 
-    x: Any
-    weight: Any
+    x: Array
+    weight: Array
 
 
 class LayerNormContext(NamedTuple):
     """What ``layernorm_backward`` needs."""
 
-    x: Any  # (..., D)
-    weight: Any  # (D,)
-    mean: Any  # (N, 1), one per token
-    rstd: Any  # (N, 1)
+    x: Array  # (..., D)
+    weight: Array  # (D,)
+    mean: Array  # (N, 1), one per token
+    rstd: Array  # (N, 1)
 
 
 class LayerNormGrads(NamedTuple):
     """One gradient per input."""
 
-    x: Any
-    weight: Any
-    bias: Any
+    x: Array
+    weight: Array
+    bias: Array
 
 
-def rmsnorm_forward(x: Any, weight: Any, eps: float = 1e-6) -> tuple[Any, RMSNormContext]:
+@accelerated
+def rmsnorm_forward(x: Array, weight: Array, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     """Divide each token by the root of its mean square.
 
         y = weight * x * rstd,    rstd = 1 / sqrt(mean(x**2) + eps)
@@ -61,9 +63,6 @@ def rmsnorm_forward(x: Any, weight: Any, eps: float = 1e-6) -> tuple[Any, RMSNor
     xp = namespace_of(x)
     require_width("x", x, weight.shape[0], weight)
     rows = x.reshape(-1, x.shape[-1])
-    if fused := fused_for("rmsnorm_forward", x):
-        y, rstd = fused(rows, weight, eps)
-        return y.reshape(x.shape), RMSNormContext(x, weight, rstd)
     # 1. rstd
     rstd = _rstd(xp, rows, eps)
     # 2. y
@@ -72,7 +71,8 @@ def rmsnorm_forward(x: Any, weight: Any, eps: float = 1e-6) -> tuple[Any, RMSNor
     return y.reshape(x.shape), RMSNormContext(x, weight, rstd)
 
 
-def rmsnorm_backward(dy: Any, ctx: RMSNormContext) -> RMSNormGrads:
+@accelerated
+def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     """Gradients of x and weight. With n = x * rstd, the normalised x, and dn = dy * weight:
 
     dx = rstd * (dn - n * mean(dn * n))        dweight = sum over tokens of dy * n
@@ -84,13 +84,10 @@ def rmsnorm_backward(dy: Any, ctx: RMSNormContext) -> RMSNormGrads:
     >>> dx.round(12).tolist(), dweight.round(3).tolist()
     ([[0.0, 0.0]], [2.546, 4.525])
     """
-    require_like("dy", dy, Like.of(ctx.x))
+    require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]
     rows = dy.reshape(-1, width)
-    if fused := fused_for("rmsnorm_backward", dy):
-        dx, dweight = fused(rows, ctx.x.reshape(-1, width), ctx.weight, ctx.rstd)
-        return RMSNormGrads(dx.reshape(dy.shape), dweight)
     # 2. y = n * weight
     n = ctx.x.reshape(-1, width) * ctx.rstd
     dweight = xp.einsum("nd,nd->d", rows, n)
@@ -102,7 +99,7 @@ def rmsnorm_backward(dy: Any, ctx: RMSNormContext) -> RMSNormGrads:
     return RMSNormGrads(dx.reshape(dy.shape), dweight)
 
 
-def l2norm_forward(x: Any, eps: float = 1e-6) -> tuple[Any, RMSNormContext]:
+def l2norm_forward(x: Array, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     """Bring each row to length 1.
 
         y = x / sqrt(sum(x**2) + eps)
@@ -118,7 +115,7 @@ def l2norm_forward(x: Any, eps: float = 1e-6) -> tuple[Any, RMSNormContext]:
     return rmsnorm_forward(x, namespace_of(x).full(width, width**-0.5, dtype=x.dtype), eps / width)
 
 
-def l2norm_backward(dy: Any, ctx: RMSNormContext) -> Any:
+def l2norm_backward(dy: Array, ctx: RMSNormContext) -> Array:
     """Gradient of x: (dy - y (y . dy)) / sqrt(sum(x**2) + eps), the part of dy across y.
 
     ValueError unless ``dy`` has the shape and dtype of y.
@@ -131,7 +128,8 @@ def l2norm_backward(dy: Any, ctx: RMSNormContext) -> Any:
     return rmsnorm_backward(dy, ctx).x
 
 
-def layernorm_forward(x: Any, weight: Any, bias: Any, eps: float = 1e-6) -> tuple[Any, LayerNormContext]:
+@accelerated
+def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float = 1e-6) -> tuple[Array, LayerNormContext]:
     """Shift each token to mean 0 and scale it to variance 1.
 
         y = weight * (x - mean(x)) * rstd + bias,    rstd = 1 / sqrt(var(x) + eps)
@@ -147,9 +145,6 @@ def layernorm_forward(x: Any, weight: Any, bias: Any, eps: float = 1e-6) -> tupl
     xp = namespace_of(x)
     require_width("x", x, weight.shape[0], weight)
     rows = x.reshape(-1, x.shape[-1])
-    if fused := fused_for("layernorm_forward", x):
-        y, mean, rstd = fused(rows, weight, bias, eps)
-        return y.reshape(x.shape), LayerNormContext(x, weight, mean, rstd)
     # 1. mean, 2. rstd of what is left
     mean = rows.mean(axis=-1, keepdims=True)
     y = rows - mean
@@ -161,7 +156,8 @@ def layernorm_forward(x: Any, weight: Any, bias: Any, eps: float = 1e-6) -> tupl
     return y.reshape(x.shape), LayerNormContext(x, weight, mean, rstd)
 
 
-def layernorm_backward(dy: Any, ctx: LayerNormContext) -> LayerNormGrads:
+@accelerated
+def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
     """Gradients of x, weight and bias. With n = (x - mean) * rstd and dn = dy * weight:
 
     dx = rstd * (dn - mean(dn) - n * mean(dn * n))    dweight = sum of dy * n    dbias = sum of dy
@@ -172,13 +168,10 @@ def layernorm_backward(dy: Any, ctx: LayerNormContext) -> LayerNormGrads:
     >>> [d.tolist() for d in layernorm_backward(np.array([[1.0, 1.0]]), ctx)]  # a shift changes nothing
     [[[0.0, 0.0]], [-1.0, 1.0], [1.0, 1.0]]
     """
-    require_like("dy", dy, Like.of(ctx.x))
+    require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]
     rows = dy.reshape(-1, width)
-    if fused := fused_for("layernorm_backward", dy):
-        dx, dweight, dbias = fused(rows, ctx.x.reshape(-1, width), ctx.weight, ctx.mean, ctx.rstd)
-        return LayerNormGrads(dx.reshape(dy.shape), dweight, dbias)
     # 3. y = n * weight + bias
     n = ctx.x.reshape(-1, width) - ctx.mean
     n *= ctx.rstd
@@ -192,7 +185,7 @@ def layernorm_backward(dy: Any, ctx: LayerNormContext) -> LayerNormGrads:
     return LayerNormGrads(dx.reshape(dy.shape), dweight, rows.sum(axis=0))
 
 
-def _rstd(xp: Any, rows: Any, eps: float) -> Any:
+def _rstd(xp: Any, rows: Array, eps: float) -> Array:
     """1 / sqrt(mean square + eps) of every row, (N, 1), without an array of squares."""
     mean_square = xp.einsum("nd,nd->n", rows, rows)[:, None] / rows.shape[-1]
     return 1 / xp.sqrt(mean_square + eps)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ramnet_np.backend import fused_for
+from ramnet_np.contract import Array
+from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.checks import check_positions
-from ramnet_np.core.require import Like, require_like
+from ramnet_np.core.require import ArraySpec, require_like
 
 BASE = 10_000.0
 
@@ -15,14 +16,14 @@ BASE = 10_000.0
 class RotaryContext(NamedTuple):
     """What ``rotary_backward`` needs."""
 
-    cos: Any  # (T, 1, d/2), or (B, T, 1, d/2)
-    sin: Any
-    y: Like
+    cos: Array  # (T, 1, d/2), or (B, T, 1, d/2)
+    sin: Array
+    y: ArraySpec
 
 
 def rotary_forward(
-    x: Any, positions: Any = None, base: float = BASE, *, angles: RotaryContext | None = None
-) -> tuple[Any, RotaryContext]:
+    x: Array, positions: Array = None, base: float = BASE, *, angles: RotaryContext | None = None
+) -> tuple[Array, RotaryContext]:
     """Turn the i-th pair of channels of the token at position t by the angle t * base**(-2i/d).
 
         (y[i], y[i + d/2]) = (x[i] cos - x[i + d/2] sin,  x[i] sin + x[i + d/2] cos),    i = 0 .. d/2 - 1
@@ -44,18 +45,18 @@ def rotary_forward(
         raise ValueError(f"x must have shape (B, T, H, d) with an even d, got {getattr(x, 'shape', type(x).__name__)}")
     if angles is not None:
         require_like("x", x, angles.y)
-        return _turned(xp, x, angles.cos, angles.sin), angles
+        return rotate(x, angles.cos, angles.sin), angles
     B, T, _, d = x.shape
     positions = xp.arange(T) if positions is None else check_positions(positions, (B, T), x)
     # 1. angles, in float64: a position times a frequency can be large
     frequency = base ** (xp.arange(0, d, 2, dtype=xp.float64) / -d)
     angle = positions[..., None, None] * frequency
-    ctx = RotaryContext(xp.cos(angle).astype(x.dtype), xp.sin(angle).astype(x.dtype), Like.of(x))
+    ctx = RotaryContext(xp.cos(angle).astype(x.dtype), xp.sin(angle).astype(x.dtype), ArraySpec.of(x))
     # 2. turn
-    return _turned(xp, x, ctx.cos, ctx.sin), ctx
+    return rotate(x, ctx.cos, ctx.sin), ctx
 
 
-def rotary_backward(dy: Any, ctx: RotaryContext) -> Any:
+def rotary_backward(dy: Array, ctx: RotaryContext) -> Array:
     """Gradient of x: dy turned back, as the transpose of a rotation is its inverse.
 
         (dx[i], dx[i + d/2]) = (dy[i] cos + dy[i + d/2] sin,  -dy[i] sin + dy[i + d/2] cos)
@@ -68,13 +69,21 @@ def rotary_backward(dy: Any, ctx: RotaryContext) -> Any:
     True
     """
     require_like("dy", dy, ctx.y)
-    xp = namespace_of(dy)
-    return _turned(xp, dy, ctx.cos, -ctx.sin)
+    return rotate(dy, ctx.cos, -ctx.sin)
 
 
-def _turned(xp: Any, x: Any, cos: Any, sin: Any) -> Any:
-    if fused := fused_for("rotate", x):
-        return fused(x, cos, sin)
+@accelerated
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Turn the pairs of channels of ``x`` (B, T, H, d) by the angles of ``cos`` and ``sin``.
+
+        (y[i], y[i + d/2]) = (x[i] cos - x[i + d/2] sin,  x[i] sin + x[i + d/2] cos)
+
+    ``cos``, ``sin``: (T, 1, d/2) or (B, T, 1, d/2). Returns y of x's shape.
+
+    >>> import numpy as np
+    >>> rotate(np.array([1.0, 0.0]).reshape(1, 1, 1, 2), np.zeros((1, 1, 1)), np.ones((1, 1, 1))).ravel().tolist()
+    [0.0, 1.0]
+    """
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
-    return xp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return namespace_of(x).concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ramnet_np.backend import fused_for
+from ramnet_np.contract import Array
+from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import Like, require_like, require_width
+from ramnet_np.core.require import ArraySpec, require_like, require_width
 
 
 class ShortConvContext(NamedTuple):
     """What ``short_conv_backward`` needs."""
 
-    x: Any  # (B, S + T, D): the S tokens before these first
-    weight: Any  # (D, width)
-    y: Like
+    x: Array  # (B, S + T, D): the S tokens before these first
+    weight: Array  # (D, width)
+    y: ArraySpec
 
 
 class ShortConvGrads(NamedTuple):
     """One gradient per input."""
 
-    x: Any
-    weight: Any
+    x: Array
+    weight: Array
 
 
-def short_conv_forward(x: Any, weight: Any, before: Any = None) -> tuple[Any, ShortConvContext]:
+@accelerated
+def short_conv_forward(x: Array, weight: Array, before: Array = None) -> tuple[Array, ShortConvContext]:
     """Sum the last tokens of each channel, the newest under the last weight.
 
         y[t, c] = sum_i weight[c, width-1-i] * x[t-i, c],    i = 0 .. width - 1
@@ -39,30 +41,20 @@ def short_conv_forward(x: Any, weight: Any, before: Any = None) -> tuple[Any, Sh
     >>> short_conv_forward(x, np.array([[10.0, 1.0]]))[0].ravel().tolist()  # the token, and ten times the last one
     [1.0, 12.0, 23.0]
     """
-    if weight.ndim != 2 or weight.shape[1] == 0:
-        raise ValueError(f"weight must have shape (D, width), width at least 1, got {weight.shape}")
-    require_width("x", x, weight.shape[0], weight)
-    if x.ndim != 3:
-        raise ValueError(f"x must have shape (B, T, D), got {x.shape}")
+    require_short_conv(x, weight, before)
     if before is not None:
-        require_like("before", before, Like((x.shape[0], before.shape[1], x.shape[2]), x.dtype))
-        if before.shape[1] >= weight.shape[1]:
-            raise ValueError(
-                f"before must hold at most {weight.shape[1] - 1} tokens, as the weight reaches, got {before.shape[1]}"
-            )
         x = namespace_of(x).concatenate([before, x], axis=1)
-    tokens = x.shape[1] - (0 if before is None else before.shape[1])
-    if fused := fused_for("short_conv_forward", x):
-        y = fused(x, weight)
-    else:
-        y = x * weight[:, -1]
-        for i in range(1, min(weight.shape[1], x.shape[1])):
-            y[:, i:] += x[:, :-i] * weight[:, -1 - i]
-    y = y[:, x.shape[1] - tokens :]
-    return y, ShortConvContext(x, weight, Like.of(y))
+    # every token under the last weight, and those i places earlier under the one i before it
+    y = x * weight[:, -1]
+    for i in range(1, min(weight.shape[1], x.shape[1])):
+        y[:, i:] += x[:, :-i] * weight[:, -1 - i]
+    if before is not None:
+        y = y[:, before.shape[1] :]
+    return y, ShortConvContext(x, weight, ArraySpec.of(y))
 
 
-def short_conv_backward(dy: Any, ctx: ShortConvContext) -> ShortConvGrads:
+@accelerated
+def short_conv_backward(dy: Array, ctx: ShortConvContext) -> ShortConvGrads:
     """Gradients of x and weight.
 
         dx[t, c] = sum_i weight[c, width-1-i] * dy[t+i, c]
@@ -79,8 +71,6 @@ def short_conv_backward(dy: Any, ctx: ShortConvContext) -> ShortConvGrads:
     xp = namespace_of(dy)
     x, weight = ctx.x, ctx.weight
     before = x.shape[1] - dy.shape[1]
-    if fused := fused_for("short_conv_backward", dy):
-        return ShortConvGrads(*fused(dy, x, weight))
     dx = dy * weight[:, -1]
     dweight = xp.zeros_like(weight)
     for i in range(weight.shape[1]):
@@ -91,3 +81,26 @@ def short_conv_backward(dy: Any, ctx: ShortConvContext) -> ShortConvGrads:
             reached = x[:, before + late - i : x.shape[1] - i]
             dweight[:, -1 - i] = xp.einsum("btd,btd->d", dy[:, late:], reached)
     return ShortConvGrads(dx, dweight)
+
+
+def require_short_conv(x: Array, weight: Array, before: Array) -> None:
+    """ValueError or TypeError unless ``x`` (B, T, D), ``weight`` (D, width) and ``before`` (B, S, D) or None fit.
+
+    >>> import numpy as np
+    >>> require_short_conv(np.zeros((1, 3, 2)), np.zeros((2, 4)), np.zeros((1, 4, 2)))
+    Traceback (most recent call last):
+        ...
+    ValueError: before must hold at most 3 tokens, as the weight reaches, got 4
+    """
+    if weight.ndim != 2 or weight.shape[1] == 0:
+        raise ValueError(f"weight must have shape (D, width), width at least 1, got {weight.shape}")
+    require_width("x", x, weight.shape[0], weight)
+    if x.ndim != 3:
+        raise ValueError(f"x must have shape (B, T, D), got {x.shape}")
+    if before is None:
+        return
+    require_like("before", before, ArraySpec((x.shape[0], before.shape[1], x.shape[2]), x.dtype))
+    if before.shape[1] >= weight.shape[1]:
+        raise ValueError(
+            f"before must hold at most {weight.shape[1] - 1} tokens, as the weight reaches, got {before.shape[1]}"
+        )

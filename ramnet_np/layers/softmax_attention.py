@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ramnet_np.backend import fused_for
+from ramnet_np.contract import Array
+from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import Like, require_heads, require_like
+from ramnet_np.core.require import ArraySpec, require_heads, require_like
 from ramnet_np.layers.heads import heads_first, heads_last
 from ramnet_np.layers.matmul import matmul
 
@@ -23,21 +24,21 @@ FEWEST_QUERIES = 64  # with a window shorter than this, a block of its length wo
 class SoftmaxAttentionContext(NamedTuple):
     """What ``softmax_attention_backward`` needs. G = B*H."""
 
-    q: Any  # (G, T, d_k)
-    k: Any  # (G, S + T, d_k): S earlier keys first
-    v: Any  # (G, S + T, d_v)
-    log_sums: tuple[Any, ...]  # (G, Q, 1) of each block
+    q: Array  # (G, T, d_k)
+    k: Array  # (G, S + T, d_k): S earlier keys first
+    v: Array  # (G, S + T, d_v)
+    log_sums: tuple[Array, ...]  # (G, Q, 1) of each block
     window: int | None
     heads: int
-    y: Like
+    y: ArraySpec
 
 
 class SoftmaxAttentionGrads(NamedTuple):
     """One gradient per input."""
 
-    q: Any
-    k: Any
-    v: Any
+    q: Array
+    k: Array
+    v: Array
 
 
 class _Block(NamedTuple):
@@ -47,8 +48,8 @@ class _Block(NamedTuple):
 
 
 def softmax_attention_forward(
-    q: Any, k: Any, v: Any, window: int | None = None, past: tuple[Any, Any] | None = None
-) -> tuple[Any, SoftmaxAttentionContext]:
+    q: Array, k: Array, v: Array, window: int | None = None, past: tuple[Array, Array] | None = None
+) -> tuple[Array, SoftmaxAttentionContext]:
     """Every token takes the mean of what it sees, weighted by how well its query meets their keys.
 
         y_t = sum_s p_ts v_s,    p_ts = exp(q_t . k_s / sqrt(d_k) - c_t) for s <= t,    c_t such that sum_s p_ts = 1
@@ -82,13 +83,13 @@ def softmax_attention_forward(
     log_sums = []
     for block in _blocks(T, k.shape[1], window):
         weights = _scores(q, k, block)
-        log_sums.append(_softmax_in_place(weights, block, window, q.shape[-1] ** -0.5))
-        matmul(weights, v[:, block.keys], onto=y[:, block.queries])
+        log_sums.append(softmax_rows(weights, block.diagonal, window, q.shape[-1] ** -0.5))
+        matmul(weights, v[:, block.keys], accumulate_into=y[:, block.queries])
     y = heads_last(y, H)
-    return y, SoftmaxAttentionContext(q, k, v, tuple(log_sums), window, H, Like.of(y))
+    return y, SoftmaxAttentionContext(q, k, v, tuple(log_sums), window, H, ArraySpec.of(y))
 
 
-def softmax_attention_backward(dy: Any, ctx: SoftmaxAttentionContext) -> SoftmaxAttentionGrads:
+def softmax_attention_backward(dy: Array, ctx: SoftmaxAttentionContext) -> SoftmaxAttentionGrads:
     """Gradients of q, k and v, for the tokens that were given as such.
 
         dp_ts = dy_t . v_s        ds_ts = p_ts (dp_ts - sum_r p_tr dp_tr)
@@ -114,11 +115,11 @@ def softmax_attention_backward(dy: Any, ctx: SoftmaxAttentionContext) -> Softmax
         weights = _scores(ctx.q, ctx.k, block)
         dscores = matmul(dy[:, block.queries], ctx.v[:, block.keys].swapaxes(1, 2))
         # 2. through the softmax: ``weights`` gets p, ``dscores`` ds / sqrt(d_k)
-        _softmax_backward_in_place(weights, dscores, log_sum, block, ctx.window, scale)
+        softmax_rows_backward(weights, dscores, log_sum, block.diagonal, ctx.window, scale)
         # 3. the three products
-        matmul(weights.swapaxes(1, 2), dy[:, block.queries], onto=dv[:, block.keys])
-        matmul(dscores, ctx.k[:, block.keys], onto=dq[:, block.queries])
-        matmul(dscores.swapaxes(1, 2), ctx.q[:, block.queries], onto=dk[:, block.keys])
+        matmul(weights.swapaxes(1, 2), dy[:, block.queries], accumulate_into=dv[:, block.keys])
+        matmul(dscores, ctx.k[:, block.keys], accumulate_into=dq[:, block.queries])
+        matmul(dscores.swapaxes(1, 2), ctx.q[:, block.queries], accumulate_into=dk[:, block.keys])
     past = keys - T
     return SoftmaxAttentionGrads(*(heads_last(d, ctx.heads) for d in (dq, dk[:, past:], dv[:, past:])))
 
@@ -133,18 +134,26 @@ def _blocks(tokens: int, keys: int, window: int | None) -> Iterator[_Block]:
         yield _Block(slice(first, end), slice(first_key, past + end), past + first - first_key)
 
 
-def _scores(q: Any, k: Any, block: _Block) -> Any:
+def _scores(q: Array, k: Array, block: _Block) -> Array:
     """q_t . k_s of a block, (G, Q, J), also of the pairs that are not seen."""
     return matmul(q[:, block.queries], k[:, block.keys].swapaxes(1, 2))
 
 
-def _softmax_in_place(scores: Any, block: _Block, window: int | None, scale: float) -> Any:
-    """Scores become weights, 0 where a query does not see; returns log sum exp of every row, (G, Q, 1)."""
-    if fused := fused_for("softmax_rows", scores):
-        return fused(scores, block.diagonal, window, scale)
+@accelerated
+def softmax_rows(scores: Array, diagonal: int, window: int | None, scale: float) -> Array:
+    """Turn a block's scores into weights, IN PLACE: exp(scale s_ij) over its sum over the keys that a query sees.
+
+    ``scores``: (G, Q, J), C-contiguous; query i stands at key i + ``diagonal`` and sees ``window`` keys up to it (None:
+    all up to it); a weight is 0 where it does not see. Returns the logarithm of every row's sum, (G, Q, 1).
+
+    >>> import numpy as np
+    >>> scores = np.zeros((1, 2, 2))
+    >>> softmax_rows(scores, 0, None, 1.0).ravel().round(3).tolist(), scores.tolist()
+    ([0.0, 0.693], [[[1.0, 0.0], [0.5, 0.5]]])
+    """
     xp = namespace_of(scores)
     scores *= scale
-    scores += _hidden(xp, scores, block.diagonal, window)
+    scores += _hidden(xp, scores, diagonal, window)
     largest = scores.max(axis=-1, keepdims=True)
     scores -= largest
     xp.exp(scores, out=scores)
@@ -153,24 +162,33 @@ def _softmax_in_place(scores: Any, block: _Block, window: int | None, scale: flo
     return largest + xp.log(total)
 
 
-def _softmax_backward_in_place(
-    scores: Any, dweights: Any, log_sum: Any, block: _Block, window: int | None, scale: float
+@accelerated
+def softmax_rows_backward(
+    scores: Array, dweights: Array, log_sums: Array, diagonal: int, window: int | None, scale: float
 ) -> None:
-    """Scores become weights again, and ``dweights`` the gradient of the scores."""
-    if fused := fused_for("softmax_rows_backward", scores):
-        fused(scores, dweights, log_sum, block.diagonal, window, scale)
-        return
+    """Turn a block's scores into weights again, and ``dweights`` into the gradient of the scores, both IN PLACE.
+
+        ds_ij = p_ij (dp_ij - sum_r p_ir dp_ir) scale
+
+    ``scores``, ``dweights``: (G, Q, J), C-contiguous; ``log_sums``: (G, Q, 1), as :func:`softmax_rows` returned them.
+
+    >>> import numpy as np
+    >>> scores, dweights = np.zeros((1, 1, 2)), np.array([[[1.0, 3.0]]])
+    >>> softmax_rows_backward(scores, dweights, np.log([[[2.0]]]), 1, None, 1.0)
+    >>> scores.ravel().tolist(), dweights.ravel().tolist()
+    ([0.5, 0.5], [-0.5, 0.5])
+    """
     xp = namespace_of(scores)
     scores *= scale
-    scores += _hidden(xp, scores, block.diagonal, window)
-    scores -= log_sum
+    scores += _hidden(xp, scores, diagonal, window)
+    scores -= log_sums
     xp.exp(scores, out=scores)
     dweights -= (scores * dweights).sum(axis=-1, keepdims=True)
     dweights *= scores
     dweights *= scale
 
 
-def _hidden(xp: Any, scores: Any, diagonal: int, window: int | None) -> Any:
+def _hidden(xp: Any, scores: Array, diagonal: int, window: int | None) -> Array:
     """(Q, J): 0 where query i sees key j, that is i + diagonal - W < j <= i + diagonal; elsewhere minus infinity."""
     queries, keys = scores.shape[-2:]
     ago = xp.arange(queries)[:, None] + diagonal - xp.arange(keys)
@@ -178,7 +196,7 @@ def _hidden(xp: Any, scores: Any, diagonal: int, window: int | None) -> Any:
     return xp.where(seen, 0.0, -xp.inf).astype(scores.dtype)
 
 
-def _require_past(past: tuple[Any, Any], k: Any, v: Any) -> None:
+def _require_past(past: tuple[Array, Array], k: Array, v: Array) -> None:
     S = past[0].shape[1]
     for name, before, now in zip(("keys", "values"), past, (k, v), strict=True):
-        require_like(f"past {name}", before, Like((now.shape[0], S, *now.shape[2:]), now.dtype))
+        require_like(f"past {name}", before, ArraySpec((now.shape[0], S, *now.shape[2:]), now.dtype))

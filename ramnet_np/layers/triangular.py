@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ramnet_np.backend import fused_for
+from ramnet_np.contract import Array
+from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.layers.matmul import matmul
 
 
-def unit_lower_inverse(below: Any) -> Any:
+@accelerated
+def unit_lower_inverse(below: Array) -> Array:
     """(I + L)^-1 of every L, of which only what lies below the diagonal is read.
 
         [ A  0 ]^-1   [    A^-1        0   ]
@@ -24,11 +24,7 @@ def unit_lower_inverse(below: Any) -> Any:
     >>> unit_lower_inverse(np.array([[0.0, 0.0], [3.0, 0.0]])).tolist()
     [[1.0, 0.0], [-3.0, 1.0]]
     """
-    N = below.shape[-1]
-    if below.ndim < 2 or below.shape[-2] != N or N & (N - 1):
-        raise ValueError(f"below must have shape (..., N, N), N a power of two, got {below.shape}")
-    if fused := fused_for("unit_lower_inverse", below):
-        return fused(below)
+    N = require_power_of_two(below)
     xp = namespace_of(below)
     flat = below.reshape(-1, N, N)
     inverse = xp.ones((len(flat), N, 1, 1), dtype=below.dtype)  # of the blocks on the diagonal
@@ -45,3 +41,16 @@ def unit_lower_inverse(below: Any) -> Any:
         size *= 2
         inverse = joined.reshape(len(flat), len(pairs), size, size)
     return inverse.reshape(below.shape)
+
+
+def require_power_of_two(below: Array) -> int:
+    """N of matrices (..., N, N); ValueError unless it is a power of two.
+
+    >>> import numpy as np
+    >>> require_power_of_two(np.zeros((3, 4, 4)))
+    4
+    """
+    N: int = below.shape[-1] if below.ndim else 0
+    if below.ndim < 2 or below.shape[-2] != N or N & (N - 1):
+        raise ValueError(f"below must have shape (..., N, N), N a power of two, got {below.shape}")
+    return N

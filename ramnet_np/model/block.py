@@ -1,6 +1,6 @@
-"""A block: pre-norm RAM layer, pre-norm feed-forward network, each added to the stream it reads.
+"""A block: a layer and a feed-forward network, each behind a norm and added to the stream it reads.
 
-h   = x + layer(conv(norm(x)))       conv with ``short_conv`` alone; layer: of RAM, or another ``mixer``
+h   = x + layer(conv(norm(x)))       conv with ``short_conv`` alone; layer: that of the configuration's mixer
 out = h + ffn(norm(h))               left out with ``ffn="none"``
 """
 
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ramnet_np.contract import Array
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
     LayerNormContext,
@@ -19,9 +22,8 @@ from ramnet_np.layers.norm import (
 )
 from ramnet_np.layers.short_conv import ShortConvContext, short_conv_backward, short_conv_forward
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.layer import CallOptions, RAMLayerContext, ram_layer_backward, ram_layer_forward
-from ramnet_np.model.mixer import MixerContext, mixer_backward, mixer_forward
-from ramnet_np.model.parameters import Params, part, with_prefix
+from ramnet_np.model.mixers import MIXERS, CallOptions, Mixer
+from ramnet_np.model.parameters import Parameter, Params, Shape, add_prefix, constant, normal, subset
 
 NormContext = RMSNormContext | LayerNormContext
 FFNContext = SwiGLUContext | MLPContext
@@ -30,7 +32,7 @@ FFNContext = SwiGLUContext | MLPContext
 class ConvState(NamedTuple):
     """The state of a block with a short convolution: what that still needs, and what the layer remembers."""
 
-    inputs: Any  # (B, S, D): the last S <= width - 1 tokens that the convolution was given
+    inputs: Array  # (B, S, D): the last S <= width - 1 tokens that the convolution was given
     memory: Any  # of the layer
 
 
@@ -39,66 +41,80 @@ class BlockContext(NamedTuple):
 
     attn_norm: NormContext
     attn_conv: ShortConvContext | None  # None without one
-    attn: RAMLayerContext | MixerContext | None  # None after a call in place
+    mixer: Mixer
+    attn: Any  # the mixer's, None after a call in place
     mlp_norm: NormContext | None  # None if the block has no feed-forward network
     mlp: FFNContext | None
 
 
+def block_parameters(config: RAMNetConfig, layer: int = 0) -> dict[str, Parameter]:
+    """The parameters of block number ``layer``.
+
+    A short convolution lets the token itself through, weight 1, and adds those before it by weights drawn evenly from
+    +-1 / sqrt(its width), so that channels differ from the start in what they see of the past. Source: spec section 5.
+
+    >>> block_parameters(RAMNetConfig(width=8, heads=2, ffn="none"))["attn.o_proj.weight"].shape
+    (8, 8)
+    """
+    parameters = add_prefix("attn_norm.", norm_parameters(config))
+    if config.short_conv:
+        parameters["attn_conv.weight"] = Parameter((config.width, config.short_conv), "convolution", _initial_conv)
+    parameters |= add_prefix("attn.", MIXERS[config.mixer].parameters(config, layer))
+    if config.ffn != "none":
+        parameters |= add_prefix("mlp_norm.", norm_parameters(config)) | add_prefix("mlp.", ffn_parameters(config))
+    return parameters
+
+
 def block_forward(
-    x: Any,
+    x: Array,
     params: Params,
     config: RAMNetConfig,
     layer: int = 0,
     *,
     state: Any = None,
     options: CallOptions | None = None,
-) -> tuple[Any, Any, BlockContext]:
-    """``x``: (B, T, D); ``params``: named as in ``block_shapes``. Returns out (B, T, D), the layer's state, ctx.
+) -> tuple[Array, Any, BlockContext]:
+    """``x``: (B, T, D); ``params``: named as in ``block_parameters``. Returns out (B, T, D), the layer's state, ctx.
 
-    ``layer``, ``state`` and ``options`` are those of :func:`~ramnet_np.model.layer.ram_layer_forward` or
-    :func:`~ramnet_np.model.mixer.mixer_forward`, with ``short_conv`` the state is a ConvState; errors likewise.
+    ``layer``, ``state`` and ``options`` are those of the mixer's :class:`~ramnet_np.model.mixers.interface.Forward`,
+    with ``short_conv`` the state is a ConvState; errors likewise.
     Source: spec section 5.
 
     >>> import numpy as np
-    >>> from ramnet_np.model.parameters import block_shapes, init_parameters
+    >>> from ramnet_np.model.parameters import init_parameters
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
-    >>> params = init_parameters(block_shapes(config), config, seed=0, dtype=np.float64)
+    >>> params = init_parameters(block_parameters(config), seed=0, dtype=np.float64)
     >>> out, state, ctx = block_forward(np.ones((1, 5, 8)), params, config)
     >>> out.shape, state
     ((1, 5, 8), None)
     """
-    options = options or CallOptions()
     # 1. layer
     n, norm_ctx, conv_ctx = layer_input_forward(x, params, config, state)
     memory = state.memory if conv_ctx is not None and state is not None else state
-    own = part(params, "attn.")
-    attn_ctx: RAMLayerContext | MixerContext | None
-    if config.mixer == "ram":
-        h, memory, attn_ctx = ram_layer_forward(n, own, config, layer, state=memory, options=options)
-    else:
-        h, memory, attn_ctx = mixer_forward(n, own, config, state=memory, options=options)
+    mixer = MIXERS[config.mixer]
+    h, memory, attn_ctx = mixer.forward(n, subset(params, "attn."), config, layer, state=memory, options=options)
     if conv_ctx is not None and memory is not None:
         reach = min(conv_ctx.x.shape[1], config.short_conv - 1)
         memory = ConvState(conv_ctx.x[:, conv_ctx.x.shape[1] - reach :].copy(), memory)
     h += x
     if config.ffn == "none":
-        return h, memory, BlockContext(norm_ctx, conv_ctx, attn_ctx, None, None)
+        return h, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, None, None)
     # 2. feed-forward network
-    n, mlp_norm_ctx = norm_forward(h, part(params, "mlp_norm."), config)
-    out, mlp_ctx = ffn_forward(n, part(params, "mlp."), config)
+    n, mlp_norm_ctx = norm_forward(h, subset(params, "mlp_norm."), config)
+    out, mlp_ctx = ffn_forward(n, subset(params, "mlp."), config)
     out += h
-    return out, memory, BlockContext(norm_ctx, conv_ctx, attn_ctx, mlp_norm_ctx, mlp_ctx)
+    return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, mlp_norm_ctx, mlp_ctx)
 
 
-def block_backward(dout: Any, ctx: BlockContext) -> tuple[Any, Params]:
+def block_backward(dout: Array, ctx: BlockContext) -> tuple[Array, Params]:
     """Gradient of x, (B, T, D), and of every parameter of the block by its name.
 
     ``dout``: (B, T, D). ValueError after a call in place, which kept nothing.
 
     >>> import numpy as np
-    >>> from ramnet_np.model.parameters import block_shapes, init_parameters
+    >>> from ramnet_np.model.parameters import init_parameters
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
-    >>> params = init_parameters(block_shapes(config), config, seed=0, dtype=np.float64)
+    >>> params = init_parameters(block_parameters(config), seed=0, dtype=np.float64)
     >>> out, _, ctx = block_forward(np.ones((1, 5, 8)), params, config)
     >>> dx, grads = block_backward(np.ones_like(out), ctx)
     >>> dx.shape, grads.keys() == params.keys()
@@ -113,22 +129,19 @@ def block_backward(dout: Any, ctx: BlockContext) -> tuple[Any, Params]:
         dn, dmlp = ffn_backward(dout, ctx.mlp)
         dh, dnorm = norm_backward(dn, ctx.mlp_norm)
         dh += dout
-        grads |= with_prefix("mlp.", dmlp) | with_prefix("mlp_norm.", dnorm)
+        grads |= add_prefix("mlp.", dmlp) | add_prefix("mlp_norm.", dnorm)
     # 1. h = x + layer(conv(norm(x)))
-    if isinstance(ctx.attn, MixerContext):
-        dn, dattn = mixer_backward(dh, ctx.attn)
-    else:
-        dn, dattn = ram_layer_backward(dh, ctx.attn)
+    dn, dattn = ctx.mixer.backward(dh, ctx.attn)
     if ctx.attn_conv is not None:
         dn, grads["attn_conv.weight"] = short_conv_backward(dn, ctx.attn_conv)
     dx, dnorm = norm_backward(dn, ctx.attn_norm)
     dx += dh
-    return dx, grads | with_prefix("attn.", dattn) | with_prefix("attn_norm.", dnorm)
+    return dx, grads | add_prefix("attn.", dattn) | add_prefix("attn_norm.", dnorm)
 
 
 def layer_input_forward(
-    x: Any, params: Params, config: RAMNetConfig, state: ConvState | None = None
-) -> tuple[Any, NormContext, ShortConvContext | None]:
+    x: Array, params: Params, config: RAMNetConfig, state: ConvState | None = None
+) -> tuple[Array, NormContext, ShortConvContext | None]:
     """What a block hands to its layer: conv(norm(x)), with what both keep for their backwards.
 
     ``x``: (B, T, D); ``params``: of the block; ``state``: as left by the tokens before, looked at with ``short_conv``.
@@ -139,7 +152,7 @@ def layer_input_forward(
     >>> layer_input_forward(np.array([[[1.0, 1.0], [-1.0, 1.0]]]), params, config)[0].round(3).tolist()
     [[[1.0, 1.0], [0.0, 1.0]]]
     """
-    n, norm_ctx = norm_forward(x, part(params, "attn_norm."), config)
+    n, norm_ctx = norm_forward(x, subset(params, "attn_norm."), config)
     if not config.short_conv:
         return n, norm_ctx, None
     if not isinstance(state, ConvState | None):
@@ -148,7 +161,19 @@ def layer_input_forward(
     return n, norm_ctx, conv_ctx
 
 
-def norm_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, NormContext]:
+def norm_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
+    """The parameters of one norm.
+
+    >>> list(norm_parameters(RAMNetConfig(norm="layernorm")))
+    ['weight', 'bias']
+    """
+    parameters = {"weight": Parameter((config.width,), "norms", constant(1))}
+    if config.norm == "layernorm":
+        parameters["bias"] = Parameter((config.width,), "norms", constant(0))
+    return parameters
+
+
+def norm_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array, NormContext]:
     """The normalisation that the model is configured with.
 
     ``x``: (..., D). Returns y of that shape and ctx.
@@ -163,7 +188,7 @@ def norm_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, Nor
     return rmsnorm_forward(x, params["weight"], config.norm_eps)
 
 
-def norm_backward(dy: Any, ctx: NormContext) -> tuple[Any, Params]:
+def norm_backward(dy: Array, ctx: NormContext) -> tuple[Array, Params]:
     """Gradient of x and of the norm's parameters by their names.
 
     ``dy``: (..., D).
@@ -181,7 +206,23 @@ def norm_backward(dy: Any, ctx: NormContext) -> tuple[Any, Params]:
     return dx, {"weight": dweight}
 
 
-def ffn_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, FFNContext]:
+def ffn_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
+    """The parameters of the feed-forward network.
+
+    >>> list(ffn_parameters(RAMNetConfig(ffn="gelu")))
+    ['0.weight', '0.bias', '2.weight', '2.bias']
+    """
+    D, F = config.width, config.inner_width
+    shapes: dict[str, Shape]
+    if config.ffn == "swiglu":
+        shapes = {"gate_proj.weight": (F, D), "up_proj.weight": (F, D), "down_proj.weight": (D, F)}
+    else:
+        shapes = {"0.weight": (F, D), "0.bias": (F,), "2.weight": (D, F), "2.bias": (D,)}
+    weight, bias = normal(config.init_std), constant(0)
+    return {n: Parameter(shape, "feed-forward", bias if len(shape) == 1 else weight) for n, shape in shapes.items()}
+
+
+def ffn_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array, FFNContext]:
     """The feed-forward network that the model is configured with.
 
     ``x``: (..., D). Returns y of that shape and ctx.
@@ -201,7 +242,7 @@ def ffn_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, FFNC
     )
 
 
-def ffn_backward(dy: Any, ctx: FFNContext) -> tuple[Any, Params]:
+def ffn_backward(dy: Array, ctx: FFNContext) -> tuple[Array, Params]:
     """Gradient of x and of the network's parameters by their names.
 
     ``dy``: (..., D).
@@ -220,3 +261,9 @@ def ffn_backward(dy: Any, ctx: FFNContext) -> tuple[Any, Params]:
         return dx, {"gate_proj.weight": dgate, "up_proj.weight": dup, "down_proj.weight": ddown}
     dx, dup, ddown, dup_bias, ddown_bias = mlp_backward(dy, ctx)
     return dx, {"0.weight": dup, "0.bias": dup_bias, "2.weight": ddown, "2.bias": ddown_bias}
+
+
+def _initial_conv(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    weight = (rng.random(shape, dtype=np.float32) * 2 - 1) * np.float32(shape[1] ** -0.5)
+    weight[:, -1] = 1
+    return weight

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from safetensors.numpy import save_file
 
 from ramnet_np.core.arrays import on_host
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.parameters import Params, parameter_shapes
+from ramnet_np.model.layout import parameter_shapes
+from ramnet_np.model.parameters import Params
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 OUR_KEY = "ramnet_np"
@@ -54,10 +56,8 @@ _SAME = {
 # what a config of theirs means by leaving a key out, where that is not our default
 _THEIR_DEFAULTS = {"gamma": 0.0, "gamma_mode": "dynamic", "output_norm": True, "tie_embeddings": False}
 _REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "embed_num")
-_OURS = (  # theirs cannot say these
-    "update", "proxy_eps", "address_prior", "norm", "ffn", "mixer", "key_channels", "window", "delta_gate", "rotary",
-    "short_conv",
-)  # fmt: skip
+# theirs cannot say these; of the rest, output_gate has other values there
+_OURS = tuple(field.name for field in fields(RAMNetConfig) if field.name not in (*_SAME, "output_gate"))
 _FFN_NAMES = {"swiglu": "SwiGLU", "gelu": "GELU", "silu": "SiLU", "none": "SwiGLU"}
 _FFN_KINDS = {"fuse_swiglu": "swiglu", "swiglu": "swiglu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
 
@@ -69,9 +69,10 @@ def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Par
     OSError where the folder cannot be written to. Source: spec section 5.
 
     >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model.layout import model_parameters
     >>> from ramnet_np.model.parameters import init_parameters
     >>> config = RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2)
-    >>> params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
+    >>> params = init_parameters(model_parameters(config), seed=0, dtype=np.float32)
     >>> with TemporaryDirectory() as folder:
     ...     save_model(folder, config, params)
     ...     print(sorted(path.name for path in Path(folder).iterdir()))
@@ -101,9 +102,10 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[RAMNetConfig, Params]:
     Source: spec section 5.
 
     >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model.layout import model_parameters
     >>> from ramnet_np.model.parameters import init_parameters
     >>> config = RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2)
-    >>> params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
+    >>> params = init_parameters(model_parameters(config), seed=0, dtype=np.float32)
     >>> with TemporaryDirectory() as folder:
     ...     save_model(folder, config, params)
     ...     loaded, again = load_model(folder)
@@ -155,21 +157,21 @@ def config_from_json(saved: dict[str, Any]) -> RAMNetConfig:
     missing = [key for key in _REQUIRED if key not in saved]
     if missing:
         raise ValueError(f"{', '.join(missing)} must be given, got a config without")
-    fields: dict[str, Any] = _THEIR_DEFAULTS | {field: saved[key] for field, key in _SAME.items() if key in saved}
+    settings: dict[str, Any] = _THEIR_DEFAULTS | {field: saved[key] for field, key in _SAME.items() if key in saved}
     act, gate = str(saved.get("hidden_act", "SwiGLU")), saved.get("output_gate", "sigmoid")
     if act.lower() not in _FFN_KINDS:
         raise ValueError(f"hidden_act must be SwiGLU, GELU, SiLU or Swish, got {act!r}")
     if gate not in ("sigmoid", None):
         raise ValueError(f"output_gate must be 'sigmoid' or null, got {gate!r}")
-    fields |= {"update": "gsu", "ffn": _FFN_KINDS[act.lower()], "output_gate": gate is not None}
-    if fields.get("top_k", 8) is None:  # theirs for "all slots"
-        fields["top_k"] = saved.get("addr_radix", 4) ** saved.get("addr_order", 5)
-    if fields.get("ffn_width") is None and saved.get("hidden_ratio", 4) not in (4, None):
-        fields["ffn_width"] = _width_by_ratio(saved["hidden_size"], saved["hidden_ratio"], fields["ffn"])
+    settings |= {"update": "gsu", "ffn": _FFN_KINDS[act.lower()], "output_gate": gate is not None}
+    if settings.get("top_k", 8) is None:  # theirs for "all slots"
+        settings["top_k"] = saved.get("addr_radix", 4) ** saved.get("addr_order", 5)
+    if settings.get("ffn_width") is None and saved.get("hidden_ratio", 4) not in (4, None):
+        settings["ffn_width"] = _width_by_ratio(saved["hidden_size"], saved["hidden_ratio"], settings["ffn"])
     ours = saved.get(OUR_KEY, {})
     if not isinstance(ours, dict) or not set(ours) <= set(_OURS):
         raise ValueError(f"{OUR_KEY} may hold {', '.join(_OURS)}, got {ours!r}")
-    return RAMNetConfig(**(fields | ours))
+    return RAMNetConfig(**(settings | ours))
 
 
 def _read_config(path: Path) -> RAMNetConfig:

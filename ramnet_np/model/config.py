@@ -1,18 +1,27 @@
-"""What a RAM-Net is made of: :class:`RAMNetConfig`, and settings by name."""
+"""What a RAM-Net is made of: :class:`RAMNetConfig`.
+
+Each mixer checks its own settings. :func:`~ramnet_np.model.mixers.add_mixer` enters its check here, so that this module
+need not import the mixers, which all import it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from ramnet_np.core.retention import RULES, Update
+from ramnet_np.core.retention import Update
+from ramnet_np.model.checks import check_choice, check_flag, check_integer, check_number
 
 GammaMode = Literal["fixed", "learnable", "dynamic"]
 Norm = Literal["rmsnorm", "layernorm"]
 FFN = Literal["swiglu", "gelu", "silu", "none"]
 AddressPrior = Literal["all", "cape"]
-Mixer = Literal["ram", "softmax", "window", "linear", "delta"]
+MixerName = Literal["ram", "softmax", "window", "linear", "delta"]  # those of model/mixers: what --help offers
+
+# mixer -> its check, run on every configuration, whichever mixer that names
+MIXER_CHECKS: dict[str, Callable[[RAMNetConfig], None]] = {}
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class RAMNetConfig:
     """Use the embedding table as the output head as well."""
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
-    mixer: Mixer = "ram"
+    mixer: MixerName = "ram"
     """What a layer remembers with. ram: the slot memory; the others are there to compare it with: softmax attention
     over all tokens, or over a sliding window, linear attention, delta: DeltaNet, with delta_gate Gated DeltaNet."""
     key_channels: int | None = None
@@ -98,13 +107,11 @@ class RAMNetConfig:
     """Tokens that a causal convolution mixes, channel by channel, before the mixer (any of them); 0: none."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "width", "layers", "heads", "order", "radix"):
-            _integer(name, getattr(self, name), 1)
-        if self.radix**self.order >= 2**31:
-            raise ValueError(f"radix ** order must be below 2**31 slots, got {self.radix} ** {self.order}")
+        for name in ("vocab", "width", "layers", "heads"):
+            check_integer(name, getattr(self, name), 1)
         for name in ("channels", "ffn_width", "key_channels"):
             if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), 1)
+                check_integer(name, getattr(self, name), 1)
         if self.channels is None and self.width < self.heads:
             raise ValueError(
                 f"width must be at least heads ({self.heads}) when channels is not given, got {self.width}"
@@ -112,60 +119,18 @@ class RAMNetConfig:
         for name in ("top_k", "renorm", "cape"):
             if isinstance(getattr(self, name), list):  # as JSON has it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        for k in _pair("top_k", self.top_k):
-            _integer("top_k", k, 1, self.slots)
-        for flag in _pair("renorm", self.renorm):
-            _flag("renorm", flag)
-        for name in ("mass_aware", "output_gate", "output_norm", "address_bias", "value_bias", "address_scale"):
-            _flag(name, getattr(self, name))
-        for name in ("tie_embeddings", "delta_gate", "rotary"):
-            _flag(name, getattr(self, name))
-        self._check_cape()
-        for name, choices in (
-            ("update", tuple(RULES)),
-            ("gamma_mode", get_args(GammaMode)),
-            ("norm", get_args(Norm)),
-            ("ffn", get_args(FFN)),
-            ("address_prior", get_args(AddressPrior)),
-            ("mixer", get_args(Mixer)),
-        ):
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        self._check_mixer()
-        for name in ("gamma", "proxy_eps", "init_std", "norm_eps", "eps"):
-            _number(name, getattr(self, name))
-        for name in ("temperature", "init_mass", "eps", "norm_eps"):
-            if getattr(self, name) is not None:
-                _number(name, getattr(self, name), above=0)
+        for name in ("output_gate", "output_norm", "value_bias", "tie_embeddings"):
+            check_flag(name, getattr(self, name))
+        check_integer("short_conv", self.short_conv, 0)
+        check_choice("norm", self.norm, Norm)
+        check_choice("ffn", self.ffn, FFN)
+        check_choice("mixer", self.mixer, MIXER_CHECKS)
+        for check in MIXER_CHECKS.values():
+            check(self)
+        check_number("init_std", self.init_std)
         if self.init_std < 0:
             raise ValueError(f"init_std must be 0 or more, got {self.init_std}")
-        if not 0 <= self.proxy_eps <= 1:
-            raise ValueError(f"proxy_eps must lie between 0 and 1, got {self.proxy_eps}")
-        least = RULES[self.update].least_gamma
-        if self.gamma < least:
-            raise ValueError(f"gamma must be {least:g} or more for update={self.update!r}, got {self.gamma}")
-        if self.gamma == least and self.gamma_mode != "fixed":
-            raise ValueError(
-                f"gamma must be above {least:g} for update={self.update!r} with gamma_mode={self.gamma_mode!r}, "
-                f"got {self.gamma:g}: the softplus that keeps gamma above {least:g} cannot start there"
-            )
-
-    def _check_cape(self) -> None:
-        per_layer = self.cape if isinstance(self.cape, tuple) else (self.cape,)
-        if len(per_layer) > self.layers:
-            raise ValueError(f"cape must have at most one number per layer ({self.layers}), got {len(per_layer)}")
-        for heads in per_layer:
-            _integer("cape", heads, 0, self.heads)
-
-    def _check_mixer(self) -> None:
-        _integer("window", self.window, 1)
-        _integer("short_conv", self.short_conv, 0)
-        if self.rotary and self.mixer in ("softmax", "window") and self.head_key_channels % 2:
-            raise ValueError(
-                f"key_channels must be even for mixer={self.mixer!r} with rotary positions, "
-                f"got {self.head_key_channels}"
-            )
+        check_number("norm_eps", self.norm_eps, above=0)
 
     @property
     def slots(self) -> int:
@@ -221,97 +186,3 @@ class RAMNetConfig:
         if isinstance(self.cape, tuple):
             return self.cape[layer] if layer < len(self.cape) else 0
         return self.cape
-
-
-def _number(name: str, value: Any, above: float = -math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (value > above and math.isfinite(value)):
-        expected = "finite" if above == -math.inf else f"finite and above {above:g}"
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-
-
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < low or (high is not None and value > high):
-        expected = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {expected}, got {value}")
-
-
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
-def _pair(name: str, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, tuple):
-        return (value,)
-    if len(value) != 2:
-        raise ValueError(f"{name} must be one value or a (write, read) pair, got {len(value)} values")
-    return value
-
-
-PRESETS: dict[str, RAMNetConfig] = {
-    # Two layers suffice for recall: heads that use CAPE bring each key beside its value, content heads then look it up.
-    # Learns fastest with sharp addresses (tau), many slots in reach of a token (K) and content heads without a prior.
-    "mqar-demo": RAMNetConfig(
-        vocab=256, order=3, top_k=16, temperature=0.25, cape=(2, 0), address_prior="cape", ffn="none"
-    ),
-    # In a large vocabulary CAPE takes long to find the token before: a convolution shows it, content heads do the rest.
-    "mqar-small": RAMNetConfig(
-        vocab=8192,
-        heads=1,
-        channels=32,
-        top_k=16,
-        temperature=0.25,
-        update="gsu",
-        gamma=0.0,
-        gamma_mode="dynamic",
-        short_conv=2,
-        address_prior="cape",
-        ffn="none",
-    ),
-    # Bytes as tokens: mqar-demo with more heads and digits, and a feed-forward network for what is not recall.
-    "text-small": RAMNetConfig(
-        vocab=256,
-        heads=4,
-        order=6,
-        radix=2,
-        top_k=16,
-        temperature=0.25,
-        cape=(4, 0),
-        address_prior="cape",
-        ffn="gelu",
-        ffn_width=128,
-    ),
-    # Paper, section 5.2: 340.8M parameters.
-    "paper-340m": RAMNetConfig(
-        vocab=32000, width=1024, layers=27, heads=16, value_bias=True, cape=(16,) * 4 + (8,) * 4
-    ),
-    # The authors' package after the paper. They publish no configuration of this size: this is the one that their
-    # package defaults to, with half the width and half the heads.
-    "authors-340m": RAMNetConfig(
-        vocab=32000,
-        width=1024,
-        layers=25,
-        heads=16,
-        update="gsu",
-        gamma=0.0,
-        gamma_mode="dynamic",
-        cape=(16,) * 4 + (8,) * 4 + (4,) * 4 + (2,) * 4 + (1,) * 9,
-        output_gate=True,
-        output_norm=True,
-    ),
-}
-
-
-def preset(name: str) -> RAMNetConfig:
-    """The configuration of that name.
-
-    >>> preset("paper-340m").slots
-    1024
-    """
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, got {name!r}")
-    return PRESETS[name]

@@ -1,18 +1,12 @@
 """How big a model is: parameters, total state, active state per token; per layer and kind, as a table.
 
     parameters      every number that training may change; a head tied to the embeddings is counted once, there
-    total state     M (C + 1) per head: C channels of content and one mass for each of M slots
-    active state    (K_w + K_r) (C + 1) per head: the slots that one token writes and the slots that it reads
+    total state     what the layers keep between tokens: for slots M (C + 1) per head, C channels of content and a mass
+    active state    what one token touches of it: for slots (K_w + K_r) (C + 1) per head, those it writes and reads
 
-These are the paper's ways of counting (table 2): 340.8M, 28.8M and 0.4M for ``paper-340m``. Other mixers keep per head
-
-    softmax         L (d_k + C): a key and a value of every token of the longest context, L tokens
-    window          W (d_k + C): of the last W tokens (L if that is less)
-    linear          d_k C + d_k: the sum of outer products, and the normaliser
-    delta           d_k C: the matrix
-
-and a token touches all of it. A short convolution adds width - 1 inputs of D channels a layer, also touched.
-Source: paper, figure 3.
+These are the paper's ways of counting (table 2): 340.8M, 28.8M and 0.4M for ``paper-340m``. The module of each other
+mixer in :mod:`~ramnet_np.model.mixers` says what that keeps. A short convolution adds width - 1 inputs of D channels a
+layer, all touched. Source: paper, figure 3.
 """
 
 from __future__ import annotations
@@ -22,24 +16,11 @@ from math import prod
 from typing import NamedTuple
 
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.parameters import layer_prefix, parameter_shapes, part
+from ramnet_np.model.layout import EMBEDDINGS, LAYERS, layer_prefix, model_parameters
+from ramnet_np.model.mixers import MIXERS, StateSize
+from ramnet_np.model.parameters import Parameter, subset
 
 CONTEXT = 1024  # tokens of the longest MQAR test
-
-# the first match decides; what follows "model.layers.<i>." or the whole name
-_KINDS = (
-    (("attn_conv.",), "convolution"),
-    (("attn.w_", "attn.r_"), "addresses"),
-    (("attn.q_", "attn.k_"), "keys"),
-    (("attn.b_", "attn.a_", "attn.A_", "attn.dt_"), "gates"),
-    (("attn.v_proj",), "values"),
-    (("attn.gamma_modifier",), "forgetting"),
-    (("attn.o_",), "output"),
-    (("attn_norm", "mlp_norm", "model.norm"), "norms"),
-    (("mlp.",), "feed-forward"),
-    (("model.embeddings",), "embeddings"),
-    (("lm_head",), "head"),
-)
 
 
 class CountRow(NamedTuple):
@@ -62,15 +43,13 @@ def count(config: RAMNetConfig, context: int = CONTEXT) -> list[CountRow]:
     >>> sum(row.parameters for row in rows), sum(row.total_state for row in rows), sum(row.active_state for row in rows)
     (340789344, 28753920, 449280)
     """
-    shapes = parameter_shapes(config)
-    outside = [name for name in shapes if not name.startswith("model.layers.")]
-    before = {name: shapes[name] for name in outside if "embeddings" in name}
-    after = {name: shapes[name] for name in outside if "embeddings" not in name}
-    rows = _rows(None, before)
+    parameters = model_parameters(config)
+    outside = {name: parameter for name, parameter in parameters.items() if not name.startswith(LAYERS)}
+    rows = _rows(None, {EMBEDDINGS: outside.pop(EMBEDDINGS)})
     for i in range(config.layers):
-        rows += _rows(i, part(shapes, layer_prefix(i)))
-        rows.append(CountRow(i, "memory", 0, layer_state(config, context), layer_active_state(config, context)))
-    return rows + _rows(None, after)
+        rows += _rows(i, subset(parameters, layer_prefix(i)))
+        rows.append(CountRow(i, "memory", 0, *_state_size(config, context)))
+    return rows + _rows(None, outside)
 
 
 def state_elements(config: RAMNetConfig, context: int = CONTEXT) -> int:
@@ -99,17 +78,7 @@ def layer_state(config: RAMNetConfig, context: int = CONTEXT) -> int:
     >>> layer_state(RAMNetConfig(width=8, heads=2, order=2, radix=3))  # 2 heads * 9 slots * (4 + 1)
     90
     """
-    if context < 1:
-        raise ValueError(f"context must be at least 1, got {context}")
-    d_k, C = config.head_key_channels, config.head_channels
-    per_head = {
-        "ram": config.slots * (C + 1),
-        "softmax": context * (d_k + C),
-        "window": min(config.window, context) * (d_k + C),
-        "linear": d_k * (C + 1),
-        "delta": d_k * C,
-    }
-    return config.heads * per_head[config.mixer] + _conv_state(config)
+    return _state_size(config, context).total
 
 
 def layer_active_state(config: RAMNetConfig, context: int = CONTEXT) -> int:
@@ -120,10 +89,7 @@ def layer_active_state(config: RAMNetConfig, context: int = CONTEXT) -> int:
     >>> layer_active_state(RAMNetConfig(width=8, heads=2, order=2, radix=3, top_k=(3, 4)))  # 2 * 7 * (4 + 1)
     70
     """
-    if config.mixer != "ram":
-        return layer_state(config, context)
-    write_k, read_k = config.top_k if isinstance(config.top_k, tuple) else (config.top_k,) * 2
-    return config.heads * (write_k + read_k) * (config.head_channels + 1) + _conv_state(config)
+    return _state_size(config, context).active
 
 
 def format_count(config: RAMNetConfig, context: int = CONTEXT) -> str:
@@ -154,7 +120,7 @@ def format_count(config: RAMNetConfig, context: int = CONTEXT) -> str:
             notes.append(f"Layers {label}: figures are for one layer of {len(layers)}.")
         for i, (kind, *numbers) in enumerate(figures):
             lines.append(_line(label if i == 0 else "", kind, *(f"{n:,}" if n else "-" for n in numbers)))
-    if config.mixer == "softmax":
+    if MIXERS[config.mixer].state_grows:
         notes.append(f"State after {context:,} tokens.")
     totals = [sum(n) for n in zip(*((row.parameters, row.total_state, row.active_state) for row in rows), strict=True)]
     lines.append(_line("all", "sum", *(f"{n:,}" for n in totals)))
@@ -163,15 +129,19 @@ def format_count(config: RAMNetConfig, context: int = CONTEXT) -> str:
     return "\n".join([*lines, " ".join([*notes, summary + "."])])
 
 
-def _conv_state(config: RAMNetConfig) -> int:
-    return max(0, config.short_conv - 1) * config.width
+def _state_size(config: RAMNetConfig, context: int) -> StateSize:
+    """That of one layer's mixer and short convolution."""
+    if context < 1:
+        raise ValueError(f"context must be at least 1, got {context}")
+    total, active = MIXERS[config.mixer].state_size(config, context)
+    conv = max(0, config.short_conv - 1) * config.width
+    return StateSize(total + conv, active + conv)
 
 
-def _rows(layer: int | None, shapes: dict[str, tuple[int, ...]]) -> list[CountRow]:
+def _rows(layer: int | None, parameters: dict[str, Parameter]) -> list[CountRow]:
     sizes: dict[str, int] = {}
-    for name, shape in shapes.items():
-        kind = next(kind for starts, kind in _KINDS if name.startswith(starts))
-        sizes[kind] = sizes.get(kind, 0) + prod(shape)
+    for parameter in parameters.values():
+        sizes[parameter.kind] = sizes.get(parameter.kind, 0) + prod(parameter.shape)
     return [CountRow(layer, kind, size, 0, 0) for kind, size in sizes.items()]
 
 

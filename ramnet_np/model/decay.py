@@ -9,24 +9,46 @@ arXiv 2405.21060 (Mamba-2), as Gated DeltaNet (arXiv 2412.06464) takes it over.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
+import numpy as np
+
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import Like, require_like
+from ramnet_np.core.require import ArraySpec, require_like
 from ramnet_np.layers.activation import sigmoid_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
-from ramnet_np.model.parameters import Params
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.parameters import Parameter, Params, Shape, normal
+
+RATES = (1.0, 16.0)  # between which exp(A) starts, drawn evenly,
+STEPS = (1e-3, 1e-1)  # and softplus(dt), drawn evenly by its logarithm
 
 
 class DecayContext(NamedTuple):
     """What ``decay_backward`` needs."""
 
     linear: LinearContext
-    slope: Any  # (B, T, H): d log a / d logit
-    log_decay: Any  # (B, T, H)
+    slope: Array  # (B, T, H): d log a / d logit
+    log_decay: Array  # (B, T, H)
 
 
-def decay_forward(x: Any, params: Params) -> tuple[Any, DecayContext]:
+def decay_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
+    """The parameters of the decay.
+
+    >>> [(name, parameter.shape) for name, parameter in decay_parameters(RAMNetConfig(width=8, heads=2)).items()]
+    [('a_proj.weight', (2, 8)), ('dt_bias', (2,)), ('A_log', (2,))]
+    """
+    H, D = config.heads, config.width
+    return {
+        "a_proj.weight": Parameter((H, D), "gates", normal(config.init_std)),
+        "dt_bias": Parameter((H,), "gates", _initial_step),
+        "A_log": Parameter((H,), "gates", _initial_rate),
+    }
+
+
+def decay_forward(x: Array, params: Params) -> tuple[Array, DecayContext]:
     """log a (B, T, H) of every token and head, and ctx.
 
     ``x``: (B, T, D); ``params``: a_proj.weight (H, D), dt_bias (H,), A_log (H,). ValueError or TypeError as of the
@@ -49,8 +71,10 @@ def decay_forward(x: Any, params: Params) -> tuple[Any, DecayContext]:
     return log_decay, DecayContext(linear_ctx, slope, log_decay)
 
 
-def decay_backward(dlog_decay: Any, ctx: DecayContext, onto: Any = None) -> tuple[Any, Params]:
-    """Gradient of x, added to ``onto`` if given, and of the parameters by their names. ``dlog_decay``: (B, T, H).
+def decay_backward(dlog_decay: Array, ctx: DecayContext, accumulate_into: Array | None = None) -> tuple[Array, Params]:
+    """Gradient of x, added to ``accumulate_into`` if given, and of the parameters by their names.
+
+    ``dlog_decay``: (B, T, H).
 
         dlogit = -dlog_a exp(A) sigmoid(logit)        dA = sum over tokens of dlog_a log_a
 
@@ -63,9 +87,19 @@ def decay_backward(dlog_decay: Any, ctx: DecayContext, onto: Any = None) -> tupl
     >>> grads["dt_bias"].tolist(), grads["A_log"].round(3).tolist()
     ([-0.5], [-0.693])
     """
-    require_like("dlog_decay", dlog_decay, Like.of(ctx.log_decay))
+    require_like("dlog_decay", dlog_decay, ArraySpec.of(ctx.log_decay))
     # 2. log a = -exp(A) softplus(logit)
     rows = (dlog_decay * ctx.log_decay).reshape(-1, dlog_decay.shape[-1])
     # 1. logit
-    dx, dweight, dbias = linear_backward(dlog_decay * ctx.slope, ctx.linear, onto=onto)
+    dx, dweight, dbias = linear_backward(dlog_decay * ctx.slope, ctx.linear, accumulate_into=accumulate_into)
     return dx, {"a_proj.weight": dweight, "dt_bias": dbias, "A_log": sum_over_tokens(rows)}
+
+
+def _initial_step(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    low, high = map(math.log, STEPS)
+    step = np.exp(rng.uniform(low, high, size=shape))
+    return np.log(np.expm1(step))  # softplus^-1
+
+
+def _initial_rate(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    return np.log(rng.uniform(*RATES, size=shape))

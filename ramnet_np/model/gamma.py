@@ -12,25 +12,43 @@ Source: spec section 5; the softplus is ours.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.retention import RULES
 from ramnet_np.layers.activation import sigmoid_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.parameters import Params
+from ramnet_np.model.parameters import Parameter, Params, constant, normal
 
 
 class GammaContext(NamedTuple):
     """What ``gamma_backward`` needs; of a fixed gamma, nothing."""
 
     linear: LinearContext | None  # of the dynamic map
-    slope: Any  # softplus' at the modifier, or None where gamma may be any number
+    slope: Array | None  # softplus' at the modifier, or None where gamma may be any number
     fixed: bool
 
 
-def gamma_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, GammaContext]:
+def gamma_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
+    """The parameters of the modifier.
+
+    >>> list(gamma_parameters(RAMNetConfig(gamma_mode="dynamic"))), gamma_parameters(RAMNetConfig())
+    (['gamma_modifier.weight', 'gamma_modifier.bias'], {})
+    """
+    H, D = config.heads, config.width
+    if config.gamma_mode == "learnable":
+        return {"gamma_modifier": Parameter((H,), "forgetting", constant(0))}
+    if config.gamma_mode == "dynamic":
+        return {
+            "gamma_modifier.weight": Parameter((H, D), "forgetting", normal(config.init_std)),
+            "gamma_modifier.bias": Parameter((H,), "forgetting", constant(0)),
+        }
+    return {}
+
+
+def gamma_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array | float, GammaContext]:
     """gamma as the operation takes it: a float, or (B, T, H). ``x``: (B, T, D).
 
     Source: spec section 5.
@@ -61,10 +79,12 @@ def gamma_forward(x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, Ga
     return gamma if least == 0 else gamma + least, GammaContext(linear_ctx, slope, fixed=False)
 
 
-def gamma_backward(dgamma: Any, ctx: GammaContext, onto: Any = None) -> tuple[Any, Params]:
-    """Gradient of x, added to ``onto``, and of the modifier's parameters by their names.
+def gamma_backward(
+    dgamma: Array, ctx: GammaContext, accumulate_into: Array | None = None
+) -> tuple[Array | None, Params]:
+    """Gradient of x, added to ``accumulate_into``, and of the modifier's parameters by their names.
 
-    ``onto``: a gradient of x from elsewhere, or None; unless gamma is dynamic it is returned as it is.
+    ``accumulate_into``: a gradient of x from elsewhere, or None; unless gamma is dynamic it is returned as it is.
     ``dgamma``: (B, T, H), or a number for a fixed gamma.
 
     >>> import numpy as np
@@ -75,11 +95,11 @@ def gamma_backward(dgamma: Any, ctx: GammaContext, onto: Any = None) -> tuple[An
     (None, (2,))
     """
     if ctx.fixed:
-        return onto, {}
+        return accumulate_into, {}
     # 2. gamma = softplus(... + modifier), or constant + modifier
     dmodifier = dgamma if ctx.slope is None else dgamma * ctx.slope
     # 1. the modifier
     if ctx.linear is None:
-        return onto, {"gamma_modifier": sum_over_tokens(dmodifier.reshape(-1, dmodifier.shape[-1]))}
-    dx, dweight, dbias = linear_backward(dmodifier, ctx.linear, onto=onto)
+        return accumulate_into, {"gamma_modifier": sum_over_tokens(dmodifier.reshape(-1, dmodifier.shape[-1]))}
+    dx, dweight, dbias = linear_backward(dmodifier, ctx.linear, accumulate_into=accumulate_into)
     return dx, {"gamma_modifier.weight": dweight, "gamma_modifier.bias": dbias}

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ramnet_np.backend import array_kind
-from ramnet_np.contract import Address
+from ramnet_np.contract import Address, Array
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.core.require import require_ids, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
@@ -30,12 +30,11 @@ from ramnet_np.model.block import (
 )
 from ramnet_np.model.checkpoint import load_model, save_model
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.layer import CallOptions, ram_layer_addresses
-from ramnet_np.model.parameters import Params, init_parameters, layer_prefix, parameter_shapes, part, with_prefix
+from ramnet_np.model.layout import EMBEDDINGS, HEAD, NORM, layer_prefix, model_parameters
+from ramnet_np.model.mixers import MIXERS, CallOptions
+from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
 
 Device = Literal["cpu", "gpu"]
-
-EMBEDDINGS, HEAD, NORM = "model.embeddings.weight", "lm_head.weight", "model.norm."
 
 
 class NetworkContext(NamedTuple):
@@ -43,7 +42,7 @@ class NetworkContext(NamedTuple):
 
     embedding: EmbeddingContext
     blocks: tuple[BlockContext, ...]
-    select: Any  # (B*T,) bool, (N,) integers, or None
+    select: Array | None  # (B*T,) bool or (N,) integers
     norm: NormContext
     head: LinearContext
     hidden_shape: tuple[int, ...]  # (B, T, D)
@@ -70,18 +69,18 @@ class RAMNet:
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
         self.config = config
-        self.params = init_parameters(parameter_shapes(config), config, seed, dtype) if params is None else params
+        self.params = init_parameters(model_parameters(config), seed, dtype) if params is None else params
 
     def forward(
         self,
-        ids: Any,
+        ids: Array,
         *,
-        mask: Any = None,
-        select: Any = None,
-        positions: Any = None,
+        mask: Array | None = None,
+        select: Array | None = None,
+        positions: Array | None = None,
         state: Sequence[Any] | None = None,
         backend: str | None = None,
-    ) -> tuple[Any, NetworkContext]:
+    ) -> tuple[Array, NetworkContext]:
         """Logits of the next token after each one. Returns (logits, ctx).
 
         ``ids``: (B, T) integers in [0, vocab).
@@ -92,7 +91,7 @@ class RAMNet:
             head is the dearest matrix of a small model.
         ``positions``: (T,) or (B, T) integers, for CAPE and rotary positions; None counts from 0.
         ``state``: what :meth:`forward_with_state` returned, per layer a RAMState (or what another mixer remembers,
-            see :func:`~ramnet_np.model.mixer.mixer_forward`), to start from; it is left alone.
+            as its module in :mod:`~ramnet_np.model.mixers` says), to start from; it is left alone.
         """
         options = CallOptions(positions, mask, backend)
         logits, _, ctx = self._run(ids, select, state, options)
@@ -100,14 +99,14 @@ class RAMNet:
 
     def forward_with_state(
         self,
-        ids: Any,
+        ids: Array,
         state: Sequence[Any] | None = None,
         *,
-        mask: Any = None,
-        select: Any = None,
-        positions: Any = None,
+        mask: Array | None = None,
+        select: Array | None = None,
+        positions: Array | None = None,
         backend: str | None = None,
-    ) -> tuple[Any, list[Any]]:
+    ) -> tuple[Array, list[Any]]:
         """As :meth:`forward`, for a sequence that comes in pieces. Returns (logits, state after the last token).
 
         Pass the state and the positions on: piece by piece gives what the whole sequence at once would give.
@@ -122,7 +121,7 @@ class RAMNet:
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
 
-    def step(self, ids: Any, state: list[Any], positions: Any, *, backend: str | None = None) -> Any:
+    def step(self, ids: Array, state: list[Any], positions: Array, *, backend: str | None = None) -> Array:
         """Logits (B, 1, V) after one more token: UPDATES ``state`` IN PLACE.
 
         ``ids``: (B, 1); ``positions``: (1,) or (B, 1), where that token is. ``state``: the list that
@@ -143,7 +142,7 @@ class RAMNet:
             state[:] = states
         return logits
 
-    def backward(self, dlogits: Any, ctx: NetworkContext) -> Params:
+    def backward(self, dlogits: Array, ctx: NetworkContext) -> Params:
         """The gradient of every parameter, by name, given that of the logits. A given state is taken as constant."""
         require_like("dlogits", dlogits, ctx.head.y)
         xp = namespace_of(dlogits)
@@ -151,7 +150,7 @@ class RAMNet:
         # 4. logits = norm(x) E^T
         dx, dhead, _ = linear_backward(dlogits, ctx.head)
         dx, dnorm = norm_backward(dx, ctx.norm)
-        grads |= with_prefix(NORM, dnorm)
+        grads |= add_prefix(NORM, dnorm)
         # 3. x = x[select]: a token is selected once, so plain assignment is safe
         if ctx.select is not None:
             selected, dx = dx, xp.zeros(ctx.hidden_shape, dtype=dx.dtype)
@@ -159,7 +158,7 @@ class RAMNet:
         # 2. blocks, last to first
         for i, block_ctx in reversed(list(enumerate(ctx.blocks))):
             dx, dblock = block_backward(dx, block_ctx)
-            grads |= with_prefix(layer_prefix(i), dblock)
+            grads |= add_prefix(layer_prefix(i), dblock)
         # 1. x = embeddings[ids]; a tied table was used twice, so its gradients add up
         grads[EMBEDDINGS] = embedding_backward(dx, ctx.embedding)
         if self.config.tie_embeddings:
@@ -169,8 +168,8 @@ class RAMNet:
         return {name: grads[name] for name in self.params}
 
     def generate(
-        self, ids: Any, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
-    ) -> Any:
+        self, ids: Array, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
+    ) -> Array:
         """Continue each row of ``ids`` (B, T) by ``length`` tokens; returns (B, T + length).
 
         ``temperature``: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature), with
@@ -186,8 +185,8 @@ class RAMNet:
         return xp.concatenate([ids, *(token[:, None] for token in tokens)], axis=1)
 
     def stream(
-        self, ids: Any, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
-    ) -> Iterator[Any]:
+        self, ids: Array, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
+    ) -> Iterator[Array]:
         """The tokens of :meth:`generate` one after the other, as they are made: (B,) each, of the dtype of ``ids``.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
@@ -205,8 +204,8 @@ class RAMNet:
         return self._tokens(ids, length, temperature, np.random.default_rng(seed), backend)
 
     def _tokens(
-        self, ids: Any, length: int, temperature: float, rng: np.random.Generator, backend: str | None
-    ) -> Iterator[Any]:
+        self, ids: Array, length: int, temperature: float, rng: np.random.Generator, backend: str | None
+    ) -> Iterator[Array]:
         xp = namespace_of(*self.params.values())
         T = ids.shape[1]
         last = xp.zeros(ids.shape, dtype=bool)
@@ -222,7 +221,7 @@ class RAMNet:
                 logits = self.step(token[:, None], state, xp.array([t]), backend=backend)[:, 0]
 
     def trace(
-        self, ids: Any, *, mask: Any = None, positions: Any = None, backend: str | None = None
+        self, ids: Array, *, mask: Array | None = None, positions: Array | None = None, backend: str | None = None
     ) -> list[dict[str, Address]]:
         """Which slots every token writes and reads: per layer {"write": Address, "read": Address}, (B, T, H, K).
 
@@ -231,16 +230,19 @@ class RAMNet:
         (1, 3, 2, 8)
         """
         self._check_ids(ids)
-        if self.config.mixer != "ram":
-            raise ValueError(f"trace needs mixer 'ram', which alone has slots, got mixer {self.config.mixer!r}")
+        addresses = MIXERS[self.config.mixer].addresses
+        if addresses is None:
+            raise ValueError(
+                f"trace needs mixer {_mixers_with_slots()}, which alone has slots, got mixer {self.config.mixer!r}"
+            )
         options = CallOptions(positions, mask, backend)
         _check_options(self.config, options)
         x, _ = embedding_forward(ids, self.params[EMBEDDINGS])
         accesses = []
         for i in range(self.config.layers):
-            params = part(self.params, layer_prefix(i))
+            params = subset(self.params, layer_prefix(i))
             n, _, _ = layer_input_forward(x, params, self.config)
-            accesses.append(ram_layer_addresses(n, part(params, "attn."), self.config, i, options))
+            accesses.append(addresses(n, subset(params, "attn."), self.config, i, options))
             x, _, _ = block_forward(x, params, self.config, i, options=options)
         return accesses
 
@@ -281,8 +283,8 @@ class RAMNet:
         return cls(config, params=params)
 
     def _run(
-        self, ids: Any, select: Any, state: Sequence[Any] | None, options: CallOptions
-    ) -> tuple[Any, list[Any], NetworkContext]:
+        self, ids: Array, select: Array | None, state: Sequence[Any] | None, options: CallOptions
+    ) -> tuple[Array, list[Any], NetworkContext]:
         """Returns the logits, the state of every layer (None where not asked for) and ctx."""
         self._check_ids(ids)
         config = self.config
@@ -299,7 +301,7 @@ class RAMNet:
         for i in range(config.layers):
             x, new_state, block_ctx = block_forward(
                 x,
-                part(self.params, layer_prefix(i)),
+                subset(self.params, layer_prefix(i)),
                 config,
                 i,
                 state=None if state is None else state[i],
@@ -311,12 +313,12 @@ class RAMNet:
         if select is not None:
             x = x.reshape(-1, x.shape[-1])[select]
         # 4. norm and head
-        x, norm_ctx = norm_forward(x, part(self.params, NORM), config)
+        x, norm_ctx = norm_forward(x, subset(self.params, NORM), config)
         logits, head_ctx = linear_forward(x, self.params[EMBEDDINGS if config.tie_embeddings else HEAD])
         ctx = NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, head_ctx, hidden_shape)
         return logits, states, ctx
 
-    def _check_ids(self, ids: Any) -> None:
+    def _check_ids(self, ids: Array) -> None:
         require_ids("ids", ids, self.config.vocab)
         namespace_of(ids, self.params[EMBEDDINGS])  # both on one device
         if ids.ndim != 2 or ids.size == 0:
@@ -325,19 +327,24 @@ class RAMNet:
 
 def _check_options(config: RAMNetConfig, options: CallOptions) -> None:
     """ValueError for what the model's mixer cannot do."""
-    if options.mask is not None and (config.mixer != "ram" or config.short_conv):
+    has_slots = MIXERS[config.mixer].addresses is not None
+    if options.mask is not None and (not has_slots or config.short_conv):
         raise ValueError(
-            f"mask must be None unless mixer is 'ram' and short_conv 0: the others let every token through, got a mask "
-            f"with mixer {config.mixer!r} and short_conv {config.short_conv}"
+            f"mask must be None unless mixer is {_mixers_with_slots()} and short_conv 0: the others let every token "
+            f"through, got a mask with mixer {config.mixer!r} and short_conv {config.short_conv}"
         )
-    if options.backend is not None and config.mixer != "ram":
+    if options.backend is not None and not has_slots:
         raise ValueError(
             f"backend must be None for mixer {config.mixer!r}, which NumPy or CuPy computes as the arrays are, "
             f"got {options.backend!r}"
         )
 
 
-def _check_select(select: Any, ids: Any) -> Any:
+def _mixers_with_slots() -> str:
+    return " or ".join(repr(name) for name, mixer in MIXERS.items() if mixer.addresses is not None)
+
+
+def _check_select(select: Array, ids: Array) -> Array:
     """``select`` over the flattened tokens: (B*T,) bool or (N,) integers."""
     kind = getattr(getattr(select, "dtype", None), "kind", None)
     if (kind == "b" and select.shape == ids.shape) or (kind in ("i", "u") and select.ndim == 1):

@@ -9,19 +9,21 @@ Source: paper fig. 2; the options are of the authors' later package; spec sectio
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from ramnet_np.contract import Array
 from ramnet_np.layers.gate import GateContext, gate_backward, gate_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.layers.norm import RMSNormContext, rmsnorm_backward, rmsnorm_forward
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.parameters import Params
+from ramnet_np.model.parameters import Parameter, Params, constant, normal
 
 # The authors' norm of y uses the smallest number that changes 1 in float32; the same here in every dtype, so that
 # float32 and float64 compute the same function.
 OUTPUT_NORM_EPS = float(np.finfo(np.float32).eps)
+GATE_BIAS = 3.0  # sigmoid(3) = 0.95: the gate starts open
 
 
 class OutputContext(NamedTuple):
@@ -34,7 +36,40 @@ class OutputContext(NamedTuple):
     shape: tuple[int, ...]  # B, T, H, C
 
 
-def output_forward(y: Any, x: Any, params: Params, config: RAMNetConfig) -> tuple[Any, OutputContext]:
+def value_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
+    """The parameters of the map into the values, which each mixer calls, and of the map out of the layer.
+
+    >>> list(value_parameters(RAMNetConfig(value_bias=True)))
+    ['v_proj.weight', 'o_proj.weight', 'v_proj.bias', 'o_proj.bias']
+    """
+    D, values, drawn = config.width, config.heads * config.head_channels, normal(config.init_std)
+    parameters = {
+        "v_proj.weight": Parameter((values, D), "values", drawn),
+        "o_proj.weight": Parameter((D, values), "output", drawn),
+    }
+    if config.value_bias:
+        parameters["v_proj.bias"] = Parameter((values,), "values", constant(0))
+        parameters["o_proj.bias"] = Parameter((D,), "output", constant(0))
+    return parameters
+
+
+def output_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
+    """The parameters of the norm and of the gate, where the layer has them.
+
+    >>> list(output_parameters(RAMNetConfig(output_gate=True)))
+    ['o_gate.0.weight', 'o_gate.0.bias']
+    """
+    values = config.heads * config.head_channels
+    parameters = {}
+    if config.output_norm:
+        parameters["o_norm.weight"] = Parameter((config.head_channels,), "output", constant(1))
+    if config.output_gate:
+        parameters["o_gate.0.weight"] = Parameter((values, config.width), "output", normal(config.init_std))
+        parameters["o_gate.0.bias"] = Parameter((values,), "output", constant(GATE_BIAS))
+    return parameters
+
+
+def output_forward(y: Array, x: Array | None, params: Params, config: RAMNetConfig) -> tuple[Array, OutputContext]:
     """From what each head recalled to what the layer adds to the stream.
 
     ``y``: (B, T, H, C); ``x``: (B, T, D), the layer's input, which opens the gate. Returns out (B, T, D) and ctx.
@@ -58,7 +93,7 @@ def output_forward(y: Any, x: Any, params: Params, config: RAMNetConfig) -> tupl
     return out, OutputContext(norm_ctx, gate_map_ctx, gate_ctx, out_ctx, shape)
 
 
-def output_backward(dout: Any, ctx: OutputContext) -> tuple[Any, Any, Params]:
+def output_backward(dout: Array, ctx: OutputContext) -> tuple[Array, Array | None, Params]:
     """Gradient of y, (B, T, H, C), of x, (B, T, D) or None without a gate, and of the parameters by their names.
 
     ``dout``: (B, T, D); ValueError for another shape or dtype.

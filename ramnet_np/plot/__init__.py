@@ -1,14 +1,15 @@
-"""Every figure that the command, the notebooks and the documentation draw.
+"""Every figure of the command, the notebooks and the documentation.
 
 Each function returns a ``matplotlib.figure.Figure`` and touches no global state: show it, or ``figure.savefig(path)``.
 Writes are vermilion squares and reads are green rings throughout, a pair of colours that colour-blind readers can tell
-apart, and whose shapes differ besides. ``with theme("dark"):`` of ``plot_style.py`` draws for a dark page.
+apart; their shapes differ too. ``with theme("dark"):`` (``style.py``) draws for a dark page.
 
 ``python -m ramnet_np.plot docs/images/ramnet.png`` draws the picture that opens the README, and beside it
 ``ramnet-dark.png``.
 """
 
 from ramnet_np.plot.address import address_tree, beam_merge, cape_grid, digit_product
+from ramnet_np.plot.chunk import chunk_accesses
 from ramnet_np.plot.curves import bars, curves, heatmaps
 from ramnet_np.plot.memory import slot_adjoint, slot_life
 from ramnet_np.plot.picture import ramnet_picture
@@ -25,6 +26,7 @@ __all__ = [
     "bars",
     "beam_merge",
     "cape_grid",
+    "chunk_accesses",
     "curves",
     "digit_product",
     "heatmaps",

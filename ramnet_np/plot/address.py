@@ -1,9 +1,8 @@
-"""Addresses: digits and their product, the radix tree, a step of the beam search, CAPE's drift."""
+"""Addresses: digits and their product, the radix tree, a step of the beam search, CAPE."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,15 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from ramnet_np.contract import Array
 from ramnet_np.plot.style import current, themed
 
 
 @themed
-def digit_product(logits: Any, top_k: int = 0, temperature: float = 1.0, title: str = "") -> Figure:
+def digit_product(logits: Array, top_k: int = 0, temperature: float = 1.0, title: str = "") -> Figure:
     """U softmaxes as bars, most significant digit first, and the probability of every slot as a map.
 
-    ``logits``: (U, P) of one token and head. A row of the map holds the slots that share their upper digits, a column
-    those that share the lower ones. The ``top_k`` likeliest slots are framed.
+    ``logits``: (U, P) of one token and head. Slots in one row of the map share their upper digits, slots in one column
+    share their lower digits. The ``top_k`` most probable slots are framed.
 
     >>> digit_product(np.zeros((4, 3)), top_k=5).axes[-1].get_xlabel()
     'lower 2 digits'
@@ -61,11 +61,12 @@ def digit_product(logits: Any, top_k: int = 0, temperature: float = 1.0, title: 
 
 
 @themed
-def address_tree(logits: Any, top_k: int = 0, temperature: float = 1.0) -> Figure:
+def address_tree(logits: Array, top_k: int = 0, temperature: float = 1.0) -> Figure:
     """The address as a path in a tree: every level chooses one digit, a slot is a leaf.
 
-    ``logits``: (U, P) of one token and head. The most significant digit chooses first, so leaves stand in the order of
-    their slots. A branch is as thick as the probability of reaching it. The ``top_k`` likeliest leaves are named.
+    ``logits``: (U, P) of one token and head. The most significant digit is the first level, so leaves are in the order
+    of their slots. The thickness of a branch is the probability of reaching it. The ``top_k`` most probable leaves have
+    their names beside them.
 
     >>> address_tree(np.zeros((3, 2)), top_k=2).axes[0].get_ylabel()
     'slot'
@@ -91,7 +92,7 @@ def address_tree(logits: Any, top_k: int = 0, temperature: float = 1.0) -> Figur
     axes.plot(np.full(len(best), order), best, "s", color=colors.write, markersize=6)
     at = -np.inf
     for slot in np.sort(best):
-        at = max(float(slot), at + slots / 22)  # names of neighbours make room for each other
+        at = max(float(slot), at + slots / 22)  # names of neighbouring slots must not overlap
         digits = "".join(str(slot // radix**u % radix) for u in reversed(range(order)))
         axes.text(order + 0.05, at, f"slot {slot} = {digits}  ({rho[slot]:.2f})", va="center", fontsize=9)
     axes.set_xticks(range(order + 1), ["", *(f"digit {u}" for u in reversed(range(order)))])
@@ -100,12 +101,12 @@ def address_tree(logits: Any, top_k: int = 0, temperature: float = 1.0) -> Figur
 
 
 @themed
-def beam_merge(steps: Sequence[Any], top_k: int) -> Figure:
-    """The merges of a beam search, one panel a digit: all pairs of a partial address and a value of the next digit.
+def beam_merge(steps: Sequence[tuple[Array, Array]], top_k: int) -> Figure:
+    """The merges of a beam search, one panel per digit: all pairs of a partial address and a value of the next digit.
 
     ``steps``: (scores, kept) of each merge: scores (n, P) of the pairs, partial addresses (rows) and values (columns)
-    both sorted best first; kept (n, P) bool, the K best. The stepped line is the staircase (i+1)(j+1) <= K: pairs
-    below and right of it have K better ones, so they need not be looked at.
+    both sorted best first; kept (n, P) bool, the K best. The stepped line is the staircase (i+1)(j+1) <= K: for a pair
+    below and right of it there are K better ones, so it need not be computed.
 
     >>> scores = np.log(np.outer([0.6, 0.4], [0.9, 0.1]))
     >>> beam_merge([(scores, scores > -1)], top_k=2).axes[0].get_xlabel()
@@ -143,9 +144,9 @@ def beam_merge(steps: Sequence[Any], top_k: int) -> Figure:
 
 @themed
 def cape_grid(slots: int, tokens: int, follow: Sequence[int] = ()) -> Figure:
-    """Where content lives under CAPE: the cell of slot i and token t names the content address (i + t) mod M.
+    """Which content address each slot holds under CAPE: the cell of slot i and token t shows (i + t) mod M.
 
-    ``follow``: content addresses to colour; each runs down a diagonal and wraps from slot 0 to slot M - 1.
+    ``follow``: content addresses to colour; each moves along a diagonal and wraps from slot 0 to slot M - 1.
 
     >>> cape_grid(slots=8, tokens=12, follow=[5]).axes[0].get_xlabel()
     'token t'
@@ -172,7 +173,7 @@ def cape_grid(slots: int, tokens: int, follow: Sequence[int] = ()) -> Figure:
 
 
 def _staircase(axes: Axes, n: int, radix: int, top_k: int) -> None:
-    """The border of the pairs with (i+1)(j+1) <= K."""
+    """Draw the border of the pairs with (i+1)(j+1) <= K."""
     columns = [min(radix, top_k // (i + 1)) for i in range(n)]
     x, y = [columns[0] - 0.5], [-0.5]
     for i in range(n):
@@ -181,8 +182,8 @@ def _staircase(axes: Axes, n: int, radix: int, top_k: int) -> None:
     axes.plot([*x, -0.5], [*y, y[-1]], color=current().ink, linewidth=2, linestyle="--")
 
 
-def _digits_and_slots(logits: Any, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """p (U, P) and rho (M,): the whole product, which only a picture needs."""
+def _digits_and_slots(logits: Array, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """p (U, P) and rho (M,): the product over all slots, which only a figure needs."""
     scores = np.asarray(logits, dtype=float) / temperature
     p = np.exp(scores - scores.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)

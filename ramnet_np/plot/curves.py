@@ -1,4 +1,4 @@
-"""Plain curves, bars and heat maps with labelled axes: what most experiments end in."""
+"""Curves, bars and heat maps with labelled axes, for the results of most experiments."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ramnet_np.contract import Array
 from ramnet_np.plot.style import current, palette, themed
 
 _DASHES = ("-", "--", ":", "-.")
@@ -17,8 +18,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 @themed
 def curves(
-    x: Any,
-    series: Mapping[str, Any],
+    x: Array | Mapping[str, Array],
+    series: Mapping[str, Array],
     *,
     xlabel: str,
     ylabel: str,
@@ -30,10 +31,10 @@ def curves(
 ) -> Figure:
     """One line per entry of ``series`` against ``x``.
 
-    ``x``: (N,), or a mapping with an x per name; ``series``: name -> (N,) values; NaN leaves a gap.
+    ``x``: (N,), or a mapping from names to an x each; ``series``: name -> (N,) values; NaN leaves a gap.
     ``xscale``, ``yscale``: as Matplotlib names them ("linear", "log", "symlog").
-    ``markers``: a mark at every point; leave it out for smooth curves of many points.
-    ``mark``: name -> x of dotted vertical lines, named at their top.
+    ``markers``: a mark at every point; set False for smooth curves with many points.
+    ``mark``: name -> x of a dotted vertical line, with its name at the top.
 
     >>> curves([1, 2, 3], {"a": [1, 4, 9]}, xlabel="n", ylabel="n squared").axes[0].get_xlabel()
     'n'
@@ -83,9 +84,9 @@ def bars(
 ) -> Figure:
     """One horizontal bar per entry, top to bottom, with its number at the end.
 
-    ``values``: name -> number, or several numbers (repeats of a measurement): the bar is their mean, dots show each.
-    ``highlight``: names of bars in the colour of reads; ``unit``: format of the numbers, "{:.0%}" for shares.
-    ``mark``: name -> number of dotted vertical lines, named in the legend.
+    ``values``: name -> number, or several numbers (repeats of a measurement): the bar is their mean, a dot shows each.
+    ``highlight``: names of bars to draw in the colour of reads; ``unit``: format of the numbers, "{:.0%}" for shares.
+    ``mark``: name -> position of a dotted vertical line, named in the legend.
 
     >>> bars({"a": 1.0, "b": [2.0, 3.0]}, xlabel="seconds", ylabel="way").axes[0].get_xlabel()
     'seconds'
@@ -121,23 +122,23 @@ def bars(
 
 @themed
 def heatmaps(
-    panels: Mapping[str, Any],
+    panels: Mapping[str, Array],
     *,
     xlabel: str,
     ylabel: str,
     label: str,
     signed: bool = False,
     limit: float | None = None,
-    marks: Mapping[str, Mapping[str, Any]] | None = None,
+    marks: Mapping[str, Mapping[str, Array]] | None = None,
     width: float | None = None,
     upward: bool = False,
 ) -> Figure:
     """Matrices side by side on one colour scale: rows along the y axis, columns along the x axis.
 
-    ``panels``: title -> (rows, columns); ``label``: what the colours say; ``signed``: numbers of both signs, 0 in the
-    middle of the scale; ``limit``: end of the scale, by default the largest magnitude.
-    ``width``: of the figure, in inches; ``upward``: row 0 at the bottom, as slots are drawn in traces.
-    ``marks``: title -> {"write" or "read": (N, 2) points (column, row)}: squares and rings of accesses.
+    ``panels``: title -> (rows, columns); ``label``: what the colours mean; ``signed``: values have both signs, and 0 is
+    the middle of the scale; ``limit``: end of the scale, by default the largest magnitude.
+    ``width``: width of the figure in inches; ``upward``: row 0 is at the bottom, as in traces of slots.
+    ``marks``: title -> {"write" or "read": (N, 2) points (column, row)}: accesses, as squares and rings.
 
     >>> heatmaps({"a": np.eye(3)}, xlabel="fact", ylabel="query", label="weight").axes[0].get_ylabel()
     'query'

@@ -1,25 +1,29 @@
-"""The memory over time: the life of one slot, and its adjoint on the way back."""
+"""The memory over time: one slot's content and mass, and its adjoint in the backward."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ramnet_np.contract import Array
 from ramnet_np.plot.style import current, themed
 
 
 @themed
 def slot_life(
-    content: Mapping[str, Any], mass: Mapping[str, Any], writes: Sequence[int], values: Any, reads: Sequence[int] = ()
+    content: Mapping[str, Array],
+    mass: Mapping[str, Array],
+    writes: Sequence[int],
+    values: Array,
+    reads: Sequence[int] = (),
 ) -> Figure:
-    """One slot over time: what it holds, and how much it has been written, under one or several update rules.
+    """One slot over time: its content and its mass, under one or several update rules.
 
-    ``content``, ``mass``: name of the rule -> (T,) numbers after each token (one channel of the content).
-    ``writes``: tokens that write the slot; ``values``: (T,) what they write; ``reads``: tokens that read it.
+    ``content``, ``mass``: name of the rule -> (T,) values after each token (one channel of the content).
+    ``writes``: tokens that write the slot; ``values``: (T,) the values they write; ``reads``: tokens that read it.
 
     >>> life = slot_life({"ema": [0, 1, 1]}, {"ema": [0.1, 1, 1]}, writes=[1], values=[0, 1, 0], reads=[2])
     >>> [axes.get_ylabel() for axes in life.axes]
@@ -46,11 +50,11 @@ def slot_life(
 
 
 @themed
-def slot_adjoint(content: Any, adjoint: Any, writes: Sequence[int], reads: Sequence[int]) -> Figure:
-    """One slot there and back: its content jumps at writes, its adjoint at reads (and shrinks at writes).
+def slot_adjoint(content: Array, adjoint: Array, writes: Sequence[int], reads: Sequence[int]) -> Figure:
+    """One slot forward and backward: its content jumps at writes, its adjoint at reads (and shrinks at writes).
 
-    ``content``: (T,) one channel after each token; ``adjoint``: (T,) the same channel of dL/ds_t, as the backward finds
-    it after the reads of token t and before that token's write.
+    ``content``: (T,) one channel after each token; ``adjoint``: (T,) the same channel of dL/ds_t in the backward, after
+    the reads of token t and before that token's write.
 
     >>> slot_adjoint([0, 1, 1], [0.5, 1, 1], writes=[1], reads=[2]).axes[1].get_ylabel()
     'adjoint dL/ds'
@@ -77,7 +81,7 @@ def slot_adjoint(content: Any, adjoint: Any, writes: Sequence[int], reads: Seque
 
 
 def _read_marks(axes: Axes, reads: Sequence[int]) -> None:
-    """Rings on the lower edge at the tokens that read."""
+    """Draw rings on the lower edge at the tokens that read."""
     if len(reads):
         axes.plot(
             reads, np.zeros(len(reads)), "o", mfc="none", color=current().read, markersize=8, clip_on=False,

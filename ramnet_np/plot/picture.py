@@ -11,18 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
+from ramnet_np.contract import Address
 from ramnet_np.core.attention import decode_address
 from ramnet_np.plot.style import current, theme, themed
 
-_ORDER, _RADIX, _TOP_K, _CHANNELS, _SIDE = 3, 4, 4, 8, 8  # of the opening picture; its 64 slots are drawn as 8 x 8
+_ORDER, _RADIX, _TOP_K, _CHANNELS, _SIDE = 3, 4, 4, 8, 8  # the 64 slots are drawn as 8 x 8
 
 
 @themed
 def ramnet_picture(seed: int = 1209) -> Figure:
     """What RAM-Net is, in one picture with computed numbers: digits, product softmax, top-K slots, write, read.
 
-    The key of one token and the query of a later one each pick K of M slots. The write blends the value into the key's
-    slots, the read mixes the query's. The query is the key with some noise, so it finds most of what was written.
+    The key of one token and the query of a later token each select K of M slots. The write moves the key's slots
+    towards the value. The read mixes the query's slots. The query is the key with some noise, so it reads most of what
+    was written.
 
     >>> len(ramnet_picture().axes)  # twice three digits and a table of slots; memory, value, answer
     11
@@ -41,9 +43,9 @@ def ramnet_picture(seed: int = 1209) -> Figure:
     figure = Figure(figsize=(11, 5.2))
     headings = (
         (0.155, "1  digits", f"U = {_ORDER} softmaxes over P = {_RADIX} values"),
-        (0.435, "2  product softmax, top K", f"$P^U$ = {len(memory)} slots, the best K = {_TOP_K} are kept"),
-        (0.69, "3  memory", "only K slots are touched"),
-        (0.895, "4  write, then read", "C channels a slot"),
+        (0.435, "2  product softmax, top K", f"$P^U$ = {len(memory)} slots, the best K = {_TOP_K} are selected"),
+        (0.69, "3  memory", "a token uses only K slots"),
+        (0.895, "4  write, then read", "C channels per slot"),
     )
     for x, heading, text in headings:
         figure.text(x, 0.94, heading, ha="center", fontsize=13, fontweight="bold", color=current().ink)
@@ -93,21 +95,21 @@ def ramnet_picture(seed: int = 1209) -> Figure:
 
 
 def _draw_digits(figure: Figure, bottom: float, logits: np.ndarray, color: str) -> None:
-    """One bar chart per digit, the most significant first, as numbers are written."""
+    """Draw one bar chart per digit, the most significant digit first."""
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    for place in range(_ORDER):
-        axes = figure.add_axes((0.05 + 0.075 * (_ORDER - 1 - place), bottom + 0.03, 0.06, 0.22))
-        axes.bar(range(_RADIX), p[place], color=color, alpha=0.85, width=0.8)
+    for u in range(_ORDER):
+        axes = figure.add_axes((0.05 + 0.075 * (_ORDER - 1 - u), bottom + 0.03, 0.06, 0.22))
+        axes.bar(range(_RADIX), p[u], color=color, alpha=0.85, width=0.8)
         axes.set_ylim(0, 1)
         axes.set_xticks(range(_RADIX))
         axes.set_yticks([])
         axes.tick_params(labelsize=8, length=0, colors=current().muted)
-        axes.set_title(f"digit {place}", fontsize=9, color=current().muted, pad=3)
+        axes.set_title(f"digit {u}", fontsize=9, color=current().muted, pad=3)
         for side in ("top", "left", "right"):
             axes.spines[side].set_visible(False)
-        if place:
+        if u:
             figure.text(
-                0.05 + 0.075 * (_ORDER - place) - 0.0075,
+                0.05 + 0.075 * (_ORDER - u) - 0.0075,
                 bottom + 0.13,
                 r"$\times$",
                 ha="center",
@@ -117,8 +119,8 @@ def _draw_digits(figure: Figure, bottom: float, logits: np.ndarray, color: str) 
     figure.text(0.285, bottom + 0.13, "=", ha="center", fontsize=14, color=current().ink)
 
 
-def _draw_slots(figure: Figure, bottom: float, logits: np.ndarray, address: Any, color: str) -> Axes:
-    """The probability of every slot, and a frame around the kept ones."""
+def _draw_slots(figure: Figure, bottom: float, logits: np.ndarray, address: Address, color: str) -> Axes:
+    """Draw the probability of every slot, and a frame around each selected slot."""
     every = decode_address(logits[None, None, None], top_k=_RADIX**_ORDER, backend="numpy")
     rho = np.empty(_RADIX**_ORDER)
     rho[every.index.ravel()] = every.weight.ravel()
@@ -144,7 +146,7 @@ def _connect(
     color: str,
     width: float,
 ) -> None:
-    """A line or arrow from a point of one panel to a point of another, both in data coordinates."""
+    """Draw a line or arrow from a point of one panel to a point of another, both in data coordinates."""
     line = ConnectionPatch(
         at_a, at_b, "data", "data", axesA=a, axesB=b, arrowstyle=style, color=color, linewidth=width, mutation_scale=8
     )

@@ -1,4 +1,4 @@
-"""Recall against what a memory has: slots and order of its addresses, or elements of state."""
+"""Recall accuracy against the size of a memory: slots and digits of an address, or elements of state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from ramnet_np.plot.style import current, palette, themed
 
-_SIZE = 5.6, 5.0  # inches: letters that can still be read on a telephone
+_SIZE = 5.6, 5.0  # inches: readable on a phone
 _MARKS = "osD^vPX"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)))
 
@@ -21,10 +21,10 @@ def accuracy_by_order(
     paper: Mapping[int, Mapping[int, float]] | None = None,
     title: str = "",
 ) -> Figure:
-    """Accuracy against the order U, a line for each number of slots M.
+    """Accuracy against the order U, one line per number of slots M.
 
-    ``ours``: M -> U -> accuracies, one for each seed: the line is their mean, thin bars reach from lowest to highest.
-    ``paper``: M -> U -> accuracy, drawn as open marks for the M that ``ours`` has.
+    ``ours``: M -> U -> accuracies, one per seed: the line is their mean, thin bars go from the lowest to the highest.
+    ``paper``: M -> U -> accuracy, drawn as open marks for every M in ``ours``.
 
     >>> figure = accuracy_by_order({64: {1: [0.2, 0.3], 2: [0.5]}}, {64: {1: 0.255}})
     >>> figure.axes[0].get_xlabel()
@@ -55,10 +55,10 @@ def accuracy_by_state(
     paper: Mapping[str, Sequence[Sequence[float]]] | None = None,
     title: str = "",
 ) -> Figure:
-    """Accuracy against the elements of state of all layers, a line for each kind of model.
+    """Accuracy against the elements of state in all layers, one line per kind of model.
 
-    ``ours``: kind -> elements -> accuracies, one for each seed. The first kind is drawn strongest. ``paper``: kind ->
-    (elements, lowest, highest) read off, drawn as open marks at the middle for the kinds that ``ours`` has.
+    ``ours``: kind -> elements -> accuracies, one per seed. The first kind has the thickest line. ``paper``: kind ->
+    (elements, lowest, highest) as read off, drawn as open marks at the middle for every kind in ``ours``.
 
     >>> figure = accuracy_by_state({"RAM-Net": {4224: [0.6], 16896: [0.9]}}, {"RAM-Net": [(18000, 0.89, 0.915)]})
     >>> figure.axes[0].get_xscale()
@@ -82,7 +82,7 @@ def accuracy_by_state(
 
 
 def _seeds(axes: Any, line: Mapping[int, Sequence[float]], label: str, style: Any, width: float = 1.8) -> None:
-    """The mean over seeds as a line, the range as bars."""
+    """Draw the mean over seeds as a line, the range as bars."""
     at = list(line)
     means = [sum(values) / len(values) for values in line.values()]
     axes.vlines(at, [min(v) for v in line.values()], [max(v) for v in line.values()], color=style["color"], linewidth=1)
@@ -103,5 +103,5 @@ def _finish(figure: Figure, axes: Any, paper: Any) -> None:
     if paper:
         note: dict[str, Any] = {"color": current().muted, "markerfacecolor": "none", "linewidth": 0.5}
         handles.append(Line2D([], [], marker="o", label="the paper's, read off", **note))
-    # below, for in a full figure no place is free of marks
+    # below the axes: inside a full figure the legend would cover marks
     figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=2, frameon=False, handlelength=3)

@@ -12,10 +12,10 @@ from ramnet_np.plot.style import current, palette, themed
 
 @themed
 def roofline(points: Mapping[str, tuple[float, float]], *, peak: float, bandwidth: float, title: str = "") -> Figure:
-    """Operations per second against operations per byte moved, under the roof of a machine.
+    """Operations per second against operations per byte moved, below the limits of a machine.
 
     ``points``: name -> (operations per byte, operations per second reached); ``peak``: most operations per second;
-    ``bandwidth``: most bytes per second. Left of the ridge the memory limits, right of it the arithmetic.
+    ``bandwidth``: most bytes per second. Left of the ridge memory is the limit, right of it arithmetic.
 
     >>> roofline({"ours": (4.0, 2e12)}, peak=67e12, bandwidth=3e12).axes[0].get_xlabel()
     'operations per byte moved'

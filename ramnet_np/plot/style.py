@@ -1,7 +1,7 @@
 """How the figures look: colours that colour-blind readers can tell apart, on a light or a dark page.
 
-The colours are those of Okabe and Ito ("Color Universal Design", 2008). Two have a meaning throughout: writes are
-vermilion, reads are bluish green.
+The colours are those of Okabe and Ito ("Color Universal Design", 2008). Two have a fixed meaning: writes are vermilion,
+reads are bluish green.
 
 A plot function is decorated with :func:`themed` and takes its colours from :func:`current`::
 
@@ -15,7 +15,7 @@ A plot function is decorated with :func:`themed` and takes its colours from :fun
 
     figure = loss_curve(losses)          # light
     with theme("dark"):
-        figure = loss_curve(losses)      # dark, and stays so when it is saved later
+        figure = loss_curve(losses)      # dark, also when it is saved later
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ class Theme(NamedTuple):
     """The colours of a page."""
 
     name: str
-    paper: str  # behind everything
-    ink: str  # text, axes, the one line that matters
-    muted: str  # text beside the point
-    faint: str  # what is there for comparison
+    paper: str  # background
+    ink: str  # text, axes, the main line
+    muted: str  # less important text
+    faint: str  # lines for comparison
     write: str  # accesses that write
     read: str  # accesses that read
-    series: tuple[str, ...]  # lines of a kind, in this order; all differ from paper and from one another
+    series: tuple[str, ...]  # lines of one kind, in this order; all differ from paper and from each other
 
     def shades(self, color: str) -> LinearSegmentedColormap:
-        """From the page to ``color``: for numbers from 0 up, such as weights and masses."""
+        """From the background to ``color``, for values from 0 up such as weights and masses."""
         return LinearSegmentedColormap.from_list(f"shades of {color}", [self.paper, color])
 
     def diverging(self) -> LinearSegmentedColormap:
-        """Blue, the page, orange: for numbers of both signs, such as contents; 0 lies in the middle."""
+        """From blue over the background to orange, for values of both signs such as contents; 0 is the middle."""
         return LinearSegmentedColormap.from_list("diverging", [BLUE, self.paper, ORANGE])
 
 
@@ -72,7 +72,7 @@ _current: ContextVar[Theme] = ContextVar("ramnet_np_theme", default=THEMES["ligh
 
 
 def current() -> Theme:
-    """The theme that figures are drawn in now.
+    """The current theme of figures.
 
     >>> current().name
     'light'
@@ -98,7 +98,7 @@ def theme(name: str) -> Iterator[Theme]:
 
 
 def palette(count: int) -> list[str]:
-    """The first ``count`` colours for lines of a kind; beyond seven they repeat: vary the dashes too.
+    """The first ``count`` colours for lines of one kind. They repeat after seven, so vary the dashes too.
 
     >>> palette(2)
     ['#0072B2', '#D55E00']
@@ -108,7 +108,7 @@ def palette(count: int) -> list[str]:
 
 
 def themed(plot: Callable[_Args, Figure]) -> Callable[_Args, Figure]:
-    """A plot function that draws in the current theme, whatever Matplotlib's settings are, and leaves those alone.
+    """A plot function that draws in the current theme, whatever Matplotlib's settings are, and does not change them.
 
     >>> @themed
     ... def empty():

@@ -1,25 +1,25 @@
-"""Text with a weight under every byte."""
+"""Text with a weight behind every character."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ramnet_np.contract import Array
 from ramnet_np.plot.style import current, themed
 
 
 @themed
 def text_weights(
-    text: str, rows: Mapping[str, Any], *, xlabel: str, ylabel: str, at: Mapping[str, int] | None = None
+    text: str, rows: Mapping[str, Array], *, xlabel: str, ylabel: str, at: Mapping[str, int] | None = None
 ) -> Figure:
-    """A text once per row, each character on a shade that says how much weight it has there.
+    """A text once per row; the shade behind each character is its weight there.
 
     ``text``: N characters; ``rows``: name -> (N,) weights from 0 to 1.
-    ``at``: name of a row -> the character that asks, framed in the colour of reads.
+    ``at``: name of a row -> index of the character that reads, framed in the colour of reads.
 
     >>> text_weights("ab", {"answer": [0.1, 0.9]}, xlabel="byte", ylabel="asked at").axes[0].get_xlabel()
     'byte'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,18 +10,19 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ramnet_np.contract import Address
 from ramnet_np.plot.style import current, themed
 
 
 @themed
 def slot_trace(
-    trace: Sequence[Mapping[str, Any]], slots: int, *, example: int = 0, cape_heads: Sequence[int] = ()
+    trace: Sequence[Mapping[str, Address]], slots: int, *, example: int = 0, cape_heads: Sequence[int] = ()
 ) -> Figure:
     """Which slots each token writes and reads: slot index against token, one panel per layer and head.
 
-    ``trace``: what ``RAMNet.trace`` returns, a mapping with "write" and "read" addresses (B, T, H, K) per layer.
-    ``slots``: M; ``example``: which sequence of the batch; ``cape_heads``: CAPE heads per layer, named in the titles.
-    Marks fade with the weight. CAPE heads show diagonals of slope -1 that wrap at M, content heads show rows.
+    ``trace``: the result of ``RAMNet.trace``, a mapping with "write" and "read" addresses (B, T, H, K) per layer.
+    ``slots``: M; ``example``: which sequence of the batch; ``cape_heads``: number of CAPE heads per layer, for titles.
+    A smaller weight is a fainter mark. CAPE heads show diagonals of slope -1 that wrap at M, content heads show rows.
     Source: paper, appendix B, fig. 5.
 
     >>> from ramnet_np import decode_address
@@ -55,7 +55,7 @@ def slot_trace(
     return figure
 
 
-def _scatter_address(axes: Axes, address: Any, example: int, head: int, color: str, marker: str) -> None:
+def _scatter_address(axes: Axes, address: Address, example: int, head: int, color: str, marker: str) -> None:
     index, weight = (np.asarray(a[example, :, head]) for a in (address.index, address.weight))  # (T, K)
     tokens = np.broadcast_to(np.arange(len(index))[:, None], index.shape)
     shown = np.maximum(weight.ravel() / max(float(weight.max()), 1e-30), 0.08)

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ramnet_np.plot.style import current, themed
-from ramnet_np.train.metrics import Record, read_metrics
 
 
 @themed
-def training_curves(
-    metrics: Path | str | Sequence[Record], title: str = "", accuracy: str = "recall accuracy"
-) -> Figure:
+def training_curves(records: Sequence[Mapping[str, Any]], title: str = "", accuracy: str = "recall accuracy") -> Figure:
     """Accuracy and loss of a run against the step.
 
-    ``metrics``: the path of a metrics.jsonl, or its records. Training values are those of single batches (faint) with
-    their running mean; held-out accuracy is drawn per set where there is more than one, and as the mean of the sets.
-    ``accuracy``: what is right or wrong, for the axis. ValueError where there is no training record.
+    ``records``: those of a metrics.jsonl, as :func:`ramnet_np.train.metrics.read_metrics` returns them. Training values
+    are those of single batches (faint) with their running mean; held-out accuracy is drawn per set where there is more
+    than one, and as the mean of the sets. ``accuracy``: what the accuracy measures, for the axis.
+    TypeError for a path in place of records, ValueError where there is no training record.
 
     >>> records = [{"kind": "train", "step": s, "loss": 2.0 / s, "accuracy": 0.1 * s} for s in range(1, 5)]
     >>> figure = training_curves(records, title="a run")
     >>> [axes.get_ylabel() for axes in figure.axes]
     ['recall accuracy', 'cross-entropy (nats)']
     """
-    records = read_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
+    if isinstance(records, (str, PathLike)):
+        raise TypeError(f"records must be the records of a metrics file, as read_metrics returns them, got {records!r}")
     trained = [r for r in records if r["kind"] == "train"]
     measured = [r for r in records if r["kind"] == "held_out"]
     if not trained:
-        raise ValueError("metrics must hold at least one training record, got none")
+        raise ValueError("records must hold at least one training record, got none")
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     if title:
         figure.suptitle(title)

@@ -1,6 +1,6 @@
 """The demo: a RAM-Net learns to recall on a CPU within minutes, then shows one sequence that it has never seen.
 
-The training is ``run_mqar`` with the preset ``demo``: the very path of ``ramnet-np train mqar --preset demo``.
+The training is ``run_mqar`` with the preset ``demo``, as ``ramnet-np train mqar --preset demo`` runs it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ DEMO = replace(MQAR_RUNS["demo"], overwrite=True)
 
 
 def run_demo(
-    out: Path | str = DEMO.out, *, seed: int = DEMO.seed, progress: bool = True, say: Callable[[str], None] = print
+    out: Path | str = DEMO.out, *, seed: int = DEMO.seed, progress: bool = True, log: Callable[[str], None] = print
 ) -> TrainResult:
     """Train the demo's RAM-Net into ``out`` and show what it recalls; a run already in ``out`` is replaced."""
     run = replace(DEMO, out=Path(out), seed=seed)
     (pairs, length, _), *_ = run.data.test
-    say(
+    log(
         f"A RAM-Net of {run.model.layers} layers learns to recall {pairs} pairs from {length} tokens "
         f"(vocabulary {run.data.vocab}; each head addresses {run.model.slots} slots and touches {run.model.top_k})."
     )
     result = run_mqar(run, progress=progress)
-    say(f"{result.status} after {result.step} steps and {result.seconds:.0f} s")
+    log(f"{result.status} after {result.step} steps and {result.seconds:.0f} s")
     for name, accuracy in result.accuracy.items():
         if name != "mean":
-            say(f"held-out accuracy, {name}: {accuracy:.2%}")
-    say("")
-    say(recall_table(result.model, fresh_sequence(run.data, seed)))
-    say("")
-    say(f"in {run.out}: curves.png, trace.png, metrics.jsonl, {result.checkpoint.relative_to(run.out)}")
+            log(f"held-out accuracy, {name}: {accuracy:.2%}")
+    log("")
+    log(recall_table(result.model, fresh_sequence(run.data, seed)))
+    log("")
+    log(f"in {run.out}: curves.png, trace.png, metrics.jsonl, {result.checkpoint.relative_to(run.out)}")
     return result
 
 

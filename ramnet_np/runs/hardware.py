@@ -1,4 +1,4 @@
-"""What a program runs on, for results that say it."""
+"""What a program runs on, for results that record it."""
 
 from __future__ import annotations
 

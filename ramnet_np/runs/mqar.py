@@ -17,11 +17,14 @@ from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.data.batches import Batch, DataSource, ShuffledSets
 from ramnet_np.data.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
+from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.plot import slot_trace, training_curves
+from ramnet_np.train.checkpoint import prepare_folder
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.gpu_trainer import Graphs
-from ramnet_np.train.loop import TrainResult, prepare_folder, train
+from ramnet_np.train.loop import TrainResult, train
+from ramnet_np.train.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def train_run(
     ...     train_run(run, lambda: sets, {}, accuracy="right", progress=False).step
     1
     """
-    # before the data takes its seconds
+    # these may raise, so they come before the data, which takes seconds
     if run.device == "gpu":
         gpu_namespace()
     prepare_folder(run.out, resume=run.resume, overwrite=run.overwrite)
@@ -146,8 +149,8 @@ def train_run(
         except MemoryError as error:
             where = "GPU" if run.device == "gpu" else "machine"
             raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
-        training_curves(result.metrics, accuracy=accuracy).savefig(run.out / "curves.png", dpi=120)
-        if run.model.mixer == "ram":
+        training_curves(read_metrics(result.metrics), accuracy=accuracy).savefig(run.out / "curves.png", dpi=120)
+        if MIXERS[run.model.mixer].addresses is not None:
             _draw_trace(model, data, run.out / "trace.png")
     return result
 

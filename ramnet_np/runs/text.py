@@ -22,7 +22,7 @@ from ramnet_np.train.loop import TrainResult
 
 @dataclass(frozen=True)
 class TextRun(Run):
-    """Train a language model of bytes: foretell every byte of a text from those before it."""
+    """Train a language model of bytes: predict every byte of a text from those before it."""
 
     model: RAMNetConfig = field(default_factory=lambda: preset("text-small"))
     """The network."""
@@ -95,13 +95,13 @@ def load_text_model(folder: Path) -> RAMNet:
     return model
 
 
-def written(model: RAMNet, prompt: str, length: int, *, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
-    """What the model writes behind ``prompt``, piece by piece as it comes: ``length`` bytes, decoded as UTF-8.
+def generate_text(model: RAMNet, prompt: str, length: int, *, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
+    """What the model writes after ``prompt``: ``length`` bytes, decoded as UTF-8, each yielded as soon as it is there.
 
     The prompt runs once and leaves its state; each further byte is one step of the same cost.
 
     >>> model = RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2), seed=0)
-    >>> len(list(written(model, "Tom", 5)))  # five bytes, and what was left of a character cut off
+    >>> len(list(generate_text(model, "Tom", 5)))  # five bytes, and what was left of a character cut off
     6
     """
     if not prompt:

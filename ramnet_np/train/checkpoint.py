@@ -3,7 +3,7 @@
     checkpoints/step-00000500/
         model.safetensors, config.json    the model as RAMNet.save_pretrained writes it: load it with from_pretrained
         optimizer.safetensors             AdamW's two moments of every parameter
-        training.json                     the step, the settings of the run, what the loop remembers
+        training.json                     the step, the settings of the run, the highest accuracy so far
 
 A checkpoint is written under another name and then renamed, which is atomic; only then is the older one removed.
 No state of a random generator is stored, for there is none: the order of the data follows from (seed, step).
@@ -14,18 +14,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ramnet_np.core.arrays import on_host
+from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.model import RAMNet
 from ramnet_np.train.optim import AdamWState
 
 _PREFIX = "step-"
 _FORMAT = 1
+_FREE_SETTINGS = ("train.log_every", "train.checkpoint_every")  # they decide no bits: a resumed run may change them
 
 
 class Checkpoint(NamedTuple):
@@ -33,9 +35,9 @@ class Checkpoint(NamedTuple):
 
     model: RAMNet
     optimizer: AdamWState
-    settings: dict[str, Any]  # of the run, as JSON values: a resumed run must have the same
+    settings: dict[str, Any]  # the run's, as JSON values: a resumed run must have the same
     best: float  # highest held-out accuracy so far
-    calls: tuple[dict[str, Any], ...] = ()  # what is to be known of the calls that trained so far, as JSON values
+    calls: tuple[dict[str, Any], ...] = ()  # facts about each call that trained this run so far, as JSON values
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -127,3 +129,78 @@ def load_checkpoint(path: Path) -> Checkpoint:
                     f"and dtype {param.dtype}, as in the model beside it"
                 )
     return Checkpoint(model, AdamWState(step, mean, square), settings, best, calls)
+
+
+def prepare_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make sure, before any work is done, that a run can live in ``out``; else raise in one sentence.
+
+    >>> prepare_folder(Path("/dev/null/run"), resume=False, overwrite=False)
+    Traceback (most recent call last):
+        ...
+    OSError: out must be a folder that can be written to, got '/dev/null/run': Not a directory
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"out must be a folder that can be written to, got {str(out)!r}: {error.strerror}") from error
+    last = latest_checkpoint(out / "checkpoints")
+    if resume and last is None:
+        raise FileNotFoundError(f"nothing to resume: no checkpoint below {str(out / 'checkpoints')!r}")
+    if last is not None and overwrite and not resume:
+        shutil.rmtree(out / "checkpoints")
+    elif last is not None and not resume:
+        raise ValueError(
+            f"out must be a new folder, but {str(out)!r} holds a run at step {checkpoint_step(last)}; "
+            "resume it, overwrite it or choose another folder"
+        )
+
+
+def restore(model: RAMNet, checkpoints: Path, settings: Mapping[str, Any]) -> Checkpoint:
+    """Give ``model`` the parameters of the last checkpoint in the folder, and return the checkpoint.
+
+    Its model is then ``model``, its moments are where the model is, its settings are ``settings``.
+    FileNotFoundError without a checkpoint; ValueError where it is damaged or belongs to other settings.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> from ramnet_np.train.optim import adamw_init
+    >>> models = [RAMNet(RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2), seed=i) for i in (0, 1)]
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = save_checkpoint(Path(folder), Checkpoint(models[0], adamw_init(models[0].params), {}, best=0.0))
+    ...     restored = restore(models[1], Path(folder), {})
+    >>> restored.model is models[1], all((models[1].params[name] == p).all() for name, p in models[0].params.items())
+    (True, True)
+    """
+    last = latest_checkpoint(checkpoints)
+    if last is None:
+        raise FileNotFoundError(f"no checkpoint in {str(checkpoints)!r}")
+    checkpoint = load_checkpoint(last)
+    _require_same(_flat(settings), _flat(checkpoint.settings))
+    xp = namespace_of(*model.params.values())
+    mean, square = ({n: xp.asarray(m) for n, m in moments.items()} for moments in checkpoint.optimizer[1:])
+    for name, param in model.params.items():
+        param[...] = xp.asarray(checkpoint.model.params[name])
+    state = AdamWState(checkpoint.optimizer.step, mean, square)
+    return checkpoint._replace(model=model, optimizer=state, settings=dict(settings))
+
+
+def _require_same(now: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name in sorted(now.keys() | saved.keys()):
+        if name not in _FREE_SETTINGS and now.get(name) != saved.get(name):
+            raise ValueError(
+                f"{name} must be {saved.get(name)!r} as in the checkpoint that is resumed, got {now.get(name)!r}"
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names; tuples as the lists that JSON makes of them."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.loads(json.dumps(value))
+    return flat

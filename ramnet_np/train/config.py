@@ -9,7 +9,7 @@ from ramnet_np.train.schedule import cosine_with_warmup
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train: the length of the run, the optimiser, and how often to look and to save."""
+    """How to train: the length of the run, the optimiser, and how often to measure and to save."""
 
     steps: int = 2000
     """Optimiser steps of the whole run; the learning rate reaches its floor at the last one."""
@@ -37,7 +37,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between two checkpoints (one is also written at the end and on Ctrl-C). The newest is kept."""
     stop_at: float | None = None
-    """Stop early once the mean held-out accuracy reaches this, 0.99 say."""
+    """Stop early once the mean held-out accuracy reaches this, for example 0.99."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):

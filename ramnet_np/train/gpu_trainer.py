@@ -1,4 +1,4 @@
-"""Training steps on a GPU: nothing is read back until it is asked for, and a step can be one CUDA graph.
+"""Training steps on a GPU: numbers stay there until they are wanted, and a whole step can be one CUDA graph.
 
 A graph is captured once for each shape of batch: sequences, length, labelled tokens. To keep shapes few, the labelled
 tokens are filled up to a multiple of the sequences by tokens without a label, whose loss and gradient are zero.
@@ -7,11 +7,11 @@ tokens are filled up to a multiple of the sequences by tokens without a label, w
     device                     fixed inputs ─┴▶ forward ▶ loss ▶ backward ▶ AdamW ─▶ numbers ──▶ report()
                                                └──────────── one graph ───────────┘
 
-What a graph computes with lives in a pool of its own, so that whatever runs between two launches finds other memory.
+A graph allocates from a memory pool of its own, so that work between two launches gets other memory.
 
-Several threads may train a model each, on one GPU: a thread has its own stream, a :class:`DeviceSteps` its own memory
-and graphs; what is shared (compiled kernels, CuPy's pool) is locked or written once. Nothing waits for more than its
-own stream.
+Several threads may train a model each, on one GPU: a thread has its own stream, a :class:`GPUTrainer` its own memory
+and graphs; what is shared (compiled kernels, CuPy's pool) is locked or written once. A trainer waits for no stream but
+its own.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ramnet_np.backend import fused_for
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import on_host
 from ramnet_np.core.require import require_ids
 from ramnet_np.data.batches import Batch
-from ramnet_np.data.gpu_dataset import ResidentBatch
+from ramnet_np.data.gpu_dataset import GPUBatch
 from ramnet_np.layers.loss import IGNORE_INDEX, cross_entropy_and_gradient
 from ramnet_np.model import RAMNet
 from ramnet_np.train.config import TrainConfig, learning_rate
-from ramnet_np.train.optim import ADAMW_EPS, AdamWState, decays
+from ramnet_np.train.optim import ADAMW_EPS, AdamWState, has_weight_decay
 from ramnet_np.train.trainer import Diverged, Report, not_finite
 
 Graphs = Literal["auto", "on", "off"]
@@ -40,46 +40,47 @@ Graphs = Literal["auto", "on", "off"]
 MAX_GRAPHS = 16  # batches of further shapes run without
 
 
-class _Shape:
-    """What is kept for the batches of one shape: fixed inputs on the device, two pinned arrays to fill them from.
+class BatchBuffers:
+    """Memory for the batches of one shape: an input on the device, two pinned arrays on the host to fill it from.
 
-    ``inputs``: makes ids, positions and labels of the ``size`` numbers that were copied; part of the step.
+    ``size``: how many int32 numbers a batch is; ``unpack``: makes ids, positions and labels of them, part of the step.
+    A batch is written to one host array while the copy of the batch before it may still read the other.
     """
 
-    def __init__(self, size: int, inputs: Callable[[Any], tuple[Any, Any, Any]]):
+    def __init__(self, size: int, unpack: Callable[[Array], tuple[Array, Array, Array]]):
         import cupy
         import cupyx
 
-        self._memory = cupy.empty(size, dtype=np.int32)
-        self._inputs = inputs
-        self._hosts = [cupyx.empty_pinned(self._memory.shape, dtype=np.int32) for _ in range(2)]
+        self._device = cupy.empty(size, dtype=np.int32)
+        self._unpack = unpack
+        self._hosts = [cupyx.empty_pinned(self._device.shape, dtype=np.int32) for _ in range(2)]
         self._copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
-        self._turn = 0
-        self.graph: Any = None
-        self.seen = False
+        self._current = 0
+        self.graph: CapturedStep | None = None
+        self.warmed_up = False  # whether a step of this shape has run, and so compiled what it needs
 
-    def inputs(self) -> tuple[Any, Any, Any]:
-        """ids (B, T), positions (N,) and labels (N,) of the batch that was copied."""
-        return self._inputs(self._memory)
+    def inputs(self) -> tuple[Array, Array, Array]:
+        """ids (B, T), positions (N,) and labels (N,) of the batch that was uploaded."""
+        return self._unpack(self._device)
 
-    def fill(self, parts: Sequence[Any], stream: Any) -> None:
-        """Copy a batch to the device, behind the work that still reads the last one."""
-        self._turn = 1 - self._turn
-        host, copied = self._hosts[self._turn], self._copied[self._turn]
-        copied.synchronize()  # the copy that last left this array, two batches ago
+    def upload(self, parts: Sequence[Array], stream: Any) -> None:
+        """Copy a batch to the device. On the stream, the copy waits for the work that still reads the batch before."""
+        self._current = 1 - self._current
+        host, copied = self._hosts[self._current], self._copied[self._current]
+        copied.synchronize()  # the copy out of this host array, two batches ago
         np.concatenate(parts, out=host, casting="unsafe")
-        self._memory.set(host, stream=stream)
+        self._device.set(host, stream=stream)
         copied.record(stream)
 
 
-class DeviceSteps:
+class GPUTrainer:
     """Steps of a model on the GPU, on their thread's own stream, which is current within the context.
 
     ``graphs``: "on" captures steps as CUDA graphs and raises RuntimeError where that fails; "auto" then goes on without
-    and has ``say`` tell why; "off" does not try.
+    them and gives ``log`` the reason; "off" does not try.
     """
 
-    reads_at_once = False
+    report_is_free = False
 
     def __init__(
         self,
@@ -87,54 +88,48 @@ class DeviceSteps:
         config: TrainConfig,
         state: AdamWState,
         graphs: Graphs = "auto",
-        say: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
     ):
         import cupy
 
-        self._model, self._say = model, say
-        self._insists, self._graphs = graphs == "on", graphs != "off"
+        self._model, self._log = model, log
+        self._must_capture, self._captures = graphs == "on", graphs != "off"
         self._step, self._moments = state.step, (state.mean, state.square)
         self._stream = _own_stream()
-        self._pool = cupy.cuda.MemoryPool(_graph_memory)  # of the graphs, which run one after another and so share it
-        self._shapes: dict[tuple[int, ...], _Shape] = {}
-        params = {name: cupy.ascontiguousarray(p) for name, p in model.params.items()}
-        model.params.update(params)
-        first = next(iter(params.values()))
-        adamw, settings = fused_for("adamw", first), fused_for("adamw_settings", first)
-        assert adamw is not None
-        assert settings is not None  # whoever chose these steps has looked
-        self._optimizer = adamw(
-            params, state.mean, state.square, {name for name, p in params.items() if decays(name, p)}, state.step,
-            settings(
-                rates=[learning_rate(config, step) for step in range(config.steps)], beta1=config.beta1,
-                beta2=config.beta2, eps=ADAMW_EPS, weight_decay=config.weight_decay, clip=config.clip,
-            ),
-        )  # fmt: skip
-        self._addresses = self._optimizer.addresses()  # of gradients outside of graphs
+        self._pool = cupy.cuda.MemoryPool(_graph_memory)  # shared by the graphs, which run one after another
+        self._buffers: dict[tuple[int, ...], BatchBuffers] = {}
+        model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
+        self._optimizer = _gpu_adamw(model.params, config, state)
+        self._addresses = self._optimizer.addresses()  # of the gradients of steps that are not graphs
 
     @property
     def state(self) -> AdamWState:
         return AdamWState(self._step, *self._moments)
 
-    def run(self, batch: Batch | ResidentBatch) -> None:
-        shape = self._chosen(batch) if isinstance(batch, ResidentBatch) else self._filled(batch)
-        if shape.graph is None and self._graphs and shape.seen:  # the first step has compiled what it needs
-            self._capture(shape)
-        if shape.graph is not None:
-            shape.graph.launch()
+    @property
+    def graphs(self) -> int:
+        """How many shapes of batch have been captured."""
+        return sum(buffers.graph is not None for buffers in self._buffers.values())
+
+    def step(self, batch: Batch | GPUBatch) -> None:
+        buffers = self._upload_rows(batch) if isinstance(batch, GPUBatch) else self._upload_tokens(batch)
+        if self._captures and buffers.graph is None and buffers.warmed_up:
+            self._capture(buffers)
+        if buffers.graph is not None:
+            buffers.graph.launch()
         else:
-            self._compute(shape, self._addresses, bind=True)
-        shape.seen = True
+            self._compute(buffers, self._addresses, bind=True)
+        buffers.warmed_up = True
         self._step += 1
 
     def report(self) -> Report:
         numbers = self._optimizer.numbers()
         if numbers["stopped"]:
             raise Diverged(int(numbers["updates"]), not_finite(numbers["loss"], numbers["norm"]))
-        accuracy = numbers["right"] / max(1, numbers["labels"])
+        accuracy = numbers["correct"] / max(1, numbers["labels"])
         return Report(numbers["loss"], accuracy, numbers["rate"], numbers["norm"])
 
-    def __enter__(self) -> DeviceSteps:
+    def __enter__(self) -> GPUTrainer:
         import cupy
 
         # The parameters come from another stream. Not the whole device: another thread may be capturing.
@@ -147,33 +142,35 @@ class DeviceSteps:
 
         self._stream.synchronize()
         self._stream.__exit__(*exc_info)
-        # A pool's blocks refer to one another, so without this the graphs' memory would wait for Python's collector,
-        # which does not know that a GPU is full.
-        self._shapes.clear()
+        # A pool's blocks refer to one another, so without this the graphs' memory would wait for Python's garbage
+        # collector, which does not know that a GPU is full.
+        self._buffers.clear()
         self._pool.free_all_blocks()
-        cupy.get_default_memory_pool().free_all_blocks(self._stream)  # which no other stream would use
+        cupy.get_default_memory_pool().free_all_blocks(self._stream)  # no other stream would use them
 
-    def _filled(self, batch: Batch) -> _Shape:
+    def _upload_tokens(self, batch: Batch) -> BatchBuffers:
+        """Copy ids, positions and labels of a batch on the host."""
         ids, vocab = on_host(batch.ids), self._model.config.vocab
         positions, labels = labelled_tokens(on_host(batch.labels), multiple=len(ids))
         require_ids("ids", ids, vocab)
         require_ids("labels", labels[labels != IGNORE_INDEX], vocab)
         key = (*ids.shape, len(positions))
-        if key not in self._shapes:
-            self._shapes[key] = _Shape(ids.size + 2 * len(positions), partial(_cut, *key))
-        self._shapes[key].fill([ids.ravel(), positions, labels], self._stream)
-        return self._shapes[key]
+        if key not in self._buffers:
+            self._buffers[key] = BatchBuffers(ids.size + 2 * len(positions), partial(_split, *key))
+        self._buffers[key].upload([ids.ravel(), positions, labels], self._stream)
+        return self._buffers[key]
 
-    def _chosen(self, batch: ResidentBatch) -> _Shape:
-        key = (id(batch.source), len(batch.rows))
-        if key not in self._shapes:
-            self._shapes[key] = _Shape(len(batch.rows), batch.source.gather)  # which keeps the source, and so its id
-        self._shapes[key].fill([batch.rows], self._stream)
-        return self._shapes[key]
+    def _upload_rows(self, batch: GPUBatch) -> BatchBuffers:
+        """Copy the row numbers of a batch whose sequences are on the GPU already."""
+        key = (id(batch.source), len(batch.rows))  # the buffers keep the source alive, so no other one gets its id
+        if key not in self._buffers:
+            self._buffers[key] = BatchBuffers(len(batch.rows), batch.source.gather)
+        self._buffers[key].upload([batch.rows], self._stream)
+        return self._buffers[key]
 
-    def _compute(self, shape: _Shape, addresses: Any, *, bind: bool) -> dict[str, Any]:
-        """Launch one step; returns the gradients, whose addresses the optimiser has only if ``bind``."""
-        ids, positions, labels = shape.inputs()
+    def _compute(self, buffers: BatchBuffers, addresses: Array, *, bind: bool) -> dict[str, Array]:
+        """Launch one step. Returns the gradients; the optimiser is told their addresses only if ``bind``."""
+        ids, positions, labels = buffers.inputs()
         logits, ctx = self._model.forward(ids, select=positions)
         loss = cross_entropy_and_gradient(logits, labels)
         grads = self._optimizer.contiguous(self._model.backward(loss.dlogits, ctx))
@@ -182,10 +179,11 @@ class DeviceSteps:
         self._optimizer.update(addresses, loss.loss, loss.correct, loss.count)
         return grads
 
-    def _capture(self, shape: _Shape) -> None:
+    def _capture(self, buffers: BatchBuffers) -> None:
+        """Make the step of this shape a graph, unless there are enough; where that fails, see ``graphs``."""
         import cupy
 
-        if sum(other.graph is not None for other in self._shapes.values()) >= MAX_GRAPHS:
+        if self.graphs >= MAX_GRAPHS:
             return
         addresses = self._optimizer.addresses()
         # what the first step used; the graph brings its own
@@ -194,7 +192,7 @@ class DeviceSteps:
             with cupy.cuda.using_allocator(self._pool.malloc):
                 _begin_capture(self._stream)
                 try:
-                    grads = self._compute(shape, addresses, bind=False)
+                    grads = self._compute(buffers, addresses, bind=False)
                 except BaseException:
                     with suppress(Exception):
                         self._stream.end_capture()
@@ -202,23 +200,39 @@ class DeviceSteps:
                 graph = self._stream.end_capture()
         except Exception as error:
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-            if self._insists:
+            if self._must_capture:
                 raise RuntimeError(f"a training step could not be captured as a CUDA graph ({why})") from error
-            self._graphs = False
-            self._say(f"without CUDA graphs, as a step could not be captured ({why})")
+            self._captures = False
+            self._log(f"without CUDA graphs, as a step could not be captured ({why})")
             return
         self._optimizer.bind(addresses, grads)
-        shape.graph = _Graph(graph, addresses)
+        buffers.graph = CapturedStep(graph, addresses)
 
 
-class _Graph:
-    """A captured step, and the table that it reads."""
+class CapturedStep:
+    """A step as a CUDA graph, and the table of addresses that the graph reads, which must live as long."""
 
-    def __init__(self, graph: Any, addresses: Any):
+    def __init__(self, graph: Any, addresses: Array):
         self._graph, self._addresses = graph, addresses
 
     def launch(self) -> None:
         self._graph.launch()
+
+
+def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState) -> Any:
+    """AdamW as CUDA kernels that update all parameters together and leave their numbers on the device."""
+    from ramnet_np.kernels.cuda.optimizer.adamw import AdamWSettings, DeviceAdamW
+
+    settings = AdamWSettings(
+        rates=[learning_rate(config, step) for step in range(config.steps)],
+        beta1=config.beta1,
+        beta2=config.beta2,
+        eps=ADAMW_EPS,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+    )
+    decayed = {name for name, p in params.items() if has_weight_decay(name, p)}
+    return DeviceAdamW(dict(params), state.mean, state.square, decayed, state.step, settings)
 
 
 _streams = threading.local()
@@ -238,7 +252,8 @@ def _own_stream() -> Any:
 def _graph_memory(size: int) -> Any:
     """Fresh device memory for the pool of the graphs.
 
-    A pool that finds no more gives back its free blocks, but those of a graph only look free: so it must not find out.
+    On a failed allocation CuPy's pool frees its unused blocks. Blocks used by a captured graph look unused, so this
+    allocator raises MemoryError instead of the out-of-memory error that the pool waits for.
     """
     import cupy
 
@@ -251,21 +266,21 @@ def _graph_memory(size: int) -> Any:
 def _begin_capture(stream: Any) -> None:
     import cupy
 
-    # relaxed: what other threads do meanwhile, allocate or load a kernel, breaks no capture
+    # relaxed: other threads may allocate or load a kernel meanwhile without breaking the capture
     stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
 
 
-def _cut(sequences: int, length: int, labelled: int, memory: Any) -> tuple[Any, Any, Any]:
-    """ids, positions and labels of a batch that was copied whole."""
+def _split(sequences: int, length: int, labelled: int, memory: Array) -> tuple[Array, Array, Array]:
+    """ids, positions and labels of a batch that was copied as one array."""
     tokens = sequences * length
     return memory[:tokens].reshape(sequences, length), *memory[tokens:].reshape(2, labelled)
 
 
-def labelled_tokens(labels: Any, multiple: int) -> tuple[Any, Any]:
+def labelled_tokens(labels: Array, multiple: int) -> tuple[Array, Array]:
     """Where the labels of a batch are, and which they are, filled up to a multiple of ``multiple`` (at least one).
 
     ``labels``: (B, T); below 0 counts for nothing. Returns positions b*T + t and labels, (N,) int32 each: first the
-    labelled tokens in their order, then as many others as are wanted, with IGNORE_INDEX.
+    labelled tokens in their order, then as many others as are missing, with IGNORE_INDEX.
 
     >>> labelled_tokens(np.array([[-100, 7, -100], [8, 9, -100]]), multiple=2)
     (array([1, 3, 4, 0], dtype=int32), array([   7,    8,    9, -100], dtype=int32))

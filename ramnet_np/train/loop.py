@@ -1,35 +1,104 @@
-"""The training loop: any data set that can name its batches by step, any RAMNet.
+"""The training loop, for any data set that names its batches by step and any RAMNet.
 
-Around the steps (``steps.py``; on a GPU ``device.py``): a progress bar, metrics, held-out accuracy, checkpoints,
-resuming, and the three ways a run ends early (target reached, Ctrl-C, a loss that is no longer a number).
+:func:`training` is the loop: batch, step, numbers, measurement, one after the other. Two callers use it: :func:`train`
+writes metrics and checkpoints, shows a progress bar and resumes; ``experiment/one_run.py`` makes a record for a grid.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from ramnet_np.backend import fused_for
+from ramnet_np.backend import array_kind, backend_for
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.data.batches import Batch, DataSource
+from ramnet_np.data.batches import Batch, BatchSource, DataSource
 from ramnet_np.model import RAMNet
-from ramnet_np.train.checkpoint import Checkpoint, checkpoint_step, latest_checkpoint, load_checkpoint, save_checkpoint
+from ramnet_np.train.checkpoint import Checkpoint, latest_checkpoint, prepare_folder, restore, save_checkpoint
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.gpu_trainer import DeviceSteps, Graphs
+from ramnet_np.train.gpu_trainer import GPUTrainer, Graphs
 from ramnet_np.train.interrupt import DeferredInterrupt
 from ramnet_np.train.metrics import MetricsWriter, hits
 from ramnet_np.train.optim import AdamWState, adamw_init
-from ramnet_np.train.trainer import Diverged, HostSteps, Report, Steps
+from ramnet_np.train.trainer import CPUTrainer, Diverged, Report, Trainer
 
-# Settings that leave the bits of the trained model alone: a resumed run may change them.
-_FREE_SETTINGS = ("train.log_every", "train.checkpoint_every")
+
+class StepResult(NamedTuple):
+    """What :func:`training` knows after a step."""
+
+    step: int  # updates made since the run began, this one included
+    report: Report | None  # the numbers of this step, if they were read
+    accuracy: dict[str, float] | None  # per held-out set and "mean", if it was measured after this step
+    best: float  # highest mean accuracy so far
+    is_last: bool  # config.steps are made, or config.stop_at is reached
+    tokens: int  # trained on since the loop began
+    seconds: float  # since the loop began, up to this step's report
+    step_seconds: float  # the part of them that went into batches, steps and reports: no measuring, no caller
+
+
+def training(
+    trainer: Trainer,
+    data: BatchSource,
+    config: TrainConfig,
+    evaluate: Callable[[], dict[str, float]],
+    *,
+    evaluates_at: Callable[[int], bool],
+    reports_at: Callable[[int], bool],
+    best: float = 0.0,
+) -> Iterator[StepResult]:
+    """Train until ``config.steps`` or ``config.stop_at``, and yield after every step, for the caller to log or to save.
+
+    A generator in place of a method ``fit`` with hooks: what is to happen after a step stands in the body of the
+    caller's ``for``, in the order in which it happens, and ``break`` ends the training.
+
+    ``trainer``: an entered context, at the step to go on from; ``evaluate``: measures the model on held-out data;
+    ``evaluates_at``, ``reports_at``: whether to do so after a given step, and whether to read its numbers (which a
+    GPU is waited for; the step before a measurement is always read). ``best``: the highest accuracy before.
+    :class:`Diverged` comes from the step, or on a GPU from the next report, always before a measurement.
+
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> from ramnet_np.data.batches import ShuffledSets
+    >>> ids = np.arange(12).reshape(3, 4) % 8
+    >>> data = ShuffledSets([Batch(ids, ids)], {"seen": Batch(ids, ids)}, batch=3, seed=0)
+    >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
+    >>> config = TrainConfig(steps=2, batch=3)
+    >>> with trainer_for(model, config, adamw_init(model.params)) as trainer:
+    ...     for done in training(
+    ...         trainer, data, config, lambda: evaluate(model, data.held_out()),
+    ...         evaluates_at=lambda step: step == 2, reports_at=lambda step: True,
+    ...     ):
+    ...         print(done.step, done.tokens, done.report.learning_rate, list(done.accuracy or ()), done.is_last)
+    1 12 1e-05 [] False
+    2 24 2e-05 ['seen', 'mean'] True
+    """
+    tokens, step_seconds, started = 0, 0.0, time.perf_counter()
+    while not has_ended(config, trainer.state.step, best):
+        began = time.perf_counter()
+        batch = data.batch(trainer.state.step)
+        trainer.step(batch)
+        step = trainer.state.step
+        evaluates = evaluates_at(step)
+        report = trainer.report() if evaluates or reports_at(step) else None
+        now = time.perf_counter()
+        tokens, step_seconds = tokens + batch.tokens, step_seconds + now - began
+        accuracy = evaluate() if evaluates else None
+        if accuracy is not None:
+            best = max(best, accuracy["mean"])
+        is_last = has_ended(config, step, best)
+        yield StepResult(step, report, accuracy, best, is_last, tokens, now - started, step_seconds)
+
+
+def has_ended(config: TrainConfig, step: int, best: float) -> bool:
+    """Whether a run is over after ``step`` updates, with ``best`` as its highest mean accuracy.
+
+    >>> has_ended(TrainConfig(steps=10, stop_at=0.9), step=5, best=0.95)
+    True
+    """
+    return step >= config.steps or (config.stop_at is not None and best >= config.stop_at)
 
 
 class TrainResult(NamedTuple):
@@ -63,7 +132,7 @@ def train(
     ``resume``: go on from the last checkpoint in ``out``, to the same bits as a run that was never stopped. The
         parameters and moments come from the checkpoint.
     ``overwrite``: replace the run that ``out`` holds. Without either of the two, an ``out`` in use is an error.
-    ``graphs``: for a model on the GPU: whether a step is captured as a CUDA graph; see :class:`DeviceSteps`.
+    ``graphs``: for a model on the GPU: whether a step is captured as a CUDA graph; see :class:`GPUTrainer`.
 
     Ctrl-C finishes the step, saves and returns with status "interrupted". A loss or gradient that is not finite raises
     FloatingPointError before it reaches the parameters; the last checkpoint stays.
@@ -80,66 +149,111 @@ def train(
     ('finished', 2, ['seen', 'mean'])
     """
     out = Path(out)
-    checkpoints, metrics = out / "checkpoints", out / "metrics.jsonl"
     prepare_folder(out, resume=resume, overwrite=overwrite)
-    state, best = adamw_init(model.params), 0.0
+    checkpoints, started = out / "checkpoints", time.perf_counter()
+    start = Checkpoint(model, adamw_init(model.params), dict(settings), best=0.0)
     if resume:
-        _, state, _, best, _ = restore(model, checkpoints, settings)
-    steps = steps_for(model, config, state, graphs, tqdm.write)
-
-    def done() -> bool:
-        return steps.state.step >= config.steps or (config.stop_at is not None and best >= config.stop_at)
-
-    def report() -> Report:
-        try:
-            return steps.report()
-        except Diverged as error:
-            raise FloatingPointError(_stopped(error, checkpoints)) from error
-
-    first, tokens, started, accuracy = state.step, 0, time.perf_counter(), dict[str, float]()
-    shown: dict[str, str] = {}
-    with (
-        steps,
-        MetricsWriter(metrics, resume_step=first if resume else None) as log,
-        DeferredInterrupt() as interrupt,
-        tqdm(total=config.steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True) as bar,
-    ):
-        while not (done() or interrupt.requested):
-            batch = data.batch(steps.state.step)
-            try:
-                steps.run(batch)
-            except Diverged as error:
-                raise FloatingPointError(_stopped(error, checkpoints)) from error
-            step = steps.state.step
-            tokens += batch.ids.size
-            looks = step % config.evaluate_every == 0 or step == config.steps
-            logs, saves = step % config.log_every == 0, step % config.checkpoint_every == 0
-            if steps.reads_at_once or looks or logs or saves:
-                last = report()  # before a checkpoint too: what is saved is known to be good
-                speed = tokens / (time.perf_counter() - started)
-                shown = {"loss": f"{last.loss:.3f}", "accuracy": f"{last.accuracy:.1%}", "tokens/s": f"{speed:,.0f}"}
-            seconds = time.perf_counter() - started
-            if looks:
-                accuracy = evaluate(model, data.held_out())
-                best = max(best, accuracy["mean"])
-                log.write({"step": step, "kind": "held_out", "accuracy": accuracy, "seconds": round(seconds, 2)})
-            if logs or done():
-                log.write({"step": step, "kind": "train"} | last._asdict() | {"seconds": round(seconds, 2)})
-            if saves and not done():
-                save_checkpoint(checkpoints, Checkpoint(model, steps.state, dict(settings), best))
-            bar.set_postfix(shown | ({"held out": f"{accuracy['mean']:.1%}"} if accuracy else {}), refresh=False)
-            bar.update()
-        state = steps.state
-        if state.step > first:
-            report()
-        if state.step > first or not resume:
-            save_checkpoint(checkpoints, Checkpoint(model, state, dict(settings), best))
-    status = "finished" if state.step >= config.steps else "reached stop_at" if done() else "interrupted"
-    if not accuracy and status != "interrupted":  # nothing was left to do
+        start = restore(model, checkpoints, settings)
+    trainer = trainer_for(model, config, start.optimizer, graphs, tqdm.write)
+    try:
+        best, accuracy = _train_from(start, trainer, data, config, out, resumed=resume, progress=progress)
+    except Diverged as error:
+        raise FloatingPointError(_stopped(error, checkpoints)) from error
+    step, ended = trainer.state.step, has_ended(config, trainer.state.step, best)
+    status = "finished" if step >= config.steps else "reached stop_at" if ended else "interrupted"
+    if ended and not accuracy:  # nothing was left to do
         accuracy = evaluate(model, data.held_out())
     saved = latest_checkpoint(checkpoints)
     assert saved is not None  # written just now, or resumed from
-    return TrainResult(model, state.step, status, accuracy, time.perf_counter() - started, saved, metrics)
+    return TrainResult(model, step, status, accuracy, time.perf_counter() - started, saved, out / "metrics.jsonl")
+
+
+def _train_from(
+    start: Checkpoint, trainer: Trainer, data: DataSource, config: TrainConfig, out: Path, *, resumed: bool,
+    progress: bool,
+) -> tuple[float, dict[str, float]]:  # fmt: skip
+    """Train, write and show, up to the end or Ctrl-C; returns the best mean accuracy and the last measurement."""
+    first, best, accuracy = start.optimizer.step, start.best, dict[str, float]()
+
+    def saves_at(step: int) -> bool:
+        return step % config.checkpoint_every == 0
+
+    def save() -> None:
+        save_checkpoint(out / "checkpoints", start._replace(optimizer=trainer.state, best=best))
+
+    steps = training(
+        trainer,
+        data,
+        config,
+        lambda: evaluate(start.model, data.held_out()),
+        evaluates_at=lambda step: step % config.evaluate_every == 0 or step == config.steps,
+        # before a checkpoint too: what is saved is known to be good
+        reports_at=lambda step: trainer.report_is_free or step % config.log_every == 0 or saves_at(step),
+        best=best,
+    )
+    with (
+        trainer,
+        MetricsWriter(out / "metrics.jsonl", resume_step=first if resumed else None) as metrics,
+        DeferredInterrupt() as interrupt,
+        tqdm(total=config.steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True) as bar,
+    ):
+        for done in steps:
+            best, accuracy = done.best, done.accuracy or accuracy
+            _write_metrics(metrics, done, config)
+            if saves_at(done.step) and not done.is_last:
+                save()
+            _show_progress(bar, done, accuracy)
+            if interrupt.requested:
+                break
+        if trainer.state.step > first:
+            trainer.report()  # on a GPU the last steps may be unread: this raises if one of them diverged
+        if trainer.state.step > first or not resumed:
+            save()
+    return best, accuracy
+
+
+def _write_metrics(metrics: MetricsWriter, done: StepResult, config: TrainConfig) -> None:
+    """A record for a measurement; one for the step every ``config.log_every`` steps and at the end."""
+    seconds = {"seconds": round(done.seconds, 2)}
+    if done.accuracy is not None:
+        metrics.write({"step": done.step, "kind": "held_out", "accuracy": done.accuracy} | seconds)
+    if done.report is not None and (done.step % config.log_every == 0 or done.is_last):
+        metrics.write({"step": done.step, "kind": "train"} | done.report._asdict() | seconds)
+
+
+def _show_progress(bar: tqdm, done: StepResult, accuracy: Mapping[str, float]) -> None:
+    if done.report is not None:
+        speed = f"{done.tokens / done.seconds:,.0f}"
+        shown = {"loss": f"{done.report.loss:.3f}", "accuracy": f"{done.report.accuracy:.1%}", "tokens/s": speed}
+        bar.set_postfix(shown | ({"held out": f"{accuracy['mean']:.1%}"} if accuracy else {}), refresh=False)
+    bar.update()
+
+
+def _stopped(error: Diverged, checkpoints: Path) -> str:
+    last = latest_checkpoint(checkpoints)
+    kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
+    return f"training stopped at step {error.step}: {error.why}; {kept}. A lower train.learning_rate usually helps"
+
+
+def trainer_for(
+    model: RAMNet,
+    config: TrainConfig,
+    state: AdamWState,
+    graphs: Graphs = "auto",
+    log: Callable[[str], None] = print,
+) -> Trainer:
+    """The trainer that suits where the model is; ``graphs`` and ``log`` as in :class:`GPUTrainer`.
+
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
+    >>> trainer_for(model, TrainConfig(), adamw_init(model.params)).report_is_free
+    True
+    """
+    parameter = next(iter(model.params.values()))
+    # the NumPy core can serve CuPy arrays, but reads numbers back in between, which no graph can
+    if array_kind(parameter) == "cupy" and backend_for(parameter).name != "numpy":
+        return GPUTrainer(model, config, state, graphs, log)
+    return CPUTrainer(model, config, state)
 
 
 def evaluate(model: RAMNet, held_out: Mapping[str, Batch], tokens: int | None = None) -> dict[str, float]:
@@ -156,108 +270,15 @@ def evaluate(model: RAMNet, held_out: Mapping[str, Batch], tokens: int | None = 
     """
     xp = namespace_of(*model.params.values())
     tokens = tokens or (8192 if xp is np else 65536)
-    right, counted = {}, {}
+    correct, counted = {}, {}
     for name, (ids, labels) in held_out.items():
         rows = max(1, tokens // ids.shape[1])
-        right[name] = counted[name] = 0
+        correct[name] = counted[name] = 0
         for i in range(0, len(ids), rows):
             wanted = labels[i : i + rows].ravel()
-            asked = np.flatnonzero(wanted >= 0)
-            logits, _ = model.forward(xp.asarray(ids[i : i + rows]), select=xp.asarray(asked))
-            right[name] += hits(logits, xp.asarray(wanted[asked]))
-            counted[name] += len(asked)
-    accuracy = {name: int(count) / max(1, counted[name]) for name, count in right.items()}
+            labelled = np.flatnonzero(wanted >= 0)
+            logits, _ = model.forward(xp.asarray(ids[i : i + rows]), select=xp.asarray(labelled))
+            correct[name] += hits(logits, xp.asarray(wanted[labelled]))
+            counted[name] += len(labelled)
+    accuracy = {name: int(count) / max(1, counted[name]) for name, count in correct.items()}
     return accuracy | {"mean": sum(accuracy.values()) / len(accuracy)}
-
-
-def prepare_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure, before any work is done, that a run can live in ``out``; else raise in one sentence.
-
-    >>> prepare_folder(Path("/dev/null/run"), resume=False, overwrite=False)
-    Traceback (most recent call last):
-        ...
-    OSError: out must be a folder that can be written to, got '/dev/null/run': Not a directory
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"out must be a folder that can be written to, got {str(out)!r}: {error.strerror}") from error
-    last = latest_checkpoint(out / "checkpoints")
-    if resume and last is None:
-        raise FileNotFoundError(f"nothing to resume: no checkpoint below {str(out / 'checkpoints')!r}")
-    if last is not None and overwrite and not resume:
-        shutil.rmtree(out / "checkpoints")
-    elif last is not None and not resume:
-        raise ValueError(
-            f"out must be a new folder, but {str(out)!r} holds a run at step {checkpoint_step(last)}; "
-            "resume it, overwrite it or choose another folder"
-        )
-
-
-def restore(model: RAMNet, checkpoints: Path, settings: Mapping[str, Any]) -> Checkpoint:
-    """Set ``model`` to the last checkpoint in the folder; returns it, with ``model`` and moments beside its parameters.
-
-    FileNotFoundError without one; ValueError where it is damaged or of other ``settings``.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> from ramnet_np.model import RAMNetConfig
-    >>> models = [RAMNet(RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2), seed=i) for i in (0, 1)]
-    >>> with TemporaryDirectory() as folder:
-    ...     _ = save_checkpoint(Path(folder), Checkpoint(models[0], adamw_init(models[0].params), {}, best=0.0))
-    ...     restored = restore(models[1], Path(folder), {})
-    >>> restored.model is models[1], all((models[1].params[name] == p).all() for name, p in models[0].params.items())
-    (True, True)
-    """
-    last = latest_checkpoint(checkpoints)
-    if last is None:
-        raise FileNotFoundError(f"no checkpoint in {str(checkpoints)!r}")
-    checkpoint = load_checkpoint(last)
-    _require_same(_flat(settings), _flat(checkpoint.settings))
-    xp = namespace_of(*model.params.values())
-    mean, square = ({n: xp.asarray(m) for n, m in moments.items()} for moments in checkpoint.optimizer[1:])
-    for name, param in model.params.items():
-        param[...] = xp.asarray(checkpoint.model.params[name])
-    return checkpoint._replace(model=model, optimizer=AdamWState(checkpoint.optimizer.step, mean, square))
-
-
-def _require_same(now: dict[str, Any], saved: dict[str, Any]) -> None:
-    for name in sorted(now.keys() | saved.keys()):
-        if name not in _FREE_SETTINGS and now.get(name) != saved.get(name):
-            raise ValueError(
-                f"{name} must be {saved.get(name)!r} as in the checkpoint that is resumed, got {now.get(name)!r}"
-            )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names; tuples as the lists that JSON makes of them."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = json.loads(json.dumps(value))
-    return flat
-
-
-def steps_for(
-    model: RAMNet, config: TrainConfig, state: AdamWState, graphs: Graphs, say: Callable[[str], None] = print
-) -> Steps:
-    """The steps that suit where the model is; ``graphs`` and ``say`` as in :class:`DeviceSteps`.
-
-    >>> from ramnet_np.model import RAMNetConfig
-    >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
-    >>> steps_for(model, TrainConfig(), adamw_init(model.params), "auto").reads_at_once
-    True
-    """
-    if fused_for("adamw", next(iter(model.params.values()))):
-        return DeviceSteps(model, config, state, graphs, say)
-    return HostSteps(model, config, state)
-
-
-def _stopped(error: Diverged, checkpoints: Path) -> str:
-    last = latest_checkpoint(checkpoints)
-    kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
-    return f"training stopped at step {error.step}: {error.why}; {kept}. A lower train.learning_rate usually helps"

@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 
 Record = dict[str, Any]
 
 
-def hits(logits: Any, labels: Any) -> Any:
+def hits(logits: Array, labels: Array) -> Array:
     """How many rows of ``logits`` (N, V) have their largest entry at their label (N,); on a GPU an array without axes.
 
     >>> import numpy as np

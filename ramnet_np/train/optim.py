@@ -7,11 +7,12 @@ CuPy arrays alike. Only elementwise operations and sums of a fixed order are use
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 
-Arrays = dict[str, Any]
+Arrays: TypeAlias = dict[str, Array]
 
 ADAMW_EPS = 1e-8
 
@@ -37,15 +38,15 @@ def adamw_init(params: Arrays) -> AdamWState:
     return AdamWState(0, mean, square)
 
 
-def decays(name: str, param: Any) -> bool:
+def has_weight_decay(name: str, param: Array) -> bool:
     """Whether weight decay applies: to matrices, not to norms, biases, scales, short convolutions or any vector.
 
     Decay would pull a short convolution towards letting nothing through.
 
     >>> import numpy as np
     >>> matrix = np.zeros((2, 5))
-    >>> decays("model.layers.0.attn.o_proj.weight", matrix), decays("model.layers.0.attn.w_scale", matrix)
-    (True, False)
+    >>> [has_weight_decay(f"model.layers.0.attn.{name}", matrix) for name in ("o_proj.weight", "w_scale")]
+    [True, False]
     """
     kind = name.rpartition(".")[2]
     return param.ndim >= 2 and not ("norm" in name or "conv" in name or kind.endswith(("bias", "scale")))
@@ -68,7 +69,8 @@ def adamw_update(
         v = beta2 * v + (1 - beta2) * g**2
         p = p - lr * weight_decay * p - lr * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps)
 
-    t = 1 at the first step. The decay is decoupled: it never enters the moments; :func:`decays` says what it spares.
+    t = 1 at the first step. The decay is decoupled: it never enters the moments. It applies where
+    :func:`has_weight_decay` says so.
     ``grads`` must name the same arrays as ``params`` and is left alone.
     Cost: nine passes over each parameter and two scratch arrays of its size.
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (arXiv 1711.05101), algorithm 2.
@@ -96,7 +98,7 @@ def adamw_update(
         scaled *= 1 - beta2
         v *= beta2
         v += scaled
-        if weight_decay and decays(name, p):
+        if weight_decay and has_weight_decay(name, p):
             p *= 1 - learning_rate * weight_decay
         denominator = xp.sqrt(v)
         denominator *= root

@@ -1,7 +1,7 @@
 """One step of training: batch -> forward -> cross-entropy over the labelled tokens -> backward -> clip -> AdamW.
 
-:class:`HostSteps` reads every number before it goes on, as suits a CPU; those of a GPU, in ``train/device.py``, leave
-them on the device until :meth:`Steps.report` asks.
+The training loop talks to a :class:`Trainer`. :class:`CPUTrainer` reads every number before it goes on, as suits a CPU;
+:class:`~ramnet_np.train.gpu_trainer.GPUTrainer` leaves them on the device until :meth:`Trainer.report` is called.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple, Protocol
 
+from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.data.batches import Batch
 from ramnet_np.layers.loss import cross_entropy_and_gradient
@@ -27,7 +28,7 @@ class Report(NamedTuple):
 
 
 class Diverged(FloatingPointError):
-    """A loss or gradient that is not finite, kept from the parameters, which are those after ``step`` updates."""
+    """A loss or gradient was not finite. It did not reach the parameters: they are those after ``step`` updates."""
 
     def __init__(self, step: int, why: str):
         super().__init__(why)
@@ -35,30 +36,36 @@ class Diverged(FloatingPointError):
         self.why = why
 
 
-class Steps(Protocol):
-    """What the training loop needs; used as a context, within which all work on the model happens."""
+class Trainer(Protocol):
+    """Updates a model batch by batch: :meth:`step`, :meth:`report` and ``state``.
 
-    reads_at_once: bool  # whether a report costs nothing
+    It is used as a context: all work on the model happens within the block.
+    """
+
+    report_is_free: bool  # whether the numbers of a step are on the host anyway
 
     @property
     def state(self) -> AdamWState:
-        """The optimiser after the last step."""
+        """The optimiser's state after the last step."""
 
-    def run(self, batch: Batch) -> None:
-        """One update of the model in place. :class:`Diverged` from here or from a later report."""
+    def step(self, batch: Batch) -> None:
+        """Update the model once, in place. :class:`Diverged` is raised here or by a later report."""
 
     def report(self) -> Report:
-        """Of the last step."""
+        """The numbers of the last step. A GPU is waited for."""
 
     def __enter__(self) -> Any: ...
 
     def __exit__(self, *exc_info: object) -> None: ...
 
 
-class HostSteps:
-    """Plain steps, through whatever library the parameters' arrays are of."""
+class CPUTrainer:
+    """Steps in plain Python and NumPy, one operation after the other.
 
-    reads_at_once = True
+    It works on CuPy arrays too, through the same functions, and then waits for the GPU in every step.
+    """
+
+    report_is_free = True
 
     def __init__(self, model: RAMNet, config: TrainConfig, state: AdamWState):
         self._model, self._config, self._state = model, config, state
@@ -68,12 +75,12 @@ class HostSteps:
     def state(self) -> AdamWState:
         return self._state
 
-    def run(self, batch: Batch) -> None:
+    def step(self, batch: Batch) -> None:
         model, config, step = self._model, self._config, self._state.step
         try:
             loss, accuracy, grads = _loss_and_gradients(model, batch)
         except ValueError as error:
-            if "must be finite" not in str(error):  # so the operation refuses logits that overflowed
+            if "must be finite" not in str(error):  # this is how the operation refuses logits that overflowed
                 raise
             raise Diverged(step, str(error)) from error
         norm = clip_by_global_norm(grads, config.clip)
@@ -85,10 +92,10 @@ class HostSteps:
         self._report = Report(loss, accuracy, rate, norm)
 
     def report(self) -> Report:
-        assert self._report is not None  # asked for after a step
+        assert self._report is not None  # only called after a step
         return self._report
 
-    def __enter__(self) -> HostSteps:
+    def __enter__(self) -> CPUTrainer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -96,7 +103,7 @@ class HostSteps:
 
 
 def not_finite(loss: float, norm: float) -> str:
-    """What is said of a step that diverged.
+    """Why a step diverged, in words.
 
     >>> not_finite(float("nan"), 1.0)
     "the loss became nan, the gradient's norm 1.0"
@@ -104,12 +111,12 @@ def not_finite(loss: float, norm: float) -> str:
     return f"the loss became {loss}, the gradient's norm {norm}"
 
 
-def _loss_and_gradients(model: RAMNet, batch: Batch) -> tuple[float, float, dict[str, Any]]:
+def _loss_and_gradients(model: RAMNet, batch: Batch) -> tuple[float, float, dict[str, Array]]:
     """Mean cross-entropy and accuracy over the labelled tokens, and the gradient of every parameter."""
     xp = namespace_of(*model.params.values())
     ids, labels = xp.asarray(batch.ids), xp.asarray(batch.labels)
-    asked = labels >= 0
-    logits, ctx = model.forward(ids, select=asked)
-    loss = cross_entropy_and_gradient(logits, labels[asked])
+    labelled = labels >= 0
+    logits, ctx = model.forward(ids, select=labelled)
+    loss = cross_entropy_and_gradient(logits, labels[labelled])
     grads = model.backward(loss.dlogits, ctx)
     return float(loss.loss), int(loss.correct) / max(1, int(loss.count)), grads

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ramnet_np.data.batches import Batch, ShuffledSets
-from ramnet_np.data.gpu_dataset import ResidentSet, ResidentSets
+from ramnet_np.data.gpu_dataset import GPUDataset, GPUDatasets
 from ramnet_np.data.mqar import MQARSettings, mqar_data
 from ramnet_np.train.gpu_trainer import labelled_tokens
 
@@ -14,9 +14,9 @@ SETTINGS = MQARSettings(vocab=64, train=((2, 12, 24), (3, 16, 16)), test=((2, 12
 def test_batches_are_those_of_the_sets_on_the_host():
     sets = [Batch(*examples) for examples in mqar_data(SETTINGS)[0]]
     shuffled = ShuffledSets(sets, {}, batch=8, seed=3)
-    resident = ResidentSets(shuffled, [ResidentSet(examples, 64, xp=np) for examples in sets])
+    on_gpu = GPUDatasets(shuffled, [GPUDataset(examples, 64, xp=np) for examples in sets])
     for step in range(12):  # more than two epochs
-        copied, named = shuffled.batch(step), resident.batch(step)
+        copied, named = shuffled.batch(step), on_gpu.batch(step)
         ids, positions, labels = named.source.gather(named.rows)
         np.testing.assert_array_equal(ids, copied.ids)
         wanted_positions, wanted_labels = labelled_tokens(copied.labels, multiple=8)
@@ -29,10 +29,10 @@ def test_what_a_set_must_be():
     ids = np.zeros((2, 4), dtype=np.int32)
     labels = np.array([[1, -100, -100, -100], [1, 2, -100, -100]])
     with pytest.raises(ValueError, match="equally many labelled tokens, got 1 to 2"):
-        ResidentSet(Batch(ids, labels), 8, xp=np)
+        GPUDataset(Batch(ids, labels), 8, xp=np)
     with pytest.raises(ValueError, match="equally many labelled tokens, got 0 to 0"):
-        ResidentSet(Batch(ids, np.full((2, 4), -100)), 8, xp=np)
+        GPUDataset(Batch(ids, np.full((2, 4), -100)), 8, xp=np)
     with pytest.raises(ValueError, match="ids must lie between 0 and 7, got 9"):
-        ResidentSet(Batch(ids + 9, labels[:1].repeat(2, 0)), 8, xp=np)
+        GPUDataset(Batch(ids + 9, labels[:1].repeat(2, 0)), 8, xp=np)
     with pytest.raises(ValueError, match="labels must lie between 0 and 7, got 8"):
-        ResidentSet(Batch(ids, 8 * labels[:1].repeat(2, 0)), 8, xp=np)
+        GPUDataset(Batch(ids, 8 * labels[:1].repeat(2, 0)), 8, xp=np)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ramnet_np.data.synthetic_facts import ANIMALS, NAMES, facts_text, recalled
+from ramnet_np.data.synthetic_facts import ANIMALS, NAMES, facts_text, recall_positions
 from ramnet_np.data.text import TextData, TextSettings, read_text
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.runs.text import TextRun, bits_per_byte, load_text_model, run_text, written
+from ramnet_np.runs.text import TextRun, bits_per_byte, generate_text, load_text_model, run_text
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.loop import TrainResult
 from ramnet_np.train.metrics import read_metrics
@@ -113,7 +113,7 @@ def test_facts_are_repeated_as_they_were_told():
         assert sorted(said[:4]) == sorted(said[4:8]) == sorted(said[8:])
         pairs = [re.fullmatch("([A-Z][a-z]+)([A-Z][a-z]+)", fact).groups() for fact in said[:4]]
         assert len({name for name, _ in pairs}) == len({animal for _, animal in pairs}) == 4
-    at = recalled(text)
+    at = recall_positions(text)
     assert len(at) == 30 * 8
     assert {chr(text[i]) for i in at} <= {animal[0] for animal in ANIMALS}
     assert len({name[-1] for name in NAMES}) == len(NAMES) == len({animal[0] for animal in ANIMALS})
@@ -161,5 +161,5 @@ def test_written_is_what_generate_gives_piece_by_piece(tmp_path):
     ids = np.frombuffer("aé".encode(), np.uint8).astype(np.int32)[None]
     for temperature in (0.0, 1.5):
         whole = model.generate(ids, 9, temperature=temperature, seed=3)
-        pieces = list(written(model, "aé", 9, temperature=temperature, seed=3))
+        pieces = list(generate_text(model, "aé", 9, temperature=temperature, seed=3))
         assert "".join(pieces) == bytes(whole[0, ids.shape[1] :].astype(np.uint8).tolist()).decode(errors="replace")

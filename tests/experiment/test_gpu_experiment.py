@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ramnet_np.data.batches import Batch, ShuffledSets
-from ramnet_np.data.gpu_dataset import ResidentSet, ResidentSets
+from ramnet_np.data.gpu_dataset import GPUDataset, GPUDatasets
 from ramnet_np.data.mqar import mqar_data
 from ramnet_np.experiment import one_run
 from ramnet_np.experiment.grid import read_grid
@@ -15,7 +15,7 @@ from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.records import read_records
 from ramnet_np.experiment.runner import Options, run_experiment
 from ramnet_np.model import RAMNet
-from ramnet_np.train.gpu_trainer import DeviceSteps
+from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
 from tests.experiment.grids import TINY
 
@@ -26,17 +26,17 @@ def longer(run, epochs=20):
     return replace(run, train=replace(run.train, steps=epochs * 8))
 
 
-def trained(run, resident, graphs):
+def trained(run, on_gpu, graphs):
     sets = [Batch(*examples) for examples in mqar_data(run.data, run.seed)[0]]
     source = shuffled = ShuffledSets(sets, {}, run.train.batch, run.seed)
-    if resident:
-        source = ResidentSets(shuffled, [ResidentSet(examples, run.data.vocab) for examples in sets])
+    if on_gpu:
+        source = GPUDatasets(shuffled, [GPUDataset(examples, run.data.vocab) for examples in sets])
     model = RAMNet(run.model, seed=run.seed).to("gpu")
     reports = []
-    with DeviceSteps(model, run.train, adamw_init(model.params), graphs, say=pytest.fail) as steps:
+    with GPUTrainer(model, run.train, adamw_init(model.params), graphs, log=pytest.fail) as trainer:
         for step in range(run.train.steps):
-            steps.run(source.batch(step))
-            reports.append(steps.report())
+            trainer.step(source.batch(step))
+            reports.append(trainer.report())
     return reports, {name: p.get() for name, p in model.params.items()}
 
 

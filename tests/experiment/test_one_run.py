@@ -61,20 +61,20 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(monkeypatch, tmp_path):
         return {name: 0.5 for name in held_out} | {"mean": 0.5}
 
     monkeypatch.setattr(one_run, "evaluate", evaluate)
-    monkeypatch.setattr(one_run, "LOOK_EVERY", 3)
+    monkeypatch.setattr(one_run, "REPORT_EVERY", 3)
     monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
     whole = run_one(A, "cpu")
     whole_params = measured[-1]
     assert "calls" not in whole
 
     def end_at(step):
-        def tell(progress):
+        def on_progress(progress):
             if progress.step == step and progress.pace is not None:
                 raise InterruptedError
 
-        return tell
+        return on_progress
 
-    for step in (6, 12):  # ended twice: it goes on from the looks before, at 3 and at 9
+    for step in (6, 12):  # ended twice: it goes on from the reports before, at 3 and at 9
         with pytest.raises(InterruptedError):
             run_one(A, "cpu", end_at(step), tmp_path, f"until {step}")
     measured.clear()

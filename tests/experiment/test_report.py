@@ -9,9 +9,10 @@ from matplotlib.colors import to_hex
 from ramnet_np.experiment.grid import load_grid
 from ramnet_np.experiment.records import append_record
 from ramnet_np.experiment.report import BEGIN, END, between_markers, write_report
-from ramnet_np.experiment.summary import KINDS, collect, gpu_minutes
+from ramnet_np.experiment.summary import collect, gpu_minutes
 from ramnet_np.experiment.tables import ablation_table, order_table, provenance, shared_settings, state_table
 from ramnet_np.model import state_elements
+from ramnet_np.model.mixers import variant_labels
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
 from ramnet_np.plot.style import palette, theme
 
@@ -174,7 +175,7 @@ def test_quick_results_say_so_and_stand_beside_no_paper(tmp_path):
 def test_the_papers_values_are_complete():
     for slots, orders in {1024: (1, 2, 5, 10), 256: (1, 2, 4, 8), 64: (1, 2, 3, 6)}.items():
         assert tuple(map(int, PAPER["order"][str(slots)])) == orders
-    assert set(KINDS.values()) <= PAPER["state"].keys()
+    assert set(variant_labels()) <= PAPER["state"].keys()
     for marks in PAPER["state"].values():
         assert all(0 <= low <= high <= 1 and size > 1000 for size, low, high in marks)
 

@@ -14,7 +14,7 @@ from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import Progress, checkpoints_of, run_one
 from ramnet_np.experiment.records import append_record, read_records, run_of
 from ramnet_np.experiment.runner import Options, run_experiment
-from ramnet_np.experiment.workers import Event, Team
+from ramnet_np.experiment.workers import Event, WorkerPool
 from tests.experiment.grids import TINY
 
 
@@ -64,56 +64,56 @@ def test_what_the_command_refuses(capsys, grid):
 def test_processes_that_end_are_replaced(grid):
     runs = [p.run(p.seeds[0], rate) for p in read_grid(TINY, "tiny").points for rate in p.learning_rates]
     ended = []
-    with Team("cpu", (), 1) as team:
-        team.start(runs[0])
-        [member] = team._members
-        os.kill(member._process.pid, signal.SIGKILL)
-        while team.running:
-            ended += [(event.kind, event.run) for event in team.events(1)]
-        assert ended == [("lost", runs[0])]
-        assert team.free == 1
-        team.start(runs[1])
-        while team.running:
-            ended += [(event.kind, event.run) for event in team.events(1) if event.kind != "progress"]
+    with WorkerPool("cpu", (), 1) as pool:
+        pool.start(runs[0])
+        [process] = pool.process_ids
+        os.kill(process, signal.SIGKILL)
+        while pool.running:
+            ended += [(event.kind, event.run) for event in pool.events(1)]
+        assert ended == [("died", runs[0])]
+        assert pool.free == 1
+        pool.start(runs[1])
+        while pool.running:
+            ended += [(event.kind, event.run) for event in pool.events(1) if event.kind != "progress"]
     assert ended[1:] == [("done", runs[1])]
 
 
 def test_ctrl_c_is_not_for_the_processes_that_train():
     run = read_grid(TINY, "tiny").points[0].base
     kinds = []
-    with Team("cpu", (), 1) as team:
-        [member] = team._members
-        team.start(run)
-        while team.running:
-            for event in team.events(1):
+    with WorkerPool("cpu", (), 1) as pool:
+        [process] = pool.process_ids
+        pool.start(run)
+        while pool.running:
+            for event in pool.events(1):
                 kinds.append(event.kind)
                 if event.kind == "done" and kinds.count("done") < 2:
-                    os.kill(member._process.pid, signal.SIGINT)  # as a terminal sends it to all
-                    team.start(run)
+                    os.kill(process, signal.SIGINT)  # as a terminal sends it to all
+                    pool.start(run)
     assert kinds.count("done") == 2
-    assert "lost" not in kinds
+    assert "died" not in kinds
 
 
-def test_a_run_for_a_process_that_has_ended_is_lost_and_no_more(grid):
+def test_a_run_for_a_process_that_has_ended_has_died_and_no_more(grid):
     runs = [p.run(p.seeds[0], rate) for p in read_grid(TINY, "tiny").points for rate in p.learning_rates]
     ended = []
-    with Team("cpu", (), 1) as team:
-        [member] = team._members
-        os.kill(member._process.pid, signal.SIGKILL)
-        member._process.join()
-        team.start(runs[0])
-        while team.running:
-            ended += [(event.kind, event.run) for event in team.events(1)]
-    assert ended == [("lost", runs[0])]
+    with WorkerPool("cpu", (), 1) as pool:
+        [process] = pool.process_ids
+        os.kill(process, signal.SIGKILL)
+        os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+        pool.start(runs[0])
+        while pool.running:
+            ended += [(event.kind, event.run) for event in pool.events(1)]
+    assert ended == [("died", runs[0])]
 
 
 def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
     def seen(gpus):
-        return [member._environment["CUDA_VISIBLE_DEVICES"] for member in Team("gpu", gpus, 4)._members]
+        return [environment["CUDA_VISIBLE_DEVICES"] for environment in WorkerPool("gpu", gpus, 4).environments]
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert seen((0, 1)) == ["0", "1"]
-    assert Team("gpu", (0, 1), 4).free == 8
+    assert WorkerPool("gpu", (0, 1), 4).free == 8
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert seen((1,)) == ["5"]
     with pytest.raises(ValueError, match="gpus must be below 2, as CUDA_VISIBLE_DEVICES leaves so many, got 2"):
@@ -124,7 +124,7 @@ def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
 
 
 class StandIn:
-    """A team that needs no processes: each look ends the oldest run, as ``outcome(run)`` says."""
+    """A pool that needs no processes: each call of ``events`` ends the oldest run, as ``outcome(run)`` says."""
 
     def __init__(self, outcome, room=2, pace=0.0):
         self.outcome, self.room, self.pace, self.running, self.started = outcome, room, pace, [], []
@@ -161,21 +161,21 @@ def done(run, accuracy=0.5, seconds=1.0):
     }  # fmt: skip
 
 
-def started(team):
-    return [(run.name, run.seed, run.train.learning_rate) for run in team.started]
+def started(pool):
+    return [(run.name, run.seed, run.train.learning_rate) for run in pool.started]
 
 
-def run_with(monkeypatch, team, grid, **options):
-    monkeypatch.setattr(runner, "Team", team)
+def run_with(monkeypatch, pool, grid, **options):
+    monkeypatch.setattr(runner, "WorkerPool", pool)
     said = []
-    outcome = run_experiment("x", Options(out=grid.parent, grid=grid, **options), say=said.append, progress=False)
+    outcome = run_experiment("x", Options(out=grid.parent, grid=grid, **options), log=said.append, progress=False)
     return outcome, said
 
 
 def test_the_sweep_then_the_other_seeds(monkeypatch, grid):
-    team = StandIn(done)
-    outcome, said = run_with(monkeypatch, team, grid)
-    assert started(team) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3), ("a", 1, 1e-2)]
+    pool = StandIn(done)
+    outcome, said = run_with(monkeypatch, pool, grid)
+    assert started(pool) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3), ("a", 1, 1e-2)]
     assert outcome[1:] == (4, 0, 0, False)
     assert len(said) == 5
     assert said[1].startswith("a, seed 0, learning rate 0.001: accuracy 0.500 (validation 0.001), 2 epochs, 1 s")
@@ -188,9 +188,9 @@ def test_runs_with_a_record_are_skipped(monkeypatch, grid):
     _, _, other = done(a.run(0, 1e-3))
     other["settings"]["model"]["width"] = 8  # of other settings: no reason to skip
     append_record(grid.parent / "results.jsonl", other)
-    team = StandIn(done)
-    run_with(monkeypatch, team, grid)
-    assert started(team) == [("a", 0, 1e-3), ("b", 5, 3e-3), ("a", 1, 1e-2)]
+    pool = StandIn(done)
+    run_with(monkeypatch, pool, grid)
+    assert started(pool) == [("a", 0, 1e-3), ("b", 5, 3e-3), ("a", 1, 1e-2)]
 
 
 def test_ctrl_c_leaves_what_is_finished(monkeypatch, grid):
@@ -206,26 +206,26 @@ def test_ctrl_c_leaves_what_is_finished(monkeypatch, grid):
         "interrupted: 1 run left; the same command goes on with it",
     ]
     assert [r["name"] for r in read_records([outcome.results])] == ["a", "a", "b"]
-    team = StandIn(done)
-    run_with(monkeypatch, team, grid)
-    assert started(team) == [("a", 1, 1e-2)]
+    pool = StandIn(done)
+    run_with(monkeypatch, pool, grid)
+    assert started(pool) == [("a", 1, 1e-2)]
 
 
 def test_a_failed_run_does_not_stop_the_others(monkeypatch, grid):
-    team = StandIn(lambda run: ("failed", run, "MemoryError: no room") if run.name == "b" else done(run))
-    outcome, said = run_with(monkeypatch, team, grid)
+    pool = StandIn(lambda run: ("failed", run, "MemoryError: no room") if run.name == "b" else done(run))
+    outcome, said = run_with(monkeypatch, pool, grid)
     assert outcome[1:] == (3, 1, 1, False)
     assert "b, seed 5, learning rate 0.003: failed, and is left out: MemoryError: no room" in said
     assert said[-1] == "1 run left, of which 1 failed; the same command tries again"
-    assert started(team).count(("b", 5, 3e-3)) == 1
+    assert started(pool).count(("b", 5, 3e-3)) == 1
 
 
 def test_a_run_whose_process_ends_is_tried_twice(monkeypatch, grid):
-    team = StandIn(lambda run: ("lost", run, None) if run.name == "b" else done(run))
-    outcome, said = run_with(monkeypatch, team, grid)
+    pool = StandIn(lambda run: ("died", run, None) if run.name == "b" else done(run))
+    outcome, said = run_with(monkeypatch, pool, grid)
     assert outcome[1:] == (3, 1, 1, False)
     assert "b, seed 5, learning rate 0.003: failed, and is left out: its process ended 2 times" in said
-    assert started(team).count(("b", 5, 3e-3)) == 2
+    assert started(pool).count(("b", 5, 3e-3)) == 2
 
 
 SLOW_AND_FAST = """
@@ -272,10 +272,10 @@ def test_runs_that_would_end_in_time_come_first(monkeypatch, grid):
     for seed in (7, 8):  # not wanted: but known to take so long
         append_record(results, done(slow.run(seed, 1e-3), seconds=100.0)[2])
     append_record(results, done(window.run(7, 1e-3), seconds=10.0)[2])
-    team = StandIn(clock.takes(10.0), room=1)
-    outcome, said = run_with(monkeypatch, team, grid, max_minutes=0.4)
+    pool = StandIn(clock.takes(10.0), room=1)
+    outcome, said = run_with(monkeypatch, pool, grid, max_minutes=0.4)
     # 24 seconds: there is time for the window; then for none, and the first one begins
-    assert [run.name for run in team.started] == ["window", "slow", "unknown"]
+    assert [run.name for run in pool.started] == ["window", "slow", "unknown"]
     assert outcome[1:] == (3, 0, 0, False)
     assert not [line for line in said if "time is up" in line]
 
@@ -283,28 +283,28 @@ def test_runs_that_would_end_in_time_come_first(monkeypatch, grid):
 def test_the_pace_of_a_point_that_has_not_run(monkeypatch, grid):
     """That of the median point of its mixer, of runs that have not ended too; else of all points."""
     slow, unknown, window = (point.base for point in slow_and_fast(grid))
-    session = runner._Session(read_grid(TINY, "tiny"), {}, Options(), grid.parent / "r.jsonl", print, 0.0)
-    assert session._expected(unknown) == 0.0
-    session.on_progress(window, Progress(4, 0.0, None, 1.0))
-    assert session._expected(unknown) == 16 * 1.0
-    session.on_progress(slow, Progress(2, 0.0, None, 9.0))
-    assert session._expected(unknown) == 16 * 9.0
-    session.on_progress(slow, Progress(4, 0.0, None, 8.0))
-    session.on_progress(replace(slow, name="x"), Progress(4, 0.0, None, 2.0))
-    session.on_progress(replace(slow, name="y"), Progress(4, 0.0, None, 3.0))
-    assert session._expected(unknown) == 16 * 3.0
-    session.on_done(slow, done(slow, seconds=16.0)[2])
-    session.on_progress(replace(slow, seed=1), Progress(1, 0.0, None, 50.0))  # the first steps are slow
-    assert session._expected(slow) == 16.0  # as a whole run took
+    work = runner._GridWork(read_grid(TINY, "tiny"), {}, Options(), grid.parent / "r.jsonl", print, 0.0)
+    assert work._expected(unknown) == 0.0
+    work.on_progress(window, Progress(4, 0.0, None, 1.0))
+    assert work._expected(unknown) == 16 * 1.0
+    work.on_progress(slow, Progress(2, 0.0, None, 9.0))
+    assert work._expected(unknown) == 16 * 9.0
+    work.on_progress(slow, Progress(4, 0.0, None, 8.0))
+    work.on_progress(replace(slow, name="x"), Progress(4, 0.0, None, 2.0))
+    work.on_progress(replace(slow, name="y"), Progress(4, 0.0, None, 3.0))
+    assert work._expected(unknown) == 16 * 3.0
+    work.on_done(slow, done(slow, seconds=16.0)[2])
+    work.on_progress(replace(slow, seed=1), Progress(1, 0.0, None, 50.0))  # the first steps are slow
+    assert work._expected(slow) == 16.0  # as a whole run took
     (checkpoints_of(slow, "cpu", grid.parent) / "step-00000012").mkdir(parents=True)
-    assert session._expected(slow) == 4.0  # what is left of it
+    assert work._expected(slow) == 4.0  # what is left of it
 
 
 def test_when_time_is_up_it_is_said_how_far_runs_are(monkeypatch, grid):
     clock = Clock(monkeypatch)
-    team = StandIn(clock.takes(30.0), room=2)
-    outcome, said = run_with(monkeypatch, team, grid, max_minutes=0.9)
-    assert started(team) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3)]
+    pool = StandIn(clock.takes(30.0), room=2)
+    outcome, said = run_with(monkeypatch, pool, grid, max_minutes=0.9)
+    assert started(pool) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3)]
     assert outcome[1:] == (2, 2, 0, False)
     assert said[-2:] == [
         "b, seed 5, learning rate 0.003: stopped at step 1 of 16, to go on from step 0",
@@ -313,8 +313,8 @@ def test_when_time_is_up_it_is_said_how_far_runs_are(monkeypatch, grid):
 
 
 def test_a_seed_that_waits_for_a_failed_one_is_not_for_want_of_time(monkeypatch, grid):
-    team = StandIn(lambda run: ("failed", run, "MemoryError: no room") if run.name == "a" else done(run))
-    outcome, said = run_with(monkeypatch, team, grid, max_minutes=10)
+    pool = StandIn(lambda run: ("failed", run, "MemoryError: no room") if run.name == "a" else done(run))
+    outcome, said = run_with(monkeypatch, pool, grid, max_minutes=10)
     assert outcome[1:] == (1, 3, 2, False)
     assert said[-1] == "3 runs left, of which 2 failed; the same command tries again"
 
@@ -335,7 +335,7 @@ def test_an_unfinished_run_goes_on(monkeypatch, grid):
     assert checkpoints_of(run, "cpu", out).is_dir()
     said = []
     options = Options(out=out, grid=grid, only="b")
-    outcome = run_experiment("x", options, say=said.append, progress=False)
+    outcome = run_experiment("x", options, log=said.append, progress=False)
     assert f"{run.label}: goes on from step 8 of 16" in said
     [record] = read_records([outcome.results])
     assert record["accuracy"] == whole["accuracy"]
@@ -349,12 +349,12 @@ def test_runs_of_other_files_are_skipped(monkeypatch, grid):
     a, b = read_grid(TINY, "tiny").points
     append_record(grid.parent / "earlier.jsonl", done(a.run(0, 1e-2))[2])
     append_record(grid.parent / "b.jsonl", done(b.run(5, 3e-3))[2])
-    team = StandIn(done)
-    outcome, _ = run_with(monkeypatch, team, grid, also=(grid.parent / "earlier.jsonl", grid.parent / "b.jsonl"))
-    assert started(team) == [("a", 0, 1e-3), ("a", 1, 1e-2)]
+    pool = StandIn(done)
+    outcome, _ = run_with(monkeypatch, pool, grid, also=(grid.parent / "earlier.jsonl", grid.parent / "b.jsonl"))
+    assert started(pool) == [("a", 0, 1e-3), ("a", 1, 1e-2)]
     assert len(read_records([outcome.results])) == 2
     with pytest.raises(FileNotFoundError, match="no results file at"):
-        run_with(monkeypatch, team, grid, also=(Path("none.jsonl"),))
+        run_with(monkeypatch, pool, grid, also=(Path("none.jsonl"),))
 
 
 def test_records_are_whole_json(monkeypatch, grid):

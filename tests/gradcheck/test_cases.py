@@ -24,7 +24,7 @@ def test_gradient_in_numba(name):
 
 
 def test_summary_has_a_line_for_each_case():
-    reports = run_cases("linear", samples=3)
+    reports = run_cases("linear", samples=9)
     lines = summary_table(reports).splitlines()
     assert [line.split("  ")[0].strip() for line in lines[1:-1]] == [report.title for report in reports]
     assert lines[-1].startswith(f"{len(reports)} passed, 0 failed")

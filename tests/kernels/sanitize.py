@@ -13,7 +13,7 @@ from ramnet_np.data.batches import Batch
 from ramnet_np.data.mqar import mqar_examples
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.gpu_trainer import DeviceSteps
+from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
 from tests.operation_cases import CASES, Case, draw, run, run_steps
 
@@ -62,10 +62,10 @@ def train(config: RAMNetConfig) -> None:
     for graphs, dtype in (("off", np.float64), ("on", np.float32)):
         model = RAMNet(config, dtype=dtype).to("gpu")
         batch = Batch(*mqar_examples(pairs=3, length=20, examples=5, vocab=config.vocab))
-        with DeviceSteps(model, TrainConfig(steps=3), adamw_init(model.params), graphs) as steps:
+        with GPUTrainer(model, TrainConfig(steps=3), adamw_init(model.params), graphs) as trainer:
             for _ in range(3):
-                steps.run(batch)
-            steps.report()
+                trainer.step(batch)
+            trainer.report()
 
 
 if __name__ == "__main__":

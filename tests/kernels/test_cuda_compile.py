@@ -6,20 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ramnet_np.kernels.cuda.address.decode import DECODE_PARAMS, MAX_HELD, MAX_SELECTED, decode_specialisation
 from ramnet_np.kernels.cuda.defaults import DEFAULT_SPECIALISATIONS
-from ramnet_np.kernels.cuda.runtime.module import (
-    FOLDER,
-    Launch,
-    Specialisation,
-    decode_specialisation,
-    get_kernel,
-    struct,
-    sum_dtype,
-    type_name,
-)
-from ramnet_np.kernels.cuda.step.step import _plan as step_plan
-
-from ramnet_np.contract import DecodeOptions, MemoryOptions
+from ramnet_np.kernels.cuda.runtime.module import FOLDER, Launch, Specialisation, get_kernel, sum_dtype, type_name
+from ramnet_np.kernels.cuda.runtime.params import INT, LONG, POINTER, ParamStruct
+from ramnet_np.kernels.cuda.step.step import step_specialisation
 
 ARCHITECTURES = ("80", "90")
 
@@ -28,8 +19,8 @@ def label(specialisation: Specialisation) -> str:
     return "-".join([specialisation.source, *(str(value) for _, value in specialisation.defines)])
 
 
-def compiler_log(specialisation: Specialisation, architecture: str) -> str:
-    """What NVRTC, which CuPy uses too, says of a specialisation: registers and spills of each kernel."""
+def compile_source(specialisation: Specialisation, architecture: str) -> tuple[bool, str]:
+    """Whether NVRTC, which CuPy uses too, compiles a specialisation, and its log: registers and spills, or errors."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")  # comes with numba-cuda; there is none for macOS
     options = *specialisation.options, "-ftz=true", f"-arch=sm_{architecture}", "--ptxas-options=-v"
     checks = "\n".join(struct.layout_checks() for struct in specialisation.params)
@@ -40,19 +31,18 @@ def compiler_log(specialisation: Specialisation, architecture: str) -> str:
     log = bytearray(size)
     nvrtc.nvrtcGetProgramLog(program, log)
     nvrtc.nvrtcDestroyProgram(program)
-    assert result == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    return log.decode()
+    return result == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
 
 
 @pytest.mark.parametrize("specialisation", DEFAULT_SPECIALISATIONS, ids=label)
 def test_default_specialisations_compile_into_registers(specialisation):
     in_source = re.findall(
-        r"__global__ void (?:__launch_bounds__\((?:[^()]|\([^()]*\))*\) )?(\w+)\(",
+        r"__global__ void (?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)\(",
         (FOLDER / specialisation.source).read_text(),
     )
     assert set(specialisation.kernels) <= set(in_source)
-    # what must stay in registers does; a few words around the slow path of pow may not, nor those that the reverse pass
-    # over contents and its passes over rows in device memory give up so that three blocks share a multiprocessor
+    # what must stay in registers does; a few words around the slow path of pow may not, nor those that the backward
+    # passes over contents and those over rows in device memory give up so that three blocks share a multiprocessor
     in_double = ("ELEMENT", "double") in specialisation.defines
     words = {
         "memory/content.cu": 96,
@@ -64,7 +54,8 @@ def test_default_specialisations_compile_into_registers(specialisation):
     }
     allowed = 64 if in_double and specialisation.source == "step/step.cu" else words.get(specialisation.source, 0)
     for architecture in ARCHITECTURES:
-        log = compiler_log(specialisation, architecture)
+        compiled, log = compile_source(specialisation, architecture)
+        assert compiled, log
         assert "warning" not in log
         for kernel in specialisation.kernels:
             assert f"entry function '{kernel}' for 'sm_{architecture}'" in log
@@ -83,8 +74,39 @@ def test_decode_specialisation_goes_to_registers_up_to_a_limit(logit, limit):
     assert decode_specialisation(logit, 2, limit, limit).kernels == ("decode_forward", "decode_backward")
     for radix, top_k in ((limit + 1, 8), (4, limit + 1)):
         specialisation = decode_specialisation(logit, 6, radix, top_k)
-        assert specialisation.kernels == ("decode_forward_any", "decode_backward_any")
-        assert dict(specialisation.defines) == {"LOGIT": logit}
+        assert specialisation.kernels == ("decode_forward_generic", "decode_backward_generic")
+        constants = {"MAX_SELECTED": MAX_SELECTED, "MAX_HELD": MAX_HELD}
+        assert dict(specialisation.defines) == {"ELEMENT": logit, **constants}
+
+
+@pytest.mark.parametrize(
+    ("specialisation", "member"),
+    [
+        (decode_specialisation("float", 5, 4, 8), "both_sides"),
+        (decode_specialisation("float", 5, 4, 64), "capacity"),
+        (step_specialisation("float", 5, 4, 8, 8, 64, "pdma"), "eps"),
+        (step_specialisation("double", 5, 4, 8, 65, 64, "pdma"), "eps"),
+    ],
+    ids=["decode", "decode_generic", "step", "step_plain"],
+)
+def test_parameters_that_differ_between_python_and_cuda_do_not_compile(specialisation, member):
+    [params] = specialisation.params
+    members = {name: params.dtype[name] for name in params.members}
+    wider = ParamStruct(params.name, **{**members, member: np.dtype((np.float64, 2))})
+    swapped = ParamStruct(params.name, **dict([*list(members.items())[1::-1], *list(members.items())[2:]]))
+    for wrong in (wider, swapped):
+        compiled, log = compile_source(specialisation._replace(params=(wrong,)), "90")
+        assert not compiled
+        assert f"{params.name}" in log
+
+
+@pytest.mark.parametrize("left_out", range(5))
+def test_a_definition_that_is_left_out_is_named(left_out):
+    specialisation = decode_specialisation("float", 5, 4, 8)
+    defines = specialisation.defines[:left_out] + specialisation.defines[left_out + 1 :]
+    compiled, log = compile_source(specialisation._replace(defines=defines, params=()), "90")
+    assert not compiled
+    assert f"{specialisation.defines[left_out][0]}" in re.search(r"#error .*", log)[0]
 
 
 def test_type_names_and_the_dtype_of_sums():
@@ -135,7 +157,7 @@ def test_get_kernel_compiles_once(monkeypatch):
         get_kernel(specialisation, "c")
 
 
-def test_a_launch_passes_its_constants_last_and_keeps_a_kernel_for_each_device(monkeypatch):
+def test_a_launch_keeps_a_kernel_for_each_device(monkeypatch):
     fake_cupy(monkeypatch, None)
     cupy = sys.modules["cupy"]
     specialisation = Specialisation("address/decode.cu", ("a",), (("TEST", "launch"),))
@@ -147,32 +169,34 @@ def test_a_launch_passes_its_constants_last_and_keeps_a_kernel_for_each_device(m
         return lambda *arguments, **settings: launched.append((device, arguments, settings))
 
     monkeypatch.setattr("ramnet_np.kernels.cuda.runtime.module.get_kernel", get)
-    launch = Launch(specialisation, "a", (3, 2), 64, constants=(7, 8), shared=100)
+    launch = Launch(specialisation, "a", (3, 2), 64, shared=100)
     for device in (0, 0, 1, 0):
         cupy.cuda.runtime.getDevice = lambda device=device: device
         launch("x", "y")
     assert asked == [("a", 0), ("a", 1)]
     assert [device for device, *_ in launched] == [0, 0, 1, 0]
-    assert launched[0][1:] == (((3, 2), (64,), ("x", "y", 7, 8)), {"shared_mem": 100})
+    assert launched[0][1:] == (((3, 2), (64,), ("x", "y")), {"shared_mem": 100})
 
 
-def test_a_struct_is_laid_out_as_in_c():
-    one = struct(first=np.int32(1), wide=np.int64(2), half=np.float32(0.5), last=np.uint32(3))
+def test_parameters_are_laid_out_as_in_c():
+    params = ParamStruct("Params", at=POINTER, first=INT, wide=LONG, half=np.dtype(np.float32), last=INT)
+    one = params(at=2**63 + 1, first=1, wide=2, half=0.5, last=3)
     assert {name: offset for name, (_, offset) in one.dtype.fields.items()} == {
-        "first": 0, "wide": 8, "half": 16, "last": 20,
+        "at": 0, "first": 8, "wide": 16, "half": 24, "last": 28,
     }  # fmt: skip
-    assert one.dtype.itemsize == 24
-    assert one.tolist() == (1, 2, 0.5, 3)
+    assert one.dtype.itemsize == 32
+    assert one.tolist() == (2**63 + 1, 1, 2, 0.5, 3)
 
 
-def test_the_constants_of_a_step_are_in_the_kernels_order():
-    text = (FOLDER / "step" / "step.cu").read_text()
-    declared = re.search(r"struct Call \{(.*?)\};", text, re.DOTALL)[1]
-    names = re.findall(r"(\w+)[,;]", re.sub("//.*", "", declared))
-    options = MemoryOptions(slots=16), DecodeOptions(2, 2, False, False, 0)
-    for dtype in (np.float32, np.float64):
-        [constants] = step_plan((1, 1, 1, 2, 4), 4, np.dtype(dtype), 1.0, 0, options[1], options[0]).constants
-        assert list(constants.dtype.names) == names
+def test_pointers_are_filled_into_constants_as_a_whole_call_would():
+    constants = {name: number for number, name in enumerate(DECODE_PARAMS.members[11:])}
+    pointers = [2**63 + number for number in range(11)]
+    whole = DECODE_PARAMS(**dict(zip(DECODE_PARAMS.members, pointers, strict=False)), **constants)
+    fill = DECODE_PARAMS.partial(**constants)
+    assert fill(*pointers).tolist() == whole.tolist()
+    assert fill(*pointers[::-1]).tolist()[:11] == tuple(pointers[::-1])  # nothing is kept from the call before
+    with pytest.raises(TypeError, match=r"DecodeParams\.partial needs all but the pointers at its start; got rows"):
+        DECODE_PARAMS.partial(rows=1)
 
 
 def test_get_kernel_says_what_did_not_compile(monkeypatch):

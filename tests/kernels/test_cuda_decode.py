@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.cuda.address.decode import decode_backward, decode_forward
+from ramnet_np.kernels.cuda.address import decode
 
 from ramnet_np.core import decoder
 from tests.tolerances import assert_close
@@ -25,6 +25,17 @@ LOGITS = ["normal", "ties", "equal", "zeros", "huge", "near-ties"]
 HALVES = ["float16", *(["bfloat16"] if importlib.util.find_spec("ml_dtypes") else [])]
 
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "U{}-P{}-K{}".format(*shape))
+
+
+def decode_forward(logits, top_k, renorm, cape_heads, positions):
+    """One side."""
+    [side] = decode.decode_forward((logits,), (top_k,), (renorm,), cape_heads, positions)
+    return side
+
+
+def decode_backward(dweight, ctx):
+    [dlogits] = decode.decode_backward((dweight,), (ctx,))
+    return dlogits
 
 
 @pytest.fixture(scope="module")

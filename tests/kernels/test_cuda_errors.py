@@ -5,10 +5,11 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from ramnet_np.kernels.cuda.address.decode import _plan
+from ramnet_np.kernels.cuda.address.decode import plan_decode
 from ramnet_np.kernels.cuda.runtime import errors
-from ramnet_np.kernels.cuda.runtime.errors import explain_out_of_memory, import_cupy
+from ramnet_np.kernels.cuda.runtime.errors import import_cupy
 from ramnet_np.kernels.cuda.runtime.module import Specialisation, get_kernel
+from ramnet_np.kernels.gpu_errors import explain_out_of_memory
 
 from ramnet_np import backends
 from ramnet_np.backend import load_backend, why_unavailable
@@ -135,15 +136,15 @@ def test_the_reason_reaches_the_list_of_backends_and_the_call(monkeypatch):
     [
         (
             RuntimeError('Failure finding "libnvrtc.so.13": No such file: libnvrtc.so.13\n'),
-            "address/decode.cu (a) could not be compiled, as NVRTC, CUDA's compiler at run time, does not load (Failure "
-            "finding \"libnvrtc.so.13\": No such file: libnvrtc.so.13): pip install 'cupy-cuda13x[ctk]', or install "
-            "the CUDA 13 toolkit",
+            "address/decode.cu (a) could not be compiled, as NVRTC, CUDA's compiler at run time, does not load "
+            "(Failure finding \"libnvrtc.so.13\": No such file: libnvrtc.so.13): pip install 'cupy-cuda13x[ctk]', or "
+            "install the CUDA 13 toolkit",
         ),
         (
             RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was compiled with another toolchain."),
-            "address/decode.cu (a) was compiled but not loaded (CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was "
-            "compiled with another toolchain): the driver may be older than NVRTC; update it, or install the NVRTC of "
-            "its CUDA",
+            "address/decode.cu (a) was compiled but not loaded (CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX "
+            "was compiled with another toolchain): the driver may be older than NVRTC; update it, or install the NVRTC "
+            "of its CUDA",
         ),
     ],
     ids=["NVRTC missing", "driver refuses"],
@@ -184,7 +185,7 @@ def test_out_of_memory_in_a_call_leaves_the_state_alone():
 
     with cupy.cuda.using_allocator(fails):
         text = sentence(MemoryError, lambda: ram_attention_forward(logits, logits, values))
-        assert "ran out of memory in decode_pair_forward, allocating 2,097,152 bytes" in text
+        assert "ran out of memory in decode_forward, allocating 2,097,152 bytes" in text
         assert "reduce B or T" in text
         assert "in step, allocating" in sentence(MemoryError, lambda: ram_attention_step(*token, state=state))
     assert not state.slots.any()
@@ -194,7 +195,11 @@ def test_out_of_memory_in_a_call_leaves_the_state_alone():
 def test_a_top_k_that_no_memory_could_sort_is_refused():
     import numpy as np
 
-    shape = (1, 1, 1, 4, 200)
-    text = sentence(ValueError, lambda: _plan(shape, np.dtype(np.float32), 200**4 // 4, (False,), 0, (0, 0)))
+    def plan():
+        plan_decode(
+            (1, 1, 1, 4, 200), np.dtype(np.float32), 200**4 // 4, renorms=(False,), cape_heads=0, strides=(0, 0)
+        )
+
+    text = sentence(ValueError, plan)
     assert text.startswith("top_k = 400000000 of P**U = 200**4 slots needs ")
     assert text.endswith("choose a smaller top_k")

@@ -11,7 +11,7 @@ from ramnet_np.layers.loss import cross_entropy_and_gradient, cross_entropy_back
 from ramnet_np.layers.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.address import address_backward, address_forward
-from ramnet_np.train.optim import adamw_init, adamw_update, clip_by_global_norm, decays
+from ramnet_np.train.optim import adamw_init, adamw_update, clip_by_global_norm, has_weight_decay
 
 pytestmark = pytest.mark.gpu
 
@@ -104,32 +104,32 @@ def test_gates(cp, shape, silu, dtype, monkeypatch):
     [(1, 1, 1), (5, 1, 3), (129, 64, 20), (4000, 20, 64), (7, 3, 1), (4096, 64, 20), (5001, 70, 65)],
 )
 def test_linear_maps(cp, rows, width, outputs, dtype, monkeypatch):
-    def linear(x, weight, bias, dy, onto):
+    def linear(x, weight, bias, dy, sums):
         y, ctx = linear_forward(x, weight, bias)
         grads = linear_backward(dy, ctx)
-        return y, *grads, linear_backward(dy, ctx, onto=onto.copy()).x
+        return y, *grads, linear_backward(dy, ctx, accumulate_into=sums.copy()).x
 
     shapes = (rows, width), (outputs, width), (outputs,), (rows, outputs), (rows, width)
     check(cp, [draw(s, dtype_of(dtype), i) for i, s in enumerate(shapes)], linear, dtype, monkeypatch)
 
 
 def test_products_of_transposes_and_views(cp):
-    from ramnet_np.kernels.cuda.layers.blas import matmul
+    from ramnet_np.kernels.cuda.layers.blas import matrix_product
 
     a, b = draw((6, 8), np.float32, 0), draw((8, 10), np.float32, 1)
     for left in (cp.asarray(a), cp.asarray(a.T.copy()).T, cp.asarray(np.repeat(a, 2, axis=1))[:, ::2]):
         for right in (cp.asarray(b), cp.asarray(b.T.copy()).T, cp.asarray(np.repeat(b, 2, axis=0))[::2]):
-            np.testing.assert_allclose(matmul(left, right).get(), a @ b, rtol=1e-5, atol=1e-5)
-    assert matmul(cp.zeros((0, 3), np.float32), cp.zeros((3, 2), np.float32)).shape == (0, 2)
-    assert matmul(cp.zeros((2, 0), np.float32), cp.zeros((0, 3), np.float32)).get().tolist() == [[0] * 3] * 2
+            np.testing.assert_allclose(matrix_product(left, right).get(), a @ b, rtol=1e-5, atol=1e-5)
+    assert matrix_product(cp.zeros((0, 3), np.float32), cp.zeros((3, 2), np.float32)).shape == (0, 2)
+    assert matrix_product(cp.zeros((2, 0), np.float32), cp.zeros((0, 3), np.float32)).get().tolist() == [[0] * 3] * 2
 
 
 def test_products_of_float32_are_not_rounded_to_tf32(cp):
     """1 + 2**-12 is a float32 and no TF32 number."""
-    from ramnet_np.kernels.cuda.layers.blas import matmul
+    from ramnet_np.kernels.cuda.layers.blas import matrix_product
 
     a = cp.full((64, 64), 1 + 2**-12, dtype=np.float32)
-    assert (matmul(a, cp.eye(64, dtype=np.float32)).get() == np.float32(1 + 2**-12)).all()
+    assert (matrix_product(a, cp.eye(64, dtype=np.float32)).get() == np.float32(1 + 2**-12)).all()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -175,21 +175,23 @@ def test_embedding_gradient(cp, tokens, rows, width, dtype, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_adamw_equals_the_plain_one_and_stops_at_numbers_that_are_not_finite(cp, dtype):
-    from ramnet_np.kernels.cuda.layers.adamw import AdamWSettings, DeviceAdamW
+    from ramnet_np.kernels.cuda.optimizer.adamw import AdamWSettings, DeviceAdamW
 
     shapes = {"a.weight": (70, 130), "a.bias": (5,), "norm.weight": (9001,), "b.weight": (1, 1)}
     settings = AdamWSettings([0.1, 0.05, 0.02], beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=2.0)
     plain = {name: draw(shape, dtype, i) for i, (name, shape) in enumerate(shapes.items())}
     params = {name: cp.asarray(p) for name, p in plain.items()}
     state, moments = adamw_init(plain), adamw_init(params)
-    fused = DeviceAdamW(params, moments.mean, moments.square, {n for n in plain if decays(n, plain[n])}, 0, settings)
+    fused = DeviceAdamW(
+        params, moments.mean, moments.square, {n for n in plain if has_weight_decay(n, plain[n])}, 0, settings
+    )
     table = fused.addresses()
-    right, labels = cp.array(3, dtype=np.int32), cp.array(4, dtype=np.int32)
+    correct, labels = cp.array(3, dtype=np.int32), cp.array(4, dtype=np.int32)
 
     def update(grads, loss):
         grads = fused.contiguous({name: cp.asarray(g) for name, g in grads.items()})
         fused.bind(table, grads)
-        fused.update(table, cp.array(loss, dtype=dtype), right, labels)
+        fused.update(table, cp.array(loss, dtype=dtype), correct, labels)
         return fused.numbers()
 
     for step, size in enumerate((1.0, 1e-4, 3.0)):  # clipped, not clipped, clipped
@@ -200,7 +202,7 @@ def test_adamw_equals_the_plain_one_and_stops_at_numbers_that_are_not_finite(cp,
         state = adamw_update(plain, grads, state, settings.rates[step], **options)
         assert numbers["norm"] == pytest.approx(norm, rel=1e-6)
         assert {**numbers, "norm": 0} == {
-            "loss": 0.5, "right": 3, "labels": 4, "norm": 0, "rate": settings.rates[step], "updates": step + 1,
+            "loss": 0.5, "correct": 3, "labels": 4, "norm": 0, "rate": settings.rates[step], "updates": step + 1,
             "stopped": 0,
         }  # fmt: skip
         for name, p in plain.items():

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.cuda.address.decode import _plan
-from ramnet_np.kernels.cuda.memory.layout import H100, choose_layout
-from ramnet_np.kernels.cuda.memory.segments import LEAST, LEAST_CHUNKS, MASS_BLOCKS, Segments, choose_segments
+from ramnet_np.kernels.cuda.address.decode import plan_decode
+from ramnet_np.kernels.cuda.memory.call import Segments
+from ramnet_np.kernels.cuda.memory.layout import H100, choose_layout, require_top_k
+from ramnet_np.kernels.cuda.memory.plain import plain_shared_bytes, plain_threads
+from ramnet_np.kernels.cuda.memory.segments import MASS_BLOCKS, MIN_CHUNKS, MIN_SEGMENTS, choose_segments
 
 PROCESSORS = 132
 
@@ -15,18 +17,18 @@ def layout(rows=1024, channels=64, writes=8, reads=8, dtype=np.float32):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("rows", [1, 64, 1024, 2000, 4096, 13000, 65536])
-@pytest.mark.parametrize("top_k", [(1, 1), (8, 8), (5, 11), (32, 32), (64, 3), (65, 65), (1024, 1)])
+@pytest.mark.parametrize("top_k", [(1, 1), (8, 8), (5, 11), (32, 32), (64, 3), (64, 64)])
 def test_a_block_gets_what_it_asks_for(dtype, rows, top_k):
     chosen = layout(rows, 64, *top_k, dtype=dtype)
     assert chosen.content_bytes(rows) <= H100.shared_by(chosen.blocks)
-    assert 0 <= chosen.room <= chosen.versions
+    assert 0 <= chosen.version_capacity <= chosen.versions
     assert chosen.slices * chosen.channels >= 64 > (chosen.slices - 1) * chosen.channels
     assert chosen.in_shared or rows > 10000 or dtype == np.float64
 
 
 @pytest.mark.parametrize(("top_k", "chunk", "accesses"), [((1, 8), 32, (8, 8)), ((5, 11), 16, (16, 16)),
-                                                          ((32, 17), 8, (32, 32)), ((64, 40), 4, (64, 64)),
-                                                          ((65, 8), 1, (96, 32))])  # fmt: skip
+                                                          ((32, 17), 8, (32, 32)),
+                                                          ((64, 40), 4, (64, 64))])  # fmt: skip
 def test_a_chunk_has_at_most_256_writes_and_256_reads(top_k, chunk, accesses):
     chosen = layout(writes=top_k[0], reads=top_k[1])
     assert (chosen.chunk, chosen.accesses) == (chunk, accesses)
@@ -42,7 +44,17 @@ def test_the_papers_layout():
 
 def test_more_top_k_than_the_kernels_take_is_refused():
     with pytest.raises(ValueError, match=r"top_k must be at most 1024 on the GPU, got \(1025, 8\)"):
-        layout(writes=1025)
+        require_top_k(1025, 8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("top_k", "channels"), [((65, 65), 64), ((1024, 1024), 64), ((128, 1), 53), ((65, 65), 8192)])
+def test_a_plain_block_asks_for_no_more_shared_memory_than_any_gpu_has(dtype, top_k, channels):
+    itemsize = np.dtype(dtype).itemsize
+    threads = plain_threads(channels, itemsize)
+    assert threads % 32 == 0
+    assert plain_shared_bytes(*top_k, channels, itemsize) <= 99 * 1024  # of the smallest that serves: compute 8.6
+    assert threads == 512 or channels > 1024
 
 
 @pytest.mark.parametrize("units", [1, 2, 3, 16, 24, 25, 64, 256])
@@ -53,12 +65,12 @@ def test_segments_cover_the_chunks_and_fill_the_gpu_at_most_once(units, tokens):
     assert (segments.contents - 1) * segments.chunks < chunks <= segments.contents * segments.chunks
     assert segments.chunks % segments.masses == 0
     count = segments.contents * segments.masses
-    assert segments.cut == (count > 1)
+    assert segments.is_split == (count > 1)
     if count == 1:
         return
-    assert count >= LEAST
-    assert chunks // count >= LEAST_CHUNKS
-    assert segments.contents == 1 or segments.contents >= LEAST - 1  # of the last, chunks that round up can leave none
+    assert count >= MIN_SEGMENTS
+    assert chunks // count >= MIN_CHUNKS
+    assert segments.contents == 1 or segments.contents >= MIN_SEGMENTS - 1  # rounding up can leave none of the last
     assert units * chosen.slices * segments.contents <= max(PROCESSORS * chosen.blocks, units * chosen.slices)
     assert units * count <= PROCESSORS * MASS_BLOCKS
 
@@ -68,14 +80,12 @@ def test_what_is_cut_into_segments_and_what_is_not():
     assert choose_segments(layout(), 64, 4096, 1024, PROCESSORS) == Segments(1, 128, 4)  # enough heads for contents
     assert choose_segments(layout(), 256, 4096, 1024, PROCESSORS) == Segments(1, 128, 1)  # enough for all
     assert choose_segments(layout(), 0, 65536, 1024, PROCESSORS) == Segments(1, 2048, 1)
-    assert choose_segments(layout(writes=100), 1, 65536, 1024, PROCESSORS) == Segments(
-        1, 65536, 1
-    )  # chunks of one token
-    assert choose_segments(layout(rows=65536), 1, 65536, 65536, PROCESSORS).cut is False  # state in device memory
+    assert choose_segments(layout(rows=65536), 1, 65536, 65536, PROCESSORS).is_split is False  # state in device memory
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("order", "radix", "top_k"), [(1, 1024, 16), (5, 4, 64), (2, 64, 4096), (15, 2, 16384)])
 def test_decoding_asks_for_no_more_shared_memory_than_any_gpu_has(dtype, order, radix, top_k):
-    plan = _plan((2, 3, 4, order, radix), np.dtype(dtype), top_k, (True,), 0, (0, 0))
+    shape = (2, 3, 4, order, radix)
+    plan = plan_decode(shape, np.dtype(dtype), top_k, renorms=(True,), cape_heads=0, strides=(0, 0))
     assert max(plan.forward.shared, plan.backward.shared) <= 48 * 1024

@@ -150,31 +150,29 @@ def test_as_numpy_inside_and_outside_of_a_graph(cp, name, shape, dtype, monkeypa
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_stacked_products_of_transposes_slices_and_copies(cp, dtype):
-    from ramnet_np.kernels.cuda.layers.blas import stacked_matmul
-
     rng = np.random.default_rng(0)
-    a, b, onto = (rng.normal(size=s).astype(dtype) for s in ((3, 4, 6, 5), (3, 4, 5, 7), (3, 4, 6, 9)))
+    a, b, sums = (rng.normal(size=s).astype(dtype) for s in ((3, 4, 6, 5), (3, 4, 5, 7), (3, 4, 6, 9)))
     lefts = [lambda x: x, lambda x: x.swapaxes(-1, -2).copy().swapaxes(-1, -2), lambda x: x.repeat(2, -1)[..., ::2]]
     for left in lefts:
         for right in lefts:
-            product = stacked_matmul(left(cp.asarray(a)), right(cp.asarray(b))).get()
+            product = matmul(left(cp.asarray(a)), right(cp.asarray(b))).get()
             np.testing.assert_allclose(product, a @ b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
-    target = cp.asarray(onto)
+    target = cp.asarray(sums)
     part = target[..., 1:8]
-    assert matmul(cp.asarray(a), cp.asarray(b), onto=part) is part
-    expected = onto.copy()
+    assert matmul(cp.asarray(a), cp.asarray(b), accumulate_into=part) is part
+    expected = sums.copy()
     expected[..., 1:8] += a @ b
     np.testing.assert_allclose(target.get(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     shared = cp.broadcast_to(cp.asarray(a[0, 0]), (3, 4, 6, 5))  # one matrix for all
-    np.testing.assert_allclose(stacked_matmul(shared, cp.asarray(b)).get(), a[0, 0] @ b, rtol=1e-4, atol=1e-4)
-    assert stacked_matmul(cp.zeros((0, 2, 3)), cp.zeros((0, 3, 4))).shape == (0, 2, 4)
-    assert not stacked_matmul(cp.zeros((2, 2, 0)), cp.zeros((2, 0, 4))).any()
+    np.testing.assert_allclose(matmul(shared, cp.asarray(b)).get(), a[0, 0] @ b, rtol=1e-4, atol=1e-4)
+    assert matmul(cp.zeros((0, 2, 3)), cp.zeros((0, 3, 4))).shape == (0, 2, 4)
+    assert not matmul(cp.zeros((2, 2, 0)), cp.zeros((2, 0, 4))).any()
     with pytest.raises(ValueError, match=r"a, b must have shapes \(\.\.\., m, k\), \(\.\.\., k, n\)"):
-        stacked_matmul(cp.asarray(a), cp.asarray(a))
-    with pytest.raises(TypeError, match="a, b and onto must have one dtype"):
-        stacked_matmul(cp.asarray(a), cp.asarray(b).astype(np.float16))
-    with pytest.raises(ValueError, match="onto must have contiguous rows"):
-        stacked_matmul(cp.asarray(a), cp.asarray(b), cp.asarray(onto.repeat(2, -1))[..., :14:2])
+        matmul(cp.asarray(a), cp.asarray(a))
+    with pytest.raises(TypeError, match="a, b and accumulate_into must have one dtype"):
+        matmul(cp.asarray(a), cp.asarray(b).astype(np.float16))
+    with pytest.raises(ValueError, match="accumulate_into must have contiguous rows"):
+        matmul(cp.asarray(a), cp.asarray(b), cp.asarray(sums.repeat(2, -1))[..., :14:2])
 
 
 @pytest.mark.parametrize("size", [1, 2, 32, 64])

@@ -75,7 +75,7 @@ def test_products_of_different_dtypes_are_refused():
     single, double = np.zeros(1, np.float32), np.zeros(1)
     _require_one_dtype(single, single, None)
     _require_one_dtype(double, double, double)
-    with pytest.raises(TypeError, match="a, b and onto must have one dtype, got float32 and float64"):
+    with pytest.raises(TypeError, match="a, b and accumulate_into must have one dtype, got float32 and float64"):
         _require_one_dtype(single, double, None)
-    with pytest.raises(TypeError, match="a, b and onto must have one dtype, got float32 and float32, onto float64"):
+    with pytest.raises(TypeError, match="got float32 and float32, accumulate_into float64"):
         _require_one_dtype(single, single, double)

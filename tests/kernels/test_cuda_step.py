@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ramnet_np.kernels.cuda.step.step import MOST, step_specialisation
+from ramnet_np.kernels.cuda.step.step import MAX_FUSED_K, step_specialisation
 
 from ramnet_np import RAMState, decode_address, ram_attention_backward, ram_attention_forward, ram_attention_step
 from ramnet_np.core.retention import RULES
@@ -208,9 +208,9 @@ def test_positions_left_out_count_from_zero(cp, top_k):
     ("limit", "beyond"), [((64, 64, 64), (64, 65, 64)), ((64, 1, 1), (65, 1, 1)), ((4, 1, 64), (4, 1, 65))]
 )
 def test_the_fused_kernel_goes_up_to_a_limit(limit, beyond):
-    assert MOST == 64
-    for (radix, write_k, read_k), kernel in ((limit, "step"), (beyond, "step_addressed")):
-        assert step_specialisation("float", 4, radix, write_k, read_k, 64).kernels == (kernel,)
+    assert MAX_FUSED_K == 64
+    for (radix, write_k, read_k), kernel in ((limit, "step"), (beyond, "step_plain")):
+        assert step_specialisation("float", 4, radix, write_k, read_k, 64, "pdma").kernels == (kernel,)
 
 
 @pytest.mark.parametrize(
@@ -224,5 +224,12 @@ def test_the_fused_kernel_goes_up_to_a_limit(limit, beyond):
     ],
 )
 def test_threads_of_a_block_share_out_the_rows(element, top_k, channels, threads):
-    specialisation = step_specialisation(element, 5, 4, top_k, top_k, channels)
+    specialisation = step_specialisation(element, 5, 4, top_k, top_k, channels, "pdma")
     assert dict(specialisation.defines)["THREADS"] == threads
+
+
+@pytest.mark.parametrize("read_k", [8, 65])
+def test_a_step_is_compiled_for_its_update_rule(read_k):
+    for update in ("pdma", "gsu"):
+        specialisation = step_specialisation("float", 5, 4, 8, read_k, 64, update)
+        assert dict(specialisation.defines)["UPDATE"] == update

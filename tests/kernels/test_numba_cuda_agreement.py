@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from ramnet_np.kernels.numba_cuda import layout
 from ramnet_np.kernels.numba_cuda.decode import decode_forward
+from ramnet_np.kernels.numba_cuda.layout import MAX_FAST_K
+from ramnet_np.kernels.numba_cuda.memory_plain import masses_forward as plain_masses_forward
 
 from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward
 from ramnet_np.gradcheck import gradcheck
@@ -59,6 +61,53 @@ def test_steps_equal_numpy(case):
     assert_close(on_host(actual["mass"]), expected["mass"], name="mass")
 
 
+def plain_kernels_serve(monkeypatch, in_shared=True):
+    """From here on, also where the fast kernels would; with too little shared memory for any slot, or enough."""
+    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.MAX_FAST_K", 0)
+    if not in_shared:
+        monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory_plain.shared_limit", lambda: 0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_plain_kernels_equal_numpy(case, monkeypatch):
+    plain_kernels_serve(monkeypatch)
+    inputs = draw(sized(case), np.float64)
+    assert_agree(on_device(inputs), run(inputs, "numpy"))
+
+
+@pytest.mark.parametrize("name", ["everything", "gsu-per-token", "given-state", "no-state-returned", "M-large"])
+def test_plain_kernels_with_the_state_in_device_memory_equal_numpy(name, monkeypatch):
+    plain_kernels_serve(monkeypatch, in_shared=False)
+    inputs = draw(sized(CASE[name]), np.float64)
+    assert_agree(on_device(inputs), run(inputs, "numpy"))
+
+
+@pytest.mark.parametrize("name", ["plain", "everything"])
+def test_plain_kernels_in_float32_are_as_exact_as_the_fast_ones(name, monkeypatch):
+    inputs = draw(sized(CASE[name]), np.float32)
+    fast = on_device(inputs)
+    plain_kernels_serve(monkeypatch)
+    plain, exact = on_device(inputs), run(draw(sized(CASE[name]), np.float64), "numpy")
+    for key, value in exact.items():
+        assert plain[key].dtype == fast[key].dtype, key
+        size = max(1.0, np.linalg.norm(value.ravel()))
+        error, of_fast = (np.linalg.norm((a[key].astype(np.float64) - value).ravel()) / size for a in (plain, fast))
+        assert error < 2 * of_fast + 1e-6, key
+
+
+def test_more_accesses_than_the_fast_kernels_serve_go_to_the_plain_ones(monkeypatch):
+    """A token reads and writes every slot: each write may come before a read that another thread makes."""
+    served = []
+    monkeypatch.setattr(
+        "ramnet_np.kernels.numba_cuda.memory_plain.masses_forward",
+        lambda *arguments: (served.append(arguments), plain_masses_forward(*arguments))[1],
+    )
+    K = MAX_FAST_K + 3
+    inputs = draw(Case("K-large", B=1, T=2, H=1, U=1, P=K, C=2, K=K, options={"mass_aware": True}), np.float64)
+    assert_agree(on_device(inputs), run(inputs, "numpy"))
+    assert len(served) == 1
+
+
 @pytest.mark.parametrize("name", ["everything", "mask-given-state", "proxy", "no-state-returned", "K-pair"])
 def test_a_state_in_device_memory_gives_the_same(name, monkeypatch):
     """With too little shared memory for any slot, on the paths for large M: the state in device memory, renumbered."""
@@ -75,8 +124,8 @@ def test_a_state_in_device_memory_gives_the_same(name, monkeypatch):
 
         return chosen
 
-    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.content_layout", without_room("content_layout", 1))
-    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.mass_layout", without_room("mass_layout", 1))
+    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory_fast.content_layout", without_room("content_layout", 1))
+    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory_fast.mass_layout", without_room("mass_layout", 1))
     actual = on_device(inputs)
     assert_agree(actual, run(inputs, "numpy"))
     assert_agree(actual, expected)
@@ -87,7 +136,7 @@ def test_both_decoders_give_the_same_slots(logits, monkeypatch):
     """The one for small K and P, and the one for any."""
     inputs = draw(sized(Case("decoders", U=4, P=3, K=7, logits=logits, options={"cape_heads": 1})), np.float32)
     expected = on_device(inputs)
-    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.decode.MOST", 0)
+    monkeypatch.setattr("ramnet_np.kernels.numba_cuda.decode.MAX_SMALL", 0)
     assert_agree(on_device(inputs), expected)
 
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from numba import cuda
+from ramnet_np.kernels.numba_cuda.memory import memory_forward
 
 from ramnet_np import RAMState, decode_address, ram_attention_backward, ram_attention_forward, ram_attention_step
+from ramnet_np.contract import Address, MemoryOptions
 from ramnet_np.layers.norm import rmsnorm_forward
 from tests.kernels.numba_cuda_device import NEEDS_GPU, on_device, on_host, sized, to_device
 from tests.operation_cases import Case, assert_same_bits, draw, run
@@ -94,9 +96,17 @@ def test_what_is_refused_is_said_in_one_sentence():
         rmsnorm_forward(arrays[2], arrays[2])
     with pytest.raises(ValueError, match=r"gamma must be a number or have shape"):
         ram_attention_forward(*arrays, to_device(np.ones(3, np.float32)))
-    many = np.zeros((1, 1, 1, 1, 6000), np.float32)
-    with pytest.raises(ValueError, match="top_k must be at most 1024 on the GPU, got 6000"):
-        ram_attention_forward(to_device(many), to_device(many), to_device(many[0]), top_k=6000)
+    many = np.zeros((1, 1, 1, 1, 60_000), np.float32)
+    with pytest.raises(ValueError, match="top_k must leave room for a row's lists in shared memory, got 60000"):
+        ram_attention_forward(to_device(many), to_device(many), to_device(many[0]), top_k=60_000)
+
+
+def test_an_unknown_update_rule_is_refused_in_one_sentence():
+    inputs = draw(sized(Case("rule", T=2)), np.float32)
+    address = Address(*decode_address(to_device(inputs.arrays[0])))
+    arguments = address, address, to_device(inputs.arrays[2]), 1.0, None, None
+    with pytest.raises(ValueError, match=r"^the backend 'numba-cuda' knows the update rules pdma, gsu, got 'other'$"):
+        memory_forward(*arguments, MemoryOptions(slots=64, update="other"), return_state=False)
 
 
 def test_a_batch_of_none_launches_nothing():

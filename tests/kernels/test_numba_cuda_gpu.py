@@ -9,7 +9,7 @@ from ramnet_np.data.batches import Batch
 from ramnet_np.data.mqar import mqar_examples
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.gpu_trainer import DeviceSteps
+from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
 from tests.kernels.numba_cuda_device import on_device, on_host
 from tests.operation_cases import CASES, Case, assert_agree, assert_same_bits, draw, run
@@ -124,9 +124,12 @@ def test_forward_backward_and_step_in_a_graph_give_the_same_bits(cp):
             assert cp.asnumpy(actual).tobytes() == wanted.tobytes()
 
 
+@pytest.mark.parametrize("kernels", ["fast", "plain"])
 @pytest.mark.parametrize("name", ["plain", "everything", "C-odd", "M-large"])
-def test_every_element_of_every_output_is_written(cp, name, monkeypatch):
+def test_every_element_of_every_output_is_written(cp, name, kernels, monkeypatch):
     """cupy.empty hands out NaN and impossible slots; whatever a kernel left unset and then used would show."""
+    if kernels == "plain":
+        monkeypatch.setattr("ramnet_np.kernels.numba_cuda.memory.MAX_FAST_K", 0)
     inputs = draw(CASE[name], np.float32)
     expected = on_device(inputs, convert=cp.asarray)
     empty = cp.empty
@@ -148,11 +151,11 @@ def test_a_model_trains_as_with_the_other_gpu_backend(cp, graphs):
         with use_backend(backend):
             model = RAMNet(config, dtype=np.float32).to("gpu")
             batch = Batch(*mqar_examples(pairs=3, length=20, examples=5, vocab=config.vocab))
-            with DeviceSteps(model, TrainConfig(steps=5), adamw_init(model.params), graphs) as steps:
+            with GPUTrainer(model, TrainConfig(steps=5), adamw_init(model.params), graphs) as trainer:
                 found = []
                 for _ in range(4):
-                    steps.run(batch)
-                    found.append(steps.report().loss)
+                    trainer.step(batch)
+                    found.append(trainer.report().loss)
         losses.append(found)
     np.testing.assert_allclose(*losses, rtol=1e-3)
     assert losses[0][-1] < losses[0][0]

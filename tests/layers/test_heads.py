@@ -12,14 +12,14 @@ from ramnet_np.layers.triangular import unit_lower_inverse
 
 def test_products_of_stacks_slices_and_transposes():
     rng = np.random.default_rng(0)
-    a, b, onto = rng.normal(size=(2, 3, 4, 6)), rng.normal(size=(2, 3, 5, 4)), rng.normal(size=(2, 3, 6, 9))
+    a, b, sums = rng.normal(size=(2, 3, 4, 6)), rng.normal(size=(2, 3, 5, 4)), rng.normal(size=(2, 3, 6, 9))
     expected = [[a[i, j].T @ b[i, j].T for j in range(3)] for i in range(2)]
     product = matmul(a.swapaxes(-1, -2), b.swapaxes(-1, -2))
     np.testing.assert_allclose(product, expected, rtol=1e-14)
-    part, before = onto[..., 2:7], onto.copy()
-    assert matmul(a.swapaxes(-1, -2), b.swapaxes(-1, -2), onto=part) is part
-    np.testing.assert_allclose(onto[..., 2:7], before[..., 2:7] + expected, rtol=1e-14)
-    np.testing.assert_array_equal(np.delete(onto, range(2, 7), axis=-1), np.delete(before, range(2, 7), axis=-1))
+    part, before = sums[..., 2:7], sums.copy()
+    assert matmul(a.swapaxes(-1, -2), b.swapaxes(-1, -2), accumulate_into=part) is part
+    np.testing.assert_allclose(sums[..., 2:7], before[..., 2:7] + expected, rtol=1e-14)
+    np.testing.assert_array_equal(np.delete(sums, range(2, 7), axis=-1), np.delete(before, range(2, 7), axis=-1))
 
 
 @given(st.integers(1, 3), st.integers(1, 150), st.integers(1, 3), st.integers(1, 3))

@@ -48,11 +48,11 @@ def test_linear_leaves_its_inputs_alone():
 def test_linear_backward_adds_onto_a_gradient_in_place():
     y, ctx = linear_forward(**draw())
     plain = linear_backward(y, ctx)
-    onto = np.random.default_rng(5).normal(size=plain.x.shape)
-    expected = onto + plain.x
-    result = linear_backward(y, ctx, onto=onto)
+    sums = np.random.default_rng(5).normal(size=plain.x.shape)
+    expected = sums + plain.x
+    result = linear_backward(y, ctx, accumulate_into=sums)
     np.testing.assert_array_equal(result.x, expected)
-    assert np.shares_memory(result.x, onto)
+    assert np.shares_memory(result.x, sums)
     np.testing.assert_array_equal(result.weight, plain.weight)
 
 

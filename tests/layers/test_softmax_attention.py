@@ -91,10 +91,10 @@ def test_a_window_is_never_taken_apart_by_all_pairs(monkeypatch):
     """No product is larger than a block of queries by the keys that it reaches."""
     largest = 0
 
-    def watched(a, b, onto=None):
+    def watched(a, b, accumulate_into=None):
         nonlocal largest
         largest = max(largest, a.shape[-2] * b.shape[-1], a.shape[-2] * a.shape[-1])
-        return multiply(a, b, onto)
+        return multiply(a, b, accumulate_into)
 
     multiply = softmax_attention.matmul
     monkeypatch.setattr(softmax_attention, "matmul", watched)

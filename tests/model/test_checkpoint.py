@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from ramnet_np.model import PRESETS, RAMNet, RAMNetConfig
 from ramnet_np.model.checkpoint import config_from_json, config_to_json
-from ramnet_np.model.parameters import parameter_shapes
+from ramnet_np.model.layout import parameter_shapes
 
 CONFIG = RAMNetConfig(vocab=11, width=6, layers=2, heads=2, order=2, radix=3, top_k=4, cape=(2,), ffn_width=5)
 IDS = np.array([[1, 2, 3, 4]])

@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 
 from ramnet_np.model import RAMNetConfig, preset
-from ramnet_np.model.parameters import address_prior, init_parameters, layer_shapes, parameter_shapes
+from ramnet_np.model.address import address_prior
+from ramnet_np.model.layout import model_parameters, parameter_shapes
+from ramnet_np.model.mixers.ram import ram_parameters
+from ramnet_np.model.parameters import init_parameters, shapes_of
 
 AUTHORS = RAMNetConfig(
     vocab=32, width=8, layers=1, heads=2, order=3, radix=4, update="gsu", gamma_mode="dynamic", output_gate=True,
@@ -47,7 +50,7 @@ def test_names_and_shapes_are_the_authors():
 )
 def test_options_add_and_remove_parameters(fields, added, gone):
     base = {"width": 8, "heads": 2, "channels": 3}
-    plain, changed = layer_shapes(RAMNetConfig(**base)), layer_shapes(RAMNetConfig(**base, **fields))
+    plain, changed = (shapes_of(ram_parameters(RAMNetConfig(**base, **more))) for more in ({}, fields))
     assert {name: shape for name, shape in changed.items() if name not in plain} == added
     assert plain.keys() - changed.keys() == gone
 
@@ -57,7 +60,7 @@ def test_initial_values():
         vocab=512, width=64, layers=1, heads=3, order=4, radix=5, gamma_mode="learnable", value_bias=True,
         output_gate=True, output_norm=True, norm="layernorm", init_std=0.05,
     )  # fmt: skip
-    params = init_parameters(parameter_shapes(config), config, seed=3, dtype=np.float32)
+    params = init_parameters(model_parameters(config), seed=3, dtype=np.float32)
     assert {p.dtype for p in params.values()} == {np.dtype(np.float32)}
     drawn = [n for n in params if n.endswith(".weight") and "norm" not in n]
     assert len(drawn) == 9
@@ -81,10 +84,10 @@ def test_initial_values():
 
 def test_seed_decides_the_values_in_either_dtype():
     config = preset("mqar-demo")
-    shapes = parameter_shapes(config)
-    first, again, wide = (init_parameters(shapes, config, 0, dtype) for dtype in (np.float32, np.float32, np.float64))
-    other = init_parameters(shapes, config, 1, np.float32)
-    for name in shapes:
+    parameters = model_parameters(config)
+    first, again, wide = (init_parameters(parameters, 0, dtype) for dtype in (np.float32, np.float32, np.float64))
+    other = init_parameters(parameters, 1, np.float32)
+    for name in parameters:
         np.testing.assert_array_equal(first[name], again[name])
         np.testing.assert_array_equal(first[name].astype(np.float64), wide[name])
     assert (first["model.embeddings.weight"] != other["model.embeddings.weight"]).any()
@@ -92,7 +95,7 @@ def test_seed_decides_the_values_in_either_dtype():
 
 def test_the_prior_of_cape_heads_alone():
     config = RAMNetConfig(vocab=8, width=8, layers=2, heads=2, order=3, radix=4, cape=(1, 0), address_prior="cape")
-    params = init_parameters(parameter_shapes(config), config, seed=0, dtype=np.float32)
+    params = init_parameters(model_parameters(config), seed=0, dtype=np.float32)
     first, second = (params[f"model.layers.{i}.attn.w_proj.bias"].reshape(2, 3, 4) for i in range(2))
     np.testing.assert_array_equal(first[0], address_prior(config))
     assert not first[1].any()

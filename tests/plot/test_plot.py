@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from ramnet_np import plot
 from ramnet_np.core.attention import decode_address
 from ramnet_np.plot.picture import main
+from ramnet_np.train.metrics import read_metrics
 
 
 def records(sets=("8 pairs, length 64",)):
@@ -30,7 +31,7 @@ def addresses(cape_heads, tokens=12):
 def test_training_curves(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in records()))
-    for source in (path, list(records())):
+    for source in (read_metrics(path), list(records())):
         figure = plot.training_curves(source, title="a run")
         assert isinstance(figure, Figure)
         accuracy, loss = figure.axes
@@ -50,6 +51,12 @@ def test_training_curves_one_line_per_held_out_set():
 def test_training_curves_without_records():
     with pytest.raises(ValueError, match="at least one training record, got none"):
         plot.training_curves([])
+
+
+def test_training_curves_of_a_path(tmp_path):
+    for path in (tmp_path / "metrics.jsonl", "metrics.jsonl"):
+        with pytest.raises(TypeError, match=r"records must be the records of a metrics file, .* got .*metrics.jsonl'"):
+            plot.training_curves(path)
 
 
 def test_slot_trace(tmp_path):

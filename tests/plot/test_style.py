@@ -33,6 +33,7 @@ CALLS = {
     "address_tree": lambda: plot.address_tree(LOGITS, top_k=4),
     "beam_merge": lambda: plot.beam_merge([(np.log(np.full((3, 4), 0.1)), np.eye(3, 4) > 0)], top_k=3),
     "cape_grid": lambda: plot.cape_grid(slots=4, tokens=6, follow=[1]),
+    "chunk_accesses": lambda: plot.chunk_accesses([[5], [5]], [[9], [5]], slots=16),
     "slot_life": lambda: plot.slot_life({"ema": [0, 1, 1]}, {"ema": [0.1, 1, 1]}, [1], [0, 1, 0], reads=[2]),
     "slot_adjoint": lambda: plot.slot_adjoint([0, 1, 1], [0.5, 1, 1], writes=[1], reads=[2]),
     "text_weights": lambda: plot.text_weights(

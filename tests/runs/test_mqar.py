@@ -101,7 +101,7 @@ def test_run_demo_twice_into_the_same_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "DEMO", replace(SMALL, overwrite=True))
     for _ in range(2):
         said = []
-        result = run_demo(tmp_path, progress=False, say=said.append)
+        result = run_demo(tmp_path, progress=False, log=said.append)
         assert result.step == 6
     text = "\n".join(said)
     for part in ("held-out accuracy", "a new sequence shows", "of 2 right", "curves.png"):

@@ -20,7 +20,9 @@ from ramnet_np.layers.loss import (
 )
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs.mqar import run_mqar
+from ramnet_np.train import loop
 from ramnet_np.train.gpu_trainer import _own_stream, labelled_tokens
+from ramnet_np.train.optim import adamw_init
 from tests.runs.test_mqar import SMALL
 
 
@@ -131,6 +133,20 @@ def test_device_and_backend_must_fit():
     for settings in ({"device": "cpu"}, {"device": "gpu", "backend": "numpy"}):
         with pytest.raises(ValueError, match="graph must be 'auto' or 'off' unless a GPU's backend serves"):
             replace(SMALL, graph="on", **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "chosen"),
+    [("cupy", "cupy", "GPU"), ("cupy", "numba-cuda", "GPU"), ("cupy", "numpy", "CPU"), ("numpy", "numba", "CPU")],
+)
+def test_the_trainer_follows_the_arrays_and_the_backend(monkeypatch, kind, name, chosen):
+    """The NumPy core serves CuPy arrays too, but cannot be captured as a graph."""
+    monkeypatch.setattr(loop, "array_kind", lambda array: kind)
+    monkeypatch.setattr(loop, "backend_for", lambda array: SimpleNamespace(name=name))
+    for trainer in ("GPU", "CPU"):
+        monkeypatch.setattr(loop, f"{trainer}Trainer", lambda *args, trainer=trainer: trainer)
+    model = RAMNet(SMALL.model)
+    assert loop.trainer_for(model, SMALL.train, adamw_init(model.params)) == chosen
 
 
 def test_to_a_device():

@@ -12,11 +12,11 @@ from ramnet_np.layers.loss import cross_entropy_and_gradient
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs.mqar import run_mqar
 from ramnet_np.train.config import TrainConfig
-from ramnet_np.train.gpu_trainer import DeviceSteps
+from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.loop import evaluate
 from ramnet_np.train.metrics import read_metrics
 from ramnet_np.train.optim import adamw_init
-from ramnet_np.train.trainer import Diverged, HostSteps
+from ramnet_np.train.trainer import CPUTrainer, Diverged
 from tests.mixer_cases import MIXERS
 from tests.runs.test_mqar import SMALL
 from tests.train.test_loop import CONFIG, MODEL, Interrupting, next_token_data, run
@@ -57,20 +57,20 @@ def batches(count=6, sequences=4, length=12, labelled=None, seed=0):
         yield Batch(ids, labels)
 
 
-def steps_on(device, config, graphs="off", dtype=np.float64, seed=0):
+def trainer_on(device, config, graphs="off", dtype=np.float64, seed=0):
     model = RAMNet(config, seed=seed, dtype=dtype).to(device)
     state = adamw_init(model.params)
     if device == "cpu":
-        return model, HostSteps(model, TRAIN, state)
-    return model, DeviceSteps(model, TRAIN, state, graphs, say=pytest.fail)
+        return model, CPUTrainer(model, TRAIN, state)
+    return model, GPUTrainer(model, TRAIN, state, graphs, log=pytest.fail)
 
 
-def train_some(model, steps, data):
+def train_some(model, trainer, data):
     reports = []
-    with steps:
+    with trainer:
         for batch in data:
-            steps.run(batch)
-            reports.append(steps.report())
+            trainer.step(batch)
+            reports.append(trainer.report())
     return reports, {name: p.get() if hasattr(p, "get") else p for name, p in model.params.items()}
 
 
@@ -96,8 +96,8 @@ def test_logits_and_gradients_equal_the_cpus(cp, name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_several_steps_equal_the_cpus(cp, name):
-    cpu_reports, cpu = train_some(*steps_on("cpu", CONFIGS[name]), batches())
-    gpu_reports, gpu = train_some(*steps_on("gpu", CONFIGS[name]), batches())
+    cpu_reports, cpu = train_some(*trainer_on("cpu", CONFIGS[name]), batches())
+    gpu_reports, gpu = train_some(*trainer_on("gpu", CONFIGS[name]), batches())
     np.testing.assert_allclose(gpu_reports, cpu_reports, rtol=1e-7)
     for parameter, value in cpu.items():
         np.testing.assert_allclose(gpu[parameter], value, rtol=1e-6, atol=1e-8, err_msg=parameter)
@@ -105,8 +105,8 @@ def test_several_steps_equal_the_cpus(cp, name):
 
 def test_filled_up_labels_change_nothing(cp):
     """7 labelled tokens of 4 sequences make 8 rows of logits, the last without a label."""
-    cpu_reports, _ = train_some(*steps_on("cpu", CONFIGS["mqar"]), batches(labelled=7))
-    gpu_reports, _ = train_some(*steps_on("gpu", CONFIGS["mqar"]), batches(labelled=7))
+    cpu_reports, _ = train_some(*trainer_on("cpu", CONFIGS["mqar"]), batches(labelled=7))
+    gpu_reports, _ = train_some(*trainer_on("gpu", CONFIGS["mqar"]), batches(labelled=7))
     np.testing.assert_allclose(gpu_reports, cpu_reports, rtol=1e-7)
 
 
@@ -121,17 +121,17 @@ def test_graphs_equal_single_launches_to_the_bit(cp, name, dtype):
             yield other
 
     def run_mixed(graphs):
-        model, steps = steps_on("gpu", CONFIGS[name], graphs, dtype)
+        model, trainer = trainer_on("gpu", CONFIGS[name], graphs, dtype)
         held_out = {"some": next(batches(1, sequences=16, seed=2))}
         reports, measured, kept = [], [], []
-        with steps:
+        with trainer:
             for batch in mixed():
-                steps.run(batch)
+                trainer.step(batch)
                 kept.append(cp.arange(5000))  # would be overwritten if it came from a graph's memory
                 measured.append(evaluate(model, held_out)["mean"])
-                reports.append(steps.report())
+                reports.append(trainer.report())
             assert all((k == cp.arange(5000)).all() for k in kept)
-            captured = sum(shape.graph is not None for shape in steps._shapes.values())
+            captured = trainer.graphs
         assert captured == (2 if graphs == "on" else 0)
         return reports, measured, {n: p.get() for n, p in model.params.items()}
 
@@ -143,17 +143,17 @@ def test_graphs_equal_single_launches_to_the_bit(cp, name, dtype):
 
 @pytest.mark.parametrize("graphs", ["off", "on"])
 def test_a_loss_that_is_no_number_never_reaches_the_parameters(cp, graphs):
-    model, steps = steps_on("gpu", CONFIGS["mqar"], graphs)
+    model, trainer = trainer_on("gpu", CONFIGS["mqar"], graphs)
     data = list(batches())
-    with steps:
+    with trainer:
         for batch in data[:3]:
-            steps.run(batch)
+            trainer.step(batch)
         good = {n: p.get() for n, p in model.params.items()}
         model.params["model.norm.weight"][0] = np.nan
         for batch in data[3:]:
-            steps.run(batch)
+            trainer.step(batch)
         with pytest.raises(Diverged, match="the loss became nan, the gradient's norm nan") as stopped:
-            steps.report()
+            trainer.report()
     assert stopped.value.step == 3
     for name, value in good.items():
         if name != "model.norm.weight":
@@ -168,36 +168,36 @@ def test_a_capture_that_fails_is_said_and_training_goes_on(cp, monkeypatch):
         raise RuntimeError("not today\nand more")
 
     monkeypatch.setattr("ramnet_np.train.gpu_trainer._begin_capture", refuse)
-    steps = DeviceSteps(model, TRAIN, adamw_init(model.params), "auto", said.append)
-    with steps:
+    trainer = GPUTrainer(model, TRAIN, adamw_init(model.params), "auto", said.append)
+    with trainer:
         for batch in batches():
-            steps.run(batch)
-        steps.report()
+            trainer.step(batch)
+        trainer.report()
     assert said == ["without CUDA graphs, as a step could not be captured (RuntimeError: not today)"]
-    steps = DeviceSteps(model, TRAIN, adamw_init(model.params), "on", said.append)
+    trainer = GPUTrainer(model, TRAIN, adamw_init(model.params), "on", said.append)
     first, second = batches(2)
-    with steps:
-        steps.run(first)
+    with trainer:
+        trainer.step(first)
         with pytest.raises(RuntimeError, match=r"could not be captured as a CUDA graph \(RuntimeError: not today\)"):
-            steps.run(second)
+            trainer.step(second)
 
 
 def test_memory_that_runs_out_during_a_capture(cp, monkeypatch):
     """The pool must not free what a graph uses: the capture fails, and the steps go on without."""
     said = []
     model = RAMNet(CONFIGS["mqar"], seed=0).to("gpu")
-    steps = DeviceSteps(model, TRAIN, adamw_init(model.params), "auto", said.append)
+    trainer = GPUTrainer(model, TRAIN, adamw_init(model.params), "auto", said.append)
     first, second, third = batches(3)
 
     def none_left(size):
         raise cp.cuda.runtime.CUDARuntimeError(2)  # cudaErrorMemoryAllocation
 
-    with steps:
-        steps.run(first)
+    with trainer:
+        trainer.step(first)
         monkeypatch.setattr(cp.cuda, "Memory", none_left)
-        steps.run(second)
-        steps.run(third)
-        assert np.isfinite(steps.report().loss)
+        trainer.step(second)
+        trainer.step(third)
+        assert np.isfinite(trainer.report().loss)
     [why] = said
     assert "(MemoryError: no GPU memory for" in why
 
@@ -218,9 +218,9 @@ def test_the_memory_of_graphs_ends_with_the_run(cp, monkeypatch):
     monkeypatch.setattr("ramnet_np.train.gpu_trainer._graph_memory", graph_memory)
     gc.disable()
     try:
-        model, steps = steps_on("gpu", CONFIGS["mqar"], "on")
-        train_some(model, steps, batches())
-        del model, steps
+        model, trainer = trainer_on("gpu", CONFIGS["mqar"], "on")
+        train_some(model, trainer, batches())
+        del model, trainer
         left = [memory for memory in asked_for if memory() is not None]
     finally:
         gc.enable()
@@ -229,11 +229,11 @@ def test_the_memory_of_graphs_ends_with_the_run(cp, monkeypatch):
 
 
 def test_ids_outside_the_vocabulary_are_refused_on_the_host(cp):
-    _, steps = steps_on("gpu", CONFIGS["mqar"])
+    _, trainer = trainer_on("gpu", CONFIGS["mqar"])
     [batch] = batches(1)
     batch.ids[1, 2] = 40
-    with steps, pytest.raises(ValueError, match=r"ids must lie between 0 and 39, got 40 at index \(1, 2\)"):
-        steps.run(batch)
+    with trainer, pytest.raises(ValueError, match=r"ids must lie between 0 and 39, got 40 at index \(1, 2\)"):
+        trainer.step(batch)
 
 
 @pytest.mark.parametrize("at", [3, 7])

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from ramnet_np.data.batches import Batch, ShuffledSets
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.train.checkpoint import latest_checkpoint
-from ramnet_np.train.loop import TrainConfig, evaluate, train
+from ramnet_np.train.loop import TrainConfig, evaluate, train, trainer_for, training
 from ramnet_np.train.metrics import read_metrics
+from ramnet_np.train.optim import adamw_init
 
 VOCAB = 12
 MODEL = RAMNetConfig(vocab=VOCAB, width=16, layers=1, heads=2, order=2, radix=3, top_k=3, ffn="none")
@@ -60,6 +62,44 @@ def assert_same_run(a, b):
     assert without_times(read_metrics(a.metrics)) == without_times(read_metrics(b.metrics))
     for part in ("model.safetensors", "optimizer.safetensors", "training.json"):
         assert (a.checkpoint / part).read_bytes() == (b.checkpoint / part).read_bytes(), part
+
+
+def test_training_reads_and_measures_when_it_is_told_to():
+    """A measured step has its report; the first measurement that reaches stop_at ends the training."""
+    model, data, order = RAMNet(MODEL, seed=0), next_token_data(), []
+    config = replace(CONFIG, stop_at=0.5)
+    accuracies = iter([0.4, 0.2, 0.5])
+
+    with trainer_for(model, config, adamw_init(model.params)) as trainer:
+
+        def measure():
+            order.append(trainer.state.step)
+            return {"mean": next(accuracies)}
+
+        results = list(
+            training(
+                trainer, data, config, measure, evaluates_at=lambda step: step % 3 == 0,
+                reports_at=lambda step: step == 2, best=0.3,
+            )
+        )  # fmt: skip
+    assert order == [3, 6, 9]
+    assert [r.step for r in results] == list(range(1, 10))
+    assert [r.step for r in results if r.report] == [2, 3, 6, 9]
+    assert [(r.step, r.accuracy["mean"]) for r in results if r.accuracy] == [(3, 0.4), (6, 0.2), (9, 0.5)]
+    assert [r.best for r in results] == [0.3] * 2 + [0.4] * 6 + [0.5]
+    assert [r.step for r in results if r.is_last] == [9]
+    assert results[-1].tokens == 9 * 4 * 6
+    assert 0 < results[-1].step_seconds <= results[-1].seconds
+
+
+def test_training_ends_where_the_caller_does():
+    model, data = RAMNet(MODEL, seed=0), next_token_data()
+    with trainer_for(model, CONFIG, adamw_init(model.params)) as trainer:
+        never = {"evaluates_at": lambda step: False, "reports_at": lambda step: False}
+        for done in training(trainer, data, CONFIG, lambda: {}, **never):
+            if done.step == 4:
+                break
+        assert trainer.state.step == 4
 
 
 def test_train_learns(tmp_path):

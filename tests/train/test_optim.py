@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ramnet_np.train.optim import adamw_init, adamw_update, clip_by_global_norm, decays, global_norm
+from ramnet_np.train.optim import adamw_init, adamw_update, clip_by_global_norm, global_norm, has_weight_decay
 
 SHAPES = {"layer.proj.weight": (5, 7), "layer.proj.bias": (5,), "layer.w_scale": (2, 3), "norm.weight": (7,)}
 
@@ -78,7 +78,7 @@ def test_adamw_update_names_must_agree():
     ],
 )
 def test_decays(name, shape, expected):
-    assert decays(name, np.zeros(shape)) is expected
+    assert has_weight_decay(name, np.zeros(shape)) is expected
 
 
 def test_clip_by_global_norm():

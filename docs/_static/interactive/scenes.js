@@ -61,7 +61,7 @@ const Scenes = (() => {
     },
     crowd: {
       title: "Too blunt: facts that blur",
-      about: "The same facts with a high temperature: flat softmaxes put every fact's weight on many slots, and K keeps too little of it. Lower the temperature, or raise K, and watch y.",
+      about: "The same facts with a high temperature: flat softmaxes put every fact's weight on many slots, and K keeps too little of it. Lower the temperature and watch y come back.",
       settings: { temperature: 3, k: 8, gamma: 1, update: "pdma", cape: false, first: 0 },
       tokens: (u) => [fact("A", u), fact("B", u), fact("C", u), fact("D", u), question("A", u), question("B", u), question("D", u)],
     },

@@ -1,16 +1,25 @@
 // The address decoder: logits (B, T, H, U, P) to the K best slots and their weights (B, T, H, K), and its backward.
 //
-// One thread a token and head, all in registers; with LOGIT, ORDER, RADIX, TOP_K and THREADS, the size of a block, defined.
-// A launch is of one side or both: of both, even blocks work for writes and odd ones for reads. decode_any.cu serves what is
-// too large for that.
-//
 // Same mathematics as ramnet_np/core/decoder.py, and the same selection to the bit: slots are ranked by the sum of
 // their digits' scores, logit - max, added in the order of the digits; ties go to the smaller slot before CAPE. Here
-// scores are negated into penalties, so that better is smaller (common.cuh: keys). B, T and H are one axis of rows.
-#include "runtime/common.cuh"
+// scores are negated into penalties, so that better is smaller (sort.cuh). B, T and H are one axis of rows.
+//
+// Who computes what: one thread a row, all in registers. A launch decodes one side, writes or reads, or both: then even
+// blocks decode writes and odd ones reads. decode_generic.cu serves sizes that are too large for registers.
+//
+// Compiled with: ELEMENT, the type of the logits; ORDER, RADIX and TOP_K, the sizes U, P and K; THREADS of a block.
+#include "address/cape.cuh"
+#include "address/sort.cuh"
 
-using Sum = SumOf<LOGIT>::type;
-using SlotKey = Key<Sum>;
+#ifndef ELEMENT
+#error "ELEMENT must be defined as the type of the logits"
+#endif
+#if !defined(ORDER) || !defined(RADIX) || !defined(TOP_K) || !defined(THREADS)
+#error "ORDER, RADIX, TOP_K and THREADS must be defined"
+#endif
+
+using Acc = AccOf<ELEMENT>::type;
+using SlotKey = Key<Acc>;
 
 constexpr int U = ORDER, P = RADIX, K = TOP_K;
 
@@ -19,18 +28,46 @@ constexpr unsigned M = whole_power(P, U);
 // A few digits are laid out one after the other; with a large K the code of one digit is long enough for a loop.
 constexpr int UNROLLED = K <= 8 ? U : 1;
 
-// A row of logits. A short one is asked for as a whole and before all else: neighbouring digits share lines of memory, which
-// would be gone from the L1 cache when their turn comes.
+// The arrays of both sides; a launch for one side has it in the writes, and nulls in the reads. Twin: DECODE_PARAMS of
+// decode.py.
+struct DecodeParams {
+    const ELEMENT *write_logits, *read_logits;  // (rows, U, P)
+    const Acc *dwrite_weight, *dread_weight;    // (rows, K): the backward's input
+    ELEMENT *dwrite_logits, *dread_logits;      // (rows, U, P): the backward's output
+    int *write_index, *read_index;              // (rows, K): the forward's output, which the backward reads
+    Acc *write_weight, *read_weight;            // (rows, K), likewise
+    const long long* positions;                 // (B, T), or null: counted from 0
+    long long batch_stride, token_stride;       // of positions
+    unsigned tokens, heads, cape_heads, rows;
+    int write_renorm, read_renorm;
+    unsigned both_sides;
+
+    DEVICE unsigned shift(unsigned row) const {
+        return Cape{positions, batch_stride, token_stride, tokens, heads, cape_heads}.shift(row, M);
+    }
+};
+
+// What a thread works on: one row of one side.
+struct Side {
+    unsigned row;
+    bool reads;
+
+    DEVICE Side(unsigned block, unsigned both) : row((block >> both) * THREADS + threadIdx.x), reads(block & both) {}
+    template <class T> DEVICE T pick(T write, T read) const { return reads ? read : write; }
+};
+
+// A row of logits. Short rows are loaded whole, first: digits share cache lines, which L1 would have evicted by the time
+// later digits are read.
 struct Row {
-    static constexpr bool WHOLE = UNROLLED == U && U * P * sizeof(Sum) <= 128;
+    static constexpr bool WHOLE = UNROLLED == U && U * P * sizeof(Acc) <= 128;
 
-    const LOGIT* at;
-    Sum held[WHOLE ? U * P : 1];
+    const ELEMENT* at;
+    Acc held[WHOLE ? U * P : 1];
 
-    DEVICE Row(const LOGIT* logits, unsigned row) : at(logits + (long long)(row) * (U * P)) {
+    DEVICE Row(const ELEMENT* logits, unsigned row) : at(logits + (long long)(row) * (U * P)) {
         if constexpr (WHOLE) load(at, held);
     }
-    DEVICE void digit(int u, Sum (&x)[P]) const {
+    DEVICE void digit(int u, Acc (&x)[P]) const {
         if constexpr (WHOLE) {
 #pragma unroll
             for (int p = 0; p < P; p++) x[p] = held[u * P + p];
@@ -59,7 +96,7 @@ template <int N> DEVICE void settle_ties(SlotKey (&keys)[N]) {
 // Row j of it has this many i.
 DEVICE constexpr int row_length(int n, int j) { return smaller_of(n, K / (j + 1)); }
 
-// Of rows j = J ... END - 1, this many may be among the K - 1 best: one better slot is in row 0.
+// How many of rows j = J ... END - 1 may be among the K - 1 best: one better slot is in row 0.
 DEVICE constexpr int rows_kept(int n, int j, int end) {
     int count = 0;
     for (; j < end; j++) count += row_length(n, j);
@@ -108,153 +145,125 @@ template <int N> DEVICE void extend(SlotKey (&best)[K], const SlotKey (&digit)[P
     }
 }
 
-// One digit of a row: its values as keys, best first, and what its softmax divides by.
-DEVICE Sum rank_digit(const Row& row, int u, unsigned place, SlotKey (&digit)[P]) {
-    Sum x[P];
+// One digit of a row: its values as keys, best first, and what its softmax divides by. ``stride``: P**u, what 1 more in
+// this digit adds to the slot.
+DEVICE Acc rank_digit(const Row& row, int u, unsigned stride, SlotKey (&digit)[P]) {
+    Acc x[P];
     row.digit(u, x);
-    Sum top = x[0];
+    Acc top = x[0];
 #pragma unroll
-    for (int p = 1; p < P; p++) top = larger(top, x[p]);
+    for (int p = 1; p < P; p++) top = max_no_ftz(top, x[p]);
 #pragma unroll
-    for (int p = 0; p < P; p++) digit[p] = SlotKey(minus(top, x[p]), p * place);
+    for (int p = 0; p < P; p++) digit[p] = SlotKey(sub_no_ftz(top, x[p]), p * stride);
     sort<P>(&digit[0]);
-    Sum total = 1 + digit[0].penalty();  // exp(0), and the penalty is 0, or NaN if all are
+    Acc total = 1 + digit[0].penalty();  // exp(0), and the penalty is 0, or NaN if all are
 #pragma unroll
-    for (int p = 1; p < P; p++) total += exponential(-digit[p].penalty());
+    for (int p = 1; p < P; p++) total += exp_(-digit[p].penalty());
     return total;
 }
 
 // Digits u = FIRST ... U - 1, while the N best addresses so far grow to K; then in a loop. Returns the product of the
 // softmax denominators.
-template <int FIRST, int N> DEVICE Sum search(const Row& row, SlotKey (&best)[K]) {
+template <int FIRST, int N> DEVICE Acc search(const Row& row, SlotKey (&best)[K]) {
     constexpr int NEXT = smaller_of(N * P, K);
-    Sum total = 1;
+    Acc total = 1;
     SlotKey digit[P];
     if constexpr (FIRST < U && N < NEXT) {
         total = rank_digit(row, FIRST, whole_power(P, FIRST), digit);
         extend<N>(best, digit);
         total *= search<FIRST + 1, NEXT>(row, best);
     } else {
-        unsigned place = whole_power(P, FIRST);
+        unsigned stride = whole_power(P, FIRST);
 #pragma unroll UNROLLED
-        for (int u = FIRST; u < U; u++, place *= P) {
-            total *= rank_digit(row, u, place, digit);
+        for (int u = FIRST; u < U; u++, stride *= P) {
+            total *= rank_digit(row, u, stride, digit);
             extend<N>(best, digit);
         }
     }
     return total;
 }
 
-// Of one digit: logits x become exp(x - max). Returns 1 / their sum.
-DEVICE Sum softmax_numerators(Sum (&x)[P]) {
-    Sum top = x[0], total = 0;
+// ---- forward ----
+
+// 3. weights of the best addresses, 4. optionally divided by their sum. ``total``: the product of the digits' softmax
+// denominators.
+DEVICE void weigh(const SlotKey (&best)[K], Acc total, bool renorm, Acc (&rho)[K]) {
+    const Acc scale = 1 / total;
+    Acc kept = scale;
+    rho[0] = scale;  // the best value in every digit: its penalty is 0
 #pragma unroll
-    for (int p = 1; p < P; p++) top = larger(top, x[p]);
+    for (int j = 1; j < K; j++) {
+        rho[j] = exp_(-best[j].penalty()) * scale;
+        kept += rho[j];
+    }
+    if (renorm)
+#pragma unroll
+        for (int j = 0; j < K; j++) rho[j] /= kept;  // for K = 1: exactly 1
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) decode_forward(const __grid_constant__ DecodeParams p) {
+    const Side side(blockIdx.x, p.both_sides);
+    const unsigned row = side.row;
+    if (row >= p.rows) return;
+    // 1. softmax of every digit, and 2. the K best content slots
+    SlotKey best[K];
+    best[0] = SlotKey(Acc(0), 0);
+    const Acc total = search<0, 1>(Row(side.pick(p.write_logits, p.read_logits), row), best);
+    // 3. and 4. their weights
+    Acc rho[K];
+    weigh(best, total, side.pick(p.write_renorm, p.read_renorm), rho);
+    // 5. where they are at this position
+    const unsigned shift = p.shift(row);
+    int slot[K];
+#pragma unroll
+    for (int j = 0; j < K; j++) slot[j] = cape_shift(best[j].slot(), shift, M);
+    store(slot, side.pick(p.write_index, p.read_index) + (long long)(row) * K);
+    store(rho, side.pick(p.write_weight, p.read_weight) + (long long)(row) * K);
+}
+
+// ---- backward ----
+
+// Logits x of one digit become exp(x - max). Returns 1 / their sum.
+DEVICE Acc softmax_numerators(Acc (&x)[P]) {
+    Acc top = x[0], total = 0;
+#pragma unroll
+    for (int p = 1; p < P; p++) top = max_no_ftz(top, x[p]);
 #pragma unroll
     for (int p = 0; p < P; p++) {
-        x[p] = exponential(minus(x[p], top));
+        x[p] = exp_(sub_no_ftz(x[p], top));
         total += x[p];
     }
     return 1 / total;
 }
 
-// What a thread works for: which row, and of the two sides, which one.
-struct Work {
-    unsigned row, side;
+// The softmax of a row's digits, computed again: exp(x - max), and 1 / their sum. That of whole rows comes first, so that
+// compilers put off none of the loads; other rows take one digit at a time.
+struct RowSoftmax {
+    const Row row;
+    Acc numerators[Row::WHOLE ? U : 1][P], scales[Row::WHOLE ? U : 1];
 
-    DEVICE Work(unsigned block, unsigned both) : row((block >> both) * THREADS + threadIdx.x), side(block & both) {}
-    template <class T> DEVICE T of_side(T write, T read) const { return side ? read : write; }
+    DEVICE RowSoftmax(const ELEMENT* logits, unsigned number) : row(logits, number) {
+#pragma unroll
+        for (int u = 0; Row::WHOLE && u < U; u++) compute(u);
+    }
+    DEVICE void compute(int u) {
+        const int held = Row::WHOLE ? u : 0;
+        row.digit(u, numerators[held]);
+        scales[held] = softmax_numerators(numerators[held]);
+    }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) decode_forward(
-    const LOGIT* write_logits, const LOGIT* read_logits,  // (rows, U, P)
-    const long long* positions,                           // (B, T), or null: counted from 0
-    int* write_index, int* read_index,                    // (rows, K)
-    Sum* write_weight, Sum* read_weight,                  // (rows, K)
-    long long batch_stride, long long token_stride,       // of positions
-    unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int write_renorm, int read_renorm, unsigned both
-) {
-    const Work work(blockIdx.x, both);
-    const LOGIT* __restrict__ logits = work.of_side(write_logits, read_logits);
-    int* __restrict__ index = work.of_side(write_index, read_index);
-    Sum* __restrict__ weight = work.of_side(write_weight, read_weight);
-    const int renorm = work.of_side(write_renorm, read_renorm);
-    const unsigned row = work.row;
-    if (row >= rows) return;
-    // 1. softmax of every digit, and 2. the K best content slots
-    SlotKey best[K];
-    best[0] = SlotKey(Sum(0), 0);
-    const Sum total = search<0, 1>(Row(logits, row), best);
-    // 3. their weights
-    const Sum scale = 1 / total;
-    Sum rho[K], kept = scale;
-    rho[0] = scale;  // of the best value in every digit: its penalty is 0
-#pragma unroll
-    for (int j = 1; j < K; j++) {
-        rho[j] = exponential(-best[j].penalty()) * scale;
-        kept += rho[j];
-    }
-    // 4. optionally divided by their sum
-    if (renorm)
-#pragma unroll
-        for (int j = 0; j < K; j++) rho[j] /= kept;  // of K = 1: exactly 1
-    // 5. where they are at this position
-    const unsigned shift = Cape{positions, batch_stride, token_stride, tokens, heads, cape_heads}.shift(row, M);
-    int slot[K];
-#pragma unroll
-    for (int j = 0; j < K; j++) slot[j] = moved(best[j].slot(), shift, M);
-    store(slot, index + (long long)(row) * K);
-    store(rho, weight + (long long)(row) * K);
-}
-
-// dL/dlogits_u = sum_j g_j * (onehot(digit_u(a_j)) - p_u), g_j = dL/dlog rho_j; the softmax is computed again.
-extern "C" __global__ void __launch_bounds__(THREADS) decode_backward(
-    const Sum* dwrite_weight, const Sum* dread_weight,    // (rows, K)
-    const LOGIT* write_logits, const LOGIT* read_logits,  // (rows, U, P)
-    const long long* positions,                           // (B, T), or null: counted from 0
-    const int* write_index, const int* read_index,        // (rows, K), as the forward returned them, and weights
-    const Sum* write_weight, const Sum* read_weight,      // (rows, K)
-    LOGIT* dwrite_logits, LOGIT* dread_logits,            // (rows, U, P)
-    long long batch_stride, long long token_stride,       // of positions
-    unsigned tokens, unsigned heads, unsigned cape_heads, unsigned rows, int write_renorm, int read_renorm, unsigned both
-) {
-    const Work work(block_from_last(), both);
-    const Sum* __restrict__ dweight = work.of_side(dwrite_weight, dread_weight);
-    const LOGIT* __restrict__ logits = work.of_side(write_logits, read_logits);
-    const int* __restrict__ index = work.of_side(write_index, read_index);
-    const Sum* __restrict__ weight = work.of_side(write_weight, read_weight);
-    LOGIT* __restrict__ dlogits = work.of_side(dwrite_logits, dread_logits);
-    const int renorm = work.of_side(write_renorm, read_renorm);
-    const unsigned row = work.row;
-    if (row >= rows) return;
-    Sum g[K], rho[K];
-    int slot[K];
-    unsigned content[K];
-    load(dweight + (long long)(row) * K, g);
-    load(weight + (long long)(row) * K, rho);
-    load(index + (long long)(row) * K, slot);
-    const Row row_logits(logits, row);
-    // The softmax of whole rows is first, so that compilers put off none of the loads
-    constexpr bool WHOLE = Row::WHOLE;
-    Sum numerators[WHOLE ? U : 1][P], scales[WHOLE ? U : 1];
-#pragma unroll
-    for (int u = 0; WHOLE && u < U; u++) {
-        row_logits.digit(u, numerators[u]);
-        scales[u] = softmax_numerators(numerators[u]);
-    }
-    // 5. CAPE moved slots, not weights
-    const unsigned shift = Cape{positions, batch_stride, token_stride, tokens, heads, cape_heads}.shift(row, M);
-#pragma unroll
-    for (int j = 0; j < K; j++) content[j] = moved_back(slot[j], shift, M);
-    // 4. weight = rho / sum(rho): dL/dlog rho_j = g_j - weight_j * sum_i g_i, with g = dL/dlog weight
-    Sum total = 0;
+// 4. weight = rho / sum(rho): dL/dlog rho_j = g_j - weight_j * sum_i g_i, with g = dL/dlog weight. Turns g from dL/dweight
+// into dL/dlog rho, and returns its sum.
+DEVICE Acc log_gradients(const Acc (&rho)[K], bool renorm, Acc (&g)[K]) {
+    Acc total = 0;
 #pragma unroll
     for (int j = 0; j < K; j++) {
         g[j] *= rho[j];
         total += g[j];
     }
     if (renorm) {
-        const Sum given = total;
+        const Acc given = total;
         total = 0;
 #pragma unroll
         for (int j = 0; j < K; j++) {
@@ -262,29 +271,54 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_backward(
             total += g[j];
         }
     }
+    return total;
+}
+
+// The gradient of one digit's logits: what the addresses with each value receive, less p_u * sum_j g_j, p_u = x * scale.
+// Takes the digit off the addresses.
+DEVICE void digit_gradient(
+    const Acc (&x)[P], Acc scale, const Acc (&g)[K], Acc total, unsigned (&content)[K], Acc (&dx)[P]
+) {
+#pragma unroll
+    for (int p = 0; p < P; p++) dx[p] = 0;
+#pragma unroll
+    for (int j = 0; j < K; j++) {
+        const unsigned digit = content[j] % P;
+        content[j] /= P;
+#pragma unroll
+        for (int p = 0; p < P; p++) dx[p] += digit == p ? g[j] : Acc(0);
+    }
+    const Acc share = total * scale;
+#pragma unroll
+    for (int p = 0; p < P; p++) dx[p] -= x[p] * share;
+}
+
+// dL/dlogits_u = sum_j g_j * (onehot(digit_u(a_j)) - p_u), g_j = dL/dlog rho_j.
+extern "C" __global__ void __launch_bounds__(THREADS) decode_backward(const __grid_constant__ DecodeParams p) {
+    const Side side(block_from_last(), p.both_sides);
+    const unsigned row = side.row;
+    if (row >= p.rows) return;
+    Acc g[K], rho[K];
+    int slot[K];
+    unsigned content[K];
+    load(side.pick(p.dwrite_weight, p.dread_weight) + (long long)(row) * K, g);
+    load(side.pick(p.write_weight, p.read_weight) + (long long)(row) * K, rho);
+    load(side.pick(p.write_index, p.read_index) + (long long)(row) * K, slot);
+    RowSoftmax softmax(side.pick(p.write_logits, p.read_logits), row);
+    // 5. CAPE moved slots, not weights
+    const unsigned shift = p.shift(row);
+#pragma unroll
+    for (int j = 0; j < K; j++) content[j] = cape_unshift(slot[j], shift, M);
+    // 4. the gradients of log rho
+    const Acc total = log_gradients(rho, side.pick(p.write_renorm, p.read_renorm), g);
     // 3., 2., 1. rho_j = prod_u p_u[digit_u(a_j)], digit by digit
+    ELEMENT* dlogits = side.pick(p.dwrite_logits, p.dread_logits) + (long long)(row) * (U * P);
 #pragma unroll UNROLLED
     for (int u = 0; u < U; u++) {
-        const long long first = (long long)(row) * (U * P) + u * P;
-        Sum(&x)[P] = numerators[WHOLE ? u : 0];
-        Sum& scale = scales[WHOLE ? u : 0];
-        Sum received[P];
-        if constexpr (!WHOLE) {
-            row_logits.digit(u, x);
-            scale = softmax_numerators(x);
-        }
-#pragma unroll
-        for (int p = 0; p < P; p++) received[p] = 0;
-#pragma unroll
-        for (int j = 0; j < K; j++) {
-            const unsigned digit = content[j] % P;
-            content[j] /= P;
-#pragma unroll
-            for (int p = 0; p < P; p++) received[p] += digit == p ? g[j] : Sum(0);
-        }
-        const Sum share = total * scale;
-#pragma unroll
-        for (int p = 0; p < P; p++) received[p] -= x[p] * share;
-        store(received, dlogits + first);
+        const int held = Row::WHOLE ? u : 0;
+        if constexpr (!Row::WHOLE) softmax.compute(u);
+        Acc dx[P];
+        digit_gradient(softmax.numerators[held], softmax.scales[held], g, total, content, dx);
+        store(dx, dlogits + u * P);
     }
 }

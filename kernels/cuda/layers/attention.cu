@@ -4,9 +4,9 @@
 //   softmax_rows           one warp a row of scores
 //   softmax_rows_backward  the same
 //
-// Same mathematics as ramnet_np/layers/rotary.py and softmax_attention.py. A row is a query's scores with the keys of its
-// block; it sees the keys first <= j < end. Lane l of a warp always has the keys l, l + 32, ..., so that what it wrote is
-// its own to read.
+// Same mathematics as ramnet_np/layers/rotary.py and softmax_attention.py. A row is a query's scores with the keys of
+// its block; it sees the keys first <= j < end. Lane l of a warp always has the keys l, l + 32, ..., so that it reads
+// only what it wrote itself.
 #include "runtime/reduce.cuh"
 
 #ifndef ELEMENT
@@ -35,69 +35,66 @@ struct Seen {
     int first, end;
 
     DEVICE Seen(long long row, int queries, int keys, int diagonal, int window) {
-        const int place = int(row % queries) + diagonal;
-        end = smaller_of(place + 1, keys);
-        first = place + 1 > window ? place + 1 - window : 0;
+        const int newest = int(row % queries) + diagonal;
+        end = smaller_of(newest + 1, keys);
+        first = newest + 1 > window ? newest + 1 - window : 0;
     }
 
     DEVICE bool has(int key) const { return first <= key && key < end; }
 };
 
-DEVICE float larger_of(float a, float b) { return fmaxf(a, b); }
-DEVICE double larger_of(double a, double b) { return fmax(a, b); }
+struct SoftmaxParams {
+    ELEMENT* scores;    // (rows, keys)
+    ELEMENT* dweights;  // (rows, keys); null in the forward
+    ELEMENT* log_sums;  // (rows,)
+    long long rows;
+    int queries, keys, diagonal, window;
+    ELEMENT scale;
+};
 
 // scores become weights, exp(scale * score) over its sum, and 0 where nothing is seen
-extern "C" __global__ void softmax_rows(
-    ELEMENT* scores,  // (rows, keys)
-    long long rows, int queries, int keys, int diagonal, int window, ELEMENT scale,
-    ELEMENT* log_sums  // (rows,)
-) {
+extern "C" __global__ void softmax_rows(const __grid_constant__ SoftmaxParams p) {
     const int lane = threadIdx.x % 32;
     const long long row = (blockIdx.x * (long long)(blockDim.x) + threadIdx.x) / 32;
-    if (row >= rows) return;
-    scores += row * keys;
-    const Seen seen(row, queries, keys, diagonal, window);
+    if (row >= p.rows) return;
+    ELEMENT* scores = p.scores + row * p.keys;
+    const Seen seen(row, p.queries, p.keys, p.diagonal, p.window);
     const int begin = seen.first / 32 * 32 + lane;
     ELEMENT largest = -infinity(ELEMENT(0));
     for (int j = begin; j < seen.end; j += 32)
-        if (seen.has(j)) largest = larger_of(largest, scores[j] * scale);
+        if (seen.has(j)) largest = max_(largest, scores[j] * p.scale);
     for (int distance = 16; distance; distance /= 2)
-        largest = larger_of(largest, __shfl_xor_sync(~0u, largest, distance));
+        largest = max_(largest, __shfl_xor_sync(~0u, largest, distance));
     ELEMENT total = 0;
     for (int j = begin; j < seen.end; j += 32) {
         if (!seen.has(j)) continue;
-        scores[j] = exp(scores[j] * scale - largest);
+        scores[j] = exp(scores[j] * p.scale - largest);
         total += scores[j];
     }
     total = warp_sum(total);
-    for (int j = lane; j < keys; j += 32) scores[j] = seen.has(j) ? scores[j] / total : ELEMENT(0);
-    if (lane == 0) log_sums[row] = largest + log(total);
+    for (int j = lane; j < p.keys; j += 32) scores[j] = seen.has(j) ? scores[j] / total : ELEMENT(0);
+    if (lane == 0) p.log_sums[row] = largest + log(total);
 }
 
 // scores become weights p again, and dweights the gradient of the scores, p (dweight - sum of p dweight) scale
-extern "C" __global__ void softmax_rows_backward(
-    ELEMENT* scores,    // (rows, keys)
-    ELEMENT* dweights,  // (rows, keys)
-    const ELEMENT* log_sums,  // (rows,)
-    long long rows, int queries, int keys, int diagonal, int window, ELEMENT scale
-) {
+extern "C" __global__ void softmax_rows_backward(const __grid_constant__ SoftmaxParams p) {
     const int lane = threadIdx.x % 32;
     const long long row = (blockIdx.x * (long long)(blockDim.x) + threadIdx.x) / 32;
-    if (row >= rows) return;
-    scores += row * keys;
-    dweights += row * keys;
-    const Seen seen(row, queries, keys, diagonal, window);
-    const ELEMENT log_sum = log_sums[row];
-    ELEMENT along = 0;
+    if (row >= p.rows) return;
+    ELEMENT* scores = p.scores + row * p.keys;
+    ELEMENT* dweights = p.dweights + row * p.keys;
+    const Seen seen(row, p.queries, p.keys, p.diagonal, p.window);
+    const ELEMENT log_sum = p.log_sums[row];
+    ELEMENT weighted_sum = 0;
     for (int j = seen.first / 32 * 32 + lane; j < seen.end; j += 32) {
         if (!seen.has(j)) continue;
-        scores[j] = exp(scores[j] * scale - log_sum);
-        along += scores[j] * dweights[j];
+        scores[j] = exp(scores[j] * p.scale - log_sum);
+        weighted_sum += scores[j] * dweights[j];
     }
-    along = warp_sum(along);
-    for (int j = lane; j < keys; j += 32) {
+    weighted_sum = warp_sum(weighted_sum);
+    for (int j = lane; j < p.keys; j += 32) {
         const bool has = seen.has(j);
-        dweights[j] = has ? scores[j] * (dweights[j] - along) * scale : ELEMENT(0);
+        dweights[j] = has ? scores[j] * (dweights[j] - weighted_sum) * p.scale : ELEMENT(0);
         if (!has) scores[j] = 0;
     }
 }

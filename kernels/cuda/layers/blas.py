@@ -3,7 +3,9 @@
 CuPy's cuBLAS is used with a handle of our own: it keeps one workspace for each stream, which a capture needs, and the
 same one inside and outside of a graph, so that both give the same bits. Products of float32 run in float32: TF32 is off
 unless asked for as CuPy is asked, by the environment variable CUPY_TF32=1. Sums over many tokens with a small result,
-the gradients of weights, have a kernel of their own (``outer.cu``).
+the gradients of weights, have a kernel of their own (``weight_gradient.py``).
+
+nvmath-python has bindings of the same functions; NVIDIA marks them experimental, so they are called by hand here.
 """
 
 from __future__ import annotations
@@ -17,41 +19,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime.module import Specialisation, get_kernel, type_name
-from .layers import add_parts
+from ramnet_np.contract import Array
+
+from .weight_gradient import suits, weight_gradient
 
 WORKSPACE_BYTES = 2**25  # what cuBLAS recommends for Hopper
-FEWEST_TOKENS, MOST_RESULTS = 4096, 2**14  # from how many and up to how large a result outer_sums serves
-SHARES = 264  # of the tokens: two blocks for each multiprocessor of an H100, and the same bits on any GPU
 _ALLOC_FAILED = 3  # CUBLAS_STATUS_ALLOC_FAILED
 _TF32_MATH = 3  # CUBLAS_TF32_TENSOR_OP_MATH
 _TRANSPOSED = {False: 0, True: 1}  # CUBLAS_OP_N, CUBLAS_OP_T
 _GEMM = {"float32": ("cublasSgemm_v2", ctypes.c_float), "float64": ("cublasDgemm_v2", ctypes.c_double)}
 
 
-def matmul(a: Any, b: Any, onto: Any = None) -> Any:
+def matrix_product(a: Array, b: Array, accumulate_into: Array = None) -> Array:
     """a (m, k) times b (k, n), each C-contiguous or the transpose of such; others are copied.
 
-    ``onto``: (m, n), C-contiguous: the product is added to it in place, and it is returned. float32 and float64; the
-    16-bit types go to CuPy's own product. TypeError for arrays of different dtypes.
+    ``accumulate_into``: (m, n), C-contiguous: the product is added to it in place, and it is returned. float32 and
+    float64; the 16-bit types go to CuPy's own product. TypeError for arrays of different dtypes.
     """
     import cupy
 
-    _require_one_dtype(a, b, onto)
+    _require_one_dtype(a, b, accumulate_into)
     (m, k), n = a.shape, b.shape[1]
     if a.dtype.name not in _GEMM or not m * k * n:
-        product = a @ b
-        if onto is None:
-            return product
-        onto += product
-        return onto
-    if onto is None and k >= FEWEST_TOKENS and m * n <= MOST_RESULTS and a.flags.f_contiguous and b.flags.c_contiguous:
-        return outer_sums(a.T, b)
-    out = cupy.empty((m, n), dtype=a.dtype) if onto is None else onto
+        return _by_cupy(a, b, accumulate_into)
+    if accumulate_into is None and suits(a, b):
+        return weight_gradient(a.T, b)
+    out = cupy.empty((m, n), dtype=a.dtype) if accumulate_into is None else accumulate_into
     a, a_transposed, a_stride = _readable(a)
     b, b_transposed, b_stride = _readable(b)
     name, number = _GEMM[a.dtype.name]
-    one, beta = number(1), number(0 if onto is None else 1)
+    one, beta = number(1), number(0 if accumulate_into is None else 1)
     # cuBLAS counts down columns, where what we have is the transpose: out^T = b^T a^T
     context = _context(cupy.cuda.runtime.getDevice())
     context.call(
@@ -98,35 +95,35 @@ class Stack(NamedTuple):
         return cls(transposed, leading, stride)
 
 
-def stacked_matmul(a: Any, b: Any, onto: Any = None) -> Any:
+def matmul(a: Array, b: Array, accumulate_into: Array = None) -> Array:
     """a (..., m, k) times b (..., k, n), matrix by matrix; the leading axes of both are the same.
 
-    Transposes and slices are read where they lie if one stride leads from matrix to matrix, else copied. ``onto``:
-    (..., m, n), rows contiguous: the products are added to it in place, and it is returned. float32 and float64; the
-    16-bit types go to CuPy's own product. ValueError for shapes that do not fit, TypeError for different dtypes.
+    Transposes and slices are read where they lie if one stride leads from matrix to matrix, else copied.
+    ``accumulate_into``: (..., m, n), rows contiguous: the products are added to it in place, and it is returned.
+    float32 and float64; the 16-bit types go to CuPy's own product. ValueError for shapes that do not fit, TypeError
+    for different dtypes.
     """
     import cupy
 
-    _require_one_dtype(a, b, onto)
+    _require_one_dtype(a, b, accumulate_into)
     (*outer, m, k), n = a.shape, b.shape[-1]
-    if list(b.shape[:-1]) != [*outer, k] or (onto is not None and list(onto.shape) != [*outer, m, n]):
-        shapes = f"{a.shape} and {b.shape}" + ("" if onto is None else f", onto {onto.shape}")
-        raise ValueError(f"a, b must have shapes (..., m, k), (..., k, n), and onto (..., m, n), got {shapes}")
+    sums_shape = (*outer, m, n) if accumulate_into is None else accumulate_into.shape
+    if b.shape[:-1] != (*outer, k) or sums_shape != (*outer, m, n):
+        got = f"{a.shape} and {b.shape}" + ("" if accumulate_into is None else f", accumulate_into {sums_shape}")
+        raise ValueError(f"a, b must have shapes (..., m, k), (..., k, n), and accumulate_into (..., m, n), got {got}")
     count = math.prod(outer)
     if a.dtype.name not in _GEMM or not count * m * k * n:
-        product = a @ b
-        if onto is None:
-            return product
-        onto += product
-        return onto
-    out = cupy.empty((*outer, m, n), dtype=a.dtype) if onto is None else onto
+        return _by_cupy(a, b, accumulate_into)
+    out = cupy.empty((*outer, m, n), dtype=a.dtype) if accumulate_into is None else accumulate_into
     a, a_stack = _stacked(a)
     b, b_stack = _stacked(b)
     out_stack = Stack.of(out.shape, _element_strides(out))
     if out_stack is None or out_stack.transposed:
-        raise ValueError(f"onto must have contiguous rows and one stride between matrices, got strides {out.strides}")
+        raise ValueError(
+            f"accumulate_into must have contiguous rows and one stride between matrices, got strides {out.strides}"
+        )
     name, number = _GEMM[a.dtype.name]
-    one, beta = number(1), number(0 if onto is None else 1)
+    one, beta = number(1), number(0 if accumulate_into is None else 1)
     # cuBLAS counts down columns, where what we have is the transpose: out^T = b^T a^T
     _context(cupy.cuda.runtime.getDevice()).call(
         name.replace("_v2", "StridedBatched"), _TRANSPOSED[b_stack.transposed], _TRANSPOSED[a_stack.transposed],
@@ -138,18 +135,28 @@ def stacked_matmul(a: Any, b: Any, onto: Any = None) -> Any:
     return out
 
 
-def _require_one_dtype(a: Any, b: Any, onto: Any) -> None:
+def _by_cupy(a: Array, b: Array, accumulate_into: Array) -> Array:
+    """The products of other types, and of matrices without elements."""
+    product = a @ b
+    if accumulate_into is None:
+        return product
+    accumulate_into += product
+    return accumulate_into
+
+
+def _require_one_dtype(a: Array, b: Array, accumulate_into: Array) -> None:
     """TypeError unless they are alike: cuBLAS is told one type for all of them, and would read others as noise."""
-    if b.dtype != a.dtype or (onto is not None and onto.dtype != a.dtype):
-        got = f"{a.dtype} and {b.dtype}" + ("" if onto is None else f", onto {onto.dtype}")
-        raise TypeError(f"a, b and onto must have one dtype, got {got}")
+    sums_dtype = a.dtype if accumulate_into is None else accumulate_into.dtype
+    if b.dtype != a.dtype or sums_dtype != a.dtype:
+        got = f"{a.dtype} and {b.dtype}" + ("" if accumulate_into is None else f", accumulate_into {sums_dtype}")
+        raise TypeError(f"a, b and accumulate_into must have one dtype, got {got}")
 
 
-def _element_strides(array: Any) -> tuple[int, ...]:
+def _element_strides(array: Array) -> tuple[int, ...]:
     return tuple(step // array.itemsize for step in array.strides)
 
 
-def _stacked(array: Any) -> tuple[Any, Stack]:
+def _stacked(array: Array) -> tuple[Array, Stack]:
     """The array, or a contiguous copy where it cannot be read as it lies."""
     stack = Stack.of(array.shape, _element_strides(array))
     if stack is None:
@@ -159,26 +166,7 @@ def _stacked(array: Any) -> tuple[Any, Stack]:
     return array, stack
 
 
-@functools.cache
-def outer_specialisation(element: str) -> Specialisation:
-    """For arrays of the type ``element``, float or double."""
-    return Specialisation("layers/weight_gradient.cu", ("outer_sums",), (("ELEMENT", element),))
-
-
-def outer_sums(a: Any, b: Any) -> Any:
-    """a^T b (E, D) of a (N, E) and b (N, D), both C-contiguous: the sum over tokens of outer products."""
-    import cupy
-
-    (rows, outputs), width = a.shape, b.shape[1]
-    shares = min(SHARES, -(-rows // 64))
-    parts = cupy.empty((shares, outputs * width), dtype=a.dtype)
-    grid = shares, -(-outputs // 64), -(-width // 64)
-    kernel = get_kernel(outer_specialisation(type_name(a.dtype)), "outer_sums")
-    kernel(grid, (256,), (a, b, np.int64(rows), np.int32(outputs), np.int32(width), parts))
-    return add_parts(parts, a.dtype).reshape(outputs, width)
-
-
-def _readable(matrix: Any) -> tuple[Any, bool, int]:
+def _readable(matrix: Array) -> tuple[Array, bool, int]:
     """The matrix or a contiguous copy, whether it is stored as its transpose, and the length of a stored row."""
     if not (matrix.flags.c_contiguous or matrix.flags.f_contiguous):
         matrix = matrix.copy(order="C")

@@ -1,18 +1,22 @@
 // What the delta rule does within a chunk of N tokens, beside its matrix products.
 //
-//   delta_weigh            one thread an element of the (N, N) matrices
-//   delta_weigh_backward   one block a matrix
+//   apply_decay            one thread an element of the (N, N) matrices
+//   apply_decay_backward   one block a matrix
 //   unit_lower_inverse     one block a matrix, one thread a column
 //
-// Same mathematics as ramnet_np/layers/delta_rule.py and triangular.py. g_t / g_s, the decay from token s to token t, comes
-// from the running sums log_g.
+// Same mathematics as ramnet_np/layers/delta_rule.py and triangular.py. g_t / g_s, the decay from token s to token t,
+// comes from the running sums log_g.
 #include "runtime/reduce.cuh"
 
 #ifndef ELEMENT
 #error "ELEMENT must be defined: the type of the arrays, float or double"
 #endif
-
-constexpr int LONGEST = 64;  // tokens of a chunk, as in ramnet_np/layers/heads.py
+#ifndef THREADS
+#error "THREADS must be defined: the threads of a block of the first two kernels"
+#endif
+#ifndef MAX_TOKENS
+#error "MAX_TOKENS must be defined: the most tokens of a chunk, a multiple of 32"
+#endif
 
 DEVICE ELEMENT decay_between(const ELEMENT* log_g, int t, int s) {
     const ELEMENT change = log_g[t] - log_g[s];
@@ -20,7 +24,7 @@ DEVICE ELEMENT decay_between(const ELEMENT* log_g, int t, int s) {
 }
 
 // A = k.k g_t / g_s below the diagonal, P = q.k g_t / g_s on it too, L = beta_t A
-extern "C" __global__ void delta_weigh(
+extern "C" __global__ void apply_decay(
     ELEMENT* kk,           // (count, N, N) -> A
     ELEMENT* qk,           // (count, N, N) -> P
     const ELEMENT* beta,   // (count, N)
@@ -43,23 +47,27 @@ extern "C" __global__ void delta_weigh(
     below[i] = beta[row] * a;
 }
 
-extern "C" __global__ void delta_weigh_backward(
-    ELEMENT* dL,           // (count, N, N) -> gradient of k.k
-    ELEMENT* dP,           // (count, N, N) -> gradient of q.k
-    const ELEMENT* A,      // (count, N, N)
-    const ELEMENT* P,      // (count, N, N)
-    const ELEMENT* beta,   // (count, N)
-    const ELEMENT* log_g,  // (count, N)
-    int tokens,
-    ELEMENT* dbeta,  // (count, N)
-    ELEMENT* dlog_g  // (count, N)
-) {
-    constexpr int WARPS = 8, EACH = LONGEST / 32;
-    __shared__ ELEMENT columns[WARPS][LONGEST], rows[LONGEST];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+struct DecayBackwardParams {
+    ELEMENT* dL;           // (count, N, N) -> gradient of k.k
+    ELEMENT* dP;           // (count, N, N) -> gradient of q.k
+    const ELEMENT* A;      // (count, N, N)
+    const ELEMENT* P;      // (count, N, N)
+    const ELEMENT* beta;   // (count, N)
+    const ELEMENT* log_g;  // (count, N)
+    ELEMENT* dbeta;        // (count, N)
+    ELEMENT* dlog_g;       // (count, N)
+    int tokens;            // N
+};
+
+// With F = dL * L + dP * P:  dlog_g_t = sum_s F_ts - sum_s F_st. A warp takes every WARPS-th row; its lanes have the
+// columns.
+extern "C" __global__ void apply_decay_backward(const __grid_constant__ DecayBackwardParams p) {
+    constexpr int WARPS = THREADS / 32, EACH = MAX_TOKENS / 32;
+    __shared__ ELEMENT column_sums[WARPS][MAX_TOKENS], row_sums[MAX_TOKENS];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tokens = p.tokens;
     const long long first = blockIdx.x * (long long)(tokens);
-    beta += first;
-    log_g += first;
+    const ELEMENT* beta = p.beta + first;
+    const ELEMENT* log_g = p.log_g + first;
     ELEMENT column[EACH] = {};
     for (int t = warp; t < tokens; t += WARPS) {
         ELEMENT through_A = 0, through = 0;
@@ -68,28 +76,28 @@ extern "C" __global__ void delta_weigh_backward(
             const int s = lane + 32 * j;
             if (s >= tokens) break;
             const long long i = (first + t) * tokens + s;
-            const ELEMENT a = dL[i] * A[i], f = dP[i] * P[i] + beta[t] * a;
+            const ELEMENT a = p.dL[i] * p.A[i], f = p.dP[i] * p.P[i] + beta[t] * a;
             through_A += a;
             through += f;
             column[j] += f;
             const ELEMENT decay = s <= t ? decay_between(log_g, t, s) : ELEMENT(0);
-            dP[i] *= decay;
-            dL[i] = s < t ? dL[i] * decay * beta[t] : ELEMENT(0);
+            p.dP[i] *= decay;
+            p.dL[i] = s < t ? p.dL[i] * decay * beta[t] : ELEMENT(0);
         }
         through_A = warp_sum(through_A);
         through = warp_sum(through);
         if (lane == 0) {
-            dbeta[first + t] = through_A;
-            rows[t] = through;
+            p.dbeta[first + t] = through_A;
+            row_sums[t] = through;
         }
     }
 #pragma unroll
-    for (int j = 0; j < EACH; j++) columns[warp][lane + 32 * j] = column[j];
+    for (int j = 0; j < EACH; j++) column_sums[warp][lane + 32 * j] = column[j];
     __syncthreads();
     for (int s = threadIdx.x; s < tokens; s += blockDim.x) {
         ELEMENT total = 0;
-        for (int w = 0; w < WARPS; w++) total += columns[w][s];
-        dlog_g[first + s] = rows[s] - total;
+        for (int w = 0; w < WARPS; w++) total += column_sums[w][s];
+        p.dlog_g[first + s] = row_sums[s] - total;
     }
 }
 

@@ -2,17 +2,25 @@
 //
 //   embedding_order    one block OWNED rows of the table: lists the tokens that took each of them. All its threads look
 //                      through the ids; one thread a row writes that row's list.
-//   embedding_sums     one block eight rows and 32 columns of them, one warp a row. The tokens of a row that took very
-//                      many are shared: every warp adds every eighth, then one adds the eight.
+//   embedding_sums     one block ROWS rows and COLUMNS columns of them, one warp a row. Where more than MANY tokens took
+//                      a row, all warps share them: each adds every ROWS-th, then one adds the partial sums.
 //
 // Same mathematics as ramnet_np/layers/embedding.py. Atomics count integers only, whose sum has no order.
 #include "runtime/reduce.cuh"
 
 #ifdef ELEMENT
 
-using Sum = SumOf<ELEMENT>::type;
+#ifndef ROWS
+#error "ROWS must be defined: the rows of a block, one a warp"
+#endif
+#ifndef COLUMNS
+#error "COLUMNS must be defined: the columns of a block, one a lane: 32"
+#endif
+#ifndef MANY
+#error "MANY must be defined: from how many tokens on the warps of a block share a row's"
+#endif
 
-constexpr int MANY = 256;
+using Acc = AccOf<ELEMENT>::type;
 
 extern "C" __global__ void embedding_sums(
     const ELEMENT* dy,   // (N, D)
@@ -21,31 +29,31 @@ extern "C" __global__ void embedding_sums(
     int table_rows, int width,
     ELEMENT* dtable  // (V, D)
 ) {
-    __shared__ Sum eighths[8][32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.y * 32 + lane;
+    __shared__ Acc partials[ROWS][COLUMNS];
+    const int lane = threadIdx.x % COLUMNS, warp = threadIdx.x / COLUMNS, c = blockIdx.y * COLUMNS + lane;
     const bool inside = c < width;
     dy += inside ? c : 0;
     dtable += inside ? c : 0;
-    for (int w = 0; w < 8; w++) {
-        const int row = blockIdx.x * 8 + w;
+    for (int w = 0; w < ROWS; w++) {
+        const int row = blockIdx.x * ROWS + w;
         if (row >= table_rows) return;
         const int begin = starts[row], end = starts[row + 1];
         if (end - begin <= MANY) {
             if (warp != w) continue;
-            Sum total = 0;
+            Acc total = 0;
 #pragma unroll 4
             for (int i = begin; i < end; i++) total += widen(dy[order[i] * (long long)(width)]);
             if (inside) narrow(total, dtable[row * (long long)(width)]);
             continue;
         }
-        Sum total = 0;
+        Acc total = 0;
 #pragma unroll 4
-        for (int i = begin + warp; i < end; i += 8) total += widen(dy[order[i] * (long long)(width)]);
-        eighths[warp][lane] = total;
+        for (int i = begin + warp; i < end; i += ROWS) total += widen(dy[order[i] * (long long)(width)]);
+        partials[warp][lane] = total;
         __syncthreads();
         if (warp == w && inside) {
             total = 0;
-            for (int other = 0; other < 8; other++) total += eighths[other][lane];
+            for (int other = 0; other < ROWS; other++) total += partials[other][lane];
             narrow(total, dtable[row * (long long)(width)]);
         }
         __syncthreads();
@@ -54,7 +62,12 @@ extern "C" __global__ void embedding_sums(
 
 #else
 
-constexpr int OWNED = 64, THREADS = 1024;
+#ifndef OWNED
+#error "OWNED must be defined with THREADS, or ELEMENT: the rows of the table that a block looks for"
+#endif
+#ifndef THREADS
+#error "THREADS must be defined: the threads of a block"
+#endif
 
 // Blocks of THREADS. Ids outside [0, V) are left out.
 extern "C" __global__ void __launch_bounds__(THREADS) embedding_order(
@@ -94,14 +107,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) embedding_order(
         const unsigned votes = __ballot_sync(~0u, ours);
         if (lane == 0) warp_counts[warp] = __popc(votes);
         __syncthreads();
-        int place = __popc(votes & ((1u << lane) - 1)), queued = 0;
+        int at = __popc(votes & ((1u << lane) - 1)), queued = 0;
         for (int other = 0; other < THREADS / 32; other++) {
-            if (other < warp) place += warp_counts[other];
+            if (other < warp) at += warp_counts[other];
             queued += warp_counts[other];
         }
         if (ours) {
-            queue_ids[place] = id;
-            queue_tokens[place] = i;
+            queue_ids[at] = id;
+            queue_tokens[at] = i;
         }
         __syncthreads();
         if (owner) {

@@ -1,123 +1,159 @@
-// A chunk: up to 32 tokens of a (batch, head) whose accesses are worked through at once.
+// A chunk: up to 32 tokens of one (batch, head), whose accesses are worked through at once.
 //
-// Tokens follow one another only where they meet in a slot, and in a chunk few do. So every kernel of the memory takes
-// the accesses of a chunk in three steps, which link.cu prepares:
+// Ten words, which mean the same in every file of this folder:
 //
-//     alone   a slot that one write of the chunk changes, or, in reverse, one read: each in its own group of lanes
-//     chains  slots with more: a group of lanes takes a slot and follows its accesses one after another
-//     rest    what changes nothing: reads, or, in reverse, writes. They find the slot as it is now or, if it was
-//             changed again in the chunk, the version that its chain put aside for them
+//     token     one position of a sequence. It writes WRITES slots, then reads READS slots
+//     access    one write or one read of one slot by one token
+//     row       where the state keeps a slot: the slot's number, or a smaller one (renumber.cu)
+//     chunk     CHUNK tokens that follow one another
+//     conflict  two accesses of a chunk to one slot whose order matters
+//     chain     the accesses of a chunk to one slot with a conflict, in order
+//     version   a copy of a slot's content that a chain puts aside for one access that only looks at it
+//     slice     CHANNELS of a slot's C channels; a block works on one slice
+//     segment   chunks that a block works through from a state of their own (segments.cu)
+//     tile      the part of a slice that one lane holds
+//
+// Tokens depend on one another only where they conflict, and in a chunk few do. So the kernels take the accesses of a
+// chunk in three groups, which conflicts.cu prepares:
+//
+//     unconflicted  the only access of the chunk that changes its slot (forward a write; backward a read, whose
+//                   gradient goes to the slot's adjoint): all at once
+//     chains        slots with conflicts: the accesses of each, one after another; all chains at once
+//     lookups       accesses that change nothing (forward reads; backward writes): all at once, at the end. They find
+//                   the slot as it is now or, if it changes again in the chunk, the version that its chain put aside
 //
 //     token        0    1    2    3     (time)
-//     slot 5       W                    alone
-//     slot 9       R         R          rest; in reverse a chain
-//     slot 12      W         R    R     alone, rest; in reverse a chain (of its reads), rest
-//     slot 17      WR   W         R     chain W R W R; both reads find their versions
+//     slot 5       W                    unconflicted
+//     slot 9       R         R          two lookups; backward a chain
+//     slot 12      W         R    R     unconflicted, two lookups; backward a chain (of its reads) and a lookup
+//     slot 17      WR   W         R     a chain W R W R; both reads find their versions
 //
-// Compiled with: ELEMENT, CHUNK (tokens; 1 if K is above 64), WRITES and READS (K).
+// Writes here move a slot's content toward a value, by an eta that depends on no channel. That is what lets masses
+// (mass_*.cu) run before contents (content.cu). A rule whose change of content depends on the content itself, such as the
+// delta rule's, does not fit this split.
 #pragma once
-#include "memory/memory.cuh"
+#include "runtime/common.cuh"
+#include "runtime/shared.cuh"
 
-using Sum = SumOf<ELEMENT>::type;
-using TokenEvent = Event<Sum>;
+// Sizes come from layout.py, which says what they are.
+#if !defined(ELEMENT) || !defined(THREADS) || !defined(CHUNK) || !defined(WRITES) || !defined(READS)
+#error "ELEMENT, THREADS, CHUNK, WRITES and READS must be defined"
+#endif
+#if !defined(WRITES_PADDED) || !defined(READS_PADDED) || !defined(GROUPS_PER_TOKEN) || !defined(ENTRIES) || !defined(CHAINS)
+#error "WRITES_PADDED, READS_PADDED, GROUPS_PER_TOKEN, ENTRIES and CHAINS must be defined"
+#endif
 
-constexpr int THREADS = 256;                             // of a block, in every kernel of the memory
-DEVICE constexpr int items(int width) { return (CHUNK * width + THREADS - 1) / THREADS; }  // accesses of a thread
-constexpr int SPREAD = CHUNK < 8 ? 8 : 64 / CHUNK;       // groups of 4 lanes that share a token's accesses
-DEVICE constexpr int padded(int k) { return (k + 4 * SPREAD - 1) / (4 * SPREAD) * (4 * SPREAD); }
-constexpr int W = padded(WRITES), R = padded(READS);     // accesses of a token, with those that do nothing
-constexpr int ENTRIES = CHUNK * (WRITES + READS);        // most in the chains of a chunk
-constexpr int CHAINS = (ENTRIES / 2 + 63) / 64 * 64;
+using Acc = AccOf<ELEMENT>::type;  // accumulators, weights, masses, contents
 
-// content.cu has numbered places of one slice's row each: zeros | the state's rows | a row for each token | versions
-DEVICE constexpr int place_of_row(int row) { return 1 + row; }
-DEVICE constexpr int place_of_token(int rows, int token) { return 1 + rows + token; }
-DEVICE constexpr int place_of_version(int rows, int version) { return 1 + rows + CHUNK + version; }
+constexpr int LANES = 4, GROUPS = THREADS / LANES;      // lanes of a group; groups of a block
+constexpr int W = WRITES_PADDED, R = READS_PADDED;      // accesses of a token, with those that do nothing
+constexpr int CHAINS_PER_ROUND = GROUPS;                // a group follows one chain a round
+constexpr int MIN_ROUNDS = CHAINS / CHAINS_PER_ROUND < 2 ? CHAINS / CHAINS_PER_ROUND : 2;  // always written
+static_assert(CHUNK <= 32 && CHUNK * GROUPS_PER_TOKEN <= GROUPS, "masks have a bit for each token");
+static_assert(W >= WRITES && R >= READS && CHUNK * W <= THREADS && CHUNK * R <= THREADS, "one access a thread and side");
+static_assert(ENTRIES == CHUNK * (WRITES + READS) && ENTRIES < 1024, "counts of entries take 10 bits");
+static_assert(2 * CHAINS >= ENTRIES && CHAINS % CHAINS_PER_ROUND == 0 && CHAINS <= THREADS, "a chain has two entries");
 
-// Where an access finds its slot: the number of a place, with flags in bits that a shift to bytes drops.
-constexpr int PLACE = (1 << 26) - 1;
-constexpr int ELSEWHERE = 1 << 29;            // of a version that finds no room: its number, not a place
-constexpr int NOTHING = int(0x80000000);      // nowhere: it does nothing, at zeros
-constexpr int VERSION = int(0x80000000);      // a version
-constexpr int LISTED = 1 << 30;               // beside VERSION, of a read in place: in reverse it is in a chain
-DEVICE constexpr bool is_alone(int code) { return code >= 0; }
-DEVICE constexpr bool in_place(int code) { return is_alone(code) || code & LISTED; }
-DEVICE constexpr bool in_chain(int code) { return !is_alone(code) && code != NOTHING; }
+// An integer as long as an accumulator, so that an event has no unused bytes.
+template <class Acc> struct RowOf {
+    using type = int;
+};
+template <> struct RowOf<double> {
+    using type = long long;
+};
+
+// ---- codes: where an access finds its slot ----
+
+// A block of content.cu numbers rows of shared memory, each a slice wide:
+//
+//     0: zeros | the state's rows, if they are there | a row for each token of the chunk | versions
+DEVICE constexpr int shared_row_of_slot(int row) { return 1 + row; }
+DEVICE constexpr int shared_row_of_token(int rows_in_shared, int token) { return 1 + rows_in_shared + token; }
+DEVICE constexpr int shared_row_of_version(int rows_in_shared, int version) { return 1 + rows_in_shared + CHUNK + version; }
+
+// A code is such a number, with flags in bits that the product with a row's bytes drops.
+constexpr int ROW_MASK = (1 << 26) - 1;
+constexpr int SPILLED = 1 << 29;          // beside VERSION: it does not fit shared memory; its number, not a row
+constexpr int NOTHING = int(0x80000000);  // an access that does nothing: the row of zeros
+constexpr int VERSION = int(0x80000000);  // a version
+constexpr int LISTED = 1 << 30;           // beside VERSION: a read in place that the backward has in a chain
+DEVICE constexpr bool is_unconflicted(int code) { return code >= 0; }
+DEVICE constexpr bool in_place(int code) { return is_unconflicted(code) || code & LISTED; }
+DEVICE constexpr bool in_chain(int code) { return !is_unconflicted(code) && code != NOTHING; }
 DEVICE constexpr bool has_version(int code) { return in_chain(code) && !(code & LISTED); }
-DEVICE constexpr int row_at(int code) { return (code & PLACE) - 1; }
-DEVICE constexpr int version_code(int version, int rows, int room) {
-    return VERSION | (version < room ? place_of_version(rows, version) : ELSEWHERE | version);
+DEVICE constexpr int row_of_code(int code) { return (code & ROW_MASK) - 1; }
+DEVICE constexpr int version_code(int version, int rows_in_shared, int version_capacity) {
+    return VERSION | (version < version_capacity ? shared_row_of_version(rows_in_shared, version) : SPILLED | version);
 }
 
-// An access in a chain: the places of its token's row and of its version, whether it is its token's first, and whether
-// it is a read. An entry is an Event with this in the place of the row.
-constexpr int ENTRY_PLACE = (1 << 15) - 1, ENTRY_ELSEWHERE = 1 << 14;  // the latter of versions: their number
-DEVICE constexpr int entry_of(int token, int version, bool first, bool read) {
-    return token | version << 15 | int(first) << 30 | int(read) << 31;
-}
-DEVICE constexpr int entry_token(int entry) { return entry & ENTRY_PLACE; }
-DEVICE constexpr int entry_version(int entry) { return entry >> 15 & ENTRY_PLACE; }
-DEVICE constexpr bool entry_first(int entry) { return entry & 1 << 30; }
-DEVICE constexpr bool entry_reads(int entry) { return entry < 0; }
+// An access: the code of its slot, and eta (a write) or the weight (a read).
+struct alignas(2 * sizeof(Acc)) TokenEvent {
+    RowOf<Acc>::type code;
+    Acc coefficient;
+};
 
-// A slot's chain: entries begin, begin + 1, .. of the chunk. Chains with a write that follows another access come first,
-// then those of reads alone, which only the reverse follows, then empty ones, whose row is -1, up to whole rounds: the
-// first two are always there (of random addresses, a chunk of the paper's has 71 chains), and say how many there are.
+// ---- chains ----
+
+// An access in a chain, packed: the shared rows of its token and of its version, whether it is its token's first access
+// of its side, whether it is a read. In an entry, a TokenEvent, this stands in the place of the code.
+constexpr int ENTRY_ROW = (1 << 15) - 1, ENTRY_SPILLED = 1 << 14;  // a spilled version: its number, not a row
+DEVICE constexpr int entry_of(int token_row, int version_row, bool first, bool is_read) {
+    return token_row | version_row << 15 | int(first) << 30 | int(is_read) << 31;
+}
+DEVICE constexpr int entry_token_row(int entry) { return entry & ENTRY_ROW; }
+DEVICE constexpr int entry_version_row(int entry) { return entry >> 15 & ENTRY_ROW; }
+DEVICE constexpr bool entry_is_first(int entry) { return entry & 1 << 30; }
+DEVICE constexpr bool entry_is_read(int entry) { return entry < 0; }
+
+// The header of a slot's chain: its entries are begin, begin + 1, .. of the chunk's.
+//
+// Order of the headers of a chunk: chains with writes, then read-only chains (followed by the backward only), then empty
+// padding (row -1) to whole rounds of CHAINS_PER_ROUND. MIN_ROUNDS are always written: a chunk of random addresses at the
+// paper's sizes has 71 chains.
 struct alignas(8) Chain {
     int row, info;
 
+    DEVICE static Chain make(int row, int begin, int count, bool read_only, bool more_with_writes, int last_round) {
+        return {row, begin | count << 10 | int(read_only) << 20 | int(more_with_writes) << 21 | last_round << 22};
+    }
     DEVICE int begin() const { return info & 1023; }
     DEVICE int count() const { return info >> 10 & 1023; }
-    DEVICE bool reads_only() const { return info >> 20 & 1; }
-    DEVICE bool more_mixed() const { return info >> 21 & 1; }  // there is one with writes EACH_ROUND further on
-    DEVICE int last_round() const { return info >> 22; }       // of the chunk's chains: 0 to 3
-    DEVICE void arrive() { row = arrived(row), info = arrived(info); }
+    DEVICE bool read_only() const { return info >> 20 & 1; }
+    DEVICE bool more_with_writes() const { return info >> 21 & 1; }  // the next round has a chain with writes here
+    DEVICE int last_round() const { return info >> 22; }             // of the chunk: 0 to 3
+    DEVICE void wait_for_load() { row = ::wait_for_load(row), info = ::wait_for_load(info); }
 };
-constexpr int EACH_ROUND = 64;                                     // chains that content.cu follows at a time
-constexpr int SURE_ROUNDS = smaller_of(CHAINS / EACH_ROUND, 2);  // those that are always there
-DEVICE Chain chain_of(int row, int begin, int count, bool reads_only, bool more_mixed, int last_round) {
-    return {row, begin | count << 10 | int(reads_only) << 20 | int(more_mixed) << 21 | last_round << 22};
-}
+
+// ---- what every kernel of the memory is given ----
 
 DEVICE constexpr int chunks_of(int tokens) { return (tokens + CHUNK - 1) / CHUNK; }
 
-// What holds for a whole call, and where a block stands in the arrays (B, T, H): the parameters that the kernels of
-// link.cu, mass.cu and so on start with.
-struct Call {
-    int tokens, heads, rows;          // T, H; rows that hold slots
-    const int *write_row, *read_row;  // (B, T, H, K); -1: an access that does nothing
-    const Sum *write_weight, *read_weight;
-    const ELEMENT* gamma;  // (B, T, H), or null:
-    Sum one_gamma;
-    const bool* mask;  // (B, T), or null
-    Sum eps, initial;  // initial: mass of a slot before its first write
-    Retention<Sum> retention;
+struct MemoryParams {
+    const int *write_row, *read_row;          // (B, T, H, K); -1: an access that does nothing
+    const Acc *write_weight, *read_weight;    // (B, T, H, K)
+    const ELEMENT* gamma;                     // (B, T, H), or null: constant_gamma
+    const bool* mask;                         // (B, T), or null
+    Chain* chains;                            // (B*H, chunks, CHAINS)
+    TokenEvent* entries;                      // (B*H, chunks, ENTRIES): of all chains of a chunk
+    Acc constant_gamma, eps, initial_mass, proxy_eps;
+    int tokens, heads, rows;                  // T, H; rows of the state
 
     DEVICE int chunks() const { return chunks_of(tokens); }
 };
 
-// A (batch, head) of a call.
-struct Unit {
-    const Call& call;
+// One (batch, head), and where its tokens stand in arrays (B, T, H), (B, T) and (B*H, chunks).
+struct Sequence {
+    const MemoryParams& memory;
     long long number, first, first_mask;  // b * H + h; token 0 in (B, T, H) and in (B, T)
 
-    DEVICE Unit(const Call& call, unsigned batch, unsigned head)
-        : call(call), number((unsigned long long)(batch) * unsigned(call.heads) + head),
-          first_mask((unsigned long long)(batch) * unsigned(call.tokens)) {
-        first = first_mask * unsigned(call.heads) + head;
+    DEVICE Sequence(const MemoryParams& memory, unsigned batch, unsigned head)
+        : memory(memory), number((unsigned long long)(batch) * unsigned(memory.heads) + head),
+          first_mask((unsigned long long)(batch) * unsigned(memory.tokens)) {
+        first = first_mask * unsigned(memory.heads) + head;
     }
-    DEVICE Unit(const Call& call, unsigned unit) : Unit(call, unit / unsigned(call.heads), unit % unsigned(call.heads)) {}
-    DEVICE long long row_of(int t) const { return first + (unsigned long long)(unsigned(t)) * unsigned(call.heads); }
-    DEVICE bool live(int t) const { return t >= 0 && t < call.tokens && (!call.mask || call.mask[first_mask + t]); }
-    DEVICE Sum gamma_of(int t) const { return call.gamma ? widen(call.gamma[row_of(t)]) : call.one_gamma; }
-    DEVICE long long chunk_at(int chunk) const { return number * unsigned(call.chunks()) + unsigned(chunk); }
+    DEVICE Sequence(const MemoryParams& memory, unsigned number)
+        : Sequence(memory, number / unsigned(memory.heads), number % unsigned(memory.heads)) {}
+    DEVICE long long token(int t) const { return first + (unsigned long long)(unsigned(t)) * unsigned(memory.heads); }
+    DEVICE bool live(int t) const { return t >= 0 && t < memory.tokens && (!memory.mask || memory.mask[first_mask + t]); }
+    DEVICE long long chunk(int chunk) const { return number * unsigned(memory.chunks()) + unsigned(chunk); }
 };
-
-// chains (B*H, chunks, CHAINS) and entries (B*H, chunks, ENTRIES): null if CHUNK is 1, for then there are none.
-#define CALL_PARAMETERS                                                                                                  \
-    int tokens, int heads, int rows, const int *write_row, const int *read_row, const Sum *write_weight,                 \
-        const Sum *read_weight, const ELEMENT *gamma, Sum one_gamma, const bool *mask, Sum eps, Sum initial,             \
-        int gsu, Sum proxy_eps, Sum smallest, Chain *chains, TokenEvent *entries
-#define CALL                                                                                                             \
-    {tokens, heads, rows, write_row, read_row, write_weight, read_weight, gamma, one_gamma, mask, eps,                   \
-     initial, {gsu, proxy_eps, smallest}}

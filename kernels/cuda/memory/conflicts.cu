@@ -1,39 +1,91 @@
-// What meets what: for every chunk of tokens the accesses that change a slot alone, and the chains of those that do not
-// (chunk.cuh). Chunks do not depend on one another here, so all are worked through at once.
+// Which accesses of a chunk conflict: the chains, their entries, and for every access the code of its slot (chunk.cuh).
+// Chunks do not depend on one another here, so all are worked through at once.
 //
-// A hash table in shared memory has a place for each slot that the chunk touches, with two masks of 32 tokens: which
-// write it and which read it. Both say all of a slot's accesses in order, so nothing needs sorting: an access' rank in
-// its chain is the number of bits below its own. Which access claims a place in the table depends on timing; nothing
-// else does, and no result shows it.
+// A hash table in shared memory has a cell for each slot that the chunk touches, with two masks of 32 tokens: which write
+// it and which read it. The masks say all of a slot's accesses in order, so nothing needs sorting: an access' rank in its
+// chain is the number of bits below its own. Which access claims a cell depends on timing; nothing else does, and no
+// result shows it.
 //
-// Beside that, for mass.cu, what depends on nothing else either: what a write leaves of its slot's mass (alpha), and
-// what the writes before it in the chunk make of the mass that the chunk found, so that mass.cu follows no chains.
+// The kernel also computes what depends on nothing else for the masses: what a write leaves of its slot's mass (alpha),
+// and what the chunk's writes before an access make of the mass, so that mass_forward.cu follows no chains.
 //
-// Who computes what: block (head, chunk, batch counted from the last), heads first as they share lines of memory; thread
-// token * W + k has write k of a token and read k.
+// Who computes what: block (head, chunk, batch counted from the last), heads first because they share lines of memory;
+// thread token * W + k has write k of a token, and thread token * R + k its read k.
+//
+// Compiled with: what chunk.cuh and retention.cuh ask for.
 #include "memory/mass.cuh"
+#include "memory/retention.cuh"
+
+struct ConflictParams {
+    MemoryParams memory;
+    MassAccess* writes;            // (B*H, chunks, CHUNK, W)
+    Affine* change_before;         // likewise, chained writes by their version: the change by those before
+    TokenEvent* read_events;       // (B*H, chunks, CHUNK, R), the coefficients those that were given
+    unsigned short* read_entries;  // likewise, reads in chains: index among the entries
+    MassAccess* reads;             // likewise, or null if reads are not mass-aware
+    int rows_in_shared, version_capacity;  // of content.cu: the state's rows, and versions
+    int first_batch, first_chunk;          // of the launch
+};
+
+DEVICE constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
+constexpr int CELLS = 2 * power_of_two(ENTRIES);
 
 // Whether a thread's token is one of the chunk; known to the compiler where all threads have one.
 DEVICE constexpr bool in_chunk(int token, int width) { return CHUNK * width >= THREADS || token < CHUNK; }
 
-DEVICE constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
+struct TokenOfThread {
+    int number;  // in the chunk
+    bool live;
+    long long row;  // in arrays (B, T, H)
 
-// Six counts, three in a word, of all accesses before one: entries and chains with writes, versions of their reads; and
-// of their writes, entries and chains of reads alone.
+    DEVICE TokenOfThread(const Sequence& sequence, int chunk, unsigned width) : number(int(threadIdx.x / width)) {
+        const int t = chunk * CHUNK + number;
+        live = in_chunk(number, width) && sequence.live(t), row = sequence.token(t);
+    }
+};
+
+struct Access {
+    int token, k, row, cell;
+    Acc weight;
+    bool live;
+
+    DEVICE Access(const TokenOfThread& token, unsigned width, int top_k, const int* rows, const Acc* weights)
+        : token(token.number), k(int(threadIdx.x % width)), row(-1), cell(0), weight(0) {
+        if (token.live && k < top_k) {
+            const long long from = token.row * top_k + k;
+            row = rows[from], weight = weights[from];
+        }
+        live = row >= 0;
+    }
+};
+
+// What an access is in its slot's chain.
+struct Role {
+    bool with_writes;  // the chain has writes
+    bool listed;       // the access is in a chain
+    bool leads, last;  // first in its chain; the chunk's last write to the slot
+    int size, rank;
+};
+
+// Six running counts packed into two words, for a prefix sum over the block. mixed: entries | chains | read versions of
+// chains with writes. other: write versions | entries | chains of read-only chains.
 struct alignas(8) Tally {
     unsigned mixed, other;
 
+    DEVICE static Tally mixed_chain(int entries) { return {unsigned(entries) | 1 << 10, 0}; }
+    DEVICE static Tally read_version() { return {1 << 20, 0}; }
+    DEVICE static Tally write_version() { return {0, 1}; }
+    DEVICE static Tally read_only_chain(int entries) { return {0, unsigned(entries) << 10 | 1 << 20}; }
     DEVICE void add(const Tally& x) { mixed += x.mixed, other += x.other; }
+    DEVICE int mixed_entries() const { return mixed & 1023; }
+    DEVICE int mixed_chains() const { return mixed >> 10 & 1023; }
+    DEVICE int read_versions() const { return mixed >> 20; }
+    DEVICE int write_versions() const { return other & 1023; }
+    DEVICE int read_only_entries() const { return other >> 10 & 1023; }
+    DEVICE int read_only_chains() const { return other >> 20; }
 };
-DEVICE int first_of(unsigned word) { return word & 1023; }
-DEVICE int second_of(unsigned word) { return word >> 10 & 1023; }
-DEVICE int third_of(unsigned word) { return word >> 20; }
-DEVICE Tally mixed_chain(int entries) { return {unsigned(entries) | 1 << 10, 0}; }
-DEVICE Tally read_version() { return {1 << 20, 0}; }
-DEVICE Tally write_version() { return {0, 1}; }
-DEVICE Tally read_chain(int entries) { return {0, unsigned(entries) << 10 | 1 << 20}; }
 
-// Of a block: sums over the warps before each warp, and last over all; all 0 to begin with.
+// Prefix sums over a block: those over the warps before each warp, and last over all. All 0 to begin with.
 struct WarpTallies {
     Tally before[THREADS / 32 + 1];
 
@@ -61,192 +113,200 @@ struct WarpTallies {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256, sizeof(Sum) == 4 ? 8 : 4) link_accesses(
-    CALL_PARAMETERS,
-    Link* __restrict__ writes,             // (B*H, chunks, CHUNK, W)
-    Affine* __restrict__ earlier,          // likewise, of writes in chains, by their version: the change by those before
-    TokenEvent* __restrict__ read_events,  // (B*H, chunks, CHUNK, R), the coefficients those that were given
-    unsigned short* __restrict__ read_places,  // likewise, of listed reads: among the entries
-    Link* __restrict__ reads,              // likewise, or null if reads are not mass-aware
-    int rows_in_shared, int room,          // of content.cu: the state's rows, and versions
-    int first_batch, int first_chunk       // of the launch
-) {
-    const Call call = CALL;
-    const int chunk = first_chunk + blockIdx.y, first = chunk * CHUNK;
-    const Unit unit(call, first_batch + gridDim.z - 1 - blockIdx.z, blockIdx.x);
-    const long long number = unit.chunk_at(chunk), at = number * CHUNK;  // the chunk's first token, in arrays with CHUNK
-    writes += at * W, read_events += at * R;
-#if CHUNK == 1
-    // a token's accesses never meet
-    const long long token = unit.row_of(first);
-    const bool live = unit.live(first);
-    for (int k = threadIdx.x; k < W; k += THREADS) {
-        const int row = live && k < WRITES ? write_row[token * WRITES + k] : -1;
-        writes[k] = {0, DEAD, {1, 0}};
-        if (row < 0) continue;
-        const Sum w = write_weight[token * WRITES + k];
-        writes[k] = {row, LAST, {call.retention(w, unit.gamma_of(first)), w}};
-    }
-    for (int k = threadIdx.x; k < R; k += THREADS) {
-        const int row = live && k < READS ? read_row[token * READS + k] : -1;
-        const bool there = row >= 0;
-        read_events[k] = {there ? place_of_row(row) : NOTHING, there ? read_weight[token * READS + k] : Sum(0)};
-        if (reads) reads[at * R + k] = {there ? row : 0, there ? 0 : DEAD, {1, 0}};
-    }
-#else
-    constexpr int PLACES = 2 * power_of_two(ENTRIES);
-    __shared__ alignas(16) int keys[PLACES];
-    __shared__ alignas(16) unsigned written[PLACES], read[PLACES];  // masks of tokens
-    __shared__ unsigned short begin[PLACES];                        // of the slot's chain
-    __shared__ Affine change_at[ENTRIES];                           // by the entries of chains
-    __shared__ WarpTallies tallies;
+// The hash table of a chunk, in shared memory.
+struct ConflictTable {
+    alignas(16) int slots[CELLS];                       // or -1
+    alignas(16) unsigned writers[CELLS], readers[CELLS];  // masks of tokens
+    unsigned short begin[CELLS];                        // of the slot's chain
+    Affine change_at[ENTRIES];                          // by the entries of chains
+    WarpTallies tallies;
 
-    struct Access {
-        int token, k, row, place;
-        Sum weight;
-        bool live;
-    };
-    struct Token {
-        int number;
-        bool live;
-        long long row;
-    };
-    const auto token_of = [&](unsigned width) {
-        const int number = int(threadIdx.x / width), t = first + number;
-        return Token{number, in_chunk(number, width) && unit.live(t), unit.row_of(t)};
-    };
-    const auto fetch = [&](const Token& token, unsigned width, int top_k, const int* rows, const Sum* weights) {
-        Access own{token.number, int(threadIdx.x % width), -1, 0, 0, false};
-        if (token.live && own.k < top_k) {
-            const long long from = token.row * top_k + own.k;
-            own.row = rows[from], own.weight = weights[from];
+    DEVICE void clear() {
+        struct alignas(16) Four {
+            int at[4];
+        };
+        static_assert(CELLS / 4 <= THREADS, "one a thread");
+        tallies.clear();
+        if (threadIdx.x < CELLS / 4) {
+            reinterpret_cast<Four*>(slots)[threadIdx.x] = {-1, -1, -1, -1};
+            reinterpret_cast<Four*>(writers)[threadIdx.x] = {};
+            reinterpret_cast<Four*>(readers)[threadIdx.x] = {};
         }
-        own.live = own.row >= 0;
-        return own;
-    };
-    const Token of_write = token_of(W), of_read = W == R ? of_write : token_of(R);
-    Access w = fetch(of_write, W, WRITES, write_row, write_weight);
-    Access r = fetch(of_read, R, READS, read_row, read_weight);
-    const Sum gamma_here = gamma && of_write.live ? widen(gamma[of_write.row]) : one_gamma;
-    struct alignas(16) Four {
-        int at[4];
-    };
-    tallies.clear();
-    static_assert(PLACES / 4 <= THREADS && CHAINS <= THREADS, "one a thread");
-    if (threadIdx.x < PLACES / 4) {
-        reinterpret_cast<Four*>(keys)[threadIdx.x] = {-1, -1, -1, -1};
-        reinterpret_cast<Four*>(written)[threadIdx.x] = {};
-        reinterpret_cast<Four*>(read)[threadIdx.x] = {};
     }
-    __syncthreads();
-
-    // 1. a place for every slot, and its masks
-    const auto find = [&](Access& own, unsigned* marks) {
-        if (!own.live) return;
-        own.place = own.row & (PLACES - 1);
+    // Finds or claims the cell of an access' slot, and sets its token's bit in ``masks``.
+    DEVICE void mark(Access& access, unsigned* masks) {
+        if (!access.live) return;
+        access.cell = access.row & (CELLS - 1);
         for (;;) {
-            const int seen = atomicCAS(keys + own.place, -1, own.row);
-            if (seen == -1 || seen == own.row) break;
-            own.place = (own.place + 1) & (PLACES - 1);
+            const int seen = atomicCAS(slots + access.cell, -1, access.row);
+            if (seen == -1 || seen == access.row) break;
+            access.cell = (access.cell + 1) & (CELLS - 1);
         }
-        atomicOr(marks + own.place, 1u << own.token);
-    };
-    find(w, written);
-    find(r, read);
-    const Affine change{w.live ? call.retention(w.weight, gamma_here) : Sum(1), w.live ? w.weight : Sum(0)};
-    __syncthreads();
-
-    // 2. every access: its slot's chain, its rank there, whether it comes first
-    struct Role {
-        bool mixed, listed, leads, last;
-        int size, rank;
-    };
-    const auto role_of = [&](const Access& own, bool reads) {
+        atomicOr(masks + access.cell, 1u << access.token);
+    }
+    DEVICE Role role_of(const Access& access, bool is_read) const {
         Role role;
-        const unsigned writers = own.live ? written[own.place] : 0, readers = own.live ? read[own.place] : 0;
-        const unsigned before = (1u << own.token) - 1;
-        const unsigned before_writes = (writers & -writers) - 1;  // tokens before the first write
-        role.mixed = (writers & (writers - 1)) | (writers ? readers & before_writes : 0);
-        role.listed = role.mixed | (reads && readers & (readers - 1));
-        role.size = (role.mixed ? __popc(writers) : 0) + __popc(readers);
-        role.rank = (role.mixed ? __popc(writers & before) + (reads ? int(writers >> own.token & 1) : 0) : 0) +
-                    __popc(readers & before);
+        const unsigned written = access.live ? writers[access.cell] : 0, read = access.live ? readers[access.cell] : 0;
+        const unsigned before = (1u << access.token) - 1;
+        const unsigned before_writes = (written & -written) - 1;  // tokens before the first write
+        role.with_writes = (written & (written - 1)) | (written ? read & before_writes : 0);
+        role.listed = role.with_writes | (is_read && read & (read - 1));
+        role.size = (role.with_writes ? __popc(written) : 0) + __popc(read);
+        const int writes_before = __popc(written & before) + (is_read ? int(written >> access.token & 1) : 0);
+        role.rank = (role.with_writes ? writes_before : 0) + __popc(read & before);
         role.leads = role.listed & (role.rank == 0);
-        role.last = !reads & (writers >> own.token == 1);
+        role.last = !is_read & (written >> access.token == 1);
         return role;
-    };
-    const Role write_role = role_of(w, false), read_role = role_of(r, true);
-    Tally own{0, 0}, total;
-    if (write_role.leads) own.add(mixed_chain(write_role.size));
-    if (read_role.leads) own.add(read_role.mixed ? mixed_chain(read_role.size) : read_chain(read_role.size));
-    if (write_role.mixed) own.add(write_version());
-    if (read_role.mixed) own.add(read_version());
-    const Tally before = tallies.before_thread(own, total);
+    }
+    // The change of the mass by the entries of a chain from ``begin`` up to ``end``.
+    DEVICE Affine change_between(int begin, int end) const {
+        Affine sum{1, 0};
+#pragma unroll 1
+        for (int i = begin; i < end; i++) {
+            const Affine next = change_at[i];
+            sum = {next.a * sum.a, next(sum.b)};
+        }
+        return sum;
+    }
+};
 
-    // 3. where chains begin: those with writes first
-    chains += number * CHAINS, entries += number * ENTRIES;
-    const int mixed_chains = second_of(total.mixed), all_chains = mixed_chains + third_of(total.other);
-    const int last_round = (all_chains ? all_chains - 1 : 0) / EACH_ROUND;
-    const auto lead = [&](const Access& access, const Role& role, bool mixed, const Tally& before) {
+DEVICE Tally tally_of(const Role& write, const Role& read) {
+    Tally own{0, 0};
+    if (write.leads) own.add(Tally::mixed_chain(write.size));
+    if (read.leads) own.add(read.with_writes ? Tally::mixed_chain(read.size) : Tally::read_only_chain(read.size));
+    if (write.with_writes) own.add(Tally::write_version());
+    if (read.with_writes) own.add(Tally::read_version());
+    return own;
+}
+
+// The headers of a chunk's chains; the access that leads a chain writes its header.
+struct ChainHeaders {
+    Chain* chains;
+    ConflictTable& table;
+    const Tally total;
+    int count, last_round;
+
+    DEVICE ChainHeaders(Chain* chains, ConflictTable& table, const Tally& total)
+        : chains(chains), table(table), total(total), count(total.mixed_chains() + total.read_only_chains()),
+          last_round((count ? count - 1 : 0) / CHAINS_PER_ROUND) {}
+
+    // ``before``: the counts of all accesses before this one.
+    DEVICE void lead(const Access& access, const Role& role, bool with_writes, const Tally& before) const {
         if (!role.leads) return;
-        const int number = mixed ? second_of(before.mixed) : mixed_chains + third_of(before.other);
-        const int begins = mixed ? first_of(before.mixed) : first_of(total.mixed) + second_of(before.other);
-        begin[access.place] = begins;
-        chains[number] =
-            chain_of(access.row, begins, role.size, !mixed, number + EACH_ROUND < mixed_chains, last_round);
-    };
-    Tally before_read = before;
-    if (write_role.leads) before_read.add(mixed_chain(write_role.size));
-    lead(w, write_role, true, before);
-    lead(r, read_role, read_role.mixed, before_read);
-    const int rounds = last_round < SURE_ROUNDS ? SURE_ROUNDS : last_round + 1;
-    if (int(threadIdx.x) >= all_chains && int(threadIdx.x) < rounds * EACH_ROUND)
-        chains[threadIdx.x] = chain_of(-1, 0, 0, true, false, last_round);
+        const int number = with_writes ? before.mixed_chains() : total.mixed_chains() + before.read_only_chains();
+        const int begin = with_writes ? before.mixed_entries() : total.mixed_entries() + before.read_only_entries();
+        const bool more = number + CHAINS_PER_ROUND < total.mixed_chains();
+        table.begin[access.cell] = begin;
+        chains[number] = Chain::make(access.row, begin, role.size, !with_writes, more, last_round);
+    }
+    // Empty ones, to whole rounds.
+    DEVICE void pad() const {
+        const int rounds = last_round < MIN_ROUNDS ? MIN_ROUNDS : last_round + 1;
+        if (int(threadIdx.x) >= count && int(threadIdx.x) < rounds * CHAINS_PER_ROUND)
+            chains[threadIdx.x] = Chain::make(-1, 0, 0, true, false, last_round);
+    }
+};
+
+// Where an access stands in its chain: its version, its index among the chunk's entries, where the chain begins there.
+struct ChainIndex {
+    int version, entry, begin;
+
+    DEVICE ChainIndex(const ConflictTable& table, const Access& access, const Role& role, bool chained, int version)
+        : version(version), begin(chained ? table.begin[access.cell] : 0) {
+        entry = begin + role.rank;
+    }
+    DEVICE int tag() const { return chained_tag(version, entry, begin); }
+    DEVICE int packed(const ConflictParams& p, const Access& access, bool is_read) const {
+        const int row = version < p.version_capacity ? shared_row_of_version(p.rows_in_shared, version) : version | ENTRY_SPILLED;
+        return entry_of(shared_row_of_token(p.rows_in_shared, access.token), row, access.k == 0, is_read);
+    }
+};
+
+// ``at``: the chunk's first token, in arrays (B*H, chunks, CHUNK).
+DEVICE void store_write(
+    const ConflictParams& p, ConflictTable& table, TokenEvent* entries, long long at, const Access& write, const Role& role,
+    const ChainIndex& index, const Affine& change
+) {
+    if (role.with_writes) {
+        table.change_at[index.entry] = change;
+        entries[index.entry].code = index.packed(p, write, false);  // mass_forward.cu adds eta
+    }
+    int tag = write.live ? (role.last ? LAST : 0) : DEAD;
+    if (role.with_writes) tag |= index.tag();
+    if (in_chunk(write.token, W)) p.writes[at * W + threadIdx.x] = {write.live ? write.row : 0, tag, change};
+}
+
+DEVICE void store_read(
+    const ConflictParams& p, ConflictTable& table, TokenEvent* entries, long long at, const Access& read, const Role& role,
+    const ChainIndex& index
+) {
+    if (role.listed) {
+        table.change_at[index.entry] = {1, 0};  // a read leaves the mass as it is
+        entries[index.entry] = {index.packed(p, read, true), read.weight};
+    }
+    if (!in_chunk(read.token, R)) return;
+    int code = read.live ? shared_row_of_slot(read.row) | (role.listed ? VERSION | LISTED : 0) : NOTHING;
+    if (role.with_writes) code = version_code(index.version, p.rows_in_shared, p.version_capacity);
+    p.read_events[at * R + threadIdx.x] = {code, read.live ? read.weight : Acc(0)};
+    p.read_entries[at * R + threadIdx.x] = (unsigned short)(index.entry);
+}
+
+// The changes of the mass by the chunk's writes before a chained write, and before a read.
+DEVICE void store_changes_before(
+    const ConflictParams& p, const ConflictTable& table, long long at, const Role& write_role, const ChainIndex& write,
+    const Access& read, const Role& read_role, const ChainIndex& read_index
+) {
+    if (write_role.with_writes) p.change_before[at * W + write.version] = table.change_between(write.begin, write.entry);
+    if (!p.reads || !in_chunk(read.token, R)) return;
+    int tag = read.live ? unchained_tag(read_index.entry) : DEAD;
+    if (read_role.with_writes) tag = read_index.tag();
+    const int begin = read_role.with_writes ? read_index.begin : read_index.entry;  // nothing before it in other chains
+    p.reads[at * R + threadIdx.x] = {read.live ? read.row : 0, tag, table.change_between(begin, read_index.entry)};
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 8 : 4)
+find_conflicts(const __grid_constant__ ConflictParams p) {
+    __shared__ ConflictTable table;
+    const int chunk = p.first_chunk + blockIdx.y;
+    const Sequence sequence(p.memory, p.first_batch + gridDim.z - 1 - blockIdx.z, blockIdx.x);
+    const long long number = sequence.chunk(chunk), at = number * CHUNK;
+    const TokenOfThread write_token(sequence, chunk, W);
+    const TokenOfThread read_token = W == R ? write_token : TokenOfThread(sequence, chunk, R);
+    Access write(write_token, W, WRITES, p.memory.write_row, p.memory.write_weight);
+    Access read(read_token, R, READS, p.memory.read_row, p.memory.read_weight);
+    const bool own_gamma = p.memory.gamma && write_token.live;
+    const Acc gamma = own_gamma ? widen(p.memory.gamma[write_token.row]) : p.memory.constant_gamma;
+    table.clear();
     __syncthreads();
 
-    // 4. the accesses, and what writes of chains do to the mass; a read leaves it as it is
-    const int write_begin = write_role.mixed ? begin[w.place] : 0, read_begin = read_role.listed ? begin[r.place] : 0;
-    const int write_place = write_begin + write_role.rank, read_place = read_begin + read_role.rank;
-    const int write_number = first_of(before.other), read_number = third_of(before.mixed);
-    const auto entry_for = [&](const Access& access, int version, bool reads) {
-        const int place = version < room ? place_of_version(rows_in_shared, version) : version | ENTRY_ELSEWHERE;
-        return entry_of(place_of_token(rows_in_shared, access.token), place, access.k == 0, reads);
-    };
-    if (write_role.mixed) {
-        change_at[write_place] = change;
-        entries[write_place].row = entry_for(w, write_number, false);
-    }
-    if (read_role.listed) {
-        change_at[read_place] = {1, 0};
-        entries[read_place] = {entry_for(r, read_number, true), r.weight};
-    }
-    int tag = w.live ? (write_role.last ? LAST : 0) : DEAD;
-    if (write_role.mixed) tag |= chained(write_number, write_place, write_begin);
-    if (in_chunk(w.token, W)) writes[threadIdx.x] = {w.live ? w.row : 0, tag, change};
-    if (in_chunk(r.token, R)) {
-        int code = r.live ? place_of_row(r.row) | (read_role.listed ? VERSION | LISTED : 0) : NOTHING;
-        if (read_role.mixed) code = version_code(read_number, rows_in_shared, room);
-        read_events[threadIdx.x] = {code, r.live ? r.weight : Sum(0)};
-        read_places[at * R + threadIdx.x] = (unsigned short)(read_place);
-    }
+    // 1. a cell for every slot, and its masks
+    table.mark(write, table.writers);
+    table.mark(read, table.readers);
+    const Affine change{write.live ? Retention<Acc>::alpha(write.weight, gamma) : Acc(1), write.live ? write.weight : Acc(0)};
+    __syncthreads();
+
+    // 2. every access: its slot's chain, its rank there; how many chains, entries and versions come before it
+    const Role write_role = table.role_of(write, false), read_role = table.role_of(read, true);
+    Tally total;
+    const Tally before = table.tallies.before_thread(tally_of(write_role, read_role), total);
+
+    // 3. headers: chains with writes first
+    const ChainHeaders headers(p.memory.chains + number * CHAINS, table, total);
+    Tally before_read = before;
+    if (write_role.leads) before_read.add(Tally::mixed_chain(write_role.size));
+    headers.lead(write, write_role, true, before);
+    headers.lead(read, read_role, read_role.with_writes, before_read);
+    headers.pad();
+    __syncthreads();
+
+    // 4. entries and events
+    TokenEvent* const entries = p.memory.entries + number * ENTRIES;
+    const ChainIndex write_index(table, write, write_role, write_role.with_writes, before.write_versions());
+    const ChainIndex read_index(table, read, read_role, read_role.listed, before.read_versions());
+    store_write(p, table, entries, at, write, write_role, write_index, change);
+    store_read(p, table, entries, at, read, read_role, read_index);
     __syncthreads();
 
     // 5. along chains, up to an access
-    const auto change_before = [&](const Role& role, int begin, int place) {
-        Affine sum{1, 0};
-        if (role.mixed)
-#pragma unroll 1
-            for (int i = begin; i < place; i++) {
-                const Affine next = change_at[i];
-                sum = {next.a * sum.a, next(sum.b)};
-            }
-        return sum;
-    };
-    if (write_role.mixed) earlier[at * W + write_number] = change_before(write_role, write_begin, write_place);
-    if (reads && in_chunk(r.token, R)) {
-        tag = r.live ? listed(read_place) : DEAD;
-        if (read_role.mixed) tag = chained(read_number, read_place, read_begin);
-        reads[at * R + threadIdx.x] = {r.live ? r.row : 0, tag, change_before(read_role, read_begin, read_place)};
-    }
-#endif
+    store_changes_before(p, table, at, write_role, write_index, read, read_role, read_index);
 }

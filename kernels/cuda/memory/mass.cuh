@@ -1,53 +1,55 @@
-// What link.cu leaves for the kernels of the masses (mass.cu, weigh.cu) of a chunk's accesses.
+// What conflicts.cu leaves of a chunk's accesses for the kernels of the masses (mass_forward.cu, mass_backward.cu,
+// mass_aware.cu, segments.cu).
 #pragma once
 #include "memory/chunk.cuh"
 
 // z -> a z + b: what writes make of their slot's mass.
-struct alignas(2 * sizeof(Sum)) Affine {
-    Sum a, b;
+struct alignas(2 * sizeof(Acc)) Affine {
+    Acc a, b;
 
-    DEVICE Sum operator()(Sum z) const { return a * z + b; }
+    DEVICE Acc operator()(Acc z) const { return a * z + b; }
 };
 
-// At a slot, in reverse: q (mass.cu), and the adjoint of its mass.
-struct alignas(2 * sizeof(Sum)) Adjoint {
-    Sum q, dz;
+// A slot in the backward: q = <d, s>, of its content s and the content's adjoint d, and the adjoint of its mass.
+struct alignas(2 * sizeof(Acc)) MassAdjoint {
+    Acc q, dz;
 };
 
-// Where an access of a chain with writes stands: its version, its place among the chunk's entries, where its chain begins
-// there. LAST: no later write of the chunk changes the slot. An access that does nothing is DEAD.
-enum Tag : int { LAST = 1 << 29, CHAINED = 1 << 30, DEAD = int(1u << 31) };
-DEVICE int chained(int version, int place, int begin) { return CHAINED | version | place << 9 | begin << 19; }
-DEVICE int listed(int place) { return place << 9; }  // in a chain of reads alone, or in none
-DEVICE int tag_version(int tag) { return tag & 511; }
-DEVICE int tag_place(int tag) { return tag >> 9 & 1023; }
-DEVICE int tag_begin(int tag) { return tag >> 19 & 1023; }
+// Where an access stands: its version, its index among the chunk's entries, and where its chain begins there. CHAINED: it
+// is in a chain with writes. LAST: no later write of the chunk changes the slot. DEAD: it does nothing.
+enum AccessTag : int { LAST = 1 << 29, CHAINED = 1 << 30, DEAD = int(1u << 31) };
+DEVICE int chained_tag(int version, int entry, int begin) { return CHAINED | version | entry << 9 | begin << 19; }
+DEVICE int unchained_tag(int entry) { return entry << 9; }  // a read in a read-only chain, or in none
+DEVICE int version_of(int tag) { return tag & 511; }
+DEVICE int entry_index(int tag) { return tag >> 9 & 1023; }
+DEVICE int chain_begin(int tag) { return tag >> 19 & 1023; }
 
-// A write, and by itself its change of the mass; or a read, and the change by the chunk's writes before it.
-struct alignas(4 * sizeof(Sum)) Link {
-    typename RowOf<Sum>::type row, tag;
-    Affine change;  // of a write: alpha, w
+// A write and its own change of the mass, {alpha, w}; or a read and the change by the chunk's writes before it.
+struct alignas(4 * sizeof(Acc)) MassAccess {
+    RowOf<Acc>::type row, tag;
+    Affine change;
 
+    DEVICE static MassAccess dead() { return {0, DEAD, {1, 0}}; }
     DEVICE bool live() const { return int(tag) >= 0; }
     DEVICE bool last() const { return int(tag) & LAST; }
     DEVICE bool chained() const { return int(tag) & CHAINED; }
-    // Of a write, as events have it. rows_in_shared, room: of content.cu, the state's rows and versions
-    DEVICE int code(int rows_in_shared, int room) const {
-        const int alone = live() ? place_of_row(int(row)) : NOTHING;
-        return chained() ? version_code(tag_version(int(tag)), rows_in_shared, room) : alone;
+    // A write's code, as content.cu takes it.
+    DEVICE int code(int rows_in_shared, int version_capacity) const {
+        const int unchained = live() ? shared_row_of_slot(int(row)) : NOTHING;
+        return chained() ? version_code(version_of(int(tag)), rows_in_shared, version_capacity) : unchained;
     }
 };
 
-// Which chunks of which (batch, head) a block works through: all of them, or a segment. Blocks: (B*H, segments).
-struct Part {
-    int unit, begin, end;
+// The chunks that a block of the masses works through: all of a (batch, head), or one segment of it. Blocks: (B*H, segments).
+struct ChunkRange {
+    int sequence, begin, end;
 
-    DEVICE Part(const Call& call, bool segmented, int segments, int chunks_of_segment)
-        : unit(blockIdx.x), begin(0), end(call.chunks()) {
+    DEVICE ChunkRange(const MemoryParams& memory, bool segmented, int segments, int chunks_of_segment)
+        : sequence(blockIdx.x), begin(0), end(memory.chunks()) {
         if (segmented) {
-            unit = unsigned(blockIdx.x) / unsigned(segments);
-            begin = (int(blockIdx.x) - unit * segments) * chunks_of_segment;
-            end = smaller_of(end, begin + chunks_of_segment);
+            sequence = unsigned(blockIdx.x) / unsigned(segments);
+            begin = (int(blockIdx.x) - sequence * segments) * chunks_of_segment;
+            end = min(end, begin + chunks_of_segment);
         }
     }
 };

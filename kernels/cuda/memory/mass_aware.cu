@@ -2,83 +2,80 @@
 //
 //     n = r mass,   weight = n sum(r) / (sum(n) + eps)
 //
-// with the masses that mass.cu found, and the gradients of that.
+// with the masses that mass_forward.cu found, and the gradients of that.
 //
 // Who computes what: one block a chunk of a (batch, head) (chunk.cuh); thread token * R + k has read k of a token.
 //
 // Compiled with: what chunk.cuh asks for.
 #include "memory/mass.cuh"
 
-// A chunk of one (batch, head), and one of its reads.
-struct Read {
-    long long first, row;  // the token's first read, in arrays (B*H, chunks, CHUNK, R) and (B, T, H, READS)
-    int k;
-    bool inside;
-
-    DEVICE Read(const Unit& unit, int chunk, int i) : k(i % R) {
-        const int t = chunk * CHUNK + i / R;
-        first = unit.chunk_at(chunk) * CHUNK * R + i - k, row = unit.row_of(t) * READS, inside = k < READS && t < unit.call.tokens;
-    }
+struct MassAwareParams {
+    MemoryParams memory;
+    const MassAccess* reads;  // (B*H, chunks, CHUNK, R)
+    const Acc* read_mass;     // likewise
+    TokenEvent* read_events;  // likewise
+    const Acc* dy_dot_s;      // (slices, B*H, chunks, CHUNK, R)
+    MassAdjoint* gains;       // (B*H, chunks, CHUNK, R): what a read adds to q and dz
+    Acc* dr;                  // (B, T, H, READS)
+    int slices;
 };
 
-#define HERE                                                                                                             \
-    const Call call = CALL;                                                                                              \
-    const int chunk = blockIdx.x % call.chunks();                                                                        \
-    const Unit unit(call, blockIdx.x / call.chunks())
+// This thread's read.
+struct Read {
+    const MemoryParams& memory;
+    long long number;      // of the chunk, in arrays (B*H, chunks)
+    long long first, row;  // the token's first read, in arrays (B*H, chunks, CHUNK, R) and (B, T, H, READS)
+    int k;
+    bool inside, live;
 
-extern "C" __global__ void __launch_bounds__(256) weigh_forward(
-    CALL_PARAMETERS,
-    const Link* __restrict__ reads, const Sum* __restrict__ read_mass,  // (B*H, chunks, CHUNK, R)
-    TokenEvent* __restrict__ read_events                                // likewise
-) {
-    HERE;
-    for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
-        const Read read(unit, chunk, i);
-        TokenEvent& event = read_events[read.first + read.k];
-        if (!read.inside || event.row == NOTHING) continue;
-        const Sum *r = read_weight + read.row, *mass = read_mass + read.first;
-        Sum total = 0, weighted = eps;
-        for (int j = 0; j < READS; j++) total += r[j], weighted += r[j] * mass[j];
-        const Sum weight = r[read.k] * (total * mass[read.k] / weighted);
-        event.coefficient = weight;
-        const int code = int(event.row);
-        if (CHUNK > 1 && in_chain(code))
-            entries[unit.chunk_at(chunk) * ENTRIES + tag_place(int(reads[read.first + read.k].tag))].coefficient = weight;
+    DEVICE explicit Read(const MemoryParams& memory) : memory(memory), k(threadIdx.x % R) {
+        const int chunk = blockIdx.x % memory.chunks(), t = chunk * CHUNK + threadIdx.x / R;
+        const Sequence sequence(memory, blockIdx.x / memory.chunks());
+        number = sequence.chunk(chunk), first = number * CHUNK * R + threadIdx.x - k, row = sequence.token(t) * READS;
+        inside = threadIdx.x < CHUNK * R && k < READS && t < memory.tokens;
+        live = inside && sequence.live(t);
     }
+    DEVICE long long at() const { return first + k; }
+    DEVICE const Acc* weights() const { return memory.read_weight + row; }  // r of the token
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) mass_aware_forward(const __grid_constant__ MassAwareParams p) {
+    const Read read(p.memory);
+    if (!read.inside) return;
+    TokenEvent& event = p.read_events[read.at()];
+    if (event.code == NOTHING) return;
+    const Acc *r = read.weights(), *mass = p.read_mass + read.first;
+    Acc total = 0, weighted = p.memory.eps;
+    for (int j = 0; j < READS; j++) total += r[j], weighted += r[j] * mass[j];
+    const Acc weight = r[read.k] * (total * mass[read.k] / weighted);
+    event.coefficient = weight;
+    if (in_chain(int(event.code)))
+        p.memory.entries[read.number * ENTRIES + entry_index(int(p.reads[read.at()].tag))].coefficient = weight;
 }
 
-extern "C" __global__ void __launch_bounds__(256) weigh_backward(
-    CALL_PARAMETERS, int slices,
-    const Sum* __restrict__ dread,                                                   // (slices, B*H, chunks, CHUNK, R)
-    const TokenEvent* __restrict__ read_events, const Sum* __restrict__ read_mass,  // (B*H, chunks, CHUNK, R)
-    Adjoint* __restrict__ gains,                                                    // likewise: what a read adds
-    Sum* __restrict__ dr                                                            // (B, T, H, READS)
-) {
-    HERE;
-    const long long in_slice = (long long)(gridDim.x) * CHUNK * R;
-    for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
-        const Read read(unit, chunk, i);
-        if (!read.inside) {
-            gains[read.first + read.k] = {0, 0};
-            continue;
-        }
-        const auto dot = [&](int j) {  // <dy, s>; 0 of a slot that nothing is written to, whatever dy is
-            Sum sum = 0;
-            if (read_events[read.first + j].row != NOTHING)
-                for (int slice = 0; slice < slices; slice++) sum += dread[slice * in_slice + read.first + j];
-            return sum;
-        };
-        const Sum *r = read_weight + read.row, *mass = read_mass + read.first;
-        Sum total = 0, weighted = eps, through = 0;
-#pragma unroll 1
-        for (int j = 0; j < READS; j++) {
-            const Sum n = r[j] * mass[j];
-            total += r[j], weighted += n, through += dot(j) * n;
-        }
-        through /= weighted;
-        const Sum dweight = dot(read.k), dn = (dweight - through) * total / weighted;
-        const bool live = unit.live(chunk * CHUNK + i / R);
-        gains[read.first + read.k] = {r[read.k] * (total * mass[read.k] / weighted) * dweight, live ? dn * r[read.k] : Sum(0)};
-        dr[read.row + read.k] = live ? dn * mass[read.k] + through : Sum(0);
+extern "C" __global__ void __launch_bounds__(THREADS) mass_aware_backward(const __grid_constant__ MassAwareParams p) {
+    const Read read(p.memory);
+    if (!read.inside) {
+        if (threadIdx.x < CHUNK * R) p.gains[read.at()] = {0, 0};
+        return;
     }
+    const long long stride = (long long)(gridDim.x) * CHUNK * R;  // from slice to slice
+    const auto dot = [&](int j) {  // <dy, s>; 0 for a slot that nothing is written to, whatever dy is
+        Acc sum = 0;
+        if (p.read_events[read.first + j].code != NOTHING)
+            for (int slice = 0; slice < p.slices; slice++) sum += p.dy_dot_s[slice * stride + read.first + j];
+        return sum;
+    };
+    const Acc *r = read.weights(), *mass = p.read_mass + read.first;
+    Acc total = 0, weighted = p.memory.eps, through = 0;
+#pragma unroll 1
+    for (int j = 0; j < READS; j++) {
+        const Acc n = r[j] * mass[j];
+        total += r[j], weighted += n, through += dot(j) * n;
+    }
+    through /= weighted;
+    const Acc dweight = dot(read.k), dn = (dweight - through) * total / weighted;
+    const Acc weight = r[read.k] * (total * mass[read.k] / weighted);
+    p.gains[read.at()] = {weight * dweight, read.live ? dn * r[read.k] : Acc(0)};
+    p.dr[read.row + read.k] = read.live ? dn * mass[read.k] + through : Acc(0);
 }

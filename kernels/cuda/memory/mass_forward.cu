@@ -1,215 +1,244 @@
 // The masses of the slots, forward:
 //
-//     z[row] = alpha z[row] + w,  eta = w / (z[row] + eps);  mass-aware reads weigh by z[row] (weigh.cu)
+//     z[row] = alpha z[row] + w,   eta = w / (z[row] + eps)
 //
-// eta goes into the events and into the chains' entries that link.cu made, for content.cu to work through.
+// eta goes into the write events and into the entries of chains that conflicts.cu made, for content.cu to work through.
+// Mass-aware reads need z[row] as a token's writes left it (mass_aware.cu).
 //
-// Only z goes from chunk to chunk (chunk.cuh): a block works through the chunks of a (batch, head), or of a segment of
-// it (segments.cu), one after another, with its numbers of the rows in shared memory (device memory if there are too
-// many rows). What it needs is asked for chunks ahead.
+// Only z goes from chunk to chunk (chunk.cuh). A block works through the chunks of a (batch, head), or of a segment of it
+// (segments.cu), one after another, with the rows' masses in shared memory (device memory if there are too many rows).
+// Loads are issued RING chunks ahead.
 //
-// Who computes what: thread token * W + k has write k of a token (several if K is above 64):
+// Who computes what: thread token * W + k has write k of a token:
 //
-//     1  each row's last write of the chunk: z[row], from its change and that of the writes before it (link.cu); it
-//        leaves the mass that the chunk found to the chain's other writes
-//     2  every write: eta; meanwhile 1 of the next chunk
+//     1  each row's last write of the chunk: z[row], from its change and that of the writes before it (conflicts.cu). It
+//        leaves the mass before the chunk to the chain's other writes
+//     2  every write: eta. Meanwhile 1 of the next chunk
 //
-// Compiled with: what chunk.cuh asks for, MASS_AWARE, IN_SHARED, FRESH (as content.cu), SEGMENTED (0 or 1; 1 only with
-// IN_SHARED).
+// Compiled with: what chunk.cuh asks for, and the definitions below.
 #include "memory/mass.cuh"
 
-constexpr int ITEMS = items(W);  // of a thread
-constexpr int RING = 4;          // chunks under way
+#if !defined(MASS_AWARE) || !defined(MASS_IN_SHARED) || !defined(LAZY_ZERO) || !defined(SEGMENTED)
+#error "MASS_AWARE, MASS_IN_SHARED, LAZY_ZERO (rows begin unset, as content.cu) and SEGMENTED must be 0 or 1"
+#endif
+static_assert(!SEGMENTED || MASS_IN_SHARED, "segments keep their masses in shared memory");
 
-// A number for each row: in shared memory, or in device memory.
-struct Rows {
-    Sum* at;
-    unsigned on_chip_at;
+struct MassForwardParams {
+    MemoryParams memory;
+    const Acc* given;                // (B*H, segments, rows), or null
+    Acc *working, *final_mass;       // (B*H, rows) each, or null; working only if not MASS_IN_SHARED
+    Acc* decay_products;             // (B*H, segments, rows): products of 1 - eta, or null; only if SEGMENTED
+    const MassAccess* writes;        // (B*H, chunks, CHUNK, W), as conflicts.cu left them
+    const Affine* change_before;     // likewise
+    const MassAccess* reads;         // (B*H, chunks, CHUNK, R) if MASS_AWARE
+    TokenEvent* write_events;        // (B*H, chunks, CHUNK, W)
+    Acc* mass_before;                // likewise: before each write
+    Acc* read_mass;                  // (B*H, chunks, CHUNK, R) if MASS_AWARE
+    int segments, chunks_of_segment;
+    int rows_in_shared, version_capacity;  // of content.cu: the state's rows, versions
+};
 
-    DEVICE Rows(Sum* at) : at(at), on_chip_at(IN_SHARED ? address_on_chip(at) : 0) {}
-    DEVICE Sum get(int row) const {
-        if (!IN_SHARED) return at[row];
-        Sum x;
-        load_on_chip(on_chip_at + row * unsigned(sizeof(Sum)), x);
+constexpr int RING = 4;  // chunks whose loads are under way
+
+// A number per row, in shared memory or in device memory.
+struct MassTable {
+    Acc* at;
+    unsigned address;
+
+    DEVICE explicit MassTable(Acc* at) : at(at), address(MASS_IN_SHARED ? shared_address(at) : 0) {}
+    DEVICE Acc get(int row) const {
+        if (!MASS_IN_SHARED) return at[row];
+        Acc x;
+        load_shared(address + row * unsigned(sizeof(Acc)), x);
         return x;
     }
-    DEVICE void set(int row, Sum x) const {
-        if (IN_SHARED)
-            store_on_chip(on_chip_at + row * unsigned(sizeof(Sum)), x);
+    DEVICE void set(int row, Acc x) const {
+        if (MASS_IN_SHARED)
+            store_shared(address + row * unsigned(sizeof(Acc)), x);
         else
             at[row] = x;
     }
 };
 
-// The products of 1 - eta over a row's writes, in shared memory. A row's last write of a chunk multiplies, one chunk
-// later, when those before it in its chain have left their factors.
-struct Keeper {
-    const Rows& kept;
-    Sum* factors;  // of two chunks, by the entries of chains; 1 of reads. Null: no products are wanted
-    Link last[ITEMS];
-    Sum own[ITEMS];
+// The products of 1 - eta over a row's writes. The last write to a row in a chunk multiplies all factors of its chain, one
+// chunk late, because the earlier writes store theirs only after the barrier.
+struct DecayProducts {
+    MassTable product;
+    Acc* factors;  // of two chunks, by the entries of chains; 1 for reads. Null: no products are wanted
+    MassAccess last;
+    Acc own;
 
-    DEVICE Keeper(const Rows& kept, Sum* factors) : kept(kept), factors(factors) {
+    DEVICE DecayProducts(const MassTable& product, Acc* factors) : product(product), factors(factors) {
         if (SEGMENTED && factors) {
-            for (int i = threadIdx.x; CHUNK > 1 && i < 2 * ENTRIES; i += THREADS) factors[i] = 1;
-#pragma unroll
-            for (int item = 0; item < ITEMS; item++) last[item] = {0, DEAD, {1, 0}};
+            for (int i = threadIdx.x; i < 2 * ENTRIES; i += THREADS) factors[i] = 1;
+            last = MassAccess::dead();
             __syncthreads();
         }
     }
-    // After a chunk's barrier, of each of its writes.
-    DEVICE void note(int item, int parity, const Link& write, Sum factor) {
+    // After a chunk's barrier, for each of its writes.
+    DEVICE void record(int parity, const MassAccess& write, Acc factor) {
         if (SEGMENTED && factors) {
-            settle(item, 1 - parity);
-            last[item] = write, own[item] = factor;
-            if (CHUNK > 1 && write.chained()) factors[parity * ENTRIES + tag_place(int(write.tag))] = factor;
+            flush(1 - parity);
+            last = write, own = factor;
+            if (write.chained()) factors[parity * ENTRIES + entry_index(int(write.tag))] = factor;
         }
     }
-    // Of the chunk before.
-    DEVICE void settle(int item, int parity) {
-        const Link& write = last[item];
-        if (!SEGMENTED || !factors || !write.last()) return;
-        Sum product = own[item];
-        if (CHUNK > 1 && write.chained()) {
-            product = 1;
-            Sum* const of_chunk = factors + parity * ENTRIES;
-            for (int i = tag_begin(int(write.tag)); i <= tag_place(int(write.tag)); i++)
-                product *= of_chunk[i], of_chunk[i] = 1;
+    // Multiplies the factors of the chunk before.
+    DEVICE void flush(int parity) {
+        if (SEGMENTED && factors && last.last()) {
+            Acc all = own;
+            if (last.chained()) {
+                all = 1;
+                Acc* const of_chunk = factors + parity * ENTRIES;
+                const int first = chain_begin(int(last.tag));
+                for (int i = first; i <= entry_index(int(last.tag)); i++) all *= of_chunk[i], of_chunk[i] = 1;
+            }
+            product.set(int(last.row), product.get(int(last.row)) * all);
         }
-        kept.set(int(write.row), kept.get(int(write.row)) * product);
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256) mass_forward(
-    CALL_PARAMETERS,
-    const Sum* given,                 // (B*H, segments, rows), or null
-    Sum* working, Sum* final_mass,    // (B*H, rows) each, or null; working only if not IN_SHARED
-    Sum* __restrict__ kept,           // (B*H, segments, rows), or null: product of 1 - eta; only if SEGMENTED
-    int segments, int chunks_of_segment,
-    const Link* __restrict__ writes, const Affine* __restrict__ earlier,  // (B*H, chunks, CHUNK, W), see link.cu
-    const Link* __restrict__ reads,                                       // (B*H, chunks, CHUNK, R) if MASS_AWARE
-    TokenEvent* __restrict__ write_events,                                // (B*H, chunks, CHUNK, W)
-    Sum* __restrict__ old_mass,                                           // likewise: before each write
-    Sum* __restrict__ read_mass,                                          // (B*H, chunks, CHUNK, R) if MASS_AWARE
-    int rows_in_shared, int room                                          // of content.cu: the state's rows, versions
-) {
-    const Call call = CALL;
-    const Part part(call, SEGMENTED, segments, chunks_of_segment);
-    const Unit unit(call, part.unit);
-    const long long of_part = (long long)(blockIdx.x) * rows;
-    const Rows z(IN_SHARED ? reinterpret_cast<Sum*>(on_chip()) : working + of_part);
-    const Rows kept_of(z.at + (SEGMENTED ? rows : 0));
-    __shared__ Sum found_mass[2 * (CHUNK > 1 ? ENTRIES : 1)];  // by where a chain begins: the mass that a chunk found
-    const unsigned found = address_on_chip(found_mass);
-    const auto found_of = [&](int s, const Link& link) {  // in a chunk of the ring
-        return found + unsigned(sizeof(Sum)) * (s % 2 * ENTRIES + tag_begin(int(link.tag)));
-    };
-    const int chunks = part.end - part.begin;
-    const long long first = unit.chunk_at(part.begin) * CHUNK;
-    writes += first * W + threadIdx.x, earlier += first * W;
-    write_events += first * W + threadIdx.x, old_mass += first * W + threadIdx.x;
-    TokenEvent* entries_here = CHUNK > 1 ? entries + unit.chunk_at(part.begin) * ENTRIES : nullptr;
-    if (MASS_AWARE) reads += first * R, read_mass += first * R;
+// A thread's write of one chunk, loaded ahead.
+struct Stage {
+    MassAccess write;
+    Affine before;  // what the chunk's earlier writes to the slot do
+};
 
-    struct Stage {
-        Link write[ITEMS];
-        Affine before[ITEMS];  // what the chunk's earlier writes do
-    };
+// Where the inputs and outputs of a thread stand, RING chunks at a time.
+struct MassArrays {
+    const MassAccess *writes, *reads;
+    const Affine* change_before;
+    TokenEvent *write_events, *entries;
+    Acc *mass_before, *read_mass;
+
+    DEVICE MassArrays(const MassForwardParams& p, const Sequence& sequence, int first_chunk) {
+        const long long first = sequence.chunk(first_chunk) * CHUNK;
+        writes = p.writes + first * W + threadIdx.x, change_before = p.change_before + first * W;
+        write_events = p.write_events + first * W + threadIdx.x, mass_before = p.mass_before + first * W + threadIdx.x;
+        entries = p.memory.entries + sequence.chunk(first_chunk) * ENTRIES;
+        if (MASS_AWARE) reads = p.reads + first * R, read_mass = p.read_mass + first * R;
+    }
+    DEVICE void advance() {
+        writes += RING * CHUNK * W, change_before += RING * CHUNK * W;
+        write_events += RING * CHUNK * W, mass_before += RING * CHUNK * W, entries += RING * ENTRIES;
+        if (MASS_AWARE) reads += RING * CHUNK * R, read_mass += RING * CHUNK * R;
+    }
+    // ``ahead``: chunks from where the pointers stand.
+    DEVICE void load_write(Stage& to, bool there, int ahead) const {
+        if (there && threadIdx.x < CHUNK * W) to.write = load_read_only(writes + ahead * CHUNK * W);
+    }
+    DEVICE void load_change_before(Stage& to, bool there, int ahead) const {
+        to.before = {1, 0};
+        if (there && to.write.chained())
+            to.before = load_read_only(change_before + ahead * CHUNK * W + version_of(int(to.write.tag)));
+    }
+};
+
+// The masses that a chunk finds, by where a chain begins; for two chunks, in shared memory.
+struct ChainMasses {
+    unsigned address;
+
+    DEVICE unsigned of(int s, const MassAccess& access) const {
+        return address + unsigned(sizeof(Acc)) * (s % 2 * ENTRIES + chain_begin(int(access.tag)));
+    }
+};
+
+// Step 1. A row's last write takes the row's mass to the next chunk. Returns the mass before the chunk.
+DEVICE Acc apply_last_write(const MassForwardParams& p, const MassTable& z, const ChainMasses& chain_mass, const Stage& now, int s, int chunk) {
+    const MassAccess& write = now.write;
+    const int row = int(write.row);
+    Acc before_chunk = p.memory.initial_mass;
+    if (write.last() && !(LAZY_ZERO && row >= chunk * CHUNK * WRITES)) before_chunk = z.get(row);
+    const Acc mass = write.change(now.before(before_chunk));
+    if (write.last()) z.set(row, mass);
+    if (write.last() && write.chained()) store_shared(chain_mass.of(s, write), before_chunk);
+    return before_chunk;
+}
+
+// Step 2. The mass before each write, and eta. Returns eta.
+DEVICE Acc store_eta(
+    const MassForwardParams& p, const MassArrays& arrays, const ChainMasses& chain_mass, const Stage& now, int s, Acc before_chunk
+) {
+    const MassAccess& write = now.write;
+    if (write.chained() && !write.last()) load_shared(chain_mass.of(s, write), before_chunk);
+    const Acc mass = now.before(before_chunk), w = write.change.b;
+    const Acc eta = w / (write.change(mass) + p.memory.eps);  // 0 if nothing is written
+    if (threadIdx.x < CHUNK * W) {
+        arrays.mass_before[s * CHUNK * W] = mass;
+        arrays.write_events[s * CHUNK * W] = {write.code(p.rows_in_shared, p.version_capacity), eta};
+    }
+    if (write.chained()) arrays.entries[s * ENTRIES + entry_index(int(write.tag))].coefficient = eta;
+    return eta;
+}
+
+// A token reads what it wrote.
+DEVICE void store_read_masses(const MassForwardParams& p, const MassArrays& arrays, const MassTable& z, const ChainMasses& chain_mass, int s) {
+    if (threadIdx.x >= CHUNK * R) return;
+    const int i = s * CHUNK * R + threadIdx.x;
+    const MassAccess read = load_read_only(arrays.reads + i);
+    Acc mass = p.memory.initial_mass;
+    if (read.chained()) {
+        load_shared(chain_mass.of(s, read), mass);
+        mass = read.change(mass);
+    } else if (read.live()) {
+        mass = z.get(int(read.row));
+    }
+    arrays.read_mass[i] = mass;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) mass_forward(const __grid_constant__ MassForwardParams p) {
+    __shared__ Acc found_mass[2 * ENTRIES];
+    __shared__ Acc factors[SEGMENTED ? 2 * ENTRIES : 1];
+    const ChunkRange range(p.memory, SEGMENTED, p.segments, p.chunks_of_segment);
+    const Sequence sequence(p.memory, range.sequence);
+    const int rows = p.memory.rows, chunks = range.end - range.begin;
+    const long long first_row = (long long)(blockIdx.x) * rows;
+    const MassTable z(MASS_IN_SHARED ? reinterpret_cast<Acc*>(dynamic_shared()) : p.working + first_row);
+    const MassTable products(z.at + (SEGMENTED ? rows : 0));
+    const ChainMasses chain_mass{shared_address(found_mass)};
+    MassArrays arrays(p, sequence, range.begin);
+
     Stage ring[RING];
-    const auto fetch = [&](Stage& to, int chunk, int ahead) {  // ``ahead`` of where the pointers stand
-#pragma unroll
-        for (int item = 0; item < ITEMS; item++)
-            if (chunk < chunks && threadIdx.x + item * THREADS < CHUNK * W)
-                to.write[item] = writes[ahead * CHUNK * W + item * THREADS];
-    };
-    const auto fetch_earlier = [&](Stage& to, int chunk, int ahead) {
-#pragma unroll
-        for (int item = 0; item < ITEMS; item++) {
-            to.before[item] = {1, 0};
-            if (CHUNK > 1 && chunk < chunks && to.write[item].chained())
-                to.before[item] = earlier[ahead * CHUNK * W + tag_version(int(to.write[item].tag))];
-        }
-    };
 #pragma unroll
     for (int s = 0; s < RING; s++) {
-#pragma unroll
-        for (int item = 0; item < ITEMS; item++) ring[s].write[item] = {0, DEAD, {1, 0}};
-        fetch(ring[s], s, s);
+        ring[s].write = MassAccess::dead();
+        arrays.load_write(ring[s], s < chunks, s);
     }
-    if (IN_SHARED)
+    if (MASS_IN_SHARED)
 #pragma unroll 1
         for (int row = threadIdx.x; row < rows; row += THREADS) {
-            z.set(row, given ? given[of_part + row] : initial);
-            if (SEGMENTED && kept) kept_of.set(row, 1);
+            z.set(row, p.given ? p.given[first_row + row] : p.memory.initial_mass);
+            if (SEGMENTED && p.decay_products) products.set(row, 1);
         }
     __syncthreads();
 #pragma unroll
-    for (int s = 0; s < RING / 2; s++) fetch_earlier(ring[s], s, s);
+    for (int s = 0; s < RING / 2; s++) arrays.load_change_before(ring[s], s < chunks, s);
 
-    __shared__ Sum factors[SEGMENTED && CHUNK > 1 ? 2 * ENTRIES : 1];
-    Keeper keeper(kept_of, kept ? factors : nullptr);
-    for (int start = 0; start < chunks; start += RING) {
+    DecayProducts decay(products, p.decay_products ? factors : nullptr);
+    for (int start = 0; start < chunks; start += RING, arrays.advance()) {
 #pragma unroll
         for (int s = 0; s < RING; s++) {
             const int chunk = start + s;
             if (chunk >= chunks) break;
             Stage& now = ring[s];
             // 1. rows go on to the next chunk
-            Sum old[ITEMS];
-#pragma unroll
-            for (int item = 0; item < ITEMS; item++) {
-                const Link& write = now.write[item];
-                const int row = int(write.row);
-                old[item] = initial;
-                if (write.last() && !(FRESH && row >= chunk * CHUNK * WRITES)) old[item] = z.get(row);
-                const Sum mass = write.change(now.before[item](old[item]));
-                if (write.last()) z.set(row, mass);
-                if (CHUNK > 1 && write.last() && write.chained()) store_on_chip(found_of(s, write), old[item]);
-            }
-            fetch_earlier(ring[(s + RING / 2) % RING], chunk + RING / 2, s + RING / 2);
+            const Acc before_chunk = apply_last_write(p, z, chain_mass, now, s, chunk);
+            arrays.load_change_before(ring[(s + RING / 2) % RING], chunk + RING / 2 < chunks, s + RING / 2);
             __syncthreads();
-            // 2. what the accesses found
-#pragma unroll
-            for (int item = 0; item < ITEMS; item++) {
-                const Link& write = now.write[item];
-                if (CHUNK > 1 && write.chained() && !write.last()) load_on_chip(found_of(s, write), old[item]);
-                const Sum mass = now.before[item](old[item]), w = write.change.b;
-                const Sum eta = w / (write.change(mass) + eps);  // 0 if nothing is written
-                if (threadIdx.x + item * THREADS < CHUNK * W) {
-                    old_mass[s * CHUNK * W + item * THREADS] = mass;
-                    write_events[s * CHUNK * W + item * THREADS] = {write.code(rows_in_shared, room), eta};
-                }
-                if (CHUNK > 1 && write.chained())
-                    entries_here[s * ENTRIES + tag_place(int(write.tag))].coefficient = eta;
-                keeper.note(item, s % 2, write, 1 - eta);
-            }
-            if (MASS_AWARE) {  // a token reads what it wrote
-                for (int i = threadIdx.x; i < CHUNK * R; i += THREADS) {
-                    const Link read = reads[s * CHUNK * R + i];
-                    Sum mass = initial;
-                    if (CHUNK > 1 && read.chained()) {
-                        load_on_chip(found_of(s, read), mass);
-                        mass = read.change(mass);
-                    } else if (read.live()) {
-                        mass = z.get(int(read.row));
-                    }
-                    read_mass[s * CHUNK * R + i] = mass;
-                }
+            // 2. what each access finds
+            decay.record(s % 2, now.write, 1 - store_eta(p, arrays, chain_mass, now, s, before_chunk));
+            if (MASS_AWARE) {
+                store_read_masses(p, arrays, z, chain_mass, s);
                 __syncthreads();
             }
-            fetch(now, chunk + RING, s + RING);
+            arrays.load_write(now, chunk + RING < chunks, s + RING);
         }
-        writes += RING * CHUNK * W, earlier += RING * CHUNK * W;
-        write_events += RING * CHUNK * W, old_mass += RING * CHUNK * W;
-        if (CHUNK > 1) entries_here += RING * ENTRIES;
-        if (MASS_AWARE) reads += RING * CHUNK * R, read_mass += RING * CHUNK * R;
     }
     __syncthreads();
-#pragma unroll
-    for (int item = 0; item < ITEMS; item++) keeper.settle(item, (chunks - 1) % 2);
-    if (IN_SHARED && final_mass && part.end == call.chunks())
-        for (int row = threadIdx.x; row < rows; row += THREADS) final_mass[unit.number * rows + row] = z.get(row);
+    decay.flush((chunks - 1) % 2);
+    if (MASS_IN_SHARED && p.final_mass && range.end == p.memory.chunks())
+        for (int row = threadIdx.x; row < rows; row += THREADS) p.final_mass[sequence.number * rows + row] = z.get(row);
     __syncthreads();
-    if (SEGMENTED && kept)
-        for (int row = threadIdx.x; row < rows; row += THREADS) kept[of_part + row] = kept_of.get(row);
+    if (SEGMENTED && p.decay_products)
+        for (int row = threadIdx.x; row < rows; row += THREADS) p.decay_products[first_row + row] = products.get(row);
 }

@@ -1,119 +1,127 @@
-// Rows for the slots that a sequence uses, where M is too large for an array of that size to be kept: a table a
-// (batch, head), in which a slot has the number t * K + k of the first write to it, which becomes its row, and the last
-// token that reads it.
+// Rows for the slots that a sequence uses, where M is too large for an array of that size to be kept. A table per
+// (batch, head) gives a slot the number t * K + k of the first write to it, which becomes its row, and the last token that
+// reads it.
 //
 // A write that no later read sees changes nothing but the state, which is not wanted here, and a read of a slot that
 // nothing was written to before finds zeros. Both get no row, and nothing that comes after spends time on them: with many
 // slots, that is most accesses.
 //
-// The table has a place for every slot, or, where M is beyond what accesses can touch, it is a hash table. Which write
-// claims a place of that depends on timing; the smallest number and the last token do not. So the rows are the same in
-// every run. Integers only: atomics on them leave no trace in the results.
+// The table has a cell for every slot, or, where M is beyond what accesses can touch, it is a hash table. Which write
+// claims a cell of that depends on timing; the smallest number and the last token do not. So the rows are the same in
+// every run. The atomics are on integers only, and leave no trace in the results.
 //
-// Who computes what: one thread an access; a kernel after the other:
+// Who computes what: one thread per access, in one kernel after the other:
 //
 //     renumber_writes   every slot's first write
 //     renumber_reads    rows of the reads, and every slot's last one
 //     renumber_seen     rows of the writes
 //
-// renumber_clear: 32 accesses a warp, which sets the rows of those among them that are first writes.
+// renumber_clear: 32 accesses a warp, which sets the rows of those among them that are first writes to 0.
+//
+// Compiled with: THREADS.
+#include "runtime/common.cuh"
 
-// The sizes of one side's accesses, (B, T, H, K), and of a table: places, or a power of two if there are keys.
-struct Access {
-    long long unit;      // b * H + h
-    int token, number;   // t, t * K + k
-    long long position;  // b * T + t
-
-    __device__ __forceinline__ Access(long long i, int tokens, int heads, int top_k) {
-        position = i / top_k / heads;
-        token = int(position % tokens);
-        unit = position / tokens * heads + i / top_k % heads;
-        number = token * top_k + int(i % top_k);
-    }
-};
-
-#define ACCESSES const int *slots, long long count, int tokens, int heads, int top_k
-#define TABLE                                                                                                           \
-    unsigned places, int *keys, /* (B*H, places), slots or -1; or null, then slot s is at place s */                     \
-        Use* uses               /* (B*H, places) */
+#ifndef THREADS
+#error "THREADS must be defined"
+#endif
 
 struct Use {
     unsigned first;  // number of the first write, or 2**32 - 1
     int last;        // last token that reads it, or -1
 };
 
-// Where a slot is: its place among all, or, if CLAIM is not set and there is none, -1.
-template <bool CLAIM>
-__device__ __forceinline__ long long place_of(const Access& access, int slot, unsigned places, int* keys) {
-    const long long begin = access.unit * places;
-    if (!keys) return begin + slot;
-    unsigned place = unsigned(slot) * 2654435769u % places;
+struct RenumberParams {
+    const int* slots;  // (B, T, H, K): of one side's accesses; renumber_clear: their rows
+    const bool* mask;  // (B, T), or null
+    int* rows;         // as slots; -1 for an access that needs none
+    int* keys;         // (B*H, cells): slots or -1; or null, then slot s is in cell s
+    Use* uses;         // (B*H, cells)
+    unsigned* state;   // (B*H, rows_of_state, words) of renumber_clear
+    long long count, rows_of_state;
+    unsigned cells;  // a power of two if there are keys
+    int tokens, heads, top_k;
+    int writes;  // of a token
+    int words;   // of a row of the state, of 4 bytes
+};
+
+// One access of (B, T, H, K).
+struct Access {
+    long long sequence;  // b * H + h
+    long long position;  // b * T + t
+    int token, number;   // t, t * K + k
+
+    DEVICE Access(const RenumberParams& p, long long i) {
+        const long long token_head = i / p.top_k;
+        position = token_head / p.heads;
+        const int batch = int(position / p.tokens), head = int(token_head - position * p.heads);
+        token = int(position - (long long)(batch)*p.tokens);
+        sequence = (long long)(batch)*p.heads + head;
+        number = token * p.top_k + int(i - token_head * p.top_k);
+    }
+    DEVICE bool live(const RenumberParams& p) const { return !p.mask || p.mask[position]; }
+};
+
+// The cell of a slot. If CLAIM is not set and there is none, -1.
+template <bool CLAIM> DEVICE long long cell_of(const RenumberParams& p, const Access& access, int slot) {
+    const long long begin = access.sequence * p.cells;
+    if (!p.keys) return begin + slot;
+    unsigned cell = unsigned(slot) * 2654435769u % p.cells;
     for (;;) {
-        int* const key = keys + begin + place;
+        int* const key = p.keys + begin + cell;
         const int seen = CLAIM ? atomicCAS(key, -1, slot) : *key;
-        if (seen == slot || (CLAIM && seen == -1)) return begin + place;
+        if (seen == slot || (CLAIM && seen == -1)) return begin + cell;
         if (seen == -1) return -1;
-        place = (place + 1) % places;
+        cell = (cell + 1) % p.cells;
     }
 }
 
-extern "C" __global__ void renumber_writes(ACCESSES, TABLE, const bool* mask /* (B, T), or null */) {
-    const long long i = blockIdx.x * (long long)(blockDim.x) + threadIdx.x;
-    if (i >= count) return;
-    const Access access(i, tokens, heads, top_k);
-    if (mask && !mask[access.position]) return;
-    atomicMin(&uses[place_of<true>(access, slots[i], places, keys)].first, unsigned(access.number));
+DEVICE long long access_of_thread() { return blockIdx.x * (long long)(THREADS) + threadIdx.x; }
+
+extern "C" __global__ void __launch_bounds__(THREADS) renumber_writes(const __grid_constant__ RenumberParams p) {
+    const long long i = access_of_thread();
+    if (i >= p.count) return;
+    const Access access(p, i);
+    if (access.live(p)) atomicMin(&p.uses[cell_of<true>(p, access, p.slots[i])].first, unsigned(access.number));
 }
 
-extern "C" __global__ void renumber_reads(
-    ACCESSES, TABLE, const bool* mask,
-    int writes,  // of a token
-    int* rows    // as slots; -1 for one that nothing was written to yet
-) {
-    const long long i = blockIdx.x * (long long)(blockDim.x) + threadIdx.x;
-    if (i >= count) return;
-    const Access access(i, tokens, heads, top_k);
+extern "C" __global__ void __launch_bounds__(THREADS) renumber_reads(const __grid_constant__ RenumberParams p) {
+    const long long i = access_of_thread();
+    if (i >= p.count) return;
+    const Access access(p, i);
     int row = -1;
-    if (!mask || mask[access.position]) {
-        const long long place = place_of<false>(access, slots[i], places, keys);
-        const unsigned number = place < 0 ? ~0u : uses[place].first;
-        if (number < unsigned((access.token + 1) * writes)) {
+    if (access.live(p)) {
+        const long long cell = cell_of<false>(p, access, p.slots[i]);
+        const unsigned number = cell < 0 ? ~0u : p.uses[cell].first;
+        if (number < unsigned((access.token + 1) * p.writes)) {
             row = int(number);
-            atomicMax(&uses[place].last, access.token);
+            atomicMax(&p.uses[cell].last, access.token);
         }
     }
-    rows[i] = row;
+    p.rows[i] = row;
 }
 
-extern "C" __global__ void renumber_seen(
-    ACCESSES, TABLE, const bool* mask,
-    int* rows  // as slots; -1 for a write that no later read sees
-) {
-    const long long i = blockIdx.x * (long long)(blockDim.x) + threadIdx.x;
-    if (i >= count) return;
-    const Access access(i, tokens, heads, top_k);
+extern "C" __global__ void __launch_bounds__(THREADS) renumber_seen(const __grid_constant__ RenumberParams p) {
+    const long long i = access_of_thread();
+    if (i >= p.count) return;
+    const Access access(p, i);
     int row = -1;
-    if (!mask || mask[access.position]) {
-        const Use use = uses[place_of<false>(access, slots[i], places, keys)];
+    if (access.live(p)) {
+        const Use use = p.uses[cell_of<false>(p, access, p.slots[i])];
         if (use.last >= access.token) row = int(use.first);
     }
-    rows[i] = row;
+    p.rows[i] = row;
 }
 
-// Sets the rows that a state of numbers has in use to 0. In reverse, unlike forward, no number says where a row is new.
-extern "C" __global__ void renumber_clear(
-    const int* rows, long long count, int tokens, int heads, int top_k,  // of the writes, as renumber_seen left them
-    long long rows_of_state, int words,                                  // of a row, of 4 bytes
-    unsigned* state                                                      // (B*H, rows of the state, words)
-) {
-    const long long i = blockIdx.x * (long long)(blockDim.x) + threadIdx.x;
+// The backward, unlike the forward, has no number that says where a row is new.
+extern "C" __global__ void __launch_bounds__(THREADS) renumber_clear(const __grid_constant__ RenumberParams p) {
+    const long long i = access_of_thread();
     long long row = -1;
-    if (i < count) {
-        const Access access(i, tokens, heads, top_k);
-        if (rows[i] == access.number) row = access.unit * rows_of_state + access.number;
+    if (i < p.count) {
+        const Access access(p, i);
+        if (p.slots[i] == access.number) row = access.sequence * p.rows_of_state + access.number;
     }
     for (unsigned left = __ballot_sync(~0u, row >= 0); left; left &= left - 1) {
-        unsigned* const to = state + __shfl_sync(~0u, row, __ffs(left) - 1) * words;
-        for (int word = threadIdx.x % 32; word < words; word += 32) to[word] = 0;
+        unsigned* const to = p.state + __shfl_sync(~0u, row, __ffs(left) - 1) * p.words;
+        for (int word = threadIdx.x % 32; word < p.words; word += 32) to[word] = 0;
     }
 }

@@ -1,4 +1,4 @@
-"""Rows for the slots that are used, so that time and memory follow the accesses and not M: see ``renumber.cu``."""
+"""Rows for the slots that a sequence uses, so that time and memory follow the accesses and not M."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.contract import Address
+from ramnet_np.contract import Address, Array
 
-from ..runtime.arrays import null_or, plain
-from ..runtime.module import Specialisation, get_kernel
+from ..runtime.arrays import contiguous_aligned
+from ..runtime.module import Launch, Specialisation
+from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
 
-RENUMBER = Specialisation(
-    "memory/renumber.cu", ("renumber_writes", "renumber_reads", "renumber_seen", "renumber_clear"), ()
-)
 THREADS = 256
+RENUMBER_PARAMS = ParamStruct(
+    "RenumberParams",
+    slots=POINTER, mask=POINTER, rows=POINTER, keys=POINTER, uses=POINTER, state=POINTER, count=LONG,
+    rows_of_state=LONG, cells=UNSIGNED, tokens=INT, heads=INT, top_k=INT, writes=INT, words=INT,
+)  # fmt: skip
+RENUMBER = Specialisation(
+    "memory/renumber.cu",
+    ("renumber_writes", "renumber_reads", "renumber_seen", "renumber_clear"),
+    (("THREADS", THREADS),),
+    (RENUMBER_PARAMS,),
+)
 
 
-def renumber(write: Address, read: Address, mask: Any, slots: int) -> tuple[Address, Address]:
+def renumber(write: Address, read: Address, mask: Array | None, slots: int) -> tuple[Address, Address]:
     """The same addresses with rows for slots.
 
     A slot's row is the number t * K_w + k of its first write, below T * K_w; -1 for a read of a slot that nothing was
@@ -26,26 +35,26 @@ def renumber(write: Address, read: Address, mask: Any, slots: int) -> tuple[Addr
     import cupy
 
     B, T, H, Kw = write.index.shape
-    places = 1 << (2 * T * Kw - 1).bit_length()  # so that at most half of a hash table is taken
-    hashed = slots > places
-    places = min(places, slots)
-    keys = _all_bits(B * H, places) if hashed else None
-    table = np.uint32(places), null_or(keys), _all_bits(B * H, places, 2), null_or(mask)
-    writes, reads = plain(write.index), plain(read.index)
+    cells = 1 << (2 * T * Kw - 1).bit_length()  # so that at most half of a hash table is taken
+    hashed = slots > cells
+    cells = min(cells, slots)
+    keys = _all_bits(B * H, cells) if hashed else None
+    table = {"keys": keys, "uses": _all_bits(B * H, cells, 2), "cells": cells, "mask": mask}
+    writes, reads = contiguous_aligned(write.index), contiguous_aligned(read.index)
     write_rows, read_rows = cupy.empty_like(writes), cupy.empty_like(reads)
-    _launch("renumber_writes", writes, *table)
-    _launch("renumber_reads", reads, *table, np.int32(Kw), read_rows)
-    _launch("renumber_seen", writes, *table, write_rows)
+    _launch("renumber_writes", writes, **table)
+    _launch("renumber_reads", reads, **table, writes=Kw, rows=read_rows)
+    _launch("renumber_seen", writes, **table, rows=write_rows)
     return Address(write_rows, write.weight), Address(read_rows, read.weight)
 
 
-def clear_rows(write: Address, state: Any) -> None:
+def clear_rows(write: Address, state: Array) -> None:
     """Set those rows of ``state`` (B*H, rows, C) to 0 that renumbered writes have; the others are left as they are."""
     _, rows, channels = state.shape
-    _launch("renumber_clear", write.index, np.int64(rows), np.int32(channels * state.itemsize // 4), state)
+    _launch("renumber_clear", write.index, rows_of_state=rows, words=channels * state.itemsize // 4, state=state)
 
 
-def _all_bits(*shape: int) -> Any:
+def _all_bits(*shape: int) -> Array:
     """-1 everywhere."""
     import cupy
 
@@ -55,8 +64,15 @@ def _all_bits(*shape: int) -> Any:
     return numbers
 
 
-def _launch(name: str, index: Any, *more: Any) -> None:
+_NOTHING: dict[str, Any] = {
+    "mask": None, "rows": None, "keys": None, "uses": None, "state": None, "rows_of_state": 0, "cells": 0, "writes": 0,
+    "words": 0,
+}  # fmt: skip
+
+
+def _launch(name: str, index: Array, **values: Any) -> None:
+    """Launch a kernel with a thread for each access of ``index`` (B, T, H, K)."""
     _, T, H, K = index.shape
     if index.size:
-        sizes = np.int64(index.size), np.int32(T), np.int32(H), np.int32(K)
-        get_kernel(RENUMBER, name)((-(-index.size // THREADS),), (THREADS,), (index, *sizes, *more))
+        sizes = {"slots": index, "count": index.size, "tokens": T, "heads": H, "top_k": K}
+        Launch(RENUMBER, name, (-(-index.size // THREADS),), THREADS)(RENUMBER_PARAMS(**_NOTHING | values | sizes))

@@ -1,113 +1,146 @@
-"""Long sequences of few heads in segments that run at the same time: see ``segments.cu``."""
+"""Long sequences of few heads in segments that run at the same time: the launches of ``segments.cu``."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..runtime.module import Specialisation, get_kernel
-from .layout import MASS_BYTES, Layout, access_defines
+from ramnet_np.contract import Array
 
-THREADS = 256
-LEAST = 4  # segments: much is worked through twice then, so fewer gain nothing
-LEAST_CHUNKS = 8  # of a segment
+from ..runtime.module import Launch, Specialisation
+from ..runtime.params import INT, LONG, POINTER, ParamStruct
+from .call import Call, Kept, Segments, memory_params
+from .layout import MASS_BYTES, THREADS, Layout
+
+MIN_SEGMENTS = 4  # splitting computes most of the work twice; fewer segments would cost more than they gain
+MIN_CHUNKS = 8  # of a segment
 MASS_BLOCKS = 3  # on a multiprocessor: masses wait more than they compute
 
 
-class Segments(NamedTuple):
-    """How a sequence is cut: ``contents`` segments of ``chunks`` chunks, each in ``masses`` segments of the masses."""
+@functools.cache
+def local_end_params(acc: np.dtype) -> ParamStruct:
+    """``LocalEndParams`` of segments.cu."""
+    return ParamStruct(
+        "LocalEndParams",
+        memory=memory_params(acc), writes=POINTER, change_before=POINTER, local_end=POINTER, segments=INT,
+        chunks_of_segment=INT,
+    )  # fmt: skip
 
-    contents: int
-    chunks: int
-    masses: int
 
-    @property
-    def cut(self) -> bool:
-        """Whether the masses are carried from segment to segment."""
-        return self.contents * self.masses > 1
+@functools.cache
+def combine_params(acc: np.dtype) -> ParamStruct:
+    """``CombineParams`` of segments.cu."""
+    return ParamStruct(
+        "CombineParams",
+        local_masses=POINTER, mass_starts=POINTER, decay_products=POINTER, contents=POINTER, starts=POINTER,
+        ends=POINTER, boundary_dots=POINTER, count=LONG, initial=acc, rows=INT, segments=INT, parts=INT, channels=INT,
+        backward=INT,
+    )  # fmt: skip
 
 
 @functools.cache
 def segment_specialisation(layout: Layout) -> Specialisation:
     """``segments.cu`` for a layout."""
-    kernels = ("mass_carry", "mass_combine", "content_combine", "content_meet")
-    return Specialisation("memory/segments.cu", kernels, access_defines(layout))
+    kernels, acc = (
+        ("mass_local_end", "mass_combine", "content_combine", "boundary_dots"),
+        np.dtype(f"f{layout.acc_bytes}"),
+    )
+    params = local_end_params(acc), combine_params(acc)
+    return Specialisation("memory/segments.cu", kernels, layout.defines, params)
+
+
+@functools.lru_cache(maxsize=1024)
+def _launch(layout: Layout, name: str, blocks: int, shared: int = 0) -> Launch:
+    return Launch(segment_specialisation(layout), name, (blocks,), THREADS, shared)
 
 
 @functools.cache
-def choose_segments(layout: Layout, units: int, tokens: int, rows: int, processors: int) -> Segments:
-    """Into how many segments of whole chunks to cut: as many as keep the GPU's blocks at work, or one."""
+def choose_segments(layout: Layout, sequences: int, tokens: int, rows: int, processors: int) -> Segments:
+    """Into how many segments of whole chunks to split: as many as keep the GPU's blocks at work, or one."""
     chunks = -(-tokens // layout.chunk)
-    masses_fit = 3 * rows * layout.sum_bytes <= MASS_BYTES  # the most that a block keeps of a row, while it carries
-    if layout.chunk == 1 or not layout.in_shared or not masses_fit or not units:
+    masses_fit = 3 * rows * layout.acc_bytes <= MASS_BYTES  # the most that a block keeps of a row
+    if not layout.in_shared or not masses_fit or not sequences:
         return Segments(1, chunks, 1)
-    most = chunks // LEAST_CHUNKS
-    contents = min(processors * layout.blocks // (units * layout.slices), most)
-    if contents < LEAST:
+    most = chunks // MIN_CHUNKS
+    contents = min(processors * layout.blocks // (sequences * layout.slices), most)
+    if contents < MIN_SEGMENTS:
         contents = 1
     masses = 1
-    while 2 * masses * contents <= min(MASS_BLOCKS * processors // units, most):
+    while 2 * masses * contents <= min(MASS_BLOCKS * processors // sequences, most):
         masses *= 2
-    if contents * masses < LEAST:
+    if contents * masses < MIN_SEGMENTS:
         masses = 1
     of_mass = -(-chunks // (contents * masses))
     return Segments(-(-chunks // (of_mass * masses)), of_mass * masses, masses)
 
 
-def carry_masses(call: tuple[Any, ...], count: int, chunks: int, writes: Any, earlier: Any, layout: Layout) -> Any:
-    """What each of ``count`` segments of ``chunks`` chunks makes of a row's mass: (B*H, count, rows, 2).
+def mass_local_ends(
+    call: Call, layout: Layout, memory: Any, kept: Kept, change_before: Array, segments: tuple[int, int]
+) -> Array:
+    """What each segment makes of a row's mass, (B*H, segments, rows, 2). ``segments``: how many, and chunks of each."""
+    import cupy
 
-    ``call``: ``CALL_PARAMETERS`` of chunk.cuh.
+    count, length = segments
+    local_end = cupy.empty((call.sequences, count, call.rows, 2), dtype=call.acc)
+    _launch(layout, "mass_local_end", call.sequences * count, 2 * call.rows * layout.acc_bytes)(
+        local_end_params(call.acc)(
+            memory=memory, writes=kept.writes, change_before=change_before, local_end=local_end, segments=count,
+            chunks_of_segment=length,
+        )
+    )  # fmt: skip
+    return local_end
+
+
+def combine_masses(local: Array, initial: float, layout: Layout, *, backward: bool) -> Array:
+    """What each segment starts from, (B*H, segments, rows); the first, or backward the last, from ``initial``.
+
+    ``local``: (B*H, segments, rows, 2), what each makes of a mass or of its adjoint.
     """
     import cupy
 
-    units, rows = len(writes), int(call[2])
-    carried = cupy.empty((units, count, rows, 2), dtype=writes.dtype)
-    get_kernel(segment_specialisation(layout), "mass_carry")(
-        (units * count,),
-        (THREADS,),
-        (*call, np.int32(count), np.int32(chunks), writes, earlier, carried),
-        shared_mem=2 * rows * layout.sum_bytes,
-    )
-    return carried
-
-
-def combine_masses(carried: Any, initial: Any, layout: Layout, *, reverse: bool) -> Any:
-    """What each segment starts from, (B*H, segments, rows); the first, or in reverse the last, from ``initial``."""
-    import cupy
-
-    units, segments, rows, _ = carried.shape
-    starts = cupy.empty((units, segments, rows), dtype=carried.dtype)
-    sizes = np.int64(units * rows), np.int32(rows), np.int32(segments), np.int32(reverse)
-    get_kernel(segment_specialisation(layout), "mass_combine")(
-        (-(-units * rows // THREADS),), (THREADS,), (*sizes, carried, starts.dtype.type(initial), starts)
-    )
+    sequences, segments, rows, _ = local.shape
+    starts = cupy.empty((sequences, segments, rows), dtype=local.dtype)
+    _combine(
+        "mass_combine", layout, sequences * rows, local_masses=local, mass_starts=starts, initial=initial, rows=rows,
+        segments=segments, backward=backward,
+    )  # fmt: skip
     return starts
 
 
-def combine_contents(carried: Any, kept: Any, layout: Layout, *, reverse: bool) -> None:
-    """Turn what segments carry, (B*H, segments, rows, C), into what each starts from; in reverse, the last is first.
+def combine_contents(contents: Array, decay_products: Array, layout: Layout, *, backward: bool) -> None:
+    """Turn what segments make of zeros, (B*H, segments, rows, C), into what each starts from.
 
-    ``kept``: (B*H, segments of the masses, rows).
+    ``decay_products``: (B*H, segments of the masses, rows). ``backward``: the last segment is the first.
     """
-    units, segments, rows, channels = carried.shape
-    count = units * rows * channels
-    sizes = *map(np.int32, (kept.shape[1] // segments, rows, segments, channels, reverse)), np.int64(count)
-    get_kernel(segment_specialisation(layout), "content_combine")(
-        (-(-count // THREADS),), (THREADS,), (kept, *sizes, carried)
-    )
+    sequences, segments, rows, channels = contents.shape
+    _combine(
+        "content_combine", layout, sequences * rows * channels, decay_products=decay_products, contents=contents,
+        rows=rows, segments=segments, parts=decay_products.shape[1] // segments, channels=channels, backward=backward,
+    )  # fmt: skip
 
 
-def meet(starts: Any, ends: Any, layout: Layout) -> Any:
-    """<d, s> of every row at the end of every segment: (B*H, segments, rows); ``starts`` of s, ``ends`` of d."""
+def boundary_dots(starts: Array, ends: Array, layout: Layout) -> Array:
+    """<d, s> of every row at the end of every segment, (1, B*H, segments, rows); ``starts`` of s, ``ends`` of d."""
     import cupy
 
-    units, segments, rows, channels = starts.shape
-    met = cupy.empty((units, segments, rows), dtype=starts.dtype)
-    sizes = *map(np.int32, (segments, rows, channels)), np.int64(met.size)
-    get_kernel(segment_specialisation(layout), "content_meet")(
-        (-(-met.size * 32 // THREADS),), (THREADS,), (starts, ends, *sizes, met)
-    )
-    return met
+    sequences, segments, rows, channels = starts.shape
+    dots = cupy.empty((1, sequences, segments, rows), dtype=starts.dtype)
+    _combine(
+        "boundary_dots", layout, dots.size, threads_each=32, starts=starts, ends=ends, boundary_dots=dots, rows=rows,
+        segments=segments, channels=channels,
+    )  # fmt: skip
+    return dots
+
+
+_NOTHING: dict[str, Any] = {
+    "local_masses": None, "mass_starts": None, "decay_products": None, "contents": None, "starts": None, "ends": None,
+    "boundary_dots": None, "initial": 0.0, "parts": 0, "channels": 0, "backward": 0,
+}  # fmt: skip
+
+
+def _combine(name: str, layout: Layout, count: int, *, threads_each: int = 1, **values: Any) -> None:
+    """Launch a kernel of ``CombineParams`` for ``count`` pieces of work, ``threads_each`` threads for each."""
+    params = combine_params(np.dtype(f"f{layout.acc_bytes}"))
+    _launch(layout, name, -(-count * threads_each // THREADS))(params(**_NOTHING | values | {"count": count}))

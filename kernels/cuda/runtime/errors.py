@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 WHEELS = "cupy-cuda13x for driver 580 and later, cupy-cuda12x before"
@@ -71,23 +69,6 @@ def why_not_compiled(cupy: Any, what: str, options: tuple[str, ...], error: Exce
     )
 
 
-def explain_out_of_memory(advice: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes a function say in which call the GPU's memory ran out, at how many bytes, and what to reduce."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def explained(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return function(*args, **kwargs)
-            except MemoryError as error:  # cupy.cuda.memory.OutOfMemoryError is one
-                asked = str(error).rstrip(".").removeprefix("Out of memory ")
-                raise MemoryError(f"the GPU ran out of memory in {function.__name__}, {asked}; {advice}") from error
-
-        return explained
-
-    return decorate
-
-
 def _last_line(error: BaseException) -> str:
     """What lies at the bottom of an error, without the lines of advice around it."""
     while error.__cause__ is not None:
@@ -97,5 +78,5 @@ def _last_line(error: BaseException) -> str:
 
 
 def _version(number: int) -> str:
-    """Of CUDA: 12040 is 12.4."""
+    """A version of CUDA from its number: 12040 is 12.4."""
     return f"{number // 1000}.{number % 1000 // 10}"

@@ -64,17 +64,11 @@ def get_kernel(specialisation: Specialisation, name: str) -> Any:
     return _kernel(specialisation, name, cupy.cuda.runtime.getDevice())
 
 
-def struct(**members: Any) -> Any:
-    """NumPy scalars as one argument of a kernel, a struct of them in this order: each argument costs 0.4 us."""
-    layout = np.dtype([(name, value.dtype) for name, value in members.items()], align=True)
-    return np.array(tuple(members.values()), layout)[()]
-
-
 class Launch:
-    """A kernel and what stays the same from launch to launch: grid, block, shared memory, the last arguments.
+    """A kernel and what stays the same from launch to launch: grid, block and shared memory.
 
     Where a call takes microseconds, looking all that up anew would take as long. Made once for each signature of a
-    call (``functools.lru_cache``), then called with the other arguments: arrays, and numbers as NumPy scalars.
+    call (``functools.lru_cache``), then called with the parameters: a struct (:class:`ParamStruct`).
     """
 
     def __init__(
@@ -83,22 +77,21 @@ class Launch:
         name: str,
         grid: tuple[int, ...],
         threads: int,
-        constants: tuple[Any, ...] = (),
         shared: int = 0,
     ):
         self.specialisation, self.name = specialisation, name
-        self.grid, self.block, self.constants, self.shared = grid, (threads,), constants, shared
+        self.grid, self.block, self.shared = grid, (threads,), shared
         self._kernels: dict[int, Any] = {}  # one for each device
 
     def __call__(self, *arguments: Any) -> None:
-        """Launch on the current device and stream: ``arguments``, then the constants."""
+        """Launch on the current device and stream."""
         import cupy
 
         device = cupy.cuda.runtime.getDevice()
         kernel = self._kernels.get(device)
         if kernel is None:
             kernel = self._kernels[device] = get_kernel(self.specialisation, self.name)
-        kernel(self.grid, self.block, arguments + self.constants, shared_mem=self.shared)
+        kernel(self.grid, self.block, arguments, shared_mem=self.shared)
 
 
 @functools.cache
@@ -144,25 +137,3 @@ def _code(source: str) -> str:
     for header in sorted(FOLDER.rglob("*.cuh")):
         digest.update(header.read_bytes())
     return f"{(FOLDER / source).read_text(encoding='utf-8')}\n// headers {digest.hexdigest()}\n"
-
-
-# ---- the address decoder (decode.cu, decode_any.cu) ----
-
-DECODE_THREADS = 128  # rows of a block, one a thread
-
-
-@functools.cache
-def decode_specialisation(logit: str, order: int, radix: int, top_k: int) -> Specialisation:
-    """For logits of the type ``logit``, U, P, K: one thread a row where its keys fit the registers, else one block.
-
-    They do up to K = P = 32, and in double precision, where a key takes twice the space, up to 16.
-    """
-    if max(radix, top_k) > (16 if logit == "double" else 32):
-        return Specialisation(
-            "address/decode_generic.cu", ("decode_forward_any", "decode_backward_any"), (("LOGIT", logit),)
-        )
-    return Specialisation(
-        "address/decode.cu",
-        ("decode_forward", "decode_backward"),
-        (("LOGIT", logit), ("ORDER", order), ("RADIX", radix), ("TOP_K", top_k), ("THREADS", DECODE_THREADS)),
-    )

@@ -7,6 +7,8 @@ source, so that a member that is added, moved or widened on one side alone does 
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,19 +46,37 @@ class ParamStruct:
             values = {name: values[name] for name in self.members}
         return np.array(tuple(map(_plain, values.values())), self.dtype)[()]
 
+    def partial(self, **constants: Any) -> Callable[..., Any]:
+        """The struct with all but the pointers at its start known: a function of those, as addresses, in C++'s order.
+
+        For calls that take microseconds: nine pointers are filled in within a quarter of the time of the whole struct.
+
+        >>> sizes = ParamStruct("Sizes", state=POINTER, mask=POINTER, tokens=INT)
+        >>> sizes.partial(tokens=3)(4096, 0).tolist()
+        (4096, 0, 3)
+        """
+        pointers = self.members[: len(self.members) - len(constants)]
+        if any(self.dtype[name] != POINTER for name in pointers):
+            raise TypeError(f"{self.name}.partial needs all but the pointers at its start; got {', '.join(constants)}")
+        constant_bytes = self(**dict.fromkeys(pointers), **constants).tobytes()[POINTER.itemsize * len(pointers) :]
+        pack, dtype = struct.Struct(f"={len(pointers)}Q").pack, self.dtype
+        return lambda *addresses: np.frombuffer(pack(*addresses) + constant_bytes, dtype)[0]
+
     def layout_checks(self) -> str:
         """C++ that compiles only if the struct of this name has the size and the members' places of this twin.
 
+        ``__INTADDR__`` is what offsetof is made of; not every version of NVRTC has ``__builtin_offsetof``.
+
         >>> print(ParamStruct("Sizes", tokens=INT, state=POINTER).layout_checks())
         static_assert(sizeof(Sizes) == 16, "size of Sizes");
-        static_assert(__builtin_offsetof(Sizes, tokens) == 0, "Sizes.tokens");
-        static_assert(__builtin_offsetof(Sizes, state) == 8, "Sizes.state");
+        static_assert(__INTADDR__(&((Sizes*)0)->tokens) == 0, "Sizes.tokens");
+        static_assert(__INTADDR__(&((Sizes*)0)->state) == 8, "Sizes.state");
         """
         lines = [f'static_assert(sizeof({self.name}) == {self.dtype.itemsize}, "size of {self.name}");']
         for member in self.members:
             offset = self.dtype.fields[member][1]  # type: ignore[index]  # a record has fields
             lines.append(
-                f'static_assert(__builtin_offsetof({self.name}, {member}) == {offset}, "{self.name}.{member}");'
+                f'static_assert(__INTADDR__(&(({self.name}*)0)->{member}) == {offset}, "{self.name}.{member}");'
             )
         return "\n".join([*(struct.layout_checks() for struct in self.structs.values()), *lines])
 

@@ -1,255 +1,250 @@
-// One token, in place.
+// One token, in place: decodes both addresses, then writes and reads, in one launch. step_plain.cu serves larger K and P.
 //
-//   step            one launch: decodes both addresses, then writes and reads; with ORDER, RADIX, WRITES, READS, CHANNELS
-//                   and THREADS, the size of a block, defined
-//   step_addressed  given the addresses, for K and P beyond search.cuh
-//
-// Compiled with: ELEMENT, the type of logits, values and y.
-#include "memory/memory.cuh"
-
-using Sum = SumOf<ELEMENT>::type;
-
-#ifdef CHANNELS
-
-#include "address/search.cuh"
-
 // Who computes what: one block a (batch, head). Warp 0 finds the slots of the write, warp 1 those of the read. Then all
-// rows are asked for at once: SPAN threads, a team, take a row 16 bytes each, and TEAMS teams share out the rows. While
+// rows are loaded at once: SPAN threads, a team, take a row 16 bytes each, and TEAMS teams share out the rows. While
 // these are on their way, warps 0 and 1 compute weights and masses. A slot that is written and read is one team's: what
-// it has written goes into its part of y from registers. At last the teams' parts are added up.
+// it has written goes into its part of y from registers. Finally the partial sums of the teams are added.
 //
-//     warp 0     slots of the write │ ask for rows, weights, masses, eta │ write, add up │ y
-//     warp 1     slots of the read  │ ask for rows, weights              │ write, add up │ y
-//     the others                    │ ask for rows                       │ write, add up │ y
+//     warp 0     slots of the write │ load rows, weights, masses, eta │ write, partial sums │ y
+//     warp 1     slots of the read  │ load rows, weights              │ write, partial sums │ y
+//     the others                    │ load rows                       │ write, partial sums │ y
+//
+// Compiled with: ELEMENT, the type of logits, values and y; ORDER and RADIX, the sizes U and P; WRITES and READS, K of
+// each; CHANNELS, the size C; THREADS of a block; UPDATE, the update rule.
+#include "address/cape.cuh"
+#include "address/search.cuh"
+#include "memory/retention.cuh"
+#include "runtime/shared.cuh"
 
+#ifndef ELEMENT
+#error "ELEMENT must be defined as the type of logits, values and y"
+#endif
+#if !defined(ORDER) || !defined(RADIX) || !defined(WRITES) || !defined(READS) || !defined(CHANNELS) || !defined(THREADS)
+#error "ORDER, RADIX, WRITES, READS, CHANNELS and THREADS must be defined"
+#endif
+
+using Acc = AccOf<ELEMENT>::type;
+
+// Channels of a thread: 16 bytes, or as many as divide a row.
 DEVICE constexpr int vector_length() {
-    int length = 16 / sizeof(Sum);
+    int length = 16 / sizeof(Acc);
     while (CHANNELS % length) length /= 2;
     return length;
 }
-constexpr int VECTOR = vector_length(), GROUPS = CHANNELS / VECTOR;  // channels of a thread, and threads of a row
-constexpr int SPAN = GROUPS < THREADS ? GROUPS : THREADS;            // of those, at a time
-constexpr int EVENTS = WRITES + READS;
-constexpr int TEAMS = THREADS / SPAN < EVENTS ? THREADS / SPAN : EVENTS;
-constexpr int OWN = (EVENTS + TEAMS - 1) / TEAMS;  // rows of a team: team, team + TEAMS, ...
-constexpr int AT_ONCE = OWN < 8 ? OWN : 8;         // of those, in registers
+constexpr int VECTOR = vector_length(), VECTORS = CHANNELS / VECTOR;  // of a row
+constexpr int SPAN = VECTORS < THREADS ? VECTORS : THREADS;           // threads of a team: vectors of a row at a time
+constexpr int ACCESSES = WRITES + READS;
+constexpr int TEAMS = THREADS / SPAN < ACCESSES ? THREADS / SPAN : ACCESSES;
+constexpr int OWN = (ACCESSES + TEAMS - 1) / TEAMS;  // accesses of a team: team, team + TEAMS, ...
+constexpr int AT_ONCE = OWN < 8 ? OWN : 8;           // of those, in registers
 
-using WriteSearch = WarpSearch<Sum, ORDER, RADIX, WRITES>;
-using ReadSearch = WarpSearch<Sum, ORDER, RADIX, READS>;
+using WriteSearch = WarpSearch<Acc, ORDER, RADIX, WRITES>;
+using ReadSearch = WarpSearch<Acc, ORDER, RADIX, READS>;
+constexpr unsigned M = WriteSearch::SLOTS;
 
-// The place of ``slot`` among others, -1 if it is not there.
-template <int N> DEVICE int place_of(int slot, const int (&slots)[N]) {
-    int place = -1;
-#pragma unroll(N <= 16 ? N : 8)
-    for (int k = 0; k < N; k++) place = slots[k] == slot ? k : place;
-    return place;
-}
-
-// What stays the same from call to call, in the order of step.py.
-struct Call {
-    long long batch_stride;  // of positions
-    Sum one_gamma, eps;
+// Twin: STEP_PARAMS of step.py. Pointers come first: they alone change from call to call.
+struct StepParams {
+    const ELEMENT *write_logits, *read_logits;  // (B, 1, H, U, P)
+    const ELEMENT* values;                      // (B, 1, H, C)
+    const ELEMENT* gamma;                       // (B, 1, H), or null: constant_gamma
+    const bool* mask;                           // (B, 1), or null
+    const long long* positions;                 // (B, 1), or null: 0
+    Acc *s, *z;                                 // (B, H, M, C) and (B, H, M), updated
+    ELEMENT* y;                                 // (B, 1, H, C)
+    long long batch_stride;                     // of positions
+    Acc constant_gamma, eps;
     unsigned heads, cape_heads;
-    int write_renorm, read_renorm, mass_aware, gsu;
+    int write_renorm, read_renorm, mass_aware;
+
+    DEVICE bool live(unsigned sequence) const { return !mask || load_read_only(mask + sequence / heads); }
+    DEVICE Acc gamma_of(unsigned sequence) const {
+        return gamma ? Acc(widen(load_read_only(gamma + sequence))) : constant_gamma;
+    }
+    DEVICE long long position_of(unsigned sequence) const {
+        return Cape{positions, batch_stride, 0, 1, heads, cape_heads}.position(sequence);
+    }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) step(
-    const ELEMENT* __restrict__ write_logits, const ELEMENT* __restrict__ read_logits,  // (B, 1, H, U, P)
-    const ELEMENT* __restrict__ values,                                                 // (B, 1, H, C)
-    const ELEMENT* __restrict__ gamma,         // (B, 1, H), or null: ``call.one_gamma``
-    const bool* __restrict__ mask,             // (B, 1), or null
-    const long long* __restrict__ positions,   // (B, 1), or null: 0
-    Sum* s, Sum* z,                            // (B, H, M, C) and (B, H, M), updated
-    ELEMENT* __restrict__ y,                   // (B, 1, H, C)
-    const Call call
+// What the threads of a block share.
+struct Shared {
+    WriteSearch write_search;
+    ReadSearch read_search;
+    alignas(16) int write_slot[WRITES], read_slot[READS];
+    Acc mass[WRITES], eta[WRITES], weight[READS];
+    alignas(16) Acc partial[TEAMS * SPAN * VECTOR];  // of y
+};
+
+// Where a thread works on contents: its team, and its vector among those that the team loads at a time.
+struct Member {
+    int team = threadIdx.x / SPAN, vector = threadIdx.x % SPAN;
+};
+
+// The rows that a thread has in registers: its vector of each, the slots, and the partners: of a write the number of the
+// read of the same slot, of a read that of the write; -1 if there is none.
+struct Rows {
+    Acc content[AT_ONCE][VECTOR];
+    int slot[AT_ONCE], partner[AT_ONCE];
+};
+
+// The index of ``slot`` among others, -1 if it is not there.
+template <int N> DEVICE int index_of(int slot, const int (&slots)[N]) {
+    int index = -1;
+#pragma unroll(N <= 16 ? N : 8)
+    for (int k = 0; k < N; k++) index = slots[k] == slot ? k : index;
+    return index;
+}
+
+// 1. One warp finds the slots of one side, and starts to load their masses if they are needed.
+template <class Search, int K>
+DEVICE void find_slots(
+    Search& search, const ELEMENT* logits, long long position, const Acc* z, bool needed, int lane, int (&slot)[K],
+    Acc (&mass)[Search::OWN]
 ) {
-    __shared__ WriteSearch write_search;
-    __shared__ ReadSearch read_search;
-    __shared__ alignas(16) int write_slot[WRITES], read_slot[READS];
-    __shared__ Sum mass[WRITES], eta[WRITES], weight[READS];
-    __shared__ alignas(16) Sum parts[TEAMS * SPAN * VECTOR];
-
-    const long long unit = blockIdx.x;
-    const int warp = warp_of_thread(), lane = threadIdx.x % 32;
-    const int team = threadIdx.x / SPAN, place = threadIdx.x % SPAN;
-    constexpr unsigned M = WriteSearch::SLOTS;
-    s += unit * M * CHANNELS;
-    z += unit * M;
-    values += unit * CHANNELS;
-    y += unit * CHANNELS;
-
-    // 0. what is needed later is asked for now
-    const bool kept = !mask || mask[unit / call.heads];
-    const Sum forgetting = gamma ? Sum(widen(gamma[unit])) : call.one_gamma;
-    const long long position = Cape{positions, call.batch_stride, 0, 1, call.heads, call.cape_heads}.position(unsigned(unit));
-    Sum v[VECTOR];
-    load(values + place * VECTOR, v);
-
-    // 1. slots, and the masses that they have
-    Sum written_mass[WriteSearch::OWN], read_mass[ReadSearch::OWN];
-    if (warp < 2) {
-        const auto find = [&](auto& search, const ELEMENT* logits, int* slot, auto& masses, int count, bool wanted) {
-            search.run(logits + unit * (ORDER * RADIX), lane);
-            const unsigned shift = Cape::shift_at(position, M);
+    search.run(logits, lane);
+    const unsigned shift = Cape::shift_at(position, M);
 #pragma unroll
-            for (int e = 0; e < int(sizeof(masses) / sizeof(Sum)); e++) {
-                const int k = lane + 32 * e;
-                if (k >= count) continue;
-                slot[k] = moved(search.best[k].slot(), shift, M);
-                if (wanted) masses[e] = z[slot[k]];
-            }
-        };
-        if (warp == 0)
-            find(write_search, write_logits, write_slot, written_mass, WRITES, true);
-        else
-            find(read_search, read_logits, read_slot, read_mass, READS, call.mass_aware);
+    for (int e = 0; e < Search::OWN; e++) {
+        const int k = lane + 32 * e;
+        if (k >= K) continue;
+        slot[k] = cape_shift(search.best[k].slot(), shift, M);
+        if (needed) mass[e] = z[slot[k]];
     }
-    __syncthreads();
-    if (!kept) {
-        for (int c = threadIdx.x; c < CHANNELS; c += THREADS) narrow(Sum(0), y[c]);
-        return;
-    }
+}
 
-    Sum content[AT_ONCE][VECTOR];
-    int row[AT_ONCE], partner[AT_ONCE];  // slot; and the read of a written one, or the write of one that is read, or -1
-    const auto fetch = [&](int first, int group) {
+// Starts to load the rows of the team's accesses first, first + 1, ...: of a slot that is written and read, once.
+DEVICE void load_rows(const Shared& shared, const Acc* s, Member member, int first, int vector, Rows& rows) {
+#pragma unroll
+    for (int o = 0; o < AT_ONCE; o++) {
+        const int e = member.team + TEAMS * (first + o);
+        if (member.team >= TEAMS || e >= ACCESSES) continue;
+        rows.slot[o] = e < WRITES ? shared.write_slot[e] : shared.read_slot[e - WRITES];
+        rows.partner[o] =
+            e < WRITES ? index_of(rows.slot[o], shared.read_slot) : index_of(rows.slot[o], shared.write_slot);
+        if (e < WRITES || rows.partner[o] < 0)
+            load(s + (long long)(rows.slot[o]) * CHANNELS + vector * VECTOR, rows.content[o]);
+    }
+}
+
+// 2. Masses of the written slots, and eta, by warp 0.
+DEVICE void write_masses(
+    const StepParams& p, Shared& shared, Acc gamma, const Acc (&before)[WriteSearch::OWN], int lane, Acc* z
+) {
+    Acc w[WriteSearch::OWN];
+    shared.write_search.weigh(lane, p.write_renorm, w);
+#pragma unroll
+    for (int e = 0; e < WriteSearch::OWN; e++) {
+        const int k = lane + 32 * e;
+        if (k >= WRITES) continue;
+        shared.mass[k] = Retention<Acc>::alpha(w[e], gamma) * before[e] + w[e];
+        z[shared.write_slot[k]] = shared.mass[k];
+        shared.eta[k] = w[e] / (shared.mass[k] + p.eps);
+    }
+}
+
+// 2. Weights of the read slots, by warp 1; if the read is mass-aware, after the write's masses.
+DEVICE void read_weights(const StepParams& p, Shared& shared, const Acc (&mass)[ReadSearch::OWN], int lane) {
+    Acc r[ReadSearch::OWN], total = 0, weighted = 0;
+    shared.read_search.weigh(lane, p.read_renorm, r);
+#pragma unroll
+    for (int e = 0; p.mass_aware && e < ReadSearch::OWN; e++) {
+        const int k = lane + 32 * e;
+        if (k >= READS) continue;
+        const int written = index_of(shared.read_slot[k], shared.write_slot);
+        total += r[e];
+        r[e] *= written < 0 ? mass[e] : shared.mass[written];
+        weighted += r[e];
+    }
+    const Acc scale = p.mass_aware ? warp_sum(total) / (warp_sum(weighted) + p.eps) : Acc(1);
+#pragma unroll
+    for (int e = 0; e < ReadSearch::OWN; e++)
+        if (lane + 32 * e < READS) shared.weight[lane + 32 * e] = r[e] * scale;
+}
+
+// 3. The contents of a thread's vector in the rows of its team's accesses: written, stored, and read into ``sum``.
+DEVICE void write_and_read(
+    const Shared& shared, Member member, int vector, const Acc (&v)[VECTOR], Rows& rows, Acc* s, Acc (&sum)[VECTOR]
+) {
+#pragma unroll 1
+    for (int first = 0; first < OWN; first += AT_ONCE) {
+        if (first > 0) load_rows(shared, s, member, first, vector, rows);
 #pragma unroll
         for (int o = 0; o < AT_ONCE; o++) {
-            const int e = team + TEAMS * (first + o);
-            if (team >= TEAMS || e >= EVENTS) continue;
-            row[o] = e < WRITES ? write_slot[e] : read_slot[e - WRITES];
-            partner[o] = e < WRITES ? place_of(row[o], read_slot) : place_of(row[o], write_slot);
-            if (e < WRITES || partner[o] < 0) load(s + (long long)(row[o]) * CHANNELS + group * VECTOR, content[o]);
+            const int e = member.team + TEAMS * (first + o);
+            if (e >= ACCESSES || (e >= WRITES && rows.partner[o] >= 0)) continue;  // a read that its write serves
+            if (e < WRITES) {
+#pragma unroll
+                for (int c = 0; c < VECTOR; c++) rows.content[o][c] += shared.eta[e] * (v[c] - rows.content[o][c]);
+                store(rows.content[o], s + (long long)(rows.slot[o]) * CHANNELS + vector * VECTOR);
+                if (rows.partner[o] < 0) continue;
+            }
+            const Acc r = shared.weight[e < WRITES ? rows.partner[o] : e - WRITES];
+#pragma unroll
+            for (int c = 0; c < VECTOR; c++) sum[c] += r * rows.content[o][c];
         }
-    };
-    fetch(0, place);
+    }
+}
+
+// 4. y: what the teams have read. ``first``: the first of the row's vectors that they have worked on.
+DEVICE void reduce_teams(const Shared& shared, int first, ELEMENT* y) {
+    for (int c = threadIdx.x; c < SPAN * VECTOR && first * VECTOR + c < CHANNELS; c += THREADS) {
+        Acc sum = 0;
+#pragma unroll(TEAMS <= 16 ? TEAMS : 8)
+        for (int t = 0; t < TEAMS; t++) sum += shared.partial[t * SPAN * VECTOR + c];
+        narrow(sum, y[first * VECTOR + c]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant__ StepParams p) {
+    __shared__ Shared shared;
+    const long long sequence = blockIdx.x;  // b * H + h
+    const int warp = warp_of_thread(), lane = threadIdx.x % 32;
+    const Member member;
+    Acc *s = p.s + sequence * M * CHANNELS, *z = p.z + sequence * M;
+    const ELEMENT* values = p.values + sequence * CHANNELS;
+    ELEMENT* y = p.y + sequence * CHANNELS;
+
+    // 0. what is needed later is loaded first
+    const bool live = p.live(sequence);
+    const Acc gamma = p.gamma_of(sequence);
+    const long long position = p.position_of(sequence);
+    Acc v[VECTOR];
+    load_read_only(values + member.vector * VECTOR, v);
+
+    // 1. slots, and the masses that they have
+    const long long row = sequence * (ORDER * RADIX);
+    Acc written_mass[WriteSearch::OWN], read_mass[ReadSearch::OWN];
+    if (warp == 0)
+        find_slots(shared.write_search, p.write_logits + row, position, z, true, lane, shared.write_slot, written_mass);
+    else if (warp == 1)
+        find_slots(shared.read_search, p.read_logits + row, position, z, p.mass_aware, lane, shared.read_slot, read_mass);
+    __syncthreads();
+    if (!live) {
+        for (int c = threadIdx.x; c < CHANNELS; c += THREADS) narrow(Acc(0), y[c]);
+        return;
+    }
+    Rows rows;
+    load_rows(shared, s, member, 0, member.vector, rows);
 
     // 2. weights and masses
-    if (warp == 0) {
-        const Retention<Sum> retention{call.gsu, 0, 0};
-        Sum w[WriteSearch::OWN];
-        write_search.weigh(lane, call.write_renorm, w);
-#pragma unroll
-        for (int e = 0; e < WriteSearch::OWN; e++) {
-            const int k = lane + 32 * e;
-            if (k >= WRITES) continue;
-            mass[k] = retention(w[e], forgetting) * written_mass[e] + w[e];
-            z[write_slot[k]] = mass[k];
-            eta[k] = w[e] / (mass[k] + call.eps);
-        }
-    }
-    if (call.mass_aware) __syncthreads();
-    if (warp == 1) {
-        Sum r[ReadSearch::OWN], total = 0, weighted = 0;
-        read_search.weigh(lane, call.read_renorm, r);
-#pragma unroll
-        for (int e = 0; call.mass_aware && e < ReadSearch::OWN; e++) {
-            const int k = lane + 32 * e;
-            if (k >= READS) continue;
-            const int written = place_of(read_slot[k], write_slot);
-            total += r[e];
-            r[e] *= written < 0 ? read_mass[e] : mass[written];
-            weighted += r[e];
-        }
-        const Sum scale = call.mass_aware ? sum_over_warp(total) / (sum_over_warp(weighted) + call.eps) : Sum(1);
-#pragma unroll
-        for (int e = 0; e < ReadSearch::OWN; e++)
-            if (lane + 32 * e < READS) weight[lane + 32 * e] = r[e] * scale;
-    }
+    if (warp == 0) write_masses(p, shared, gamma, written_mass, lane, z);
+    if (p.mass_aware) __syncthreads();
+    if (warp == 1) read_weights(p, shared, read_mass, lane);
     __syncthreads();
 
-    // 3. contents
-    for (int base = 0; base < GROUPS; base += SPAN) {
-        const int group = base + place;
-        if (team < TEAMS && group < GROUPS) {
-            Sum sum[VECTOR] = {};
-            if (base > 0) {
-                load(values + group * VECTOR, v);
-                fetch(0, group);
+    // 3. contents, 4. y
+    for (int first = 0; first < VECTORS; first += SPAN) {
+        const int vector = first + member.vector;
+        if (member.team < TEAMS && vector < VECTORS) {
+            if (first > 0) {
+                load_read_only(values + vector * VECTOR, v);
+                load_rows(shared, s, member, 0, vector, rows);
             }
-#pragma unroll 1
-            for (int first = 0; first < OWN; first += AT_ONCE) {
-                if (first > 0) fetch(first, group);
-#pragma unroll
-                for (int o = 0; o < AT_ONCE; o++) {
-                    const int e = team + TEAMS * (first + o);
-                    if (e >= EVENTS || (e >= WRITES && partner[o] >= 0)) continue;  // a read that its write serves
-                    if (e < WRITES) {
-#pragma unroll
-                        for (int c = 0; c < VECTOR; c++) content[o][c] += eta[e] * (v[c] - content[o][c]);
-                        store(content[o], s + (long long)(row[o]) * CHANNELS + group * VECTOR);
-                        if (partner[o] < 0) continue;
-                    }
-                    const Sum r = weight[e < WRITES ? partner[o] : e - WRITES];
-#pragma unroll
-                    for (int c = 0; c < VECTOR; c++) sum[c] += r * content[o][c];
-                }
-            }
-            store(sum, parts + (team * SPAN + place) * VECTOR);
+            Acc sum[VECTOR] = {};
+            write_and_read(shared, member, vector, v, rows, s, sum);
+            store(sum, shared.partial + (member.team * SPAN + member.vector) * VECTOR);
         }
         __syncthreads();
-        // 4. what the teams have read
-        for (int c = threadIdx.x; c < SPAN * VECTOR && base * VECTOR + c < CHANNELS; c += THREADS) {
-            Sum sum = 0;
-#pragma unroll(TEAMS <= 16 ? TEAMS : 8)
-            for (int t = 0; t < TEAMS; t++) sum += parts[t * SPAN * VECTOR + c];
-            narrow(sum, y[base * VECTOR + c]);
-        }
-        if (base + SPAN < GROUPS) __syncthreads();
+        reduce_teams(shared, first, y);
+        if (first + SPAN < VECTORS) __syncthreads();
     }
 }
-
-#else  // given the addresses
-
-// Who computes what: one block a (batch, head). The first threads take an event each for the masses and leave its
-// coefficient in shared memory; then every thread takes channels of its own, for which it writes and reads all slots.
-extern "C" __global__ void step_addressed(
-    const int* write_slot, const Sum* write_weight,  // (B, 1, H, K)
-    const int* read_slot, const Sum* read_weight,
-    const ELEMENT* values,  // (B, 1, H, C)
-    const ELEMENT* gamma,   // (B, 1, H), or null: ``one_gamma``
-    const bool* mask,       // (B, 1), or null
-    Sum* s, Sum* z,         // (B, H, M, C) and (B, H, M), updated
-    ELEMENT* y,             // (B, 1, H, C)
-    Sum one_gamma, int writes, int reads, int heads, int channels, long long slots, int mass_aware, Sum eps, int gsu
-) {
-    const long long unit = blockIdx.x;
-    const bool kept = !mask || mask[unit / heads];
-    Sum *eta = reinterpret_cast<Sum*>(on_chip()), *weight = eta + writes;
-    const Retention<Sum> retention{gsu, 0, 0};
-    s += unit * slots * channels;
-    z += unit * slots;
-    write_slot += unit * writes, read_slot += unit * reads;
-    if (kept)
-        for (int k = threadIdx.x; k < writes; k += blockDim.x) {
-            const Sum w = write_weight[unit * writes + k];
-            const Sum mass = retention(w, gamma ? Sum(widen(gamma[unit])) : one_gamma) * z[write_slot[k]] + w;
-            z[write_slot[k]] = mass;
-            eta[k] = w / (mass + eps);
-        }
-    __syncthreads();
-    if (kept)
-        for (int k = threadIdx.x; k < reads; k += blockDim.x)
-            weight[k] = read_weight[unit * reads + k] * (mass_aware ? z[read_slot[k]] : 1);
-    __syncthreads();
-    Sum scale = 1;
-    if (kept && mass_aware) {
-        Sum total = 0, weighted = 0;
-        for (int k = 0; k < reads; k++) total += read_weight[unit * reads + k], weighted += weight[k];
-        scale = total / (weighted + eps);
-    }
-    for (int c = threadIdx.x; c < channels; c += blockDim.x) {
-        Sum sum = 0;
-        if (kept) {
-            const Sum v = widen(values[unit * channels + c]);
-            for (int k = 0; k < writes; k++) {
-                Sum& content = s[(long long)(write_slot[k]) * channels + c];
-                content += eta[k] * (v - content);
-            }
-            for (int k = 0; k < reads; k++) sum += scale * weight[k] * s[(long long)(read_slot[k]) * channels + c];
-        }
-        narrow(sum, y[unit * channels + c]);
-    }
-}
-
-#endif

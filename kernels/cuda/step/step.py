@@ -1,48 +1,78 @@
-"""One token on the GPU: decode, write and read, updating the state in place; see ``step.cu``.
+"""One token on the GPU: decode, write and read, updating the state in place.
 
-Up to K = P = 64 that is one launch, compiled for U, P, K and C; beyond, two of the decoder and one for the memory.
-What the launch needs beside its arrays is worked out once for each signature of a call: ``_plan``.
+Up to K = P = 64 that is one launch (``step.cu``), compiled for U, P, K and C; beyond, two of the decoder and one for
+the memory (``step_plain.cu``). What the launch needs beside its arrays is worked out once for each signature of a call,
+in ``_plan``.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
 
-from ..address.decode import decode_pair_forward
-from ..runtime.arrays import NULL, null_or, plain, token_strides
-from ..runtime.module import Launch, Specialisation, struct, sum_dtype, type_name
+from ..address.decode import decode_forward
+from ..memory.retention import require_rule
+from ..runtime.arrays import contiguous_aligned, ptr, token_strides
+from ..runtime.module import Launch, Specialisation, sum_dtype, type_name
+from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
 
-MOST = 64  # K and P of the fused kernel
+MAX_FUSED_K = 64  # K and P of step.cu
+
+
+@functools.cache
+def step_params(acc: np.dtype) -> ParamStruct:
+    """``StepParams`` of step.cu, for accumulators of this dtype."""
+    return ParamStruct(
+        "StepParams",
+        write_logits=POINTER, read_logits=POINTER, values=POINTER, gamma=POINTER, mask=POINTER, positions=POINTER,
+        s=POINTER, z=POINTER, y=POINTER, batch_stride=LONG, constant_gamma=acc, eps=acc,
+        heads=UNSIGNED, cape_heads=UNSIGNED, write_renorm=INT, read_renorm=INT, mass_aware=INT,
+    )  # fmt: skip
+
+
+@functools.cache
+def plain_step_params(acc: np.dtype) -> ParamStruct:
+    """``PlainStepParams`` of step_plain.cu, for accumulators of this dtype."""
+    return ParamStruct(
+        "PlainStepParams",
+        write_index=POINTER, read_index=POINTER, write_weight=POINTER, read_weight=POINTER, values=POINTER,
+        gamma=POINTER, mask=POINTER, s=POINTER, z=POINTER, y=POINTER, slots=LONG, constant_gamma=acc, eps=acc,
+        writes=INT, reads=INT, heads=INT, channels=INT, mass_aware=INT,
+    )  # fmt: skip
 
 
 @functools.cache
 def step_specialisation(
-    element: str, order: int, radix: int, write_k: int, read_k: int, channels: int
+    element: str, order: int, radix: int, write_k: int, read_k: int, channels: int, update: str
 ) -> Specialisation:
-    """``step.cu`` for values of the type ``element``: fused if it can be, else given the addresses."""
-    if max(radix, write_k, read_k) > MOST:
-        return Specialisation("step/step.cu", ("step_addressed",), (("ELEMENT", element),))
+    """``step.cu`` for values of the type ``element`` if it serves U, P, K and C, else ``step_plain.cu``."""
+    acc = np.dtype(np.float64 if element == "double" else np.float32)
+    if max(radix, write_k, read_k) > MAX_FUSED_K:
+        return Specialisation(
+            "step/step_plain.cu", ("step_plain",), (("ELEMENT", element), ("UPDATE", update)), (plain_step_params(acc),)
+        )
     return Specialisation(
         "step/step.cu",
         ("step",),
         (
             ("ELEMENT", element), ("ORDER", order), ("RADIX", radix), ("WRITES", write_k), ("READS", read_k),
-            ("CHANNELS", channels), ("THREADS", _threads(element, write_k + read_k, channels)),
+            ("CHANNELS", channels), ("THREADS", _threads(element, write_k + read_k, channels)), ("UPDATE", update),
         ),
+        (step_params(acc),),
     )  # fmt: skip
 
 
-def _threads(element: str, events: int, channels: int) -> int:
-    """Of a block: two rows a thread, 16 bytes of each; at least the two warps that decode."""
+def _threads(element: str, accesses: int, channels: int) -> int:
+    """The threads of a block: each has two rows, 16 bytes of each; at least the two warps that decode."""
     wide = 16 // (8 if element == "double" else 4)
     while channels % wide:
         wide //= 2
-    wanted = events * (channels // wide) // 2
+    wanted = accesses * (channels // wide) // 2
     return min(256, max(64, -(-wanted // 32) * 32))
 
 
@@ -55,26 +85,27 @@ def _plan(
     batch_stride: int,  # of positions
     decode: DecodeOptions,
     options: MemoryOptions,
-) -> Launch:
+) -> tuple[Launch, Callable[..., Any]]:
+    """The launch for calls of one signature, and what makes its parameters from the addresses of the arrays."""
     B, _, H, U, P = shape
-    sums = sum_dtype(dtype).type
     write_k, read_k, write_renorm, read_renorm, cape_heads = decode
-    specialisation = step_specialisation(type_name(dtype), U, P, write_k, read_k, channels)
-    [name] = specialisation.kernels
-    number, eps = sums(0 if gamma is None else gamma), sums(options.eps)
-    mass_aware, gsu = np.int32(options.mass_aware), np.int32(options.update == "gsu")
+    specialisation = step_specialisation(
+        type_name(dtype), U, P, write_k, read_k, channels, require_rule(options.update)
+    )
+    [name], [params] = specialisation.kernels, specialisation.params
+    constants = {
+        "constant_gamma": 0 if gamma is None else gamma, "eps": options.eps, "heads": H,
+        "mass_aware": options.mass_aware,
+    }  # fmt: skip
     if name == "step":
-        constants = struct(
-            batch_stride=np.int64(batch_stride), one_gamma=number, eps=eps, heads=np.uint32(H),
-            cape_heads=np.uint32(cape_heads), write_renorm=np.int32(write_renorm), read_renorm=np.int32(read_renorm),
-            mass_aware=mass_aware, gsu=gsu,
+        fill = params.partial(
+            **constants, batch_stride=batch_stride, cape_heads=cape_heads, write_renorm=write_renorm,
+            read_renorm=read_renorm,
         )  # fmt: skip
-        threads = _threads(type_name(dtype), write_k + read_k, channels)
-        return Launch(specialisation, name, (B * H,), threads, (constants,))
-    sizes = np.int32(write_k), np.int32(read_k), np.int32(H), np.int32(channels), np.int64(options.slots)
+        return Launch(specialisation, name, (B * H,), _threads(type_name(dtype), write_k + read_k, channels)), fill
+    fill = params.partial(**constants, slots=options.slots, writes=write_k, reads=read_k, channels=channels)
     threads = min(256, max(32, -(-max(channels, write_k, read_k) // 32) * 32))
-    shared = (write_k + read_k) * np.dtype(sums).itemsize
-    return Launch(specialisation, name, (B * H,), threads, (number, *sizes, mass_aware, eps, gsu), shared)
+    return Launch(specialisation, name, (B * H,), threads, (write_k + read_k) * sum_dtype(dtype).itemsize), fill
 
 
 def step(
@@ -94,18 +125,27 @@ def step(
     y = cupy.empty(values.shape, dtype=values.dtype)
     if not y.size:
         return y
-    number, gamma = (gamma, NULL) if isinstance(gamma, float) else (None, plain(gamma))
-    launch = _plan(
+    number, gamma = (gamma, None) if isinstance(gamma, float) else (None, contiguous_aligned(gamma))
+    launch, fill = _plan(
         write_logits.shape, values.shape[3], values.dtype, number, token_strides(positions)[0], decode, options
     )
-    slots, mass = plain(state.slots), plain(state.mass)
-    values = plain(values)
-    mask = NULL if mask is None else plain(mask)
+    slots, mass = contiguous_aligned(state.slots), contiguous_aligned(state.mass)
+    values = contiguous_aligned(values)
+    mask = None if mask is None else contiguous_aligned(mask)
     if launch.name == "step":
-        launch(plain(write_logits), plain(read_logits), values, gamma, mask, null_or(positions), slots, mass, y)
+        write_logits, read_logits = contiguous_aligned(write_logits), contiguous_aligned(read_logits)
+        params = fill(
+            write_logits.data.ptr, read_logits.data.ptr, values.data.ptr, ptr(gamma), ptr(mask), ptr(positions),
+            slots.data.ptr, mass.data.ptr, y.data.ptr,
+        )  # fmt: skip
     else:
-        write, read = decode_pair_forward(write_logits, read_logits, decode, positions)
-        launch(write[0], write[1], read[0], read[1], values, gamma, mask, slots, mass, y)
+        top_k, renorm = (decode.write_k, decode.read_k), (decode.write_renorm, decode.read_renorm)
+        write, read = decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
+        params = fill(
+            write[0].data.ptr, read[0].data.ptr, write[1].data.ptr, read[1].data.ptr, values.data.ptr, ptr(gamma),
+            ptr(mask), slots.data.ptr, mass.data.ptr, y.data.ptr,
+        )  # fmt: skip
+    launch(params)
     for part, worked_on in ((state.slots, slots), (state.mass, mass)):
         if worked_on is not part:  # of another layout, so that a copy was updated
             part[...] = worked_on

@@ -1,0 +1,15 @@
+// What the fast layers share: ELEMENT, the type of their arrays, and Acc, that of sums.
+#pragma once
+#include "runtime/reduce.cuh"
+
+#ifndef ELEMENT
+#error "ELEMENT must be defined: the type of the arrays, one of float, double, float16, bfloat16"
+#endif
+
+using Acc = AccOf<ELEMENT>::type;
+
+DEVICE ELEMENT narrowed(Acc x) {
+    ELEMENT y;
+    narrow(x, y);
+    return y;
+}

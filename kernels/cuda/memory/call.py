@@ -1,0 +1,126 @@
+"""What holds for a call of the memory: its inputs, sizes and layout, and what every kernel is given."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ramnet_np.contract import Address, Array, MemoryOptions, RAMState
+
+from ..runtime.arrays import allocate_together
+from ..runtime.params import INT, POINTER, ParamStruct
+from .layout import CHAIN_BYTES, Layout
+
+
+class Segments(NamedTuple):
+    """How a sequence is split: ``contents`` segments of ``chunks`` chunks, each in ``masses`` parts for the masses."""
+
+    contents: int
+    chunks: int
+    masses: int
+
+    @property
+    def is_split(self) -> bool:
+        """Whether masses go from segment to segment."""
+        return self.contents * self.masses > 1
+
+
+class Call(NamedTuple):
+    """The inputs as kernels take them, and sizes. Rows are those of the working state (``renumber.py``)."""
+
+    write: Address  # index: rows
+    read: Address
+    values: Array  # (B, T, H, C)
+    gamma: Any  # a number, or (B, T, H)
+    mask: Array | None  # (B, T)
+    state: RAMState | None  # as given
+    options: MemoryOptions
+    rows: int
+    renumbered: bool
+
+    @property
+    def sequences(self) -> int:
+        """B * H, the (batch, head)s."""
+        return self.values.shape[0] * self.values.shape[2]
+
+    @property
+    def top_k(self) -> tuple[int, int]:
+        """Writes and reads of a token."""
+        return self.write.index.shape[3], self.read.index.shape[3]
+
+    @property
+    def acc(self) -> np.dtype:
+        """The dtype of accumulators, weights and state."""
+        return self.write.weight.dtype
+
+    @property
+    def constant_gamma(self) -> float:
+        """gamma if it is a number, else 0, which nobody reads."""
+        return self.gamma if isinstance(self.gamma, float) else 0.0
+
+    @property
+    def gamma_array(self) -> Array | None:
+        """gamma per token, if it is given so."""
+        return None if isinstance(self.gamma, float) else self.gamma
+
+
+class Kept(NamedTuple):
+    """What a chunked forward keeps of its accesses for the backward: see ``chunk.cuh`` and ``mass.cuh``."""
+
+    write_events: Array  # (B*H, chunks, CHUNK, W, 2): code, eta
+    read_events: Array  # (B*H, chunks, CHUNK, R, 2): code, weight
+    writes: Array  # (B*H, chunks, CHUNK, W, 4): MassAccess
+    mass_before: Array  # (B*H, chunks, CHUNK, W)
+    chains: Array  # (B*H, chunks, CHAINS)
+    entries: Array  # (B*H, chunks, ENTRIES, 2)
+    spill: Array  # (B*H * segments * slices, versions of a chunk, CHANNELS): that find no room in shared memory
+    read_entries: Array  # (B*H, chunks, CHUNK, R)
+    reads: Array | None  # (B*H, chunks, CHUNK, R, 4): MassAccess, if reads are mass-aware
+    read_mass: Array | None  # (B*H, chunks, CHUNK, R), likewise
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a sequence."""
+        return self.writes.shape[1]
+
+
+def allocate_kept(call: Call, layout: Layout, segments: Segments) -> Kept:
+    """Memory for all of it, not set, in one allocation."""
+    acc, (W, R) = call.acc, layout.accesses
+    chunks = (call.sequences, -(-call.values.shape[1] // layout.chunk))
+    tokens = (*chunks, layout.chunk)
+    blocks = call.sequences * segments.contents * layout.slices
+    wanted = [
+        ((*tokens, W, 2), acc), ((*tokens, R, 2), acc), ((*tokens, W, 4), acc), ((*tokens, W), acc),
+        ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*chunks, layout.entries, 2), acc),
+        ((blocks, layout.versions, layout.channels), acc), ((*tokens, R), np.dtype(np.uint16)),
+    ]  # fmt: skip
+    if call.options.mass_aware:
+        wanted += [((*tokens, R, 4), acc), ((*tokens, R), acc)]
+    arrays = allocate_together(*wanted)
+    return Kept(*arrays, *([None] * (len(Kept._fields) - len(arrays))))
+
+
+@functools.cache
+def memory_params(acc: np.dtype) -> ParamStruct:
+    """``MemoryParams`` of chunk.cuh, for accumulators of this dtype."""
+    return ParamStruct(
+        "MemoryParams",
+        write_row=POINTER, read_row=POINTER, write_weight=POINTER, read_weight=POINTER, gamma=POINTER, mask=POINTER,
+        chains=POINTER, entries=POINTER, constant_gamma=acc, eps=acc, initial_mass=acc, proxy_eps=acc,
+        tokens=INT, heads=INT, rows=INT,
+    )  # fmt: skip
+
+
+def fill_memory_params(call: Call, kept: Kept) -> Any:
+    """The struct with which those of most kernels begin."""
+    _, T, H, _ = call.values.shape
+    options = call.options
+    return memory_params(call.acc)(
+        write_row=call.write.index, read_row=call.read.index, write_weight=call.write.weight,
+        read_weight=call.read.weight, gamma=call.gamma_array, mask=call.mask, chains=kept.chains, entries=kept.entries,
+        constant_gamma=call.constant_gamma, eps=options.eps, initial_mass=1 / options.slots,
+        proxy_eps=options.proxy_eps, tokens=T, heads=H, rows=call.rows,
+    )  # fmt: skip

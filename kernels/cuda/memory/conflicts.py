@@ -1,0 +1,63 @@
+"""Which accesses of a chunk conflict: the launch of ``conflicts.cu``."""
+
+from __future__ import annotations
+
+import functools
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ramnet_np.contract import Array
+
+from ..runtime.module import Launch, Specialisation
+from ..runtime.params import INT, POINTER, ParamStruct
+from .call import Call, Kept, memory_params
+from .layout import THREADS, Layout
+from .retention import require_rule
+
+GRID = 65535  # blocks along y, or z
+
+
+@functools.cache
+def conflict_params(acc: np.dtype) -> ParamStruct:
+    """``ConflictParams`` of conflicts.cu."""
+    return ParamStruct(
+        "ConflictParams",
+        memory=memory_params(acc), writes=POINTER, change_before=POINTER, read_events=POINTER, read_entries=POINTER,
+        reads=POINTER, rows_in_shared=INT, version_capacity=INT, first_batch=INT, first_chunk=INT,
+    )  # fmt: skip
+
+
+@functools.cache
+def conflict_specialisation(layout: Layout, update: str) -> Specialisation:
+    """``conflicts.cu`` for a layout and an update rule."""
+    defines = (*layout.defines, ("UPDATE", require_rule(update)))
+    params = conflict_params(np.dtype(f"f{layout.acc_bytes}"))
+    return Specialisation("memory/conflicts.cu", ("find_conflicts",), defines, (params,))
+
+
+@functools.lru_cache(maxsize=1024)
+def _launch(layout: Layout, update: str, grid: tuple[int, int, int]) -> Launch:
+    return Launch(conflict_specialisation(layout, update), "find_conflicts", grid, THREADS)
+
+
+def find_conflicts(call: Call, layout: Layout, memory: Any, kept: Kept) -> Array:
+    """Fill chains, entries, codes and tags of ``kept``; return the changes of the mass before each chained write.
+
+    ``memory``: :func:`~.call.fill_memory_params`. Returns (B*H, chunks, CHUNK, W, 2).
+    """
+    import cupy
+
+    B, _, H, _ = call.values.shape
+    change_before = cupy.empty((*kept.writes.shape[:4], 2), dtype=call.acc)
+    for batch, chunk in product(range(0, B, GRID), range(0, kept.chunks, GRID)):
+        grid = H, min(kept.chunks - chunk, GRID), min(B - batch, GRID)
+        _launch(layout, call.options.update, grid)(
+            conflict_params(call.acc)(
+                memory=memory, writes=kept.writes, change_before=change_before, read_events=kept.read_events,
+                read_entries=kept.read_entries, reads=kept.reads, rows_in_shared=call.rows * layout.in_shared,
+                version_capacity=layout.version_capacity, first_batch=batch, first_chunk=chunk,
+            )
+        )  # fmt: skip
+    return change_before

@@ -1,0 +1,78 @@
+"""The contents of the slots, forward and backward: the launches of ``content.cu``."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from ..runtime.module import Launch, Specialisation
+from ..runtime.params import INT, POINTER, ParamStruct
+from .call import Call, Kept, Segments
+from .layout import HEADER_BYTES, THREADS, Layout
+
+PASSES = ("content_forward", "content_backward_recompute", "content_backward")
+
+CONTENT = ParamStruct(
+    "ContentParams",
+    writes=POINTER, reads=POINTER, chains=POINTER, entries=POINTER, values=POINTER, dy=POINTER,
+    before_first=POINTER, spill=POINTER, given=POINTER, working=POINTER, final_state=POINTER, dstate=POINTER,
+    y=POINTER, dv=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER, d_dot_before=POINTER, final_q=POINTER,
+    tokens=INT, heads=INT, channels=INT, rows=INT, segments=INT, chunks_of_segment=INT, first_segment=INT,
+    launched_segments=INT, local_only=INT,
+)  # fmt: skip
+"""``ContentParams`` of content.cu, which says what each is."""
+
+
+@functools.cache
+def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
+    """``content.cu`` for a layout."""
+    defines = (
+        *layout.defines, ("CHANNELS", layout.channels), ("ALIGNED", int(layout.aligned)),
+        ("IN_SHARED", int(layout.in_shared)), ("LAZY_ZERO", int(renumbered and not layout.in_shared)),
+        ("SHARED_HEADER_BYTES", HEADER_BYTES), ("BLOCKS", layout.blocks),
+    )  # fmt: skip
+    return Specialisation("memory/content.cu", PASSES, defines, (CONTENT,))
+
+
+@functools.lru_cache(maxsize=1024)
+def _launch(layout: Layout, renumbered: bool, name: str, rows: int, blocks: int) -> Launch:
+    specialisation = content_specialisation(layout, renumbered)
+    return Launch(specialisation, name, (blocks,), THREADS, layout.content_bytes(rows))
+
+
+def content_pass(
+    name: str,
+    call: Call,
+    layout: Layout,
+    kept: Kept,
+    segments: Segments,
+    *,
+    skip_first: int = 0,
+    skip_last: int = 0,
+    local_only: bool = False,
+    **arrays: Any,
+) -> None:
+    """Launch the pass ``name``, one of PASSES, over all tokens.
+
+    ``skip_first``, ``skip_last``: segments to leave out at the begin and at the end, 0 or 1.
+
+    ``local_only``: whether of segments that need another's end only the state that they make of zeros is wanted.
+    ``arrays``: the pass's own, by their names in ``ContentParams``; those of other passes are null.
+    """
+    _, T, H, C = call.values.shape
+    launched = segments.contents - skip_first - skip_last
+    blocks = call.sequences * launched * layout.slices
+    _launch(layout, call.renumbered, name, call.rows, blocks)(
+        CONTENT(
+            **_NO_ARRAYS | arrays, writes=kept.write_events, reads=kept.read_events, chains=kept.chains,
+            entries=kept.entries, values=call.values, spill=kept.spill, tokens=T, heads=H, channels=C, rows=call.rows,
+            segments=segments.contents, chunks_of_segment=segments.chunks, first_segment=skip_first,
+            launched_segments=launched, local_only=local_only,
+        )
+    )  # fmt: skip
+
+
+_NO_ARRAYS = dict.fromkeys(
+    ("dy", "before_first", "given", "working", "final_state", "dstate", "y", "dv", "dy_dot_s", "d_dot_v",
+     "d_dot_before", "final_q")
+)  # fmt: skip

@@ -1,0 +1,194 @@
+// A tile: the channels of a slice that one lane holds, and where that lane stands in the arrays.
+#pragma once
+#include "memory/chunk.cuh"
+
+#if !defined(CHANNELS) || !defined(ALIGNED)
+#error "CHANNELS of a slice and ALIGNED (whether a tile's channels are all there and aligned, or none is) must be defined"
+#endif
+
+constexpr int TILE = CHANNELS / LANES;                                   // channels of a lane
+constexpr int OWN_WRITES = W / GROUPS_PER_TOKEN, OWN_READS = R / GROUPS_PER_TOKEN;  // accesses of a group
+static_assert(OWN_WRITES <= 8 && OWN_READS <= 8, "a group's accesses are held in registers");
+
+struct alignas(TILE * sizeof(Acc)) Tile {
+    Acc at[TILE];
+
+    DEVICE void clear() {
+#pragma unroll
+        for (int i = 0; i < TILE; i++) at[i] = 0;
+    }
+    DEVICE void add(Acc a, const Tile& x) {  // += a x
+#pragma unroll
+        for (int i = 0; i < TILE; i++) at[i] += a * x.at[i];
+    }
+    DEVICE void wait_for_load() {
+#pragma unroll
+        for (int i = 0; i < TILE; i++) at[i] = ::wait_for_load(at[i]);
+    }
+    DEVICE void scale(Acc a) {
+#pragma unroll
+        for (int i = 0; i < TILE; i++) at[i] *= a;
+    }
+    DEVICE void approach(Acc eta, const Tile& v) {  // += eta (v - this)
+#pragma unroll
+        for (int i = 0; i < TILE; i++) at[i] += eta * (v.at[i] - at[i]);
+    }
+    DEVICE Acc dot(const Tile& x) const {
+        Acc sum = 0;
+#pragma unroll
+        for (int i = 0; i < TILE; i++) sum += at[i] * x.at[i];
+        return sum;
+    }
+};
+
+// Which part of a call a lane computes. Chunks and tokens are counted from where the segment begins.
+struct Lane {
+    int tokens, channels, rows;  // of the segment; C; rows of the state
+    int chunks, slice, slices;
+    int segment, sequence;    // sequence: (batch * H + head) * segments + segment
+    int group, lane;          // the block's group; the group's lane
+    int token, part;          // of a chunk: the group's token, and which of its accesses
+    long long first_chunk;    // in arrays (B*H, chunks)
+    long long before_slice;   // chunks of other slices, in arrays (slices, B*H, chunks)
+    long long first;          // the lane's first channel of the group's token of chunk 0, in arrays (B, T, H, C)
+    unsigned stride;          // from chunk to chunk there
+    bool inside[TILE];        // channels that C has
+
+    template <class Params>
+    DEVICE Lane(const Params& p, unsigned block)
+        : channels(p.channels), rows(p.rows), slices((p.channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES),
+          lane(threadIdx.x % LANES), token(group / GROUPS_PER_TOKEN), part(group % GROUPS_PER_TOKEN),
+          stride(CHUNK * p.heads * p.channels) {
+        const int number = block / slices, all_chunks = chunks_of(p.tokens);
+        const int batch_head = number / p.launched_segments;
+        slice = block % slices, segment = p.first_segment + number % p.launched_segments;
+        sequence = batch_head * p.segments + segment;
+        const int begin = segment * p.chunks_of_segment;
+        chunks = min(p.chunks_of_segment, all_chunks - begin);
+        tokens = min(chunks * CHUNK, p.tokens - begin * CHUNK);
+        first_chunk = (long long)(batch_head)*all_chunks + begin;
+        before_slice = (long long)(gridDim.x / slices / p.launched_segments) * all_chunks * slice;
+        const int channel = slice * CHANNELS + lane * TILE;
+        const long long row = (long long)(batch_head / p.heads) * p.tokens + begin * CHUNK + token;
+        first = (row * p.heads + batch_head % p.heads) * channels + channel;
+#pragma unroll
+        for (int i = 0; i < TILE; i++) inside[i] = channel + i < channels;
+    }
+    // Whether the group has a token; known to the compiler where all groups do.
+    DEVICE bool takes_part() const { return CHUNK * GROUPS_PER_TOKEN >= GROUPS || token < CHUNK; }
+    DEVICE bool has(int chunk) const { return chunk >= 0 && takes_part() && chunk * CHUNK + token < tokens; }
+    DEVICE bool leads(int chunk) const { return part == 0 && has(chunk); }  // one group for each token
+    DEVICE long long at(int chunk) const { return first + (unsigned long long)(unsigned(chunk)) * stride; }
+    DEVICE long long at(int chunk, int other_token) const {
+        return at(chunk) + (long long)(other_token - token) * (stride / CHUNK);
+    }
+    // The group's first access in chunk 0, in arrays (B*H, chunks, CHUNK, GROUPS_PER_TOKEN * own).
+    DEVICE long long access(int own) const { return first_chunk * (CHUNK * GROUPS_PER_TOKEN * own) + group * own; }
+};
+
+// Where a chunk begins in a list that has so many per chunk; unsigned, which takes one instruction.
+DEVICE unsigned long long at_chunk(int chunk, unsigned each) { return (unsigned long long)(unsigned(chunk)) * each; }
+
+// ---- a lane's channels in arrays whose rows it has ``inside`` ----
+
+template <class T> DEVICE Tile load_channels(const Lane& lane, const T* from) {
+    Tile x;
+    x.clear();
+    if (ALIGNED) {
+        if (lane.inside[0]) load<TILE>(from, x.at);
+    } else {
+#pragma unroll
+        for (int i = 0; i < TILE; i++)
+            if (lane.inside[i]) x.at[i] = widen(from[i]);
+    }
+    return x;
+}
+
+// An input tile, from when its load is issued to when it is used. 16-bit inputs stay packed in pairs until used:
+// converting a value would make the thread wait for its load there.
+template <class T, bool PAIRS = sizeof(T) == 2 && TILE % 2 == 0> struct TileInput {
+    Tile x;
+
+    DEVICE void clear() { x.clear(); }
+    DEVICE void load(const Lane& lane, const T* from) { x = load_channels(lane, from); }
+    DEVICE Tile widened() const { return x; }
+};
+template <class T> struct TileInput<T, true> {
+    static constexpr int N = (TILE + 1) / 2;  // pairs of an even TILE; the compiler looks at this for others too
+    unsigned pair[N];
+
+    DEVICE void clear() {
+#pragma unroll
+        for (int i = 0; i < N; i++) pair[i] = 0;
+    }
+    DEVICE void load(const Lane& lane, const T* from) {
+        clear();
+        if (ALIGNED) {
+            if (lane.inside[0]) ::load<N>(reinterpret_cast<const unsigned*>(from), pair);
+        } else {
+#pragma unroll
+            for (int i = 0; i < TILE; i++)
+                if (lane.inside[i]) pair[i / 2] |= unsigned(from[i].bits) << 16 * (i % 2);
+        }
+    }
+    DEVICE Tile widened() const {
+        Tile x;
+#pragma unroll
+        for (int i = 0; i < TILE; i++) x.at[i] = widen(T{(unsigned short)(pair[i / 2] >> 16 * (i % 2))});
+        return x;
+    }
+};
+
+template <class T> DEVICE void store_tile(const Acc (&x)[TILE], T* to) { store<TILE>(x, to); }
+DEVICE void store_tile(const float (&x)[4], float* to) {  // inside a chain the compiler would make four stores of it
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
+}
+template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T* to) {
+    if (ALIGNED) {
+        if (lane.inside[0]) store_tile(x.at, to);
+    } else {
+#pragma unroll
+        for (int i = 0; i < TILE; i++)
+            if (lane.inside[i]) narrow(x.at[i], to[i]);
+    }
+}
+
+// ---- sums over lanes ----
+
+// The sum over the groups that share a token.
+DEVICE Tile sum_over_parts(Tile x) {
+#pragma unroll
+    for (int distance = LANES; distance < LANES * GROUPS_PER_TOKEN; distance *= 2)
+#pragma unroll
+        for (int i = 0; i < TILE; i++) x.at[i] += __shfl_xor_sync(~0u, x.at[i], distance);
+    return x;
+}
+
+DEVICE Acc sum_over_lanes(Acc x) {
+#pragma unroll
+    for (int distance = LANES / 2; distance; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
+    return x;
+}
+
+// The sums over a group's lanes of N numbers per lane (N a multiple of 4); lane l gets those from l N / 4 on.
+template <int N> DEVICE void transpose_sum(const Acc (&x)[N], Acc (&sums)[N / 4]) {
+    const bool upper = threadIdx.x & 2, odd = threadIdx.x & 1;
+    Acc half[N / 2];
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) {
+        const Acc got = __shfl_xor_sync(~0u, upper ? x[i] : x[i + N / 2], 2);
+        half[i] = (upper ? x[i + N / 2] : x[i]) + got;
+    }
+#pragma unroll
+    for (int i = 0; i < N / 4; i++) {
+        const Acc got = __shfl_xor_sync(~0u, odd ? half[i] : half[i + N / 4], 1);
+        sums[i] = (odd ? half[i + N / 4] : half[i]) + got;
+    }
+}
+
+// Stores the sums over the lanes of a group's dots, one for each of its N accesses.
+template <int N> DEVICE void store_dots(const Lane& lane, const Acc (&dots)[N], Acc* to) {
+    Acc sums[N / 4];
+    transpose_sum(dots, sums);
+    if (lane.takes_part()) store<N / 4>(sums, to + lane.lane * (N / 4));
+}

@@ -1,0 +1,52 @@
+"""How a layer's fast version is found: by its name, where the backend of the arrays has one.
+
+The mathematics of a layer is written once, for NumPy and CuPy arrays. Where that would be many small launches on a GPU,
+a backend may hold a fast version of the function: same name, same parameters, same results and refusals. It stands in
+``Backend.layers`` under the function's name; ``tests/test_signatures.py`` compares the two. A context belongs to the
+function that made it: a fast version may keep other arrays than the mathematics does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from ramnet_np.backend import array_kind, backend_for
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+ACCELERATED: dict[str, Callable[..., Any]] = {}
+"""The mathematics of every function that may have a fast version, by its name."""
+
+
+def accelerated(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Call the fast version of ``function`` for CuPy arrays where their backend has one; else ``function`` itself.
+
+    The arrays are looked for among the arguments and at the head of contexts. NumPy arrays are served by the
+    mathematics alone, and no backend is loaded for them; ``use_backend("numpy")`` asks for the mathematics on CuPy
+    arrays too.
+    ValueError for a second function of the same name.
+
+    >>> import numpy as np
+    >>> @accelerated
+    ... def double(x):
+    ...     return x + x
+    >>> double(np.ones(2)).tolist(), ACCELERATED.pop("double") is double.__wrapped__
+    ([2.0, 2.0], True)
+    """
+    name = function.__name__
+    if name in ACCELERATED:
+        raise ValueError(f"two accelerated functions are called {name!r}; a fast version is found by this name")
+    ACCELERATED[name] = function
+
+    @functools.wraps(function)
+    def dispatched(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        for argument in (*args, *kwargs.values()):
+            array = argument[0] if isinstance(argument, tuple) and argument else argument
+            if array_kind(array) == "cupy":
+                return backend_for(array).layers.get(name, function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return dispatched

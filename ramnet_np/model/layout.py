@@ -1,0 +1,52 @@
+"""Which parameters a model has: every name in order, from the embeddings to the head.
+
+The names are those of the authors' checkpoints, so that files need no translation. The order is the one in which
+initial values are drawn. Source: spec section 5.
+"""
+
+from __future__ import annotations
+
+from ramnet_np.model.block import block_parameters, norm_parameters
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.parameters import Parameter, Shape, add_prefix, normal, shapes_of
+
+EMBEDDINGS, HEAD, NORM = "model.embeddings.weight", "lm_head.weight", "model.norm."
+LAYERS = "model.layers."
+
+
+def layer_prefix(layer: int) -> str:
+    """What the names of a block's parameters start with.
+
+    >>> layer_prefix(3)
+    'model.layers.3.'
+    """
+    return f"{LAYERS}{layer}."
+
+
+def model_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
+    """Every parameter of a model, by name.
+
+    Source: spec section 5.
+
+    >>> parameters = model_parameters(RAMNetConfig(vocab=10, width=8, layers=1, heads=2, order=3, radix=4))
+    >>> parameters["model.layers.0.attn.w_proj.weight"].kind
+    'addresses'
+    """
+    table = (config.vocab, config.width)
+    parameters = {EMBEDDINGS: Parameter(table, "embeddings", normal(config.init_std))}
+    for i in range(config.layers):
+        parameters |= add_prefix(layer_prefix(i), block_parameters(config, i))
+    parameters |= add_prefix(NORM, norm_parameters(config))
+    if not config.tie_embeddings:
+        parameters[HEAD] = Parameter(table, "head", normal(config.init_std))
+    return parameters
+
+
+def parameter_shapes(config: RAMNetConfig) -> dict[str, Shape]:
+    """Name and shape of every parameter.
+
+    >>> shapes = parameter_shapes(RAMNetConfig(vocab=10, width=8, layers=1, heads=2, order=3, radix=4))
+    >>> shapes["model.layers.0.attn.w_proj.weight"]  # 2 heads of 3 digits of 4 values
+    (24, 8)
+    """
+    return shapes_of(model_parameters(config))

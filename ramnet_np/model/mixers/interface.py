@@ -1,0 +1,107 @@
+"""What a mixer is: the part of a block that takes something from earlier tokens to later ones.
+
+A module of this package holds one :class:`Mixer`, called ``MIXER``. It is all that the rest of the library knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from ramnet_np.contract import Address, Array
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.parameters import Parameter, Params
+
+
+class CallOptions(NamedTuple):
+    """What holds for every layer of one call of the model."""
+
+    positions: Array | None = None  # (T,) or (B, T), for CAPE and rotary positions; None counts from 0
+    mask: Array | None = None  # (B, T) bool; where False a token neither writes nor reads
+    backend: str | None = None
+    return_state: bool = False
+    in_place: bool = False  # T = 1: update the given state; there is no backward
+
+
+class StateSize(NamedTuple):
+    """Elements of the state of one layer."""
+
+    total: int
+    active: int  # those that one token writes or reads
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A mixer under certain settings, as tables, figures and gradient checks name it."""
+
+    name: str
+    label: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of RAMNetConfig that make the variant
+    ablation: bool = False  # stands in tables after all other variants
+
+    def describes(self, config: RAMNetConfig) -> bool:
+        """Whether ``config`` has the settings of the variant.
+
+        >>> gated = Variant("gated delta", "Gated DeltaNet", {"delta_gate": True})
+        >>> gated.describes(RAMNetConfig(delta_gate=True)), gated.describes(RAMNetConfig())
+        (True, False)
+        """
+        return all(getattr(config, name) == value for name, value in self.settings.items())
+
+
+class Forward(Protocol):
+    """The forward of a layer."""
+
+    def __call__(
+        self,
+        x: Array,
+        params: Params,
+        config: RAMNetConfig,
+        layer: int = 0,
+        *,
+        state: Any = None,
+        options: CallOptions | None = None,
+    ) -> tuple[Array, Any, Any]:
+        """``x``: (B, T, D); ``params``: the layer's own; ``layer``: its number; ``state``: what the tokens before left,
+        taken as constant, None for nothing. Returns out (B, T, D), the state after the last token (None unless
+        ``options`` ask for it) and ctx (None if in place)."""
+
+
+class Addresses(Protocol):
+    """Where the tokens of a layer with slots write and read."""
+
+    def __call__(
+        self, x: Array, params: Params, config: RAMNetConfig, layer: int, options: CallOptions
+    ) -> dict[str, Address]:
+        """``x``: (B, T, D). Returns {"write": Address, "read": Address}."""
+
+
+def _check_nothing(config: RAMNetConfig) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Everything that the library asks of a mixer."""
+
+    name: str  # the value of ``RAMNetConfig.mixer``
+    variants: tuple[Variant, ...]  # the first has no settings; of those that describe a configuration the last counts
+    parameters: Callable[[RAMNetConfig, int], dict[str, Parameter]]  # of layer number i
+    forward: Forward
+    backward: Callable[[Array, Any], tuple[Array, Params]]  # (dout, ctx) -> gradients of x and of the parameters
+    state_size: Callable[[RAMNetConfig, int], StateSize]  # of one layer, after a context of so many tokens
+    # The check runs on every configuration, whichever mixer that names: ValueError or TypeError for a setting of this
+    # mixer that is wrong in itself, and where the configuration names it, for settings that do not fit together.
+    check: Callable[[RAMNetConfig], None] = _check_nothing
+    state_grows: bool = False  # with every token
+    addresses: Addresses | None = None  # of a mixer with slots: it alone takes a mask and a backend, and can be traced
+
+    def variant(self, config: RAMNetConfig) -> Variant:
+        """Which of the variants ``config`` is.
+
+        >>> from ramnet_np.model.mixers import MIXERS
+        >>> MIXERS["delta"].variant(RAMNetConfig(mixer="delta", delta_gate=True)).label
+        'Gated DeltaNet'
+        """
+        return [variant for variant in self.variants if variant.describes(config)][-1]

@@ -1,0 +1,74 @@
+"""Queries, keys and values: the first step of every mixer but ram.
+
+q, k, v = x Q^T, x K^T, x V^T        of every head
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ramnet_np.contract import Array
+from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.output import value_parameters
+from ramnet_np.model.parameters import Parameter, Params, normal
+
+
+class ProjectionContext(NamedTuple):
+    """What ``project_backward`` needs."""
+
+    q: LinearContext
+    k: LinearContext
+    v: LinearContext
+
+
+def key_value_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
+    """The parameters of these maps and of the map out of the layer.
+
+    >>> list(key_value_parameters(RAMNetConfig()))
+    ['q_proj.weight', 'k_proj.weight', 'v_proj.weight', 'o_proj.weight']
+    """
+    weight = Parameter((config.heads * config.head_key_channels, config.width), "keys", normal(config.init_std))
+    return {"q_proj.weight": weight, "k_proj.weight": weight} | value_parameters(config)
+
+
+def project_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array, Array, Array, ProjectionContext]:
+    """q, k (B, T, H, d_k), v (B, T, H, C), and ctx. ``x``: (B, T, D).
+
+    ValueError or TypeError as of the linear maps.
+
+    >>> import numpy as np
+    >>> params = {f"{name}_proj.weight": np.ones((8, 8)) for name in "qkv"}
+    >>> q, k, v, ctx = project_forward(np.ones((1, 5, 8)), params, RAMNetConfig(width=8, heads=2))
+    >>> q.shape
+    (1, 5, 2, 4)
+    """
+    heads = (*x.shape[:2], config.heads, -1)
+    q, q_ctx = linear_forward(x, params["q_proj.weight"])
+    k, k_ctx = linear_forward(x, params["k_proj.weight"])
+    v, v_ctx = linear_forward(x, params["v_proj.weight"], params.get("v_proj.bias"))
+    return q.reshape(heads), k.reshape(heads), v.reshape(heads), ProjectionContext(q_ctx, k_ctx, v_ctx)
+
+
+def project_backward(
+    dq: Array, dk: Array, dv: Array, ctx: ProjectionContext, accumulate_into: Array | None = None
+) -> tuple[Array, Params]:
+    """Gradient of x, (B, T, D), added to ``accumulate_into`` if given, and of the maps' parameters by their names.
+
+    ``dq``, ``dk``: (B, T, H, d_k); ``dv``: (B, T, H, C).
+
+    >>> import numpy as np
+    >>> params = {f"{name}_proj.weight": np.ones((8, 8)) for name in "qkv"}
+    >>> q, k, v, ctx = project_forward(np.ones((1, 5, 8)), params, RAMNetConfig(width=8, heads=2))
+    >>> dx, grads = project_backward(q, k, v, ctx)
+    >>> dx.shape, list(grads)
+    ((1, 5, 8), ['q_proj.weight', 'k_proj.weight', 'v_proj.weight'])
+    """
+    dx, grads = accumulate_into, {}
+    for name, d, linear_ctx in zip("qkv", (dq, dk, dv), ctx, strict=True):
+        dx, grads[f"{name}_proj.weight"], dbias = linear_backward(
+            d.reshape(*d.shape[:2], -1), linear_ctx, accumulate_into=dx
+        )
+        if dbias is not None:
+            grads[f"{name}_proj.bias"] = dbias
+    return dx, grads
