@@ -10,6 +10,7 @@ Numba turns ``1 - w`` into float64 for a float32 ``w``; ``one`` keeps every sum 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -93,6 +94,7 @@ def _gsu_parts(w, gamma):
 RULES = {"pdma": PDMA, "gsu": GSU}
 
 
+@functools.lru_cache(maxsize=64)
 def kernel_options(options: MemoryOptions, dtype: np.dtype) -> Options:
     """The options of a call as kernels take them. ValueError for an update rule without kernels here.
 
