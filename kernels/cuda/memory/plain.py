@@ -60,7 +60,7 @@ def require_block_fits(top_k: tuple[int, int], channels: int, itemsize: int, lim
     >>> require_block_fits((128, 128), 100_000, 4, 227 * 1024)
     Traceback (most recent call last):
         ...
-    ValueError: values must have fewer channels for top_k=(128, 128) on this GPU, got 100000 (402 of 227 KiB of a block)
+    ValueError: values must have fewer channels for top_k=(128, 128) on this GPU, got 100000 (397 of 227 KiB of a block)
     """
     wanted = plain_shared_bytes(*top_k, channels, itemsize) + itemsize  # and dot_before of plain.cu
     if wanted > limit:
