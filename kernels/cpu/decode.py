@@ -111,7 +111,7 @@ def decode_token(logits, renorm, shift, beam, p, content, index, weight):
 
 @njit(cache=True)
 def _decode_lanes(start, stop, tokens, plan, decoded):
-    """Tokens start ... stop - 1, at most LANES, side by side; lanes to spare repeat the last one."""
+    """Tokens start ... stop - 1, at most LANES, side by side; unused lanes repeat the last one."""
     _, U, P = tokens.logits.shape
     lanes = new_lanes(U, P, plan.candidates, tokens.logits.dtype)
     # 1. softmax of every digit

@@ -73,7 +73,7 @@ def plain_masses_kernel(number, update: str):
         number, number, PLAIN_SIZES,
     )  # fmt: skip
     def plain_masses(address, options, accesses, masses, state, initial, eps, sizes):
-        """The row of every access, eta of every write, the weight of every read, and the masses that they meet.
+        """The row of every access, eta of every write, the weight of every read, and the masses there.
 
         An access that does nothing (masked, or a read of what is never written) goes to a row of its own after the
         slots, so that the other kernels need not know of it.

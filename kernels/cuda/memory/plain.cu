@@ -49,7 +49,7 @@ template <bool RECOMPUTE> DEVICE void write_contents(const Head& head, const Tok
 }
 
 // What a read counts for: r, or, if reads are mass-aware, its share by mass, n sum(r) / (sum(n) + eps) with n = r z.
-DEVICE void weigh_reads(const Head& head, const TokenData& data, const Accesses& now) {
+DEVICE void mass_aware_reads(const Head& head, const TokenData& data, const Accesses& now) {
     const int reads = head.p.reads;
     for (int k = threadIdx.x; k < reads; k += THREADS)
         data.weight[k] = MASS_AWARE ? now.r[k] * head.mass_of(now.read_row[k]) : now.r[k];
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) plain_forward(const __grid
         write_masses(head, data, now, token);
         __syncthreads();
         write_contents<false>(head, data, now, token);
-        weigh_reads(head, data, now);  // a token reads what it wrote
+        mass_aware_reads(head, data, now);  // a token reads what it wrote
         __syncthreads();
         read_contents(head, data, now, token);
     }
@@ -131,7 +131,7 @@ DEVICE void start_q(const Head& head, const Acc* adjoint, Acc* q) {
 // 3. walked back, what does not depend on channels. y = sum of weight s, so q += weight <dy, s>; and dr.
 DEVICE void read_masses_back(const Head& head, const TokenData& data, const Accesses& now, long long token, Acc* dmass, Acc* q) {
     const PlainParams& p = head.p;
-    weigh_reads(head, data, now);  // the masses are those after this token
+    mass_aware_reads(head, data, now);  // the masses are those after this token
     Acc* const dr = p.dr + token * p.reads;
     Acc through = 0, scale = 1;
     if (MASS_AWARE) {
