@@ -100,10 +100,10 @@ def kernel_options(options: MemoryOptions, dtype: np.dtype) -> Options:
 
     >>> kernel_options(MemoryOptions(slots=4, update="gsu", eps=0.5), np.dtype(np.float32)).eps
     np.float32(0.5)
-    >>> kernel_options(MemoryOptions(slots=4, update="ema"), np.dtype(np.float32))
+    >>> kernel_options(MemoryOptions(slots=4, update="ema"), np.dtype(np.float32))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ValueError: update must be one of 'pdma', 'gsu' on backend 'numba', got 'ema'
+    ValueError: update must be one of 'pdma', 'gsu'... on backend 'numba', got 'ema'
     """
     if options.update not in RULES:
         names = ", ".join(map(repr, RULES))
