@@ -33,7 +33,7 @@ _selected: ContextVar[str | None] = ContextVar("ramnet_np_backend", default=None
 
 
 class DecodeForward(Protocol):
-    """Logits to addresses; see ``decode_forward`` of ``core/numpy_backend.py``."""
+    """Logits to addresses; ``decode_forward`` of ``core/numpy_backend.py`` says what is taken and returned."""
 
     def __call__(
         self,
@@ -41,7 +41,7 @@ class DecodeForward(Protocol):
         top_k: tuple[int, ...],
         renorm: tuple[bool, ...],
         cape_heads: int,
-        positions: Array,
+        positions: Array | None,
     ) -> Sequence[tuple[Array, Array, Any]]: ...
 
 
@@ -59,8 +59,8 @@ class MemoryForward(Protocol):
         write: Address,
         read: Address,
         values: Array,
-        gamma: Array,
-        mask: Array,
+        gamma: float | Array,
+        mask: Array | None,
         state: RAMState | None,
         options: MemoryOptions,
         return_state: bool,
@@ -81,9 +81,9 @@ class Step(Protocol):
         write_logits: Array,
         read_logits: Array,
         values: Array,
-        gamma: Array,
-        positions: Array,
-        mask: Array,
+        gamma: float | Array,
+        positions: Array | None,
+        mask: Array | None,
         state: RAMState,
         decode: DecodeOptions,
         options: MemoryOptions,
@@ -136,7 +136,7 @@ def by_side(
         top_k: tuple[int, ...],
         renorm: tuple[bool, ...],
         cape_heads: int,
-        positions: Array,
+        positions: Array | None,
     ) -> Sequence[tuple[Array, Array, Any]]:
         sides = zip(logits, top_k, renorm, strict=True)
         return [forward(side, k, divide, cape_heads, positions) for side, k, divide in sides]

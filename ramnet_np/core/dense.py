@@ -7,13 +7,11 @@ Source: paper eq. 4 to 7; the authors' options as in spec sections 2 to 4.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ramnet_np.contract import RAMState
+from ramnet_np.contract import Array, RAMState
 
-# Update rule -> what is left of S and z where w is written. The oracle states each rule itself, as literally as can be.
+# The share of S and z that is left where w is written. The oracle states each rule itself, as literally as possible.
 RETAINED = {
     "pdma": lambda w, gamma: (1 - w) ** gamma,
     "gsu": lambda w, gamma: (1 - w) / ((1 - w) + np.exp(gamma) * w),
@@ -21,7 +19,7 @@ RETAINED = {
 
 
 def dense_address(
-    logits: Any, top_k: int = 8, renorm: bool = False, cape_heads: int = 0, positions: Any = None
+    logits: Array, top_k: int = 8, renorm: bool = False, cape_heads: int = 0, positions: Array | None = None
 ) -> np.ndarray:
     """The addresses of every token and head as M-vectors, zero but for K entries: (B, T, H, M).
 
@@ -52,17 +50,17 @@ def dense_address(
 
 
 def dense_ram_attention(
-    write_logits: Any,
-    read_logits: Any,
-    values: Any,
-    gamma: Any = 1.0,
+    write_logits: Array,
+    read_logits: Array,
+    values: Array,
+    gamma: float | Array = 1.0,
     *,
     update: str = "pdma",
-    top_k: Any = 8,
-    renorm: Any = False,
+    top_k: int | tuple[int, int] = 8,
+    renorm: bool | tuple[bool, bool] = False,
     cape_heads: int = 0,
-    positions: Any = None,
-    mask: Any = None,
+    positions: Array | None = None,
+    mask: Array | None = None,
     state: RAMState | None = None,
     mass_aware: bool = False,
     eps: float = 1e-12,

@@ -28,7 +28,7 @@
 //        slices, slopes of alpha                     chains, access after access
 //     2  apply this chunk's: q, dz, dw, dgamma       prepare the next chunk's reads: <dy, s>, dr
 //
-// dz at the end of a segment is not known before later segments are done, but dz at its begin is a dz + b, where a and b
+// dz at the end of a segment is not known before later segments are done, but dz at its start is a dz + b, where a and b
 // do not depend on dz. LOCAL_ONLY computes just a and b.
 //
 // Compiled with: what chunk.cuh, retention.cuh and adjoint.cuh ask for, and the definitions below.
@@ -55,7 +55,7 @@ struct MassBackwardParams {
     Acc *dw, *dr;                        // (B, T, H, WRITES); (B, T, H, READS), if not MASS_AWARE
     ELEMENT* dgamma;                     // (B, T, H)
     Acc* dgiven_mass;                    // (B*H, rows), or null
-    Affine* local_begin;                 // (B*H, segments, rows): dz at a segment's begin, if LOCAL_ONLY
+    Affine* local_begin;                 // (B*H, segments, rows): dz at a segment's start, if LOCAL_ONLY
     int final_q_parts, segments, chunks_of_segment;
 };
 
