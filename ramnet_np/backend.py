@@ -95,7 +95,7 @@ class Backend:
     """The five functions of the operation, and the arrays that they serve.
 
     Shapes, results and errors stand on the functions of the same names in ``ramnet_np.core.numpy_backend``, the oracle
-    of every other backend. A forward leaves its inputs alone and returns fresh arrays; what it returns last belongs to
+    of every other backend. A forward leaves its inputs alone and returns new arrays; what it returns last belongs to
     the backend: its backward needs it and never changes it, so that a backward can be called again. Integer arrays in
     it are fully written: ``gradcheck`` compares them to see a selection switch.
     """

@@ -100,13 +100,14 @@ def kernel_options(options: MemoryOptions, dtype: np.dtype) -> Options:
 
     >>> kernel_options(MemoryOptions(slots=4, update="gsu", eps=0.5), np.dtype(np.float32)).eps
     np.float32(0.5)
-    >>> kernel_options(MemoryOptions(slots=4, update="ema"), np.dtype(np.float32))
+    >>> kernel_options(MemoryOptions(slots=4, update="ema"), np.dtype(np.float32))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ValueError: update must be 'pdma' or 'gsu' on backend 'numba', got 'ema'
+    ValueError: update must be one of 'pdma', 'gsu'... on backend 'numba', got 'ema'
     """
     if options.update not in RULES:
-        raise ValueError(f"update must be {' or '.join(map(repr, RULES))} on backend 'numba', got {options.update!r}")
+        names = ", ".join(map(repr, RULES))
+        raise ValueError(f"update must be one of {names} on backend 'numba', got {options.update!r}")
     return RULES[options.update](
         options.mass_aware,
         dtype.type(options.eps),

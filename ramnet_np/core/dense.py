@@ -12,7 +12,7 @@ import numpy as np
 from ramnet_np.contract import Array, RAMState
 
 # The share of S and z that is left where w is written. The oracle states each rule itself, as literally as possible.
-_RETAINED = {
+RETAINED = {
     "pdma": lambda w, gamma: (1 - w) ** gamma,
     "gsu": lambda w, gamma: (1 - w) / ((1 - w) + np.exp(gamma) * w),
 }
@@ -76,8 +76,8 @@ def dense_ram_attention(
     >>> y.shape, state.slots.shape
     ((1, 5, 1, 4), (1, 1, 8, 4))
     """
-    if update not in _RETAINED:
-        raise ValueError(f"update must be {' or '.join(map(repr, _RETAINED))} for the dense oracle, got {update!r}")
+    if update not in RETAINED:
+        raise ValueError(f"update must be {' or '.join(map(repr, RETAINED))} for the dense oracle, got {update!r}")
     B, T, H, U, P = write_logits.shape
     M, C = P**U, values.shape[-1]
     write_k, read_k = top_k if isinstance(top_k, tuple) else (top_k, top_k)
@@ -93,7 +93,7 @@ def dense_ram_attention(
     y = np.zeros_like(values)
     for t in range(T):
         w_t, g_t = w[:, t], gamma[:, t, :, None]
-        retained = _RETAINED[update](w_t, g_t)
+        retained = RETAINED[update](w_t, g_t)
         valid = np.ones((B, 1, 1), bool) if mask is None else mask[:, t, None, None]
         S = np.where(valid[..., None], retained[..., None] * S + w_t[..., None] * values[:, t, :, None, :], S)
         z = np.where(valid, retained * z + w_t, z)

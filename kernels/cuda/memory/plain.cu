@@ -52,7 +52,7 @@ template <bool RECOMPUTE> DEVICE void write_contents(const Head& head, const Tok
 }
 
 // 4. read: the weight of every read: r, or, if reads are mass-aware, n sum(r) / (sum(n) + eps) with n = r z
-DEVICE void weigh_reads(const Head& head, const TokenData& data, const Accesses& now) {
+DEVICE void mass_aware_reads(const Head& head, const TokenData& data, const Accesses& now) {
     const int reads = head.p.reads;
     for (int k = threadIdx.x; k < reads; k += THREADS)
         data.weight[k] = MASS_AWARE ? now.r[k] * head.mass_of(now.read_row[k]) : now.r[k];
@@ -76,7 +76,7 @@ DEVICE void read_contents(const Head& head, const TokenData& data, const Accesse
     for (int c = threadIdx.x; c < CHANNELS; c += THREADS) narrow(data.sum_over_teams(c), head.p.y[token * CHANNELS + c]);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) plain_forward(const __grid_constant__ PlainParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) plain_forward(const __grid_constant__ PlainParams p) {
     const Head head(p);
     const TokenData data(p);
     data.copy(head, 0);
@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) plain_forward(const __grid
         write_masses(head, data, now, token);
         __syncthreads();
         write_contents<false>(head, data, now, token);
-        weigh_reads(head, data, now);  // a token reads what it wrote
+        mass_aware_reads(head, data, now);  // a token reads what it wrote
         __syncthreads();
         read_contents(head, data, now, token);
     }
@@ -134,7 +134,7 @@ DEVICE void start_q(const Head& head, const Acc* adjoint, Acc* q) {
 // 4. walked back: q, dr and the adjoints of the masses. y = sum of weight s, so q += weight <dy, s>
 DEVICE void read_masses_back(const Head& head, const TokenData& data, const Accesses& now, long long token, Acc* dmass, Acc* q) {
     const PlainParams& p = head.p;
-    weigh_reads(head, data, now);  // the masses are those after this token
+    mass_aware_reads(head, data, now);  // the masses are those after this token
     Acc* const dr = p.dr + token * p.reads;
     Acc through = 0, scale = 1;
     if (MASS_AWARE) {
@@ -261,7 +261,7 @@ DEVICE void zero_gradients(const PlainParams& p, long long token) {
     if (threadIdx.x == 0) narrow(Acc(0), p.dgamma[token]);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) plain_backward(const __grid_constant__ PlainParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) plain_backward(const __grid_constant__ PlainParams p) {
     const Head head(p);
     const TokenData data(p);
     const long long first_row = (long long)(blockIdx.x) * p.rows;
