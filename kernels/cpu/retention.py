@@ -3,7 +3,7 @@
 Each rule is a type of options. Numba compiles a kernel for the types of its arguments, so a kernel that is given
 ``PDMA`` options is compiled with PDMA's functions in it, and no rule is chosen while it runs.
 
-To add a rule: a subclass of ``Options`` with the two functions, and its name in ``RULES``.
+To add a rule: a subclass of ``Options`` with the two functions, and its name in ``RULES`` (docs/extending.md).
 
 Numba turns ``1 - w`` into float64 for a float32 ``w``; ``one`` keeps every sum in the dtype of the inputs.
 """
@@ -98,10 +98,10 @@ def kernel_options(options: MemoryOptions, dtype: np.dtype) -> Options:
 
     >>> kernel_options(MemoryOptions(slots=4, update="gsu", eps=0.5), np.dtype(np.float32)).eps
     np.float32(0.5)
-    >>> kernel_options(MemoryOptions(slots=4, update="ema"), np.dtype(np.float32))
+    >>> kernel_options(MemoryOptions(slots=4, update="ema"), np.dtype(np.float32))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ValueError: update must be 'pdma' or 'gsu' on backend 'numba', got 'ema'
+    ValueError: update must be 'pdma' or 'gsu'... on backend 'numba', got 'ema'
     """
     if options.update not in RULES:
         raise ValueError(f"update must be {' or '.join(map(repr, RULES))} on backend 'numba', got {options.update!r}")
