@@ -93,6 +93,7 @@ NUMERIC = (
     "tests/gradcheck/test_cases.py",
     "tests/test_mathematics.py",
     "tests/test_docstrings.py",
+    "tests/kernels/test_update_rules.py",
 )
 
 
@@ -100,35 +101,35 @@ NUMERIC = (
 def with_rule(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rule")
     touched = extended(section("Add an update rule"), folder)
-    assert touched == RULE_FILES | {"tests/kernels/test_cuda_compile.py"}
+    assert touched == RULE_FILES
     return folder
 
 
 def test_a_rule_equals_the_oracle_and_its_slopes_are_true(with_rule):
-    """In NumPy: the dense oracle, finite differences in float64, the examples in docstrings."""
+    """In NumPy: the dense oracle, finite differences in float64, the examples in docstrings; and every tier has it."""
     where = python(with_rule, "-c", "import ramnet_np.kernels as k; print(k.__file__)")
     assert Path(where.strip()).is_relative_to(with_rule)
-    numeric = "(exponential and not numba) or dense_oracle_on_random_shapes or (example and retention)"
-    assert library_tests(with_rule, *NUMERIC, "-k", numeric) == 24
+    numeric = "(exponential and not gradient_in_numba) or dense_oracle_on_random_shapes or (example and retention)"
+    assert library_tests(with_rule, *NUMERIC, "-k", numeric) >= 30
 
 
 @pytest.mark.slow
 def test_a_rule_runs_in_numba(with_rule):
     """Forward, backward and step as in NumPy."""
-    assert library_tests(with_rule, "tests/kernels/test_cpu_agreement.py", "-k", "exponential and not f64") == 2
+    assert library_tests(with_rule, "tests/kernels/test_cpu_agreement.py", "-k", "exponential and not f64") >= 2
 
 
 def test_a_rule_runs_in_numba_cuda(with_rule):
     """Under the simulator: the fast kernels, the plain ones, the step."""
     pytest.importorskip("numba_cuda")
     chosen = "tests/kernels/test_numba_cuda_agreement.py", "-k", "exponential"
-    assert library_tests(with_rule, *chosen, NUMBA_ENABLE_CUDASIM="1") == 3
+    assert library_tests(with_rule, *chosen, NUMBA_ENABLE_CUDASIM="1") >= 3
 
 
 def test_a_rule_compiles_in_cuda(with_rule):
     """conflicts.cu, mass_backward.cu, plain.cu for both reads, both steps."""
     pytest.importorskip("cuda.bindings.nvrtc")
-    assert library_tests(with_rule, "tests/kernels/test_cuda_compile.py", "-k", "exponential") == 6
+    assert library_tests(with_rule, "tests/kernels/test_cuda_compile.py", "-k", "exponential") >= 6
 
 
 REFUSED = """
@@ -159,11 +160,11 @@ def test_a_tier_without_the_rule_refuses_it_in_one_sentence(tmp_path):
     """With the rule in core/retention.py alone."""
     text = section("Add an update rule")
     touched = extended(text, tmp_path, leave_out=RULE_FILES - {"ramnet_np/core/retention.py"})
-    assert not touched & RULE_FILES - {"ramnet_np/core/retention.py"}
+    assert touched == {"ramnet_np/core/retention.py"}
     printed = python(tmp_path, "-c", REFUSED, NUMBA_ENABLE_CUDASIM="1").splitlines()
     assert printed == [
         "dense.py: update must be 'pdma' or 'gsu' for the dense oracle, got 'exponential'",
-        "cpu: update must be 'pdma' or 'gsu' on backend 'numba', got 'exponential'",
+        "cpu: update must be one of 'pdma', 'gsu' on backend 'numba', got 'exponential'",
         "cuda: update must be one of 'pdma', 'gsu' on backend 'cupy', got 'exponential'",
         "numba_cuda: the backend 'numba-cuda' knows the update rules pdma, gsu, got 'exponential'",
     ]
@@ -180,10 +181,10 @@ def test_a_layers_kernel_is_known_to_the_tables_and_compiles(tmp_path):
         "ramnet_np/layers/activation.py",
         "tests/test_signatures.py",
     }
-    assert library_tests(tmp_path, "tests/test_signatures.py", "-k", "silu or SiLU or every_fast_layer") == 4
+    assert library_tests(tmp_path, "tests/test_signatures.py", "-k", "silu or SiLU or every_fast_layer") >= 4
     assert library_tests(tmp_path, "tests/layers/test_activation.py") > 4
     pytest.importorskip("cuda.bindings.nvrtc")
-    assert library_tests(tmp_path, "tests/kernels/test_cuda_compile.py", "-k", "silu") == 4
+    assert library_tests(tmp_path, "tests/kernels/test_cuda_compile.py", "-k", "silu") >= 4
 
 
 @pytest.fixture

@@ -5,36 +5,17 @@ For a step, and for the K that are too large for the networks of ``network.py``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
 
 
-class Beam(NamedTuple):
-    """Working memory of the search for one token."""
-
-    scores: np.ndarray  # (U, P) of the digits
-    best: np.ndarray  # (K,) scores of the partial addresses, best first ...
-    slot: np.ndarray  # (K,) int64, ... and their slots
-    next_best: np.ndarray  # (K,) those with one more digit
-    next_slot: np.ndarray  # (K,) int64
-    ranked: np.ndarray  # (P,) scores of one digit's values, best first ...
-    value: np.ndarray  # (P,) int64, ... and what each value adds to a slot
-
-
 @njit(cache=True)
-def new_beam(order, radix, top_k, dtype):
-    """Working memory for addresses of U digits of radix P and for the K best slots."""
-    return Beam(
-        np.empty((order, radix), dtype),
-        np.empty(top_k, dtype),
-        np.empty(top_k, np.int64),
-        np.empty(top_k, dtype),
-        np.empty(top_k, np.int64),
-        np.empty(radix, dtype),
-        np.empty(radix, np.int64),
-    )
+def beam_arrays(order, radix, top_k, dtype):
+    """Working memory of a search: the arguments ``scores`` to ``value`` of :func:`beam_search`, in their order."""
+    scores, ranked, value = np.empty((order, radix), dtype), np.empty(radix, dtype), np.empty(radix, np.int64)
+    best, slot = np.empty(top_k, dtype), np.empty(top_k, np.int64)
+    next_best, next_slot = np.empty(top_k, dtype), np.empty(top_k, np.int64)
+    return scores, best, slot, next_best, next_slot, ranked, value
 
 
 @njit(cache=True)
@@ -60,10 +41,13 @@ def insert(score, slot, scores, slots, n, k):
 
 
 @njit(cache=True)
-def beam_search(beam, top_k):
-    """The K best slots by the sums of ``beam.scores``: the array of the beam whose first K elements they are."""
-    scores, ranked, value = beam.scores, beam.ranked, beam.value
-    best, slot, next_best, next_slot = beam.best, beam.slot, beam.next_best, beam.next_slot
+def beam_search(top_k, scores, best, slot, next_best, next_slot, ranked, value):
+    """The K best slots, best first: returns the array, ``slot`` or ``next_slot``, that holds them.
+
+    ``scores``: (U, P) of the digits. Working memory: ``best``, ``slot`` (K,) for the partial addresses, best first, and
+    their slots; ``next_best``, ``next_slot`` (K,) for those with one more digit; ``ranked``, ``value`` (P,) for one
+    digit's values, best first, and what each adds to a slot.
+    """
     order, radix = scores.shape
     n = 0
     for p in range(radix):

@@ -23,13 +23,6 @@ class Channels(NamedTuple):
     width: int  # channels of a slice
 
 
-class OutputGrads(NamedTuple):
-    """Gradients of what a forward returned."""
-
-    y: np.ndarray  # (B, T, H, C)
-    final_slots: np.ndarray  # (B, H, M, C), or size 0
-
-
 class ContentGrads(NamedTuple):
     """Gradients that the contents leave."""
 
@@ -73,7 +66,10 @@ def _slice(piece, channels):
 
 @njit(cache=True, parallel=True)
 def content_forward(channels, start, writes, reads, rows, versions, y):
-    """y (B, T, H, C) and ``versions`` (B*H, base + T*K_w, C) from values (B, T, H, C)."""
+    """y (B, T, H, C) and ``versions`` (B*H, base + T*K_w, C) from values (B, T, H, C).
+
+    ``start``: the contents of a given state (B, H, M, C) or size 0, and ``base``.
+    """
     slices = (y.shape[3] + channels.width - 1) // channels.width
     for piece in prange(versions.shape[0] * slices):
         _content_forward_slice(_slice(np.int64(piece), channels), channels, start, writes, reads, rows, versions, y)
@@ -84,12 +80,14 @@ def _content_forward_slice(piece, channels, start, writes, reads, rows, versions
     bh, b, h, _, c0, c1 = piece
     T, Kw, Kr = y.shape[1], writes.row.shape[2], reads.row.shape[2]
     zero = y.dtype.type(0)
-    given_state = start.slots.size > 0
+    values, mask, _ = channels
+    state_slots, base = start
+    given_state = state_slots.size > 0
     s = versions[bh]
     if given_state:
         for row in range(rows.used[bh]):
             for c in range(c0, c1):
-                s[row, c] = start.slots[b, h, rows.slot[bh, row], c]
+                s[row, c] = state_slots[b, h, rows.slot[bh, row], c]
     else:
         for c in range(c0, c1):
             s[0, c] = zero
@@ -97,13 +95,13 @@ def _content_forward_slice(piece, channels, start, writes, reads, rows, versions
         out = y[b, t, h, c0:c1]
         for c in range(out.size):
             out[c] = zero
-        if channels.mask.size > 0 and not channels.mask[b, t]:
+        if mask.size > 0 and not mask[b, t]:
             continue
-        v = channels.values[b, t, h, c0:c1]
+        v = values[b, t, h, c0:c1]
         for k in range(Kw):
             eta = writes.eta[bh, t, k]
             old = s[writes.prev[bh, t, k], c0:c1]
-            new = s[start.versions + t * Kw + k, c0:c1]
+            new = s[base + t * Kw + k, c0:c1]
             for c in range(v.size):
                 new[c] = old[c] + eta * (v[c] - old[c])
         for k in range(Kr):
@@ -143,33 +141,37 @@ def _store_head(bh, rows, contents, by_row, mass, state):
 
 @njit(cache=True, parallel=True)
 def content_backward(channels, dout, writes, reads, rows, versions, grads):
-    """``dout``: OutputGrads; ``versions`` as the forward left them; fills ``grads``, ContentGrads."""
-    slices = (dout.y.shape[3] + channels.width - 1) // channels.width
+    """Fills ``grads``, ContentGrads. ``dout``: gradients of y (B, T, H, C) and of the final contents, or size 0."""
+    slices = (channels.values.shape[3] + channels.width - 1) // channels.width
     for piece in prange(versions.shape[0] * slices):
         _content_backward_slice(_slice(np.int64(piece), channels), channels, dout, writes, reads, rows, versions, grads)
 
 
 # "reassoc" lets the two dot products below run in vector registers: without it each would be one long chain of scalar
 # additions. The order of their sums is then the compiler's, fixed when this function is compiled: it depends on the
-# slice's width and on nothing else, so runs and thread counts still agree bit for bit.
-@njit(cache=True, fastmath={"reassoc", "nsz"})
+# slice's width and on nothing else, so runs and thread counts still agree bit for bit. "forceinline" sees to it that
+# there is one compiled form: else the process that compiles it calls the function as it stands, and a process that
+# loads the kernel from the cache calls a second copy, which was optimised along with the kernel and sums otherwise.
+@njit(cache=True, fastmath={"reassoc", "nsz"}, forceinline=True)
 def _content_backward_slice(piece, channels, dout, writes, reads, rows, versions, grads):
     bh, b, h, part, c0, c1 = piece
-    T, Kw, Kr = dout.y.shape[1], writes.row.shape[2], reads.row.shape[2]
-    zero, one = dout.y.dtype.type(0), dout.y.dtype.type(1)
-    s, ds = versions[bh], grads.first_versions[bh]
-    deta, dread = grads.eta[part, bh], grads.read_weight[part, bh]
+    values, mask, _ = channels
+    dout_y, dfinal_slots = dout
+    deta, dread, dvalues, dfirst = grads
+    T, Kw, Kr = dout_y.shape[1], writes.row.shape[2], reads.row.shape[2]
+    zero, one = dout_y.dtype.type(0), dout_y.dtype.type(1)
+    s, ds = versions[bh], dfirst[bh]
     for row in range(rows.used[bh]):
         for c in range(c0, c1):
-            ds[row, c] = dout.final_slots[b, h, rows.slot[bh, row], c] if dout.final_slots.size > 0 else zero
+            ds[row, c] = dfinal_slots[b, h, rows.slot[bh, row], c] if dfinal_slots.size > 0 else zero
     for t in range(T - 1, -1, -1):
-        dv = grads.values[b, t, h, c0:c1]
+        dv = dvalues[b, t, h, c0:c1]
         for c in range(dv.size):
             dv[c] = zero
-        if channels.mask.size > 0 and not channels.mask[b, t]:
+        if mask.size > 0 and not mask[b, t]:
             continue
         # y = sum_k r_k * s[version_k]
-        dy = dout.y[b, t, h, c0:c1]
+        dy = dout_y[b, t, h, c0:c1]
         for k in range(Kr):
             row = reads.row[bh, t, k]
             dr = zero
@@ -179,9 +181,9 @@ def _content_backward_slice(piece, channels, dout, writes, reads, rows, versions
                 for c in range(dy.size):
                     dr += content[c] * dy[c]
                     ds_row[c] += r * dy[c]
-            dread[t, k] = dr
+            dread[part, bh, t, k] = dr
         # s_t = s + eta * (v - s)
-        v = channels.values[b, t, h, c0:c1]
+        v = values[b, t, h, c0:c1]
         for k in range(Kw):
             eta = writes.eta[bh, t, k]
             old, ds_row = s[writes.prev[bh, t, k], c0:c1], ds[writes.row[bh, t, k], c0:c1]
@@ -190,4 +192,4 @@ def _content_backward_slice(piece, channels, dout, writes, reads, rows, versions
                 de += (v[c] - old[c]) * ds_row[c]
                 dv[c] += eta * ds_row[c]
                 ds_row[c] *= one - eta
-            deta[t, k] = de
+            deta[part, bh, t, k] = de

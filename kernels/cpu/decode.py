@@ -13,19 +13,9 @@ from numba import njit, prange
 
 from ramnet_np.contract import Array
 
-from .arrays import contiguous
-from .beam import beam_search, new_beam
-from .network import LANES, new_lanes, plan, top_slots
-
-
-class Tokens(NamedTuple):
-    """What N = B*T*H tokens and heads are given."""
-
-    logits: np.ndarray  # (N, U, P)
-    positions: np.ndarray  # (B*T,) int64
-    heads: int
-    cape_heads: int
-    renorm: bool
+from .arrays import contiguous, flat_positions
+from .beam import beam_arrays, beam_search
+from .network import LANES, plan, top_slots
 
 
 class Decoded(NamedTuple):
@@ -51,14 +41,14 @@ def decode_forward(
     """Decode address logits (B, T, H, U, P): index (B, T, H, K) int32, weight (B, T, H, K), ctx."""
     B, T, H, U, P = logits.shape
     n, dtype = B * T * H, logits.dtype
-    tokens = Tokens(contiguous(logits).reshape(n, U, P), contiguous(positions).reshape(B * T), H, cape_heads, renorm)
+    tokens = (contiguous(logits).reshape(n, U, P), flat_positions(positions, cape_heads), H, cape_heads, renorm)
     decoded = Decoded(
         index=np.empty((n, top_k), dtype=np.int32),
         weight=np.empty((n, top_k), dtype=dtype),
         p=np.empty((n, U * P), dtype=dtype),
         content=np.empty((n, top_k), dtype=np.int32),
     )
-    _decode_tiles(tokens, plan(U, P, top_k), decoded)
+    _decode_tiles(tokens, plan(U, P, top_k), tuple(decoded))  # over a NamedTuple, Numba takes a microsecond longer
     shape = (B, T, H, top_k)
     return decoded.index.reshape(shape), decoded.weight.reshape(shape), DecodeContext(decoded, U, renorm)
 
@@ -67,13 +57,25 @@ def decode_backward(dweight: Array, ctx: DecodeContext) -> np.ndarray:
     """Gradient of the logits, (B, T, H, U, P), given that of the weights, (B, T, H, K)."""
     (n, top_k), digits = ctx.decoded.content.shape, ctx.decoded.p.shape[1]
     dlogits = np.empty((n, digits), dtype=dweight.dtype)
-    _decode_tiles_backward(contiguous(dweight).reshape(n, top_k), ctx.decoded, ctx.order, ctx.renorm, dlogits)
+    _decode_tiles_backward(
+        contiguous(dweight).reshape(n, top_k),
+        ctx.decoded.weight,
+        ctx.decoded.p,
+        ctx.decoded.content,
+        ctx.order,
+        ctx.renorm,
+        dlogits,
+    )
     return dlogits.reshape(*dweight.shape[:3], ctx.order, digits // ctx.order)
 
 
 @njit(cache=True, parallel=True)
 def _decode_tiles(tokens, plan, decoded):
-    n = tokens.logits.shape[0]
+    """All tokens, in tiles of ``LANES``.
+
+    ``tokens``: logits (N, U, P), positions (B*T,) or size 0, H, cape_heads, renorm; ``decoded``: the arrays of Decoded.
+    """
+    n = tokens[0].shape[0]
     for i in prange((n + LANES - 1) // LANES):
         start = np.int64(i) * LANES  # prange counts in uint64, which would compile everything below a second time
         stop = min(start + LANES, n)
@@ -86,54 +88,54 @@ def _decode_tiles(tokens, plan, decoded):
 @njit(cache=True)
 def _decode_one_by_one(start, stop, tokens, decoded):
     """Tokens start ... stop - 1, one after the other."""
-    _, U, P = tokens.logits.shape
-    beam = new_beam(U, P, decoded.index.shape[1], tokens.logits.dtype)
+    logits, positions, heads, cape_heads, renorm = tokens
+    index, weight, p, content = decoded
+    _, U, P = logits.shape
+    K = index.shape[1]
+    scores, best, slot, next_best, next_slot, ranked, value = beam_arrays(U, P, K, logits.dtype)
     for i in range(start, stop):
-        shift = cape_shift(i, tokens.positions, tokens.heads, tokens.cape_heads, P**U)
-        p, content, index, weight = decoded.p[i], decoded.content[i], decoded.index[i], decoded.weight[i]
-        decode_token(tokens.logits[i], tokens.renorm, shift, beam, p, content, index, weight)
-
-
-@njit(cache=True)
-def decode_token(logits, renorm, shift, beam, p, content, index, weight):
-    """One token. ``logits``: (U, P); ``shift``: how far CAPE moves it; fills p (U*P,), content, index, weight (K,)."""
-    U, P = logits.shape
-    # 1. softmax of every digit
-    for u in range(U):
-        softmax(logits[u], beam.scores[u], p[u * P : (u + 1) * P])
-    # 2. the K best content slots
-    found = beam_search(beam, content.size)
-    for k in range(content.size):
-        content[k] = found[k]
-    # 3. their weights, 4. optionally divided by their sum, 5. where they are at this position
-    slots_and_weights(content, p, P, P**U, renorm, shift, index, weight)
+        # 1. softmax of every digit
+        for u in range(U):
+            softmax(logits[i, u], scores[u], p[i, u * P : (u + 1) * P])
+        # 2. the K best content slots
+        found = beam_search(K, scores, best, slot, next_best, next_slot, ranked, value)
+        for k in range(K):
+            content[i, k] = found[k]
+        # 3. their weights, 4. optionally divided by their sum, 5. where they are at this position
+        shift = cape_shift(i, positions, heads, cape_heads, P**U)
+        slots_and_weights(content[i], p[i], P, P**U, renorm, shift, index[i], weight[i])
 
 
 @njit(cache=True)
 def _decode_lanes(start, stop, tokens, plan, decoded):
     """Tokens start ... stop - 1, at most LANES, side by side; lanes to spare repeat the last one."""
-    _, U, P = tokens.logits.shape
-    lanes = new_lanes(U, P, plan.candidates, tokens.logits.dtype)
+    logits, positions, heads, cape_heads, renorm = tokens
+    index, weight, p, content = decoded
+    _, U, P = logits.shape
+    dtype = logits.dtype
+    scores = np.empty((U * P, LANES), dtype)
+    largest, total = np.empty(LANES, dtype), np.empty(LANES, dtype)
+    ranked, value = np.empty((P, LANES), dtype), np.empty((P, LANES), np.int32)
+    score, next_score = np.empty((plan.candidates, LANES), dtype), np.empty((plan.candidates, LANES), dtype)
+    slot, next_slot = np.empty((plan.candidates, LANES), np.int32), np.empty((plan.candidates, LANES), np.int32)
     # 1. softmax of every digit
     for u in range(U):
-        _softmax_lanes(start, stop, u, tokens.logits, lanes.scores, lanes.ranked, decoded.p)
+        _softmax_lanes(start, stop, u, logits, scores, ranked, largest, total, p)
     # 2. the K best content slots
-    found = top_slots(lanes, plan)
-    content = decoded.content
+    found = top_slots(scores, plan, ranked, value, score, slot, next_score, next_slot)
     for k in range(content.shape[1]):
         for lane in range(stop - start):
             content[start + lane, k] = found[k, lane]
     # 3., 4., 5. weights and CAPE
     for i in range(start, stop):
-        shift = cape_shift(i, tokens.positions, tokens.heads, tokens.cape_heads, P**U)
-        slots_and_weights(content[i], decoded.p[i], P, P**U, tokens.renorm, shift, decoded.index[i], decoded.weight[i])
+        shift = cape_shift(i, positions, heads, cape_heads, P**U)
+        slots_and_weights(content[i], p[i], P, P**U, renorm, shift, index[i], weight[i])
 
 
 @njit(cache=True)
-def _softmax_lanes(start, stop, u, logits, scores, exponential, p):
+def _softmax_lanes(start, stop, u, logits, scores, exponential, largest, total, p):
     """One digit of every lane: ``scores`` = logits - max (U*P, LANES), ``p`` = softmax (N, U*P)."""
     P = logits.shape[2]
-    largest, total = np.empty(LANES, logits.dtype), np.empty(LANES, logits.dtype)
     for lane in range(LANES):
         largest[lane] = logits[min(start + lane, stop - 1), u, 0]
     for j in range(P):
@@ -221,16 +223,15 @@ def pop_digit(slot, radix, bits, inverse):
 
 
 @njit(cache=True, parallel=True)
-def _decode_tiles_backward(dweight, decoded, order, renorm, dlogits):
+def _decode_tiles_backward(dweight, weight, p, content, order, renorm, dlogits):
     n = dlogits.shape[0]
     for i in prange((n + LANES - 1) // LANES):
         start = np.int64(i) * LANES
-        _decode_tile_backward(start, min(start + LANES, n), dweight, decoded, order, renorm, dlogits)
+        _decode_tile_backward(start, min(start + LANES, n), dweight, weight, p, content, order, renorm, dlogits)
 
 
 @njit(cache=True)
-def _decode_tile_backward(start, stop, dweight, decoded, order, renorm, dlogits):
-    p, content, weight = decoded.p, decoded.content, decoded.weight
+def _decode_tile_backward(start, stop, dweight, weight, p, content, order, renorm, dlogits):
     K = content.shape[1]
     radix = p.shape[1] // order
     bits, inverse = digit_bits(radix), 1.0 / radix

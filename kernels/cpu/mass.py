@@ -36,15 +36,6 @@ class Accesses(NamedTuple):
     mask: np.ndarray  # (B, T) bool, or size 0
 
 
-class Start(NamedTuple):
-    """What is there before the first token."""
-
-    slots: np.ndarray  # (B, H, M, C), the given state's contents, or size 0
-    mass: np.ndarray  # (B, H, M), the given state's masses, or size 0 ...
-    initial_mass: np.floating  # ... and then every slot has this one, 1/M
-    versions: int  # ``base``: one for each row where a state is given, else one, of zeros
-
-
 class Writes(NamedTuple):
     """Per write, (B*H, T, K_w)."""
 
@@ -73,14 +64,6 @@ class Rows(NamedTuple):
     mass: np.ndarray  # z after the last token
 
 
-class CoefficientGrads(NamedTuple):
-    """Gradients that the contents hand to the masses: a part from each slice of channels, and of the final masses."""
-
-    eta: np.ndarray  # (slices, B*H, T, K_w)
-    read_weight: np.ndarray  # (slices, B*H, T, K_r)
-    final_mass: np.ndarray  # (B, H, M), or size 0
-
-
 class MassGrads(NamedTuple):
     """Gradients that the masses leave."""
 
@@ -92,8 +75,12 @@ class MassGrads(NamedTuple):
 
 @njit(cache=True, parallel=True)
 def mass_forward(accesses, options, start, table, writes, reads, rows):
-    """All (batch, head). ``table``: HashTable; fills ``writes``, ``reads`` and ``rows``."""
-    for i in prange(table.row.shape[0]):
+    """All (batch, head); fills ``writes``, ``reads`` and ``rows``.
+
+    ``start``: the masses of a given state (B, H, M) or size 0, the mass 1/M of a slot without one, and ``base``.
+    ``table``: hash tables (B*H, entries) int32, multiplier, shift (``slots.py``).
+    """
+    for i in prange(rows.used.size):
         bh = np.int64(i)  # prange counts in uint64, which would compile everything below a second time
         _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
 
@@ -102,8 +89,10 @@ def mass_forward(accesses, options, start, table, writes, reads, rows):
 def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows):
     _, T, H, Kw = accesses.write_index.shape
     Kr, b, h = accesses.read_index.shape[3], bh // H, bh % H
-    given_state = start.mass.size > 0
-    row_of_entry, slot_of, latest, mass = table.row[bh], rows.slot[bh], rows.latest[bh], rows.mass[bh]
+    state_mass, initial_mass, base = start
+    tables, multiplier, shift = table
+    given_state = state_mass.size > 0
+    row_of_entry, slot_of, latest, mass = tables[bh], rows.slot[bh], rows.latest[bh], rows.mass[bh]
     for entry in range(row_of_entry.size):
         row_of_entry[entry] = NONE
     count = 0
@@ -113,7 +102,7 @@ def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
         gamma = accesses.gamma[((b * T + t) * H + h) * (accesses.gamma.size > 1)]
         for k in range(Kw):
             slot = accesses.write_index[b, t, h, k]
-            entry = entry_of(slot, row_of_entry, slot_of, table.multiplier, table.shift)
+            entry = entry_of(slot, row_of_entry, slot_of, multiplier, shift)
             row = row_of_entry[entry]
             if row < 0:
                 row = count
@@ -121,7 +110,7 @@ def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
                 row_of_entry[entry] = row
                 slot_of[row] = slot
                 latest[row] = row if given_state else 0
-                mass[row] = start.mass[b, h, slot] if given_state else start.initial_mass
+                mass[row] = state_mass[b, h, slot] if given_state else initial_mass
             w, z_old = accesses.write_weight[b, t, h, k], mass[row]
             alpha = retention(options, w, gamma)
             z = alpha * z_old + w
@@ -131,10 +120,10 @@ def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
             writes.eta[bh, t, k] = w / (z + options.eps)
             writes.alpha[bh, t, k] = alpha
             writes.old_mass[bh, t, k] = z_old
-            latest[row] = start.versions + t * Kw + k
+            latest[row] = base + t * Kw + k
         for k in range(Kr):
             slot = accesses.read_index[b, t, h, k]
-            entry = entry_of(slot, row_of_entry, slot_of, table.multiplier, table.shift)
+            entry = entry_of(slot, row_of_entry, slot_of, multiplier, shift)
             row = row_of_entry[entry]
             if row < 0 and given_state:
                 row = count
@@ -142,12 +131,12 @@ def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
                 row_of_entry[entry] = row
                 slot_of[row] = slot
                 latest[row] = row
-                mass[row] = start.mass[b, h, slot]
+                mass[row] = state_mass[b, h, slot]
             reads.row[bh, t, k] = row
             reads.version[bh, t, k] = latest[row] if row >= 0 else 0
             reads.weight[bh, t, k] = accesses.read_weight[b, t, h, k]
             if options.mass_aware:
-                reads.mass[bh, t, k] = mass[row] if row >= 0 else start.initial_mass
+                reads.mass[bh, t, k] = mass[row] if row >= 0 else initial_mass
         if options.mass_aware:
             mass_aware_forward(reads.weight[bh, t], reads.mass[bh, t], options.eps)
     rows.used[bh] = count
@@ -155,7 +144,11 @@ def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
 
 @njit(cache=True, parallel=True)
 def mass_backward(accesses, options, dout, writes, reads, rows, grads):
-    """All (batch, head). ``dout``: CoefficientGrads; fills ``grads``, MassGrads."""
+    """All (batch, head); fills ``grads``, MassGrads.
+
+    ``dout``: gradients of eta (slices, B*H, T, K_w) and of the read weights (slices, B*H, T, K_r), each with a part
+    from every slice of channels, and of the final masses (B, H, M) or size 0.
+    """
     for i in prange(grads.initial_mass.shape[0]):
         bh = np.int64(i)  # prange counts in uint64, which would compile everything below a second time
         _mass_backward_head(bh, accesses, options, dout, writes, reads, rows, grads)
@@ -165,45 +158,47 @@ def mass_backward(accesses, options, dout, writes, reads, rows, grads):
 def _mass_backward_head(bh, accesses, options, dout, writes, reads, rows, grads):
     _, T, H, Kw = accesses.write_weight.shape
     Kr, b, h = accesses.read_weight.shape[3], bh // H, bh % H
+    deta, dread, dfinal_mass = dout
+    dwrite_weight, dread_weight, dgamma, dinitial_mass = grads
     zero = options.eps - options.eps
-    dz, dmass = grads.initial_mass[bh], np.empty(Kr, accesses.read_weight.dtype)
+    dz, dmass = dinitial_mass[bh], np.empty(Kr, accesses.read_weight.dtype)
     for row in range(rows.used[bh]):
-        dz[row] = dout.final_mass[b, h, rows.slot[bh, row]] if dout.final_mass.size > 0 else zero
+        dz[row] = dfinal_mass[b, h, rows.slot[bh, row]] if dfinal_mass.size > 0 else zero
     for t in range(T - 1, -1, -1):
-        dw, dr = grads.write_weight[b, t, h], grads.read_weight[b, t, h]
         if accesses.mask.size > 0 and not accesses.mask[b, t]:
-            grads.gamma[b, t, h], dw[:], dr[:] = zero, zero, zero
+            dgamma[b, t, h] = zero
+            dwrite_weight[b, t, h] = zero
+            dread_weight[b, t, h] = zero
             continue
         # read
         for k in range(Kr):
-            dr[k] = _sum_of_slices(dout.read_weight, bh, t, k)
+            total = zero
+            for part in range(dread.shape[0]):  # slices of channels, in their order
+                total += dread[part, bh, t, k]
+            dread_weight[b, t, h, k] = total
         if options.mass_aware:
-            mass_aware_backward(dr, accesses.read_weight[b, t, h], reads.mass[bh, t], options.eps, dmass)
+            mass_aware_backward(
+                dread_weight[b, t, h], accesses.read_weight[b, t, h], reads.mass[bh, t], options.eps, dmass
+            )
             for k in range(Kr):
                 if reads.row[bh, t, k] >= 0:
                     dz[reads.row[bh, t, k]] += dmass[k]
         # write
         gamma = accesses.gamma[((b * T + t) * H + h) * (accesses.gamma.size > 1)]
-        dgamma = zero
+        dg = zero
         for k in range(Kw):
             row = writes.row[bh, t, k]
             w, alpha, z_old = accesses.write_weight[b, t, h, k], writes.alpha[bh, t, k], writes.old_mass[bh, t, k]
             # eta = w / (z_t + eps)
-            dw_eta = _sum_of_slices(dout.eta, bh, t, k) / (alpha * z_old + w + options.eps)
+            total = zero
+            for part in range(deta.shape[0]):
+                total += deta[part, bh, t, k]
+            dw_eta = total / (alpha * z_old + w + options.eps)
             dz_row = dz[row] - dw_eta * writes.eta[bh, t, k]
             # z_t = alpha * z_{t-1} + w
             slope_w, slope_gamma = retention_slopes(options, w, gamma, alpha)
             dalpha = dz_row * z_old
-            dw[k] = dw_eta + dz_row + dalpha * slope_w
-            dgamma += dalpha * slope_gamma
+            dwrite_weight[b, t, h, k] = dw_eta + dz_row + dalpha * slope_w
+            dg += dalpha * slope_gamma
             dz[row] = dz_row * alpha
-        grads.gamma[b, t, h] = dgamma
-
-
-@njit(cache=True)
-def _sum_of_slices(parts, bh, t, k):
-    """Add up ``parts`` (slices, B*H, T, K) in the order of the slices."""
-    total = parts.dtype.type(0)
-    for part in range(parts.shape[0]):
-        total += parts[part, bh, t, k]
-    return total
+        dgamma[b, t, h] = dg

@@ -13,10 +13,10 @@ import numpy as np
 from ramnet_np.contract import Address, Array, MemoryGrads, MemoryOptions, RAMState
 
 from .arrays import contiguous, flat_gamma, mask_array
-from .content import Channels, ContentGrads, OutputGrads, content_backward, content_forward, slice_width, store
-from .mass import Accesses, CoefficientGrads, MassGrads, Reads, Rows, Start, Writes, mass_backward, mass_forward
+from .content import Channels, ContentGrads, content_backward, content_forward, slice_width, store
+from .mass import Accesses, MassGrads, Reads, Rows, Writes, mass_backward, mass_forward
 from .retention import Options, kernel_options
-from .slots import HashTable, hash_size
+from .slots import hash_size
 
 
 class MemoryContext(NamedTuple):
@@ -62,16 +62,18 @@ def memory_forward(
     # Only slots that are written need a row, unless there is a given state to read and to differentiate.
     touches = T * (Kw if state is None else Kw + read.index.shape[3])
     n = min(M, touches)
-    start = Start(*_state_arrays(state, dtype), dtype.type(1 / M), 1 if state is None else n)
+    base = 1 if state is None else n
+    state_slots, state_mass = _state_arrays(state, dtype)
     entries, multiplier, shift = hash_size(M, touches)
-    table = HashTable(np.empty((B * H, entries), dtype=np.int32), multiplier, shift)
+    table = np.empty((B * H, entries), dtype=np.int32), multiplier, shift
     writes, reads, rows = _coefficients(accesses, n, options.mass_aware)
     # 1. masses
+    start = state_mass, dtype.type(1 / M), base
     mass_forward(accesses, rule, start, table, writes, reads, rows)
     # 2. contents
     y = np.empty((B, T, H, C), dtype=dtype)
-    versions = np.empty((B * H, start.versions + T * Kw, C), dtype=dtype)
-    content_forward(channels, start, writes, reads, rows, versions, y)
+    versions = np.empty((B * H, base + T * Kw, C), dtype=dtype)
+    content_forward(channels, (state_slots, base), writes, reads, rows, versions, y)
     final = None
     if return_state:
         final = _copy_of(state, (B, H, M, C), dtype, 1 / M)
@@ -94,7 +96,7 @@ def memory_backward(dy: Array, dstate: RAMState | None, ctx: MemoryContext) -> M
         values=np.empty((B, T, H, C), dtype=dtype),
         first_versions=np.empty((heads, n, C), dtype=dtype),
     )
-    dout = OutputGrads(contiguous(dy), dstate_slots)
+    dout = contiguous(dy), dstate_slots
     content_backward(ctx.channels, dout, ctx.writes, ctx.reads, ctx.rows, ctx.versions, dcontent)
     # 1. masses
     dmass = MassGrads(
@@ -103,7 +105,7 @@ def memory_backward(dy: Array, dstate: RAMState | None, ctx: MemoryContext) -> M
         gamma=np.empty((B, T, H), dtype=dtype),
         initial_mass=np.empty((heads, n), dtype=dtype),
     )
-    dcoefficients = CoefficientGrads(dcontent.eta, dcontent.read_weight, dstate_mass)
+    dcoefficients = dcontent.eta, dcontent.read_weight, dstate_mass
     mass_backward(ctx.accesses, ctx.options, dcoefficients, ctx.writes, ctx.reads, ctx.rows, dmass)
 
     dgiven = None

@@ -31,18 +31,6 @@ class Plan(NamedTuple):
     candidates: int  # of the largest digit; 0 if they are too many for networks
 
 
-class Lanes(NamedTuple):
-    """Working memory of the search for ``LANES`` tokens."""
-
-    scores: np.ndarray  # (U*P, LANES) of the digits
-    ranked: np.ndarray  # (P, LANES) scores of one digit's values, best first ...
-    value: np.ndarray  # (P, LANES) int32, ... and what each value adds to a slot
-    score: np.ndarray  # (candidates, LANES) scores of the partial addresses, best first ...
-    slot: np.ndarray  # (candidates, LANES) int32, ... and their slots
-    next_score: np.ndarray  # (candidates, LANES) those with one more digit
-    next_slot: np.ndarray  # (candidates, LANES) int32
-
-
 @lru_cache(maxsize=64)
 def plan(order: int, radix: int, top_k: int) -> Plan:
     """The networks for U digits of radix P and top-K; an empty plan where they would be too large."""
@@ -118,31 +106,19 @@ def exchange(score, slot, a, b):
 
 
 @njit(cache=True)
-def new_lanes(order, radix, candidates, dtype):
-    """Working memory for addresses of U digits of radix P and networks of so many candidates."""
-    return Lanes(
-        np.empty((order * radix, LANES), dtype),
-        np.empty((radix, LANES), dtype),
-        np.empty((radix, LANES), np.int32),
-        np.empty((candidates, LANES), dtype),
-        np.empty((candidates, LANES), np.int32),
-        np.empty((candidates, LANES), dtype),
-        np.empty((candidates, LANES), np.int32),
-    )
+def top_slots(scores, plan, ranked, value, score, slot, next_score, next_slot):
+    """The K best slots of every lane, best first: the array, ``slot`` or ``next_slot``, whose first K rows they are.
 
-
-@njit(cache=True)
-def top_slots(lanes, plan):
-    """The K best slots of every lane by the sums of ``lanes.scores``: the array whose first K rows they are."""
-    ranked, value = lanes.ranked, lanes.value
-    score, slot, next_score, next_slot = lanes.score, lanes.slot, lanes.next_score, lanes.next_slot
+    ``scores``: (U*P, LANES) of the digits. Working memory: ``ranked``, ``value`` (P, LANES) for one digit's values,
+    best first, and what each adds to a slot; the rest (plan.candidates, LANES) for partial addresses and their slots.
+    """
     order, radix = plan.pair_end.size, ranked.shape[0]
     place_value = 1  # P**u
     for u in range(order):
         target, target_slot = (score, slot) if u == 0 else (ranked, value)
         for p in range(radix):
             for lane in range(LANES):
-                target[p, lane] = lanes.scores[u * radix + p, lane]
+                target[p, lane] = scores[u * radix + p, lane]
                 target_slot[p, lane] = p * place_value
         for e in range(plan.rank.shape[0]):
             exchange(target, target_slot, plan.rank[e, 0], plan.rank[e, 1])

@@ -10,6 +10,7 @@ Numba turns ``1 - w`` into float64 for a float32 ``w``; ``one`` keeps every sum 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -93,6 +94,7 @@ def _gsu_parts(w, gamma):
 RULES = {"pdma": PDMA, "gsu": GSU}
 
 
+@functools.lru_cache(maxsize=64)
 def kernel_options(options: MemoryOptions, dtype: np.dtype) -> Options:
     """The options of a call as kernels take them. ValueError for an update rule without kernels here.
 
@@ -101,10 +103,11 @@ def kernel_options(options: MemoryOptions, dtype: np.dtype) -> Options:
     >>> kernel_options(MemoryOptions(slots=4, update="ema"), np.dtype(np.float32))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ValueError: update must be 'pdma' or 'gsu'... on backend 'numba', got 'ema'
+    ValueError: update must be one of 'pdma', 'gsu'... on backend 'numba', got 'ema'
     """
     if options.update not in RULES:
-        raise ValueError(f"update must be {' or '.join(map(repr, RULES))} on backend 'numba', got {options.update!r}")
+        names = ", ".join(map(repr, RULES))
+        raise ValueError(f"update must be one of {names} on backend 'numba', got {options.update!r}")
     return RULES[options.update](
         options.mass_aware,
         dtype.type(options.eps),

@@ -1,23 +1,14 @@
 """Numbering the slots that a sequence touches: row 0, 1, ... in the order of their first touch.
 
 A small hash table from slot to row takes the place of an array of M rows, so that time and memory follow the accesses.
-Its size depends on shapes only. When all M slots fit, slot a has entry a to itself, and nothing ever collides.
+A slot's entry is ``slot * multiplier % 2**32 >> shift``, or a later one where that is taken; it holds a row, or -1.
+The table's size depends on shapes only. When all M slots fit, slot a has entry a to itself, and nothing ever collides.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
-
-
-class HashTable(NamedTuple):
-    """The hash tables of all (batch, head). A slot's entry: ``slot * multiplier % 2**32 >> shift``, or a later one."""
-
-    row: np.ndarray  # (B*H, entries) int32: the row of the slot that has this entry, or -1
-    multiplier: int
-    shift: int
 
 
 def hash_size(slots: int, touches: int) -> tuple[int, int, int]:

@@ -6,31 +6,18 @@ independent, so that choice changes no bits.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit, prange
 
 from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 
-from .arrays import contiguous, flat_gamma, mask_array
-from .beam import new_beam
-from .decode import cape_shift, decode_token
+from .arrays import contiguous, flat_gamma, flat_positions, mask_array
+from .beam import beam_arrays, beam_search
+from .decode import cape_shift, slots_and_weights, softmax
 from .mass_aware import mass_aware_forward
 from .retention import kernel_options, retention
 
 HEADS_PER_PIECE = 16  # a head takes about a microsecond, starting the threads about ten
-
-
-class Token(NamedTuple):
-    """What one token is given."""
-
-    write_logits: np.ndarray  # (B, 1, H, U, P)
-    read_logits: np.ndarray  # (B, 1, H, U, P)
-    values: np.ndarray  # (B, 1, H, C)
-    gamma: np.ndarray  # flat, one number or one for each (b, h)
-    positions: np.ndarray  # (B,) int64
-    mask: np.ndarray  # (B, 1) bool, or size 0
 
 
 def step(
@@ -46,22 +33,22 @@ def step(
 ) -> np.ndarray:
     """Decode, write and read one token (T = 1), updating ``state`` in place; returns y (B, 1, H, C)."""
     rule = kernel_options(options, values.dtype)
-    for name, array in zip(("slots", "mass"), state, strict=True):
-        if not array.flags.writeable:
-            raise ValueError(f"state.{name} must be writeable to be updated in place, got a read-only array")
     B, _, H, _ = values.shape
-    token = Token(
-        contiguous(write_logits),
+    token = (  # a plain tuple: over a NamedTuple, Numba takes a microsecond longer
+        contiguous(write_logits),  # (B, 1, H, U, P)
         contiguous(read_logits),
-        contiguous(values),
+        contiguous(values),  # (B, 1, H, C)
         flat_gamma(gamma, values),
-        contiguous(positions).reshape(B),
-        mask_array(mask),
+        flat_positions(positions, decode.cape_heads),
+        mask_array(mask),  # (B, 1), or size 0
     )
-    updated = RAMState(contiguous(state.slots), contiguous(state.mass))
+    updated = contiguous(state.slots), contiguous(state.mass)
+    for name, array, new in zip(("slots", "mass"), state, updated, strict=True):
+        if array is not new and not array.flags.writeable:
+            raise ValueError(f"state.{name} must be writeable to be updated in place, got a read-only array")
     y = np.empty(values.shape, dtype=values.dtype)
     kernel = _step_serial if B * H <= HEADS_PER_PIECE else _step_parallel
-    kernel(token, decode, rule, updated, y)
+    kernel(token, tuple(decode), rule, updated, y)
     for array, new in zip(state, updated, strict=True):
         if array is not new:  # its layout is not the kernel's
             array[...] = new
@@ -70,11 +57,12 @@ def step(
 
 @njit(cache=True)
 def _step_serial(token, decode, options, state, y):
-    _step_heads(0, y.shape[0] * y.shape[2], token, decode, options, state, y)
+    _step_heads(0, y.shape[0] * y.shape[2], token, DecodeOptions(*decode), options, RAMState(*state), y)
 
 
 @njit(cache=True, parallel=True)
 def _step_parallel(token, decode, options, state, y):
+    token, decode, state = token, DecodeOptions(*decode), RAMState(*state)
     heads = y.shape[0] * y.shape[2]
     for i in prange((heads + HEADS_PER_PIECE - 1) // HEADS_PER_PIECE):
         start = np.int64(i) * HEADS_PER_PIECE
@@ -84,25 +72,27 @@ def _step_parallel(token, decode, options, state, y):
 @njit(cache=True)
 def _step_heads(start, stop, token, decode, options, state, y):
     """Heads b*H + h = start ... stop - 1."""
-    _, _, H, U, P = token.write_logits.shape
+    write_logits, read_logits, values, gammas, positions, mask = token
+    _, _, H, U, P = write_logits.shape
     dtype, Kw, Kr = y.dtype, decode.write_k, decode.read_k
     K = max(Kw, Kr)
-    beam, p = new_beam(U, P, K, dtype), np.empty(U * P, dtype)
-    content, index = np.empty(K, np.int32), np.empty(K, np.int32)
-    weight, read_mass = np.empty(K, dtype), np.empty(K, dtype)
+    scores, best, slot, next_best, next_slot, ranked, value = beam_arrays(U, P, K, dtype)
+    p, index, weight, read_mass = np.empty(U * P, dtype), np.empty(K, np.int32), np.empty(K, dtype), np.empty(Kr, dtype)
     for bh in range(start, stop):
         b, h = bh // H, bh % H
         out = y[b, 0, h]
         for c in range(out.size):
             out[c] = 0
-        if token.mask.size > 0 and not token.mask[b, 0]:
+        if mask.size > 0 and not mask[b, 0]:
             continue
-        v, s, z = token.values[b, 0, h], state.slots[b, h], state.mass[b, h]
-        shift = cape_shift(bh, token.positions, H, decode.cape_heads, P**U)
+        v, s, z = values[b, 0, h], state.slots[b, h], state.mass[b, h]
+        shift = cape_shift(bh, positions, H, decode.cape_heads, P**U)
         # 1. write
-        logits = token.write_logits[b, 0, h]
-        decode_token(logits, decode.write_renorm, shift, beam, p, content[:Kw], index[:Kw], weight[:Kw])
-        gamma = token.gamma[bh * (token.gamma.size > 1)]
+        for u in range(U):
+            softmax(write_logits[b, 0, h, u], scores[u], p[u * P : (u + 1) * P])
+        found = beam_search(Kw, scores, best, slot, next_best, next_slot, ranked, value)
+        slots_and_weights(found[:Kw], p, P, P**U, decode.write_renorm, shift, index, weight)
+        gamma = gammas[bh * (gammas.size > 1)]
         for k in range(Kw):
             a, w = index[k], weight[k]
             z[a] = retention(options, w, gamma) * z[a] + w
@@ -111,12 +101,14 @@ def _step_heads(start, stop, token, decode, options, state, y):
             for c in range(v.size):
                 row[c] += eta * (v[c] - row[c])
         # 2. read
-        logits = token.read_logits[b, 0, h]
-        decode_token(logits, decode.read_renorm, shift, beam, p, content[:Kr], index[:Kr], weight[:Kr])
+        for u in range(U):
+            softmax(read_logits[b, 0, h, u], scores[u], p[u * P : (u + 1) * P])
+        found = beam_search(Kr, scores, best, slot, next_best, next_slot, ranked, value)
+        slots_and_weights(found[:Kr], p, P, P**U, decode.read_renorm, shift, index, weight)
         if options.mass_aware:
             for k in range(Kr):
                 read_mass[k] = z[index[k]]
-            mass_aware_forward(weight[:Kr], read_mass[:Kr], options.eps)
+            mass_aware_forward(weight[:Kr], read_mass, options.eps)
         for k in range(Kr):
             r, row = weight[k], s[index[k]]
             for c in range(v.size):

@@ -144,9 +144,10 @@ def rule_named(update: Any) -> UpdateRule:
         ...
     ValueError: update must be 'pdma' or 'gsu'..., got 'ema'
     """
-    if not isinstance(update, str) or update not in RULES:
+    rule = RULES.get(update) if isinstance(update, str) else None
+    if rule is None:
         raise ValueError(f"update must be {' or '.join(map(repr, RULES))}, got {update!r}")
-    return RULES[update]
+    return rule
 
 
 def retention_forward(w: Array, gamma: Any, update: str) -> Array:

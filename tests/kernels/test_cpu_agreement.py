@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ramnet_np.kernels.cpu.network import candidate_ranks
 
 from ramnet_np.core.retention import RULES
+from ramnet_np.core.topk import staircase
 from tests.operation_cases import CASES, Case, assert_agree, assert_same_bits, draw, run, run_steps
 from tests.tolerances import assert_close
 
@@ -139,3 +141,8 @@ def test_a_step_refuses_a_read_only_state_and_changes_nothing():
 
     with pytest.raises(ValueError, match=r"state\.slots must be writeable"):
         run_steps(inputs, "numba", read_only)
+
+
+@given(n=st.integers(1, 40), radix=st.integers(1, 40), top_k=st.integers(1, 40))
+def test_candidates_are_the_staircase_of_the_core(n, radix, top_k):
+    np.testing.assert_array_equal(candidate_ranks(n, radix, top_k), np.stack(staircase(n, radix, top_k), axis=1))

@@ -16,7 +16,7 @@ from tests.operation_cases import CASES, Case, assert_same_bits, draw, run
 
 CASE = {case.name: case for case in CASES}
 PARALLEL = [
-    Case("many-units", B=3, T=90, H=4, C=24, gamma="token", masked=0.2, options={"cape_heads": 2}),
+    Case("many-heads", B=3, T=90, H=4, C=24, gamma="token", masked=0.2, options={"cape_heads": 2}),
     Case("slices", B=1, T=200, H=1, C=64, options={"mass_aware": True}),
     Case("slices-uneven", B=1, T=130, H=3, C=53, state=True, gamma=0.6),
     Case("singly", B=2, T=5, H=1, U=2, P=3, K=9, C=40),
@@ -54,14 +54,26 @@ def test_another_process_with_four_threads_gives_the_same_bits(layer):
     assert output.stdout.strip() == digest(PARALLEL)
 
 
+@pytest.mark.slow
+def test_the_process_that_compiles_gets_the_bits_of_one_that_loads(tmp_path):
+    """Or else the first run on a machine would differ from all later ones."""
+    code = "from tests.kernels.test_cpu_repeatability import PARALLEL, digest; print(digest(PARALLEL[2:3]))"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in ("compiles", "loads")
+    ]
+    assert outputs[0] == outputs[1]
+
+
 def test_slices_depend_on_shapes_alone():
     """Cutting channels elsewhere may change sums: nothing but B*H and C may decide where."""
     assert slice_width(1, 64) == 16
     assert slice_width(100, 64) == 64
-    before = [slice_width(units, 64) for units in range(1, 20)]
+    before = [slice_width(heads, 64) for heads in range(1, 20)]
     numba.set_num_threads(1)
     try:
-        assert [slice_width(units, 64) for units in range(1, 20)] == before
+        assert [slice_width(heads, 64) for heads in range(1, 20)] == before
     finally:
         numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
 

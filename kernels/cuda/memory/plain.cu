@@ -73,7 +73,7 @@ DEVICE void read_contents(const Head& head, const TokenData& data, const Accesse
     for (int c = threadIdx.x; c < CHANNELS; c += THREADS) narrow(data.sum_over_teams(c), head.p.y[token * CHANNELS + c]);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) plain_forward(const __grid_constant__ PlainParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) plain_forward(const __grid_constant__ PlainParams p) {
     const Head head(p);
     const TokenData data(p);
     data.copy(head, 0);
@@ -258,7 +258,7 @@ DEVICE void zero_gradients(const PlainParams& p, long long token) {
     if (threadIdx.x == 0) narrow(Acc(0), p.dgamma[token]);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) plain_backward(const __grid_constant__ PlainParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) plain_backward(const __grid_constant__ PlainParams p) {
     const Head head(p);
     const TokenData data(p);
     const long long first_row = (long long)(blockIdx.x) * p.rows;

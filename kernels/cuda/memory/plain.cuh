@@ -28,7 +28,7 @@ DEVICE constexpr int span_of(int vectors) {  // a power of two, at most a warp
 }
 constexpr int VECTOR = vector_length(), VECTORS = CHANNELS / VECTOR;  // channels of a lane; lanes' worth of a row
 constexpr int SPAN = span_of(VECTORS), TEAMS = THREADS / SPAN;
-constexpr int AT_ONCE = 8;  // rows that a team loads before it uses the first
+constexpr int AT_ONCE = 4;  // rows that a team loads before it uses the first
 
 struct PlainParams {
     const int *write_row, *read_row;        // (B, T, H, K): the state's rows; -1: an access that does nothing

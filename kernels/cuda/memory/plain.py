@@ -47,7 +47,7 @@ def _teams(channels: int, itemsize: int, threads: int) -> int:
 
 def plain_threads(channels: int, itemsize: int) -> int:
     """Threads of a block: fewer where C is so large that the teams' parts would take too much shared memory."""
-    threads = 256
+    threads = 512
     while threads > 32 and _teams(channels, itemsize, threads) * channels * itemsize > PART_BYTES:
         threads //= 2
     return threads

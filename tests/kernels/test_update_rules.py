@@ -1,0 +1,77 @@
+"""Update rules in every tier: each has all rules of the core's table, and refuses one that it does not know."""
+
+import itertools
+
+import numpy as np
+import pytest
+from ramnet_np.kernels import cpu
+from ramnet_np.kernels.cpu.retention import kernel_options
+from ramnet_np.kernels.cuda.memory.retention import known_rules, require_rule
+from ramnet_np.kernels.numba_cuda.retention import RULES as NUMBA_CUDA_RULES
+from ramnet_np.kernels.numba_cuda.retention import retention_of
+
+from ramnet_np import RAMState, ram_attention_forward, ram_attention_step
+from ramnet_np.contract import MemoryOptions
+from ramnet_np.core import dense
+from ramnet_np.core.retention import RULES
+from tests.tolerances import assert_close
+
+TABLES = {
+    "dense oracle": dense._RETAINED,
+    "numba": cpu.retention.RULES,
+    "cupy": known_rules(),
+    "numba-cuda": NUMBA_CUDA_RULES,
+}
+REFUSALS = {
+    "numba": lambda update: kernel_options(MemoryOptions(4, update), np.dtype(np.float32)),
+    "cupy": require_rule,
+    "numba-cuda": lambda update: retention_of(update, np.float32),
+}
+
+
+@pytest.mark.parametrize("update", RULES)
+@pytest.mark.parametrize("tier", TABLES)
+def test_every_tier_has_every_rule(tier, update):
+    assert update in TABLES[tier]
+
+
+@pytest.mark.parametrize("tier", REFUSALS)
+def test_a_tier_refuses_a_rule_that_it_does_not_know(tier, spare_rule):
+    for update in RULES:
+        if update != spare_rule:
+            REFUSALS[tier](update)
+    with pytest.raises(ValueError, match=r"'spare'$") as refused:
+        REFUSALS[tier](spare_rule)
+    text = str(refused.value)
+    assert "\n" not in text
+    assert all(name in text for name in (tier, *TABLES[tier]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("update", RULES)
+def test_numba_rules_are_those_of_the_core(update, dtype):
+    w = np.array([0.0, 1e-12, 1e-4, 0.3, 0.5, 0.9, 1 - 1e-6, 1.0], dtype)
+    rule, smallest = RULES[update], dtype(np.finfo(dtype).epsneg)
+    kernels = cpu.retention.RULES[update]
+    gammas = [dtype(gamma) for gamma in (-3.0, 0.0, 0.4, 1.0, 2.5) if gamma >= rule.least_gamma]
+    assert len(gammas) >= 2
+    for gamma, proxy_eps in itertools.product(gammas, (dtype(0), dtype(0.05))):
+        alpha = rule.forward(w, gamma)
+        assert_close(np.array([kernels.retention(x, gamma) for x in w], dtype), alpha)
+        slopes = np.array(
+            [kernels.slopes(x, gamma, a, proxy_eps, smallest) for x, a in zip(w, alpha, strict=True)], dtype
+        )
+        for actual, expected in zip(slopes.T, rule.backward(w, gamma, alpha, proxy_eps), strict=True):
+            assert_close(actual, expected, gradient=True)
+
+
+def test_numba_refuses_before_it_changes_a_state(spare_rule):
+    x = np.zeros((1, 1, 1, 2, 3))
+    state = RAMState.initial(1, 1, 9, 2, dtype=np.float64)
+    sentence = r"^update must be one of 'pdma', 'gsu' on backend 'numba', got 'spare'$"
+    with pytest.raises(ValueError, match=sentence):
+        ram_attention_forward(x, x, np.ones((1, 1, 1, 2)), update=spare_rule, top_k=2, backend="numba")
+    with pytest.raises(ValueError, match=sentence):
+        ram_attention_step(x, x, np.ones((1, 1, 1, 2)), update=spare_rule, top_k=2, state=state, backend="numba")
+    assert not state.slots.any()
+    assert (state.mass == 1 / 9).all()
