@@ -81,9 +81,9 @@ def python(folder, *arguments, **environment):
     return done.stdout
 
 
-def library_tests(folder, *arguments, **environment):
+def library_tests(folder, *arguments, marked="not gpu", **environment):
     """How many of the library's own tests passed in the copy; all of the chosen ones must."""
-    printed = python(folder, "-m", "pytest", "-x", "-m", "not gpu", "-p", "no:cacheprovider", *arguments, **environment)
+    printed = python(folder, "-m", "pytest", "-x", "-m", marked, "-p", "no:cacheprovider", *arguments, **environment)
     return int(re.search(r"(\d+) passed", printed)[1])
 
 
@@ -171,8 +171,17 @@ def test_a_tier_without_the_rule_refuses_it_in_one_sentence(tmp_path):
     assert printed[1].removeprefix("cpu: ") in text  # the page shows it
 
 
-def test_a_layers_kernel_is_known_to_the_tables_and_compiles(tmp_path):
-    touched = extended(section("Add a kernel for a layer"), tmp_path)
+@pytest.mark.gpu
+def test_a_rule_runs_in_cuda(with_rule):
+    """The chunked kernels and the step."""
+    chosen = "tests/kernels/test_cuda_agreement.py", "-k", "exponential"
+    assert library_tests(with_rule, *chosen, marked="gpu") >= 3
+
+
+@pytest.fixture(scope="module")
+def with_kernel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kernel")
+    touched = extended(section("Add a kernel for a layer"), folder)
     assert touched == {
         "kernels/cuda/layers/silu.cu",
         "kernels/cuda/layers/silu.py",
@@ -180,11 +189,21 @@ def test_a_layers_kernel_is_known_to_the_tables_and_compiles(tmp_path):
         "kernels/cuda/defaults.py",
         "ramnet_np/layers/activation.py",
         "tests/test_signatures.py",
+        "tests/kernels/test_cuda_layers.py",
     }
-    assert library_tests(tmp_path, "tests/test_signatures.py", "-k", "silu or SiLU or every_fast_layer") >= 4
-    assert library_tests(tmp_path, "tests/layers/test_activation.py") > 4
+    return folder
+
+
+def test_a_layers_kernel_is_known_to_the_tables_and_compiles(with_kernel):
+    assert library_tests(with_kernel, "tests/test_signatures.py", "-k", "silu or SiLU or every_fast_layer") >= 4
+    assert library_tests(with_kernel, "tests/layers/test_activation.py") > 4
     pytest.importorskip("cuda.bindings.nvrtc")
-    assert library_tests(tmp_path, "tests/kernels/test_cuda_compile.py", "-k", "silu") >= 4
+    assert library_tests(with_kernel, "tests/kernels/test_cuda_compile.py", "-k", "silu") >= 4
+
+
+@pytest.mark.gpu
+def test_a_layers_kernel_equals_the_mathematics(with_kernel):
+    assert library_tests(with_kernel, "tests/kernels/test_cuda_layers.py", "-k", "test_silu", marked="gpu") >= 28
 
 
 @pytest.fixture
