@@ -33,7 +33,7 @@ _selected: ContextVar[str | None] = ContextVar("ramnet_np_backend", default=None
 
 
 class DecodeForward(Protocol):
-    """Logits to addresses; what is taken and returned is said on ``decode_forward`` of ``core/numpy_backend.py``."""
+    """Logits to addresses; ``decode_forward`` of ``core/numpy_backend.py`` says what is taken and returned."""
 
     def __call__(
         self,
@@ -41,7 +41,7 @@ class DecodeForward(Protocol):
         top_k: tuple[int, ...],
         renorm: tuple[bool, ...],
         cape_heads: int,
-        positions: Array,
+        positions: Array | None,
     ) -> Sequence[tuple[Array, Array, Any]]: ...
 
 
@@ -59,8 +59,8 @@ class MemoryForward(Protocol):
         write: Address,
         read: Address,
         values: Array,
-        gamma: Array,
-        mask: Array,
+        gamma: float | Array,
+        mask: Array | None,
         state: RAMState | None,
         options: MemoryOptions,
         return_state: bool,
@@ -81,9 +81,9 @@ class Step(Protocol):
         write_logits: Array,
         read_logits: Array,
         values: Array,
-        gamma: Array,
-        positions: Array,
-        mask: Array,
+        gamma: float | Array,
+        positions: Array | None,
+        mask: Array | None,
         state: RAMState,
         decode: DecodeOptions,
         options: MemoryOptions,
@@ -95,7 +95,7 @@ class Backend:
     """The five functions of the operation, and the arrays that they serve.
 
     Shapes, results and errors stand on the functions of the same names in ``ramnet_np.core.numpy_backend``, the oracle
-    of every other backend. A forward leaves its inputs alone and returns fresh arrays; what it returns last belongs to
+    of every other backend. A forward leaves its inputs alone and returns new arrays; what it returns last belongs to
     the backend: its backward needs it and never changes it, so that a backward can be called again. Integer arrays in
     it are fully written: ``gradcheck`` compares them to see a selection switch.
     """
@@ -136,7 +136,7 @@ def by_side(
         top_k: tuple[int, ...],
         renorm: tuple[bool, ...],
         cape_heads: int,
-        positions: Array,
+        positions: Array | None,
     ) -> Sequence[tuple[Array, Array, Any]]:
         sides = zip(logits, top_k, renorm, strict=True)
         return [forward(side, k, divide, cape_heads, positions) for side, k, divide in sides]

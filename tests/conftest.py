@@ -14,7 +14,7 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture
-def spare_rule(monkeypatch):
+def extra_rule(monkeypatch):
     """The name of an update rule that only the table of the core has: alpha = exp(-(gamma - 1/2) * w)."""
     import numpy as np
 
@@ -26,5 +26,5 @@ def spare_rule(monkeypatch):
     def backward(w, gamma, alpha, proxy_eps):
         return -(gamma - 0.5) * alpha, -w * alpha
 
-    monkeypatch.setitem(RULES, "spare", UpdateRule("spare", forward, backward, 0.5, "alpha = exp(-(gamma - 1/2) * w)"))
-    return "spare"
+    monkeypatch.setitem(RULES, "extra", UpdateRule("extra", forward, backward, 0.5, "alpha = exp(-(gamma - 1/2) * w)"))
+    return "extra"

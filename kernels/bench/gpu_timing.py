@@ -74,7 +74,7 @@ def peak_mib(call: Callable[[], Any]) -> float:
 
 
 def give_back_memory() -> None:
-    """Return the free memory of CuPy's pool to the device, so a measurement starts as in a fresh process."""
+    """Return the free memory of CuPy's pool to the device, so a measurement starts as in a new process."""
     import cupy
 
     cupy.get_default_memory_pool().free_all_blocks()

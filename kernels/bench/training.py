@@ -57,7 +57,7 @@ class Options:
     steps: int = 50
     """Steps that are timed together."""
     repeats: int = 5
-    """Of which the median counts."""
+    """Measurements, whose median counts."""
     parts: bool = True
     """Also list where the time goes."""
     model: RAMNetConfig = field(
@@ -100,7 +100,7 @@ def draw_batches(pairs: int, options: Options, count: int = 8) -> list[Batch]:
 
 
 def new_trainer(graphs: Any, options: Options) -> GPUTrainer:
-    """A trainer of a fresh model."""
+    """A trainer of a new model."""
     model = RAMNet(options.model, seed=0).to("gpu")
     config = TrainConfig(steps=options.steps * options.repeats, batch=options.batch)
     return GPUTrainer(model, config, adamw_init(model.params), graphs)

@@ -108,7 +108,7 @@ def _decode_one_by_one(start, stop, tokens, decoded):
 
 @njit(cache=True)
 def _decode_lanes(start, stop, tokens, plan, decoded):
-    """Tokens start ... stop - 1, at most LANES, side by side; lanes to spare repeat the last one."""
+    """Tokens start ... stop - 1, at most LANES, side by side; unused lanes repeat the last one."""
     logits, positions, heads, cape_heads, renorm = tokens
     index, weight, p, content = decoded
     _, U, P = logits.shape

@@ -60,7 +60,7 @@ def new_context(
     write: Address,
     read: Address,
     values: Array,
-    gamma: Any,
+    gamma: float | Array,
     mask: Array | None,
     state: RAMState | None,
     options: MemoryOptions,

@@ -95,23 +95,23 @@ def search_functions(number) -> SimpleNamespace:
     """``beam_search`` and ``address_weights`` for logits of this Numba type."""
 
     @cuda.jit(device=True)
-    def merge(lists, best, ranked, spare, step, counts, top_k):
-        """The K best sums of a partial address and a digit's value, into the list ``spare``; returns how many.
+    def merge(lists, best, ranked, merged, step, counts, top_k):
+        """The K best sums of a partial address and a digit's value, into the list ``merged``; returns how many.
 
         Lists are (where the scores begin, where the slots begin); ``counts``: partial addresses and values.
         """
         scores, slots = lists
-        (best_at, slot_at), (ranked_at, value_at), (spare_at, spare_slot_at) = best, ranked, spare
+        (best_at, slot_at), (ranked_at, value_at), (merged_at, merged_slot_at) = best, ranked, merged
         n, n_digit = counts
         n_next = 0
         for j in range(n_digit):
             score_j, value_j = scores[uint32(ranked_at + j * step)], slots[uint32(value_at + j * step)]
             for i in range(min(n, top_k // (j + 1))):  # the staircase: (i + 1) * (j + 1) <= K
                 score = scores[uint32(best_at + i * step)] + score_j
-                if n_next == top_k and score < scores[uint32(spare_at + (top_k - 1) * step)]:
+                if n_next == top_k and score < scores[uint32(merged_at + (top_k - 1) * step)]:
                     break  # sums only fall along i
                 whole = slots[uint32(slot_at + i * step)] + value_j
-                n_next = insert(score, whole, lists, spare_at, spare_slot_at, step, n_next, top_k)
+                n_next = insert(score, whole, lists, merged_at, merged_slot_at, step, n_next, top_k)
         return n_next
 
     @cuda.jit(device=True)
@@ -124,7 +124,7 @@ def search_functions(number) -> SimpleNamespace:
         """
         radix = sizes.P
         best, slot = first_score, first_slot  # the partial addresses
-        spare, spare_slot = first_score + top_k * step, first_slot + top_k * step
+        merged, merged_slot = first_score + top_k * step, first_slot + top_k * step
         ranked, value = first_score + 2 * top_k * step, first_slot + 2 * top_k * step  # a digit's values, best first
         norm = number(1)
         n, power = 0, 1  # P**u
@@ -144,10 +144,10 @@ def search_functions(number) -> SimpleNamespace:
             norm *= total
             if u > 0:
                 n = merge(
-                    lists, (best, slot), (ranked, value), (spare, spare_slot), step, (n, n_digit), top_k
+                    lists, (best, slot), (ranked, value), (merged, merged_slot), step, (n, n_digit), top_k
                 )  # fmt: skip
-                best, spare = spare, best
-                slot, spare_slot = spare_slot, slot
+                best, merged = merged, best
+                slot, merged_slot = merged_slot, slot
             power *= radix
         return best, slot, norm
 

@@ -264,8 +264,8 @@ def mass_backward_scan_kernel(number, in_shared: bool, W: int, R: int, aware: bo
         """q and dz, the last token first. For each write, q takes the place of b, and dz' that of alpha.
 
         Thread k is the only one that touches the k-th accesses; a barrier lies between a token's reads and its writes,
-        which may meet, and between tokens. ``state`` is the adjoint of the masses: it starts with that of the final
-        ones.
+        which may have the same slots, and between tokens. ``state`` is the adjoint of the masses: it starts with that
+        of the final ones.
         """
         shared = cuda.shared.array(0, number)
         k, bh, n_rows = cuda.threadIdx.x, int64(cuda.blockIdx.x), sizes.n_rows

@@ -11,9 +11,10 @@ tokens at once, and what needs the masses before is finished for all tokens at o
     mass_scan      one block a (batch, head)         z
     mass_finish    eight threads a token and head    eta, weights of mass-aware reads
 
-In the scan, thread k is the k-th access of every token. A token's accesses go to different slots, so its threads never
-meet; the next token's may, and so a barrier lies between. Each thread loads its accesses ``AHEAD`` tokens at a time,
-and prefetches the next ones before it applies these: device memory takes longer than a token.
+In the scan, thread k is the k-th access of every token. A token's writes go to different slots, so no two threads
+change one number; the next token's may go to the same slots, so a barrier lies between. Each thread loads its accesses
+``AHEAD`` tokens at a time, and prefetches the next ones before it applies these: device memory takes longer than a
+token.
 
 An access that does nothing (masked, or to a slot without a row) goes to a row of its own after the slots: ``n_rows`` +
 its number among the token's accesses. Whatever it changes there, nobody else reads.
@@ -120,7 +121,7 @@ def mass_scan_kernel(number, in_shared: bool, W: int, R: int, aware: bool):
 
     @cuda.jit(device=True)
     def store(found, masses, alpha, bh, k, start, T):
-        """The masses that the tokens from ``start`` on met."""
+        """The masses that the tokens from ``start`` on found."""
         old, z, at_read = found
         writes, reads = threads == W or k < W, threads == R or k < R
         write, read = bh * T * W + k, bh * T * R + k  # of token 0
@@ -138,8 +139,8 @@ def mass_scan_kernel(number, in_shared: bool, W: int, R: int, aware: bool):
     def mass_scan(accesses, alpha, masses, state, initial, sizes):
         """z, token by token. Keeps the mass before each write, and puts the mass after it in the place of its alpha.
 
-        Thread k is the only one that touches the k-th access; a barrier lies between tokens, whose accesses may meet,
-        and between a token's writes and its mass-aware reads.
+        Thread k is the only one that touches the k-th access; a barrier lies between tokens, which may have the
+        same slots, and between a token's writes and its mass-aware reads.
         """
         shared = cuda.shared.array(0, number)
         k, bh, n_rows = cuda.threadIdx.x, int64(cuda.blockIdx.x), sizes.n_rows

@@ -10,7 +10,6 @@ to ``MAX_FAST_K`` accesses of a token, the second the plain ones, for any number
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ def memory_forward(
     write: Address,
     read: Address,
     values: Array,
-    gamma: Any,
+    gamma: float | Array,
     mask: Array | None,
     state: RAMState | None,
     options: MemoryOptions,

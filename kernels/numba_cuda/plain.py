@@ -73,14 +73,14 @@ def plain_masses_kernel(number, update: str):
         number, number, PLAIN_SIZES,
     )  # fmt: skip
     def plain_masses(address, options, accesses, masses, state, initial, eps, sizes):
-        """The row of every access, eta of every write, the weight of every read, and the masses that they meet.
+        """The row of every access, eta of every write, the weight of every read, and the masses that they find.
 
         An access that does nothing (masked, or a read of what is never written) goes to a row of its own after the
         slots, so that the other kernels need not know of it.
         """
         bh, thread, threads = int64(cuda.blockIdx.x), cuda.threadIdx.x, cuda.blockDim.x
         n_rows, W, R = sizes.n_rows, sizes.W, sizes.R
-        z, z_at = state.working, bh * (n_rows + W + R)  # the masses, and where this head's begin
+        z, z_at = state.working, bh * (n_rows + W + R)  # the masses, and where those of this head begin
         for row in range(thread, n_rows + W + R, threads):
             given = state.has_start != 0 and row < n_rows
             z[z_at + row] = state.start[bh * n_rows + row] if given else initial

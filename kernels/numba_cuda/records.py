@@ -72,7 +72,7 @@ def accesses_type(number):
 
 
 class MassArrays(NamedTuple):
-    """The masses that accesses meet."""
+    """The masses that accesses find."""
 
     old_mass: Any  # (B*H, T, W): before a write
     read_mass: Any  # (B*H, T, R): at a mass-aware read, or None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
@@ -21,7 +19,7 @@ def step(
     write_logits: Array,
     read_logits: Array,
     values: Array,
-    gamma: Any,
+    gamma: float | Array,
     positions: Array | None,
     mask: Array | None,
     state: RAMState,

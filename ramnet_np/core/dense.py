@@ -7,21 +7,19 @@ Source: paper eq. 4 to 7; the authors' options as in spec sections 2 to 4.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ramnet_np.contract import RAMState
+from ramnet_np.contract import Array, RAMState
 
-# What of S and z is left where w is written. The oracle states each rule itself, as literally as it can be written.
-_RETAINED = {
+# The share of S and z that is left where w is written. The oracle states each rule itself, as literally as possible.
+RETAINED = {
     "pdma": lambda w, gamma: (1 - w) ** gamma,
     "gsu": lambda w, gamma: (1 - w) / ((1 - w) + np.exp(gamma) * w),
 }
 
 
 def dense_address(
-    logits: Any, top_k: int = 8, renorm: bool = False, cape_heads: int = 0, positions: Any = None
+    logits: Array, top_k: int = 8, renorm: bool = False, cape_heads: int = 0, positions: Array | None = None
 ) -> np.ndarray:
     """The addresses of every token and head as M-vectors, zero but for K entries: (B, T, H, M).
 
@@ -52,17 +50,17 @@ def dense_address(
 
 
 def dense_ram_attention(
-    write_logits: Any,
-    read_logits: Any,
-    values: Any,
-    gamma: Any = 1.0,
+    write_logits: Array,
+    read_logits: Array,
+    values: Array,
+    gamma: float | Array = 1.0,
     *,
     update: str = "pdma",
-    top_k: Any = 8,
-    renorm: Any = False,
+    top_k: int | tuple[int, int] = 8,
+    renorm: bool | tuple[bool, bool] = False,
     cape_heads: int = 0,
-    positions: Any = None,
-    mask: Any = None,
+    positions: Array | None = None,
+    mask: Array | None = None,
     state: RAMState | None = None,
     mass_aware: bool = False,
     eps: float = 1e-12,
@@ -78,8 +76,8 @@ def dense_ram_attention(
     >>> y.shape, state.slots.shape
     ((1, 5, 1, 4), (1, 1, 8, 4))
     """
-    if update not in _RETAINED:
-        raise ValueError(f"update must be {' or '.join(map(repr, _RETAINED))} for the dense oracle, got {update!r}")
+    if update not in RETAINED:
+        raise ValueError(f"update must be {' or '.join(map(repr, RETAINED))} for the dense oracle, got {update!r}")
     B, T, H, U, P = write_logits.shape
     M, C = P**U, values.shape[-1]
     write_k, read_k = top_k if isinstance(top_k, tuple) else (top_k, top_k)
@@ -95,7 +93,7 @@ def dense_ram_attention(
     y = np.zeros_like(values)
     for t in range(T):
         w_t, g_t = w[:, t], gamma[:, t, :, None]
-        retained = _RETAINED[update](w_t, g_t)
+        retained = RETAINED[update](w_t, g_t)
         valid = np.ones((B, 1, 1), bool) if mask is None else mask[:, t, None, None]
         S = np.where(valid[..., None], retained[..., None] * S + w_t[..., None] * values[:, t, :, None, :], S)
         z = np.where(valid, retained * z + w_t, z)

@@ -46,8 +46,8 @@ def memory_forward(
     write: Address,
     read: Address,
     values: Array,
-    gamma: Array,
-    mask: Array,
+    gamma: float | Array,
+    mask: Array | None,
     state: RAMState | None,
     options: MemoryOptions,
     return_state: bool,
@@ -226,7 +226,7 @@ def _load(state: RAMState | None, touched: Array, channels: int, slots: int, dty
 def _store(
     state: RAMState | None, touched: Array, s: Array, z: Array, shape: tuple[int, ...], mass: float | None = None
 ) -> RAMState:
-    """A fresh state: ``state`` (None: s = 0 and z = ``mass``, by default 1/M) with the table's rows put in."""
+    """A new state: ``state`` (None: s = 0 and z = ``mass``, by default 1/M) with the table's rows put in."""
     xp = namespace_of(s)
     B, H, M, C = shape
     if state is None:

@@ -1,4 +1,4 @@
-"""What the layers ask of their arguments, in one sentence when it is not met."""
+"""Checks of the layers' arguments: a wrong one ends in one sentence that says what was expected."""
 
 from __future__ import annotations
 

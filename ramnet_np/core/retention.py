@@ -129,8 +129,10 @@ RULES: dict[str, UpdateRule] = {
 }
 """The update rules by name.
 
->>> RULES["gsu"].description
-'alpha = sigmoid(-logit(w) - gamma) (the package)'
+>>> for rule in RULES.values():  # doctest: +ELLIPSIS
+...     print(f"{rule.name}: {rule.description}")
+pdma: alpha = (1 - w)**gamma (the paper)
+gsu: alpha = sigmoid(-logit(w) - gamma) (the package)...
 """
 
 

@@ -41,7 +41,7 @@ class DataSource(BatchSource, Protocol):
 
 
 class ShuffledSets:
-    """Epochs over sets of sequences: each epoch visits every sequence once, in a fresh order.
+    """Epochs over sets of sequences: each epoch visits every sequence once, in a new order.
 
     A batch holds sequences of one set, since sets differ in length; batches of all sets come mixed. The last sequences
     of a set that do not fill a batch are left out of that epoch.

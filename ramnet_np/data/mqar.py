@@ -170,8 +170,8 @@ def _draw_disjoint(
                     f"no held-out sequences of {pairs} pairs can be kept apart from the training ones at vocab "
                     f"{settings.vocab}; expected a larger vocab or fewer training examples"
                 )
-            fresh = _draw(settings, (pairs, length, int(repeated.sum())), seed, (stream, i, attempt))
-            drawn.ids[repeated], drawn.labels[repeated] = fresh
+            redrawn = _draw(settings, (pairs, length, int(repeated.sum())), seed, (stream, i, attempt))
+            drawn.ids[repeated], drawn.labels[repeated] = redrawn
         sets.append(drawn)
     return sets
 

@@ -69,7 +69,7 @@ def _shared(run: GridRun) -> GridRun:
 
 
 def _result(grid: str, name: str, runs: Sequence[tuple[Record, GridRun]]) -> Result | None:
-    """Of the runs of one point under the same settings."""
+    """The result of the runs of one point under the same settings."""
     tried: dict[int, dict[float, Record]] = {}
     for record, run in runs:
         tried.setdefault(run.seed, {})[run.train.learning_rate] = record

@@ -58,7 +58,7 @@ class DeltaRuleGrads(NamedTuple):
 
 
 def delta_rule_forward(
-    q: Array, k: Array, v: Array, beta: Array, log_decay: Array = None, state: Array = None
+    q: Array, k: Array, v: Array, beta: Array, log_decay: Array | None = None, state: Array | None = None
 ) -> tuple[Array, Array, DeltaRuleContext]:
     """Write each value under its key in place of what the key recalled, then read with the query.
 
@@ -86,8 +86,7 @@ def delta_rule_forward(
     d_k = q.shape[-1]
     xp = namespace_of(q, k, v, beta)
     require_like("beta", beta, ArraySpec((B, T, H), q.dtype))
-    gated = log_decay is not None
-    if gated:
+    if log_decay is not None:
         require_like("log_decay", log_decay, ArraySpec((B, T, H), q.dtype))
         if array_kind(log_decay) == "numpy" and log_decay.max() > 0:
             raise ValueError(f"log_decay must be 0 or less, got a maximum of {log_decay.max()}")
@@ -96,7 +95,7 @@ def delta_rule_forward(
     # 1. chunks; g as a running sum of logarithms
     q, k, v, beta = to_chunks(q), to_chunks(k), to_chunks(v), to_chunks(beta[..., None])
     G, chunks = q.shape[:2]
-    log_g = _running_sums(xp, to_chunks(log_decay[..., None])) if gated else xp.zeros_like(beta)
+    log_g = xp.zeros_like(beta) if log_decay is None else _running_sums(xp, to_chunks(log_decay[..., None]))
     g = xp.exp(log_g)
     # 2. within chunks
     k_t = k.swapaxes(-1, -2)
@@ -121,6 +120,7 @@ def delta_rule_forward(
     # 4. reads
     y = matmul(g * q, starts)
     matmul(P, U, accumulate_into=y)
+    gated = log_decay is not None
     ctx = DeltaRuleContext(q, k, v, beta, log_g, A, P, R, Z, U, starts, gated, ArraySpec((B, T, H, d_v), q.dtype))
     return from_chunks(y, T, H), after.reshape(B, H, d_k, d_v), ctx
 

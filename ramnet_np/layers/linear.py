@@ -26,7 +26,7 @@ class LinearGrads(NamedTuple):
     bias: Array
 
 
-def linear_forward(x: Array, weight: Array, bias: Array = None) -> tuple[Array, LinearContext]:
+def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearContext]:
     """Map the last axis of ``x`` linearly.
 
         y = x W^T + b
@@ -49,7 +49,7 @@ def linear_forward(x: Array, weight: Array, bias: Array = None) -> tuple[Array, 
     return y, LinearContext(x, weight, bias is not None, ArraySpec.of(y))
 
 
-def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array = None) -> LinearGrads:
+def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array | None = None) -> LinearGrads:
     """Gradients of x, W and b.
 
         dx = dy W        dW = dy^T x        db = sum over tokens of dy
@@ -86,7 +86,7 @@ def sum_over_tokens(rows: Array) -> Array:
 
 
 @accelerated
-def matrix_product(a: Array, b: Array, accumulate_into: Array = None) -> Array:
+def matrix_product(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
     """One product: a b, added to ``accumulate_into`` in place where that is given.
 
     ``a``: (m, k); ``b``: (k, n); ``accumulate_into``: (m, n), C-contiguous. All of one dtype. Returns a b, or

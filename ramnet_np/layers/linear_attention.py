@@ -40,7 +40,7 @@ class LinearAttentionGrads(NamedTuple):
 
 
 def linear_attention_forward(
-    q: Array, k: Array, v: Array, state: Array = None
+    q: Array, k: Array, v: Array, state: Array | None = None
 ) -> tuple[Array, Array, LinearAttentionContext]:
     """Every token adds its value under its features, and reads what was added under features like its own.
 

@@ -7,7 +7,7 @@ from ramnet_np.core.accelerated import accelerated
 
 
 @accelerated
-def matmul(a: Array, b: Array, accumulate_into: Array = None) -> Array:
+def matmul(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
     """One product for each pair of matrices.
 
         y[i] = a[i] b[i]        or, with ``accumulate_into``, accumulate_into[i] += a[i] b[i]

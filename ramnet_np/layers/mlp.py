@@ -86,7 +86,12 @@ def swiglu_backward(dy: Array, ctx: SwiGLUContext) -> SwiGLUGrads:
 
 
 def mlp_forward(
-    x: Array, up: Array, down: Array, activation: str = "gelu", up_bias: Array = None, down_bias: Array = None
+    x: Array,
+    up: Array,
+    down: Array,
+    activation: str = "gelu",
+    up_bias: Array | None = None,
+    down_bias: Array | None = None,
 ) -> tuple[Array, MLPContext]:
     """The plain network.
 

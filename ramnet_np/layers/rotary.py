@@ -22,7 +22,7 @@ class RotaryContext(NamedTuple):
 
 
 def rotary_forward(
-    x: Array, positions: Array = None, base: float = BASE, *, angles: RotaryContext | None = None
+    x: Array, positions: Array | None = None, base: float = BASE, *, angles: RotaryContext | None = None
 ) -> tuple[Array, RotaryContext]:
     """Turn the i-th pair of channels of the token at position t by the angle t * base**(-2i/d).
 

@@ -26,7 +26,7 @@ class ShortConvGrads(NamedTuple):
 
 
 @accelerated
-def short_conv_forward(x: Array, weight: Array, before: Array = None) -> tuple[Array, ShortConvContext]:
+def short_conv_forward(x: Array, weight: Array, before: Array | None = None) -> tuple[Array, ShortConvContext]:
     """Sum the last tokens of each channel, the newest under the last weight.
 
         y[t, c] = sum_i weight[c, width-1-i] * x[t-i, c],    i = 0 .. width - 1

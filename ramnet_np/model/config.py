@@ -72,8 +72,8 @@ class RAMNetConfig:
     address_bias: bool = True
     """Biases on the address logits."""
     address_prior: AddressPrior = "all"
-    """Which heads' address biases start as a prior over the slots, so that writes and reads meet before anything is
-    learned: all, or only those that use CAPE (the others then start with addresses that tell tokens apart)."""
+    """Which heads' address biases start as a prior over the slots, so that writes and reads share slots before
+    anything is learned: all, or only those that use CAPE (the others' addresses then tell tokens apart at once)."""
     value_bias: bool = False
     """Biases on the value and the output projections."""
     address_scale: bool = True

@@ -23,7 +23,7 @@ class TrainConfig:
     """Steps of rising learning rate: AdamW's averages need some gradients before they can be trusted."""
     weight_decay: float = 0.1
     """Each step shrinks every matrix by learning_rate * weight_decay; norms, biases, scales and short
-    convolutions are spared."""
+    convolutions do not shrink."""
     beta1: float = 0.9
     """Decay of the running mean of the gradient."""
     beta2: float = 0.95

@@ -250,7 +250,7 @@ def _own_stream() -> Any:
 
 
 def _graph_memory(size: int) -> Any:
-    """Fresh device memory for the pool of the graphs.
+    """New device memory for the pool of the graphs.
 
     On a failed allocation CuPy's pool frees its unused blocks. Blocks used by a captured graph look unused, so this
     allocator raises MemoryError instead of the out-of-memory error that the pool waits for.

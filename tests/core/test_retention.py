@@ -91,28 +91,28 @@ def test_every_rule_is_the_one_that_the_dense_oracle_states(update):
     assert_close(final.mass.ravel(), RULES[update].forward(both, gamma) + both)
 
 
-def test_the_dense_oracle_refuses_a_rule_that_it_does_not_state(spare_rule):
+def test_the_dense_oracle_refuses_a_rule_that_it_does_not_state(extra_rule):
     x = np.zeros((1, 1, 1, 1, 2))
-    with pytest.raises(ValueError, match=r"^update must be 'pdma' or 'gsu' for the dense oracle, got 'spare'$"):
-        dense_ram_attention(x, x, np.ones((1, 1, 1, 1)), update=spare_rule, top_k=1)
+    with pytest.raises(ValueError, match=r"^update must be 'pdma' or 'gsu'.* for the dense oracle, got 'extra'$"):
+        dense_ram_attention(x, x, np.ones((1, 1, 1, 1)), update=extra_rule, top_k=1)
 
 
-def test_a_rule_put_into_the_table_can_be_used_at_once(spare_rule):
+def test_a_rule_put_into_the_table_can_be_used_at_once(extra_rule):
     """By the NumPy backend, its backward, the checks and a model."""
     rng = np.random.default_rng(0)
     write, read = rng.normal(size=(2, 1, 5, 2, 2, 3))
     y, _, ctx = ram_attention_forward(
-        write, read, rng.normal(size=(1, 5, 2, 4)), 0.7, update=spare_rule, top_k=2, backend="numpy"
+        write, read, rng.normal(size=(1, 5, 2, 4)), 0.7, update=extra_rule, top_k=2, backend="numpy"
     )
     assert_close(ctx.memory.alpha, np.exp(-(0.7 - 0.5) * ctx.memory.w))
     assert np.isfinite(ram_attention_backward(y, ctx).gamma)
-    with pytest.raises(ValueError, match=r"^gamma must be at least 0.5 for update='spare', got 0.25$"):
-        ram_attention_forward(write, read, y, 0.25, update=spare_rule, backend="numpy")
+    with pytest.raises(ValueError, match=r"^gamma must be at least 0.5 for update='extra', got 0.25$"):
+        ram_attention_forward(write, read, y, 0.25, update=extra_rule, backend="numpy")
     with pytest.raises(ValueError, match=r"got a minimum of 0.25$"):
-        ram_attention_forward(write, read, y, np.full((1, 5, 2), 0.25), update=spare_rule, backend="numpy")
-    with pytest.raises(ValueError, match=r"^gamma must be 0.5 or more for update='spare', got 0.25$"):
-        RAMNetConfig(update=spare_rule, gamma=0.25)
-    config = RAMNetConfig(update=spare_rule, gamma=0.75, gamma_mode="learnable", heads=1)
+        ram_attention_forward(write, read, y, np.full((1, 5, 2), 0.25), update=extra_rule, backend="numpy")
+    with pytest.raises(ValueError, match=r"^gamma must be 0.5 or more for update='extra', got 0.25$"):
+        RAMNetConfig(update=extra_rule, gamma=0.25)
+    config = RAMNetConfig(update=extra_rule, gamma=0.75, gamma_mode="learnable", heads=1)
     gamma, _ = gamma_forward(np.zeros((1, 1, 64)), {"gamma_modifier": np.array([-100.0])}, config)
     assert_close(gamma, np.array([[[0.5]]]))
     gamma, _ = gamma_forward(np.zeros((1, 1, 64)), {"gamma_modifier": np.zeros(1)}, config)

@@ -126,8 +126,8 @@ def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
 class StandIn:
     """A pool that needs no processes: each call of ``events`` ends the oldest run, as ``outcome(run)`` says."""
 
-    def __init__(self, outcome, room=2, pace=0.0):
-        self.outcome, self.room, self.pace, self.running, self.started = outcome, room, pace, [], []
+    def __init__(self, outcome, capacity=2, pace=0.0):
+        self.outcome, self.capacity, self.pace, self.running, self.started = outcome, capacity, pace, [], []
 
     def __call__(self, *_):
         return self
@@ -140,7 +140,7 @@ class StandIn:
 
     @property
     def free(self):
-        return self.room - len(self.running)
+        return self.capacity - len(self.running)
 
     def start(self, run):
         self.running.append(run)
@@ -272,7 +272,7 @@ def test_runs_that_would_end_in_time_come_first(monkeypatch, grid):
     for seed in (7, 8):  # not wanted: but known to take so long
         append_record(results, done(slow.run(seed, 1e-3), seconds=100.0)[2])
     append_record(results, done(window.run(7, 1e-3), seconds=10.0)[2])
-    pool = StandIn(clock.takes(10.0), room=1)
+    pool = StandIn(clock.takes(10.0), capacity=1)
     outcome, said = run_with(monkeypatch, pool, grid, max_minutes=0.4)
     # 24 seconds: there is time for the window; then for none, and the first one begins
     assert [run.name for run in pool.started] == ["window", "slow", "unknown"]
@@ -302,7 +302,7 @@ def test_the_pace_of_a_point_that_has_not_run(monkeypatch, grid):
 
 def test_when_time_is_up_it_is_said_how_far_runs_are(monkeypatch, grid):
     clock = Clock(monkeypatch)
-    pool = StandIn(clock.takes(30.0), room=2)
+    pool = StandIn(clock.takes(30.0), capacity=2)
     outcome, said = run_with(monkeypatch, pool, grid, max_minutes=0.9)
     assert started(pool) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3)]
     assert outcome[1:] == (2, 2, 0, False)

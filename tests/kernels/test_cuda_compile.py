@@ -19,13 +19,16 @@ def label(specialisation: Specialisation) -> str:
     return "-".join([specialisation.source, *(str(value) for _, value in specialisation.defines)])
 
 
-def compile_source(specialisation: Specialisation, architecture: str) -> tuple[bool, str]:
-    """Whether NVRTC, which CuPy uses too, compiles a specialisation, and its log: registers and spills, or errors."""
+def compile_source(specialisation: Specialisation, architecture: str, code: str | None = None) -> tuple[bool, str]:
+    """Whether NVRTC, which CuPy uses too, compiles a specialisation, and its log: registers and spills, or errors.
+
+    ``code``: in place of the text of its source.
+    """
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")  # comes with numba-cuda; there is none for macOS
     options = *specialisation.options, "-ftz=true", f"-arch=sm_{architecture}", "--ptxas-options=-v"
     checks = "\n".join(struct.layout_checks() for struct in specialisation.params)
-    text = (FOLDER / specialisation.source).read_bytes() + f"\n{checks}\n".encode()
-    _, program = nvrtc.nvrtcCreateProgram(text, specialisation.source.encode(), 0, None, None)
+    text = (FOLDER / specialisation.source).read_text(encoding="utf-8") if code is None else code
+    _, program = nvrtc.nvrtcCreateProgram(f"{text}\n{checks}\n".encode(), specialisation.source.encode(), 0, None, None)
     [result] = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
     log = bytearray(size)
@@ -101,13 +104,37 @@ def test_parameters_that_differ_between_python_and_cuda_do_not_compile(specialis
         assert f"{params.name}" in log
 
 
-@pytest.mark.parametrize("left_out", range(5))
-def test_a_definition_that_is_left_out_is_named(left_out):
+def unguarded(specialisation: Specialisation, code: str | None = None) -> list[str]:
+    """Definitions that can be left out without an #error that names them; such an error ends a compilation at once."""
+    found = []
+    for left_out, (name, _) in enumerate(specialisation.defines):
+        defines = specialisation.defines[:left_out] + specialisation.defines[left_out + 1 :]
+        compiled, log = compile_source(specialisation._replace(defines=defines, params=()), "90", code)
+        error = re.search(r"#error .*", log)
+        if compiled or error is None or not re.search(rf"\b{name}\b", error[0]):
+            found.append(name)
+    return found
+
+
+# one specialisation of every source and set of definitions
+DEFINED = {(s.source, tuple(dict(s.defines))): s for s in reversed(DEFAULT_SPECIALISATIONS)}
+
+
+@pytest.mark.parametrize("specialisation", DEFINED.values(), ids=lambda s: f"{s.source}-{s.defines[0][0]}")
+def test_a_definition_that_is_left_out_is_named(specialisation):
+    assert unguarded(specialisation) == []
+
+
+def test_a_definition_without_a_guard_is_found():
     specialisation = decode_specialisation("float", 5, 4, 8)
-    defines = specialisation.defines[:left_out] + specialisation.defines[left_out + 1 :]
-    compiled, log = compile_source(specialisation._replace(defines=defines, params=()), "90")
-    assert not compiled
-    assert f"{specialisation.defines[left_out][0]}" in re.search(r"#error .*", log)[0]
+    code = (FOLDER / specialisation.source).read_text(encoding="utf-8")
+    assert unguarded(specialisation, code.replace("|| !defined(TOP_K)", "")) == ["TOP_K"]
+    assert unguarded(specialisation, code.replace("RADIX, TOP_K and", "RADIX and")) == ["TOP_K"]
+
+
+def test_every_source_has_a_default():
+    sources = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.cu")}
+    assert {specialisation.source for specialisation in DEFAULT_SPECIALISATIONS} == sources
 
 
 def test_type_names_and_the_dtype_of_sums():

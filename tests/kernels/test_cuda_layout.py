@@ -48,7 +48,9 @@ def test_more_top_k_than_the_kernels_take_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("top_k", "channels"), [((65, 65), 64), ((1024, 1024), 64), ((128, 1), 53), ((65, 65), 8192)])
+@pytest.mark.parametrize(
+    ("top_k", "channels"), [((65, 65), 64), ((1024, 1024), 64), ((1024, 1024), 2048), ((128, 1), 53), ((65, 65), 8192)]
+)
 def test_a_plain_block_asks_for_no_more_shared_memory_than_any_gpu_has(dtype, top_k, channels):
     itemsize = np.dtype(dtype).itemsize
     threads = plain_threads(channels, itemsize)

@@ -17,7 +17,7 @@ from ramnet_np.core.retention import RULES
 from tests.tolerances import assert_close
 
 TABLES = {
-    "dense oracle": dense._RETAINED,
+    "dense oracle": dense.RETAINED,
     "numba": cpu.retention.RULES,
     "cupy": known_rules(),
     "numba-cuda": NUMBA_CUDA_RULES,
@@ -36,12 +36,12 @@ def test_every_tier_has_every_rule(tier, update):
 
 
 @pytest.mark.parametrize("tier", REFUSALS)
-def test_a_tier_refuses_a_rule_that_it_does_not_know(tier, spare_rule):
+def test_a_tier_refuses_a_rule_that_it_does_not_know(tier, extra_rule):
     for update in RULES:
-        if update != spare_rule:
+        if update != extra_rule:
             REFUSALS[tier](update)
-    with pytest.raises(ValueError, match=r"'spare'$") as refused:
-        REFUSALS[tier](spare_rule)
+    with pytest.raises(ValueError, match=r"'extra'$") as refused:
+        REFUSALS[tier](extra_rule)
     text = str(refused.value)
     assert "\n" not in text
     assert all(name in text for name in (tier, *TABLES[tier]))
@@ -65,13 +65,13 @@ def test_numba_rules_are_those_of_the_core(update, dtype):
             assert_close(actual, expected, gradient=True)
 
 
-def test_numba_refuses_before_it_changes_a_state(spare_rule):
+def test_numba_refuses_before_it_changes_a_state(extra_rule):
     x = np.zeros((1, 1, 1, 2, 3))
     state = RAMState.initial(1, 1, 9, 2, dtype=np.float64)
-    sentence = r"^update must be one of 'pdma', 'gsu' on backend 'numba', got 'spare'$"
+    sentence = r"^update must be one of 'pdma', 'gsu'.* on backend 'numba', got 'extra'$"
     with pytest.raises(ValueError, match=sentence):
-        ram_attention_forward(x, x, np.ones((1, 1, 1, 2)), update=spare_rule, top_k=2, backend="numba")
+        ram_attention_forward(x, x, np.ones((1, 1, 1, 2)), update=extra_rule, top_k=2, backend="numba")
     with pytest.raises(ValueError, match=sentence):
-        ram_attention_step(x, x, np.ones((1, 1, 1, 2)), update=spare_rule, top_k=2, state=state, backend="numba")
+        ram_attention_step(x, x, np.ones((1, 1, 1, 2)), update=extra_rule, top_k=2, state=state, backend="numba")
     assert not state.slots.any()
     assert (state.mass == 1 / 9).all()

@@ -30,7 +30,7 @@ _TRANSPOSED = {False: 0, True: 1}  # CUBLAS_OP_N, CUBLAS_OP_T
 _GEMM = {"float32": ("cublasSgemm_v2", ctypes.c_float), "float64": ("cublasDgemm_v2", ctypes.c_double)}
 
 
-def matrix_product(a: Array, b: Array, accumulate_into: Array = None) -> Array:
+def matrix_product(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
     """a (m, k) times b (k, n), each C-contiguous or the transpose of such; others are copied.
 
     ``accumulate_into``: (m, n), C-contiguous: the product is added to it in place, and it is returned. float32 and
@@ -95,7 +95,7 @@ class Stack(NamedTuple):
         return cls(transposed, leading, stride)
 
 
-def matmul(a: Array, b: Array, accumulate_into: Array = None) -> Array:
+def matmul(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
     """a (..., m, k) times b (..., k, n), matrix by matrix; the leading axes of both are the same.
 
     Transposes and slices are read where they lie if one stride leads from matrix to matrix, else copied.

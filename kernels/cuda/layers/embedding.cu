@@ -25,7 +25,7 @@ using Acc = AccOf<ELEMENT>::type;
 extern "C" __global__ void embedding_sums(
     const ELEMENT* dy,   // (N, D)
     const int* order,    // (N,) tokens, those of a row side by side
-    const int* starts,   // (V + 1,) where each row's begin
+    const int* starts,   // (V + 1,) where each row's tokens begin
     int table_rows, int width,
     ELEMENT* dtable  // (V, D)
 ) {

@@ -13,7 +13,7 @@
 struct LossParams {
     const ELEMENT* logits;  // (N, V)
     const int* labels;      // (N,)
-    ELEMENT* dlogits;       // (N, V): fresh, or the logits again, or null
+    ELEMENT* dlogits;       // (N, V): new memory, or the logits again, or null
     Acc* losses;            // (N,)
     int* hits;              // (N,), 1 if the largest logit, the first of them, is the label's
     ELEMENT* loss;          // the sum of losses over the labels that count, divided by these

@@ -24,7 +24,7 @@ def short_conv_specialisation(element: str) -> Specialisation:
     return Specialisation("layers/short_conv.cu", kernels, (("ELEMENT", element),))
 
 
-def short_conv_forward(x: Array, weight: Array, before: Array = None) -> tuple[Array, ShortConvContext]:
+def short_conv_forward(x: Array, weight: Array, before: Array | None = None) -> tuple[Array, ShortConvContext]:
     """y (B, T, D) of x (B, T, D), weight (D, width) and the tokens before these (B, S, D) or None."""
     require_short_conv(x, weight, before)
     if before is not None:

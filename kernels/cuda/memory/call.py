@@ -75,7 +75,7 @@ class Kept(NamedTuple):
     mass_before: Array  # (B*H, chunks, CHUNK, W)
     chains: Array  # (B*H, chunks, CHAINS)
     entries: Array  # (B*H, chunks, ENTRIES, 2)
-    spill: Array  # (B*H * segments * slices, versions of a chunk, CHANNELS): that find no room in shared memory
+    spill: Array  # (B*H * segments * slices, versions of a chunk, CHANNELS): those that do not fit in shared memory
     read_entries: Array  # (B*H, chunks, CHUNK, R)
     reads: Array | None  # (B*H, chunks, CHUNK, R, 4): MassAccess, if reads are mass-aware
     read_mass: Array | None  # (B*H, chunks, CHUNK, R), likewise

@@ -1,14 +1,15 @@
 // A chunk: up to 32 tokens of one (batch, head), whose accesses are worked through at once.
 //
-// Ten words, which mean the same in every file of this folder:
+// Eleven words, which mean the same in every file of this folder:
 //
 //     token     one position of a sequence. It writes WRITES slots, then reads READS slots
+//     slot      one of the M places of a head's memory
 //     access    one write or one read of one slot by one token
 //     row       where the state keeps a slot: the slot's number, or a smaller one (renumber.cu)
 //     chunk     CHUNK tokens that follow one another
 //     conflict  two accesses of a chunk to one slot whose order matters
 //     chain     the accesses of a chunk to one slot with a conflict, in order
-//     version   a copy of a slot's content that a chain puts aside for one access that only looks at it
+//     version   a copy of a slot's content that a chain puts aside for one lookup
 //     slice     CHANNELS of a slot's C channels; a block works on one slice
 //     segment   chunks that a block works through from a state of their own (segments.cu)
 //     tile      the part of a slice that one lane holds
@@ -19,8 +20,9 @@
 //     unconflicted  the only access of the chunk that changes its slot (forward a write; backward a read, whose
 //                   gradient goes to the slot's adjoint): all at once
 //     chains        slots with conflicts: the accesses of each, one after another; all chains at once
-//     lookups       accesses that change nothing (forward reads; backward writes): all at once, at the end. They find
-//                   the slot as it is now or, if it changes again in the chunk, the version that its chain put aside
+//     lookups       accesses that need what the slot holds (forward reads; backward writes, which need its adjoint):
+//                   all at once, at the end. They find the slot as it is now or, if it changes again in the chunk,
+//                   the version that its chain put aside. A backward write that finds the slot itself scales it
 //
 //     token        0    1    2    3     (time)
 //     slot 5       W                    unconflicted
@@ -74,8 +76,8 @@ DEVICE constexpr int shared_row_of_version(int rows_in_shared, int version) { re
 // A code is such a number, with flags in bits that the product with a row's bytes drops.
 constexpr int ROW_MASK = (1 << 26) - 1;
 constexpr int SPILLED = 1 << 29;          // beside VERSION: it does not fit shared memory; its number, not a row
-constexpr int NOTHING = int(0x80000000);  // an access that does nothing: the row of zeros
-constexpr int VERSION = int(0x80000000);  // a version
+constexpr int VERSION = int(0x80000000);  // a version, beside its row or number
+constexpr int NOTHING = VERSION;          // this alone: an access that does nothing, of the row of zeros
 constexpr int LISTED = 1 << 30;           // beside VERSION: a read in place that the backward has in a chain
 DEVICE constexpr bool is_unconflicted(int code) { return code >= 0; }
 DEVICE constexpr bool in_place(int code) { return is_unconflicted(code) || code & LISTED; }

@@ -52,7 +52,7 @@ struct ContentParams {
     int tokens, heads, channels, rows;  // T, H, C; rows of the state
     int segments, chunks_of_segment;
     int first_segment, launched_segments;
-    int local_only;  // of segments but the one that needs no other, only final_state is wanted
+    int local_only;  // every segment starts from 0; only the one that truly does so leaves more than final_state
 };
 
 // The two passes forward in time. RECOMPUTE: that of the backward.

@@ -54,9 +54,8 @@ def content_pass(
 ) -> None:
     """Launch the pass ``name``, one of PASSES, over all tokens.
 
-    ``skip_first``, ``skip_last``: segments to leave out at the begin and at the end, 0 or 1.
-
-    ``local_only``: whether of segments that need another's end only the state that they make of zeros is wanted.
+    ``skip_first``, ``skip_last``: how many segments to leave out at the start and at the end, 0 or 1.
+    ``local_only``: a segment whose start (backward: end) is not known yet leaves only the state that it makes of zeros.
     ``arrays``: the pass's own, by their names in ``ContentParams``; those of other passes are null.
     """
     _, T, H, C = call.values.shape

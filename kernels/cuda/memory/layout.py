@@ -21,7 +21,7 @@ MAX_CHUNKED_K = 64  # beyond, the plain kernels serve
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
 CHAIN_BYTES = 8  # of a chain's header
 HEADER_BYTES = 2 * 2 * GROUPS * CHAIN_BYTES  # two chunks, two rounds: see chain_cursor.cuh
-MIN_VERSIONS = 32  # that should find room in shared memory
+MIN_VERSIONS = 32  # that should fit in shared memory
 MAX_ROWS = 2**26 - 1  # ROW_MASK in chunk.cuh
 
 _SLICE_CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # widest first, by the bytes of an accumulator

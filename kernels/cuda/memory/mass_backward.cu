@@ -28,18 +28,14 @@
 //        slices, slopes of alpha                     chains, access after access
 //     2  apply this chunk's: q, dz, dw, dgamma       prepare the next chunk's reads: <dy, s>, dr
 //
-// dz at the end of a segment is not known before later segments are done, but dz at its begin is a dz + b, where a and b
+// dz at the end of a segment is not known before later segments are done, but dz at its start is a dz + b, where a and b
 // do not depend on dz. LOCAL_ONLY computes just a and b.
 //
-// Compiled with: what chunk.cuh and retention.cuh ask for, and the definitions below.
-#include "memory/mass.cuh"
-#include "memory/retention.cuh"
+// Compiled with: what chunk.cuh, retention.cuh and adjoint.cuh ask for, and the definitions below.
+#include "memory/adjoint.cuh"
 
 #if !defined(MASS_AWARE) || !defined(MASS_IN_SHARED) || !defined(SEGMENTED) || !defined(LOCAL_ONLY)
 #error "MASS_AWARE, MASS_IN_SHARED, SEGMENTED and LOCAL_ONLY must be 0 or 1"
-#endif
-#ifndef SLICES
-#error "SLICES, slices of content.cu's channels, must be defined"
 #endif
 static_assert((!SEGMENTED || MASS_IN_SHARED) && (!LOCAL_ONLY || SEGMENTED), "segments keep their masses in shared memory");
 
@@ -59,80 +55,11 @@ struct MassBackwardParams {
     Acc *dw, *dr;                        // (B, T, H, WRITES); (B, T, H, READS), if not MASS_AWARE
     ELEMENT* dgamma;                     // (B, T, H)
     Acc* dgiven_mass;                    // (B*H, rows), or null
-    Affine* local_begin;                 // (B*H, segments, rows): dz at a segment's begin, if LOCAL_ONLY
+    Affine* local_begin;                 // (B*H, segments, rows): dz at a segment's start, if LOCAL_ONLY
     int final_q_parts, segments, chunks_of_segment;
 };
 
-constexpr int SLICES_AHEAD = SLICES < 4 ? SLICES : 4;    // slices whose parts of a sum are loaded ahead
 constexpr int SLICES_AT_ONCE = SLICES < 8 ? SLICES : 8;  // parts of <d, before> that lanes of a token load
-
-DEVICE float absolute(float x) { return fabsf(x); }
-DEVICE double absolute(double x) { return fabs(x); }
-DEVICE bool sign_bit(float x) { return __float_as_int(x) < 0; }
-DEVICE bool sign_bit(double x) { return __double_as_longlong(x) < 0; }
-
-// A sum over slices, whose first parts are loaded ahead.
-struct SumOverSlices {
-    Acc part[SLICES_AHEAD];
-
-    DEVICE void load(const Acc* parts, long long stride) {
-#pragma unroll
-        for (int i = 0; i < SLICES_AHEAD; i++) part[i] = load_read_only(parts + i * stride);
-    }
-    DEVICE Acc sum(const Acc* parts, long long stride) const {
-        Acc sum = part[0];
-#pragma unroll
-        for (int i = 1; i < SLICES_AHEAD; i++) sum += part[i];
-#pragma unroll 4
-        for (int slice = SLICES_AHEAD; slice < SLICES; slice++) sum += load_read_only(parts + slice * stride);
-        return sum;
-    }
-};
-
-// What an access does to q and dz of its slot, in reverse time:
-//
-//     q = b if <d, before> is known (a token's first write), else q + b
-//     pull = p - g q,   dz = alpha (dz - pull)
-//
-// A read is such an update with alpha = 1 and g = 0.
-struct alignas(4 * sizeof(Acc)) AdjointUpdate {
-    Acc alpha, b, g, p;  // alpha with its sign bit set, also where it is 0: <d, before> is known
-
-    DEVICE static AdjointUpdate of_read(const MassAdjoint& gain) { return {1, gain.q, 0, -gain.dz}; }
-    DEVICE Acc pull(Acc q) const { return p - g * q; }
-    // Returns q after the update and dz before it, both of which dw needs.
-    DEVICE MassAdjoint apply(MassAdjoint& a) const {
-        a.q = sign_bit(alpha) ? b : a.q + b;
-        const MassAdjoint seen = a;
-        a.dz = absolute(alpha) * (a.dz - pull(a.q));
-        return seen;
-    }
-};
-
-// dw = u - h q + dz' + slope (dz' - pull), dz' the adjoint before the update; slopes times the mass before.
-struct WeightGradTerms {
-    Acc u, h, slope, slope_gamma;
-};
-
-// The update by a live write, and the terms of its dw. ``dot``: <d, v>; ``dot_before``: <d, before>, known where ``first``.
-DEVICE void prepare_write(
-    const MassBackwardParams& p, const MassAccess& write, Acc gamma, Acc mass_before, bool first, Acc dot, Acc dot_before,
-    AdjointUpdate& update, WeightGradTerms& terms
-) {
-    const Acc alpha = write.change.a, w = write.change.b;
-    const Slopes<Acc> slope = Retention<Acc>::slopes(w, gamma, alpha, p.memory.proxy_eps);
-    const Acc kept_mass = alpha * mass_before + p.memory.eps, per_mass = reciprocal(kept_mass + w);
-    const Acc eta = w * per_mass, kappa = kept_mass * per_mass;
-    if (first) {
-        const Acc deta = (dot - dot_before) * per_mass, pull = eta * deta;
-        update = {-alpha, kappa * dot_before, 0, pull};
-        terms = {deta - pull, 0, mass_before * slope.w, mass_before * slope.gamma};
-    } else {
-        const Acc g = kept_mass > 0 ? eta * reciprocal(kept_mass) : Acc(0);
-        update = {alpha, -eta * dot, g, g * (kappa * dot)};
-        terms = {kappa * dot * per_mass, per_mass, mass_before * slope.w, mass_before * slope.gamma};
-    }
-}
 
 // The sum over the lanes that have writes of the same token, of up to a warp.
 DEVICE Acc sum_over_token(Acc x) {
@@ -225,7 +152,7 @@ struct WriteThreads {
         for (int distance = 1; distance < 8; distance *= 2) dot_before += __shfl_xor_sync(~0u, dot_before, distance);
         load(chunk - 1);
         if (ready.write.live())
-            prepare_write(block.p, ready.write, gamma, mass_before, k == 0, dot, dot_before, ready.update, ready.terms);
+            prepare_write(block.p.memory, ready.write, gamma, mass_before, k == 0, dot, dot_before, ready.update, ready.terms);
         return ready;
     }
     DEVICE void publish() {

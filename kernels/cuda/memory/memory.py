@@ -49,7 +49,6 @@ class MemoryContext(NamedTuple):
     """What ``memory_backward`` needs."""
 
     call: Call
-    dtype: Any  # of gamma's gradient: that of the values as they came
     chunked: Chunked | None  # None: the plain kernels, which compute all else again
 
 
@@ -65,16 +64,16 @@ def memory_forward(
 ) -> tuple[Array, RAMState | None, MemoryContext]:
     """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx."""
     B, _, H, C = values.shape
-    dtype, call = values.dtype, _prepare(write, read, values, gamma, mask, state, options, return_state)
+    call = _prepare(write, read, values, gamma, mask, state, options, return_state)
     if max(call.top_k) > MAX_CHUNKED_K:
         content, mass = (_working(call, part) for part in ("slots", "mass"))
-        y, chunked = plain_forward(call, content, mass, dtype), None
+        y, chunked = plain_forward(call, content, mass), None
     else:
         y, content, mass, chunked = _chunked_forward(call, return_state)
     final = None
     if return_state:
         final = RAMState(content.reshape(B, H, call.rows, C), mass.reshape(B, H, call.rows))
-    return y, final, MemoryContext(call, dtype, chunked)
+    return y, final, MemoryContext(call, chunked)
 
 
 def memory_backward(dy: Array, dstate: RAMState | None, ctx: MemoryContext) -> MemoryGrads:
@@ -84,8 +83,8 @@ def memory_backward(dy: Array, dstate: RAMState | None, ctx: MemoryContext) -> M
     dstate = None if dstate is None else RAMState(*map(contiguous_aligned, dstate))
     if ctx.chunked is None:
         content, mass = (_working(call, part) for part in ("slots", "mass"))
-        return plain_backward(dy, dstate, content, mass, call, ctx.dtype)
-    return _chunked_backward(dy, dstate, call, ctx.chunked, ctx.dtype)
+        return plain_backward(dy, dstate, content, mass, call)
+    return _chunked_backward(dy, dstate, call, ctx.chunked)
 
 
 def _prepare(
@@ -173,8 +172,8 @@ def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, C
     return y, content, mass, Chunked(layout, segments, memory, kept, starts, decay_products)
 
 
-def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: Chunked, dtype: Any) -> MemoryGrads:
-    """Every gradient, of ``dtype`` for gamma."""
+def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: Chunked) -> MemoryGrads:
+    """Every gradient."""
     import cupy
 
     layout, segments, memory, kept, starts, decay_products = chunked
@@ -184,7 +183,7 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
     before_first, dw, dr = allocate_together(
         (call.values.shape, acc), (call.write.weight.shape, acc), (call.read.weight.shape, acc)
     )
-    dv, dgamma = cupy.empty_like(call.values), cupy.empty(call.values.shape[:3], dtype=dtype)
+    dv, dgamma = cupy.empty_like(call.values), cupy.empty(call.values.shape[:3], dtype=call.values.dtype)
     final_q = None if dstate is None else cupy.empty((layout.slices, B * H, rows), dtype=acc)
     dgiven = None
     if call.state is not None:

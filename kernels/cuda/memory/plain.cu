@@ -6,6 +6,9 @@
 //     s     = s + eta (v - s)              content
 //     y     = sum over the read slots of r s
 //
+// The steps have the numbers of memory.py: 3 write, 4 read. Its steps 1 and 2 have no part of their own here: rows are the
+// state's, and each write computes its alpha.
+//
 // The chunked kernels (chunk.cuh) compute the same, many tokens at a time; these serve what they do not: K above 64. The
 // state is in device memory, so any M will do.
 //
@@ -18,7 +21,7 @@
 
 // ---- forward ----
 
-// 1. write, what does not depend on channels: the masses and eta
+// 3. write: the masses and eta, which do not depend on channels
 DEVICE void write_masses(const Head& head, const TokenData& data, const Accesses& now, long long token) {
     const Acc gamma = head.gamma(token);
     for (int k = threadIdx.x; k < head.p.writes; k += THREADS) {
@@ -33,7 +36,7 @@ DEVICE void write_masses(const Head& head, const TokenData& data, const Accesses
     }
 }
 
-// 2. write: the contents
+// 3. write: the contents. RECOMPUTE: it also stores the content before the first write
 template <bool RECOMPUTE> DEVICE void write_contents(const Head& head, const TokenData& data, const Accesses& now, long long token) {
     for_each_batch(head, now.write_row, head.p.writes, head.content, [&](Batch& s) {
         if (s.v >= VECTORS) return;
@@ -48,8 +51,8 @@ template <bool RECOMPUTE> DEVICE void write_contents(const Head& head, const Tok
     });
 }
 
-// What a read counts for: r, or, if reads are mass-aware, its share by mass, n sum(r) / (sum(n) + eps) with n = r z.
-DEVICE void weigh_reads(const Head& head, const TokenData& data, const Accesses& now) {
+// 4. read: the weight of every read: r, or, if reads are mass-aware, n sum(r) / (sum(n) + eps) with n = r z
+DEVICE void mass_aware_reads(const Head& head, const TokenData& data, const Accesses& now) {
     const int reads = head.p.reads;
     for (int k = threadIdx.x; k < reads; k += THREADS)
         data.weight[k] = MASS_AWARE ? now.r[k] * head.mass_of(now.read_row[k]) : now.r[k];
@@ -60,7 +63,7 @@ DEVICE void weigh_reads(const Head& head, const TokenData& data, const Accesses&
     for (int k = threadIdx.x; k < reads; k += THREADS) data.weight[k] *= scale;
 }
 
-// 3. read
+// 4. read: y
 DEVICE void read_contents(const Head& head, const TokenData& data, const Accesses& now, long long token) {
     for_each_batch(head, now.read_row, head.p.reads, head.content, [&](const Batch& s) {
         Vector sum{};
@@ -90,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) plain_forward(const __g
         write_masses(head, data, now, token);
         __syncthreads();
         write_contents<false>(head, data, now, token);
-        weigh_reads(head, data, now);  // a token reads what it wrote
+        mass_aware_reads(head, data, now);  // a token reads what it wrote
         __syncthreads();
         read_contents(head, data, now, token);
     }
@@ -98,8 +101,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) plain_forward(const __g
 
 // ---- backward ----
 
-// Forward once more, for what the backward needs of the contents: <dy, s> of every read, which stands in dr meanwhile, the
-// content before a token's first write, and the mass before each write.
+// First the whole forward once more (recompute_token). Then the tokens from the last to the first, each through the steps
+// in reverse. d is the adjoint of a slot's content; q = <d, s> is one number a slot, kept up to date so that the gradient
+// of eta needs no content that was overwritten:
+//
+//     4. read     dr = <dy, s>,  q += r <dy, s>,  d += r dy
+//     3. write    deta = <d, v> - <d, s before>,  dv += eta d,  d *= 1 - eta;  from deta the gradients of z, w and gamma
+
+// The forward once more, for what the backward needs: <dy, s> of every read, which dr holds until step 4 is walked back;
+// the content before a token's first write; the mass before each write.
 DEVICE void recompute_token(const Head& head, const TokenData& data, const Accesses& now, long long token) {
     const PlainParams& p = head.p;
     write_masses(head, data, now, token);
@@ -117,7 +127,7 @@ DEVICE void recompute_token(const Head& head, const TokenData& data, const Acces
     for (int k = threadIdx.x; k < p.reads; k += THREADS) p.dr[token * p.reads + k] = data.dots[k];
 }
 
-// <adjoint, content> of every row after the last token.
+// q = <adjoint, content> of every row after the last token
 DEVICE void start_q(const Head& head, const Acc* adjoint, Acc* q) {
     for (int row = threadIdx.x / 32; row < head.p.rows; row += THREADS / 32) {
         Acc sum = 0;
@@ -128,10 +138,10 @@ DEVICE void start_q(const Head& head, const Acc* adjoint, Acc* q) {
     }
 }
 
-// 3. walked back, what does not depend on channels. y = sum of weight s, so q += weight <dy, s>; and dr.
+// 4. walked back: q, dr and the adjoints of the masses. y = sum of weight s, so q += weight <dy, s>
 DEVICE void read_masses_back(const Head& head, const TokenData& data, const Accesses& now, long long token, Acc* dmass, Acc* q) {
     const PlainParams& p = head.p;
-    weigh_reads(head, data, now);  // the masses are those after this token
+    mass_aware_reads(head, data, now);  // the masses are those after this token
     Acc* const dr = p.dr + token * p.reads;
     Acc through = 0, scale = 1;
     if (MASS_AWARE) {
@@ -153,7 +163,7 @@ DEVICE void read_masses_back(const Head& head, const TokenData& data, const Acce
     }
 }
 
-// eta once more, for step 2.
+// 3. walked back: eta once more
 DEVICE void restore_eta(const Head& head, const TokenData& data, const Accesses& now, long long token, Acc gamma) {
     const PlainParams& p = head.p;
     for (int k = threadIdx.x; k < p.writes; k += THREADS) {
@@ -163,7 +173,7 @@ DEVICE void restore_eta(const Head& head, const TokenData& data, const Accesses&
     }
 }
 
-// 3. walked back: d += weight dy.
+// 4. walked back: d += weight dy
 DEVICE void read_contents_back(const Head& head, const TokenData& data, const Accesses& now, long long token, Acc* adjoint) {
     for_each_batch(head, now.read_row, head.p.reads, adjoint, [&](Batch& d) {
         if (d.v >= VECTORS) return;
@@ -177,8 +187,8 @@ DEVICE void read_contents_back(const Head& head, const TokenData& data, const Ac
     });
 }
 
-// 2. walked back: s = s + eta (v - s), so dv += eta d and d *= 1 - eta; and <d, v> of every write. Returns this lane's part
-// of <d, before> of the first write.
+// 3. walked back, the contents: <d, v> of every write; s = s + eta (v - s), so dv += eta d and d *= 1 - eta. Returns this
+// lane's part of <d, before> of the first write.
 DEVICE Acc write_contents_back(const Head& head, const TokenData& data, const Accesses& now, long long token, Acc* adjoint) {
     const PlainParams& p = head.p;
     Acc dot_before = 0;
@@ -200,9 +210,9 @@ DEVICE Acc write_contents_back(const Head& head, const TokenData& data, const Ac
     return dot_before;
 }
 
-// 1. walked back: z = alpha z' + w and eta = w / (z + eps). The adjoint of eta is <d, v> - <d, before>. <d, before> follows
-// from q = <d, s> = (1 - eta) <d, before> + eta <d, v>, but for a token's first write, the only one whose 1 - eta can be
-// tiny, it is known (``dot_before``): see mass_backward.cu.
+// 3. walked back, the masses: z = alpha z' + w and eta = w / (z + eps). The adjoint of eta is <d, v> - <d, before>, and
+// <d, before> follows from q = <d, s> = (1 - eta) <d, before> + eta <d, v>. A token's first write is the only one whose w
+// can be near 1. For it <d, before> is known, ``dot_before``: see mass_backward.cu.
 DEVICE void write_masses_back(
     const Head& head, const TokenData& data, const Accesses& now, long long token, Acc gamma, Acc dot_before, Acc* dmass, Acc* q
 ) {
@@ -241,7 +251,7 @@ DEVICE void walk_back_token(
     __syncthreads();
     __shared__ Acc dot_before;
     const Acc part_before = warp_sum(write_contents_back(head, data, now, token, adjoint));
-    if (threadIdx.x == 0) dot_before = part_before;  // team 0 is in warp 0, and other lanes of it add 0
+    if (threadIdx.x == 0) dot_before = part_before;  // team 0 is in warp 0, whose other lanes add 0
     __syncthreads();
     write_masses_back(head, data, now, token, gamma, dot_before, dmass, q);
     for (int c = threadIdx.x; c < CHANNELS; c += THREADS) narrow(data.sum_over_teams(c), p.dv[token * CHANNELS + c]);

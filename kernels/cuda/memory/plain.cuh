@@ -1,8 +1,8 @@
-// What plain.cu stands on: its parameters, a block's (batch, head), a token's accesses, rows and sums.
+// What plain.cu is built from: its parameters, a block's (batch, head), a token's accesses, rows and sums.
 //
-// Who computes what: one block a (batch, head). A thread takes an access for what does not depend on channels. For what
-// does, SPAN lanes, a team, take a row, VECTOR channels each, and TEAMS teams share out a token's accesses: team 0 has
-// accesses 0, TEAMS, 2 TEAMS, .., AT_ONCE of them at a time, so that as many loads are under way.
+// Who computes what: one block a (batch, head). What does not depend on channels is computed by one thread an access. For
+// the rest, SPAN lanes, a team, take a row, VECTOR channels a lane, and TEAMS teams share out a token's accesses: team 0
+// has accesses 0, TEAMS, 2 TEAMS, .. It loads AT_ONCE rows before it uses the first, so that many loads are under way.
 //
 // Compiled with: retention.cuh's UPDATE, and the definitions below.
 #pragma once
@@ -38,7 +38,7 @@ struct PlainParams {
     const bool* mask;                       // (B, T), or null
     Acc *content, *mass;                    // (B*H, rows, C), (B*H, rows): the state, changed in place
     ELEMENT* y;                             // (B, T, H, C)
-    // the backward alone has the others
+    // all pointers below are null in the forward
     const ELEMENT* dy;      // (B, T, H, C)
     Acc *dcontent, *dmass;  // as the state: its adjoint after the last token; becomes that before the first
     Acc* q;                 // (B*H, rows): <adjoint, content>; 0 without a dstate
@@ -78,7 +78,7 @@ struct alignas(VECTOR * sizeof(Acc)) Vector {
     }
 };
 
-// The block's (batch, head), and the thread's place in it.
+// The block's (batch, head), and where the thread stands in the block.
 struct Head {
     const PlainParams& p;
     const long long first, first_mask;  // token 0 in (B, T, H) and (B, T)
@@ -105,7 +105,8 @@ struct Accesses {
     int *write_row, *read_row;  // [writes], [reads]
 };
 
-// Two tokens' accesses, of which one is on its way, and what the block's threads tell one another. In shared memory.
+// In shared memory: the accesses of two tokens, this one and the next, whose copy is under way; and what the block's
+// threads exchange.
 struct TokenData {
     Accesses even;        // of even tokens; those of odd ones stand behind them
     Acc* eta;             // [writes]: w / (z + eps)
@@ -124,7 +125,7 @@ struct TokenData {
         const int odd = (t & 1) * each;
         return {even.w + odd, even.r + odd, even.write_row + odd, even.read_row + odd};
     }
-    // Starts to copy a token's accesses here, if there is such a token.
+    // Starts to copy token t's accesses, if there is a token t.
     DEVICE void copy(const Head& head, int t) const {
         const PlainParams& p = head.p;
         if (t >= 0 && t < p.tokens) {
@@ -141,7 +142,7 @@ struct TokenData {
         }
         end_group_of_copies();
     }
-    // Adds a team's sum over AT_ONCE accesses to its part.
+    // Adds a team's sum over AT_ONCE accesses to its part; ``first``: there is nothing yet to add to.
     DEVICE void add_to_part(const Head& head, int v, bool first, const Vector& sum) const {
         Vector& part = reinterpret_cast<Vector*>(parts + head.team * CHANNELS)[v];
         if (first) part = sum;
@@ -162,7 +163,7 @@ struct TokenData {
     }
 };
 
-// The sum of count numbers in shared memory; every thread gets it, the same bits.
+// The sum of ``count`` numbers in shared memory. Every thread gets the same bits.
 DEVICE Acc sum_of(const Acc* numbers, int count) {
     Acc sum = 0;
     for (int i = threadIdx.x % 32; i < count; i += 32) sum += numbers[i];
@@ -188,7 +189,7 @@ struct Batch {
     DEVICE void store(int i, Acc* array) const { ::store<VECTOR>(x[i].at, array + at(i)); }
 };
 
-// visit(batch) for all accesses and vectors; every lane of the block comes along, so that a visit may sum over lanes.
+// Calls visit(batch) for all accesses and vectors. All lanes of a warp make the same calls, so a visit may sum over lanes.
 template <class Visit> DEVICE void for_each_batch(const Head& head, const int* rows, int count, const Acc* array, const Visit& visit) {
 #pragma unroll 1
     for (int base = 0; base < count; base += TEAMS * AT_ONCE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +13,10 @@ from ..runtime.arrays import allocate_together
 from ..runtime.module import Launch, Specialisation, sum_dtype, type_name
 from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call
+from .layout import shared_memory
 from .retention import require_rule
 
-PART_BYTES = 32 * 1024  # of the teams' parts of a sum over accesses, at most, where one team would need less
-
-
-class PlainContext(NamedTuple):
-    """What the plain backward needs: the call. It starts from the given state, and computes the rest again."""
-
-    call: Call
+PART_BYTES = 16 * 1024  # of the teams' parts of a sum over accesses, at most, where one team would need less
 
 
 @functools.cache
@@ -59,6 +54,22 @@ def plain_shared_bytes(writes: int, reads: int, channels: int, itemsize: int) ->
     return (parts + 3 * (writes + reads) + 2 * max(writes, reads)) * itemsize + 4 * 2 * (writes + reads)
 
 
+def require_block_fits(top_k: tuple[int, int], channels: int, itemsize: int, limit: int) -> None:
+    """ValueError where a block would need more than ``limit`` bytes of shared memory.
+
+    >>> require_block_fits((128, 128), 100_000, 4, 227 * 1024)
+    Traceback (most recent call last):
+        ...
+    ValueError: values must have fewer channels for top_k=(128, 128) on this GPU, got 100000 (402 of 227 KiB of a block)
+    """
+    wanted = plain_shared_bytes(*top_k, channels, itemsize) + itemsize  # and dot_before of plain.cu
+    if wanted > limit:
+        raise ValueError(
+            f"values must have fewer channels for top_k={top_k} on this GPU, got {channels} "
+            f"({-(-wanted // 1024)} of {limit // 1024} KiB of a block)"
+        )
+
+
 @functools.cache
 def plain_specialisation(dtype: np.dtype, channels: int, update: str, mass_aware: bool) -> Specialisation:
     """``plain.cu`` for values of a dtype with so many channels, and an update rule."""
@@ -71,21 +82,19 @@ def plain_specialisation(dtype: np.dtype, channels: int, update: str, mass_aware
     return Specialisation("memory/plain.cu", ("plain_forward", "plain_backward"), defines, (params,))
 
 
-def plain_forward(call: Call, content: Array, mass: Array, dtype: Any) -> Array:
-    """y (B, T, H, C) of ``dtype``. ``content`` (B*H, rows, C) and ``mass`` (B*H, rows) become the last state."""
+def plain_forward(call: Call, content: Array, mass: Array) -> Array:
+    """y (B, T, H, C). ``content`` (B*H, rows, C) and ``mass`` (B*H, rows) become the state after the last token."""
     import cupy
 
-    y = cupy.empty(call.values.shape, dtype=dtype)
+    y = cupy.empty_like(call.values)
     _launch("plain_forward", call, content=content, mass=mass, y=y)
     return y
 
 
-def plain_backward(
-    dy: Array, dstate: RAMState | None, content: Array, mass: Array, call: Call, dtype: Any
-) -> MemoryGrads:
+def plain_backward(dy: Array, dstate: RAMState | None, content: Array, mass: Array, call: Call) -> MemoryGrads:
     """Every gradient. ``content`` and ``mass``: the state before the first token; they are changed.
 
-    ``dy``: (B, T, H, C); ``dstate``: the gradient of the last state, or None; ``dtype``: that of dgamma.
+    ``dy``: (B, T, H, C); ``dstate``: the gradient of the state after the last token, or None.
     """
     import cupy
 
@@ -100,7 +109,7 @@ def plain_backward(
         (call.write.weight.shape, acc), (call.read.weight.shape, acc), (call.write.weight.shape, acc),
         (call.values.shape, acc),
     )  # fmt: skip
-    dv, dgamma = cupy.empty_like(call.values), cupy.empty(call.values.shape[:3], dtype=dtype)
+    dv, dgamma = cupy.empty_like(call.values), cupy.empty(call.values.shape[:3], dtype=call.values.dtype)
     _launch(
         "plain_backward", call, content=content, mass=mass, dy=dy, dcontent=dcontent, dmass=dmass, q=q,
         mass_before=mass_before, before_first=before_first, dw=dw, dr=dr, dv=dv, dgamma=dgamma,
@@ -132,5 +141,6 @@ def _launch(name: str, call: Call, **arrays: Any) -> None:
         initial_mass=1 / options.slots, tokens=T, heads=H, rows=call.rows, writes=writes, reads=reads,
     )  # fmt: skip
     itemsize = call.acc.itemsize
+    require_block_fits(call.top_k, C, itemsize, shared_memory(call.values.device.id).block)
     shared = plain_shared_bytes(writes, reads, C, itemsize)
     Launch(specialisation, name, (call.sequences,), plain_threads(C, itemsize), shared)(params)

@@ -1,21 +1,22 @@
 // Segments: where there are few (batch, head)s, each is cut into segments of whole chunks, which blocks of their own work
-// through at the same time. What a segment makes of a row's number is z -> a z + b, forward of its mass and backward of
-// the mass' adjoint, and a and b do not depend on z. So a prefix sum over segments gives where each one starts:
+// through at the same time. Over a segment, a row's mass (backward: its adjoint) becomes a z + b, where a and b do not
+// depend on z. So a pass over the segments, with a and b alone, gives what each one starts from:
 //
-//     forward    mass_local_end: a, b ──▶ mass_combine: z at each segment's begin ──▶ mass_forward, every segment
+//     forward    mass_local_end: a, b ──▶ mass_combine: z at each segment's start ──▶ mass_forward, every segment
 //     backward   mass_backward with LOCAL_ONLY: a, b ──▶ mass_combine: dz at each segment's end ──▶ mass_backward
 //
-// So it is with contents: s -> product s + local end, with the product of (1 - eta) over the segment's writes to the slot,
-// which mass_forward leaves, and the local end what content_forward makes of zeros; backward the adjoint, with the same
-// product. The first segment does start from zeros, backward the last, and so is worked through once only:
+// Contents likewise: s becomes product s + local end. The product is that of 1 - eta over the segment's writes to the slot,
+// which mass_forward leaves. The local end is what content_forward makes of zeros. Backward the adjoint has the same
+// product. The first segment (backward: the last) does start from zeros, so it is worked through once only:
 //
-//     forward    content_forward from zeros ───▶ content_combine: s at each segment's begin ──▶ content_forward
+//     forward    content_forward from zeros ───▶ content_combine: s at each segment's start ──▶ content_forward
 //                segments 0 .. n-2                                                             segments 1 .. n-1
 //     backward   content_backward from zeros ──▶ content_combine: d at each segment's end ──▶ content_backward
 //                segments 1 .. n-1                     │                                      segments 0 .. n-2
 //                                                      └▶ boundary_dots: <d, s> there, from which mass_backward starts
 //
-// Masses cost less, and need more blocks to hide their waits: forward, a segment of contents is several of masses.
+// The masses cost less and need more blocks to hide their waits: forward, a segment of the contents is several segments of
+// the masses.
 //
 // Who computes what: mass_local_end as mass_forward (mass_forward.cu), but a chunk's last writes alone, with a and b of the
 // rows in shared memory; mass_combine: a thread per row of a (batch, head); content_combine: a thread per number of its
@@ -38,7 +39,7 @@ struct CombineParams {
     Acc* mass_starts;            // (B*H, segments, rows): what each starts from
     const Acc* decay_products;   // (B*H, segments * parts, rows): products of 1 - eta
     Acc* contents;               // (B*H, segments, rows, C): local ends, then what each segment starts from
-    const Acc *starts, *ends;    // (B*H, segments, rows, C): s at a segment's begin, d at its end
+    const Acc *starts, *ends;    // (B*H, segments, rows, C): s at a segment's start, d at its end
     Acc* boundary_dots;          // (B*H, segments, rows): <d, s> at a segment's end
     long long count;             // of threads, or warps, with work
     Acc initial;                 // mass before the first segment

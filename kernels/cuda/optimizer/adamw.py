@@ -131,5 +131,5 @@ class DeviceAdamW:
         get_kernel(specialisation, "adamw_update")((blocks,), (THREADS,), (params,))
 
     def numbers(self) -> dict[str, float]:
-        """Of the last update: loss, correct, labels, norm, rate; and updates made, stopped. Waits for the device."""
+        """The last update's loss, correct, labels, norm and rate; and updates made, stopped. Waits for the device."""
         return dict(zip(_REPORTED, self._status.get().tolist(), strict=False))

@@ -10,7 +10,6 @@ import numpy as np
 
 ALLOC_ALIGN = 512  # bytes at whose multiples ``allocate_together`` begins an array, as CuPy's pool does
 ALIGNMENT = 16  # bytes of the widest access (``load`` and ``store`` in common.cuh)
-NULL = np.uint64(0)  # a pointer to nothing, as an argument of a kernel
 
 
 def contiguous_aligned(array: Any) -> Any:
@@ -50,11 +49,6 @@ def allocate_together(*wanted: tuple[tuple[int, ...], Any]) -> list[Any]:
 def ptr(array: Any) -> int:
     """The address of ``array``, 0 for None."""
     return 0 if array is None else array.data.ptr
-
-
-def null_or(array: Any) -> Any:
-    """``array``, or a null pointer for None."""
-    return NULL if array is None else array
 
 
 def token_strides(positions: Any) -> tuple[int, int]:
