@@ -2,7 +2,7 @@
 
 The blocks of a page run one after the other in one namespace and an empty folder; a ```text block below a ```python
 block is what it prints. Blocks that open with the line "# needs an NVIDIA GPU and CuPy" are compiled, and what they
-import from ramnet_np must exist.
+import from ramnet_np must exist. Blocks that are files, or changes to files, are in test_extending.py.
 """
 
 import ast

@@ -3,7 +3,7 @@
 Each rule is a type of options. Numba compiles a kernel for the types of its arguments, so a kernel that is given
 ``PDMA`` options is compiled with PDMA's functions in it, and no rule is chosen while it runs.
 
-To add a rule: a subclass of ``Options`` with the two functions, and its name in ``RULES``.
+To add a rule: a subclass of ``Options`` with the two functions, and its name in ``RULES`` (docs/extending.md).
 
 Numba turns ``1 - w`` into float64 for a float32 ``w``; ``one`` keeps every sum in the dtype of the inputs.
 """

@@ -76,8 +76,8 @@ DEVICE constexpr int shared_row_of_version(int rows_in_shared, int version) { re
 // A code is such a number, with flags in bits that the product with a row's bytes drops.
 constexpr int ROW_MASK = (1 << 26) - 1;
 constexpr int SPILLED = 1 << 29;          // beside VERSION: it does not fit shared memory; its number, not a row
-constexpr int NOTHING = int(0x80000000);  // an access that does nothing: the row of zeros
-constexpr int VERSION = int(0x80000000);  // a version
+constexpr int VERSION = int(0x80000000);  // a version, beside its row or number
+constexpr int NOTHING = VERSION;          // this alone: an access that does nothing, of the row of zeros
 constexpr int LISTED = 1 << 30;           // beside VERSION: a read in place that the backward has in a chain
 DEVICE constexpr bool is_unconflicted(int code) { return code >= 0; }
 DEVICE constexpr bool in_place(int code) { return is_unconflicted(code) || code & LISTED; }

@@ -142,7 +142,7 @@ struct TokenData {
         }
         end_group_of_copies();
     }
-    // Adds a team's sum over AT_ONCE accesses to its part.
+    // Adds a team's sum over AT_ONCE accesses to its part; ``first``: there is nothing yet to add to.
     DEVICE void add_to_part(const Head& head, int v, bool first, const Vector& sum) const {
         Vector& part = reinterpret_cast<Vector*>(parts + head.team * CHANNELS)[v];
         if (first) part = sum;
