@@ -25,7 +25,6 @@ CONTROLS = "application/vnd.jupyter.widget-view+json"
 
 def execute(path: Path, save: bool, threads: int) -> tuple[float, str]:
     """Seconds taken, and what went wrong ("" if nothing)."""
-    os.environ["NUMBA_NUM_THREADS"] = str(threads)
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
@@ -37,7 +36,7 @@ def execute(path: Path, save: bool, threads: int) -> tuple[float, str]:
     )
     started = time.perf_counter()
     try:
-        client.execute()
+        client.execute(env=os.environ | {"NUMBA_NUM_THREADS": str(threads)})
     except CellExecutionError as error:
         return time.perf_counter() - started, str(error)
     seconds = time.perf_counter() - started
