@@ -6,6 +6,7 @@ for a GPU.
 """
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 
@@ -45,10 +46,9 @@ def functions_of(backend):
     if backend == "numpy":
         return {name: getattr(numpy_backend, name) for name in PROTOCOLS}
     package, *parts = MODULES[backend]
-    try:
-        memory, step, decode = (importlib.import_module(f"{package}.{part}") for part in parts)
-    except ImportError as error:
-        pytest.skip(str(error))
+    if backend == "numba-cuda" and importlib.util.find_spec("numba_cuda") is None:
+        pytest.skip("numba-cuda has no wheels for this machine")
+    memory, step, decode = (importlib.import_module(f"{package}.{part}") for part in parts)
     functions = {
         "decode_forward": decode.decode_forward,
         "decode_backward": decode.decode_backward,
