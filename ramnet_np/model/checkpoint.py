@@ -86,7 +86,9 @@ def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Par
         raise OSError(f"folder must be one that can be written to, got {str(folder)!r}: {why(error)}") from error
     tensors = {name: np.ascontiguousarray(on_host(p)) for name, p in params.items()}
     with replacing(folder / WEIGHTS, folder / CONFIG) as (weights, text):
-        save_file(tensors, weights, metadata={"format": "pt"})  # without this entry the authors' loader refuses the file
+        save_file(
+            tensors, weights, metadata={"format": "pt"}
+        )  # without this entry the authors' loader refuses the file
         text.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
 
 
