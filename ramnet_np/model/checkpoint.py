@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from ramnet_np.core.arrays import on_host
 from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.files import replacing, why
 from ramnet_np.model.layout import parameter_shapes
 from ramnet_np.model.parameters import Params
 
@@ -65,8 +66,8 @@ _FFN_KINDS = {"fuse_swiglu": "swiglu", "swiglu": "swiglu", "gelu": "gelu", "silu
 def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Params) -> None:
     """Write the two files into ``folder``, which is made if missing.
 
-    Each is written under another name and renamed when it is whole: a crash leaves no half file.
-    OSError where the folder cannot be written to. Source: spec section 5.
+    Each is written under another name and renamed when both are whole: a crash leaves no half file.
+    OSError where the folder cannot be written to or the disk is full. Source: spec section 5.
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model.layout import model_parameters
@@ -81,17 +82,12 @@ def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Par
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: np.ascontiguousarray(on_host(p)) for name, p in params.items()}
-        weights, text = _partial(folder / WEIGHTS), _partial(folder / CONFIG)
-        save_file(
-            tensors, weights, metadata={"format": "pt"}
-        )  # without this entry the authors' loader refuses the file
+    except OSError as error:
+        raise OSError(f"folder must be one that can be written to, got {str(folder)!r}: {why(error)}") from error
+    tensors = {name: np.ascontiguousarray(on_host(p)) for name, p in params.items()}
+    with replacing(folder / WEIGHTS, folder / CONFIG) as (weights, text):
+        save_file(tensors, weights, metadata={"format": "pt"})  # without this entry the authors' loader refuses the file
         text.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
-        os.replace(weights, folder / WEIGHTS)
-        os.replace(text, folder / CONFIG)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"folder must be one that can be written to, got {str(folder)!r}: {reason}") from error
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[RAMNetConfig, Params]:
@@ -225,7 +221,3 @@ def _width_by_ratio(width: int, ratio: float, ffn: str) -> int:
     if ffn == "swiglu":
         return 256 * math.ceil(int(width * ratio * 2 / 3) / 256)
     return int(width * ratio)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
