@@ -19,14 +19,14 @@ def check_number(name: str, value: Any, low: float = -LARGEST, high: float = LAR
         ...
     ValueError: eps must be between 1e-30 and 1e+30, got 0.0
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be between {low:g} and {high:g}, got {_short(value)}")
 
 
-def check_integer(name: str, value: Any, low: int, high: int = MOST) -> None:
-    """TypeError or ValueError unless ``value`` is an integer from ``low`` to ``high``.
+def check_integer(name: str, value: Any, low: int, high: int | None = MOST) -> None:
+    """TypeError or ValueError unless ``value`` is an integer from ``low`` to ``high``; None: of any size.
 
     >>> check_integer("window", 0, 1)
     Traceback (most recent call last):
@@ -35,8 +35,8 @@ def check_integer(name: str, value: Any, low: int, high: int = MOST) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if not low <= value <= high:
-        expected = f"at least {low}" if value < low and high == MOST else f"between {low} and {high}"
+    if value < low or (high is not None and value > high):
+        expected = f"at least {low}" if value < low and high in (None, MOST) else f"between {low} and {high}"
         raise ValueError(f"{name} must be {expected}, got {_short(value)}")
 
 

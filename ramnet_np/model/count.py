@@ -134,7 +134,7 @@ def describe(config: RAMNetConfig, dtype: str = "float32", device: str = "CPU") 
     """A model in a few lines, as its ``repr`` shows it: sizes, state, and the settings that are not the defaults.
 
     >>> print(describe(RAMNetConfig(vocab=256, order=3, ffn="none", mixer="ram", cape=(2, 0))))
-    RAMNet of 2 layers with mixer 'ram' (RAM-Net): 37,008 parameters, float32 on the CPU
+    RAMNet of 2 layers with mixer 'ram' (RAM-Net): 39,224 parameters, float32 on the CPU
       vocab 256, width 64; in each layer 2 heads of 64 slots with 32 channels, 8 written and 8 read per token
       state 8,448 elements, active per token 2,112
       RAMNetConfig(vocab=256, order=3, cape=(2, 0), ffn='none'), all else as by default

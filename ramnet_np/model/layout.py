@@ -6,8 +6,6 @@ initial values are drawn. Source: spec section 5.
 
 from __future__ import annotations
 
-import numpy as np
-
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import require_array
 from ramnet_np.model.block import block_parameters, norm_parameters
@@ -59,6 +57,7 @@ def parameter_shapes(config: RAMNetConfig) -> dict[str, Shape]:
 def require_parameters(params: Params, config: RAMNetConfig) -> None:
     """ValueError or TypeError unless ``params`` are those of ``config``: names, shapes, one dtype, one device.
 
+    >>> import numpy as np
     >>> require_parameters({"lm_head.weight": np.zeros(3)}, RAMNetConfig())
     Traceback (most recent call last):
         ...

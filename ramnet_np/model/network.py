@@ -40,8 +40,6 @@ from ramnet_np.model.sampling import next_token, token_dtype
 
 Device = Literal["cpu", "gpu"]
 
-MOST_SEED = 2**128 - 1  # what NumPy's generators draw from
-
 
 class NetworkContext(NamedTuple):
     """What ``RAMNet.backward`` needs."""
@@ -76,7 +74,7 @@ class RAMNet:
             raise TypeError(f"config must be a RAMNetConfig, as preset(name) returns it, got {config!r}")
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
-        check_integer("seed", seed, 0, MOST_SEED)
+        check_integer("seed", seed, 0, None)
         if params is None:
             require_memory(parameter_bytes(config, np.dtype(dtype).itemsize), "a model of this size")
             params = init_parameters(model_parameters(config), seed, dtype)
@@ -209,8 +207,9 @@ class RAMNet:
     def stream(
         self, ids: Array, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
     ) -> Iterator[Array]:
-        """The tokens of :meth:`generate` one after the other, as they are made: (B,) each, of the dtype of ``ids``, or of a
-        wider one where that does not hold the vocabulary.
+        """The tokens of :meth:`generate` one after the other, as they are made: (B,) each, of the dtype of ``ids``.
+
+        Where that dtype does not hold the vocabulary, they are of the next wider one that does.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> ids = np.array([[1, 2, 3]])
@@ -219,7 +218,7 @@ class RAMNet:
         """
         check_integer("length", length, 0)
         check_number("temperature", temperature, low=0)
-        check_integer("seed", seed, 0, MOST_SEED)
+        check_integer("seed", seed, 0, None)
         self._check_ids(ids)
         return self._tokens(ids, length, temperature, np.random.default_rng(seed), backend)
 

@@ -32,7 +32,7 @@ def next_token(logits: Array, temperature: float, rng: np.random.Generator) -> A
     if temperature == 0:
         return logits.argmax(axis=-1)
     # from the largest down and in float64: a tiny temperature then makes infinities of the others alone
-    below = (logits - largest).astype(np.float64)
+    below = logits.astype(np.float64) - largest
     with np.errstate(over="ignore"):
         below /= temperature
     return (below + xp.asarray(rng.gumbel(size=logits.shape))).argmax(axis=-1)
