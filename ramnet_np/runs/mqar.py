@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 from ramnet_np.backend import use_backend
@@ -20,6 +21,7 @@ from ramnet_np.model import RAMNet, RAMNetConfig, preset
 from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.plot import slot_trace, training_curves
+from ramnet_np.runs.pictures import try_picture
 from ramnet_np.train.checkpoint import prepare_folder
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.gpu_trainer import Graphs
@@ -149,9 +151,9 @@ def train_run(
         except MemoryError as error:
             where = "GPU" if run.device == "gpu" else "machine"
             raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
-        training_curves(read_metrics(result.metrics), accuracy=accuracy).savefig(run.out / "curves.png", dpi=120)
+        try_picture(lambda: training_curves(read_metrics(result.metrics), accuracy=accuracy), run.out / "curves.png")
         if MIXERS[run.model.mixer].addresses is not None:
-            _draw_trace(model, data, run.out / "trace.png")
+            try_picture(lambda: _trace_picture(model, data), run.out / "trace.png")
     return result
 
 
@@ -169,9 +171,9 @@ def run_settings(run: Run, data: Any) -> dict[str, object]:
     return json.loads(json.dumps(parts))
 
 
-def _draw_trace(model: RAMNet, data: DataSource, path: Path) -> None:
+def _trace_picture(model: RAMNet, data: DataSource) -> Figure:
     first = next(iter(data.held_out().values()))
     shown = namespace_of(*model.params.values()).asarray(first.ids[:1])
     accesses = [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]
     cape = [model.config.cape_heads(layer) for layer in range(model.config.layers)]
-    slot_trace(accesses, model.config.slots, cape_heads=cape).savefig(path, dpi=120)
+    return slot_trace(accesses, model.config.slots, cape_heads=cape)
