@@ -90,7 +90,7 @@ class Step(Protocol):
     ) -> Array: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Backend:
     """The five functions of the operation, and the arrays that they serve.
 
@@ -113,6 +113,9 @@ class Backend:
     # arrays of kind "device" only: the same memory as an array with dtype, shape and ndim as NumPy has them
     from_foreign: Callable[[Array], Array] = lambda array: array
     total: Callable[[Array], Array] = lambda array: array.sum()  # the sum of an array, an array of no axes
+
+    def __repr__(self) -> str:
+        return f"Backend({self.name!r})"
 
     def __reduce__(self) -> tuple[Callable[[str], Backend], tuple[str]]:
         return load_backend, (self.name,)

@@ -22,10 +22,11 @@ from ramnet_np.core.checks import (
     check_top_k,
     full_positions,
 )
-from ramnet_np.core.require import ArraySpec, brief, require_context, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
 from ramnet_np.core.state_checks import check_in_place, check_state
 
 
+@readable
 class RAMAttentionContext(NamedTuple):
     """What ``ram_attention_backward`` needs; not consumed, so a backward may be called again."""
 
@@ -37,9 +38,6 @@ class RAMAttentionContext(NamedTuple):
     state_shape: tuple[int, int, int, int]
     gamma_is_number: bool
     returned_state: bool
-
-    def __repr__(self) -> str:
-        return brief(self)
 
 
 class RAMAttentionGrads(NamedTuple):

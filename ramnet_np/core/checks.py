@@ -307,7 +307,7 @@ def check_gamma(gamma: Array, shape: tuple[int, int, int], like: Array, update: 
     if isinstance(gamma, _NUMBER) or getattr(gamma, "shape", None) == ():
         number = _as_float("gamma", gamma)
         if not math.isfinite(number) or (abs(number) > _LARGEST_FLOAT32 and like.dtype != np.float64):
-            raise ValueError(f"gamma must be finite in the dtype of values ({like.dtype}), got {number}")
+            raise ValueError(f"gamma must be finite, in the dtype of values ({like.dtype}) too, got {number}")
         if number < rule.least_gamma:
             raise ValueError(f"{_gamma_bound(rule)}, got {number}")
         return number

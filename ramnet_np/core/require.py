@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array
+
+T = TypeVar("T")
 
 KINDS = ("numpy", "cupy", "device")  # of arrays that something here serves, as ``array_kind`` names them
 
@@ -90,24 +92,34 @@ def require_context(ctx: Any, expected: type, forward: str) -> None:
         raise TypeError(f"ctx must be the {expected.__name__} that {forward} returned last, got {type(ctx).__name__}")
 
 
-def brief(context: Any) -> str:
-    """What a context or another named tuple holds, its arrays by dtype and shape: what ``repr`` gives of a context.
+def readable(context: type[T]) -> type[T]:
+    """Let ``repr`` of a context, a named tuple, say what it holds: arrays by dtype and shape, contexts by their type.
 
-    >>> class Context(NamedTuple):
+    >>> @readable
+    ... class Context(NamedTuple):
     ...     x: Array
     ...     heads: int
-    >>> brief(Context(np.zeros((2, 3)), 4))
-    'Context(x=float64 (2, 3), heads=4)'
+    >>> Context(np.zeros((2, 3)), 4)
+    Context(x=float64 (2, 3), heads=4)
     """
-    return f"{type(context).__name__}({', '.join(f'{k}={_brief(v)}' for k, v in context._asdict().items())})"
+    context.__repr__ = _brief  # type: ignore[method-assign]
+    return context
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, ArraySpec) or (hasattr(value, "dtype") and getattr(value, "shape", ()) != ()):
+def _brief(context: Any) -> str:
+    return (
+        f"{type(context).__name__}({', '.join(f'{name}={_part(value)}' for name, value in context._asdict().items())})"
+    )
+
+
+def _part(value: Any) -> str:
+    if isinstance(value, ArraySpec) or (hasattr(value, "dtype") and hasattr(value, "shape")):
         return f"{value.dtype} {value.shape}"
-    if type(value) is tuple and len(value) > 1:
-        return f"({_brief(value[0])}, .. {len(value)} in all)"
-    return brief(value) if hasattr(value, "_asdict") else repr(value)
+    if hasattr(value, "_fields"):
+        return type(value).__name__
+    if isinstance(value, tuple) and any(hasattr(part, "_fields") or hasattr(part, "dtype") for part in value):
+        return f"({', '.join(map(_part, value[:1]))}, .. {len(value)} in all)"
+    return repr(value)
 
 
 def _other_kind(name: str, kind: str) -> str:

@@ -9,15 +9,17 @@ import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import ArraySpec, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
 
 
+@readable
 class SigmoidContext(NamedTuple):
     """What ``sigmoid_backward`` needs."""
 
     y: Array  # the slope is y (1 - y)
 
 
+@readable
 class ReLUContext(NamedTuple):
     """What ``relu_backward`` needs."""
 
@@ -25,6 +27,7 @@ class ReLUContext(NamedTuple):
     y: ArraySpec
 
 
+@readable
 class SiLUContext(NamedTuple):
     """What ``silu_backward`` needs."""
 
@@ -32,6 +35,7 @@ class SiLUContext(NamedTuple):
     s: Array  # sigmoid(x): exponentials cost more than memory
 
 
+@readable
 class GELUContext(NamedTuple):
     """What ``gelu_backward`` needs."""
 
@@ -59,6 +63,7 @@ def sigmoid_backward(dy: Array, ctx: SigmoidContext) -> Array:
     >>> sigmoid_backward(np.ones(2), ctx).tolist()
     [0.25, 0.0]
     """
+    require_context(ctx, SigmoidContext, "sigmoid_forward")
     require_like("dy", dy, ArraySpec.of(ctx.y))
     dx = 1 - ctx.y
     dx *= ctx.y
@@ -86,6 +91,7 @@ def relu_backward(dy: Array, ctx: ReLUContext) -> Array:
     >>> relu_backward(np.array([5.0, 5.0]), ctx).tolist()
     [0.0, 5.0]
     """
+    require_context(ctx, ReLUContext, "relu_forward")
     require_like("dy", dy, ctx.y)
     return dy * ctx.positive
 
@@ -110,6 +116,7 @@ def silu_backward(dy: Array, ctx: SiLUContext) -> Array:
     >>> silu_backward(np.ones(2), ctx).round(4).tolist()
     [0.5, 1.0908]
     """
+    require_context(ctx, SiLUContext, "silu_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     dx = 1 - ctx.s
     dx *= ctx.x
@@ -143,6 +150,7 @@ def gelu_backward(dy: Array, ctx: GELUContext) -> Array:
     >>> gelu_backward(np.ones(2), ctx).round(4).tolist()
     [0.5, 1.0852]
     """
+    require_context(ctx, GELUContext, "gelu_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     dx = xp.square(ctx.x)

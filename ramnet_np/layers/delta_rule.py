@@ -23,7 +23,7 @@ from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import ArraySpec, brief, require_context, require_heads, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_heads, require_like
 from ramnet_np.layers.heads import from_chunks, to_chunks
 from ramnet_np.layers.matmul import matmul
 from ramnet_np.layers.triangular import unit_lower_inverse
@@ -31,6 +31,7 @@ from ramnet_np.layers.triangular import unit_lower_inverse
 RESET = {4: -104.0, 8: -746.0}  # by bytes of a number: log a from which on exp(log a) is 0
 
 
+@readable
 class DeltaRuleContext(NamedTuple):
     """What ``delta_rule_backward`` needs, in chunks of N tokens. G = B*H."""
 
@@ -47,9 +48,6 @@ class DeltaRuleContext(NamedTuple):
     starts: Array  # (G, chunks, d_k, d_v): M of each chunk
     above_reset: Array  # (B, T, H) bool: where log_decay is more than a reset, and has a gradient; None without one
     y: ArraySpec
-
-    def __repr__(self) -> str:
-        return brief(self)
 
 
 class DeltaRuleGrads(NamedTuple):

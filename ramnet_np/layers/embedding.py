@@ -10,9 +10,10 @@ from scipy.sparse import csr_array
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import ArraySpec, require_ids, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_ids, require_like
 
 
+@readable
 class EmbeddingContext(NamedTuple):
     """What ``embedding_backward`` needs."""
 
@@ -53,6 +54,7 @@ def embedding_backward(dy: Array, ctx: EmbeddingContext) -> Array:
     >>> embedding_backward(np.array([[1.0], [2.0], [3.0]]), ctx).tolist()
     [[2.0], [0.0], [4.0]]
     """
+    require_context(ctx, EmbeddingContext, "embedding_forward")
     require_like("dy", dy, ctx.y)
     xp = namespace_of(dy)
     ids, rows = ctx.ids.reshape(-1), dy.reshape(-1, dy.shape[-1])

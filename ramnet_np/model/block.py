@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array
+from ramnet_np.core.require import ArraySpec, readable, require_array, require_like
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
     LayerNormContext,
@@ -36,6 +37,7 @@ class ConvState(NamedTuple):
     memory: Any  # of the layer
 
 
+@readable
 class BlockContext(NamedTuple):
     """What ``block_backward`` needs."""
 
@@ -159,6 +161,34 @@ def layer_input_forward(
         raise TypeError(f"state of a block with a short convolution must be a ConvState, got {type(state).__name__}")
     n, conv_ctx = short_conv_forward(n, params["attn_conv.weight"], None if state is None else state.inputs)
     return n, norm_ctx, conv_ctx
+
+
+def check_block_state(
+    name: str, state: Any, x: Array, config: RAMNetConfig, layer: int, options: CallOptions
+) -> tuple[Array, ...]:
+    """The arrays that a step of block number ``layer`` will change in place in ``state``, once that is known to fit.
+
+    ``name``: of the state, for messages; ``x``: (B, 1, D), of the block's dtype. ValueError or TypeError for a state
+    that does not fit.
+
+    >>> import numpy as np
+    >>> config = RAMNetConfig(width=8, mixer="linear", short_conv=3)
+    >>> check_block_state("state[0]", None, np.zeros((1, 1, 8)), config, 0, CallOptions())
+    Traceback (most recent call last):
+        ...
+    TypeError: state[0] must be a ConvState, as a block with a short convolution leaves it, got NoneType
+    """
+    if config.short_conv:
+        if not isinstance(state, ConvState):
+            raise TypeError(
+                f"{name} must be a ConvState, as a block with a short convolution leaves it, got {type(state).__name__}"
+            )
+        S = require_array(f"{name}.inputs", state.inputs).shape[1:2]
+        require_like(f"{name}.inputs", state.inputs, ArraySpec((x.shape[0], *S, x.shape[2]), x.dtype))
+        if S[0] >= config.short_conv:
+            raise ValueError(f"{name}.inputs must hold at most {config.short_conv - 1} tokens, got {S[0]}")
+        name, state = f"{name}.memory", state.memory
+    return MIXERS[config.mixer].check_state(name, state, x, config, layer, options)
 
 
 def norm_parameters(config: RAMNetConfig) -> dict[str, Parameter]:

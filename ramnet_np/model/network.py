@@ -15,8 +15,8 @@ import numpy as np
 
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Address, Array
-from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
-from ramnet_np.core.require import require_ids, require_like
+from ramnet_np.core.arrays import gpu_namespace, memory_of, namespace_of, on_host
+from ramnet_np.core.require import readable, require_array, require_context, require_ids, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.block import (
@@ -24,6 +24,7 @@ from ramnet_np.model.block import (
     NormContext,
     block_backward,
     block_forward,
+    check_block_state,
     layer_input_forward,
     norm_backward,
     norm_forward,
@@ -37,6 +38,7 @@ from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subs
 Device = Literal["cpu", "gpu"]
 
 
+@readable
 class NetworkContext(NamedTuple):
     """What ``RAMNet.backward`` needs."""
 
@@ -126,7 +128,9 @@ class RAMNet:
 
         ``ids``: (B, 1); ``positions``: (1,) or (B, 1), where that token is. ``state``: the list that
         :meth:`forward_with_state` returned; slots change where they are, other memories are replaced in the list.
-        ValueError for more tokens than one, or without a state.
+        ValueError for more tokens than one, or without a state; ValueError or TypeError for a state that does not fit.
+        Every layer's state is looked at before the first one changes. (Logits that are not finite are found in the
+        layer that makes them; layers before it have then taken the token.)
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> _, state = model.forward_with_state(np.array([[1, 2]]))
@@ -144,6 +148,7 @@ class RAMNet:
 
     def backward(self, dlogits: Array, ctx: NetworkContext) -> Params:
         """The gradient of every parameter, by name, given that of the logits. A given state is taken as constant."""
+        require_context(ctx, NetworkContext, "RAMNet.forward")
         require_like("dlogits", dlogits, ctx.head.y)
         xp = namespace_of(dlogits)
         grads: Params = {}
@@ -289,13 +294,16 @@ class RAMNet:
         self._check_ids(ids)
         config = self.config
         _check_options(config, options)
-        if state is not None and len(state) != config.layers:
-            raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
+        if state is not None and (not isinstance(state, list | tuple) or len(state) != config.layers):
+            got = len(state) if isinstance(state, list | tuple) else type(state).__name__
+            raise ValueError(f"state must hold one state per layer ({config.layers}), got {got}")
         if select is not None:
             select = _check_select(select, ids)
         # 1. embeddings
         x, embedding_ctx = embedding_forward(ids, self.params[EMBEDDINGS])
         hidden_shape = x.shape
+        if state is not None and options.in_place:  # of every layer before the first one changes
+            _check_states(state, x, config, options)
         # 2. blocks
         states, blocks = [], []
         for i in range(config.layers):
@@ -325,6 +333,17 @@ class RAMNet:
             raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")
 
 
+def _check_states(state: Sequence[Any], x: Array, config: RAMNetConfig, options: CallOptions) -> None:
+    """ValueError or TypeError unless every layer can update its state in place, none of them another's."""
+    holders: dict[tuple[int, int], int] = {}
+    for layer, memory in enumerate(state):
+        for array in check_block_state(f"state[{layer}]", memory, x, config, layer, options):
+            if array.size and (holder := holders.setdefault(memory_of(array), layer)) != layer:
+                raise ValueError(
+                    f"state must hold arrays of their own for every layer, state[{holder}] and state[{layer}] share one"
+                )
+
+
 def _check_options(config: RAMNetConfig, options: CallOptions) -> None:
     """ValueError for what the model's mixer cannot do."""
     has_slots = MIXERS[config.mixer].addresses is not None
@@ -345,8 +364,18 @@ def _mixers_with_slots() -> str:
 
 
 def _check_select(select: Array, ids: Array) -> Array:
-    """``select`` over the flattened tokens: (B*T,) bool or (N,) integers."""
+    """``select`` over the flattened tokens: (B*T,) bool or (N,) integers. On a GPU their values are not looked at."""
+    if isinstance(select, np.ndarray) and select.dtype.kind in "iu" and select.ndim == 1 and select.size:
+        if select.min() < 0 or select.max() >= ids.size:
+            raise ValueError(
+                f"select must lie between 0 and B*T - 1 = {ids.size - 1}, got {select.min()} to {select.max()}"
+            )
+        times = np.bincount(select.astype(np.intp))
+        if times.max() > 1:
+            raise ValueError(f"select must name a token once, got {times.argmax()} {times.max()} times")
     kind = getattr(getattr(select, "dtype", None), "kind", None)
+    if hasattr(select, "dtype"):
+        require_array("select", select)
     if (kind == "b" and select.shape == ids.shape) or (kind in ("i", "u") and select.ndim == 1):
         return select.reshape(-1)
     got = f"{select.dtype} of shape {select.shape}" if hasattr(select, "shape") else type(select).__name__

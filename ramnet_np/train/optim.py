@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import memory_of, namespace_of
 from ramnet_np.core.require import ArraySpec, require_like
 
 Arrays: TypeAlias = dict[str, Array]
@@ -174,17 +174,10 @@ def require_in_place(name: str, arrays: Arrays) -> None:
     for key, array in arrays.items():
         if isinstance(array, np.ndarray) and not array.flags.writeable:
             raise ValueError(f"{name} must be writeable to be changed in place, {key!r} is read-only")
-        if array.size and (first := seen.setdefault(_memory(array), key)) != key:
+        if array.size and (first := seen.setdefault(memory_of(array), key)) != key:
             raise ValueError(
                 f"{name} must be arrays of their own to be changed in place, {first!r} and {key!r} are one"
             )
-
-
-def _memory(array: Array) -> tuple[int, int]:
-    """Where an array starts, and on which GPU: -1 for the CPU."""
-    if isinstance(array, np.ndarray):
-        return -1, array.__array_interface__["data"][0]
-    return array.device.id, array.data.ptr
 
 
 def _check_update(params: Arrays, grads: Arrays, state: AdamWState) -> None:

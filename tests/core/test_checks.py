@@ -103,7 +103,7 @@ BAD = {
         ValueError,
         "gamma must not be negative for update='pdma', got a minimum of -1.0",
     ),
-    "NaN gamma": ({"gamma": float("nan")}, ValueError, "gamma must be finite, got nan"),
+    "NaN gamma": ({"gamma": float("nan")}, ValueError, "gamma must be finite, .*, got nan"),
     "gamma shape": (
         {"gamma": np.ones(H)},
         ValueError,

@@ -56,7 +56,7 @@ def test_backward_of_selected_tokens_with_mask_positions_and_state():
     mask = np.ones(IDS.shape, dtype=bool)
     mask[1, 3] = False
     check_gradients(model, select=select, mask=mask, positions=np.arange(7, 14), state=state)
-    check_gradients(model, select=np.array([9, 0, 5]), mask=mask, state=state)
+    check_gradients(model, select=np.array([9, 0, 5]), mask=mask, state=state, positions=np.arange(7))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -23,7 +23,9 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
+from ramnet_np.core.checks import check_positions
 from ramnet_np.core.retention import RULES
+from ramnet_np.core.state_checks import check_in_place, check_state
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.address import AddressContext, address_backward, address_forward, address_parameters
 from ramnet_np.model.checks import check_choice, check_flag, check_integer, check_number, pair
@@ -81,6 +83,8 @@ def ram_layer_forward(
     # 2. memory
     if state is None and config.init_mass is not None:
         state = initial_state(config, x)
+        if options.positions is None:  # a memory that is still empty: the tokens are the first
+            options = options._replace(positions=namespace_of(x).arange(T))
     y, state, attention_ctx = _attend(
         write_logits, read_logits, values.reshape(B, T, H, C), gamma, state, config, layer, options
     )
@@ -208,6 +212,18 @@ def _attend(
     )  # fmt: skip
 
 
+def _check_state(
+    name: str, state: Any, x: Array, config: RAMNetConfig, layer: int, options: CallOptions
+) -> tuple[Array, ...]:
+    B, T, _ = x.shape
+    check_state(name, state, (B, config.heads, config.slots, config.head_channels), x)
+    check_in_place(name, state)
+    if options.positions is None and config.cape_heads(layer):
+        raise ValueError("positions must say where these tokens are when heads use CAPE and a state is given, got None")
+    check_positions(options.positions, (B, T), x)
+    return state
+
+
 def _write_and_read_k(config: RAMNetConfig) -> tuple[int, int]:
     return config.top_k if isinstance(config.top_k, tuple) else (config.top_k, config.top_k)
 
@@ -265,5 +281,6 @@ MIXER = Mixer(
     backward=ram_layer_backward,
     state_size=_state_size,
     check=_check,
+    check_state=_check_state,
     addresses=ram_layer_addresses,
 )
