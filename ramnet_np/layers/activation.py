@@ -9,6 +9,7 @@ import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
 
 
@@ -43,6 +44,7 @@ class GELUContext(NamedTuple):
     cdf: Array  # the normal distribution function at x: kept, as erf is dear
 
 
+@on_gpu_of_arrays
 def sigmoid_forward(x: Array) -> tuple[Array, SigmoidContext]:
     """y = 1 / (1 + exp(-x)).
 
@@ -54,6 +56,7 @@ def sigmoid_forward(x: Array) -> tuple[Array, SigmoidContext]:
     return y, SigmoidContext(y)
 
 
+@on_gpu_of_arrays
 def sigmoid_backward(dy: Array, ctx: SigmoidContext) -> Array:
     """dx = dy * y * (1 - y).
 
@@ -71,6 +74,7 @@ def sigmoid_backward(dy: Array, ctx: SigmoidContext) -> Array:
     return dx
 
 
+@on_gpu_of_arrays
 def relu_forward(x: Array) -> tuple[Array, ReLUContext]:
     """y = max(x, 0).
 
@@ -82,6 +86,7 @@ def relu_forward(x: Array) -> tuple[Array, ReLUContext]:
     return y, ReLUContext(x > 0, ArraySpec.of(y))
 
 
+@on_gpu_of_arrays
 def relu_backward(dy: Array, ctx: ReLUContext) -> Array:
     """dx = dy where x > 0, else 0.
 
@@ -96,6 +101,7 @@ def relu_backward(dy: Array, ctx: ReLUContext) -> Array:
     return dy * ctx.positive
 
 
+@on_gpu_of_arrays
 def silu_forward(x: Array) -> tuple[Array, SiLUContext]:
     """y = x * sigmoid(x), also called Swish.
 
@@ -107,6 +113,7 @@ def silu_forward(x: Array) -> tuple[Array, SiLUContext]:
     return x * s, SiLUContext(x, s)
 
 
+@on_gpu_of_arrays
 def silu_backward(dy: Array, ctx: SiLUContext) -> Array:
     """dx = dy * s * (1 + x * (1 - s)), s = sigmoid(x).
 
@@ -126,6 +133,7 @@ def silu_backward(dy: Array, ctx: SiLUContext) -> Array:
     return dx
 
 
+@on_gpu_of_arrays
 def gelu_forward(x: Array) -> tuple[Array, GELUContext]:
     """y = x * Phi(x), Phi the distribution function of a standard normal number (the exact form, not the tanh one).
 
@@ -141,6 +149,7 @@ def gelu_forward(x: Array) -> tuple[Array, GELUContext]:
     return x * cdf, GELUContext(x, cdf)
 
 
+@on_gpu_of_arrays
 def gelu_backward(dy: Array, ctx: GELUContext) -> Array:
     """dx = dy * (Phi(x) + x * phi(x)), phi = exp(-x**2 / 2) / sqrt(2 pi).
 

@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, readable, require_context, require_ids, require_like
 
 
@@ -22,6 +23,7 @@ class EmbeddingContext(NamedTuple):
     y: ArraySpec
 
 
+@on_gpu_of_arrays
 def embedding_forward(ids: Array, table: Array) -> tuple[Array, EmbeddingContext]:
     """Look up a row for every id.
 

@@ -121,9 +121,7 @@ def test_gradient_through_pieces_equals_the_whole():
     write, read, values = draw(T=8)
     options = {"top_k": 3, "cape_heads": 1, "mass_aware": True, "backend": "numpy"}
     dy = np.random.default_rng(5).normal(size=values.shape)
-    _, _, ctx = ram_attention_forward(
-        write, read, values, 0.6, state=draw_state(), positions=np.arange(8), **options
-    )
+    _, _, ctx = ram_attention_forward(write, read, values, 0.6, state=draw_state(), positions=np.arange(8), **options)
     whole = ram_attention_backward(dy, ctx)
     first, second = slice(0, 3), slice(3, 8)
     _, state, ctx_1 = ram_attention_forward(
