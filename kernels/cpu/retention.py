@@ -57,9 +57,8 @@ class PDMA(Options):
         if base < smallest:  # w = 1 without a proxy
             return -gamma * smallest ** (gamma - one), base**gamma * log_base
         # base**(gamma - 1) = base**gamma / base, and base**gamma is alpha itself where there is no proxy
-        if proxy_eps == 0:
-            power = alpha
-        else:
+        power = alpha
+        if proxy_eps != 0:
             power = math.exp(gamma * log_base) if gamma > LARGE_GAMMA else base**gamma
         return -gamma * (one - proxy_eps) * (power / base), power * log_base
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array
-from ramnet_np.core.require import ArraySpec, readable, require_array, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_like
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
     LayerNormContext,
@@ -158,37 +158,35 @@ def layer_input_forward(
     if not config.short_conv:
         return n, norm_ctx, None
     if not isinstance(state, ConvState | None):
-        raise TypeError(f"state of a block with a short convolution must be a ConvState, got {type(state).__name__}")
+        raise TypeError(f"state of a block with a short convolution must be a ConvState, got {_type(state)}")
     n, conv_ctx = short_conv_forward(n, params["attn_conv.weight"], None if state is None else state.inputs)
     return n, norm_ctx, conv_ctx
 
 
-def check_block_state(
-    name: str, state: Any, x: Array, config: RAMNetConfig, layer: int, options: CallOptions
-) -> tuple[Array, ...]:
-    """The arrays that a step of block number ``layer`` will change in place in ``state``, once that is known to fit.
+def check_block_state(name: str, state: Any, config: RAMNetConfig, batch: int, like: Array) -> None:
+    """TypeError or ValueError unless ``state`` is one that a block can step from, in place.
 
-    ``name``: of the state, for messages; ``x``: (B, 1, D), of the block's dtype. ValueError or TypeError for a state
-    that does not fit.
+    ``batch``: B; ``like``: an array of the model's dtype and device. Slots are looked at, as they change where they
+    are, and what a short convolution needs; other memories are replaced, and looked at by their layer.
 
     >>> import numpy as np
-    >>> config = RAMNetConfig(width=8, mixer="linear", short_conv=3)
-    >>> check_block_state("state[0]", None, np.zeros((1, 1, 8)), config, 0, CallOptions())
+    >>> check_block_state("state[1]", None, RAMNetConfig(), 1, np.zeros(1, np.float32))
     Traceback (most recent call last):
         ...
-    TypeError: state[0] must be a ConvState, as a block with a short convolution leaves it, got NoneType
+    TypeError: state[1] must be a RAMState (slots, mass), got NoneType
     """
     if config.short_conv:
         if not isinstance(state, ConvState):
-            raise TypeError(
-                f"{name} must be a ConvState, as a block with a short convolution leaves it, got {type(state).__name__}"
-            )
-        S = require_array(f"{name}.inputs", state.inputs).shape[1:2]
-        require_like(f"{name}.inputs", state.inputs, ArraySpec((x.shape[0], *S, x.shape[2]), x.dtype))
-        if S[0] >= config.short_conv:
-            raise ValueError(f"{name}.inputs must hold at most {config.short_conv - 1} tokens, got {S[0]}")
+            raise TypeError(f"{name} of a block with a short convolution must be a ConvState, got {_type(state)}")
+        S, D = config.short_conv - 1, config.width
+        shape = getattr(state.inputs, "shape", None)
+        if shape is None or len(shape) != 3 or shape[0] != batch or shape[1] > S or shape[2] != D:
+            raise ValueError(f"{name}.inputs must have shape ({batch}, at most {S}, {D}), got {shape}")
+        require_like(f"{name}.inputs", state.inputs, ArraySpec(shape, like.dtype))
         name, state = f"{name}.memory", state.memory
-    return MIXERS[config.mixer].check_state(name, state, x, config, layer, options)
+    check = MIXERS[config.mixer].check_state
+    if check is not None:
+        check(name, state, config, batch, like)
 
 
 def norm_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
@@ -291,6 +289,10 @@ def ffn_backward(dy: Array, ctx: FFNContext) -> tuple[Array, Params]:
         return dx, {"gate_proj.weight": dgate, "up_proj.weight": dup, "down_proj.weight": ddown}
     dx, dup, ddown, dup_bias, ddown_bias = mlp_backward(dy, ctx)
     return dx, {"0.weight": dup, "0.bias": dup_bias, "2.weight": ddown, "2.bias": ddown_bias}
+
+
+def _type(value: Any) -> str:
+    return type(value).__name__
 
 
 def _initial_conv(rng: np.random.Generator, shape: Shape) -> np.ndarray:

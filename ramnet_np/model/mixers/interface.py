@@ -77,24 +77,8 @@ class Addresses(Protocol):
         """``x``: (B, T, D). Returns {"write": Address, "read": Address}."""
 
 
-class CheckState(Protocol):
-    """Whether one token can update a state where it is."""
-
-    def __call__(
-        self, name: str, state: Any, x: Array, config: RAMNetConfig, layer: int, options: CallOptions
-    ) -> tuple[Array, ...]:
-        """``name``: of the state, for messages; ``x``: (B, 1, D), of the layer's dtype. ValueError or TypeError unless
-        ``state`` fits. Returns the arrays that the layer will change in place."""
-
-
 def _check_nothing(config: RAMNetConfig) -> None:
     pass
-
-
-def _nothing_in_place(
-    name: str, state: Any, x: Array, config: RAMNetConfig, layer: int, options: CallOptions
-) -> tuple[Array, ...]:
-    return ()
 
 
 @dataclass(frozen=True)
@@ -110,9 +94,9 @@ class Mixer:
     # The check runs on every configuration, whichever mixer that names: ValueError or TypeError for a setting of this
     # mixer that is wrong in itself, and where the configuration names it, for settings that do not fit together.
     check: Callable[[RAMNetConfig], None] = _check_nothing
-    # Of a mixer whose layers change a given state in place: a step of the model asks it of every layer before the first
-    # layer changes anything. A mixer that returns new states needs none.
-    check_state: CheckState = _nothing_in_place
+    # TypeError or ValueError, by the name given first, unless a state (second) can be stepped from, for B sequences
+    # (fourth) and arrays like the last; of a mixer whose step changes the state's arrays where they are
+    check_state: Callable[[str, Any, RAMNetConfig, int, Array], None] | None = None
     state_grows: bool = False  # with every token
     addresses: Addresses | None = None  # of a mixer with slots: it alone takes a mask and a backend, and can be traced
 
