@@ -28,7 +28,6 @@ from ramnet_np.model.block import (
     norm_backward,
     norm_forward,
 )
-from ramnet_np.model.checkpoint import load_model, save_model
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.layout import EMBEDDINGS, HEAD, NORM, layer_prefix, model_parameters
 from ramnet_np.model.mixers import MIXERS, CallOptions
@@ -274,11 +273,15 @@ class RAMNet:
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``, in the authors' format."""
+        from ramnet_np.model.checkpoint import save_model  # a model runs where safetensors is missing
+
         save_model(folder, self.config, self.params)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> RAMNet:
         """The model that ``folder`` holds: one of ours, or a checkpoint of the authors' package."""
+        from ramnet_np.model.checkpoint import load_model
+
         config, params = load_model(folder)
         return cls(config, params=params)
 
