@@ -23,6 +23,7 @@ from ramnet_np.core.checks import (
     check_top_k,
     full_positions,
 )
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, require_like
 
 
@@ -60,6 +61,7 @@ class RAMAttentionGrads(NamedTuple):
     state: RAMState | None
 
 
+@on_gpu_of_arrays
 def ram_attention_forward(
     write_logits: Array,
     read_logits: Array,
@@ -140,6 +142,7 @@ def ram_attention_forward(
     return y, final, ctx
 
 
+@on_gpu_of_arrays
 def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState | None = None) -> RAMAttentionGrads:
     """Gradients of every input of :func:`ram_attention_forward`.
 
@@ -180,6 +183,7 @@ def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState
     )
 
 
+@on_gpu_of_arrays
 def ram_attention_step(
     write_logits: Array,
     read_logits: Array,
@@ -235,6 +239,7 @@ def ram_attention_step(
     return y, given
 
 
+@on_gpu_of_arrays
 def decode_address(
     logits: Array,
     top_k: int = 8,

@@ -11,6 +11,7 @@ import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, require_like
 
 
@@ -41,6 +42,7 @@ class GELUContext(NamedTuple):
     cdf: Array  # the normal distribution function at x: kept, as erf is dear
 
 
+@on_gpu_of_arrays
 def sigmoid_forward(x: Array) -> tuple[Array, SigmoidContext]:
     """y = 1 / (1 + exp(-x)).
 
@@ -52,6 +54,7 @@ def sigmoid_forward(x: Array) -> tuple[Array, SigmoidContext]:
     return y, SigmoidContext(y)
 
 
+@on_gpu_of_arrays
 def sigmoid_backward(dy: Array, ctx: SigmoidContext) -> Array:
     """dx = dy * y * (1 - y).
 
@@ -68,6 +71,7 @@ def sigmoid_backward(dy: Array, ctx: SigmoidContext) -> Array:
     return dx
 
 
+@on_gpu_of_arrays
 def relu_forward(x: Array) -> tuple[Array, ReLUContext]:
     """y = max(x, 0).
 
@@ -79,6 +83,7 @@ def relu_forward(x: Array) -> tuple[Array, ReLUContext]:
     return y, ReLUContext(x > 0, ArraySpec.of(y))
 
 
+@on_gpu_of_arrays
 def relu_backward(dy: Array, ctx: ReLUContext) -> Array:
     """dx = dy where x > 0, else 0.
 
@@ -92,6 +97,7 @@ def relu_backward(dy: Array, ctx: ReLUContext) -> Array:
     return dy * ctx.positive
 
 
+@on_gpu_of_arrays
 def silu_forward(x: Array) -> tuple[Array, SiLUContext]:
     """y = x * sigmoid(x), also called Swish.
 
@@ -103,6 +109,7 @@ def silu_forward(x: Array) -> tuple[Array, SiLUContext]:
     return x * s, SiLUContext(x, s)
 
 
+@on_gpu_of_arrays
 def silu_backward(dy: Array, ctx: SiLUContext) -> Array:
     """dx = dy * s * (1 + x * (1 - s)), s = sigmoid(x).
 
@@ -121,6 +128,7 @@ def silu_backward(dy: Array, ctx: SiLUContext) -> Array:
     return dx
 
 
+@on_gpu_of_arrays
 def gelu_forward(x: Array) -> tuple[Array, GELUContext]:
     """y = x * Phi(x), Phi the distribution function of a standard normal number (the exact form, not the tanh one).
 
@@ -136,6 +144,7 @@ def gelu_forward(x: Array) -> tuple[Array, GELUContext]:
     return x * cdf, GELUContext(x, cdf)
 
 
+@on_gpu_of_arrays
 def gelu_backward(dy: Array, ctx: GELUContext) -> Array:
     """dx = dy * (Phi(x) + x * phi(x)), phi = exp(-x**2 / 2) / sqrt(2 pi).
 

@@ -23,6 +23,7 @@ from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, require_heads, require_like
 from ramnet_np.layers.heads import from_chunks, to_chunks
 from ramnet_np.layers.matmul import matmul
@@ -57,6 +58,7 @@ class DeltaRuleGrads(NamedTuple):
     log_decay: Array
 
 
+@on_gpu_of_arrays
 def delta_rule_forward(
     q: Array, k: Array, v: Array, beta: Array, log_decay: Array | None = None, state: Array | None = None
 ) -> tuple[Array, Array, DeltaRuleContext]:
@@ -125,6 +127,7 @@ def delta_rule_forward(
     return from_chunks(y, T, H), after.reshape(B, H, d_k, d_v), ctx
 
 
+@on_gpu_of_arrays
 def delta_rule_backward(dy: Array, ctx: DeltaRuleContext) -> DeltaRuleGrads:
     """Gradients of q, k, v, beta and log_decay: the forward's steps, last one first.
 

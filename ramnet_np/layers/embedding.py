@@ -10,6 +10,7 @@ import numpy as np
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, require_ids, require_like
 
 
@@ -21,6 +22,7 @@ class EmbeddingContext(NamedTuple):
     y: ArraySpec
 
 
+@on_gpu_of_arrays
 def embedding_forward(ids: Array, table: Array) -> tuple[Array, EmbeddingContext]:
     """Look up a row for every id.
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, require_like, require_width
 
 
@@ -26,6 +27,7 @@ class LinearGrads(NamedTuple):
     bias: Array
 
 
+@on_gpu_of_arrays
 def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearContext]:
     """Map the last axis of ``x`` linearly.
 
@@ -49,6 +51,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     return y, LinearContext(x, weight, bias is not None, ArraySpec.of(y))
 
 
+@on_gpu_of_arrays
 def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array | None = None) -> LinearGrads:
     """Gradients of x, W and b.
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, require_heads, require_like
 from ramnet_np.layers.heads import from_chunks, to_chunks
 from ramnet_np.layers.matmul import matmul
@@ -39,6 +40,7 @@ class LinearAttentionGrads(NamedTuple):
     v: Array
 
 
+@on_gpu_of_arrays
 def linear_attention_forward(
     q: Array, k: Array, v: Array, state: Array | None = None
 ) -> tuple[Array, Array, LinearAttentionContext]:
@@ -88,6 +90,7 @@ def linear_attention_forward(
     return from_chunks(y, T, H), running.reshape(B, H, d_k, d_v + 1), ctx
 
 
+@on_gpu_of_arrays
 def linear_attention_backward(dy: Array, ctx: LinearAttentionContext) -> LinearAttentionGrads:
     """Gradients of q, k and v. With n_t the normaliser, and [v, 1] the value with its channel of ones:
 

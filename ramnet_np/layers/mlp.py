@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.layers.activation import ACTIVATIONS, Activation
 from ramnet_np.layers.gate import GateContext, gate_backward, gate_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
@@ -47,6 +48,7 @@ class MLPGrads(NamedTuple):
     down_bias: Array
 
 
+@on_gpu_of_arrays
 def swiglu_forward(x: Array, gate: Array, up: Array, down: Array) -> tuple[Array, SwiGLUContext]:
     """The gated network, without biases.
 
@@ -68,6 +70,7 @@ def swiglu_forward(x: Array, gate: Array, up: Array, down: Array) -> tuple[Array
     return y, SwiGLUContext(gate_ctx, up_ctx, down_ctx, product_ctx)
 
 
+@on_gpu_of_arrays
 def swiglu_backward(dy: Array, ctx: SwiGLUContext) -> SwiGLUGrads:
     """Gradients of x and the three matrices; twice the forward's cost.
 
@@ -85,6 +88,7 @@ def swiglu_backward(dy: Array, ctx: SwiGLUContext) -> SwiGLUGrads:
     return SwiGLUGrads(dx, dgate, dup, ddown)
 
 
+@on_gpu_of_arrays
 def mlp_forward(
     x: Array,
     up: Array,
@@ -114,6 +118,7 @@ def mlp_forward(
     return y, MLPContext(up_ctx, down_ctx, act, act_ctx)
 
 
+@on_gpu_of_arrays
 def mlp_backward(dy: Array, ctx: MLPContext) -> MLPGrads:
     """Gradients of x, the matrices and the biases; twice the forward's cost.
 

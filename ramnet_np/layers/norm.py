@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, require_like, require_width
 
 
@@ -99,6 +100,7 @@ def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     return RMSNormGrads(dx.reshape(dy.shape), dweight)
 
 
+@on_gpu_of_arrays
 def l2norm_forward(x: Array, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     """Bring each row to length 1.
 
@@ -115,6 +117,7 @@ def l2norm_forward(x: Array, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     return rmsnorm_forward(x, namespace_of(x).full(width, width**-0.5, dtype=x.dtype), eps / width)
 
 
+@on_gpu_of_arrays
 def l2norm_backward(dy: Array, ctx: RMSNormContext) -> Array:
     """Gradient of x: (dy - y (y . dy)) / sqrt(sum(x**2) + eps), the part of dy across y.
 

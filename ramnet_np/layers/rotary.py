@@ -8,6 +8,7 @@ from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.checks import check_positions
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, require_like
 
 BASE = 10_000.0
@@ -21,6 +22,7 @@ class RotaryContext(NamedTuple):
     y: ArraySpec
 
 
+@on_gpu_of_arrays
 def rotary_forward(
     x: Array, positions: Array | None = None, base: float = BASE, *, angles: RotaryContext | None = None
 ) -> tuple[Array, RotaryContext]:
@@ -56,6 +58,7 @@ def rotary_forward(
     return rotate(x, ctx.cos, ctx.sin), ctx
 
 
+@on_gpu_of_arrays
 def rotary_backward(dy: Array, ctx: RotaryContext) -> Array:
     """Gradient of x: dy turned back, as the transpose of a rotation is its inverse.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, require_heads, require_like
 from ramnet_np.layers.heads import heads_first, heads_last
 from ramnet_np.layers.matmul import matmul
@@ -47,6 +48,7 @@ class _Block(NamedTuple):
     diagonal: int  # query i of the block stands at key i + diagonal of its keys
 
 
+@on_gpu_of_arrays
 def softmax_attention_forward(
     q: Array, k: Array, v: Array, window: int | None = None, past: tuple[Array, Array] | None = None
 ) -> tuple[Array, SoftmaxAttentionContext]:
@@ -89,6 +91,7 @@ def softmax_attention_forward(
     return y, SoftmaxAttentionContext(q, k, v, tuple(log_sums), window, H, ArraySpec.of(y))
 
 
+@on_gpu_of_arrays
 def softmax_attention_backward(dy: Array, ctx: SoftmaxAttentionContext) -> SoftmaxAttentionGrads:
     """Gradients of q, k and v, for the tokens that were given as such.
 

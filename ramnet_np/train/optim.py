@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 
 Arrays: TypeAlias = dict[str, Array]
 
@@ -25,6 +26,7 @@ class AdamWState(NamedTuple):
     square: Arrays  # v: running mean of its square
 
 
+@on_gpu_of_arrays
 def adamw_init(params: Arrays) -> AdamWState:
     """The state before the first update: both moments zero, shaped and typed like ``params``.
 
@@ -52,6 +54,7 @@ def has_weight_decay(name: str, param: Array) -> bool:
     return param.ndim >= 2 and not ("norm" in name or "conv" in name or kind.endswith(("bias", "scale")))
 
 
+@on_gpu_of_arrays
 def adamw_update(
     params: Arrays,
     grads: Arrays,
@@ -109,6 +112,7 @@ def adamw_update(
     return state._replace(step=step)
 
 
+@on_gpu_of_arrays
 def global_norm(grads: Arrays) -> float:
     """The Euclidean norm of all gradients taken as one vector, summed in float64.
 
@@ -120,6 +124,7 @@ def global_norm(grads: Arrays) -> float:
     return math.sqrt(sum(float(xp.square(g).sum(dtype=xp.float64)) for g in grads.values()))
 
 
+@on_gpu_of_arrays
 def clip_by_global_norm(grads: Arrays, max_norm: float) -> float:
     """Scale all gradients, in place, so that their global norm is at most ``max_norm``; returns the norm before.
 
