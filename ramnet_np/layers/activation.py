@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -198,9 +200,11 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _erf(x: Array) -> Array:
-    """The error function: NumPy and CuPy have it in their special functions only."""
-    if namespace_of(x) is np:
+    """The error function, which NumPy lacks: SciPy's, or Python's, number by number, where SciPy is missing."""
+    if namespace_of(x) is not np:
+        from cupyx.scipy.special import erf
+    elif importlib.util.find_spec("scipy"):
         from scipy.special import erf
     else:
-        from cupyx.scipy.special import erf
+        return np.vectorize(math.erf, otypes=[x.dtype])(x)
     return erf(x)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
@@ -61,7 +61,9 @@ def embedding_backward(dy: Array, ctx: EmbeddingContext) -> Array:
     xp = namespace_of(dy)
     ids, rows = ctx.ids.reshape(-1), dy.reshape(-1, dy.shape[-1])
     order = xp.argsort(ids, kind="stable")
-    if xp is np:
+    if xp is np and importlib.util.find_spec("scipy"):  # where it is missing, what follows is slower
+        from scipy.sparse import csr_array
+
         # the product of the (V, N) matrix that has a one where token n took row i, stored by its ones alone
         ends = np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=ctx.rows))])
         took = csr_array((np.ones(ids.size, dy.dtype), order, ends), shape=(ctx.rows, ids.size))

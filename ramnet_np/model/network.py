@@ -346,7 +346,7 @@ class RAMNet:
 
     def _check_states(self, state: list[Any], batch: int, positions: Array) -> None:
         config = self.config
-        if positions is None and config.mixer == "ram" and any(map(config.cape_heads, range(config.layers))):
+        if positions is None and MIXERS[config.mixer].addresses and any(map(config.cape_heads, range(config.layers))):
             raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
         if len(state) != config.layers:
             raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
@@ -365,9 +365,9 @@ class RAMNet:
 
 
 def _slots_in(memory: Any) -> list[Array]:
-    """The slots that a layer's step changes where they are; other memories are replaced."""
+    """The arrays of the slots, which a layer's step changes where they are; other memories are replaced."""
     memory = memory.memory if isinstance(memory, ConvState) else memory
-    return [memory.slots] if isinstance(memory, RAMState) and memory.slots.size else []
+    return list(memory) if isinstance(memory, RAMState) and memory.slots.size else []
 
 
 def _check_options(config: RAMNetConfig, options: CallOptions) -> None:

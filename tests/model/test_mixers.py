@@ -95,6 +95,7 @@ def test_no_token_sees_a_later_one(name):
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_folder_keeps_a_model(name, dtype, tmp_path):
+    pytest.importorskip("safetensors")
     model = make(name, dtype)
     model.save_pretrained(tmp_path)
     again = RAMNet.from_pretrained(tmp_path)

@@ -252,6 +252,7 @@ def test_same_inputs_give_the_same_bits():
 
 
 def test_call_chooses_its_backend():
+    pytest.importorskip("numba")
     model = make("authors")
     (plain, ctx), (fast, ctx_fast) = (model.forward(IDS, backend=name) for name in ("numpy", "numba"))
     assert ctx_fast.blocks[0].attn.attention.backend.name == "numba"
