@@ -12,9 +12,10 @@ from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, require_like, require_width
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like, require_width
 
 
+@readable
 class RMSNormContext(NamedTuple):
     """What ``rmsnorm_backward`` needs."""
 
@@ -30,6 +31,7 @@ class RMSNormGrads(NamedTuple):
     weight: Array
 
 
+@readable
 class LayerNormContext(NamedTuple):
     """What ``layernorm_backward`` needs."""
 
@@ -85,6 +87,7 @@ def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     >>> dx.round(12).tolist(), dweight.round(3).tolist()
     ([[0.0, 0.0]], [2.546, 4.525])
     """
+    require_context(ctx, RMSNormContext, "rmsnorm_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]
@@ -128,6 +131,7 @@ def l2norm_backward(dy: Array, ctx: RMSNormContext) -> Array:
     >>> l2norm_backward(np.array([[5.0, 0.0]]), ctx).round(6).tolist()
     [[0.64, -0.48]]
     """
+    require_context(ctx, RMSNormContext, "l2norm_forward")
     return rmsnorm_backward(dy, ctx).x
 
 
@@ -171,6 +175,7 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
     >>> [d.tolist() for d in layernorm_backward(np.array([[1.0, 1.0]]), ctx)]  # a shift changes nothing
     [[[0.0, 0.0]], [-1.0, 1.0], [1.0, 1.0]]
     """
+    require_context(ctx, LayerNormContext, "layernorm_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]

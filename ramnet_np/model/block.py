@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array
-from ramnet_np.core.require import ArraySpec, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_like
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
     LayerNormContext,
@@ -37,6 +37,7 @@ class ConvState(NamedTuple):
     memory: Any  # of the layer
 
 
+@readable
 class BlockContext(NamedTuple):
     """What ``block_backward`` needs."""
 

@@ -14,13 +14,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ramnet_np.backend import array_kind
-from ramnet_np.contract import Address, Array
-from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
-from ramnet_np.core.require import require_ids, require_like
+from ramnet_np.contract import Address, Array, RAMState
+from ramnet_np.core.arrays import gpu_namespace, memory_of, namespace_of, on_host
+from ramnet_np.core.require import readable, require_array, require_context, require_ids, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.block import (
     BlockContext,
+    ConvState,
     NormContext,
     block_backward,
     block_forward,
@@ -41,6 +42,7 @@ from ramnet_np.model.sampling import next_token, token_dtype
 Device = Literal["cpu", "gpu"]
 
 
+@readable
 class NetworkContext(NamedTuple):
     """What ``RAMNet.backward`` needs."""
 
@@ -143,7 +145,8 @@ class RAMNet:
         ``ids``: (B, 1); ``positions``: (1,) or (B, 1), where that token is. ``state``: the list that
         :meth:`forward_with_state` returned; slots change where they are, other memories are replaced in the list.
         ValueError or TypeError for more tokens than one, without a state, or with one that does not fit; then nothing
-        has changed.
+        has changed. (Logits that are not finite are found in the layer that makes them: those before it have then taken
+        the token.)
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> _, state = model.forward_with_state(np.array([[1, 2]]))
@@ -155,7 +158,7 @@ class RAMNet:
         if getattr(ids, "ndim", None) == 2 and ids.shape[1] != 1:
             raise ValueError(f"ids must have shape (B, 1) in a step, got {ids.shape}")
         self._check_ids(ids)
-        self._check_states(state, ids.shape[0])  # all of them before any changes
+        self._check_states(state, ids.shape[0], positions)  # all of them before any changes
         logits, states, _ = self._run(ids, None, state, CallOptions(positions, None, backend, in_place=True))
         if any(new is not old for new, old in zip(states, state, strict=True)):
             state[:] = states
@@ -163,6 +166,7 @@ class RAMNet:
 
     def backward(self, dlogits: Array, ctx: NetworkContext) -> Params:
         """The gradient of every parameter, by name, given that of the logits. A given state is taken as constant."""
+        require_context(ctx, NetworkContext, "RAMNet.forward")
         require_like("dlogits", dlogits, ctx.head.y)
         xp = namespace_of(dlogits)
         grads: Params = {}
@@ -310,8 +314,9 @@ class RAMNet:
         self._check_ids(ids)
         config = self.config
         _check_options(config, options)
-        if state is not None and len(state) != config.layers:
-            raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
+        if state is not None and (not isinstance(state, list | tuple) or len(state) != config.layers):
+            got = len(state) if isinstance(state, list | tuple) else type(state).__name__
+            raise ValueError(f"state must hold one state per layer ({config.layers}), got {got}")
         if select is not None:
             select = _check_select(select, ids)
         # 1. embeddings
@@ -339,18 +344,30 @@ class RAMNet:
         ctx = NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, head_ctx, hidden_shape)
         return logits, states, ctx
 
-    def _check_states(self, state: list[Any], batch: int) -> None:
+    def _check_states(self, state: list[Any], batch: int, positions: Array) -> None:
         config = self.config
+        if positions is None and MIXERS[config.mixer].addresses and any(map(config.cape_heads, range(config.layers))):
+            raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
         if len(state) != config.layers:
             raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
+        slots = []
         for i, memory in enumerate(state):
             check_block_state(f"state[{i}]", memory, config, batch, self.params[EMBEDDINGS])
+            slots += _slots_in(memory)
+        if len(set(map(memory_of, slots))) < len(slots):
+            raise ValueError("state must hold other slots for every layer, got two layers with the same")
 
     def _check_ids(self, ids: Array) -> None:
         require_ids("ids", ids, self.config.vocab)
         namespace_of(ids, self.params[EMBEDDINGS])  # both on one device
         if ids.ndim != 2 or ids.size == 0:
             raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")
+
+
+def _slots_in(memory: Any) -> list[Array]:
+    """The arrays of the slots, which a layer's step changes where they are; other memories are replaced."""
+    memory = memory.memory if isinstance(memory, ConvState) else memory
+    return list(memory) if isinstance(memory, RAMState) and memory.slots.size else []
 
 
 def _check_options(config: RAMNetConfig, options: CallOptions) -> None:
@@ -374,6 +391,8 @@ def _mixers_with_slots() -> str:
 
 def _check_select(select: Array, ids: Array) -> Array:
     """``select`` over the flattened tokens: (B*T,) bool or (N,) integers, on the CPU known to be distinct."""
+    if hasattr(select, "dtype"):
+        require_array("select", select)
     kind = getattr(getattr(select, "dtype", None), "kind", None)
     if not ((kind == "b" and select.shape == ids.shape) or (kind in ("i", "u") and select.ndim == 1)):
         got = f"{select.dtype} of shape {select.shape}" if hasattr(select, "shape") else type(select).__name__

@@ -23,8 +23,8 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
-from ramnet_np.core.checks import check_state
 from ramnet_np.core.retention import RULES
+from ramnet_np.core.state_checks import check_in_place, check_state
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.address import AddressContext, address_backward, address_forward, address_parameters
 from ramnet_np.model.checks import SMALLEST, check_choice, check_flag, check_integer, check_number, pair
@@ -84,6 +84,8 @@ def ram_layer_forward(
     # 2. memory
     if state is None and config.init_mass is not None:
         state = initial_state(config, x)
+        if options.positions is None:  # a memory that is still empty: these tokens are the first
+            options = options._replace(positions=namespace_of(x).arange(T))
     y, state, attention_ctx = _attend(
         write_logits, read_logits, values.reshape(B, T, H, C), gamma, state, config, layer, options
     )
@@ -222,6 +224,7 @@ def _state_size(config: RAMNetConfig, context: int) -> StateSize:
 
 def _check_state(name: str, state: Any, config: RAMNetConfig, batch: int, like: Array) -> None:
     check_state(name, state, (batch, config.heads, config.slots, config.head_channels), like)
+    check_in_place(name, state)
 
 
 def _check(config: RAMNetConfig) -> None:
