@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
-from ramnet_np.core.require import ArraySpec, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
 from ramnet_np.layers.activation import sigmoid_backward, sigmoid_forward, silu_backward, silu_forward
 
 
+@readable
 class GateContext(NamedTuple):
     """What ``gate_backward`` needs."""
 
@@ -50,6 +51,7 @@ def gate_backward(dy: Array, ctx: GateContext) -> tuple[Array, Array]:
     >>> [d.tolist() for d in gate_backward(np.array([1.0]), ctx)]
     [[0.75], [0.5]]
     """
+    require_context(ctx, GateContext, "gate_forward")
     require_like("dy", dy, ArraySpec.of(ctx.b))
     dopened = dy * ctx.b
     da = silu_backward(dopened, ctx.activation) if ctx.silu else sigmoid_backward(dopened, ctx.activation)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import ArraySpec, require_ids
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_ids
 
 IGNORE_INDEX = -100
 
@@ -21,6 +21,7 @@ class LossAndGradient(NamedTuple):
     dlogits: Array  # (N, V), gradient of the loss
 
 
+@readable
 class CrossEntropyContext(NamedTuple):
     """What ``cross_entropy_backward`` needs. N rows count, of V logits each."""
 
@@ -76,6 +77,7 @@ def cross_entropy_backward(dloss: Array, ctx: CrossEntropyContext) -> Array:
     >>> cross_entropy_backward(1.0, ctx).round(2).tolist()
     [[-0.5, 0.25, 0.25], [0.0, 0.0, 0.0]]
     """
+    require_context(ctx, CrossEntropyContext, "cross_entropy_forward")
     xp = namespace_of(ctx.exps)
     n = ctx.labels.shape[0]
     dloss = xp.asarray(dloss, dtype=ctx.logits.dtype) / max(1, n)

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import ArraySpec, require_like, require_width
+from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like, require_width
 
 
+@readable
 class RMSNormContext(NamedTuple):
     """What ``rmsnorm_backward`` needs."""
 
@@ -29,6 +31,7 @@ class RMSNormGrads(NamedTuple):
     weight: Array
 
 
+@readable
 class LayerNormContext(NamedTuple):
     """What ``layernorm_backward`` needs."""
 
@@ -84,6 +87,7 @@ def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     >>> dx.round(12).tolist(), dweight.round(3).tolist()
     ([[0.0, 0.0]], [2.546, 4.525])
     """
+    require_context(ctx, RMSNormContext, "rmsnorm_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]
@@ -99,6 +103,7 @@ def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     return RMSNormGrads(dx.reshape(dy.shape), dweight)
 
 
+@on_gpu_of_arrays
 def l2norm_forward(x: Array, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     """Bring each row to length 1.
 
@@ -115,6 +120,7 @@ def l2norm_forward(x: Array, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     return rmsnorm_forward(x, namespace_of(x).full(width, width**-0.5, dtype=x.dtype), eps / width)
 
 
+@on_gpu_of_arrays
 def l2norm_backward(dy: Array, ctx: RMSNormContext) -> Array:
     """Gradient of x: (dy - y (y . dy)) / sqrt(sum(x**2) + eps), the part of dy across y.
 
@@ -125,6 +131,7 @@ def l2norm_backward(dy: Array, ctx: RMSNormContext) -> Array:
     >>> l2norm_backward(np.array([[5.0, 0.0]]), ctx).round(6).tolist()
     [[0.64, -0.48]]
     """
+    require_context(ctx, RMSNormContext, "l2norm_forward")
     return rmsnorm_backward(dy, ctx).x
 
 
@@ -168,6 +175,7 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
     >>> [d.tolist() for d in layernorm_backward(np.array([[1.0, 1.0]]), ctx)]  # a shift changes nothing
     [[[0.0, 0.0]], [-1.0, 1.0], [1.0, 1.0]]
     """
+    require_context(ctx, LayerNormContext, "layernorm_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]

@@ -8,11 +8,13 @@ from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.checks import check_positions
-from ramnet_np.core.require import ArraySpec, require_like
+from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
 
 BASE = 10_000.0
 
 
+@readable
 class RotaryContext(NamedTuple):
     """What ``rotary_backward`` needs."""
 
@@ -21,6 +23,7 @@ class RotaryContext(NamedTuple):
     y: ArraySpec
 
 
+@on_gpu_of_arrays
 def rotary_forward(
     x: Array, positions: Array | None = None, base: float = BASE, *, angles: RotaryContext | None = None
 ) -> tuple[Array, RotaryContext]:
@@ -56,6 +59,7 @@ def rotary_forward(
     return rotate(x, ctx.cos, ctx.sin), ctx
 
 
+@on_gpu_of_arrays
 def rotary_backward(dy: Array, ctx: RotaryContext) -> Array:
     """Gradient of x: dy turned back, as the transpose of a rotation is its inverse.
 
@@ -68,6 +72,7 @@ def rotary_backward(dy: Array, ctx: RotaryContext) -> Array:
     >>> np.allclose(rotary_backward(y, ctx), x)
     True
     """
+    require_context(ctx, RotaryContext, "rotary_forward")
     require_like("dy", dy, ctx.y)
     return rotate(dy, ctx.cos, -ctx.sin)
 

@@ -7,8 +7,10 @@ from typing import NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.require import readable, require_context
 
 
+@readable
 class ScaleContext(NamedTuple):
     """What ``scale_backward`` needs."""
 
@@ -60,6 +62,7 @@ def scale_backward(dweight: Array, dbias: Array, ctx: ScaleContext) -> ScaleGrad
     >>> [d.ravel().round(3).tolist() for d in scale_backward(np.ones((2, 1)), None, ctx) if d is not None]
     [[1.0, 3.0], [1.0, 3.0]]
     """
+    require_context(ctx, ScaleContext, "scale_forward")
     # 2. W = exp(a) W' / tau, so dW / da = W; likewise b
     drows = (dweight * ctx.weight).sum(axis=-1)
     if dbias is not None:

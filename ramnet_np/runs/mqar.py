@@ -18,10 +18,10 @@ from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.data.batches import Batch, DataSource, ShuffledSets
 from ramnet_np.data.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
-from ramnet_np.model.files import replacing
 from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.plot import slot_trace, training_curves
+from ramnet_np.runs.pictures import try_picture
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.folder import run_folder
 from ramnet_np.train.gpu_trainer import Graphs
@@ -153,7 +153,7 @@ def train_run(
             raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
         _draw_curves(read_metrics(result.metrics), run.out / "curves.png", accuracy)
         if MIXERS[run.model.mixer].addresses is not None:
-            _draw_trace(model, data, run.out / "trace.png")
+            try_picture(lambda: _trace_picture(model, data), run.out / "trace.png")
     return result
 
 
@@ -173,27 +173,14 @@ def run_settings(run: Run, data: Any) -> dict[str, object]:
 
 def _draw_curves(records: list[Record], path: Path, accuracy: str) -> None:
     if any(record["kind"] == "train" for record in records):
-        save_figure(training_curves(records, accuracy=accuracy), path)
+        try_picture(lambda: training_curves(records, accuracy=accuracy), path)
     else:  # interrupted before its first record: no curve yet, and an earlier run's is not this one's
         path.unlink(missing_ok=True)
 
 
-def _draw_trace(model: RAMNet, data: DataSource, path: Path) -> None:
+def _trace_picture(model: RAMNet, data: DataSource) -> Figure:
     first = next(iter(data.held_out().values()))
     shown = namespace_of(*model.params.values()).asarray(first.ids[:1])
     accesses = [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]
     cape = [model.config.cape_heads(layer) for layer in range(model.config.layers)]
-    save_figure(slot_trace(accesses, model.config.slots, cape_heads=cape), path)
-
-
-def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Write a figure as a PNG that is whole or as it was before. WriteError, an OSError, where the disk is full.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     save_figure(Figure(), Path(folder) / "empty.png")
-    ...     (Path(folder) / "empty.png").stat().st_size > 0
-    True
-    """
-    with replacing(path) as (partial,):
-        figure.savefig(partial, dpi=dpi, format="png")
+    return slot_trace(accesses, model.config.slots, cape_heads=cape)
