@@ -157,7 +157,7 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, got {max_norm}")
-    require_in_place("grads", grads)
+    _require_in_place("grads", grads)
     norm = global_norm(grads)
     if math.isfinite(norm) and norm > max_norm:
         for g in grads.values():
@@ -165,12 +165,12 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> float:
     return norm
 
 
-def require_in_place(name: str, arrays: Arrays) -> None:
+def _require_in_place(name: str, arrays: Arrays) -> None:
     """ValueError unless every array can be changed in place: writeable, and not one array under two names.
 
     >>> import numpy as np
     >>> weight = np.zeros(3)
-    >>> require_in_place("params", {"embeddings": weight, "head": weight})
+    >>> _require_in_place("params", {"embeddings": weight, "head": weight})
     Traceback (most recent call last):
         ...
     ValueError: params must be arrays of their own to be changed in place, 'embeddings' and 'head' are one
@@ -193,6 +193,6 @@ def _check_update(params: Arrays, grads: Arrays, state: AdamWState) -> None:
         for key, array in arrays.items():
             require_like(f"{name}[{key!r}]", array, ArraySpec.of(params[key]))
     changed = (("params", params), ("state.mean", state.mean), ("state.square", state.square))
-    require_in_place(
+    _require_in_place(
         "params and state", {f"{name}[{key!r}]": a for name, arrays in changed for key, a in arrays.items()}
     )
