@@ -124,9 +124,7 @@ def _part(value: Any) -> str:
 
 def _other_kind(name: str, kind: str) -> str:
     if kind.endswith("MaskedArray"):
-        return (
-            f"{name} must be an array without a mask of its own, got {kind}: filled() makes one, nothing heeds the mask"
-        )
+        return f"{name} must be a plain NumPy array, got {kind}, whose mask would be ignored: filled() makes one"
     return f"{name} must be a NumPy or CuPy array, got {kind} on the CPU: numpy.asarray makes one"
 
 
