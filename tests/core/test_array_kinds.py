@@ -34,7 +34,7 @@ class Tensor:
 
 
 class OnDevice(Tensor):
-    __cuda_array_interface__ = {"version": 3}
+    __cuda_array_interface__ = None
 
 
 def test_kinds():
@@ -69,12 +69,10 @@ def test_the_operation_names_the_argument_of_another_kind(name, wrong):
 
 
 def test_addresses_and_gradients_of_another_kind():
-    with pytest.raises(
-        TypeError, match=r"^logits must be a plain NumPy array, got numpy\.MaskedArray, whose mask would"
-    ):
+    with pytest.raises(TypeError, match=r"^logits must be a plain NumPy array, got numpy\.MaskedArray, whose mask"):
         decode_address(np.ma.zeros(X.shape))
     y, _, ctx = ram_attention_forward(X, X, V)
-    with pytest.raises(TypeError, match="^dy must be a plain NumPy array"):
+    with pytest.raises(TypeError, match=r"^dy must be a plain NumPy array"):
         ram_attention_backward(np.ma.masked_array(y), ctx)
     with pytest.raises(TypeError, match="ctx must be the RAMAttentionContext that ram_attention_forward returned last"):
         ram_attention_backward(ctx, y)
@@ -113,9 +111,9 @@ def test_layers_refuse_masks_and_what_is_no_float(name, call):
 
 def test_labels_and_ids_of_another_kind():
     logits = np.zeros((2, 5))
-    with pytest.raises(TypeError, match="^labels must be a plain NumPy array"):
+    with pytest.raises(TypeError, match=r"^labels must be a plain NumPy array"):
         cross_entropy_forward(logits, np.ma.masked_array([0, 1], mask=[True, False]))
-    with pytest.raises(TypeError, match="^ids must be a plain NumPy array"):
+    with pytest.raises(TypeError, match=r"^ids must be a plain NumPy array"):
         embedding_forward(np.ma.masked_array([0, 1]), logits)
 
 
@@ -159,7 +157,5 @@ def test_a_name_is_one_backend():
 def test_what_is_no_array():
     with pytest.raises(TypeError, match="x must be an array, got list"):
         require_array("x", [1.0])
-    with pytest.raises(
-        TypeError, match=r"^values must be a NumPy or CuPy array, got tests\.Tensor on the CPU: numpy\.as"
-    ):
+    with pytest.raises(TypeError, match=r"^values must be a NumPy or CuPy array, got tests\.Tensor on the CPU: "):
         ram_attention_step(X[:, :1], X[:, :1], Tensor(), state=RAMState.initial(1, 1, 16, 3))

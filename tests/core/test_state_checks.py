@@ -82,9 +82,7 @@ def test_overlap():
 def test_a_state_without_positions_is_no_place_to_go_on_from(backend, tokens):
     x, v = np.zeros((1, tokens, 2, 2, 4)), np.ones((1, tokens, 2, 3))
     state = RAMState.initial(1, 2, 16, 3, np.float64)
-    with pytest.raises(
-        ValueError, match="positions must say where these tokens are when heads use CAPE and a state is"
-    ):
+    with pytest.raises(ValueError, match="positions must say where these tokens are when heads use CAPE and a"):
         ram_attention_forward(x, x, v, cape_heads=1, state=state, backend=backend)
     y, _, _ = ram_attention_forward(x, x, v, cape_heads=1, backend=backend)
     same, _, _ = ram_attention_forward(x, x, v, cape_heads=1, state=state, positions=np.arange(tokens), backend=backend)
