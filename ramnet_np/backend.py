@@ -254,7 +254,7 @@ def load_backend(name: str) -> Backend:
     >>> load_backend("numpy").name
     'numpy'
     """
-    if name not in _loaded:
+    if _known(name) not in _loaded:
         reason = why_unavailable(name)
         if reason is not None:
             raise RuntimeError(f"backend {name!r} {reason}")
@@ -328,6 +328,6 @@ def _how_to_install(package: str) -> str:
 
 
 def _known(name: str) -> str:
-    if name not in _REGISTRY:
+    if not isinstance(name, str) or name not in _REGISTRY:
         raise ValueError(f"backend must be one of {', '.join(map(repr, _REGISTRY))}, got {name!r}")
     return name
