@@ -50,7 +50,7 @@ EVERYWHERE = {"numpy"}
 AT_IMPORT = {
     "cli": {"tyro"},
     "experiment": {"matplotlib", "tqdm"},
-    "runs": {"threadpoolctl"},
+    "runs": {"matplotlib", "threadpoolctl"},
     "train": {"safetensors", "tqdm"},
     "gradcheck": {"tqdm"},
     "model": {"safetensors"},

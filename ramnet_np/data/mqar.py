@@ -73,6 +73,9 @@ class MQARSettings:
                 raise ValueError(f"data.{name} must hold at least one set (pairs, length, examples), got none")
             for pairs, length, examples in sets:
                 _check(pairs, length, examples, self.vocab, self.power)
+            names = setting_names(sets)  # results have one number for each
+            if repeated := [setting for setting in names if names.count(setting) > 1]:
+                raise ValueError(f"data.{name} must hold a setting once, got {repeated[0]!r} twice")
 
 
 def gap_distribution(length: int, pairs: int, power: float = 0.01) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 from ramnet_np.backend import use_backend
@@ -20,11 +21,12 @@ from ramnet_np.model import RAMNet, RAMNetConfig, preset
 from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.plot import slot_trace, training_curves
-from ramnet_np.train.checkpoint import prepare_folder
+from ramnet_np.runs.pictures import try_picture
 from ramnet_np.train.config import TrainConfig
+from ramnet_np.train.folder import run_folder
 from ramnet_np.train.gpu_trainer import Graphs
 from ramnet_np.train.loop import TrainResult, train
-from ramnet_np.train.metrics import read_metrics
+from ramnet_np.train.metrics import Record, read_metrics
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
     >>> small = MQARRun(
     ...     model=RAMNetConfig(vocab=32, width=16, order=2, top_k=4, ffn="none"),
     ...     data=MQARSettings(vocab=32, train=((2, 12, 32),), test=((2, 12, 8),)),
-    ...     train=TrainConfig(steps=1, batch=8),
+    ...     train=TrainConfig(steps=1, batch=8, warmup=0),
     ... )
     >>> with TemporaryDirectory() as folder:
     ...     result = run_mqar(replace(small, out=Path(folder) / "run"), progress=False)
@@ -120,18 +122,18 @@ def train_run(
     >>> model = RAMNetConfig(vocab=32, width=16, order=2, top_k=4, ffn="none")
     >>> ids = np.zeros((8, 6), dtype=np.int32)
     >>> with TemporaryDirectory() as folder:
-    ...     run = Run(model=model, train=TrainConfig(steps=1, batch=8), out=Path(folder))
+    ...     run = Run(model=model, train=TrainConfig(steps=1, batch=8, warmup=0), out=Path(folder))
     ...     sets = ShuffledSets([Batch(ids, ids)], {"zeros": Batch(ids, ids)}, batch=8, seed=0)
     ...     train_run(run, lambda: sets, {}, accuracy="right", progress=False).step
     1
     """
-    # these may raise, so they come before the data, which takes seconds
-    if run.device == "gpu":
+    if run.device == "gpu":  # this may raise, so it comes before the data, which takes seconds
         gpu_namespace()
-    prepare_folder(run.out, resume=run.resume, overwrite=run.overwrite)
     # One thread for NumPy's own matrix products: these are small, their threads fight the kernels' for the cores, and
     # how they split a sum would make the bits depend on the number of cores.
     with use_backend(run.backend) if run.backend else nullcontext(), threadpool_limits(1, user_api="blas"):
+        with run_folder(run.out, resume=run.resume, overwrite=run.overwrite):
+            pass  # refuses a folder that cannot be used, before the data, which takes seconds
         data = make_data()
         try:
             model = RAMNet(run.model, seed=run.seed).to(run.device)
@@ -149,9 +151,9 @@ def train_run(
         except MemoryError as error:
             where = "GPU" if run.device == "gpu" else "machine"
             raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
-        training_curves(read_metrics(result.metrics), accuracy=accuracy).savefig(run.out / "curves.png", dpi=120)
+        _draw_curves(read_metrics(result.metrics), run.out / "curves.png", accuracy)
         if MIXERS[run.model.mixer].addresses is not None:
-            _draw_trace(model, data, run.out / "trace.png")
+            try_picture(lambda: _trace_picture(model, data), run.out / "trace.png")
     return result
 
 
@@ -169,9 +171,16 @@ def run_settings(run: Run, data: Any) -> dict[str, object]:
     return json.loads(json.dumps(parts))
 
 
-def _draw_trace(model: RAMNet, data: DataSource, path: Path) -> None:
+def _draw_curves(records: list[Record], path: Path, accuracy: str) -> None:
+    if any(record["kind"] == "train" for record in records):
+        try_picture(lambda: training_curves(records, accuracy=accuracy), path)
+    else:  # interrupted before its first record: no curve yet, and an earlier run's is not this one's
+        path.unlink(missing_ok=True)
+
+
+def _trace_picture(model: RAMNet, data: DataSource) -> Figure:
     first = next(iter(data.held_out().values()))
     shown = namespace_of(*model.params.values()).asarray(first.ids[:1])
     accesses = [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]
     cape = [model.config.cape_heads(layer) for layer in range(model.config.layers)]
-    slot_trace(accesses, model.config.slots, cape_heads=cape).savefig(path, dpi=120)
+    return slot_trace(accesses, model.config.slots, cape_heads=cape)

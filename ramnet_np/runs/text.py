@@ -46,7 +46,8 @@ def run_text(run: TextRun, *, progress: bool = True) -> TrainResult:
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.train.config import TrainConfig
     >>> small = RAMNetConfig(vocab=256, width=8, layers=1, heads=1, order=2, top_k=4, ffn="none")
-    >>> run = TextRun(model=small, train=TrainConfig(steps=1, batch=4), data=TextSettings(length=16, held_out=0.001))
+    >>> data = TextSettings(length=16, held_out=0.001)
+    >>> run = TextRun(model=small, train=TrainConfig(steps=1, batch=4, warmup=0), data=data)
     >>> with TemporaryDirectory() as folder:
     ...     result = run_text(replace(run, out=Path(folder)), progress=False)
     >>> result.status, list(result.accuracy)

@@ -12,8 +12,7 @@ def cosine_with_warmup(step: int, *, peak: float, floor: float, warmup: int, tot
         n <= warmup:  peak * n / warmup
         n >= warmup:  floor + (peak - floor) * (1 + cos(pi * (n - warmup) / (total - warmup))) / 2
 
-    ``step`` counts the updates made before, from 0; ``total`` is above ``warmup``. From the last update on the rate
-    stays at ``floor``.
+    ``step`` counts the updates made before, from 0. From the last update on the rate stays at ``floor``.
     Source: Loshchilov and Hutter, "SGDR" (arXiv 1608.03983), eq. 5, without restarts.
 
     >>> [round(cosine_with_warmup(s, peak=1.0, floor=0.1, warmup=2, total=10), 3) for s in (0, 1, 2, 5, 9, 99)]
@@ -21,5 +20,7 @@ def cosine_with_warmup(step: int, *, peak: float, floor: float, warmup: int, tot
     """
     if step < warmup:
         return peak * (step + 1) / warmup
-    done = min(1.0, (step + 1 - warmup) / (total - warmup))
+    if step + 1 >= total:
+        return floor
+    done = (step + 1 - warmup) / (total - warmup)
     return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
