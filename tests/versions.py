@@ -124,7 +124,10 @@ def run_tests(name: str, bin_python: Path, folder: Path, tests: tuple[str, ...])
     code += "    print(',', name, found.get(name, 'none'), end='')\n"
     versions = subprocess.run([bin_python, "-c", code], check=True, capture_output=True, text=True).stdout
     print(f"\n{name}: {versions}", flush=True)
-    run([bin_python, "-m", "pytest", "-n", "2", "-m", "not gpu and not site", *tests], cwd=folder)
+    run(
+        [bin_python, "-m", "pytest", "-n", "logical", "--maxprocesses", "8", "-m", "not gpu and not site", *tests],
+        cwd=folder,
+    )
 
 
 def run(command: list[str | Path], cwd: Path | None = None) -> None:
