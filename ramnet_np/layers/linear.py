@@ -7,9 +7,10 @@ from typing import NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, require_like, require_width
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like, require_width
 
 
+@readable
 class LinearContext(NamedTuple):
     """What ``linear_backward`` needs."""
 
@@ -66,6 +67,7 @@ def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array | None
     >>> [d.tolist() for d in linear_backward(np.ones((1, 1)), ctx)]
     [[[3.0, 4.0]], [[1.0, 2.0]], [1.0]]
     """
+    require_context(ctx, LinearContext, "linear_forward")
     require_like("dy", dy, ctx.y)
     outputs, width = ctx.weight.shape
     rows = dy.reshape(-1, outputs)
