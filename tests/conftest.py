@@ -15,7 +15,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items):
-    """Where Numba is missing (``python -m tests.versions alone``), tests that are given it as a backend are left out."""
+    """Tests that are given Numba as a backend are left out where it is missing: ``python -m tests.versions alone``."""
     if importlib.util.find_spec("numba") is None:
         for item in items:
             given = item.callspec.params.values() if hasattr(item, "callspec") else ()
