@@ -122,7 +122,7 @@ def demo(out: Path = Path("demo"), seed: int = 0) -> None:
     """
     from ramnet_np.runs.demo import run_demo
 
-    run_demo(out, seed=seed)
+    _exit_if_interrupted(run_demo(out, seed=seed).signal)
 
 
 def _call(function: Callable[..., None], args: list[str]) -> None:
@@ -179,9 +179,21 @@ def _print_result(out: Path, result: Any) -> None:
     for setting, accuracy in result.accuracy.items():
         print(f"held-out accuracy, {setting}: {accuracy:.2%}")
     pictures = ", ".join(name for name in ("curves.png", "trace.png") if (out / name).exists())
-    print(f"in {out}: {pictures}, metrics.jsonl, {result.checkpoint.relative_to(out)}")
+    files = [pictures] if pictures else []
+    print(f"in {out}: {', '.join([*files, 'metrics.jsonl', str(result.checkpoint.relative_to(out))])}")
+    if "curves.png" not in pictures:
+        print("no curves yet: the first record of the training comes after train.log_every steps")
     if result.status == "interrupted":
         print("--resume with the same settings goes on from here")
+    _exit_if_interrupted(result.signal)
+
+
+def _exit_if_interrupted(signal: int | None) -> None:
+    """End with the status that a shell gives to a program that a signal ended."""
+    from ramnet_np.train.interrupt import exit_status
+
+    if signal is not None:
+        raise SystemExit(exit_status(signal))
 
 
 def _experiment(args: list[str]) -> None:
@@ -200,16 +212,18 @@ def _experiment(args: list[str]) -> None:
     options = tyro.cli(Options, args=rest, prog=f"ramnet-np experiment {name}", description=EXPERIMENT_EXAMPLES)
     outcome = run_experiment(name, options)
     print(f"{outcome.finished} finished now, {outcome.left} left, {outcome.failed} failed; in {outcome.results}")
+    _exit_if_interrupted(outcome.signal)
     if outcome.failed:
         raise SystemExit(1)
 
 
-def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("docs/results")) -> None:
+def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
     """Draw the figures of some results and print their tables, ours against the paper's, as Markdown.
 
     Args:
         results: Files results.jsonl, of one grid or of several.
-        out: Folder for the figures. Its paper.toml has the paper's values; its mqar.md, if there is one, is updated.
+        out: Folder for the figures; none: that of the first results file. Its paper.toml has the paper's values; its
+            mqar.md, if there is one, is updated between its two markers.
     """
     from ramnet_np.experiment.report import write_report
 

@@ -101,10 +101,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         partial.mkdir(parents=True)
         _write(partial, checkpoint)
         sync(partial)
-        if target.is_dir():
-            _replace_same_step(target, partial)
-        else:
-            os.replace(partial, target)
+        _rename(partial, target)
         for changed in (folder, folder.parent):
             sync(changed)
     except WriteError:
@@ -223,14 +220,16 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     write_text(folder / "training.json", json.dumps(training, indent=2) + "\n")
 
 
-def _replace_same_step(target: Path, partial: Path) -> None:
-    """Rename ``partial`` to ``target``, which exists; at every instant one of them has a checkpoint's name."""
+def _rename(partial: Path, target: Path) -> None:
+    """Give ``partial`` its name; at every instant it or a checkpoint of the same step has a checkpoint's name."""
     aside = target.with_name(target.name.replace("-", "-0"))  # the same step, written with one more zero
-    if aside.is_dir():  # left by a program that was killed here
-        _remove(aside)
-    os.replace(target, aside)
+    if target.is_dir():
+        if aside.is_dir():
+            _remove(aside)
+        os.replace(target, aside)
     os.replace(partial, target)
-    _remove(aside)
+    if aside.is_dir():  # this call's, or that of one that was killed before the line above
+        _remove(aside)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -313,10 +312,7 @@ _TRAINING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best": (_is_share, "an accuracy from 0 to 1"),
     "accuracy": (lambda x: x is None or _is_share(x), "an accuracy from 0 to 1 or null"),
     "settings": (lambda x: isinstance(x, dict), "an object"),
-    "calls": (
-        lambda x: x is None or (isinstance(x, list) and all(isinstance(c, dict) for c in x)),
-        "a list of objects",
-    ),
+    "calls": (lambda x: x is None or isinstance(x, list), "a list"),
 }
 
 

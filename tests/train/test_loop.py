@@ -236,7 +236,9 @@ def test_train_config_bad_input(field, value, sentence):
 def test_train_config_numbers_are_finite_and_counts_are_whole():
     for field in fields(TrainConfig):
         for value in (float("nan"), float("inf"), float("-inf"), "3", True):
-            with pytest.raises((ValueError, TypeError), match=rf"train\.{field.name} must be a (whole|finite)? ?number"):
+            with pytest.raises(
+                (ValueError, TypeError), match=rf"train\.{field.name} must be a (whole|finite)? ?number"
+            ):
                 TrainConfig(**{field.name: value})
     with pytest.raises(TypeError, match=r"train\.steps must be a whole number, got 2\.5"):
         TrainConfig(steps=2.5)
