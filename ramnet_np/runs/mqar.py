@@ -172,14 +172,14 @@ def train_run(
         gpu_namespace()
     require_run_memory(work, run.model, run.device)
     _require_own_pictures(run)
-    if progress:
-        words = announcement(work, run.model, run.train, run.instead) if run.device == "cpu" else None
-        print(*filter(None, [words, "preparing data and model"]), sep="\n", file=sys.stderr)
     # One thread for NumPy's own matrix products: these are small, their threads fight the kernels' for the cores, and
     # how they split a sum would make the bits depend on the number of cores.
     with use_backend(run.backend) if run.backend else nullcontext(), threadpool_limits(1, user_api="blas"):
         with run_folder(run.out, resume=run.resume, overwrite=run.overwrite):
             pass  # refuses a folder that cannot be used, before the data, which takes seconds
+        if progress:
+            words = announcement(work, run.model, run.train, run.instead) if run.device == "cpu" else None
+            print(*filter(None, [words, "preparing data and model"]), sep="\n", file=sys.stderr)
         data = make_data()
         try:
             model = RAMNet(run.model, seed=run.seed).to(run.device)

@@ -16,7 +16,7 @@ from ramnet_np.data.batches import Batch
 from ramnet_np.data.text import BYTES, TextData, TextSettings, read_text
 from ramnet_np.layers.loss import cross_entropy_and_gradient
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
-from ramnet_np.model.checkpoint import CONFIG
+from ramnet_np.model.checkpoint import CONFIG, hub_hint
 from ramnet_np.model.memory import require_memory
 from ramnet_np.runs.mqar import Run, run_settings, train_run
 from ramnet_np.runs.workload import Workload
@@ -94,7 +94,8 @@ def load_text_model(folder: Path) -> RAMNet:
     8
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder must hold a run or a checkpoint, got {str(folder)!r}, which is no folder")
+        words = f"folder must hold a run or a checkpoint, got {str(folder)!r}, which is no folder"
+        raise FileNotFoundError(words + hub_hint(str(folder)))
     checkpoint = latest_checkpoint(folder / "checkpoints")
     if checkpoint is None and not (folder / CONFIG).exists():
         raise FileNotFoundError(f"folder must hold a run or a checkpoint, got {str(folder)!r}, which has neither")
