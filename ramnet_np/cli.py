@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from functools import partial, wraps
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -170,14 +170,11 @@ def _unboxed(text: str) -> str:
     >>> _unboxed("╭─ Value error ─╮\\n│ Error parsing model: order must │\\n│ be above 0 │\\n│ ──── │\\n│ See x │")
     'order must be above 0'
     """
-    words = []
-    for line in text.splitlines():
-        inner = line.strip("│| ")
-        if words and set(inner) <= {"─", "-"}:
-            break
-        if line.startswith(("│", "|")) and inner:  # the second on a terminal without the first
-            words.append(inner)
-    return re.sub("^Error parsing (?!-)[^:]*: ", "", " ".join(words) or " ".join(text.split()))
+    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    by_rule = groupby(lines, lambda line: set(line) <= {"─", "-"})
+    paragraphs = [" ".join(words) for is_rule, words in by_rule if not is_rule]
+    title = 0 if "╭" in text else 1  # a terminal without these lines gets the title as a paragraph
+    return re.sub("^Error parsing (?!-)[^:]*: ", "", paragraphs[title]) if len(paragraphs) > title else text.strip()
 
 
 def _bench(args: list[str]) -> None:
