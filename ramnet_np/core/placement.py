@@ -3,8 +3,8 @@
 CuPy allocates and launches on the current GPU. A kernel that is launched there with addresses of another GPU ends in an
 illegal memory access, after which the process can use no GPU at all. So every public function that takes arrays is
 decorated with :func:`on_gpu_of_arrays`: it looks the arrays up before anything is launched, makes their GPU the current
-one for the time of the call, and refuses arrays of two GPUs. A context says by its ``ArraySpec`` on which GPU its
-forward ran; ``require_like`` compares that with the gradient that a backward is given.
+one for the time of the call, and refuses arrays of two GPUs. A context says by its arrays, or by an ``ArraySpec``, on
+which GPU its forward ran.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from ramnet_np.contract import RAMState
+from ramnet_np.core.require import ArraySpec
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -53,7 +54,7 @@ def on_gpu_of_arrays(function: Callable[_Arguments, _Result]) -> Callable[_Argum
     return placed
 
 
-def _gpus_of(values: Iterable[Any], array_type: type) -> list[int]:
+def _gpus_of(values: Iterable[Any], array_type: Any) -> list[int]:
     """The numbers of the GPUs that hold arrays among ``values``, each once. Runs before every launch: kept short."""
     found: list[int] = []
     for value in values:
@@ -63,6 +64,9 @@ def _gpus_of(values: Iterable[Any], array_type: type) -> list[int]:
                 found.append(gpu)
         elif type(value) is RAMState:
             found += [gpu for gpu in _gpus_of(value, array_type) if gpu not in found]
+        elif type(value) is ArraySpec:
+            if value.gpu is not None and value.gpu not in found:
+                found.append(value.gpu)
         elif type(value) not in _PLAIN:
             found += [gpu for gpu in _gpus_of(_parts(value), array_type) if gpu not in found]
     return found
@@ -72,14 +76,14 @@ _PLAIN = {bool, int, float, str, type(None)}
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """The arrays of a state, the arrays and states of a list or dictionary, the parameters of a model."""
+    """The arrays of a state or context, the arrays and states of a list or dictionary, the parameters of a model."""
     if isinstance(value, tuple):
-        return [part for part in value if hasattr(part, "data")]  # of a context the arrays alone
+        return [part for part in value if hasattr(part, "data") or type(part) is ArraySpec]  # of a context
     params = getattr(value, "params", value)
     return params.values() if isinstance(params, Mapping) else value if isinstance(value, list) else ()
 
 
-def _on_several(function: Callable[..., Any], array_type: type, args: Any, kwargs: Any) -> str:
+def _on_several(function: Callable[..., Any], array_type: Any, args: Any, kwargs: Any) -> str:
     """Which arguments are on which GPU, in a sentence."""
     places = []
     for name, value in inspect.signature(function).bind(*args, **kwargs).arguments.items():

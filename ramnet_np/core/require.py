@@ -15,20 +15,22 @@ KINDS = ("numpy", "cupy", "device")  # of arrays that something here serves, as 
 
 
 class ArraySpec(NamedTuple):
-    """Shape, dtype and kind of an array, without keeping the array alive."""
+    """Shape, dtype, kind and GPU of an array, without keeping the array alive."""
 
     shape: tuple[int, ...]
     dtype: Any
     kind: str = "numpy"  # as ``array_kind`` names it
+    gpu: int | None = None  # the GPU of a CuPy array
 
     @classmethod
     def of(cls, array: Array) -> ArraySpec:
         """What ``array`` has.
 
         >>> ArraySpec.of(np.zeros((2, 3)))
-        ArraySpec(shape=(2, 3), dtype=dtype('float64'), kind='numpy')
+        ArraySpec(shape=(2, 3), dtype=dtype('float64'), kind='numpy', gpu=None)
         """
-        return cls(array.shape, array.dtype, array_kind(array))
+        kind = array_kind(array)
+        return cls(array.shape, array.dtype, kind, array.data.device_id if kind == "cupy" else None)
 
 
 def require_array(name: str, array: Array) -> ArraySpec:
@@ -124,9 +126,7 @@ def _part(value: Any) -> str:
 
 def _other_kind(name: str, kind: str) -> str:
     if kind.endswith("MaskedArray"):
-        return (
-            f"{name} must be an array without a mask of its own, got {kind}: filled() makes one, nothing heeds the mask"
-        )
+        return f"{name} must be a plain NumPy array, got {kind}, whose mask would be ignored: filled() makes one"
     return f"{name} must be a NumPy or CuPy array, got {kind} on the CPU: numpy.asarray makes one"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_floats, require_like
 
 
 @readable
@@ -54,6 +54,7 @@ def sigmoid_forward(x: Array) -> tuple[Array, SigmoidContext]:
     >>> sigmoid_forward(np.array([-1000.0, 0.0, 1000.0]))[0].tolist()
     [0.0, 0.5, 1.0]
     """
+    require_floats("x", x)
     y = _sigmoid(x)
     return y, SigmoidContext(y)
 
@@ -84,6 +85,7 @@ def relu_forward(x: Array) -> tuple[Array, ReLUContext]:
     >>> relu_forward(np.array([-1.0, 2.0]))[0].tolist()
     [0.0, 2.0]
     """
+    require_floats("x", x)
     y = namespace_of(x).maximum(x, 0)
     return y, ReLUContext(x > 0, ArraySpec.of(y))
 
@@ -111,6 +113,7 @@ def silu_forward(x: Array) -> tuple[Array, SiLUContext]:
     >>> silu_forward(np.array([0.0, 2.0]))[0].round(4).tolist()
     [0.0, 1.7616]
     """
+    require_floats("x", x)
     s = _sigmoid(x)
     return x * s, SiLUContext(x, s)
 
@@ -145,6 +148,7 @@ def gelu_forward(x: Array) -> tuple[Array, GELUContext]:
     >>> gelu_forward(np.array([0.0, 2.0]))[0].round(4).tolist()
     [0.0, 1.9545]
     """
+    require_floats("x", x)
     cdf = _erf(x * 2**-0.5)
     cdf += 1
     cdf *= 0.5

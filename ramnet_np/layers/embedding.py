@@ -11,7 +11,7 @@ from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, readable, require_context, require_ids, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_floats, require_ids, require_like
 
 
 @readable
@@ -36,7 +36,10 @@ def embedding_forward(ids: Array, table: Array) -> tuple[Array, EmbeddingContext
     >>> y.tolist()
     [[4.0, 5.0], [0.0, 1.0]]
     """
+    require_floats("table", table)
     require_ids("ids", ids, table.shape[0])
+    if ids.dtype == np.uint64:  # which NumPy does not take for indices
+        ids = ids.astype(np.int64)
     y = namespace_of(table).take(table, ids, axis=0)
     return y, EmbeddingContext(ids, table.shape[0], ArraySpec.of(y))
 

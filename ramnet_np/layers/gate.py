@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
-from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_floats, require_like
 from ramnet_np.layers.activation import sigmoid_backward, sigmoid_forward, silu_backward, silu_forward
 
 
@@ -34,7 +34,7 @@ def gate_forward(a: Array, b: Array, *, silu: bool = False) -> tuple[Array, Gate
     >>> gate_forward(np.array([0.0, 100.0]), np.array([3.0, 3.0]))[0].tolist()
     [1.5, 3.0]
     """
-    require_like("b", b, ArraySpec.of(a))
+    require_like("b", b, require_floats("a", a))
     opened, ctx = silu_forward(a) if silu else sigmoid_forward(a)
     return opened * b, GateContext(a, b, opened, ctx, silu)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import ArraySpec, readable, require_context, require_ids
+from ramnet_np.core.require import ArraySpec, readable, require_array, require_context, require_floats, require_ids
 
 IGNORE_INDEX = -100
 
@@ -110,7 +110,7 @@ def cross_entropy_and_gradient(logits: Array, labels: Array, ignore_index: int =
 
 
 def require_labels(labels: Array, logits: Array) -> None:
-    """ValueError unless ``labels`` has one entry for each row of ``logits``.
+    """ValueError or TypeError unless ``labels`` has one entry for each row of ``logits``, which are floats.
 
     >>> import numpy as np
     >>> require_labels(np.zeros(3, int), np.zeros((2, 5)))
@@ -118,6 +118,9 @@ def require_labels(labels: Array, logits: Array) -> None:
         ...
     ValueError: labels must have one entry per token, shape (2,), got (3,)
     """
+    require_floats("logits", logits)
+    if hasattr(labels, "dtype"):
+        require_array("labels", labels)
     if getattr(labels, "shape", None) != logits.shape[:-1]:
         got = getattr(labels, "shape", type(labels).__name__)
         raise ValueError(f"labels must have one entry per token, shape {logits.shape[:-1]}, got {got}")

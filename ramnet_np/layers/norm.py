@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
@@ -196,4 +198,16 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
 def _rstd(xp: Any, rows: Array, eps: float) -> Array:
     """1 / sqrt(mean square + eps) of every row, (N, 1), without an array of squares."""
     mean_square = xp.einsum("nd,nd->n", rows, rows)[:, None] / rows.shape[-1]
-    return 1 / xp.sqrt(mean_square + eps)
+    rstd = 1 / xp.sqrt(mean_square + eps)
+    if xp is np and not rstd.all():
+        _relative_rstd(rows, eps, rstd)
+    return rstd
+
+
+def _relative_rstd(rows: np.ndarray, eps: float, rstd: np.ndarray) -> None:
+    """Set ``rstd`` where it is 0 because a square overflowed: with squares relative to the row's largest number."""
+    over = np.flatnonzero(rstd == 0)
+    largest = np.abs(rows[over]).max(axis=-1, keepdims=True)
+    scaled = rows[over] / largest
+    mean_square = np.einsum("nd,nd->n", scaled, scaled)[:, None] / rows.shape[-1]
+    rstd[over] = np.where(np.isfinite(largest), 1 / np.sqrt(mean_square + eps / largest / largest) / largest, 0)

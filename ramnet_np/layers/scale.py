@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from ramnet_np.contract import Array
@@ -35,13 +36,15 @@ def scale_forward(weight: Array, bias: Array, scale: Array, tau: float) -> tuple
         W = exp(a) W' / tau        b = exp(a) b' / tau
 
     ``weight``: (R, D); ``bias``: (R,) or None; ``scale``: a, of any shape, one number for each of G groups of R / G
-    rows. Returns W, b and ctx. Source: spec section 5.
+    rows. Returns W, b and ctx. ValueError unless ``tau`` is above 0 and finite. Source: spec section 5.
 
     >>> import numpy as np
     >>> weight, bias, ctx = scale_forward(np.ones((4, 1)), None, np.log([1.0, 3.0]), tau=2.0)
     >>> weight.ravel().round(3).tolist()
     [0.5, 0.5, 1.5, 1.5]
     """
+    if not 0 < tau < math.inf:
+        raise ValueError(f"tau must be above 0 and finite, got {tau}")
     # 1. exp(a) / tau, once per group
     factor = _factor(scale, tau)
     # 2. scale the rows

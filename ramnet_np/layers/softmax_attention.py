@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
@@ -75,6 +77,8 @@ def softmax_attention_forward(
     [3.0, 4.0, 7.5]
     """
     B, T, H, d_v = require_heads(q, k, v)
+    if window is not None and (not isinstance(window, int | np.integer) or isinstance(window, bool)):
+        raise TypeError(f"window must be an integer or None, got {window!r}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     xp = namespace_of(q, k, v)

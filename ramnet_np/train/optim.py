@@ -157,7 +157,7 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, got {max_norm}")
-    require_in_place("grads", grads)
+    _require_in_place(grads=grads)
     norm = global_norm(grads)
     if math.isfinite(norm) and norm > max_norm:
         for g in grads.values():
@@ -165,34 +165,23 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> float:
     return norm
 
 
-def require_in_place(name: str, arrays: Arrays) -> None:
-    """ValueError unless every array can be changed in place: writeable, and not one array under two names.
-
-    >>> import numpy as np
-    >>> weight = np.zeros(3)
-    >>> require_in_place("params", {"embeddings": weight, "head": weight})
-    Traceback (most recent call last):
-        ...
-    ValueError: params must be arrays of their own to be changed in place, 'embeddings' and 'head' are one
-    """
+def _require_in_place(**named: Arrays) -> None:
+    """ValueError unless every array can be changed in place: writeable, and none of them twice."""
     seen: dict[tuple[int, int], str] = {}
-    for key, array in arrays.items():
-        if isinstance(array, np.ndarray) and not array.flags.writeable:
-            raise ValueError(f"{name} must be writeable to be changed in place, {key!r} is read-only")
-        if array.size and (first := seen.setdefault(memory_of(array), key)) != key:
-            raise ValueError(
-                f"{name} must be arrays of their own to be changed in place, {first!r} and {key!r} are one"
-            )
+    for name, arrays in named.items():
+        for key, array in arrays.items():
+            label = f"{name}[{key!r}]"
+            if isinstance(array, np.ndarray) and not array.flags.writeable:
+                raise ValueError(f"{label} must be writeable to be changed in place, got a read-only array")
+            if array.size and (first := seen.setdefault(memory_of(array), label)) != label:
+                raise ValueError(f"{first} and {label} must be two arrays to be changed in place, got one")
 
 
 def _check_update(params: Arrays, grads: Arrays, state: AdamWState) -> None:
-    for name, arrays in (("grads", grads), ("state.mean", state.mean), ("state.square", state.square)):
+    for name, arrays in (("grads", grads), ("mean", state.mean), ("square", state.square)):
         if params.keys() != arrays.keys():
             odd = sorted(params.keys() ^ arrays.keys())[0]
             raise ValueError(f"{name} must name the same arrays as params, {odd!r} is in one of them only")
         for key, array in arrays.items():
             require_like(f"{name}[{key!r}]", array, ArraySpec.of(params[key]))
-    changed = (("params", params), ("state.mean", state.mean), ("state.square", state.square))
-    require_in_place(
-        "params and state", {f"{name}[{key!r}]": a for name, arrays in changed for key, a in arrays.items()}
-    )
+    _require_in_place(params=params, mean=state.mean, square=state.square)

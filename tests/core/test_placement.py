@@ -12,6 +12,7 @@ import pytest
 
 import ramnet_np
 from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import ArraySpec
 
 
 class GPUArray:
@@ -60,10 +61,11 @@ ARRAY = np.zeros(2)
         lambda a: (ARRAY, [a]),
         lambda a: (None, State(ARRAY, a)),
         lambda a: ([State(ARRAY, a), None],),
+        lambda a: (None, (3, "text", ArraySpec((2,), "float32", "cupy", a.data.device_id), (a,))),
         lambda a: ({"weight": a},),
         lambda a: (SimpleNamespace(params={"weight": a}),),
     ],
-    ids=["array", "second", "list", "state", "list of states", "dictionary", "model"],
+    ids=["array", "second", "list", "state", "list of states", "context", "dictionary", "model"],
 )
 def test_the_gpu_of_the_arrays_is_current_within(call, current, arguments):
     assert call(*arguments(GPUArray(1))) == (2, 1)

@@ -185,6 +185,50 @@ def test_a_step_with_a_wrong_state_changes_nothing(conv):
             np.testing.assert_array_equal(now, then)
 
 
+def test_a_step_refuses_slots_that_it_cannot_change_and_changes_none():
+    model = make("paper")
+    _, state = model.forward_with_state(IDS)
+    before = [a.copy() for a in _arrays(state)]
+    locked = state[1]._replace(slots=state[1].slots.view())
+    locked.slots.flags.writeable = False
+    for wrong, positions, words in (
+        ([state[0], locked], np.array([7]), r"state\[1\]\.slots must be writeable to be updated in place"),
+        ([state[0]] * 2, np.array([7]), "state must hold other slots for every layer, got two layers with the same"),
+        ([state[0], state[1]._replace(mass=state[0].mass)], np.array([7]), "state must hold other slots for every"),
+        (state, None, "positions must say where these tokens are, as heads use CAPE, got None"),
+        ([state[0], [0, 1]], np.array([7]), r"state\[1\] must be a RAMState \(slots, mass\), got list"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            model.step(IDS[:, :1], wrong, positions)
+        for now, then in zip(_arrays(state), before, strict=True):
+            np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize("mixer", ["ram", "softmax", "window"])
+def test_a_forward_from_a_state_wants_positions_where_they_matter(mixer):
+    settings = {**SMALL, "width": 8, "cape": (0, 1), "mixer": mixer}
+    model = RAMNet(RAMNetConfig(**settings), seed=1)
+    _, state = model.forward_with_state(IDS)
+    with pytest.raises(
+        ValueError, match="positions must say where these tokens are when .* a state is given, got None"
+    ):
+        model.forward(IDS, state=state)
+    model.forward(IDS, state=state, positions=np.arange(7, 14))
+    without = RAMNet(RAMNetConfig(**settings | {"cape": 0, "rotary": False}), seed=1)
+    without.forward(IDS, state=without.forward_with_state(IDS)[1])
+
+
+def test_an_initial_mass_is_no_state_that_needs_positions():
+    model = RAMNet(RAMNetConfig(**SMALL, init_mass=0.1), seed=1)
+    logits, ctx = model.forward(IDS)
+    np.testing.assert_array_equal(logits, model.forward(IDS, positions=np.arange(7))[0])
+    assert "blocks=(BlockContext, .. 2 in all)" in repr(ctx)
+    with pytest.raises(
+        TypeError, match=r"ctx must be the NetworkContext that RAMNet\.forward returned last, got ndarray"
+    ):
+        model.backward(ctx, logits)
+
+
 def _arrays(state):
     """The arrays within the states of all layers."""
     if isinstance(state, np.ndarray):
