@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -201,6 +202,8 @@ def why_unavailable(name: str) -> str | None:
     """
     module, needs = _REGISTRY[_known(name)]
     missing = [package for package in needs if importlib.util.find_spec(package) is None]
+    if missing and sys.platform == "emscripten":
+        return f"needs {' and '.join(missing)}, which browsers do not have"
     if missing:
         return f"needs {' and '.join(missing)}, not installed ({' and '.join(map(_how_to_install, missing))})"
     try:
