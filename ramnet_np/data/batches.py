@@ -92,6 +92,8 @@ class ShuffledSets:
 
     def rows(self, step: int) -> tuple[int, NDArray[np.int64]]:
         """The number of the training set that the batch of a step is from, and its rows there."""
+        if step < 0:
+            raise ValueError(f"step must be at least 0, got {step}")
         epoch, position = divmod(step, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:  # one epoch's order at a time is kept
             rng = np.random.default_rng([self._seed, epoch])

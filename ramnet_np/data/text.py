@@ -81,6 +81,8 @@ class TextData:
         self._held_out = self._windows(held_out, _side_by_side(held_out, settings))
 
     def batch(self, step: int) -> Batch:
+        if step < 0:
+            raise ValueError(f"step must be at least 0, got {step}")
         rng = np.random.default_rng([self._seed, step])
         return self._windows(self._train, self._starts[rng.integers(len(self._starts), size=self._batch)])
 

@@ -32,7 +32,7 @@ from ramnet_np.model.block import (
 )
 from ramnet_np.model.checks import check_integer, check_number
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.count import describe
+from ramnet_np.model.count import describe, state_elements
 from ramnet_np.model.layout import EMBEDDINGS, HEAD, NORM, layer_prefix, model_parameters, require_parameters
 from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions
@@ -40,6 +40,8 @@ from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subs
 from ramnet_np.model.sampling import next_token, token_dtype
 
 Device = Literal["cpu", "gpu"]
+
+WORTH_ASKING = 2**28  # bytes from which on the system is asked whether it has them
 
 
 @readable
@@ -128,6 +130,7 @@ class RAMNet:
         """As :meth:`forward`, for a sequence that comes in pieces. Returns (logits, state after the last token).
 
         Pass the state and the positions on: piece by piece gives what the whole sequence at once would give.
+        MemoryError where a state of all slots does not fit.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> _, state = model.forward_with_state(np.array([[1, 2]]))
@@ -314,6 +317,8 @@ class RAMNet:
         self._check_ids(ids)
         config = self.config
         _check_options(config, options)
+        if state is None and options.return_state:
+            self._require_state_memory(*ids.shape)
         if state is not None and (not isinstance(state, list | tuple) or len(state) != config.layers):
             got = len(state) if isinstance(state, list | tuple) else type(state).__name__
             raise ValueError(f"state must hold one state per layer ({config.layers}), got {got}")
@@ -356,6 +361,13 @@ class RAMNet:
             slots += _slots_in(memory)
         if len(set(map(memory_of, slots))) < len(slots):
             raise ValueError("state must hold other slots for every layer, got two layers with the same")
+
+    def _require_state_memory(self, batch: int, tokens: int) -> None:
+        """MemoryError where the state to be returned, which has all slots, does not fit."""
+        parameter = self.params[EMBEDDINGS]
+        needed = batch * state_elements(self.config, tokens) * parameter.dtype.itemsize
+        if needed > WORTH_ASKING:
+            require_memory(needed, "the state of this model", "gpu" if array_kind(parameter) == "cupy" else "cpu")
 
     def _check_ids(self, ids: Array) -> None:
         require_ids("ids", ids, self.config.vocab)

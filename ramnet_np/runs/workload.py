@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.memory import parameter_bytes, require_memory
+from ramnet_np.model.mixers import MIXERS
 from ramnet_np.train.config import TrainConfig
 
 FLOPS, HEAD_SECONDS = 15e9, 2e-6
@@ -31,12 +32,18 @@ class Workload(NamedTuple):
 
 
 def require_run_memory(work: Workload, model: RAMNetConfig, device: str) -> None:
-    """MemoryError, in one sentence, where a run cannot fit: weights, gradients, two moments, and the logits twice.
+    """MemoryError, in one sentence, where a run cannot fit.
+
+    Counted are weights, gradients and two moments, the logits twice, and the addresses, of which every layer keeps the
+    slots and the weights.
 
     >>> require_run_memory(Workload(512, 64, 64, 4096, 512, 10**6), RAMNetConfig(), "cpu")
     """
     logits = 2 * 4 * work.most_labels * model.vocab
-    training = 4 * parameter_bytes(model) + logits
+    writes, reads = model.top_k if isinstance(model.top_k, tuple) else (model.top_k, model.top_k)
+    has_slots = MIXERS[model.mixer].addresses is not None
+    addresses = 8 * int(work.tokens) * model.layers * model.heads * (writes + reads) * has_slots
+    training = 4 * parameter_bytes(model) + logits + addresses
     require_memory(training + work.data_bytes * (device == "cpu"), "training a model of this size on this data", device)
 
 

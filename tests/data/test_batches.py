@@ -58,3 +58,5 @@ def test_shuffled_sets_bad_input():
     ):
         with pytest.raises(error, match=words):
             ShuffledSets(*arguments)
+    with pytest.raises(ValueError, match="step must be at least 0, got -1"):
+        ShuffledSets([one], {}, 4, 0).batch(-1)
