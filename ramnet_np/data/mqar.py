@@ -76,13 +76,12 @@ class MQARSettings:
                 raise ValueError(f"data.{name} must hold at least one set (pairs, length, examples), got none")
             for one in sets:
                 if not isinstance(one, list | tuple) or len(one) != 3:
-                    raise ValueError(
-                        f"data.{name} must hold sets of three numbers, pairs, length, examples, got {one!r}"
-                    )
+                    words = "must hold sets of three numbers, pairs, length, examples"
+                    raise ValueError(f"data.{name} {words}, got {one!r}")
                 _check(*one, self.vocab, self.power)
-        names = setting_names(self.test)
-        if repeated := [one for one in names if names.count(one) > 1]:
-            raise ValueError(f"data.test must hold each pairs and length once, got {repeated[0]} more than once")
+            names = setting_names(sets)  # results have one number for each
+            if repeated := [setting for setting in names if names.count(setting) > 1]:
+                raise ValueError(f"data.{name} must hold a setting once, got {repeated[0]!r} twice")
 
 
 def gap_distribution(length: int, pairs: int, power: float = 0.01) -> NDArray[np.float64]:

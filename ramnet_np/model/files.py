@@ -70,7 +70,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the bytes of a file, or the names in a folder, are on the disk."""
+    """Wait until the bytes of a file, or the names in a folder, are on the disk.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     sync(Path(folder))
+    """
     if path.is_dir():
         with suppress(OSError):  # Windows opens no folders, and some file systems cannot flush one
             _flush(path, os.O_RDONLY)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
 
+from ramnet_np.model.checks import SMALLEST, check_integer, check_number
 from ramnet_np.train.schedule import cosine_with_warmup
 
 MOST_SEQUENCES = 2**20  # in a batch: what is more is a slip of the pen, which would end in a lack of memory
-
-_WHOLE = ("steps", "batch", "warmup", "log_every", "evaluate_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -49,25 +45,20 @@ class TrainConfig:
     """Stop early once the mean held-out accuracy reaches this, for example 0.99."""
 
     def __post_init__(self) -> None:
-        for name in _WHOLE:
-            least = 0 if name == "warmup" else 1
-            require_whole(f"train.{name}", getattr(self, name), least)
+        for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
+            check_integer(f"train.{name}", getattr(self, name), 1)
+        check_integer("train.warmup", self.warmup, 0)
+        check_integer("train.batch", self.batch, 1, MOST_SEQUENCES)
         for name in ("learning_rate", "clip"):
-            if not require_finite(f"train.{name}", getattr(self, name)) > 0:
-                raise ValueError(f"train.{name} must be above 0, got {getattr(self, name)}")
+            check_number(f"train.{name}", getattr(self, name), SMALLEST)
         for name in ("learning_rate_floor", "weight_decay"):
-            if not require_finite(f"train.{name}", getattr(self, name)) >= 0:
-                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
+            check_number(f"train.{name}", getattr(self, name), 0.0)
         for name in ("beta1", "beta2"):
-            if not 0 <= require_finite(f"train.{name}", getattr(self, name)) < 1:
-                raise ValueError(f"train.{name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.stop_at is not None and not 0 < require_finite("train.stop_at", self.stop_at) <= 1:
-            raise ValueError(f"train.stop_at must be an accuracy above 0 and at most 1, got {self.stop_at}")
-        self._require_sense()
-
-    def _require_sense(self) -> None:
-        if self.batch > MOST_SEQUENCES:
-            raise ValueError(f"train.batch must be at most {MOST_SEQUENCES:,}, got {self.batch:,}")
+            check_number(f"train.{name}", getattr(self, name), 0.0, 1.0)
+            if getattr(self, name) == 1:
+                raise ValueError(f"train.{name} must be below 1, got {getattr(self, name)}")
+        if self.stop_at is not None:
+            check_number("train.stop_at", self.stop_at, SMALLEST, 1.0)
         if self.warmup >= self.steps:
             raise ValueError(
                 f"train.warmup must be below train.steps ({self.steps}), got {self.warmup}: the run would end before "
@@ -95,32 +86,3 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         warmup=config.warmup,
         total=config.steps,
     )
-
-
-def require_whole(name: str, value: Any, least: int) -> None:
-    """TypeError or ValueError unless ``value`` is a whole number of at least ``least``.
-
-    >>> require_whole("seed", 0.5, 0)
-    Traceback (most recent call last):
-        ...
-    TypeError: seed must be a whole number, got 0.5
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def require_finite(name: str, value: Any) -> float:
-    """``value``; TypeError or ValueError unless it is a finite number.
-
-    >>> require_finite("epochs", float("inf"))
-    Traceback (most recent call last):
-        ...
-    ValueError: epochs must be a finite number, got inf
-    """
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value}")
-    return float(value)

@@ -153,7 +153,7 @@ def test_mqar_examples_bad_input(arguments, sentence):
 def test_mqar_settings_bad_input():
     with pytest.raises(ValueError, match=r"data\.test must hold at least one set"):
         MQARSettings(test=())
-    with pytest.raises(ValueError, match=r"data\.test must hold each .* once, got 4 pairs, length 64 more"):
+    with pytest.raises(ValueError, match=r"data\.test must hold a setting once, got '4 pairs, length 64' twice"):
         MQARSettings(test=((4, 64, 10), (8, 64, 10), (4, 64, 20)))  # results go by these names
     with pytest.raises(ValueError, match=r"data\.train must hold sets of three numbers, .* got \(4, 64\)"):
         MQARSettings(train=((4, 64),))

@@ -58,18 +58,20 @@ def test_a_partial_file_of_a_killed_program_decides_no_mode(tmp_path):
     assert not left.exists()
 
 
+def write_both(folder):
+    with replacing(folder / "a.txt", folder / "x.safetensors") as (text, tensors):
+        text.write_text("new")
+        save_file({"x": np.zeros(1000)}, tensors)
+
+
 def test_a_full_disk_leaves_the_old_files_and_no_part_of_new_ones(tmp_path):
     write_text(tmp_path / "a.txt", "old")
     save_file({"x": np.ones(2)}, tmp_path / "x.safetensors")
     with file_size_limit(1000):
         with pytest.raises(WriteError, match=r"^'.*a\.txt' could not be written: File too large$"):
             write_text(tmp_path / "a.txt", "new" * 1000)
-        with (
-            pytest.raises(WriteError, match=r"a\.txt' and '.*x\.safetensors' could not be written: .*File too large"),
-            replacing(tmp_path / "a.txt", tmp_path / "x.safetensors") as (text, tensors),
-        ):
-            text.write_text("new")
-            save_file({"x": np.zeros(1000)}, tensors)
+        with pytest.raises(WriteError, match=r"a\.txt' and '.*x\.safetensors' could not be written: .*File too large"):
+            write_both(tmp_path)
     assert (tmp_path / "a.txt").read_text() == "old"
     np.testing.assert_array_equal(load_file(tmp_path / "x.safetensors")["x"], [1, 1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "x.safetensors"]

@@ -45,9 +45,7 @@ def files_of(folder):
 
 def test_two_programs_do_not_write_to_one_folder_and_a_dead_one_holds_none(tmp_path, held):
     for options in ({}, {"overwrite": True}):
-        with pytest.raises(
-            ValueError, match=rf"no other run writes to, but process {held.pid} on .* holds"
-        ):
+        with pytest.raises(ValueError, match=rf"no other run writes to, but process {held.pid} on .* holds"):
             run(tmp_path / "run", **options)
     assert set(os.listdir(tmp_path / "run")) == {".lock"}
     held.send_signal(signal.SIGKILL)
