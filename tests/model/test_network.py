@@ -210,7 +210,7 @@ def test_a_forward_from_a_state_wants_positions_where_they_matter(mixer):
     model = RAMNet(RAMNetConfig(**settings), seed=1)
     _, state = model.forward_with_state(IDS)
     with pytest.raises(
-        ValueError, match="positions must say where these tokens are when .* a state is given, got None"
+        ValueError, match=r"positions must say where these tokens are when .* a state is given, got None"
     ):
         model.forward(IDS, state=state)
     model.forward(IDS, state=state, positions=np.arange(7, 14))
