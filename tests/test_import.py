@@ -84,3 +84,20 @@ def test_what_replaces_scipy_agrees_with_it(monkeypatch):
     for alone, expected in zip(both(), with_scipy, strict=True):
         assert alone.dtype == np.float32
         np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-6)
+
+
+NAMES = """
+import sys
+import ramnet_np
+from ramnet_np import RAMNet, RAMNetConfig, gradcheck, preset
+import numpy as np
+
+assert RAMNet(preset("mqar-demo")).config == preset("mqar-demo") != RAMNetConfig()
+assert gradcheck(lambda x: (x**2, x), lambda dy, x: 2 * x * dy, {"x": np.ones(2)}).passed
+assert set(ramnet_np.__all__) < set(dir(ramnet_np))
+print(*(name for name in ("numba", "matplotlib", "cupy", "safetensors", "tqdm") if name in sys.modules))
+"""
+
+
+def test_the_model_comes_from_the_package_when_it_is_asked_for():
+    assert run(NAMES) == "\n"

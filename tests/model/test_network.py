@@ -236,6 +236,12 @@ def _arrays(state):
     return [array for part in state for array in _arrays(part)]
 
 
+def test_a_state_that_does_not_fit_is_refused_before_it_is_made():
+    model = RAMNet(RAMNetConfig(vocab=11, width=1024, heads=1, order=15, radix=4, ffn="none"))
+    with pytest.raises(MemoryError, match=r"the state of this model needs at least 8,804\.7 GB of memory"):
+        model.generate(IDS[:1], 1)
+
+
 def test_repr_says_what_the_model_is_on_one_screen():
     model = RAMNet(RAMNetConfig(**(SMALL | {"width": 8}), mixer="softmax"), dtype=np.float64)
     text = repr(model)
