@@ -58,7 +58,7 @@ AT_IMPORT = {
     "layers": {"scipy"},
     "plot": {"cycler", "matplotlib"},
     "kernels/cpu": {"numba"},
-    "kernels/numba_cuda": {"numba"},
+    "kernels/numba_cuda": {"numba", "numba_cuda_mlir"},
 }
 WITHIN_FUNCTIONS = {
     "cli": {"numba"},

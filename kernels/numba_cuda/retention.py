@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-from numba import cuda
+from .compiler import cuda
 
 
 class Retention(NamedTuple):
@@ -53,12 +53,8 @@ def gsu(number) -> Retention:
     def parts(w, gamma):
         """Numerator and denominator of alpha, both times exp(-max(gamma, 0)): nothing overflows."""
         shrink = number(math.exp(-abs(gamma)))
-        kept, lost = one - w, w
-        if gamma > 0:
-            kept = kept * shrink
-        else:
-            lost = lost * shrink
-        return kept, kept + lost
+        kept = (one - w) * (shrink if gamma > 0 else one)
+        return kept, kept + w * (one if gamma > 0 else shrink)
 
     @cuda.jit(device=True)
     def alpha_of(w, gamma):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from numba import cuda, float32, float64, int32, int64, types
 from ramnet_np.kernels.numba_cuda import launch, plain
+from ramnet_np.kernels.numba_cuda.compiler import cuda, float32, float64, int32, int64, types
 from ramnet_np.kernels.numba_cuda.content_backward import content_backward_kernel, content_recompute_kernel
 from ramnet_np.kernels.numba_cuda.content_forward import content_forward_kernel
 from ramnet_np.kernels.numba_cuda.copy_kernels import gather_kernel, total_kernel
