@@ -22,16 +22,21 @@ from .compiler import COMPILER, cuda
 def cubin_of(
     function: Callable[..., None], signature: Any, most_threads: int | None, capability: tuple[int, int]
 ) -> tuple[str, bytes]:
-    """The name of the compiled kernel and its binary for a GPU of this compute capability, the current device's."""
+    """The name and the binary of a kernel, compiled for the current device, which has this compute capability."""
     made_from = (COMPILER, capability, str(signature), most_threads, contents(function))
     name = f"{function.__name__}-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]}.cubin"
     kept = _read(name)
     if kept is not None:
         return kept
-    dispatcher = cuda.jit(signature, launch_bounds=most_threads)(function)
-    [compiled] = dispatcher.overloads.values()
-    _write(name, compiled.func_name, compiled.cubin)
-    return compiled.func_name, compiled.cubin
+    made = compiled(function, signature, most_threads)
+    _write(name, made.func_name, made.cubin)
+    return made.func_name, made.cubin
+
+
+def compiled(function: Callable[..., None], signature: Any, most_threads: int | None) -> Any:
+    """What the compiler makes of a kernel for the current device; it has ``func_name``, ``cubin`` and ``ptx``."""
+    [made] = cuda.jit(signature, launch_bounds=most_threads)(function).overloads.values()
+    return made
 
 
 def contents(value: Any) -> Any:
