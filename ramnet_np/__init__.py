@@ -7,8 +7,6 @@ inference :func:`ram_attention_step`. Names and shapes follow the paper, arXiv 2
     M = P**U slots of one head           K, C  selected slots, channels of a value
 """
 
-from importlib.metadata import version as _version
-
 from ramnet_np.backend import backends, use_backend
 from ramnet_np.contract import Address, RAMState
 from ramnet_np.core.attention import (
@@ -18,8 +16,6 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
-
-__version__ = _version("ramnet-np")
 
 __all__ = [
     "Address",
@@ -32,3 +28,12 @@ __all__ = [
     "ram_attention_step",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """``__version__``, when it is asked for: reading it takes as long as importing all the rest."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ramnet-np")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from ramnet_np.backend import array_kind, backend_for
+from ramnet_np.core.placement import on_gpu_of_arrays
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -41,6 +42,7 @@ def accelerated(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
         raise ValueError(f"two accelerated functions are called {name!r}; a fast version is found by this name")
     ACCELERATED[name] = function
 
+    @on_gpu_of_arrays
     @functools.wraps(function)
     def dispatched(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         for argument in (*args, *kwargs.values()):

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
-from ramnet_np.core.require import ArraySpec, require_like, require_width
+from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like, require_width
 
 
+@readable
 class LinearContext(NamedTuple):
     """What ``linear_backward`` needs."""
 
@@ -26,6 +28,7 @@ class LinearGrads(NamedTuple):
     bias: Array
 
 
+@on_gpu_of_arrays
 def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearContext]:
     """Map the last axis of ``x`` linearly.
 
@@ -49,6 +52,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     return y, LinearContext(x, weight, bias is not None, ArraySpec.of(y))
 
 
+@on_gpu_of_arrays
 def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array | None = None) -> LinearGrads:
     """Gradients of x, W and b.
 
@@ -63,6 +67,7 @@ def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array | None
     >>> [d.tolist() for d in linear_backward(np.ones((1, 1)), ctx)]
     [[[3.0, 4.0]], [[1.0, 2.0]], [1.0]]
     """
+    require_context(ctx, LinearContext, "linear_forward")
     require_like("dy", dy, ctx.y)
     outputs, width = ctx.weight.shape
     rows = dy.reshape(-1, outputs)

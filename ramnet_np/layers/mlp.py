@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
+from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import readable, require_context
 from ramnet_np.layers.activation import ACTIVATIONS, Activation
 from ramnet_np.layers.gate import GateContext, gate_backward, gate_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 
 
+@readable
 class SwiGLUContext(NamedTuple):
     """What ``swiglu_backward`` needs."""
 
@@ -28,6 +31,7 @@ class SwiGLUGrads(NamedTuple):
     down: Array
 
 
+@readable
 class MLPContext(NamedTuple):
     """What ``mlp_backward`` needs."""
 
@@ -47,6 +51,7 @@ class MLPGrads(NamedTuple):
     down_bias: Array
 
 
+@on_gpu_of_arrays
 def swiglu_forward(x: Array, gate: Array, up: Array, down: Array) -> tuple[Array, SwiGLUContext]:
     """The gated network, without biases.
 
@@ -68,6 +73,7 @@ def swiglu_forward(x: Array, gate: Array, up: Array, down: Array) -> tuple[Array
     return y, SwiGLUContext(gate_ctx, up_ctx, down_ctx, product_ctx)
 
 
+@on_gpu_of_arrays
 def swiglu_backward(dy: Array, ctx: SwiGLUContext) -> SwiGLUGrads:
     """Gradients of x and the three matrices; twice the forward's cost.
 
@@ -78,6 +84,7 @@ def swiglu_backward(dy: Array, ctx: SwiGLUContext) -> SwiGLUGrads:
     >>> [d.shape for d in swiglu_backward(np.ones((1, 2)), ctx)]
     [(1, 2), (3, 2), (3, 2), (2, 3)]
     """
+    require_context(ctx, SwiGLUContext, "swiglu_forward")
     dh, ddown, _ = linear_backward(dy, ctx.down)
     dg, draised = gate_backward(dh, ctx.product)
     dx, dup, _ = linear_backward(draised, ctx.up)
@@ -85,6 +92,7 @@ def swiglu_backward(dy: Array, ctx: SwiGLUContext) -> SwiGLUGrads:
     return SwiGLUGrads(dx, dgate, dup, ddown)
 
 
+@on_gpu_of_arrays
 def mlp_forward(
     x: Array,
     up: Array,
@@ -114,6 +122,7 @@ def mlp_forward(
     return y, MLPContext(up_ctx, down_ctx, act, act_ctx)
 
 
+@on_gpu_of_arrays
 def mlp_backward(dy: Array, ctx: MLPContext) -> MLPGrads:
     """Gradients of x, the matrices and the biases; twice the forward's cost.
 
@@ -124,6 +133,7 @@ def mlp_backward(dy: Array, ctx: MLPContext) -> MLPGrads:
     >>> [None if d is None else d.shape for d in mlp_backward(np.ones((1, 2)), ctx)]
     [(1, 2), (3, 2), (2, 3), None, None]
     """
+    require_context(ctx, MLPContext, "mlp_forward")
     dh, ddown, ddown_bias = linear_backward(dy, ctx.down)
     dh = ctx.activation.backward(dh, ctx.activated)
     dx, dup, dup_bias = linear_backward(dh, ctx.up)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import ArraySpec, require_like, require_width
+from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like, require_width
 
 
+@readable
 class RMSNormContext(NamedTuple):
     """What ``rmsnorm_backward`` needs."""
 
@@ -29,6 +33,7 @@ class RMSNormGrads(NamedTuple):
     weight: Array
 
 
+@readable
 class LayerNormContext(NamedTuple):
     """What ``layernorm_backward`` needs."""
 
@@ -84,6 +89,7 @@ def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     >>> dx.round(12).tolist(), dweight.round(3).tolist()
     ([[0.0, 0.0]], [2.546, 4.525])
     """
+    require_context(ctx, RMSNormContext, "rmsnorm_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]
@@ -99,6 +105,7 @@ def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     return RMSNormGrads(dx.reshape(dy.shape), dweight)
 
 
+@on_gpu_of_arrays
 def l2norm_forward(x: Array, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     """Bring each row to length 1.
 
@@ -115,6 +122,7 @@ def l2norm_forward(x: Array, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     return rmsnorm_forward(x, namespace_of(x).full(width, width**-0.5, dtype=x.dtype), eps / width)
 
 
+@on_gpu_of_arrays
 def l2norm_backward(dy: Array, ctx: RMSNormContext) -> Array:
     """Gradient of x: (dy - y (y . dy)) / sqrt(sum(x**2) + eps), the part of dy across y.
 
@@ -125,6 +133,7 @@ def l2norm_backward(dy: Array, ctx: RMSNormContext) -> Array:
     >>> l2norm_backward(np.array([[5.0, 0.0]]), ctx).round(6).tolist()
     [[0.64, -0.48]]
     """
+    require_context(ctx, RMSNormContext, "l2norm_forward")
     return rmsnorm_backward(dy, ctx).x
 
 
@@ -168,6 +177,7 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
     >>> [d.tolist() for d in layernorm_backward(np.array([[1.0, 1.0]]), ctx)]  # a shift changes nothing
     [[[0.0, 0.0]], [-1.0, 1.0], [1.0, 1.0]]
     """
+    require_context(ctx, LayerNormContext, "layernorm_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]
@@ -188,4 +198,16 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
 def _rstd(xp: Any, rows: Array, eps: float) -> Array:
     """1 / sqrt(mean square + eps) of every row, (N, 1), without an array of squares."""
     mean_square = xp.einsum("nd,nd->n", rows, rows)[:, None] / rows.shape[-1]
-    return 1 / xp.sqrt(mean_square + eps)
+    rstd = 1 / xp.sqrt(mean_square + eps)
+    if xp is np and not rstd.all():
+        _relative_rstd(rows, eps, rstd)
+    return rstd
+
+
+def _relative_rstd(rows: np.ndarray, eps: float, rstd: np.ndarray) -> None:
+    """Set ``rstd`` where it is 0 because a square overflowed: with squares relative to the row's largest number."""
+    over = np.flatnonzero(rstd == 0)
+    largest = np.abs(rows[over]).max(axis=-1, keepdims=True)
+    scaled = rows[over] / largest
+    mean_square = np.einsum("nd,nd->n", scaled, scaled)[:, None] / rows.shape[-1]
+    rstd[over] = np.where(np.isfinite(largest), 1 / np.sqrt(mean_square + eps / largest / largest) / largest, 0)

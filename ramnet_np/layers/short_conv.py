@@ -7,9 +7,10 @@ from typing import NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import ArraySpec, require_like, require_width
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like, require_width
 
 
+@readable
 class ShortConvContext(NamedTuple):
     """What ``short_conv_backward`` needs."""
 
@@ -67,6 +68,7 @@ def short_conv_backward(dy: Array, ctx: ShortConvContext) -> ShortConvGrads:
     >>> dx.ravel().tolist(), dweight.tolist()
     ([11.0, 11.0, 1.0], [[3.0, 6.0]])
     """
+    require_context(ctx, ShortConvContext, "short_conv_forward")
     require_like("dy", dy, ctx.y)
     xp = namespace_of(dy)
     x, weight = ctx.x, ctx.weight

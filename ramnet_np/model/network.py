@@ -14,29 +14,35 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ramnet_np.backend import array_kind
-from ramnet_np.contract import Address, Array
-from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
-from ramnet_np.core.require import require_ids, require_like
+from ramnet_np.contract import Address, Array, RAMState
+from ramnet_np.core.arrays import gpu_namespace, memory_of, namespace_of, on_host
+from ramnet_np.core.require import readable, require_array, require_context, require_ids, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.block import (
     BlockContext,
+    ConvState,
     NormContext,
     block_backward,
     block_forward,
+    check_block_state,
     layer_input_forward,
     norm_backward,
     norm_forward,
 )
-from ramnet_np.model.checkpoint import load_model, save_model
+from ramnet_np.model.checks import check_integer, check_number
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.layout import EMBEDDINGS, HEAD, NORM, layer_prefix, model_parameters
+from ramnet_np.model.count import describe
+from ramnet_np.model.layout import EMBEDDINGS, HEAD, NORM, layer_prefix, model_parameters, require_parameters
+from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
+from ramnet_np.model.sampling import next_token, token_dtype
 
 Device = Literal["cpu", "gpu"]
 
 
+@readable
 class NetworkContext(NamedTuple):
     """What ``RAMNet.backward`` needs."""
 
@@ -66,10 +72,22 @@ class RAMNet:
     """
 
     def __init__(self, config: RAMNetConfig, seed: int = 0, dtype: Any = np.float32, *, params: Params | None = None):
+        if not isinstance(config, RAMNetConfig):
+            raise TypeError(f"config must be a RAMNetConfig, as preset(name) returns it, got {config!r}")
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+        check_integer("seed", seed, 0, None)
+        if params is None:
+            require_memory(parameter_bytes(config, np.dtype(dtype).itemsize), "a model of this size")
+            params = init_parameters(model_parameters(config), seed, dtype)
+        else:
+            require_parameters(params, config)
         self.config = config
-        self.params = init_parameters(model_parameters(config), seed, dtype) if params is None else params
+        self.params = params
+
+    def __repr__(self) -> str:
+        parameter = self.params[EMBEDDINGS]
+        return describe(self.config, str(parameter.dtype), "GPU" if array_kind(parameter) == "cupy" else "CPU")
 
     def forward(
         self,
@@ -126,7 +144,9 @@ class RAMNet:
 
         ``ids``: (B, 1); ``positions``: (1,) or (B, 1), where that token is. ``state``: the list that
         :meth:`forward_with_state` returned; slots change where they are, other memories are replaced in the list.
-        ValueError for more tokens than one, or without a state.
+        ValueError or TypeError for more tokens than one, without a state, or with one that does not fit; then nothing
+        has changed. (Logits that are not finite are found in the layer that makes them: those before it have then taken
+        the token.)
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> _, state = model.forward_with_state(np.array([[1, 2]]))
@@ -137,6 +157,8 @@ class RAMNet:
             raise ValueError("state must be the list that forward_with_state returned: a step goes on from it")
         if getattr(ids, "ndim", None) == 2 and ids.shape[1] != 1:
             raise ValueError(f"ids must have shape (B, 1) in a step, got {ids.shape}")
+        self._check_ids(ids)
+        self._check_states(state, ids.shape[0], positions)  # all of them before any changes
         logits, states, _ = self._run(ids, None, state, CallOptions(positions, None, backend, in_place=True))
         if any(new is not old for new, old in zip(states, state, strict=True)):
             state[:] = states
@@ -144,6 +166,7 @@ class RAMNet:
 
     def backward(self, dlogits: Array, ctx: NetworkContext) -> Params:
         """The gradient of every parameter, by name, given that of the logits. A given state is taken as constant."""
+        require_context(ctx, NetworkContext, "RAMNet.forward")
         require_like("dlogits", dlogits, ctx.head.y)
         xp = namespace_of(dlogits)
         grads: Params = {}
@@ -175,6 +198,7 @@ class RAMNet:
         ``temperature``: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature), with
         ``seed``. The prompt runs at once and leaves its state; every further token is one step, at a cost that does not
         grow with what came before, except with mixer "softmax", which looks at all of it.
+        ValueError or TypeError, naming the argument, before anything is computed.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> model.generate(np.array([[1, 2, 3]]), 2).shape
@@ -189,17 +213,16 @@ class RAMNet:
     ) -> Iterator[Array]:
         """The tokens of :meth:`generate` one after the other, as they are made: (B,) each, of the dtype of ``ids``.
 
+        Where that dtype does not hold the vocabulary, they are of the next wider one that does.
+
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> ids = np.array([[1, 2, 3]])
         >>> [token.shape for token in model.stream(ids, 2)]
         [(1,), (1,)]
         """
-        if isinstance(length, bool) or not isinstance(length, int | np.integer):
-            raise TypeError(f"length must be an integer, got {length!r}")
-        if length < 0:
-            raise ValueError(f"length must be 0 or more, got {length}")
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 or more and finite, got {temperature}")
+        check_integer("length", length, 0)
+        check_number("temperature", temperature, low=0)
+        check_integer("seed", seed, 0, None)
         self._check_ids(ids)
         return self._tokens(ids, length, temperature, np.random.default_rng(seed), backend)
 
@@ -207,15 +230,12 @@ class RAMNet:
         self, ids: Array, length: int, temperature: float, rng: np.random.Generator, backend: str | None
     ) -> Iterator[Array]:
         xp = namespace_of(*self.params.values())
-        T = ids.shape[1]
+        T, dtype = ids.shape[1], token_dtype(ids.dtype, self.config.vocab)
         last = xp.zeros(ids.shape, dtype=bool)
         last[:, -1] = True
         logits, state = self.forward_with_state(ids, select=last, backend=backend)
         for t in range(T, T + length):
-            if temperature > 0:
-                # the largest of logit / temperature + Gumbel noise is a draw from the softmax
-                logits = logits / temperature + xp.asarray(rng.gumbel(size=logits.shape))
-            token = logits.argmax(axis=-1).astype(ids.dtype)
+            token = next_token(logits, temperature, rng).astype(dtype)
             yield token
             if t + 1 < T + length:
                 logits = self.step(token[:, None], state, xp.array([t]), backend=backend)[:, 0]
@@ -249,7 +269,7 @@ class RAMNet:
     def to(self, device: Device) -> RAMNet:
         """The model on ``device``, "cpu" or "gpu": itself where it is there already, else with copies of its arrays.
 
-        RuntimeError, with the reason, where there is no GPU to use.
+        RuntimeError, with the reason, where there is no GPU to use; MemoryError where the model does not fit on it.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> model.to("cpu") is model
@@ -262,6 +282,7 @@ class RAMNet:
         if device == "cpu":
             return RAMNet(self.config, params={name: on_host(p) for name, p in self.params.items()})
         xp = gpu_namespace()
+        require_memory(sum(p.nbytes for p in self.params.values()), "this model", "gpu")
         return RAMNet(self.config, params={name: xp.asarray(p) for name, p in self.params.items()})
 
     def num_parameters(self) -> int:
@@ -274,11 +295,15 @@ class RAMNet:
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``, in the authors' format."""
+        from ramnet_np.model.checkpoint import save_model  # a model runs where safetensors is missing
+
         save_model(folder, self.config, self.params)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> RAMNet:
         """The model that ``folder`` holds: one of ours, or a checkpoint of the authors' package."""
+        from ramnet_np.model.checkpoint import load_model
+
         config, params = load_model(folder)
         return cls(config, params=params)
 
@@ -289,8 +314,9 @@ class RAMNet:
         self._check_ids(ids)
         config = self.config
         _check_options(config, options)
-        if state is not None and len(state) != config.layers:
-            raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
+        if state is not None and (not isinstance(state, list | tuple) or len(state) != config.layers):
+            got = len(state) if isinstance(state, list | tuple) else type(state).__name__
+            raise ValueError(f"state must hold one state per layer ({config.layers}), got {got}")
         if select is not None:
             select = _check_select(select, ids)
         # 1. embeddings
@@ -318,11 +344,30 @@ class RAMNet:
         ctx = NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, head_ctx, hidden_shape)
         return logits, states, ctx
 
+    def _check_states(self, state: list[Any], batch: int, positions: Array) -> None:
+        config = self.config
+        if positions is None and MIXERS[config.mixer].addresses and any(map(config.cape_heads, range(config.layers))):
+            raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
+        if len(state) != config.layers:
+            raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
+        slots = []
+        for i, memory in enumerate(state):
+            check_block_state(f"state[{i}]", memory, config, batch, self.params[EMBEDDINGS])
+            slots += _slots_in(memory)
+        if len(set(map(memory_of, slots))) < len(slots):
+            raise ValueError("state must hold other slots for every layer, got two layers with the same")
+
     def _check_ids(self, ids: Array) -> None:
         require_ids("ids", ids, self.config.vocab)
         namespace_of(ids, self.params[EMBEDDINGS])  # both on one device
         if ids.ndim != 2 or ids.size == 0:
             raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")
+
+
+def _slots_in(memory: Any) -> list[Array]:
+    """The arrays of the slots, which a layer's step changes where they are; other memories are replaced."""
+    memory = memory.memory if isinstance(memory, ConvState) else memory
+    return list(memory) if isinstance(memory, RAMState) and memory.slots.size else []
 
 
 def _check_options(config: RAMNetConfig, options: CallOptions) -> None:
@@ -345,9 +390,18 @@ def _mixers_with_slots() -> str:
 
 
 def _check_select(select: Array, ids: Array) -> Array:
-    """``select`` over the flattened tokens: (B*T,) bool or (N,) integers."""
+    """``select`` over the flattened tokens: (B*T,) bool or (N,) integers, on the CPU known to be distinct."""
+    if hasattr(select, "dtype"):
+        require_array("select", select)
     kind = getattr(getattr(select, "dtype", None), "kind", None)
-    if (kind == "b" and select.shape == ids.shape) or (kind in ("i", "u") and select.ndim == 1):
-        return select.reshape(-1)
-    got = f"{select.dtype} of shape {select.shape}" if hasattr(select, "shape") else type(select).__name__
-    raise ValueError(f"select must be bool of the shape of ids {ids.shape} or (N,) integers, got {got}")
+    if not ((kind == "b" and select.shape == ids.shape) or (kind in ("i", "u") and select.ndim == 1)):
+        got = f"{select.dtype} of shape {select.shape}" if hasattr(select, "shape") else type(select).__name__
+        raise ValueError(f"select must be bool of the shape of ids {ids.shape} or (N,) integers, got {got}")
+    namespace_of(ids, select)  # both on one device
+    if kind != "b" and array_kind(select) == "numpy" and select.size:
+        if select.min() < 0 or select.max() >= ids.size:
+            raise ValueError(f"select must lie between 0 and {ids.size - 1}, got {select.min()} to {select.max()}")
+        # a row that is taken twice would get the gradient of one of the two alone
+        if not (select[1:] > select[:-1]).all() and len(np.unique(select)) < len(select):
+            raise ValueError("select must name every token once at most, got one that is named twice")
+    return select.reshape(-1)

@@ -26,6 +26,7 @@ import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import on_host
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
 from ramnet_np.data.batches import Batch
 from ramnet_np.data.gpu_dataset import GPUBatch
@@ -74,7 +75,7 @@ class BatchBuffers:
 
 
 class GPUTrainer:
-    """Steps of a model on the GPU, on their thread's own stream, which is current within the context.
+    """Steps of a model on its GPU. Within the context that GPU is current, with a stream of this thread's own.
 
     ``graphs``: "on" captures steps as CUDA graphs and raises RuntimeError where that fails; "auto" then goes on without
     them and gives ``log`` the reason; "off" does not try.
@@ -82,6 +83,7 @@ class GPUTrainer:
 
     report_is_free = False
 
+    @on_gpu_of_arrays
     def __init__(
         self,
         model: RAMNet,
@@ -95,7 +97,7 @@ class GPUTrainer:
         self._model, self._log = model, log
         self._must_capture, self._captures = graphs == "on", graphs != "off"
         self._step, self._moments = state.step, (state.mean, state.square)
-        self._stream = _own_stream()
+        self._gpu, self._stream = cupy.cuda.Device(), _own_stream()
         self._pool = cupy.cuda.MemoryPool(_graph_memory)  # shared by the graphs, which run one after another
         self._buffers: dict[tuple[int, ...], BatchBuffers] = {}
         model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
@@ -132,6 +134,7 @@ class GPUTrainer:
     def __enter__(self) -> GPUTrainer:
         import cupy
 
+        self._gpu.__enter__()
         # The parameters come from another stream. Not the whole device: another thread may be capturing.
         cupy.cuda.get_current_stream().synchronize()
         self._stream.__enter__()
@@ -147,6 +150,7 @@ class GPUTrainer:
         self._buffers.clear()
         self._pool.free_all_blocks()
         cupy.get_default_memory_pool().free_all_blocks(self._stream)  # no other stream would use them
+        self._gpu.__exit__(*exc_info)
 
     def _upload_tokens(self, batch: Batch) -> BatchBuffers:
         """Copy ids, positions and labels of a batch on the host."""

@@ -124,3 +124,13 @@ def test_report_prints_a_table():
     text = str(report)
     assert text.startswith("square: PASS (relative error at most 1e-06, step 6.1e-06 * max(1, |x|))")
     assert "x      3x4    12" in text
+
+
+def test_the_package_is_called_as_its_function():
+    from ramnet_np import gradcheck as package
+
+    report = package(lambda x: (x**2, x), lambda dy, x: 2 * x * dy, {"x": X}, title="square")
+    assert report.passed
+    assert report.title == "square"
+    assert package.gradcheck is gradcheck
+    assert package.STEP > 0

@@ -146,8 +146,18 @@ def test_the_reason_reaches_the_list_of_backends_and_the_call(monkeypatch):
             "was compiled with another toolchain): the driver may be older than NVRTC; update it, or install the NVRTC "
             "of its CUDA",
         ),
+        (
+            RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered"),
+            "address/decode.cu (a) could not be loaded: an earlier error has lost the GPU for this process "
+            "(cudaErrorIllegalAddress): start a new one",
+        ),
+        (
+            RuntimeError("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure"),
+            "address/decode.cu (a) could not be loaded: an earlier error has lost the GPU for this process "
+            "(CUDA_ERROR_LAUNCH_FAILED): start a new one",
+        ),
     ],
-    ids=["NVRTC missing", "driver refuses"],
+    ids=["NVRTC missing", "driver refuses", "GPU lost", "GPU lost, as the driver says it"],
 )
 def test_no_kernel(monkeypatch, error, expected):
     monkeypatch.setitem(sys.modules, "cupy", stand_in(compile_error=error))

@@ -53,7 +53,7 @@ def test_numba_rules_are_those_of_the_core(update, dtype):
     w = np.array([0.0, 1e-12, 1e-4, 0.3, 0.5, 0.9, 1 - 1e-6, 1.0], dtype)
     rule, smallest = RULES[update], dtype(np.finfo(dtype).epsneg)
     kernels = cpu.retention.RULES[update]
-    gammas = [dtype(gamma) for gamma in (-3.0, 0.0, 0.4, 1.0, 2.5) if gamma >= rule.least_gamma]
+    gammas = [dtype(gamma) for gamma in (-3.0, 0.0, 0.4, 1.0, 2.5, 40.0, 1e30) if gamma >= rule.least_gamma]
     assert len(gammas) >= 2
     for gamma, proxy_eps in itertools.product(gammas, (dtype(0), dtype(0.05))):
         alpha = rule.forward(w, gamma)

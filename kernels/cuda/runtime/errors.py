@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from ...gpu_errors import why_lost
+
 WHEELS = "cupy-cuda13x for driver 580 and later, cupy-cuda12x before"
 
 
@@ -52,7 +54,11 @@ def _why_no_gpu(cupy: Any, error: Exception | None) -> str:
 
 
 def why_not_compiled(cupy: Any, what: str, options: tuple[str, ...], error: Exception) -> str:
-    """Why ``what`` did not become a kernel: its compiler is missing, refuses it, or the driver refuses the result."""
+    """Why ``what`` did not become a kernel: its compiler is missing or refuses it, the driver refuses the result, or
+    the GPU was lost before.
+    """
+    if lost := why_lost(error):
+        return f"{what} could not be loaded: {lost}"
     if isinstance(error, cupy.cuda.compiler.CompileException):
         lines = str(error).splitlines()
         first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
