@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..gpu_errors import why_lost
 from .compiler import COMPILER, SIMULATED, cuda, types
 from .cubins import cubin_of
 
@@ -186,5 +187,5 @@ def _check(result: tuple[Any, ...]) -> Any:
     """What a call of the driver returned; RuntimeError if it failed."""
     error, *value = result
     if int(error) != 0:
-        raise RuntimeError(f"CUDA: {error.name}")
+        raise RuntimeError(why_lost(RuntimeError(error.name)) or f"CUDA: {error.name}")
     return value[0] if value else None
