@@ -20,9 +20,8 @@ STATUS = "from ramnet_np import backends; print(backends()['numba-cuda'])"
 
 def python(code, **environment):
     """What a new process prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
