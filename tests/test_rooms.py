@@ -56,7 +56,7 @@ AT_IMPORT = {
     "model": {"safetensors"},
     "plot": {"cycler", "matplotlib"},
     "kernels/cpu": {"numba"},
-    "kernels/numba_cuda": {"numba"},
+    "kernels/numba_cuda": {"numba", "numba_cuda_mlir"},
 }
 WITHIN_FUNCTIONS = {
     "cli": {"numba"},
