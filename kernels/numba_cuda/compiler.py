@@ -8,6 +8,7 @@ missing and nothing is simulated, these modules can still be imported; the backe
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,13 +19,13 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 COMPILER = ""  # its name and version, if there is one
 
 if not SIMULATED and find_spec("numba_cuda_mlir") is not None:
-    import numba_cuda_mlir
-    from numba_cuda_mlir import carray, cuda, types
+    import numba_cuda_mlir as compiler
+    from numba_cuda_mlir import carray
     from numba_cuda_mlir.numba_cuda.np.numpy_support import from_dtype
 
-    COMPILER = f"numba-cuda-mlir {numba_cuda_mlir.__version__}"
+    COMPILER = f"numba-cuda-mlir {compiler.__version__}"
 else:
-    from numba import cuda, types
+    import numba as compiler
     from numba.np.numpy_support import from_dtype
 
     def carray(array: Any, shape: Any) -> Any:
@@ -34,6 +35,8 @@ else:
     if SIMULATED:
         COMPILER = f"the simulator of Numba {numba.__version__}"
 
+cuda: Any = import_module(f"{compiler.__name__}.cuda")
+types: Any = compiler.types
 int32, int64, uint32, uint64 = types.int32, types.int64, types.uint32, types.uint64
 float32, float64 = types.float32, types.float64
 
