@@ -16,6 +16,7 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Address, Array
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import readable, require_context, require_ids, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
@@ -90,6 +91,7 @@ class RAMNet:
         parameter = self.params[EMBEDDINGS]
         return describe(self.config, str(parameter.dtype), "GPU" if array_kind(parameter) == "cupy" else "CPU")
 
+    @on_gpu_of_arrays
     def forward(
         self,
         ids: Array,
@@ -116,6 +118,7 @@ class RAMNet:
         logits, _, ctx = self._run(ids, select, state, options)
         return logits, ctx
 
+    @on_gpu_of_arrays
     def forward_with_state(
         self,
         ids: Array,
@@ -141,6 +144,7 @@ class RAMNet:
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
 
+    @on_gpu_of_arrays
     def step(self, ids: Array, state: list[Any], positions: Array, *, backend: str | None = None) -> Array:
         """Logits (B, 1, V) after one more token: UPDATES ``state`` IN PLACE.
 
@@ -167,6 +171,7 @@ class RAMNet:
             state[:] = states
         return logits
 
+    @on_gpu_of_arrays
     def backward(self, dlogits: Array, ctx: NetworkContext) -> Params:
         """The gradient of every parameter, by name, given that of the logits. A given state is taken as constant."""
         require_context(ctx, NetworkContext, "RAMNet.forward")
@@ -193,6 +198,7 @@ class RAMNet:
             grads[HEAD] = dhead
         return {name: grads[name] for name in self.params}
 
+    @on_gpu_of_arrays
     def generate(
         self, ids: Array, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
     ) -> Array:
@@ -232,17 +238,27 @@ class RAMNet:
     def _tokens(
         self, ids: Array, length: int, temperature: float, rng: np.random.Generator, backend: str | None
     ) -> Iterator[Array]:
-        xp = namespace_of(*self.params.values())
         T, dtype = ids.shape[1], token_dtype(ids.dtype, self.config.vocab)
-        last = xp.zeros(ids.shape, dtype=bool)
-        last[:, -1] = True
-        logits, state = self.forward_with_state(ids, select=last, backend=backend)
+        logits, state = self._prompt(ids, backend)
         for t in range(T, T + length):
-            token = next_token(logits, temperature, rng).astype(dtype)
+            token = next_token(logits, temperature, rng, dtype)
             yield token
             if t + 1 < T + length:
-                logits = self.step(token[:, None], state, xp.array([t]), backend=backend)[:, 0]
+                logits = self._next_logits(token, t, state, backend)
 
+    @on_gpu_of_arrays
+    def _prompt(self, ids: Array, backend: str | None) -> tuple[Array, list[Any]]:
+        """Logits (B, V) after the prompt, and its state."""
+        last = namespace_of(ids).zeros(ids.shape, dtype=bool)
+        last[:, -1] = True
+        return self.forward_with_state(ids, select=last, backend=backend)
+
+    @on_gpu_of_arrays
+    def _next_logits(self, token: Array, position: int, state: list[Any], backend: str | None) -> Array:
+        positions = namespace_of(token).array([position])
+        return self.step(token[:, None], state, positions, backend=backend)[:, 0]
+
+    @on_gpu_of_arrays
     def trace(
         self, ids: Array, *, mask: Array | None = None, positions: Array | None = None, backend: str | None = None
     ) -> list[dict[str, Address]]:
