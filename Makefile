@@ -25,9 +25,12 @@ demo: $(VENV)/.installed
 # run once more under Numba's CUDA simulator, which must be chosen before Numba is imported
 SIMULATED := tests/kernels/test_numba_cuda_agreement.py tests/kernels/test_numba_cuda_arrays.py
 
+# one process per core; more than eight would compile the same kernels over again
+WORKERS := -n logical --maxprocesses 8
+
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not site"
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n 2 -m "not gpu" $(SIMULATED)
+	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not site"
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(WORKERS) -m "not gpu" $(SIMULATED)
 
 # what to run: make test-versions VERSIONS="newest --python python3.13"; tests/versions.py says what there is
 VERSIONS ?=

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ _REGISTRY: dict[str, tuple[str, tuple[str, ...]]] = {
     "numpy": ("ramnet_np.core.numpy_backend", ()),
     "numba": ("ramnet_np.kernels.cpu", ("numba",)),
     "cupy": ("ramnet_np.kernels.cuda.backend", ("cupy",)),
-    "numba-cuda": ("ramnet_np.kernels.numba_cuda.backend", ("numba_cuda",)),
+    "numba-cuda": ("ramnet_np.kernels.numba_cuda.backend", ("numba",)),
 }
 
 _loaded: dict[str, Backend] = {}  # so that a call need not look for packages again
@@ -113,6 +114,7 @@ class Backend:
     # arrays of kind "device" only: the same memory as an array with dtype, shape and ndim as NumPy has them
     from_foreign: Callable[[Array], Array] = lambda array: array
     total: Callable[[Array], Array] = lambda array: array.sum()  # the sum of an array, an array of no axes
+    made_by: str = ""  # what ``backends`` adds to "available", such as the compiler
 
     def __repr__(self) -> str:
         return f"Backend({self.name!r})"
@@ -185,10 +187,17 @@ def unregister_backend(name: str) -> None:
 def backends() -> dict[str, str]:
     """Every backend's name and whether it can run here: ``"available"``, or the reason why not.
 
+    Where it matters which compiler makes the kernels, this follows: ``"available, compiled by numba-cuda-mlir 0.6.0"``.
+
     >>> backends()["numpy"]
     'available'
     """
-    return {name: why_unavailable(name) or "available" for name in _REGISTRY}
+    return {name: why_unavailable(name) or _available(name) for name in _REGISTRY}
+
+
+def _available(name: str) -> str:
+    made_by = load_backend(name).made_by
+    return f"available, {made_by}" if made_by else "available"
 
 
 def why_unavailable(name: str) -> str | None:
@@ -201,6 +210,8 @@ def why_unavailable(name: str) -> str | None:
     """
     module, needs = _REGISTRY[_known(name)]
     missing = [package for package in needs if importlib.util.find_spec(package) is None]
+    if missing and sys.platform == "emscripten":
+        return f"needs {' and '.join(missing)}, which browsers do not have"
     if missing:
         return f"needs {' and '.join(missing)}, not installed ({' and '.join(map(_how_to_install, missing))})"
     try:
@@ -254,7 +265,7 @@ def load_backend(name: str) -> Backend:
     >>> load_backend("numpy").name
     'numpy'
     """
-    if name not in _loaded:
+    if _known(name) not in _loaded:
         reason = why_unavailable(name)
         if reason is not None:
             raise RuntimeError(f"backend {name!r} {reason}")
@@ -322,12 +333,12 @@ def _type_name(array_type: type) -> str:
 
 
 def _how_to_install(package: str) -> str:
-    if package in ("cupy", "numba_cuda"):  # wheels are named by the CUDA that they are for
+    if package == "cupy":  # its wheels are named by the CUDA that they are for
         return "pip install 'ramnet-np[cuda13]', or 'ramnet-np[cuda12]' for drivers before 580"
     return f"pip install {package}"
 
 
 def _known(name: str) -> str:
-    if name not in _REGISTRY:
+    if not isinstance(name, str) or name not in _REGISTRY:
         raise ValueError(f"backend must be one of {', '.join(map(repr, _REGISTRY))}, got {name!r}")
     return name

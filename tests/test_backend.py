@@ -39,6 +39,9 @@ def test_without_numba_the_core_serves(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numba" else find(name))
     assert backend_for(np.zeros(2)).name == "numpy"
     assert "needs numba, not installed" in backends()["numba"]
+    with monkeypatch.context() as browser:
+        browser.setattr(sys, "platform", "emscripten")
+        assert backends()["numba"] == "needs numba, which browsers do not have"
     with pytest.raises(RuntimeError, match="backend 'numba' needs numba, not installed"):
         ram_attention_forward(*draw(), top_k=3, backend="numba")
 

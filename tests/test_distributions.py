@@ -138,3 +138,12 @@ def test_every_place_names_the_same_version():
     [newest, *_] = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest == VERSION
     assert ramnet_np.__version__ == VERSION
+
+
+@pytest.mark.parametrize("workflow", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_workflows_run_the_commands_of_contributing(workflow):
+    jobs = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"].values()
+    commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    assert commands
+    named = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [command for command in commands if " ".join(command.split()[:2]) not in named] == []

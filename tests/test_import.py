@@ -38,7 +38,7 @@ import ramnet_np.core, ramnet_np.layers, ramnet_np.model
 
 for package in (ramnet_np.core, ramnet_np.layers, ramnet_np.model):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if module.name != "ramnet_np.model.checkpoint":  # files of models are safetensors
+        if module.name not in ("ramnet_np.model.checkpoint", "ramnet_np.model.files"):  # these need safetensors
             importlib.import_module(module.name)
 assert ramnet_np.backends()["numba"] == "needs numba, not installed (pip install numba)", ramnet_np.backends()
 config = ramnet_np.model.RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2, ffn="gelu")
@@ -84,3 +84,20 @@ def test_what_replaces_scipy_agrees_with_it(monkeypatch):
     for alone, expected in zip(both(), with_scipy, strict=True):
         assert alone.dtype == np.float32
         np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-6)
+
+
+NAMES = """
+import sys
+import ramnet_np
+from ramnet_np import RAMNet, RAMNetConfig, gradcheck, preset
+import numpy as np
+
+assert RAMNet(preset("mqar-demo")).config == preset("mqar-demo") != RAMNetConfig()
+assert gradcheck(lambda x: (x**2, x), lambda dy, x: 2 * x * dy, {"x": np.ones(2)}).passed
+assert set(ramnet_np.__all__) < set(dir(ramnet_np))
+print(*(name for name in ("numba", "matplotlib", "cupy", "safetensors", "tqdm") if name in sys.modules))
+"""
+
+
+def test_the_model_comes_from_the_package_when_it_is_asked_for():
+    assert run(NAMES) == "\n"

@@ -29,7 +29,7 @@ ARROWS = {
     "model": ["layers"],
     "layers": ["core"],
     "plot": ["core"],
-    "ramnet_np": ["core"],  # ramnet_np/__init__.py, the public names
+    "ramnet_np": ["gradcheck"],  # ramnet_np/__init__.py: names of core, and when asked of model and gradcheck
     "core": ["backend"],
     "backend": ["contract"],
     "contract": [],
@@ -56,7 +56,7 @@ AT_IMPORT = {
     "model": {"safetensors"},
     "plot": {"cycler", "matplotlib"},
     "kernels/cpu": {"numba"},
-    "kernels/numba_cuda": {"numba"},
+    "kernels/numba_cuda": {"numba", "numba_cuda_mlir"},
 }
 WITHIN_FUNCTIONS = {
     "cli": {"numba"},
@@ -211,7 +211,7 @@ def gradcheck_knows(files: dict[str, str]) -> list[str]:
         describe(one)
         for one in checked
         if one.importer == "ramnet_np.gradcheck.check"
-        or (room_of(one.target) == "gradcheck" and room_of(one.importer) not in ("gradcheck", "cli"))
+        or (room_of(one.target) == "gradcheck" and room_of(one.importer) not in ("gradcheck", "cli", "ramnet_np"))
     ]
 
 

@@ -72,7 +72,8 @@ def named_versions() -> set[str]:
 
 def build(folder: Path) -> tuple[Path, Path]:
     """The unpacked sdist, and the wheel, which is built from it."""
-    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", ROOT])
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", ROOT]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (sdist,), (wheel,) = (folder / "dist").glob("*.tar.gz"), (folder / "dist").glob("*.whl")
     with tarfile.open(sdist) as packed:
         packed.extractall(folder, filter="data")
@@ -107,7 +108,7 @@ def environment(folder: Path, python: str, *requirements: str | Path) -> Path:
 
 
 def pip_install(bin_python: Path, *requirements: str | Path) -> None:
-    run([sys.executable, "-m", "pip", "--python", bin_python, "install", "--quiet", *requirements])
+    run([sys.executable, "-m", "pip", "--python", bin_python, "install", "-qq", *requirements])
 
 
 def tests_alone(folder: Path, sdist: Path) -> Path:
@@ -123,7 +124,10 @@ def run_tests(name: str, bin_python: Path, folder: Path, tests: tuple[str, ...])
     code += "    print(',', name, found.get(name, 'none'), end='')\n"
     versions = subprocess.run([bin_python, "-c", code], check=True, capture_output=True, text=True).stdout
     print(f"\n{name}: {versions}", flush=True)
-    run([bin_python, "-m", "pytest", "-n", "2", "-m", "not gpu and not site", *tests], cwd=folder)
+    run(
+        [bin_python, "-m", "pytest", "-n", "logical", "--maxprocesses", "8", "-m", "not gpu and not site", *tests],
+        cwd=folder,
+    )
 
 
 def run(command: list[str | Path], cwd: Path | None = None) -> None:

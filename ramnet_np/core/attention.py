@@ -91,8 +91,7 @@ def ram_attention_forward(
     ``top_k``, ``renorm``: one value, or a (write, read) pair; K slots kept, 1 to M = P**U, their weights divided by
         their sum if ``renorm``.
     ``cape_heads``: the first so many heads address relative to the token's position.
-    ``positions``: (T,) or (B, T) integers; None counts from 0. Feeding a sequence in pieces, pass them on: with a
-        given state, heads that use CAPE do not guess them.
+    ``positions``: (T,) or (B, T) integers; None counts from 0, but not from a given state with heads that use CAPE.
     ``mask``: (B, T) bool; where False the token writes nothing and its y is 0.
     ``state``: where to start from; None is s = 0, z = 1/M.
     ``mass_aware``: weigh reads by mass.
@@ -121,6 +120,7 @@ def ram_attention_forward(
         write_logits, read_logits, values, gamma, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads,
         positions=positions, mask=mask, state=state, eps=eps, proxy_eps=proxy_eps, mass_aware=mass_aware,
     )  # fmt: skip
+    return_state = check_bool("return_state", return_state)
     chosen = backend_for(values, backend)
     positions = _positions_for(chosen, checked.positions, write_logits)
     # 1., 2. decode

@@ -269,7 +269,10 @@ def check_positions(positions: Array, shape: tuple[int, int], like: Array) -> Ar
     if type(positions) is not type(like):
         if hasattr(positions, "dtype"):
             require_array("positions", positions)
-        positions = (np if kind == "device" else namespace_of(like)).asarray(positions)
+        try:
+            positions = (np if kind == "device" else namespace_of(like)).asarray(positions)
+        except ValueError:
+            raise ValueError("positions must be an array or a list of equal rows, got rows of unequal length") from None
     if positions.dtype.kind not in "iu":
         raise TypeError(f"positions must be integers, got {positions.dtype}")
     if positions.shape != shape and positions.shape != shape[1:]:

@@ -113,7 +113,7 @@ def mlp_forward(
     >>> y.tolist()
     [[6.0, 6.0]]
     """
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
     act = ACTIVATIONS[activation]
     h, up_ctx = linear_forward(x, up, up_bias)

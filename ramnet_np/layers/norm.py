@@ -6,6 +6,7 @@ is made again.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,15 @@ from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, readable, require_context, require_like, require_width
+from ramnet_np.core.require import (
+    ArraySpec,
+    readable,
+    require_array,
+    require_context,
+    require_floats,
+    require_like,
+    require_width,
+)
 
 
 @readable
@@ -65,8 +74,8 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float = 1e-6) -> tuple[Array, 
     >>> y.round(3).tolist()
     [[0.849, 1.131]]
     """
+    _require_norm(x, weight, None, eps)
     xp = namespace_of(x)
-    require_width("x", x, weight.shape[0], weight)
     rows = x.reshape(-1, x.shape[-1])
     # 1. rstd
     rstd = _rstd(xp, rows, eps)
@@ -118,6 +127,8 @@ def l2norm_forward(x: Array, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     >>> l2norm_forward(np.array([[3.0, 4.0]]))[0].round(6).tolist()
     [[0.6, 0.8]]
     """
+    if not require_floats("x", x).shape or x.shape[-1] == 0:
+        raise ValueError(f"x must have shape (..., d), d at least 1, got {x.shape}")
     width = x.shape[-1]
     return rmsnorm_forward(x, namespace_of(x).full(width, width**-0.5, dtype=x.dtype), eps / width)
 
@@ -151,8 +162,8 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float = 1e-6) -
     >>> y.tolist()
     [[-1.0, 1.0]]
     """
+    _require_norm(x, weight, bias, eps)
     xp = namespace_of(x)
-    require_width("x", x, weight.shape[0], weight)
     rows = x.reshape(-1, x.shape[-1])
     # 1. mean, 2. rstd of what is left
     mean = rows.mean(axis=-1, keepdims=True)
@@ -193,6 +204,18 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
     dx -= n
     dx *= ctx.rstd
     return LayerNormGrads(dx.reshape(dy.shape), dweight, rows.sum(axis=0))
+
+
+def _require_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> None:
+    """ValueError or TypeError unless ``x`` (..., D), ``weight``, ``bias`` (D,) or None and ``eps``, 0 or more, fit."""
+    spec = require_array("weight", weight)
+    if len(spec.shape) != 1 or spec.shape[0] == 0:
+        raise ValueError(f"weight must have shape (D,), D at least 1, got {spec.shape}")
+    require_width("x", x, spec.shape[0], weight)
+    if bias is not None:
+        require_like("bias", bias, spec)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be 0 or more and finite, got {eps}")
 
 
 def _rstd(xp: Any, rows: Array, eps: float) -> Array:

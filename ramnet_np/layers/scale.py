@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import readable, require_context
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_floats, require_like
 
 
 @readable
@@ -36,7 +36,8 @@ def scale_forward(weight: Array, bias: Array, scale: Array, tau: float) -> tuple
         W = exp(a) W' / tau        b = exp(a) b' / tau
 
     ``weight``: (R, D); ``bias``: (R,) or None; ``scale``: a, of any shape, one number for each of G groups of R / G
-    rows. Returns W, b and ctx. ValueError unless ``tau`` is above 0 and finite. Source: spec section 5.
+    rows. Returns W, b and ctx. Source: spec section 5.
+    ValueError or TypeError where shapes or dtypes do not fit, or unless ``tau`` is above 0 and finite.
 
     >>> import numpy as np
     >>> weight, bias, ctx = scale_forward(np.ones((4, 1)), None, np.log([1.0, 3.0]), tau=2.0)
@@ -45,6 +46,14 @@ def scale_forward(weight: Array, bias: Array, scale: Array, tau: float) -> tuple
     """
     if not 0 < tau < math.inf:
         raise ValueError(f"tau must be above 0 and finite, got {tau}")
+    for name, array in (("weight", weight), ("bias", bias), ("scale", scale)):
+        if array is not None:
+            require_floats(name, array)
+    R = weight.shape[0] if weight.ndim == 2 else 0
+    if R == 0 or scale.size == 0 or R % scale.size:
+        raise ValueError(f"weight must have shape (R, D), R a multiple of {scale.size} groups, got {weight.shape}")
+    if bias is not None:
+        require_like("bias", bias, ArraySpec.of(weight)._replace(shape=(R,)))
     # 1. exp(a) / tau, once per group
     factor = _factor(scale, tau)
     # 2. scale the rows

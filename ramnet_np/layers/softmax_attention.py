@@ -206,6 +206,8 @@ def _hidden(xp: Any, scores: Array, diagonal: int, window: int | None) -> Array:
 
 
 def _require_past(past: tuple[Array, Array], k: Array, v: Array) -> None:
+    if not isinstance(past, tuple) or len(past) != 2:
+        raise TypeError(f"past must be a pair of keys and values, got {type(past).__name__}")
     S = require_array("past keys", past[0]).shape[1:2]
     for name, before, now in zip(("keys", "values"), past, (k, v), strict=True):
         require_like(f"past {name}", before, ArraySpec((now.shape[0], *S, *now.shape[2:]), now.dtype))

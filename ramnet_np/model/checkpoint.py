@@ -186,16 +186,27 @@ def _folder_of_model(folder: str | os.PathLike[str]) -> Path:
     _require_path(folder)
     path, given = Path(folder), os.fspath(folder)
     if not path.exists():
-        hint = ""
-        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(given)):  # as the hub names its models
-            hint = f"; a model of the Hugging Face Hub is fetched by `hf download {given} --local-dir FOLDER`"
-        raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}, but there is no {given!r} here{hint}")
+        words = f"folder must hold {CONFIG} and {WEIGHTS}, but there is no {given!r} here"
+        raise FileNotFoundError(words + hub_hint(str(given)))
     if (path / f"{WEIGHTS}.index.json").is_file() and not (path / WEIGHTS).is_file():
         raise FileNotFoundError(f"folder must hold all parameters in {WEIGHTS}, got {given!r}, where they are in parts")
     for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
             raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}, but {str(path / name)!r} is missing")
     return path
+
+
+def hub_hint(name: str) -> str:
+    """What to add to an error about a folder that is not there, if ``name`` is like those of the Hugging Face Hub.
+
+    >>> hub_hint("lab/model")
+    '; a model of the Hugging Face Hub is fetched by `hf download lab/model --local-dir FOLDER`'
+    >>> hub_hint("runs/a/checkpoints")
+    ''
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return ""
+    return f"; a model of the Hugging Face Hub is fetched by `hf download {name} --local-dir FOLDER`"
 
 
 def _require_path(folder: Any) -> None:

@@ -14,25 +14,25 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ramnet_np.backend import array_kind
-from ramnet_np.contract import Address, Array, RAMState
-from ramnet_np.core.arrays import gpu_namespace, memory_of, namespace_of, on_host
-from ramnet_np.core.require import readable, require_array, require_context, require_ids, require_like
+from ramnet_np.contract import Address, Array
+from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
+from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import readable, require_context, require_ids, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.block import (
     BlockContext,
-    ConvState,
     NormContext,
     block_backward,
     block_forward,
-    check_block_state,
     layer_input_forward,
     norm_backward,
     norm_forward,
 )
+from ramnet_np.model.call_checks import check_options, check_select, check_states, mixers_with_slots
 from ramnet_np.model.checks import check_integer, check_number
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.count import describe
+from ramnet_np.model.count import describe, state_elements
 from ramnet_np.model.layout import EMBEDDINGS, HEAD, NORM, layer_prefix, model_parameters, require_parameters
 from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions
@@ -40,6 +40,8 @@ from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subs
 from ramnet_np.model.sampling import next_token, token_dtype
 
 Device = Literal["cpu", "gpu"]
+
+WORTH_ASKING = 2**28  # bytes from which on the system is asked whether it has them
 
 
 @readable
@@ -89,6 +91,7 @@ class RAMNet:
         parameter = self.params[EMBEDDINGS]
         return describe(self.config, str(parameter.dtype), "GPU" if array_kind(parameter) == "cupy" else "CPU")
 
+    @on_gpu_of_arrays
     def forward(
         self,
         ids: Array,
@@ -115,6 +118,7 @@ class RAMNet:
         logits, _, ctx = self._run(ids, select, state, options)
         return logits, ctx
 
+    @on_gpu_of_arrays
     def forward_with_state(
         self,
         ids: Array,
@@ -128,6 +132,7 @@ class RAMNet:
         """As :meth:`forward`, for a sequence that comes in pieces. Returns (logits, state after the last token).
 
         Pass the state and the positions on: piece by piece gives what the whole sequence at once would give.
+        MemoryError where a state of all slots does not fit.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> _, state = model.forward_with_state(np.array([[1, 2]]))
@@ -139,6 +144,7 @@ class RAMNet:
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
 
+    @on_gpu_of_arrays
     def step(self, ids: Array, state: list[Any], positions: Array, *, backend: str | None = None) -> Array:
         """Logits (B, 1, V) after one more token: UPDATES ``state`` IN PLACE.
 
@@ -158,12 +164,14 @@ class RAMNet:
         if getattr(ids, "ndim", None) == 2 and ids.shape[1] != 1:
             raise ValueError(f"ids must have shape (B, 1) in a step, got {ids.shape}")
         self._check_ids(ids)
-        self._check_states(state, ids.shape[0], positions)  # all of them before any changes
+        # all states before any changes
+        check_states(state, self.config, ids.shape[0], positions, self.params[EMBEDDINGS])
         logits, states, _ = self._run(ids, None, state, CallOptions(positions, None, backend, in_place=True))
         if any(new is not old for new, old in zip(states, state, strict=True)):
             state[:] = states
         return logits
 
+    @on_gpu_of_arrays
     def backward(self, dlogits: Array, ctx: NetworkContext) -> Params:
         """The gradient of every parameter, by name, given that of the logits. A given state is taken as constant."""
         require_context(ctx, NetworkContext, "RAMNet.forward")
@@ -190,6 +198,7 @@ class RAMNet:
             grads[HEAD] = dhead
         return {name: grads[name] for name in self.params}
 
+    @on_gpu_of_arrays
     def generate(
         self, ids: Array, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
     ) -> Array:
@@ -229,17 +238,27 @@ class RAMNet:
     def _tokens(
         self, ids: Array, length: int, temperature: float, rng: np.random.Generator, backend: str | None
     ) -> Iterator[Array]:
-        xp = namespace_of(*self.params.values())
         T, dtype = ids.shape[1], token_dtype(ids.dtype, self.config.vocab)
-        last = xp.zeros(ids.shape, dtype=bool)
-        last[:, -1] = True
-        logits, state = self.forward_with_state(ids, select=last, backend=backend)
+        logits, state = self._prompt(ids, backend)
         for t in range(T, T + length):
-            token = next_token(logits, temperature, rng).astype(dtype)
+            token = next_token(logits, temperature, rng, dtype)
             yield token
             if t + 1 < T + length:
-                logits = self.step(token[:, None], state, xp.array([t]), backend=backend)[:, 0]
+                logits = self._next_logits(token, t, state, backend)
 
+    @on_gpu_of_arrays
+    def _prompt(self, ids: Array, backend: str | None) -> tuple[Array, list[Any]]:
+        """Logits (B, V) after the prompt, and its state."""
+        last = namespace_of(ids).zeros(ids.shape, dtype=bool)
+        last[:, -1] = True
+        return self.forward_with_state(ids, select=last, backend=backend)
+
+    @on_gpu_of_arrays
+    def _next_logits(self, token: Array, position: int, state: list[Any], backend: str | None) -> Array:
+        positions = namespace_of(token).array([position])
+        return self.step(token[:, None], state, positions, backend=backend)[:, 0]
+
+    @on_gpu_of_arrays
     def trace(
         self, ids: Array, *, mask: Array | None = None, positions: Array | None = None, backend: str | None = None
     ) -> list[dict[str, Address]]:
@@ -253,10 +272,10 @@ class RAMNet:
         addresses = MIXERS[self.config.mixer].addresses
         if addresses is None:
             raise ValueError(
-                f"trace needs mixer {_mixers_with_slots()}, which alone has slots, got mixer {self.config.mixer!r}"
+                f"trace needs mixer {mixers_with_slots()}, which alone has slots, got mixer {self.config.mixer!r}"
             )
         options = CallOptions(positions, mask, backend)
-        _check_options(self.config, options)
+        check_options(self.config, options)
         x, _ = embedding_forward(ids, self.params[EMBEDDINGS])
         accesses = []
         for i in range(self.config.layers):
@@ -313,12 +332,14 @@ class RAMNet:
         """Returns the logits, the state of every layer (None where not asked for) and ctx."""
         self._check_ids(ids)
         config = self.config
-        _check_options(config, options)
+        check_options(config, options)
+        if state is None and options.return_state:
+            self._require_state_memory(*ids.shape)
         if state is not None and (not isinstance(state, list | tuple) or len(state) != config.layers):
             got = len(state) if isinstance(state, list | tuple) else type(state).__name__
             raise ValueError(f"state must hold one state per layer ({config.layers}), got {got}")
         if select is not None:
-            select = _check_select(select, ids)
+            select = check_select(select, ids)
         # 1. embeddings
         x, embedding_ctx = embedding_forward(ids, self.params[EMBEDDINGS])
         hidden_shape = x.shape
@@ -344,64 +365,15 @@ class RAMNet:
         ctx = NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, head_ctx, hidden_shape)
         return logits, states, ctx
 
-    def _check_states(self, state: list[Any], batch: int, positions: Array) -> None:
-        config = self.config
-        if positions is None and MIXERS[config.mixer].addresses and any(map(config.cape_heads, range(config.layers))):
-            raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
-        if len(state) != config.layers:
-            raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
-        slots = []
-        for i, memory in enumerate(state):
-            check_block_state(f"state[{i}]", memory, config, batch, self.params[EMBEDDINGS])
-            slots += _slots_in(memory)
-        if len(set(map(memory_of, slots))) < len(slots):
-            raise ValueError("state must hold other slots for every layer, got two layers with the same")
+    def _require_state_memory(self, batch: int, tokens: int) -> None:
+        """MemoryError where the state to be returned, which has all slots, does not fit."""
+        parameter = self.params[EMBEDDINGS]
+        needed = batch * state_elements(self.config, tokens) * parameter.dtype.itemsize
+        if needed > WORTH_ASKING:
+            require_memory(needed, "the state of this model", "gpu" if array_kind(parameter) == "cupy" else "cpu")
 
     def _check_ids(self, ids: Array) -> None:
         require_ids("ids", ids, self.config.vocab)
         namespace_of(ids, self.params[EMBEDDINGS])  # both on one device
         if ids.ndim != 2 or ids.size == 0:
             raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")
-
-
-def _slots_in(memory: Any) -> list[Array]:
-    """The arrays of the slots, which a layer's step changes where they are; other memories are replaced."""
-    memory = memory.memory if isinstance(memory, ConvState) else memory
-    return list(memory) if isinstance(memory, RAMState) and memory.slots.size else []
-
-
-def _check_options(config: RAMNetConfig, options: CallOptions) -> None:
-    """ValueError for what the model's mixer cannot do."""
-    has_slots = MIXERS[config.mixer].addresses is not None
-    if options.mask is not None and (not has_slots or config.short_conv):
-        raise ValueError(
-            f"mask must be None unless mixer is {_mixers_with_slots()} and short_conv 0: the others let every token "
-            f"through, got a mask with mixer {config.mixer!r} and short_conv {config.short_conv}"
-        )
-    if options.backend is not None and not has_slots:
-        raise ValueError(
-            f"backend must be None for mixer {config.mixer!r}, which NumPy or CuPy computes as the arrays are, "
-            f"got {options.backend!r}"
-        )
-
-
-def _mixers_with_slots() -> str:
-    return " or ".join(repr(name) for name, mixer in MIXERS.items() if mixer.addresses is not None)
-
-
-def _check_select(select: Array, ids: Array) -> Array:
-    """``select`` over the flattened tokens: (B*T,) bool or (N,) integers, on the CPU known to be distinct."""
-    if hasattr(select, "dtype"):
-        require_array("select", select)
-    kind = getattr(getattr(select, "dtype", None), "kind", None)
-    if not ((kind == "b" and select.shape == ids.shape) or (kind in ("i", "u") and select.ndim == 1)):
-        got = f"{select.dtype} of shape {select.shape}" if hasattr(select, "shape") else type(select).__name__
-        raise ValueError(f"select must be bool of the shape of ids {ids.shape} or (N,) integers, got {got}")
-    namespace_of(ids, select)  # both on one device
-    if kind != "b" and array_kind(select) == "numpy" and select.size:
-        if select.min() < 0 or select.max() >= ids.size:
-            raise ValueError(f"select must lie between 0 and {ids.size - 1}, got {select.min()} to {select.max()}")
-        # a row that is taken twice would get the gradient of one of the two alone
-        if not (select[1:] > select[:-1]).all() and len(np.unique(select)) < len(select):
-            raise ValueError("select must name every token once at most, got one that is named twice")
-    return select.reshape(-1)

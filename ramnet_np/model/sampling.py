@@ -15,10 +15,12 @@ import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 
 
-def next_token(logits: Array, temperature: float, rng: np.random.Generator) -> Array:
-    """One token (B,) for each row of ``logits`` (B, V). ``temperature``: 0 or more.
+@on_gpu_of_arrays
+def next_token(logits: Array, temperature: float, rng: np.random.Generator, dtype: Any = np.int64) -> Array:
+    """One token (B,) of ``dtype`` for each row of ``logits`` (B, V). ``temperature``: 0 or more.
 
     FloatingPointError for logits that are not finite, which on a GPU would have to be waited for and pass.
 
@@ -30,12 +32,12 @@ def next_token(logits: Array, temperature: float, rng: np.random.Generator) -> A
     if xp is np and not np.isfinite(largest).all():
         raise FloatingPointError(f"logits must be finite for a token to be chosen, got {largest.max()}: check params")
     if temperature == 0:
-        return logits.argmax(axis=-1)
+        return logits.argmax(axis=-1).astype(dtype)
     # from the largest down and in float64: a tiny temperature then makes infinities of the others alone
     below = logits.astype(np.float64) - largest
     with np.errstate(over="ignore"):
         below /= temperature
-    return (below + xp.asarray(rng.gumbel(size=logits.shape))).argmax(axis=-1)
+    return (below + xp.asarray(rng.gumbel(size=logits.shape))).argmax(axis=-1).astype(dtype)
 
 
 def token_dtype(dtype: Any, vocab: int) -> np.dtype:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ramnet_np.backend import array_kind, backend_for
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.data.batches import Batch, BatchSource, DataSource
 from ramnet_np.model import RAMNet
 from ramnet_np.model.files import WriteError
@@ -117,6 +118,7 @@ class TrainResult(NamedTuple):
     signal: int | None = None  # that interrupted it: SIGINT for Ctrl-C
 
 
+@on_gpu_of_arrays
 def train(
     model: RAMNet,
     data: DataSource,

@@ -6,7 +6,14 @@ import pickle
 import numpy as np
 import pytest
 
-from ramnet_np import RAMState, decode_address, ram_attention_backward, ram_attention_forward, ram_attention_step
+from ramnet_np import (
+    RAMState,
+    decode_address,
+    ram_attention_backward,
+    ram_attention_forward,
+    ram_attention_step,
+    use_backend,
+)
 from ramnet_np.backend import array_kind, load_backend, register_backend
 from ramnet_np.core.require import require_array
 from ramnet_np.layers.activation import gelu_forward, relu_forward, sigmoid_forward, silu_forward
@@ -15,8 +22,10 @@ from ramnet_np.layers.embedding import embedding_backward, embedding_forward
 from ramnet_np.layers.gate import gate_forward
 from ramnet_np.layers.linear import linear_backward, linear_forward
 from ramnet_np.layers.loss import cross_entropy_backward, cross_entropy_forward
-from ramnet_np.layers.norm import layernorm_forward, rmsnorm_forward
+from ramnet_np.layers.mlp import mlp_forward
+from ramnet_np.layers.norm import l2norm_forward, layernorm_forward, rmsnorm_forward
 from ramnet_np.layers.rotary import rotary_forward
+from ramnet_np.layers.scale import scale_forward
 from ramnet_np.layers.short_conv import short_conv_forward
 from ramnet_np.layers.softmax_attention import softmax_attention_forward
 
@@ -127,6 +136,45 @@ def test_ids_and_labels_of_every_integer(dtype):
     expected, expected_ctx = cross_entropy_forward(table.T, np.array([0, 119, 7]))
     assert loss == expected
     np.testing.assert_array_equal(cross_entropy_backward(1.0, ctx), cross_entropy_backward(1.0, expected_ctx))
+
+
+ONES = np.ones((2, 4))
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "call"),
+    [
+        (
+            ValueError,
+            r"bias must be float64 of shape \(3,\)",
+            lambda: linear_forward(ONES, np.ones((3, 4)), np.ones(1)),
+        ),
+        (ValueError, "bias must be float64", lambda: linear_forward(ONES, np.ones((3, 4)), np.ones(3, np.float32))),
+        (ValueError, r"weight must have shape \(E, D\)", lambda: linear_forward(ONES, W)),
+        (ValueError, r"bias must be float64 of shape \(4,\)", lambda: layernorm_forward(ONES, W, np.ones(1))),
+        (ValueError, r"weight must have shape \(D,\)", lambda: rmsnorm_forward(ONES, W[:, None])),
+        (TypeError, "weight must be an array, got list", lambda: rmsnorm_forward(ONES, [1.0] * 4)),
+        (ValueError, "eps must be 0 or more and finite, got -1", lambda: rmsnorm_forward(ONES, W, -1.0)),
+        (ValueError, "eps must be 0 or more and finite, got nan", lambda: layernorm_forward(ONES, W, W, np.nan)),
+        (ValueError, "d at least 1", lambda: l2norm_forward(ONES[:, :0])),
+        (TypeError, "before must be an array, got list", lambda: short_conv_forward(HEADS[0], np.ones((4, 2)), [1])),
+        (TypeError, "window must be an integer", lambda: softmax_attention_forward(HEADS, HEADS, HEADS, 2.5)),
+        (TypeError, "past must be a pair", lambda: softmax_attention_forward(HEADS, HEADS, HEADS, None, (HEADS,))),
+        (ValueError, "base must be above 0", lambda: rotary_forward(HEADS, base=-1.0)),
+        (ValueError, "tau must be above 0 and finite, got 0", lambda: scale_forward(ONES, None, np.ones(2), 0.0)),
+        (ValueError, "R a multiple of 3 groups", lambda: scale_forward(ONES, None, np.ones(3), 1.0)),
+        (ValueError, "activation must be one of", lambda: mlp_forward(ONES, ONES, ONES.T, [])),
+        (ValueError, "backend must be one of", lambda: use_backend(["numpy"])),
+        (ValueError, "slots must be at least 1, got 0", lambda: RAMState.initial(1, 1, 0, 3)),
+        (ValueError, "batch must be at least 0, got -1", lambda: RAMState.initial(-1, 1, 4, 3)),
+        (TypeError, "return_state must be True or False", lambda: ram_attention_forward(X, X, V, return_state="no")),
+        (ValueError, "rows of unequal length", lambda: ram_attention_forward(X, X, V, positions=[[0], [1, 2]])),
+    ],
+)
+def test_what_would_be_broadcast_or_end_in_a_traceback(error, words, call):
+    with pytest.raises(error, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
 
 
 def test_swapped_arguments_of_a_layers_backward():

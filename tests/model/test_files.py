@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+
+pytest.importorskip("safetensors")  # a model runs without it
 from safetensors.numpy import load_file, save_file
 
 from ramnet_np.model import RAMNet, RAMNetConfig

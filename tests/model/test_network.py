@@ -210,7 +210,7 @@ def test_a_forward_from_a_state_wants_positions_where_they_matter(mixer):
     model = RAMNet(RAMNetConfig(**settings), seed=1)
     _, state = model.forward_with_state(IDS)
     with pytest.raises(
-        ValueError, match="positions must say where these tokens are when .* a state is given, got None"
+        ValueError, match=r"positions must say where these tokens are when .* a state is given, got None"
     ):
         model.forward(IDS, state=state)
     model.forward(IDS, state=state, positions=np.arange(7, 14))
@@ -234,6 +234,12 @@ def _arrays(state):
     if isinstance(state, np.ndarray):
         return [state]
     return [array for part in state for array in _arrays(part)]
+
+
+def test_a_state_that_does_not_fit_is_refused_before_it_is_made():
+    model = RAMNet(RAMNetConfig(vocab=11, width=1024, heads=1, order=15, radix=4, ffn="none"))
+    with pytest.raises(MemoryError, match=r"the state of this model needs at least 8,804\.7 GB of memory"):
+        model.generate(IDS[:1], 1)
 
 
 def test_repr_says_what_the_model_is_on_one_screen():
