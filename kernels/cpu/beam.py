@@ -6,10 +6,11 @@ For a step, and for the K that are too large for the networks of ``network.py``.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from .compiling import inner
 
 
-@njit(cache=True)
+@inner
 def beam_arrays(order, radix, top_k, dtype):
     """Working memory of a search: the arguments ``scores`` to ``value`` of :func:`beam_search`, in their order."""
     scores, ranked, value = np.empty((order, radix), dtype), np.empty(radix, dtype), np.empty(radix, np.int64)
@@ -18,7 +19,7 @@ def beam_arrays(order, radix, top_k, dtype):
     return scores, best, slot, next_best, next_slot, ranked, value
 
 
-@njit(cache=True)
+@inner
 def insert(score, slot, scores, slots, n, k):
     """Put a candidate into the sorted list of the ``n`` best, at most ``k``; returns the new ``n``.
 
@@ -40,7 +41,7 @@ def insert(score, slot, scores, slots, n, k):
     return n
 
 
-@njit(cache=True)
+@inner
 def beam_search(top_k, scores, best, slot, next_best, next_slot, ranked, value):
     """The K best slots, best first: returns the array, ``slot`` or ``next_slot``, that holds them.
 

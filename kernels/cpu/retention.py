@@ -15,10 +15,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.extending import overload
 
 from ramnet_np.contract import MemoryOptions
+
+from .compiling import inner
 
 
 class Options(NamedTuple):
@@ -34,7 +35,7 @@ class PDMA(Options):
     """alpha = (1 - w)**gamma."""
 
     @staticmethod
-    @njit(cache=True)
+    @inner
     def retention(w, gamma):
         """alpha(w, gamma)."""
         one = type(w)(1)
@@ -43,7 +44,7 @@ class PDMA(Options):
         return (one - w) ** gamma
 
     @staticmethod
-    @njit(cache=True)
+    @inner
     def slopes(w, gamma, alpha, proxy_eps, smallest):
         """(d alpha / dw, d alpha / dgamma)."""
         one = type(w)(1)
@@ -61,7 +62,7 @@ class GSU(Options):
     """alpha = (1 - w) / ((1 - w) + exp(gamma) * w)."""
 
     @staticmethod
-    @njit(cache=True)
+    @inner
     def retention(w, gamma):
         """alpha(w, gamma)."""
         one = type(w)(1)
@@ -71,7 +72,7 @@ class GSU(Options):
         return one if w == 0 else one - one
 
     @staticmethod
-    @njit(cache=True)
+    @inner
     def slopes(w, gamma, alpha, proxy_eps, smallest):
         """(d alpha / dw, d alpha / dgamma)."""
         one = type(w)(1)
@@ -81,7 +82,7 @@ class GSU(Options):
         return -(math.exp(-abs(gamma)) / total) / total, -alpha * (one - alpha)
 
 
-@njit(cache=True)
+@inner
 def _gsu_parts(w, gamma):
     """Numerator and denominator of alpha, both times exp(-max(gamma, 0)): nothing overflows."""
     one = type(w)(1)
