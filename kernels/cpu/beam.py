@@ -9,6 +9,8 @@ import numpy as np
 
 from .compiling import inner
 
+SORTED = 256  # a list of at most so many is kept sorted, a longer one is a heap
+
 
 @inner
 def beam_arrays(order, radix, top_k, dtype):
@@ -20,25 +22,60 @@ def beam_arrays(order, radix, top_k, dtype):
 
 
 @inner
-def insert(score, slot, scores, slots, n, k):
-    """Put a candidate into the sorted list of the ``n`` best, at most ``k``; returns the new ``n``.
+def better(score, slot, than_score, than_slot):
+    """Whether one candidate goes before another: higher scores first, then smaller slots."""
+    return score > than_score or (score == than_score and slot < than_slot)
 
-    Higher scores first, then smaller slots.
+
+@inner
+def insert(score, slot, scores, slots, n, k):
+    """Put a candidate into the list of the ``n`` best, at most ``k``; returns the new ``n``.
+
+    The list is sorted, best first; a list for more than ``SORTED`` is a heap, until ``finish`` sorts it: moving up
+    what stands behind a candidate would cost K of them K**2 moves, a heap K log K.
     """
-    if n < k:
-        i = n
-        n += 1
-    else:
-        i = k - 1
-        if not (score > scores[i] or (score == scores[i] and slot < slots[i])):
+    worst = k - 1 if k <= SORTED else 0
+    if n == k:
+        if not better(score, slot, scores[worst], slots[worst]):
             return n
-    while i > 0 and (score > scores[i - 1] or (score == scores[i - 1] and slot < slots[i - 1])):
-        scores[i] = scores[i - 1]
-        slots[i] = slots[i - 1]
-        i -= 1
-    scores[i] = score
-    slots[i] = slot
-    return n
+        if k > SORTED:
+            sink(score, slot, scores, slots, n)
+            return n
+        n -= 1
+    i = n
+    while i > 0:
+        before = i - 1 if k <= SORTED else (i - 1) // 2
+        if better(score, slot, scores[before], slots[before]) != (k <= SORTED):
+            break
+        scores[i], slots[i] = scores[before], slots[before]
+        i = before
+    scores[i], slots[i] = score, slot
+    return n + 1
+
+
+@inner
+def sink(score, slot, scores, slots, n):
+    """Put a candidate in the place of the worst of a heap, its first: entry i is no better than 2i + 1 and 2i + 2."""
+    i = 0
+    while 2 * i + 1 < n:
+        child = 2 * i + 1
+        if child + 1 < n and better(scores[child], slots[child], scores[child + 1], slots[child + 1]):
+            child += 1
+        if better(scores[child], slots[child], score, slot):
+            break
+        scores[i], slots[i] = scores[child], slots[child]
+        i = child
+    scores[i], slots[i] = score, slot
+
+
+@inner
+def finish(scores, slots, n, k):
+    """Sort the list of the ``n`` best, at most ``k``, if it is a heap."""
+    if k > SORTED:
+        for last in range(n - 1, 0, -1):
+            worst_score, worst_slot = scores[0], slots[0]
+            sink(scores[last], slots[last], scores, slots, last)
+            scores[last], slots[last] = worst_score, worst_slot
 
 
 @inner
@@ -50,21 +87,24 @@ def beam_search(top_k, scores, best, slot, next_best, next_slot, ranked, value):
     digit's values, best first, and what each adds to a slot.
     """
     order, radix = scores.shape
-    n = 0
+    n, worst = 0, top_k - 1 if top_k <= SORTED else 0  # where a full list has its worst
     for p in range(radix):
         n = insert(scores[0, p], p, best, slot, n, top_k)
+    finish(best, slot, n, top_k)
     place_value = radix  # P**u
     for u in range(1, order):
-        n_digit = 0  # this digit's values, best first
+        n_digit, most_digit = 0, min(radix, top_k)  # this digit's values, best first
         for p in range(radix):
-            n_digit = insert(scores[u, p], p * place_value, ranked, value, n_digit, min(radix, top_k))
+            n_digit = insert(scores[u, p], p * place_value, ranked, value, n_digit, most_digit)
+        finish(ranked, value, n_digit, most_digit)
         n_next = 0
         for j in range(n_digit):
             for i in range(min(n, top_k // (j + 1))):  # the staircase: (i + 1) * (j + 1) <= K
                 score = best[i] + ranked[j]
-                if n_next == top_k and score < next_best[top_k - 1]:
+                if n_next == top_k and score < next_best[worst]:
                     break  # sums only fall along i
                 n_next = insert(score, slot[i] + value[j], next_best, next_slot, n_next, top_k)
+        finish(next_best, next_slot, n_next, top_k)
         best, next_best = next_best, best
         slot, next_slot = next_slot, slot
         n = n_next
