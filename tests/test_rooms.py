@@ -57,7 +57,7 @@ AT_IMPORT = {
     "model": {"safetensors"},
     "layers": {"scipy"},
     "plot": {"cycler", "matplotlib"},
-    "kernels/cpu": {"numba"},
+    "kernels/cpu": {"numba", "llvmlite"},  # llvmlite is the compiler below Numba
     "kernels/numba_cuda": {"numba"},
 }
 WITHIN_FUNCTIONS = {

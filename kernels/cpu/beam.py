@@ -34,8 +34,8 @@ def insert(score, slot, scores, slots, n, k):
     The list is sorted, best first; a list for more than ``SORTED`` is a heap, until ``finish`` sorts it: moving up
     what stands behind a candidate would cost K of them K**2 moves, a heap K log K.
     """
-    worst = k - 1 if k <= SORTED else 0
     if n == k:
+        worst = k - 1 if k <= SORTED else 0
         if not better(score, slot, scores[worst], slots[worst]):
             return n
         if k > SORTED:
@@ -87,17 +87,18 @@ def beam_search(top_k, scores, best, slot, next_best, next_slot, ranked, value):
     digit's values, best first, and what each adds to a slot.
     """
     order, radix = scores.shape
-    n, worst = 0, top_k - 1 if top_k <= SORTED else 0  # where a full list has its worst
+    worst = top_k - 1 if top_k <= SORTED else 0  # where a full list has its worst
+    n = none = np.int64(0)  # to Numba, a plain 0 is a type of its own, for which it would compile insert once more
     for p in range(radix):
         n = insert(scores[0, p], p, best, slot, n, top_k)
     finish(best, slot, n, top_k)
     place_value = radix  # P**u
     for u in range(1, order):
-        n_digit, most_digit = 0, min(radix, top_k)  # this digit's values, best first
+        n_digit, most_digit = none, min(radix, top_k)  # this digit's values, best first
         for p in range(radix):
             n_digit = insert(scores[u, p], p * place_value, ranked, value, n_digit, most_digit)
         finish(ranked, value, n_digit, most_digit)
-        n_next = 0
+        n_next = none
         for j in range(n_digit):
             for i in range(min(n, top_k // (j + 1))):  # the staircase: (i + 1) * (j + 1) <= K
                 score = best[i] + ranked[j]

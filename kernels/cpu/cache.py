@@ -25,7 +25,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import llvmlite
 import numba
 import numpy as np
 from numba.core import caching, serialize
@@ -93,7 +92,7 @@ class KernelCache(caching._Cache):
 @cache
 def source_stamp() -> bytes:
     """What compiled kernels depend on: every source of this backend, and the versions of what compiles them."""
-    stamp = hashlib.sha256(repr((sys.version, np.__version__, numba.__version__, llvmlite.__version__)).encode())
+    stamp = hashlib.sha256(repr((sys.version, np.__version__, numba.__version__)).encode())
     for folder, pattern in ((__package__, ".py"), ("ramnet_np", "contract.py")):
         sources = (file for file in importlib.resources.files(folder).iterdir() if file.name.endswith(pattern))
         for source in sorted(sources, key=lambda source: source.name):

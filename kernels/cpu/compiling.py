@@ -35,5 +35,8 @@ def kernel(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def parallel_kernel(function: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a kernel that shares its work out over threads (``share.py``)."""
-    return functools.wraps(function)(parallel_call(kernel(function)))
+    """Decorate a kernel that shares its work out over threads (``share.py``); ``.compiled`` is what Numba made."""
+    compiled = kernel(function)
+    call: Any = functools.wraps(function)(parallel_call(compiled))
+    call.compiled = compiled
+    return call

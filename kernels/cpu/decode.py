@@ -18,7 +18,6 @@ from .compiling import inner, parallel_kernel
 from .network import LANES, plan, top_slots
 from .share import share_out
 
-
 AT_ONCE = 16  # tokens that a thread decodes one by one; so few do not fill the lanes
 
 

@@ -64,7 +64,7 @@ def _type_of_share_out(typing):
 @lower_builtin(share_out, types.Dispatcher, types.int64, types.BaseTuple)
 def _share_out(context, builder, signature, values):
     """Call ``_run`` with an entry for ``piece`` and the address of ``arguments``, which outlives that call."""
-    piece, count, arguments = signature.args
+    piece, _, arguments = signature.args
     entry = _entry(context, builder, piece, arguments)
     address = builder.ptrtoint(cgutils.alloca_once_value(builder, values[2]), _WORD)
     run = types.Dispatcher(_run)

@@ -9,6 +9,7 @@ Numba starts its threads in a layer that it chooses by what is installed: TBB, O
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -61,9 +62,8 @@ def _threads_were_lost() -> bool:
         return False
     if layer != "omp":
         return False
-    from numba.np.ufunc import omppool
-
-    return omppool.openmp_vendor == "GNU"
+    vendor: str = importlib.import_module("numba.np.ufunc.omppool").openmp_vendor
+    return vendor == "GNU"
 
 
 if hasattr(os, "register_at_fork"):
