@@ -62,15 +62,16 @@ class KernelCache(caching._Cache):
         return None
 
     def save_overload(self, signature: Any, compiled: CompileResult) -> None:
-        """Keep a kernel that was just compiled. Where it cannot be written, the next process compiles it again."""
+        """Keep a kernel that was just compiled. Where it cannot be kept, the next process compiles it again."""
         global _last_compilation
         _last_compilation = time.monotonic()
         if self._folder is None or compiled.library.has_dynamic_globals:
             return
-        content = pickle.dumps((source_stamp(), serialize.dumps(compiled._reduce())))
         path = self._path(signature, compiled.library.codegen)
         unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        with contextlib.suppress(OSError):
+        # RuntimeError: a Ctrl-C just when LLVM handed over its code leaves Numba without a copy to keep.
+        with contextlib.suppress(OSError, RuntimeError):
+            content = pickle.dumps((source_stamp(), serialize.dumps(compiled._reduce())))
             try:
                 unfinished.write_bytes(content)
                 unfinished.replace(path)

@@ -115,12 +115,12 @@ def test_decode_address_of_a_large_k_selects_the_same_slots(digits, top_k, logit
 @pytest.mark.parametrize("order", ["best last", "best first", "equal"])
 def test_a_list_of_k_costs_k_log_k(order, monkeypatch):
     """As many comparisons as a heap needs at most: to enter it, to be put in its place, to be sorted."""
-    k, compared = 2048, 0
+    k, compared, compare = 2048, 0, beam.better.py_func
 
     def better(*candidates):
         nonlocal compared
         compared += 1
-        return beam.better.py_func(*candidates)
+        return compare(*candidates)
 
     monkeypatch.setattr(beam, "better", better)
     monkeypatch.setattr(beam, "sink", beam.sink.py_func)

@@ -125,6 +125,18 @@ Path.write_bytes = write_bytes
     assert run.files() == []
 
 
+def test_a_kernel_that_numba_cannot_copy_is_no_error(run):
+    """As after a Ctrl-C within the callback by which LLVM hands over its code."""
+    lost = """
+from numba.core.codegen import CodeLibrary
+def _get_compiled_object(self):
+    raise RuntimeError("no compiled object yet")
+CodeLibrary._get_compiled_object = _get_compiled_object
+"""
+    assert run(lost)[0].startswith("2.0 ")
+    assert run.files() == []
+
+
 def test_a_forward_alone_compiles_no_backward():
     code = """
 import numpy as np
