@@ -5,16 +5,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-gpu sanitize-gpu notebooks lab lint format docs test-site install clean
+.PHONY: help demo test test-versions test-gpu sanitize-gpu notebooks lab lint format docs test-site dist install clean
 
 help:
 	@echo "make demo     train a small RAM-Net to recall (about a minute), with figures in demo/"
 	@echo "make test     lint, types and all tests that need no GPU, those of the Numba CUDA kernels in a simulator"
+	@echo "make test-versions  part of them with the oldest and the newest Python and packages, and with NumPy alone"
 	@echo "make test-gpu the tests that need an NVIDIA GPU and CuPy;  make sanitize-gpu  looks for races and bad accesses"
 	@echo "make notebooks  run the course from scratch, all cells and exercise checks;  make lab  opens it in JupyterLab"
 	@echo "make docs     the site, in docs/_build/html, without warnings and with every link checked"
 	@echo "make test-site  the same, then walked by a real browser (needs Chromium and its driver)"
-	@echo "make lint     ruff and mypy alone;  make format  lets ruff rewrite"
+	@echo "make lint     ruff, mypy and the linters of the workflows alone;  make format  lets ruff rewrite"
+	@echo "make dist     wheel and sdist of what is committed, in dist/"
 	@echo "make clean    remove .venv, caches, the built site and demo/"
 
 demo: $(VENV)/.installed
@@ -23,9 +25,18 @@ demo: $(VENV)/.installed
 # run once more under Numba's CUDA simulator, which must be chosen before Numba is imported
 SIMULATED := tests/kernels/test_numba_cuda_agreement.py tests/kernels/test_numba_cuda_arrays.py
 
+# one process per core; more than eight would compile the same kernels over again
+WORKERS := -n logical --maxprocesses 8
+
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not site"
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n 2 -m "not gpu" $(SIMULATED)
+	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not site"
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(WORKERS) -m "not gpu" $(SIMULATED)
+
+# what to run: make test-versions VERSIONS="newest --python python3.13"; tests/versions.py says what there is
+VERSIONS ?=
+
+test-versions: $(VENV)/.installed-test
+	$(BIN)/python -m tests.versions $(VERSIONS)
 
 notebooks: $(VENV)/.installed-notebooks
 	$(BIN)/python notebooks/run.py
@@ -50,6 +61,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --quiet --offline --persona pedantic .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
@@ -63,6 +77,13 @@ docs: $(VENV)/.installed-docs
 test-site: docs $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --editable ".[site]"
 	$(BIN)/python -m pytest -m site tests/site
+
+# of the commit, so that nothing else that lies in the folder gets in; make dist TAG=v1.2.3 checks the version too
+dist: $(VENV)/.installed-test
+	test -z "$(TAG)" || test "$(TAG)" = "v$$($(BIN)/python -c 'import ramnet_np; print(ramnet_np.__version__)')"
+	rm -rf build/tree dist && mkdir -p build/tree
+	git archive HEAD | tar -x -C build/tree
+	$(BIN)/python -m build --outdir dist build/tree
 
 install: $(VENV)/.installed
 

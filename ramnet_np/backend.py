@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ _REGISTRY: dict[str, tuple[str, tuple[str, ...]]] = {
     "numpy": ("ramnet_np.core.numpy_backend", ()),
     "numba": ("ramnet_np.kernels.cpu", ("numba",)),
     "cupy": ("ramnet_np.kernels.cuda.backend", ("cupy",)),
-    "numba-cuda": ("ramnet_np.kernels.numba_cuda.backend", ("numba_cuda",)),
+    "numba-cuda": ("ramnet_np.kernels.numba_cuda.backend", ("numba",)),
 }
 
 _loaded: dict[str, Backend] = {}  # so that a call need not look for packages again
@@ -90,7 +91,7 @@ class Step(Protocol):
     ) -> Array: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Backend:
     """The five functions of the operation, and the arrays that they serve.
 
@@ -100,7 +101,7 @@ class Backend:
     it are fully written: ``gradcheck`` compares them to see a selection switch.
     """
 
-    name: str
+    name: str  # a context that is pickled or copied keeps its backend as this name
     decode_forward: DecodeForward
     decode_backward: DecodeBackward
     memory_forward: MemoryForward
@@ -113,6 +114,13 @@ class Backend:
     # arrays of kind "device" only: the same memory as an array with dtype, shape and ndim as NumPy has them
     from_foreign: Callable[[Array], Array] = lambda array: array
     total: Callable[[Array], Array] = lambda array: array.sum()  # the sum of an array, an array of no axes
+    made_by: str = ""  # what ``backends`` adds to "available", such as the compiler
+
+    def __repr__(self) -> str:
+        return f"Backend({self.name!r})"
+
+    def __reduce__(self) -> tuple[Callable[[str], Backend], tuple[str]]:
+        return load_backend, (self.name,)
 
 
 def by_side(
@@ -150,11 +158,15 @@ def by_side(
 def register_backend(name: str, module: str, needs: tuple[str, ...] = ()) -> None:
     """Make the ``BACKEND`` of ``module`` available as ``name``; it is imported on first use.
 
+    ValueError for a name that another module has: a call would not know which of them is meant.
+
     >>> register_backend("my-numpy", "ramnet_np.core.numpy_backend")
     >>> "my-numpy" in backends()
     True
     >>> unregister_backend("my-numpy")
     """
+    if name in _REGISTRY and _REGISTRY[name][0] != module:
+        raise ValueError(f"name must not be that of another backend, got {name!r}, which is {_REGISTRY[name][0]}")
     _REGISTRY[name] = (module, needs)
 
 
@@ -175,10 +187,17 @@ def unregister_backend(name: str) -> None:
 def backends() -> dict[str, str]:
     """Every backend's name and whether it can run here: ``"available"``, or the reason why not.
 
+    Where it matters which compiler makes the kernels, this follows: ``"available, compiled by numba-cuda-mlir 0.6.0"``.
+
     >>> backends()["numpy"]
     'available'
     """
-    return {name: why_unavailable(name) or "available" for name in _REGISTRY}
+    return {name: why_unavailable(name) or _available(name) for name in _REGISTRY}
+
+
+def _available(name: str) -> str:
+    made_by = load_backend(name).made_by
+    return f"available, {made_by}" if made_by else "available"
 
 
 def why_unavailable(name: str) -> str | None:
@@ -191,6 +210,8 @@ def why_unavailable(name: str) -> str | None:
     """
     module, needs = _REGISTRY[_known(name)]
     missing = [package for package in needs if importlib.util.find_spec(package) is None]
+    if missing and sys.platform == "emscripten":
+        return f"needs {' and '.join(missing)}, which browsers do not have"
     if missing:
         return f"needs {' and '.join(missing)}, not installed ({' and '.join(map(_how_to_install, missing))})"
     try:
@@ -202,6 +223,10 @@ def why_unavailable(name: str) -> str | None:
 
 class use_backend:
     """Choose the backend for what follows, or, as a context manager, for a block.
+
+    The choice holds in the thread that makes it, and in asyncio's tasks that are started from there. A thread started
+    later does not have it (unless Python hands it on, as free-threaded builds from 3.14 do): choose there again, give
+    each call ``backend=``, or start it as ``Thread(target=contextvars.copy_context().run, args=(function,))``.
 
     Raises ValueError for an unknown name and RuntimeError for a backend that cannot run here.
 
@@ -240,7 +265,7 @@ def load_backend(name: str) -> Backend:
     >>> load_backend("numpy").name
     'numpy'
     """
-    if name not in _loaded:
+    if _known(name) not in _loaded:
         reason = why_unavailable(name)
         if reason is not None:
             raise RuntimeError(f"backend {name!r} {reason}")
@@ -272,15 +297,21 @@ def backend_for(array: Array, name: str | None = None) -> Backend:
 
 
 def array_kind(array: Array) -> str:
-    """``"cupy"`` for CuPy arrays, ``"device"`` for others in a GPU's memory (``__cuda_array_interface__``), else
-    ``"numpy"``.
+    """Whose arrays these are: ``"numpy"``, ``"cupy"``, or ``"device"`` for others in a GPU's memory
+    (``__cuda_array_interface__``).
+
+    Any other array is of no kind that a backend serves, and goes by its type: ``"torch.Tensor"`` on the CPU, or
+    ``"numpy.MaskedArray"``, whose mask nothing here would heed. What is no array at all counts as NumPy's.
 
     >>> import numpy as np
-    >>> array_kind(np.zeros(1))
-    'numpy'
+    >>> array_kind(np.zeros(1)), array_kind(np.ma.zeros(1))
+    ('numpy', 'numpy.MaskedArray')
     """
     array_type: type = type(array)
-    return _kind_of_type(array_type)
+    kind = _kind_of_type(array_type)
+    if kind == "device" and not hasattr(array, "__cuda_ndarray__") and not hasattr(array, "__cuda_array_interface__"):
+        return _type_name(array_type)  # the class has the property for its arrays on the CPU too, where it raises
+    return kind
 
 
 @functools.cache
@@ -288,17 +319,26 @@ def _kind_of_type(array_type: type) -> str:
     if array_type.__module__.partition(".")[0] == "cupy":
         return "cupy"
     # ``__cuda_ndarray__``: Numba's arrays have it also under its simulator
-    on_device = hasattr(array_type, "__cuda_array_interface__") or hasattr(array_type, "__cuda_ndarray__")
-    return "device" if on_device else "numpy"
+    if hasattr(array_type, "__cuda_array_interface__") or hasattr(array_type, "__cuda_ndarray__"):
+        return "device"
+    if any(_type_name(base) in ("numpy.MaskedArray", "numpy.matrix") for base in array_type.__mro__):
+        return _type_name(array_type)
+    of_numpy = any(_type_name(base) in ("numpy.ndarray", "numpy.generic") for base in array_type.__mro__)
+    is_array = hasattr(array_type, "dtype") and hasattr(array_type, "shape")
+    return _type_name(array_type) if is_array and not of_numpy else "numpy"
+
+
+def _type_name(array_type: type) -> str:
+    return f"{array_type.__module__.partition('.')[0]}.{array_type.__qualname__}"
 
 
 def _how_to_install(package: str) -> str:
-    if package in ("cupy", "numba_cuda"):  # wheels are named by the CUDA that they are for
+    if package == "cupy":  # its wheels are named by the CUDA that they are for
         return "pip install 'ramnet-np[cuda13]', or 'ramnet-np[cuda12]' for drivers before 580"
     return f"pip install {package}"
 
 
 def _known(name: str) -> str:
-    if name not in _REGISTRY:
+    if not isinstance(name, str) or name not in _REGISTRY:
         raise ValueError(f"backend must be one of {', '.join(map(repr, _REGISTRY))}, got {name!r}")
     return name

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import redirect_stderr
+from functools import partial, wraps
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
+
+HELP_FLAGS = {"-h", "--help"}
+MAY_BE_EMPTY = ("--prompt", "--match")  # the first is refused with a sentence of its own
 
 HELP = """\
 usage: ramnet-np COMMAND [options]
@@ -19,7 +27,7 @@ RAM-Net in plain NumPy and fast kernels: linear attention over a large, sparsely
 
 commands:
   demo         train a small RAM-Net to recall, in about a minute, and show what it recalls
-  train mqar   train a RAM-Net on multi-query associative recall, with every setting on the command line
+  train mqar   train a RAM-Net on multi-query associative recall: hours on a CPU; with --preset demo a minute
   train text   train a language model of bytes on any file
   experiment   a grid of runs, resumable: mqar-order, mqar-state, mqar-ablations; `plot` draws and tables their results
   generate     let a model trained on text write, with its state carried from byte to byte
@@ -27,28 +35,34 @@ commands:
   gradcheck    check every gradient by finite differences
   bench        time the operation on every backend, with ratios and a memory-traffic floor
 
-`ramnet-np COMMAND --help` explains a command's options.
+`ramnet-np COMMAND --help` explains a command's options; `ramnet-np train mqar --help-all` all settings of a run.
 """
 
 TRAIN_EXAMPLES = """
-Multi-query associative recall (MQAR): a sequence shows pairs (key, value), then asks for each key once more.
+Multi-query associative recall (MQAR):
+a sequence shows pairs (key, value), then asks for each key once more.
 
-  ramnet-np train mqar                                     the preset mqar-small
-  ramnet-np train mqar --preset demo --out runs/a          the demo's settings
-  ramnet-np train mqar --model.order 8 --train.steps 500   any setting of model, data and training
-  ramnet-np train mqar --out runs/a --resume               go on after Ctrl-C, to the same bits
-
-Presets: {presets}. The other options start from the preset's values, which are shown as defaults below.
+  ramnet-np train mqar                             the paper's task: hours on CPUs, minutes on a GPU
+  ramnet-np train mqar --preset demo               a small task: about a minute on a CPU
+  ramnet-np train mqar --model.order 8 --seed 1    any setting of model, data and training
+  ramnet-np train mqar --out runs/a --resume       go on after Ctrl-C, to the same bits
 """
+MQAR_DATA = (("--data.vocab N", "number of tokens, half of them keys; model.vocab must hold them"),)
 
 TEXT_EXAMPLES = """
 A language model of bytes: no tokenizer, any file will do.
 
-  ramnet-np train text                                   a text made here, whose facts must be recalled
+  ramnet-np train text                               a text made here, whose facts must be recalled
   ramnet-np train text --preset file --data.path book.txt --out runs/book
-  ramnet-np generate runs/book --prompt "The "           let it write
+  ramnet-np generate runs/book --prompt "The "       let it write
+"""
+TEXT_DATA = (
+    ("--data.path FILE", "what to learn from; none: a text made here"),
+    ("--data.length N", "bytes of a training sequence"),
+)
 
-Presets: {presets}. The other options start from the preset's values, which are shown as defaults below.
+PRESETS = """
+Presets: {presets}. The options start from the values of --preset {name}, which are shown as defaults below.
 """
 
 EXPERIMENT_EXAMPLES = """
@@ -101,6 +115,10 @@ def gradcheck(match: str = "", samples: int = 24, seed: int = 0, backend: str = 
         backend: Whose operation is checked.
         verbose: Print a table for each case, with a row for each input.
     """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
     from ramnet_np.backend import use_backend
     from ramnet_np.gradcheck.cases import run_cases, summary_table
 
@@ -122,25 +140,57 @@ def demo(out: Path = Path("demo"), seed: int = 0) -> None:
     """
     from ramnet_np.runs.demo import run_demo
 
-    run_demo(out, seed=seed)
+    _exit_if_interrupted(run_demo(out, seed=seed).signal)
 
 
-def _call(function: Callable[..., None], args: list[str]) -> None:
-    tyro.cli(function, args=args, prog=f"ramnet-np {function.__name__}")
+def _call(function: Callable[..., None], args: list[str], name: str = "") -> None:
+    @wraps(function)
+    def collect(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return positional, named
+
+    positional, named = _parse(collect, args, f"ramnet-np {name or function.__name__}")
+    function(*positional, **named)
+
+
+def _parse(what: Any, args: list[str], prog: str, **options: Any) -> Any:
+    """What the arguments describe. ValueError, in a line of its own, for what the parser would put into a box."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(what, args=args, prog=prog, **options)
+    except SystemExit as end:
+        if end.code in (0, None):  # it was asked for help
+            raise
+    raise ValueError(_unboxed(said.getvalue()) + f" ({prog} --help)")
+
+
+def _unboxed(text: str) -> str:
+    """The first paragraph of a box of text.
+
+    >>> _unboxed("╭─ Value error ─╮\\n│ Error parsing model: order must │\\n│ be above 0 │\\n│ ──── │\\n│ See x │")
+    'order must be above 0'
+    """
+    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    by_rule = groupby(lines, lambda line: set(line) <= {"─", "-"})
+    paragraphs = [" ".join(words) for is_rule, words in by_rule if not is_rule]
+    title = 0 if "╭" in text else 1  # a terminal without these lines gets the title as a paragraph
+    return re.sub("^Error parsing (?!-)[^:]*: ", "", paragraphs[title]) if len(paragraphs) > title else text.strip()
 
 
 def _bench(args: list[str]) -> None:
     from ramnet_np.kernels.bench.cpu import BenchOptions, run_bench
 
-    run_bench(tyro.cli(BenchOptions, args=args, prog="ramnet-np bench"))
+    run_bench(_parse(BenchOptions, args, "ramnet-np bench"))
 
 
 def _train(args: list[str]) -> None:
     kinds: dict[str, Callable[[list[str]], None]] = {"mqar": _train_mqar, "text": _train_text}
     if args[:1] and args[0] in kinds:
         kinds[args[0]](args[1:])
-    elif args[:1] and args[0] in ("-h", "--help"):
-        print("usage: ramnet-np train {mqar,text} [options]     (ramnet-np train mqar --help explains them)")
+    elif args[:1] and args[0] in (*HELP_FLAGS, "--help-all"):
+        print(
+            "usage: ramnet-np train {mqar,text} [--preset NAME] [options]     (ramnet-np train mqar --help tells more)"
+        )
     else:
         got = args[0] if args else "nothing"
         raise ValueError(f"train must be told what to train on, 'mqar' or 'text', got {got!r}")
@@ -150,7 +200,7 @@ def _train_mqar(args: list[str]) -> None:
     from ramnet_np.runs.mqar import MQARRun, run_mqar
     from ramnet_np.runs.presets import MQAR_RUNS
 
-    run = _read_run("mqar", MQARRun, MQAR_RUNS, TRAIN_EXAMPLES, args)
+    run = _read_run("mqar", MQARRun, MQAR_RUNS, TRAIN_EXAMPLES, MQAR_DATA, args)
     _print_result(run.out, run_mqar(run))
 
 
@@ -158,19 +208,26 @@ def _train_text(args: list[str]) -> None:
     from ramnet_np.runs.presets import TEXT_RUNS
     from ramnet_np.runs.text import TextRun, run_text
 
-    run = _read_run("text", TextRun, TEXT_RUNS, TEXT_EXAMPLES, args)
+    run = _read_run("text", TextRun, TEXT_RUNS, TEXT_EXAMPLES, TEXT_DATA, args)
     _print_result(run.out, run_text(run))
 
 
-def _read_run(kind: str, type_: Any, presets: dict[str, Any], examples: str, args: list[str]) -> Any:
-    """The run that the arguments describe, starting from a preset."""
+def _read_run(
+    kind: str, type_: Any, presets: dict[str, Any], examples: str, data: Sequence[tuple[str, str]], args: list[str]
+) -> Any:
+    """The run that the arguments describe, starting from a preset; asked for help, print it and end."""
+    from ramnet_np.runs.short_help import short_help
+
     name, rest = _take_preset(args, presets)
-    return tyro.cli(
+    if not HELP_FLAGS.isdisjoint(rest):
+        print(short_help(kind, presets[name], name, presets, data, examples))
+        raise SystemExit(0)
+    return _parse(
         type_,
-        args=rest,
+        ["--help" if arg == "--help-all" else arg for arg in rest],
+        f"ramnet-np train {kind}",
         default=presets[name],
-        prog=f"ramnet-np train {kind} --preset {name}",
-        description=examples.format(presets=", ".join(presets)),
+        description=examples + PRESETS.format(presets=", ".join(presets), name=name),
     )
 
 
@@ -179,9 +236,21 @@ def _print_result(out: Path, result: Any) -> None:
     for setting, accuracy in result.accuracy.items():
         print(f"held-out accuracy, {setting}: {accuracy:.2%}")
     pictures = ", ".join(name for name in ("curves.png", "trace.png") if (out / name).exists())
-    print(f"in {out}: {pictures}, metrics.jsonl, {result.checkpoint.relative_to(out)}")
+    files = [pictures] if pictures else []
+    print(f"in {out}: {', '.join([*files, 'metrics.jsonl', str(result.checkpoint.relative_to(out))])}")
+    if "curves.png" not in pictures:
+        print("no curves yet: the first record of the training comes after train.log_every steps")
     if result.status == "interrupted":
         print("--resume with the same settings goes on from here")
+    _exit_if_interrupted(result.signal)
+
+
+def _exit_if_interrupted(signal: int | None) -> None:
+    """End with the status that a shell gives to a program that a signal ended."""
+    from ramnet_np.train.interrupt import exit_status
+
+    if signal is not None:
+        raise SystemExit(exit_status(signal))
 
 
 def _experiment(args: list[str]) -> None:
@@ -196,28 +265,37 @@ def _experiment(args: list[str]) -> None:
         raise ValueError(f"experiment must be one of {names}, plot, got {args[0] if args else 'nothing'!r}")
     name, rest = args[0], args[1:]
     if name == "plot":
-        return tyro.cli(plot, args=rest, prog="ramnet-np experiment plot")
-    options = tyro.cli(Options, args=rest, prog=f"ramnet-np experiment {name}", description=EXPERIMENT_EXAMPLES)
+        return _call(plot, rest, "experiment plot")
+    options = _parse(Options, rest, f"ramnet-np experiment {name}", description=EXPERIMENT_EXAMPLES)
     outcome = run_experiment(name, options)
     print(f"{outcome.finished} finished now, {outcome.left} left, {outcome.failed} failed; in {outcome.results}")
+    _exit_if_interrupted(outcome.signal)
     if outcome.failed:
         raise SystemExit(1)
 
 
-def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("docs/results")) -> None:
+def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
     """Draw the figures of some results and print their tables, ours against the paper's, as Markdown.
 
     Args:
         results: Files results.jsonl, of one grid or of several.
-        out: Folder for the figures. Its paper.toml has the paper's values; its mqar.md, if there is one, is updated.
+        out: Folder for the figures; none: that of the first results file. Its paper.toml has the paper's values; its
+            mqar.md, if there is one, is updated between its two markers.
     """
     from ramnet_np.experiment.report import write_report
 
     print(write_report(results, out))
 
 
+LineBreak = Annotated[str, tyro.conf.arg(help_behavior_hint="(default: a line break)")]
+
+
 def generate(
-    folder: tyro.conf.Positional[Path], prompt: str = "\n", length: int = 400, temperature: float = 0.8, seed: int = 0
+    folder: tyro.conf.Positional[Path],
+    prompt: LineBreak = "\n",
+    length: int = 400,
+    temperature: float = 0.8,
+    seed: int = 0,
 ) -> None:
     """Let a model of bytes write, byte by byte.
 
@@ -231,11 +309,11 @@ def generate(
         temperature: 0 always takes the likeliest byte; 1 draws by the model's probabilities; between is more careful.
         seed: Decides the draws.
     """
-    from ramnet_np.runs.text import generate_text, load_text_model
+    from ramnet_np.runs.text import generate_text, load_text_model, prompt_bytes
 
-    model = load_text_model(folder)
-    print(prompt, end="", flush=True)
-    for piece in generate_text(model, prompt, length, temperature=temperature, seed=seed):
+    pieces = generate_text(load_text_model(folder), prompt, length, temperature=temperature, seed=seed)
+    print(prompt_bytes(prompt).decode(errors="replace"), end="", flush=True)
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
@@ -262,17 +340,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    _write_anything()
     try:
         if args[0] not in COMMANDS:
             raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {args[0]!r}")
+        _require_values(args)
         COMMANDS[args[0]](args[1:])
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
-        print(f"ramnet-np: {error}", file=sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
+        print(f"ramnet-np: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ramnet-np: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _write_anything() -> None:
+    """A character that the terminal cannot show becomes a question mark: no reason to end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _require_values(args: Sequence[str]) -> None:
+    """ValueError for an option with an empty value: ``--out ""`` would mean the current folder."""
+    for before, arg in pairwise(args):
+        name, equals, value = arg.partition("=")
+        if arg == "" and before not in MAY_BE_EMPTY:
+            raise ValueError(f"{before if before.startswith('--') else 'an argument'} must have a value, got ''")
+        if name.startswith("--") and equals and not value and name not in MAY_BE_EMPTY:
+            raise ValueError(f"{name} must have a value, got ''")
 
 
 def _take_preset(args: list[str], presets: dict[str, Any]) -> tuple[str, list[str]]:

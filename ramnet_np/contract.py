@@ -43,7 +43,11 @@ class RAMState(NamedTuple):
     def initial(
         cls, batch: int, heads: int, slots: int, channels: int, dtype: Any = np.float32, xp: Any = np
     ) -> RAMState:
-        """The state before the first token: s = 0, z = 1/M."""
+        """The state before the first token: s = 0, z = 1/M. ValueError for a size below 0, or no slots."""
+        sizes = {"batch": batch, "heads": heads, "slots": slots, "channels": channels}
+        for name, size in sizes.items():
+            if size < (name == "slots"):
+                raise ValueError(f"{name} must be at least {int(name == 'slots')}, got {size}")
         return cls(
             xp.zeros((batch, heads, slots, channels), dtype=dtype),
             xp.full((batch, heads, slots), 1.0 / slots, dtype=dtype),

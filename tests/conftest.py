@@ -1,5 +1,6 @@
 """Settings that hold for every test."""
 
+import importlib.util
 import os
 
 import pytest
@@ -11,6 +12,15 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "2")
 # Shapes, not luck: the same draws every run, and no deadline on a machine that may be busy.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that are given Numba as a backend are left out where it is missing: ``python -m tests.versions alone``."""
+    if importlib.util.find_spec("numba") is None:
+        for item in items:
+            given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+            if any(isinstance(value, str) and value == "numba" for value in given):
+                item.add_marker(pytest.mark.skip(reason="Numba is not installed"))
 
 
 @pytest.fixture

@@ -152,6 +152,8 @@ def draw(case: Case, dtype: Any = np.float64, seed: int = 0) -> Inputs:
     options: dict[str, Any] = {"top_k": case.K, "return_state": case.dstate, **case.options}
     if case.positions:
         options["positions"] = rng.integers(-5, 10 * M, (B, T))
+    elif case.state and options.get("cape_heads"):
+        options["positions"] = np.broadcast_to(np.arange(T), (B, T))  # a state does not say where its tokens were
     if case.masked:
         options["mask"] = rng.random((B, T)) >= case.masked
 

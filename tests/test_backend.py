@@ -1,9 +1,11 @@
 """Choosing a backend."""
 
+import contextvars
 import dataclasses
 import importlib.util
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -37,6 +39,9 @@ def test_without_numba_the_core_serves(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numba" else find(name))
     assert backend_for(np.zeros(2)).name == "numpy"
     assert "needs numba, not installed" in backends()["numba"]
+    with monkeypatch.context() as browser:
+        browser.setattr(sys, "platform", "emscripten")
+        assert backends()["numba"] == "needs numba, which browsers do not have"
     with pytest.raises(RuntimeError, match="backend 'numba' needs numba, not installed"):
         ram_attention_forward(*draw(), top_k=3, backend="numba")
 
@@ -66,6 +71,15 @@ def test_use_backend_as_context_manager_and_as_call():
     assert selected_backend() == "numpy"
     use_backend(None)
     assert selected_backend() is None
+
+
+def test_a_choice_reaches_a_thread_that_is_started_with_its_context():
+    """As the docstring says; a thread started without it decides by its arrays."""
+    with use_backend("numpy"):
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(contextvars.copy_context().run, selected_backend).result() == "numpy"
+        assert selected_backend() == "numpy"
+    assert "thread" in use_backend.__doc__
 
 
 def test_the_argument_wins_over_use_backend():

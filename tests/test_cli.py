@@ -1,6 +1,7 @@
 """The command, as a user runs it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -82,6 +83,24 @@ def test_gradcheck_fails_with_exit_status_1(capsys, monkeypatch):
         (["generate", "nowhere"], "folder must hold a run or a checkpoint, got 'nowhere', which is no folder"),
         (["train", "mqar", "--preset", "huge"], "preset must be one of"),
         (["info", "--preset", "huge"], "got 'huge'"),
+        (["train", "mqar", "--out", ""], "--out must have a value, got ''"),
+        (["train", "text", "--data.path="], "--data.path must have a value, got ''"),
+        (["generate", ""], "an argument must have a value, got ''"),
+        (
+            ["generate", "lab/model"],
+            "no folder; a model of the Hugging Face Hub is fetched by `hf download lab",
+        ),
+        (["train", "mqar", "--model.gamma", "nan"], "gamma must be between -1e+30 and 1e+30, got nan"),
+        (["train", "mqar", "--model.order", "1000000000"], "order must be between 1 and 31, got 1000000000"),
+        (["train", "mqar", "--model.layers", "1000000000"], "layers must be between 1 and 4096, got 1000000000"),
+        (["train", "mqar", "--model.width", "2000000000"], "training a model of this size on this data needs at least"),
+        (["train", "mqar", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["train", "mqar", "--train.steps", "many"], "--train.steps: invalid literal for int() with base 10: 'many'"),
+        (["train", "mqar", "--fly"], "Unrecognized options: --fly (ramnet-np train mqar --help)"),
+        (["train", "mqar", "--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
+        (["demo", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["gradcheck", "--samples", "0"], "samples must be at least 1, got 0"),
+        (["gradcheck", "--seed", "-1"], "seed must be at least 0, got -1"),
         (["gradcheck", "--match", "nothing-like-this"], "match must be part of a case's name"),
         (["gradcheck", "--backend", "abacus"], "backend must be one of 'numpy', 'numba'"),
     ],
@@ -102,8 +121,50 @@ def test_train_on_a_gpu_that_is_not_there_is_one_line_on_stderr(capsys, tmp_path
     assert err == "ramnet-np: device 'gpu' cannot be used: backend 'cupy' could not be loaded: no GPU\n"
 
 
+@pytest.mark.parametrize("command", ["train mqar", "train text", "generate", "demo", "info", "gradcheck", "bench"])
+def test_help_fits_a_screen(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, _ = run(capsys, *command.split(), "--help")
+    assert status == 0
+    assert len(out.splitlines()) <= 40
+    if command.startswith("train"):
+        assert max(map(len, out.splitlines())) <= 100
+        assert "--preset NAME" in out
+        assert f"ramnet-np {command} --help-all" in out
+
+
+def test_short_help_names_options_that_exist_with_a_presets_values(capsys):
+    flags = [line.split()[0] for line in run(capsys, "train", "mqar", "-h")[1].splitlines() if line.startswith("  --")]
+    every = run(capsys, "train", "mqar", "--help-all")[1]
+    assert len(flags) > 15
+    assert all(f"{flag} " in every or f"{flag}, " in every for flag in flags if flag != "--preset")
+    assert "order N            U, digits of an address [3]" in run(capsys, "train", "mqar", "-h", "--preset", "demo")[1]
+
+
+def test_a_terminal_without_the_characters_gets_others():
+    command = [sys.executable, "-c", "import sys; from ramnet_np import cli; cli._write_anything(); print('✓ →')"]
+    result = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True)
+    assert result.stdout.split() == [b"?", b"?"]
+
+
+def test_output_that_nobody_reads_is_no_error():
+    command = f"{sys.executable} -m ramnet_np.cli train mqar --help-all | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+
+
+def test_pictures_that_need_latex_do_not(tmp_path):
+    """A user's matplotlibrc, on a machine that has no LaTeX."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    args = ["train", "mqar", *TINY, "--train.steps", "2", "--train.warmup", "1", "--out", str(tmp_path / "run")]
+    env = os.environ | {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    command = [sys.executable, "-m", "ramnet_np.cli", *args]
+    result = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert "in " + str(tmp_path / "run") + ": curves.png, trace.png, metrics.jsonl" in result.stdout
+
+
 def test_train_mqar_help_teaches(capsys):
-    status, out, _ = run(capsys, "train", "mqar", "--help")
+    status, out, _ = run(capsys, "train", "mqar", "--help-all")
     assert status == 0
     assert "Multi-query associative recall" in out
     assert "--resume" in out
@@ -116,7 +177,7 @@ def test_train_mqar_help_teaches(capsys):
 TINY = (
     *("--model.vocab", "32", "--model.width", "8", "--model.order", "2", "--model.radix", "3", "--model.ffn", "none"),
     *("--data.vocab", "32", "--data.train", "2", "12", "64", "--data.test", "2", "12", "16"),
-    *("--train.batch", "8", "--train.evaluate-every", "3", "--model.top-k", "4"),
+    *("--train.batch", "8", "--train.warmup", "0", "--train.evaluate-every", "3", "--model.top-k", "4"),
 )
 
 
@@ -133,14 +194,15 @@ def test_train_mqar_runs_resumes_and_refuses(capsys, tmp_path):
     assert status == 2
     assert "holds a run at step 6" in err
     # resumed under other settings
-    status, _, err = run(capsys, "train", "mqar", *TINY, "--train.steps", "9", "--out", str(out), "--resume")
+    status, _, err = run(capsys, "train", "mqar", *TINY, "--train.steps", "5", "--out", str(out), "--resume")
     assert status == 2
-    assert "train.steps must be 6 as in the checkpoint" in err
+    assert "train.steps must be 6 as in the checkpoint that is resumed, or more, got 5" in err
 
 
 TINY_TEXT = (
     *("--model.width", "8", "--model.order", "2", "--model.radix", "3", "--model.ffn", "none", "--model.top-k", "4"),
     *("--data.length", "16", "--train.batch", "4", "--train.evaluate-every", "3", "--train.steps", "4"),
+    *("--train.warmup", "2"),
 )
 
 
@@ -158,6 +220,13 @@ def test_train_text_then_generate(capsys, tmp_path):
     again = run(capsys, "generate", str(out), "--prompt", "Für", "--length", "12")[1]
     other = run(capsys, "generate", str(out), "--prompt", "Für", "--length", "12", "--seed", "5")[1]
     assert again == printed != other
+    typed = "F\udcc3\udcbcr"  # the bytes of "Für", as Python hands over what is typed where the encoding is another
+    assert run(capsys, "generate", str(out), "--prompt", typed, "--length", "12")[1] == printed
+    for option, wrong, words in (("--length", "-1", "length must"), ("--temperature", "nan", "temperature must")):
+        status, printed, err = run(capsys, "generate", str(out), option, wrong)
+        assert (status, printed) == (2, "")
+        assert err.startswith(f"ramnet-np: {words} be ")
+        assert err.count("\n") == 1
     status, _, err = run(capsys, "generate", str(out), "--prompt", "")
     assert (status, err) == (2, "ramnet-np: prompt must hold at least one character, got none\n")
 

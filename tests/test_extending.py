@@ -121,9 +121,15 @@ def test_a_rule_runs_in_numba(with_rule):
 
 def test_a_rule_runs_in_numba_cuda(with_rule):
     """Under the simulator: the fast kernels, the plain ones, the step."""
-    pytest.importorskip("numba_cuda")
     chosen = "tests/kernels/test_numba_cuda_agreement.py", "-k", "exponential"
     assert library_tests(with_rule, *chosen, NUMBA_ENABLE_CUDASIM="1") >= 3
+
+
+def test_a_rule_compiles_in_numba_cuda(with_rule):
+    """Its retention and slopes in the fast kernels, the plain ones, the step."""
+    pytest.importorskip("numba_cuda_mlir")
+    chosen = "tests/kernels/test_numba_cuda_compile.py", "-k", "exponential and float32"
+    assert library_tests(with_rule, *chosen) == 6
 
 
 def test_a_rule_compiles_in_cuda(with_rule):

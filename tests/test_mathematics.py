@@ -292,13 +292,13 @@ def test_learning(rng):
         close(params["w"], expected)
 
     high, low, warm, end = 1.0, 0.1, 3, 10
-    for i in range(end + 1):
+    for i in range(1, end + 1):
         by_page = (
-            high * (i + 1) / warm
-            if i < warm
+            high * i / warm
+            if i <= warm
             else low + (high - low) / 2 * (1 + math.cos(math.pi * (i - warm) / (end - warm)))
         )
-        assert cosine_with_warmup(i, peak=high, floor=low, warmup=warm, total=end) == pytest.approx(by_page)
+        assert cosine_with_warmup(i - 1, peak=high, floor=low, warmup=warm, total=end) == pytest.approx(by_page)
 
 
 def test_recall_task():

@@ -18,6 +18,16 @@ def test_example_prints_what_the_readme_says():
     assert out.getvalue().strip() == printed
 
 
+def test_further_examples_print_what_stands_below_them():
+    examples = re.findall(r"```python\n((?:(?!```).)*)```\n\n```text\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 2
+    for code, printed in examples:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(code, {})
+        assert out.getvalue() == printed
+
+
 def test_links_and_folders_exist():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     folders = re.findall(r"^\| `([^`]+)`", README, re.MULTILINE)

@@ -5,7 +5,6 @@ into which a forbidden import is planted.
 """
 
 import ast
-import subprocess
 import sys
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -30,7 +29,7 @@ ARROWS = {
     "model": ["layers"],
     "layers": ["core"],
     "plot": ["core"],
-    "ramnet_np": ["core"],  # ramnet_np/__init__.py, the public names
+    "ramnet_np": ["gradcheck"],  # ramnet_np/__init__.py: names of core, and when asked of model and gradcheck
     "core": ["backend"],
     "backend": ["contract"],
     "contract": [],
@@ -51,20 +50,19 @@ EVERYWHERE = {"numpy"}
 AT_IMPORT = {
     "cli": {"tyro"},
     "experiment": {"matplotlib", "tqdm"},
-    "runs": {"threadpoolctl"},
+    "runs": {"matplotlib", "threadpoolctl"},
     "train": {"safetensors", "tqdm"},
     "gradcheck": {"tqdm"},
     "model": {"safetensors"},
-    "layers": {"scipy"},
     "plot": {"cycler", "matplotlib"},
     "kernels/cpu": {"numba", "llvmlite"},  # llvmlite is the compiler below Numba
-    "kernels/numba_cuda": {"numba"},
+    "kernels/numba_cuda": {"numba", "numba_cuda_mlir"},
 }
 WITHIN_FUNCTIONS = {
     "cli": {"numba"},
     "runs": {"numba"},
     "train": {"cupy", "cupyx"},
-    "layers": {"cupyx"},
+    "layers": {"cupyx", "scipy"},
     "core": {"cupy"},
     "experiment": {"threadpoolctl"},
     "kernels/cuda": {"cupy", "cupy_backends"},
@@ -213,7 +211,7 @@ def gradcheck_knows(files: dict[str, str]) -> list[str]:
         describe(one)
         for one in checked
         if one.importer == "ramnet_np.gradcheck.check"
-        or (room_of(one.target) == "gradcheck" and room_of(one.importer) not in ("gradcheck", "cli"))
+        or (room_of(one.target) == "gradcheck" and room_of(one.importer) not in ("gradcheck", "cli", "ramnet_np"))
     ]
 
 
@@ -315,30 +313,3 @@ def test_relative_and_nested_imports_are_seen():
         Import(a_package, f"{cuda}.backend", "", False),
         Import(a_package, "ramnet_np.train.loop", "", False),
     ]
-
-
-ALONE = """
-import sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        library = name.split(".")[0]
-        if library not in sys.stdlib_module_names and library not in ("numpy", "ramnet_np"):
-            raise ModuleNotFoundError(f"no {library} here", name=library)
-
-sys.meta_path.insert(0, Refuse())
-import importlib, pkgutil
-import numpy as np
-import ramnet_np, ramnet_np.core
-
-for module in pkgutil.iter_modules(ramnet_np.core.__path__):
-    importlib.import_module(f"ramnet_np.core.{module.name}")
-x, v = np.ones((1, 2, 1, 2, 2)), np.ones((1, 2, 1, 3))
-y, _, ctx = ramnet_np.ram_attention_forward(x, x, v, top_k=2, backend="numpy")
-print(y.shape, ramnet_np.ram_attention_backward(y, ctx).values.shape)
-"""
-
-
-def test_the_core_runs_with_numpy_alone():
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
-    assert done.stdout == "(1, 2, 1, 3) (1, 2, 1, 3)\n", done.stderr

@@ -46,8 +46,6 @@ def functions_of(backend):
     if backend == "numpy":
         return {name: getattr(numpy_backend, name) for name in PROTOCOLS}
     package, *parts = MODULES[backend]
-    if backend == "numba-cuda" and importlib.util.find_spec("numba_cuda") is None:
-        pytest.skip("numba-cuda has no wheels for this machine")
     memory, step, decode = (importlib.import_module(f"{package}.{part}") for part in parts)
     functions = {
         "decode_forward": decode.decode_forward,

@@ -132,7 +132,7 @@ def run_bench(options: BenchOptions) -> list[dict[str, Any]]:
 def available() -> tuple[str, ...]:
     """The backends that can run here, on NumPy arrays or, with a GPU, on CuPy arrays."""
     found = backends()
-    running = [name for name, status in found.items() if status == "available"]
+    running = [name for name, status in found.items() if status.startswith("available")]
     return tuple(name for name in running if not on_gpu(name) or found["cupy"] == "available")
 
 

@@ -102,7 +102,7 @@ def draw_batches(pairs: int, options: Options, count: int = 8) -> list[Batch]:
 def new_trainer(graphs: Any, options: Options) -> GPUTrainer:
     """A trainer of a new model."""
     model = RAMNet(options.model, seed=0).to("gpu")
-    config = TrainConfig(steps=options.steps * options.repeats, batch=options.batch)
+    config = TrainConfig(steps=options.steps * options.repeats, batch=options.batch, warmup=0)
     return GPUTrainer(model, config, adamw_init(model.params), graphs)
 
 

@@ -21,6 +21,8 @@ from ramnet_np.contract import MemoryOptions
 
 from .compiling import inner
 
+LARGE_GAMMA = 16.0  # above, a power of the rounded 1 - w errs by more than rounding: core/retention.py
+
 
 class Options(NamedTuple):
     """How a kernel writes and reads, the numbers in the dtype of the inputs. A subclass is an update rule."""
@@ -41,6 +43,8 @@ class PDMA(Options):
         one = type(w)(1)
         if gamma == one:  # what pow returns, without calling it
             return one - w
+        if gamma > LARGE_GAMMA:  # log1p keeps the digits of a small w; w = 1 keeps nothing
+            return math.exp(gamma * math.log1p(-w)) if w < one else one - one
         return (one - w) ** gamma
 
     @staticmethod
@@ -54,7 +58,9 @@ class PDMA(Options):
         if base < smallest:  # w = 1 without a proxy
             return -gamma * smallest ** (gamma - one), base**gamma * log_base
         # base**(gamma - 1) = base**gamma / base, and base**gamma is alpha itself where there is no proxy
-        power = alpha if proxy_eps == 0 else base**gamma
+        power = alpha
+        if proxy_eps != 0:
+            power = math.exp(gamma * log_base) if gamma > LARGE_GAMMA else base**gamma
         return -gamma * (one - proxy_eps) * (power / base), power * log_base
 
 
@@ -67,9 +73,9 @@ class GSU(Options):
         """alpha(w, gamma)."""
         one = type(w)(1)
         kept, total = _gsu_parts(w, gamma)
-        if total > 0:
-            return kept / total
-        return one if w == 0 else one - one
+        if total == 0:
+            return one if w == 0 else one - one
+        return kept / total  # NaN stays NaN
 
     @staticmethod
     @inner
@@ -77,7 +83,7 @@ class GSU(Options):
         """(d alpha / dw, d alpha / dgamma)."""
         one = type(w)(1)
         _, total = _gsu_parts(w, gamma)
-        if not total > 0:
+        if total == 0:
             total = one
         return -(math.exp(-abs(gamma)) / total) / total, -alpha * (one - alpha)
 

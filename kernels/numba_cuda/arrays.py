@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-from numba import cuda, float32, float64
 
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array
 
+from .compiler import SIMULATED, cuda, float32, float64
 from .copy_kernels import Axes, gather_kernel
-from .launch import SIMULATED, THREADS
+from .launch import THREADS
 
 NUMBERS = {np.dtype(np.float32): float32, np.dtype(np.float64): float64}
 MAX_AXES = len(Axes._fields)  # of an array that can be copied

@@ -1,10 +1,8 @@
-"""The backend "numba-cuda". Importing this needs numba-cuda and a GPU, or Numba's simulator; else ImportError."""
+"""The backend "numba-cuda". Importing this needs numba-cuda-mlir and a GPU, or Numba's simulator; else ImportError."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from numba import cuda
 
 from ramnet_np.backend import Backend, array_kind, by_side
 
@@ -12,13 +10,18 @@ from ..cuda.layers import LAYERS
 from ..gpu_errors import explain_out_of_memory
 from . import decode
 from .arrays import DEVICE, NUMBERS, working_dtype
+from .compiler import COMPILER, SIMULATED, cuda
 from .copy_kernels import SUM_THREADS, total_kernel
-from .launch import SIMULATED
 from .memory import memory_backward, memory_forward
 from .step import step
 
+if not COMPILER:
+    raise ImportError(
+        "numba-cuda-mlir, which compiles its kernels, is not installed (pip install 'ramnet-np[cuda13]', or "
+        "'ramnet-np[cuda12]' for drivers before 580)"
+    )
 if not SIMULATED and not cuda.is_available():
-    raise ImportError("numba-cuda finds no NVIDIA GPU or driver that it can use")
+    raise ImportError(f"{COMPILER} finds no NVIDIA GPU or driver that it can use")
 
 
 def from_foreign(array: Any) -> Any:
@@ -54,4 +57,5 @@ BACKEND = Backend(
     layers=LAYERS,
     from_foreign=from_foreign,
     total=total,
+    made_by=f"run by {COMPILER}" if SIMULATED else f"compiled by {COMPILER}",
 )

@@ -10,8 +10,7 @@ Blocks, threads, tiles and barriers are those of ``content_forward.py``. ``plain
 
 from functools import cache
 
-from numba import cuda, int32, int64, types, uint64
-
+from .compiler import cuda, int32, int64, types, uint64
 from .content_forward import first_token, write_function
 from .groups_of_8 import GROUP_OF_8, state_access
 from .launch import kernel

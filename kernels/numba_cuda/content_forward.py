@@ -27,8 +27,7 @@ Every sum has one order, whatever the timing: the same inputs give the same bits
 from functools import cache
 from types import SimpleNamespace
 
-from numba import cuda, int32, int64, types, uint64
-
+from .compiler import cuda, int32, int64, types, uint64
 from .groups_of_8 import GROUP_OF_8, state_access
 from .launch import kernel
 from .records import CONTENT_SIZES, accesses_type, state_pass

@@ -3,9 +3,7 @@
 from functools import cache
 from typing import Any, NamedTuple
 
-from numba import cuda, int64, types
-from numba.np.numpy_support import from_dtype
-
+from .compiler import cuda, from_dtype, int64, types
 from .launch import THREADS as SUM_THREADS
 from .launch import kernel, record
 

@@ -14,6 +14,7 @@ import numpy as np
 from ramnet_np.contract import Array
 
 from .arrays import NUMBERS, arrays_like, batch_stride, working_dtype
+from .compiler import SIMULATED
 from .decode_generic import (
     CHUNK,
     DecodedArrays,
@@ -24,7 +25,7 @@ from .decode_generic import (
     list_sizes,
 )
 from .decode_small import MAX_SMALL, small_decode_backward_kernel, small_decode_forward_kernel
-from .launch import SIMULATED, shared_limit
+from .launch import shared_limit
 
 THREADS = 8 if SIMULATED else 128
 BLOCK_BYTES = 48 * 1024  # of shared memory: four blocks and more on a multiprocessor

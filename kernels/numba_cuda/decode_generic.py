@@ -9,8 +9,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from numba import cuda, int32, int64, types, uint32
-
+from .compiler import cuda, int32, int64, types, uint32
 from .launch import kernel, record
 from .records import INDICES
 
@@ -133,18 +132,20 @@ def search_functions(number) -> SimpleNamespace:
             for p in range(1, radix):
                 top = max(top, logits[at + u * radix + p])
             total = number(0)
-            n_digit = 0
+            held = 0  # in the list that this digit's values go to: the first digit's are the partial addresses
             for p in range(radix):
                 score = logits[at + u * radix + p] - top
                 total += number(math.exp(score))
                 if u == 0:
-                    n = insert(score, p, lists, best, slot, step, n, top_k)
+                    held = insert(score, p, lists, best, slot, step, held, top_k)
                 else:
-                    n_digit = insert(score, p * power, lists, ranked, value, step, n_digit, min(radix, top_k))
+                    held = insert(score, p * power, lists, ranked, value, step, held, min(radix, top_k))
             norm *= total
-            if u > 0:
+            if u == 0:
+                n = held
+            else:
                 n = merge(
-                    lists, (best, slot), (ranked, value), (merged, merged_slot), step, (n, n_digit), top_k
+                    lists, (best, slot), (ranked, value), (merged, merged_slot), step, (n, held), top_k
                 )  # fmt: skip
                 best, merged = merged, best
                 slot, merged_slot = merged_slot, slot
@@ -225,11 +226,11 @@ def decode_backward_kernel(number):
         g_sum = number(0)
         for k in range(sizes.top_k):
             g_sum += dweight[at + k] * weight[at + k]
-        if sizes.renorm == 0:
-            return g_sum, number(0)
-        taken, g_sum = g_sum, number(0)
-        for k in range(sizes.top_k):
-            g_sum += weight[at + k] * (dweight[at + k] - taken)
+        taken = number(0)
+        if sizes.renorm != 0:
+            taken, g_sum = g_sum, number(0)
+            for k in range(sizes.top_k):
+                g_sum += weight[at + k] * (dweight[at + k] - taken)
         return g_sum, taken
 
     @cuda.jit(device=True)

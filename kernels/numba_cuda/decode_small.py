@@ -13,8 +13,7 @@ which is more comparisons than looking for its place would take, but all threads
 import math
 from functools import cache
 
-from numba import cuda, int32, int64, types, uint32
-
+from .compiler import cuda, int32, int64, types, uint32
 from .decode_generic import DECODE_SIZES, POSITIONS, cape_shift, decoded_arrays
 from .launch import kernel
 from .records import INDICES

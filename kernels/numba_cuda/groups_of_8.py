@@ -4,7 +4,7 @@ Threads share out a token's accesses by groups of 8, which go to 8 different slo
 accesses that change nothing.
 """
 
-from numba import cuda, int32, int64, uint32, uint64
+from .compiler import cuda, int32, int64, uint32, uint64
 
 GROUP_OF_8 = 8
 

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
-from numba import cuda, types
-from numba.core import config
+import numpy as np
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
+from ..gpu_errors import why_lost
+from .compiler import COMPILER, SIMULATED, cuda, types
+from .cubins import cubin_of
+
 THREADS = 8 if SIMULATED else 256  # of a block whose threads do the same
 
 _SLOTS = {  # how an argument is packed, each in 8 bytes
@@ -29,8 +31,6 @@ _SLOTS = {  # how an argument is packed, each in 8 bytes
     types.float32: "f4x",
     types.float64: "d",
 }
-
-_KINDS = {types.CPointer: "pointer", types.Array: "array"}  # looked up once: a look at a type's class takes long
 
 
 def record(cls: Any, **fields: Any) -> Any:
@@ -44,7 +44,7 @@ def record(cls: Any, **fields: Any) -> Any:
 
 
 class Kernel:
-    """A function of scalars, pointers (``types.CPointer``) and records of them, or of 1-d arrays for atomics."""
+    """A function of scalars, pointers (``types.CPointer``) and records of them."""
 
     def __init__(self, function: Callable[..., None], arguments: tuple[Any, ...], most_threads: int | None = None):
         self.name = function.__name__
@@ -52,13 +52,11 @@ class Kernel:
         self.arguments = arguments
         self.most_threads = most_threads
         single = _without_records(arguments, types.BaseTuple)
-        self._kinds = [_KINDS.get(type(argument), "number") for argument in single]
-        layout = "".join("QQqqQqq" if isinstance(a, types.Array) else _SLOTS.get(a, "Q") for a in single)
-        self._pack = struct.Struct("=" + layout).pack_into
-        slots = sum(7 if isinstance(a, types.Array) else 1 for a in single)
-        self._values = (ctypes.c_uint64 * slots)()
+        self._are_pointers = [isinstance(argument, types.CPointer) for argument in single]
+        self._pack = struct.Struct("=" + "".join(_SLOTS.get(a, "Q") for a in single)).pack_into
+        self._values = (ctypes.c_uint64 * len(single))()
         start = ctypes.addressof(self._values)
-        self._addresses = (ctypes.c_void_p * slots)(*range(start, start + 8 * slots, 8))
+        self._addresses = (ctypes.c_void_p * len(single))(*range(start, start + 8 * len(single), 8))
         self._packing = threading.Lock()  # the buffer is one for all threads of Python
         self._on_device: dict[int, Any] = {}
 
@@ -76,15 +74,8 @@ class Kernel:
             return
         from cuda.bindings import driver
 
-        packed: list[Any] = []
-        for kind, value in zip(self._kinds, _without_records(values, tuple), strict=True):
-            if kind == "pointer":
-                packed.append(address_of(value))
-            elif kind == "array":
-                size, itemsize = value.size, value.dtype.itemsize
-                packed += (0, 0, size, itemsize, address_of(value), size, itemsize)
-            else:
-                packed.append(value)
+        single = zip(self._are_pointers, _without_records(values, tuple), strict=True)
+        packed = [address_of(value) if is_pointer else value for is_pointer, value in single]
         device = _current_device()
         if device not in self._on_device:
             self._on_device[device] = self._load()
@@ -99,23 +90,19 @@ class Kernel:
         from cuda.bindings import driver
 
         try:
-            dispatcher = cuda.jit(self.signature, cache=True, launch_bounds=self.most_threads)(self.function)
-            [compiled] = dispatcher.overloads.values()
-            handle = compiled._codelibrary.get_cufunc().handle
-        except Exception as error:  # Numba's compiler and linker have their own kinds, of many lines
+            name, cubin = cubin_of(self.function, self.signature, self.most_threads, _capability_of(_current_device()))
+        except Exception as error:  # the compiler and its libraries have their own kinds, of many lines
             why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
             raise RuntimeError(
-                f"the kernel {self.name} could not be compiled for this GPU ({why}); what Numba needs beside the "
-                "driver comes with pip install 'ramnet-np[cuda13]', or 'ramnet-np[cuda12]' for drivers before 580"
+                f"the kernel {self.name} could not be compiled by {COMPILER} under NumPy {np.__version__} ({why})"
+                f"{_advice(error)}"
             ) from error
-        if isinstance(handle, driver.CUkernel):
-            handle = _check(driver.cuKernelGetFunction(handle))
-        else:
-            handle = driver.CUfunction(int(handle))
-        static = compiled.shared_mem_per_block
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _check(driver.cuFuncSetAttribute(handle, attribute, shared_limit() - static))
-        return handle
+        function = _check(driver.cuModuleGetFunction(_check(driver.cuModuleLoadData(cubin)), name.encode()))
+        attributes = driver.CUfunction_attribute
+        static = _check(driver.cuFuncGetAttribute(attributes.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function))
+        dynamic = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _check(driver.cuFuncSetAttribute(function, dynamic, shared_limit() - static))
+        return function
 
     def _simulate(self, blocks: int, threads: int, shared: int, values: tuple[Any, ...]) -> None:
         cuda.jit(self.function)[blocks, threads, 0, shared](*map(_flat, values))
@@ -170,6 +157,25 @@ def _shared_limit_of(device: int) -> int:
     return int(_check(driver.cuDeviceGetAttribute(attribute, device)))
 
 
+@cache
+def _capability_of(device: int) -> tuple[int, int]:
+    from cuda.bindings import driver
+
+    attributes = driver.CUdevice_attribute
+    names = "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR", "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR"
+    major, minor = (int(_check(driver.cuDeviceGetAttribute(getattr(attributes, name), device))) for name in names)
+    return major, minor
+
+
+def _advice(error: Exception) -> str:
+    """What to do about an error of the compiler, where that is known."""
+    from cuda.pathfinder import DynamicLibNotFoundError
+
+    if isinstance(error, DynamicLibNotFoundError):
+        return "; pip install 'ramnet-np[cuda13]' brings NVIDIA's libraries, 'ramnet-np[cuda12]' for drivers before 580"
+    return ""
+
+
 def _current_device() -> int:
     """Number of the device whose context is current, as it is wherever an array of CuPy or Numba was made."""
     from cuda.bindings import driver
@@ -181,5 +187,5 @@ def _check(result: tuple[Any, ...]) -> Any:
     """What a call of the driver returned; RuntimeError if it failed."""
     error, *value = result
     if int(error) != 0:
-        raise RuntimeError(f"CUDA: {error.name}")
+        raise RuntimeError(why_lost(RuntimeError(error.name)) or f"CUDA: {error.name}")
     return value[0] if value else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
+from .compiler import SIMULATED
 from .groups_of_8 import GROUP_OF_8
-from .launch import SIMULATED
 from .tiles import shared_layout
 
 MAX_FAST_K = 256  # accesses of a token: with more threads than that, those of the scans have too few registers

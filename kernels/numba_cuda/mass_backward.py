@@ -28,10 +28,9 @@ The scan's threads are those of ``mass_scan``: thread k is the k-th access of ev
 from functools import cache
 from typing import Any, NamedTuple
 
-from numba import cuda, int32, int64, types
-
+from .compiler import SIMULATED, cuda, int32, int64, types
 from .groups_of_8 import GROUP_OF_8, state_access, token_and_head
-from .launch import SIMULATED, THREADS, kernel, record
+from .launch import THREADS, kernel, record
 from .mass_forward import TOKENS
 from .records import (
     INDICES,

@@ -22,10 +22,9 @@ its number among the token's accesses. Whatever it changes there, nobody else re
 
 from functools import cache
 
-from numba import cuda, int32, int64, types
-
+from .compiler import SIMULATED, cuda, int32, int64, types
 from .groups_of_8 import GROUP_OF_8, state_access, token_and_head
-from .launch import SIMULATED, THREADS, kernel
+from .launch import THREADS, kernel
 from .records import (
     MASS_SIZES,
     accesses_type,

@@ -20,8 +20,7 @@ needed, and q = <d, s> of a slot gives it: ``mass_backward.py`` says how. Every 
 from functools import cache
 from typing import Any, NamedTuple
 
-from numba import cuda, int64, types, uint32
-
+from .compiler import cuda, int64, types, uint32
 from .launch import kernel, record
 from .records import (
     PLAIN_SIZES,

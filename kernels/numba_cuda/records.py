@@ -8,8 +8,7 @@ Shapes: (B*H, T, W + R) means W writes and R reads of a token, K_w and K_r padde
 
 from typing import Any, NamedTuple
 
-from numba import cuda, int32, types
-
+from .compiler import cuda, int32, types
 from .launch import record
 
 INDICES, FLAGS = types.CPointer(int32), types.CPointer(types.uint8)

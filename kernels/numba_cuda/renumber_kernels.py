@@ -6,13 +6,11 @@ but nothing else does: a slot's row is the number t * K + k of its FIRST write, 
 Atomics on whole numbers alone, so results are the same every time.
 """
 
-from numba import cuda, int32, int64, types, uint32
-
+from .compiler import carray, cuda, int32, int64, uint32
 from .launch import kernel
 from .records import FLAGS, INDICES
 
 FREE, NEVER = -1, 2**31 - 1
-TABLE = types.Array(int32, 1, "C")
 
 
 @cuda.jit(device=True)
@@ -22,7 +20,7 @@ def hashed(slot, capacity):
     return int64(uint32((int64(x) * int64(2654435769)) & int64(0xFFFFFFFF)) >> uint32(7)) & (capacity - 1)
 
 
-@kernel(TABLE, TABLE, int64)
+@kernel(INDICES, INDICES, int64)
 def clear(keys, firsts, size):
     """One thread an entry."""
     i = cuda.blockIdx.x * int64(cuda.blockDim.x) + cuda.threadIdx.x
@@ -31,7 +29,7 @@ def clear(keys, firsts, size):
         firsts[i] = NEVER
 
 
-@kernel(INDICES, FLAGS, TABLE, TABLE, int64, int64, *[int32] * 4)
+@kernel(INDICES, FLAGS, INDICES, INDICES, int64, int64, *[int32] * 4)
 def enter(slots, mask, keys, firsts, size, capacity, masked, T, H, K):
     """One thread a write, (B, T, H, K): it finds or takes its slot's entry, and lowers the row there."""
     i = cuda.blockIdx.x * int64(cuda.blockDim.x) + cuda.threadIdx.x
@@ -42,15 +40,16 @@ def enter(slots, mask, keys, firsts, size, capacity, masked, T, H, K):
         return
     slot, base = slots[i], (b * H + h) * capacity
     entry = hashed(slot, capacity)
+    key_array, first_array = carray(keys, 1), carray(firsts, 1)  # atomics take arrays; none looks at the length
     while True:
-        key = cuda.atomic.cas(keys, base + entry, FREE, slot)
+        key = cuda.atomic.cas(key_array, base + entry, FREE, slot)
         if key == FREE or key == slot:  # noqa: SIM109  (kernels have no tuples to look in)
             break
         entry = (entry + 1) & (capacity - 1)
-    cuda.atomic.min(firsts, base + entry, t * K + k)
+    cuda.atomic.min(first_array, base + entry, t * K + k)
 
 
-@kernel(INDICES, TABLE, TABLE, INDICES, int64, int64, *[int32] * 3)
+@kernel(*[INDICES] * 4, int64, int64, *[int32] * 3)
 def look_up(slots, keys, firsts, rows, size, capacity, T, H, K):
     """One thread an access: the row of its slot, -1 if nothing is ever written there."""
     i = cuda.blockIdx.x * int64(cuda.blockDim.x) + cuda.threadIdx.x

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-from numba import cuda
+from .compiler import cuda
+
+LARGE_GAMMA = 16  # above, a power of the rounded 1 - w errs by more than rounding: core/retention.py
 
 
 class Retention(NamedTuple):
@@ -29,6 +31,8 @@ def pdma(number) -> Retention:
     def alpha_of(w, gamma):
         if gamma == one:  # what a power returns, without taking it
             return one - w
+        if gamma > number(LARGE_GAMMA):  # log1p keeps the digits of a small w; w = 1 keeps nothing
+            return one - one if w >= one else number(math.exp(gamma * number(math.log1p(-w))))
         return (one - w) ** gamma
 
     @cuda.jit(device=True)
@@ -39,7 +43,7 @@ def pdma(number) -> Retention:
         log_base = number(math.log1p(-min(grown, one - smallest)))
         if base < smallest:  # w = 1 without a proxy
             return -gamma * smallest ** (gamma - one), base**gamma * log_base
-        power = base**gamma
+        power = number(math.exp(gamma * log_base)) if gamma > number(LARGE_GAMMA) else base**gamma
         return -gamma * (one - proxy_eps) * (power / base), power * log_base
 
     return Retention(alpha_of, slopes_of)
@@ -53,26 +57,20 @@ def gsu(number) -> Retention:
     def parts(w, gamma):
         """Numerator and denominator of alpha, both times exp(-max(gamma, 0)): nothing overflows."""
         shrink = number(math.exp(-abs(gamma)))
-        kept, lost = one - w, w
-        if gamma > 0:
-            kept = kept * shrink
-        else:
-            lost = lost * shrink
-        return kept, kept + lost
+        kept = (one - w) * (shrink if gamma > 0 else one)
+        return kept, kept + w * (one if gamma > 0 else shrink)
 
     @cuda.jit(device=True)
     def alpha_of(w, gamma):
         kept, total = parts(w, gamma)
-        if total > 0:
-            return kept / total
-        if w == 0:
-            return one
-        return one - one
+        if total == 0:
+            return one if w == 0 else one - one
+        return kept / total  # NaN stays NaN
 
     @cuda.jit(device=True)
     def slopes_of(w, gamma, alpha, proxy_eps, smallest):
         _, total = parts(w, gamma)
-        if not total > 0:
+        if total == 0:
             total = one
         return -(number(math.exp(-abs(gamma))) / total) / total, -alpha * (one - alpha)
 

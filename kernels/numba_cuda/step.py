@@ -7,8 +7,9 @@ import numpy as np
 from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 
 from .arrays import NUMBERS, arrays_like, batch_stride, working_dtype
+from .compiler import SIMULATED
 from .decode_generic import Positions, list_sizes
-from .launch import SIMULATED, shared_limit
+from .launch import shared_limit
 from .records import TokenOptions
 from .step_kernel import StepInputs, StepSizes, StepState, step_kernel
 

@@ -3,8 +3,7 @@
 from functools import cache
 from typing import Any, NamedTuple
 
-from numba import cuda, int32, int64, types, uint32
-
+from .compiler import cuda, int32, int64, types, uint32
 from .decode_generic import POSITIONS, cape_shift, search_functions
 from .launch import kernel, record
 from .records import gamma_at, takes_part, token_options

@@ -13,8 +13,7 @@ Lengths of tiles are compiled in, so that loops over one are unrolled and addres
 from functools import cache
 from types import SimpleNamespace
 
-from numba import cuda, uint64
-
+from .compiler import cuda, uint64
 from .groups_of_8 import GROUP_OF_8, split, state_access
 
 BANKS = 32  # of shared memory: words 32 apart are in the same one

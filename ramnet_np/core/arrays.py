@@ -57,3 +57,15 @@ def on_host(array: Array) -> np.ndarray:
     True
     """
     return array.get() if array_kind(array) == "cupy" else array
+
+
+def memory_of(array: Array) -> tuple[int, int]:
+    """Where the first element of an array of NumPy or CuPy lies: the GPU's number, -1 for the CPU, and its address.
+
+    >>> x = np.zeros((3, 2))
+    >>> memory_of(x) == memory_of(x[:1].T)
+    True
+    """
+    if array_kind(array) == "cupy":
+        return array.device.id, array.data.ptr
+    return -1, array.__array_interface__["data"][0]

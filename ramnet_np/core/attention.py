@@ -19,14 +19,15 @@ from ramnet_np.core.checks import (
     check_cape_heads,
     check_logits,
     check_positions,
-    check_state,
     check_top_k,
     full_positions,
 )
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
+from ramnet_np.core.state_checks import check_in_place, check_state
 
 
+@readable
 class RAMAttentionContext(NamedTuple):
     """What ``ram_attention_backward`` needs; not consumed, so a backward may be called again."""
 
@@ -90,7 +91,7 @@ def ram_attention_forward(
     ``top_k``, ``renorm``: one value, or a (write, read) pair; K slots kept, 1 to M = P**U, their weights divided by
         their sum if ``renorm``.
     ``cape_heads``: the first so many heads address relative to the token's position.
-    ``positions``: (T,) or (B, T) integers; None counts from 0. Feeding a sequence in pieces, pass them on.
+    ``positions``: (T,) or (B, T) integers; None counts from 0, but not from a given state with heads that use CAPE.
     ``mask``: (B, T) bool; where False the token writes nothing and its y is 0.
     ``state``: where to start from; None is s = 0, z = 1/M.
     ``mass_aware``: weigh reads by mass.
@@ -100,6 +101,7 @@ def ram_attention_forward(
     ``backend``: a name from ``backends()``; None follows ``use_backend`` and then the kind of arrays.
 
     Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
+    ``ctx`` holds ``values``, ``gamma`` and ``mask`` themselves, no copies: change them after the backward alone.
     Cost: O(U K log K + U P log P + K C) per token and head, whatever M is.
     Raises ValueError or TypeError in one sentence naming the argument. Source: paper eq. 4 to 7; spec sections 2 to 4.
 
@@ -118,6 +120,7 @@ def ram_attention_forward(
         write_logits, read_logits, values, gamma, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads,
         positions=positions, mask=mask, state=state, eps=eps, proxy_eps=proxy_eps, mass_aware=mass_aware,
     )  # fmt: skip
+    return_state = check_bool("return_state", return_state)
     chosen = backend_for(values, backend)
     positions = _positions_for(chosen, checked.positions, write_logits)
     # 1., 2. decode
@@ -151,6 +154,7 @@ def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState
 
     Gradients flow through the kept weights; which slots were kept is held constant.
     Cost: that of the forward.
+    The arrays that the forward was given must still be as they were: it keeps ``values``, ``gamma`` and ``mask``.
     Raises ValueError or TypeError where ``dy`` or ``dstate`` is not like what the forward returned.
     Source: spec sections 2 and 4.
 
@@ -162,6 +166,7 @@ def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState
     >>> grads.write_logits.shape, grads.values.shape, grads.gamma.shape, grads.state
     ((1, 6, 2, 5, 4), (1, 6, 2, 3), (), None)
     """
+    require_context(ctx, RAMAttentionContext, "ram_attention_forward")
     if array_kind(dy) == "device":
         dy, dstate = _from_foreign(ctx.backend, dy, dstate)
     require_like("dy", dy, ctx.y)
@@ -229,8 +234,7 @@ def ram_attention_step(
     )  # fmt: skip
     if values.shape[1] != 1:
         raise ValueError(f"values must hold one token (axis 1, T = 1) in a step, got T = {values.shape[1]}")
-    if checked.decode.cape_heads and positions is None:
-        raise ValueError("positions must say where this token is when cape_heads > 0, got None")
+    check_in_place("state", state)
     chosen = backend_for(values, backend)
     positions = _positions_for(chosen, checked.positions, write_logits)
     y = chosen.step(

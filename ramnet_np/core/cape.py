@@ -25,6 +25,6 @@ def cape_shift(index: Array, positions: Array, cape_heads: int, slots: int) -> A
     xp = namespace_of(index)
     shifted = index.astype(xp.int32)
     if cape_heads:
-        t = positions[:, :, None, None].astype(xp.int64)
+        t = positions[:, :, None, None].astype(xp.int64) % slots  # at once: j - t would wrap near -2**63
         shifted[:, :, :cape_heads] = (index[:, :, :cape_heads] - t) % slots
     return shifted

@@ -1,8 +1,8 @@
 """What every argument of the operation must be, said in one sentence when it is not.
 
-NaN and infinite logits are looked for in NumPy arrays, where a pass over them is cheap; on a GPU the look would
-synchronise the device, so there they run through: a NaN logit gives NaN in its token's output and all later reads of
-the slots it wrote. NaN in ``values`` or ``gamma`` is never looked for and stays in the slots and channels it touches.
+NaN and infinite numbers in logits and ``gamma`` are looked for in NumPy arrays, where a pass over them is cheap; on a
+GPU the look would synchronise the device, so there they run through: a NaN gives NaN in its token's output and all
+later reads of the slots it wrote. NaN in ``values`` is never looked for and stays in the slots and channels it touches.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import ArraySpec, require_array
 from ramnet_np.core.retention import UpdateRule, rule_named
+from ramnet_np.core.state_checks import check_state
 
 _INTEGER = (int, np.integer)  # tuples: a union would be made anew at every look
 _BOOL = (bool, np.bool_)
 _NUMBER = (int, float, np.integer, np.floating)
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _LOGIT_AXES = ("B", "T", "H", "U", "P")
 
 
@@ -84,6 +86,10 @@ def check_attention(
         _check_mask(mask, (B, T), logits.kind)
     if state is not None:
         check_state("state", state, (B, H, options.slots, values.shape[3]), values)
+        if decode.cape_heads and positions is None:
+            raise ValueError(
+                "positions must say where these tokens are when heads use CAPE and a state is given, got None"
+            )
     gamma = check_gamma(gamma, (B, T, H), values, update)
     return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options)
 
@@ -261,12 +267,19 @@ def check_positions(positions: Array, shape: tuple[int, int], like: Array) -> Ar
         return None
     kind = array_kind(like)
     if type(positions) is not type(like):
-        positions = (np if kind == "device" else namespace_of(like)).asarray(positions)
+        if hasattr(positions, "dtype"):
+            require_array("positions", positions)
+        try:
+            positions = (np if kind == "device" else namespace_of(like)).asarray(positions)
+        except ValueError:
+            raise ValueError("positions must be an array or a list of equal rows, got rows of unequal length") from None
     if positions.dtype.kind not in "iu":
         raise TypeError(f"positions must be integers, got {positions.dtype}")
     if positions.shape != shape and positions.shape != shape[1:]:
         B, T = shape
         raise ValueError(f"positions must have shape (T,) = {(T,)} or (B, T) = {(B, T)}, got {positions.shape}")
+    if positions.dtype == np.uint64 and isinstance(positions, np.ndarray) and positions.max(initial=0) >= 2**63:
+        raise ValueError(f"positions must be below 2**63, got a maximum of {positions.max()}")
     # arrays of kind "device" cannot convert themselves: their backend does
     return positions if positions.dtype == np.int64 or kind == "device" else positions.astype(np.int64)
 
@@ -295,53 +308,31 @@ def check_gamma(gamma: Array, shape: tuple[int, int, int], like: Array, update: 
     """
     rule = rule_named(update)
     if isinstance(gamma, _NUMBER) or getattr(gamma, "shape", None) == ():
-        number = float(gamma)
-        if not math.isfinite(number):
-            raise ValueError(f"gamma must be finite, got {number}")
+        number = _as_float("gamma", gamma)
+        if not math.isfinite(number) or (abs(number) > _LARGEST_FLOAT32 and like.dtype != np.float64):
+            raise ValueError(f"gamma must be finite, in the dtype of values ({like.dtype}) too, got {number}")
         if number < rule.least_gamma:
             raise ValueError(f"{_gamma_bound(rule)}, got {number}")
         return number
-    if array_kind(gamma) != array_kind(like) or not hasattr(gamma, "dtype"):
+    kind = array_kind(gamma)
+    if kind != array_kind(like) or not hasattr(gamma, "dtype"):
         raise TypeError(f"gamma must be a number or an array like values, got {type(gamma).__name__}")
     if gamma.shape != shape:
         raise ValueError(f"gamma must be a number or have shape (B, T, H) = {shape}, got {gamma.shape}")
     if gamma.dtype != like.dtype:
         raise TypeError(f"gamma must have the dtype of values ({like.dtype}), got {gamma.dtype}")
-    bounded = rule.least_gamma > -math.inf
-    if bounded and array_kind(gamma) == "numpy" and gamma.size and gamma.min() < rule.least_gamma:
-        raise ValueError(f"{_gamma_bound(rule)}, got a minimum of {gamma.min()}")
+    if kind == "numpy" and gamma.size:
+        least, greatest = np.minimum.reduce(gamma, axis=None), np.maximum.reduce(gamma, axis=None)  # NaN wins in both
+        if not -math.inf < least <= greatest < math.inf:
+            _check_finite("gamma", gamma)
+        if least < rule.least_gamma:
+            raise ValueError(f"{_gamma_bound(rule)}, got a minimum of {least}")
     return gamma
 
 
 def _gamma_bound(rule: UpdateRule) -> str:
     bound = "not be negative" if rule.least_gamma == 0 else f"be at least {rule.least_gamma:g}"
     return f"gamma must {bound} for update={rule.name!r}"
-
-
-def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Array) -> None:
-    """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums.
-
-    TypeError or ValueError otherwise.
-
-    >>> state = RAMState.initial(batch=1, heads=2, slots=16, channels=3)
-    >>> check_state("state", state, (1, 2, 16, 4), np.zeros(1, np.float32))
-    Traceback (most recent call last):
-        ...
-    ValueError: state.slots must have shape (B, H, M, C) = (1, 2, 16, 4), got (1, 2, 16, 3)
-    """
-    if not isinstance(state, RAMState):
-        raise TypeError(f"{name} must be a RAMState (slots, mass), got {type(state).__name__}")
-    dtype = like.dtype if like.dtype.itemsize >= 4 else np.dtype(np.float32)
-    for part, array, expected, axes in (
-        ("slots", state.slots, shape, "(B, H, M, C)"),
-        ("mass", state.mass, shape[:3], "(B, H, M)"),
-    ):
-        if array_kind(array) != array_kind(like):
-            raise TypeError(f"{name}.{part} must be an array of the kind of values, got {type(array).__name__}")
-        if array.shape != expected:
-            raise ValueError(f"{name}.{part} must have shape {axes} = {expected}, got {array.shape}")
-        if array.dtype != dtype:
-            raise TypeError(f"{name}.{part} must be {dtype}, got {array.dtype}")
 
 
 def _check_finite(name: str, logits: np.ndarray) -> None:
@@ -369,9 +360,20 @@ def _check_mask(mask: Array, shape: tuple[int, int], kind: str) -> None:
 def _check_real(name: str, value: Any, low: float, high: float) -> float:
     if not isinstance(value, _NUMBER):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not low <= value <= high or not math.isfinite(value):
+    number = _as_float(name, value)
+    if not low <= number <= high or not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number between {low:g} and {high:g}, got {value!r}")
-    return float(value)
+    return number
+
+
+def _as_float(name: str, value: Any) -> float:
+    """A number, or an array of no axes that holds one, as a float."""
+    if hasattr(value, "dtype") and value.dtype.kind not in "fiu" and value.dtype.name != "bfloat16":
+        raise TypeError(f"{name} must be a real number, got {value.dtype}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a finite number, got an integer of {value.bit_length()} bits") from None
 
 
 def _first_difference(shape: tuple[int, ...], expected: tuple[int, ...]) -> int:

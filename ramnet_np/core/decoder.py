@@ -19,9 +19,11 @@ from ramnet_np.core.product_softmax import (
     product_at_backward,
     product_at_forward,
 )
+from ramnet_np.core.require import readable
 from ramnet_np.core.topk import beam_search
 
 
+@readable
 class DecodeContext(NamedTuple):
     """What ``decode_backward`` needs."""
 

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 from ramnet_np.contract import Address, Array, MemoryGrads, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.mass_aware import mass_aware_backward, mass_aware_forward
+from ramnet_np.core.require import readable
 from ramnet_np.core.retention import retention_backward, retention_forward
 
 
+@readable
 class MemoryContext(NamedTuple):
     """What ``memory_backward`` needs."""
 

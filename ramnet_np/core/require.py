@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array
 
+T = TypeVar("T")
+
+KINDS = ("numpy", "cupy", "device")  # of arrays that something here serves, as ``array_kind`` names them
+
 
 class ArraySpec(NamedTuple):
-    """Shape, dtype and kind of an array, without keeping the array alive."""
+    """Shape, dtype, kind and GPU of an array, without keeping the array alive."""
 
     shape: tuple[int, ...]
     dtype: Any
     kind: str = "numpy"  # as ``array_kind`` names it
+    gpu: int | None = None  # the GPU of a CuPy array
 
     @classmethod
     def of(cls, array: Array) -> ArraySpec:
         """What ``array`` has.
 
         >>> ArraySpec.of(np.zeros((2, 3)))
-        ArraySpec(shape=(2, 3), dtype=dtype('float64'), kind='numpy')
+        ArraySpec(shape=(2, 3), dtype=dtype('float64'), kind='numpy', gpu=None)
         """
-        return cls(array.shape, array.dtype, array_kind(array))
+        kind = array_kind(array)
+        return cls(array.shape, array.dtype, kind, array.data.device_id if kind == "cupy" else None)
 
 
 def require_array(name: str, array: Array) -> ArraySpec:
-    """TypeError unless ``array`` is one; returns what it has.
+    """TypeError unless ``array`` is one of NumPy's, of CuPy's or on a GPU; returns what it has.
 
     >>> require_array("x", [1.0])
     Traceback (most recent call last):
@@ -37,20 +43,91 @@ def require_array(name: str, array: Array) -> ArraySpec:
     """
     if not hasattr(array, "dtype") or not hasattr(array, "shape"):
         raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-    return ArraySpec.of(array)
+    spec = ArraySpec.of(array)
+    if spec.kind not in KINDS:
+        raise TypeError(_other_kind(name, spec.kind))
+    return spec
+
+
+def require_floats(name: str, array: Array) -> ArraySpec:
+    """TypeError unless ``array`` has floating-point numbers, on the CPU float32 or float64; returns what it has.
+
+    >>> require_floats("x", np.zeros(3, np.float16))
+    Traceback (most recent call last):
+        ...
+    TypeError: x must be float32 or float64 on the CPU, got float16
+    """
+    spec = require_array(name, array)
+    if spec.kind == "numpy":
+        if spec.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{name} must be float32 or float64 on the CPU, got {spec.dtype}")
+    elif spec.dtype.kind != "f" and spec.dtype.name != "bfloat16":
+        raise TypeError(f"{name} must be floating point, got {spec.dtype}")
+    return spec
 
 
 def require_like(name: str, array: Array, like: ArraySpec) -> None:
-    """ValueError unless ``array`` has the shape and dtype of ``like``.
+    """ValueError unless ``array`` has the shape and dtype of ``like``; TypeError for arrays that nothing here serves.
 
     >>> require_like("dy", np.zeros(3), ArraySpec.of(np.zeros(2)))
     Traceback (most recent call last):
         ...
     ValueError: dy must be float64 of shape (2,), got float64 of shape (3,)
     """
+    kind = array_kind(array)
+    if kind not in KINDS:
+        raise TypeError(_other_kind(name, kind))
     if getattr(array, "shape", None) != like.shape or array.dtype != like.dtype:
         got = f"{array.dtype} of shape {array.shape}" if hasattr(array, "shape") else type(array).__name__
         raise ValueError(f"{name} must be {like.dtype} of shape {like.shape}, got {got}")
+
+
+def require_context(ctx: Any, expected: type, forward: str) -> None:
+    """TypeError unless ``ctx`` is of the type ``expected``, as ``forward`` returns it.
+
+    >>> require_context(np.zeros(2), ArraySpec, "linear_forward")
+    Traceback (most recent call last):
+        ...
+    TypeError: ctx must be the ArraySpec that linear_forward returned last, got ndarray
+    """
+    if not isinstance(ctx, expected):
+        raise TypeError(f"ctx must be the {expected.__name__} that {forward} returned last, got {type(ctx).__name__}")
+
+
+def readable(context: type[T]) -> type[T]:
+    """Let ``repr`` of a context, a named tuple, say what it holds: arrays by dtype and shape, contexts by their type.
+
+    >>> @readable
+    ... class Context(NamedTuple):
+    ...     x: Array
+    ...     heads: int
+    >>> Context(np.zeros((2, 3)), 4)
+    Context(x=float64 (2, 3), heads=4)
+    """
+    context.__repr__ = _brief  # type: ignore[method-assign]
+    return context
+
+
+def _brief(context: Any) -> str:
+    return (
+        f"{type(context).__name__}({', '.join(f'{name}={_part(value)}' for name, value in context._asdict().items())})"
+    )
+
+
+def _part(value: Any) -> str:
+    if isinstance(value, ArraySpec) or (hasattr(value, "dtype") and hasattr(value, "shape")):
+        return f"{value.dtype} {value.shape}"
+    if hasattr(value, "_fields"):
+        return type(value).__name__
+    if isinstance(value, tuple) and any(hasattr(part, "_fields") or hasattr(part, "dtype") for part in value):
+        return f"({', '.join(map(_part, value[:1]))}, .. {len(value)} in all)"
+    return repr(value)
+
+
+def _other_kind(name: str, kind: str) -> str:
+    if kind.endswith("MaskedArray"):
+        return f"{name} must be a plain NumPy array, got {kind}, whose mask would be ignored: filled() makes one"
+    return f"{name} must be a NumPy or CuPy array, got {kind} on the CPU: numpy.asarray makes one"
 
 
 def require_width(name: str, x: Array, width: int, weight: Array) -> None:
@@ -61,7 +138,8 @@ def require_width(name: str, x: Array, width: int, weight: Array) -> None:
         ...
     ValueError: x must have 4 channels on its last axis, as the weight has, got shape (5, 3)
     """
-    require_array(name, x)
+    require_floats(name, x)
+    require_array("weight", weight)
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"{name} must have {width} channels on its last axis, as the weight has, got shape {x.shape}")
     if x.dtype != weight.dtype:
@@ -80,6 +158,7 @@ def require_ids(name: str, ids: Array, size: int) -> None:
     """
     if not hasattr(ids, "dtype"):
         raise TypeError(f"{name} must be an array of integers, got {type(ids).__name__}")
+    require_array(name, ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got {ids.dtype}")
     if array_kind(ids) == "numpy" and ids.size and (ids.min() < 0 or ids.max() >= size):

@@ -26,6 +26,10 @@ Update = Literal["pdma", "gsu"]
 """The names of the rules that every backend has."""
 
 
+LARGE_GAMMA = 16.0
+"""Above, PDMA's power goes through the logarithm: 1 - w rounds, and the power makes gamma times as much of that."""
+
+
 class UpdateRule(NamedTuple):
     """One update rule.
 
@@ -49,13 +53,16 @@ class UpdateRule(NamedTuple):
 
 
 def pdma_forward(w: Array, gamma: Any) -> Array:
-    """alpha = (1 - w)**gamma. Source: paper eq. 7.
+    """alpha = (1 - w)**gamma, for a large gamma exp(gamma log(1 - w)). Source: paper eq. 7.
 
     >>> import numpy as np
     >>> pdma_forward(np.array([0.0, 0.5, 1.0]), 2.0).tolist()
     [1.0, 0.25, 0.0]
+    >>> pdma_forward(np.array([1e-30]), 1e30).round(3).tolist()  # 1 - 1e-30 is 1 in float64
+    [0.368]
     """
-    return namespace_of(w, gamma).power(1 - w, gamma)
+    xp, gamma = _in_dtype_of(w, gamma)
+    return _power(xp, 1 - w, gamma, _log_kept(xp, w))
 
 
 def pdma_backward(w: Array, gamma: Any, alpha: Array, proxy_eps: float) -> tuple[Array, Array]:
@@ -70,16 +77,32 @@ def pdma_backward(w: Array, gamma: Any, alpha: Array, proxy_eps: float) -> tuple
     >>> [slope.round(4).tolist() for slope in slopes]  # -2 (1 - w) and (1 - w)**2 log(1 - w)
     [[-1.0], [-0.1733]]
     """
-    xp = namespace_of(w, gamma)
-    # 1 - w is at least epsneg for every w < 1 of this dtype: the floor acts at w = 1 alone (where, for e = 0 and
-    # gamma < 1, the true slope is infinite), and everywhere else the slope is the true one.
-    smallest = xp.finfo(w.dtype).epsneg
-    base = 1 - (1 - proxy_eps) * w  # = e + (1 - e)(1 - w)
-    floored = xp.maximum(base, smallest)
-    dw = -gamma * (1 - proxy_eps) * xp.power(floored, gamma - 1)
-    # log1p keeps the digits of a small w that 1 - w would round away
-    log_base = xp.log1p(-xp.minimum((1 - proxy_eps) * w, 1 - smallest))
-    return dw, xp.power(base, gamma) * log_base
+    xp, gamma = _in_dtype_of(w, gamma)
+    lost = (1 - proxy_eps) * w
+    base = 1 - lost  # = e + (1 - e)(1 - w)
+    log_base = _log_kept(xp, lost)
+    floored = xp.maximum(base, xp.finfo(w.dtype).epsneg)  # as in ``_log_kept``
+    dw = -gamma * (1 - proxy_eps) * _power(xp, floored, gamma - 1, log_base)
+    return dw, _power(xp, base, gamma, log_base) * log_base
+
+
+def _log_kept(xp: Any, lost: Array) -> Array:
+    """log(1 - lost), with the digits of a small ``lost`` that 1 - lost would round away.
+
+    1 - w is at least epsneg for every w < 1 of this dtype: the floor acts at w = 1 alone (where, for e = 0 and
+    gamma < 1, the true slope is infinite), and everywhere else the logarithm is the true one.
+    """
+    return xp.log1p(-xp.minimum(lost, 1 - xp.finfo(lost.dtype).epsneg))
+
+
+def _power(xp: Any, base: Array, exponent: Any, log_base: Array) -> Array:
+    """base**exponent, from the logarithm where the exponent is large."""
+    # a large exponent is kept from the power, which would be lost, and a small one from the product, which is not used
+    return xp.where(
+        exponent > LARGE_GAMMA,
+        xp.exp(xp.maximum(exponent, LARGE_GAMMA) * log_base),
+        xp.power(base, xp.minimum(exponent, LARGE_GAMMA)),
+    )
 
 
 def gsu_forward(w: Array, gamma: Any) -> Array:
@@ -89,10 +112,11 @@ def gsu_forward(w: Array, gamma: Any) -> Array:
     >>> gsu_forward(np.array([0.0, 0.5, 1.0]), 0.0).tolist()
     [1.0, 0.5, 0.0]
     """
-    xp = namespace_of(w, gamma)
+    xp, gamma = _in_dtype_of(w, gamma)
     kept, total = _gsu_parts(xp, w, gamma)
-    # Both parts underflow only for |gamma| far beyond use; the limit is then 1 where nothing is written, else 0.
-    return xp.where(total > 0, kept / xp.where(total > 0, total, 1), (w == 0).astype(w.dtype))
+    # Both parts underflow only for |gamma| far beyond use; the limit is then 1 where nothing is written, else 0. (Asked
+    # for by == 0: NaN, which is neither, stays NaN.)
+    return xp.where(total == 0, (w == 0).astype(w.dtype), kept / xp.where(total == 0, 1, total))
 
 
 def gsu_backward(w: Array, gamma: Any, alpha: Array, proxy_eps: float) -> tuple[Array, Array]:
@@ -106,9 +130,9 @@ def gsu_backward(w: Array, gamma: Any, alpha: Array, proxy_eps: float) -> tuple[
     >>> [slope.tolist() for slope in slopes]
     [[-1.0], [-0.25]]
     """
-    xp = namespace_of(w, gamma)
+    xp, gamma = _in_dtype_of(w, gamma)
     _, total = _gsu_parts(xp, w, gamma)
-    total = xp.where(total > 0, total, 1)
+    total = xp.where(total == 0, 1, total)
     dw = -(xp.exp(-xp.abs(gamma)) / total) / total  # divided twice: the square of a small total would underflow
     return dw, -alpha * (1 - alpha)
 
@@ -118,6 +142,12 @@ def _gsu_parts(xp: Any, w: Array, gamma: Any) -> tuple[Array, Array]:
     kept = (1 - w) * xp.exp(-xp.maximum(gamma, 0))
     lost = w * xp.exp(xp.minimum(gamma, 0))
     return kept, kept + lost
+
+
+def _in_dtype_of(w: Array, gamma: Any) -> tuple[Any, Array]:
+    """The arrays' module, and gamma as an array of it: a float would make float64 of what is computed with it alone."""
+    xp = namespace_of(w, gamma)
+    return xp, xp.asarray(gamma, dtype=w.dtype)
 
 
 RULES: dict[str, UpdateRule] = {

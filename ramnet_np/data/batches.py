@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramnet_np.contract import Array
+from ramnet_np.core.require import require_array
+from ramnet_np.data.checks import check_count, check_seed
 
 
 class Batch(NamedTuple):
@@ -40,14 +42,29 @@ class DataSource(BatchSource, Protocol):
         """Sequences to measure on, by a name that the metrics will show."""
 
 
+def _check_set(name: str, examples: Batch) -> None:
+    ids, labels = (require_array(f"{part} of {name}", x) for part, x in zip(("ids", "labels"), examples, strict=True))
+    if len(ids.shape) != 2 or 0 in ids.shape or labels.shape != ids.shape:
+        raise ValueError(
+            f"ids and labels of {name} must have one shape (N, T), none of them 0, got {ids.shape} and {labels.shape}"
+        )
+
+
 class ShuffledSets:
     """Epochs over sets of sequences: each epoch visits every sequence once, in a new order.
 
     A batch holds sequences of one set, since sets differ in length; batches of all sets come mixed. The last sequences
     of a set that do not fill a batch are left out of that epoch.
+    ValueError or TypeError for sets that are none, are empty, or have ids and labels that do not belong together.
     """
 
     def __init__(self, train: Sequence[Batch], held_out: Mapping[str, Batch], batch: int, seed: int):
+        check_count("batch", batch)
+        check_seed(seed)
+        if not train:
+            raise ValueError("train must hold at least one set, got none")
+        for name, one in (*((f"train[{i}]", one) for i, one in enumerate(train)), *held_out.items()):
+            _check_set(name, one)
         self._train = train
         self._held_out = held_out
         self._size = batch
@@ -75,6 +92,8 @@ class ShuffledSets:
 
     def rows(self, step: int) -> tuple[int, NDArray[np.int64]]:
         """The number of the training set that the batch of a step is from, and its rows there."""
+        if step < 0:
+            raise ValueError(f"step must be at least 0, got {step}")
         epoch, position = divmod(step, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:  # one epoch's order at a time is kept
             rng = np.random.default_rng([self._seed, epoch])

@@ -23,7 +23,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ramnet_np.data.checks import check_count, check_real, check_seed
+
 IGNORED = -100
+MOST_POWER = 10  # far beyond an even spread, and p(i) is finite
 
 Setting = tuple[int, int, int]  # pairs, length, examples
 
@@ -71,8 +74,14 @@ class MQARSettings:
         for name, sets in (("train", self.train), ("test", self.test)):
             if not sets:
                 raise ValueError(f"data.{name} must hold at least one set (pairs, length, examples), got none")
-            for pairs, length, examples in sets:
-                _check(pairs, length, examples, self.vocab, self.power)
+            for one in sets:
+                if not isinstance(one, list | tuple) or len(one) != 3:
+                    words = "must hold sets of three numbers, pairs, length, examples"
+                    raise ValueError(f"data.{name} {words}, got {one!r}")
+                _check(*one, self.vocab, self.power)
+            names = setting_names(sets)  # results have one number for each
+            if repeated := [setting for setting in names if names.count(setting) > 1]:
+                raise ValueError(f"data.{name} must hold a setting once, got {repeated[0]!r} twice")
 
 
 def gap_distribution(length: int, pairs: int, power: float = 0.01) -> NDArray[np.float64]:
@@ -98,7 +107,8 @@ def mqar_examples(
 ) -> Examples:
     """Draw MQAR sequences; the same arguments give the same bits.
 
-    Returns ids (N, T) int32 and labels (N, T) int32 with N = ``examples``, T = ``length``.
+    Returns ids (N, T) int32 and labels (N, T) int32 with N = ``examples``, T = ``length``. ValueError or TypeError for
+    sizes that do not fit.
     Cost: O(N * (T log T + pairs**2)); 100,000 sequences of length 64 with 4 pairs take about a second.
     Source: spec section 6.
 
@@ -109,6 +119,7 @@ def mqar_examples(
     {6: 30, 8: 16}
     """
     _check(pairs, length, examples, vocab, power)
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     half = vocab // 2
     keys = 1 + _distinct(rng, examples, pairs, half - 1)
@@ -135,6 +146,7 @@ def mqar_data(settings: MQARSettings, seed: int = 0) -> tuple[list[Examples], li
     >>> [e.ids.shape for e in train], [e.ids.shape for e in test]
     ([(30, 16)], [(10, 16), (5, 20)])
     """
+    check_seed(seed)
     train = [_draw(settings, setting, seed, (_TRAIN, i)) for i, setting in enumerate(settings.train)]
     return train, _draw_disjoint(settings, settings.test, train, seed, _TEST)
 
@@ -226,10 +238,8 @@ def _weighted_distinct(rng: np.random.Generator, rows: int, count: int, p: NDArr
 
 
 def _check(pairs: int, length: int, examples: int, vocab: int, power: float) -> None:
-    if pairs < 1:
-        raise ValueError(f"pairs must be at least 1, got {pairs}")
-    if examples < 1:
-        raise ValueError(f"examples must be at least 1, got {examples}")
+    for name, value in (("pairs", pairs), ("length", length), ("examples", examples), ("vocab", vocab)):
+        check_count(name, value)
     if length < 4 * pairs:
         raise ValueError(
             f"length must be at least {4 * pairs} for {pairs} pairs and {pairs} queries at even offsets, got {length}"
@@ -238,8 +248,9 @@ def _check(pairs: int, length: int, examples: int, vocab: int, power: float) -> 
         raise ValueError(
             f"vocab must be at least {2 * (pairs + 1)} for {pairs} distinct keys (1 .. vocab/2 - 1), got {vocab}"
         )
-    if not power > 0:
-        raise ValueError(f"power must be above 0, got {power}")
+    check_real("power", power)
+    if not 0 < power <= MOST_POWER:
+        raise ValueError(f"power must be above 0 and at most {MOST_POWER}, got {power}")
 
 
 MQAR_PRESETS: dict[str, MQARSettings] = {

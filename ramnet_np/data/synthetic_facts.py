@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ramnet_np.data.checks import check_count, check_seed
+
 # Names end in different letters and animals begin with different ones: one byte tells each apart.
 NAMES = ("Ada", "Bob", "Eric", "Fred", "Jane", "Olaf", "Greg", "Leah", "Heidi", "Mick", "Paul", "Tom", "Ann", "Otto")
 ANIMALS = ("Ant", "Bee", "Cat", "Dog", "Eel", "Fox", "Gnu", "Hen", "Jay", "Kid", "Lynx", "Mole", "Newt", "Owl")
@@ -25,8 +27,10 @@ def facts_text(lines: int, facts: int = 3, repeats: int = 2, seed: int = 0) -> b
     b'FredCat. EricMole. FredCat. EricMole.\n'
     """
     for name, value, high in (("lines", lines, None), ("facts", facts, len(NAMES)), ("repeats", repeats, None)):
-        if value < 1 or (high is not None and value > high):
-            raise ValueError(f"{name} must be {'at least 1' if high is None else f'between 1 and {high}'}, got {value}")
+        check_count(name, value)
+        if high is not None and value > high:
+            raise ValueError(f"{name} must be between 1 and {high}, got {value}")
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     text = []
     for _ in range(lines):

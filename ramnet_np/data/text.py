@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramnet_np.data.batches import Batch
+from ramnet_np.data.checks import check_count, check_real, check_seed
 from ramnet_np.data.synthetic_facts import facts_text
 
 Start = Literal["anywhere", "line"]
@@ -43,15 +44,16 @@ class TextSettings:
     """How many held-out sequences to measure on, at most."""
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"data.length must be at least 1, got {self.length}")
+        check_count("data.length", self.length)
+        check_count("data.held_out_sequences", self.held_out_sequences)
         if self.start not in get_args(Start):
             allowed = ", ".join(map(repr, get_args(Start)))
             raise ValueError(f"data.start must be one of {allowed}, got {self.start!r}")
+        check_real("data.held_out", self.held_out)
         if not 0 < self.held_out < 1:
             raise ValueError(f"data.held_out must lie between 0 and 1, got {self.held_out}")
-        if self.held_out_sequences < 1:
-            raise ValueError(f"data.held_out_sequences must be at least 1, got {self.held_out_sequences}")
+        if isinstance(self.path, str):
+            object.__setattr__(self, "path", Path(self.path))
 
 
 class TextData:
@@ -61,6 +63,10 @@ class TextData:
     """
 
     def __init__(self, text: bytes, settings: TextSettings, batch: int, seed: int):
+        check_count("batch", batch)
+        check_seed(seed)
+        if not text:
+            raise ValueError("text must hold something to learn from, got none")
         self.sha256 = hashlib.sha256(text).hexdigest()
         tokens = np.frombuffer(text, dtype=np.uint8).astype(np.int32)
         kept = int(len(tokens) * (1 - settings.held_out))
@@ -75,6 +81,8 @@ class TextData:
         self._held_out = self._windows(held_out, _side_by_side(held_out, settings))
 
     def batch(self, step: int) -> Batch:
+        if step < 0:
+            raise ValueError(f"step must be at least 0, got {step}")
         rng = np.random.default_rng([self._seed, step])
         return self._windows(self._train, self._starts[rng.integers(len(self._starts), size=self._batch)])
 
@@ -107,7 +115,9 @@ def _side_by_side(tokens: NDArray[np.int32], settings: TextSettings) -> NDArray[
 
 
 def read_text(settings: TextSettings, seed: int = 0) -> bytes:
-    """The bytes of the file, or the text made here. FileNotFoundError where there is no such file.
+    """The bytes of the file, or the text made here.
+
+    FileNotFoundError where there is no such file, ValueError where it is empty.
 
     >>> read_text(TextSettings())[:20]
     b'FredCat. EricMole. A'
@@ -116,4 +126,7 @@ def read_text(settings: TextSettings, seed: int = 0) -> bytes:
         return facts_text(FACTS_LINES, seed=seed)
     if not settings.path.is_file():
         raise FileNotFoundError(f"data.path must be a file, got {str(settings.path)!r}")
-    return settings.path.read_bytes()
+    text = settings.path.read_bytes()
+    if not text:
+        raise ValueError(f"data.path must be a file with something in it, but {str(settings.path)!r} is empty")
+    return text

@@ -35,9 +35,12 @@ from typing import Any
 
 from ramnet_np.data.mqar import MQARSettings
 from ramnet_np.model import RAMNetConfig
+from ramnet_np.model.checks import SMALLEST, check_integer, check_number
 from ramnet_np.train.config import TrainConfig
 
 GRIDS = ("mqar-order", "mqar-state", "mqar-ablations")
+
+MOST_VALIDATION = 10**6  # sequences of each training setting
 
 _PARTS = {"model": RAMNetConfig, "data": MQARSettings, "train": TrainConfig}
 _NUMBERS = ("epochs", "seeds", "learning_rates", "validation", "evaluations")
@@ -136,6 +139,8 @@ def load_grid(source: Path | str, *, quick: bool = False, epochs: float | None =
             raise FileNotFoundError(f"grid must be a file or one of {', '.join(GRIDS)}, got {str(source)!r}")
     try:
         return read_grid(path.read_text(encoding="utf-8"), name, quick=quick, epochs=epochs)
+    except RecursionError as error:
+        raise ValueError(f"{path.name}: it must be TOML, got tables or lists nested too deeply") from error
     except TypeError as error:
         raise TypeError(f"{path.name}: {error}") from error
     except ValueError as error:  # so are those of tomllib
@@ -154,6 +159,9 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
     _known("the grid", table, ("title", "like", "points", "quick", *_NUMBERS, *_PARTS))
     quickly = table.get("quick", {})
     _known("[quick]", quickly, ("points", *_NUMBERS, *_PARTS))
+    title = table.get("title", name)
+    if not isinstance(title, str):
+        raise TypeError(f"title must be a text, got {title!r}")
     layers, last = [table], [quickly]
     if "like" in table:
         if table["like"] not in GRIDS:
@@ -166,27 +174,42 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
         raise ValueError("a quick grid needs a table [quick], got none")
     if epochs is not None:
         last.append({"epochs": epochs})
+    entries = _named_points(table.get("points", []))
+    if quick and "points" in quickly:
+        entries = _chosen(entries, quickly["points"])
+    if not entries:
+        raise ValueError("a grid must hold at least one point in [[points]], got none")
     points = []
-    for number, entry in enumerate(table.get("points", ()), start=1):
-        if not isinstance(entry.get("name"), str) or not entry["name"]:
-            raise ValueError(f"point {number} must have a name, got {entry.get('name')!r}")
+    for entry in entries:
         where = f"point {entry['name']!r}"
         _known(where, entry, ("name", "learning_rate", *_NUMBERS, *_PARTS))
-        if quick and "points" in quickly and entry["name"] not in quickly["points"]:
-            continue
         own = {**entry, "learning_rates": [entry["learning_rate"]]} if "learning_rate" in entry else entry
         try:
             points.append(_point(entry["name"], [*layers, own, *last], quick))
         except (ValueError, TypeError) as error:
             raise type(error)(f"{where}: {error}") from error
-    names = [p.name for p in points]
-    if repeated := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"points must have names of their own, got {repeated[0]!r} twice")
-    if missing := [n for n in quickly.get("points", ()) if quick and n not in names]:
+    return Grid(name, title, tuple(points), quick)
+
+
+def _named_points(entries: Any) -> list[Mapping[str, Any]]:
+    """The tables ``[[points]]``, each with a name of its own."""
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise ValueError(f"points must be tables [[points]], got {entries!r}")
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry.get("name"), str) or not entry["name"]:
+            raise ValueError(f"point {number} must have a name, got {entry.get('name')!r}")
+    _distinct("points must have names of their own", [entry["name"] for entry in entries])
+    return entries
+
+
+def _chosen(entries: list[Mapping[str, Any]], names: Any) -> list[Mapping[str, Any]]:
+    """The points that ``[quick]`` names."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"[quick] points must be a list of names, got {names!r}")
+    _distinct("[quick] points must be names of their own", names)
+    if missing := [name for name in names if name not in [entry["name"] for entry in entries]]:
         raise ValueError(f"[quick] points must be names of points, got {missing[0]!r}")
-    if not points:
-        raise ValueError("a grid must hold at least one point in [[points]], got none")
-    return Grid(name, table.get("title", name), tuple(points), quick)
+    return [entry for entry in entries if entry["name"] in names]
 
 
 def _point(name: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point:
@@ -199,36 +222,55 @@ def _point(name: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point
             given = layer.get(part, {})
             _known(f"[{part}]", given, [f.name for f in fields(_PARTS[part])])
             settings |= {key: _plain(value) for key, value in given.items()}
-    for key in ("epochs", "seeds", "learning_rates"):
-        if not numbers.get(key):
-            raise ValueError(f"{key} must be given, for all points or for this one")
-    for key in ("seeds", "learning_rates"):
-        numbers[key] = tuple(numbers[key]) if isinstance(numbers[key], list | tuple) else (numbers[key],)
-    for key in ("validation", "evaluations"):
-        if not isinstance(numbers[key], int) or numbers[key] < 1:
-            raise ValueError(f"{key} must be a whole number of at least 1, got {numbers[key]!r}")
+    _check_numbers(numbers)
     for setting, source in _SET_BY_THE_GRID.items():
         if setting in parts["train"]:
             raise ValueError(f"[train] {setting} follows from {source}, which is set instead")
     data = MQARSettings(**parts["data"])
-    batch = parts["train"].get("batch", TrainConfig.batch)
+    batch, epochs, rates = parts["train"].get("batch", TrainConfig.batch), numbers["epochs"], numbers["learning_rates"]
+    check_integer("train.batch", batch, 1)
     per_epoch = sum(examples // batch for _, _, examples in data.train)
-    if not per_epoch or not numbers["epochs"] > 0:
-        raise ValueError(f"epochs must be above 0 and a batch at most a training set, got {numbers['epochs']}, {batch}")
-    steps = max(1, round(numbers["epochs"] * per_epoch))
+    if not per_epoch:
+        raise ValueError(f"train.batch must be at most a training set, got {batch}")
+    steps = max(1, round(epochs * per_epoch))
+    if numbers["evaluations"] > steps:
+        raise ValueError(f"evaluations must be at most the {steps} steps of a run, got {numbers['evaluations']}")
     model = RAMNetConfig(**{"vocab": data.vocab, **parts["model"]})
     if model.vocab < data.vocab:
         raise ValueError(f"model.vocab must be at least data.vocab ({data.vocab}), got {model.vocab}")
-    rates = numbers["learning_rates"]
     train = TrainConfig(**parts["train"], steps=steps, learning_rate=float(rates[0]))
     base = GridRun(
-        name, model, data, train, numbers["seeds"][0], float(numbers["epochs"]), numbers["validation"],
-        numbers["evaluations"], quick,
+        name, model, data, train, numbers["seeds"][0], float(epochs), numbers["validation"], numbers["evaluations"],
+        quick,
     )  # fmt: skip
     point = Point(name, numbers["seeds"], tuple(map(float, rates)), base)
     for rate in point.learning_rates:
         point.run(point.seeds[0], rate)  # refuses what cannot be
     return point
+
+
+def _check_numbers(numbers: dict[str, Any]) -> None:
+    """Refuse what cannot be among the numbers of a point; one seed or rate becomes a tuple of one."""
+    for key in ("epochs", "seeds", "learning_rates"):
+        if numbers.get(key) in (None, [], ()):
+            raise ValueError(f"{key} must be given, for all points or for this one")
+    for key in ("seeds", "learning_rates"):
+        numbers[key] = tuple(numbers[key]) if isinstance(numbers[key], list | tuple) else (numbers[key],)
+    for seed in numbers["seeds"]:
+        check_integer("seeds", seed, 0, None)
+    for rate in numbers["learning_rates"]:
+        check_number("learning_rates", rate, SMALLEST)
+    check_number("epochs", numbers["epochs"], SMALLEST)
+    check_integer("validation", numbers["validation"], 1, MOST_VALIDATION)
+    check_integer("evaluations", numbers["evaluations"], 1)
+    for key in ("seeds", "learning_rates"):
+        _distinct(f"{key} must differ from each other", numbers[key])
+
+
+def _distinct(rule: str, values: Sequence[Any]) -> None:
+    """ValueError, beginning with ``rule``, where a value stands twice."""
+    if repeated := [value for i, value in enumerate(values) if value in values[:i]]:
+        raise ValueError(f"{rule}, got {repeated[0]!r} twice")
 
 
 def _ours(name: str) -> Any:

@@ -92,7 +92,7 @@ def run_one(
     ... learning_rates = [1e-3]
     ... model = { width = 8, order = 2, radix = 2, top_k = 2, ffn = "none" }
     ... data = { vocab = 32, train = [[2, 12, 32]], test = [[2, 12, 8]] }
-    ... train = { batch = 8 }
+    ... train = { batch = 8, warmup = 0 }
     ... points = [{ name = "tiny" }]
     ... '''
     >>> record = run_one(read_grid(text, "mine").points[0].base, "cpu")
@@ -192,7 +192,7 @@ class _Saves:
         state = adamw_init(model.params)
         if self._folder and latest_checkpoint(self._folder):
             with suppress(OSError, ValueError):  # damaged: the run begins again
-                checkpoint = restore(model, self._folder, self._run.settings)
+                checkpoint = restore(model, self._folder, self._run.settings, lambda word: None)
                 state, self._earlier = checkpoint.optimizer, checkpoint.calls
         self._saved = time.perf_counter()
         return state

@@ -17,34 +17,49 @@ from pathlib import Path
 from typing import Any
 
 from ramnet_np.experiment.grid import GridRun, run_from
+from ramnet_np.model.files import WriteError, why
 
 Record = dict[str, Any]
+
+
+# what is read from a record, and its type
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "name": str, "grid": str, "status": str, "date": str, "version": str, "quick": bool, "settings": dict,
+    "accuracy": dict, "validation": dict, "hardware": dict, "steps": int, "tokens_per_second": int,
+    "state_elements": int, "epochs": (int, float), "seconds": (int, float),
+}  # fmt: skip
 
 
 def append_record(path: Path, record: Record) -> None:
     """Add a line, in one write that is on disk when this returns; a line that was cut off before it is ended first.
 
+    :class:`~ramnet_np.model.files.WriteError` where the disk is full: the lines before are whole.
+
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     append_record(Path(folder) / "results.jsonl", {"name": "a"})
-    ...     read_records([Path(folder) / "results.jsonl"])
-    [{'name': 'a'}]
+    ...     (Path(folder) / "results.jsonl").read_text()
+    '{"name": "a"}\\n'
     """
     line = json.dumps(record, separators=(", ", ": ")) + "\n"
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                line = "\n" + line
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = "\n" + line
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise WriteError(f"{str(path)!r} could not be written: {why(error)}") from error
 
 
 def read_records(paths: Iterable[Path | str]) -> list[Record]:
-    """The records of some files, in order. FileNotFoundError for a missing file.
+    """The records of some files, in order. FileNotFoundError for a missing file, ValueError for one that is no text.
 
-    Lines that were cut off are left out. So are repeated lines: one file may have begun as a copy of another.
+    Lines that were cut off, or that are no record, are left out. So are repeated lines: one file may have begun as a
+    copy of another.
 
     >>> read_records([])
     []
@@ -53,12 +68,21 @@ def read_records(paths: Iterable[Path | str]) -> list[Record]:
     for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"no results file at {path}")
-        lines |= dict.fromkeys(path.read_text(encoding="utf-8").splitlines())
+        try:
+            lines |= dict.fromkeys(path.read_bytes().decode().splitlines())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} must hold JSON objects, a line each, got what is no UTF-8 ({error})") from error
     records = []
     for line in lines:
-        with suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+        with suppress(json.JSONDecodeError, RecursionError):
+            record = json.loads(line)
+            if _is_record(record):
+                records.append(record)
     return records
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), type_) for name, type_ in _FIELDS.items())
 
 
 def run_of(record: Record) -> GridRun | None:
@@ -69,5 +93,5 @@ def run_of(record: Record) -> GridRun | None:
     """
     try:
         return run_from(record["settings"])
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None

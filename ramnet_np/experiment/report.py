@@ -21,40 +21,59 @@ from ramnet_np.experiment.tables import (
     shared_settings,
     state_table,
 )
+from ramnet_np.model.files import write_text
 from ramnet_np.model.mixers import variant_labels
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
 from ramnet_np.plot.style import theme
+from ramnet_np.runs.pictures import save_picture
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 PAGE, PAPER = "mqar.md", "paper.toml"
 
 
-def write_report(results: Sequence[Path], out: Path) -> str:
+def write_report(results: Sequence[Path], out: Path | None = None) -> str:
     """Draw the figures of ``results`` (JSONL files) into the folder ``out``, light and dark; returns the Markdown.
 
+    ``out``: None: the folder of the first file.
     The paper's values are those of ``paper.toml`` in ``out``, where there is one. The page ``mqar.md`` in ``out``,
-    where there is one, gets the Markdown between its markers. Without any results the Markdown says so.
-    ValueError for a page without markers, FileNotFoundError for a missing file.
+    where there is one, gets the Markdown between its markers.
+    ValueError where there is no result, and for a page without markers; FileNotFoundError for a missing file. Then
+    nothing is written.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     write_report([], Path(folder))
-    'No results yet.'
+    >>> write_report([])
+    Traceback (most recent call last):
+        ...
+    ValueError: results must be files results.jsonl of an experiment, got none
     """
-    out.mkdir(parents=True, exist_ok=True)
+    if not results:
+        raise ValueError("results must be files results.jsonl of an experiment, got none")
     records = read_records(results)
-    paper = tomllib.loads((out / PAPER).read_text(encoding="utf-8")) if (out / PAPER).is_file() else {}
     points = collect(records)
-    sections = []
+    if not points:
+        names = ", ".join(map(str, results))
+        raise ValueError(f"results must hold at least one run that ended and did not diverge, got none in {names}")
+    out = results[0].parent if out is None else out
+    paper = _read_paper(out / PAPER) if (out / PAPER).is_file() else {}
+    sections, figures = [], dict[str, Callable[[], Figure]]()
     for grid in dict.fromkeys([*GRIDS, *(p.grid for p in points)]):
         if ours := [p for p in points if p.grid == grid]:
             runs = [r for r in records if r["grid"] == grid and r["quick"] == ours[0].run.quick]
-            sections.append(_section(grid, ours, runs, paper, out))
-    text = "\n\n".join(sections) or "No results yet."
-    if (out / PAGE).is_file():
-        page = (out / PAGE).read_text(encoding="utf-8")
-        (out / PAGE).write_text(between_markers(page, text), encoding="utf-8")
+            sections.append(_section(grid, ours, runs, paper, figures))
+    text = "\n\n".join(sections)
+    page = between_markers((out / PAGE).read_text(encoding="utf-8"), text) if (out / PAGE).is_file() else None
+    out.mkdir(parents=True, exist_ok=True)
+    for name, draw in figures.items():
+        _save(draw, out / f"{name}.png")
+    if page is not None:
+        write_text(out / PAGE, page)
     return text
+
+
+def _read_paper(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must hold the paper's values as TOML: {error}") from error
 
 
 def between_markers(page: str, text: str) -> str:
@@ -69,7 +88,11 @@ def between_markers(page: str, text: str) -> str:
     return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", page)
 
 
-def _section(grid: str, ours: Sequence[Result], runs: Sequence[Record], paper: Mapping[str, Any], out: Path) -> str:
+def _section(
+    grid: str, ours: Sequence[Result], runs: Sequence[Record], paper: Mapping[str, Any],
+    figures: dict[str, Callable[[], Figure]],
+) -> str:  # fmt: skip
+    """The Markdown of a grid; its figure is added to ``figures``."""
     quick = ours[0].run.quick
     note = " (reduced by --quick)" if quick else ""
     parts = [f"### {grid}{note}"]
@@ -78,7 +101,7 @@ def _section(grid: str, ours: Sequence[Result], runs: Sequence[Record], paper: M
         paper = {}
     draw, what = _figure(grid, ours, paper, note.strip())
     if draw:
-        _save(draw, out / f"{grid}.png")
+        figures[grid] = draw
         for name, only in ((grid, "light"), (f"{grid}-dark", "dark")):
             parts.append(f"```{{image}} {name}.png\n:class: only-{only} picture\n:alt: {what}\n```")
     tables: dict[str, Callable[[], str]] = {
@@ -114,6 +137,6 @@ def _figure(
 
 
 def _save(draw: Callable[[], Figure], path: Path) -> None:
-    draw().savefig(path, dpi=160)
+    save_picture(draw, path, dpi=160)
     with theme("dark"):
-        draw().savefig(path.with_name(f"{path.stem}-dark.png"), dpi=160)
+        save_picture(draw, path.with_name(f"{path.stem}-dark.png"), dpi=160)

@@ -20,11 +20,15 @@ from ramnet_np.experiment.one_run import Progress, checkpoints_of
 from ramnet_np.experiment.records import Record, append_record, read_records, run_of
 from ramnet_np.experiment.sweep import count_left, wanted_runs
 from ramnet_np.experiment.workers import WorkerPool
+from ramnet_np.model.checks import SMALLEST, check_integer, check_number
 from ramnet_np.model.network import Device
 from ramnet_np.train.checkpoint import checkpoint_step, latest_checkpoint
+from ramnet_np.train.folder import held_folder
 from ramnet_np.train.interrupt import DeferredInterrupt
 
 ATTEMPTS = 2  # how often a run is started whose worker dies
+MOST_SIDE_BY_SIDE = 256
+ON_SIGNAL = "stopping: runs that have ended keep their results, the others their last checkpoints"
 MARGIN = 1.1  # a run is started if there is time for so many times what it is expected to take
 
 
@@ -57,10 +61,12 @@ class Options:
     """A grid file of your own, in place of the one that comes with the command."""
 
     def __post_init__(self) -> None:
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"max_minutes must be above 0, got {self.max_minutes}")
-        if self.epochs is not None and not self.epochs > 0:
-            raise ValueError(f"epochs must be above 0, got {self.epochs}")
+        for name in ("max_minutes", "epochs"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), SMALLEST)
+        check_integer("side_by_side", self.side_by_side, 1, MOST_SIDE_BY_SIDE)
+        for gpu in self.gpus:
+            check_integer("gpus", gpu, 0)
 
 
 class Outcome(NamedTuple):
@@ -70,7 +76,12 @@ class Outcome(NamedTuple):
     finished: int  # runs that ended in this call
     left: int
     failed: int
-    interrupted: bool
+    signal: int | None  # that interrupted it: SIGINT for Ctrl-C
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it."""
+        return self.signal is not None
 
 
 def run_experiment(
@@ -78,7 +89,8 @@ def run_experiment(
 ) -> Outcome:
     """Run what is left of the grid ``name``, or of ``options.grid``.
 
-    ``log``: called with a line for each run; ``progress``: show a bar. Ctrl-C leaves the results of finished runs.
+    ``log``: called with a line for each run; ``progress``: show a bar. Ctrl-C and SIGTERM leave the results of finished
+    runs and the checkpoints of the others. No other program may use the folder of the results meanwhile.
 
     >>> from tempfile import TemporaryDirectory
     >>> text = '''
@@ -87,7 +99,7 @@ def run_experiment(
     ... learning_rates = [1e-3]
     ... model = { width = 8, order = 2, radix = 2, top_k = 2, ffn = "none" }
     ... data = { vocab = 32, train = [[2, 12, 32]], test = [[2, 12, 8]] }
-    ... train = { batch = 8 }
+    ... train = { batch = 8, warmup = 0 }
     ... points = [{ name = "tiny" }]
     ... '''
     >>> with TemporaryDirectory() as folder:
@@ -96,7 +108,7 @@ def run_experiment(
     ...     run_experiment("mine", options, log=print, progress=False)[1:]
     on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look
     time is up: 1 run left; the same command goes on with it
-    (0, 1, 0, False)
+    (0, 1, 0, None)
     """
     started = time.perf_counter()
     grid = load_grid(options.grid or name, quick=options.quick, epochs=options.epochs).only(options.only)
@@ -105,25 +117,27 @@ def run_experiment(
         if max(options.gpus, default=0) >= count:
             raise ValueError(f"gpus must be below {count}, as many as there are, got {list(options.gpus)}")
     out = options.out or Path("runs") / (grid.name + "-quick" * grid.quick)
-    out.mkdir(parents=True, exist_ok=True)
     results = out / "results.jsonl"
-    records = read_records([*options.also, *([results] if results.exists() else [])])
-    done = {run.key: record for record in records if (run := run_of(record))}
-    work = _GridWork(grid, done, options, results, log, started)
-    if grid.quick:
-        log("quick: a reduced grid, to see that everything works; its figures say nothing about the paper's")
-    elif options.device == "cpu":
-        log("on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look")
-    if work.left() and not work.time_is_up():
-        pool = WorkerPool(options.device, options.gpus, options.side_by_side, out, work.invocation)
-        with (
-            DeferredInterrupt() as interrupt,
-            pool,
-            tqdm(total=work.left(), unit="run", disable=not progress, dynamic_ncols=True, mininterval=0) as bar,
-        ):
-            work.run(pool, bar, interrupt)
-    work.conclude()
-    return Outcome(results, work.finished, work.left(), len(work.failed), work.interrupted)
+    with held_folder(out):
+        if results.is_dir():
+            raise ValueError(f"{str(results)!r} must be a file of results, got a folder")
+        records = read_records([*options.also, *([results] if results.exists() else [])])
+        done = {run.key: record for record in records if (run := run_of(record))}
+        work = _GridWork(grid, done, options, results, log, started)
+        if grid.quick:
+            log("quick: a reduced grid, to see that everything works; its figures say nothing about the paper's")
+        elif options.device == "cpu":
+            log("on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look")
+        if work.left() and not work.time_is_up():
+            pool = WorkerPool(options.device, options.gpus, options.side_by_side, out, work.invocation)
+            with (
+                DeferredInterrupt(ON_SIGNAL) as interrupt,
+                pool,
+                tqdm(total=work.left(), unit="run", disable=not progress, dynamic_ncols=True, mininterval=0) as bar,
+            ):
+                work.run(pool, bar, interrupt)
+        work.conclude()
+    return Outcome(results, work.finished, work.left(), len(work.failed), work.signal)
 
 
 class _GridWork:
@@ -151,7 +165,7 @@ class _GridWork:
         self._given_up: list[GridRun] = []
         self.failed: set[str] = set()
         self.finished = 0
-        self.interrupted = False
+        self.signal: int | None = None
 
     def left(self) -> int:
         return count_left(self._grid, self._done)
@@ -174,7 +188,7 @@ class _GridWork:
             if time.perf_counter() - shown >= every:
                 bar.set_postfix_str(self._running(pool), refresh=True)
                 shown = time.perf_counter()
-        self._given_up, self.interrupted = pool.running, interrupt.requested
+        self._given_up, self.signal = pool.running, interrupt.signal
 
     def _next(self, pool: WorkerPool) -> GridRun | None:
         """The first wanted run that would end in time; if none would, the first wanted one: it can resume later."""
@@ -243,7 +257,7 @@ class _GridWork:
             self._log(f"{run.label}: stopped at step {at} of {run.train.steps}, to go on from step {self._saved(run)}")
         left = self.left()
         runs, them = (f"{left} runs left", "them") if left != 1 else ("1 run left", "it")
-        if self.interrupted:
+        if self.signal is not None:
             self._log(f"interrupted: {runs}; the same command goes on with {them}")
         elif left and self.time_is_up():
             self._log(f"time is up: {runs}; the same command goes on with {them}")

@@ -26,6 +26,7 @@ from ramnet_np.model.network import Device
 
 RunOne = Callable[..., Record]  # run_one with all but the run and ``on_progress``
 
+END_SECONDS = 5.0  # for a process to end when it is asked to
 SWITCH_SECONDS = 1e-4  # how long a thread may keep Python to itself while others wait: steps are short
 
 
@@ -145,6 +146,8 @@ class _Worker:
 
     def end(self) -> None:
         self._process.terminate()
+        self._process.join(END_SECONDS)
+        self._process.kill()  # one that is stopped, or that cannot be ended otherwise
         self._process.join()
         self.connection.close()
 
@@ -178,7 +181,7 @@ def _serve(runs: SimpleQueue[GridRun], one: RunOne, send: Any) -> None:
         run = runs.get()
         try:
             send("done", run, one(run, on_progress=partial(send, "progress", run)))
-        except Exception as error:
+        except BaseException as error:  # a thread that ended would leave its run waiting for ever
             send("failed", run, f"{type(error).__name__}: {error}")
             if type(error).__name__.startswith("CUDA"):  # such an error may leave the GPU unusable to this process
                 os._exit(1)

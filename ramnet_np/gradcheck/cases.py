@@ -78,6 +78,8 @@ def operation_case(name: str, samples: int | None, seed: int, backend: str | Non
         options["mask"] = rng.random((B, T)) < 0.7
     if options.pop("positions", False):
         options["positions"] = rng.integers(0, 1000, (B, T))
+    if with_state:  # which does not say where its tokens were
+        options.setdefault("positions", np.arange(T))
     inputs = {
         "write_logits": 2 * rng.standard_normal((B, T, H, U, P)),
         "read_logits": 2 * rng.standard_normal((B, T, H, U, P)),

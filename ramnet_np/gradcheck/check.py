@@ -96,7 +96,8 @@ def gradcheck(
     ``may_be_zero``: inputs whose gradient may vanish everywhere; for others that fails, since it checks nothing.
 
     Returns a :class:`GradcheckReport`. Two forwards per element checked. Raises TypeError for inputs that are not
-    float64 and ValueError for gradients whose number or shapes differ from the inputs'.
+    finite float64 and ValueError for gradients whose number or shapes differ from the inputs', and for other arguments
+    that are wrong.
 
     >>> report = gradcheck(lambda x: (x**2, x), lambda dy, x: 2 * x * dy, {"x": np.array([1.0, -2.0])}, title="square")
     >>> print(report)  # doctest: +ELLIPSIS
@@ -104,19 +105,20 @@ def gradcheck(
       input  shape  checked  left out  max |error|  relative  max |gradient|  verdict
       x      2      2        0         ...e-12      ...e-12   ...e-01         pass
     """
-    for name, x in inputs.items():
-        if not isinstance(x, np.ndarray) or x.dtype != np.float64:
-            raise TypeError(
-                f"input {name!r} must be a float64 NumPy array, got {getattr(x, 'dtype', type(x).__name__)}"
-            )
+    _check_arguments(inputs, samples, seed, rtol, may_be_zero)
     rng = np.random.default_rng(seed)
     args = [x.copy() for x in inputs.values()]
-    out, ctx = forward(*args)
+    results = forward(*args)
+    if not isinstance(results, tuple) or len(results) != 2:
+        raise TypeError(f"forward must return a tuple (out, ctx), got {type(results).__name__}")
+    out, ctx = results
     dout = _map_arrays(lambda a: rng.standard_normal(a.shape), out)
     directions = list(_arrays(dout))
     choices = [choice.copy() for choice in _choices(ctx)]
     grads = backward(dout, ctx)
-    grads = [grads] if isinstance(grads, np.ndarray | np.floating | float) else list(grads)
+    if not isinstance(grads, np.ndarray | np.floating | float | tuple | list):
+        raise TypeError(f"backward must return an array or a tuple of one for each input, got {type(grads).__name__}")
+    grads = list(grads) if isinstance(grads, tuple | list) else [grads]
     if len(grads) != len(args):
         raise ValueError(f"backward must return one gradient per input ({len(args)}), got {len(grads)}")
 
@@ -153,6 +155,27 @@ def gradcheck(
             numeric.append(rise / ((value + h) - (value - h)))
         rows.append(_compare(name, x.shape, np.array(analytic), np.array(numeric), left_out, rtol, name in may_be_zero))
     return GradcheckReport(title, tuple(rows), rtol, STEP)
+
+
+def _check_arguments(inputs: Any, samples: Any, seed: Any, rtol: Any, may_be_zero: Any) -> None:
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs must be a dictionary of names and arrays, got {type(inputs).__name__}")
+    for name, x in inputs.items():
+        if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray) or x.dtype != np.float64:
+            got = x.dtype if type(x) is np.ndarray else type(x).__name__
+            raise TypeError(f"input {name!r} must be a float64 NumPy array, got {got}")
+        if not np.isfinite(x).all():
+            raise ValueError(f"input {name!r} must be finite, got {x[~np.isfinite(x)][0]}")
+    for name, number, least in (("samples", samples, 1), ("seed", seed, 0)):
+        if name == "samples" and number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
+    if not 0 <= rtol < np.inf:
+        raise ValueError(f"rtol must be 0 or more and finite, got {rtol!r}")
+    unknown = [may_be_zero] if isinstance(may_be_zero, str) else [name for name in may_be_zero if name not in inputs]
+    if unknown:
+        raise ValueError(f"may_be_zero must be a tuple of names of inputs ({', '.join(inputs)}), got {unknown[0]!r}")
 
 
 def text_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:

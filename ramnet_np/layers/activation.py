@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,15 +12,17 @@ import numpy as np
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_floats, require_like
 
 
+@readable
 class SigmoidContext(NamedTuple):
     """What ``sigmoid_backward`` needs."""
 
     y: Array  # the slope is y (1 - y)
 
 
+@readable
 class ReLUContext(NamedTuple):
     """What ``relu_backward`` needs."""
 
@@ -26,6 +30,7 @@ class ReLUContext(NamedTuple):
     y: ArraySpec
 
 
+@readable
 class SiLUContext(NamedTuple):
     """What ``silu_backward`` needs."""
 
@@ -33,6 +38,7 @@ class SiLUContext(NamedTuple):
     s: Array  # sigmoid(x): exponentials cost more than memory
 
 
+@readable
 class GELUContext(NamedTuple):
     """What ``gelu_backward`` needs."""
 
@@ -48,6 +54,7 @@ def sigmoid_forward(x: Array) -> tuple[Array, SigmoidContext]:
     >>> sigmoid_forward(np.array([-1000.0, 0.0, 1000.0]))[0].tolist()
     [0.0, 0.5, 1.0]
     """
+    require_floats("x", x)
     y = _sigmoid(x)
     return y, SigmoidContext(y)
 
@@ -62,6 +69,7 @@ def sigmoid_backward(dy: Array, ctx: SigmoidContext) -> Array:
     >>> sigmoid_backward(np.ones(2), ctx).tolist()
     [0.25, 0.0]
     """
+    require_context(ctx, SigmoidContext, "sigmoid_forward")
     require_like("dy", dy, ArraySpec.of(ctx.y))
     dx = 1 - ctx.y
     dx *= ctx.y
@@ -77,6 +85,7 @@ def relu_forward(x: Array) -> tuple[Array, ReLUContext]:
     >>> relu_forward(np.array([-1.0, 2.0]))[0].tolist()
     [0.0, 2.0]
     """
+    require_floats("x", x)
     y = namespace_of(x).maximum(x, 0)
     return y, ReLUContext(x > 0, ArraySpec.of(y))
 
@@ -91,6 +100,7 @@ def relu_backward(dy: Array, ctx: ReLUContext) -> Array:
     >>> relu_backward(np.array([5.0, 5.0]), ctx).tolist()
     [0.0, 5.0]
     """
+    require_context(ctx, ReLUContext, "relu_forward")
     require_like("dy", dy, ctx.y)
     return dy * ctx.positive
 
@@ -103,6 +113,7 @@ def silu_forward(x: Array) -> tuple[Array, SiLUContext]:
     >>> silu_forward(np.array([0.0, 2.0]))[0].round(4).tolist()
     [0.0, 1.7616]
     """
+    require_floats("x", x)
     s = _sigmoid(x)
     return x * s, SiLUContext(x, s)
 
@@ -117,6 +128,7 @@ def silu_backward(dy: Array, ctx: SiLUContext) -> Array:
     >>> silu_backward(np.ones(2), ctx).round(4).tolist()
     [0.5, 1.0908]
     """
+    require_context(ctx, SiLUContext, "silu_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     dx = 1 - ctx.s
     dx *= ctx.x
@@ -136,6 +148,7 @@ def gelu_forward(x: Array) -> tuple[Array, GELUContext]:
     >>> gelu_forward(np.array([0.0, 2.0]))[0].round(4).tolist()
     [0.0, 1.9545]
     """
+    require_floats("x", x)
     cdf = _erf(x * 2**-0.5)
     cdf += 1
     cdf *= 0.5
@@ -152,6 +165,7 @@ def gelu_backward(dy: Array, ctx: GELUContext) -> Array:
     >>> gelu_backward(np.ones(2), ctx).round(4).tolist()
     [0.5, 1.0852]
     """
+    require_context(ctx, GELUContext, "gelu_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     dx = xp.square(ctx.x)
@@ -190,9 +204,11 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _erf(x: Array) -> Array:
-    """The error function: NumPy and CuPy have it in their special functions only."""
-    if namespace_of(x) is np:
+    """The error function, which NumPy lacks: SciPy's, or Python's, number by number, where SciPy is missing."""
+    if namespace_of(x) is not np:
+        from cupyx.scipy.special import erf
+    elif importlib.util.find_spec("scipy"):
         from scipy.special import erf
     else:
-        from cupyx.scipy.special import erf
+        return np.vectorize(math.erf, otypes=[x.dtype])(x)
     return erf(x)

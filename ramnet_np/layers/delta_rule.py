@@ -24,12 +24,15 @@ from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, require_heads, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_heads, require_like
 from ramnet_np.layers.heads import from_chunks, to_chunks
 from ramnet_np.layers.matmul import matmul
 from ramnet_np.layers.triangular import unit_lower_inverse
 
+RESET = {4: -104.0, 8: -746.0}  # by bytes of a number: log a from which on exp(log a) is 0
 
+
+@readable
 class DeltaRuleContext(NamedTuple):
     """What ``delta_rule_backward`` needs, in chunks of N tokens. G = B*H."""
 
@@ -44,7 +47,7 @@ class DeltaRuleContext(NamedTuple):
     Z: Array  # (G, chunks, N, d_v + d_k): R diag(b) [V, -diag(g) K]
     U: Array  # (G, chunks, N, d_v)
     starts: Array  # (G, chunks, d_k, d_v): M of each chunk
-    gated: bool
+    above_reset: Array  # (B, T, H) bool: where log_decay is more than a reset, and has a gradient; None without one
     y: ArraySpec
 
 
@@ -67,14 +70,15 @@ def delta_rule_forward(
         S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T        y_t = S_t q_t        a_t = exp(log_decay_t)
 
     ``q``, ``k``: (B, T, H, d_k), keys of length 1 (with longer ones and b near 1 the state may grow without bound);
-    ``v``: (B, T, H, d_v); ``beta``: b, (B, T, H), between 0 and 1; ``log_decay``: (B, T, H), finite, 0 or less; None
-    is a = 1, DeltaNet. ``state``: (B, H, d_k, d_v), the transpose of S before the first token; None is zero. It is
+    ``v``: (B, T, H, d_v); ``beta``: b, (B, T, H), between 0 and 1; ``log_decay``: (B, T, H), 0 or less; None is a = 1,
+    DeltaNet. ``state``: (B, H, d_k, d_v), the transpose of S before the first token; None is zero. It is
     taken as constant. Returns y (B, T, H, d_v), the state after the last token, and ctx.
     Cost: 6 T d_k d_v operations for each sequence and head for the state, about 2 T N (3 d_k + 2 d_v + N / 3) within
-    chunks of N tokens. Decays between tokens come from sums of ``log_decay`` within a chunk, in the arrays' dtype:
-    where these reach -10**4, float32 has the decays right to about one in a thousand.
-    ValueError or TypeError where shapes or dtypes do not fit, and for a ``log_decay`` above 0 (looked for in NumPy
-    arrays alone: on a GPU it would wait for the device).
+    chunks of N tokens. Decays between tokens come from sums of ``log_decay`` within a chunk, in the arrays' dtype. A
+    decay that is 0 in that dtype, a reset, counts as the first such number (log a = -104 in float32) however far below
+    it lies. Behind n resets of a chunk, float32 then has the decays right to about n in 50,000.
+    ValueError or TypeError where shapes or dtypes do not fit, and for a ``log_decay`` above 0 or NaN (looked for in
+    NumPy arrays alone: on a GPU it would wait for the device).
     Source: Yang et al., arXiv 2412.06464, eq. 10; without the gate Schlag et al., arXiv 2102.11174, eq. 24.
 
     >>> import numpy as np
@@ -90,14 +94,18 @@ def delta_rule_forward(
     require_like("beta", beta, ArraySpec((B, T, H), q.dtype))
     if log_decay is not None:
         require_like("log_decay", log_decay, ArraySpec((B, T, H), q.dtype))
-        if array_kind(log_decay) == "numpy" and log_decay.max() > 0:
+        if array_kind(log_decay) == "numpy" and not log_decay.max() <= 0:  # NaN is neither
             raise ValueError(f"log_decay must be 0 or less, got a maximum of {log_decay.max()}")
     if state is not None:
         require_like("state", state, ArraySpec((B, H, d_k, d_v), q.dtype))
     # 1. chunks; g as a running sum of logarithms
     q, k, v, beta = to_chunks(q), to_chunks(k), to_chunks(v), to_chunks(beta[..., None])
     G, chunks = q.shape[:2]
-    log_g = xp.zeros_like(beta) if log_decay is None else _running_sums(xp, to_chunks(log_decay[..., None]))
+    log_g, above_reset = xp.zeros_like(beta), None
+    if log_decay is not None:
+        reset = log_decay.dtype.type(RESET[log_decay.dtype.itemsize])
+        above_reset = log_decay > reset
+        log_g = _running_sums(xp, to_chunks(xp.maximum(log_decay, reset)[..., None]))
     g = xp.exp(log_g)
     # 2. within chunks
     k_t = k.swapaxes(-1, -2)
@@ -122,8 +130,8 @@ def delta_rule_forward(
     # 4. reads
     y = matmul(g * q, starts)
     matmul(P, U, accumulate_into=y)
-    gated = log_decay is not None
-    ctx = DeltaRuleContext(q, k, v, beta, log_g, A, P, R, Z, U, starts, gated, ArraySpec((B, T, H, d_v), q.dtype))
+    like = ArraySpec((B, T, H, d_v), q.dtype)
+    ctx = DeltaRuleContext(q, k, v, beta, log_g, A, P, R, Z, U, starts, above_reset, like)
     return from_chunks(y, T, H), after.reshape(B, H, d_k, d_v), ctx
 
 
@@ -148,6 +156,7 @@ def delta_rule_backward(dy: Array, ctx: DeltaRuleContext) -> DeltaRuleGrads:
     >>> delta_rule_backward(np.ones_like(y), ctx).v.ravel().tolist()
     [1.75, 0.25]
     """
+    require_context(ctx, DeltaRuleContext, "delta_rule_forward")
     require_like("dy", dy, ctx.y)
     xp = namespace_of(dy)
     T, H, d_v = ctx.y.shape[1:]
@@ -193,13 +202,14 @@ def delta_rule_backward(dy: Array, ctx: DeltaRuleContext) -> DeltaRuleGrads:
     dlate_k *= xp.exp(log_g[..., -1:, :] - log_g)
     dk += dlate_k
     dlog_decay = None
-    if ctx.gated:
+    if ctx.above_reset is not None:
         pull = (dlate_k * k).sum(axis=-1, keepdims=True)
         dlog_g -= pull
         dlog_g[..., -1:, :] += pull.sum(axis=-2, keepdims=True)
         dlog_g[..., -1:, :] += kept * (dafter * starts).sum(axis=(-1, -2), keepdims=True)
-        # 1. g = exp(running sums)
+        # 1. g = exp(running sums), each term at least a reset
         dlog_decay = from_chunks(_running_sums(xp, dlog_g, reverse=True), T, H)[..., 0]
+        dlog_decay = dlog_decay * ctx.above_reset
     dq, dk, dv, dbeta = (from_chunks(d, T, H) for d in (dq, dk, dv, dbeta))
     return DeltaRuleGrads(dq, dk, dv, dbeta[..., 0], dlog_decay)
 

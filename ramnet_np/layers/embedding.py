@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, require_ids, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_floats, require_ids, require_like
 
 
+@readable
 class EmbeddingContext(NamedTuple):
     """What ``embedding_backward`` needs."""
 
@@ -35,7 +36,10 @@ def embedding_forward(ids: Array, table: Array) -> tuple[Array, EmbeddingContext
     >>> y.tolist()
     [[4.0, 5.0], [0.0, 1.0]]
     """
+    require_floats("table", table)
     require_ids("ids", ids, table.shape[0])
+    if ids.dtype == np.uint64:  # which NumPy does not take for indices
+        ids = ids.astype(np.int64)
     y = namespace_of(table).take(table, ids, axis=0)
     return y, EmbeddingContext(ids, table.shape[0], ArraySpec.of(y))
 
@@ -55,11 +59,14 @@ def embedding_backward(dy: Array, ctx: EmbeddingContext) -> Array:
     >>> embedding_backward(np.array([[1.0], [2.0], [3.0]]), ctx).tolist()
     [[2.0], [0.0], [4.0]]
     """
+    require_context(ctx, EmbeddingContext, "embedding_forward")
     require_like("dy", dy, ctx.y)
     xp = namespace_of(dy)
     ids, rows = ctx.ids.reshape(-1), dy.reshape(-1, dy.shape[-1])
     order = xp.argsort(ids, kind="stable")
-    if xp is np:
+    if xp is np and importlib.util.find_spec("scipy"):  # where it is missing, what follows is slower
+        from scipy.sparse import csr_array
+
         # the product of the (V, N) matrix that has a one where token n took row i, stored by its ones alone
         ends = np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=ctx.rows))])
         took = csr_array((np.ones(ids.size, dy.dtype), order, ends), shape=(ctx.rows, ids.size))

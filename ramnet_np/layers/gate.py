@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
-from ramnet_np.core.require import ArraySpec, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_floats, require_like
 from ramnet_np.layers.activation import sigmoid_backward, sigmoid_forward, silu_backward, silu_forward
 
 
+@readable
 class GateContext(NamedTuple):
     """What ``gate_backward`` needs."""
 
@@ -33,7 +34,7 @@ def gate_forward(a: Array, b: Array, *, silu: bool = False) -> tuple[Array, Gate
     >>> gate_forward(np.array([0.0, 100.0]), np.array([3.0, 3.0]))[0].tolist()
     [1.5, 3.0]
     """
-    require_like("b", b, ArraySpec.of(a))
+    require_like("b", b, require_floats("a", a))
     opened, ctx = silu_forward(a) if silu else sigmoid_forward(a)
     return opened * b, GateContext(a, b, opened, ctx, silu)
 
@@ -50,6 +51,7 @@ def gate_backward(dy: Array, ctx: GateContext) -> tuple[Array, Array]:
     >>> [d.tolist() for d in gate_backward(np.array([1.0]), ctx)]
     [[0.75], [0.5]]
     """
+    require_context(ctx, GateContext, "gate_forward")
     require_like("dy", dy, ArraySpec.of(ctx.b))
     dopened = dy * ctx.b
     da = silu_backward(dopened, ctx.activation) if ctx.silu else sigmoid_backward(dopened, ctx.activation)

@@ -7,9 +7,10 @@ from typing import NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, require_like, require_width
+from ramnet_np.core.require import ArraySpec, readable, require_array, require_context, require_like, require_width
 
 
+@readable
 class LinearContext(NamedTuple):
     """What ``linear_backward`` needs."""
 
@@ -35,14 +36,20 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
 
     ``x``: (..., D); ``weight``: (E, D), one row per output; ``bias``: (E,) or None. Returns y (..., E) and ctx.
     Cost: one matrix product of 2 N D E operations for N tokens.
+    ValueError or TypeError where shapes or dtypes do not fit.
 
     >>> import numpy as np
     >>> y, ctx = linear_forward(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]]))
     >>> y.tolist()
     [[11.0, 2.0, 1.0]]
     """
-    outputs, width = weight.shape
+    spec = require_array("weight", weight)
+    if len(spec.shape) != 2 or 0 in spec.shape:
+        raise ValueError(f"weight must have shape (E, D), neither of them 0, got {spec.shape}")
+    outputs, width = spec.shape
     require_width("x", x, width, weight)
+    if bias is not None:
+        require_like("bias", bias, spec._replace(shape=(outputs,)))
     # one product of two matrices, whatever the leading axes are
     y = matrix_product(x.reshape(-1, width), weight.T)
     if bias is not None:
@@ -66,6 +73,7 @@ def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array | None
     >>> [d.tolist() for d in linear_backward(np.ones((1, 1)), ctx)]
     [[[3.0, 4.0]], [[1.0, 2.0]], [1.0]]
     """
+    require_context(ctx, LinearContext, "linear_forward")
     require_like("dy", dy, ctx.y)
     outputs, width = ctx.weight.shape
     rows = dy.reshape(-1, outputs)

@@ -12,13 +12,14 @@ from typing import NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, require_heads, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_heads, require_like
 from ramnet_np.layers.heads import from_chunks, to_chunks
 from ramnet_np.layers.matmul import matmul
 
 EPS = 1e-6  # added to the normaliser, which may underflow
 
 
+@readable
 class LinearAttentionContext(NamedTuple):
     """What ``linear_attention_backward`` needs, in chunks of N tokens. G = B*H."""
 
@@ -106,6 +107,7 @@ def linear_attention_backward(dy: Array, ctx: LinearAttentionContext) -> LinearA
     >>> linear_attention_backward(np.ones_like(y), ctx).v.ravel().round(5).tolist()
     [1.5, 0.5]
     """
+    require_context(ctx, LinearAttentionContext, "linear_attention_forward")
     require_like("dy", dy, ctx.like)
     xp = namespace_of(dy)
     (_, T, H, d_v), (q, k, v) = ctx.like.shape, ctx[:3]

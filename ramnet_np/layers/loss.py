@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import ArraySpec, require_ids
+from ramnet_np.core.require import ArraySpec, readable, require_array, require_context, require_floats, require_ids
 
 IGNORE_INDEX = -100
 
@@ -21,6 +21,7 @@ class LossAndGradient(NamedTuple):
     dlogits: Array  # (N, V), gradient of the loss
 
 
+@readable
 class CrossEntropyContext(NamedTuple):
     """What ``cross_entropy_backward`` needs. N rows count, of V logits each."""
 
@@ -76,6 +77,7 @@ def cross_entropy_backward(dloss: Array, ctx: CrossEntropyContext) -> Array:
     >>> cross_entropy_backward(1.0, ctx).round(2).tolist()
     [[-0.5, 0.25, 0.25], [0.0, 0.0, 0.0]]
     """
+    require_context(ctx, CrossEntropyContext, "cross_entropy_forward")
     xp = namespace_of(ctx.exps)
     n = ctx.labels.shape[0]
     dloss = xp.asarray(dloss, dtype=ctx.logits.dtype) / max(1, n)
@@ -108,7 +110,7 @@ def cross_entropy_and_gradient(logits: Array, labels: Array, ignore_index: int =
 
 
 def require_labels(labels: Array, logits: Array) -> None:
-    """ValueError unless ``labels`` has one entry for each row of ``logits``.
+    """ValueError or TypeError unless ``labels`` has one entry for each row of ``logits``, which are floats.
 
     >>> import numpy as np
     >>> require_labels(np.zeros(3, int), np.zeros((2, 5)))
@@ -116,6 +118,9 @@ def require_labels(labels: Array, logits: Array) -> None:
         ...
     ValueError: labels must have one entry per token, shape (2,), got (3,)
     """
+    require_floats("logits", logits)
+    if hasattr(labels, "dtype"):
+        require_array("labels", labels)
     if getattr(labels, "shape", None) != logits.shape[:-1]:
         got = getattr(labels, "shape", type(labels).__name__)
         raise ValueError(f"labels must have one entry per token, shape {logits.shape[:-1]}, got {got}")

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import readable, require_context
 from ramnet_np.layers.activation import ACTIVATIONS, Activation
 from ramnet_np.layers.gate import GateContext, gate_backward, gate_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 
 
+@readable
 class SwiGLUContext(NamedTuple):
     """What ``swiglu_backward`` needs."""
 
@@ -29,6 +31,7 @@ class SwiGLUGrads(NamedTuple):
     down: Array
 
 
+@readable
 class MLPContext(NamedTuple):
     """What ``mlp_backward`` needs."""
 
@@ -81,6 +84,7 @@ def swiglu_backward(dy: Array, ctx: SwiGLUContext) -> SwiGLUGrads:
     >>> [d.shape for d in swiglu_backward(np.ones((1, 2)), ctx)]
     [(1, 2), (3, 2), (3, 2), (2, 3)]
     """
+    require_context(ctx, SwiGLUContext, "swiglu_forward")
     dh, ddown, _ = linear_backward(dy, ctx.down)
     dg, draised = gate_backward(dh, ctx.product)
     dx, dup, _ = linear_backward(draised, ctx.up)
@@ -109,7 +113,7 @@ def mlp_forward(
     >>> y.tolist()
     [[6.0, 6.0]]
     """
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
     act = ACTIVATIONS[activation]
     h, up_ctx = linear_forward(x, up, up_bias)
@@ -129,6 +133,7 @@ def mlp_backward(dy: Array, ctx: MLPContext) -> MLPGrads:
     >>> [None if d is None else d.shape for d in mlp_backward(np.ones((1, 2)), ctx)]
     [(1, 2), (3, 2), (2, 3), None, None]
     """
+    require_context(ctx, MLPContext, "mlp_forward")
     dh, ddown, ddown_bias = linear_backward(dy, ctx.down)
     dh = ctx.activation.backward(dh, ctx.activated)
     dx, dup, dup_bias = linear_backward(dh, ctx.up)

@@ -6,15 +6,27 @@ is made again.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, require_like, require_width
+from ramnet_np.core.require import (
+    ArraySpec,
+    readable,
+    require_array,
+    require_context,
+    require_floats,
+    require_like,
+    require_width,
+)
 
 
+@readable
 class RMSNormContext(NamedTuple):
     """What ``rmsnorm_backward`` needs."""
 
@@ -30,6 +42,7 @@ class RMSNormGrads(NamedTuple):
     weight: Array
 
 
+@readable
 class LayerNormContext(NamedTuple):
     """What ``layernorm_backward`` needs."""
 
@@ -61,8 +74,8 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float = 1e-6) -> tuple[Array, 
     >>> y.round(3).tolist()
     [[0.849, 1.131]]
     """
+    _require_norm(x, weight, None, eps)
     xp = namespace_of(x)
-    require_width("x", x, weight.shape[0], weight)
     rows = x.reshape(-1, x.shape[-1])
     # 1. rstd
     rstd = _rstd(xp, rows, eps)
@@ -85,6 +98,7 @@ def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     >>> dx.round(12).tolist(), dweight.round(3).tolist()
     ([[0.0, 0.0]], [2.546, 4.525])
     """
+    require_context(ctx, RMSNormContext, "rmsnorm_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]
@@ -113,6 +127,8 @@ def l2norm_forward(x: Array, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     >>> l2norm_forward(np.array([[3.0, 4.0]]))[0].round(6).tolist()
     [[0.6, 0.8]]
     """
+    if not require_floats("x", x).shape or x.shape[-1] == 0:
+        raise ValueError(f"x must have shape (..., d), d at least 1, got {x.shape}")
     width = x.shape[-1]
     return rmsnorm_forward(x, namespace_of(x).full(width, width**-0.5, dtype=x.dtype), eps / width)
 
@@ -128,6 +144,7 @@ def l2norm_backward(dy: Array, ctx: RMSNormContext) -> Array:
     >>> l2norm_backward(np.array([[5.0, 0.0]]), ctx).round(6).tolist()
     [[0.64, -0.48]]
     """
+    require_context(ctx, RMSNormContext, "l2norm_forward")
     return rmsnorm_backward(dy, ctx).x
 
 
@@ -145,8 +162,8 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float = 1e-6) -
     >>> y.tolist()
     [[-1.0, 1.0]]
     """
+    _require_norm(x, weight, bias, eps)
     xp = namespace_of(x)
-    require_width("x", x, weight.shape[0], weight)
     rows = x.reshape(-1, x.shape[-1])
     # 1. mean, 2. rstd of what is left
     mean = rows.mean(axis=-1, keepdims=True)
@@ -171,6 +188,7 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
     >>> [d.tolist() for d in layernorm_backward(np.array([[1.0, 1.0]]), ctx)]  # a shift changes nothing
     [[[0.0, 0.0]], [-1.0, 1.0], [1.0, 1.0]]
     """
+    require_context(ctx, LayerNormContext, "layernorm_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]
@@ -188,7 +206,31 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
     return LayerNormGrads(dx.reshape(dy.shape), dweight, rows.sum(axis=0))
 
 
+def _require_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> None:
+    """ValueError or TypeError unless ``x`` (..., D), ``weight``, ``bias`` (D,) or None and ``eps``, 0 or more, fit."""
+    spec = require_array("weight", weight)
+    if len(spec.shape) != 1 or spec.shape[0] == 0:
+        raise ValueError(f"weight must have shape (D,), D at least 1, got {spec.shape}")
+    require_width("x", x, spec.shape[0], weight)
+    if bias is not None:
+        require_like("bias", bias, spec)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be 0 or more and finite, got {eps}")
+
+
 def _rstd(xp: Any, rows: Array, eps: float) -> Array:
     """1 / sqrt(mean square + eps) of every row, (N, 1), without an array of squares."""
     mean_square = xp.einsum("nd,nd->n", rows, rows)[:, None] / rows.shape[-1]
-    return 1 / xp.sqrt(mean_square + eps)
+    rstd = 1 / xp.sqrt(mean_square + eps)
+    if xp is np and not rstd.all():
+        _relative_rstd(rows, eps, rstd)
+    return rstd
+
+
+def _relative_rstd(rows: np.ndarray, eps: float, rstd: np.ndarray) -> None:
+    """Set ``rstd`` where it is 0 because a square overflowed: with squares relative to the row's largest number."""
+    over = np.flatnonzero(rstd == 0)
+    largest = np.abs(rows[over]).max(axis=-1, keepdims=True)
+    scaled = rows[over] / largest
+    mean_square = np.einsum("nd,nd->n", scaled, scaled)[:, None] / rows.shape[-1]
+    rstd[over] = np.where(np.isfinite(largest), 1 / np.sqrt(mean_square + eps / largest / largest) / largest, 0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.require import ArraySpec, readable, require_context, require_floats, require_like
 
 
+@readable
 class ScaleContext(NamedTuple):
     """What ``scale_backward`` needs."""
 
@@ -34,12 +37,23 @@ def scale_forward(weight: Array, bias: Array, scale: Array, tau: float) -> tuple
 
     ``weight``: (R, D); ``bias``: (R,) or None; ``scale``: a, of any shape, one number for each of G groups of R / G
     rows. Returns W, b and ctx. Source: spec section 5.
+    ValueError or TypeError where shapes or dtypes do not fit, or unless ``tau`` is above 0 and finite.
 
     >>> import numpy as np
     >>> weight, bias, ctx = scale_forward(np.ones((4, 1)), None, np.log([1.0, 3.0]), tau=2.0)
     >>> weight.ravel().round(3).tolist()
     [0.5, 0.5, 1.5, 1.5]
     """
+    if not 0 < tau < math.inf:
+        raise ValueError(f"tau must be above 0 and finite, got {tau}")
+    for name, array in (("weight", weight), ("bias", bias), ("scale", scale)):
+        if array is not None:
+            require_floats(name, array)
+    R = weight.shape[0] if weight.ndim == 2 else 0
+    if R == 0 or scale.size == 0 or R % scale.size:
+        raise ValueError(f"weight must have shape (R, D), R a multiple of {scale.size} groups, got {weight.shape}")
+    if bias is not None:
+        require_like("bias", bias, ArraySpec.of(weight)._replace(shape=(R,)))
     # 1. exp(a) / tau, once per group
     factor = _factor(scale, tau)
     # 2. scale the rows
@@ -60,6 +74,7 @@ def scale_backward(dweight: Array, dbias: Array, ctx: ScaleContext) -> ScaleGrad
     >>> [d.ravel().round(3).tolist() for d in scale_backward(np.ones((2, 1)), None, ctx) if d is not None]
     [[1.0, 3.0], [1.0, 3.0]]
     """
+    require_context(ctx, ScaleContext, "scale_forward")
     # 2. W = exp(a) W' / tau, so dW / da = W; likewise b
     drows = (dweight * ctx.weight).sum(axis=-1)
     if dbias is not None:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.require import ArraySpec, require_like, require_width
+from ramnet_np.core.require import ArraySpec, readable, require_array, require_context, require_like, require_width
 
 
+@readable
 class ShortConvContext(NamedTuple):
     """What ``short_conv_backward`` needs."""
 
@@ -67,6 +68,7 @@ def short_conv_backward(dy: Array, ctx: ShortConvContext) -> ShortConvGrads:
     >>> dx.ravel().tolist(), dweight.tolist()
     ([11.0, 11.0, 1.0], [[3.0, 6.0]])
     """
+    require_context(ctx, ShortConvContext, "short_conv_forward")
     require_like("dy", dy, ctx.y)
     xp = namespace_of(dy)
     x, weight = ctx.x, ctx.weight
@@ -92,6 +94,7 @@ def require_short_conv(x: Array, weight: Array, before: Array) -> None:
         ...
     ValueError: before must hold at most 3 tokens, as the weight reaches, got 4
     """
+    require_array("weight", weight)
     if weight.ndim != 2 or weight.shape[1] == 0:
         raise ValueError(f"weight must have shape (D, width), width at least 1, got {weight.shape}")
     require_width("x", x, weight.shape[0], weight)
@@ -99,7 +102,8 @@ def require_short_conv(x: Array, weight: Array, before: Array) -> None:
         raise ValueError(f"x must have shape (B, T, D), got {x.shape}")
     if before is None:
         return
-    require_like("before", before, ArraySpec((x.shape[0], before.shape[1], x.shape[2]), x.dtype))
+    S = require_array("before", before).shape[1:2]
+    require_like("before", before, ArraySpec.of(x)._replace(shape=(x.shape[0], *S, x.shape[2])))
     if before.shape[1] >= weight.shape[1]:
         raise ValueError(
             f"before must hold at most {weight.shape[1] - 1} tokens, as the weight reaches, got {before.shape[1]}"

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, require_heads, require_like
+from ramnet_np.core.require import ArraySpec, readable, require_array, require_context, require_heads, require_like
 from ramnet_np.layers.heads import heads_first, heads_last
 from ramnet_np.layers.matmul import matmul
 
@@ -22,6 +24,7 @@ QUERIES = 128  # of a block
 FEWEST_QUERIES = 64  # with a window shorter than this, a block of its length would leave little work to one product
 
 
+@readable
 class SoftmaxAttentionContext(NamedTuple):
     """What ``softmax_attention_backward`` needs. G = B*H."""
 
@@ -74,6 +77,8 @@ def softmax_attention_forward(
     [3.0, 4.0, 7.5]
     """
     B, T, H, d_v = require_heads(q, k, v)
+    if window is not None and (not isinstance(window, int | np.integer) or isinstance(window, bool)):
+        raise TypeError(f"window must be an integer or None, got {window!r}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     xp = namespace_of(q, k, v)
@@ -107,6 +112,7 @@ def softmax_attention_backward(dy: Array, ctx: SoftmaxAttentionContext) -> Softm
     >>> softmax_attention_backward(np.ones_like(y), ctx).v.ravel().tolist()
     [1.5, 0.5]
     """
+    require_context(ctx, SoftmaxAttentionContext, "softmax_attention_forward")
     require_like("dy", dy, ctx.y)
     xp = namespace_of(dy)
     dy = heads_first(dy)
@@ -200,6 +206,8 @@ def _hidden(xp: Any, scores: Array, diagonal: int, window: int | None) -> Array:
 
 
 def _require_past(past: tuple[Array, Array], k: Array, v: Array) -> None:
-    S = past[0].shape[1]
+    if not isinstance(past, tuple) or len(past) != 2:
+        raise TypeError(f"past must be a pair of keys and values, got {type(past).__name__}")
+    S = require_array("past keys", past[0]).shape[1:2]
     for name, before, now in zip(("keys", "values"), past, (k, v), strict=True):
-        require_like(f"past {name}", before, ArraySpec((now.shape[0], S, *now.shape[2:]), now.dtype))
+        require_like(f"past {name}", before, ArraySpec((now.shape[0], *S, *now.shape[2:]), now.dtype))

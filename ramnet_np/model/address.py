@@ -42,11 +42,9 @@ def address_parameters(side: str, config: RAMNetConfig, layer: int) -> dict[str,
     [('w_proj.weight', (24, 8)), ('w_proj.bias', (24,)), ('w_scale', (2, 3))]
     """
     H, U, P = config.heads, config.order, config.radix
-    prior = np.zeros((H, U, P), dtype=np.float32)
-    prior[: H if config.address_prior == "all" else config.cape_heads(layer)] = address_prior(config)
     parameters = {f"{side}_proj.weight": Parameter((H * U * P, config.width), "addresses", normal(config.init_std))}
     if config.address_bias:
-        parameters[f"{side}_proj.bias"] = Parameter((H * U * P,), "addresses", lambda *_: prior.ravel())
+        parameters[f"{side}_proj.bias"] = Parameter((H * U * P,), "addresses", lambda *_: _priors(config, layer))
     if config.address_scale:
         parameters[f"{side}_scale"] = Parameter((H, U), "addresses", constant(0))
     return parameters
@@ -63,6 +61,13 @@ def address_prior(config: RAMNetConfig) -> np.ndarray:
     """
     strength = np.linspace(0, PRIOR, config.order, dtype=np.float32)
     return strength[:, None] * np.linspace(-1, 1, config.radix, dtype=np.float32)
+
+
+def _priors(config: RAMNetConfig, layer: int) -> np.ndarray:
+    """Those of all heads, (H * U * P,)."""
+    prior = np.zeros((config.heads, config.order, config.radix), dtype=np.float32)
+    prior[: config.heads if config.address_prior == "all" else config.cape_heads(layer)] = address_prior(config)
+    return prior.ravel()
 
 
 def address_forward(x: Array, params: Params, side: str, config: RAMNetConfig) -> tuple[Array, AddressContext]:

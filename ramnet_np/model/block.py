@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array
+from ramnet_np.core.require import ArraySpec, readable, require_like
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
     LayerNormContext,
@@ -36,6 +37,7 @@ class ConvState(NamedTuple):
     memory: Any  # of the layer
 
 
+@readable
 class BlockContext(NamedTuple):
     """What ``block_backward`` needs."""
 
@@ -156,9 +158,35 @@ def layer_input_forward(
     if not config.short_conv:
         return n, norm_ctx, None
     if not isinstance(state, ConvState | None):
-        raise TypeError(f"state of a block with a short convolution must be a ConvState, got {type(state).__name__}")
+        raise TypeError(f"state of a block with a short convolution must be a ConvState, got {_type(state)}")
     n, conv_ctx = short_conv_forward(n, params["attn_conv.weight"], None if state is None else state.inputs)
     return n, norm_ctx, conv_ctx
+
+
+def check_block_state(name: str, state: Any, config: RAMNetConfig, batch: int, like: Array) -> None:
+    """TypeError or ValueError unless ``state`` is one that a block can step from, in place.
+
+    ``batch``: B; ``like``: an array of the model's dtype and device. Slots are looked at, as they change where they
+    are, and what a short convolution needs; other memories are replaced, and looked at by their layer.
+
+    >>> import numpy as np
+    >>> check_block_state("state[1]", None, RAMNetConfig(), 1, np.zeros(1, np.float32))
+    Traceback (most recent call last):
+        ...
+    TypeError: state[1] must be a RAMState (slots, mass), got NoneType
+    """
+    if config.short_conv:
+        if not isinstance(state, ConvState):
+            raise TypeError(f"{name} of a block with a short convolution must be a ConvState, got {_type(state)}")
+        S, D = config.short_conv - 1, config.width
+        shape = getattr(state.inputs, "shape", None)
+        if shape is None or len(shape) != 3 or shape[0] != batch or shape[1] > S or shape[2] != D:
+            raise ValueError(f"{name}.inputs must have shape ({batch}, at most {S}, {D}), got {shape}")
+        require_like(f"{name}.inputs", state.inputs, ArraySpec(shape, like.dtype))
+        name, state = f"{name}.memory", state.memory
+    check = MIXERS[config.mixer].check_state
+    if check is not None:
+        check(name, state, config, batch, like)
 
 
 def norm_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
@@ -261,6 +289,10 @@ def ffn_backward(dy: Array, ctx: FFNContext) -> tuple[Array, Params]:
         return dx, {"gate_proj.weight": dgate, "up_proj.weight": dup, "down_proj.weight": ddown}
     dx, dup, ddown, dup_bias, ddown_bias = mlp_backward(dy, ctx)
     return dx, {"0.weight": dup, "0.bias": dup_bias, "2.weight": ddown, "2.bias": ddown_bias}
+
+
+def _type(value: Any) -> str:
+    return type(value).__name__
 
 
 def _initial_conv(rng: np.random.Generator, shape: Shape) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from ramnet_np.core.arrays import on_host
+from ramnet_np.model.checks import SMALLEST, check_integer, check_number
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.layout import parameter_shapes
+from ramnet_np.model.files import read_json, replacing, why
+from ramnet_np.model.layout import parameter_shapes, require_parameters
+from ramnet_np.model.memory import require_memory
 from ramnet_np.model.parameters import Params
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -65,8 +69,9 @@ _FFN_KINDS = {"fuse_swiglu": "swiglu", "swiglu": "swiglu", "gelu": "gelu", "silu
 def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Params) -> None:
     """Write the two files into ``folder``, which is made if missing.
 
-    Each is written under another name and renamed when it is whole: a crash leaves no half file.
-    OSError where the folder cannot be written to. Source: spec section 5.
+    Each is written under another name and renamed when both are whole: a crash leaves no half file.
+    OSError where the folder cannot be written to or the disk is full, ValueError or TypeError for ``params`` that could
+    not be loaded again. Other files of the folder are left alone. Source: spec section 5.
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model.layout import model_parameters
@@ -78,28 +83,29 @@ def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Par
     ...     print(sorted(path.name for path in Path(folder).iterdir()))
     ['config.json', 'model.safetensors']
     """
+    _require_path(folder)
+    require_parameters(params, config)
+    tensors = {name: np.ascontiguousarray(on_host(p)) for name, p in params.items()}
+    for name, p in tensors.items():
+        if not _is_finite(p):
+            raise ValueError(f"params[{name!r}] must be finite to be saved, got NaN or infinity")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: np.ascontiguousarray(on_host(p)) for name, p in params.items()}
-        weights, text = _partial(folder / WEIGHTS), _partial(folder / CONFIG)
-        save_file(
-            tensors, weights, metadata={"format": "pt"}
-        )  # without this entry the authors' loader refuses the file
+    except OSError as error:
+        raise OSError(f"folder must be one that can be written to, got {str(folder)!r}: {why(error)}") from error
+    with replacing(folder / WEIGHTS, folder / CONFIG) as (weights, text):
+        # without this entry the authors' loader refuses the file
+        save_file(tensors, weights, metadata={"format": "pt"})
         text.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
-        os.replace(weights, folder / WEIGHTS)
-        os.replace(text, folder / CONFIG)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"folder must be one that can be written to, got {str(folder)!r}: {reason}") from error
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[RAMNetConfig, Params]:
     """Read configuration and parameters from ``folder``.
 
     float32 and float64 stay as they are; half types (the authors train in bfloat16) become float32, exactly.
-    Raises FileNotFoundError or ValueError, naming the file and the tensor.
-    Source: spec section 5.
+    FileNotFoundError or ValueError, naming the file and the tensor, also for numbers that are not finite; MemoryError
+    where the model does not fit. Source: spec section 5.
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model.layout import model_parameters
@@ -112,12 +118,9 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[RAMNetConfig, Params]:
     >>> loaded == config, all(np.array_equal(again[name], p) for name, p in params.items())
     (True, True)
     """
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}, but {str(folder / name)!r} is missing")
-    config = _read_config(folder / CONFIG)
-    return config, _read_weights(folder / WEIGHTS, config)
+    path = _folder_of_model(folder)
+    config = _read_config(path / CONFIG)
+    return config, _read_weights(path / WEIGHTS, config)
 
 
 def config_to_json(config: RAMNetConfig) -> dict[str, Any]:
@@ -165,8 +168,12 @@ def config_from_json(saved: dict[str, Any]) -> RAMNetConfig:
         raise ValueError(f"output_gate must be 'sigmoid' or null, got {gate!r}")
     settings |= {"update": "gsu", "ffn": _FFN_KINDS[act.lower()], "output_gate": gate is not None}
     if settings.get("top_k", 8) is None:  # theirs for "all slots"
-        settings["top_k"] = saved.get("addr_radix", 4) ** saved.get("addr_order", 5)
+        settings["top_k"] = RAMNetConfig(
+            order=saved.get("addr_order", 5), radix=saved.get("addr_radix", 4), top_k=1
+        ).slots
     if settings.get("ffn_width") is None and saved.get("hidden_ratio", 4) not in (4, None):
+        check_integer("hidden_size", saved["hidden_size"], 1)
+        check_number("hidden_ratio", saved["hidden_ratio"], low=SMALLEST)
         settings["ffn_width"] = _width_by_ratio(saved["hidden_size"], saved["hidden_ratio"], settings["ffn"])
     ours = saved.get(OUR_KEY, {})
     if not isinstance(ours, dict) or not set(ours) <= set(_OURS):
@@ -174,11 +181,47 @@ def config_from_json(saved: dict[str, Any]) -> RAMNetConfig:
     return RAMNetConfig(**(settings | ours))
 
 
+def _folder_of_model(folder: str | os.PathLike[str]) -> Path:
+    """FileNotFoundError, saying what to do, unless ``folder`` has the two files."""
+    _require_path(folder)
+    path, given = Path(folder), os.fspath(folder)
+    if not path.exists():
+        words = f"folder must hold {CONFIG} and {WEIGHTS}, but there is no {given!r} here"
+        raise FileNotFoundError(words + hub_hint(str(given)))
+    if (path / f"{WEIGHTS}.index.json").is_file() and not (path / WEIGHTS).is_file():
+        raise FileNotFoundError(f"folder must hold all parameters in {WEIGHTS}, got {given!r}, where they are in parts")
+    for name in (CONFIG, WEIGHTS):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}, but {str(path / name)!r} is missing")
+    return path
+
+
+def hub_hint(name: str) -> str:
+    """What to add to an error about a folder that is not there, if ``name`` is like those of the Hugging Face Hub.
+
+    >>> hub_hint("lab/model")
+    '; a model of the Hugging Face Hub is fetched by `hf download lab/model --local-dir FOLDER`'
+    >>> hub_hint("runs/a/checkpoints")
+    ''
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return ""
+    return f"; a model of the Hugging Face Hub is fetched by `hf download {name} --local-dir FOLDER`"
+
+
+def _require_path(folder: Any) -> None:
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be a path, got {folder!r}")
+    if not os.fspath(folder):
+        raise ValueError("folder must name a folder, got ''")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    return bool(np.isfinite(array.min()) and np.isfinite(array.max()))  # NaN would be the least and the largest
+
+
 def _read_config(path: Path) -> RAMNetConfig:
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not even UTF-8
-        raise ValueError(f"{str(path)!r} is damaged or not JSON: {error}") from error
+    saved = read_json(path)
     if not isinstance(saved, dict):
         raise ValueError(f"{str(path)!r} must hold a JSON object, got {type(saved).__name__}")
     try:
@@ -188,6 +231,8 @@ def _read_config(path: Path) -> RAMNetConfig:
 
 
 def _read_weights(path: Path, config: RAMNetConfig) -> Params:
+    # the file, and the numbers in it beside it
+    require_memory(2 * path.stat().st_size, f"{str(path)!r}")
     try:
         tensors = dict(deserialize(path.read_bytes()))
     except SafetensorError as error:
@@ -203,6 +248,8 @@ def _read_weights(path: Path, config: RAMNetConfig) -> Params:
         if tuple(tensor["shape"]) != shape:
             raise ValueError(f"{name!r} in {str(path)!r} must have shape {shape}, got {tuple(tensor['shape'])}")
         params[name] = _decode(name, tensor["dtype"], tensor["data"]).reshape(shape)
+        if not _is_finite(params[name]):
+            raise ValueError(f"{name!r} in {str(path)!r} must be finite, got NaN or infinity")
     dtypes = {p.dtype.name for p in params.values()}
     if len(dtypes) > 1:
         raise ValueError(f"the tensors in {str(path)!r} must have one dtype, got {' and '.join(sorted(dtypes))}")
@@ -225,7 +272,3 @@ def _width_by_ratio(width: int, ratio: float, ffn: str) -> int:
     if ffn == "swiglu":
         return 256 * math.ceil(int(width * ratio * 2 / 3) / 256)
     return int(width * ratio)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, get_args
 
+import numpy as np
 
-def check_number(name: str, value: Any, above: float = -math.inf) -> None:
-    """TypeError or ValueError unless ``value`` is a finite number above ``above``.
+# float32 holds every number of this size, its reciprocal, and either times a hundred million
+LARGEST, SMALLEST = 1e30, 1e-30
+MOST = 2**31 - 1  # of anything that is counted: what an int32 holds
 
-    >>> check_number("eps", 0.0, above=0)
+
+def check_number(name: str, value: Any, low: float = -LARGEST, high: float = LARGEST) -> None:
+    """TypeError or ValueError unless ``value`` is a number from ``low`` to ``high``, so neither infinite nor NaN.
+
+    >>> check_number("eps", 0.0, low=SMALLEST)
     Traceback (most recent call last):
         ...
-    ValueError: eps must be finite and above 0, got 0.0
+    ValueError: eps must be between 1e-30 and 1e+30, got 0.0
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (value > above and math.isfinite(value)):
-        expected = "finite" if above == -math.inf else f"finite and above {above:g}"
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {_short(value)}")
 
 
-def check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """TypeError or ValueError unless ``value`` is an integer from ``low`` to ``high``.
+def check_integer(name: str, value: Any, low: int, high: int | None = MOST) -> None:
+    """TypeError or ValueError unless ``value`` is an integer from ``low`` to ``high``; None: of any size.
 
     >>> check_integer("window", 0, 1)
     Traceback (most recent call last):
         ...
     ValueError: window must be at least 1, got 0
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < low or (high is not None and value > high):
-        expected = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {expected}, got {value}")
+        expected = f"at least {low}" if value < low and high in (None, MOST) else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {expected}, got {_short(value)}")
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -72,3 +76,20 @@ def pair(name: str, value: Any) -> tuple[Any, ...]:
     if len(value) != 2:
         raise ValueError(f"{name} must be one value or a (write, read) pair, got {len(value)} values")
     return value
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON has it and a set can hold it: NumPy's numbers as Python's, lists as tuples.
+
+    >>> plain([np.int64(4), 8]), plain(np.float64(0.5))
+    ((4, 8), 0.5)
+    """
+    if isinstance(value, list | tuple):
+        return tuple(plain(one) for one in value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _short(value: Any) -> str:
+    """Without digits by the thousand, which Python refuses to write."""
+    is_long = isinstance(value, int) and value.bit_length() > 128
+    return f"an integer of {value.bit_length()} bits" if is_long else f"{value}"

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from ramnet_np.core.retention import Update
-from ramnet_np.model.checks import check_choice, check_flag, check_integer, check_number
+from ramnet_np.model.checks import SMALLEST, check_choice, check_flag, check_integer, check_number, plain
 
 GammaMode = Literal["fixed", "learnable", "dynamic"]
 Norm = Literal["rmsnorm", "layernorm"]
 FFN = Literal["swiglu", "gelu", "silu", "none"]
 AddressPrior = Literal["all", "cape"]
 MixerName = Literal["ram", "softmax", "window", "linear", "delta"]  # those of model/mixers: what --help offers
+
+MOST_LAYERS = 4096  # more are a slip of the pen, and would take minutes to be refused by the memory
 
 # mixer -> its check, run on every configuration, whichever mixer that names
 MIXER_CHECKS: dict[str, Callable[[RAMNetConfig], None]] = {}
@@ -107,8 +109,11 @@ class RAMNetConfig:
     """Tokens that a causal convolution mixes, channel by channel, before the mixer (any of them); 0: none."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "width", "layers", "heads"):
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        for name in ("vocab", "width", "heads"):
             check_integer(name, getattr(self, name), 1)
+        check_integer("layers", self.layers, 1, MOST_LAYERS)
         for name in ("channels", "ffn_width", "key_channels"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)
@@ -116,9 +121,6 @@ class RAMNetConfig:
             raise ValueError(
                 f"width must be at least heads ({self.heads}) when channels is not given, got {self.width}"
             )
-        for name in ("top_k", "renorm", "cape"):
-            if isinstance(getattr(self, name), list):  # as JSON has it
-                object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("output_gate", "output_norm", "value_bias", "tie_embeddings"):
             check_flag(name, getattr(self, name))
         check_integer("short_conv", self.short_conv, 0)
@@ -127,10 +129,8 @@ class RAMNetConfig:
         check_choice("mixer", self.mixer, MIXER_CHECKS)
         for check in MIXER_CHECKS.values():
             check(self)
-        check_number("init_std", self.init_std)
-        if self.init_std < 0:
-            raise ValueError(f"init_std must be 0 or more, got {self.init_std}")
-        check_number("norm_eps", self.norm_eps, above=0)
+        check_number("init_std", self.init_std, low=0)
+        check_number("norm_eps", self.norm_eps, low=SMALLEST)
 
     @property
     def slots(self) -> int:

@@ -11,6 +11,7 @@ layer, all touched. Source: paper, figure 3.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import groupby
 from math import prod
 from typing import NamedTuple
@@ -127,6 +128,41 @@ def format_count(config: RAMNetConfig, context: int = CONTEXT) -> str:
     names = ("Parameters", "total state", "active state per token")
     summary = ", ".join(f"{name} {_short(n)}" for name, n in zip(names, totals, strict=True))
     return "\n".join([*lines, " ".join([*notes, summary + "."])])
+
+
+def describe(config: RAMNetConfig, dtype: str = "float32", device: str = "CPU") -> str:
+    """A model in a few lines, as its ``repr`` shows it: sizes, state, and the settings that are not the defaults.
+
+    >>> print(describe(RAMNetConfig(vocab=256, order=3, ffn="none", mixer="ram", cape=(2, 0))))
+    RAMNet of 2 layers with mixer 'ram' (RAM-Net): 39,224 parameters, float32 on the CPU
+      vocab 256, width 64; in each layer 2 heads of 64 slots with 32 channels, 8 written and 8 read per token
+      state 8,448 elements, active per token 2,112
+      RAMNetConfig(vocab=256, order=3, cape=(2, 0), ffn='none'), all else as by default
+    """
+    mixer = MIXERS[config.mixer]
+    size, parameters = _state_size(config, CONTEXT), sum(row.parameters for row in count(config))
+    heads = f"{config.heads} head{'s' * (config.heads > 1)}"
+    if mixer.addresses is not None:
+        writes, reads = config.top_k if isinstance(config.top_k, tuple) else (config.top_k, config.top_k)
+        heads += f" of {config.slots:,} slots with {config.head_channels} channels, {writes} written and {reads} read "
+        heads += "per token"
+    else:
+        heads += f" of {config.head_channels} channels"
+    changed = [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in fields(config)
+        if getattr(config, field.name) != field.default
+    ]
+    after = f" after {CONTEXT:,} tokens" if mixer.state_grows else ""
+    return "\n".join(
+        [
+            f"RAMNet of {config.layers} layer{'s' * (config.layers > 1)} with mixer {config.mixer!r} "
+            f"({mixer.variant(config).label}): {parameters:,} parameters, {dtype} on the {device}",
+            f"  vocab {config.vocab:,}, width {config.width:,}; in each layer {heads}",
+            f"  state {config.layers * size.total:,} elements{after}, active per token {config.layers * size.active:,}",
+            f"  RAMNetConfig({', '.join(changed)}), all else as by default",
+        ]
+    )
 
 
 def _state_size(config: RAMNetConfig, context: int) -> StateSize:

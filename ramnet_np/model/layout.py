@@ -6,9 +6,11 @@ initial values are drawn. Source: spec section 5.
 
 from __future__ import annotations
 
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.require import require_array
 from ramnet_np.model.block import block_parameters, norm_parameters
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.parameters import Parameter, Shape, add_prefix, normal, shapes_of
+from ramnet_np.model.parameters import Parameter, Params, Shape, add_prefix, normal, shapes_of
 
 EMBEDDINGS, HEAD, NORM = "model.embeddings.weight", "lm_head.weight", "model.norm."
 LAYERS = "model.layers."
@@ -50,3 +52,28 @@ def parameter_shapes(config: RAMNetConfig) -> dict[str, Shape]:
     (24, 8)
     """
     return shapes_of(model_parameters(config))
+
+
+def require_parameters(params: Params, config: RAMNetConfig) -> None:
+    """ValueError or TypeError unless ``params`` are those of ``config``: names, shapes, one dtype, one device.
+
+    >>> import numpy as np
+    >>> require_parameters({"lm_head.weight": np.zeros(3)}, RAMNetConfig())
+    Traceback (most recent call last):
+        ...
+    ValueError: params must hold the parameters of config, got 'lm_head.weight', which it does not have
+    """
+    shapes = parameter_shapes(config)
+    for name in params.keys() - shapes.keys():
+        raise ValueError(f"params must hold the parameters of config, got {name!r}, which it does not have")
+    dtypes = set()
+    for name, shape in shapes.items():
+        if name not in params:
+            raise ValueError(f"params must hold the parameters of config, {name!r} of shape {shape} is missing")
+        found = require_array(f"params[{name!r}]", params[name])
+        if found.shape != shape:
+            raise ValueError(f"params[{name!r}] must have shape {shape}, got {found.shape}")
+        dtypes.add(str(found.dtype))
+    if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
+        raise TypeError(f"params must all be float32 or all float64, got {' and '.join(sorted(dtypes))}")
+    namespace_of(*params.values())  # all on one device

@@ -16,7 +16,8 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Address, Array
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
-from ramnet_np.core.require import require_ids, require_like
+from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import readable, require_context, require_ids, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.block import (
@@ -28,15 +29,22 @@ from ramnet_np.model.block import (
     norm_backward,
     norm_forward,
 )
-from ramnet_np.model.checkpoint import load_model, save_model
+from ramnet_np.model.call_checks import check_options, check_select, check_states, mixers_with_slots
+from ramnet_np.model.checks import check_integer, check_number
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.layout import EMBEDDINGS, HEAD, NORM, layer_prefix, model_parameters
+from ramnet_np.model.count import describe, state_elements
+from ramnet_np.model.layout import EMBEDDINGS, HEAD, NORM, layer_prefix, model_parameters, require_parameters
+from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
+from ramnet_np.model.sampling import next_token, token_dtype
 
 Device = Literal["cpu", "gpu"]
 
+WORTH_ASKING = 2**28  # bytes from which on the system is asked whether it has them
 
+
+@readable
 class NetworkContext(NamedTuple):
     """What ``RAMNet.backward`` needs."""
 
@@ -66,11 +74,24 @@ class RAMNet:
     """
 
     def __init__(self, config: RAMNetConfig, seed: int = 0, dtype: Any = np.float32, *, params: Params | None = None):
+        if not isinstance(config, RAMNetConfig):
+            raise TypeError(f"config must be a RAMNetConfig, as preset(name) returns it, got {config!r}")
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+        check_integer("seed", seed, 0, None)
+        if params is None:
+            require_memory(parameter_bytes(config, np.dtype(dtype).itemsize), "a model of this size")
+            params = init_parameters(model_parameters(config), seed, dtype)
+        else:
+            require_parameters(params, config)
         self.config = config
-        self.params = init_parameters(model_parameters(config), seed, dtype) if params is None else params
+        self.params = params
 
+    def __repr__(self) -> str:
+        parameter = self.params[EMBEDDINGS]
+        return describe(self.config, str(parameter.dtype), "GPU" if array_kind(parameter) == "cupy" else "CPU")
+
+    @on_gpu_of_arrays
     def forward(
         self,
         ids: Array,
@@ -97,6 +118,7 @@ class RAMNet:
         logits, _, ctx = self._run(ids, select, state, options)
         return logits, ctx
 
+    @on_gpu_of_arrays
     def forward_with_state(
         self,
         ids: Array,
@@ -110,6 +132,7 @@ class RAMNet:
         """As :meth:`forward`, for a sequence that comes in pieces. Returns (logits, state after the last token).
 
         Pass the state and the positions on: piece by piece gives what the whole sequence at once would give.
+        MemoryError where a state of all slots does not fit.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> _, state = model.forward_with_state(np.array([[1, 2]]))
@@ -121,12 +144,15 @@ class RAMNet:
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
 
+    @on_gpu_of_arrays
     def step(self, ids: Array, state: list[Any], positions: Array, *, backend: str | None = None) -> Array:
         """Logits (B, 1, V) after one more token: UPDATES ``state`` IN PLACE.
 
         ``ids``: (B, 1); ``positions``: (1,) or (B, 1), where that token is. ``state``: the list that
         :meth:`forward_with_state` returned; slots change where they are, other memories are replaced in the list.
-        ValueError for more tokens than one, or without a state.
+        ValueError or TypeError for more tokens than one, without a state, or with one that does not fit; then nothing
+        has changed. (Logits that are not finite are found in the layer that makes them: those before it have then taken
+        the token.)
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> _, state = model.forward_with_state(np.array([[1, 2]]))
@@ -137,13 +163,18 @@ class RAMNet:
             raise ValueError("state must be the list that forward_with_state returned: a step goes on from it")
         if getattr(ids, "ndim", None) == 2 and ids.shape[1] != 1:
             raise ValueError(f"ids must have shape (B, 1) in a step, got {ids.shape}")
+        self._check_ids(ids)
+        # all states before any changes
+        check_states(state, self.config, ids.shape[0], positions, self.params[EMBEDDINGS])
         logits, states, _ = self._run(ids, None, state, CallOptions(positions, None, backend, in_place=True))
         if any(new is not old for new, old in zip(states, state, strict=True)):
             state[:] = states
         return logits
 
+    @on_gpu_of_arrays
     def backward(self, dlogits: Array, ctx: NetworkContext) -> Params:
         """The gradient of every parameter, by name, given that of the logits. A given state is taken as constant."""
+        require_context(ctx, NetworkContext, "RAMNet.forward")
         require_like("dlogits", dlogits, ctx.head.y)
         xp = namespace_of(dlogits)
         grads: Params = {}
@@ -167,6 +198,7 @@ class RAMNet:
             grads[HEAD] = dhead
         return {name: grads[name] for name in self.params}
 
+    @on_gpu_of_arrays
     def generate(
         self, ids: Array, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
     ) -> Array:
@@ -175,6 +207,7 @@ class RAMNet:
         ``temperature``: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature), with
         ``seed``. The prompt runs at once and leaves its state; every further token is one step, at a cost that does not
         grow with what came before, except with mixer "softmax", which looks at all of it.
+        ValueError or TypeError, naming the argument, before anything is computed.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> model.generate(np.array([[1, 2, 3]]), 2).shape
@@ -189,37 +222,43 @@ class RAMNet:
     ) -> Iterator[Array]:
         """The tokens of :meth:`generate` one after the other, as they are made: (B,) each, of the dtype of ``ids``.
 
+        Where that dtype does not hold the vocabulary, they are of the next wider one that does.
+
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> ids = np.array([[1, 2, 3]])
         >>> [token.shape for token in model.stream(ids, 2)]
         [(1,), (1,)]
         """
-        if isinstance(length, bool) or not isinstance(length, int | np.integer):
-            raise TypeError(f"length must be an integer, got {length!r}")
-        if length < 0:
-            raise ValueError(f"length must be 0 or more, got {length}")
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 or more and finite, got {temperature}")
+        check_integer("length", length, 0)
+        check_number("temperature", temperature, low=0)
+        check_integer("seed", seed, 0, None)
         self._check_ids(ids)
         return self._tokens(ids, length, temperature, np.random.default_rng(seed), backend)
 
     def _tokens(
         self, ids: Array, length: int, temperature: float, rng: np.random.Generator, backend: str | None
     ) -> Iterator[Array]:
-        xp = namespace_of(*self.params.values())
-        T = ids.shape[1]
-        last = xp.zeros(ids.shape, dtype=bool)
-        last[:, -1] = True
-        logits, state = self.forward_with_state(ids, select=last, backend=backend)
+        T, dtype = ids.shape[1], token_dtype(ids.dtype, self.config.vocab)
+        logits, state = self._prompt(ids, backend)
         for t in range(T, T + length):
-            if temperature > 0:
-                # the largest of logit / temperature + Gumbel noise is a draw from the softmax
-                logits = logits / temperature + xp.asarray(rng.gumbel(size=logits.shape))
-            token = logits.argmax(axis=-1).astype(ids.dtype)
+            token = next_token(logits, temperature, rng, dtype)
             yield token
             if t + 1 < T + length:
-                logits = self.step(token[:, None], state, xp.array([t]), backend=backend)[:, 0]
+                logits = self._next_logits(token, t, state, backend)
 
+    @on_gpu_of_arrays
+    def _prompt(self, ids: Array, backend: str | None) -> tuple[Array, list[Any]]:
+        """Logits (B, V) after the prompt, and its state."""
+        last = namespace_of(ids).zeros(ids.shape, dtype=bool)
+        last[:, -1] = True
+        return self.forward_with_state(ids, select=last, backend=backend)
+
+    @on_gpu_of_arrays
+    def _next_logits(self, token: Array, position: int, state: list[Any], backend: str | None) -> Array:
+        positions = namespace_of(token).array([position])
+        return self.step(token[:, None], state, positions, backend=backend)[:, 0]
+
+    @on_gpu_of_arrays
     def trace(
         self, ids: Array, *, mask: Array | None = None, positions: Array | None = None, backend: str | None = None
     ) -> list[dict[str, Address]]:
@@ -233,10 +272,10 @@ class RAMNet:
         addresses = MIXERS[self.config.mixer].addresses
         if addresses is None:
             raise ValueError(
-                f"trace needs mixer {_mixers_with_slots()}, which alone has slots, got mixer {self.config.mixer!r}"
+                f"trace needs mixer {mixers_with_slots()}, which alone has slots, got mixer {self.config.mixer!r}"
             )
         options = CallOptions(positions, mask, backend)
-        _check_options(self.config, options)
+        check_options(self.config, options)
         x, _ = embedding_forward(ids, self.params[EMBEDDINGS])
         accesses = []
         for i in range(self.config.layers):
@@ -249,7 +288,7 @@ class RAMNet:
     def to(self, device: Device) -> RAMNet:
         """The model on ``device``, "cpu" or "gpu": itself where it is there already, else with copies of its arrays.
 
-        RuntimeError, with the reason, where there is no GPU to use.
+        RuntimeError, with the reason, where there is no GPU to use; MemoryError where the model does not fit on it.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> model.to("cpu") is model
@@ -262,6 +301,7 @@ class RAMNet:
         if device == "cpu":
             return RAMNet(self.config, params={name: on_host(p) for name, p in self.params.items()})
         xp = gpu_namespace()
+        require_memory(sum(p.nbytes for p in self.params.values()), "this model", "gpu")
         return RAMNet(self.config, params={name: xp.asarray(p) for name, p in self.params.items()})
 
     def num_parameters(self) -> int:
@@ -274,11 +314,15 @@ class RAMNet:
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``, in the authors' format."""
+        from ramnet_np.model.checkpoint import save_model  # a model runs where safetensors is missing
+
         save_model(folder, self.config, self.params)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> RAMNet:
         """The model that ``folder`` holds: one of ours, or a checkpoint of the authors' package."""
+        from ramnet_np.model.checkpoint import load_model
+
         config, params = load_model(folder)
         return cls(config, params=params)
 
@@ -288,11 +332,14 @@ class RAMNet:
         """Returns the logits, the state of every layer (None where not asked for) and ctx."""
         self._check_ids(ids)
         config = self.config
-        _check_options(config, options)
-        if state is not None and len(state) != config.layers:
-            raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
+        check_options(config, options)
+        if state is None and options.return_state:
+            self._require_state_memory(*ids.shape)
+        if state is not None and (not isinstance(state, list | tuple) or len(state) != config.layers):
+            got = len(state) if isinstance(state, list | tuple) else type(state).__name__
+            raise ValueError(f"state must hold one state per layer ({config.layers}), got {got}")
         if select is not None:
-            select = _check_select(select, ids)
+            select = check_select(select, ids)
         # 1. embeddings
         x, embedding_ctx = embedding_forward(ids, self.params[EMBEDDINGS])
         hidden_shape = x.shape
@@ -318,36 +365,15 @@ class RAMNet:
         ctx = NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, head_ctx, hidden_shape)
         return logits, states, ctx
 
+    def _require_state_memory(self, batch: int, tokens: int) -> None:
+        """MemoryError where the state to be returned, which has all slots, does not fit."""
+        parameter = self.params[EMBEDDINGS]
+        needed = batch * state_elements(self.config, tokens) * parameter.dtype.itemsize
+        if needed > WORTH_ASKING:
+            require_memory(needed, "the state of this model", "gpu" if array_kind(parameter) == "cupy" else "cpu")
+
     def _check_ids(self, ids: Array) -> None:
         require_ids("ids", ids, self.config.vocab)
         namespace_of(ids, self.params[EMBEDDINGS])  # both on one device
         if ids.ndim != 2 or ids.size == 0:
             raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")
-
-
-def _check_options(config: RAMNetConfig, options: CallOptions) -> None:
-    """ValueError for what the model's mixer cannot do."""
-    has_slots = MIXERS[config.mixer].addresses is not None
-    if options.mask is not None and (not has_slots or config.short_conv):
-        raise ValueError(
-            f"mask must be None unless mixer is {_mixers_with_slots()} and short_conv 0: the others let every token "
-            f"through, got a mask with mixer {config.mixer!r} and short_conv {config.short_conv}"
-        )
-    if options.backend is not None and not has_slots:
-        raise ValueError(
-            f"backend must be None for mixer {config.mixer!r}, which NumPy or CuPy computes as the arrays are, "
-            f"got {options.backend!r}"
-        )
-
-
-def _mixers_with_slots() -> str:
-    return " or ".join(repr(name) for name, mixer in MIXERS.items() if mixer.addresses is not None)
-
-
-def _check_select(select: Array, ids: Array) -> Array:
-    """``select`` over the flattened tokens: (B*T,) bool or (N,) integers."""
-    kind = getattr(getattr(select, "dtype", None), "kind", None)
-    if (kind == "b" and select.shape == ids.shape) or (kind in ("i", "u") and select.ndim == 1):
-        return select.reshape(-1)
-    got = f"{select.dtype} of shape {select.shape}" if hasattr(select, "shape") else type(select).__name__
-    raise ValueError(f"select must be bool of the shape of ids {ids.shape} or (N,) integers, got {got}")

@@ -13,7 +13,7 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 
 from ramnet_np.contract import Address
 from ramnet_np.core.attention import decode_address
-from ramnet_np.plot.style import current, theme, themed
+from ramnet_np.plot.style import current, own_settings, theme, themed
 
 _ORDER, _RADIX, _TOP_K, _CHANNELS, _SIDE = 3, 4, 4, 8, 8  # the 64 slots are drawn as 8 x 8
 
@@ -168,6 +168,6 @@ def main(arguments: Sequence[str]) -> None:
     light = Path(arguments[0])
     light.parent.mkdir(parents=True, exist_ok=True)
     for name, path in (("light", light), ("dark", light.with_stem(light.stem + "-dark"))):
-        with theme(name):
+        with theme(name), own_settings():
             ramnet_picture().savefig(path, dpi=150)
         print(f"wrote {path}")

@@ -119,10 +119,27 @@ def themed(plot: Callable[_Args, Figure]) -> Callable[_Args, Figure]:
 
     @functools.wraps(plot)
     def draw(*args: _Args.args, **kwargs: _Args.kwargs) -> Figure:
-        with mpl.rc_context(_settings(current())):
+        with own_settings():
             return plot(*args, **kwargs)
 
     return draw
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Matplotlib's defaults and the current theme, in place of what the user has set, for a block.
+
+    A figure is saved in such a block too: texts at the ticks are made only then, and a user's ``text.usetex`` would
+    ask for LaTeX.
+
+    >>> with mpl.rc_context({"text.usetex": True}), own_settings():
+    ...     mpl.rcParams["text.usetex"]
+    False
+    """
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_settings(current()))
+        yield
 
 
 def _settings(colors: Theme) -> Any:

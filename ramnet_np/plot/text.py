@@ -26,6 +26,11 @@ def text_weights(
     """
     if not rows:
         raise ValueError("rows must hold at least one row of weights, got none")
+    for name, row in rows.items():
+        if np.shape(row) != (len(text),):
+            raise ValueError(
+                f"rows[{name!r}] must have shape ({len(text)},), a weight a character, got {np.shape(row)}"
+            )
     colors = current()
     figure = Figure(figsize=(min(11.0, 1.6 + 0.15 * len(text)), 0.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def hardware(device: str) -> dict[str, Any]:
             "cuda": runtime.runtimeGetVersion(),
             "driver": runtime.driverGetVersion(),
         }
-    import numba
+    found["name"] = processor()
+    with suppress(ImportError):  # a platform without it computes by NumPy
+        import numba
 
-    return found | {"name": processor(), "numba": numba.__version__}
+        found["numba"] = numba.__version__
+    return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from threadpoolctl import threadpool_limits
 
@@ -17,19 +19,24 @@ from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.data.batches import Batch, DataSource, ShuffledSets
 from ramnet_np.data.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
+from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
-from ramnet_np.plot import slot_trace, training_curves
-from ramnet_np.train.checkpoint import prepare_folder
+from ramnet_np.runs.workload import Workload, announcement, require_run_memory
 from ramnet_np.train.config import TrainConfig
+from ramnet_np.train.folder import run_folder
 from ramnet_np.train.gpu_trainer import Graphs
 from ramnet_np.train.loop import TrainResult, train
 from ramnet_np.train.metrics import read_metrics
+
+PICTURES = ("curves.png", "trace.png")
 
 
 @dataclass(frozen=True)
 class Run:
     """What every training run has: a network, how to train it, where to leave the results."""
+
+    instead: ClassVar[str] = "--device gpu takes minutes; fewer --train.steps or a smaller --train.batch take less"
 
     model: RAMNetConfig = field(default_factory=RAMNetConfig)
     """The network."""
@@ -51,19 +58,27 @@ class Run:
     """On a GPU, whether each step is one CUDA graph: auto goes on without where that fails, and says so."""
 
     def __post_init__(self) -> None:
+        check_choice("device", self.device, Device)
+        check_choice("graph", self.graph, Graphs)
+        check_integer("seed", self.seed, 0, None)
+        if not isinstance(self.out, str | PathLike):
+            raise TypeError(f"out must be a path, got {self.out!r}")
+        if not fspath(self.out):
+            raise ValueError("out must name a folder, got ''")
+        object.__setattr__(self, "out", Path(self.out))
         if self.device == "cpu" and self.backend in ("cupy", "numba-cuda"):
             raise ValueError(f"backend {self.backend!r} serves device 'gpu', got device 'cpu'")
         if self.device == "gpu" and self.backend not in (None, "cupy", "numba-cuda", "numpy"):
             raise ValueError(f"backend must be 'cupy', 'numba-cuda' or 'numpy' for device 'gpu', got {self.backend!r}")
         if self.graph == "on" and (self.device == "cpu" or self.backend == "numpy"):
             raise ValueError("graph must be 'auto' or 'off' unless a GPU's backend serves device 'gpu', got 'on'")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
 
 @dataclass(frozen=True)
 class MQARRun(Run):
     """Train a RAM-Net to recall: pairs (key, value) are shown once, then every key is asked for its value."""
+
+    instead: ClassVar[str] = "--device gpu takes minutes; --preset demo is a smaller task, about a minute on a CPU"
 
     model: RAMNetConfig = field(default_factory=lambda: preset("mqar-small"))
     """The network."""
@@ -88,7 +103,7 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
     >>> small = MQARRun(
     ...     model=RAMNetConfig(vocab=32, width=16, order=2, top_k=4, ffn="none"),
     ...     data=MQARSettings(vocab=32, train=((2, 12, 32),), test=((2, 12, 8),)),
-    ...     train=TrainConfig(steps=1, batch=8),
+    ...     train=TrainConfig(steps=1, batch=8, warmup=0),
     ... )
     >>> with TemporaryDirectory() as folder:
     ...     result = run_mqar(replace(small, out=Path(folder) / "run"), progress=False)
@@ -105,33 +120,66 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
             run.seed,
         )
 
-    return train_run(run, data, run_settings(run, run.data), accuracy="recall accuracy", progress=progress)
+    settings = run_settings(run, run.data)
+    return train_run(run, data, settings, workload(run), accuracy="recall accuracy", progress=progress)
+
+
+def workload(run: MQARRun) -> Workload:
+    """What the sets of the task give to do.
+
+    >>> workload(MQARRun()).most_labels
+    4096
+    """
+    batch, sets = run.train.batch, run.data.train
+    examples = sum(n for _, _, n in sets)
+    return Workload(
+        tokens=batch * sum(length * n for _, length, n in sets) / examples,
+        labels=batch * sum(pairs * n for pairs, _, n in sets) / examples,
+        most_labels=batch * max(pairs for pairs, _, _ in sets),
+        held_out_tokens=sum(length * n for _, length, n in run.data.test),
+        held_out_labels=sum(pairs * n for pairs, _, n in run.data.test),
+        data_bytes=sum(8 * length * n for _, length, n in (*sets, *run.data.test)),  # ids and labels
+    )
 
 
 def train_run(
-    run: Run, make_data: Callable[[], DataSource], settings: dict[str, object], *, accuracy: str, progress: bool
+    run: Run,
+    make_data: Callable[[], DataSource],
+    settings: dict[str, object],
+    work: Workload,
+    *,
+    accuracy: str,
+    progress: bool,
 ) -> TrainResult:
     """Train on what ``make_data`` returns; draw the curves and the slots that the first held-out sequence touches.
 
-    ``settings``: what decides the bits, see :func:`run_settings`; ``accuracy``: what it is called in the curves.
+    ``settings``: what decides the bits, see :func:`run_settings`; ``work``: what the data gives to do, to say how long
+    it takes and whether it fits; ``accuracy``: what it is called in the curves. MemoryError where the run cannot fit.
+    A picture that cannot be drawn is a line on stderr, and the run is whole without it.
 
     >>> from tempfile import TemporaryDirectory
     >>> import numpy as np
     >>> model = RAMNetConfig(vocab=32, width=16, order=2, top_k=4, ffn="none")
     >>> ids = np.zeros((8, 6), dtype=np.int32)
     >>> with TemporaryDirectory() as folder:
-    ...     run = Run(model=model, train=TrainConfig(steps=1, batch=8), out=Path(folder))
+    ...     run = Run(model=model, train=TrainConfig(steps=1, batch=8, warmup=0), out=Path(folder))
     ...     sets = ShuffledSets([Batch(ids, ids)], {"zeros": Batch(ids, ids)}, batch=8, seed=0)
-    ...     train_run(run, lambda: sets, {}, accuracy="right", progress=False).step
+    ...     train_run(run, lambda: sets, {}, Workload(48, 48, 48, 48, 48, 384), accuracy="right", progress=False).step
     1
     """
     # these may raise, so they come before the data, which takes seconds
     if run.device == "gpu":
         gpu_namespace()
-    prepare_folder(run.out, resume=run.resume, overwrite=run.overwrite)
+    require_run_memory(work, run.model, run.device)
+    _require_own_pictures(run)
     # One thread for NumPy's own matrix products: these are small, their threads fight the kernels' for the cores, and
     # how they split a sum would make the bits depend on the number of cores.
     with use_backend(run.backend) if run.backend else nullcontext(), threadpool_limits(1, user_api="blas"):
+        with run_folder(run.out, resume=run.resume, overwrite=run.overwrite):
+            pass  # refuses a folder that cannot be used, before the data, which takes seconds
+        if progress:
+            words = announcement(work, run.model, run.train, run.instead) if run.device == "cpu" else None
+            print(*filter(None, [words, "preparing data and model"]), sep="\n", file=sys.stderr)
         data = make_data()
         try:
             model = RAMNet(run.model, seed=run.seed).to(run.device)
@@ -149,10 +197,20 @@ def train_run(
         except MemoryError as error:
             where = "GPU" if run.device == "gpu" else "machine"
             raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
-        training_curves(read_metrics(result.metrics), accuracy=accuracy).savefig(run.out / "curves.png", dpi=120)
-        if MIXERS[run.model.mixer].addresses is not None:
-            _draw_trace(model, data, run.out / "trace.png")
+        _draw_pictures(run, result, data, accuracy)
     return result
+
+
+def _require_own_pictures(run: Run) -> None:
+    """ValueError where a picture would take the place of one that no run has left there."""
+    if run.resume or run.overwrite or (run.out / "checkpoints").exists() or (run.out / "metrics.jsonl").exists():
+        return
+    for name in PICTURES:
+        if (run.out / name).exists():
+            raise ValueError(
+                f"out must be a new folder, but {str(run.out)!r} holds {name!r} and no run; "
+                "overwrite it or choose another folder"
+            )
 
 
 def run_settings(run: Run, data: Any) -> dict[str, object]:
@@ -169,9 +227,23 @@ def run_settings(run: Run, data: Any) -> dict[str, object]:
     return json.loads(json.dumps(parts))
 
 
-def _draw_trace(model: RAMNet, data: DataSource, path: Path) -> None:
+def _draw_pictures(run: Run, result: TrainResult, data: DataSource, accuracy: str) -> None:
+    from ramnet_np.plot import slot_trace, training_curves  # Matplotlib: not before there is something to draw
+    from ramnet_np.runs.pictures import try_picture
+
+    curves, trace = (run.out / name for name in PICTURES)
+    records, config = read_metrics(result.metrics), run.model
+    if any(record["kind"] == "train" for record in records):
+        try_picture(lambda: training_curves(records, accuracy=accuracy), curves)
+    else:  # interrupted before its first record: no curve yet, and an earlier run's is not this one's
+        curves.unlink(missing_ok=True)
+    if MIXERS[config.mixer].addresses is not None:
+        cape = [config.cape_heads(layer) for layer in range(config.layers)]
+        try_picture(lambda: slot_trace(_accesses(result.model, data), config.slots, cape_heads=cape), trace)
+
+
+def _accesses(model: RAMNet, data: DataSource) -> list[dict[str, Address]]:
+    """The slots that the first held-out sequence touches."""
     first = next(iter(data.held_out().values()))
     shown = namespace_of(*model.params.values()).asarray(first.ids[:1])
-    accesses = [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]
-    cape = [model.config.cape_heads(layer) for layer in range(model.config.layers)]
-    slot_trace(accesses, model.config.slots, cape_heads=cape).savefig(path, dpi=120)
+    return [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]

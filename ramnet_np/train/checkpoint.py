@@ -3,9 +3,11 @@
     checkpoints/step-00000500/
         model.safetensors, config.json    the model as RAMNet.save_pretrained writes it: load it with from_pretrained
         optimizer.safetensors             AdamW's two moments of every parameter
-        training.json                     the step, the settings of the run, the highest accuracy so far
+        training.json                     the step, the settings of the run, the accuracies so far
 
-A checkpoint is written under another name and then renamed, which is atomic; only then is the older one removed.
+A checkpoint is written under another name, flushed to the disk and then renamed, which is atomic. Only then are older
+ones removed: the newest two stay, and the one with the highest held-out accuracy. Where the newest is damaged, a run
+goes on from the one before. Only folders named ``step-`` and digits, with a ``training.json``, are ever removed.
 No state of a random generator is stored, for there is none: the order of the data follows from (seed, step).
 """
 
@@ -13,21 +15,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.model import RAMNet
+from ramnet_np.model.files import WriteError, read_json, replacing, sync, why, write_text
 from ramnet_np.train.optim import AdamWState
 
-_PREFIX = "step-"
+_NAME = re.compile("step-([0-9]+)")
+_HIDDEN = re.compile(r"\.step-[0-9]+\.(partial|replaced|removed)")  # what save_checkpoint may clean up
 _FORMAT = 1
+STEPS = "train.steps"  # the one setting that may grow when a run is resumed
 _FREE_SETTINGS = ("train.log_every", "train.checkpoint_every")  # they decide no bits: a resumed run may change them
+KEPT = 2  # newest checkpoints that stay, beside the best one
 
 
 class Checkpoint(NamedTuple):
@@ -38,6 +48,7 @@ class Checkpoint(NamedTuple):
     settings: dict[str, Any]  # the run's, as JSON values: a resumed run must have the same
     best: float  # highest held-out accuracy so far
     calls: tuple[dict[str, Any], ...] = ()  # facts about each call that trained this run so far, as JSON values
+    accuracy: float | None = None  # held-out, as last measured; None before the first time
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -46,7 +57,17 @@ def checkpoint_step(folder: Path) -> int:
     >>> checkpoint_step(Path("runs/a/checkpoints/step-00000500"))
     500
     """
-    return int(folder.name.removeprefix(_PREFIX))
+    return int(folder.name.removeprefix("step-"))
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, from the lowest step to the highest: folders named ``step-`` and digits.
+
+    >>> checkpoints_in(Path("no/such/folder"))
+    []
+    """
+    found = [f for f in folder.glob("step-*") if _NAME.fullmatch(f.name) and f.is_dir()]
+    return sorted(found, key=lambda f: (checkpoint_step(f), f.name))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -55,14 +76,14 @@ def latest_checkpoint(folder: Path) -> Path | None:
     >>> latest_checkpoint(Path("no/such/folder")) is None
     True
     """
-    found = [f for f in folder.glob(_PREFIX + "*") if f.name.removeprefix(_PREFIX).isdigit()]
-    return max(found, key=checkpoint_step, default=None)
+    return next(reversed(checkpoints_in(folder)), None)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``checkpoint`` below ``folder``, remove the older ones, return the new one's path.
+    """Write ``checkpoint`` below ``folder``, remove those that need not be kept, return the new one's path.
 
-    OSError where the folder cannot be written to.
+    A checkpoint of the same step is replaced. WriteError, an OSError, where the folder cannot be written to or the disk
+    is full; then every older checkpoint is as it was.
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model import RAMNetConfig
@@ -73,26 +94,23 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     >>> path.name
     'step-00000000'
     """
-    step = checkpoint.optimizer.step
-    target = folder / f"{_PREFIX}{step:08d}"
+    target = folder / f"step-{checkpoint.optimizer.step:08d}"
     partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed while writing
-    partial.mkdir(parents=True)
-    checkpoint.model.save_pretrained(partial)
-    moments = {f"mean.{name}": on_host(m) for name, m in checkpoint.optimizer.mean.items()}
-    moments |= {f"square.{name}": on_host(v) for name, v in checkpoint.optimizer.square.items()}
-    save_file(moments, partial / "optimizer.safetensors")
-    training = {
-        "format": _FORMAT, "step": step, "best": checkpoint.best, "settings": checkpoint.settings,
-        "calls": checkpoint.calls,
-    }  # fmt: skip
-    (partial / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(partial, target)
-    for other in folder.glob(_PREFIX + "*"):
-        if other != target:
-            shutil.rmtree(other)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed while writing
+        partial.mkdir(parents=True)
+        _write(partial, checkpoint)
+        sync(partial)
+        _rename(partial, target)
+        for changed in (folder, folder.parent):
+            sync(changed)
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(f"{str(target)!r} could not be written: {why(error)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _clean_up(folder)
     return target
 
 
@@ -109,60 +127,28 @@ def load_checkpoint(path: Path) -> Checkpoint:
     >>> again.optimizer.step, again.settings, again.best
     (0, {'seed': 0}, 0.5)
     """
+    training = _read_training(path / "training.json")
     model = RAMNet.from_pretrained(path)
-    try:
-        training = json.loads((path / "training.json").read_text(encoding="utf-8"))
-        step, best, settings = int(training["step"]), float(training["best"]), dict(training["settings"])
-        calls = tuple(training.get("calls", ()))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / 'training.json'} is damaged or no training state: {error!r}") from error
-    try:
-        moments = load_file(path / "optimizer.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{path / 'optimizer.safetensors'} is damaged: {error}") from error
-    mean, square = ({n: moments.get(f"{part}.{n}") for n in model.params} for part in ("mean", "square"))
-    for name, param in model.params.items():
-        for moment in (mean[name], square[name]):
-            if moment is None or moment.shape != param.shape or moment.dtype != param.dtype:
-                raise ValueError(
-                    f"{path / 'optimizer.safetensors'} must hold two moments of {name!r} with shape {param.shape} "
-                    f"and dtype {param.dtype}, as in the model beside it"
-                )
-    return Checkpoint(model, AdamWState(step, mean, square), settings, best, calls)
+    moments = _read_moments(path / "optimizer.safetensors", model)
+    return Checkpoint(
+        model,
+        AdamWState(training["step"], *moments),
+        training["settings"],
+        float(training["best"]),
+        tuple(training.get("calls") or ()),
+        training.get("accuracy"),
+    )
 
 
-def prepare_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure, before any work is done, that a run can live in ``out``; else raise in one sentence.
+def restore(
+    model: RAMNet, checkpoints: Path, settings: Mapping[str, Any], log: Callable[[str], None] = print
+) -> Checkpoint:
+    """Give ``model`` the parameters of the last whole checkpoint in the folder, and return the checkpoint.
 
-    >>> prepare_folder(Path("/dev/null/run"), resume=False, overwrite=False)
-    Traceback (most recent call last):
-        ...
-    OSError: out must be a folder that can be written to, got '/dev/null/run': Not a directory
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"out must be a folder that can be written to, got {str(out)!r}: {error.strerror}") from error
-    last = latest_checkpoint(out / "checkpoints")
-    if resume and last is None:
-        raise FileNotFoundError(f"nothing to resume: no checkpoint below {str(out / 'checkpoints')!r}")
-    if last is not None and overwrite and not resume:
-        shutil.rmtree(out / "checkpoints")
-    elif last is not None and not resume:
-        raise ValueError(
-            f"out must be a new folder, but {str(out)!r} holds a run at step {checkpoint_step(last)}; "
-            "resume it, overwrite it or choose another folder"
-        )
-
-
-def restore(model: RAMNet, checkpoints: Path, settings: Mapping[str, Any]) -> Checkpoint:
-    """Give ``model`` the parameters of the last checkpoint in the folder, and return the checkpoint.
-
-    Its model is then ``model``, its moments are where the model is, its settings are ``settings``.
-    FileNotFoundError without a checkpoint; ValueError where it is damaged or belongs to other settings.
+    Its model is then ``model`` and its moments are where the model is. ``settings`` must be the checkpoint's, save for
+    how often the run logs and saves, and for ``train.steps``, which may be more.
+    A damaged checkpoint is renamed ``step-...-damaged``, the one before takes its place, and ``log`` is told so.
+    FileNotFoundError without a checkpoint; ValueError where all are damaged or they belong to other settings.
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model import RAMNetConfig
@@ -174,33 +160,177 @@ def restore(model: RAMNet, checkpoints: Path, settings: Mapping[str, Any]) -> Ch
     >>> restored.model is models[1], all((models[1].params[name] == p).all() for name, p in models[0].params.items())
     (True, True)
     """
-    last = latest_checkpoint(checkpoints)
-    if last is None:
-        raise FileNotFoundError(f"no checkpoint in {str(checkpoints)!r}")
-    checkpoint = load_checkpoint(last)
-    _require_same(_flat(settings), _flat(checkpoint.settings))
+    checkpoint, damaged = _last_whole(checkpoints)
+    require_same_settings(settings, checkpoint.settings)
     xp = namespace_of(*model.params.values())
     mean, square = ({n: xp.asarray(m) for n, m in moments.items()} for moments in checkpoint.optimizer[1:])
     for name, param in model.params.items():
         param[...] = xp.asarray(checkpoint.model.params[name])
-    state = AdamWState(checkpoint.optimizer.step, mean, square)
-    return checkpoint._replace(model=model, optimizer=state, settings=dict(settings))
+    for folder, fault in damaged.items():
+        aside = _set_aside(folder)
+        log(f"{fault}; the run goes on from step {checkpoint.optimizer.step}, and the damaged folder is now {aside}")
+    return checkpoint._replace(model=model, optimizer=AdamWState(checkpoint.optimizer.step, mean, square))
 
 
-def _require_same(now: dict[str, Any], saved: dict[str, Any]) -> None:
-    for name in sorted(now.keys() | saved.keys()):
-        if name not in _FREE_SETTINGS and now.get(name) != saved.get(name):
-            raise ValueError(
-                f"{name} must be {saved.get(name)!r} as in the checkpoint that is resumed, got {now.get(name)!r}"
-            )
+def require_same_settings(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """ValueError, naming the setting, unless a run with settings ``saved`` may go on with ``now``.
+
+    >>> require_same_settings({"seed": 1}, {"seed": 0})
+    Traceback (most recent call last):
+        ...
+    ValueError: seed must be 0 as in the checkpoint that is resumed, got 1
+    """
+    new, old = flat_settings(now), flat_settings(saved)
+    for name in sorted(new.keys() | old.keys()):
+        if name in _FREE_SETTINGS or new.get(name) == old.get(name):
+            continue
+        if name == STEPS and name in new and name in old and new[name] > old[name]:
+            continue
+        more = ", or more" if name == STEPS else ""
+        raise ValueError(
+            f"{name} must be {old.get(name)!r} as in the checkpoint that is resumed{more}, got {new.get(name)!r}"
+        )
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names; tuples as the lists that JSON makes of them."""
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names; tuples as the lists that JSON makes of them.
+
+    >>> flat_settings({"train": {"steps": 3}, "sizes": (1, 2)})
+    {'train.steps': 3, 'sizes': [1, 2]}
+    """
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= flat_settings(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = json.loads(json.dumps(value))
     return flat
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    checkpoint.model.save_pretrained(folder)
+    moments = {f"mean.{name}": on_host(m) for name, m in checkpoint.optimizer.mean.items()}
+    moments |= {f"square.{name}": on_host(v) for name, v in checkpoint.optimizer.square.items()}
+    with replacing(folder / "optimizer.safetensors") as (path,):
+        save_file(moments, path)
+    training = {
+        "format": _FORMAT, "step": checkpoint.optimizer.step, "best": checkpoint.best,
+        "accuracy": checkpoint.accuracy, "settings": checkpoint.settings, "calls": checkpoint.calls,
+    }  # fmt: skip
+    write_text(folder / "training.json", json.dumps(training, indent=2) + "\n")
+
+
+def _rename(partial: Path, target: Path) -> None:
+    """Give ``partial`` its name; at every instant it or a checkpoint of the same step has a checkpoint's name."""
+    aside = target.with_name(target.name.replace("-", "-0"))  # the same step, written with one more zero
+    if target.is_dir():
+        if aside.is_dir():
+            _remove(aside)
+        os.replace(target, aside)
+    os.replace(partial, target)
+    if aside.is_dir():  # this call's, or that of one that was killed before the line above
+        _remove(aside)
+
+
+def _remove(checkpoint: Path) -> None:
+    """A program that is killed while it removes leaves no half checkpoint under a checkpoint's name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(checkpoint, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _clean_up(folder: Path) -> None:
+    """Remove all but the newest checkpoints and the best one, and what earlier calls left half written or removed."""
+    ours = [f for f in checkpoints_in(folder) if not f.is_symlink() and (f / "training.json").is_file()]
+    best = max(ours, key=lambda f: (_accuracy(f), checkpoint_step(f)))
+    with suppress(OSError):  # what cannot be removed stays: the new checkpoint is on disk
+        for other in ours[:-KEPT]:
+            if other != best:
+                _remove(other)
+    for hidden in folder.glob(".step-*"):
+        if _HIDDEN.fullmatch(hidden.name):
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _accuracy(checkpoint: Path) -> float:
+    """The held-out accuracy that was last measured before it was saved; -1 without one, or where it is damaged."""
+    try:
+        accuracy = _read_training(checkpoint / "training.json").get("accuracy")
+    except (OSError, ValueError):
+        return -1.0
+    return -1.0 if accuracy is None else accuracy
+
+
+def _last_whole(folder: Path) -> tuple[Checkpoint, dict[Path, str]]:
+    """The newest checkpoint that can be read, and what is wrong with each newer one."""
+    damaged: dict[Path, str] = {}
+    for path in reversed(checkpoints_in(folder)):
+        try:
+            return load_checkpoint(path), damaged
+        except (FileNotFoundError, ValueError) as error:
+            damaged[path] = str(error)
+    if not damaged:
+        raise FileNotFoundError(f"no checkpoint in {str(folder)!r}")
+    raise ValueError(next(iter(damaged.values())))
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is neither resumed from nor removed."""
+    names = (f"{folder.name}-damaged{'' if number == 1 else f'-{number}'}" for number in count(1))
+    aside = next(path for name in names if not (path := folder.with_name(name)).exists())
+    return folder.rename(aside)
+
+
+def _read_training(path: Path) -> dict[str, Any]:
+    """What ``training.json`` holds, checked. FileNotFoundError or ValueError, naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"a checkpoint must hold training.json, but {str(path)!r} is missing")
+    training = read_json(path)
+    if not isinstance(training, dict):
+        raise ValueError(f"{str(path)!r} must hold a JSON object, got {type(training).__name__}")
+    for name, (is_right, expected) in _TRAINING.items():
+        if not is_right(training.get(name)):
+            raise ValueError(
+                f"{str(path)!r} is damaged or no training state: {name} must be {expected}, got {training.get(name)!r}"
+            )
+    return training
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+# what training.json must hold; calls and accuracy were not written by the first versions
+_TRAINING: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "format": (lambda x: x == _FORMAT and _is_whole(x), f"{_FORMAT}, which this version can read"),
+    "step": (_is_whole, "a whole number of 0 or more"),
+    "best": (_is_share, "an accuracy from 0 to 1"),
+    "accuracy": (lambda x: x is None or _is_share(x), "an accuracy from 0 to 1 or null"),
+    "settings": (lambda x: isinstance(x, dict), "an object"),
+    "calls": (lambda x: x is None or isinstance(x, list), "a list"),
+}
+
+
+def _read_moments(path: Path, model: RAMNet) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"a checkpoint must hold optimizer.safetensors, but {str(path)!r} is missing")
+    try:
+        moments = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+    mean, square = ({n: moments.get(f"{part}.{n}") for n in model.params} for part in ("mean", "square"))
+    for name, param in model.params.items():
+        for moment in (mean[name], square[name]):
+            if moment is None or moment.shape != param.shape or moment.dtype != param.dtype:
+                raise ValueError(
+                    f"{str(path)!r} must hold two moments of {name!r} with shape {param.shape} and dtype "
+                    f"{param.dtype}, as in the model beside it"
+                )
+            if not np.isfinite(moment).all():
+                raise ValueError(f"{str(path)!r} must hold finite moments, got others of {name!r}")
+    return mean, square

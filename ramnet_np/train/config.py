@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ramnet_np.model.checks import SMALLEST, check_integer, check_number
 from ramnet_np.train.schedule import cosine_with_warmup
+
+MOST_SEQUENCES = 2**20  # in a batch: what is more is a slip of the pen, which would end in a lack of memory
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,10 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Peak of the schedule: a straight rise over `warmup` steps, then half a cosine down to the floor."""
     learning_rate_floor: float = 1e-4
-    """Where the cosine ends."""
+    """Where the cosine ends: the learning rate of the last step."""
     warmup: int = 100
-    """Steps of rising learning rate: AdamW's averages need some gradients before they can be trusted."""
+    """Steps of rising learning rate, fewer than `steps`: AdamW's averages need some gradients before they can be
+    trusted."""
     weight_decay: float = 0.1
     """Each step shrinks every matrix by learning_rate * weight_decay; norms, biases, scales and short
     convolutions do not shrink."""
@@ -35,23 +39,31 @@ class TrainConfig:
     evaluate_every: int = 100
     """Steps between two measurements on the held-out sets (also done after the last step)."""
     checkpoint_every: int = 500
-    """Steps between two checkpoints (one is also written at the end and on Ctrl-C). The newest is kept."""
+    """Steps between two checkpoints (one is also written at the end and on Ctrl-C). The newest two are kept, and the
+    one with the highest held-out accuracy."""
     stop_at: float | None = None
     """Stop early once the mean held-out accuracy reaches this, for example 0.99."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
+            check_integer(f"train.{name}", getattr(self, name), 1)
+        check_integer("train.warmup", self.warmup, 0)
+        check_integer("train.batch", self.batch, 1, MOST_SEQUENCES)
         for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("learning_rate_floor", "warmup", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
+            check_number(f"train.{name}", getattr(self, name), SMALLEST)
+        for name in ("learning_rate_floor", "weight_decay"):
+            check_number(f"train.{name}", getattr(self, name), 0.0)
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must lie in [0, 1), got {getattr(self, name)}")
+            check_number(f"train.{name}", getattr(self, name), 0.0, 1.0)
+            if getattr(self, name) == 1:
+                raise ValueError(f"train.{name} must be below 1, got {getattr(self, name)}")
+        if self.stop_at is not None:
+            check_number("train.stop_at", self.stop_at, SMALLEST, 1.0)
+        if self.warmup >= self.steps:
+            raise ValueError(
+                f"train.warmup must be below train.steps ({self.steps}), got {self.warmup}: the run would end before "
+                "the learning rate has fallen"
+            )
         if self.learning_rate_floor > self.learning_rate:
             raise ValueError(
                 f"train.learning_rate_floor must be at most train.learning_rate ({self.learning_rate}), "

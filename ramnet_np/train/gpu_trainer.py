@@ -39,6 +39,7 @@ from ramnet_np.train.trainer import Diverged, Report, not_finite
 Graphs = Literal["auto", "on", "off"]
 
 MAX_GRAPHS = 16  # batches of further shapes run without
+MOST_STEPS = 10**8  # whose learning rates lie in a table on the device: 800 MB
 
 
 class BatchBuffers:
@@ -227,8 +228,13 @@ def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState)
     """AdamW as CUDA kernels that update all parameters together and leave their numbers on the device."""
     from ramnet_np.kernels.cuda.optimizer.adamw import AdamWSettings, DeviceAdamW
 
+    if config.steps > MOST_STEPS:
+        raise ValueError(
+            f"train.steps must be at most {MOST_STEPS:,} on a GPU, which has a table of their learning rates, "
+            f"got {config.steps:,}"
+        )
     settings = AdamWSettings(
-        rates=[learning_rate(config, step) for step in range(config.steps)],
+        rates=np.fromiter((learning_rate(config, step) for step in range(config.steps)), np.float64, config.steps),
         beta1=config.beta1,
         beta2=config.beta2,
         eps=ADAMW_EPS,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,13 @@ from tqdm import tqdm
 
 from ramnet_np.backend import array_kind, backend_for
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.data.batches import Batch, BatchSource, DataSource
 from ramnet_np.model import RAMNet
-from ramnet_np.train.checkpoint import Checkpoint, latest_checkpoint, prepare_folder, restore, save_checkpoint
-from ramnet_np.train.config import TrainConfig
+from ramnet_np.model.files import WriteError
+from ramnet_np.train.checkpoint import STEPS, Checkpoint, flat_settings, latest_checkpoint, restore
+from ramnet_np.train.config import TrainConfig, learning_rate
+from ramnet_np.train.folder import RunFolder, run_folder
 from ramnet_np.train.gpu_trainer import GPUTrainer, Graphs
 from ramnet_np.train.interrupt import DeferredInterrupt
 from ramnet_np.train.metrics import MetricsWriter, hits
@@ -65,15 +69,15 @@ def training(
     >>> ids = np.arange(12).reshape(3, 4) % 8
     >>> data = ShuffledSets([Batch(ids, ids)], {"seen": Batch(ids, ids)}, batch=3, seed=0)
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
-    >>> config = TrainConfig(steps=2, batch=3)
+    >>> config = TrainConfig(steps=2, batch=3, warmup=1)
     >>> with trainer_for(model, config, adamw_init(model.params)) as trainer:
     ...     for done in training(
     ...         trainer, data, config, lambda: evaluate(model, data.held_out()),
     ...         evaluates_at=lambda step: step == 2, reports_at=lambda step: True,
     ...     ):
     ...         print(done.step, done.tokens, done.report.learning_rate, list(done.accuracy or ()), done.is_last)
-    1 12 1e-05 [] False
-    2 24 2e-05 ['seen', 'mean'] True
+    1 12 0.001 [] False
+    2 24 0.0001 ['seen', 'mean'] True
     """
     tokens, step_seconds, started = 0, 0.0, time.perf_counter()
     while not has_ended(config, trainer.state.step, best):
@@ -95,7 +99,7 @@ def training(
 def has_ended(config: TrainConfig, step: int, best: float) -> bool:
     """Whether a run is over after ``step`` updates, with ``best`` as its highest mean accuracy.
 
-    >>> has_ended(TrainConfig(steps=10, stop_at=0.9), step=5, best=0.95)
+    >>> has_ended(TrainConfig(steps=200, stop_at=0.9), step=5, best=0.95)
     True
     """
     return step >= config.steps or (config.stop_at is not None and best >= config.stop_at)
@@ -111,8 +115,10 @@ class TrainResult(NamedTuple):
     seconds: float  # of this call
     checkpoint: Path  # folder of the last checkpoint
     metrics: Path  # the metrics file
+    signal: int | None = None  # that interrupted it: SIGINT for Ctrl-C
 
 
+@on_gpu_of_arrays
 def train(
     model: RAMNet,
     data: DataSource,
@@ -128,14 +134,17 @@ def train(
     """Train ``model`` in place on ``data``; write metrics.jsonl and checkpoints/ below the folder ``out``.
 
     ``settings``: everything that decides the result (nested, JSON values); it is stored in every checkpoint, and a run
-        is only resumed under the same settings, save for how often it logs and saves.
+        is only resumed under the same settings, save for how often it logs and saves, and for more ``train.steps``.
     ``resume``: go on from the last checkpoint in ``out``, to the same bits as a run that was never stopped. The
-        parameters and moments come from the checkpoint.
-    ``overwrite``: replace the run that ``out`` holds. Without either of the two, an ``out`` in use is an error.
+        parameters and moments come from the checkpoint; where the last one is damaged, from the one before. With more
+        ``config.steps`` than before, the learning rate is from now on that of a run of so many steps.
+    ``overwrite``: replace the run that ``out`` holds. It is there until the new run has saved its first checkpoint.
+        Without either of the two, an ``out`` in use is an error.
     ``graphs``: for a model on the GPU: whether a step is captured as a CUDA graph; see :class:`GPUTrainer`.
 
-    Ctrl-C finishes the step, saves and returns with status "interrupted". A loss or gradient that is not finite raises
-    FloatingPointError before it reaches the parameters; the last checkpoint stays.
+    Ctrl-C and SIGTERM finish the step, save and return with status "interrupted"; a second one ends the program at
+    once. A loss or gradient that is not finite raises FloatingPointError before it reaches the parameters; the last
+    checkpoint stays. So it does where the disk is full, an OSError. No other program may use ``out`` meanwhile.
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model import RAMNetConfig
@@ -144,42 +153,52 @@ def train(
     >>> data = ShuffledSets([Batch(ids, ids)], {"seen": Batch(ids, ids)}, batch=3, seed=0)
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
     >>> with TemporaryDirectory() as out:
-    ...     result = train(model, data, TrainConfig(steps=2, batch=3), out, settings={}, progress=False)
+    ...     result = train(model, data, TrainConfig(steps=2, batch=3, warmup=1), out, settings={}, progress=False)
     >>> result.status, result.step, list(result.accuracy)
     ('finished', 2, ['seen', 'mean'])
     """
-    out = Path(out)
-    prepare_folder(out, resume=resume, overwrite=overwrite)
-    checkpoints, started = out / "checkpoints", time.perf_counter()
-    start = Checkpoint(model, adamw_init(model.params), dict(settings), best=0.0)
-    if resume:
-        start = restore(model, checkpoints, settings)
-    trainer = trainer_for(model, config, start.optimizer, graphs, tqdm.write)
-    try:
-        best, accuracy = _train_from(start, trainer, data, config, out, resumed=resume, progress=progress)
-    except Diverged as error:
-        raise FloatingPointError(_stopped(error, checkpoints)) from error
-    step, ended = trainer.state.step, has_ended(config, trainer.state.step, best)
-    status = "finished" if step >= config.steps else "reached stop_at" if ended else "interrupted"
-    if ended and not accuracy:  # nothing was left to do
-        accuracy = evaluate(model, data.held_out())
-    saved = latest_checkpoint(checkpoints)
-    assert saved is not None  # written just now, or resumed from
-    return TrainResult(model, step, status, accuracy, time.perf_counter() - started, saved, out / "metrics.jsonl")
+    if not str(out):
+        raise ValueError("out must name a folder, got an empty name")
+    out, began = Path(out), time.perf_counter()
+    with run_folder(out, resume=resume, overwrite=overwrite) as folder:
+        start = Checkpoint(model, adamw_init(model.params), dict(settings), best=0.0)
+        if resume:
+            saved = restore(model, folder.checkpoints, settings, tqdm.write)
+            _say_if_longer(saved, config, tqdm.write)
+            start = saved._replace(settings=dict(settings))
+        trainer = trainer_for(model, config, start.optimizer, graphs, tqdm.write)
+        try:
+            best, accuracy, signal = _train_from(start, trainer, data, config, folder, resume, progress)
+        except Diverged as error:
+            raise FloatingPointError(_stopped(error, folder.checkpoints)) from error
+        except WriteError as error:
+            kept = _kept(folder.checkpoints)
+            raise WriteError(f"training stopped after step {trainer.state.step}: {error}; {kept}") from error
+        step, ended = trainer.state.step, has_ended(config, trainer.state.step, best)
+        status = "finished" if step >= config.steps else "reached stop_at" if ended else "interrupted"
+        if ended and not accuracy:  # nothing was left to do
+            accuracy = evaluate(model, data.held_out())
+        last = latest_checkpoint(folder.checkpoints)
+        assert last is not None  # written just now, or resumed from
+    return TrainResult(
+        model, step, status, accuracy, time.perf_counter() - began, last, folder.metrics,
+        signal if status == "interrupted" else None,
+    )  # fmt: skip
 
 
 def _train_from(
-    start: Checkpoint, trainer: Trainer, data: DataSource, config: TrainConfig, out: Path, *, resumed: bool,
+    start: Checkpoint, trainer: Trainer, data: DataSource, config: TrainConfig, folder: RunFolder, resumed: bool,
     progress: bool,
-) -> tuple[float, dict[str, float]]:  # fmt: skip
-    """Train, write and show, up to the end or Ctrl-C; returns the best mean accuracy and the last measurement."""
-    first, best, accuracy = start.optimizer.step, start.best, dict[str, float]()
+) -> tuple[float, dict[str, float], int | None]:  # fmt: skip
+    """Train, write and show, up to the end or a signal; returns the best mean accuracy, the last one, the signal."""
+    first, best, accuracy, measured = start.optimizer.step, start.best, dict[str, float](), start.accuracy
 
     def saves_at(step: int) -> bool:
         return step % config.checkpoint_every == 0
 
     def save() -> None:
-        save_checkpoint(out / "checkpoints", start._replace(optimizer=trainer.state, best=best))
+        metrics.sync()
+        folder.save(start._replace(optimizer=trainer.state, best=best, accuracy=measured))
 
     steps = training(
         trainer,
@@ -193,23 +212,38 @@ def _train_from(
     )
     with (
         trainer,
-        MetricsWriter(out / "metrics.jsonl", resume_step=first if resumed else None) as metrics,
-        DeferredInterrupt() as interrupt,
+        DeferredInterrupt("ending this step, then saving; once more stops at once") as interrupt,
         tqdm(total=config.steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True) as bar,
     ):
-        for done in steps:
-            best, accuracy = done.best, done.accuracy or accuracy
-            _write_metrics(metrics, done, config)
-            if saves_at(done.step) and not done.is_last:
-                save()
-            _show_progress(bar, done, accuracy)
-            if interrupt.requested:
-                break
-        if trainer.state.step > first:
+        one = next(steps, None)
+        if one is None:  # it had ended before
+            return best, accuracy, None
+        with folder.begin(first if resumed else None) as metrics:
+            for done in chain([one], steps):
+                best, accuracy, saved = done.best, done.accuracy or accuracy, False
+                measured = done.accuracy["mean"] if done.accuracy else measured
+                _write_metrics(metrics, done, config)
+                if saves_at(done.step) and not done.is_last:
+                    save()
+                    saved = True
+                _show_progress(bar, done, accuracy)
+                if interrupt.requested:
+                    break
             trainer.report()  # on a GPU the last steps may be unread: this raises if one of them diverged
-        if trainer.state.step > first or not resumed:
-            save()
-    return best, accuracy
+            if not saved:
+                save()
+    return best, accuracy, interrupt.signal
+
+
+def _say_if_longer(saved: Checkpoint, config: TrainConfig, log: Callable[[str], None]) -> None:
+    """What becomes of the learning rate where a run is resumed with more steps."""
+    before, step = flat_settings(saved.settings).get(STEPS, config.steps), saved.optimizer.step
+    if config.steps > before:
+        log(
+            f"train.steps grows from {before} to {config.steps}: from step {step} on the learning rate is that of a "
+            f"run of {config.steps} steps, {learning_rate(config, step):.3g} now and "
+            f"{config.learning_rate_floor:.3g} in the last step"
+        )
 
 
 def _write_metrics(metrics: MetricsWriter, done: StepResult, config: TrainConfig) -> None:
@@ -230,9 +264,13 @@ def _show_progress(bar: tqdm, done: StepResult, accuracy: Mapping[str, float]) -
 
 
 def _stopped(error: Diverged, checkpoints: Path) -> str:
-    last = latest_checkpoint(checkpoints)
-    kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
+    kept = _kept(checkpoints)
     return f"training stopped at step {error.step}: {error.why}; {kept}. A lower train.learning_rate usually helps"
+
+
+def _kept(checkpoints: Path) -> str:
+    last = latest_checkpoint(checkpoints)
+    return f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
 
 
 def trainer_for(

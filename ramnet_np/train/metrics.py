@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.model.files import WriteError, why, write_text
 
 Record = dict[str, Any]
 
@@ -24,22 +26,32 @@ def hits(logits: Array, labels: Array) -> Array:
 
 
 class MetricsWriter:
-    """Appends records to a JSONL file, each flushed at once.
+    """Appends records to a JSONL file, each passed on at once.
 
     With ``resume_step``, records of later steps (written after the checkpoint that is resumed from) and a half-written
     last line are dropped first: the file ends up as if the run had never stopped. Without it the file starts empty.
+    WriteError, an OSError, where the disk is full.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None):
-        kept = [] if resume_step is None else [r for r in read_metrics(path) if r["step"] <= resume_step]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(_line(r) for r in kept), encoding="utf-8")
-        os.replace(partial, path)
-        self._file = path.open("a", encoding="utf-8")
+        kept: list[Record] = []
+        if resume_step is not None and path.exists():
+            kept = [r for r in read_metrics(path) if r["step"] <= resume_step]
+        write_text(path, "".join(_line(r) for r in kept))
+        self._path = path
+        self._file = path.open("ab", buffering=0)  # what could not be written is not tried again on closing
 
     def write(self, record: Record) -> None:
-        self._file.write(_line(record))
-        self._file.flush()
+        line = _line(record).encode()
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise WriteError(f"{str(self._path)!r} could not be written: {why(error)}") from error
+
+    def sync(self) -> None:
+        """Wait until the records are on the disk."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -50,6 +62,8 @@ class MetricsWriter:
 
 def read_metrics(path: Path | str) -> list[Record]:
     """The records of a metrics file, in order; a last line that was cut off while being written is left out.
+
+    FileNotFoundError without the file; ValueError where it holds anything but records of steps.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -62,15 +76,21 @@ def read_metrics(path: Path | str) -> list[Record]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no metrics file at {path}")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = []
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must hold JSON objects, a line each, got what is no UTF-8 ({error})") from error
+    records, lines = [], text.splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if number == len(lines) and not text.endswith("\n") and line[0] in "{\0":  # what a power cut leaves, too
                 break
             raise ValueError(f"line {number} of {path} must be a JSON object, got {line[:40]!r}") from error
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f"line {number} of {path} must be a record of a step, got {line[:40]!r}")
+        records.append(record)
     return records
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
+
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import memory_of, namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import ArraySpec, require_like
 
 Arrays: TypeAlias = dict[str, Array]
 
 ADAMW_EPS = 1e-8
+_SAFE_SQUARES = 1e-24  # sums of squares above it lose nothing that counts to squares below float32's least, 1e-45
 
 
 class AdamWState(NamedTuple):
@@ -74,7 +78,10 @@ def adamw_update(
 
     t = 1 at the first step. The decay is decoupled: it never enters the moments. It applies where
     :func:`has_weight_decay` says so.
-    ``grads`` must name the same arrays as ``params`` and is left alone.
+    ``grads`` must name the same arrays as ``params`` and is left alone. Second moments are kept in the dtype of the
+    parameters: a float32 gradient past 1e19 makes them infinite, so clip what may grow so large.
+    ValueError or TypeError, before anything is changed, for names, shapes or dtypes that do not fit, and for
+    parameters or moments that are read-only or share memory.
     Cost: nine passes over each parameter and two scratch arrays of its size.
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (arXiv 1711.05101), algorithm 2.
 
@@ -84,9 +91,7 @@ def adamw_update(
     >>> params["w"].round(6).tolist()  # the first step is lr * sign(g)
     [[0.9, -0.9]]
     """
-    if params.keys() != grads.keys():
-        odd = sorted(params.keys() ^ grads.keys())[0]
-        raise ValueError(f"grads must name the same arrays as params, {odd!r} is in one of them only")
+    _check_update(params, grads, state)
     xp = namespace_of(*params.values())
     step = state.step + 1
     # p moves by lr * m / (1 - beta1**t) / (sqrt(v) / sqrt(1 - beta2**t) + eps): both corrections are scalars
@@ -114,14 +119,25 @@ def adamw_update(
 
 @on_gpu_of_arrays
 def global_norm(grads: Arrays) -> float:
-    """The Euclidean norm of all gradients taken as one vector, summed in float64.
+    """The Euclidean norm of all gradients taken as one vector, summed in float64; NaN or inf where a gradient is.
+
+    Where squares overflow or vanish in the gradients' dtype, they are taken relative to the largest gradient.
 
     >>> import numpy as np
     >>> global_norm({"a": np.array([3.0]), "b": np.array([[4.0]])})
     5.0
+    >>> round(global_norm({"a": np.full(4, 1e30, np.float32)}) / 1e30, 6)
+    2.0
     """
     xp = namespace_of(*grads.values())
-    return math.sqrt(sum(float(xp.square(g).sum(dtype=xp.float64)) for g in grads.values()))
+    with np.errstate(over="ignore"):
+        total = sum(float(xp.square(g).sum(dtype=xp.float64)) for g in grads.values())
+    if _SAFE_SQUARES < total < math.inf:
+        return math.sqrt(total)
+    largest = max((float(xp.abs(g).max()) for g in grads.values() if g.size), default=0.0)
+    if not 0 < largest < math.inf:
+        return math.sqrt(total)
+    return largest * math.sqrt(sum(float(xp.square(g / largest).sum(dtype=xp.float64)) for g in grads.values()))
 
 
 @on_gpu_of_arrays
@@ -132,7 +148,7 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> float:
 
     A norm that is not finite leaves the gradients as they are, for the caller to see.
     Source: Pascanu et al., "On the difficulty of training recurrent neural networks" (arXiv 1211.5063), section 3.2.
-    ValueError unless ``max_norm`` is above 0.
+    ValueError unless ``max_norm`` is above 0, and for gradients that are read-only or one array under two names.
 
     >>> import numpy as np
     >>> grads = {"a": np.array([3.0]), "b": np.array([[4.0]])}
@@ -141,8 +157,31 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, got {max_norm}")
+    _require_in_place(grads=grads)
     norm = global_norm(grads)
     if math.isfinite(norm) and norm > max_norm:
         for g in grads.values():
             g *= max_norm / norm
     return norm
+
+
+def _require_in_place(**named: Arrays) -> None:
+    """ValueError unless every array can be changed in place: writeable, and none of them twice."""
+    seen: dict[tuple[int, int], str] = {}
+    for name, arrays in named.items():
+        for key, array in arrays.items():
+            label = f"{name}[{key!r}]"
+            if isinstance(array, np.ndarray) and not array.flags.writeable:
+                raise ValueError(f"{label} must be writeable to be changed in place, got a read-only array")
+            if array.size and (first := seen.setdefault(memory_of(array), label)) != label:
+                raise ValueError(f"{first} and {label} must be two arrays to be changed in place, got one")
+
+
+def _check_update(params: Arrays, grads: Arrays, state: AdamWState) -> None:
+    for name, arrays in (("grads", grads), ("mean", state.mean), ("square", state.square)):
+        if params.keys() != arrays.keys():
+            odd = sorted(params.keys() ^ arrays.keys())[0]
+            raise ValueError(f"{name} must name the same arrays as params, {odd!r} is in one of them only")
+        for key, array in arrays.items():
+            require_like(f"{name}[{key!r}]", array, ArraySpec.of(params[key]))
+    _require_in_place(params=params, mean=state.mean, square=state.square)

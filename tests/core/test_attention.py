@@ -55,6 +55,8 @@ OPTIONS = {
 def test_forward_equals_dense_oracle(name, given_state):
     options = {"top_k": 3, **OPTIONS[name]}
     state = draw_state() if given_state else None
+    if given_state:
+        options = {"positions": np.arange(6), **options}
     y, final, _ = ram_attention_forward(*draw(), state=state, backend="numpy", **options)
     assert_same_outputs((y, final), dense_ram_attention(*draw(), state=state, **options))
 
@@ -119,11 +121,11 @@ def test_gradient_through_pieces_equals_the_whole():
     write, read, values = draw(T=8)
     options = {"top_k": 3, "cape_heads": 1, "mass_aware": True, "backend": "numpy"}
     dy = np.random.default_rng(5).normal(size=values.shape)
-    _, _, ctx = ram_attention_forward(write, read, values, 0.6, state=draw_state(), **options)
+    _, _, ctx = ram_attention_forward(write, read, values, 0.6, state=draw_state(), positions=np.arange(8), **options)
     whole = ram_attention_backward(dy, ctx)
     first, second = slice(0, 3), slice(3, 8)
     _, state, ctx_1 = ram_attention_forward(
-        write[:, first], read[:, first], values[:, first], 0.6, state=draw_state(), **options
+        write[:, first], read[:, first], values[:, first], 0.6, state=draw_state(), positions=np.arange(3), **options
     )
     _, _, ctx_2 = ram_attention_forward(
         write[:, second], read[:, second], values[:, second], 0.6, state=state, positions=np.arange(3, 8), **options

@@ -103,7 +103,38 @@ BAD = {
         ValueError,
         "gamma must not be negative for update='pdma', got a minimum of -1.0",
     ),
-    "NaN gamma": ({"gamma": float("nan")}, ValueError, "gamma must be finite, got nan"),
+    "NaN gamma": ({"gamma": float("nan")}, ValueError, "gamma must be finite, .*, got nan"),
+    "NaN in gamma": (
+        {"gamma": with_value(np.ones((B, T, H)), np.nan)},
+        ValueError,
+        r"gamma must be finite, got nan at index \(1, 2, 0\)",
+    ),
+    "NaN in gamma of gsu": (
+        {"gamma": with_value(np.ones((B, T, H)), np.nan), "update": "gsu"},
+        ValueError,
+        "gamma must be finite, got nan at index",
+    ),
+    "infinite gamma of gsu": (
+        {"gamma": with_value(np.ones((B, T, H)), -np.inf), "update": "gsu"},
+        ValueError,
+        "gamma must be finite, got -inf at index",
+    ),
+    "NaN before a negative gamma": (
+        {"gamma": with_value(np.full((B, T, H), -1.0), np.nan)},
+        ValueError,
+        "gamma must be finite, got nan",
+    ),
+    "huge gamma": ({"gamma": 10**400}, ValueError, "gamma must be a finite number, got an integer of 1329 bits"),
+    "complex gamma": ({"gamma": np.array(1j)}, TypeError, "gamma must be a real number, got complex128"),
+    "huge eps": ({"eps": 10**400}, ValueError, "eps must be a finite number, got an integer of 1329 bits"),
+    "positions that wrap": (
+        {"positions": np.array([0, 1, 2, 3, 2**63], np.uint64)},
+        ValueError,
+        "positions must be below 2.*63, got a maximum of 9223372036854775808",
+    ),
+    "huge positions": ({"positions": [0, 1, 2, 3, 2**64]}, TypeError, "positions must be integers, got object"),
+    "state of a list": ({"state": [1, 2]}, TypeError, r"state must be a RAMState \(slots, mass\), got list"),
+    "state of lists": ({"state": RAMState([0], [1])}, TypeError, "state.slots must be an array of the kind of values"),
     "gamma shape": (
         {"gamma": np.ones(H)},
         ValueError,
@@ -187,7 +218,7 @@ def test_backward_refuses_dstate():
     [
         ({}, ValueError, r"values must hold one token .* got T = 5"),
         ({"state": None}, TypeError, "state must be a RAMState to update in place, got None"),
-        ({"tokens": 1, "cape_heads": 1}, ValueError, "positions must say where this token is"),
+        ({"tokens": 1, "cape_heads": 1}, ValueError, "positions must say where these tokens are"),
     ],
 )
 def test_step_refuses_and_leaves_the_state_alone(changes, error, words):
@@ -218,3 +249,26 @@ def test_what_passed_once_does_not_let_what_looks_alike_pass():
                 ram_attention_forward(**{**good(), **fails})
     with pytest.raises(ValueError, match="write_logits must be finite, got nan"):
         ram_attention_forward(**{**good(), "write_logits": with_value(good()["write_logits"], np.nan)})
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_gamma_as_a_number_fits_the_dtype_of_values(backend):
+    x, v = np.zeros((1, 2, 1, 2, 2), np.float32), np.ones((1, 2, 1, 2), np.float32)
+    with pytest.raises(ValueError, match=r"gamma must be finite, in the dtype of values \(float32\) too, got 1e\+39"):
+        ram_attention_forward(x, x, v, 1e39, top_k=2, backend=backend)
+    ram_attention_forward(x.astype(float), x.astype(float), v.astype(float), 1e39, top_k=2, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("P", [3, 4])
+def test_positions_near_the_ends_of_their_integers_do_not_wrap(backend, P):
+    """Also where M is no power of two, so that a wrap by 2**64 would be no whole number of rounds."""
+    M = P**U
+    logits = np.random.default_rng(0).normal(size=(1, 1, 1, U, P))
+    content = decode_address(logits, 3, backend=backend).index
+    for position in (2**63 - 1, -(2**63), -(2**63) + 1, 2**53 + 1):
+        moved = decode_address(logits, 3, cape_heads=1, positions=np.array([position]), backend=backend).index
+        assert moved.ravel().tolist() == [(j - position) % M for j in content.ravel().tolist()]
+    for dtype in (np.uint8, np.int8, np.uint64, ">i4"):
+        moved = decode_address(logits, 3, cape_heads=1, positions=np.array([100], dtype), backend=backend).index
+        assert moved.ravel().tolist() == [(j - 100) % M for j in content.ravel().tolist()]

@@ -12,18 +12,14 @@ import pytest
 
 import ramnet_np
 from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.require import ArraySpec
 
 
 class GPUArray:
     """As much of a CuPy array as the decorator looks at."""
 
-    data = None
-
     def __init__(self, gpu):
         self.data = SimpleNamespace(device_id=gpu)
-
-
-GPUArray.__module__ = "cupy._core"
 
 
 @pytest.fixture
@@ -38,6 +34,7 @@ def current(monkeypatch):
         stack.pop()
 
     cupy = ModuleType("cupy")
+    cupy.ndarray = GPUArray
     cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(getDevice=lambda: stack[-1]), Device=device)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     return stack
@@ -61,24 +58,26 @@ ARRAY = np.zeros(2)
     [
         lambda a: (a,),
         lambda a: (0.5, a),
-        lambda a: ((ARRAY, None), [a]),
+        lambda a: (ARRAY, [a]),
         lambda a: (None, State(ARRAY, a)),
-        lambda a: ((1, (State((a,), None),)),),
+        lambda a: ([State(ARRAY, a), None],),
+        lambda a: (None, (3, "text", ArraySpec((2,), "float32", "cupy", a.data.device_id), (a,))),
         lambda a: ({"weight": a},),
         lambda a: (SimpleNamespace(params={"weight": a}),),
     ],
-    ids=["array", "second", "list", "state", "nested", "dictionary", "model"],
+    ids=["array", "second", "list", "state", "list of states", "context", "dictionary", "model"],
 )
 def test_the_gpu_of_the_arrays_is_current_within(call, current, arguments):
     assert call(*arguments(GPUArray(1))) == (2, 1)
-    assert call(None, option=arguments(GPUArray(1))) == (2, 1)
+    assert call(None, option=arguments(GPUArray(1))[-1]) == (2, 1)
     assert call(*arguments(GPUArray(0))) == (1, 0)  # it is so already
     assert current == [0]
 
 
-def test_without_arrays_of_a_gpu_nothing_changes(call):
-    assert call(ARRAY, GPUArray(1)) == (1, 0)  # a mixture of kinds, which the function itself refuses
-    assert call("text", 3, None, [1.5], option={"a": ARRAY}) == (1, 0)
+def test_without_arrays_of_a_gpu_nothing_changes(call, monkeypatch):
+    assert call("text", 3, None, [1.5], ARRAY, option={"a": ARRAY}) == (1, 0)
+    monkeypatch.delitem(sys.modules, "cupy")
+    assert call(ARRAY, option=3) == (1, 0)
 
 
 def test_arrays_of_two_gpus_are_refused_by_name(call, current):

@@ -1,5 +1,6 @@
 """Update rules: retention and its slopes."""
 
+import math
 from typing import get_args
 
 import numpy as np
@@ -117,3 +118,43 @@ def test_a_rule_put_into_the_table_can_be_used_at_once(extra_rule):
     assert_close(gamma, np.array([[[0.5]]]))
     gamma, _ = gamma_forward(np.zeros((1, 1, 64)), {"gamma_modifier": np.zeros(1)}, config)
     assert_close(gamma, np.array([[[0.75]]]))
+
+
+SMALL_W, LARGE_GAMMA = [1e-30, 3e-9, 1e-3, 0.5, 1.0, 0.0], [1e30, 1e8, 2e3, 17.0, 1e30, 1e30]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("proxy_eps", [0.0, 0.05])
+def test_pdma_keeps_the_digits_of_a_small_weight_under_a_large_gamma(dtype, proxy_eps):
+    """1 - w rounds to 1 for w = 1e-30, but (1 - 1e-30)**(1e30) is 1 / e. (Exact: by the logarithm, in float64.)"""
+    w, g = np.array(SMALL_W, dtype), np.array(LARGE_GAMMA, dtype)
+    lost = (1 - proxy_eps) * w.astype(np.float64)
+    kept = [math.exp(b * math.log1p(-a)) if a < 1 else 0.0 for a, b in zip(lost, g.astype(np.float64), strict=True)]
+    rtol = {np.float32: 1e-5, np.float64: 1e-12}[dtype]
+    alpha = retention_forward(w, g, "pdma")
+    if proxy_eps == 0:
+        np.testing.assert_allclose(alpha, kept, rtol=rtol)
+    dw, dgamma = retention_backward(w, g, alpha, "pdma", proxy_eps)
+    with np.errstate(divide="ignore"):
+        slopes = -g.astype(np.float64) * (1 - proxy_eps) * kept / np.maximum(1 - lost, 1e-30)
+    np.testing.assert_allclose(dw[:4], slopes[:4], rtol=rtol)
+    np.testing.assert_allclose(dgamma[:4], kept[:4] * np.log1p(-lost[:4]), rtol=rtol)
+    assert [a.dtype for a in (alpha, dw, dgamma)] == [dtype] * 3
+
+
+def test_a_small_gamma_gives_the_bits_of_the_power():
+    w = np.random.default_rng(0).uniform(0, 1, 1000).astype(np.float32)
+    for gamma in (0.0, 0.3, 1.0, 2.5, 16.0):
+        np.testing.assert_array_equal(retention_forward(w, gamma, "pdma"), np.power(1 - w, np.float32(gamma)))
+
+
+@pytest.mark.parametrize("update", RULES)
+def test_nan_stays_nan_and_a_gamma_out_of_use_has_its_limit(update):
+    """A GPU does not look for NaN: it must reach what it touches. (In CuPy arrays too, the rule is this one.)"""
+    w, nan = np.array([0.0, 0.3, 1.0]), np.array(np.nan)
+    alpha = retention_forward(w, nan, update)
+    assert np.isnan(alpha[1:2]).all()
+    assert all(np.isnan(slope[1]) for slope in retention_backward(w, nan, alpha, update, 0.0))
+    assert retention_forward(w, np.array(1e4), update).tolist() == [1, 0, 0]
+    if update == "gsu":
+        assert retention_forward(w, np.array(-1e4), update).tolist() == [1, 1, 0]

@@ -43,3 +43,20 @@ def test_shuffled_sets_leave_out_what_fills_no_batch():
 def test_shuffled_sets_bad_input():
     with pytest.raises(ValueError, match="got batch 8 and 5 examples in training set 1"):
         ShuffledSets([numbered(20, 3), numbered(5, 3)], {}, batch=8, seed=0)
+    one = numbered(8, 3)
+    for error, words, arguments in (
+        (ValueError, "train must hold at least one set, got none", ([], {}, 4, 0)),
+        (ValueError, "batch must be at least 1, got 0", ([one], {}, 0, 0)),
+        (ValueError, "seed must be at least 0, got -1", ([one], {}, 4, -1)),
+        (TypeError, "ids of train\\[0\\] must be an array, got list", ([Batch([[1]], [[1]])], {}, 1, 0)),
+        (
+            ValueError,
+            "ids and labels of new must have one shape",
+            ([one], {"new": Batch(one.ids, one.labels[1:])}, 4, 0),
+        ),
+        (ValueError, "ids and labels of new must .* got \\(0, 3\\)", ([one], {"new": numbered(0, 3)}, 4, 0)),
+    ):
+        with pytest.raises(error, match=words):
+            ShuffledSets(*arguments)
+    with pytest.raises(ValueError, match="step must be at least 0, got -1"):
+        ShuffledSets([one], {}, 4, 0).batch(-1)

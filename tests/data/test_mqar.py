@@ -136,7 +136,12 @@ def test_named_settings_are_those_of_the_spec():
         ({"pairs": 0, "length": 64}, "pairs must be at least 1, got 0"),
         ({"pairs": 17, "length": 64}, "length must be at least 68 for 17 pairs .* got 64"),
         ({"pairs": 8, "length": 64, "vocab": 17}, "vocab must be at least 18 for 8 distinct keys .* got 17"),
-        ({"pairs": 8, "length": 64, "power": 0.0}, "power must be above 0, got 0"),
+        ({"pairs": 8, "length": 64, "power": 0.0}, "power must be above 0 and at most 10, got 0"),
+        ({"pairs": 8, "length": 64, "power": float("nan")}, "power must be above 0 and at most 10, got nan"),
+        ({"pairs": 8, "length": 64, "power": float("inf")}, "power must be above 0 and at most 10, got inf"),
+        ({"pairs": 8, "length": 64, "vocab": 2**31}, "vocab must be at most 2147483647, got 2147483648"),
+        ({"pairs": 8, "length": 64, "examples": -3}, "examples must be at least 1, got -3"),
+        ({"pairs": 8, "length": 64, "seed": -1}, "seed must be at least 0, got -1"),
         ({"pairs": 8, "length": 64, "examples": 0}, "examples must be at least 1, got 0"),
     ],
 )
@@ -148,5 +153,11 @@ def test_mqar_examples_bad_input(arguments, sentence):
 def test_mqar_settings_bad_input():
     with pytest.raises(ValueError, match=r"data\.test must hold at least one set"):
         MQARSettings(test=())
+    with pytest.raises(ValueError, match=r"data\.test must hold a setting once, got '4 pairs, length 64' twice"):
+        MQARSettings(test=((4, 64, 10), (8, 64, 10), (4, 64, 20)))  # results go by these names
+    with pytest.raises(ValueError, match=r"data\.train must hold sets of three numbers, .* got \(4, 64\)"):
+        MQARSettings(train=((4, 64),))
+    with pytest.raises(TypeError, match=r"pairs must be an integer, got 4\.0"):
+        MQARSettings(train=((4.0, 64, 10),))
     with pytest.raises(ValueError, match="length must be at least 32"):
         MQARSettings(train=((8, 16, 10),))

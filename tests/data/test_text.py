@@ -9,7 +9,7 @@ import pytest
 from ramnet_np.data.synthetic_facts import ANIMALS, NAMES, facts_text, recall_positions
 from ramnet_np.data.text import TextData, TextSettings, read_text
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.runs.text import TextRun, bits_per_byte, generate_text, load_text_model, run_text
+from ramnet_np.runs.text import TextRun, bits_per_byte, generate_text, load_text_model, prompt_bytes, run_text
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.loop import TrainResult
 from ramnet_np.train.metrics import read_metrics
@@ -81,6 +81,8 @@ def test_text_too_short_for_its_sequences():
     [
         ({"length": 0}, r"data\.length must be at least 1, got 0"),
         ({"start": "page"}, r"data\.start must be one of 'anywhere', 'line', got 'page'"),
+        ({"held_out": float("nan")}, r"data\.held_out must lie between 0 and 1, got nan"),
+        ({"length": -4}, r"data\.length must be at least 1, got -4"),
         ({"held_out": 1.0}, r"data\.held_out must lie between 0 and 1, got 1\.0"),
         ({"held_out_sequences": 0}, r"data\.held_out_sequences must be at least 1, got 0"),
     ],
@@ -91,7 +93,7 @@ def test_bad_settings(settings, words):
 
 
 def test_a_vocabulary_below_the_bytes():
-    with pytest.raises(ValueError, match=r"model\.vocab must be at least 256, one for each byte, got 100"):
+    with pytest.raises(ValueError, match=r"model\.vocab must be 256, one for each byte, got 100"):
         replace(SMALL, model=replace(SMALL.model, vocab=100))
 
 
@@ -100,6 +102,33 @@ def test_any_file_is_text(tmp_path):
     assert read_text(TextSettings(path=tmp_path / "any")) == TEXT
     with pytest.raises(FileNotFoundError, match=r"data\.path must be a file, got "):
         read_text(TextSettings(path=tmp_path))
+    (tmp_path / "any").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"data\.path must be a file with something in it, but '.*any' is empty"):
+        read_text(TextSettings(path=tmp_path / "any"))
+    for text, seed, words in ((b"", 0, "text must hold something"), (TEXT, -1, "seed must be at least 0, got -1")):
+        with pytest.raises(ValueError, match=words):
+            TextData(text, SMALL.data, batch=4, seed=seed)
+
+
+def test_a_file_that_does_not_fit_is_said_before_it_is_read(tmp_path, monkeypatch):
+    (tmp_path / "any").write_bytes(TEXT)
+    monkeypatch.setattr("ramnet_np.model.memory.available_memory", lambda: 1000)
+    with pytest.raises(MemoryError, match=r"data\.path '.*any' needs at least .* this machine has .* left"):
+        run_text(replace(SMALL, data=replace(SMALL.data, path=tmp_path / "any")), progress=False)
+
+
+def test_a_prompt_is_the_bytes_that_were_typed():
+    assert prompt_bytes("é\udcff") == b"\xc3\xa9\xff"
+    model = RAMNet(SMALL.model)
+    for prompt, error, words in (
+        ("a\ud800", ValueError, r"prompt must be text, got the lone surrogate '\\ud800' at character 1"),
+        ("", ValueError, "prompt must hold at least one character, got none"),
+        (b"a", TypeError, "prompt must be text, got bytes"),
+    ):
+        with pytest.raises(error, match=words):
+            generate_text(model, prompt, 3)
+    with pytest.raises(ValueError, match="length must be at least 0, got -1"):
+        generate_text(model, "a", -1)  # at once, not with the first byte that is asked for
 
 
 def test_facts_are_repeated_as_they_were_told():

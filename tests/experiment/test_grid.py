@@ -52,12 +52,33 @@ def test_settings_are_json_and_come_back():
         ('name = "b"', 'name = "a"', "points must have names of their own, got 'a' twice"),
         ("learning_rate = 3e-3", "learning_rat = 3e-3", "point 'b' has no setting 'learning_rat'"),
         ("seeds = [0, 1]", "", "point 'a': seeds must be given, for all points or for this one"),
-        ("epochs = 2", "epochs = -1", "point 'a': epochs must be above 0"),
+        ("epochs = 2", "epochs = -1", "point 'a': epochs must be between 1e-30 and"),
+        ("epochs = 2", "epochs = inf", "point 'a': epochs must be between 1e-30 and 1e\\+30, got inf"),
+        ("epochs = 2", "epochs = nan", "point 'a': epochs must be between 1e-30 and"),
+        ("epochs = 2", "epochs = 1e20", r"point 'a': train\.steps must be between 1 and 2147483647"),
+        ("epochs = 2", 'epochs = "two"', "point 'a': epochs must be a number, got 'two'"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "point 'a': seeds must differ from each other, got 0 twice"),
+        ("seeds = [0, 1]", "seeds = [0, -1]", "point 'a': seeds must be at least 0, got -1"),
+        ("seeds = [0, 1]", "seeds = [0.5]", r"point 'a': seeds must be an integer, got 0\.5"),
+        ("seeds = [0, 1]", "seeds = []", "point 'a': seeds must be given, for all points or for this one"),
+        ("[1e-3, 1e-2]", "[1e-3, 0.001]", r"learning_rates must differ from each other, got 0\.001 twice"),
+        ("[1e-3, 1e-2]", "[1e-3, -1.0]", "learning_rates must be between 1e-30 and"),
+        ("[1e-3, 1e-2]", "[1e-3, inf]", "learning_rates must be between 1e-30 and"),
+        ("validation = 10", "validation = 1000000000", "validation must be between 1 and 1000000, got 1000000000"),
+        ("evaluations = 2", "evaluations = 1000000000", "evaluations must be at most the 16 steps of a run"),
+        ("warmup = 2", "warmup = 16", r"point 'a': train\.warmup must be below train\.steps \(16\), got 16"),
+        ("batch = 8", "batch = 0", r"train\.batch must be at least 1, got 0"),
+        ("batch = 8", "batch = 8.0", r"train\.batch must be an integer, got 8\.0"),
+        ("[3, 20, 8]]", "[2, 12, 9]]", r"data\.test must hold a setting once, got '2 pairs, length 12' twice"),
+        ("[3, 16, 24]]", "[2, 12, 24]]", r"data\.train must hold a setting once, got '2 pairs, length 12' twice"),
+        ('title = "tiny"', "title = 5", "title must be a text, got 5"),
+        ('points = ["a"]', 'points = "ab"', r"\[quick\] points must be a list of names, got 'ab'"),
+        ('points = ["a"]', 'points = ["a", "a"]', r"\[quick\] points must be names of their own, got 'a' twice"),
         ("batch = 8", "batch = 8\nsteps = 9", r"\[train\] steps follows from epochs, which is set instead"),
-        ("batch = 8", "batch = 99", "a batch at most a training set"),
+        ("batch = 8", "batch = 99", r"train\.batch must be at most a training set, got 99"),
         ("radix = 4", "radix = 0", "point 'b': radix must be at least 1, got 0"),
         ("vocab = 32", 'vocab = "many"', "point 'a'"),
-        ("validation = 10", "validation = 0", "validation must be a whole number of at least 1, got 0"),
+        ("validation = 10", "validation = 0", "validation must be between 1 and 1000000, got 0"),
         ('points = ["a"]', 'points = ["c"]', r"\[quick\] points must be names of points, got 'c'"),
         ('title = "tiny"', 'like = "mine"', "like must be one of mqar-order, mqar-state, mqar-ablations, got 'mine'"),
         ("width = 16", "width = = 16", "Invalid value"),
@@ -70,6 +91,26 @@ def test_what_is_wrong_is_said(changed, to, message, tmp_path):
     with pytest.raises((ValueError, TypeError), match=message) as refused:
         load_grid(tmp_path / "mine.toml", quick=quick)
     assert str(refused.value).startswith("mine.toml: ")
+
+
+@pytest.mark.parametrize("points", ["points = 5", "points = [5]", 'points = ["a"]', "points = { name = 1 }"])
+def test_points_that_are_no_tables(points):
+    with pytest.raises(ValueError, match=r"points must be tables \[\[points\]\], got"):
+        read_grid(points, "mine")
+
+
+def test_files_that_are_no_grid(tmp_path):
+    path = tmp_path / "mine.toml"
+    for content, message in (
+        (b"x = " + b"[" * 100_000, r"mine\.toml: .*(nested too deeply|[Nn]esting)"),
+        (b"title = '\xff'", r"mine\.toml: 'utf-8' codec can't decode"),
+        (b"", r"mine\.toml: a grid must hold at least one point"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            load_grid(path)
+    with pytest.raises(FileNotFoundError, match="grid must be a file or one of"):
+        load_grid(tmp_path)
 
 
 def test_only_and_missing_files():

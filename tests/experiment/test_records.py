@@ -1,27 +1,38 @@
 """results.jsonl: whole lines, whatever happened before."""
 
+import json
+
 import pytest
 
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.records import append_record, read_records, run_of
 from tests.experiment.grids import TINY
+from tests.model.test_files import file_size_limit
+
+
+def record(name):
+    return {
+        "name": name, "grid": "g", "status": "finished", "date": "2026-01-01T10:01:00+00:00", "version": "1",
+        "quick": False, "settings": {}, "accuracy": {}, "validation": {}, "hardware": {}, "steps": 1,
+        "tokens_per_second": 1, "state_elements": 1, "epochs": 1.0, "seconds": 1,
+    }  # fmt: skip
 
 
 def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
     path = tmp_path / "results.jsonl"
-    append_record(path, {"name": "a"})
+    append_record(path, record("a"))
     with path.open("a") as file:
         file.write('{"name": "cut o')
-    append_record(path, {"name": "b"})
-    append_record(path, {"name": "c"})
+    append_record(path, record("b"))
+    append_record(path, record("c"))
     assert [r["name"] for r in read_records([path])] == ["a", "b", "c"]
-    assert path.read_text().endswith('{"name": "c"}\n')
+    assert path.read_text().endswith(json.dumps(record("c")) + "\n")
 
 
 def test_a_line_that_occurs_again_is_one_record(tmp_path):
     for name in ("first", "second"):
-        append_record(tmp_path / name, {"name": "a"})
-        append_record(tmp_path / name, {"name": name})
+        append_record(tmp_path / name, record("a"))
+        append_record(tmp_path / name, record(name))
     read = read_records([tmp_path / "first", tmp_path / "second", tmp_path / "first"])
     assert [r["name"] for r in read] == ["a", "first", "second"]
 
@@ -36,3 +47,29 @@ def test_the_run_of_a_record():
     assert run_of({"settings": run.settings}) == run
     unknown = {**run.settings, "model": {**run.settings["model"], "later": 1}}
     assert run_of({"settings": unknown}) is None
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "[]", '"text"', "[" * 100_000, "{}", json.dumps(record("x") | {"steps": "many"}), '{"name": "x"}']
+)
+def test_a_line_that_is_no_record_is_left_out(tmp_path, line):
+    path = tmp_path / "results.jsonl"
+    path.write_text(line + "\n")
+    append_record(path, record("a"))
+    assert [r["name"] for r in read_records([path])] == ["a"]
+    assert run_of(record("x") | {"settings": {"model": 5}}) is None
+
+
+def test_a_file_that_is_no_text_and_a_full_disk_are_said(tmp_path):
+    (tmp_path / "r.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"r\.jsonl must hold JSON objects, a line each, got what is no UTF-8"):
+        read_records([tmp_path / "r.jsonl"])
+    path = tmp_path / "results.jsonl"
+    append_record(path, record("a"))
+    with (
+        file_size_limit(path.stat().st_size + 10),
+        pytest.raises(OSError, match="be written: File too large"),
+    ):
+        append_record(path, record("b"))
+    append_record(path, record("c"))
+    assert [r["name"] for r in read_records([path])] == ["a", "c"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.colors import to_hex
 
+from ramnet_np.cli import main
 from ramnet_np.experiment.grid import load_grid
 from ramnet_np.experiment.records import append_record
 from ramnet_np.experiment.report import BEGIN, END, between_markers, write_report
@@ -155,6 +156,48 @@ def test_the_page_keeps_what_is_outside_its_markers(tmp_path):
     assert (tmp_path / "mqar.md").read_text() == page
     with pytest.raises(ValueError, match="the page must hold"):
         between_markers("no markers", "text")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_without_a_result_nothing_is_written(tmp_path, capsys):
+    (tmp_path / "mqar.md").write_text(f"{BEGIN}\nold\n{END}\n")
+    diverged = record(point("mqar-order", "m64-u2").run(0, 1e-3), "mqar-order", 0.9, 0.5, "diverged")
+    append_record(tmp_path / "diverged.jsonl", diverged | {"accuracy": {}, "validation": {}})
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    before = contents(tmp_path)
+    for name in ("diverged.jsonl", "metrics.jsonl"):
+        assert main(["experiment", "plot", str(tmp_path / name), "--out", str(tmp_path)]) == 2
+        message = f"results must hold at least one run that ended and did not diverge, got none in {tmp_path / name}"
+        assert capsys.readouterr().err == f"ramnet-np: {message}\n"
+    assert contents(tmp_path) == before
+
+
+def test_figures_go_beside_the_results_unless_told_otherwise(tmp_path, monkeypatch, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "results").mkdir()
+    results = tmp_path / "results" / "results.jsonl"
+    append_record(results, record(point("mqar-order", "m64-u2").run(0, 1e-3), "mqar-order", 0.9, 0.5))
+    assert main(["experiment", "plot", str(results)]) == 0
+    assert sorted(contents(tmp_path / "results")) == ["mqar-order-dark.png", "mqar-order.png", "results.jsonl"]
+    assert contents(tmp_path / "elsewhere") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [("mqar.md", "my own page", "the page must hold"), ("paper.toml", "= [", "must hold the paper's values as TOML")],
+)
+def test_what_only_has_the_name_of_ours_is_refused_before_anything_is_written(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    results = tmp_path / "results.jsonl"
+    append_record(results, record(point("mqar-order", "m64-u2").run(0, 1e-3), "mqar-order", 0.9, 0.5))
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        write_report([results])
+    assert contents(tmp_path) == before
 
 
 def test_quick_results_say_so_and_stand_beside_no_paper(tmp_path):

@@ -3,18 +3,21 @@
 import json
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from ramnet_np.cli import main
-from ramnet_np.experiment import one_run, runner
+from ramnet_np.experiment import one_run, runner, workers
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import Progress, checkpoints_of, run_one
 from ramnet_np.experiment.records import append_record, read_records, run_of
 from ramnet_np.experiment.runner import Options, run_experiment
 from ramnet_np.experiment.workers import Event, WorkerPool
+from ramnet_np.train.folder import held_folder
 from tests.experiment.grids import TINY
 
 
@@ -45,19 +48,63 @@ def test_a_quick_grid_from_the_command_and_again(grid, tmp_path, capsys):
     assert (out / "results.jsonl").read_bytes() == before
 
 
-def test_what_the_command_refuses(capsys, grid):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_with_its_status(monkeypatch, grid, capfd, number, status):
+    def interrupted(run):
+        signal.raise_signal(number)
+        return done(run)
+
+    monkeypatch.setattr(runner, "WorkerPool", StandIn(interrupted))
+    command = ["experiment", "mqar-order", "--grid", str(grid), "--out", str(grid.parent / "out")]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == status
+    out, err = capfd.readouterr()
+    assert "stopping: runs that have ended keep their results, the others their last checkpoints\n" in err
+    assert "interrupted: 3 runs left; the same command goes on with them" in out
+    assert len(read_records([grid.parent / "out" / "results.jsonl"])) == 1
+
+
+def test_two_programs_do_not_write_to_one_folder_of_results(monkeypatch, grid):
+    monkeypatch.setattr(runner, "WorkerPool", StandIn(done))
+    options = Options(out=grid.parent / "out", grid=grid)
+    with held_folder(grid.parent / "out"), pytest.raises(ValueError, match="out must be a folder that no other run"):
+        run_experiment("x", options, log=print, progress=False)
+    (grid.parent / "file").touch()
+    with pytest.raises(OSError, match=r"out must be a folder that can be written to, got .*file"):
+        run_experiment("x", replace(options, out=grid.parent / "file"), log=print, progress=False)
+    (grid.parent / "out" / "results.jsonl").mkdir()
+    with pytest.raises(ValueError, match=r"results\.jsonl' must be a file of results, got a folder"):
+        run_experiment("x", options, log=print, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_minutes": float("inf")}, "max_minutes must be between"),
+        ({"epochs": float("nan")}, "epochs must be between"),
+        ({"side_by_side": 0}, "side_by_side must be between 1 and 256, got 0"),
+        ({"side_by_side": 10**9}, "side_by_side must be between 1 and 256, got 1000000000"),
+        ({"gpus": (-1,)}, "gpus must be at least 0, got -1"),
+    ],
+)
+def test_options_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
+
+
+def test_what_the_command_refuses(capsys):
     for arguments, message in (
         ([], "experiment must be one of mqar-order, mqar-state, mqar-ablations, plot, got 'nothing'"),
         (["mqar"], "experiment must be one of mqar-order, mqar-state, mqar-ablations, plot, got 'mqar'"),
         (["mqar-order", "--grid", "no.toml"], "grid must be a file or one of"),
-        (["mqar-order", "--side-by-side", "0", "--grid", str(grid)], "side_by_side must be at least 1, got 0"),
         (["plot", "no.jsonl"], "no results file at no.jsonl"),
     ):
         assert main(["experiment", *arguments]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(ValueError, match="max_minutes must be above 0, got 0"):
+    with pytest.raises(ValueError, match=r"max_minutes must be between 1e-30 and .*, got 0"):
         Options(max_minutes=0)
-    with pytest.raises(ValueError, match="epochs must be above 0, got -1"):
+    with pytest.raises(ValueError, match=r"epochs must be between 1e-30 and .*, got -1"):
         Options(epochs=-1)
 
 
@@ -105,6 +152,32 @@ def test_a_run_for_a_process_that_has_ended_has_died_and_no_more(grid):
         while pool.running:
             ended += [(event.kind, event.run) for event in pool.events(1)]
     assert ended == [("died", runs[0])]
+
+
+@pytest.mark.parametrize("error", ["SystemExit", "KeyboardInterrupt"])
+def test_a_run_that_ends_its_thread_has_failed(error):
+    """Nobody would tell of it: the grid would wait for ever."""
+    sent, runs = [], SimpleQueue()
+    run = read_grid(TINY, "tiny").points[0].base
+
+    def one(run, on_progress):
+        raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[error]("no more")
+
+    thread = threading.Thread(target=workers._serve, args=(runs, one, lambda *event: sent.append(event)), daemon=True)
+    thread.start()
+    runs.put(run)
+    thread.join(0.5)
+    assert thread.is_alive()
+    assert sent == [("failed", run, f"{error}: no more")]
+
+
+def test_a_process_that_does_not_end_is_killed(monkeypatch):
+    monkeypatch.setattr(workers, "END_SECONDS", 0.2)
+    with WorkerPool("cpu", (), 1) as pool:
+        [process] = pool.process_ids
+        os.kill(process, signal.SIGSTOP)  # it takes no other signal but SIGKILL
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
 
 
 def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
@@ -157,8 +230,13 @@ def done(run, accuracy=0.5, seconds=1.0):
     return "done", run, {
         "name": run.name, "status": "finished", "settings": run.settings, "accuracy": {"mean": accuracy},
         "validation": {"mean": run.train.learning_rate}, "steps": 16, "epochs": 2.0, "seconds": seconds,
-        "tokens_per_second": 1, "quick": False,
+        "tokens_per_second": 1, "quick": False, "date": "2026-01-01T10:01:00+00:00", "version": "1", "hardware": {},
+        "state_elements": 1,
     }  # fmt: skip
+
+
+def recorded(run, **more):
+    return {"grid": "tiny", **done(run, **more)[2]}
 
 
 def started(pool):
@@ -176,16 +254,16 @@ def test_the_sweep_then_the_other_seeds(monkeypatch, grid):
     pool = StandIn(done)
     outcome, said = run_with(monkeypatch, pool, grid)
     assert started(pool) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3), ("a", 1, 1e-2)]
-    assert outcome[1:] == (4, 0, 0, False)
+    assert outcome[1:] == (4, 0, 0, None)
     assert len(said) == 5
     assert said[1].startswith("a, seed 0, learning rate 0.001: accuracy 0.500 (validation 0.001), 2 epochs, 1 s")
 
 
 def test_runs_with_a_record_are_skipped(monkeypatch, grid):
     a = read_grid(TINY, "tiny").points[0]
-    _, _, record = done(a.run(0, 1e-2))
+    record = recorded(a.run(0, 1e-2))
     append_record(grid.parent / "results.jsonl", record)
-    _, _, other = done(a.run(0, 1e-3))
+    other = recorded(a.run(0, 1e-3))
     other["settings"]["model"]["width"] = 8  # of other settings: no reason to skip
     append_record(grid.parent / "results.jsonl", other)
     pool = StandIn(done)
@@ -200,7 +278,7 @@ def test_ctrl_c_leaves_what_is_finished(monkeypatch, grid):
         return done(run)
 
     outcome, said = run_with(monkeypatch, StandIn(interrupted), grid)
-    assert outcome[1:] == (3, 1, 0, True)
+    assert outcome[1:] == (3, 1, 0, signal.SIGINT)
     assert said[-2:] == [
         "a, seed 1, learning rate 0.01: stopped at step 1 of 16, to go on from step 0",
         "interrupted: 1 run left; the same command goes on with it",
@@ -214,7 +292,7 @@ def test_ctrl_c_leaves_what_is_finished(monkeypatch, grid):
 def test_a_failed_run_does_not_stop_the_others(monkeypatch, grid):
     pool = StandIn(lambda run: ("failed", run, "MemoryError: no room") if run.name == "b" else done(run))
     outcome, said = run_with(monkeypatch, pool, grid)
-    assert outcome[1:] == (3, 1, 1, False)
+    assert outcome[1:] == (3, 1, 1, None)
     assert "b, seed 5, learning rate 0.003: failed, and is left out: MemoryError: no room" in said
     assert said[-1] == "1 run left, of which 1 failed; the same command tries again"
     assert started(pool).count(("b", 5, 3e-3)) == 1
@@ -223,7 +301,7 @@ def test_a_failed_run_does_not_stop_the_others(monkeypatch, grid):
 def test_a_run_whose_process_ends_is_tried_twice(monkeypatch, grid):
     pool = StandIn(lambda run: ("died", run, None) if run.name == "b" else done(run))
     outcome, said = run_with(monkeypatch, pool, grid)
-    assert outcome[1:] == (3, 1, 1, False)
+    assert outcome[1:] == (3, 1, 1, None)
     assert "b, seed 5, learning rate 0.003: failed, and is left out: its process ended 2 times" in said
     assert started(pool).count(("b", 5, 3e-3)) == 2
 
@@ -270,13 +348,13 @@ def test_runs_that_would_end_in_time_come_first(monkeypatch, grid):
     clock = Clock(monkeypatch)
     results = grid.parent / "results.jsonl"
     for seed in (7, 8):  # not wanted: but known to take so long
-        append_record(results, done(slow.run(seed, 1e-3), seconds=100.0)[2])
-    append_record(results, done(window.run(7, 1e-3), seconds=10.0)[2])
+        append_record(results, recorded(slow.run(seed, 1e-3), seconds=100.0))
+    append_record(results, recorded(window.run(7, 1e-3), seconds=10.0))
     pool = StandIn(clock.takes(10.0), capacity=1)
     outcome, said = run_with(monkeypatch, pool, grid, max_minutes=0.4)
     # 24 seconds: there is time for the window; then for none, and the first one begins
     assert [run.name for run in pool.started] == ["window", "slow", "unknown"]
-    assert outcome[1:] == (3, 0, 0, False)
+    assert outcome[1:] == (3, 0, 0, None)
     assert not [line for line in said if "time is up" in line]
 
 
@@ -305,7 +383,7 @@ def test_when_time_is_up_it_is_said_how_far_runs_are(monkeypatch, grid):
     pool = StandIn(clock.takes(30.0), capacity=2)
     outcome, said = run_with(monkeypatch, pool, grid, max_minutes=0.9)
     assert started(pool) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3)]
-    assert outcome[1:] == (2, 2, 0, False)
+    assert outcome[1:] == (2, 2, 0, None)
     assert said[-2:] == [
         "b, seed 5, learning rate 0.003: stopped at step 1 of 16, to go on from step 0",
         "time is up: 2 runs left; the same command goes on with them",
@@ -315,7 +393,7 @@ def test_when_time_is_up_it_is_said_how_far_runs_are(monkeypatch, grid):
 def test_a_seed_that_waits_for_a_failed_one_is_not_for_want_of_time(monkeypatch, grid):
     pool = StandIn(lambda run: ("failed", run, "MemoryError: no room") if run.name == "a" else done(run))
     outcome, said = run_with(monkeypatch, pool, grid, max_minutes=10)
-    assert outcome[1:] == (1, 3, 2, False)
+    assert outcome[1:] == (1, 3, 2, None)
     assert said[-1] == "3 runs left, of which 2 failed; the same command tries again"
 
 
@@ -347,8 +425,8 @@ def test_an_unfinished_run_goes_on(monkeypatch, grid):
 
 def test_runs_of_other_files_are_skipped(monkeypatch, grid):
     a, b = read_grid(TINY, "tiny").points
-    append_record(grid.parent / "earlier.jsonl", done(a.run(0, 1e-2))[2])
-    append_record(grid.parent / "b.jsonl", done(b.run(5, 3e-3))[2])
+    append_record(grid.parent / "earlier.jsonl", recorded(a.run(0, 1e-2)))
+    append_record(grid.parent / "b.jsonl", recorded(b.run(5, 3e-3)))
     pool = StandIn(done)
     outcome, _ = run_with(monkeypatch, pool, grid, also=(grid.parent / "earlier.jsonl", grid.parent / "b.jsonl"))
     assert started(pool) == [("a", 0, 1e-3), ("a", 1, 1e-2)]

@@ -124,3 +124,34 @@ def test_report_prints_a_table():
     text = str(report)
     assert text.startswith("square: PASS (relative error at most 1e-06, step 6.1e-06 * max(1, |x|))")
     assert "x      3x4    12" in text
+
+
+def test_the_package_is_called_as_its_function():
+    from ramnet_np import gradcheck as package
+
+    report = package(lambda x: (x**2, x), lambda dy, x: 2 * x * dy, {"x": X}, title="square")
+    assert report.passed
+    assert report.title == "square"
+    assert package.gradcheck is gradcheck
+    assert package.STEP > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"inputs": [X]}, "inputs must be a dictionary of names and arrays, got list"),
+        ({"inputs": {"x": np.ma.ones(3)}}, "input 'x' must be a float64 NumPy array, got MaskedArray"),
+        ({"inputs": {"x": np.array([1.0, np.inf])}}, "input 'x' must be finite, got inf"),
+        ({"samples": 0}, "samples must be an integer of at least 1, got 0"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"rtol": np.nan}, "rtol must be 0 or more and finite, got nan"),
+        ({"may_be_zero": "x"}, "may_be_zero must be a tuple of names of inputs .x., got 'x'"),
+        ({"may_be_zero": ("y",)}, "may_be_zero must be a tuple of names of inputs .x., got 'y'"),
+        ({"forward": lambda x: x**2}, r"forward must return a tuple \(out, ctx\), got ndarray"),
+        ({"backward": lambda dy, x: None}, "backward must return an array or a tuple .* got NoneType"),
+    ],
+)
+def test_wrong_arguments_are_named(changes, words):
+    good = {"forward": lambda x: (x**2, x), "backward": lambda dy, x: 2 * x * dy, "inputs": {"x": X}}
+    with pytest.raises((ValueError, TypeError), match=words):
+        gradcheck(**good | changes)

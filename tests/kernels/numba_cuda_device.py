@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import cuda
-from numba.core import config
+from ramnet_np.kernels.numba_cuda.compiler import SIMULATED, cuda
 
 from tests.operation_cases import Case, Inputs, run
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
 NEEDS_GPU = [] if SIMULATED else [pytest.mark.gpu]
 
 

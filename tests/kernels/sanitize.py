@@ -62,7 +62,7 @@ def train(config: RAMNetConfig) -> None:
     for graphs, dtype in (("off", np.float64), ("on", np.float32)):
         model = RAMNet(config, dtype=dtype).to("gpu")
         batch = Batch(*mqar_examples(pairs=3, length=20, examples=5, vocab=config.vocab))
-        with GPUTrainer(model, TrainConfig(steps=3), adamw_init(model.params), graphs) as trainer:
+        with GPUTrainer(model, TrainConfig(steps=3, warmup=2), adamw_init(model.params), graphs) as trainer:
             for _ in range(3):
                 trainer.step(batch)
             trainer.report()

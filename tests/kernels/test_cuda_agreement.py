@@ -223,3 +223,36 @@ def test_numpy_arrays_and_this_backend_do_not_mix(cp):
         ram_attention_forward(*inputs.arrays, backend="cupy")
     with pytest.raises(TypeError, match="arrays of one library"):
         ram_attention_forward(cp.asarray(inputs.arrays[0]), *inputs.arrays[1:])
+
+
+@pytest.mark.parametrize("backend", ["cupy", "numba-cuda"])
+@pytest.mark.parametrize("update", ["pdma", "gsu"])
+@pytest.mark.parametrize("top_k", [8, 80], ids=["fast", "plain"])
+def test_a_nan_in_gamma_reaches_what_its_token_reads_and_no_other_head(cp, update, top_k, backend):
+    """Every token reads where it writes. On the CPU such a gamma is refused; looking for it would wait for a GPU."""
+    inputs = draw(Case("nan", B=1, T=6, H=2, U=5, P=4), np.float32)
+    write, _, values = (cp.asarray(a) for a in inputs.arrays)
+    gamma = cp.full((1, 6, 2), 0.5, np.float32)
+    gamma[0, 3, 0] = np.nan
+    options = {"update": update, "top_k": top_k, "backend": backend}
+    y, _, ctx = ram_attention_forward(write, write, values, gamma, **options)
+    assert cp.isnan(y[0, 3, 0]).all()
+    assert not cp.isnan(y[0, :3]).any()
+    assert not cp.isnan(y[:, :, 1]).any()
+    assert cp.isnan(ram_attention_backward(cp.ones_like(y), ctx).gamma[0, 3, 0])
+    state, token = (
+        RAMState.initial(1, 2, 4**5, values.shape[3], xp=cp),
+        [a[:, 3:4] for a in (write, write, values, gamma)],
+    )
+    y, _ = ram_attention_step(*token, state=state, **options)
+    assert cp.isnan(y[0, 0, 0]).all()
+    assert not cp.isnan(y[0, 0, 1]).any()
+
+
+def test_a_large_gamma_is_taken_through_the_logarithm(cp):
+    """Its power of the rounded 1 - w would err by gamma times that rounding: float32 is held against float64."""
+    write, read, values = draw(Case("large-gamma", B=1, T=30, H=2, U=5, P=4), np.float32).arrays
+    arrays = [64 * write, 64 * read, values]
+    wide = [a.astype(np.float64) for a in arrays]
+    y = ram_attention_forward(*map(cp.asarray, arrays), 1e30)[0]
+    assert relative_error(cp.asnumpy(y), ram_attention_forward(*wide, 1e30, backend="numpy")[0]) < 1e-4

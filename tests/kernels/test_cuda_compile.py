@@ -24,7 +24,7 @@ def compile_source(specialisation: Specialisation, architecture: str, code: str 
 
     ``code``: in place of the text of its source.
     """
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")  # comes with numba-cuda; there is none for macOS
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")  # comes with numba-cuda-mlir; there is none for macOS
     options = *specialisation.options, "-ftz=true", f"-arch=sm_{architecture}", "--ptxas-options=-v"
     checks = "\n".join(struct.layout_checks() for struct in specialisation.params)
     text = (FOLDER / specialisation.source).read_text(encoding="utf-8") if code is None else code

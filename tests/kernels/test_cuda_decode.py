@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ramnet_np.kernels.cuda.address import decode
 
+from ramnet_np import decode_address
 from ramnet_np.core import decoder
 from tests.tolerances import assert_close
 
@@ -231,3 +232,14 @@ def test_a_captured_graph_gives_the_same_bits(cp, shape):
         graph.launch(stream)
         stream.synchronize()
         assert bits(cp, captured) == expected
+
+
+def test_subnormal_weights_are_0_and_select_the_same_slots(cp):
+    """As docs/guide/numerics.md tells: CuPy compiles with -ftz=true."""
+    logits = np.zeros((1, 1, 1, 1, 4), np.float32)
+    logits[0, 0, 0, 0] = [0, -95, -96, -200]  # exp(-95) is 5.5e-42
+    address = decode_address(cp.asarray(logits), top_k=3)
+    on_cpu = decode_address(logits, top_k=3)
+    assert address.index.get().tolist() == on_cpu.index.tolist() == [[[[0, 1, 2]]]]
+    assert address.weight.get().tolist() == [[[[1, 0, 0]]]]
+    assert (on_cpu.weight > 0).all()

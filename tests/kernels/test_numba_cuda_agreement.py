@@ -150,6 +150,33 @@ def test_logits_that_are_no_numbers_select_different_slots(K):
     assert index.max() < 3**3
 
 
+@pytest.mark.parametrize("kernels", ["fast", "plain"])
+def test_a_large_gamma_is_taken_through_the_logarithm(kernels, monkeypatch):
+    """Its power of the rounded 1 - w would err by gamma times that rounding: float32 is held against float64."""
+    if kernels == "plain":
+        plain_kernels_serve(monkeypatch)
+    write, read, values = draw(sized(Case("large-gamma", B=1, T=30, H=2, U=5, P=4)), np.float32).arrays
+    arrays = 64 * write, 64 * read, values
+    expected = ram_attention_forward(*(a.astype(np.float64) for a in arrays), 1e30, backend="numpy")[0]
+    actual = on_host(ram_attention_forward(*map(to_device, arrays), 1e30)[0])
+    assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("update", ["pdma", "gsu"])
+def test_a_gamma_that_is_no_number_reaches_what_its_token_reads_and_no_other_head(update):
+    inputs = draw(sized(Case("nan", B=1, T=5, H=2, U=3, P=3, K=3)), np.float32)
+    write, _, values = map(to_device, inputs.arrays)
+    gamma = np.full(inputs.arrays[2].shape[:3], 0.5, np.float32)
+    gamma[0, 3, 0] = np.nan
+    y, _, ctx = ram_attention_forward(write, write, values, to_device(gamma), update=update, top_k=3)
+    dgamma = on_host(ram_attention_backward(y, ctx).gamma)
+    y = on_host(y)
+    assert np.isnan(y[0, 3, 0]).all()
+    assert np.isfinite(y[0, :3]).all()
+    assert np.isfinite(y[:, :, 1]).all()
+    assert np.isnan(dgamma[0, 3, 0])
+
+
 @pytest.mark.parametrize("name", ["plain", "everything", "K-pair-read-1", "U-1-K-is-M"])
 def test_the_same_inputs_give_the_same_bits(name):
     inputs = draw(sized(CASE[name]), np.float32)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from numba import cuda
+from ramnet_np.kernels.numba_cuda.compiler import cuda
 from ramnet_np.kernels.numba_cuda.memory import memory_forward
 
 from ramnet_np import RAMState, decode_address, ram_attention_backward, ram_attention_forward, ram_attention_step

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from numba import cuda
+from ramnet_np.kernels.numba_cuda.compiler import cuda
 
 from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward, ram_attention_step, use_backend
 from ramnet_np.data.batches import Batch
@@ -151,7 +151,7 @@ def test_a_model_trains_as_with_the_other_gpu_backend(cp, graphs):
         with use_backend(backend):
             model = RAMNet(config, dtype=np.float32).to("gpu")
             batch = Batch(*mqar_examples(pairs=3, length=20, examples=5, vocab=config.vocab))
-            with GPUTrainer(model, TrainConfig(steps=5), adamw_init(model.params), graphs) as trainer:
+            with GPUTrainer(model, TrainConfig(steps=5, warmup=2), adamw_init(model.params), graphs) as trainer:
                 found = []
                 for _ in range(4):
                     trainer.step(batch)

@@ -57,7 +57,7 @@ def test_numba_rules_are_those_of_the_core(update, dtype):
     retention, slopes = kernels.retention, kernels.slopes  # parts of kernels: no calls from Python
     compiled_retention = njit(lambda *given: retention(*given))
     compiled_slopes = njit(lambda *given: slopes(*given))
-    gammas = [dtype(gamma) for gamma in (-3.0, 0.0, 0.4, 1.0, 2.5) if gamma >= rule.least_gamma]
+    gammas = [dtype(gamma) for gamma in (-3.0, 0.0, 0.4, 1.0, 2.5, 40.0, 1e30) if gamma >= rule.least_gamma]
     assert len(gammas) >= 2
     for gamma, proxy_eps in itertools.product(gammas, (dtype(0), dtype(0.05))):
         alpha = rule.forward(w, gamma)

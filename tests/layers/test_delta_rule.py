@@ -147,3 +147,41 @@ def test_refuses():
     y, _, ctx = delta_rule_forward(**inputs)
     with pytest.raises(ValueError, match="dy must be float64 of shape"):
         delta_rule_backward(y[:1], ctx)
+
+
+def token_by_token(q, k, v, beta, log_decay):
+    """y by the recurrence itself, in float64."""
+    B, T, H, d_k = q.shape
+    y, S = np.zeros(v.shape), np.zeros((B, H, d_k, v.shape[-1]))
+    for t in range(T):
+        S = S * np.exp(log_decay[:, t])[..., None, None]
+        change = beta[:, t, :, None] * (v[:, t] - np.einsum("bhk,bhkc->bhc", k[:, t], S))
+        S = S + k[:, t, ..., None] * change[..., None, :]
+        y[:, t] = np.einsum("bhk,bhkc->bhc", q[:, t], S)
+    return y
+
+
+@pytest.mark.parametrize("reset", [-150.0, -1e4, -1e6, -1e37, -np.inf])
+@pytest.mark.parametrize(("dtype", "atol"), [(np.float32, 2e-3), (np.float64, 1e-10)])
+def test_hard_resets_do_not_take_the_digits_of_what_comes_behind(reset, dtype, atol):
+    rng = np.random.default_rng(0)
+    B, T, H, d_k, d_v = 2, 70, 2, 8, 5
+    q, k = rng.normal(size=(2, B, T, H, d_k))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    v, beta = rng.normal(size=(B, T, H, d_v)), rng.uniform(0, 1, (B, T, H))
+    resets = rng.random((B, T, H)) < 0.3
+    inputs = [x.astype(dtype) for x in (q, k, v, beta, np.where(resets, reset, -0.05))]
+    y, _, ctx = delta_rule_forward(*inputs)
+    np.testing.assert_allclose(y, token_by_token(q, k, v, beta, np.where(resets, reset, -0.05)), atol=atol)
+    grads = delta_rule_backward(np.ones_like(y), ctx)
+    assert all(np.isfinite(d).all() for d in grads)
+    if reset < -746:  # the decay is 0 in either dtype, and stays so: no gradient, not the rounding of one
+        assert (grads.log_decay[resets] == 0).all()
+        assert (grads.log_decay[~resets] != 0).any()
+
+
+def test_a_decay_that_is_nan_is_refused():
+    q = np.ones((1, 3, 1, 2))
+    log_decay = np.array([[[-1.0], [np.nan], [-1.0]]])
+    with pytest.raises(ValueError, match="log_decay must be 0 or less, got a maximum of nan"):
+        delta_rule_forward(q, q, q, np.ones((1, 3, 1)), log_decay)

@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
-from scipy.special import log_softmax
 
 from ramnet_np.gradcheck import gradcheck
 from ramnet_np.layers.loss import cross_entropy_and_gradient, cross_entropy_backward, cross_entropy_forward
 
 ALL = np.array([[0, 3, 2], [4, 4, 1]])
 SOME = np.array([[0, -100, 2], [-100, 4, 1]])
+
+
+def log_softmax(logits):
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
 @pytest.mark.parametrize("labels", [ALL, SOME])
@@ -22,7 +25,7 @@ def test_cross_entropy_gradient(labels):
 def test_cross_entropy_forward_is_the_mean_over_what_counts(labels, shift):
     logits = 10 * np.random.default_rng(0).normal(size=(2, 3, 5)) + shift
     counts = labels >= 0
-    expected = -log_softmax(logits, axis=-1)[counts, labels[counts]].mean()
+    expected = -log_softmax(logits)[counts, labels[counts]].mean()
     loss, _ = cross_entropy_forward(logits, labels)
     np.testing.assert_allclose(loss, expected, rtol=1e-10)
 

@@ -85,3 +85,23 @@ def test_norms_refuse():
     _, ctx = layernorm_forward(x, weight, bias)
     with pytest.raises(ValueError, match="dy must be float64 of shape"):
         layernorm_backward(x.astype(np.float32), ctx)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 1e20), (np.float32, 1e35), (np.float64, 1e200)])
+def test_rows_whose_squares_overflow_are_normalised(dtype, size):
+    x = np.array([[3.0, -4.0, 1.0], [1.0, 2.0, 2.0]])
+    weight, bias, dy = np.array([1.0, 2.0, 3.0]), np.zeros(3), np.array([[1.0, -1.0, 2.0]] * 2)
+    scaled = (x * [[size], [1.0]]).astype(dtype)  # only the first row
+    for forward, backward, parameters in (
+        (rmsnorm_forward, rmsnorm_backward, (weight,)),
+        (layernorm_forward, layernorm_backward, (weight, bias)),
+    ):
+        expected, ctx = forward(x, *parameters, 0.0)
+        y, scaled_ctx = forward(scaled, *(p.astype(dtype) for p in parameters), 0.0)
+        np.testing.assert_allclose(y, expected, rtol=1e-5)
+        dx, dweight = backward(dy, ctx)[:2]
+        scaled_dx, scaled_dweight = backward(dy.astype(dtype), scaled_ctx)[:2]
+        np.testing.assert_allclose(scaled_dx * np.array([[size], [1.0]], dtype), dx, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(scaled_dweight, dweight, rtol=1e-5)
+    unit, _ = l2norm_forward(scaled)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=-1), 1, rtol=1e-6)

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+
+pytest.importorskip("safetensors")  # a model runs without it
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -151,9 +153,19 @@ def saved(tmp_path):
 
 
 def test_missing_files_are_named(saved, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"'.*nowhere.config.json' is missing"):
+    with pytest.raises(FileNotFoundError, match=r"there is no '.*nowhere' here$"):
         RAMNet.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"`hf download lab/RAM-Net.1b --local-dir FOLDER`$"):
+        RAMNet.from_pretrained("lab/RAM-Net.1b")
+    for wrong, error in (("", ValueError), (3, TypeError)):
+        for call in (RAMNet.from_pretrained, RAMNet(CONFIG).save_pretrained):
+            with pytest.raises(error, match="folder must "):
+                call(wrong)
+    (saved / "model.safetensors.index.json").touch()
     (saved / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"must hold all parameters in model.safetensors, got .* in parts"):
+        RAMNet.from_pretrained(saved)
+    (saved / "model.safetensors.index.json").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"folder must hold config.json and model.safetensors, but .* is missing"
     ):
@@ -172,6 +184,7 @@ def test_damaged_weights_are_refused(saved, content):
     ("text", "message"),
     [
         ("{", "config.json' is damaged or not JSON"),
+        ("[" * 100_000, "config.json' is damaged or not JSON: it is nested too deeply"),
         ("[1]", "config.json' must hold a JSON object, got list"),
         ('{"model_type": "llama"}', "is no configuration of a RAM-Net: model_type must be 'ramnet', got 'llama'"),
         ('{"model_type": "ramnet", "vocab_size": 3}', "hidden_size, num_hidden_layers, .* must be given"),
@@ -190,6 +203,16 @@ def test_foreign_configs_are_refused(saved, text, message):
         ({"hidden_act": "tanh"}, "hidden_act must be SwiGLU, GELU, SiLU or Swish, got 'tanh'"),
         ({"addr_top_k": 0}, "top_k must be between 1 and 9, got 0"),
         ({"hidden_size": "6"}, "width must be an integer, got '6'"),
+        (
+            {"intermediate_size": None, "hidden_ratio": 1e300},
+            "hidden_ratio must be between 1e-30 and 1e.30, got 1e.300",
+        ),
+        ({"intermediate_size": None, "hidden_ratio": [4]}, r"hidden_ratio must be a number, got \[4\]"),
+        ({"intermediate_size": None, "hidden_ratio": float("inf")}, "config.json' is damaged or not JSON: .* Infinity"),
+        ({"norm_eps": float("nan")}, "config.json' is damaged or not JSON: .* NaN"),
+        ({"num_hidden_layers": 300_000}, "layers must be between 1 and 4096, got 300000"),
+        ({"addr_order": 10**9, "addr_radix": 2, "addr_top_k": None}, "order must be between 1 and 31"),
+        ({"hidden_size": 10**400}, "must be between 1 and 2147483647, got an integer of 1329 bits"),
         ({"ramnet_np": {"pickle": 1}}, "ramnet_np may hold update, proxy_eps, address_prior, norm, ffn, .*, got"),
     ],
 )
@@ -208,6 +231,10 @@ def test_settings_out_of_bounds_are_refused(saved, changes, message):
         (
             lambda t: t.update({"model.norm.weight": np.ones(5, np.float32)}),
             r"'model.norm.weight' in .* must have shape \(6,\), got \(5,\)",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": np.full(6, np.nan, np.float32)}),
+            "'model.norm.weight' in .* must be finite, got NaN or infinity",
         ),
         (
             lambda t: t.update({"model.norm.weight": np.ones(6, np.int32)}),
@@ -231,6 +258,39 @@ def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"folder must be one that can be written to, got '.*file'"):
         RAMNet(CONFIG).save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.ones(5), r"params\['model.norm.weight'\] must have shape"),
+        (np.full(6, np.inf, np.float32), "must be finite"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(saved, wrong, message):
+    model = RAMNet(CONFIG, seed=9)
+    model.params["model.norm.weight"] = wrong
+    before = [(f.name, f.read_bytes()) for f in sorted(saved.iterdir())]
+    with pytest.raises(ValueError, match=message):
+        model.save_pretrained(saved)
+    assert [(f.name, f.read_bytes()) for f in sorted(saved.iterdir())] == before
+
+
+def test_a_save_leaves_the_other_files_of_a_folder(tmp_path):
+    for name in ("notes.txt", "model.safetensors.old", "config.json.bak"):
+        (tmp_path / name).write_text(name)
+    RAMNet(CONFIG).save_pretrained(tmp_path)
+    for name in ("notes.txt", "model.safetensors.old", "config.json.bak"):
+        assert (tmp_path / name).read_text() == name
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_model_that_does_not_fit_is_said_before_it_is_read(saved, monkeypatch):
+    monkeypatch.setattr("ramnet_np.model.memory.available_memory", lambda: 1000)
+    with pytest.raises(
+        MemoryError, match=r"model.safetensors' needs at least .* GB of memory, this machine has 0.0 GB"
+    ):
+        RAMNet.from_pretrained(saved)
 
 
 def test_a_failed_save_leaves_the_old_model(saved, monkeypatch):

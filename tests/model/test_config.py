@@ -1,5 +1,7 @@
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
 from ramnet_np.model import PRESETS, RAMNetConfig, preset
@@ -12,7 +14,7 @@ from ramnet_np.model import PRESETS, RAMNetConfig, preset
         ({"width": 2.5}, TypeError, "width must be an integer, got 2.5"),
         ({"layers": True}, TypeError, "layers must be an integer, got True"),
         ({"heads": 65}, ValueError, r"width must be at least heads \(65\) when channels is not given, got 64"),
-        ({"order": 32, "radix": 2}, ValueError, r"radix \*\* order must be below 2\*\*31 slots, got 2 \*\* 32"),
+        ({"order": 31, "radix": 2}, ValueError, r"radix \*\* order must be below 2\*\*31 slots, got 2 \*\* 31"),
         ({"channels": 0}, ValueError, "channels must be at least 1, got 0"),
         ({"ffn_width": -1}, ValueError, "ffn_width must be at least 1, got -1"),
         ({"top_k": 0}, ValueError, "top_k must be between 1 and 1024, got 0"),
@@ -34,18 +36,34 @@ from ramnet_np.model import PRESETS, RAMNetConfig, preset
             ValueError,
             "gamma must be above 0 for update='pdma' with gamma_mode",
         ),
-        ({"gamma": float("nan")}, ValueError, "gamma must be finite, got nan"),
+        ({"gamma": float("nan")}, ValueError, "gamma must be between -1e\\+30 and 1e\\+30, got nan"),
         ({"gamma": "1"}, TypeError, "gamma must be a number, got '1'"),
-        ({"proxy_eps": 1.5}, ValueError, "proxy_eps must lie between 0 and 1, got 1.5"),
-        ({"temperature": 0.0}, ValueError, "temperature must be finite and above 0, got 0.0"),
-        ({"init_mass": -1.0}, ValueError, "init_mass must be finite and above 0, got -1.0"),
-        ({"eps": 0.0}, ValueError, "eps must be finite and above 0, got 0.0"),
-        ({"init_std": -0.1}, ValueError, "init_std must be 0 or more, got -0.1"),
+        ({"proxy_eps": 1.5}, ValueError, "proxy_eps must be between 0 and 1, got 1.5"),
+        ({"temperature": 0.0}, ValueError, r"temperature must be between 1e-30 and 1e\+30, got 0.0"),
+        ({"init_mass": -1.0}, ValueError, r"init_mass must be between 1e-30 and 1e\+30, got -1.0"),
+        ({"eps": 0.0}, ValueError, r"eps must be between 1e-30 and 1e\+30, got 0.0"),
+        ({"init_std": -0.1}, ValueError, r"init_std must be between 0 and 1e\+30, got -0.1"),
+        ({"order": 10**9, "radix": 1}, ValueError, "order must be between 1 and 31, got 1000000000"),
+        ({"layers": 10**9}, ValueError, "layers must be between 1 and 4096, got 1000000000"),
+        ({"width": 10**5000}, ValueError, "width must be between 1 and 2147483647, got an integer of 16610 bits"),
+        ({"temperature": 1e-300}, ValueError, "temperature must be between 1e-30"),
+        ({"norm_eps": float("inf")}, ValueError, "norm_eps must be between 1e-30"),
+        ({"eps": float("nan")}, ValueError, "eps must be between 1e-30"),
+        ({"window": 2**31}, ValueError, "window must be between 1 and 2147483647"),
     ],
 )
 def test_config_refuses(fields, error, message):
     with pytest.raises(error, match=message):
         RAMNetConfig(**fields)
+
+
+def test_config_takes_numpys_numbers_as_pythons():
+    """They are written to JSON, and compared with what JSON gives back."""
+    config = RAMNetConfig(
+        width=np.int64(8), top_k=np.array([4, 8]).tolist(), cape=(np.int32(1),), gamma=np.float64(0.5)
+    )
+    assert config == RAMNetConfig(width=8, top_k=(4, 8), cape=(1,), gamma=0.5)
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["width"] == 8
 
 
 def test_config_allows_what_the_paper_and_the_authors_do():

@@ -1,10 +1,13 @@
 """The whole model: gradients, pieces against the whole, generation against repeated forwards, bad calls."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ramnet_np.gradcheck import gradcheck
 from ramnet_np.model import RAMNet, RAMNetConfig
+from ramnet_np.model.sampling import next_token
 from tests.tolerances import assert_close
 
 SMALL = {"vocab": 11, "width": 6, "layers": 2, "heads": 2, "order": 2, "radix": 3, "top_k": 4, "cape": (2, 1)}
@@ -56,7 +59,7 @@ def test_backward_of_selected_tokens_with_mask_positions_and_state():
     mask = np.ones(IDS.shape, dtype=bool)
     mask[1, 3] = False
     check_gradients(model, select=select, mask=mask, positions=np.arange(7, 14), state=state)
-    check_gradients(model, select=np.array([9, 0, 5]), mask=mask, state=state)
+    check_gradients(model, select=np.array([9, 0, 5]), mask=mask, state=state, positions=np.arange(7))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -132,6 +135,122 @@ def test_generate_draws_from_the_softmax():
     np.testing.assert_allclose(np.bincount(drawn, minlength=11) / 4000, expected, atol=4 * 0.5 / np.sqrt(4000))
 
 
+@pytest.mark.parametrize(("dtype", "vocab", "wide"), [(np.uint8, 300, np.uint16), (np.int8, 200, np.int16)])
+def test_generated_tokens_do_not_wrap_in_the_dtype_of_the_prompt(dtype, vocab, wide):
+    model = RAMNet(RAMNetConfig(**(SMALL | {"vocab": vocab})), seed=1)
+    prompt = np.array([[100, 3]])
+    expected = model.generate(prompt, 40, temperature=5.0)
+    assert expected.max() > np.iinfo(dtype).max  # else this shows nothing
+    got = model.generate(prompt.astype(dtype), 40, temperature=5.0)
+    np.testing.assert_array_equal(got, expected)
+    assert got.dtype == wide
+    assert model.generate(prompt.astype(np.int16), 3).dtype == np.int16
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-30, np.float32(1e-20)])
+def test_a_tiny_temperature_is_the_limit(temperature):
+    for dtype in (np.float32, np.float64):
+        model = make("paper", dtype)
+        np.testing.assert_array_equal(model.generate(IDS, 5, temperature=temperature), model.generate(IDS, 5))
+
+
+def test_equal_logits_are_drawn_alike_at_any_temperature():
+    logits = np.repeat(np.array([[3e38, -3e38, 3e38]], np.float32), 4000, axis=0)
+    drawn = np.bincount(next_token(logits, 1e-300, np.random.default_rng(0)), minlength=3)
+    assert drawn[1] == 0
+    assert abs(drawn[0] - 2000) < 4 * np.sqrt(1000)
+
+
+def test_no_token_is_chosen_from_nan():
+    for temperature in (0.0, 1.0):
+        with pytest.raises(FloatingPointError, match="logits must be finite for a token to be chosen, got nan"):
+            next_token(np.array([[0.0, np.nan]]), temperature, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("conv", [0, 3])
+def test_a_step_with_a_wrong_state_changes_nothing(conv):
+    model = RAMNet(RAMNetConfig(**SMALL, short_conv=conv))
+    _, state = model.forward_with_state(IDS)
+    before = [np.array(a) for a in _arrays(state)]
+    short = model.forward_with_state(IDS[:1])[1]
+    mixed = [state[0], short[1]]
+    for wrong, words in (
+        (mixed, r"state\[1\].* must have shape"),
+        ([state[0], state[0].inputs if conv else state[0].mass], r"state\[1\].* must be a"),
+        ([state[0]], r"state must hold one state per layer \(2\), got 1"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            model.step(IDS[:, :1], wrong, np.array([7]))
+        for now, then in zip(_arrays(state), before, strict=True):
+            np.testing.assert_array_equal(now, then)
+
+
+def test_a_step_refuses_slots_that_it_cannot_change_and_changes_none():
+    model = make("paper")
+    _, state = model.forward_with_state(IDS)
+    before = [a.copy() for a in _arrays(state)]
+    locked = state[1]._replace(slots=state[1].slots.view())
+    locked.slots.flags.writeable = False
+    for wrong, positions, words in (
+        ([state[0], locked], np.array([7]), r"state\[1\]\.slots must be writeable to be updated in place"),
+        ([state[0]] * 2, np.array([7]), "state must hold other slots for every layer, got two layers with the same"),
+        ([state[0], state[1]._replace(mass=state[0].mass)], np.array([7]), "state must hold other slots for every"),
+        (state, None, "positions must say where these tokens are, as heads use CAPE, got None"),
+        ([state[0], [0, 1]], np.array([7]), r"state\[1\] must be a RAMState \(slots, mass\), got list"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            model.step(IDS[:, :1], wrong, positions)
+        for now, then in zip(_arrays(state), before, strict=True):
+            np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize("mixer", ["ram", "softmax", "window"])
+def test_a_forward_from_a_state_wants_positions_where_they_matter(mixer):
+    settings = {**SMALL, "width": 8, "cape": (0, 1), "mixer": mixer}
+    model = RAMNet(RAMNetConfig(**settings), seed=1)
+    _, state = model.forward_with_state(IDS)
+    with pytest.raises(
+        ValueError, match=r"positions must say where these tokens are when .* a state is given, got None"
+    ):
+        model.forward(IDS, state=state)
+    model.forward(IDS, state=state, positions=np.arange(7, 14))
+    without = RAMNet(RAMNetConfig(**settings | {"cape": 0, "rotary": False}), seed=1)
+    without.forward(IDS, state=without.forward_with_state(IDS)[1])
+
+
+def test_an_initial_mass_is_no_state_that_needs_positions():
+    model = RAMNet(RAMNetConfig(**SMALL, init_mass=0.1), seed=1)
+    logits, ctx = model.forward(IDS)
+    np.testing.assert_array_equal(logits, model.forward(IDS, positions=np.arange(7))[0])
+    assert "blocks=(BlockContext, .. 2 in all)" in repr(ctx)
+    with pytest.raises(
+        TypeError, match=r"ctx must be the NetworkContext that RAMNet\.forward returned last, got ndarray"
+    ):
+        model.backward(ctx, logits)
+
+
+def _arrays(state):
+    """The arrays within the states of all layers."""
+    if isinstance(state, np.ndarray):
+        return [state]
+    return [array for part in state for array in _arrays(part)]
+
+
+def test_a_state_that_does_not_fit_is_refused_before_it_is_made():
+    model = RAMNet(RAMNetConfig(vocab=11, width=1024, heads=1, order=15, radix=4, ffn="none"))
+    with pytest.raises(MemoryError, match=r"the state of this model needs at least 8,804\.7 GB of memory"):
+        model.generate(IDS[:1], 1)
+
+
+def test_repr_says_what_the_model_is_on_one_screen():
+    model = RAMNet(RAMNetConfig(**(SMALL | {"width": 8}), mixer="softmax"), dtype=np.float64)
+    text = repr(model)
+    assert len(text.splitlines()) == 4
+    assert max(map(len, text.splitlines())) < 200
+    for words in ("2 layers", "softmax attention", f"{model.num_parameters():,} parameters", "float64 on the CPU"):
+        assert words in text
+
+
 def test_masked_tokens_change_nothing_for_others():
     model = make("authors")
     mask = np.ones(IDS.shape, dtype=bool)
@@ -183,6 +302,7 @@ def test_same_inputs_give_the_same_bits():
 
 
 def test_call_chooses_its_backend():
+    pytest.importorskip("numba")
     model = make("authors")
     (plain, ctx), (fast, ctx_fast) = (model.forward(IDS, backend=name) for name in ("numpy", "numba"))
     assert ctx_fast.blocks[0].attn.attention.backend.name == "numba"
@@ -196,6 +316,7 @@ def test_call_chooses_its_backend():
 def test_model_refuses():
     model = make("paper")
     _, state = model.forward_with_state(IDS)
+    wrong = model.params | {"model.norm.weight": np.ones(5)}
     for error, message, call in (
         (ValueError, "ids must lie between 0 and 10, got 11 at index", lambda: model.forward(np.array([[0, 11]]))),
         (ValueError, "ids must lie between 0 and 10, got -1 at index", lambda: model.forward(np.array([[0, -1]]))),
@@ -212,9 +333,22 @@ def test_model_refuses():
             lambda: model.forward(IDS, state=state[:1]),
         ),
         (ValueError, "dlogits must be float64 of shape", lambda: model.backward(np.ones(3), model.forward(IDS)[1])),
-        (ValueError, "length must be 0 or more, got -1", lambda: model.generate(IDS, -1)),
+        (ValueError, "length must be at least 0, got -1", lambda: model.generate(IDS, -1)),
         (TypeError, "length must be an integer, got 1.5", lambda: model.generate(IDS, 1.5)),
-        (ValueError, "temperature must be 0 or more", lambda: model.generate(IDS, 1, temperature=-1)),
+        (ValueError, "temperature must be between 0 and", lambda: model.generate(IDS, 1, temperature=-1)),
+        (
+            ValueError,
+            "temperature must be between 0 and .* got nan",
+            lambda: model.generate(IDS, 1, temperature=np.nan),
+        ),
+        (TypeError, "temperature must be a number, got '1'", lambda: model.generate(IDS, 1, temperature="1")),
+        (ValueError, "seed must be at least 0, got -3", lambda: model.generate(IDS, 1, seed=-3)),
+        (ValueError, "seed must be at least 0, got -3", lambda: RAMNet(model.config, seed=-3)),
+        (TypeError, r"config must be a RAMNetConfig, as preset\(name\) .* got 'demo'", lambda: RAMNet("demo")),
+        (ValueError, "select must lie between 0 and .* got -1", lambda: model.forward(IDS, select=np.array([0, -1]))),
+        (ValueError, "select must name every token once", lambda: model.forward(IDS, select=np.array([1, 0, 1]))),
+        (MemoryError, "a model of this size needs at least", lambda: RAMNet(replace(model.config, width=2**30))),
+        (ValueError, r"params\['model.norm.weight'\] must have shape", lambda: RAMNet(model.config, params=wrong)),
         (TypeError, "dtype must be float32 or float64, got float16", lambda: RAMNet(model.config, dtype=np.float16)),
     ):
         with pytest.raises(error, match=message):

@@ -9,6 +9,7 @@ from ramnet_np.data.mqar import IGNORED, Examples, MQARSettings
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs.demo import DEMO, fresh_sequence, recall_table, run_demo
 from ramnet_np.runs.mqar import MQARRun, run_mqar
+from ramnet_np.runs.presets import MQAR_RUNS
 from ramnet_np.train.loop import TrainConfig
 from ramnet_np.train.metrics import read_metrics
 
@@ -59,8 +60,62 @@ def test_run_mqar_on_a_named_backend(tmp_path):
 def test_mqar_run_bad_input():
     with pytest.raises(ValueError, match=r"model\.vocab must be at least data\.vocab \(32\), got 16"):
         replace(SMALL, model=replace(SMALL.model, vocab=16))
-    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         replace(SMALL, seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"out": ""}, ValueError, "out must name a folder, got ''"),
+        ({"out": None}, TypeError, "out must be a path, got None"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
+        ({"device": "tpu"}, ValueError, "device must be one of 'cpu', 'gpu', got 'tpu'"),
+        ({"graph": "yes"}, ValueError, "graph must be one of 'auto', 'on', 'off', got 'yes'"),
+    ],
+)
+def test_run_settings_are_checked_before_anything_else(changes, error, words):
+    with pytest.raises(error, match=words):
+        replace(SMALL, **changes)
+
+
+def test_a_run_that_cannot_fit_is_refused_before_there_is_any_data(tmp_path, monkeypatch):
+    monkeypatch.setattr("ramnet_np.runs.mqar.mqar_data", lambda *_: pytest.fail("the data was made"))
+    huge = replace(SMALL, model=replace(SMALL.model, width=2**28, channels=4), out=tmp_path / "run")
+    with pytest.raises(MemoryError, match=r"training a model of this size on this data needs at least .* GB left"):
+        run_mqar(huge, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_fail_cost_no_run(tmp_path, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no\nfont")
+
+    monkeypatch.setattr("ramnet_np.plot.training_curves", fail)
+    assert run_mqar(replace(SMALL, out=tmp_path), progress=False).status == "finished"
+    assert capsys.readouterr().err == f"{tmp_path / 'curves.png'} could not be drawn: no font\n"
+    assert (tmp_path / "trace.png").exists()
+
+
+def test_a_users_picture_is_not_drawn_over(tmp_path):
+    (tmp_path / "trace.png").write_text("mine")
+    with pytest.raises(ValueError, match=r"out must be a new folder, but .* holds 'trace.png' and no run"):
+        run_mqar(replace(SMALL, out=tmp_path), progress=False)
+    assert (tmp_path / "trace.png").read_text() == "mine"
+    run_mqar(replace(SMALL, out=tmp_path, overwrite=True), progress=False)
+
+
+def test_long_runs_say_so_before_they_start(tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ramnet_np.runs.mqar.mqar_data", stop)
+    for run, is_long in ((MQARRun(), True), (MQAR_RUNS["demo"], False)):
+        with pytest.raises(KeyboardInterrupt):
+            run_mqar(replace(run, out=tmp_path))
+        said = capsys.readouterr().err
+        assert said.endswith("preparing data and model\n")
+        assert ("on a CPU of two cores; --device gpu takes minutes; --preset demo" in said) == is_long
 
 
 def test_fresh_sequence_is_new_and_follows_the_seed():

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -218,16 +218,28 @@ def test_train_unwritable_folder(tmp_path):
     ("field", "value", "sentence"),
     [
         ("steps", 0, r"train\.steps must be at least 1, got 0"),
-        ("learning_rate", 0.0, r"train\.learning_rate must be above 0"),
-        ("learning_rate", float("nan"), r"train\.learning_rate must be above 0, got nan"),
-        ("warmup", -1, r"train\.warmup must be 0 or more, got -1"),
-        ("beta2", 1.0, r"train\.beta2 must lie in \[0, 1\), got 1"),
+        ("steps", 2.5, r"train\.steps must be an integer, got 2\.5"),
+        ("learning_rate", 0.0, r"train\.learning_rate must be between 1e-30 and 1e\+30, got 0"),
+        ("warmup", -1, r"train\.warmup must be at least 0, got -1"),
+        ("warmup", 2000, r"train\.warmup must be below train\.steps \(2000\), got 2000"),
+        ("batch", 10**9, r"train\.batch must be between 1 and 1048576, got 1000000000"),
+        ("stop_at", 0.0, r"train\.stop_at must be between 1e-30 and 1, got 0"),
+        ("stop_at", 1.5, r"train\.stop_at must be between 1e-30 and 1, got 1\.5"),
+        ("beta2", 1.0, r"train\.beta2 must be below 1, got 1"),
         ("learning_rate_floor", 1.0, r"train\.learning_rate_floor must be at most train\.learning_rate"),
     ],
 )
 def test_train_config_bad_input(field, value, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
         TrainConfig(**{field: value})
+
+
+def test_train_config_takes_no_number_that_is_none():
+    for field in fields(TrainConfig):
+        for value in (float("nan"), float("inf"), float("-inf"), "3", True):
+            with pytest.raises((ValueError, TypeError), match=rf"train\.{field.name} must be "):
+                TrainConfig(**{field.name: value})
+    TrainConfig(steps=10**9)
 
 
 def test_evaluate_counts_labelled_tokens_in_any_batching():

@@ -104,3 +104,76 @@ def test_clip_by_global_norm_shows_what_is_not_finite():
 def test_clip_by_global_norm_bad_input():
     with pytest.raises(ValueError, match="max_norm must be above 0, got 0"):
         clip_by_global_norm({"a": np.ones(2)}, 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes"), [(np.float32, (1e-44, 1e-25, 1e-13, 1e18, 2e19, 1e38)), (np.float64, (1e-200, 1e200))]
+)
+def test_global_norm_of_what_squares_cannot_hold(dtype, sizes):
+    for size in sizes:
+        grads = {"a": np.full(3, size, dtype), "b": np.zeros((0, 2), dtype), "c": np.full((2, 1), -size, dtype)}
+        expected = float(grads["a"][0]) * math.sqrt(5)
+        assert global_norm(grads) == pytest.approx(expected, rel=1e-6)
+        assert clip_by_global_norm(grads, expected / 2) == pytest.approx(expected, rel=1e-6)
+        assert global_norm(grads) == pytest.approx(
+            expected / 2, rel=1e-6 if size > 1e-30 or dtype == np.float64 else 0.2
+        )
+
+
+@pytest.mark.parametrize(("value", "norm"), [(np.inf, np.inf), (-np.inf, np.inf), (np.nan, np.nan), (0.0, 0.0)])
+def test_global_norm_of_what_is_not_finite(value, norm):
+    grads = {"a": np.array([1e30, value], np.float32) if value else np.zeros(2, np.float32), "b": np.ones(1) * value}
+    np.testing.assert_equal(global_norm(grads), norm)
+
+
+def unchangeable(kind):
+    """Parameters, gradients and moments of two names, something of which cannot be changed in place."""
+    params, grads = ({name: np.ones((2, 2)) for name in "ab"} for _ in range(2))
+    state = adamw_init(params)
+    if kind == "read-only parameter":
+        params["b"].flags.writeable = False
+    elif kind == "read-only moment":
+        state.square["b"].flags.writeable = False
+    elif kind == "one array twice":
+        params["b"] = params["a"]
+    elif kind == "a moment that is a parameter":
+        state.mean["b"] = params["b"]
+    elif kind == "gradient's shape":
+        grads["b"] = np.ones((2, 1))
+    elif kind == "gradient's dtype":
+        grads["b"] = np.ones((2, 2), np.float32)
+    elif kind == "a moment less":
+        del state.mean["b"]
+    return params, grads, state
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("read-only parameter", r"params\['b'\] must be writeable to be changed in place, got a read-only array"),
+        ("read-only moment", r"square\['b'\] must be writeable"),
+        ("one array twice", r"params\['a'\] and params\['b'\] must be two arrays to be changed in place, got one"),
+        ("a moment that is a parameter", r"params\['b'\] and mean\['b'\] must be two arrays"),
+        ("gradient's shape", r"grads\['b'\] must be float64 of shape \(2, 2\), got float64 of shape \(2, 1\)"),
+        ("gradient's dtype", r"grads\['b'\] must be float64 of shape \(2, 2\), got float32"),
+        ("a moment less", "mean must name the same arrays as params, 'b' is in one of them only"),
+    ],
+)
+def test_an_update_that_cannot_be_made_changes_nothing(kind, words):
+    params, grads, state = unchangeable(kind)
+    before = [a.copy() for arrays in (params, state.mean, state.square) for a in arrays.values()]
+    with pytest.raises(ValueError, match=words):
+        adamw_update(params, grads, state, 0.1)
+    now = [a for arrays in (params, state.mean, state.square) for a in arrays.values()]
+    for a, b in zip(now, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_gradients_that_cannot_be_clipped_are_left_alone():
+    first, last = np.full(2, 3.0), np.full(2, 3.0)
+    last.flags.writeable = False
+    with pytest.raises(ValueError, match=r"grads\['b'\] must be writeable to be changed in place"):
+        clip_by_global_norm({"a": first, "b": last}, 1.0)
+    with pytest.raises(ValueError, match=r"grads\['a'\] and grads\['b'\] must be two arrays"):
+        clip_by_global_norm({"a": first, "b": first}, 1.0)
+    assert first.tolist() == [3, 3]

@@ -2,6 +2,7 @@
 //
 // Twin of ramnet_np/core/retention.py. A rule is a struct of this namespace under its public name; a kernel is compiled
 // for one of them, UPDATE. retention.py reads the names here, so a rule that is missing here is refused on the host.
+// A condition is put so that NaN, which fulfils none, is computed with and stays NaN.
 #pragma once
 #include "runtime/common.cuh"
 
@@ -28,30 +29,32 @@ template <class Acc> struct pdma {
     // (1 - w)^gamma: a power through the logarithm, which keeps the digits of a small w
     DEVICE static Acc alpha(Acc w, Acc gamma) {
         if (gamma == 1) return 1 - w;
-        return w < 1 ? exp_(gamma * log1p_(-w)) : Acc(gamma == 0);
+        return w >= 1 ? Acc(gamma == 0) : exp_(gamma * log1p_(-w));
     }
     // Those of (e + (1 - e)(1 - w))^gamma, e = proxy_eps. 1 - w is at least ``smallest`` for every w < 1, so the floor
     // acts at w = 1 alone, where the true slope may be infinite.
     DEVICE static Slopes<Acc> slopes(Acc w, Acc gamma, Acc, Acc proxy_eps) {
         constexpr Acc smallest = sizeof(Acc) == 4 ? 0x1p-24 : 0x1p-53;
-        const Acc lost = (1 - proxy_eps) * w, most = 1 - smallest, log_kept = log1p_(-(lost < most ? lost : most));
+        const Acc lost = (1 - proxy_eps) * w, most = 1 - smallest, log_kept = log1p_(-(lost > most ? most : lost));
         const Acc kept = exp_(gamma * log_kept), base = 1 - lost;
         return {-gamma * (1 - proxy_eps) * kept * reciprocal(max_(base, smallest)),
-                (base > 0 ? kept : Acc(gamma == 0)) * log_kept};
+                (base <= 0 ? Acc(gamma == 0) : kept) * log_kept};
     }
 };
 
 template <class Acc> struct gsu {
     // (1 - w) / ((1 - w) + e^gamma w), both parts times e^-max(gamma, 0) so that nothing overflows
     DEVICE static Acc alpha(Acc w, Acc gamma) {
-        const Acc kept = (1 - w) * exp_(-max_(gamma, 0)), total = kept + w * exp_(-max_(-gamma, 0));
-        return total > 0 ? kept / total : Acc(w == 0);
+        const Acc kept = kept_part(w, gamma), total = kept + lost_part(w, gamma);
+        return total == 0 ? Acc(w == 0) : kept / total;
     }
     DEVICE static Slopes<Acc> slopes(Acc w, Acc gamma, Acc alpha, Acc) {
-        Acc total = (1 - w) * exp_(-max_(gamma, 0)) + w * exp_(-max_(-gamma, 0));
-        if (!(total > 0)) total = 1;  // both parts underflow only for |gamma| far beyond use
+        Acc total = kept_part(w, gamma) + lost_part(w, gamma);
+        if (total == 0) total = 1;  // both parts underflow only for |gamma| far beyond use
         return {-(exp_(-(gamma < 0 ? -gamma : gamma)) / total) / total, -alpha * (1 - alpha)};
     }
+    DEVICE static Acc kept_part(Acc w, Acc gamma) { return (1 - w) * exp_(gamma < 0 ? Acc(0) : -gamma); }
+    DEVICE static Acc lost_part(Acc w, Acc gamma) { return w * exp_(gamma > 0 ? Acc(0) : gamma); }
 };
 
 }  // namespace rules

@@ -53,7 +53,7 @@ def adamw_specialisation(element: str) -> Specialisation:
 class AdamWSettings(NamedTuple):
     """What stays the same for a whole run."""
 
-    rates: Sequence[float]  # the learning rate of every update, from the first
+    rates: Sequence[float] | np.ndarray  # the learning rate of every update, from the first
     beta1: float
     beta2: float
     eps: float

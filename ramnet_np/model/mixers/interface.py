@@ -94,6 +94,9 @@ class Mixer:
     # The check runs on every configuration, whichever mixer that names: ValueError or TypeError for a setting of this
     # mixer that is wrong in itself, and where the configuration names it, for settings that do not fit together.
     check: Callable[[RAMNetConfig], None] = _check_nothing
+    # TypeError or ValueError, by the name given first, unless a state (second) can be stepped from, for B sequences
+    # (fourth) and arrays like the last; of a mixer whose step changes the state's arrays where they are
+    check_state: Callable[[str, Any, RAMNetConfig, int, Array], None] | None = None
     state_grows: bool = False  # with every token
     addresses: Addresses | None = None  # of a mixer with slots: it alone takes a mask and a backend, and can be traced
 

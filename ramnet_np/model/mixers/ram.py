@@ -24,14 +24,17 @@ from ramnet_np.core.attention import (
     ram_attention_step,
 )
 from ramnet_np.core.retention import RULES
+from ramnet_np.core.state_checks import check_in_place, check_state
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.address import AddressContext, address_backward, address_forward, address_parameters
-from ramnet_np.model.checks import check_choice, check_flag, check_integer, check_number, pair
+from ramnet_np.model.checks import SMALLEST, check_choice, check_flag, check_integer, check_number, pair
 from ramnet_np.model.config import AddressPrior, GammaMode, RAMNetConfig
 from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward, gamma_parameters
 from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
 from ramnet_np.model.output import OutputContext, output_backward, output_forward, output_parameters, value_parameters
 from ramnet_np.model.parameters import Parameter, Params
+
+MOST_DIGITS = 31  # of an address of fewer than 2**31 slots
 
 
 class RAMLayerContext(NamedTuple):
@@ -81,6 +84,8 @@ def ram_layer_forward(
     # 2. memory
     if state is None and config.init_mass is not None:
         state = initial_state(config, x)
+        if options.positions is None:  # a memory that is still empty: these tokens are the first
+            options = options._replace(positions=namespace_of(x).arange(T))
     y, state, attention_ctx = _attend(
         write_logits, read_logits, values.reshape(B, T, H, C), gamma, state, config, layer, options
     )
@@ -217,9 +222,14 @@ def _state_size(config: RAMNetConfig, context: int) -> StateSize:
     return StateSize(config.heads * config.slots * slot, config.heads * sum(_write_and_read_k(config)) * slot)
 
 
+def _check_state(name: str, state: Any, config: RAMNetConfig, batch: int, like: Array) -> None:
+    check_state(name, state, (batch, config.heads, config.slots, config.head_channels), like)
+    check_in_place(name, state)
+
+
 def _check(config: RAMNetConfig) -> None:
-    for name in ("order", "radix"):
-        check_integer(name, getattr(config, name), 1)
+    check_integer("radix", config.radix, 1)
+    check_integer("order", config.order, 1, MOST_DIGITS)  # before the power, which would take long
     if config.radix**config.order >= 2**31:
         raise ValueError(f"radix ** order must be below 2**31 slots, got {config.radix} ** {config.order}")
     for k in pair("top_k", config.top_k):
@@ -233,10 +243,8 @@ def _check(config: RAMNetConfig) -> None:
     check_choice("address_prior", config.address_prior, AddressPrior)
     for name in ("temperature", "init_mass", "eps"):
         if getattr(config, name) is not None:
-            check_number(name, getattr(config, name), above=0)
-    check_number("proxy_eps", config.proxy_eps)
-    if not 0 <= config.proxy_eps <= 1:
-        raise ValueError(f"proxy_eps must lie between 0 and 1, got {config.proxy_eps}")
+            check_number(name, getattr(config, name), low=SMALLEST)
+    check_number("proxy_eps", config.proxy_eps, low=0, high=1)
     check_number("gamma", config.gamma)
     check_choice("update", config.update, RULES)
     least = RULES[config.update].least_gamma
@@ -265,5 +273,6 @@ MIXER = Mixer(
     backward=ram_layer_backward,
     state_size=_state_size,
     check=_check,
+    check_state=_check_state,
     addresses=ram_layer_addresses,
 )

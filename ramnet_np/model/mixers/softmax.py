@@ -56,8 +56,9 @@ def softmax_layer_forward(
 ) -> tuple[Array, KeyValueState | None, SoftmaxLayerContext | None]:
     """Takes and returns what :class:`~ramnet_np.model.mixers.interface.Forward` says; the state is a KeyValueState.
 
-    ``window``: tokens that a token sees, itself included; None for all. TypeError for another state, ValueError or
-    TypeError as of softmax attention and of the linear maps.
+    ``window``: tokens that a token sees, itself included; None for all. TypeError for another state, ValueError for a
+    state without positions where keys turn by them, ValueError or TypeError as of softmax attention and of the linear
+    maps.
 
     >>> import numpy as np
     >>> from ramnet_np.model.parameters import init_parameters
@@ -75,6 +76,8 @@ def softmax_layer_forward(
     # 2. positions
     rotary_ctx = None
     if config.rotary:
+        if state is not None and options.positions is None:
+            raise ValueError("positions must say where these tokens are when keys turn and a state is given, got None")
         q, rotary_ctx = rotary_forward(q, options.positions)
         k, _ = rotary_forward(k, angles=rotary_ctx)
     # 3. memory

@@ -1,0 +1,97 @@
+"""What the arguments of one call of a model must be, beside what the layers ask of theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ramnet_np.backend import array_kind
+from ramnet_np.contract import Array, RAMState
+from ramnet_np.core.arrays import memory_of, namespace_of
+from ramnet_np.core.require import require_array
+from ramnet_np.model.block import ConvState, check_block_state
+from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.mixers import MIXERS, CallOptions
+
+
+def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: Array | None, like: Array) -> None:
+    """ValueError or TypeError unless a step can update ``state``: looked at in every layer before any changes.
+
+    ``batch``: B; ``like``: an array of the model's dtype and device.
+
+    >>> check_states([], RAMNetConfig(layers=2), 1, None, np.zeros(1, np.float32))
+    Traceback (most recent call last):
+        ...
+    ValueError: state must hold one state per layer (2), got 0
+    """
+    if positions is None and MIXERS[config.mixer].addresses and any(map(config.cape_heads, range(config.layers))):
+        raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
+    if len(state) != config.layers:
+        raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
+    slots = []
+    for i, memory in enumerate(state):
+        check_block_state(f"state[{i}]", memory, config, batch, like)
+        slots += _slots_in(memory)
+    if len(set(map(memory_of, slots))) < len(slots):
+        raise ValueError("state must hold other slots for every layer, got two layers with the same")
+
+
+def _slots_in(memory: Any) -> list[Array]:
+    """The arrays of the slots, which a layer's step changes where they are; other memories are replaced."""
+    memory = memory.memory if isinstance(memory, ConvState) else memory
+    return list(memory) if isinstance(memory, RAMState) and memory.slots.size else []
+
+
+def check_options(config: RAMNetConfig, options: CallOptions) -> None:
+    """ValueError for what the model's mixer cannot do.
+
+    >>> check_options(RAMNetConfig(mixer="delta"), CallOptions(backend="numba"))
+    Traceback (most recent call last):
+        ...
+    ValueError: backend must be None for mixer 'delta', which NumPy or CuPy computes as the arrays are, got 'numba'
+    """
+    has_slots = MIXERS[config.mixer].addresses is not None
+    if options.mask is not None and (not has_slots or config.short_conv):
+        raise ValueError(
+            f"mask must be None unless mixer is {mixers_with_slots()} and short_conv 0: the others let every token "
+            f"through, got a mask with mixer {config.mixer!r} and short_conv {config.short_conv}"
+        )
+    if options.backend is not None and not has_slots:
+        raise ValueError(
+            f"backend must be None for mixer {config.mixer!r}, which NumPy or CuPy computes as the arrays are, "
+            f"got {options.backend!r}"
+        )
+
+
+def mixers_with_slots() -> str:
+    """Their names, for an error.
+
+    >>> mixers_with_slots()
+    "'ram'"
+    """
+    return " or ".join(repr(name) for name, mixer in MIXERS.items() if mixer.addresses is not None)
+
+
+def check_select(select: Array, ids: Array) -> Array:
+    """``select`` over the flattened tokens: (B*T,) bool or (N,) integers, on the CPU known to be distinct.
+
+    >>> check_select(np.array([0, 0]), np.array([[1, 2]]))
+    Traceback (most recent call last):
+        ...
+    ValueError: select must name every token once at most, got one that is named twice
+    """
+    if hasattr(select, "dtype"):
+        require_array("select", select)
+    kind = getattr(getattr(select, "dtype", None), "kind", None)
+    if not ((kind == "b" and select.shape == ids.shape) or (kind in ("i", "u") and select.ndim == 1)):
+        got = f"{select.dtype} of shape {select.shape}" if hasattr(select, "shape") else type(select).__name__
+        raise ValueError(f"select must be bool of the shape of ids {ids.shape} or (N,) integers, got {got}")
+    namespace_of(ids, select)  # both on one device
+    if kind != "b" and array_kind(select) == "numpy" and select.size:
+        if select.min() < 0 or select.max() >= ids.size:
+            raise ValueError(f"select must lie between 0 and {ids.size - 1}, got {select.min()} to {select.max()}")
+        # a row that is taken twice would get the gradient of one of the two alone
+        if not (select[1:] > select[:-1]).all() and len(np.unique(select)) < len(select):
+            raise ValueError("select must name every token once at most, got one that is named twice")
+    return select.reshape(-1)

@@ -1,0 +1,130 @@
+"""Files that are whole or as they were before, and JSON whose faults are named.
+
+A file is written under another name, flushed to the disk and then renamed, which is atomic: whenever the program or the
+machine stops, the old file or the new one lies under the name, never a part of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from safetensors import SafetensorError
+
+
+class WriteError(OSError):
+    """A file could not be written. What was under its name before is still there."""
+
+
+@contextmanager
+def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield a path to write to for each of ``paths``; at the end of the block the new files take the old ones' places.
+
+    A new file gets the mode 0666 less the umask, whatever its writer gives it; one that replaces another keeps the
+    other's mode. Several files are renamed one right after the other, once all of them are on disk.
+    :class:`WriteError` in one sentence where that fails; then nothing has changed.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder) / "a.txt") as (partial,):
+    ...         _ = partial.write_text("all of it")
+    ...     print([(path.name, path.read_text()) for path in Path(folder).iterdir()])
+    [('a.txt', 'all of it')]
+    """
+    partials = tuple(path.with_name(f".{path.name}.partial") for path in paths)
+    try:
+        modes = [_new_mode(*pair) for pair in zip(paths, partials, strict=True)]
+        yield partials
+        for partial, mode in zip(partials, modes, strict=True):
+            sync(partial)
+            if stat.S_IMODE(partial.stat().st_mode) != mode:
+                partial.chmod(mode)
+        for path, partial in zip(paths, partials, strict=True):
+            os.replace(partial, path)
+        sync(paths[0].parent)
+    except (OSError, SafetensorError) as error:
+        names = " and ".join(repr(str(path)) for path in paths)
+        raise WriteError(f"{names} could not be written: {why(error)}") from error
+    finally:
+        for partial in partials:
+            with suppress(OSError):
+                partial.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 into a file that is whole or as it was before; errors as :func:`replacing`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_text(Path(folder) / "a.txt", "ä")
+    ...     (Path(folder) / "a.txt").read_bytes()
+    b'\\xc3\\xa4'
+    """
+    with replacing(path) as (partial,):
+        partial.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Wait until the bytes of a file, or the names in a folder, are on the disk.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     sync(Path(folder))
+    """
+    if path.is_dir():
+        with suppress(OSError):  # Windows opens no folders, and some file systems cannot flush one
+            _flush(path, os.O_RDONLY)
+    else:
+        _flush(path, os.O_RDWR)
+
+
+def read_json(path: Path) -> Any:
+    """The value that a JSON file holds. ValueError, naming the file, unless it is JSON in UTF-8.
+
+    NaN and Infinity, which JSON does not have, are refused; so is nesting too deep to be read.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     (Path(folder) / "a.json").write_text('{"step": 3}')
+    ...     read_json(Path(folder) / "a.json")
+    11
+    {'step': 3}
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError(f"{str(path)!r} is damaged or not JSON: it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged or not JSON: {error}") from error
+
+
+def why(error: Exception) -> str:
+    """The reason that an error of the file system or of safetensors gives, without its number and file.
+
+    >>> why(OSError(28, "No space left on device", "a.txt"))
+    'No space left on device'
+    """
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _new_mode(path: Path, partial: Path) -> int:
+    partial.unlink(missing_ok=True)  # left by a program that was killed while writing
+    partial.touch()
+    return stat.S_IMODE((path if path.exists() else partial).stat().st_mode)
+
+
+def _flush(path: Path, flags: int) -> None:
+    number = os.open(path, flags)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"it holds {constant}")
