@@ -55,7 +55,7 @@ AT_IMPORT = {
     "gradcheck": {"tqdm"},
     "model": {"safetensors"},
     "plot": {"cycler", "matplotlib"},
-    "kernels/cpu": {"numba"},
+    "kernels/cpu": {"numba", "llvmlite"},  # llvmlite is the compiler below Numba
     "kernels/numba_cuda": {"numba", "numba_cuda_mlir"},
 }
 WITHIN_FUNCTIONS = {

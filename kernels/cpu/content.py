@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+
+from .compiling import inner, parallel_kernel
+from .share import share_out
 
 MIN_PIECES = 8  # slice channels until there are about so many pieces of work ...
 MIN_WIDTH = 16  # ... but not thinner than this
@@ -55,7 +57,7 @@ def slice_width(heads: int, channels: int) -> int:
     return max(MIN_WIDTH, -(-channels // (pieces * MIN_WIDTH)) * MIN_WIDTH)
 
 
-@njit(cache=True)
+@inner
 def _slice(piece, channels):
     """Slice number ``piece`` of all."""
     H, C = channels.values.shape[2], channels.values.shape[3]
@@ -64,20 +66,20 @@ def _slice(piece, channels):
     return Slice(bh, bh // H, bh % H, part, part * channels.width, min((part + 1) * channels.width, C))
 
 
-@njit(cache=True, parallel=True)
+@parallel_kernel
 def content_forward(channels, start, writes, reads, rows, versions, y):
     """y (B, T, H, C) and ``versions`` (B*H, base + T*K_w, C) from values (B, T, H, C).
 
     ``start``: the contents of a given state (B, H, M, C) or size 0, and ``base``.
     """
     slices = (y.shape[3] + channels.width - 1) // channels.width
-    for piece in prange(versions.shape[0] * slices):
-        _content_forward_slice(_slice(np.int64(piece), channels), channels, start, writes, reads, rows, versions, y)
+    given = channels, start, writes, reads, rows, versions, y
+    share_out(_content_forward_slice, versions.shape[0] * slices, given)
 
 
-@njit(cache=True)
+@inner
 def _content_forward_slice(piece, channels, start, writes, reads, rows, versions, y):
-    bh, b, h, _, c0, c1 = piece
+    bh, b, h, _, c0, c1 = _slice(piece, channels)
     T, Kw, Kr = y.shape[1], writes.row.shape[2], reads.row.shape[2]
     zero = y.dtype.type(0)
     values, mask, _ = channels
@@ -114,20 +116,17 @@ def _content_forward_slice(piece, channels, start, writes, reads, rows, versions
                 out[c] += r * content[c]
 
 
-@njit(cache=True, parallel=True)
+@parallel_kernel
 def store(rows, contents, by_row, mass, state):
     """Put the contents and masses of all rows into ``state``, a RAMState.
 
     ``contents`` (B*H, ..., C) holds versions, of which each row's latest is taken, or with ``by_row`` one for each row;
     ``mass``: (B*H, N).
     """
-    for i in prange(mass.shape[0]):
-        _store_head(np.int64(i), rows, contents, by_row, mass, state)
+    share_out(_store_head, mass.shape[0], (rows, contents, by_row, mass, state))
 
 
-# A function of its own, as in the other kernels: in the body of a prange itself, Numba would take what is stored in an
-# array of a NamedTuple for unused, and leave it out.
-@njit(cache=True)
+@inner
 def _store_head(bh, rows, contents, by_row, mass, state):
     H = state.mass.shape[1]
     b, h = bh // H, bh % H
@@ -139,12 +138,12 @@ def _store_head(bh, rows, contents, by_row, mass, state):
         state.mass[b, h, slot] = mass[bh, row]
 
 
-@njit(cache=True, parallel=True)
+@parallel_kernel
 def content_backward(channels, dout, writes, reads, rows, versions, grads):
     """Fills ``grads``, ContentGrads. ``dout``: gradients of y (B, T, H, C) and of the final contents, or size 0."""
     slices = (channels.values.shape[3] + channels.width - 1) // channels.width
-    for piece in prange(versions.shape[0] * slices):
-        _content_backward_slice(_slice(np.int64(piece), channels), channels, dout, writes, reads, rows, versions, grads)
+    given = channels, dout, writes, reads, rows, versions, grads
+    share_out(_content_backward_slice, versions.shape[0] * slices, given)
 
 
 # "reassoc" lets the two dot products below run in vector registers: without it each would be one long chain of scalar
@@ -152,9 +151,9 @@ def content_backward(channels, dout, writes, reads, rows, versions, grads):
 # slice's width and on nothing else, so runs and thread counts still agree bit for bit. "forceinline" sees to it that
 # there is one compiled form: else the process that compiles it calls the function as it stands, and a process that
 # loads the kernel from the cache calls a second copy, which was optimised along with the kernel and sums otherwise.
-@njit(cache=True, fastmath={"reassoc", "nsz"}, forceinline=True)
+@inner(fastmath={"reassoc", "nsz"}, forceinline=True)
 def _content_backward_slice(piece, channels, dout, writes, reads, rows, versions, grads):
-    bh, b, h, part, c0, c1 = piece
+    bh, b, h, part, c0, c1 = _slice(piece, channels)
     values, mask, _ = channels
     dout_y, dfinal_slots = dout
     deta, dread, dvalues, dfirst = grads

@@ -9,13 +9,16 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
 
 from ramnet_np.contract import Array
 
 from .arrays import contiguous, flat_positions
 from .beam import beam_arrays, beam_search
+from .compiling import inner, parallel_kernel
 from .network import LANES, plan, top_slots
+from .share import share_out
+
+AT_ONCE = 16  # tokens that a thread decodes one by one; so few do not fill the lanes
 
 
 class Decoded(NamedTuple):
@@ -48,7 +51,11 @@ def decode_forward(
         p=np.empty((n, U * P), dtype=dtype),
         content=np.empty((n, top_k), dtype=np.int32),
     )
-    _decode_tiles(tokens, plan(U, P, top_k), tuple(decoded))  # over a NamedTuple, Numba takes a microsecond longer
+    networks = plan(U, P, top_k)
+    if networks.candidates > 0 and n > AT_ONCE:
+        _decode_by_lanes(tokens, networks, tuple(decoded))  # over a NamedTuple, Numba takes a microsecond longer
+    else:
+        _decode_singly(tokens, tuple(decoded))
     shape = (B, T, H, top_k)
     return decoded.index.reshape(shape), decoded.weight.reshape(shape), DecodeContext(decoded, U, renorm)
 
@@ -69,31 +76,25 @@ def decode_backward(dweight: Array, ctx: DecodeContext) -> np.ndarray:
     return dlogits.reshape(*dweight.shape[:3], ctx.order, digits // ctx.order)
 
 
-@njit(cache=True, parallel=True)
-def _decode_tiles(tokens, plan, decoded):
-    """All tokens, in tiles of ``LANES``.
+@parallel_kernel
+def _decode_singly(tokens, decoded):
+    """All tokens, one after the other.
 
     ``tokens``: logits (N, U, P), positions (B*T,) or size 0, H, cape_heads, renorm; ``decoded``: the arrays of Decoded.
     """
-    n = tokens[0].shape[0]
-    for i in prange((n + LANES - 1) // LANES):
-        start = np.int64(i) * LANES  # prange counts in uint64, which would compile everything below a second time
-        stop = min(start + LANES, n)
-        if plan.candidates > 0 and stop - start > LANES // 4:
-            _decode_lanes(start, stop, tokens, plan, decoded)
-        else:
-            _decode_one_by_one(start, stop, tokens, decoded)
+    share_out(_decode_few, (tokens[0].shape[0] + AT_ONCE - 1) // AT_ONCE, (tokens, decoded))
 
 
-@njit(cache=True)
-def _decode_one_by_one(start, stop, tokens, decoded):
-    """Tokens start ... stop - 1, one after the other."""
+@inner
+def _decode_few(piece, tokens, decoded):
+    """AT_ONCE tokens, or what is left of them."""
     logits, positions, heads, cape_heads, renorm = tokens
     index, weight, p, content = decoded
-    _, U, P = logits.shape
+    n, U, P = logits.shape
     K = index.shape[1]
+    start = piece * AT_ONCE
     scores, best, slot, next_best, next_slot, ranked, value = beam_arrays(U, P, K, logits.dtype)
-    for i in range(start, stop):
+    for i in range(start, min(start + AT_ONCE, n)):
         # 1. softmax of every digit
         for u in range(U):
             softmax(logits[i, u], scores[u], p[i, u * P : (u + 1) * P])
@@ -106,12 +107,20 @@ def _decode_one_by_one(start, stop, tokens, decoded):
         slots_and_weights(content[i], p[i], P, P**U, renorm, shift, index[i], weight[i])
 
 
-@njit(cache=True)
-def _decode_lanes(start, stop, tokens, plan, decoded):
-    """Tokens start ... stop - 1, at most LANES, side by side; unused lanes repeat the last one."""
+@parallel_kernel
+def _decode_by_lanes(tokens, plan, decoded):
+    """All tokens, LANES of them side by side; see ``_decode_singly``."""
+    share_out(_decode_lanes, (tokens[0].shape[0] + LANES - 1) // LANES, (tokens, plan, decoded))
+
+
+@inner
+def _decode_lanes(piece, tokens, plan, decoded):
+    """LANES tokens, or what is left of them; unused lanes repeat the last one."""
     logits, positions, heads, cape_heads, renorm = tokens
     index, weight, p, content = decoded
-    _, U, P = logits.shape
+    n, U, P = logits.shape
+    start = piece * LANES
+    stop = min(start + LANES, n)
     dtype = logits.dtype
     scores = np.empty((U * P, LANES), dtype)
     largest, total = np.empty(LANES, dtype), np.empty(LANES, dtype)
@@ -132,7 +141,7 @@ def _decode_lanes(start, stop, tokens, plan, decoded):
         slots_and_weights(content[i], p[i], P, P**U, renorm, shift, index[i], weight[i])
 
 
-@njit(cache=True)
+@inner
 def _softmax_lanes(start, stop, u, logits, scores, exponential, largest, total, p):
     """One digit of every lane: ``scores`` = logits - max (U*P, LANES), ``p`` = softmax (N, U*P)."""
     P = logits.shape[2]
@@ -156,7 +165,7 @@ def _softmax_lanes(start, stop, u, logits, scores, exponential, largest, total, 
             p[start + lane, u * P + j] = exponential[j, lane] / total[lane]
 
 
-@njit(cache=True)
+@inner
 def softmax(logits, scores, p):
     """One digit, (P,): ``scores`` = logits - max, ``p`` = softmax."""
     largest = logits[0]
@@ -171,13 +180,13 @@ def softmax(logits, scores, p):
         p[j] /= total
 
 
-@njit(cache=True)
+@inner
 def cape_shift(i, positions, heads, cape_heads, slots):
     """How far the slots of token and head ``i`` of (B, T, H), flat, have drifted."""
     return positions[i // heads] % slots if i % heads < cape_heads else 0
 
 
-@njit(cache=True)
+@inner
 def slots_and_weights(content, p, radix, slots, renorm, shift, index, weight):
     """Where one token's slots are, and their weights: the products of their digits' probabilities.
 
@@ -200,7 +209,7 @@ def slots_and_weights(content, p, radix, slots, renorm, shift, index, weight):
             weight[k] /= total
 
 
-@njit(cache=True)
+@inner
 def digit_bits(radix):
     """log2(P) where P is a power of two, else -1."""
     bits = 0
@@ -209,7 +218,7 @@ def digit_bits(radix):
     return bits if 1 << bits == radix else -1
 
 
-@njit(cache=True)
+@inner
 def pop_digit(slot, radix, bits, inverse):
     """(slot // radix, slot % radix) without an integer division, which costs as much as all else here.
 
@@ -222,22 +231,21 @@ def pop_digit(slot, radix, bits, inverse):
     return rest, slot - rest * radix
 
 
-@njit(cache=True, parallel=True)
+@parallel_kernel
 def _decode_tiles_backward(dweight, weight, p, content, order, renorm, dlogits):
-    n = dlogits.shape[0]
-    for i in prange((n + LANES - 1) // LANES):
-        start = np.int64(i) * LANES
-        _decode_tile_backward(start, min(start + LANES, n), dweight, weight, p, content, order, renorm, dlogits)
+    pieces = (dlogits.shape[0] + LANES - 1) // LANES
+    share_out(_decode_tile_backward, pieces, (dweight, weight, p, content, order, renorm, dlogits))
 
 
-@njit(cache=True)
-def _decode_tile_backward(start, stop, dweight, weight, p, content, order, renorm, dlogits):
+@inner
+def _decode_tile_backward(piece, dweight, weight, p, content, order, renorm, dlogits):
     K = content.shape[1]
     radix = p.shape[1] // order
     bits, inverse = digit_bits(radix), 1.0 / radix
     zero = p.dtype.type(0)
     g = np.empty(K, p.dtype)
-    for i in range(start, stop):
+    start = piece * LANES
+    for i in range(start, min(start + LANES, dlogits.shape[0])):
         # 5. CAPE moved slots, not weights
         # 4. weight = rho / sum(rho): dL/dlog rho_j = g_j - weight_j * sum_i g_i, with g = dL/dlog weight
         total = zero

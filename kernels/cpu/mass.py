@@ -16,10 +16,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
 
+from .compiling import inner, parallel_kernel
 from .mass_aware import mass_aware_backward, mass_aware_forward
 from .retention import retention, retention_slopes
+from .share import share_out
 from .slots import entry_of
 
 NONE = -1  # the row of a read that finds a slot which was never written, where no state was given
@@ -73,19 +74,17 @@ class MassGrads(NamedTuple):
     initial_mass: np.ndarray  # (B*H, N), per row
 
 
-@njit(cache=True, parallel=True)
+@parallel_kernel
 def mass_forward(accesses, options, start, table, writes, reads, rows):
     """All (batch, head); fills ``writes``, ``reads`` and ``rows``.
 
     ``start``: the masses of a given state (B, H, M) or size 0, the mass 1/M of a slot without one, and ``base``.
     ``table``: hash tables (B*H, entries) int32, multiplier, shift (``slots.py``).
     """
-    for i in prange(rows.used.size):
-        bh = np.int64(i)  # prange counts in uint64, which would compile everything below a second time
-        _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
+    share_out(_mass_forward_head, rows.used.size, (accesses, options, start, table, writes, reads, rows))
 
 
-@njit(cache=True)
+@inner
 def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows):
     _, T, H, Kw = accesses.write_index.shape
     Kr, b, h = accesses.read_index.shape[3], bh // H, bh % H
@@ -142,19 +141,18 @@ def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
     rows.used[bh] = count
 
 
-@njit(cache=True, parallel=True)
+@parallel_kernel
 def mass_backward(accesses, options, dout, writes, reads, rows, grads):
     """All (batch, head); fills ``grads``, MassGrads.
 
     ``dout``: gradients of eta (slices, B*H, T, K_w) and of the read weights (slices, B*H, T, K_r), each with a part
     from every slice of channels, and of the final masses (B, H, M) or size 0.
     """
-    for i in prange(grads.initial_mass.shape[0]):
-        bh = np.int64(i)  # prange counts in uint64, which would compile everything below a second time
-        _mass_backward_head(bh, accesses, options, dout, writes, reads, rows, grads)
+    heads = grads.initial_mass.shape[0]
+    share_out(_mass_backward_head, heads, (accesses, options, dout, writes, reads, rows, grads))
 
 
-@njit(cache=True)
+@inner
 def _mass_backward_head(bh, accesses, options, dout, writes, reads, rows, grads):
     _, T, H, Kw = accesses.write_weight.shape
     Kr, b, h = accesses.read_weight.shape[3], bh // H, bh % H

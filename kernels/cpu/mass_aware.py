@@ -5,10 +5,10 @@ n_k = r_k * z_k    R = sum(r)    D = sum(n) + eps    r'_k = R * n_k / D
 
 from __future__ import annotations
 
-from numba import njit
+from .compiling import inner
 
 
-@njit(cache=True)
+@inner
 def mass_aware_forward(weight, mass, eps):
     """Read weights r become r', in place. ``weight``, ``mass``: (K,)."""
     total_r = total_n = eps - eps
@@ -20,7 +20,7 @@ def mass_aware_forward(weight, mass, eps):
         weight[k] = total_r * weight[k] / (total_n + eps)
 
 
-@njit(cache=True)
+@inner
 def mass_aware_backward(dweight, weight, mass, eps, dmass):
     """The gradient of r' becomes that of r, in place; ``dmass``: that of the masses. All (K,), ``weight`` is r."""
     total_r = total_n = dtotal_r = eps - eps

@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from .compiling import inner
 
 LANES = 64  # tokens side by side: at the usual K all their candidates fit the L1 cache
 MAX_NETWORK_SIZE = 128  # candidates of a digit; with more, branches are cheaper than a network
@@ -90,7 +91,7 @@ def network(n: int, kept: int) -> np.ndarray:
     return np.array(needed[::-1], dtype=np.int64).reshape(-1, 2)
 
 
-@njit(cache=True)
+@inner
 def exchange(score, slot, a, b):
     """Put the better of candidates a and b at a, in every lane. ``score``, ``slot``: (n, LANES)."""
     score_a, score_b, slot_a, slot_b = score[a], score[b], slot[a], slot[b]
@@ -105,7 +106,7 @@ def exchange(score, slot, a, b):
         score_b[lane] = min(s_a, s_b)
 
 
-@njit(cache=True)
+@inner
 def top_slots(scores, plan, ranked, value, score, slot, next_score, next_slot):
     """The K best slots of every lane, best first: the array, ``slot`` or ``next_slot``, whose first K rows they are.
 

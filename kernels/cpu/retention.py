@@ -15,10 +15,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.extending import overload
 
 from ramnet_np.contract import MemoryOptions
+
+from .compiling import inner
 
 LARGE_GAMMA = 16.0  # above, a power of the rounded 1 - w errs by more than rounding: core/retention.py
 
@@ -36,7 +37,7 @@ class PDMA(Options):
     """alpha = (1 - w)**gamma."""
 
     @staticmethod
-    @njit(cache=True)
+    @inner
     def retention(w, gamma):
         """alpha(w, gamma)."""
         one = type(w)(1)
@@ -47,7 +48,7 @@ class PDMA(Options):
         return (one - w) ** gamma
 
     @staticmethod
-    @njit(cache=True)
+    @inner
     def slopes(w, gamma, alpha, proxy_eps, smallest):
         """(d alpha / dw, d alpha / dgamma)."""
         one = type(w)(1)
@@ -67,7 +68,7 @@ class GSU(Options):
     """alpha = (1 - w) / ((1 - w) + exp(gamma) * w)."""
 
     @staticmethod
-    @njit(cache=True)
+    @inner
     def retention(w, gamma):
         """alpha(w, gamma)."""
         one = type(w)(1)
@@ -77,7 +78,7 @@ class GSU(Options):
         return kept / total  # NaN stays NaN
 
     @staticmethod
-    @njit(cache=True)
+    @inner
     def slopes(w, gamma, alpha, proxy_eps, smallest):
         """(d alpha / dw, d alpha / dgamma)."""
         one = type(w)(1)
@@ -87,7 +88,7 @@ class GSU(Options):
         return -(math.exp(-abs(gamma)) / total) / total, -alpha * (one - alpha)
 
 
-@njit(cache=True)
+@inner
 def _gsu_parts(w, gamma):
     """Numerator and denominator of alpha, both times exp(-max(gamma, 0)): nothing overflows."""
     one = type(w)(1)

@@ -8,7 +8,8 @@ The table's size depends on shapes only. When all M slots fit, slot a has entry 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from .compiling import inner
 
 
 def hash_size(slots: int, touches: int) -> tuple[int, int, int]:
@@ -27,7 +28,7 @@ def hash_size(slots: int, touches: int) -> tuple[int, int, int]:
     return 1 << bits, 2654435769, 32 - bits  # 2**32 over the golden ratio: spreads runs of slots
 
 
-@njit(cache=True)
+@inner
 def entry_of(slot, row, slot_of_row, multiplier, shift):
     """Where ``slot`` stands in the hash table ``row`` of one (batch, head), or the free entry where it belongs."""
     entry = ((np.int64(slot) * multiplier) & 0xFFFFFFFF) >> shift

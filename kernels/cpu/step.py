@@ -7,15 +7,16 @@ independent, so that choice changes no bits.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
 from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 
 from .arrays import contiguous, flat_gamma, flat_positions, mask_array
 from .beam import beam_arrays, beam_search
+from .compiling import inner, kernel, parallel_kernel
 from .decode import cape_shift, slots_and_weights, softmax
 from .mass_aware import mass_aware_forward
 from .retention import kernel_options, retention
+from .share import share_out
 
 HEADS_PER_PIECE = 16  # a head takes about a microsecond, starting the threads about ten
 
@@ -47,38 +48,36 @@ def step(
         if array is not new and not array.flags.writeable:
             raise ValueError(f"state.{name} must be writeable to be updated in place, got a read-only array")
     y = np.empty(values.shape, dtype=values.dtype)
-    kernel = _step_serial if B * H <= HEADS_PER_PIECE else _step_parallel
-    kernel(token, tuple(decode), rule, updated, y)
+    run = _step_serial if B * H <= HEADS_PER_PIECE else _step_parallel
+    run(token, tuple(decode), rule, updated, y)
     for array, new in zip(state, updated, strict=True):
         if array is not new:  # its layout is not the kernel's
             array[...] = new
     return y
 
 
-@njit(cache=True)
+@kernel
 def _step_serial(token, decode, options, state, y):
-    _step_heads(0, y.shape[0] * y.shape[2], token, DecodeOptions(*decode), options, RAMState(*state), y)
+    _step_heads(0, token, DecodeOptions(*decode), options, RAMState(*state), y)
 
 
-@njit(cache=True, parallel=True)
+@parallel_kernel
 def _step_parallel(token, decode, options, state, y):
-    token, decode, state = token, DecodeOptions(*decode), RAMState(*state)
-    heads = y.shape[0] * y.shape[2]
-    for i in prange((heads + HEADS_PER_PIECE - 1) // HEADS_PER_PIECE):
-        start = np.int64(i) * HEADS_PER_PIECE
-        _step_heads(start, min(start + HEADS_PER_PIECE, heads), token, decode, options, state, y)
+    pieces = (y.shape[0] * y.shape[2] + HEADS_PER_PIECE - 1) // HEADS_PER_PIECE
+    share_out(_step_heads, pieces, (token, DecodeOptions(*decode), options, RAMState(*state), y))
 
 
-@njit(cache=True)
-def _step_heads(start, stop, token, decode, options, state, y):
-    """Heads b*H + h = start ... stop - 1."""
+@inner
+def _step_heads(piece, token, decode, options, state, y):
+    """HEADS_PER_PIECE heads, from b*H + h = piece * HEADS_PER_PIECE on."""
     write_logits, read_logits, values, gammas, positions, mask = token
     _, _, H, U, P = write_logits.shape
     dtype, Kw, Kr = y.dtype, decode.write_k, decode.read_k
     K = max(Kw, Kr)
     scores, best, slot, next_best, next_slot, ranked, value = beam_arrays(U, P, K, dtype)
     p, index, weight, read_mass = np.empty(U * P, dtype), np.empty(K, np.int32), np.empty(K, dtype), np.empty(Kr, dtype)
-    for bh in range(start, stop):
+    start = piece * HEADS_PER_PIECE
+    for bh in range(start, min(start + HEADS_PER_PIECE, y.shape[0] * y.shape[2])):
         b, h = bh // H, bh % H
         out = y[b, 0, h]
         for c in range(out.size):

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ramnet_np.kernels.cpu import beam
+from ramnet_np.kernels.cpu.beam import SORTED
 from ramnet_np.kernels.cpu.network import candidate_ranks
 
+from ramnet_np import decode_address
 from ramnet_np.core.retention import RULES
 from ramnet_np.core.topk import staircase
 from tests.operation_cases import CASES, Case, assert_agree, assert_same_bits, draw, run, run_steps
@@ -90,12 +93,44 @@ def test_decode_address_selects_the_same_slots_among_near_ties(seed, digits, top
     logits = (step * rng.integers(-4, 5, (2, 3, 2, U, P)) + 1e-7 * rng.integers(-3, 4, (2, 3, 2, U, P))).astype(
         np.float32
     )
-    from ramnet_np import decode_address
-
     k = min(top_k, P**U)
     actual, expected = (decode_address(logits, k, backend=backend) for backend in ("numba", "numpy"))
     np.testing.assert_array_equal(actual.index, expected.index)
     assert_close(actual.weight, expected.weight)
+
+
+@pytest.mark.parametrize(("digits", "top_k"), [((1, 700), 699), ((2, 27), 300), ((10, 2), 1024), ((3, 9), 729)])
+@pytest.mark.parametrize("logits", ["normal", "equal", "ties"])
+def test_decode_address_of_a_large_k_selects_the_same_slots(digits, top_k, logits):
+    """Lists of more than SORTED candidates are heaps; the order, ties too, is still the core's."""
+    U, P = digits
+    assert top_k > SORTED
+    x = np.random.default_rng(3).normal(size=(1, 5, 2, U, P))
+    x = {"normal": x, "equal": np.zeros_like(x), "ties": np.round(x)}[logits]
+    actual, expected = (decode_address(x, top_k, backend=backend) for backend in ("numba", "numpy"))
+    np.testing.assert_array_equal(actual.index, expected.index)
+    assert_close(actual.weight, expected.weight)
+
+
+@pytest.mark.parametrize("order", ["best last", "best first", "equal"])
+def test_a_list_of_k_costs_k_log_k(order, monkeypatch):
+    """As many comparisons as a heap needs at most: to enter it, to be put in its place, to be sorted."""
+    k, compared, compare = 2048, 0, beam.better.py_func
+
+    def better(*candidates):
+        nonlocal compared
+        compared += 1
+        return compare(*candidates)
+
+    monkeypatch.setattr(beam, "better", better)
+    monkeypatch.setattr(beam, "sink", beam.sink.py_func)
+    given = {"best last": np.arange(2 * k), "best first": -np.arange(2 * k), "equal": np.zeros(2 * k)}[order]
+    scores, slots, n = np.empty(k), np.empty(k, np.int64), 0
+    for slot, score in enumerate(given):
+        n = beam.insert.py_func(score, slot, scores, slots, n, k)
+    beam.finish.py_func(scores, slots, n, k)
+    assert compared <= 2 * 3 * k * np.log2(k)
+    np.testing.assert_array_equal(slots, np.argsort(-given, kind="stable")[:k])
 
 
 def test_inputs_of_any_layout_give_the_same_bits():

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from numba import njit
 from ramnet_np.kernels import cpu
 from ramnet_np.kernels.cpu.retention import kernel_options
 from ramnet_np.kernels.cuda.memory.retention import known_rules, require_rule
@@ -53,13 +54,16 @@ def test_numba_rules_are_those_of_the_core(update, dtype):
     w = np.array([0.0, 1e-12, 1e-4, 0.3, 0.5, 0.9, 1 - 1e-6, 1.0], dtype)
     rule, smallest = RULES[update], dtype(np.finfo(dtype).epsneg)
     kernels = cpu.retention.RULES[update]
+    retention, slopes = kernels.retention, kernels.slopes  # parts of kernels: no calls from Python
+    compiled_retention = njit(lambda *given: retention(*given))
+    compiled_slopes = njit(lambda *given: slopes(*given))
     gammas = [dtype(gamma) for gamma in (-3.0, 0.0, 0.4, 1.0, 2.5, 40.0, 1e30) if gamma >= rule.least_gamma]
     assert len(gammas) >= 2
     for gamma, proxy_eps in itertools.product(gammas, (dtype(0), dtype(0.05))):
         alpha = rule.forward(w, gamma)
-        assert_close(np.array([kernels.retention(x, gamma) for x in w], dtype), alpha)
+        assert_close(np.array([compiled_retention(x, gamma) for x in w], dtype), alpha)
         slopes = np.array(
-            [kernels.slopes(x, gamma, a, proxy_eps, smallest) for x, a in zip(w, alpha, strict=True)], dtype
+            [compiled_slopes(x, gamma, a, proxy_eps, smallest) for x, a in zip(w, alpha, strict=True)], dtype
         )
         for actual, expected in zip(slopes.T, rule.backward(w, gamma, alpha, proxy_eps), strict=True):
             assert_close(actual, expected, gradient=True)

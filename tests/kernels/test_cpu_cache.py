@@ -1,0 +1,152 @@
+"""Compiled kernels on disk: loaded by the next process, compiled anew where a file is old or damaged or cannot be."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+from ramnet_np.kernels.cpu import cache
+
+MODULE = """
+import sys
+import numpy as np
+from ramnet_np.kernels.cpu.compiling import kernel
+
+@kernel
+def twice(x):
+    x[0] = 2 * x[0]
+
+x = np.ones(1)
+twice(x)
+print(x[0], twice._cache.cache_path)
+"""
+WORD = "compiling kernels for the CPU, about 10 s, once\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the module in a process; returns (what it prints, what it says on stderr)."""
+    (tmp_path / "twice.py").write_text(MODULE, encoding="utf-8")
+
+    def run(before="", **environment):
+        command = [sys.executable, "-c", f"{before}\nimport sys; sys.path.insert(0, {str(tmp_path)!r}); import twice"]
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} | environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+        return done.stdout, done.stderr
+
+    run.files = lambda: list((tmp_path / "cache").rglob("*.kernel*"))
+    return run
+
+
+def test_a_kernel_is_compiled_once_with_a_word(run):
+    printed, said = run()
+    assert printed.startswith("2.0 ")
+    assert said == WORD
+    [file] = run.files()
+    made = file.stat().st_mtime_ns
+    assert run() == (printed, "")
+    assert file.stat().st_mtime_ns == made
+    assert file.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_the_word_can_be_silenced(run):
+    assert run("import logging; logging.getLogger('ramnet_np').setLevel(logging.ERROR)")[1] == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no pickle",
+        pickle.dumps((cache.source_stamp(), b"cramnet_np.contract\nNoSuchType\n.")),  # a type that has moved
+        pickle.dumps((b"other sources", b"cos\nabort\n(tR.")),  # of another version: its content is not looked at
+    ],
+    ids=["empty", "damaged", "moved-type", "other-sources"],
+)
+def test_a_file_that_is_no_good_is_written_anew(run, content):
+    run()
+    [file] = run.files()
+    good = file.stat().st_size
+    file.write_bytes(content)
+    printed, said = run()
+    assert printed.startswith("2.0 ")
+    assert said == WORD
+    assert [file.stat().st_size for file in run.files()] == [good]
+    assert run()[1] == ""
+
+
+def test_the_stamp_covers_every_source(monkeypatch, tmp_path):
+    """A kernel compiles functions of other files into itself: all of them count, and what they import."""
+    folders = {cache.__package__: tmp_path / "cpu", "ramnet_np": tmp_path / "library"}
+    for folder, names in zip(folders.values(), (["mass.py", "slots.py"], ["contract.py", "cli.py"]), strict=True):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("old", encoding="utf-8")
+    monkeypatch.setattr(cache.importlib.resources, "files", folders.__getitem__)
+    stamp = cache.source_stamp.__wrapped__
+    stamps = {stamp()}
+    for name, counts in (("cpu/mass.py", 1), ("cpu/slots.py", 1), ("library/contract.py", 1), ("library/cli.py", 0)):
+        (tmp_path / name).write_text("new", encoding="utf-8")
+        before = len(stamps)
+        stamps.add(stamp())
+        assert len(stamps) == before + counts, name
+
+
+def test_without_a_folder_to_write_to_kernels_are_compiled_in_every_process(run, tmp_path):
+    """Neither the folder asked for, nor one beside the module, nor one in the home."""
+    (tmp_path / "__pycache__").write_text("no folder", encoding="utf-8")
+    nowhere = str(tmp_path / "__pycache__" / "below")
+    environment = {"NUMBA_CACHE_DIR": nowhere, "HOME": nowhere, "XDG_CACHE_HOME": nowhere, "LOCALAPPDATA": nowhere}
+    for _ in range(2):
+        printed, said = run(**environment)
+        assert printed == "2.0 None\n"
+        assert said == WORD.replace(
+            "once", "in every process: no folder to keep them in can be written to (NUMBA_CACHE_DIR)"
+        )
+
+
+def test_a_full_disk_is_no_error(run):
+    """Writing fails after the folder was found; nothing half-written is left."""
+    full = """
+from pathlib import Path
+def write_bytes(self, content, write=Path.write_bytes):
+    write(self, content[:10])
+    raise OSError(28, "No space left on device")
+Path.write_bytes = write_bytes
+"""
+    assert run(full)[0].startswith("2.0 ")
+    assert run.files() == []
+
+
+def test_a_kernel_that_numba_cannot_copy_is_no_error(run):
+    """As after a Ctrl-C within the callback by which LLVM hands over its code."""
+    lost = """
+from numba.core.codegen import CodeLibrary
+def _get_compiled_object(self):
+    raise RuntimeError("no compiled object yet")
+CodeLibrary._get_compiled_object = _get_compiled_object
+"""
+    assert run(lost)[0].startswith("2.0 ")
+    assert run.files() == []
+
+
+def test_a_forward_alone_compiles_no_backward():
+    code = """
+import numpy as np
+from ramnet_np import ram_attention_forward
+from ramnet_np.kernels.cpu import content, decode, mass
+x = np.zeros((1, 3, 1, 2, 4))
+ram_attention_forward(x, x, np.ones((1, 3, 1, 2)), top_k=2, backend="numba")
+kernels = content.content_forward, content.store, mass.mass_forward, decode._decode_singly
+others = content.content_backward, mass.mass_backward, decode._decode_tiles_backward, decode._decode_by_lanes
+print([len(kernel.compiled.signatures) for kernel in kernels + others])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1, 1, 1, 1, 0, 0, 0, 0]\n"
