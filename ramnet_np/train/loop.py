@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ramnet_np.backend import array_kind, backend_for
 from ramnet_np.core.arrays import namespace_of
@@ -214,6 +215,7 @@ def _train_from(
         trainer,
         DeferredInterrupt("ending this step, then saving; once more stops at once") as interrupt,
         tqdm(total=config.steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True) as bar,
+        logging_redirect_tqdm(),  # warnings stand above the bar
     ):
         one = next(steps, None)
         if one is None:  # it had ended before
