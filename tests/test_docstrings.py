@@ -37,7 +37,7 @@ def test_public_names_say_what_they_take(name):
     item = getattr(ramnet_np, name)
     text = inspect.getdoc(item)
     assert ">>>" in text
-    if name not in ("backends", "use_backend"):
+    if name not in ("backends", "use_backend", "RAMNet", "RAMNetConfig", "preset", "gradcheck"):
         assert "(B, " in text  # shapes
         assert "Source:" in text
     if inspect.isfunction(item) and name != "backends":

@@ -28,7 +28,11 @@ MIXER_CHECKS: dict[str, Callable[[RAMNetConfig], None]] = {}
 
 @dataclass(frozen=True)
 class RAMNetConfig:
-    """The sizes and choices of a language model of RAM layers."""
+    """The sizes and choices of a language model of RAM layers.
+
+    >>> RAMNetConfig(vocab=256, width=64, order=3).slots
+    64
+    """
 
     vocab: int = 8192
     """Number of tokens."""

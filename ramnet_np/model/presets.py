@@ -59,7 +59,7 @@ PRESETS: dict[str, RAMNetConfig] = {
 
 
 def preset(name: str) -> RAMNetConfig:
-    """The configuration of that name.
+    """The configuration of that name. Raises ValueError for another name.
 
     >>> preset("paper-340m").slots
     1024

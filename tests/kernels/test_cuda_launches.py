@@ -30,7 +30,7 @@ class DeviceArray(np.ndarray):
 
     @property
     def data(self):
-        return SimpleNamespace(ptr=self.__array_interface__["data"][0])
+        return SimpleNamespace(ptr=self.__array_interface__["data"][0], device_id=0)
 
     def copy(self, order="C"):
         return device(np.array(self, order=order))
@@ -96,7 +96,8 @@ def launched(monkeypatch):
         asarray=device,
         ascontiguousarray=lambda a: a if a.flags.c_contiguous else a.copy(),
         concatenate=lambda arrays, axis: device(np.concatenate(arrays, axis)),
-        cuda=SimpleNamespace(get_current_stream=lambda: None),
+        cuda=SimpleNamespace(get_current_stream=lambda: None, runtime=SimpleNamespace(getDevice=lambda: 0)),
+        ndarray=DeviceArray,
     )
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     for module in pkgutil.iter_modules(ramnet_np.layers.__path__):
