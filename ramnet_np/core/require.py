@@ -140,7 +140,7 @@ def require_width(name: str, x: Array, width: int, weight: Array) -> None:
     """
     require_floats(name, x)
     require_array("weight", weight)
-    if x.ndim == 0 or x.shape[-1] != width:
+    if x.ndim == 0 or x.shape[x.ndim - 1] != width:
         raise ValueError(f"{name} must have {width} channels on its last axis, as the weight has, got shape {x.shape}")
     if x.dtype != weight.dtype:
         raise TypeError(f"{name} must have the dtype of the weight ({weight.dtype}), got {x.dtype}")

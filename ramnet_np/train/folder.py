@@ -67,7 +67,7 @@ def run_folder(out: Path, *, resume: bool, overwrite: bool) -> Iterator[RunFolde
 
     An error in one sentence where ``out`` is in use by another program (see :func:`held_folder`), where it has no
     checkpoint to ``resume`` from, or where it holds a run that is neither resumed nor to be overwritten. What is there
-    is not changed.
+    is not changed, save that a run gets its names back whose replacement was killed before it had a checkpoint.
 
     >>> with run_folder(Path("/dev/null/run"), resume=False, overwrite=False):
     ...     pass
@@ -182,5 +182,5 @@ def _require_ours(folder: RunFolder, overwrite: bool) -> None:
         raise OSError(f"{str(folder.checkpoints)!r} must be a folder that can be written to")
     if folder.metrics.is_dir():
         raise ValueError(f"{str(folder.metrics)!r} must be a file of metrics, got a folder")
-    if folder.metrics.exists() and not overwrite:
+    if folder.metrics.exists() and not (overwrite and checkpoints_in(folder.checkpoints)):
         read_metrics(folder.metrics)

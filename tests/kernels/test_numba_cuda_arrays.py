@@ -93,7 +93,7 @@ def test_what_is_refused_is_said_in_one_sentence():
     with pytest.raises(TypeError, match="must be arrays of one library, got device, device, numpy"):
         ram_attention_forward(*arrays[:2], inputs.arrays[2], backend="numba-cuda")
     with pytest.raises(TypeError, match=r"arrays on a GPU must be CuPy's here"):
-        rmsnorm_forward(arrays[2], arrays[2])
+        rmsnorm_forward(arrays[2], to_device(np.ones(inputs.arrays[2].shape[-1], np.float32)))
     with pytest.raises(ValueError, match=r"gamma must be a number or have shape"):
         ram_attention_forward(*arrays, to_device(np.ones(3, np.float32)))
     many = np.zeros((1, 1, 1, 1, 60_000), np.float32)

@@ -148,8 +148,9 @@ def test_what_only_has_the_name_of_ours_is_left_alone(tmp_path, name, content, m
     else:
         (tmp_path / name).write_bytes(content)
     before = files_of(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path, data=Failing(next_token_data(), 0))
+    for overwrite in (False, True):  # no checkpoint says that a run is here to overwrite
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, data=Failing(next_token_data(), 0), overwrite=overwrite)
     assert files_of(tmp_path) == before
 
 

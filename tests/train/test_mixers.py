@@ -10,6 +10,7 @@ from ramnet_np.cli import main
 from ramnet_np.data.batches import Batch, ShuffledSets
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs import mqar as runs
+from ramnet_np.train.checkpoint import latest_checkpoint
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.loop import train
 from tests.mixer_cases import MIXERS
@@ -32,7 +33,7 @@ def flags(fields):
 
 
 def weights(out):
-    [folder] = (out / "checkpoints").glob("step-*")
+    folder = latest_checkpoint(out / "checkpoints")
     return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
 
 
@@ -53,7 +54,9 @@ def test_the_command_trains_and_resumes_to_the_same_bits(name, tmp_path, capsys,
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "ShuffledSets", Interrupted)
-        assert main([*command, "--out", str(tmp_path / "parts")]) == 0
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--out", str(tmp_path / "parts")])
+    assert ended.value.code == 130
     assert "interrupted after step 4" in capsys.readouterr().out
     assert main([*command, "--out", str(tmp_path / "parts"), "--resume"]) == 0
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
