@@ -44,11 +44,23 @@ def memory_forward(
     options: MemoryOptions,
     return_state: bool,
 ) -> tuple[np.ndarray, RAMState | None, MemoryContext]:
-    """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx."""
+    """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx.
+
+    ValueError for an update rule without kernels here, or for more writes than an int32 can number.
+    """
     B, T, H, C = values.shape
     M, Kw, dtype = options.slots, write.index.shape[3], values.dtype
     rule = kernel_options(options, dtype)
     mask = mask_array(mask)
+    # Only slots that are written need a row, unless there is a given state to read and to differentiate.
+    touches = T * (Kw if state is None else Kw + read.index.shape[3])
+    n = min(M, touches)
+    base = 1 if state is None else n
+    if base + T * Kw > np.iinfo(np.int32).max:  # versions are int32
+        raise ValueError(
+            f"T must be below {(2**31 - 1 - base) // Kw + 1} on backend 'numba' for {Kw} writes a token, got {T}"
+        )
+
     accesses = Accesses(
         contiguous(write.index),
         contiguous(write.weight),
@@ -59,10 +71,6 @@ def memory_forward(
     )
     channels = Channels(contiguous(values), mask, slice_width(B * H, C))
 
-    # Only slots that are written need a row, unless there is a given state to read and to differentiate.
-    touches = T * (Kw if state is None else Kw + read.index.shape[3])
-    n = min(M, touches)
-    base = 1 if state is None else n
     state_slots, state_mass = _state_arrays(state, dtype)
     entries, multiplier, shift = hash_size(M, touches)
     table = np.empty((B * H, entries), dtype=np.int32), multiplier, shift

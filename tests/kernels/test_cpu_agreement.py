@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ramnet_np.kernels.cpu import beam
 from ramnet_np.kernels.cpu.beam import SORTED
+from ramnet_np.kernels.cpu.memory import memory_forward
 from ramnet_np.kernels.cpu.network import candidate_ranks
 
 from ramnet_np import decode_address
+from ramnet_np.contract import Address, MemoryOptions
 from ramnet_np.core.retention import RULES
 from ramnet_np.core.topk import staircase
 from tests.operation_cases import CASES, Case, assert_agree, assert_same_bits, draw, run, run_steps
@@ -176,6 +178,17 @@ def test_a_step_refuses_a_read_only_state_and_changes_nothing():
 
     with pytest.raises(ValueError, match=r"state\.slots must be writeable"):
         run_steps(inputs, "numba", read_only)
+
+
+def test_more_writes_than_an_int32_can_number_are_refused():
+    """They would wrap, and a write would replace the version of another slot."""
+    T = 2**29  # arrays of one number repeated take no memory
+    address = Address(*(np.broadcast_to(np.zeros(1, dtype), (1, T, 1, 4)) for dtype in (np.int32, np.float32)))
+    values = np.broadcast_to(np.zeros(1, np.float32), (1, T, 1, 1))
+    with pytest.raises(
+        ValueError, match=r"^T must be below 536870912 on backend 'numba' for 4 writes a token, got 536870912$"
+    ):
+        memory_forward(address, address, values, 1.0, None, None, MemoryOptions(slots=64), False)
 
 
 @given(n=st.integers(1, 40), radix=st.integers(1, 40), top_k=st.integers(1, 40))
