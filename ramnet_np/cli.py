@@ -312,7 +312,8 @@ def generate(
     from ramnet_np.runs.text import generate_text, load_text_model, prompt_bytes
 
     pieces = generate_text(load_text_model(folder), prompt, length, temperature=temperature, seed=seed)
-    print(prompt_bytes(prompt).decode(errors="replace"), end="", flush=True)
+    first = next(pieces, "")  # kernels may be compiled for it: what is said of that comes above the text
+    print(prompt_bytes(prompt).decode(errors="replace"), end=first, flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

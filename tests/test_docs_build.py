@@ -59,7 +59,8 @@ def test_the_reference_has_every_module():
             # the operation's two modules are shown as names of ramnet_np; presets are values
             if path.stem not in ("__init__", "attention", "state", "presets"):
                 assert f"automodule:: ramnet_np.{folder.replace('/', '.')}.{path.stem}\n" in shown, path
-    for name in ramnet_np.__all__:
+    of_other_pages = {"RAMNet", "RAMNetConfig", "gradcheck"}  # shown with their modules
+    for name in set(ramnet_np.__all__) - of_other_pages:
         assert f":: ramnet_np.{name}\n" in shown, name
 
 
