@@ -20,7 +20,9 @@ _OPTIONS = {"error_model": "numpy", "no_cfunc_wrapper": True}
 
 
 def inner(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """Decorate a part of kernels: compiled with them, never called from Python except in tests."""
+    """Decorate a part of kernels, compiled with them. Without a wrapper, a call from Python would end the process: there
+    its ``py_func`` can be called.
+    """
     if function is None:
         return functools.partial(inner, **options)
     return njit(**_OPTIONS, no_cpython_wrapper=True, **options)(function)
