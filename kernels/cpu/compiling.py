@@ -20,8 +20,8 @@ _OPTIONS = {"error_model": "numpy", "no_cfunc_wrapper": True}
 
 
 def inner(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """Decorate a part of kernels, compiled with them. Without a wrapper, a call from Python would end the process: there
-    its ``py_func`` can be called.
+    """Decorate a part of kernels, compiled with them. It has no wrapper, so a call from Python would end the process:
+    call its ``py_func`` there.
     """
     if function is None:
         return functools.partial(inner, **options)
