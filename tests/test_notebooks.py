@@ -65,6 +65,20 @@ def test_committed_with_outputs_and_without_trouble(notebook):
     assert sum("image/png" in o.get("data", {}) for o in outputs(notebook)) >= 2
 
 
+def test_the_word_before_compiling_is_no_trouble_and_no_output():
+    from ramnet_np.kernels.cpu import cache
+
+    run = load("run")
+    assert run.NOTICE in Path(cache.__file__).read_text(encoding="utf-8")
+    texts = [f"{run.NOTICE}, about 10 s, once\n", f"{run.NOTICE}, once\nUserWarning: two\n", "a result\n"]
+    names = ["stderr", "stderr", "stdout"]
+    given = [nbformat.v4.new_output("stream", name=n, text=t) for n, t in zip(names, texts, strict=True)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=given)])
+    run.without_notices(notebook)
+    assert [o.text for o in outputs(notebook)] == ["UserWarning: two\n", "a result\n"]
+    assert run.warnings_in(notebook) == "UserWarning: two\n"
+
+
 def test_nothing_of_one_machine(path):
     text = path.read_text()
     assert not re.search(r"/(home|root|tmp)/|site-packages|widget-view|Traceback", text)
