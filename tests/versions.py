@@ -127,12 +127,13 @@ def run_tests(name: str, bin_python: Path, folder: Path, tests: tuple[str, ...])
     run(
         [bin_python, "-m", "pytest", "-n", "logical", "--maxprocesses", "8", "-m", "not gpu and not site", *tests],
         cwd=folder,
+        NUMBA_OPT="1",  # compiling takes longer than running
     )
 
 
-def run(command: list[str | Path], cwd: Path | None = None) -> None:
+def run(command: list[str | Path], cwd: Path | None = None, **settings: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=cwd, env=environment)
+    done = subprocess.run(command, cwd=cwd, env=environment | settings)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}")
 
