@@ -33,7 +33,10 @@ from numba.core.compiler import CompileResult
 _log = logging.getLogger("ramnet_np")  # where a program sets up no logging, Python shows warnings on stderr
 _PAUSE = 10.0  # seconds without a compilation, after which the next one is announced again
 _last_compilation = -_PAUSE
-_FOLDERS = (caching.UserProvidedCacheLocator, caching.InTreeCacheLocator, caching.UserWideCacheLocator)
+_FOLDERS = [  # what finds them; the names had an underscore before Numba 0.62
+    getattr(caching, name, None) or getattr(caching, f"_{name}")
+    for name in ("UserProvidedCacheLocator", "InTreeCacheLocator", "UserWideCacheLocator")
+]
 
 
 class KernelCache(caching._Cache):
