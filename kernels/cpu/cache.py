@@ -39,6 +39,10 @@ _FOLDERS = [  # what finds them; the names had an underscore before Numba 0.62
 ]
 
 
+# A kernel that Numba 0.61 wrote ends the process where it is read again; older ones than this were not tried.
+_KEEPS = tuple(map(int, numba.__version__.split(".")[:2])) >= (0, 68)
+
+
 class KernelCache(caching._Cache):
     """The compiled forms of one kernel: what Numba asks for them and gives them to. A file for each tuple of types."""
 
@@ -46,7 +50,8 @@ class KernelCache(caching._Cache):
         self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
         file = function.__code__.co_filename
         found = (locator.from_function(function, file) for locator in _FOLDERS)  # None: it cannot be written to
-        self._folder = next((Path(locator.get_cache_path()) for locator in found if locator is not None), None)
+        folders = (Path(locator.get_cache_path()) for locator in found if locator is not None)
+        self._folder = next(folders, None) if _KEEPS else None
 
     @property
     def cache_path(self) -> str | None:
@@ -107,5 +112,6 @@ def source_stamp() -> bytes:
 def _announce(folder: Path | None) -> None:
     """Say that kernels are being compiled, unless it was just said."""
     if time.monotonic() - _last_compilation >= _PAUSE:
-        kept = "once" if folder else "in every process: no folder to keep them in can be written to (NUMBA_CACHE_DIR)"
+        nowhere = "no folder to keep them in can be written to (NUMBA_CACHE_DIR)" if _KEEPS else "Numba 0.68 keeps them"
+        kept = "once" if folder else f"in every process: {nowhere}"
         _log.warning("compiling kernels for the CPU, about 10 s, %s", kept)
