@@ -312,7 +312,7 @@ def generate(
     from ramnet_np.runs.text import generate_text, load_text_model, prompt_bytes
 
     pieces = generate_text(load_text_model(folder), prompt, length, temperature=temperature, seed=seed)
-    first = next(pieces, "")  # kernels may be compiled for it: what is said of that comes above the text
+    first = next(pieces, "")  # may compile kernels: the notice of it then stands above the text
     print(prompt_bytes(prompt).decode(errors="replace"), end=first, flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)

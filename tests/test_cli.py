@@ -237,3 +237,10 @@ def test_generate_refuses_a_model_that_does_not_read_bytes(capsys, tmp_path):
     status, _, err = run(capsys, "generate", str(out))
     assert status == 2
     assert "folder must hold a model of bytes (vocab 256, from `ramnet-np train text`), got one of vocab 32" in err
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf"])
+def test_bench_refuses_a_time_that_is_none(capsys, seconds):
+    status, printed, err = run(capsys, "bench", "--seconds", seconds)
+    assert (status, printed) == (2, "")
+    assert err.startswith("ramnet-np: seconds must be above 0 and finite, got ")

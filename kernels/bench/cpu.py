@@ -10,6 +10,7 @@ their floor uses the bandwidth of the GPU's memory.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 import time
@@ -89,6 +90,8 @@ def run_bench(options: BenchOptions) -> list[dict[str, Any]]:
     names = options.backends or available()
     for name in names:
         load_backend(name)  # an unknown or missing backend raises here, before anything is timed
+    if not 0 < options.seconds < math.inf:
+        raise ValueError(f"seconds must be above 0 and finite, got {options.seconds}")
     seconds = 0.25 if options.quick else options.seconds
     shapes = SHAPES[:1] if options.quick else SHAPES
     bandwidths = [copy_bandwidth(), gpu_timing.copy_bandwidth() if any(map(on_gpu, names)) else 0.0]

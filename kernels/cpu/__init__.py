@@ -5,6 +5,7 @@ import os
 from ramnet_np.backend import Backend, by_side
 
 from . import decode
+from .cache import KernelCache, why_not_kept
 from .memory import memory_backward, memory_forward
 from .step import step
 
@@ -14,6 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 decode_forward, decode_backward = by_side(decode.decode_forward, decode.decode_backward)
 
+_kept = KernelCache(step).cache_path is not None
+
 BACKEND = Backend(
     name="numba",
     decode_forward=decode_forward,
@@ -21,4 +24,5 @@ BACKEND = Backend(
     memory_forward=memory_forward,
     memory_backward=memory_backward,
     step=step,
+    made_by="" if _kept else f"kernels are compiled in every process: {why_not_kept()}",
 )

@@ -37,16 +37,14 @@ _FOLDERS = [  # what finds them; the names had an underscore before Numba 0.62
     getattr(caching, name, None) or getattr(caching, f"_{name}")
     for name in ("UserProvidedCacheLocator", "InTreeCacheLocator", "UserWideCacheLocator")
 ]
-
-
-# A kernel that Numba 0.61 wrote ends the process where it is read again; older ones than this were not tried.
+# A kernel that Numba 0.61 wrote ends the process where it is read again; versions between were not tried.
 _KEEPS = tuple(map(int, numba.__version__.split(".")[:2])) >= (0, 68)
 
 
 class KernelCache(caching._Cache):
     """The compiled forms of one kernel: what Numba asks for them and gives them to. A file for each tuple of types."""
 
-    def __init__(self, function: Callable[..., None]):
+    def __init__(self, function: Callable[..., Any]):
         self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
         file = function.__code__.co_filename
         found = (locator.from_function(function, file) for locator in _FOLDERS)  # None: it cannot be written to
@@ -109,9 +107,15 @@ def source_stamp() -> bytes:
     return stamp.digest()
 
 
+def why_not_kept() -> str:
+    """Why kernels without a folder are compiled in every process."""
+    if not _KEEPS:
+        return "they are kept with Numba 0.68 and later alone"
+    return "no folder to keep them in can be written to (NUMBA_CACHE_DIR)"
+
+
 def _announce(folder: Path | None) -> None:
     """Say that kernels are being compiled, unless it was just said."""
     if time.monotonic() - _last_compilation >= _PAUSE:
-        nowhere = "no folder to keep them in can be written to (NUMBA_CACHE_DIR)" if _KEEPS else "Numba 0.68 keeps them"
-        kept = "once" if folder else f"in every process: {nowhere}"
-        _log.warning("compiling kernels for the CPU, about 10 s, %s", kept)
+        kept = "once" if folder else f"in every process: {why_not_kept()}"
+        _log.warning("compiling kernels for the CPU, 10 to 15 s, %s", kept)

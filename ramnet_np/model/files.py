@@ -86,7 +86,8 @@ def sync(path: Path) -> None:
 def read_json(path: Path) -> Any:
     """The value that a JSON file holds. ValueError, naming the file, unless it is JSON in UTF-8.
 
-    NaN and Infinity, which JSON does not have, are refused; so is nesting too deep to be read.
+    NaN and Infinity, which JSON does not have, are refused; so are nesting too deep to be read, and a name that an
+    object has twice.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -96,7 +97,7 @@ def read_json(path: Path) -> Any:
     {'step': 3}
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
     except RecursionError as error:
         raise ValueError(f"{str(path)!r} is damaged or not JSON: it is nested too deeply") from error
     except ValueError as error:
@@ -128,3 +129,13 @@ def _flush(path: Path, flags: int) -> None:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"it holds {constant}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a name that comes twice, Python would keep the last value in silence."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it names {name!r} twice")
+        found[name] = value
+    return found

@@ -8,6 +8,8 @@ import sys
 import pytest
 from ramnet_np.kernels.cpu import cache
 
+pytestmark = pytest.mark.skipif(not cache._KEEPS, reason="kernels are kept with Numba 0.68 and later")
+
 MODULE = """
 import sys
 import numpy as np
@@ -21,7 +23,7 @@ x = np.ones(1)
 twice(x)
 print(x[0], twice._cache.cache_path)
 """
-WORD = "compiling kernels for the CPU, about 10 s, once\n"
+WORD = "compiling kernels for the CPU, 10 to 15 s, once\n"
 
 
 @pytest.fixture
@@ -150,3 +152,25 @@ print([len(kernel.compiled.signatures) for kernel in kernels + others])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[1, 1, 1, 1, 0, 0, 0, 0]\n"
+
+
+def test_the_list_of_backends_names_what_keeps_kernels_from_being_kept(tmp_path):
+    environment = {"NUMBA_CACHE_DIR": "", "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    ask = "from ramnet_np import backends; print(backends()['numba'])"
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", f"{before}; {ask}"], env=os.environ | environment, capture_output=True, text=True,
+            check=True,
+        ).stdout.strip()
+        for before in ("pass", UNWRITABLE)
+    ]  # fmt: skip
+    reason = "no folder to keep them in can be written to (NUMBA_CACHE_DIR)"
+    assert printed == ["available", f"available, kernels are compiled in every process: {reason}"]
+
+
+# what a locator answers where its folder cannot be written to: a test that runs as root can write everywhere
+UNWRITABLE = (
+    "from numba.core import caching; "
+    "names = ['UserProvidedCacheLocator', 'InTreeCacheLocator', 'UserWideCacheLocator']; "
+    "[setattr(getattr(caching, n), 'from_function', classmethod(lambda cls, f, file: None)) for n in names]"
+)

@@ -1,4 +1,4 @@
-"""Which compiler makes the Numba CUDA kernels, what is said where there is none, and how compiled kernels are kept."""
+"""Which compiler makes the Numba CUDA kernels, the error where there is none, and the cache of compiled kernels."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def test_the_simulator_is_named_and_needs_no_compiler():
 
 
 def test_without_the_compiler_it_is_said_what_to_install():
-    """Also where its predecessor is installed. Nothing is said of drivers but which extra is for which."""
+    """Also where its predecessor is installed. The message names drivers only to tell the two extras apart."""
     status = python("import sys; sys.modules['numba_cuda_mlir'] = None;" + STATUS)
     assert status == (
         "could not be loaded: numba-cuda-mlir, which compiles its kernels, is not installed "

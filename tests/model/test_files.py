@@ -96,6 +96,7 @@ def test_what_is_renamed_is_on_the_disk(tmp_path, monkeypatch):
         (b"[" * 100_000, "is damaged or not JSON: it is nested too deeply"),
         (b'{"best": NaN}', "is damaged or not JSON: it holds NaN"),
         (b'{"best": -Infinity}', "is damaged or not JSON: it holds -Infinity"),
+        (b'{"a": {"step": 3, "step": 4}}', "is damaged or not JSON: it names 'step' twice"),
         (b'{"best": "\xff"}', "is damaged or not JSON: 'utf-8' codec can't decode"),
         (b'{"best": ', "is damaged or not JSON: Expecting value"),
         (b"9" * 5000, "is damaged or not JSON: Exceeds the limit"),
