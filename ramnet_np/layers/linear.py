@@ -80,14 +80,27 @@ def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array | None
     sums = None if accumulate_into is None else accumulate_into.reshape(-1, width)
     return LinearGrads(
         x=matrix_product(rows, ctx.weight, sums).reshape(ctx.x.shape),
-        weight=matrix_product(rows.T, ctx.x.reshape(-1, width)),
+        weight=weight_product(rows, ctx.x.reshape(-1, width)),
         bias=sum_over_tokens(rows) if ctx.has_bias else None,
     )
 
 
 @accelerated
+def weight_product(dy: Array, x: Array) -> Array:
+    """The gradient of a weight: the sum over tokens of outer products, dy^T x.
+
+    ``dy``: (N, E); ``x``: (N, D), of one dtype. Returns (E, D), of the dtype of its sums: float32 for 16-bit arrays.
+
+    >>> import numpy as np
+    >>> weight_product(np.array([[1.0], [2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])).tolist()
+    [[13.0, 16.0]]
+    """
+    return dy.T @ x
+
+
+@accelerated
 def sum_over_tokens(rows: Array) -> Array:
-    """The sum of (N, D) over its rows, (D,).
+    """The sum of (N, D) over its rows, (D,), of the dtype of its sums: float32 for 16-bit arrays.
 
     >>> import numpy as np
     >>> sum_over_tokens(np.array([[1.0, 2.0], [3.0, 4.0]])).tolist()

@@ -2,8 +2,9 @@
 
 CuPy's cuBLAS is used with a handle of our own: it keeps one workspace for each stream, which a capture needs, and the
 same one inside and outside of a graph, so that both give the same bits. Products of float32 run in float32: TF32 is off
-unless asked for as CuPy is asked, by the environment variable CUPY_TF32=1. Sums over many tokens with a small result,
-the gradients of weights, have a kernel of their own (``weight_gradient.py``).
+unless asked for as CuPy is asked, by the environment variable CUPY_TF32=1. Those of the 16-bit types run on the tensor
+cores, with sums in float32. Sums over many tokens with a small result, the gradients of weights, have a kernel of their
+own (``weight_gradient.py``).
 
 nvmath-python has bindings of the same functions; NVIDIA marks them experimental, so they are called by hand here.
 """
@@ -21,40 +22,61 @@ import numpy as np
 
 from ramnet_np.contract import Array
 
+from ..runtime.arrays import empty, zeros
+from ..runtime.module import sum_dtype
 from .weight_gradient import suits, weight_gradient
 
 WORKSPACE_BYTES = 2**25  # what cuBLAS recommends for Hopper
 _ALLOC_FAILED = 3  # CUBLAS_STATUS_ALLOC_FAILED
+_FLOAT_SUMS = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: no sums of partial sums in 16 bits
 _TF32_MATH = 3  # CUBLAS_TF32_TENSOR_OP_MATH
+_ANY_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
 _TRANSPOSED = {False: 0, True: 1}  # CUBLAS_OP_N, CUBLAS_OP_T
-_GEMM = {"float32": ("cublasSgemm_v2", ctypes.c_float), "float64": ("cublasDgemm_v2", ctypes.c_double)}
+# dtype -> cuBLAS's type of matrices, its type of sums, and the type of the numbers alpha and beta
+_TYPES = {
+    "float32": (0, 68, ctypes.c_float),  # CUDA_R_32F, CUBLAS_COMPUTE_32F
+    "float64": (1, 70, ctypes.c_double),  # CUDA_R_64F, CUBLAS_COMPUTE_64F
+    "float16": (2, 68, ctypes.c_float),  # CUDA_R_16F
+    "bfloat16": (14, 68, ctypes.c_float),  # CUDA_R_16BF
+}
 
 
 def matrix_product(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
     """a (m, k) times b (k, n), each C-contiguous or the transpose of such; others are copied.
 
-    ``accumulate_into``: (m, n), C-contiguous: the product is added to it in place, and it is returned. float32 and
-    float64; the 16-bit types go to CuPy's own product. TypeError for arrays of different dtypes.
+    ``accumulate_into``: (m, n), C-contiguous: the product is added to it in place, and it is returned. TypeError for
+    arrays of different dtypes.
     """
-    import cupy
-
     _require_one_dtype(a, b, accumulate_into)
+    if not a.size * b.shape[1]:
+        return _of_nothing((a.shape[0], b.shape[1]), a.dtype, accumulate_into)
+    out = empty((a.shape[0], b.shape[1]), a.dtype) if accumulate_into is None else accumulate_into
+    return _product(a, b, out, accumulate=accumulate_into is not None)
+
+
+def weight_product(dy: Array, x: Array) -> Array:
+    """dy^T x, (E, D), of dy (N, E) and x (N, D) of one dtype; for 16-bit types in float32, as it was summed."""
+    _require_one_dtype(dy, x, None)
+    sums = sum_dtype(dy.dtype)
+    if not dy.size * x.shape[1]:
+        return _of_nothing((dy.shape[1], x.shape[1]), sums, None)
+    if suits(dy, x):
+        return weight_gradient(dy, x)
+    return _product(dy.T, x, empty((dy.shape[1], x.shape[1]), sums), accumulate=False)
+
+
+def _product(a: Array, b: Array, out: Array, accumulate: bool) -> Array:
+    """``out``, C-contiguous, set to a b or, with ``accumulate``, increased by it."""
     (m, k), n = a.shape, b.shape[1]
-    if a.dtype.name not in _GEMM or not m * k * n:
-        return _by_cupy(a, b, accumulate_into)
-    if accumulate_into is None and suits(a, b):
-        return weight_gradient(a.T, b)
-    out = cupy.empty((m, n), dtype=a.dtype) if accumulate_into is None else accumulate_into
     a, a_transposed, a_stride = _readable(a)
     b, b_transposed, b_stride = _readable(b)
-    name, number = _GEMM[a.dtype.name]
-    one, beta = number(1), number(0 if accumulate_into is None else 1)
+    matrices, sums, number = _TYPES[a.dtype.name]
+    one, beta = number(1), number(accumulate)
     # cuBLAS counts down columns, where what we have is the transpose: out^T = b^T a^T
-    context = _context(cupy.cuda.runtime.getDevice())
-    context.call(
-        name, _TRANSPOSED[b_transposed], _TRANSPOSED[a_transposed], n, m, k, ctypes.byref(one),
-        ctypes.c_void_p(b.data.ptr), b_stride, ctypes.c_void_p(a.data.ptr), a_stride, ctypes.byref(beta),
-        ctypes.c_void_p(out.data.ptr), n,
+    _context().call(
+        "cublasGemmEx", _TRANSPOSED[b_transposed], _TRANSPOSED[a_transposed], n, m, k, ctypes.byref(one),
+        ctypes.c_void_p(b.data.ptr), matrices, b_stride, ctypes.c_void_p(a.data.ptr), matrices, a_stride,
+        ctypes.byref(beta), ctypes.c_void_p(out.data.ptr), _TYPES[out.dtype.name][0], n, sums, _ANY_ALGORITHM,
     )  # fmt: skip
     return out
 
@@ -100,11 +122,8 @@ def matmul(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
 
     Transposes and slices are read where they lie if one stride leads from matrix to matrix, else copied.
     ``accumulate_into``: (..., m, n), rows contiguous: the products are added to it in place, and it is returned.
-    float32 and float64; the 16-bit types go to CuPy's own product. ValueError for shapes that do not fit, TypeError
-    for different dtypes.
+    ValueError for shapes that do not fit, TypeError for different dtypes.
     """
-    import cupy
-
     _require_one_dtype(a, b, accumulate_into)
     (*outer, m, k), n = a.shape, b.shape[-1]
     sums_shape = (*outer, m, n) if accumulate_into is None else accumulate_into.shape
@@ -112,9 +131,9 @@ def matmul(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
         got = f"{a.shape} and {b.shape}" + ("" if accumulate_into is None else f", accumulate_into {sums_shape}")
         raise ValueError(f"a, b must have shapes (..., m, k), (..., k, n), and accumulate_into (..., m, n), got {got}")
     count = math.prod(outer)
-    if a.dtype.name not in _GEMM or not count * m * k * n:
-        return _by_cupy(a, b, accumulate_into)
-    out = cupy.empty((*outer, m, n), dtype=a.dtype) if accumulate_into is None else accumulate_into
+    if not count * m * k * n:
+        return _of_nothing((*outer, m, n), a.dtype, accumulate_into)
+    out = empty((*outer, m, n), a.dtype) if accumulate_into is None else accumulate_into
     a, a_stack = _stacked(a)
     b, b_stack = _stacked(b)
     out_stack = Stack.of(out.shape, _element_strides(out))
@@ -122,26 +141,23 @@ def matmul(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
         raise ValueError(
             f"accumulate_into must have contiguous rows and one stride between matrices, got strides {out.strides}"
         )
-    name, number = _GEMM[a.dtype.name]
-    one, beta = number(1), number(0 if accumulate_into is None else 1)
+    matrices, sums, number = _TYPES[a.dtype.name]
+    one, beta = number(1), number(accumulate_into is not None)
     # cuBLAS counts down columns, where what we have is the transpose: out^T = b^T a^T
-    _context(cupy.cuda.runtime.getDevice()).call(
-        name.replace("_v2", "StridedBatched"), _TRANSPOSED[b_stack.transposed], _TRANSPOSED[a_stack.transposed],
+    _context().call(
+        "cublasGemmStridedBatchedEx", _TRANSPOSED[b_stack.transposed], _TRANSPOSED[a_stack.transposed],
         n, m, k, ctypes.byref(one),
-        ctypes.c_void_p(b.data.ptr), b_stack.leading, ctypes.c_longlong(b_stack.stride),
-        ctypes.c_void_p(a.data.ptr), a_stack.leading, ctypes.c_longlong(a_stack.stride), ctypes.byref(beta),
-        ctypes.c_void_p(out.data.ptr), out_stack.leading, ctypes.c_longlong(out_stack.stride), count,
+        ctypes.c_void_p(b.data.ptr), matrices, b_stack.leading, ctypes.c_longlong(b_stack.stride),
+        ctypes.c_void_p(a.data.ptr), matrices, a_stack.leading, ctypes.c_longlong(a_stack.stride), ctypes.byref(beta),
+        ctypes.c_void_p(out.data.ptr), matrices, out_stack.leading, ctypes.c_longlong(out_stack.stride), count, sums,
+        _ANY_ALGORITHM,
     )  # fmt: skip
     return out
 
 
-def _by_cupy(a: Array, b: Array, accumulate_into: Array) -> Array:
-    """The products of other types, and of matrices without elements."""
-    product = a @ b
-    if accumulate_into is None:
-        return product
-    accumulate_into += product
-    return accumulate_into
+def _of_nothing(shape: tuple[int, ...], dtype: Any, accumulate_into: Array) -> Array:
+    """The product of matrices without elements."""
+    return zeros(shape, dtype) if accumulate_into is None else accumulate_into
 
 
 def _require_one_dtype(a: Array, b: Array, accumulate_into: Array) -> None:
@@ -183,8 +199,8 @@ class _Context:
         self._stream: int | None = None
         self._workspaces: dict[int, Any] = {}  # of every stream: products on two streams may run at once
         self._check("cublasCreate_v2", ctypes.byref(self._handle))
-        if int(os.environ.get("CUPY_TF32", "0")) > 0:
-            self._check("cublasSetMathMode", self._handle, _TF32_MATH)
+        tf32 = _TF32_MATH if int(os.environ.get("CUPY_TF32", "0")) > 0 else 0
+        self._check("cublasSetMathMode", self._handle, tf32 | _FLOAT_SUMS)
 
     def call(self, name: str, *arguments: Any) -> None:
         import cupy
@@ -210,7 +226,11 @@ class _Context:
 _contexts = threading.local()
 
 
-def _context(device: int) -> _Context:
+def _context() -> _Context:
+    """This thread's, of the current device."""
+    import cupy
+
+    device = cupy.cuda.runtime.getDevice()
     known = _contexts.__dict__.setdefault("of_device", {})
     if device not in known:
         known[device] = _Context()

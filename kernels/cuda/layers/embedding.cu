@@ -27,7 +27,7 @@ extern "C" __global__ void embedding_sums(
     const int* order,    // (N,) tokens, those of a row side by side
     const int* starts,   // (V + 1,) where each row's tokens begin
     int table_rows, int width,
-    ELEMENT* dtable  // (V, D)
+    Acc* dtable  // (V, D)
 ) {
     __shared__ Acc partials[ROWS][COLUMNS];
     const int lane = threadIdx.x % COLUMNS, warp = threadIdx.x / COLUMNS, c = blockIdx.y * COLUMNS + lane;
@@ -43,7 +43,7 @@ extern "C" __global__ void embedding_sums(
             Acc total = 0;
 #pragma unroll 4
             for (int i = begin; i < end; i++) total += widen(dy[order[i] * (long long)(width)]);
-            if (inside) narrow(total, dtable[row * (long long)(width)]);
+            if (inside) dtable[row * (long long)(width)] = total;
             continue;
         }
         Acc total = 0;
@@ -54,7 +54,7 @@ extern "C" __global__ void embedding_sums(
         if (warp == w && inside) {
             total = 0;
             for (int other = 0; other < ROWS; other++) total += partials[other][lane];
-            narrow(total, dtable[row * (long long)(width)]);
+            dtable[row * (long long)(width)] = total;
         }
         __syncthreads();
     }

@@ -16,7 +16,7 @@ struct LossParams {
     ELEMENT* dlogits;       // (N, V): new memory, or the logits again, or null
     Acc* losses;            // (N,)
     int* hits;              // (N,), 1 if the largest logit, the first of them, is the label's
-    ELEMENT* loss;          // the sum of losses over the labels that count, divided by these
+    Acc* loss;              // the sum of losses over the labels that count, divided by these
     int* correct;           // the sum of hits
     int* count;             // how many labels count
     long long rows;         // N
@@ -102,6 +102,6 @@ extern "C" __global__ void add_losses(const __grid_constant__ LossParams p) {
     total = block_sum(total, scratch);
     hits = block_sum(hits, int_scratch);
     if (threadIdx.x) return;
-    narrow(Acc(total / (*p.count ? *p.count : 1)), *p.loss);
+    *p.loss = total / (*p.count ? *p.count : 1);
     *p.correct = hits;
 }

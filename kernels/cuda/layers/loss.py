@@ -79,7 +79,7 @@ def _cross_entropy(logits: Array, labels: Array, ignore_index: int, dlogits: Arr
     logits = cupy.ascontiguousarray(logits)
     labels = contiguous_aligned(labels.reshape(-1).astype(np.int32, copy=False))
     rows, sums = labels.size, sum_dtype(logits.dtype)
-    loss = empty((), logits.dtype)
+    loss = empty((), sums)
     correct, count = empty((), np.int32), empty((), np.int32)
     losses, hits = empty((rows,), sums), empty((rows,), np.int32)
     row_bytes = width * sums.itemsize

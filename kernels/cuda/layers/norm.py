@@ -92,7 +92,7 @@ def _backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> t
     dy, x, weight = contiguous_aligned(dy), contiguous_aligned(x), contiguous_aligned(weight)
     rows, columns = x.size // width, width if mean is None else 2 * width
     if not rows:
-        return empty(x.shape, x.dtype), zeros((columns,), x.dtype)
+        return empty(x.shape, x.dtype), zeros((columns,), rstd.dtype)
     blocks, warps = split(rows, columns, x.dtype)
     dx = empty(x.shape, x.dtype)
     parts = empty((blocks, columns), rstd.dtype)
@@ -102,4 +102,4 @@ def _backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> t
         width=width, eps=0,
     )  # fmt: skip
     kernel((blocks,), (32 * warps,), (params,), shared_mem=warps * columns * parts.itemsize)
-    return dx, add_parts(parts, x.dtype)
+    return dx, add_parts(parts)

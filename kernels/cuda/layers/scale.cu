@@ -12,11 +12,11 @@ struct ScaleParams {
     const ELEMENT* scale;   // (groups,)
     ELEMENT* scaled;        // like weight; the backward reads it
     ELEMENT* scaled_bias;   // like bias, or null
-    const ELEMENT* dscaled;
-    const ELEMENT* dscaled_bias;  // or null
-    ELEMENT* dweight;
-    ELEMENT* dbias;   // or null
-    ELEMENT* dscale;  // (groups,)
+    const Acc* dscaled;
+    const Acc* dscaled_bias;  // or null
+    Acc* dweight;
+    Acc* dbias;   // or null
+    Acc* dscale;  // (groups,)
     int group, width;
     Acc tau;
 };
@@ -40,17 +40,17 @@ extern "C" __global__ void scale_backward(const __grid_constant__ ScaleParams p)
     const long long size = p.group * (long long)(p.width), first = blockIdx.x * size;
     Acc total = 0;
     for (long long i = threadIdx.x; i < size; i += blockDim.x) {
-        const Acc d = widen(p.dscaled[first + i]);
+        const Acc d = p.dscaled[first + i];
         total += d * widen(p.scaled[first + i]);
-        p.dweight[first + i] = narrowed(d * factor);
+        p.dweight[first + i] = d * factor;
     }
     if (p.dscaled_bias) {
         for (int i = blockIdx.x * p.group + threadIdx.x; i < (blockIdx.x + 1) * p.group; i += blockDim.x) {
-            const Acc d = widen(p.dscaled_bias[i]);
+            const Acc d = p.dscaled_bias[i];
             total += d * widen(p.scaled_bias[i]);
-            p.dbias[i] = narrowed(d * factor);
+            p.dbias[i] = d * factor;
         }
     }
     total = block_sum(total, scratch);
-    if (threadIdx.x == 0) p.dscale[blockIdx.x] = narrowed(total);
+    if (threadIdx.x == 0) p.dscale[blockIdx.x] = total;
 }

@@ -51,7 +51,7 @@ def scale_backward(dweight: Array, dbias: Array, ctx: ScaleContext) -> ScaleGrad
     """Gradients of weight, bias (None without) and scale, from those of what was scaled."""
     dscaled, scale = contiguous_aligned(dweight), contiguous_aligned(ctx.scale)
     dscaled_bias = None if dbias is None else contiguous_aligned(dbias)
-    dweight, dscale = empty(dscaled.shape, dscaled.dtype), empty(scale.shape, scale.dtype)
+    dweight, dscale = empty(dscaled.shape, dscaled.dtype), empty(scale.shape, dscaled.dtype)
     dbias = None if dscaled_bias is None else empty(dscaled_bias.shape, dscaled_bias.dtype)
     _launch(
         "scale_backward", dscaled.shape, ctx.tau, weight=None, bias=None, scale=scale, scaled=ctx.weight,

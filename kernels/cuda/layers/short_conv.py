@@ -42,7 +42,7 @@ def short_conv_backward(dy: Array, ctx: ShortConvContext) -> ShortConvGrads:
     """dx (B, T, D) and dweight (D, width) of dy (B, T, D) and x (B, S + T, D), whose first S tokens are constant."""
     require_like("dy", dy, ctx.y)
     if not dy.size:
-        return ShortConvGrads(empty(dy.shape, dy.dtype), zeros(ctx.weight.shape, ctx.weight.dtype))
+        return ShortConvGrads(empty(dy.shape, dy.dtype), zeros(ctx.weight.shape, sum_dtype(dy.dtype)))
     dy, x, weight = contiguous_aligned(dy), contiguous_aligned(ctx.x), contiguous_aligned(ctx.weight)
     dx = empty(dy.shape, dy.dtype)
     _launch("conv_backward", dy, weight, dx)
@@ -53,7 +53,7 @@ def short_conv_backward(dy: Array, ctx: ShortConvContext) -> ShortConvGrads:
     kernel = get_kernel(short_conv_specialisation(type_name(dy.dtype)), "conv_weights")
     sizes = np.int64(rows), *map(np.int32, (tokens, x.shape[1] - tokens, width, reach))
     kernel((blocks,), (32 * warps,), (dy, x, *sizes, parts), shared_mem=warps * weight.size * parts.itemsize)
-    return ShortConvGrads(dx, add_parts(parts, dy.dtype).reshape(weight.shape))
+    return ShortConvGrads(dx, add_parts(parts).reshape(weight.shape))
 
 
 def _launch(name: str, x: Array, weight: Array, out: Array) -> None:

@@ -34,7 +34,7 @@ extern "C" __global__ void column_sums(
 extern "C" __global__ void add_parts(
     const Acc* parts,  // (count, columns)
     int count, int columns,
-    ELEMENT* sums  // (columns,)
+    Acc* sums  // (columns,)
 ) {
     __shared__ Acc partials[ADDERS][COLUMNS];
     const int lane = threadIdx.x % COLUMNS, adder = threadIdx.x / COLUMNS, c = blockIdx.x * COLUMNS + lane;
@@ -46,5 +46,5 @@ extern "C" __global__ void add_parts(
     __syncthreads();
     if (adder || c >= columns) return;
     for (int other = 1; other < ADDERS; other++) total += partials[other][lane];
-    sums[c] = narrowed(total);
+    sums[c] = total;
 }

@@ -33,24 +33,24 @@ def token_sums_specialisation(element: str) -> Specialisation:
 
 
 def sum_over_tokens(rows: Array) -> Array:
-    """The sum of (N, D) over its rows, (D,)."""
+    """The sum of (N, D) over its rows, (D,); for 16-bit types in float32, as it was summed."""
     count, width = rows.shape
     if not count * width:
-        return zeros((width,), rows.dtype)
+        return zeros((width,), sum_dtype(rows.dtype))
     rows = contiguous_aligned(rows)
     blocks, warps = split(count, width, rows.dtype)
     parts = empty((blocks, width), sum_dtype(rows.dtype))
     kernel = get_kernel(token_sums_specialisation(type_name(rows.dtype)), "column_sums")
     arguments = (rows, np.int64(count), np.int32(width), parts)
     kernel((blocks,), (32 * warps,), arguments, shared_mem=warps * width * parts.itemsize)
-    return add_parts(parts, rows.dtype)
+    return add_parts(parts)
 
 
-def add_parts(parts: Array, dtype: Any) -> Array:
-    """The sum of parts (count, columns) over the first axis, in a fixed order, as an array (columns,) of ``dtype``."""
+def add_parts(parts: Array) -> Array:
+    """The sum of parts (count, columns) over the first axis, in a fixed order: (columns,), of their dtype."""
     count, columns = parts.shape
-    sums = empty((columns,), dtype)
-    kernel = get_kernel(token_sums_specialisation(type_name(dtype)), "add_parts")
+    sums = empty((columns,), parts.dtype)
+    kernel = get_kernel(token_sums_specialisation(type_name(parts.dtype)), "add_parts")
     kernel((-(-columns // COLUMNS),), (ADDERS * COLUMNS,), (parts, np.int32(count), np.int32(columns), sums))
     return sums
 

@@ -24,10 +24,11 @@ def weight_gradient_specialisation(element: str) -> Specialisation:
     return Specialisation("layers/weight_gradient.cu", ("weight_gradient_splitk",), defines)
 
 
-def suits(a: Array, b: Array) -> bool:
-    """Whether a b, a (m, k) and b (k, n), is a product for :func:`weight_gradient` of a^T and b."""
-    (m, k), n = a.shape, b.shape[1]
-    return k >= FEWEST_TOKENS and m * n <= MOST_RESULTS and a.flags.f_contiguous and b.flags.c_contiguous
+def suits(dy: Array, x: Array) -> bool:
+    """Whether dy^T x is a product for :func:`weight_gradient`: many tokens, a small result, no tensor cores."""
+    (tokens, outputs), width = dy.shape, x.shape[1]
+    small = tokens >= FEWEST_TOKENS and outputs * width <= MOST_RESULTS
+    return small and dy.dtype.itemsize >= 4 and dy.flags.c_contiguous and x.flags.c_contiguous
 
 
 def weight_gradient(dy: Array, x: Array) -> Array:
@@ -38,4 +39,4 @@ def weight_gradient(dy: Array, x: Array) -> Array:
     grid = shares, -(-outputs // TILE), -(-width // TILE)
     kernel = get_kernel(weight_gradient_specialisation(type_name(dy.dtype)), "weight_gradient_splitk")
     kernel(grid, (THREADS,), (dy, x, np.int64(rows), np.int32(outputs), np.int32(width), parts))
-    return add_parts(parts, dy.dtype).reshape(outputs, width)
+    return add_parts(parts).reshape(outputs, width)
