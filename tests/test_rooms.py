@@ -64,6 +64,7 @@ WITHIN_FUNCTIONS = {
     "runs": {"numba"},
     "train": {"cupy", "cupyx"},
     "layers": {"cupyx", "scipy"},
+    "model": {"ml_dtypes"},
     "core": {"cupy"},
     "experiment": {"threadpoolctl"},
     "kernels/cuda": {"cupy", "cupy_backends"},

@@ -85,7 +85,7 @@ def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Par
     """
     _require_path(folder)
     require_parameters(params, config)
-    tensors = {name: np.ascontiguousarray(on_host(p)) for name, p in params.items()}
+    tensors = {name: np.ascontiguousarray(_at_least_float32(on_host(p))) for name, p in params.items()}
     for name, p in tensors.items():
         if not _is_finite(p):
             raise ValueError(f"params[{name!r}] must be finite to be saved, got NaN or infinity")
@@ -98,6 +98,10 @@ def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Par
         # without this entry the authors' loader refuses the file
         save_file(tensors, weights, metadata={"format": "pt"})
         text.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
+
+
+def _at_least_float32(array: np.ndarray) -> np.ndarray:
+    return array if array.itemsize >= 4 else array.astype(np.float32)
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[RAMNetConfig, Params]:

@@ -6,6 +6,10 @@ initial values are drawn. Source: spec section 5.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import require_array
 from ramnet_np.model.block import block_parameters, norm_parameters
@@ -74,6 +78,28 @@ def require_parameters(params: Params, config: RAMNetConfig) -> None:
         if found.shape != shape:
             raise ValueError(f"params[{name!r}] must have shape {shape}, got {found.shape}")
         dtypes.add(str(found.dtype))
-    if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
-        raise TypeError(f"params must all be float32 or all float64, got {' and '.join(sorted(dtypes))}")
-    namespace_of(*params.values())  # all on one device
+    on_gpu = namespace_of(*params.values()) is not np  # and all on one device
+    if len(dtypes) > 1 or not dtypes <= {"float32", "float64", *(("bfloat16", "float16") if on_gpu else ())}:
+        also = ", on a GPU also all bfloat16 or all float16" if not on_gpu else ", all bfloat16 or all float16"
+        raise TypeError(f"params must all be float32 or all float64{also}, got {' and '.join(sorted(dtypes))}")
+
+
+def float_dtype(dtype: Any, on_gpu: bool) -> np.dtype:
+    """The dtype that ``dtype`` names, one that a model can compute in: TypeError for others.
+
+    >>> float_dtype("float32", on_gpu=False)
+    dtype('float32')
+    >>> float_dtype("bfloat16", on_gpu=False)
+    Traceback (most recent call last):
+        ...
+    TypeError: dtype must be float32 or float64 on the CPU, got bfloat16
+    """
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name in ("float32", "float64") or (on_gpu and name == "float16"):
+        return np.dtype(name)
+    if on_gpu and name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    served = "float32, float64, bfloat16 or float16 on a GPU" if on_gpu else "float32 or float64 on the CPU"
+    raise TypeError(f"dtype must be {served}, got {name}")

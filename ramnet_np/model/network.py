@@ -33,7 +33,15 @@ from ramnet_np.model.call_checks import check_options, check_select, check_state
 from ramnet_np.model.checks import check_integer, check_number
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.count import describe, state_elements
-from ramnet_np.model.layout import EMBEDDINGS, HEAD, NORM, layer_prefix, model_parameters, require_parameters
+from ramnet_np.model.layout import (
+    EMBEDDINGS,
+    HEAD,
+    NORM,
+    float_dtype,
+    layer_prefix,
+    model_parameters,
+    require_parameters,
+)
 from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
@@ -76,8 +84,7 @@ class RAMNet:
     def __init__(self, config: RAMNetConfig, seed: int = 0, dtype: Any = np.float32, *, params: Params | None = None):
         if not isinstance(config, RAMNetConfig):
             raise TypeError(f"config must be a RAMNetConfig, as preset(name) returns it, got {config!r}")
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+        dtype = float_dtype(dtype, on_gpu=False)
         check_integer("seed", seed, 0, None)
         if params is None:
             require_memory(parameter_bytes(config, np.dtype(dtype).itemsize), "a model of this size")
@@ -285,9 +292,11 @@ class RAMNet:
             x, _, _ = block_forward(x, params, self.config, i, options=options)
         return accesses
 
-    def to(self, device: Device) -> RAMNet:
-        """The model on ``device``, "cpu" or "gpu": itself where it is there already, else with copies of its arrays.
+    def to(self, device: Device, dtype: Any = None) -> RAMNet:
+        """The model on ``device``, "cpu" or "gpu", in ``dtype``: itself if it is so already, else with copies.
 
+        ``dtype``: "float32", "float64", and on a GPU "bfloat16" and "float16", which take half of the memory and of
+        the time; None keeps it.
         RuntimeError, with the reason, where there is no GPU to use; MemoryError where the model does not fit on it.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
@@ -296,13 +305,15 @@ class RAMNet:
         """
         if device not in get_args(Device):
             raise ValueError(f"device must be one of {', '.join(map(repr, get_args(Device)))}, got {device!r}")
-        if device == ("gpu" if array_kind(self.params[EMBEDDINGS]) == "cupy" else "cpu"):
+        here = self.params[EMBEDDINGS]
+        dtype = here.dtype if dtype is None else float_dtype(dtype, on_gpu=device == "gpu")
+        if device == ("gpu" if array_kind(here) == "cupy" else "cpu") and dtype == here.dtype:
             return self
         if device == "cpu":
-            return RAMNet(self.config, params={name: on_host(p) for name, p in self.params.items()})
+            return RAMNet(self.config, params={name: on_host(p).astype(dtype) for name, p in self.params.items()})
         xp = gpu_namespace()
-        require_memory(sum(p.nbytes for p in self.params.values()), "this model", "gpu")
-        return RAMNet(self.config, params={name: xp.asarray(p) for name, p in self.params.items()})
+        require_memory(sum(p.size * dtype.itemsize for p in self.params.values()), "this model", "gpu")
+        return RAMNet(self.config, params={name: xp.asarray(p).astype(dtype) for name, p in self.params.items()})
 
     def num_parameters(self) -> int:
         """Numbers that training may change; a tied head counts once.

@@ -80,6 +80,9 @@ class GPUTrainer:
 
     ``graphs``: "on" captures steps as CUDA graphs and raises RuntimeError where that fails; "auto" then goes on without
     them and gives ``log`` the reason; "off" does not try.
+
+    With ``config.dtype`` "bfloat16" the steps compute with copies of the parameters, :attr:`model`; an update changes
+    the float32 parameters of the model that was given, and rounds them to the copies.
     """
 
     report_is_free = False
@@ -95,19 +98,24 @@ class GPUTrainer:
     ):
         import cupy
 
-        self._model, self._log = model, log
+        self._log = log
         self._must_capture, self._captures = graphs == "on", graphs != "off"
         self._step, self._moments = state.step, (state.mean, state.square)
         self._gpu, self._stream = cupy.cuda.Device(), _own_stream()
         self._pool = cupy.cuda.MemoryPool(_graph_memory)  # shared by the graphs, which run one after another
         self._buffers: dict[tuple[int, ...], BatchBuffers] = {}
         model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
-        self._optimizer = _gpu_adamw(model.params, config, state)
+        self._model = model if config.dtype == "float32" else model.to("gpu", dtype=config.dtype)
+        self._optimizer = _gpu_adamw(model.params, config, state, self._model.params)
         self._addresses = self._optimizer.addresses()  # of the gradients of steps that are not graphs
 
     @property
     def state(self) -> AdamWState:
         return AdamWState(self._step, *self._moments)
+
+    @property
+    def model(self) -> RAMNet:
+        return self._model
 
     @property
     def graphs(self) -> int:
@@ -224,8 +232,11 @@ class CapturedStep:
         self._graph.launch()
 
 
-def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState) -> Any:
-    """AdamW as CUDA kernels that update all parameters together and leave their numbers on the device."""
+def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState, computed: dict[str, Array]) -> Any:
+    """AdamW as CUDA kernels that update all parameters together and leave their numbers on the device.
+
+    ``computed``: what the model computes with: ``params``, or copies of them in 16 bits, which each update writes too.
+    """
     from ramnet_np.kernels.cuda.optimizer.adamw import AdamWSettings, DeviceAdamW
 
     if config.steps > MOST_STEPS:
@@ -242,7 +253,8 @@ def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState)
         clip=config.clip,
     )
     decayed = {name for name, p in params.items() if has_weight_decay(name, p)}
-    return DeviceAdamW(dict(params), state.mean, state.square, decayed, state.step, settings)
+    copies = None if computed is params else dict(computed)
+    return DeviceAdamW(dict(params), state.mean, state.square, decayed, state.step, settings, copies)
 
 
 _streams = threading.local()

@@ -205,7 +205,7 @@ def _train_from(
         trainer,
         data,
         config,
-        lambda: evaluate(start.model, data.held_out()),
+        lambda: evaluate(trainer.model, data.held_out()),
         evaluates_at=lambda step: step % config.evaluate_every == 0 or step == config.steps,
         # before a checkpoint too: what is saved is known to be good
         reports_at=lambda step: trainer.report_is_free or step % config.log_every == 0 or saves_at(step),
@@ -293,6 +293,8 @@ def trainer_for(
     # the NumPy core can serve CuPy arrays, but reads numbers back in between, which no graph can
     if array_kind(parameter) == "cupy" and backend_for(parameter).name != "numpy":
         return GPUTrainer(model, config, state, graphs, log)
+    if config.dtype != "float32":
+        raise ValueError(f"train.dtype must be 'float32' where no GPU backend computes the steps, got {config.dtype!r}")
     return CPUTrainer(model, config, state)
 
 

@@ -45,6 +45,10 @@ class Trainer(Protocol):
     report_is_free: bool  # whether the numbers of a step are on the host anyway
 
     @property
+    def model(self) -> RAMNet:
+        """What computes the steps: the model that is trained, or a copy of it in the run's dtype."""
+
+    @property
     def state(self) -> AdamWState:
         """The optimiser's state after the last step."""
 
@@ -70,6 +74,10 @@ class CPUTrainer:
     def __init__(self, model: RAMNet, config: TrainConfig, state: AdamWState):
         self._model, self._config, self._state = model, config, state
         self._report: Report | None = None
+
+    @property
+    def model(self) -> RAMNet:
+        return self._model
 
     @property
     def state(self) -> AdamWState:

@@ -185,7 +185,7 @@ def test_functions_without_a_context(launched, name):
 
 
 def test_a_product_over_many_tokens(launched):
-    dweight = LAYERS["matrix_product"](device(normal(5000, 20)).T, device(normal(5000, 9)))
+    dweight = LAYERS["weight_product"](device(normal(5000, 20)), device(normal(5000, 9)))
     assert dweight.shape == (20, 9)
     assert launched == ["weight_gradient_splitk", "add_parts"]
 
@@ -211,7 +211,7 @@ def test_adamw(launched):
     table = optimizer.addresses()
     optimizer.bind(table, optimizer.contiguous(params))
     assert table[:, 3].tolist() == table[:, 0].tolist() == [p.data.ptr for p in params.values()]
-    assert table[:, 4:].tolist() == [[9100, 1], [5, 0]]
+    assert table[:, 4:].tolist() == [[0, 9100, 1], [0, 5, 0]]
     optimizer.update(table, empty((), np.float32), *(empty((), np.int32) for _ in range(2)))
     assert launched == ["gradient_squares", "adamw_prepare", "adamw_update"]
     assert optimizer.numbers() == {

@@ -39,16 +39,24 @@ def run(arrays, call):
     return [x.get() if hasattr(x, "get") else np.asarray(x) for x in call(*arrays)]
 
 
-def check(cp, arrays, call, dtype, monkeypatch):
-    """On the GPU as in NumPy's float64 on the same numbers; poisoned outputs; the same bits twice."""
+def sums_of(dtype):
+    """The dtype of sums over tokens, gradients of parameters and losses."""
+    return np.float64 if dtype == "float64" else np.float32
+
+
+def check(cp, arrays, call, dtype, monkeypatch, sums=()):
+    """On the GPU as in NumPy's float64 on the same numbers; poisoned outputs; the same bits twice.
+
+    ``sums``: which of the results are gradients of parameters or losses.
+    """
     wide = [a.astype(np.float64) if a.dtype.kind not in "iu" else a for a in arrays]
     expected = run(wide, call)
     actual = run([cp.asarray(a) for a in arrays], call)
     assert len(actual) == len(expected)
-    for got, want in zip(actual, expected, strict=True):
+    for i, (got, want) in enumerate(zip(actual, expected, strict=True)):
         assert got.shape == want.shape
         if want.dtype.kind == "f":
-            assert got.dtype == dtype_of(dtype)
+            assert got.dtype == (sums_of(dtype) if i in sums else dtype_of(dtype))
         difference = np.linalg.norm(got.astype(np.float64) - want) / max(1.0, np.linalg.norm(want))
         assert difference < TOLERANCE[dtype]
     empty = cp.empty
@@ -81,8 +89,8 @@ def test_norms(cp, shape, dtype, monkeypatch):
     kind = dtype_of(dtype)
     x, dy = 3 + draw(shape, kind, 0), draw(shape, kind, 1)
     weight, bias = draw(shape[1:], kind, 2), draw(shape[1:], kind, 3)
-    check(cp, [x.astype(kind), weight, dy], rmsnorm, dtype, monkeypatch)
-    check(cp, [x.astype(kind), weight, bias, dy], layernorm, dtype, monkeypatch)
+    check(cp, [x.astype(kind), weight, dy], rmsnorm, dtype, monkeypatch, sums=(2,))
+    check(cp, [x.astype(kind), weight, bias, dy], layernorm, dtype, monkeypatch, sums=(2, 3))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -98,7 +106,7 @@ def test_gates(cp, shape, silu, dtype, monkeypatch):
     check(cp, arrays, gate, dtype, monkeypatch)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("rows", "width", "outputs"),
     [(1, 1, 1), (5, 1, 3), (129, 64, 20), (4000, 20, 64), (7, 3, 1), (4096, 64, 20), (5001, 70, 65)],
@@ -110,7 +118,7 @@ def test_linear_maps(cp, rows, width, outputs, dtype, monkeypatch):
         return y, *grads, linear_backward(dy, ctx, accumulate_into=sums.copy()).x
 
     shapes = (rows, width), (outputs, width), (outputs,), (rows, outputs), (rows, width)
-    check(cp, [draw(s, dtype_of(dtype), i) for i, s in enumerate(shapes)], linear, dtype, monkeypatch)
+    check(cp, [draw(s, dtype_of(dtype), i) for i, s in enumerate(shapes)], linear, dtype, monkeypatch, sums=(2, 3))
 
 
 def test_products_of_transposes_and_views(cp):
@@ -145,7 +153,7 @@ def test_cross_entropy(cp, shape, dtype, monkeypatch):
         plain, ctx = cross_entropy_forward(x, labels)
         return *result, plain, cross_entropy_backward(0.5, ctx)
 
-    check(cp, [logits, labels], loss, dtype, monkeypatch)
+    check(cp, [logits, labels], loss, dtype, monkeypatch, sums=(0, 4))
 
 
 def test_cross_entropy_in_place_and_without_labels(cp):
@@ -170,20 +178,23 @@ def test_embedding_gradient(cp, tokens, rows, width, dtype, monkeypatch):
     rng = np.random.default_rng(0)
     for ids in (rng.integers(rows, size=tokens), np.full(tokens, rows - 1), rng.zipf(1.2, size=tokens) % rows):
         table, dy = draw((rows, width), dtype_of(dtype), 1), draw((tokens, width), dtype_of(dtype), 2)
-        check(cp, [table, ids.astype(np.int32), dy], lookup, dtype, monkeypatch)
+        check(cp, [table, ids.astype(np.int32), dy], lookup, dtype, monkeypatch, sums=(1,))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_adamw_equals_the_plain_one_and_stops_at_numbers_that_are_not_finite(cp, dtype):
+@pytest.mark.parametrize("copied", ["bfloat16", "float16"])
+def test_adamw_equals_the_plain_one_and_stops_at_numbers_that_are_not_finite(cp, dtype, copied):
     from ramnet_np.kernels.cuda.optimizer.adamw import AdamWSettings, DeviceAdamW
 
+    copied = dtype_of(copied)
     shapes = {"a.weight": (70, 130), "a.bias": (5,), "norm.weight": (9001,), "b.weight": (1, 1)}
     settings = AdamWSettings([0.1, 0.05, 0.02], beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=2.0)
     plain = {name: draw(shape, dtype, i) for i, (name, shape) in enumerate(shapes.items())}
     params = {name: cp.asarray(p) for name, p in plain.items()}
     state, moments = adamw_init(plain), adamw_init(params)
+    copies = {name: cp.empty(p.shape, copied) for name, p in params.items()}
     fused = DeviceAdamW(
-        params, moments.mean, moments.square, {n for n in plain if has_weight_decay(n, plain[n])}, 0, settings
+        params, moments.mean, moments.square, {n for n in plain if has_weight_decay(n, plain[n])}, 0, settings, copies
     )
     table = fused.addresses()
     correct, labels = cp.array(3, dtype=np.int32), cp.array(4, dtype=np.int32)
@@ -206,6 +217,7 @@ def test_adamw_equals_the_plain_one_and_stops_at_numbers_that_are_not_finite(cp,
             "stopped": 0,
         }  # fmt: skip
         for name, p in plain.items():
+            assert copies[name].get().tobytes() == params[name].get().astype(np.float32).astype(copied).tobytes()
             for got, want in ((params, p), (moments.mean, state.mean[name]), (moments.square, state.square[name])):
                 np.testing.assert_allclose(got[name].get(), want, rtol=3e-5, atol=1e-7 if dtype == "float32" else 1e-14)
     before = {name: p.get() for name, p in params.items()}
@@ -217,7 +229,7 @@ def test_adamw_equals_the_plain_one_and_stops_at_numbers_that_are_not_finite(cp,
         assert p.get().tobytes() == before[name].tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("heads", "order", "radix", "width"), [(1, 1, 1, 1), (2, 5, 4, 64), (3, 2, 7, 33)])
 def test_address_projections(cp, heads, order, radix, width, bias, dtype, monkeypatch):
@@ -231,8 +243,9 @@ def test_address_projections(cp, heads, order, radix, width, bias, dtype, monkey
         dx, grads = address_backward(dlogits, ctx, "w")
         return logits, dx, *(grads[name] for name in shapes)
 
-    arrays = [draw(s, dtype, i) for i, s in enumerate(((2, 3, width), (2, 3, heads, order, radix), *shapes.values()))]
-    check(cp, arrays, project, dtype, monkeypatch)
+    all_shapes = (2, 3, width), (2, 3, heads, order, radix), *shapes.values()
+    arrays = [draw(s, dtype_of(dtype), i) for i, s in enumerate(all_shapes)]
+    check(cp, arrays, project, dtype, monkeypatch, sums=range(2, len(all_shapes)))
 
 
 def test_the_core_on_cupy_arrays_without_fused_layers(cp):

@@ -11,6 +11,9 @@
 #ifndef ELEMENT
 #error "ELEMENT must be defined: the type of the parameters, float or double"
 #endif
+#ifndef COPY
+#error "COPY must be defined: the type of the copies that a model in 16 bits computes with, float16 or bfloat16"
+#endif
 #ifndef CHUNK
 #error "CHUNK must be defined: the elements of a block"
 #endif
@@ -20,6 +23,7 @@ struct ParameterArray {
     ELEMENT* mean;
     ELEMENT* square;
     const ELEMENT* grad;
+    COPY* copy;  // the parameters again, rounded, or null
     long long size;
     long long decays;  // 0 or 1
 };
@@ -109,6 +113,8 @@ extern "C" __global__ void adamw_update(const __grid_constant__ AdamWParams p) {
         array.mean[i] = m;
         array.square[i] = v;
         const ELEMENT param = array.decays ? array.param[i] * decay_factor : array.param[i];
-        array.param[i] = param - m / (sqrt(v) * v_correction + p.eps) * m_corrected_rate;
+        const ELEMENT updated = param - m / (sqrt(v) * v_correction + p.eps) * m_corrected_rate;
+        array.param[i] = updated;
+        if (array.copy) narrow(float(updated), array.copy[i]);
     }
 }

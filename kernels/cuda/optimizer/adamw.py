@@ -19,7 +19,7 @@ THREADS, ONE_BLOCK = 256, 1024  # of a block with a chunk; of the block that add
 DOUBLE = np.dtype(np.float64)
 
 PARAMETER_ARRAY = ParamStruct(
-    "ParameterArray", param=POINTER, mean=POINTER, square=POINTER, grad=POINTER, size=LONG, decays=LONG
+    "ParameterArray", param=POINTER, mean=POINTER, square=POINTER, grad=POINTER, copy=POINTER, size=LONG, decays=LONG
 )
 STATUS = ParamStruct(
     "OptimizerStatus", loss=DOUBLE, correct=DOUBLE, labels=DOUBLE, norm=DOUBLE, rate=DOUBLE, updates=DOUBLE,
@@ -39,13 +39,13 @@ def adamw_params(dtype: np.dtype) -> ParamStruct:
 
 
 @cache
-def adamw_specialisation(element: str) -> Specialisation:
-    """For parameters of the type ``element``, float or double."""
+def adamw_specialisation(element: str, copy: str = "bfloat16") -> Specialisation:
+    """For parameters of the type ``element``, float or double, and copies of the type ``copy``."""
     params = adamw_params(np.dtype(np.float64 if element == "double" else np.float32))
     return Specialisation(
         "optimizer/adamw.cu",
         ("gradient_squares", "adamw_prepare", "adamw_update"),
-        (("ELEMENT", element), ("CHUNK", CHUNK)),
+        (("ELEMENT", element), ("COPY", copy), ("CHUNK", CHUNK)),
         (PARAMETER_ARRAY, STATUS, params),
     )
 
@@ -65,8 +65,9 @@ class DeviceAdamW:
     """Parameters and moments of one run on the device, updated in place, after ``step`` updates made before.
 
     ``params``, ``mean``, ``square``: C-contiguous float32 or float64 arrays by name; ``decays``: those whose weights
-    decay. An update reads where its gradients are from a table on the device, :meth:`addresses`: one that is captured
-    in a graph can be recorded before the table is filled (:meth:`bind`), which a capture does not allow.
+    decay; ``copies``: the same parameters in a 16-bit type, which every update writes too, or None. An update reads
+    where its gradients are from a table on the device, :meth:`addresses`: one that is captured in a graph can be
+    recorded before the table is filled (:meth:`bind`), which a capture does not allow.
     """
 
     def __init__(
@@ -77,14 +78,17 @@ class DeviceAdamW:
         decays: set[str],
         step: int,
         settings: AdamWSettings,
+        copies: Mapping[str, Array] | None = None,
     ):
         import cupy
 
         self._names = tuple(params)
         self._dtype = next(iter(params.values())).dtype
-        self._kept = params, mean, square  # their addresses are in the table
+        self._copy_type = "bfloat16" if copies is None else type_name(next(iter(copies.values())).dtype)
+        self._kept = params, mean, square, copies  # their addresses are in the table
         self._rows = [
-            [params[n].data.ptr, mean[n].data.ptr, square[n].data.ptr, 0, params[n].size, n in decays] for n in params
+            [*(0 if of is None else of[n].data.ptr for of in (params, mean, square, None, copies)), p.size, n in decays]
+            for n, p in params.items()
         ]
         chunks = [(i, c) for i, n in enumerate(params) for c in range(-(-params[n].size // CHUNK))]
         self._chunks = cupy.asarray(np.array(chunks, dtype=np.int32))
@@ -125,7 +129,7 @@ class DeviceAdamW:
             v_decay=settings.beta2, v_gain=1 - settings.beta2, eps=settings.eps, chunk_count=blocks,
             rate_count=len(settings.rates),
         )  # fmt: skip
-        specialisation = adamw_specialisation(type_name(self._dtype))
+        specialisation = adamw_specialisation(type_name(self._dtype), self._copy_type)
         get_kernel(specialisation, "gradient_squares")((blocks,), (THREADS,), (params,))
         get_kernel(specialisation, "adamw_prepare")((1,), (ONE_BLOCK,), (params,))
         get_kernel(specialisation, "adamw_update")((blocks,), (THREADS,), (params,))

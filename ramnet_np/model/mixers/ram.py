@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ramnet_np.contract import Address, Array, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.attention import (
@@ -175,7 +177,8 @@ def initial_state(config: RAMNetConfig, x: Array) -> RAMState:
     >>> state.slots.shape, float(state.mass[0, 0, 0])
     ((1, 2, 16, 4), 0.5)
     """
-    state = RAMState.initial(x.shape[0], config.heads, config.slots, config.head_channels, x.dtype, namespace_of(x))
+    dtype = x.dtype if x.dtype.itemsize > 4 else np.float32  # of 16-bit models too
+    state = RAMState.initial(x.shape[0], config.heads, config.slots, config.head_channels, dtype, namespace_of(x))
     if config.init_mass is not None:
         state.mass[...] = config.init_mass
     return state
