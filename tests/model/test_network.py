@@ -349,7 +349,11 @@ def test_model_refuses():
         (ValueError, "select must name every token once", lambda: model.forward(IDS, select=np.array([1, 0, 1]))),
         (MemoryError, "a model of this size needs at least", lambda: RAMNet(replace(model.config, width=2**30))),
         (ValueError, r"params\['model.norm.weight'\] must have shape", lambda: RAMNet(model.config, params=wrong)),
-        (TypeError, "dtype must be float32 or float64, got float16", lambda: RAMNet(model.config, dtype=np.float16)),
+        (
+            TypeError,
+            "dtype must be float32 or float64 on the CPU, got float16",
+            lambda: RAMNet(model.config, dtype=np.float16),
+        ),
     ):
         with pytest.raises(error, match=message):
             call()

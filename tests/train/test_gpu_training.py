@@ -58,11 +58,13 @@ def batches(count=6, sequences=4, length=12, labelled=None, seed=0):
 
 
 def trainer_on(device, config, graphs="off", dtype=np.float64, seed=0):
-    model = RAMNet(config, seed=seed, dtype=dtype).to(device)
+    """``dtype`` "bfloat16": a model in float32 whose steps compute in bfloat16."""
+    train = replace(TRAIN, dtype="bfloat16") if dtype == "bfloat16" else TRAIN
+    model = RAMNet(config, seed=seed, dtype="float32" if dtype == "bfloat16" else dtype).to(device)
     state = adamw_init(model.params)
     if device == "cpu":
-        return model, CPUTrainer(model, TRAIN, state)
-    return model, GPUTrainer(model, TRAIN, state, graphs, log=pytest.fail)
+        return model, CPUTrainer(model, train, state)
+    return model, GPUTrainer(model, train, state, graphs, log=pytest.fail)
 
 
 def train_some(model, trainer, data):
@@ -94,6 +96,26 @@ def test_logits_and_gradients_equal_the_cpus(cp, name):
             np.testing.assert_allclose(grad.get(), grads[parameter], rtol=1e-8, atol=1e-11, err_msg=parameter)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_in_16_bits(cp, name, dtype):
+    """Against float64 with the rounded parameters. All slots are kept: a rounding cannot switch a selection."""
+    config = replace(CONFIGS[name], top_k=27)
+    half = RAMNet(config, seed=1).to("gpu", dtype=dtype)
+    wide = RAMNet(config, params={n: p.get().astype(np.float64) for n, p in half.params.items()})
+    [batch] = batches(1)
+    logits, ctx = wide.forward(batch.ids)
+    dlogits = np.random.default_rng(0).normal(size=logits.shape)
+    grads = wide.backward(dlogits, ctx)
+    half_logits, half_ctx = half.forward(cp.asarray(batch.ids))
+    half_grads = half.backward(cp.asarray(dlogits).astype(half_logits.dtype), half_ctx)
+    tolerance = {"bfloat16": 0.04, "float16": 0.005}[dtype]
+    for what, got, want in [("logits", half_logits, logits), *((n, g, grads[n]) for n, g in half_grads.items())]:
+        assert got.dtype == (half_logits.dtype if what == "logits" else np.float32), what
+        difference = np.linalg.norm(got.get().astype(np.float64) - want) / np.linalg.norm(want)
+        assert difference < tolerance, (what, difference)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_several_steps_equal_the_cpus(cp, name):
     cpu_reports, cpu = train_some(*trainer_on("cpu", CONFIGS[name]), batches())
@@ -110,7 +132,19 @@ def test_filled_up_labels_change_nothing(cp):
     np.testing.assert_allclose(gpu_reports, cpu_reports, rtol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_steps_in_bfloat16_stay_near_those_in_float32(cp, name):
+    """And the parameters that the steps compute with are those of the model, rounded."""
+    reports, _ = train_some(*trainer_on("gpu", CONFIGS[name], "on", np.float32), batches(20))
+    model, trainer = trainer_on("gpu", CONFIGS[name], "on", "bfloat16")
+    half_reports, params = train_some(model, trainer, batches(20))
+    np.testing.assert_allclose([r.loss for r in half_reports], [r.loss for r in reports], rtol=0.03)
+    for parameter, value in params.items():
+        rounded = trainer.model.params[parameter].get()
+        assert value.astype(rounded.dtype).tobytes() == rounded.tobytes(), parameter
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", np.float32, np.float64])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_graphs_equal_single_launches_to_the_bit(cp, name, dtype):
     """Batches of two shapes in turn, the model measured in between: the graphs' memory is their own."""
