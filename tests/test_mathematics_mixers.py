@@ -141,7 +141,7 @@ def test_delta_rule(rng):
 def test_decay(rng):
     params = {"a_proj.weight": rng.normal(size=(2, 4)), "dt_bias": rng.normal(size=2), "A_log": rng.normal(size=2)}
     x, bar = rng.normal(size=(1, 3, 4)), rng.normal(size=(1, 3, 2))
-    log_a, ctx = decay_forward(x, params)
+    log_a, _, ctx = decay_forward(x, params)
     logit = x @ params["a_proj.weight"].T + params["dt_bias"]
     expected = -np.exp(params["A_log"]) * np.log(1 + np.exp(logit))
     close(log_a, expected)

@@ -199,7 +199,7 @@ def test_foreign_configs_are_refused(saved, text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output_gate": "relu"}, "output_gate must be 'sigmoid' or null, got 'relu'"),
+        ({"output_gate": "relu"}, "output_gate must be 'sigmoid', 'silu' or null, got 'relu'"),
         ({"hidden_act": "tanh"}, "hidden_act must be SwiGLU, GELU, SiLU or Swish, got 'tanh'"),
         ({"addr_top_k": 0}, "top_k must be between 1 and 9, got 0"),
         ({"hidden_size": "6"}, "width must be an integer, got '6'"),
@@ -213,7 +213,10 @@ def test_foreign_configs_are_refused(saved, text, message):
         ({"num_hidden_layers": 300_000}, "layers must be between 1 and 4096, got 300000"),
         ({"addr_order": 10**9, "addr_radix": 2, "addr_top_k": None}, "order must be between 1 and 31"),
         ({"hidden_size": 10**400}, "must be between 1 and 2147483647, got an integer of 1329 bits"),
-        ({"ramnet_np": {"pickle": 1}}, "ramnet_np may hold update, proxy_eps, address_prior, norm, ffn, .*, got"),
+        (
+            {"ramnet_np": {"pickle": 1}},
+            "ramnet_np may hold update, proxy_eps, gate_activation, address_prior, norm, ffn, .*, got",
+        ),
     ],
 )
 def test_settings_out_of_bounds_are_refused(saved, changes, message):

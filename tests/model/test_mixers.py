@@ -1,5 +1,7 @@
 """Models of every mixer: gradients, the layer by hand, pieces against the whole, steps, files, and what is refused."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -150,14 +152,19 @@ def test_decay_gradients():
     names = {"a_proj.weight": (3, 5), "dt_bias": (3,), "A_log": (3,)}
     inputs = {"x": rng.normal(size=(2, 4, 5))} | {name: rng.normal(size=shape) for name, shape in names.items()}
 
-    def backward(dy, ctx):
-        dx, grads = decay_backward(dy, ctx)
+    def forward(x, *params, outputs=slice(2)):
+        *both, ctx = decay_forward(x, dict(zip(names, params, strict=True)))
+        return tuple(both[outputs]), ctx
+
+    def backward(douts, ctx):
+        dx, grads = decay_backward(douts[0], ctx, dstep=douts[1] if len(douts) == 2 else None)
         return [dx, *(grads[name] for name in names)]
 
-    gradcheck(
-        lambda x, *params: decay_forward(x, dict(zip(names, params, strict=True))), backward, inputs
-    ).raise_if_failed()
-    log_decay, ctx = decay_forward(inputs.pop("x"), inputs)
+    gradcheck(forward, backward, inputs).raise_if_failed()
+    gradcheck(partial(forward, outputs=slice(1)), backward, inputs).raise_if_failed()
+    log_decay, _, ctx = decay_forward(inputs.pop("x"), inputs)
+    with pytest.raises(ValueError, match=r"dstep must be float64 of shape \(2, 4, 3\), got"):
+        decay_backward(log_decay, ctx, dstep=log_decay[0])
     with pytest.raises(ValueError, match=r"dlog_decay must be float64 of shape \(2, 4, 3\), got"):
         decay_backward(log_decay[..., :1], ctx)
 
@@ -165,8 +172,9 @@ def test_decay_gradients():
 def test_a_decay_of_far_out_logits_is_finite():
     params = {"a_proj.weight": np.eye(2, dtype=np.float32), "dt_bias": np.zeros(2, np.float32)}
     params["A_log"] = np.zeros(2, np.float32)
-    log_decay, ctx = decay_forward(np.array([[[1000.0, -1000.0]]], np.float32), params)
+    log_decay, step, ctx = decay_forward(np.array([[[1000.0, -1000.0]]], np.float32), params)
     np.testing.assert_array_equal(log_decay, [[[-1000.0, 0.0]]])
+    np.testing.assert_array_equal(step, [[[1000.0, 0.0]]])
     dx, grads = decay_backward(np.ones_like(log_decay), ctx)
     np.testing.assert_array_equal(dx, [[[-1.0, 0.0]]])
     assert {x.dtype for x in (log_decay, dx, *grads.values())} == {np.dtype(np.float32)}
@@ -263,7 +271,7 @@ def test_trace_follows_the_convolution():
         (
             {"mixer": "mamba"},
             ValueError,
-            "mixer must be one of 'ram', 'softmax', 'window', 'linear', 'delta', got 'mamba'",
+            "mixer must be one of 'ram', 'softmax', 'window', 'linear', 'delta', 'gla', 'mamba2', got 'mamba'",
         ),
         ({"window": 0}, ValueError, "window must be at least 1, got 0"),
         ({"short_conv": -1}, ValueError, "short_conv must be at least 0, got -1"),
