@@ -36,8 +36,9 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class GridRun:
         """Everything, as JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
-    @property
+    @cached_property  # asked for again and again
     def key(self) -> str:
         """A string that equal runs share."""
         return json.dumps(self.settings, sort_keys=True)
@@ -105,6 +106,7 @@ class Point:
     variants: dict[str, RAMNetConfig]  # by name; the first is "", the point's own settings
     base: GridRun  # at full length
     searching: GridRun  # its short form; ``base`` where there is none
+    _made: dict[Any, GridRun] = field(default_factory=dict, compare=False, repr=False)  # runs: each is made once
 
     def run(self, seed: int, learning_rate: float, variant: str = "") -> GridRun:
         """The run of that seed, learning rate and variant."""
@@ -115,8 +117,11 @@ class Point:
         return self._of(self.searching, self.seeds[0], learning_rate, variant)
 
     def _of(self, base: GridRun, seed: int, learning_rate: float, variant: str) -> GridRun:
-        train = replace(base.train, learning_rate=learning_rate)
-        return replace(base, seed=seed, train=train, variant=variant, model=self.variants[variant])
+        which = base.search, seed, learning_rate, variant
+        if which not in self._made:
+            train = replace(base.train, learning_rate=learning_rate)
+            self._made[which] = replace(base, seed=seed, train=train, variant=variant, model=self.variants[variant])
+        return self._made[which]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ramnet_np.experiment.grid import GRIDS
+from ramnet_np.experiment.grid import GRIDS, load_grid
 from ramnet_np.experiment.records import Record, read_records
 from ramnet_np.experiment.summary import Result, collect
 from ramnet_np.experiment.tables import (
@@ -87,10 +87,17 @@ def report(
         )
     sections = {}
     for grid in dict.fromkeys([*GRIDS, *(p.grid for p in points)]):
-        if ours := [p for p in points if p.grid == grid]:
+        if ours := _in_order(grid, [p for p in points if p.grid == grid]):
             runs = [r for r in records if r["grid"] == grid and r["quick"] == ours[0].run.quick]
             sections[grid] = _section(grid, ours, runs, paper, figures)
     return sections
+
+
+def _in_order(grid: str, results: Sequence[Result]) -> list[Result]:
+    """As the grid lists its points, if it is one that comes with the command; else as they are."""
+    names = [point.name for point in load_grid(grid).points] if grid in GRIDS else []
+    place = {name: i for i, name in enumerate(names)}
+    return sorted(results, key=lambda result: place.get(result.name, len(names)))
 
 
 def _read_paper(path: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Choice(NamedTuple):
 class Asked(NamedTuple):
     """A run, and when its turn is: the lower, the earlier."""
 
-    turn: tuple[int, float]
+    turn: tuple[int, int]
     run: GridRun
 
 
@@ -135,10 +135,10 @@ def _search(point: Point, variants: Iterable[str], done: Mapping[str, Record], t
     middle = (len(point.learning_rates) - 1) / 2
     for variant in variants:
         for i, rate in enumerate(point.learning_rates):
-            yield Asked((turn, abs(i - middle)), point.search_run(rate, variant))
+            yield Asked((turn, int(abs(i - middle))), point.search_run(rate, variant))
         of_variant = _done(point, [Choice(variant, rate) for rate in point.learning_rates], done)
         while of_variant and (further := _outwards(of_variant, of_variant, point.widest)):
-            yield Asked((turn + 1, 0.0), point.search_run(further.rate, variant))
+            yield Asked((turn + 1, 0), point.search_run(further.rate, variant))
             of_variant = _done(point, [*of_variant, further], done)
         over = over and of_variant is not None
         scores |= of_variant or {}
@@ -160,7 +160,7 @@ def _final(
         choice = best_of(ranked)
         del ranked[choice]
         run = point.run(point.seeds[0], choice.rate, choice.variant)
-        yield Asked((turn, 0.0), run)
+        yield Asked((turn, 0), run)
         if run.key in done:
             full[choice] = score(done[run.key])
             finalists -= full[choice] is not None  # one that diverged gives its place to the next
@@ -170,7 +170,7 @@ def _final(
         return None
     while further := _outwards(full, scores | full, point.widest):
         run = point.run(point.seeds[0], further.rate, further.variant)
-        yield Asked((turn, 1.0), run)
+        yield Asked((turn, 1), run)
         if run.key not in done:
             return None
         full[further] = score(done[run.key])

@@ -111,7 +111,7 @@ def accuracy_by_setting(
         if paper and model in paper:
             axes.plot([paper[model]], [len(settings) + shift], markerfacecolor="none", **style)
     axes.set_yticks(range(len(rows)), rows)
-    axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.02, 1.02), xlabel=_ACCURACY, title=title)
+    axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.02, 1.02), xlabel=_ACCURACY, ylabel="setting", title=title)
     axes.grid(alpha=0.25)
     handles, _ = axes.get_legend_handles_labels()
     figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=2, frameon=False)
