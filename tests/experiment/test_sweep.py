@@ -154,12 +154,13 @@ def test_variants_come_last_and_the_best_has_all_seeds():
 
 
 def test_a_finalist_that_diverges_gives_its_place_to_the_next():
-    order = searched(point_of(SEARCHED), lambda _, rate, short: None if rate == 2e-3 and not short else 1e-3 / rate)
+    def scores(variant, rate, short):
+        return None if rate == 2e-3 and not short else -abs(math.log(rate / 2.2e-3))
+
+    order = searched(point_of(SEARCHED), scores)
     full = [(rate, seed) for _, rate, seed, short in order if not short]
-    # 5e-4 is best; then 1e-3; 2e-3 was never needed
-    assert full == [(5e-4, 0), (5e-4, 1), (1e-3, 0)]
-    flat = searched(point_of(SEARCHED), lambda _, rate, short: None if rate == 2e-3 and not short else 1.0)
-    assert [(rate, seed) for _, rate, seed, short in flat if not short][:2] == [(2e-3, 0), (1e-3, 0)]
+    # of those that do not diverge 4e-3 and 1e-3 are best; 8e-3 is the next one outwards
+    assert full == [(2e-3, 0), (4e-3, 0), (8e-3, 0), (4e-3, 1), (1e-3, 0)]
     assert searched(point_of(SEARCHED), lambda *_: None)[3:] == []
 
 
