@@ -96,8 +96,8 @@ def gated_linear_attention_forward(
     # 2. within chunks: what each token reads of itself, and later runs of earlier ones
     y = (q * k).sum(axis=-1, keepdims=True) * v
     for i, sums in enumerate(rounds):
-        late_q, early_k = _meeting(xp, q, k, sums, i)
-        scores = matmul(late_q, early_k.swapaxes(-1, -2))
+        late, early = _decays(xp, sums, i)
+        scores = matmul(late * _later(q, i), (early * _earlier(k, i)).swapaxes(-1, -2))
         matmul(scores, _earlier(v, i), accumulate_into=_later(y, i))
     # 3. the state before each chunk
     added = matmul((k * xp.exp(rest)).swapaxes(-1, -2), v)
@@ -105,8 +105,8 @@ def gated_linear_attention_forward(
     starts = xp.empty_like(added)
     starts[:, 0] = 0 if state is None else state.reshape(added[:, 0].shape)
     for chunk in range(1, added.shape[1]):
-        xp.multiply(kept[:, chunk - 1], starts[:, chunk - 1], out=starts[:, chunk])
-        starts[:, chunk] += added[:, chunk - 1]
+        start = xp.multiply(kept[:, chunk - 1], starts[:, chunk - 1], out=starts[:, chunk])
+        start += added[:, chunk - 1]
     after = kept[:, -1] * starts[:, -1] + added[:, -1]
     # 4. what each token reads of that
     matmul(q * xp.exp(into), starts, accumulate_into=y)
@@ -142,7 +142,8 @@ def gated_linear_attention_backward(dy: Array, ctx: GatedLinearAttentionContext)
     g, late, kept = xp.exp(into), xp.exp(rest), _kept(xp, into)
     dstarts = matmul((g * q).swapaxes(-1, -2), dy)
     for chunk in reversed(range(dstarts.shape[1] - 1)):
-        dstarts[:, chunk] += kept[:, chunk] * dstarts[:, chunk + 1]
+        dstart = dstarts[:, chunk]
+        dstart += kept[:, chunk] * dstarts[:, chunk + 1]
     dafter = xp.zeros_like(dstarts)
     dafter[:, :-1] = dstarts[:, 1:]
     dq, dk, dv = matmul(dy, starts.swapaxes(-1, -2)), matmul(v, dafter.swapaxes(-1, -2)), matmul(late * k, dafter)
@@ -150,7 +151,8 @@ def gated_linear_attention_backward(dy: Array, ctx: GatedLinearAttentionContext)
     dk *= late
     dinto, drest = _of_rates(dq * q, log_a), _of_rates(dk * k, log_a)
     dkept = (dafter * starts).sum(axis=-1)[..., None, :]
-    dinto[..., -1:, :] += _of_rates(dkept * kept.swapaxes(-1, -2), log_a)
+    last = dinto[..., -1:, :]
+    last += _of_rates(dkept * kept.swapaxes(-1, -2), log_a)
     # 2. runs, the longest first; then each token and itself
     grads = GatedLinearAttentionGrads(dq, dk, dv, dinto)
     for i, sums in reversed(list(enumerate(rounds))):
@@ -168,8 +170,9 @@ def _sums_within_runs(log_a: Array) -> list[_Sums]:
     sums = [_Sums(log_a, namespace_of(log_a).zeros_like(log_a))]
     for i in range((log_a.shape[-2] - 1).bit_length()):
         into, rest = (x.copy() for x in sums[-1])
-        _later(into, i)[...] += _earlier(sums[-1].into, i)[:, -1:]
-        _earlier(rest, i)[...] += _later(sums[-1].into, i)[:, -1:]
+        later, earlier = _later(into, i), _earlier(rest, i)
+        earlier += later[:, -1:]
+        later += _earlier(into, i)[:, -1:]
         sums.append(_Sums(into, rest))
     return sums
 
@@ -178,32 +181,33 @@ def _join_backward(
     dy: Array, q: Array, k: Array, v: Array, sums: _Sums, grads: GatedLinearAttentionGrads, drest: Array, i: int
 ) -> None:
     """Add the gradients of round ``i``, and take those of the sums, ``grads.log_decay`` and ``drest``, to its runs."""
-    dq, dk, dv, dinto = grads
-    # the sums of joined runs, from those of the two
-    of_earlier = _later(dinto, i).sum(axis=-2)
-    of_later = _earlier(drest, i).sum(axis=-2)
-    _earlier(dinto, i)[:, -1] += of_earlier
-    _later(dinto, i)[:, -1] += of_later
-    # y += scores v, scores = late_q early_k^T
     xp = namespace_of(dy)
-    late_q, early_k = _meeting(xp, q, k, sums, i)
-    late_dy, early_v = _later(dy, i), _earlier(v, i)
-    scores = matmul(late_q, early_k.swapaxes(-1, -2))
-    matmul(scores.swapaxes(-1, -2), late_dy, accumulate_into=_earlier(dv, i))
+    late_q, late_dy, early_k, early_v = _later(q, i), _later(dy, i), _earlier(k, i), _earlier(v, i)
+    late_into, early_into, early_rest = _later(grads.log_decay, i), _earlier(grads.log_decay, i), _earlier(drest, i)
+    # the sums of joined runs, from those of the two
+    early_end, late_end = early_into[:, -1], late_into[:, -1]
+    early_end += late_into.sum(axis=-2)
+    late_end += early_rest.sum(axis=-2)
+    # y += scores v
+    late, early = _decays(xp, sums, i)
+    decayed_q, decayed_k = late * late_q, early * early_k
+    scores = matmul(decayed_q, decayed_k.swapaxes(-1, -2))
+    matmul(scores.swapaxes(-1, -2), late_dy, accumulate_into=_earlier(grads.v, i))
     dscores = matmul(late_dy, early_v.swapaxes(-1, -2))
-    # late_q = e^into q, early_k = e^rest k
-    dlate_q, dearly_k = matmul(dscores, early_k), matmul(dscores.swapaxes(-1, -2), late_q)
-    _later(dinto, i)[...] += _of_rates(dlate_q * late_q, dinto)
-    _earlier(drest, i)[...] += _of_rates(dearly_k * early_k, drest)
-    dlate_q *= xp.exp(_later(sums.into, i))
-    dearly_k *= xp.exp(_earlier(sums.rest, i))
-    _later(dq, i)[...] += dlate_q
-    _earlier(dk, i)[...] += dearly_k
+    # scores = (late q) (early k)^T
+    dq, dk = matmul(dscores, decayed_k), matmul(dscores.swapaxes(-1, -2), decayed_q)
+    dq *= late
+    dk *= early
+    for sum_of, d in ((_later(grads.q, i), dq), (_earlier(grads.k, i), dk)):
+        sum_of += d
+    # late = e^into, early = e^rest
+    late_into += _of_rates(dq * late_q, late_into)
+    early_rest += _of_rates(dk * early_k, early_rest)
 
 
-def _meeting(xp: Any, q: Array, k: Array, sums: _Sums, i: int) -> tuple[Array, Array]:
-    """Queries of later runs and keys of earlier ones, as they are where the two runs meet."""
-    return _later(q, i) * xp.exp(_later(sums.into, i)), _earlier(k, i) * xp.exp(_earlier(sums.rest, i))
+def _decays(xp: Any, sums: _Sums, i: int) -> tuple[Array, Array]:
+    """What is left of later runs' queries, and of earlier runs' keys, where the two meet."""
+    return xp.exp(_later(sums.into, i)), xp.exp(_earlier(sums.rest, i))
 
 
 def _kept(xp: Any, into: Array) -> Array:

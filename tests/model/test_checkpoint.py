@@ -68,6 +68,7 @@ VARIANTS = {
         renorm=(True, False), top_k=(2, 3), value_bias=True, init_std=0.1, norm_eps=1e-5, eps=1e-9, channels=4,
     ),
     "authors": THEIRS_AS_OURS,
+    "silu-gate": RAMNetConfig(vocab=11, width=6, order=2, radix=3, output_gate=True, gate_activation="silu"),
 }  # fmt: skip
 
 
@@ -94,6 +95,11 @@ def test_config_round_trip_through_json(config):
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 
+def test_their_config_names_the_gates_activation():
+    named = {name: config_to_json(config)["output_gate"] for name, config in VARIANTS.items()}
+    assert (named["defaults"], named["authors"], named["silu-gate"]) == (None, "sigmoid", "silu")
+
+
 def test_reads_the_authors_config():
     assert config_from_json(THEIRS) == THEIRS_AS_OURS
 
@@ -109,6 +115,7 @@ def test_reads_the_authors_config():
         ({"hidden_ratio": 80}, {"ffn_width": 512}),
         ({"hidden_ratio": 3, "hidden_act": "SiLU"}, {"ffn": "silu", "ffn_width": 18}),
         ({"output_gate": None, "gamma_mode": "fixed"}, {"output_gate": False, "gamma_mode": "fixed"}),
+        ({"output_gate": "silu"}, {"gate_activation": "silu"}),
     ],
 )
 def test_reads_what_the_authors_config_may_say(changes, fields):
