@@ -15,6 +15,7 @@ from ramnet_np.experiment.records import Record, read_records
 from ramnet_np.experiment.summary import Result, collect
 from ramnet_np.experiment.tables import (
     addresses,
+    ends_of,
     order_table,
     provenance,
     search_table,
@@ -139,7 +140,7 @@ def _section(
         "mqar-state": lambda: state_table(ours, paper),
     }
     parts.append(tables.get(grid, lambda: study_table(ours))())
-    parts.append(provenance(runs))
+    parts += [part for part in (ends_of(ours), provenance(runs)) if part]
     parts.append(_folded("Accuracy on each test setting", settings_table(ours)))
     parts.append(_folded("How each point chose its learning rate and settings", search_table(ours)))
     parts.append(_folded("Settings that all of these runs share", f"```toml\n{shared_settings(ours)}\n```"))

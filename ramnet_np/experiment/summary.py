@@ -21,7 +21,8 @@ class Result:
 
     grid: str
     name: str
-    run: GridRun  # one of those chosen, for the settings
+    run: GridRun  # one of those chosen
+    settings: Mapping[str, Any]  # of it, as recorded: without those that the library got later
     state: int  # elements
     chosen: Choice  # by validation at full length
     searched: Mapping[
@@ -117,6 +118,7 @@ def _result(grid: str, name: str, runs: Sequence[_Pair]) -> Result | None:
         grid=grid,
         name=name,
         run=tried[swept][chosen][1],
+        settings=tried[swept][chosen][0]["settings"],
         state=kept[0]["state_elements"],
         chosen=chosen,
         searched={_choice(run): score(r) for r, run in _current([pair for pair in runs if pair[1].search])},

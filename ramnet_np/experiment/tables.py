@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.records import Record
 from ramnet_np.experiment.summary import Result, gpu_minutes
 from ramnet_np.experiment.sweep import Choice
@@ -115,6 +114,23 @@ def search_table(results: Sequence[Result]) -> str:
     return table(head, rows) if rows else ""
 
 
+def ends_of(results: Sequence[Result]) -> str:
+    """How many points chose a learning rate at an end of those they tried, in a sentence.
+
+    >>> ends_of([])
+    ''
+    """
+    swept = [result for result in results if len(result.rates) > 1]
+    if not swept:
+        return ""
+    points = "1 point" if len(swept) == 1 else f"{len(swept)} points"
+    at = {end: ", ".join(r.name for r in swept if r.end == end) or "none" for end in ("lowest", "highest")}
+    return (
+        f"Of {points} with a sweep, these chose the lowest learning rate tried: {at['lowest']}; these the highest: "
+        f"{at['highest']}."
+    )
+
+
 def _tried(scores: Mapping[Choice, float | None], variant: str) -> str:
     """Such as "0.001: 0.53, 0.002: diverged"."""
     parts = [
@@ -146,7 +162,7 @@ def shared_settings(results: Sequence[Result]) -> str:
     """
     lines = []
     for part in ("model", "data", "train"):
-        tables = [_part(result.run, part) for result in results]
+        tables = [_part(result, part) for result in results]
         same = [key for key in (tables[0] if tables else ()) if all(t.get(key) == tables[0][key] for t in tables)]
         common = [f"{key} = {_toml(tables[0][key])}" for key in same]
         if common:
@@ -196,9 +212,9 @@ def _has_variants(results: Sequence[Result]) -> bool:
     return any(len(result.variants) > 1 for result in results)
 
 
-def _part(run: GridRun, part: str) -> dict[str, Any]:
+def _part(result: Result, part: str) -> dict[str, Any]:
     left_out = {"learning_rate", "log_every", "evaluate_every", "checkpoint_every"}
-    return {key: value for key, value in run.settings[part].items() if value is not None and key not in left_out}
+    return {key: value for key, value in result.settings[part].items() if value is not None and key not in left_out}
 
 
 def _toml(value: Any) -> str:

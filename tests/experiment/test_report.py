@@ -14,6 +14,7 @@ from ramnet_np.experiment.report import BEGIN, END, between_markers, report, wri
 from ramnet_np.experiment.summary import collect, gpu_minutes
 from ramnet_np.experiment.sweep import Choice
 from ramnet_np.experiment.tables import (
+    ends_of,
     order_table,
     provenance,
     search_table,
@@ -106,6 +107,9 @@ def test_short_runs_search_and_long_ones_decide():
     [result] = collect([*records, *with_variants({}, {("norm", 2e-3): 0.99})])  # run again: the newer record counts
     assert (result.chosen, result.end) == (Choice("norm", 2e-3), "lowest")
     assert state_table([result], {}).endswith("| norm (of 2) | 0.002 (lowest of 2) | 6 |")
+    assert ends_of([result]) == (
+        "Of 1 point with a sweep, these chose the lowest learning rate tried: delta-64; these the highest: none."
+    )
     records[0] |= {"status": "diverged", "validation": {}}
     assert "| 0.001: diverged, 0.002: 0.600," in search_table(collect(records))
     assert provenance(records).startswith("8 runs (5 short ones to choose by, 1 diverged), ")
