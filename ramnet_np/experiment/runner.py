@@ -89,8 +89,8 @@ def run_experiment(
 ) -> Outcome:
     """Run what is left of a grid, of several together, or of ``options.grid``.
 
-    ``names``: of the grids, of :data:`~ramnet_np.experiment.grid.GRIDS`. Several share the folder and the order: all
-    their points take a step of the search before any takes the next one.
+    ``names``: of grids that come with the command (``GRIDS``). Several share the folder and the order: all their points
+    take a step of the search before any takes the next one.
     ``log``: called with a line for each run; ``progress``: show a bar. Ctrl-C and SIGTERM leave the results of finished
     runs and the checkpoints of the others. No other program may use the folder of the results meanwhile.
 
