@@ -11,8 +11,8 @@ pairs, then runs of two tokens, of four, and so on. In every pair, the later run
                                                               rest_s: log a summed after s, to the earlier run's end
 
 So any two tokens meet in one pair of runs, and e^(into_t + rest_s) is the decay between them: it comes from what lies
-between the two tokens alone. With g_t = a_1 .. a_t, the quotient g_t / g_s would divide one tiny product by another, and
-the difference log g_t - log g_s would lose digits where decays are strong. Here nothing overflows or cancels, and a
+between the two tokens alone. With g_t = a_1 .. a_t, the quotient g_t / g_s would divide one tiny product by another,
+and the difference log g_t - log g_s would lose digits where decays are strong. Here nothing overflows or cancels, and a
 decay that is 0 in the arrays' dtype is 0.
 """
 
