@@ -3,6 +3,8 @@
 python notebooks/run.py                  all of them, two at a time; the files stay as they are
 python notebooks/run.py 02 05            those whose names start so
 python notebooks/run.py --save 02        and write the outputs into the file, as they are committed
+
+The notebooks that the site offers in a browser run with NumPy and Matplotlib alone (``alone.py``).
 """
 
 from __future__ import annotations
@@ -21,19 +23,21 @@ from nbclient.exceptions import CellExecutionError
 HERE = Path(__file__).parent
 LIMIT = 600  # seconds a cell may take before it counts as hung
 NOTICE = "compiling kernels for the CPU"
-CONTROLS = "application/vnd.jupyter.widget-view+json"
+IN_BROWSER = ("01", "02", "03", "04", "05", "06")
 
 
 def execute(path: Path, save: bool, threads: int) -> tuple[float, str]:
     """Seconds taken, and what went wrong ("" if nothing)."""
     notebook = nbformat.read(path, as_version=4)
+    arguments = ["--IPKernelApp.log_level=ERROR"]
+    if path.name.startswith(IN_BROWSER):
+        arguments.append("--IPKernelApp.exec_lines=import alone")
     client = NotebookClient(
         notebook,
         timeout=LIMIT,
         kernel_name="python3",
-        store_widget_state=False,
         resources={"metadata": {"path": HERE}},
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        extra_arguments=arguments,
     )
     started = time.perf_counter()
     try:
@@ -69,7 +73,7 @@ def warnings_in(notebook: nbformat.NotebookNode) -> str:
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without times, versions and live controls: only what a reader sees."""
+    """Without times and versions: only what a reader sees."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -78,8 +82,6 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", ()):
             output.get("metadata", {}).clear()
-            if CONTROLS in output.get("data", {}):
-                output.data = {"text/plain": "(sliders: run the notebook to move them)"}
     return notebook
 
 

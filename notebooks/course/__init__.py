@@ -1,0 +1,23 @@
+"""What the notebooks share. One line at the top of a notebook brings what it uses::
+
+    from course import check, np, plot
+
+Everything here runs with NumPy and Matplotlib alone, so that the first six notebooks run in a browser.
+"""
+
+import numpy as np
+from IPython import get_ipython
+
+from course.checks import check, check_mine, mine, solution
+from course.show import movie, predict, slider
+from course.story import PEOPLE, TEXT, answer, facts_model, next_letter, read_text
+from ramnet_np import plot
+
+__all__ = [
+    "PEOPLE", "TEXT", "answer", "check", "check_mine", "facts_model", "mine", "movie", "next_letter", "np", "plot",
+    "predict", "read_text", "slider", "solution",
+]  # fmt: skip
+
+if get_ipython() is not None:
+    get_ipython().run_line_magic("matplotlib", "inline")
+    np.set_printoptions(precision=3, suppress=True)
