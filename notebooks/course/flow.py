@@ -63,7 +63,9 @@ def adjoints_so_far(tokens: Sequence[Token], names: Sequence[str], asked: int, b
             "", (back_to - 1.4, -0.62), (back_to - 0.6, -0.62),
             arrowprops={"arrowstyle": "->", "color": colors.ink, "linewidth": 1.6},
         )  # fmt: skip
-    axes.set(xticks=range(T), xlim=(-1, T), ylim=(len(names) - 0.5, -0.95), xlabel="the backward goes from right to left")
+    axes.set(
+        xticks=range(T), xlim=(-1, T), ylim=(len(names) - 0.5, -0.95), xlabel="the backward goes from right to left"
+    )
     axes.set_xticklabels([token.text for token in tokens])
     axes.set_yticks(range(len(names)), names)
     axes.set_title(f"gradient of the answer to {tokens[asked].text}", fontsize=10.5)

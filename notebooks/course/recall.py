@@ -19,6 +19,8 @@ from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.optim import adamw_init
 from ramnet_np.train.trainer import CPUTrainer
 
+__all__ = ["LENGTH", "PAIRS", "STEPS", "fresh", "probabilities", "recall_data", "train", "trained_together"]
+
 PAIRS, LENGTH, VOCAB, STEPS = 4, 32, 256, 300
 SPEEDS = TrainConfig(steps=STEPS, batch=32, learning_rate=2e-3, learning_rate_floor=2e-4, warmup=50)
 
@@ -30,22 +32,18 @@ def recall_data(pairs: int = PAIRS, vocab: int = VOCAB) -> tuple[Batch, Batch]:
     return Batch(*train[0]), Batch(*test[0])
 
 
-def train(
-    model: RAMNet, seed: int = 0, steps: int = STEPS, every: int = 50, watch: Callable[[int, float], None] | None = None
-) -> list[float]:
-    """``steps`` steps; the accuracy on unseen sequences after each ``every`` of them.
-
-    ``watch(step, loss)`` is called after every step.
-    """
+def train(model: RAMNet, seed: int = 0, watch: Callable[[int, float], None] | None = None) -> list[float]:
+    """The accuracy on unseen sequences after 50, 100, ..., STEPS steps; ``watch(step, loss)`` is called at each."""
     data, test = recall_data()
     batches = ShuffledSets([data], {"test": test}, SPEEDS.batch, seed=seed)
     accuracies = []
-    with threadpool_limits(1, user_api="blas"), CPUTrainer(model, SPEEDS, adamw_init(model.params)) as trainer:
-        for step in range(1, steps + 1):
+    moments = adamw_init(model.params)
+    with threadpool_limits(1, user_api="blas"), CPUTrainer(model, SPEEDS, moments) as trainer:
+        for step in range(1, STEPS + 1):
             trainer.step(batches.batch(step - 1))  # forward, backward, clipping, AdamW
             if watch:
                 watch(step, trainer.report().loss)
-            if step % every == 0:
+            if step % 50 == 0:
                 accuracies.append(float(np.mean(hits(model, test))))
     return accuracies
 
