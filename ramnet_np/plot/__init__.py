@@ -18,6 +18,7 @@ from ramnet_np.plot.speed import roofline
 from ramnet_np.plot.text import text_weights
 from ramnet_np.plot.trace import slot_trace
 from ramnet_np.plot.training import training_curves
+from ramnet_np.plot.wall import pigeonholes, rack
 
 __all__ = [
     "accuracy_by_order",
@@ -30,6 +31,8 @@ __all__ = [
     "curves",
     "digit_product",
     "heatmaps",
+    "pigeonholes",
+    "rack",
     "ramnet_picture",
     "roofline",
     "slot_adjoint",
