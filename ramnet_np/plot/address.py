@@ -19,7 +19,7 @@ def digit_product(logits: Array, top_k: int = 0, temperature: float = 1.0, title
     """U softmaxes as bars, most significant digit first, and the probability of every slot as a map.
 
     ``logits``: (U, P) of one token and head. Slots in one row of the map share their upper digits, slots in one column
-    share their lower digits. The ``top_k`` most probable slots are framed.
+    share their lower digits. The ``top_k`` most probable slots are framed, with their numbers.
 
     >>> digit_product(np.zeros((4, 3)), top_k=5).axes[-1].get_xlabel()
     'lower 2 digits'
@@ -50,6 +50,8 @@ def digit_product(logits: Array, top_k: int = 0, temperature: float = 1.0, title
     for slot in np.argsort(-rho, kind="stable")[:top_k]:
         corner = (slot % columns - 0.5, slot // columns - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colors.write, linewidth=1.6))
+        color = colors.paper if rho[slot] > 0.3 * rho.max() else colors.ink
+        axes.text(corner[0] + 0.5, corner[1] + 0.5, str(slot), ha="center", va="center", fontsize=8, color=color)
     axes.set(
         xlabel=f"lower {low} digit{'s' * (low > 1)}",
         ylabel=f"upper {order - low} digit{'s' * (order - low > 1)}",
