@@ -50,7 +50,7 @@ def digit_product(logits: Array, top_k: int = 0, temperature: float = 1.0, title
     for slot in np.argsort(-rho, kind="stable")[:top_k]:
         corner = (slot % columns - 0.5, slot // columns - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colors.write, linewidth=1.6))
-        color = colors.paper if rho[slot] > 0.3 * rho.max() else colors.ink
+        color = colors.paper if rho[slot] > 0.45 * rho.max() else colors.ink
         axes.text(corner[0] + 0.5, corner[1] + 0.5, str(slot), ha="center", va="center", fontsize=8, color=color)
     axes.set(
         xlabel=f"lower {low} digit{'s' * (low > 1)}",
