@@ -103,12 +103,13 @@ def address_tree(logits: Array, top_k: int = 0, temperature: float = 1.0) -> Fig
 
 
 @themed
-def beam_merge(steps: Sequence[tuple[Array, Array]], top_k: int) -> Figure:
+def beam_merge(steps: Sequence[tuple[Array, Array]], top_k: int, first: int = 1) -> Figure:
     """The merges of a beam search, one panel per digit: all pairs of a partial address and a value of the next digit.
 
     ``steps``: (scores, kept) of each merge: scores (n, P) of the pairs, partial addresses (rows) and values (columns)
-    both sorted best first; kept (n, P) bool, the K best. The stepped line is the staircase (i+1)(j+1) <= K: for a pair
-    below and right of it there are K better ones, so it need not be computed.
+    both sorted best first; kept (n, P) bool, the K best. ``first``: the digit that the first of them adds.
+    The stepped line is the staircase (i+1)(j+1) <= K: for a pair below and right of it there are K better ones, so it
+    need not be computed.
 
     >>> scores = np.log(np.outer([0.6, 0.4], [0.9, 0.1]))
     >>> beam_merge([(scores, scores > -1)], top_k=2).axes[0].get_xlabel()
@@ -117,7 +118,7 @@ def beam_merge(steps: Sequence[tuple[Array, Array]], top_k: int) -> Figure:
     colors = current()
     figure = Figure(figsize=(2.9 * len(steps) + 0.6, 3.6), layout="constrained")
     for number, (axes, (scores, kept)) in enumerate(
-        zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True), 1
+        zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True), first
     ):
         n, radix = np.shape(scores)
         axes.imshow(np.exp(scores), cmap=colors.shades(colors.series[0]), vmin=0, aspect="auto")
