@@ -11,7 +11,7 @@ apart; their shapes differ too. ``with theme("dark"):`` (``style.py``) draws for
 from ramnet_np.plot.address import address_tree, beam_merge, cape_grid, digit_product
 from ramnet_np.plot.chunk import chunk_accesses
 from ramnet_np.plot.curves import bars, curves, heatmaps
-from ramnet_np.plot.memory import slot_adjoint, slot_life
+from ramnet_np.plot.memory import slot_adjoint, slot_jars, slot_life
 from ramnet_np.plot.picture import ramnet_picture
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
 from ramnet_np.plot.speed import roofline
@@ -36,6 +36,7 @@ __all__ = [
     "ramnet_picture",
     "roofline",
     "slot_adjoint",
+    "slot_jars",
     "slot_life",
     "slot_trace",
     "text_weights",
