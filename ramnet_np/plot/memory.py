@@ -89,20 +89,24 @@ def slot_jars(
 ) -> Figure:
     """Slots as jars, filled up to their mass, in the colour of what they hold.
 
-    ``content``: name of the slot -> from -1 to 1; ``mass``: name -> 0 or more, drawn up to 2.
+    ``content``: name of the slot -> from -1 to 1; ``mass``: name -> 0 or more, drawn up to 2.5.
     ``ends``: what contents of -1 and of 1 stand for.
 
     >>> slot_jars({"a": 0.5}, {"a": 1.0}, ends=("cat", "fox")).axes[0].get_ylabel()
     'mass z'
     """
-    colors, most = current(), 2.0
+    colors, most = current(), 2.5
     figure = Figure(figsize=(7, 2.9), layout="constrained")
     axes = figure.subplots()
     shades = colors.diverging()
     for x, (name, s) in enumerate(content.items()):
-        axes.add_patch(Rectangle((x - 0.3, 0), 0.6, min(mass[name], most), facecolor=shades((s + 1) / 2), linewidth=0))
+        shape = (x - 0.3, 0), 0.6, min(mass[name], most)
+        axes.add_patch(
+            Rectangle(*shape, facecolor=shades((s + 1) / 2), edgecolor=colors.faint, hatch="..", linewidth=1)
+        )
         axes.plot([x - 0.3, x - 0.3, x + 0.3, x + 0.3], [most, 0, 0, most], color=colors.ink, linewidth=1.5)
-        axes.text(x, most + 0.1, f"s = {round(s, 2) + 0:.2f}   z = {mass[name]:.2f}", ha="center", fontsize=9.5, color=colors.ink)
+        said = f"s = {round(s, 2) + 0:.2f}   z = {mass[name]:.2f}"
+        axes.text(x, most + 0.1, said, ha="center", fontsize=9.5, color=colors.ink)
     axes.set(xlim=(-0.6, len(content) - 0.4), ylim=(0, most + 0.35), ylabel="mass z", yticks=[0, 1, 2])
     axes.set_xticks(range(len(content)), list(content))
     axes.set_title(title, fontsize=11, loc="left")
@@ -110,7 +114,7 @@ def slot_jars(
         axes.spines[side].set_visible(False)
     scale = ScalarMappable(Normalize(-1, 1), shades)
     bar = figure.colorbar(scale, ax=axes, ticks=[-1, 0, 1], shrink=0.8)
-    bar.ax.set_yticklabels([ends[0], "nothing", ends[1]])
+    bar.ax.set_yticklabels([ends[0], "0", ends[1]])
     return figure
 
 
