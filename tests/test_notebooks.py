@@ -102,8 +102,9 @@ def test_one_line_brings_what_a_notebook_uses(notebook):
 
 
 def test_code_fits_the_column(notebook):
-    lines = [line for cell in notebook.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
-    assert not [line for line in lines if len(line) > COLUMN]
+    folded = tagged(notebook, "hide-input")
+    shown = [cell for cell in notebook.cells if cell.cell_type == "code" and cell not in folded]
+    assert not [line for cell in shown for line in cell.source.splitlines() if len(line) > COLUMN]
 
 
 def test_numbers_in_prose_come_from_cells(notebook):
@@ -117,8 +118,8 @@ def test_numbers_in_prose_come_from_cells(notebook):
             + output.get("data", {}).get("text/plain", "")
         )
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    lines = [line for text in prose for line in re.sub(r"\$[^$]*\$|`[^`]*`", "", text).splitlines()]
-    said = [n for line in lines if "paper" not in line for n in re.findall(r"(?<![\w.])\d+\.\d+|\d+ ?%", line)]
+    parts = [part for text in prose for part in re.sub(r"\$[^$]*\$|`[^`]*`|<code>.*?</code>", "", text).split("\n\n")]
+    said = [n for part in parts if "paper" not in part for n in re.findall(r"(?<![\w.])\d+\.\d+|\d+ ?%", part)]
     assert not [number for number in said if number.replace(" ", "") not in shown.replace(" ", "")]
 
 
@@ -148,6 +149,13 @@ def test_check_tells_open_wrong_and_right_apart(capsys):
     assert capsys.readouterr().out == "Exercise 7: correct.\n"
     with pytest.raises(AssertionError, match="two squared is four"):
         check(test_7, lambda x: 3 * x)
+
+
+def test_printed_lines_are_saved_as_one_output():
+    run = load("run")
+    streams = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("one\n", "two\n")]
+    figure = nbformat.v4.new_output("display_data", data={"text/plain": "figure"})
+    assert [o.get("text") for o in run.joined([*streams, figure, streams[1]])] == ["one\ntwo\n", None, "two\n"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What the notebooks share. One line at the top of a notebook brings what it uses::
 
-    from course import check, np, plot
+    from course import *
 
 Everything here runs with NumPy and Matplotlib alone, so that the first six notebooks run in a browser.
 """
@@ -8,14 +8,15 @@ Everything here runs with NumPy and Matplotlib alone, so that the first six note
 import numpy as np
 from IPython import get_ipython
 
+from course.beam import beam_steps
 from course.checks import check, check_mine, mine, solution
 from course.show import movie, predict, slider
-from course.story import PEOPLE, TEXT, answer, facts_model, next_letter, read_text
+from course.story import PEOPLE, TEXT, address_logits, answer, facts_model, key, next_letter, read_text
 from ramnet_np import plot
 
 __all__ = [
-    "PEOPLE", "TEXT", "answer", "check", "check_mine", "facts_model", "mine", "movie", "next_letter", "np", "plot",
-    "predict", "read_text", "slider", "solution",
+    "PEOPLE", "TEXT", "address_logits", "answer", "beam_steps", "check", "check_mine", "facts_model", "key", "mine",
+    "movie", "next_letter", "np", "plot", "predict", "read_text", "slider", "solution",
 ]  # fmt: skip
 
 if get_ipython() is not None:

@@ -1,4 +1,4 @@
-"""Frames of notebook 6: what the tokens do to a few slots, and how the adjoint of an answer flows back to the values."""
+"""Frames of notebook 6: how the adjoint of an answer flows back through a few slots to the values."""
 
 from __future__ import annotations
 

@@ -9,12 +9,13 @@ from io import BytesIO
 from itertools import product
 from typing import Any
 
+import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import Image
 
 DPI = 80
-COLOURS = 48  # of a frame: enough for lines, text and shades
+COLOURS = 96  # of a picture: enough for lines, text and shades
 
 
 def movie(draw: Callable[[Any], Figure], frames: Iterable[Any], *, alt: str, seconds: float = 0.5) -> HTML:
@@ -23,7 +24,7 @@ def movie(draw: Callable[[Any], Figure], frames: Iterable[Any], *, alt: str, sec
     ``alt``: what the animation shows, in words; ``seconds``: of every frame (the last one stays three times as long).
     """
     images = [_picture(draw(frame)) for frame in frames]
-    shared = _one_palette(images)
+    shared = _palette(images)
     shown = [image.quantize(palette=shared, dither=Image.Dither.NONE) for image in images]
     buffer = BytesIO()
     each = round(1000 * seconds)
@@ -93,19 +94,18 @@ def _picture(figure: Figure) -> Image.Image:
 
 def _png(image: Image.Image) -> bytes:
     buffer = BytesIO()
-    image.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    image.quantize(palette=_palette([image]), dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _one_palette(images: Sequence[Image.Image]) -> Image.Image:
-    """Colours that serve the first, the middle and the last frame."""
-    some = [images[0], images[len(images) // 2], images[-1]]
-    wide = Image.new("RGB", (sum(i.width for i in some), max(i.height for i in some)))
-    at = 0
-    for image in some:
-        wide.paste(image, (at, 0))
-        at += image.width
-    return wide.quantize(2 * COLOURS, dither=Image.Dither.NONE)
+def _palette(images: Sequence[Image.Image]) -> Image.Image:
+    """The colours that most pixels of the images have, thin lines too: figures are flat."""
+    pixels = np.concatenate([np.asarray(image).reshape(-1, 3) for image in images]).astype(np.int64)
+    colours, counts = np.unique(pixels @ [65536, 256, 1], return_counts=True)
+    common = colours[np.argsort(-counts, kind="stable")[:COLOURS]]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.stack([common >> 16, common >> 8 & 255, common & 255], axis=1).ravel().tolist())
+    return palette
 
 
 def _data(kind: str, content: bytes) -> str:

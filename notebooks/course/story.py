@@ -14,11 +14,25 @@ FACTS = Path(__file__).parent.parent / "data" / "facts"
 TEXT = "TomFox. AdaOwl. AnnHen. "  # what the model of notebooks 1 and 9 reads
 PEOPLE = {"Tom": "Fox", "Ada": "Owl", "Ann": "Hen"}
 
+KEY, RADIX = 16, 4  # numbers in the key of a name, values of a digit
+
+
+def key(name: str) -> np.ndarray:
+    """(16,) a vector of length 1 that stands for a name: random, and always the same for the same name."""
+    k = np.random.default_rng([3, *name.encode()]).standard_normal(KEY)
+    return k / np.linalg.norm(k)
+
+
+def address_logits(keys: np.ndarray, U: int) -> np.ndarray:
+    """(..., U, 4) from keys (..., 16), by a random matrix that is always the same."""
+    W = np.random.default_rng(1).standard_normal((U, RADIX, KEY))
+    return np.einsum("upd,...d->...up", W, keys)
+
 
 def facts_model() -> RAMNet:
     """The model in data/facts, read with NumPy alone: a header in JSON, then the numbers of one array after the other.
 
-    4000 steps on lines of three facts (``ramnet-np train text``); notebook 9 trains it.
+    4000 steps on lines of three facts (``ramnet-np train text``); notebook 10 trains it.
     """
     raw = (FACTS / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
