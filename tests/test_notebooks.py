@@ -102,7 +102,7 @@ def test_one_line_brings_what_a_notebook_uses(notebook):
 
 
 def test_code_fits_the_column(notebook):
-    folded = tagged(notebook, "hide-input")
+    folded = tagged(notebook, "hide-input") + tagged(notebook, "remove-input")
     shown = [cell for cell in notebook.cells if cell.cell_type == "code" and cell not in folded]
     assert not [line for cell in shown for line in cell.source.splitlines() if len(line) > COLUMN]
 
