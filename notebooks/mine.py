@@ -108,7 +108,7 @@ def memory_backward(dy, ctx, dstate=None, proxy_eps=0.0):
     return ...
 
 
-# ---------------------------------------------------------------- notebook 8
+# ---------------------------------------------------------------- notebook 9
 
 
 def layer(x, params, *, K, tau=1.0, gamma=1.0, use_cape=False):

@@ -32,7 +32,7 @@ def address_logits(keys: np.ndarray, U: int) -> np.ndarray:
 def facts_model() -> RAMNet:
     """The model in data/facts, read with NumPy alone: a header in JSON, then the numbers of one array after the other.
 
-    4000 steps on lines of three facts (``ramnet-np train text``); notebook 9 trains it.
+    4000 steps on lines of three facts (``ramnet-np train text``); notebook 10 trains it.
     """
     raw = (FACTS / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")

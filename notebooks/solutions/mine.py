@@ -178,7 +178,7 @@ def memory_backward(dy, ctx, dstate=None, proxy_eps=0.0):
     return dw, dr, dv, dgamma, (ds, dz)
 
 
-# ---------------------------------------------------------------- notebook 8
+# ---------------------------------------------------------------- notebook 9
 
 
 def layer(x, params, *, K, tau=1.0, gamma=1.0, use_cape=False):

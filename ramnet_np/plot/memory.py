@@ -69,13 +69,13 @@ def slot_adjoint(content: Array, adjoint: Array, writes: Sequence[int], reads: S
     there.step(tokens, content, where="post", color=colors.ink, linewidth=1.8)
     there.plot(writes, np.asarray(content)[list(writes)], "s", color=colors.write, markersize=6, label="write")
     there.set_ylabel("content s")
-    there.set_title("forward: left to right", fontsize=10, loc="left")
+    _arrow_of_time(there, "forward", 0, 1)
     back.step(tokens, adjoint, where="pre", color=colors.ink, linewidth=1.8)
     back.plot(reads, np.asarray(adjoint)[list(reads)], "o", mfc="none", color=colors.read, markersize=8, label="read")
     back.plot(writes, np.asarray(adjoint)[list(writes)], "s", color=colors.write, markersize=6, label="write")
     back.set_ylabel("adjoint dL/ds")
     back.set_xlabel("token")
-    back.set_title("backward: right to left", fontsize=10, loc="left")
+    _arrow_of_time(back, "backward", 1, 0)
     _read_marks(there, reads)
     for axes in (there, back):
         axes.grid(alpha=0.25)
@@ -118,10 +118,19 @@ def slot_jars(
     return figure
 
 
+def _arrow_of_time(axes: Axes, name: str, start: float, end: float) -> None:
+    """The name of a pass above ``axes``, and an arrow along its whole width; 0 is the left edge, 1 the right one."""
+    axes.annotate(
+        "", (end, 1.07), (start, 1.07), xycoords="axes fraction", textcoords="axes fraction",
+        arrowprops={"arrowstyle": "->", "color": current().muted, "linewidth": 1.4},
+    )  # fmt: skip
+    axes.set_title(name, fontsize=10, y=1.09, pad=2)
+
+
 def _read_marks(axes: Axes, reads: Sequence[int]) -> None:
-    """Draw rings on the lower edge at the tokens that read."""
+    """Draw rings just above the lower edge at the tokens that read."""
     if len(reads):
         axes.plot(
-            reads, np.zeros(len(reads)), "o", mfc="none", color=current().read, markersize=8, clip_on=False,
+            reads, np.full(len(reads), 0.06), "o", mfc="none", color=current().read, markersize=8, clip_on=False,
             transform=axes.get_xaxis_transform(), label="read",
         )  # fmt: skip
