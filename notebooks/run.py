@@ -23,6 +23,7 @@ from nbclient.exceptions import CellExecutionError
 HERE = Path(__file__).parent
 LIMIT = 600  # seconds a cell may take before it counts as hung
 NOTICE = "compiling kernels for the CPU"
+THREADS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 IN_BROWSER = ("01", "02", "03", "04", "05", "06")
 
 
@@ -41,7 +42,7 @@ def execute(path: Path, save: bool, threads: int) -> tuple[float, str]:
     )
     started = time.perf_counter()
     try:
-        client.execute(env=os.environ | {"NUMBA_NUM_THREADS": str(threads)})
+        client.execute(env=os.environ | dict.fromkeys(THREADS, str(threads)))
     except CellExecutionError as error:
         return time.perf_counter() - started, str(error)
     seconds = time.perf_counter() - started
@@ -111,7 +112,9 @@ def main() -> int:
     threads = max(1, (os.cpu_count() or 1) // workers)
     failed = 0
     with ProcessPoolExecutor(workers) as pool:
-        running = {pool.submit(execute, path, args.save, threads): path for path in paths}
+        running = {
+            pool.submit(execute, path, args.save, threads): path for path in reversed(paths)
+        }  # the longest first
         for done in as_completed(running):
             seconds, trouble = done.result()
             failed += bool(trouble)

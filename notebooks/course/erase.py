@@ -12,7 +12,7 @@ from ramnet_np import RAMState
 from ramnet_np.data.synthetic_facts import facts_text
 from ramnet_np.model import RAMNet
 
-__all__ = ["Line", "every_slot_erased", "leads", "told_lines"]
+__all__ = ["Line", "ask", "every_slot_erased", "told_lines"]
 
 
 class Line(NamedTuple):
@@ -43,18 +43,19 @@ def every_slot_erased(state: Sequence[RAMState], layer: int = 1) -> list[RAMStat
     return copies
 
 
-def leads(model: RAMNet, state: Sequence[RAMState], line: Line) -> np.ndarray:
-    """(facts, B): after each name, the log odds of the right letter against the best other letter that was told.
+def ask(model: RAMNet, state: Sequence[RAMState], line: Line) -> tuple[np.ndarray, np.ndarray]:
+    """Ask a batch of B memories, all after ``line.text``, for every fact of the line. They stay as they are.
 
-    ``state``: a batch of B memories, all after ``line.text``. It stays as it is. Above 0 the right letter leads.
+    Returns p (facts, B), the probability of the right letter among all bytes, and lead (facts, B), its log odds against
+    the likeliest other byte: above 0 the model says the right letter.
     """
-    letters = np.array([ord(letter) for letter in line.letters])
-    found = []
-    for i, name in enumerate(line.names):
+    p, lead = [], []
+    for name, letter in zip(line.names, line.letters, strict=True):
         now = [RAMState(s.slots.copy(), s.mass.copy()) for s in state]
         for t, byte in enumerate(_ids(name)[0], start=len(line.text)):
             ids = np.full((len(now[0].slots), 1), byte, dtype=np.int32)
-            logits = model.step(ids, now, np.array([t]))[:, 0]
-        told = logits[:, letters]
-        found.append(told[:, i] - np.delete(told, i, axis=1).max(axis=1))
-    return np.array(found)
+            logits = model.step(ids, now, np.array([t]))[:, 0].astype(float)
+        right, others = logits[:, ord(letter)], np.delete(logits, ord(letter), axis=1)
+        lead.append(right - others.max(axis=1))
+        p.append(1 / (1 + np.exp(others - right[:, None]).sum(axis=1)))
+    return np.array(p), np.array(lead)
