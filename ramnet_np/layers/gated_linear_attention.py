@@ -7,12 +7,13 @@ with a rate for each key channel (GLA), or one for all of them (the state space 
 Tokens are taken in chunks of N. What came before a chunk is one matrix M. Within a chunk, runs of one token join in
 pairs, then runs of two tokens, of four, and so on. In every pair, the later run reads what the earlier run wrote:
 
-    y_t += sum_s ((q_t e^(i_t)) . (k_s e^(o_s))) v_s        i_t: the sum of log a from the later run's first token to t
-                                                            o_s: the sum of log a after s, to the earlier run's end
+    y_t += sum_s ((e^into_t q_t) . (e^rest_s k_s)) v_s        into_t: log a summed from the later run's first token to t
+                                                              rest_s: log a summed after s, to the earlier run's end
 
-So any two tokens meet in one pair of runs, and e^(i_t + o_s) is the decay between them. i and o are sums of what lies
-between the two tokens and of nothing else. Where e^(g_t) / e^(g_s) would divide one tiny product by another, or take
-the difference of two large sums, these are exact: nothing overflows, and a decay that is 0 in the arrays' dtype is 0.
+So any two tokens meet in one pair of runs, and e^(into_t + rest_s) is the decay between them: it comes from what lies
+between the two tokens alone. With g_t = a_1 .. a_t, the quotient g_t / g_s would divide one tiny product by another,
+and the difference log g_t - log g_s would lose digits where decays are strong. Here nothing overflows or cancels, and
+a decay that is 0 in the arrays' dtype is 0.
 """
 
 from __future__ import annotations
