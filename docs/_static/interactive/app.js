@@ -174,7 +174,7 @@
       $(`${name}-out`).textContent = name === "k" || name === "first" ? settings[name] : settings[name].toFixed(1).replace("-", "−");
     }
     for (const [id, name] of Object.entries(CHECKS)) $(id).checked = settings[name];
-    $("given-what").textContent = SCENES[scene].firstPiece ? "(what the first piece left)" : "(this text was read before)";
+    $("given-what").textContent = SCENES[scene].firstPiece ? "the first piece" : "a first reading";
     $("masked").checked = Boolean(token.masked);
     $("gamma").min = settings.update === "gsu" ? -5 : 0;
     $("order").value = order;
