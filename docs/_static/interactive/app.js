@@ -9,9 +9,11 @@
   const $ = (id) => document.getElementById(id);
   const RANGES = ["temperature", "k", "gamma", "first"], CHECKS = { cape: "cape", "mass-aware": "massAware", given: "given" };
 
-  // index.html?embed&scene=lose shows one scene alone; a page that holds this one in itself says so on <html>
+  // index.html?embed&scene=lose shows one scene alone, &solved with its answer; a page that holds this one in itself
+  // says so on <html>: data-embed, data-scene="lose", data-solved
   const asked = new URLSearchParams(location.search), root = document.documentElement;
-  const embedded = asked.has("embed") || "embed" in root.dataset;
+  const wants = (name) => asked.has(name) || name in root.dataset;
+  const embedded = wants("embed");
   const reduced = matchMedia("(prefers-reduced-motion: reduce)");
   document.body.classList.toggle("embed", embedded);
 
@@ -82,12 +84,16 @@
     compute();
   }
 
-  function start(name) {
-    choose(name);
-    if (!reduced.matches) {
-      player.go(0, 0, 0);
-      player.play(true);
-    }
+  function playFromStart() {
+    if (reduced.matches) return;
+    player.go(0, 0, 0);
+    player.play(true);
+  }
+
+  function answer() {
+    goal.shown = true;
+    SCENES[scene].answer({ edit, set, erase });
+    lost = null;
   }
 
   function stateNow() {
@@ -235,7 +241,10 @@
   function bindControls() {
     for (const [name, { title }] of Object.entries(SCENES)) {
       const button = html("button", { type: "button", "data-scene": name }, title);
-      button.addEventListener("click", () => start(name));
+      button.addEventListener("click", () => {
+        choose(name);
+        playFromStart();
+      });
       $("scenes").append(button);
     }
     for (const name of RANGES) $(name).addEventListener("input", (event) => set({ [name]: Number(event.target.value) }));
@@ -252,13 +261,8 @@
       compute();
     });
     $("show").addEventListener("click", () => {
-      goal.shown = true;
-      SCENES[scene].answer({ edit, set, erase });
-      lost = null;
-      if (!reduced.matches) {
-        player.go(0, 0, 0);
-        player.play(true);
-      }
+      answer();
+      playFromStart();
     });
     const stopAnd = (act) => () => {
       player.play(false);
@@ -287,5 +291,8 @@
   bindSlots();
   bindControls();
   const first = asked.get("scene") ?? root.dataset.scene;
-  start(first in SCENES ? first : "watch");
+  choose(first in SCENES ? first : "watch");
+  if (wants("solved") && SCENES[scene].answer) answer();
+  $("more").href = `index.html?scene=${scene}`;
+  playFromStart();
 })();
