@@ -21,7 +21,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 IN_COLAB = ("07",)  # those that want a GPU
 BROWSER = """\
 <a class="run" href="../lite/lab/index.html?path={name}">Run this notebook in your browser</a>
-Nothing to install. The first start fetches Python, NumPy and Matplotlib, some 30 MB."""
+Nothing to install; the first start takes a while, as it fetches Python, NumPy and Matplotlib."""
 COLAB = """\
 <a class="run" href="https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}">Open in Colab</a>
 Choose a GPU, then run this first: `!git clone --depth 1 https://github.com/{repository} repo && \

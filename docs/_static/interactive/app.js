@@ -253,7 +253,7 @@
       radio.addEventListener("change", () =>
         set({ update: radio.value, gamma: Math.max(settings.gamma, radio.value === "pdma" ? 0 : -5) })),
     );
-    $("masked").addEventListener("change", (event) => edit(player.now.at, (token) => (token.masked = event.target.checked)));
+    $("masked").addEventListener("change", ({ target: { checked } }) => edit(player.now.at, (token) => (token.masked = checked)));
     $("order").addEventListener("change", (event) => {
       order = Number(event.target.value);
       halt();
