@@ -1,9 +1,9 @@
-"""The drawings of "How the GPU kernels work", for light and for dark pages.
+"""The drawings of "How the GPU kernels work" and of "The house and its rooms", for light and for dark pages.
 
     python docs/drawings.py docs/images
 
-Writes ``kernels-*.svg`` and ``kernels-*-dark.svg``. A drawing is a function that puts boxes, arrows and words on a
-sheet.
+Writes an SVG per drawing, and beside it one for dark pages, ``*-dark.svg``. A drawing is a function that puts boxes,
+arrows and words on a sheet.
 """
 
 from __future__ import annotations
@@ -164,14 +164,46 @@ def waits(colours: dict[str, str]) -> Sheet:
     return sheet
 
 
-DRAWINGS = (pipeline, accesses, block, step, waits)
+def rooms(colours: dict[str, str]) -> Sheet:
+    """Which room may import which."""
+    sheet = Sheet(760, 400, colours)
+    for i, name in enumerate(("cli", "experiment", "runs", "train", "data")):
+        sheet.box(20 + 148 * i, 20, 110, 40, name)
+        if i:
+            sheet.arrow((20 + 148 * i - 36, 40), (20 + 148 * i - 3, 40))
+    sheet.box(242, 110, 110, 40, "plot")
+    sheet.arrow((223, 62), (272, 108))
+    sheet.arrow((371, 62), (322, 108))
+    for y, name in ((110, "model"), (190, "layers"), (270, "core"), (345, "backend")):
+        sheet.box(464, y, 110, 40, name)
+        if y > 110:
+            sheet.arrow((519, y - (38 if y < 340 else 33)), (519, y - 2))
+    sheet.arrow((519, 62), (519, 108))
+    sheet.arrow((667, 62), (667, 290), (577, 290))
+    sheet.box(242, 345, 110, 40, "contract", "wait")
+    sheet.arrow((462, 365), (355, 365))
+    for i, name in enumerate(("cpu", "cuda", "numba_cuda")):
+        sheet.box(10, 210 + 48 * i, 162, 40, f"kernels/{name}")
+    sheet.arrow((172, 326), (206, 326), (206, 365), (240, 365))
+    sheet.line(172, 230, 206, 230)
+    sheet.line(172, 278, 206, 278)
+    sheet.line(206, 230, 206, 326)
+    return sheet
+
+
+# the page that shows each drawing, by its name
+DRAWINGS = {
+    "kernels.md": (pipeline, accesses, block, step, waits),
+    "house.md": (rooms,),
+}
 
 
 def files() -> dict[str, str]:
-    """The text of every file, by its name."""
+    """The text of every file, by its name: that of the page, then that of the drawing."""
     return {
-        f"kernels-{draw.__name__}{suffix}.svg": draw(colours).svg()
-        for draw in DRAWINGS
+        f"{page.removesuffix('.md')}-{draw.__name__}{suffix}.svg": draw(colours).svg()
+        for page, drawings in DRAWINGS.items()
+        for draw in drawings
         for suffix, colours in (("", LIGHT), ("-dark", DARK))
     }
 
