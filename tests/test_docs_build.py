@@ -144,6 +144,16 @@ def test_notebooks_are_mirrored(tmp_path, monkeypatch):
     assert mirrored == {"cells": [{"outputs": outputs[1:]}, {"source": "prose"}], "metadata": {"kernelspec": {}}}
 
 
+def test_a_link_to_a_scene_becomes_the_scene(monkeypatch):
+    notebooks = load("_ext/notebooks.py", monkeypatch)
+    link = "[Lose the fox](../docs/_static/interactive/index.html?scene=lose)"
+    frame = (
+        '<iframe class="scene" src="../_static/interactive/index.html?embed&scene=lose" title="Lose the fox"></iframe>'
+    )
+    assert notebooks.SCENE.sub(notebooks.FRAME, f"Try it.\n\n{link}\n") == f"Try it.\n\n{frame}\n"
+    assert notebooks.SCENE.sub(notebooks.FRAME, f"See {link}.") == f"See {link}."
+
+
 def test_where_a_notebook_runs(monkeypatch):
     notebooks = load("_ext/notebooks.py", monkeypatch)
     monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)

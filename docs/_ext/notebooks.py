@@ -1,7 +1,8 @@
 """The notebooks of ../notebooks in the site: mirrored into docs/notebooks, and listed at the end of the page "course".
 
 They are shown with the outputs they were committed with; nothing is executed. Widgets, which need a kernel, are left
-out: what they move stands beside them as a figure. Below its title each one says where it can be run: in the
+out: what they move stands beside them as a figure. A line that is nothing but a link to a scene of the interactive
+page becomes that scene. Below its title each one says where it can be run: in the
 browser, or, on the site of a repository at GitHub, in Colab.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ COLAB = """\
 <a class="run" href="https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}">Open in Colab</a>
 Choose a GPU, then run this first: `!git clone --depth 1 https://github.com/{repository} repo && \
 pip install "./repo[cuda12]" && cp -r repo/notebooks/* .`"""
+SCENE = re.compile(r"^\[([^\]]+)\]\(\.\./docs/_static/interactive/index\.html\?([\w&=]+)\)$", re.MULTILINE)
+FRAME = r'<iframe class="scene" src="../_static/interactive/index.html?embed&\2" title="\1"></iframe>'
 LIST = """
 
 ```{toctree}
@@ -55,6 +59,8 @@ def shown(path: Path) -> str:
     notebook = json.loads(path.read_text(encoding="utf-8"))
     notebook.get("metadata", {}).pop("widgets", None)
     for cell in notebook.get("cells", []):
+        if cell.get("cell_type") == "markdown":
+            cell["source"] = SCENE.sub(FRAME, "".join(cell["source"]))
         if "outputs" in cell:
             cell["outputs"] = [output for output in cell["outputs"] if WIDGET not in output.get("data", {})]
     if line := where_to_run(path.name):

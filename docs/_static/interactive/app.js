@@ -294,5 +294,6 @@
   choose(first in SCENES ? first : "watch");
   if (wants("solved") && SCENES[scene].answer) answer();
   $("more").href = `index.html?scene=${scene}`;
+  $("more").hidden = "embed" in root.dataset; // a page that holds this one in itself has no such neighbour
   playFromStart();
 })();

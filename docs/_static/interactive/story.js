@@ -102,7 +102,8 @@ const Story = (() => {
     const how = `y adds up ${k === 1 ? "one slot, times its weight" : `${k} slots, each times its weight`} (${number(sum(weights))} in all${massAware ? ", shared out by mass" : ""}).`;
     if (!known) return `${how} ${token.asksBefore ? "No token came before this one, so there is nothing to find." : "It asks for nothing."}`;
     const against = token.asks ? `what ${token.asks} has` : token.asksBefore ? "the value of the token before" : "the value just written";
-    return `${how} Against ${against}, no channel is off by more than ${number(verdict.error)}: ${verdict.word}.`;
+    const other = verdict.lost && verdict.nearest ? ` It reads as the ${verdict.nearest}.` : "";
+    return `${how} Against ${against}, no channel is off by more than ${number(verdict.error)}: ${verdict.word}.${other}`;
   }
 
   /** What the phase does, in a sentence or three. */
