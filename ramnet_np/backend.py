@@ -15,11 +15,13 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ramnet_np.contract import Address, Array, DecodeOptions, MemoryGrads, MemoryOptions, RAMState
+from ramnet_np.forked import use_gpu
 
 # name -> (module that holds BACKEND, packages it needs)
 _REGISTRY: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -113,6 +115,9 @@ class Backend:
     layers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # fast layers: ``core/accelerated.py``
     # arrays of kind "device" only: the same memory as an array with dtype, shape and ndim as NumPy has them
     from_foreign: Callable[[Array], Array] = lambda array: array
+    # the GPU that holds an array, None where none does; and what makes a GPU the current one for the time of a block
+    gpu_of: Callable[[Array], int | None] = lambda array: None
+    on_gpu: Callable[[int], AbstractContextManager[Any]] = lambda gpu: nullcontext()
     total: Callable[[Array], Array] = lambda array: array.sum()  # the sum of an array, an array of no axes
     made_by: str = ""  # what ``backends`` adds to "available", such as the compiler
 
@@ -260,7 +265,10 @@ def selected_backend() -> str | None:
 
 
 def load_backend(name: str) -> Backend:
-    """The backend of that name. ValueError if there is none, RuntimeError (with the reason) if it cannot run here.
+    """The backend of that name.
+
+    ValueError if there is none. RuntimeError (with the reason) if it cannot run here, or if it needs a GPU in a process
+    that was forked after the GPU was used.
 
     >>> load_backend("numpy").name
     'numpy'
@@ -270,7 +278,10 @@ def load_backend(name: str) -> Backend:
         if reason is not None:
             raise RuntimeError(f"backend {name!r} {reason}")
         _loaded[name] = importlib.import_module(_REGISTRY[name][0]).BACKEND
-    return _loaded[name]
+    backend = _loaded[name]
+    if backend.array_kind != "numpy":
+        use_gpu()
+    return backend
 
 
 def backend_for(array: Array, name: str | None = None) -> Backend:

@@ -100,9 +100,8 @@ def test_the_metadata_is_valid_and_complete(built):
 
 @pytest.mark.parametrize(
     ("platform", "numba"),
-    [(LINUX, [">=0.61"]), (MAC, [">=0.61"]), (BROWSER, []), (INTEL_MAC, ["<0.63,>=0.61"]),
-     (INTEL_MAC | {"python_version": "3.14"}, [])],
-)  # fmt: skip
+    [(LINUX, [">=0.68"]), (MAC, [">=0.68"]), (BROWSER, []), (INTEL_MAC, [])],
+)
 def test_numba_is_asked_for_where_it_exists(platform, numba):
     asked = [one for one in DEPENDENCIES if one.marker is None or one.marker.evaluate(platform)]
     assert [str(one.specifier) for one in asked if one.name == "numba"] == numba

@@ -9,7 +9,7 @@ import sys
 
 # modules of Python that NumPy has not loaded already: all of them small
 OF_PYTHON = {"copy", "dataclasses"}
-OURS = {"backend", "contract", "core"}
+OURS = {"backend", "contract", "core", "forked"}
 
 IMPORT = """
 import sys

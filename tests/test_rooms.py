@@ -31,7 +31,8 @@ ARROWS = {
     "plot": ["core"],
     "ramnet_np": ["gradcheck"],  # ramnet_np/__init__.py: names of core, and when asked of model and gradcheck
     "core": ["backend"],
-    "backend": ["contract"],
+    "backend": ["contract", "forked"],
+    "forked": [],
     "contract": [],
     "kernels": [],
     "kernels/gpu_errors": [],

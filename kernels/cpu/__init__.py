@@ -5,7 +5,7 @@ import os
 from ramnet_np.backend import Backend, by_side
 
 from . import decode
-from .cache import KernelCache, why_not_kept
+from .cache import WHY_NOT_KEPT, KernelCache
 from .memory import memory_backward, memory_forward
 from .step import step
 
@@ -24,5 +24,5 @@ BACKEND = Backend(
     memory_forward=memory_forward,
     memory_backward=memory_backward,
     step=step,
-    made_by="" if _kept else f"kernels are compiled in every process: {why_not_kept()}",
+    made_by="" if _kept else f"kernels are compiled in every process: {WHY_NOT_KEPT}",
 )

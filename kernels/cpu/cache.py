@@ -30,15 +30,15 @@ import numpy as np
 from numba.core import caching, serialize
 from numba.core.compiler import CompileResult
 
+# Older ones end the process where a kept kernel is read.
+if tuple(map(int, numba.__version__.split(".")[:2])) < (0, 68):
+    raise ImportError(f"Numba is {numba.__version__}, 0.68 or later is needed (pip install --upgrade numba)")
+
 _log = logging.getLogger("ramnet_np")  # where a program sets up no logging, Python shows warnings on stderr
 _PAUSE = 10.0  # seconds without a compilation, after which the next one is announced again
 _last_compilation = -_PAUSE
-_FOLDERS = [  # what finds them; the names had an underscore before Numba 0.62
-    getattr(caching, name, None) or getattr(caching, f"_{name}")
-    for name in ("UserProvidedCacheLocator", "InTreeCacheLocator", "UserWideCacheLocator")
-]
-# A kernel that Numba 0.61 wrote ends the process where it is read again; versions between were not tried.
-_KEEPS = tuple(map(int, numba.__version__.split(".")[:2])) >= (0, 68)
+WHY_NOT_KEPT = "no folder to keep them in can be written to (NUMBA_CACHE_DIR)"
+_FOLDERS = (caching.UserProvidedCacheLocator, caching.InTreeCacheLocator, caching.UserWideCacheLocator)
 
 
 class KernelCache(caching._Cache):
@@ -49,7 +49,7 @@ class KernelCache(caching._Cache):
         file = function.__code__.co_filename
         found = (locator.from_function(function, file) for locator in _FOLDERS)  # None: it cannot be written to
         folders = (Path(locator.get_cache_path()) for locator in found if locator is not None)
-        self._folder = next(folders, None) if _KEEPS else None
+        self._folder = next(folders, None)
 
     @property
     def cache_path(self) -> str | None:
@@ -107,15 +107,8 @@ def source_stamp() -> bytes:
     return stamp.digest()
 
 
-def why_not_kept() -> str:
-    """Why kernels without a folder are compiled in every process."""
-    if not _KEEPS:
-        return "they are kept with Numba 0.68 and later alone"
-    return "no folder to keep them in can be written to (NUMBA_CACHE_DIR)"
-
-
 def _announce(folder: Path | None) -> None:
     """Say that kernels are being compiled, unless it was just said."""
     if time.monotonic() - _last_compilation >= _PAUSE:
-        kept = "once" if folder else f"in every process: {why_not_kept()}"
+        kept = "once" if folder else f"in every process: {WHY_NOT_KEPT}"
         _log.warning("compiling kernels for the CPU, 10 to 15 s, %s", kept)

@@ -12,6 +12,7 @@ from . import decode
 from .arrays import DEVICE, NUMBERS, working_dtype
 from .compiler import COMPILER, SIMULATED, cuda
 from .copy_kernels import SUM_THREADS, total_kernel
+from .gpus import gpu_of, on_gpu
 from .memory import memory_backward, memory_forward
 from .step import step
 
@@ -56,6 +57,8 @@ BACKEND = Backend(
     accepts_short_positions=True,
     layers=LAYERS,
     from_foreign=from_foreign,
+    gpu_of=gpu_of,
+    on_gpu=on_gpu,
     total=total,
     made_by=f"run by {COMPILER}" if SIMULATED else f"compiled by {COMPILER}",
 )

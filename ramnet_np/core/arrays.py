@@ -8,6 +8,7 @@ import numpy as np
 
 from ramnet_np.backend import array_kind, why_unavailable
 from ramnet_np.contract import Array
+from ramnet_np.forked import use_gpu
 
 
 def namespace_of(*arrays: Array) -> Any:
@@ -44,6 +45,7 @@ def gpu_namespace() -> Any:
     """
     if reason := why_unavailable("cupy"):
         raise RuntimeError(f"device 'gpu' cannot be used: backend 'cupy' {reason}")
+    use_gpu()
     import cupy
 
     return cupy

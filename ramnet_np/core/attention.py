@@ -22,7 +22,7 @@ from ramnet_np.core.checks import (
     check_top_k,
     full_positions,
 )
-from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.placement import on_gpu_of_arrays, on_gpu_of_foreign_arrays
 from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
 from ramnet_np.core.state_checks import check_in_place, check_state
 
@@ -63,6 +63,7 @@ class RAMAttentionGrads(NamedTuple):
 
 
 @on_gpu_of_arrays
+@on_gpu_of_foreign_arrays
 def ram_attention_forward(
     write_logits: Array,
     read_logits: Array,
@@ -146,6 +147,7 @@ def ram_attention_forward(
 
 
 @on_gpu_of_arrays
+@on_gpu_of_foreign_arrays
 def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState | None = None) -> RAMAttentionGrads:
     """Gradients of every input of :func:`ram_attention_forward`.
 
@@ -189,6 +191,7 @@ def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState
 
 
 @on_gpu_of_arrays
+@on_gpu_of_foreign_arrays
 def ram_attention_step(
     write_logits: Array,
     read_logits: Array,
@@ -244,6 +247,7 @@ def ram_attention_step(
 
 
 @on_gpu_of_arrays
+@on_gpu_of_foreign_arrays
 def decode_address(
     logits: Array,
     top_k: int = 8,

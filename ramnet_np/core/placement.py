@@ -4,7 +4,7 @@ CuPy allocates and launches on the current GPU. A kernel that is launched there 
 illegal memory access, after which the process can use no GPU at all. So every public function that takes arrays is
 decorated with :func:`on_gpu_of_arrays`: it looks the arrays up before anything is launched, makes their GPU the current
 one for the time of the call, and refuses arrays of two GPUs. A context says by its arrays, or by an ``ArraySpec``, on
-which GPU its forward ran.
+which GPU its forward ran. The operation takes arrays of other libraries too: :func:`on_gpu_of_foreign_arrays`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, ParamSpec, TypeVar
 
+from ramnet_np.backend import Backend, array_kind, backend_for
 from ramnet_np.contract import RAMState
 from ramnet_np.core.require import ArraySpec
+from ramnet_np.forked import use_gpu
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -44,11 +47,45 @@ def on_gpu_of_arrays(function: Callable[_Arguments, _Result]) -> Callable[_Argum
         gpus = _gpus_of((*args, *kwargs.values()) if kwargs else args, cupy.ndarray)
         if not gpus:
             return function(*args, **kwargs)
+        use_gpu()
         if len(gpus) > 1:
-            raise ValueError(_on_several(function, cupy.ndarray, args, kwargs))
+            arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+            raise ValueError(_on_several({name: _gpus_of([a], cupy.ndarray) for name, a in arguments.items()}))
         if gpus[0] == cupy.cuda.runtime.getDevice():
             return function(*args, **kwargs)
         with cupy.cuda.Device(gpus[0]):
+            return function(*args, **kwargs)
+
+    return placed
+
+
+def on_gpu_of_foreign_arrays(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Run ``function`` on the GPU of its arrays of kind "device"; ValueError if its arrays are on several GPUs.
+
+    Such arrays say at which address they lie, not on which GPU. The backend that serves them asks the driver.
+
+    >>> import numpy as np
+    >>> @on_gpu_of_foreign_arrays
+    ... def double(x):
+    ...     return x + x
+    >>> double(np.ones(2)).tolist()
+    [2.0, 2.0]
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def placed(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        foreign = next((array for array in (*args, *kwargs.values()) if array_kind(array) == "device"), None)
+        if foreign is None:
+            return function(*args, **kwargs)
+        arguments = signature.bind(*args, **kwargs).arguments
+        ctx = arguments.get("ctx")
+        backend = getattr(ctx, "backend", None) or backend_for(foreign, arguments.get("backend"))
+        places = {name: _gpus_of_foreign(value, backend) for name, value in arguments.items()}
+        gpus = set().union(*places.values())
+        if len(gpus) > 1:
+            raise ValueError(_on_several(places))
+        with backend.on_gpu(*gpus) if gpus else nullcontext():
             return function(*args, **kwargs)
 
     return placed
@@ -72,6 +109,14 @@ def _gpus_of(values: Iterable[Any], array_type: Any) -> list[int]:
     return found
 
 
+def _gpus_of_foreign(value: Any, backend: Backend) -> set[int]:
+    """The numbers of the GPUs that hold an array, or the arrays of a state or of a context."""
+    if isinstance(value, tuple):
+        return set().union(*(_gpus_of_foreign(part, backend) for part in value))
+    gpu = backend.gpu_of(value)
+    return set() if gpu is None else {gpu}
+
+
 _PLAIN = {bool, int, float, str, type(None)}
 
 
@@ -83,10 +128,7 @@ def _parts(value: Any) -> Iterable[Any]:
     return params.values() if isinstance(params, Mapping) else value if isinstance(value, list) else ()
 
 
-def _on_several(function: Callable[..., Any], array_type: Any, args: Any, kwargs: Any) -> str:
+def _on_several(places: Mapping[str, Iterable[int]]) -> str:
     """Which arguments are on which GPU, in a sentence."""
-    places = []
-    for name, value in inspect.signature(function).bind(*args, **kwargs).arguments.items():
-        if gpus := _gpus_of([value], array_type):
-            places.append(f"{name} on GPU {' and '.join(map(str, gpus))}")
-    return f"all arrays of a call must be on one GPU, got {', '.join(places)}"
+    named = [f"{name} on GPU {' and '.join(map(str, gpus))}" for name, gpus in places.items() if gpus]
+    return f"all arrays of a call must be on one GPU, got {', '.join(named)}"

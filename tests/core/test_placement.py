@@ -1,6 +1,9 @@
 """Calls run on the GPU of their arrays. CuPy is a stand-in here; ``tests/kernels/test_cuda_two_gpus.py`` needs two."""
 
 import ast
+import dataclasses
+import os
+import subprocess
 import sys
 from collections import namedtuple
 from contextlib import contextmanager
@@ -11,7 +14,11 @@ import numpy as np
 import pytest
 
 import ramnet_np
-from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np import backend as backends
+from ramnet_np import forked
+from ramnet_np.contract import RAMState
+from ramnet_np.core import arrays, placement
+from ramnet_np.core.placement import on_gpu_of_arrays, on_gpu_of_foreign_arrays
 from ramnet_np.core.require import ArraySpec
 
 
@@ -111,3 +118,91 @@ def test_every_public_forward_and_backward_of_a_layer_is_placed():
 
 def takes_arrays(function: ast.FunctionDef) -> bool:
     return any("Array" in ast.unparse(a.annotation) for a in function.args.args if a.annotation)
+
+
+class ForeignArray:
+    """An array of another library: all that it says is an address."""
+
+    dtype, shape, ndim = np.dtype(np.float32), (2,), 1
+
+    def __init__(self, address):
+        self.__cuda_array_interface__ = {"data": (address, False)}
+
+    __cuda_array_interface__ = None
+
+
+@pytest.fixture
+def call_foreign(monkeypatch):
+    """(GPU that is current, number of switches) within a call; GPU n holds the addresses from 1000 n on."""
+    switches = []
+
+    def gpu_of(array):
+        return array.__cuda_array_interface__["data"][0] // 1000 if isinstance(array, ForeignArray) else None
+
+    @contextmanager
+    def on_gpu(gpu):
+        switches.append(gpu)
+        yield
+        switches.pop()
+
+    backend = dataclasses.replace(backends.load_backend("numpy"), gpu_of=gpu_of, on_gpu=on_gpu)
+    monkeypatch.setattr(placement, "backend_for", lambda array, name: backend)
+
+    @on_gpu_of_foreign_arrays
+    def gpus(first, ctx=None, state=None, *, backend=None):
+        return tuple(switches)
+
+    gpus.context = lambda address: (backend, (3, State(ForeignArray(address), None)))
+    return gpus
+
+
+def test_foreign_arrays_run_where_their_address_is(call_foreign):
+    there = ForeignArray(1001)
+    assert call_foreign(there) == call_foreign(first=there, backend="numba-cuda") == (1,)
+    assert call_foreign(there, state=RAMState(there, ForeignArray(1500))) == (1,)
+    assert call_foreign(there, ctx=call_foreign.context(1002)) == (1,)
+    assert call_foreign(ARRAY) == call_foreign(0.5) == ()
+
+
+def test_foreign_arrays_of_two_gpus_are_refused_by_name(call_foreign):
+    there = ForeignArray(1001)
+    with pytest.raises(ValueError, match=r"must be on one GPU, got first on GPU 1, state on GPU 0$"):
+        call_foreign(there, state=RAMState(ForeignArray(1), ForeignArray(2)))
+    with pytest.raises(ValueError, match=r"got first on GPU 1, ctx on GPU 2$"):
+        call_foreign(there, ctx=call_foreign.context(2000))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_forked_after_the_gpu_was_used_says_so():
+    code = """
+import os, sys, warnings
+from ramnet_np import forked
+warnings.simplefilter("ignore")
+for used in (False, True):
+    if used:
+        forked.use_gpu()
+    if os.fork() == 0:
+        try:
+            forked.use_gpu()
+            print("served", flush=True)
+        except RuntimeError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "served"
+    assert second.startswith("the GPU cannot be used in a process forked after the GPU was used: start")
+
+
+def test_what_uses_a_gpu_asks_first(call, monkeypatch):
+    monkeypatch.setattr(forked, "_lost", True)
+    with pytest.raises(RuntimeError, match="forked"):
+        call(GPUArray(0))
+    monkeypatch.setitem(backends._loaded, "cupy", SimpleNamespace(array_kind="cupy"))
+    with pytest.raises(RuntimeError, match="forked"):
+        backends.load_backend("cupy")
+    monkeypatch.setattr(arrays, "why_unavailable", lambda name: None)
+    with pytest.raises(RuntimeError, match="forked"):
+        arrays.gpu_namespace()

@@ -8,8 +8,6 @@ import sys
 import pytest
 from ramnet_np.kernels.cpu import cache
 
-pytestmark = pytest.mark.skipif(not cache._KEEPS, reason="kernels are kept with Numba 0.68 and later")
-
 MODULE = """
 import sys
 import numpy as np

@@ -145,6 +145,62 @@ def test_training(cp):
     check(cp, make, call)
 
 
+class Foreign:
+    """CuPy's memory as another library would show it: an address, and nothing about the GPU."""
+
+    def __init__(self, array):
+        self.array = array  # keeps the memory
+        self.dtype, self.shape, self.ndim = array.dtype, array.shape, array.ndim
+        self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+    __cuda_array_interface__ = None  # what the kind of an array goes by is on its class
+
+
+def on_host(value):
+    """Bytes of every array within tuples, of Numba or another library."""
+    if hasattr(value, "copy_to_host"):
+        return [value.copy_to_host().tobytes()]
+    if isinstance(value, Foreign):
+        with value.array.device:
+            return [value.array.get().tobytes()]
+    return [a for v in value for a in on_host(v)] if isinstance(value, tuple) else []
+
+
+@pytest.mark.parametrize("library", ["numba", "another"])
+def test_arrays_of_other_libraries(cp, library):
+    """The operation on their GPU, forward, backward, step and decoder; a mixture is refused before anything runs."""
+    from numba_cuda_mlir import cuda
+
+    make = cuda.to_device if library == "numba" else lambda host: Foreign(cp.asarray(host))
+    hosts = [a.get() for a in operands()(cp)]
+    memory = [a.get() for a in RAMState.initial(2, 2, 4**5, 32, xp=cp)]
+
+    def call(write, read, values, dy, token, state):
+        y, final, ctx = ram_attention_forward(write, read, values, 0.5, cape_heads=1)
+        grads = ram_attention_backward(dy, ctx, final)
+        y_1, state = ram_attention_step(token, token, values_1, state=state)
+        return on_host((y, final, tuple(grads)[:3], y_1, state, tuple(decode_address(write))))
+
+    results = []
+    for gpu in (0, 1):
+        with cp.cuda.Device(gpu):
+            arrays = [make(a) for a in hosts]
+            token, values_1 = make(hosts[0][:, :1].copy()), make(hosts[2][:, :1].copy())
+            state = RAMState(*map(make, memory))
+            cp.cuda.Device(gpu).synchronize()
+        assert cp.cuda.runtime.getDevice() == 0
+        results.append(call(*arrays, token, state))
+        assert cp.cuda.runtime.getDevice() == 0
+    assert len(results[0]) == 11
+    assert results[0] == results[1]
+    here = make(hosts[0])
+    with pytest.raises(ValueError, match=r"got write_logits on GPU 0, read_logits on GPU 1, values on GPU 1$"):
+        ram_attention_forward(here, *arrays[1:3])
+    ctx = ram_attention_forward(*arrays[:3])[2]
+    with pytest.raises(ValueError, match=r"got dy on GPU 0, ctx on GPU 1$"):
+        ram_attention_backward(make(hosts[3]), ctx)
+
+
 def test_arrays_of_two_gpus_are_refused_and_both_gpus_go_on(cp):
     with cp.cuda.Device(1):
         there = operands()(cp)
