@@ -18,9 +18,9 @@ from ramnet_np import decode_address, ram_attention_forward
 
 ORDER, RADIX, K, CHANNELS = 3, 4, 4, 4
 M = RADIX**ORDER
-ANIMALS = {"fox": [1, 0.6, -0.4, -1], "owl": [-1, 0.7, 1, -0.3], "cat": [0.3, -1, 0.5, 1]}
+ANIMALS = {"fox": [1, 0.6, -0.4, -1], "owl": [-1, 0.7, 1, -0.3], "hen": [0.3, -1, 0.5, 1]}
 # who has what, in which slot; the last line asks
-LINES = [("Tom", "a", "fox", 27), ("Ada", "an", "owl", 6), ("Ann", "a", "cat", 45), ("Tom", "a", None, 27)]
+LINES = [("Tom", "a", "fox", 27), ("Ada", "an", "owl", 6), ("Ann", "a", "hen", 45), ("Tom", "a", None, 27)]
 TOKEN, END = 4.4, 3.0  # seconds per token, and at the end
 TOTAL = len(LINES) * TOKEN + END
 

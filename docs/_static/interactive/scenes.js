@@ -7,8 +7,8 @@
 const Scenes = (() => {
   const M = 64, CHANNELS = 4;
   const SHAPES = { 1: 64, 2: 8, 3: 4, 6: 2 }; // order U -> radix P, all with 64 slots
-  const ANIMALS = { fox: [1, 0.6, -0.4, -1], owl: [-1, 0.7, 1, -0.3], cat: [0.3, -1, 0.5, 1], bee: [-0.6, -0.6, 1, 1] };
-  const OWNS = { Tom: "fox", Ada: "owl", Ann: "cat", Max: "bee" };
+  const ANIMALS = { fox: [1, 0.6, -0.4, -1], owl: [-1, 0.7, 1, -0.3], hen: [0.3, -1, 0.5, 1], bee: [-0.6, -0.6, 1, 1] };
+  const OWNS = { Tom: "fox", Ada: "owl", Ann: "hen", Max: "bee" };
   const SLOTS = { Tom: 27, Ada: 6, Ann: 45, Max: 52 };
   const NOTHING = [0, 0, 0, 0];
 
@@ -58,7 +58,7 @@ const Scenes = (() => {
     lose: {
       title: "Lose the fox",
       about: "The model reads that Tom has a fox. In which slot does it keep that?",
-      goal: "Erase one slot, so that the fox is lost, but the owl and the cat are not. Play until Ann’s cat is written, then click a slot and erase it.",
+      goal: "Erase one slot, so that the fox is lost, but the owl and the hen are not. Play until Ann’s hen is written, then click a slot and erase it.",
       settings: plain,
       tokens: story,
       answer: (page) => page.erase(27, 2, 2),
@@ -84,7 +84,7 @@ const Scenes = (() => {
       goal: "Let every token read what the token before it wrote. One setting is enough.",
       settings: { ...plain, k: 1 },
       tokens: (u) =>
-        ["fox", "owl", "cat", "bee", "fox", "cat"].map((animal) => ({
+        ["fox", "owl", "hen", "bee", "fox", "hen"].map((animal) => ({
           name: animal, asksBefore: true, key: pointTo(9, u), query: pointTo(10, u), value: ANIMALS[animal],
         })),
       answer: (page) => page.set({ cape: true }),
