@@ -8,6 +8,7 @@ const Ring = (() => {
   const { TURN, svg, put, at, sector, colour, ease } = Shapes;
   const WRITES = [106, 124], READS = [127, 145], CONTENT = [170, 238], MASS = [242, 262];
   const MIDDLE = (CONTENT[0] + CONTENT[1]) / 2, DEEP = (CONTENT[1] - CONTENT[0]) / CHANNELS;
+  const LEAVES = 72; // how far outwards old contents go
   const MOST = 16; // slots kept, at most
 
   /** Four cells in a row along the spoke, to travel. */
@@ -163,8 +164,8 @@ const Ring = (() => {
         if (out) {
           const q = ease(p, 0.08, 0.5);
           coming[j](token.value, slot, 16 + q * (MIDDLE - 16), 1.7 * Math.sqrt(weights[j]), p <= 0.08 || p >= 0.55 ? 0 : 1);
-          const away = ease(p, 0.4, 0.95), held = Math.max(...old[slot].map(Math.abs));
-          going[j](old[slot], slot, MIDDLE + 60 * away, 1.2, held < 0.02 ? 0 : log[j].eta * (away > 0 ? 1 - away : 0));
+          const away = ease(p, 0.4, 0.85), held = Math.max(...old[slot].map(Math.abs));
+          going[j](old[slot], slot, MIDDLE + LEAVES * away, 1.2, held < 0.02 || !away ? 0 : log[j].eta * (1 - ease(p, 0.65, 0.98)));
         } else if (back) {
           const q = ease(p, 0.45, 0.85);
           coming[j](now[slot], slot, MIDDLE - q * (MIDDLE - 16), 1.7 * Math.sqrt(weights[j]), p <= 0.45 || p >= 0.85 ? 0 : 1);
@@ -197,7 +198,7 @@ const Ring = (() => {
       drawTravel(step, phase, p);
       drawHub(step, phase, p);
       const away = lost ? ease(lost.p) : 1;
-      going[MOST](lost?.content ?? step.y, lost?.slot ?? 0, MIDDLE + 60 * away, 1.2, 1 - away);
+      going[MOST](lost?.content ?? step.y, lost?.slot ?? 0, MIDDLE + LEAVES * away, 1.2, lost ? 1 - ease(lost.p, 0.5, 1) : 0);
     };
   }
 
