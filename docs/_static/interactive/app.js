@@ -277,7 +277,10 @@
       show();
     });
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") pin(null);
+      if (event.key === "Escape" && pinned !== null) {
+        if (document.activeElement.id === "erase") slots()[pinned].focus();
+        pin(null);
+      }
       if (event.target.closest("button, input, select, a, [role=slider], .tables")) return;
       if (event.key === "ArrowRight") stopAnd(player.step)();
       else if (event.key === "ArrowLeft") stopAnd(player.back)();
