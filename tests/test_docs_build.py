@@ -144,6 +144,12 @@ def test_notebooks_are_mirrored(tmp_path, monkeypatch):
     assert mirrored == {"cells": [{"outputs": outputs[1:]}, {"source": "prose"}], "metadata": {"kernelspec": {}}}
 
 
+def test_formulas():
+    made = load("_ext/mathml.py").mathml(r"\arg \max_i x_i + \argmin_j y_j")
+    assert "\\arg" not in made
+    assert made.count("<mo") == 3  # argmax, plus, argmin
+
+
 def test_a_link_to_a_scene_becomes_the_scene(monkeypatch):
     notebooks = load("_ext/notebooks.py", monkeypatch)
     link = "[Lose the fox](../docs/_static/interactive/index.html?scene=lose)"
