@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +29,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ramnet_np.core.arrays import namespace_of, on_host
-from ramnet_np.model import RAMNet
+from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.model.files import WriteError, read_json, replacing, sync, why, write_text
+from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.optim import AdamWState
 
 _NAME = re.compile("step-([0-9]+)")
@@ -175,12 +177,16 @@ def restore(
 def require_same_settings(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """ValueError, naming the setting, unless a run with settings ``saved`` may go on with ``now``.
 
+    A setting of the model or of training that the saved run did not know has its default there: that is how it ran.
+
     >>> require_same_settings({"seed": 1}, {"seed": 0})
     Traceback (most recent call last):
         ...
     ValueError: seed must be 0 as in the checkpoint that is resumed, got 1
     """
     new, old = flat_settings(now), flat_settings(saved)
+    defaults = flat_settings({"model": asdict(RAMNetConfig()), "train": asdict(TrainConfig())})
+    old = {name: value for name, value in defaults.items() if name in new} | old
     for name in sorted(new.keys() | old.keys()):
         if name in _FREE_SETTINGS or new.get(name) == old.get(name):
             continue
