@@ -54,9 +54,10 @@ def pigeonholes(
         if slot == erased:
             axes.plot([x - 0.4, x + 0.4], [y - 0.36, y + 0.36], color=colors.write, linewidth=2.5)
             axes.plot([x - 0.4, x + 0.4], [y + 0.36, y - 0.36], color=colors.write, linewidth=2.5)
-    for kind, token, slot in arrows:
-        ends = (at[token], rows + 0.35), (slot % columns, slot // columns + 0.46)
-        _arrow(axes, *(ends if kind == "write" else ends[::-1]), kind)
+    for kind, number, slot in arrows:
+        text, hole = (float(at[number]), rows + 0.35), (float(slot % columns), slot // columns + 0.46)
+        start, end = (text, hole) if kind == "write" else (hole, text)
+        _arrow(axes, start, end, kind)
     axes.set(xlim=(-0.6, columns - 0.4), ylim=(-0.55, rows + 1.0))
     axes.set_title(title, fontsize=11, loc="left")
     axes.axis("off")
@@ -96,10 +97,10 @@ def rack(
                   facecolor="none" if color is None else color + "22", edgecolor=color or colors.faint,
                   linewidth=2 if color else 0.8)
         )  # fmt: skip
-        way = np.array([np.cos(np.radians(middle)), np.sin(np.radians(middle))])
-        axes.text(*(1.40 * way), str(address), ha="center", va="center", fontsize=9, color=colors.muted)
-        axes.text(*(0.94 * way), contents.get(slot, ""), ha="center", va="center", fontsize=10, color=colors.ink)
-        axes.text(*(0.47 * way), f"slot {slot}", ha="center", va="center", fontsize=6.5, color=colors.muted)
+        x, y = np.cos(np.radians(middle)), np.sin(np.radians(middle))
+        axes.text(1.40 * x, 1.40 * y, str(address), ha="center", va="center", fontsize=9, color=colors.muted)
+        axes.text(0.94 * x, 0.94 * y, contents.get(slot, ""), ha="center", va="center", fontsize=10, color=colors.ink)
+        axes.text(0.47 * x, 0.47 * y, f"slot {slot}", ha="center", va="center", fontsize=6.5, color=colors.muted)
     axes.text(0, 0, f"t = {t}", ha="center", va="center", fontsize=11, color=colors.ink)
     lines = [
         f"{'writes' if kind == 'write' else 'reads'} address {(slot + t) % slots} = slot {slot}"
