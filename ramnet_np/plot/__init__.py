@@ -4,8 +4,8 @@ Each function returns a ``matplotlib.figure.Figure`` and touches no global state
 Writes are vermilion squares and reads are green rings throughout, a pair of colours that colour-blind readers can tell
 apart; their shapes differ too. ``with theme("dark"):`` (``style.py``) draws for a dark page.
 
-``python -m ramnet_np.plot docs/images/ramnet.png`` draws the picture that opens the README, and beside it
-``ramnet-dark.png``.
+``python -m ramnet_np.plot docs/images/ramnet.png`` draws a token's way to its slots for the page
+"RAM-Net in five minutes", and beside it ``ramnet-dark.png``.
 """
 
 from ramnet_np.plot.address import address_tree, beam_merge, cape_grid, digit_product
