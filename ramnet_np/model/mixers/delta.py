@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ramnet_np.contract import Array
+from ramnet_np.core.arrays import namespace_of
 from ramnet_np.layers.activation import (
     SigmoidContext,
     SiLUContext,
@@ -143,6 +144,11 @@ def _parameters(config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
     return parameters | output_parameters(config)
 
 
+def _initial_state(config: RAMNetConfig, x: Array) -> Array:
+    shape = (x.shape[0], config.heads, config.head_key_channels, config.head_channels)
+    return namespace_of(x).zeros(shape, dtype=x.dtype)
+
+
 def _state_size(config: RAMNetConfig, context: int) -> StateSize:
     size = config.heads * config.head_key_channels * config.head_channels
     return StateSize(size, size)
@@ -160,4 +166,5 @@ MIXER = Mixer(
     backward=delta_layer_backward,
     state_size=_state_size,
     check=_check,
+    initial_state=_initial_state,
 )
