@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ramnet_np.data.synthetic_facts import ANIMALS, NAMES, facts_text, recall_positions
 from ramnet_np.data.codec import prompt_bytes
+from ramnet_np.data.synthetic_facts import ANIMALS, NAMES, facts_text, recall_positions
 from ramnet_np.data.text import TextData, TextSettings, read_data
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs.text import TextRun, bits_per_byte, generate_text, load_text_model, run_text
