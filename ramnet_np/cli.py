@@ -56,13 +56,13 @@ A language model: of bytes, for which any file or folder of .txt files will do, 
 
   ramnet-np train text                               a text made here, whose facts must be recalled
   ramnet-np train text --preset file --data.path book.txt --out runs/book
-  ramnet-np train text --preset file --data.path novels --data.carry-state    whole books, with one memory each
-  ramnet-np tokenize novels --out tokens             a tokenizer of 8192 pieces; then --data.path tokens
+  ramnet-np train text --preset file --data.path novels --data.carry-state    whole books in order
+  ramnet-np tokenize novels --out tokens             8192 pieces of text; then --data.path tokens
   ramnet-np generate runs/book --prompt "The "       let it write
   ramnet-np evaluate runs/book --path novels         bits a byte
 """
 TEXT_DATA = (
-    ("--data.path PATH", "a file, a folder of .txt files or of tokens; none: a text made here"),
+    ("--data.path PATH", "a file, a folder of .txt files or of tokens; none: made here"),
     ("--data.length N", "bytes or tokens of a training sequence"),
     ("--data.held-out X", "a share (0.05), a number of files (9) or their names ('valid/*')"),
     ("--data.carry-state", "whole documents in order, the memory carried from window to window"),
@@ -239,7 +239,8 @@ def _read_run(
 
 
 def _print_result(out: Path, result: Any) -> None:
-    print(f"{result.status} after step {result.step}, {result.seconds:.0f} s")
+    speed = f", {result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else ""
+    print(f"{result.status} after step {result.step}, {result.seconds:.0f} s{speed}")
     for setting, accuracy in result.accuracy.items():
         print(f"held-out accuracy, {setting}: {accuracy:.2%}")
     if result.measured:

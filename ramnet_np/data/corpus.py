@@ -22,7 +22,7 @@ from ramnet_np.data.codec import BPECodec, ByteCodec, Codec
 from ramnet_np.data.tokens import MANIFEST, TOKENIZER, TOKENS, read_manifest, require_checksums
 
 Watch = Callable[[int], Any]  # told how many bytes have been read since it was last told
-HeldOut = float | int | tuple[str, ...]
+HeldOut = int | float | tuple[str, ...]
 
 _MAPPED_AT_ONCE = 64  # files: every map takes one of the few that a program may have open
 _CHUNK = 2**22  # bytes hashed at a time

@@ -37,7 +37,7 @@ class Streams:
 
     >>> streams = Streams([5, 3], length=2, batch=1, seed=0)
     >>> [tuple(streams.places(step)[0]) for step in range(4)]
-    [(1, 0), (0, 0), (0, 2), (1, 0)]
+    [(0, 0), (0, 2), (1, 0), (0, 0)]
     """
 
     def __init__(self, sizes: Sequence[int], length: int, batch: int, seed: int):

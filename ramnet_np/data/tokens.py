@@ -72,6 +72,12 @@ def require_checksums(folder: Path, sha256: Callable[[Path], str]) -> str:
     """ValueError, naming the file, unless the files of ``folder`` have the checksums of SHA256SUMS; returns its own.
 
     ``sha256``: computes that of a file.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, SUMS).write_text("".join(f"0  {name}\\n" for name in (TOKENS, TOKENIZER, MANIFEST)))
+    ...     require_checksums(Path(folder), lambda path: "0")[:8]
+    'ec0f974b'
     """
     text = (folder / SUMS).read_bytes()
     sums = {}

@@ -29,9 +29,10 @@ from ramnet_np.train.text_loss import EDGES, DocumentsLoss, documents_loss
 class EvaluateOptions:
     """Measure a language model on whole documents: nats a token, bits a byte, perplexity, and all by position.
 
-      ramnet-np evaluate runs/book --path novels --files 'valid/*'    some files of a folder, each with one memory
-      ramnet-np evaluate runs/book --path tokens                      the files that a tokenised folder kept aside
-      ramnet-np evaluate runs/book --path new.txt --no-carry-state    every window starts with an empty memory
+    Some files of a folder; the files that a tokenised folder kept aside; windows that each start with an empty memory:
+      ramnet-np evaluate runs/book --path novels --files 'valid/*'
+      ramnet-np evaluate runs/book --path tokens
+      ramnet-np evaluate runs/book --path new.txt --no-carry-state
 
     A document is read from its first token on, in windows, and its memory is carried from each to the next. Bits a byte
     compare models of bytes and of any tokens. A position is the number of bytes before a token in its document.

@@ -43,9 +43,10 @@ Files = Sequence[tuple[str, Path]]  # name and path of each
 class TokenizeOptions:
     """Turn a folder of .txt files into tokens: train a byte-level BPE on them, and encode every file.
 
-      ramnet-np tokenize novels --out tokens                         8192 pieces, a twentieth of the files held out
-      ramnet-np tokenize novels --out tokens --held-out 'valid/*'    these files are held out
-      ramnet-np train text --preset file --data.path tokens          then train on them
+    Tokenize, with a twentieth of the files held out or with some by name; then train:
+      ramnet-np tokenize novels --out tokens
+      ramnet-np tokenize novels --out tokens --held-out 'valid/*'
+      ramnet-np train text --preset file --data.path tokens
 
     A token is several bytes of text, so a model of tokens sees further at each length than one of bytes, which needs no
     such step. OUT gets tokens.bin (all documents one after another), tokenizer.json, manifest.json (names, sizes,

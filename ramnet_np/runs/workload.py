@@ -56,9 +56,11 @@ def flops_per_token(model: RAMNetConfig) -> int:
     The memories' own operations, few beside these, are not counted, nor is what ``train.recompute`` does twice.
 
     >>> flops_per_token(RAMNetConfig(vocab=100, width=8, layers=1, order=2, ffn="none"))
-    7776
+    7104
     """
-    matrices = sum(prod(shape) for shape in parameter_shapes(model).values() if len(shape) > 1)
+    shapes = parameter_shapes(model).items()
+    is_product = {name: len(shape) > 1 and name.endswith("weight") and "conv" not in name for name, shape in shapes}
+    matrices = sum(prod(shape) for name, shape in shapes if is_product[name])
     return 6 * (matrices - (0 if model.tie_embeddings else model.vocab * model.width))  # embeddings are looked up
 
 

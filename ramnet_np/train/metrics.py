@@ -46,11 +46,11 @@ class Meter:
         """Model operations a second, and their share of the peak.
 
         >>> Meter(2e9, peak=1e15).shown(10_000), Meter(2e6).shown(10_000)
-        ('20.0T (2.0%)', '0.02T')
+        ('20.0T (2.0%)', '20.0G')
         """
         flops = self.flops_per_token * tokens_per_second
         share = f" ({flops / self.peak:.1%})" if self.peak else ""
-        return f"{flops / 1e12:.{1 if flops >= 1e12 else 2}f}T{share}"
+        return (f"{flops / 1e12:.1f}T" if flops >= 1e12 else f"{flops / 1e9:.1f}G") + share
 
 
 class MetricsWriter:
