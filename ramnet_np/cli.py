@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from functools import partial, wraps
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +31,7 @@ commands:
   train text   train a language model on any file, on a folder of .txt files or of tokens
   tokenize     a folder of .txt files becomes tokens: trains a byte-level BPE and encodes every file
   evaluate     nats, bits a byte and perplexity of a language model, by the position in a document too
-  experiment   a grid of runs, resumable: mqar-order, mqar-state, mqar-ablations; `plot` draws and tables their results
+  experiment   grids of runs, resumable, over several GPUs: mqar-order, mqar-state, ...; `plot` draws their results
   generate     let a model trained on text write, with its state carried from byte to byte
   info         version, backends found or why not, device, threads; --preset NAME counts a model
   gradcheck    check every gradient by finite differences
@@ -73,10 +73,12 @@ Presets: {presets}. The options start from the values of --preset {name}, which 
 """
 
 EXPERIMENT_EXAMPLES = """
-A grid of training runs on multi-query associative recall; results are appended to OUT/results.jsonl, a line a run.
+Grids of training runs on multi-query associative recall; results are appended to OUT/results.jsonl, a line a run.
 
-  ramnet-np experiment mqar-order --device gpu --side-by-side 4          accuracy against slots M and order U
+  ramnet-np experiment mqar-order --device gpu --side-by-side 8          accuracy against slots M and order U; the
+                                                                         runs spread over all GPUs, 8 on each
   ramnet-np experiment mqar-state --device gpu --max-minutes 9           stops in time; the same again goes on
+  ramnet-np experiment mqar-state mqar-order --device gpu                two grids together, in one folder
   ramnet-np experiment mqar-order --quick --side-by-side 2               a reduced grid, in minutes on a CPU
   ramnet-np experiment mqar-order --only 'm256-*' --epochs 16            some points, trained longer
   ramnet-np experiment plot runs/mqar-order/results.jsonl                figures and tables
@@ -271,17 +273,17 @@ def _experiment(args: list[str]) -> None:
     from ramnet_np.experiment.grid import GRIDS
     from ramnet_np.experiment.runner import Options, run_experiment
 
-    names = ", ".join(GRIDS)
+    known = ", ".join(GRIDS)
     if args[:1] and args[0] in ("-h", "--help"):
-        print(f"usage: ramnet-np experiment {{{names}, plot}} [options]     (... mqar-order --help explains them)")
+        print(f"usage: ramnet-np experiment {{{known}, plot}} [options]     (... mqar-order --help explains them)")
         return
-    if not args or args[0] not in (*GRIDS, "plot"):
-        raise ValueError(f"experiment must be one of {names}, plot, got {args[0] if args else 'nothing'!r}")
-    name, rest = args[0], args[1:]
-    if name == "plot":
-        return _call(plot, rest, "experiment plot")
-    options = _parse(Options, rest, f"ramnet-np experiment {name}", description=EXPERIMENT_EXAMPLES)
-    outcome = run_experiment(name, options)
+    if args[:1] == ["plot"]:
+        return _call(plot, args[1:], "experiment plot")
+    names = list(takewhile(lambda arg: arg in GRIDS, args))
+    if not names:
+        raise ValueError(f"experiment must be one of {known}, plot, got {args[0] if args else 'nothing'!r}")
+    options = _parse(Options, args[len(names) :], f"ramnet-np experiment {names[0]}", description=EXPERIMENT_EXAMPLES)
+    outcome = run_experiment(names, options)
     print(f"{outcome.finished} finished now, {outcome.left} left, {outcome.failed} failed; in {outcome.results}")
     _exit_if_interrupted(outcome.signal)
     if outcome.failed:

@@ -105,6 +105,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "delta conv": {"mixer": "delta", "short_conv": 4},
     "gated delta": {"mixer": "delta", "delta_gate": True},
     "gated delta conv": {"mixer": "delta", "delta_gate": True, "short_conv": 4, "output_norm": True},
+    "linear identity": {"mixer": "linear", "feature_map": "identity", "normaliser": False, "output_norm": True},
+    "gla": {"mixer": "gla", "key_channels": 5},
+    "mamba2 gate": {"mixer": "mamba2", "output_norm": True, "output_gate": True, "gate_activation": "silu"},
 }
 
 

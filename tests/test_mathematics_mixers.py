@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from ramnet_np.layers import delta_rule, linear_attention, norm, rotary, short_conv, softmax_attention, triangular
+from ramnet_np.layers import (
+    delta_rule,
+    feature_map,
+    gated_linear_attention,
+    linear_attention,
+    norm,
+    rotary,
+    short_conv,
+    softmax_attention,
+    triangular,
+)
+from ramnet_np.model.channel_decay import channel_decay_backward, channel_decay_forward
 from ramnet_np.model.decay import decay_backward, decay_forward
 
 close = np.testing.assert_allclose
@@ -91,6 +102,72 @@ def test_linear_attention(rng):
         close(grads.q[0, t, 0], (S_t[t] @ u_bar + n_bar * z_t[t]) * np.minimum(phi(Q[t]), 1), atol=1e-12)
 
 
+def test_feature_maps(rng):
+    x, bar = rng.normal(size=(2, 7))
+    s = 1 / (1 + np.exp(-x))
+    elu = np.where(x > 0, x + 1, np.exp(x))
+    rows = {
+        "elu": (elu, bar * np.minimum(elu, 1)),
+        "relu": (np.maximum(x, 0), np.where(x > 0, bar, 0)),
+        "silu": (x * s, bar * s * (1 + x * (1 - s))),
+        "identity": (x, bar),
+    }
+    assert rows.keys() == feature_map.FEATURE_MAPS.keys()
+    for name, (phi, x_bar) in rows.items():
+        y, ctx = feature_map.FEATURE_MAPS[name].forward(x)
+        close(y, phi)
+        close(feature_map.FEATURE_MAPS[name].backward(bar, ctx), x_bar)
+
+
+@pytest.mark.parametrize("rates", [1, 4])
+def test_gated_linear_attention(rng, rates):
+    """The recurrence, forward and backward; one chunk by the runs of the page, from a given state."""
+    (q, k, v, dy), (Q, K_, V, Y_bar) = mixer_arrays(rng, T=8)
+    log_a = -rng.uniform(0, 0.5, (1, 8, 1, rates))
+    a = np.broadcast_to(np.exp(log_a[0, :, 0]), Q.shape)
+    M = rng.normal(size=(4, 3))
+    y, state, ctx = gated_linear_attention.gated_linear_attention_forward(q, k, v, log_a, M[None, None])
+    S = [M]
+    for t in range(8):
+        S.append(np.diag(a[t]) @ S[t] + np.outer(K_[t], V[t]))
+        close(y[0, t, 0], S[t + 1].T @ Q[t])
+    close(state[0, 0], S[8])
+    grads = gated_linear_attention.gated_linear_attention_backward(dy, ctx)
+    S_bar, log_a_bar = np.zeros(M.shape), np.zeros(Q.shape)
+    for t in reversed(range(8)):
+        S_bar = (np.diag(a[t + 1]) @ S_bar if t < 7 else S_bar) + np.outer(Q[t], Y_bar[t])
+        close(grads.q[0, t, 0], S[t + 1] @ Y_bar[t])
+        close(grads.k[0, t, 0], S_bar @ V[t])
+        close(grads.v[0, t, 0], S_bar.T @ K_[t])
+        log_a_bar[t] = a[t] * (S[t] * S_bar).sum(axis=1)
+    close(grads.log_decay[0, :, 0], log_a_bar if rates == 4 else log_a_bar.sum(axis=1, keepdims=True), atol=1e-12)
+
+    Y = (Q * K_).sum(axis=1, keepdims=True) * V
+    iota, o, length = np.log(a), np.zeros(Q.shape), 1
+    while length < 8:
+        pairs = [(slice(e, e + length), slice(e + length, e + 2 * length)) for e in range(0, 8, 2 * length)]
+        for E, L in pairs:
+            Y[L] += (np.exp(iota[L]) * Q[L]) @ (np.exp(o[E]) * K_[E]).T @ V[E]
+            iota[L] += np.log(a)[E].sum(axis=0)
+            o[E] += np.log(a)[L].sum(axis=0)
+        length *= 2
+    close(Y + (np.exp(iota) * Q) @ M, y[0, :, 0])
+    close(np.diag(np.exp(iota[7])) @ M + (np.exp(o) * K_).T @ V, state[0, 0])
+
+
+def test_channel_decay(rng):
+    W_0, W_1, b = rng.normal(size=(16, 4)), rng.normal(size=(6, 16)), rng.normal(size=6)
+    x, bar = rng.normal(size=(1, 3, 4)), rng.normal(size=(1, 3, 6))
+    params = {"a_proj.0.weight": W_0, "a_proj.1.weight": W_1, "a_proj.1.bias": b}
+    log_a, ctx = channel_decay_forward(x, params)
+    logit = x @ W_0.T @ W_1.T + b
+    close(log_a, -np.log(1 + np.exp(-logit)) / 16)
+    dx, grads = channel_decay_backward(bar, ctx)
+    l_bar = bar / (1 + np.exp(logit)) / 16
+    close(grads["a_proj.1.bias"], l_bar[0].sum(axis=0))
+    close(dx, l_bar @ W_1 @ W_0)
+
+
 def test_delta_rule(rng):
     """The recurrence; one chunk by the matrices of the page, forward and backward, from a given state."""
     (q, k, v, dy), _ = mixer_arrays(rng, T=8)
@@ -141,10 +218,12 @@ def test_delta_rule(rng):
 def test_decay(rng):
     params = {"a_proj.weight": rng.normal(size=(2, 4)), "dt_bias": rng.normal(size=2), "A_log": rng.normal(size=2)}
     x, bar = rng.normal(size=(1, 3, 4)), rng.normal(size=(1, 3, 2))
-    log_a, ctx = decay_forward(x, params)
+    log_a, step, ctx = decay_forward(x, params)
     logit = x @ params["a_proj.weight"].T + params["dt_bias"]
     expected = -np.exp(params["A_log"]) * np.log(1 + np.exp(logit))
     close(log_a, expected)
-    _, grads = decay_backward(bar, ctx)
-    close(grads["dt_bias"], (-bar * np.exp(params["A_log"]) / (1 + np.exp(-logit)))[0].sum(axis=0))
+    close(step, np.log(1 + np.exp(logit)))
+    step_bar = rng.normal(size=step.shape)
+    _, grads = decay_backward(bar, ctx, dstep=step_bar)
+    close(grads["dt_bias"], ((step_bar - bar * np.exp(params["A_log"])) / (1 + np.exp(-logit)))[0].sum(axis=0))
     close(grads["A_log"], (bar * expected)[0].sum(axis=0))

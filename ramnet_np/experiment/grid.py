@@ -4,6 +4,9 @@
     epochs = 8                         passes over the training sets
     seeds = [0, 1]                     each decides data, order and initial weights
     learning_rates = [1e-3, 3e-3]      tried with the first seed; the best by validation runs with the others
+    widest = [1e-4, 1e-1]              while the best rate is at an end, the next one outwards is tried, within these
+    search_epochs = 2                  length of the runs that try rates and variants; none: as long as the others
+    finalists = 2                      how many of them run at full length with the first seed
     validation = 500                   held-out sequences of each training setting, to choose by
     evaluations = 4                    how often to measure on them during a run
 
@@ -11,15 +14,21 @@
     [data]                             fields of MQARSettings
     [train]                            fields of TrainConfig
 
+    [kinds.delta]                      what points of one kind share, beside all of the above
+    model = { mixer = "delta" }
+    variants = { norm = { output_norm = true } }    other settings of the model, searched as the point's own are
+
     [[points]]
-    name = "m256-u4"
-    model = { order = 4, radix = 4 }   overrides; so do data, train, epochs, seeds
+    name = "delta-64"
+    kind = "delta"
+    model = { channels = 64 }          overrides; so do data, train, epochs, seeds, and variants beside the kind's
     learning_rate = 2e-3               in place of the list: no sweep
 
     [quick]                            overrides of all of the above for `--quick`; points = [...] names those to keep
 
-A point starts from the shared settings, then takes its own, then those of ``[quick]``. A grid with ``like =
-"mqar-order"`` starts from the shared settings and the ``[quick]`` of that one, so that they stand in one place.
+A point starts from the shared settings, then takes those of its kind, its own, and those of ``[quick]``. A grid with
+``like = "mqar-order"`` starts from the shared settings and the ``[quick]`` of that one, so that they stand in one
+place. :mod:`~ramnet_np.experiment.sweep` says how rates and variants are chosen.
 """
 
 from __future__ import annotations
@@ -27,8 +36,9 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -38,12 +48,14 @@ from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.checks import SMALLEST, check_integer, check_number
 from ramnet_np.train.config import TrainConfig
 
-GRIDS = ("mqar-order", "mqar-state", "mqar-ablations")
+GRIDS = ("mqar-order", "mqar-state", "mqar-digit", "mqar-cape", "mqar-ablations")
 
 MOST_VALIDATION = 10**6  # sequences of each training setting
 
 _PARTS = {"model": RAMNetConfig, "data": MQARSettings, "train": TrainConfig}
-_NUMBERS = ("epochs", "seeds", "learning_rates", "validation", "evaluations")
+_NUMBERS = (
+    "epochs", "seeds", "learning_rates", "widest", "search_epochs", "finalists", "validation", "evaluations",
+)  # fmt: skip
 _SET_BY_THE_GRID = {"steps": "epochs", "learning_rate": "learning_rates", "evaluate_every": "evaluations"}
 
 
@@ -60,13 +72,15 @@ class GridRun:
     validation: int
     evaluations: int
     quick: bool
+    variant: str = ""  # which of the point's settings; "": its own
+    search: bool = False  # a short run that only chooses: it does not touch the test sets
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything, as JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
-    @property
+    @cached_property  # asked for again and again
     def key(self) -> str:
         """A string that equal runs share."""
         return json.dumps(self.settings, sort_keys=True)
@@ -74,27 +88,45 @@ class GridRun:
     @property
     def label(self) -> str:
         """A name for people to read."""
-        return f"{self.name}, seed {self.seed}, learning rate {self.train.learning_rate:g}"
+        variant = f" with {self.variant}" if self.variant else ""
+        length = f", {self.epochs:g} epochs to choose by" if self.search else ""
+        return f"{self.name}{variant}, seed {self.seed}, learning rate {self.train.learning_rate:g}{length}"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a figure: its runs differ in seed and learning rate alone."""
+    """A point: its runs differ in seed, learning rate and variant alone, those that search in length too."""
 
     name: str
+    grid: str  # the name of its grid
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    base: GridRun
+    widest: tuple[float, float] | None  # the sweep goes on outwards within these; None: it does not
+    finalists: int
+    variants: dict[str, RAMNetConfig]  # by name; the first is "", the point's own settings
+    base: GridRun  # at full length
+    searching: GridRun  # its short form; ``base`` where there is none
+    _made: dict[Any, GridRun] = field(default_factory=dict, compare=False, repr=False)  # runs: each is made once
 
-    def run(self, seed: int, learning_rate: float) -> GridRun:
-        """The run of that seed and learning rate."""
-        train = {**asdict(self.base.train), "learning_rate": learning_rate}
-        return GridRun(**{**vars(self.base), "seed": seed, "train": TrainConfig(**train)})
+    def run(self, seed: int, learning_rate: float, variant: str = "") -> GridRun:
+        """The run of that seed, learning rate and variant."""
+        return self._of(self.base, seed, learning_rate, variant)
+
+    def search_run(self, learning_rate: float, variant: str = "") -> GridRun:
+        """The run that tries that learning rate and variant."""
+        return self._of(self.searching, self.seeds[0], learning_rate, variant)
+
+    def _of(self, base: GridRun, seed: int, learning_rate: float, variant: str) -> GridRun:
+        which = base.search, seed, learning_rate, variant
+        if which not in self._made:
+            train = replace(base.train, learning_rate=learning_rate)
+            self._made[which] = replace(base, seed=seed, train=train, variant=variant, model=self.variants[variant])
+        return self._made[which]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a grid file says."""
+    """What a grid file says, or several of them."""
 
     name: str
     title: str
@@ -107,7 +139,19 @@ class Grid:
         if not kept:
             names = ", ".join(p.name for p in self.points)
             raise ValueError(f"only must match a point of grid {self.name!r}, got {pattern!r}; its points are {names}")
-        return Grid(self.name, self.title, kept, self.quick)
+        return replace(self, points=kept)
+
+
+def together(grids: Sequence[Grid]) -> Grid:
+    """One grid of all points, in order. ValueError where a name stands for two of them.
+
+    >>> together([load_grid("mqar-order"), load_grid("mqar-state")]).name
+    'mqar-order+mqar-state'
+    """
+    points = tuple(point for grid in grids for point in grid.points)
+    _distinct("points of grids that run together must have names of their own", [point.name for point in points])
+    name, title = "+".join(grid.name for grid in grids), "; ".join(grid.title for grid in grids)
+    return Grid(name, title, points, grids[0].quick)
 
 
 def run_from(settings: Mapping[str, Any]) -> GridRun:
@@ -156,7 +200,7 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
     [('a', 64, 5620)]
     """
     table = tomllib.loads(text)
-    _known("the grid", table, ("title", "like", "points", "quick", *_NUMBERS, *_PARTS))
+    _known("the grid", table, ("title", "like", "points", "kinds", "quick", *_NUMBERS, *_PARTS))
     quickly = table.get("quick", {})
     _known("[quick]", quickly, ("points", *_NUMBERS, *_PARTS))
     title = table.get("title", name)
@@ -179,16 +223,29 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
         entries = _chosen(entries, quickly["points"])
     if not entries:
         raise ValueError("a grid must hold at least one point in [[points]], got none")
+    kinds = table.get("kinds", {})
+    _table("[kinds]", kinds)
     points = []
     for entry in entries:
         where = f"point {entry['name']!r}"
-        _known(where, entry, ("name", "learning_rate", *_NUMBERS, *_PARTS))
+        _known(where, entry, ("name", "kind", "learning_rate", "variants", *_NUMBERS, *_PARTS))
         own = {**entry, "learning_rates": [entry["learning_rate"]]} if "learning_rate" in entry else entry
         try:
-            points.append(_point(entry["name"], [*layers, own, *last], quick))
+            points.append(_point(entry["name"], name, [*layers, _kind(entry, kinds), own, *last], quick))
         except (ValueError, TypeError) as error:
             raise type(error)(f"{where}: {error}") from error
     return Grid(name, title, tuple(points), quick)
+
+
+def _kind(entry: Mapping[str, Any], kinds: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What points of the entry's kind share; nothing if it names none."""
+    if "kind" not in entry:
+        return {}
+    if entry["kind"] not in kinds:
+        raise ValueError(f"kind must be one of [kinds] ({', '.join(kinds)}), got {entry['kind']!r}")
+    kind = kinds[entry["kind"]]
+    _known(f"[kinds.{entry['kind']}]", kind, ("model", "variants"))
+    return kind
 
 
 def _named_points(entries: Any) -> list[Mapping[str, Any]]:
@@ -212,41 +269,65 @@ def _chosen(entries: list[Mapping[str, Any]], names: Any) -> list[Mapping[str, A
     return [entry for entry in entries if entry["name"] in names]
 
 
-def _point(name: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point:
+def _point(name: str, grid: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point:
     """A point from tables of settings: later tables override earlier ones, and other keys in them are ignored."""
-    numbers: dict[str, Any] = {"validation": 500, "evaluations": 4}
+    numbers: dict[str, Any] = {"validation": 500, "evaluations": 4, "finalists": 1, "widest": None}
     parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
+    variants: dict[str, Any] = {"": {}}
     for layer in layers:
         numbers |= {key: layer[key] for key in _NUMBERS if key in layer}
         for part, settings in parts.items():
             given = layer.get(part, {})
             _known(f"[{part}]", given, [f.name for f in fields(_PARTS[part])])
             settings |= {key: _plain(value) for key, value in given.items()}
+        _table("variants", layer.get("variants", {}))
+        variants |= layer.get("variants", {})
     _check_numbers(numbers)
     for setting, source in _SET_BY_THE_GRID.items():
         if setting in parts["train"]:
             raise ValueError(f"[train] {setting} follows from {source}, which is set instead")
     data = MQARSettings(**parts["data"])
-    batch, epochs, rates = parts["train"].get("batch", TrainConfig.batch), numbers["epochs"], numbers["learning_rates"]
+    model = {"vocab": data.vocab, **parts["model"]}
+    models = {variant: _model(variant, model, given, data.vocab) for variant, given in variants.items()}
+    rates, seeds, epochs = numbers["learning_rates"], numbers["seeds"], float(numbers["epochs"])
+
+    def run(epochs: float, search: bool) -> GridRun:
+        steps = _steps(epochs, data, parts["train"].get("batch", TrainConfig.batch), numbers["evaluations"])
+        train = TrainConfig(**parts["train"], steps=steps, learning_rate=rates[0])
+        return GridRun(
+            name, models[""], data, train, seeds[0], epochs, numbers["validation"], numbers["evaluations"], quick,
+            search=search,
+        )  # fmt: skip
+
+    base = searching = run(epochs, False)
+    if len(rates) * len(models) > 1 and numbers.get("search_epochs", epochs) < epochs:
+        searching = run(float(numbers["search_epochs"]), True)
+    point = Point(name, grid, seeds, rates, numbers["widest"], numbers["finalists"], models, base, searching)
+    for rate in rates:
+        point.run(seeds[0], rate)  # refuses what cannot be
+    return point
+
+
+def _model(variant: str, shared: Mapping[str, Any], given: Any, vocab: int) -> RAMNetConfig:
+    """The model of a variant: what it gives overrides what the point has."""
+    where = f"variant {variant!r}" if variant else "[model]"
+    _known(where, given, [f.name for f in fields(RAMNetConfig)])
+    model = RAMNetConfig(**{**shared, **{key: _plain(value) for key, value in given.items()}})
+    if model.vocab < vocab:
+        raise ValueError(f"model.vocab must be at least data.vocab ({vocab}), got {model.vocab}")
+    return model
+
+
+def _steps(epochs: float, data: MQARSettings, batch: Any, evaluations: int) -> int:
+    """Of a run of so many passes over the training sets."""
     check_integer("train.batch", batch, 1)
     per_epoch = sum(examples // batch for _, _, examples in data.train)
     if not per_epoch:
         raise ValueError(f"train.batch must be at most a training set, got {batch}")
     steps = max(1, round(epochs * per_epoch))
-    if numbers["evaluations"] > steps:
-        raise ValueError(f"evaluations must be at most the {steps} steps of a run, got {numbers['evaluations']}")
-    model = RAMNetConfig(**{"vocab": data.vocab, **parts["model"]})
-    if model.vocab < data.vocab:
-        raise ValueError(f"model.vocab must be at least data.vocab ({data.vocab}), got {model.vocab}")
-    train = TrainConfig(**parts["train"], steps=steps, learning_rate=float(rates[0]))
-    base = GridRun(
-        name, model, data, train, numbers["seeds"][0], float(epochs), numbers["validation"], numbers["evaluations"],
-        quick,
-    )  # fmt: skip
-    point = Point(name, numbers["seeds"], tuple(map(float, rates)), base)
-    for rate in point.learning_rates:
-        point.run(point.seeds[0], rate)  # refuses what cannot be
-    return point
+    if evaluations > steps:
+        raise ValueError(f"evaluations must be at most the {steps} steps of a run, got {evaluations}")
+    return steps
 
 
 def _check_numbers(numbers: dict[str, Any]) -> None:
@@ -260,11 +341,28 @@ def _check_numbers(numbers: dict[str, Any]) -> None:
         check_integer("seeds", seed, 0, None)
     for rate in numbers["learning_rates"]:
         check_number("learning_rates", rate, SMALLEST)
-    check_number("epochs", numbers["epochs"], SMALLEST)
+    numbers["learning_rates"] = tuple(map(float, numbers["learning_rates"]))
+    for key in ("epochs", "search_epochs"):
+        if key in numbers:
+            check_number(key, numbers[key], SMALLEST)
     check_integer("validation", numbers["validation"], 1, MOST_VALIDATION)
-    check_integer("evaluations", numbers["evaluations"], 1)
+    for key in ("evaluations", "finalists"):
+        check_integer(key, numbers[key], 1)
     for key in ("seeds", "learning_rates"):
         _distinct(f"{key} must differ from each other", numbers[key])
+    if numbers["widest"] is not None:
+        numbers["widest"] = _widest(numbers["widest"])
+
+
+def _widest(given: Any) -> tuple[float, float]:
+    """The lowest and the highest learning rate of a sweep that goes on."""
+    if not isinstance(given, list) or len(given) != 2:
+        raise ValueError(f"widest must be the lowest and the highest learning rate to try, got {given!r}")
+    for rate in given:
+        check_number("widest", rate, SMALLEST)
+    if given[0] > given[1]:
+        raise ValueError(f"widest must name the lowest learning rate first, got {given!r}")
+    return float(given[0]), float(given[1])
 
 
 def _distinct(rule: str, values: Sequence[Any]) -> None:
@@ -277,9 +375,13 @@ def _ours(name: str) -> Any:
     return files("ramnet_np.experiment") / f"{name}.toml"
 
 
+def _table(where: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a table, got {value!r}")
+
+
 def _known(where: str, table: Any, names: Sequence[str]) -> None:
-    if not isinstance(table, Mapping):
-        raise ValueError(f"{where} must be a table, got {table!r}")
+    _table(where, table)
     if unknown := [key for key in table if key not in names]:
         raise ValueError(f"{where} has no setting {unknown[0]!r}; its settings are {', '.join(names)}")
 

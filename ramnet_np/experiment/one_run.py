@@ -82,8 +82,8 @@ def run_one(
     run resumes from it. The caller deletes it once the record is on disk. None: nothing is saved. ``invocation``: which
     call of the program this is; the record has it as "session".
 
-    The test sets are measured once, after the last step. Validation is measured ``evaluations`` times, evenly spread,
-    and may end the run early (``train.stop_at``).
+    The test sets are measured once, after the last step, and not at all by a run that only searches. Validation is
+    measured ``evaluations`` times, evenly spread, and may end the run early (``train.stop_at``).
 
     >>> from ramnet_np.experiment.grid import read_grid
     >>> text = '''
@@ -135,7 +135,7 @@ class _Trained(NamedTuple):
     epochs: float
     training: float  # accuracy of the last batch that was reported
     validation: dict[str, float]
-    accuracy: dict[str, float]  # on the test sets; empty if the run diverged
+    accuracy: dict[str, float]  # on the test sets; empty if the run diverged, or if it only searches
     tokens_per_second: int
 
 
@@ -172,7 +172,7 @@ def _train(
                     status = "reached stop_at"
                 if not done.is_last:
                     saves.save_if_due(model, trainer.state)
-            accuracy = evaluate(model, data.test, tokens)
+            accuracy = {} if run.search else evaluate(model, data.test, tokens)
     except Diverged as error:
         status, steps = "diverged", error.step
     return _Trained(status, steps, round(steps / sets.batches_per_epoch, 3), last, validation, accuracy, speed)

@@ -1,4 +1,4 @@
-"""Figures and tables from results: files beside one another, and the part of a page between two markers."""
+"""Figures and tables from results: files beside one another, and the parts of a page between markers."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ramnet_np.experiment.grid import GRIDS
+from ramnet_np.experiment.grid import GRIDS, load_grid
 from ramnet_np.experiment.records import Record, read_records
 from ramnet_np.experiment.summary import Result, collect
 from ramnet_np.experiment.tables import (
-    ablation_table,
+    addresses,
+    ends_of,
     order_table,
     provenance,
+    search_table,
+    setting_of,
     settings_table,
     shared_settings,
     state_table,
+    study_table,
 )
 from ramnet_np.model.files import write_text
 from ramnet_np.model.mixers import variant_labels
-from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
+from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_setting, accuracy_by_state
 from ramnet_np.plot.style import theme
 from ramnet_np.runs.pictures import save_picture
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"  # of a grid
 PAGE, PAPER = "mqar.md", "paper.toml"
 
 
@@ -36,7 +40,7 @@ def write_report(results: Sequence[Path], out: Path | None = None) -> str:
 
     ``out``: None: the folder of the first file.
     The paper's values are those of ``paper.toml`` in ``out``, where there is one. The page ``mqar.md`` in ``out``,
-    where there is one, gets the Markdown between its markers.
+    where there is one, gets the Markdown of each grid between the markers of that grid.
     ValueError where there is no result, and for a page without markers; FileNotFoundError for a missing file. Then
     nothing is written.
 
@@ -47,26 +51,54 @@ def write_report(results: Sequence[Path], out: Path | None = None) -> str:
     """
     if not results:
         raise ValueError("results must be files results.jsonl of an experiment, got none")
-    records = read_records(results)
-    points = collect(records)
-    if not points:
-        names = ", ".join(map(str, results))
-        raise ValueError(f"results must hold at least one run that ended and did not diverge, got none in {names}")
     out = results[0].parent if out is None else out
-    paper = _read_paper(out / PAPER) if (out / PAPER).is_file() else {}
-    sections, figures = [], dict[str, Callable[[], Figure]]()
-    for grid in dict.fromkeys([*GRIDS, *(p.grid for p in points)]):
-        if ours := [p for p in points if p.grid == grid]:
-            runs = [r for r in records if r["grid"] == grid and r["quick"] == ours[0].run.quick]
-            sections.append(_section(grid, ours, runs, paper, figures))
-    text = "\n\n".join(sections)
-    page = between_markers((out / PAGE).read_text(encoding="utf-8"), text) if (out / PAGE).is_file() else None
+    figures = dict[str, Callable[[], Figure]]()
+    sections = report(results, _read_paper(out / PAPER) if (out / PAPER).is_file() else {}, figures)
+    page = None
+    if (out / PAGE).is_file():
+        page = (out / PAGE).read_text(encoding="utf-8")
+        for grid, text in sections.items():
+            page = between_markers(page, grid, text)
     out.mkdir(parents=True, exist_ok=True)
     for name, draw in figures.items():
         _save(draw, out / f"{name}.png")
     if page is not None:
         write_text(out / PAGE, page)
-    return text
+    return "\n\n".join(f"### {grid}\n\n{text}" for grid, text in sections.items())
+
+
+def report(
+    results: Sequence[Path], paper: Mapping[str, Any], figures: dict[str, Callable[[], Figure]]
+) -> dict[str, str]:
+    """The Markdown of each grid, by its name; how to draw its figure is added to ``figures``. ValueError where there is
+    no result.
+
+    >>> from ramnet_np.experiment.report import report
+    >>> report([], {}, {})
+    Traceback (most recent call last):
+        ...
+    ValueError: results must hold at least one run at full length that did not diverge, got none in
+    """
+    records = read_records(results)
+    points = collect(records)
+    if not points:
+        names = ", ".join(map(str, results))
+        raise ValueError(
+            f"results must hold at least one run at full length that did not diverge, got none in {names}".rstrip()
+        )
+    sections = {}
+    for grid in dict.fromkeys([*GRIDS, *(p.grid for p in points)]):
+        if ours := _in_order(grid, [p for p in points if p.grid == grid]):
+            runs = [r for r in records if r["grid"] == grid and r["quick"] == ours[0].run.quick]
+            sections[grid] = _section(grid, ours, runs, paper, figures)
+    return sections
+
+
+def _in_order(grid: str, results: Sequence[Result]) -> list[Result]:
+    """As the grid lists its points, if it is one that comes with the command; else as they are."""
+    names = [point.name for point in load_grid(grid).points] if grid in GRIDS else []
+    place = {name: i for i, name in enumerate(names)}
+    return sorted(results, key=lambda result: place.get(result.name, len(names)))
 
 
 def _read_paper(path: Path) -> dict[str, Any]:
@@ -76,16 +108,17 @@ def _read_paper(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must hold the paper's values as TOML: {error}") from error
 
 
-def between_markers(page: str, text: str) -> str:
-    """The page with ``text`` in place of what stands between its markers. ValueError without them.
+def between_markers(page: str, grid: str, text: str) -> str:
+    """The page with ``text`` in place of what stands between the markers of ``grid``. ValueError without them.
 
-    >>> between_markers("a <!-- results: begin --> old <!-- results: end --> b", "new").split()[5:6]
+    >>> between_markers("a <!-- mine: begin --> old <!-- mine: end --> b", "mine", "new").split()[5:6]
     ['new']
     """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    begin, end = BEGIN.format(grid), END.format(grid)
+    pattern = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
     if not pattern.search(page):
-        raise ValueError(f"the page must hold {BEGIN!r} and {END!r}, between which results go")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", page)
+        raise ValueError(f"the page must hold {begin!r} and {end!r}, between which results go")
+    return pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", page)
 
 
 def _section(
@@ -93,47 +126,54 @@ def _section(
     figures: dict[str, Callable[[], Figure]],
 ) -> str:  # fmt: skip
     """The Markdown of a grid; its figure is added to ``figures``."""
+    parts = []
     quick = ours[0].run.quick
-    note = " (reduced by --quick)" if quick else ""
-    parts = [f"### {grid}{note}"]
     if quick:
         parts.append("A reduced grid, to see that everything works. Its figures say nothing about the paper's.")
         paper = {}
-    draw, what = _figure(grid, ours, paper, note.strip())
-    if draw:
-        figures[grid] = draw
-        for name, only in ((grid, "light"), (f"{grid}-dark", "dark")):
-            parts.append(f"```{{image}} {name}.png\n:class: only-{only} picture\n:alt: {what}\n```")
+    draw, what = _figure(grid, ours, paper, "(reduced by --quick)" if quick else "")
+    figures[grid] = draw
+    for name, only in ((grid, "light"), (f"{grid}-dark", "dark")):
+        parts.append(f"```{{image}} {name}.png\n:class: only-{only} picture\n:alt: {what}\n```")
     tables: dict[str, Callable[[], str]] = {
         "mqar-order": lambda: order_table(ours, paper),
         "mqar-state": lambda: state_table(ours, paper),
     }
-    parts.append(tables.get(grid, lambda: ablation_table(ours))())
-    parts += ["Accuracy on each test setting:", settings_table(ours)]
-    parts += [provenance(runs), "Settings that all of these runs share:", f"```toml\n{shared_settings(ours)}\n```"]
+    parts.append(tables.get(grid, lambda: study_table(ours))())
+    parts += [part for part in (ends_of(ours), provenance(runs)) if part]
+    parts.append(_folded("Accuracy on each test setting", settings_table(ours)))
+    parts.append(_folded("How each point chose its learning rate and settings", search_table(ours)))
+    parts.append(_folded("Settings that all of these runs share", f"```toml\n{shared_settings(ours)}\n```"))
     return "\n\n".join(parts)
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def _figure(
     grid: str, ours: Sequence[Result], paper: Mapping[str, Any], title: str
-) -> tuple[Callable[[], Figure] | None, str]:
-    """How to draw the grid's figure, if it has one, and what is to be seen in it."""
+) -> tuple[Callable[[], Figure], str]:
+    """How to draw the grid's figure, and what is to be seen in it."""
+    order = {int(m): {int(u): a for u, a in line.items()} for m, line in paper.get("order", {}).items()}
     if grid == "mqar-order":
         by_order: dict[int, dict[int, tuple[float, ...]]] = {}
         for result in ours:
             by_order.setdefault(result.run.model.slots, {})[result.run.model.order] = result.accuracies
-        read_off = {int(m): {int(u): a for u, a in line.items()} for m, line in paper.get("order", {}).items()}
-        return lambda: accuracy_by_order(by_order, read_off, title), "Accuracy against order U, a line for each M."
+        return lambda: accuracy_by_order(by_order, order, title), "Accuracy against order U, a line for each M."
     if grid == "mqar-state":
         by_state: dict[str, dict[int, tuple[float, ...]]] = {}
         for kind in variant_labels():
             if points := {r.state: r.accuracies for r in ours if r.kind == kind}:
                 by_state[kind] = points
-        marks = paper.get("state", {})
-        return lambda: accuracy_by_state(
-            by_state, marks, title
-        ), "Accuracy against elements of state, by kind of model."
-    return None, ""
+        marks, what = paper.get("state", {}), "Accuracy against elements of state, by kind of model."
+        return lambda: accuracy_by_state(by_state, marks, title), what
+    by_setting: dict[str, dict[str, tuple[float, ...]]] = {}
+    for result in ours:
+        by_setting.setdefault(addresses(result.run.model), {})[setting_of(result.name)] = result.accuracies
+    theirs = {f"M = {m}, U = {u}": accuracy for m, line in order.items() for u, accuracy in line.items()}
+    shown = {model: accuracy for model, accuracy in theirs.items() if model in by_setting}
+    return lambda: accuracy_by_setting(by_setting, shown, title), "Accuracy under each setting, a mark for each model."
 
 
 def _save(draw: Callable[[], Figure], path: Path) -> None:

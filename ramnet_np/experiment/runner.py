@@ -1,4 +1,4 @@
-"""A grid from start to end: start runs, show progress, append results, stop in time. Runs with a result are skipped."""
+"""Grids from start to end: start runs, show progress, append results, stop in time. Runs with a result are skipped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ramnet_np.core.arrays import gpu_namespace
-from ramnet_np.experiment.grid import Grid, GridRun, load_grid
+from ramnet_np.experiment.grid import Grid, GridRun, load_grid, together
 from ramnet_np.experiment.one_run import Progress, checkpoints_of
 from ramnet_np.experiment.records import Record, append_record, read_records, run_of
 from ramnet_np.experiment.sweep import count_left, wanted_runs
@@ -34,17 +34,17 @@ MARGIN = 1.1  # a run is started if there is time for so many times what it is e
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a grid. Runs that are in OUT/results.jsonl are skipped; a run that was interrupted resumes from its
-    last checkpoint in OUT/unfinished."""
+    """How to run one grid or several. Runs that are in OUT/results.jsonl are skipped; a run that was interrupted
+    resumes from its last checkpoint in OUT/unfinished."""
 
     out: Path | None = None
-    """Folder for results.jsonl; none: runs/ and the name of the grid."""
+    """Folder for results.jsonl; none: runs/ and the names of the grids, joined by +."""
     also: tuple[Path, ...] = ()
     """Further results files: runs that are in them are skipped too."""
     device: Device = "cpu"
     """Where the runs compute; gpu needs CuPy and an NVIDIA GPU."""
-    gpus: tuple[int, ...] = (0,)
-    """Which GPUs: a process for each; one that is named twice has two."""
+    gpus: tuple[int, ...] = ()
+    """Which GPUs: runs spread over a process for each; one that is named twice has two. None: all that are visible."""
     side_by_side: int = 1
     """Runs at the same time, on each GPU or on the CPU."""
     only: str = "*"
@@ -85,10 +85,12 @@ class Outcome(NamedTuple):
 
 
 def run_experiment(
-    name: str, options: Options, *, log: Callable[[str], None] = tqdm.write, progress: bool = True
+    names: str | Sequence[str], options: Options, *, log: Callable[[str], None] = tqdm.write, progress: bool = True
 ) -> Outcome:
-    """Run what is left of the grid ``name``, or of ``options.grid``.
+    """Run what is left of a grid, of several together, or of ``options.grid``.
 
+    ``names``: of grids that come with the command (``GRIDS``). Several share the folder and the order: all their points
+    take a step of the search before any takes the next one.
     ``log``: called with a line for each run; ``progress``: show a bar. Ctrl-C and SIGTERM leave the results of finished
     runs and the checkpoints of the others. No other program may use the folder of the results meanwhile.
 
@@ -111,11 +113,14 @@ def run_experiment(
     (0, 1, 0, None)
     """
     started = time.perf_counter()
-    grid = load_grid(options.grid or name, quick=options.quick, epochs=options.epochs).only(options.only)
-    if options.device == "gpu":
-        count = gpu_namespace().cuda.runtime.getDeviceCount()
-        if max(options.gpus, default=0) >= count:
-            raise ValueError(f"gpus must be below {count}, as many as there are, got {list(options.gpus)}")
+    sources: Sequence[Path | str] = [names] if isinstance(names, str) else names
+    if options.grid:
+        if len(sources) > 1:
+            raise ValueError(f"grid takes the place of one grid, got {len(sources)}: {', '.join(map(str, sources))}")
+        sources = [options.grid]
+    grids = [load_grid(source, quick=options.quick, epochs=options.epochs) for source in sources]
+    grid = together(grids).only(options.only)
+    gpus = _gpus(options) if options.device == "gpu" else ()
     out = options.out or Path("runs") / (grid.name + "-quick" * grid.quick)
     results = out / "results.jsonl"
     with held_folder(out):
@@ -129,7 +134,7 @@ def run_experiment(
         elif options.device == "cpu":
             log("on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look")
         if work.left() and not work.time_is_up():
-            pool = WorkerPool(options.device, options.gpus, options.side_by_side, out, work.invocation)
+            pool = WorkerPool(options.device, gpus, options.side_by_side, out, work.invocation)
             with (
                 DeferredInterrupt(ON_SIGNAL) as interrupt,
                 pool,
@@ -138,6 +143,14 @@ def run_experiment(
                 work.run(pool, bar, interrupt)
         work.conclude()
     return Outcome(results, work.finished, work.left(), len(work.failed), work.signal)
+
+
+def _gpus(options: Options) -> tuple[int, ...]:
+    """Those named, or all; ValueError for one that is not there."""
+    count = gpu_namespace().cuda.runtime.getDeviceCount()
+    if max(options.gpus, default=0) >= count:
+        raise ValueError(f"gpus must be below {count}, as many as there are, got {list(options.gpus)}")
+    return options.gpus or tuple(range(count))
 
 
 class _GridWork:
@@ -228,7 +241,8 @@ class _GridWork:
             self._pace_so_far[run.model.mixer, run.name] = progress.pace
 
     def on_done(self, run: GridRun, record: Record) -> None:
-        append_record(self._results, {"grid": self._grid.name, **record})
+        [grid] = [point.grid for point in self._grid.points if point.name == run.name]
+        append_record(self._results, {"grid": grid, **record})
         shutil.rmtree(self._checkpoints(run), ignore_errors=True)
         self._done[run.key] = record
         self.finished += 1
@@ -236,9 +250,10 @@ class _GridWork:
         if record["status"] == "diverged":
             self._log(f"{run.label}: diverged after {record['steps']} steps")
             return
+        test = f"accuracy {record['accuracy']['mean']:.3f}, " if record["accuracy"] else ""
         self._log(
-            f"{run.label}: accuracy {record['accuracy']['mean']:.3f} (validation {record['validation']['mean']:.3f}), "
-            f"{record['epochs']:g} epochs, {record['seconds']:.0f} s, {record['tokens_per_second']:,} tokens/s"
+            f"{run.label}: {test}validation {record['validation']['mean']:.3f}, {record['epochs']:g} epochs, "
+            f"{record['seconds']:.0f} s, {record['tokens_per_second']:,} tokens/s"
         )
 
     def on_failed(self, run: GridRun, why: str) -> None:

@@ -1,14 +1,18 @@
-"""From records to results: one for each point, with the learning rate that validation chose and all its seeds."""
+"""From records to results: one for each point, with the rate and variant that validation chose, and all its seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.records import Record, run_of
+from ramnet_np.experiment.sweep import Choice, best_of, end_of, score
 from ramnet_np.model.mixers import MIXERS
+
+_Pair = tuple[Record, GridRun]
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,15 @@ class Result:
 
     grid: str
     name: str
-    run: GridRun  # one of its runs, for the settings
+    run: GridRun  # one of those chosen
+    settings: Mapping[str, Any]  # of it, as recorded: without those that the library got later
     state: int  # elements
-    learning_rate: float  # chosen by validation
-    rates: int  # how many were tried
-    accuracies: tuple[float, ...]  # of every seed with that rate that did not diverge: mean of the test settings
+    chosen: Choice  # by validation at full length
+    searched: Mapping[
+        Choice, float | None
+    ]  # all that the first seed tried: validation of the short runs; None: diverged
+    finals: Mapping[Choice, float | None]  # the same of the runs at full length
+    accuracies: tuple[float, ...]  # of every seed of those chosen that did not diverge: mean of the test settings
     by_setting: dict[str, float]  # mean over those seeds
     epochs: float  # most of those runs
     tokens_per_second: int  # fewest of those runs
@@ -36,14 +44,30 @@ class Result:
         """Mean over seeds."""
         return sum(self.accuracies) / len(self.accuracies)
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that were tried with the chosen variant."""
+        tried = {*self.searched, *self.finals}
+        return tuple(sorted({choice.rate for choice in tried if choice.variant == self.chosen.variant}))
+
+    @property
+    def end(self) -> str:
+        """Whether the chosen rate is the "lowest" or the "highest" of them; else ""."""
+        return end_of(self.chosen.rate, self.rates)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that were tried, the point's own settings, "", first."""
+        return tuple(sorted({choice.variant for choice in (*self.searched, *self.finals)}))
+
 
 def collect(records: Sequence[Record]) -> list[Result]:
     """A result for each point of each grid, in the order in which they first occur.
 
-    Where a point was run under several settings (a grid file was changed), those of the newest record count. The
-    learning rate is chosen as :mod:`~ramnet_np.experiment.sweep` says, by validation with the seed that tried most
-    rates, the lowest of equals. Points of which every run diverged have no result, nor have runs of settings that this
-    version does not know. Results of ``--quick`` count only where there are no others.
+    Rate and variant are chosen as :mod:`~ramnet_np.experiment.sweep` says: the best validation at full length, with the
+    seed that tried most. Where a point was run under several settings (a grid file was changed), those of the newest
+    record count. Points without a run at full length that did not diverge have no result, nor have runs of settings
+    that this version does not know. Results of ``--quick`` count only where there are no others.
 
     >>> collect([])
     []
@@ -51,47 +75,63 @@ def collect(records: Sequence[Record]) -> list[Result]:
     known = [(record, run) for record in records if (run := run_of(record)) is not None]
     if any(not run.quick for _, run in known):
         known = [(record, run) for record, run in known if not run.quick]
-    points: dict[tuple[str, str], list[tuple[Record, GridRun]]] = {}
+    points: dict[tuple[str, str], list[_Pair]] = {}
     for record, run in known:
         points.setdefault((record["grid"], run.name), []).append((record, run))
-    results = []
-    for (grid, name), runs in points.items():
-        _, newest = max(runs, key=lambda pair: pair[0]["date"])
-        whole = [(record, run) for record, run in runs if _shared(run) == _shared(newest)]
-        if result := _result(grid, name, whole):
-            results.append(result)
-    return results
+    found = (_result(grid, name, runs) for (grid, name), runs in points.items())
+    return [result for result in found if result]
 
 
-def _shared(run: GridRun) -> GridRun:
-    """What all runs of a point have in common."""
-    return replace(run, seed=0, train=replace(run.train, learning_rate=1.0))
+def _current(runs: Sequence[_Pair]) -> list[_Pair]:
+    """Those with the settings of the newest: but for the model, of which those of the newest of each variant."""
+    if not runs:
+        return []
+    oldest_first = sorted(runs, key=lambda pair: pair[0]["date"])
+    newest = _but_model(oldest_first[-1][1])
+    same = [pair for pair in oldest_first if _but_model(pair[1]) == newest]
+    models = {run.variant: run.model for _, run in same}
+    return [pair for pair in same if pair[1].model == models[pair[1].variant]]
 
 
-def _result(grid: str, name: str, runs: Sequence[tuple[Record, GridRun]]) -> Result | None:
-    """The result of the runs of one point under the same settings."""
-    tried: dict[int, dict[float, Record]] = {}
-    for record, run in runs:
-        tried.setdefault(run.seed, {})[run.train.learning_rate] = record
+def _but_model(run: GridRun) -> dict[str, Any]:
+    """What the runs of one length of a point have in common."""
+    return {**vars(replace(run, seed=0, variant="", train=replace(run.train, learning_rate=1.0))), "model": None}
+
+
+def _result(grid: str, name: str, runs: Sequence[_Pair]) -> Result | None:
+    """The result of the runs of one point."""
+    tried: dict[int, dict[Choice, _Pair]] = {}
+    for record, run in _current([pair for pair in runs if not pair[1].search]):
+        tried.setdefault(run.seed, {})[_choice(run)] = record, run
+    if not tried:
+        return None
     swept = max(sorted(tried), key=lambda seed: len(tried[seed]))
-    whole = {rate: r for rate, r in tried[swept].items() if r["status"] != "diverged"}
+    finals = {choice: score(record) for choice, (record, _) in tried[swept].items()}
+    whole = {choice: value for choice, value in finals.items() if value is not None}
     if not whole:
         return None
-    rate = max(sorted(whole), key=lambda rate: whole[rate]["validation"]["mean"])
-    kept = [r for seed in sorted(tried) if (r := tried[seed].get(rate)) and r["status"] != "diverged"]
+    chosen = best_of(whole)
+    of_seeds = [tried[seed][chosen][0] for seed in sorted(tried) if chosen in tried[seed]]
+    kept = [record for record in of_seeds if record["status"] != "diverged"]
     settings = kept[0]["accuracy"]
     return Result(
         grid=grid,
         name=name,
-        run=runs[0][1],
+        run=tried[swept][chosen][1],
+        settings=tried[swept][chosen][0]["settings"],
         state=kept[0]["state_elements"],
-        learning_rate=rate,
-        rates=len(tried[swept]),
+        chosen=chosen,
+        searched={_choice(run): score(r) for r, run in _current([pair for pair in runs if pair[1].search])},
+        finals=finals,
         accuracies=tuple(r["accuracy"]["mean"] for r in kept),
         by_setting={s: sum(r["accuracy"][s] for r in kept) / len(kept) for s in settings if s != "mean"},
         epochs=max(r["epochs"] for r in kept),
         tokens_per_second=min(r["tokens_per_second"] for r in kept),
     )
+
+
+def _choice(run: GridRun) -> Choice:
+    return Choice(run.variant, run.train.learning_rate)
 
 
 def gpu_minutes(records: Sequence[Record]) -> float:

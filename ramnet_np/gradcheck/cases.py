@@ -22,6 +22,7 @@ from ramnet_np.gradcheck import GradcheckReport, gradcheck
 from ramnet_np.gradcheck.check import text_table
 from ramnet_np.layers.activation import ACTIVATIONS
 from ramnet_np.layers.embedding import embedding_backward, embedding_forward
+from ramnet_np.layers.feature_map import FEATURE_MAPS
 from ramnet_np.layers.gate import gate_backward, gate_forward
 from ramnet_np.layers.linear import linear_backward, linear_forward
 from ramnet_np.layers.loss import cross_entropy_backward, cross_entropy_forward
@@ -139,7 +140,7 @@ LAYERS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, tuple[
     "linear": (linear_forward, linear_backward, {"x": _X, "weight": (4, 6), "bias": (4,)}),
     "rmsnorm": (rmsnorm_forward, rmsnorm_backward, {"x": _X, "weight": (6,)}),
     "layernorm": (layernorm_forward, layernorm_backward, {"x": _X, "weight": (6,), "bias": (6,)}),
-    **{name: (*functions, {"x": _X}) for name, functions in ACTIVATIONS.items()},
+    **{name: (*functions, {"x": _X}) for name, functions in (ACTIVATIONS | FEATURE_MAPS).items()},
     "gate": (gate_forward, gate_backward, {"a": _X, "b": _X}),
     "swiglu": (swiglu_forward, swiglu_backward, {"x": _X, "gate": (8, 6), "up": (8, 6), "down": (6, 8)}),
     "mlp": (
@@ -217,6 +218,19 @@ MODELS |= {
         **variant.settings,
     }
     for mixer, variant in VARIANTS.values()
+}
+_NORM_AND_GATE = {"output_norm": True, "output_gate": True, "gate_activation": "silu", "ffn": "none"}
+MODELS |= {
+    f"{variant.label}, norm and SiLU gate": {"mixer": mixer.name, **_NORM_AND_GATE, **variant.settings}
+    for name, (mixer, variant) in VARIANTS.items()
+    if name in ("gated delta", "gla", "mamba2")
+}
+MODELS["linear attention, no normaliser, tied"] = {
+    "mixer": "linear",
+    "feature_map": "identity",
+    "normaliser": False,
+    "ffn": "none",
+    "tie_embeddings": True,
 }
 
 

@@ -2,17 +2,20 @@
 
 Tokens are taken in chunks. Within one, every query meets every earlier key, as in softmax attention without the
 exponential; what came before a chunk is one matrix. All chunks go through the same few products; only the sum of the
-matrices runs from chunk to chunk. A last channel of ones on the values makes the normaliser one more column.
+matrices runs from chunk to chunk. A last channel of ones on the values makes the normaliser, where there is one, one
+more column.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, readable, require_context, require_heads, require_like
+from ramnet_np.layers.activation import Activation
+from ramnet_np.layers.feature_map import FEATURE_MAPS, NEVER_NEGATIVE, FeatureMap
 from ramnet_np.layers.heads import from_chunks, to_chunks
 from ramnet_np.layers.matmul import matmul
 
@@ -25,11 +28,12 @@ class LinearAttentionContext(NamedTuple):
 
     q: Array  # (G, chunks, N, d_k): phi(q)
     k: Array  # phi(k)
-    v: Array  # (G, chunks, N, d_v + 1): the last channel is 1
+    v: Array  # (G, chunks, N, d_v + 1): the last channel is 1; without a normaliser (G, chunks, N, d_v)
     scores: Array  # (G, chunks, N, N)
-    starts: Array  # (G, chunks, d_k, d_v + 1): the state before each chunk
-    y: Array  # (G, chunks, N, d_v)
-    normaliser: Array  # (G, chunks, N, 1)
+    starts: Array  # (G, chunks, d_k, d_v + 1 or d_v): the state before each chunk
+    y: Array | None  # (G, chunks, N, d_v); None without a normaliser, as is the next
+    normaliser: Array | None  # (G, chunks, N, 1)
+    features: tuple[Activation, Any, Any]  # phi, and what it kept of q and of k
     like: ArraySpec
 
 
@@ -43,19 +47,26 @@ class LinearAttentionGrads(NamedTuple):
 
 @on_gpu_of_arrays
 def linear_attention_forward(
-    q: Array, k: Array, v: Array, state: Array | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    state: Array | None = None,
+    *,
+    feature_map: FeatureMap = "elu",
+    normaliser: bool = True,
 ) -> tuple[Array, Array, LinearAttentionContext]:
     """Every token adds its value under its features, and reads what was added under features like its own.
 
-        S_t = S_{t-1} + phi(k_t) v_t^T    z_t = z_{t-1} + phi(k_t)    phi(x) = elu(x) + 1
+        S_t = S_{t-1} + phi(k_t) v_t^T    z_t = z_{t-1} + phi(k_t)
         y_t = S_t^T phi(q_t) / (z_t . phi(q_t) + 1e-6)
 
     ``q``, ``k``: (B, T, H, d_k); ``v``: (B, T, H, d_v); ``state``: (B, H, d_k, d_v + 1), S with z as its last column,
-    before the first token; None is zero. It is taken as constant. Returns y (B, T, H, d_v), the state after the last
-    token, and ctx.
+    before the first token; None is zero. It is taken as constant. ``feature_map``: phi, "elu" is elu(x) + 1.
+    ``normaliser``: False leaves out z and the division; the state is then S, (B, H, d_k, d_v). Features that may be
+    negative have none, as their sum may be 0. Returns y (B, T, H, d_v), the state after the last token, and ctx.
     Cost: 4 T d_k d_v operations for each sequence and head for the state, 2 T N (d_k + d_v) within chunks of N tokens.
-    ValueError or TypeError where shapes or dtypes do not fit.
-    Source: Katharopoulos et al., arXiv 2006.16236, eq. 7 and 18 to 20.
+    ValueError or TypeError where shapes or dtypes do not fit, ValueError for a feature map that is unknown or has no
+    normaliser. Source: Katharopoulos et al., arXiv 2006.16236, eq. 7 and 18 to 20; other maps: feature_map.py.
 
     >>> import numpy as np
     >>> q = k = np.zeros((1, 3, 1, 2))  # all features alike: a mean
@@ -66,12 +77,18 @@ def linear_attention_forward(
     B, T, H, d_v = require_heads(q, k, v)
     d_k = q.shape[-1]
     xp = namespace_of(q, k, v)
+    columns = d_v + 1 if normaliser else d_v
+    require_normaliser(feature_map, normaliser)
     if state is not None:
-        require_like("state", state, ArraySpec((B, H, d_k, d_v + 1), q.dtype))
+        require_like("state", state, ArraySpec((B, H, d_k, columns), q.dtype))
     # 1. features; values with a channel of ones
-    ones = xp.ones((B, T, H, d_v + 1), dtype=v.dtype)
-    ones[..., :d_v] = v
-    q, k, v = to_chunks(elu_plus_one(q)), to_chunks(elu_plus_one(k)), to_chunks(ones)
+    phi = FEATURE_MAPS[feature_map]
+    (q, q_ctx), (k, k_ctx) = phi.forward(q), phi.forward(k)
+    if normaliser:
+        ones = xp.ones((B, T, H, columns), dtype=v.dtype)
+        ones[..., :d_v] = v
+        v = ones
+    q, k, v = to_chunks(q), to_chunks(k), to_chunks(v)
     # 2. within chunks
     scores = matmul(q, k.swapaxes(-1, -2))
     scores *= xp.tri(scores.shape[-1], dtype=scores.dtype)
@@ -85,10 +102,13 @@ def linear_attention_forward(
         running = running + added[:, chunk]
     matmul(q, starts, accumulate_into=sums)
     # 4. divide
-    normaliser = sums[..., d_v:] + EPS
-    y = sums[..., :d_v] / normaliser
-    ctx = LinearAttentionContext(q, k, v, scores, starts, y, normaliser, ArraySpec((B, T, H, d_v), q.dtype))
-    return from_chunks(y, T, H), running.reshape(B, H, d_k, d_v + 1), ctx
+    y = divisor = None
+    if normaliser:
+        divisor = sums[..., d_v:] + EPS
+        y = sums[..., :d_v] / divisor
+    like = ArraySpec((B, T, H, d_v), q.dtype)
+    ctx = LinearAttentionContext(q, k, v, scores, starts, y, divisor, (phi, q_ctx, k_ctx), like)
+    return from_chunks(sums if y is None else y, T, H), running.reshape(B, H, d_k, columns), ctx
 
 
 @on_gpu_of_arrays
@@ -99,7 +119,8 @@ def linear_attention_backward(dy: Array, ctx: LinearAttentionContext) -> LinearA
         dphi(q_t) = [S_t, z_t] dm_t        R_t = R_{t+1} + phi(q_t) dm_t^T, in reverse time
         dphi(k_t) = R_t [v_t, 1]           dv_t = R_t^T phi(k_t), without its last channel
 
-    In chunks as the forward; twice its cost. ValueError unless ``dy`` has the shape and dtype of y.
+    Without a normaliser dm_t = dy_t. In chunks as the forward; twice its cost.
+    ValueError unless ``dy`` has the shape and dtype of y.
 
     >>> import numpy as np
     >>> q = k = np.zeros((1, 2, 1, 2))
@@ -113,9 +134,11 @@ def linear_attention_backward(dy: Array, ctx: LinearAttentionContext) -> LinearA
     (_, T, H, d_v), (q, k, v) = ctx.like.shape, ctx[:3]
     dy = to_chunks(dy)
     # 4. y = sums / normaliser
-    dsums = xp.empty_like(v)
-    xp.divide(dy, ctx.normaliser, out=dsums[..., :d_v])
-    dsums[..., d_v:] = -(dsums[..., :d_v] * ctx.y).sum(axis=-1, keepdims=True)
+    dsums = dy
+    if ctx.normaliser is not None:
+        dsums = xp.empty_like(v)
+        xp.divide(dy, ctx.normaliser, out=dsums[..., :d_v])
+        dsums[..., d_v:] = -(dsums[..., :d_v] * ctx.y).sum(axis=-1, keepdims=True)
     # 3. sums += q starts, starts_c = added_0 + .. + added_{c-1}
     dstarts = matmul(q.swapaxes(-1, -2), dsums)
     dadded = xp.empty_like(dstarts)
@@ -132,21 +155,24 @@ def linear_attention_backward(dy: Array, ctx: LinearAttentionContext) -> LinearA
     matmul(dscores, k, accumulate_into=dq)
     matmul(dscores.swapaxes(-1, -2), q, accumulate_into=dk)
     matmul(ctx.scores.swapaxes(-1, -2), dsums, accumulate_into=dv)
-    # 1. features: phi' = 1 above 0, exp(x) = phi below, the smaller of the two on either side
-    dq *= xp.minimum(q, 1)
-    dk *= xp.minimum(k, 1)
-    return LinearAttentionGrads(*(from_chunks(d, T, H) for d in (dq, dk, dv[..., :d_v])))
+    # 1. features
+    dq, dk, dv = (from_chunks(d, T, H) for d in (dq, dk, dv[..., :d_v]))
+    phi, q_ctx, k_ctx = ctx.features
+    return LinearAttentionGrads(phi.backward(dq, q_ctx), phi.backward(dk, k_ctx), dv)
 
 
-def elu_plus_one(x: Array) -> Array:
-    """The feature map: x + 1 above 0, exp(x) below; never negative.
+def require_normaliser(feature_map: str, normaliser: bool) -> None:
+    """ValueError unless ``feature_map`` is one of feature_map.py, and never negative if there is a normaliser.
 
-    >>> import numpy as np
-    >>> elu_plus_one(np.array([-1.0, 0.0, 2.0])).round(3).tolist()
-    [0.368, 1.0, 3.0]
+    >>> require_normaliser("silu", True)
+    Traceback (most recent call last):
+        ...
+    ValueError: normaliser must be False for feature_map 'silu', as a sum of features with both signs may be 0, got True
     """
-    xp = namespace_of(x)
-    y = xp.minimum(x, 0)
-    xp.exp(y, out=y)
-    y += xp.maximum(x, 0)
-    return y
+    if feature_map not in FEATURE_MAPS:
+        raise ValueError(f"feature_map must be one of {', '.join(map(repr, FEATURE_MAPS))}, got {feature_map!r}")
+    if normaliser and feature_map not in NEVER_NEGATIVE:
+        raise ValueError(
+            f"normaliser must be False for feature_map {feature_map!r}, as a sum of features with both signs may be 0, "
+            "got True"
+        )

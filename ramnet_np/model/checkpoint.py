@@ -136,7 +136,7 @@ def config_to_json(config: RAMNetConfig) -> dict[str, Any]:
         "model_type": "ramnet",
         "architectures": ["RAMNetForCausalLM"],
         **theirs,
-        "output_gate": "sigmoid" if config.output_gate else None,
+        "output_gate": config.gate_activation if config.output_gate else None,
         "hidden_act": _FFN_NAMES[config.ffn],
         OUR_KEY: {field: getattr(config, field) for field in _OURS},
     }
@@ -164,9 +164,10 @@ def config_from_json(saved: dict[str, Any]) -> RAMNetConfig:
     act, gate = str(saved.get("hidden_act", "SwiGLU")), saved.get("output_gate", "sigmoid")
     if act.lower() not in _FFN_KINDS:
         raise ValueError(f"hidden_act must be SwiGLU, GELU, SiLU or Swish, got {act!r}")
-    if gate not in ("sigmoid", None):
-        raise ValueError(f"output_gate must be 'sigmoid' or null, got {gate!r}")
+    if gate not in ("sigmoid", "silu", None):
+        raise ValueError(f"output_gate must be 'sigmoid', 'silu' or null, got {gate!r}")
     settings |= {"update": "gsu", "ffn": _FFN_KINDS[act.lower()], "output_gate": gate is not None}
+    settings["gate_activation"] = gate or "sigmoid"
     if settings.get("top_k", 8) is None:  # theirs for "all slots"
         settings["top_k"] = RAMNetConfig(
             order=saved.get("addr_order", 5), radix=saved.get("addr_radix", 4), top_k=1

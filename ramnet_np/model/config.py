@@ -12,13 +12,15 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from ramnet_np.core.retention import Update
+from ramnet_np.layers.feature_map import FeatureMap
 from ramnet_np.model.checks import SMALLEST, check_choice, check_flag, check_integer, check_number, plain
 
 GammaMode = Literal["fixed", "learnable", "dynamic"]
 Norm = Literal["rmsnorm", "layernorm"]
 FFN = Literal["swiglu", "gelu", "silu", "none"]
+GateActivation = Literal["sigmoid", "silu"]
 AddressPrior = Literal["all", "cape"]
-MixerName = Literal["ram", "softmax", "window", "linear", "delta"]  # those of model/mixers: what --help offers
+MixerName = Literal["ram", "softmax", "window", "linear", "delta", "gla", "mamba2"]  # model/mixers: what --help offers
 
 MOST_LAYERS = 4096  # more are a slip of the pen, and would take minutes to be refused by the memory
 
@@ -72,7 +74,10 @@ class RAMNetConfig:
     mass_aware: bool = False
     """Weigh what is read by the mass of its slot."""
     output_gate: bool = False
-    """Multiply what was read by sigmoid(linear(x))."""
+    """Multiply what was read, after its norm, by act(linear(x))."""
+    gate_activation: GateActivation = "sigmoid"
+    """act of that gate. sigmoid starts open, with biases of 3 (the authors' package); silu with biases of 0 (GLA, Gated
+    DeltaNet, Mamba-2)."""
     output_norm: bool = False
     """RMSNorm of what each head read."""
     address_bias: bool = True
@@ -100,11 +105,17 @@ class RAMNetConfig:
     """Standard deviation of the initial weights."""
     mixer: MixerName = "ram"
     """What a layer remembers with. ram: the slot memory; the others are there to compare it with: softmax attention
-    over all tokens, or over a sliding window, linear attention, delta: DeltaNet, with delta_gate Gated DeltaNet."""
+    over all tokens, or over a sliding window, linear attention, delta: DeltaNet, with delta_gate Gated DeltaNet; gla:
+    gated linear attention, and mamba2: that of Mamba-2, whose states decay at rates that tokens set."""
     key_channels: int | None = None
     """Channels of a query and of a key of each head, for every mixer but ram; none: as many as of a value."""
     window: int = 64
     """mixer window: tokens that a token sees, itself included."""
+    feature_map: FeatureMap | None = None
+    """mixers linear, delta, gla and mamba2: what queries and keys pass. elu: elu(x) + 1; relu; silu; identity: nothing;
+    none: the mixer's own, linear elu, delta silu (it scales them to length 1 afterwards), gla identity, mamba2 silu."""
+    normaliser: bool = True
+    """mixer linear: divide by the sum of the features, which must not be negative (elu, relu)."""
     delta_gate: bool = False
     """mixer delta: a learned decay of the state, one number per token and head."""
     rotary: bool = True
@@ -130,6 +141,9 @@ class RAMNetConfig:
         check_integer("short_conv", self.short_conv, 0)
         check_choice("norm", self.norm, Norm)
         check_choice("ffn", self.ffn, FFN)
+        check_choice("gate_activation", self.gate_activation, GateActivation)
+        if self.feature_map is not None:
+            check_choice("feature_map", self.feature_map, FeatureMap)
         check_choice("mixer", self.mixer, MIXER_CHECKS)
         for check in MIXER_CHECKS.values():
             check(self)

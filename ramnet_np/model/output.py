@@ -1,10 +1,11 @@
 """The way out of a layer, whatever it remembers with.
 
     y   = RMSNorm of each head's y                          if ``output_norm``
-    y   = sigmoid(x G^T + g) * y, heads side by side        if ``output_gate``
+    y   = act(x G^T + g) * y, heads side by side            if ``output_gate``; act: sigmoid or SiLU
     out = y O^T
 
-Source: paper fig. 2; the options are of the authors' later package; spec section 5.
+Source: paper fig. 2; norm and sigmoid are of the authors' later package; spec section 5. With SiLU it is the way out of
+GLA (arXiv 2312.06635, section 4.4) and of Gated DeltaNet (arXiv 2412.06464).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ramnet_np.model.parameters import Parameter, Params, constant, normal
 # The authors' norm of y uses the smallest number that changes 1 in float32; the same here in every dtype, so that
 # float32 and float64 compute the same function.
 OUTPUT_NORM_EPS = float(np.finfo(np.float32).eps)
-GATE_BIAS = 3.0  # sigmoid(3) = 0.95: the gate starts open
+GATE_BIAS = {"sigmoid": 3.0, "silu": 0.0}  # sigmoid(3) = 0.95: that gate starts open
 
 
 class OutputContext(NamedTuple):
@@ -65,7 +66,7 @@ def output_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
         parameters["o_norm.weight"] = Parameter((config.head_channels,), "output", constant(1))
     if config.output_gate:
         parameters["o_gate.0.weight"] = Parameter((values, config.width), "output", normal(config.init_std))
-        parameters["o_gate.0.bias"] = Parameter((values,), "output", constant(GATE_BIAS))
+        parameters["o_gate.0.bias"] = Parameter((values,), "output", constant(GATE_BIAS[config.gate_activation]))
     return parameters
 
 
@@ -87,7 +88,7 @@ def output_forward(y: Array, x: Array | None, params: Params, config: RAMNetConf
     y = y.reshape(*shape[:2], -1)
     if config.output_gate:
         logit, gate_map_ctx = linear_forward(x, params["o_gate.0.weight"], params["o_gate.0.bias"])
-        y, gate_ctx = gate_forward(logit, y)
+        y, gate_ctx = gate_forward(logit, y, silu=config.gate_activation == "silu")
     # 3. out
     out, out_ctx = linear_forward(y, params["o_proj.weight"], params.get("o_proj.bias"))
     return out, OutputContext(norm_ctx, gate_map_ctx, gate_ctx, out_ctx, shape)
@@ -109,7 +110,7 @@ def output_backward(dout: Array, ctx: OutputContext) -> tuple[Array, Array | Non
     dy, grads["o_proj.weight"], dbias = linear_backward(dout, ctx.out)
     if dbias is not None:
         grads["o_proj.bias"] = dbias
-    # 2. y = sigmoid(logit) * y
+    # 2. y = act(logit) * y
     if ctx.gate is not None and ctx.gate_map is not None:
         dlogit, dy = gate_backward(dy, ctx.gate)
         dx, grads["o_gate.0.weight"], grads["o_gate.0.bias"] = linear_backward(dlogit, ctx.gate_map)

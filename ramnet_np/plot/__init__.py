@@ -13,7 +13,7 @@ from ramnet_np.plot.chunk import chunk_accesses
 from ramnet_np.plot.curves import bars, curves, heatmaps
 from ramnet_np.plot.memory import slot_adjoint, slot_life
 from ramnet_np.plot.picture import ramnet_picture
-from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
+from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_setting, accuracy_by_state
 from ramnet_np.plot.speed import roofline
 from ramnet_np.plot.text import text_weights
 from ramnet_np.plot.trace import slot_trace
@@ -21,6 +21,7 @@ from ramnet_np.plot.training import training_curves
 
 __all__ = [
     "accuracy_by_order",
+    "accuracy_by_setting",
     "accuracy_by_state",
     "address_tree",
     "bars",

@@ -1,4 +1,4 @@
-"""Recall accuracy against the size of a memory: slots and digits of an address, or elements of state."""
+"""Recall accuracy against the size of a memory: slots and digits of an address, or elements of state; or by setting."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from matplotlib.lines import Line2D
 from ramnet_np.plot.style import current, palette, themed
 
 _SIZE = 5.6, 5.0  # inches: readable on a phone
-_MARKS = "osD^vPX"
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)))
+_ACCURACY = "accuracy, mean of the test settings"
+_MARKS = "osD^vPX<>"
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (8, 3)))
 
 
 @themed
@@ -81,6 +82,42 @@ def accuracy_by_state(
     return figure
 
 
+@themed
+def accuracy_by_setting(
+    ours: Mapping[str, Mapping[str, Sequence[float]]], paper: Mapping[str, float] | None = None, title: str = ""
+) -> Figure:
+    """Accuracy of several models under several settings: a row per setting, a mark per model.
+
+    ``ours``: model -> setting -> accuracies, one per seed; rows stand in the order in which settings first occur.
+    ``paper``: model -> accuracy, drawn as open marks in a last row.
+
+    >>> figure = accuracy_by_setting({"U = 1": {"base": [0.7], "K = 8": [0.6]}, "U = 3": {"base": [0.7]}})
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['base', 'K = 8']
+    """
+    if not ours:
+        raise ValueError("ours must hold at least one model, got none")
+    settings = list(dict.fromkeys(setting for line in ours.values() for setting in line))
+    rows = [*settings, *["the paper's, read off"] * bool(paper)]
+    figure = Figure(figsize=(_SIZE[0], 1.4 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.6 / len(ours)  # of a row, for each model: marks do not hide each other
+    for i, ((model, line), color) in enumerate(zip(ours.items(), palette(len(ours)), strict=True)):
+        shift = (i - (len(ours) - 1) / 2) * height
+        style: Any = {"color": color, "marker": _MARKS[i % len(_MARKS)], "linestyle": "none", "markersize": 6}
+        at = [settings.index(setting) + shift for setting in line]
+        axes.hlines(at, [min(v) for v in line.values()], [max(v) for v in line.values()], color=color, linewidth=1)
+        axes.plot([sum(v) / len(v) for v in line.values()], at, label=model, **style)
+        if paper and model in paper:
+            axes.plot([paper[model]], [len(settings) + shift], markerfacecolor="none", **style)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.02, 1.02), xlabel=_ACCURACY, ylabel="setting", title=title)
+    axes.grid(alpha=0.25)
+    handles, _ = axes.get_legend_handles_labels()
+    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
 def _seeds(axes: Any, line: Mapping[int, Sequence[float]], label: str, style: Any, width: float = 1.8) -> None:
     """Draw the mean over seeds as a line, the range as bars."""
     at = list(line)
@@ -96,7 +133,7 @@ def _open_marks(axes: Any, x: Sequence[float], y: Sequence[float], style: Any) -
 
 
 def _finish(figure: Figure, axes: Any, paper: Any) -> None:
-    axes.set_ylabel("accuracy, mean of the test settings")
+    axes.set_ylabel(_ACCURACY)
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.25)
     handles, _ = axes.get_legend_handles_labels()

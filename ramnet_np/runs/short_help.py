@@ -17,7 +17,7 @@ RUN: tuple[Option, ...] = (
     ("--seed N", "data, their order and the initial weights"),
 )
 MODEL: tuple[Option, ...] = (
-    ("--model.mixer NAME", "memory of a layer: ram, softmax, window, linear or delta"),
+    ("--model.mixer NAME", "memory: ram, softmax, window, linear, delta, gla, mamba2"),
     ("--model.layers N", "blocks"),
     ("--model.width N", "channels of the residual stream"),
     ("--model.heads N", "memories per layer"),

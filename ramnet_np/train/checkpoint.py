@@ -21,6 +21,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
@@ -31,8 +32,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ramnet_np.core.arrays import namespace_of, on_host
-from ramnet_np.model import RAMNet
+from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.model.files import WriteError, read_json, replacing, sync, why, write_text
+from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.optim import AdamWState
 
 CARRIED = "carried.safetensors"
@@ -42,8 +44,7 @@ _FORMAT = 1
 STEPS = "train.steps"  # the one setting that may grow when a run is resumed
 # they decide no bits: a resumed run may change them
 _FREE_SETTINGS = ("train.log_every", "train.checkpoint_every", "train.recompute")
-# settings that older versions did not have, with the values by which these ran
-_ADDED: dict[str, Any] = {"train.accumulate": 1, "data.carry_state": False}
+_ADDED = {"data.carry_state": False}  # settings of data that older versions did not have, and how these ran
 KEPT = 2  # newest checkpoints that stay, beside the best one
 
 
@@ -185,13 +186,16 @@ def restore(
 def require_same_settings(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """ValueError, naming the setting, unless a run with settings ``saved`` may go on with ``now``.
 
+    A setting of the model or of training that the saved run did not know has its default there: that is how it ran.
+
     >>> require_same_settings({"seed": 1}, {"seed": 0})
     Traceback (most recent call last):
         ...
     ValueError: seed must be 0 as in the checkpoint that is resumed, got 1
     """
     new, old = flat_settings(now), flat_settings(saved)
-    old = {name: value for name, value in _ADDED.items() if name in new} | old
+    defaults = flat_settings({"model": asdict(RAMNetConfig()), "train": asdict(TrainConfig())}) | _ADDED
+    old = {name: value for name, value in defaults.items() if name in new} | old
     for name in sorted(new.keys() | old.keys()):
         if name in _FREE_SETTINGS or new.get(name) == old.get(name):
             continue

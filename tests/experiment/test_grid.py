@@ -1,12 +1,14 @@
 """Grid files: what they mean, what is refused, and that those of the command are what they should be."""
 
 import json
+import re
 
 import pytest
 
 from ramnet_np.data.mqar import TEST_SETTINGS, TRAIN_SETTINGS, MQARSettings
-from ramnet_np.experiment.grid import GRIDS, load_grid, read_grid, run_from
+from ramnet_np.experiment.grid import GRIDS, load_grid, read_grid, run_from, together
 from ramnet_np.model import RAMNetConfig, state_elements
+from ramnet_np.model.mixers import MIXERS, variant_labels
 from ramnet_np.train.config import TrainConfig
 from tests.experiment.grids import TINY
 
@@ -32,6 +34,41 @@ def test_quick_overrides_points_too_and_epochs_override_all():
     assert (grid.points[0].base.model.slots, grid.points[0].seeds, grid.points[0].base.train.steps) == (27, (0,), 8)
     [a] = read_grid(TINY, "tiny", quick=True, epochs=0.5).points
     assert a.base.train.steps == 4
+
+
+def test_kinds_and_variants():
+    text = TINY.replace("[[points]]", "[kinds.k]\nmodel = { radix = 3 }\nvariants.a = { top_k = 1 }\n[[points]]", 1)
+    text = text.replace('name = "b"', 'name = "b"\nkind = "k"\nvariants = { b = { order = 3 } }')
+    text = text.replace("model = { radix = 4 }", "model = { top_k = 4 }").replace("learning_rate = 3e-3\n", "")
+    a, b = read_grid("search_epochs = 0.5\n" + text, "tiny").points
+    assert list(a.variants) == [""]
+    assert [(name, m.radix, m.top_k, m.order) for name, m in b.variants.items()] == [
+        ("", 3, 4, 2), ("a", 3, 1, 2), ("b", 3, 4, 3),
+    ]  # fmt: skip
+    run, short = b.run(7, 1e-2, "a"), b.search_run(1e-2, "a")
+    assert (run.seed, run.train.steps, run.search, run.variant, run.model) == (7, 16, False, "a", b.variants["a"])
+    assert (short.seed, short.train.steps, short.search, short.epochs) == (5, 4, True, 0.5)
+    assert run_from(json.loads(json.dumps(short.settings))) == short
+    assert len({run.key, short.key, b.run(7, 1e-2).key, b.search_run(1e-2).key}) == 4
+    [_, alone] = read_grid("search_epochs = 0.5\n" + TINY, "tiny").points
+    assert alone.searching == alone.base  # one rate, no variant: nothing to search
+    assert a.searching != a.base
+    assert read_grid("search_epochs = 0.5\n" + TINY, "tiny", epochs=0.5).points[0].searching.search is False
+
+
+def test_grids_together():
+    order, state = load_grid("mqar-order"), load_grid("mqar-state")
+    both = together([order, state])
+    assert [(p.grid, p.name) for p in both.points] == [
+        (grid.name, p.name) for grid in (order, state) for p in grid.points
+    ]
+    assert both.only("delta-*").points == state.only("delta-*").points
+    with pytest.raises(ValueError, match="points of grids that run together must have names of their own, got 'm1024"):
+        together([order, order])
+
+
+def test_all_grids_run_together():
+    assert len(together([load_grid(name) for name in GRIDS]).points) > 100
 
 
 def test_settings_are_json_and_come_back():
@@ -80,8 +117,23 @@ def test_settings_are_json_and_come_back():
         ("vocab = 32", 'vocab = "many"', "point 'a'"),
         ("validation = 10", "validation = 0", "validation must be between 1 and 1000000, got 0"),
         ('points = ["a"]', 'points = ["c"]', r"\[quick\] points must be names of points, got 'c'"),
-        ('title = "tiny"', 'like = "mine"', "like must be one of mqar-order, mqar-state, mqar-ablations, got 'mine'"),
+        ('title = "tiny"', 'like = "mine"', "like must be one of mqar-order, .*, mqar-ablations, got 'mine'"),
         ("width = 16", "width = = 16", "Invalid value"),
+        (
+            "validation = 10",
+            "widest = 1e-2\nvalidation = 10",
+            "widest must be the lowest and the highest learning rate",
+        ),
+        (
+            "validation = 10",
+            "widest = [1e-2, 1e-3]\nvalidation = 10",
+            "widest must name the lowest learning rate first",
+        ),
+        ("validation = 10", "search_epochs = 0\nvalidation = 10", "search_epochs must be between 1e-30 and"),
+        ("validation = 10", "finalists = 0\nvalidation = 10", "finalists must be at least 1, got 0"),
+        ("radix = 4 }", "radix = 4 }\nvariants = 5", "point 'b': variants must be a table, got 5"),
+        ("radix = 4 }", "radix = 4 }\nvariants.x = { ordre = 1 }", "point 'b': variant 'x' has no setting 'ordre'"),
+        ("radix = 4 }", 'radix = 4 }\nkind = "c"', r"point 'b': kind must be one of \[kinds\] \(\), got 'c'"),
     ],
 )
 def test_what_is_wrong_is_said(changed, to, message, tmp_path):
@@ -125,22 +177,54 @@ def test_only_and_missing_files():
 def test_figure_4_has_all_its_points():
     points = load_grid("mqar-order").points
     assert {(p.base.model.slots, p.base.model.order) for p in points} == {
-        *((1024, u) for u in (1, 2, 5, 10)), *((256, u) for u in (1, 2, 4, 8)), *((64, u) for u in (1, 2, 3, 6)),
+        *((1024, u) for u in (1, 2, 5, 10)), *((512, u) for u in (1, 3, 9)), *((256, u) for u in (1, 2, 4, 8)),
+        *((64, u) for u in (1, 2, 3, 6)), *((16, u) for u in (1, 2, 4)),
     }  # fmt: skip
 
 
 def test_figure_3_has_sizes_enough_of_every_kind():
     sizes = {}
     for point in load_grid("mqar-state").points:
-        model = point.base.model
-        sizes.setdefault((model.mixer, model.delta_gate), []).append(state_elements(model))
-    ours = sizes.pop(("ram", False))
+        sizes.setdefault(kind_of(point), []).append(state_elements(point.base.model))
+    ours = sizes.pop("RAM-Net")
     assert len(ours) >= 8
     assert min(ours) < 3700
     assert max(ours) > 100_000
-    kinds = {("softmax", False), ("window", False), ("linear", False), ("delta", False), ("delta", True)}
-    assert sizes.keys() == kinds
+    assert {"RAM-Net", *sizes} == set(variant_labels())
     assert all(len(set(of_kind)) >= 4 and min(of_kind) < 34_000 for of_kind in sizes.values())
+
+
+def kind_of(point):
+    return MIXERS[point.base.model.mixer].variant(point.base.model).label
+
+
+@pytest.mark.parametrize("name", ["mqar-order", "mqar-state"])
+def test_every_model_of_a_figure_is_searched_alike(name):
+    points = load_grid(name).points
+    assert (
+        len({(p.learning_rates, p.widest, p.finalists, p.seeds, p.base.epochs, p.searching.epochs) for p in points})
+        == 1
+    )
+    assert set(points[0].learning_rates) >= {7.5e-4, 1.5e-3, 3e-3, 6e-3, 1e-2}
+    assert points[0].widest[0] < 7.5e-4 / 2
+    assert points[0].widest[1] > 2e-2
+    assert points[0].base.epochs >= 6
+
+
+def test_each_kind_of_model_may_do_without_the_convolution():
+    tried = {kind_of(p) for p in load_grid("mqar-state").points if "no-conv" in p.variants}
+    assert tried == set(variant_labels())
+
+
+@pytest.mark.parametrize("name", ["mqar-digit", "mqar-cape"])
+def test_studies_have_every_setting_beside_the_first(name):
+    sizes = {}
+    for point in load_grid(name).points:
+        setting, slots, order = re.fullmatch(r"(.+)-m(\d+)-u(\d+)", point.name).groups()
+        model = point.base.model
+        assert (model.slots, model.order) == (int(slots), int(order))
+        sizes.setdefault(setting, []).append(point.name)
+    assert all(len(names) == 2 for setting, names in sizes.items() if "epochs" not in setting)
 
 
 def test_ablations_change_one_thing_each():
@@ -162,7 +246,7 @@ def test_the_task_is_zoologys_unless_quick(name):
         data = point.base.data
         assert (data.vocab, data.train, data.test) == (8192, TRAIN_SETTINGS["zoology"], TEST_SETTINGS["zoology"])
         assert point.base.train.batch == 256
-        assert len(point.seeds) >= 2
+        assert len(point.seeds) >= (1 if point.base.epochs > 24 else 2)
         assert all(1e-4 <= rate <= 1e-2 for rate in point.learning_rates)
     quick = load_grid(name, quick=True)
     assert all(p.base.quick and p.base.data.vocab < 1000 for p in quick.points)

@@ -1,5 +1,6 @@
 """From records to the page: the choice of the rate, tables, figures, the part between the markers."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,12 +10,21 @@ from matplotlib.colors import to_hex
 from ramnet_np.cli import main
 from ramnet_np.experiment.grid import load_grid
 from ramnet_np.experiment.records import append_record
-from ramnet_np.experiment.report import BEGIN, END, between_markers, write_report
+from ramnet_np.experiment.report import BEGIN, END, between_markers, report, write_report
 from ramnet_np.experiment.summary import collect, gpu_minutes
-from ramnet_np.experiment.tables import ablation_table, order_table, provenance, shared_settings, state_table
+from ramnet_np.experiment.sweep import Choice
+from ramnet_np.experiment.tables import (
+    ends_of,
+    order_table,
+    provenance,
+    search_table,
+    shared_settings,
+    state_table,
+    study_table,
+)
 from ramnet_np.model import state_elements
 from ramnet_np.model.mixers import variant_labels
-from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_state
+from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_setting, accuracy_by_state
 from ramnet_np.plot.style import palette, theme
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
@@ -50,21 +60,67 @@ def test_the_rate_is_that_of_the_best_validation():
     p = point("mqar-order", "m256-u4")
     records = of_two_rates(p, "mqar-order", validation=(0.8, 0.7), test=(0.5, 0.9, 0.6))
     [result] = collect(records)
-    assert (result.learning_rate, result.accuracies, result.rates) == (1e-3, (0.5, 0.6), 2)
+    assert (result.chosen, result.accuracies, result.rates) == (Choice("", 1e-3), (0.5, 0.6), (1e-3, 1e-2))
+    assert result.end == "lowest"
     assert result.accuracy == pytest.approx(0.55)
     assert result.by_setting == {"4 pairs, length 64": pytest.approx(0.55)}
     records[1]["validation"]["mean"] = 0.9
     [result] = collect(records)
-    assert (result.learning_rate, result.accuracies) == (1e-2, (0.9,))  # the second seed ran with the other rate
+    assert (result.chosen.rate, result.accuracies) == (1e-2, (0.9,))  # the second seed ran with the other rate
     records[0]["validation"]["mean"] = 0.9
-    assert collect(records)[0].learning_rate == collect(records[::-1])[0].learning_rate == 1e-3  # of equals the lowest
+    assert collect(records)[0].chosen.rate == collect(records[::-1])[0].chosen.rate == 1e-3  # of two equals the lower
     records[1] |= {"status": "diverged", "accuracy": {}, "validation": {}}
-    assert collect(records)[0].learning_rate == 1e-3
+    assert collect(records)[0].chosen.rate == 1e-3
     assert collect(records)[0].accuracies == (0.5, 0.6)
     records[2] |= {"status": "diverged", "accuracy": {}}  # of the second seed nothing is left
     assert collect(records)[0].accuracies == (0.5,)
     records[2] = record(p.run(1, 1e-3), "mqar-order", 0.0, 0.6, "reached stop_at", epochs=2.0)
     assert collect(records)[0].epochs == 6.0  # those of the longest run
+
+
+def with_variants(short, full, seed=0):
+    """Records of a point: validation of short runs and of runs at full length by (variant, rate)."""
+    p = point("mqar-state", "delta-64")
+    records = [
+        record(p.search_run(rate, name), "mqar-state", value, None, accuracy={})
+        for (name, rate), value in short.items()
+    ]
+    return records + [
+        record(p.run(seed, rate, name), "mqar-state", value, value / 2) for (name, rate), value in full.items()
+    ]
+
+
+def test_short_runs_search_and_long_ones_decide():
+    short = {("", 1e-3): 0.5, ("", 2e-3): 0.6, ("", 4e-3): 0.4, ("norm", 2e-3): 0.9, ("norm", 4e-3): 0.95}
+    assert collect(with_variants(short, {})) == []  # nothing that could be shown
+    records = with_variants(short, {("", 2e-3): 0.8, ("norm", 2e-3): 0.7, ("norm", 4e-3): 0.6})
+    [result] = collect([*records, *with_variants({}, {("", 2e-3): 0.7}, seed=1)])
+    assert (result.chosen, result.accuracies) == (Choice("", 2e-3), (0.4, 0.35))
+    assert (result.rates, result.end, result.variants) == ((1e-3, 2e-3, 4e-3), "", ("", "norm"))
+    assert state_table([result], {}).splitlines()[-1] == (
+        "| DeltaNet | 8,320 | 0.375 | 0.400, 0.350 | - | - | plain (of 2) | 0.002 (of 3) | 6 |"
+    )
+    assert search_table([result]).splitlines()[2:] == [
+        "| delta-64 | **plain** | 0.001: 0.500, 0.002: 0.600, 0.004: 0.400 | 0.002: 0.800 |",
+        "| delta-64 | norm | 0.002: 0.900, 0.004: 0.950 | 0.002: 0.700, 0.004: 0.600 |",
+    ]
+    [result] = collect([*records, *with_variants({}, {("norm", 2e-3): 0.99})])  # run again: the newer record counts
+    assert (result.chosen, result.end) == (Choice("norm", 2e-3), "lowest")
+    assert state_table([result], {}).endswith("| norm (of 2) | 0.002 (lowest of 2) | 6 |")
+    assert ends_of([result]) == (
+        "Of 1 point with a sweep, these chose the lowest learning rate tried: delta-64; these the highest: none."
+    )
+    records[0] |= {"status": "diverged", "validation": {}}
+    assert "| 0.001: diverged, 0.002: 0.600," in search_table(collect(records))
+    assert provenance(records).startswith("8 runs (5 short ones to choose by, 1 diverged), ")
+
+
+def test_of_each_variant_the_newest_settings_count():
+    old = with_variants({}, {("norm", 2e-3): 0.9})
+    old[0]["settings"]["model"]["output_gate"] = True  # what "norm" was before
+    old[0]["date"] = "2026-01-01T09:00:00.000+00:00"
+    [result] = collect([*old, *with_variants({}, {("", 2e-3): 0.5, ("norm", 4e-3): 0.6})])
+    assert (result.chosen, result.rates) == (Choice("norm", 4e-3), (4e-3,))
 
 
 def test_the_newest_settings_count_and_quick_ones_only_alone():
@@ -85,7 +141,7 @@ def test_tables_put_ours_beside_the_papers():
     p = point("mqar-order", "m256-u4")
     results = collect(of_two_rates(p, "mqar-order", validation=(0.8, 0.7), test=(0.9, 0.5, 0.89)))
     row = order_table(results, PAPER).splitlines()[-1]
-    assert row == "| 256 | 4 | 0.885 | 0.895 | 0.900, 0.890 | +0.010 | 0.001 (of 2) | 6 |"
+    assert row == "| 256 | 4 | 0.885 | 0.895 | 0.900, 0.890 | +0.010 | 0.001 (lowest of 2) | 6 |"
     names = ["window-28", "window-64", "softmax-8-plain", "softmax-8", "gated-delta-128", "c48-m1024", "delta-40"]
     results = collect([record(point("mqar-state", name).run(0, 1e-3), "mqar-state", 0.9, 0.8) for name in names])
     lines = state_table(results, PAPER).splitlines()[2:]
@@ -100,20 +156,23 @@ def test_tables_put_ours_beside_the_papers():
     ]
 
 
-def test_ablations_stand_beside_the_base():
+def test_settings_stand_beside_the_first():
     results = collect(
         [
-            record(point("mqar-ablations", name).run(0, 1e-3), "mqar-ablations", 0.9, test)
-            for name, test in (("base", 0.8), ("k4", 0.7))
+            record(point("mqar-cape", f"{name}-m{m}").run(0, 1e-3), "mqar-cape", 0.9, test)
+            for name, m, test in (("conv", "64-u3", 0.8), ("neither", "64-u3", 0.7), ("neither", "256-u4", 0.6))
         ]
     )
-    assert ablation_table(results).splitlines()[2:] == [
-        "| base | 0.800 | 0.800 | - | 0.001 | 6 |",
-        "| k4 | 0.700 | 0.700 | -0.100 | 0.001 | 6 |",
+    table = study_table(results).splitlines()
+    assert table[0].startswith("| setting | M | U | ours | each seed | ours - conv |")
+    assert table[2:] == [
+        "| conv | 64 | 3 | 0.800 | 0.800 | - | 0.001 | 24 |",
+        "| neither | 64 | 3 | 0.700 | 0.700 | -0.100 | 0.001 | 24 |",
+        "| neither | 256 | 4 | 0.600 | 0.600 | - | 0.001 | 24 |",
     ]
+    results = results[:1]
     shared = shared_settings(results)
-    assert "top_k" not in shared
-    assert tomllib.loads(shared)["model"]["order"] == 4
+    assert tomllib.loads(shared)["model"]["order"] == 3
     assert tomllib.loads(shared)["data"]["vocab"] == 8192
 
 
@@ -138,24 +197,51 @@ def test_gpu_minutes_count_a_shared_gpu_once():
     assert said.startswith("3 runs (0 diverged), 1.0 GPU minutes, 2026-01-01, on H100, CUDA 13.0, CuPy 14, NumPy 2,")
 
 
+def page_of(*grids):
+    return "before\n" + "".join(f"\n{BEGIN.format(g)}\nold\n{END.format(g)}\n\nafter {g}\n" for g in grids)
+
+
 def test_the_page_keeps_what_is_outside_its_markers(tmp_path):
-    (tmp_path / "mqar.md").write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    grids = ("mqar-order", "mqar-state", "mqar-cape")
+    (tmp_path / "mqar.md").write_text(page_of("mqar-cape", "mqar-order", "mqar-state", "mqar-digit"))
     (tmp_path / "paper.toml").write_text((RESULTS / "paper.toml").read_text())
     results = tmp_path / "results.jsonl"
-    for grid, name in (("mqar-order", "m64-u2"), ("mqar-state", "c16-m125"), ("mqar-ablations", "base")):
+    for grid, name in zip(grids, ("m64-u2", "c16-m125", "neither-m64-u3"), strict=True):
         append_record(results, record(point(grid, name).run(0, 1e-3), grid, 0.9, 0.5))
     text = write_report([results], tmp_path)
     page = (tmp_path / "mqar.md").read_text()
-    assert page == f"before\n\n{BEGIN}\n\n{text}\n\n{END}\n\nafter\n"
+    parts = report([results], PAPER, {})
+    assert list(parts) == list(grids)
+    assert text == "\n\n".join(f"### {grid}\n\n{parts[grid]}" for grid in grids)
+    expected = page_of("mqar-cape", "mqar-order", "mqar-state", "mqar-digit")
+    for grid in grids:
+        expected = between_markers(expected, grid, parts[grid])
+        assert f"\n\nafter {grid}\n" in page
+    assert page == expected
+    assert f"{BEGIN.format('mqar-digit')}\nold\n" in page  # no records of it
     assert "| 64 | 2 | 0.485 | 0.500 |" in page
-    for name in ("mqar-order", "mqar-state"):
+    for name in grids:
         for suffix in ("", "-dark"):
             assert f"{name}{suffix}.png" in page
             assert (tmp_path / f"{name}{suffix}.png").stat().st_size > 5000
     write_report([results], tmp_path)  # once more changes nothing
     assert (tmp_path / "mqar.md").read_text() == page
-    with pytest.raises(ValueError, match="the page must hold"):
-        between_markers("no markers", "text")
+    with pytest.raises(ValueError, match="the page must hold '<!-- mine: begin -->' and"):
+        between_markers("no markers", "mine", "text")
+
+
+def test_points_stand_in_the_order_of_the_grid_whichever_ended_first(tmp_path):
+    names = ["conv-m64-u3", "neither-m64-u3", "cape-both-m64-u3"]
+    for name in names[::-1]:
+        append_record(tmp_path / "r.jsonl", record(point("mqar-cape", name).run(0, 1e-3), "mqar-cape", 0.9, 0.5))
+    text = report([tmp_path / "r.jsonl"], {}, {})["mqar-cape"]
+    assert re.findall(r"^\| (\S+) \| 64 ", text, re.MULTILINE) == ["conv", "neither", "cape-both"]
+
+
+def test_the_committed_page_has_the_tables_of_the_committed_records():
+    page = (RESULTS / "mqar.md").read_text()
+    for grid, text in report(sorted(RESULTS.glob("*.jsonl")), PAPER, {}).items():
+        assert between_markers(page, grid, text) == page, f"ramnet-np experiment plot docs/results/*.jsonl: {grid}"
 
 
 def contents(folder):
@@ -163,14 +249,16 @@ def contents(folder):
 
 
 def test_without_a_result_nothing_is_written(tmp_path, capsys):
-    (tmp_path / "mqar.md").write_text(f"{BEGIN}\nold\n{END}\n")
+    (tmp_path / "mqar.md").write_text(page_of("mqar-order"))
     diverged = record(point("mqar-order", "m64-u2").run(0, 1e-3), "mqar-order", 0.9, 0.5, "diverged")
     append_record(tmp_path / "diverged.jsonl", diverged | {"accuracy": {}, "validation": {}})
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     before = contents(tmp_path)
     for name in ("diverged.jsonl", "metrics.jsonl"):
         assert main(["experiment", "plot", str(tmp_path / name), "--out", str(tmp_path)]) == 2
-        message = f"results must hold at least one run that ended and did not diverge, got none in {tmp_path / name}"
+        message = (
+            f"results must hold at least one run at full length that did not diverge, got none in {tmp_path / name}"
+        )
         assert capsys.readouterr().err == f"ramnet-np: {message}\n"
     assert contents(tmp_path) == before
 
@@ -210,14 +298,15 @@ def test_quick_results_say_so_and_stand_beside_no_paper(tmp_path):
     both = write_report([tmp_path / "r.jsonl", tmp_path / "full.jsonl"], tmp_path)
     assert "--quick" not in both
     assert "\n1 run (0 diverged), 0.5 GPU minutes" in both
-    assert "### mqar-order (reduced by --quick)" in text
+    assert "A reduced grid, to see that everything works. Its figures say nothing" in text
     assert "Its figures say nothing about the paper's." in text
     assert "| 64 | 6 | - | 0.500 |" in text
 
 
 def test_the_papers_values_are_complete():
-    for slots, orders in {1024: (1, 2, 5, 10), 256: (1, 2, 4, 8), 64: (1, 2, 3, 6)}.items():
-        assert tuple(map(int, PAPER["order"][str(slots)])) == orders
+    for p in load_grid("mqar-order").points:
+        assert 0 < PAPER["order"][str(p.base.model.slots)][str(p.base.model.order)] < 1
+    assert {"RWKV-7", "H3"} == PAPER["state"].keys() - set(variant_labels())  # not rebuilt here
     assert set(variant_labels()) <= PAPER["state"].keys()
     for marks in PAPER["state"].values():
         assert all(0 <= low <= high <= 1 and size > 1000 for size, low, high in marks)
@@ -259,6 +348,15 @@ def test_figures(name):
         assert [len(marks) for marks in open_marks] == [len(PAPER["state"][kind]) for kind in ("RAM-Net", "DeltaNet")]
         assert open_marks[0][0].tolist() == [3600, pytest.approx(0.485)]
         assert to_hex(figure.get_facecolor()).upper() == colors.paper
+
+        figure = accuracy_by_setting({"U = 1": {"a": [0.2, 0.4], "b": [0.1]}, "U = 3": {"b": [0.5]}}, {"U = 3": 0.6})
+        [axes] = figure.axes
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "the paper's, read off"]
+        marks = [(line.get_xydata().round(2).tolist(), line.get_markerfacecolor() == "none") for line in axes.lines]
+        assert marks == [([[0.3, -0.15], [0.1, 0.85]], False), ([[0.5, 1.15]], False), ([[0.6, 2.15]], True)]
+        assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first setting on top
+    with pytest.raises(ValueError, match="ours must hold at least one"):
+        accuracy_by_setting({})
     with pytest.raises(ValueError, match="ours must hold at least one"):
         accuracy_by_order({})
     with pytest.raises(ValueError, match="ours must hold at least one"):

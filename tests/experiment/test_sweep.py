@@ -1,12 +1,13 @@
 """Which runs come next, and by what the learning rate is chosen."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from ramnet_np.experiment.grid import load_grid, read_grid
+from ramnet_np.experiment.grid import GRIDS, Grid, load_grid, read_grid, together
 from ramnet_np.experiment.records import read_records, run_of
-from ramnet_np.experiment.sweep import chosen_rate, count_left, wanted_runs
+from ramnet_np.experiment.sweep import asked_of, count_left, wanted_runs
 from tests.experiment.grids import TINY
 
 GRID = read_grid(TINY, "tiny")
@@ -18,24 +19,48 @@ def record(run, validation, test, status="finished"):
     return {"status": status, "validation": {"mean": validation}, "accuracy": {"mean": test}, "name": run.name}
 
 
+def asked(point, done):
+    """The runs that a point wants next: (variant, rate, seed, whether it is a short one)."""
+    return [told(run) for run in wanted_runs(Grid("g", "", (point,), False), done)]
+
+
+def told(run):
+    return run.variant, run.train.learning_rate, run.seed, run.search
+
+
+def searched(point, scores, longest=100):
+    """Run all that a point asks for; ``scores``: validation by (variant, rate, short), None: it diverges. In order."""
+    done, order = {}, []
+    grid = Grid("g", "", (point,), False)
+    while runs := wanted_runs(grid, done):
+        run = runs[0]
+        left = count_left(grid, done)
+        assert left >= len(runs)
+        order.append(told(run))
+        value = scores(run.variant, run.train.learning_rate, run.search)
+        done[run.key] = record(run, value, test=0.0, status="diverged" if value is None else "finished")
+        assert len(order) < longest
+    assert count_left(grid, done) == 0
+    return order
+
+
 def test_validation_chooses_and_the_test_sets_do_not():
     low, high = A.run(0, LOW), A.run(0, HIGH)
     done = {low.key: record(low, validation=0.9, test=0.1)}
-    assert chosen_rate(A, done) is None  # the sweep is not over
+    assert asked(A, done) == [("", HIGH, 0, False)]  # the sweep is not over
     done[high.key] = record(high, validation=0.8, test=1.0)
-    assert chosen_rate(A, done) == LOW
+    assert asked(A, done) == [("", LOW, 1, False)]
     done[high.key] = record(high, validation=0.95, test=0.0)
-    assert chosen_rate(A, done) == HIGH
+    assert asked(A, done) == [("", HIGH, 1, False)]
     done[high.key] = record(high, validation=0.9, test=1.0)
-    assert chosen_rate(A, done) == LOW  # of equals the first
+    assert asked(A, done) == [("", LOW, 1, False)]  # of equals the middle one, of two the lower
 
 
 def test_what_diverged_is_not_chosen():
     low, high = A.run(0, LOW), A.run(0, HIGH)
     done = {low.key: record(low, 0.1, 0.1), high.key: record(high, 0.9, 0.9, "diverged")}
-    assert chosen_rate(A, done) == LOW
+    assert asked(A, done) == [("", LOW, 1, False)]
     done[low.key]["status"] = "diverged"
-    assert chosen_rate(A, done) is None
     assert [run.name for run in wanted_runs(GRID, done)] == ["b"]  # no rate, so no further seed
     assert count_left(GRID, done) == 1
 
@@ -57,13 +82,114 @@ def test_runs_on_their_way_are_not_started_again():
     assert wanted_runs(GRID, {}, [first.key]) == others
 
 
+SEARCHED = """
+search_epochs = 1
+finalists = 2
+widest = [5e-4, 1e-1]
+"""
+
+
+def point_of(text, rates="[1e-3, 2e-3, 4e-3]", more=""):
+    shared = TINY.replace("[1e-3, 1e-2]", rates).replace('name = "a"', f'name = "a"\n{more}')
+    return read_grid(text + shared, "tiny").points[0]
+
+
+def test_middle_rates_come_first():
+    order = [rate for _, rate, _, _ in asked(point_of("", "[1e-3, 2e-3, 3e-3, 4e-3, 5e-3]"), {})]
+    assert order == [3e-3, 2e-3, 4e-3, 1e-3, 5e-3]
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (2e-3, [1e-3, 2e-3, 4e-3]),
+        (1.5e-2, [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]),
+        (1.0, [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2]),  # as far as the grid allows
+        (1e-6, [5e-4, 1e-3, 2e-3, 4e-3]),
+    ],
+)
+def test_a_sweep_goes_on_while_the_best_is_at_an_end(best, tried):
+    """At the length of the search; at full length the best of it and the next best, with the best then its seeds."""
+    point = point_of(SEARCHED)
+    order = searched(point, lambda variant, rate, short: -abs(math.log(rate / best)))
+    assert sorted(rate for _, rate, _, short in order if short) == tried
+    nearest, second = sorted(tried, key=lambda rate: abs(math.log(rate / best)))[:2]
+    assert [one for one in order if not one[3]] == [
+        ("", nearest, 0, False), ("", nearest, 1, False), ("", second, 0, False),
+    ]  # fmt: skip
+    assert [rate for _, rate, _, short in searched(point_of(SEARCHED.replace("widest", "#")), lambda *_: 0.5)][:3] == [
+        2e-3, 1e-3, 4e-3,
+    ]  # fmt: skip
+
+
+def test_equal_rates_choose_the_middle_one_and_do_not_go_on():
+    order = searched(point_of(SEARCHED), lambda *_: 1.0)
+    assert [rate for _, rate, _, short in order if short] == [2e-3, 1e-3, 4e-3]
+    assert order[3:5] == [("", 2e-3, 0, False), ("", 2e-3, 1, False)]
+
+
+def test_a_rate_that_wins_at_full_length_is_not_at_an_end_either():
+    def scores(variant, rate, short):
+        return -abs(math.log(rate / 2.1e-3)) if short else rate
+
+    order = searched(point_of(SEARCHED), scores)
+    full = [(rate, seed) for _, rate, seed, short in order if not short]
+    assert full == [(2e-3, 0), (2e-3, 1), (4e-3, 0), *((r, 0) for r in (8e-3, 1.6e-2, 3.2e-2, 6.4e-2)), (6.4e-2, 1)]
+
+
+def test_variants_come_last_and_the_best_has_all_seeds():
+    def scores(variant, rate, short):
+        return {"": 0.5, "good": 0.9, "bad": 0.4}[variant] - abs(math.log(rate / 2e-3)) / 100
+
+    more = "variants = { bad = { top_k = 1 }, good = { radix = 4 } }"
+    order = searched(point_of(SEARCHED, more=more), scores)
+    short, full = [one[:2] for one in order if one[3]], [one[:3] for one in order if not one[3]]
+    assert short == [(variant, rate) for variant in ("", "bad", "good") for rate in (2e-3, 1e-3, 4e-3)][:3] + [
+        (variant, rate) for rates in ((2e-3,), (1e-3, 4e-3)) for variant in ("bad", "good") for rate in rates
+    ]
+    assert order.index(("", 2e-3, 1, False)) < order.index(("bad", 2e-3, 0, True))  # a result before variants
+    assert full[:2] == [("", 2e-3, 0), ("", 2e-3, 1)]
+    assert sorted(full[2:4]) == [("good", 1e-3, 0), ("good", 2e-3, 0)]
+    assert full[4:] == [("good", 2e-3, 1)]
+
+
+def test_in_the_last_step_a_point_has_all_seeds_before_the_next_point_begins():
+    text = SEARCHED.replace("widest", "#") + TINY.replace("learning_rate = 3e-3\nseeds = [5]\n", "")
+    grid, done, order = read_grid(text, "tiny"), {}, []
+    while runs := wanted_runs(grid, done):
+        run = runs[0]
+        order.append((run.name, run.seed, run.train.learning_rate, run.search))
+        value = run.train.learning_rate if run.search else -run.train.learning_rate
+        done[run.key] = record(run, value, test=0.0)
+    first, last = (LOW, HIGH)[::-1]
+    assert order[4:] == [
+        ("a", 0, first, False), ("b", 0, first, False), ("a", 1, first, False), ("b", 1, first, False),
+        ("a", 0, last, False), ("a", 1, last, False), ("b", 0, last, False), ("b", 1, last, False),
+    ]  # fmt: skip
+
+
+def test_a_finalist_that_diverges_gives_its_place_to_the_next():
+    def scores(variant, rate, short):
+        return None if rate == 2e-3 and not short else -abs(math.log(rate / 2.2e-3))
+
+    order = searched(point_of(SEARCHED), scores)
+    full = [(rate, seed) for _, rate, seed, short in order if not short]
+    # of those that do not diverge 4e-3 and 1e-3 are best; 8e-3 is the next one outwards
+    assert full == [(2e-3, 0), (4e-3, 0), (8e-3, 0), (4e-3, 1), (1e-3, 0)]
+    assert searched(point_of(SEARCHED), lambda *_: None)[3:] == []
+
+
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
 
 
 @pytest.mark.parametrize("results", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
 def test_the_grids_go_on_from_the_published_results(results):
-    """A change of settings, or of the fields that settings have, would make every run start anew."""
-    grid = load_grid(results.stem)
-    done = {run_of(record).key: record for record in read_records([results])}
-    assert len(done) > 1
-    assert count_left(grid, done) == count_left(grid, {}) - len(done)
+    """A change of settings, or of the fields that settings have, would make every run start anew. Records without the
+    field "search" are older than the search: no run of a grid is skipped for them."""
+    records = read_records([results])
+    assert len(records) > 1
+    done = {run_of(record).key: record for record in records}
+    ours = {key for key, record in done.items() if "search" in record["settings"]}
+    grid = together([load_grid(name) for name in GRIDS])
+    asked_for = {one.run.key for point in grid.points for one in asked_of(point, {key: done[key] for key in ours})}
+    assert ours <= asked_for

@@ -5,6 +5,7 @@ import pytest
 
 from ramnet_np import use_backend
 from ramnet_np.layers.delta_rule import delta_rule_backward, delta_rule_forward
+from ramnet_np.layers.gated_linear_attention import gated_linear_attention_backward, gated_linear_attention_forward
 from ramnet_np.layers.linear_attention import linear_attention_backward, linear_attention_forward
 from ramnet_np.layers.matmul import matmul
 from ramnet_np.layers.norm import l2norm_backward, l2norm_forward
@@ -56,6 +57,20 @@ def delta(gated):
     return run
 
 
+def plain_linear(q, k, v, dy, state, **_):
+    y, state, ctx = linear_attention_forward(q, k, v, state, feature_map="identity", normaliser=False)
+    return y, state, *linear_attention_backward(dy, ctx)
+
+
+def gated_linear(decay):
+    def run(q, k, v, dy, state, **arrays):
+        log_decay = arrays[decay] if decay == "channel_decay" else arrays[decay][..., None]
+        y, state, ctx = gated_linear_attention_forward(q, k, v, log_decay, state)
+        return y, state, *gated_linear_attention_backward(dy, ctx)
+
+    return run
+
+
 def rotary(given):
     def run(q, positions, **_):
         y, ctx = rotary_forward(q, positions if given else None)
@@ -80,6 +95,9 @@ WORK = {
     "window-7": softmax(7, past=1),
     "window-100": softmax(100),
     "linear": linear,
+    "linear-identity": plain_linear,
+    "gla": gated_linear("channel_decay"),
+    "mamba2": gated_linear("log_decay"),
     "delta": delta(gated=False),
     "gated-delta": delta(gated=True),
     "rotary": rotary(given=False),
@@ -98,6 +116,8 @@ def draw(B, T, H, d_k, d_v, dtype, seed=0):
     arrays = {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
     arrays["beta"] = rng.uniform(0, 1, (B, T, H)).astype(dtype)
     arrays["log_decay"] = -rng.uniform(0, 0.5, (B, T, H)).astype(dtype)
+    resets = rng.random((B, T, H, d_k)) < 0.1  # decays of 0 among others
+    arrays["channel_decay"] = np.where(resets, -200, -rng.uniform(0, 0.5, (B, T, H, d_k))).astype(dtype)
     arrays["linear_state"] = rng.uniform(0, 1, (B, H, d_k, d_v + 1)).astype(dtype)
     arrays["positions"] = rng.integers(0, 3000, (B, T))
     return arrays

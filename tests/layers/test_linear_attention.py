@@ -22,7 +22,26 @@ def phi(x):
     return np.where(x > 0, x + 1, np.exp(x))
 
 
-def one_by_one(q, k, v):
+PHI = {
+    "elu": phi,
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "identity": lambda x: x,
+}
+KINDS = [*((name, False) for name in PHI), ("relu", True)]  # feature map, normaliser; other tests have ("elu", True)
+
+
+def without_normaliser(q, k, v, feature_map):
+    """The recurrence of one matrix for each head."""
+    B, T, H, d = q.shape
+    y, S = np.zeros(v.shape), np.zeros((B, H, d, v.shape[-1]))
+    for b, t, h in np.ndindex(B, T, H):
+        S[b, h] += np.outer(PHI[feature_map](k[b, t, h]), v[b, t, h])
+        y[b, t, h] = S[b, h].T @ PHI[feature_map](q[b, t, h])
+    return y, S
+
+
+def one_by_one(q, k, v, phi=phi):
     """The recurrence of one matrix and one vector for each head."""
     B, T, H, d = q.shape
     y, state = np.zeros(v.shape), np.zeros((B, H, d, v.shape[-1] + 1))
@@ -68,6 +87,30 @@ def test_gradients_with_a_state():
     gradcheck(lambda q, k, v: forward(q, k, v, state), linear_attention_backward, draw(6)).raise_if_failed()
 
 
+@pytest.mark.parametrize(("feature_map", "normaliser"), KINDS)
+def test_other_features_and_no_normaliser(feature_map, normaliser):
+    inputs, options = draw(11), {"feature_map": feature_map, "normaliser": normaliser}
+    y, final, _ = linear_attention_forward(**inputs, **options)
+    if normaliser:
+        expected = one_by_one(**inputs, phi=PHI[feature_map])
+    else:
+        expected = without_normaliser(**inputs, feature_map=feature_map)
+    np.testing.assert_allclose(y, expected[0], rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(final, expected[1], rtol=1e-12, atol=1e-13)
+    before = {name: x[:, :5] for name, x in inputs.items()}
+    _, state, _ = linear_attention_forward(**before, **options)
+    after = {name: x[:, 5:] for name, x in inputs.items()}
+    pieces_y, pieces_final, _ = linear_attention_forward(**after, state=state, **options)
+    np.testing.assert_allclose(pieces_y, y[:, 5:], rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(pieces_final, final, rtol=1e-12, atol=1e-13)
+
+    def forward(*arrays):
+        y, _, ctx = linear_attention_forward(*arrays, state, **options)
+        return y, ctx
+
+    gradcheck(forward, linear_attention_backward, after, samples=40).raise_if_failed()
+
+
 def test_in_pieces_as_at_once():
     inputs = draw(11)
     whole, final, _ = linear_attention_forward(**inputs)
@@ -103,6 +146,13 @@ def test_refuses():
     q, k, v = draw().values()
     with pytest.raises(ValueError, match=r"state must be float64 of shape \(2, 3, 4, 6\), got float64 of shape"):
         linear_attention_forward(q, k, v, np.zeros((2, 3, 4, 5)))
+    with pytest.raises(ValueError, match=r"state must be float64 of shape \(2, 3, 4, 5\), got float64 of shape"):
+        linear_attention_forward(q, k, v, np.zeros((2, 3, 4, 6)), normaliser=False)
+    with pytest.raises(ValueError, match="feature_map must be one of 'elu', 'relu', 'silu', 'identity', got 'exp'"):
+        linear_attention_forward(q, k, v, feature_map="exp")
+    for name in ("silu", "identity"):
+        with pytest.raises(ValueError, match=f"normaliser must be False for feature_map '{name}', .* got True"):
+            linear_attention_forward(q, k, v, feature_map=name)
     with pytest.raises(ValueError, match="k must be float64 of shape"):
         linear_attention_forward(q, k[..., :2], v)
     y, _, ctx = linear_attention_forward(q, k, v)

@@ -68,6 +68,7 @@ VARIANTS = {
         renorm=(True, False), top_k=(2, 3), value_bias=True, init_std=0.1, norm_eps=1e-5, eps=1e-9, channels=4,
     ),
     "authors": THEIRS_AS_OURS,
+    "silu-gate": RAMNetConfig(vocab=11, width=6, order=2, radix=3, output_gate=True, gate_activation="silu"),
 }  # fmt: skip
 
 
@@ -94,6 +95,11 @@ def test_config_round_trip_through_json(config):
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 
+def test_their_config_names_the_gates_activation():
+    named = {name: config_to_json(config)["output_gate"] for name, config in VARIANTS.items()}
+    assert (named["defaults"], named["authors"], named["silu-gate"]) == (None, "sigmoid", "silu")
+
+
 def test_reads_the_authors_config():
     assert config_from_json(THEIRS) == THEIRS_AS_OURS
 
@@ -109,6 +115,7 @@ def test_reads_the_authors_config():
         ({"hidden_ratio": 80}, {"ffn_width": 512}),
         ({"hidden_ratio": 3, "hidden_act": "SiLU"}, {"ffn": "silu", "ffn_width": 18}),
         ({"output_gate": None, "gamma_mode": "fixed"}, {"output_gate": False, "gamma_mode": "fixed"}),
+        ({"output_gate": "silu"}, {"gate_activation": "silu"}),
     ],
 )
 def test_reads_what_the_authors_config_may_say(changes, fields):
@@ -199,7 +206,7 @@ def test_foreign_configs_are_refused(saved, text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output_gate": "relu"}, "output_gate must be 'sigmoid' or null, got 'relu'"),
+        ({"output_gate": "relu"}, "output_gate must be 'sigmoid', 'silu' or null, got 'relu'"),
         ({"hidden_act": "tanh"}, "hidden_act must be SwiGLU, GELU, SiLU or Swish, got 'tanh'"),
         ({"addr_top_k": 0}, "top_k must be between 1 and 9, got 0"),
         ({"hidden_size": "6"}, "width must be an integer, got '6'"),
@@ -213,7 +220,10 @@ def test_foreign_configs_are_refused(saved, text, message):
         ({"num_hidden_layers": 300_000}, "layers must be between 1 and 4096, got 300000"),
         ({"addr_order": 10**9, "addr_radix": 2, "addr_top_k": None}, "order must be between 1 and 31"),
         ({"hidden_size": 10**400}, "must be between 1 and 2147483647, got an integer of 1329 bits"),
-        ({"ramnet_np": {"pickle": 1}}, "ramnet_np may hold update, proxy_eps, address_prior, norm, ffn, .*, got"),
+        (
+            {"ramnet_np": {"pickle": 1}},
+            "ramnet_np may hold update, proxy_eps, gate_activation, address_prior, norm, ffn, .*, got",
+        ),
     ],
 )
 def test_settings_out_of_bounds_are_refused(saved, changes, message):

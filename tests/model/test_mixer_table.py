@@ -69,6 +69,8 @@ def test_labels_tell_all_variants_apart():
         "linear attention",
         "DeltaNet",
         "Gated DeltaNet",
+        "GLA",
+        "Mamba2",
         "softmax, no positions",  # an ablation: last
     ]
     names = [variant.name for mixer in MIXERS.values() for variant in mixer.variants]
@@ -99,5 +101,5 @@ def test_a_mixer_that_is_added_makes_models():
         assert replace(config, mixer="linear", heads=3).heads == 3
         with pytest.raises(ValueError, match=r"name must be none of .*'another', got 'another'"):
             add_mixer(replace(linear.MIXER, name="another"))
-    with pytest.raises(ValueError, match=r"mixer must be one of 'ram', .*'delta', got 'another'"):
+    with pytest.raises(ValueError, match=r"mixer must be one of 'ram', .*'mamba2', got 'another'"):
         RAMNetConfig(mixer="another")

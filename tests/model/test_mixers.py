@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ramnet_np.gradcheck import gradcheck
-from ramnet_np.model import RAMNet, RAMNetConfig, decay
-from ramnet_np.model.decay import decay_backward, decay_forward, decay_parameters
+from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.model.layout import model_parameters
+from ramnet_np.model.mixers import MIXERS as TABLE
 from ramnet_np.model.mixers import delta
 from ramnet_np.model.parameters import init_parameters, shapes_of
 from ramnet_np.train.optim import has_weight_decay
@@ -145,31 +145,71 @@ def test_delta_layer_by_hand():
     np.testing.assert_allclose(out, y.reshape(2, 6, 8) @ p["o_proj.weight"].T, rtol=1e-9, atol=1e-11)
 
 
-def test_decay_gradients():
-    rng = np.random.default_rng(0)
-    names = {"a_proj.weight": (3, 5), "dt_bias": (3,), "A_log": (3,)}
-    inputs = {"x": rng.normal(size=(2, 4, 5))} | {name: rng.normal(size=shape) for name, shape in names.items()}
-
-    def backward(dy, ctx):
-        dx, grads = decay_backward(dy, ctx)
-        return [dx, *(grads[name] for name in names)]
-
-    gradcheck(
-        lambda x, *params: decay_forward(x, dict(zip(names, params, strict=True))), backward, inputs
-    ).raise_if_failed()
-    log_decay, ctx = decay_forward(inputs.pop("x"), inputs)
-    with pytest.raises(ValueError, match=r"dlog_decay must be float64 of shape \(2, 4, 3\), got"):
-        decay_backward(log_decay[..., :1], ctx)
+def head_by_head(q, k, v, a):
+    """S_t = diag(a_t) S_{t-1} + k_t v_t^T, y_t = S_t^T q_t."""
+    B, T, H, d = q.shape
+    y = np.zeros(v.shape)
+    for i, h in np.ndindex(B, H):
+        S = np.zeros((d, v.shape[-1]))
+        for t in range(T):
+            S = a[i, t, h][:, None] * S + np.outer(k[i, t, h], v[i, t, h])
+            y[i, t, h] = S.T @ q[i, t, h]
+    return y
 
 
-def test_a_decay_of_far_out_logits_is_finite():
-    params = {"a_proj.weight": np.eye(2, dtype=np.float32), "dt_bias": np.zeros(2, np.float32)}
-    params["A_log"] = np.zeros(2, np.float32)
-    log_decay, ctx = decay_forward(np.array([[[1000.0, -1000.0]]], np.float32), params)
-    np.testing.assert_array_equal(log_decay, [[[-1000.0, 0.0]]])
-    dx, grads = decay_backward(np.ones_like(log_decay), ctx)
-    np.testing.assert_array_equal(dx, [[[-1.0, 0.0]]])
-    assert {x.dtype for x in (log_decay, dx, *grads.values())} == {np.dtype(np.float32)}
+def with_norm_and_gate(y, x, p):
+    """Each head's y at mean square 1, times SiLU of a map of x, out."""
+    y = y / np.sqrt((y**2).mean(-1, keepdims=True) + np.finfo(np.float32).eps) * p["o_norm.weight"]
+    gate = x @ p["o_gate.0.weight"].T + p["o_gate.0.bias"]
+    return (gate / (1 + np.exp(-gate)) * y.reshape(gate.shape)) @ p["o_proj.weight"].T
+
+
+@pytest.mark.parametrize("name", ["gla", "mamba2"])
+def test_layers_with_a_decay_by_hand(name):
+    """Projections, features, decay, the recurrence, norm, SiLU gate, the way out: as the modules say."""
+    config = RAMNetConfig(
+        **SMALL, mixer=name, key_channels=3, output_norm=True, output_gate=True, gate_activation="silu"
+    )
+    rng, mixer = np.random.default_rng(0), TABLE[name]
+    p = {name: rng.normal(size=shape) for name, shape in shapes_of(mixer.parameters(config, 0)).items()}
+    x = rng.normal(size=(2, 6, 8))
+    q, k, v = ((x @ p[f"{n}_proj.weight"].T).reshape(2, 6, 2, -1) for n in "qkv")
+    if name == "gla":
+        logit = x @ p["a_proj.0.weight"].T @ p["a_proj.1.weight"].T + p["a_proj.1.bias"]
+        a = (1 / (1 + np.exp(-logit.reshape(2, 6, 2, 3)))) ** (1 / 16)
+    else:
+        q, k = (z / (1 + np.exp(-z)) for z in (q, k))
+        step = np.log1p(np.exp(x @ p["a_proj.weight"].T + p["dt_bias"]))[..., None]
+        a = np.broadcast_to(np.exp(-np.exp(p["A_log"])[:, None] * step), k.shape)
+        v = step * v
+    out, _, _ = mixer.forward(x, p, config)
+    np.testing.assert_allclose(out, with_norm_and_gate(head_by_head(q, k, v, a), x, p), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("mixer", ["linear", "delta", "gla", "mamba2"])
+def test_a_feature_map_is_what_queries_and_keys_pass(mixer):
+    """The mixer's own map by name changes nothing, another does; keys that relu makes 0 leave nothing behind."""
+    own = {"linear": "elu", "delta": "silu", "gla": "identity", "mamba2": "silu"}[mixer]
+    fields = SMALL | {"mixer": mixer, "ffn": "none", "normaliser": False}
+    plain = RAMNet(RAMNetConfig(**fields), dtype=np.float64)
+    logits = {
+        name: RAMNet(RAMNetConfig(**fields, feature_map=name), params=plain.params).forward(IDS)[0]
+        for name in ("elu", "relu", "silu", "identity")
+    }
+    np.testing.assert_array_equal(logits.pop(own), plain.forward(IDS)[0])
+    for other in logits.values():
+        assert not np.allclose(other, plain.forward(IDS)[0], rtol=1e-9, atol=0)
+    config = RAMNetConfig(**fields, feature_map="relu")
+    params = init_parameters(TABLE[mixer].parameters(config, 0), seed=0, dtype=np.float64)
+    params["k_proj.weight"] = -np.abs(params["k_proj.weight"])
+    assert not TABLE[mixer].forward(np.ones((1, 5, 8)), params, config)[0].any()
+
+
+def test_a_silu_gate_starts_at_0_and_a_sigmoid_gate_open():
+    for act, bias in (("sigmoid", 3), ("silu", 0)):
+        config = RAMNetConfig(**SMALL, mixer="delta", output_gate=True, gate_activation=act)
+        params = init_parameters(delta.MIXER.parameters(config, 0), seed=0, dtype=np.float64)
+        assert (params["o_gate.0.bias"] == bias).all()
 
 
 def test_initial_values():
@@ -194,15 +234,6 @@ def test_initial_values():
         *(f"attn.{n}_proj.weight" for n in "qkvoba"),
         *(f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")),
     }
-
-
-def test_a_decay_starts_at_the_step_that_was_drawn(monkeypatch):
-    """softplus(dt) lies in the range, also where softplus is far from an exponential."""
-    monkeypatch.setattr(decay, "STEPS", (2.0, 3.0))
-    config = RAMNetConfig(width=64, heads=64, mixer="delta", delta_gate=True)
-    step = np.logaddexp(init_parameters(decay_parameters(config), seed=0, dtype=np.float64)["dt_bias"], 0)
-    assert 2 <= step.min() * 1.001 < 2.1
-    assert 2.9 < step.max() <= 3 * 1.001
 
 
 def test_ram_draws_the_values_that_it_always_drew():
@@ -263,13 +294,21 @@ def test_trace_follows_the_convolution():
         (
             {"mixer": "mamba"},
             ValueError,
-            "mixer must be one of 'ram', 'softmax', 'window', 'linear', 'delta', got 'mamba'",
+            "mixer must be one of 'ram', 'softmax', 'window', 'linear', 'delta', 'gla', 'mamba2', got 'mamba'",
         ),
         ({"window": 0}, ValueError, "window must be at least 1, got 0"),
         ({"short_conv": -1}, ValueError, "short_conv must be at least 0, got -1"),
         ({"key_channels": 0}, ValueError, "key_channels must be at least 1, got 0"),
         ({"rotary": 1}, TypeError, "rotary must be True or False, got 1"),
         ({"delta_gate": None}, TypeError, "delta_gate must be True or False, got None"),
+        ({"normaliser": 1}, TypeError, "normaliser must be True or False, got 1"),
+        ({"feature_map": "exp"}, ValueError, "feature_map must be one of 'elu', 'relu', 'silu', 'identity', got 'exp'"),
+        ({"gate_activation": "relu"}, ValueError, "gate_activation must be one of 'sigmoid', 'silu', got 'relu'"),
+        (
+            {"mixer": "linear", "feature_map": "identity"},
+            ValueError,
+            "normaliser must be False for feature_map 'identity', .* got True",
+        ),
         (
             {"mixer": "softmax", "key_channels": 5},
             ValueError,

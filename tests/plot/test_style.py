@@ -44,6 +44,7 @@ CALLS = {
     "accuracy_by_state": lambda: plot.accuracy_by_state(
         {"RAM-Net": {4224: [0.6], 16896: [0.9]}}, {"RAM-Net": [(18000, 0.9, 0.9)]}
     ),
+    "accuracy_by_setting": lambda: plot.accuracy_by_setting({"U = 1": {"base": [0.6, 0.7]}}, {"U = 1": 0.3}),
     "roofline": lambda: plot.roofline({"ours": (4.0, 2e12), "theirs": (0.4, 1e12)}, peak=67e12, bandwidth=3e12),
 }
 LOGITS = np.random.default_rng(0).standard_normal((3, 4))

@@ -17,6 +17,7 @@ from ramnet_np.train.checkpoint import (
     checkpoints_in,
     latest_checkpoint,
     load_checkpoint,
+    require_same_settings,
     restore,
     save_checkpoint,
 )
@@ -263,3 +264,13 @@ def test_load_checkpoint_of_another_model(tmp_path):
     (path / "optimizer.safetensors").write_bytes((odd / "optimizer.safetensors").read_bytes())
     with pytest.raises(ValueError, match=rf"must hold two moments of '{name}' with shape \(12, 16\)"):
         load_checkpoint(path)
+
+
+def test_a_setting_that_an_older_run_did_not_know_has_its_default():
+    now = {"seed": 0, "model": {"width": 8, "gate_activation": "sigmoid"}, "train": {"steps": 5}}
+    older = {"seed": 0, "model": {"width": 8}, "train": {"steps": 5}}
+    require_same_settings(now, older)
+    with pytest.raises(ValueError, match=r"^model.gate_activation must be 'sigmoid' as in the checkpoint"):
+        require_same_settings(now | {"model": {"width": 8, "gate_activation": "silu"}}, older)
+    with pytest.raises(ValueError, match=r"^data must be None as in the checkpoint"):  # no setting of model or training
+        require_same_settings(now | {"data": 1}, older)

@@ -80,7 +80,7 @@ class Backwards:
         return {"copy": self.batch(10**9)}
 
 
-@pytest.mark.parametrize("mixer", ["softmax", "window", "linear", "delta"])
+@pytest.mark.parametrize("mixer", ["softmax", "window", "linear", "delta", "gla", "mamba2"])
 def test_every_mixer_learns_to_copy(mixer, tmp_path):
     config = RAMNetConfig(
         vocab=8, width=32, layers=2, mixer=mixer, window=8, short_conv=4, delta_gate=True, ffn="none", init_std=0.1

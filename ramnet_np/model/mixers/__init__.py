@@ -5,7 +5,7 @@
 """
 
 from ramnet_np.model.config import MIXER_CHECKS
-from ramnet_np.model.mixers import delta, linear, ram, softmax, window
+from ramnet_np.model.mixers import delta, gla, linear, mamba2, ram, softmax, window
 from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
 
 __all__ = ["MIXERS", "CallOptions", "Mixer", "StateSize", "Variant", "add_mixer", "variant_labels"]
@@ -21,7 +21,7 @@ def add_mixer(mixer: Mixer) -> None:
     >>> add_mixer(MIXERS["delta"])
     Traceback (most recent call last):
         ...
-    ValueError: name must be none of 'ram', 'softmax', 'window', 'linear', 'delta', got 'delta'
+    ValueError: name must be none of 'ram', 'softmax', 'window', 'linear', 'delta', 'gla', 'mamba2', got 'delta'
     """
     if mixer.name in MIXERS:
         raise ValueError(f"name must be none of {', '.join(map(repr, MIXERS))}, got {mixer.name!r}")
@@ -39,5 +39,5 @@ def variant_labels() -> list[str]:
     return [variant.label for variant in sorted(variants, key=lambda variant: variant.ablation)]
 
 
-for _module in (ram, softmax, window, linear, delta):
+for _module in (ram, softmax, window, linear, delta, gla, mamba2):
     add_mixer(_module.MIXER)

@@ -1,7 +1,7 @@
 """The delta rule as a mixer: DeltaNet, with ``delta_gate`` Gated DeltaNet.
 
     q, k, v = x Q^T, x K^T, x V^T                 key_value.py
-    q, k    = SiLU(q) / |SiLU(q)|, likewise k
+    q, k    = phi(q) / |phi(q)|, likewise k       phi: SiLU, or ``feature_map``
     b       = sigmoid(x B^T)
     a       = 1, or learned                       decay.py, with ``delta_gate``
     y       = delta_rule(q, k, v, b, a)           layers/delta_rule.py
@@ -15,15 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
-from ramnet_np.layers.activation import (
-    SigmoidContext,
-    SiLUContext,
-    sigmoid_backward,
-    sigmoid_forward,
-    silu_backward,
-    silu_forward,
-)
+from ramnet_np.layers.activation import SigmoidContext, sigmoid_backward, sigmoid_forward
 from ramnet_np.layers.delta_rule import DeltaRuleContext, delta_rule_backward, delta_rule_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.layers.norm import RMSNormContext, l2norm_backward, l2norm_forward
@@ -31,19 +23,27 @@ from ramnet_np.model.checks import check_flag
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.decay import DecayContext, decay_backward, decay_forward, decay_parameters
 from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
-from ramnet_np.model.mixers.key_value import ProjectionContext, key_value_parameters, project_backward, project_forward
+from ramnet_np.model.mixers.key_value import (
+    FeaturesContext,
+    ProjectionContext,
+    empty_matrices,
+    features_backward,
+    features_forward,
+    key_value_parameters,
+    project_backward,
+    project_forward,
+)
 from ramnet_np.model.output import OutputContext, output_backward, output_forward, output_parameters
 from ramnet_np.model.parameters import Parameter, Params, normal
-
-_DirectionContext = tuple[SiLUContext, RMSNormContext]
 
 
 class DeltaLayerContext(NamedTuple):
     """What ``delta_layer_backward`` needs."""
 
     projections: ProjectionContext
-    q: _DirectionContext
-    k: _DirectionContext
+    features: FeaturesContext
+    q: RMSNormContext
+    k: RMSNormContext
     beta_map: LinearContext
     beta: SigmoidContext
     decay: DecayContext | None  # None without ``delta_gate``
@@ -75,21 +75,25 @@ def delta_layer_forward(
     options = options or CallOptions()
     # 1. projections
     q, k, v, projections = project_forward(x, params, config)
-    # 2. directions of q and k, how much to write, how much to keep
-    q, q_ctx = _direction_forward(q)
-    k, k_ctx = _direction_forward(k)
+    # 2. directions of q and k: with SiLU, more channels than the model is wide span more directions, too
+    q, k, features_ctx = features_forward(q, k, config, own="silu")
+    q, q_ctx = l2norm_forward(q)
+    k, k_ctx = l2norm_forward(k)
+    # 3. how much to write, how much to keep
     logit, beta_map_ctx = linear_forward(x, params["b_proj.weight"])
     beta, beta_ctx = sigmoid_forward(logit)
     log_decay = decay_ctx = None
     if config.delta_gate:
-        log_decay, decay_ctx = decay_forward(x, params)
-    # 3. memory
+        log_decay, _, decay_ctx = decay_forward(x, params)
+    # 4. memory
     y, state, rule_ctx = delta_rule_forward(q, k, v, beta, log_decay, state)
-    # 4. out
+    # 5. out
     out, out_ctx = output_forward(y, x, params, config)
     if options.in_place:
         return out, state, None
-    ctx = DeltaLayerContext(projections, q_ctx, k_ctx, beta_map_ctx, beta_ctx, decay_ctx, rule_ctx, out_ctx)
+    ctx = DeltaLayerContext(
+        projections, features_ctx, q_ctx, k_ctx, beta_map_ctx, beta_ctx, decay_ctx, rule_ctx, out_ctx
+    )
     return out, state if options.return_state else None, ctx
 
 
@@ -107,33 +111,22 @@ def delta_layer_backward(dout: Array, ctx: DeltaLayerContext) -> tuple[Array, Pa
     >>> dx.shape, grads.keys() == params.keys()
     ((1, 5, 8), True)
     """
-    # 4. out
+    # 5. out
     dy, dx, grads = output_backward(dout, ctx.out)
-    # 3. memory
+    # 4. memory
     d = delta_rule_backward(dy, ctx.rule)
-    # 2. decay, beta, directions: all but the last add their gradient of x
+    # 3. decay and beta add their gradient of x
     if ctx.decay is not None:
         dx, ddecay = decay_backward(d.log_decay, ctx.decay, accumulate_into=dx)
         grads |= ddecay
     dx, grads["b_proj.weight"], _ = linear_backward(
         sigmoid_backward(d.beta, ctx.beta), ctx.beta_map, accumulate_into=dx
     )
-    dq, dk = _direction_backward(d.q, ctx.q), _direction_backward(d.k, ctx.k)
+    # 2. directions
+    dq, dk = features_backward(l2norm_backward(d.q, ctx.q), l2norm_backward(d.k, ctx.k), ctx.features)
     # 1. projections
     dx, dprojections = project_backward(dq, dk, d.v, ctx.projections, accumulate_into=dx)
     return dx, grads | dprojections
-
-
-def _direction_forward(x: Array) -> tuple[Array, _DirectionContext]:
-    """SiLU(x) / |SiLU(x)|: more channels than the model is wide then span more directions, too."""
-    y, silu_ctx = silu_forward(x)
-    y, norm_ctx = l2norm_forward(y)
-    return y, (silu_ctx, norm_ctx)
-
-
-def _direction_backward(dy: Array, ctx: _DirectionContext) -> Array:
-    silu_ctx, norm_ctx = ctx
-    return silu_backward(l2norm_backward(dy, norm_ctx), silu_ctx)
 
 
 def _parameters(config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
@@ -142,11 +135,6 @@ def _parameters(config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
     if config.delta_gate:
         parameters |= decay_parameters(config)
     return parameters | output_parameters(config)
-
-
-def _initial_state(config: RAMNetConfig, x: Array) -> Array:
-    shape = (x.shape[0], config.heads, config.head_key_channels, config.head_channels)
-    return namespace_of(x).zeros(shape, dtype=x.dtype)
 
 
 def _state_size(config: RAMNetConfig, context: int) -> StateSize:
@@ -165,6 +153,6 @@ MIXER = Mixer(
     forward=delta_layer_forward,
     backward=delta_layer_backward,
     state_size=_state_size,
+    initial_state=empty_matrices,
     check=_check,
-    initial_state=_initial_state,
 )

@@ -1,13 +1,17 @@
-"""Queries, keys and values: the first step of every mixer but ram.
+"""Queries, keys and values: the first step of every mixer but ram. And features of queries and keys, the second.
 
 q, k, v = x Q^T, x K^T, x V^T        of every head
+q, k    = phi(q), phi(k)             phi: ``feature_map``, or else the mixer's own
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.layers.activation import Activation
+from ramnet_np.layers.feature_map import FEATURE_MAPS, FeatureMap
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.output import value_parameters
@@ -20,6 +24,14 @@ class ProjectionContext(NamedTuple):
     q: LinearContext
     k: LinearContext
     v: LinearContext
+
+
+class FeaturesContext(NamedTuple):
+    """What ``features_backward`` needs."""
+
+    phi: Activation
+    q: Any  # what phi kept of it
+    k: Any
 
 
 def key_value_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
@@ -72,3 +84,42 @@ def project_backward(
         if dbias is not None:
             grads[f"{name}_proj.bias"] = dbias
     return dx, grads
+
+
+def features_forward(q: Array, k: Array, config: RAMNetConfig, own: FeatureMap) -> tuple[Array, Array, FeaturesContext]:
+    """phi(q), phi(k), and ctx. ``own``: the mixer's feature map, where the configuration names none.
+
+    >>> import numpy as np
+    >>> x = np.array([-1.0, 2.0])
+    >>> q, k, ctx = features_forward(x, x, RAMNetConfig(feature_map="relu"), own="identity")
+    >>> q.tolist()
+    [0.0, 2.0]
+    """
+    phi = FEATURE_MAPS[config.feature_map or own]
+    (q, q_ctx), (k, k_ctx) = phi.forward(q), phi.forward(k)
+    return q, k, FeaturesContext(phi, q_ctx, k_ctx)
+
+
+def features_backward(dq: Array, dk: Array, ctx: FeaturesContext) -> tuple[Array, Array]:
+    """Gradients of q and of k.
+
+    >>> import numpy as np
+    >>> x = np.array([-1.0, 2.0])
+    >>> q, k, ctx = features_forward(x, x, RAMNetConfig(feature_map="relu"), own="identity")
+    >>> features_backward(np.ones(2), np.ones(2), ctx)[0].tolist()
+    [0.0, 1.0]
+    """
+    return ctx.phi.backward(dq, ctx.q), ctx.phi.backward(dk, ctx.k)
+
+
+def empty_matrices(config: RAMNetConfig, x: Array) -> Array:
+    """The state before the first token of a mixer that has a matrix for each head: zeros (B, H, d_k, C).
+
+    ``x``: (B, T, D), whose B, dtype and device they have.
+
+    >>> import numpy as np
+    >>> empty_matrices(RAMNetConfig(width=8, heads=2, key_channels=3), np.zeros((1, 5, 8))).shape
+    (1, 2, 3, 4)
+    """
+    shape = (x.shape[0], config.heads, config.head_key_channels, config.head_channels)
+    return namespace_of(x).zeros(shape, dtype=x.dtype)

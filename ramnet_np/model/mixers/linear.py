@@ -1,10 +1,11 @@
 """Linear attention as a mixer.
 
     q, k, v = x Q^T, x K^T, x V^T            key_value.py
-    y       = linear_attention(q, k, v)      layers/linear_attention.py
+    y       = linear_attention(q, k, v)      layers/linear_attention.py, with ``feature_map``, or else elu
     out     = the way out                    output.py
 
-State: the sum of outer products and the normaliser, d_k (C + 1) elements a head, all touched by every token.
+State: the sum of outer products and the normaliser, d_k (C + 1) elements a head, all touched by every token. Without
+the normaliser, d_k C.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from ramnet_np.layers.linear_attention import (
     LinearAttentionContext,
     linear_attention_backward,
     linear_attention_forward,
+    require_normaliser,
 )
+from ramnet_np.model.checks import check_flag
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
 from ramnet_np.model.mixers.key_value import ProjectionContext, key_value_parameters, project_backward, project_forward
@@ -42,7 +45,8 @@ def linear_layer_forward(
     state: Array | None = None,
     options: CallOptions | None = None,
 ) -> tuple[Array, Array | None, LinearLayerContext | None]:
-    """Takes and returns what :class:`~ramnet_np.model.mixers.interface.Forward` says; state: (B, H, d_k, C + 1).
+    """Takes and returns what :class:`~ramnet_np.model.mixers.interface.Forward` says; state: (B, H, d_k, C + 1), or
+    (B, H, d_k, C) without a normaliser.
 
     ValueError or TypeError as of linear attention and of the linear maps.
 
@@ -58,7 +62,9 @@ def linear_layer_forward(
     # 1. projections
     q, k, v, projections = project_forward(x, params, config)
     # 2. memory
-    y, state, attention = linear_attention_forward(q, k, v, state)
+    y, state, attention = linear_attention_forward(
+        q, k, v, state, feature_map=config.feature_map or "elu", normaliser=config.normaliser
+    )
     # 3. out
     out, out_ctx = output_forward(y, x, params, config)
     if options.in_place:
@@ -94,13 +100,19 @@ def _parameters(config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
 
 
 def _initial_state(config: RAMNetConfig, x: Array) -> Array:
-    shape = (x.shape[0], config.heads, config.head_key_channels, config.head_channels + 1)
+    shape = (x.shape[0], config.heads, config.head_key_channels, config.head_channels + config.normaliser)
     return namespace_of(x).zeros(shape, dtype=x.dtype)
 
 
 def _state_size(config: RAMNetConfig, context: int) -> StateSize:
-    size = config.heads * config.head_key_channels * (config.head_channels + 1)
+    size = config.heads * config.head_key_channels * (config.head_channels + config.normaliser)
     return StateSize(size, size)
+
+
+def _check(config: RAMNetConfig) -> None:
+    check_flag("normaliser", config.normaliser)
+    if config.mixer == MIXER.name:
+        require_normaliser(config.feature_map or "elu", config.normaliser)
 
 
 MIXER = Mixer(
@@ -110,5 +122,6 @@ MIXER = Mixer(
     forward=linear_layer_forward,
     backward=linear_layer_backward,
     state_size=_state_size,
+    check=_check,
     initial_state=_initial_state,
 )
