@@ -161,8 +161,7 @@ def _side_by_side(
         window = windows(corpus, [(document, start) for document in left], length)
         if state is not None:
             state = map_arrays(lambda array: array[: len(left)], state)  # noqa: B023 - called at once
-        logits, new = _forward(model, window, state, np.arange(start, start + length) if carry else None)
-        state = new if carry else None
+        logits, state = _forward(model, window, state, np.arange(start, start + length) if carry else None)
         before = read[: len(left), None] + np.cumsum(corpus.codec.token_bytes[window.ids], axis=1)
         read = before[:, -1]
         yield logits, window, before

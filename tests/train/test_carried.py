@@ -106,8 +106,9 @@ def test_gradients_stay_within_a_window():
 
 
 @pytest.mark.parametrize("carries", [False, True])
-def test_parts_give_the_whole_batch(carries):
-    model, (ids, labels) = model_of("ram"), tokens(rows=6)
+@pytest.mark.parametrize("mixer", FIXED)
+def test_parts_give_the_whole_batch(mixer, carries):
+    model, (ids, labels) = model_of(mixer), tokens(rows=6)
     labels[:2] = -100  # a part without a label
     start, results = np.array([0, 5, 0, 7, 9, 0]), []
     for rows in (6, 3, 2, 1):
