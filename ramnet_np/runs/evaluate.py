@@ -30,7 +30,7 @@ class EvaluateOptions:
     """Measure a language model on whole documents: nats a token, bits a byte, perplexity, and all by position.
 
     Some files of a folder; the files that a tokenised folder kept aside; windows that each start with an empty memory:
-      ramnet-np evaluate runs/book --path novels --files 'valid/*'
+      ramnet-np evaluate runs/book --path novels --files emma.txt kim.txt
       ramnet-np evaluate runs/book --path tokens
       ramnet-np evaluate runs/book --path new.txt --no-carry-state
 

@@ -45,7 +45,7 @@ class TokenizeOptions:
 
     Tokenize, with a twentieth of the files held out or with some by name; then train:
       ramnet-np tokenize novels --out tokens
-      ramnet-np tokenize novels --out tokens --held-out 'valid/*'
+      ramnet-np tokenize novels --out tokens --held-out emma.txt kim.txt
       ramnet-np train text --preset file --data.path tokens
 
     A token is several bytes of text, so a model of tokens sees further at each length than one of bytes, which needs no

@@ -15,7 +15,7 @@ from ramnet_np.model import RAMNet
 
 
 class CarriedState:
-    """The state of ``batch`` rows of text, as :meth:`RAMNet.initial_state` makes it.
+    """The state of ``batch`` rows of text, as :meth:`~ramnet_np.model.network.RAMNet.initial_state` makes it.
 
     ``saved``: the arrays of an earlier :meth:`arrays`, to go on from. ValueError for a mixer whose state takes shape
     with its tokens, and for arrays that are of another model or batch.

@@ -330,7 +330,7 @@ def trainer_for(
 ) -> Trainer:
     """The trainer that suits where the model is; ``graphs`` and ``log`` as in :class:`GPUTrainer`.
 
-    ``carried``: memories to go on from, as :attr:`Trainer.carried` had them.
+    ``carried``: memories to go on from, as a trainer has them in ``carried``.
 
     >>> from ramnet_np.model import RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
