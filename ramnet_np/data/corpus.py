@@ -55,7 +55,7 @@ class Corpus:
         b'text'
         """
         source = document.source
-        tokens = source if isinstance(source, np.ndarray) else _mapped(source, self.dtype)
+        tokens = source if isinstance(source, np.ndarray) else _mapped(source, self.dtype, source.stat().st_mtime_ns)
         return tokens[document.begin + begin : document.begin + min(end, document.size)].astype(np.int32)
 
 
@@ -214,5 +214,6 @@ def _tokens(folder: Path, watch: Watch) -> Corpus:
 
 
 @lru_cache(maxsize=_MAPPED_AT_ONCE)
-def _mapped(path: Path, dtype: np.dtype) -> NDArray[Any]:
+def _mapped(path: Path, dtype: np.dtype, changed: int) -> NDArray[Any]:
+    """The numbers of a file, as they are since the time ``changed``: a file that is replaced is mapped again."""
     return np.memmap(path, dtype=dtype, mode="r")

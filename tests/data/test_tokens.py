@@ -208,3 +208,11 @@ def test_windows_lie_within_documents(novels):
         for row, label in zip(ids, labels, strict=True):
             window = bytes([row[0], *label.tolist()])
             assert any(window in document for document in documents)
+
+
+def test_a_file_that_is_replaced_is_read_anew(tmp_path):
+    for text in (b"one text", b"another text"):
+        (tmp_path / "partial").write_bytes(text)
+        (tmp_path / "partial").replace(tmp_path / "a.txt")
+        corpus = read_corpus(tmp_path / "a.txt")
+        assert text_of(corpus, corpus.documents[0]) == text.decode()
