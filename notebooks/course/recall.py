@@ -25,10 +25,11 @@ PAIRS, LENGTH, VOCAB, STEPS = 4, 32, 256, 300
 SPEEDS = TrainConfig(steps=STEPS, batch=32, learning_rate=2e-3, learning_rate_floor=2e-4, warmup=50)
 
 
-def recall_data(pairs: int = PAIRS, vocab: int = VOCAB) -> tuple[Batch, Batch]:
-    """Sequences to train on and others to test on: ids and labels (N, 32), a label of -100 where nothing is asked."""
-    sizes = {"train": ((pairs, LENGTH, 20_000),), "test": ((pairs, LENGTH, 500),)}
-    train, test = mqar_data(MQARSettings(vocab=vocab, **sizes), seed=0)
+def recall_data(examples: int = 20_000) -> tuple[Batch, Batch]:
+    """``examples`` sequences to train on and 500 to test on: ids and labels (N, 32), a label of -100 where nothing is
+    asked."""
+    sizes = {"train": ((PAIRS, LENGTH, examples),), "test": ((PAIRS, LENGTH, 500),)}
+    train, test = mqar_data(MQARSettings(vocab=VOCAB, **sizes), seed=0)
     return Batch(*train[0]), Batch(*test[0])
 
 

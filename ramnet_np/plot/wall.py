@@ -11,8 +11,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle, Wedge
 
 from ramnet_np.plot.style import current, themed
 
-Arrow = tuple[str, int, int]
-"""("write" or "read", token, slot)."""
+Arrow = tuple[str, int, int]  # ("write" or "read", token, slot)
 
 
 @themed

@@ -76,6 +76,8 @@ def test_slot_trace(tmp_path):
             index = trace[layer][kind].index[1, :, head]
             expected = np.stack([np.repeat(np.arange(12), 4), index.ravel()], axis=1)
             np.testing.assert_array_equal(np.asarray(drawn.get_offsets()), expected)
+    named = plot.slot_trace(trace, slots=64, tokens=list("kvkvqqqqqqqq"))
+    assert [label.get_text() for label in named.axes[2].get_xticklabels()] == list("kvkvqqqqqqqq")
     figure.savefig(tmp_path / "trace.png")
 
 
