@@ -3,6 +3,8 @@
 python notebooks/run.py                  all of them, two at a time; the files stay as they are
 python notebooks/run.py 02 05            those whose names start so
 python notebooks/run.py --save 02        and write the outputs into the file, as they are committed
+
+The notebooks that the site offers in a browser run with NumPy and Matplotlib alone (``alone.py``).
 """
 
 from __future__ import annotations
@@ -21,23 +23,26 @@ from nbclient.exceptions import CellExecutionError
 HERE = Path(__file__).parent
 LIMIT = 600  # seconds a cell may take before it counts as hung
 NOTICE = "compiling kernels for the CPU"
-CONTROLS = "application/vnd.jupyter.widget-view+json"
+THREADS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+IN_BROWSER = ("01", "02", "03", "04", "05", "06")
 
 
 def execute(path: Path, save: bool, threads: int) -> tuple[float, str]:
     """Seconds taken, and what went wrong ("" if nothing)."""
     notebook = nbformat.read(path, as_version=4)
+    arguments = ["--IPKernelApp.log_level=ERROR"]
+    if path.name.startswith(IN_BROWSER):
+        arguments.append("--IPKernelApp.exec_lines=import alone")
     client = NotebookClient(
         notebook,
         timeout=LIMIT,
         kernel_name="python3",
-        store_widget_state=False,
         resources={"metadata": {"path": HERE}},
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        extra_arguments=arguments,
     )
     started = time.perf_counter()
     try:
-        client.execute(env=os.environ | {"NUMBA_NUM_THREADS": str(threads)})
+        client.execute(env=os.environ | dict.fromkeys(THREADS, str(threads)))
     except CellExecutionError as error:
         return time.perf_counter() - started, str(error)
     seconds = time.perf_counter() - started
@@ -69,18 +74,29 @@ def warnings_in(notebook: nbformat.NotebookNode) -> str:
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without times, versions and live controls: only what a reader sees."""
+    """Without times and versions: only what a reader sees."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if "outputs" in cell:
+            cell.outputs = joined(cell.outputs)
         for output in cell.get("outputs", ()):
             output.get("metadata", {}).clear()
-            if CONTROLS in output.get("data", {}):
-                output.data = {"text/plain": "(sliders: run the notebook to move them)"}
     return notebook
+
+
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Printed lines that follow each other as one output: where they were cut depends on the moment."""
+    found: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream" and output.name == found[-1].name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def main() -> int:
@@ -96,7 +112,9 @@ def main() -> int:
     threads = max(1, (os.cpu_count() or 1) // workers)
     failed = 0
     with ProcessPoolExecutor(workers) as pool:
-        running = {pool.submit(execute, path, args.save, threads): path for path in paths}
+        running = {
+            pool.submit(execute, path, args.save, threads): path for path in reversed(paths)
+        }  # the longest first
         for done in as_completed(running):
             seconds, trouble = done.result()
             failed += bool(trouble)

@@ -28,7 +28,9 @@ RAM-Net in plain NumPy and fast kernels: linear attention over a large, sparsely
 commands:
   demo         train a small RAM-Net to recall, in about a minute, and show what it recalls
   train mqar   train a RAM-Net on multi-query associative recall: hours on a CPU; with --preset demo a minute
-  train text   train a language model of bytes on any file
+  train text   train a language model on any file, on a folder of .txt files or of tokens
+  tokenize     a folder of .txt files becomes tokens: trains a byte-level BPE and encodes every file
+  evaluate     nats, bits a byte and perplexity of a language model, by the position in a document too
   experiment   grids of runs, resumable, over several GPUs: mqar-order, mqar-state, ...; `plot` draws their results
   generate     let a model trained on text write, with its state carried from byte to byte
   info         version, backends found or why not, device, threads; --preset NAME counts a model
@@ -50,15 +52,20 @@ a sequence shows pairs (key, value), then asks for each key once more.
 MQAR_DATA = (("--data.vocab N", "number of tokens, half of them keys; model.vocab must hold them"),)
 
 TEXT_EXAMPLES = """
-A language model of bytes: no tokenizer, any file will do.
+A language model: of bytes, for which any file or folder of .txt files will do, or of tokens.
 
   ramnet-np train text                               a text made here, whose facts must be recalled
   ramnet-np train text --preset file --data.path book.txt --out runs/book
+  ramnet-np train text --preset file --data.path novels --data.carry-state    whole books in order
+  ramnet-np tokenize novels --out tokens             8192 pieces of text; then --data.path tokens
   ramnet-np generate runs/book --prompt "The "       let it write
+  ramnet-np evaluate runs/book --path novels         bits a byte
 """
 TEXT_DATA = (
-    ("--data.path FILE", "what to learn from; none: a text made here"),
-    ("--data.length N", "bytes of a training sequence"),
+    ("--data.path PATH", "a file, a folder of .txt files or of tokens; none: made here"),
+    ("--data.length N", "bytes or tokens of a training sequence"),
+    ("--data.held-out X", "a share (0.05), a number of files (9) or their names ('valid/*')"),
+    ("--data.carry-state", "whole documents in order, the memory carried from window to window"),
 )
 
 PRESETS = """
@@ -234,9 +241,16 @@ def _read_run(
 
 
 def _print_result(out: Path, result: Any) -> None:
-    print(f"{result.status} after step {result.step}, {result.seconds:.0f} s")
+    speed = f", {result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else ""
+    print(f"{result.status} after step {result.step}, {result.seconds:.0f} s{speed}")
     for setting, accuracy in result.accuracy.items():
         print(f"held-out accuracy, {setting}: {accuracy:.2%}")
+    if result.measured:
+        print(
+            "held out: {bits_per_byte:.4f} bits a byte, {nats:.4f} nats a token, perplexity {perplexity:.2f}".format(
+                **result.measured
+            )
+        )
     pictures = ", ".join(name for name in ("curves.png", "trace.png") if (out / name).exists())
     files = [pictures] if pictures else []
     print(f"in {out}: {', '.join([*files, 'metrics.jsonl', str(result.checkpoint.relative_to(out))])}")
@@ -289,6 +303,18 @@ def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = Non
     print(write_report(results, out))
 
 
+def _tokenize(args: list[str]) -> None:
+    from ramnet_np.runs.tokenize import TokenizeOptions, tokenize_folder
+
+    print(tokenize_folder(_parse(TokenizeOptions, args, "ramnet-np tokenize")).in_words())
+
+
+def _evaluate(args: list[str]) -> None:
+    from ramnet_np.runs.evaluate import EvaluateOptions, evaluate_text
+
+    print(evaluate_text(_parse(EvaluateOptions, args, "ramnet-np evaluate")).in_words())
+
+
 LineBreak = Annotated[str, tyro.conf.arg(help_behavior_hint="(default: a line break)")]
 
 
@@ -299,21 +325,23 @@ def generate(
     temperature: float = 0.8,
     seed: int = 0,
 ) -> None:
-    """Let a model of bytes write, byte by byte.
+    """Let a language model write, token by token.
 
-    The prompt runs once and leaves the state of the memories; every further byte is one step, at a cost that does not
+    The prompt runs once and leaves the state of the memories; every further token is one step, at a cost that does not
     grow with what came before.
 
     Args:
         folder: A run of `ramnet-np train text`, or one of its checkpoints.
         prompt: What the text starts with.
-        length: Bytes to write.
-        temperature: 0 always takes the likeliest byte; 1 draws by the model's probabilities; between is more careful.
+        length: Tokens to write: bytes, or pieces of the model's tokenizer.
+        temperature: 0 always takes the likeliest token; 1 draws by the model's probabilities; between is more careful.
         seed: Decides the draws.
     """
-    from ramnet_np.runs.text import generate_text, load_text_model, prompt_bytes
+    from ramnet_np.data.codec import prompt_bytes
+    from ramnet_np.runs.text import generate_text, load_codec, load_text_model
 
-    pieces = generate_text(load_text_model(folder), prompt, length, temperature=temperature, seed=seed)
+    model, codec = load_text_model(folder), load_codec(folder)
+    pieces = generate_text(model, prompt, length, temperature=temperature, seed=seed, codec=codec)
     first = next(pieces, "")  # may compile kernels: the notice of it then stands above the text
     print(prompt_bytes(prompt).decode(errors="replace"), end=first, flush=True)
     for piece in pieces:
@@ -325,6 +353,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": partial(_call, demo),
     "train": _train,
     "experiment": _experiment,
+    "tokenize": _tokenize,
+    "evaluate": _evaluate,
     "generate": partial(_call, generate),
     "info": partial(_call, info),
     "gradcheck": partial(_call, gradcheck),

@@ -76,10 +76,10 @@ def test_gradcheck_fails_with_exit_status_1(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["fly"], "command must be one of demo, train, experiment, generate, info, gradcheck, bench, got 'fly'"),
+        (["fly"], "command must be one of demo, train, experiment, tokenize, evaluate, generate, info,"),
         (["train"], "train must be told what to train on, 'mqar' or 'text', got 'nothing'"),
         (["train", "poems"], "train must be told what to train on, 'mqar' or 'text', got 'poems'"),
-        (["train", "text", "--data.path", "nowhere.txt"], "data.path must be a file, got 'nowhere.txt'"),
+        (["train", "text", "--data.path", "nowhere.txt"], "data.path must be a file or a folder, got 'nowhere.txt'"),
         (["generate", "nowhere"], "folder must hold a run or a checkpoint, got 'nowhere', which is no folder"),
         (["train", "mqar", "--preset", "huge"], "preset must be one of"),
         (["info", "--preset", "huge"], "got 'huge'"),
@@ -121,7 +121,9 @@ def test_train_on_a_gpu_that_is_not_there_is_one_line_on_stderr(capsys, tmp_path
     assert err == "ramnet-np: device 'gpu' cannot be used: backend 'cupy' could not be loaded: no GPU\n"
 
 
-@pytest.mark.parametrize("command", ["train mqar", "train text", "generate", "demo", "info", "gradcheck", "bench"])
+@pytest.mark.parametrize(
+    "command", ["train mqar", "train text", "tokenize", "evaluate", "generate", "demo", "info", "gradcheck", "bench"]
+)
 def test_help_fits_a_screen(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")
     status, out, _ = run(capsys, *command.split(), "--help")

@@ -3,16 +3,21 @@
 import doctest
 import importlib.util
 import json
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import ramnet_np
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def load(name):
+def load(name, monkeypatch=None):
+    if monkeypatch:
+        monkeypatch.syspath_prepend(DOCS / "_ext")  # extensions import each other
     spec = importlib.util.spec_from_file_location(Path(name).stem, DOCS / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -112,7 +117,7 @@ def test_arguments_and_equations():
 
 
 def test_notebooks_are_mirrored(tmp_path, monkeypatch):
-    notebooks = load("_ext/notebooks.py")
+    notebooks = load("_ext/notebooks.py", monkeypatch)
     monkeypatch.setattr(notebooks, "FROM", tmp_path / "from")
     monkeypatch.setattr(notebooks, "TO", tmp_path / "to")
     content = ["# The course"]
@@ -134,4 +139,70 @@ def test_notebooks_are_mirrored(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["01_slots.ipynb"]
     assert "notebooks/*" in content[0]
     mirrored = json.loads((tmp_path / "to/01_slots.ipynb").read_text())
+    button = mirrored["cells"].pop(1)
+    assert "../lite/lab/index.html?path=01_slots.ipynb" in button["source"]
     assert mirrored == {"cells": [{"outputs": outputs[1:]}, {"source": "prose"}], "metadata": {"kernelspec": {}}}
+
+
+def test_formulas():
+    made = load("_ext/mathml.py").mathml(r"\arg \max_i x_i + \argmin_j y_j")
+    assert "\\arg" not in made
+    assert made.count("<mo") == 3  # argmax, plus, argmin
+
+
+def test_a_link_to_a_scene_becomes_the_scene(monkeypatch):
+    notebooks = load("_ext/notebooks.py", monkeypatch)
+    link = "[Lose the fox](../docs/_static/interactive/index.html?scene=lose)"
+    frame = (
+        '<iframe class="scene" src="../_static/interactive/index.html?embed&scene=lose" title="Lose the fox"></iframe>'
+    )
+    assert notebooks.SCENE.sub(notebooks.FRAME, f"Try it.\n\n{link}\n") == f"Try it.\n\n{frame}\n"
+    assert notebooks.SCENE.sub(notebooks.FRAME, f"See {link}.") == f"See {link}."
+
+
+def test_where_a_notebook_runs(monkeypatch):
+    notebooks = load("_ext/notebooks.py", monkeypatch)
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    assert "browser" in notebooks.where_to_run("06_backward.ipynb")
+    assert notebooks.where_to_run("07_from_numpy_to_fast.ipynb") == ""
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/ramnet")
+    assert "github/someone/ramnet/blob/main/notebooks/07_" in notebooks.where_to_run("07_from_numpy_to_fast.ipynb")
+    assert notebooks.where_to_run("08_learning_to_recall.ipynb") == ""
+
+
+def test_notebooks_for_the_browser(tmp_path):
+    lite = load("_ext/lite.py")
+    lite.gather(tmp_path)
+    gathered = sorted(path.name for path in tmp_path.glob("*.ipynb"))
+    assert [name[:2] for name in gathered] == list(lite.IN_BROWSER)
+    if tried := re.search(r"^IN_BROWSER = (.*)$", (DOCS.parent / "notebooks/run.py").read_text(), re.MULTILINE):
+        assert tried[1] == str(lite.IN_BROWSER).replace(
+            "'", '"'
+        )  # those that run.py runs with NumPy and Matplotlib alone
+    for name in gathered:
+        first, *others = json.loads((tmp_path / name).read_text())["cells"]
+        assert "piplite.install" in first["source"]
+        assert others == json.loads((DOCS.parent / "notebooks" / name).read_text())["cells"]
+
+
+def test_the_wheel_for_the_browser_needs_no_numba(tmp_path):
+    name = load("_ext/lite.py").build_wheel(tmp_path)
+    with zipfile.ZipFile(tmp_path / name) as wheel:
+        assert {"ramnet_np/core/memory.py", "ramnet_np/kernels/__init__.py"} <= set(wheel.namelist())
+        (metadata,) = (file for file in wheel.namelist() if file.endswith(".dist-info/METADATA"))
+        required = re.findall(r"^Requires-Dist: (.*)$", wheel.read(metadata).decode(), re.MULTILINE)
+    browser = {"sys_platform": "emscripten", "platform_machine": "wasm32", "extra": ""}
+    needed = [Requirement(line) for line in required]
+    names = {line.name for line in needed if line.marker is None or line.marker.evaluate(browser)}
+    assert "numpy" in names
+    assert "numba" not in names
+
+
+def test_pages_have_the_day_of_their_last_change():
+    dates = load("_ext/page_dates.py")
+    days = dates.last_changes()
+    if not days:
+        pytest.skip("no git history here")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", days["docs/mathematics.md"])
+    assert dates.mirrored("docs/notebooks/01_why_slots.ipynb") in days
+    assert dates.mirrored("docs/kernels.md") == "docs/kernels.md"

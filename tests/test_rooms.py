@@ -51,7 +51,7 @@ EVERYWHERE = {"numpy"}
 AT_IMPORT = {
     "cli": {"tyro"},
     "experiment": {"matplotlib", "tqdm"},
-    "runs": {"matplotlib", "threadpoolctl"},
+    "runs": {"matplotlib", "threadpoolctl", "tqdm", "tyro"},
     "train": {"safetensors", "tqdm"},
     "gradcheck": {"tqdm"},
     "model": {"safetensors"},
@@ -62,6 +62,7 @@ AT_IMPORT = {
 WITHIN_FUNCTIONS = {
     "cli": {"numba"},
     "runs": {"numba"},
+    "data": {"tokenizers"},
     "train": {"cupy", "cupyx"},
     "layers": {"cupyx", "scipy"},
     "model": {"ml_dtypes"},

@@ -15,7 +15,7 @@ ARGUMENT = re.compile(r"``[^`]+``(, ``[^`]+``)*( \([^)]*\))?:|``[a-z_]+\(.*\).*`
 SPEC = re.compile(r"\bspec sections? \d+(?:(?:,| to| and) \d+)*")  # its derivations are on the page of mathematics
 LITERAL = ".. code-block:: text"
 OPENING = re.compile(r"(Returns?|Raises|Cost|Source|Keeps)\b")
-FORMULA = re.compile(r"(?!.*``)([\w\[\], ()./|]+ += \S|.*\S {3,}\S)")
+FORMULA = re.compile(r"(?!.*``)(?!.*\w\. [A-Z])([\w\[\], ()./|]+ += \S|.*\S {3,}\S)")
 
 
 def blocks(lines: list[str]) -> list[list[str]]:

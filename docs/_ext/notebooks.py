@@ -1,19 +1,35 @@
 """The notebooks of ../notebooks in the site: mirrored into docs/notebooks, and listed at the end of the page "course".
 
 They are shown with the outputs they were committed with; nothing is executed. Widgets, which need a kernel, are left
-out: what they move stands beside them as a figure.
+out: what they move stands beside them as a figure. A line that is nothing but a link to a scene of the interactive
+page becomes that scene. Below its title each one says where it can be run: in the
+browser, or, on the site of a repository at GitHub, in Colab.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
+
+from lite import IN_BROWSER
 
 HERE = Path(__file__).parent.parent
 FROM, TO, LISTED_IN = HERE.parent / "notebooks", HERE / "notebooks", "course"
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+IN_COLAB = ("07",)  # those that want a GPU
+BROWSER = """\
+<a class="run" href="../lite/lab/index.html?path={name}">Run this notebook in your browser</a>
+Nothing to install; the first start takes a while, as it fetches Python, NumPy and Matplotlib."""
+COLAB = """\
+<a class="run" href="https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}">Open in Colab</a>
+Choose a GPU, then run this first: `!git clone --depth 1 https://github.com/{repository} repo && \
+pip install "./repo[cuda12]" && cp -r repo/notebooks/* .`"""
+SCENE = re.compile(r"^\[([^\]]+)\]\(\.\./docs/_static/interactive/index\.html\?([\w&=]+)\)$", re.MULTILINE)
+FRAME = r'<iframe class="scene" src="../_static/interactive/index.html?embed&\2" title="\1"></iframe>'
 LIST = """
 
 ```{toctree}
@@ -33,18 +49,31 @@ def mirror(app: Any, config: Any) -> None:
         if stale.name not in wanted:
             stale.unlink()
     for name, path in wanted.items():
-        copy, text = TO / name, without_widgets(path.read_text(encoding="utf-8"))
+        copy, text = TO / name, shown(path)
         if not copy.exists() or copy.read_text(encoding="utf-8") != text:
             copy.write_text(text, encoding="utf-8")
 
 
-def without_widgets(text: str) -> str:
-    notebook = json.loads(text)
+def shown(path: Path) -> str:
+    """The notebook as the site has it: without widgets, with a line that says where to run it."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
     notebook.get("metadata", {}).pop("widgets", None)
     for cell in notebook.get("cells", []):
+        if cell.get("cell_type") == "markdown":
+            cell["source"] = SCENE.sub(FRAME, "".join(cell["source"]))
         if "outputs" in cell:
             cell["outputs"] = [output for output in cell["outputs"] if WIDGET not in output.get("data", {})]
+    if line := where_to_run(path.name):
+        notebook["cells"].insert(1, {"cell_type": "markdown", "id": "run", "metadata": {}, "source": line})
     return json.dumps(notebook, ensure_ascii=False)
+
+
+def where_to_run(name: str) -> str:
+    """A link to the notebook in JupyterLite or in Colab; "" for those that run on your own machine alone."""
+    if name.startswith(IN_BROWSER):
+        return BROWSER.format(name=name)
+    repository = os.environ.get("GITHUB_REPOSITORY")
+    return COLAB.format(name=name, repository=repository) if repository and name.startswith(IN_COLAB) else ""
 
 
 def list_notebooks(app: Any, docname: str, content: list[str]) -> None:

@@ -25,13 +25,27 @@ class Batch(NamedTuple):
         return self.ids.size
 
 
+class StreamBatch(NamedTuple):
+    """Sequences that go on with those of the batch before, row by row; only a row that starts at 0 begins anew."""
+
+    ids: Array  # (B, T) integers
+    labels: Array  # (B, T) integers
+    start: Array  # (B,) integers: how many tokens of its document come before the row's first; 0: its memory is empty
+
+    @property
+    def tokens(self) -> int:
+        """B T."""
+        return self.ids.size
+
+
 class BatchSource(Protocol):
     """Training batches by step."""
 
     def batch(self, step: int) -> Any:
         """The training batch of a step: the same step always gives the same batch.
 
-        A :class:`Batch`, or a :class:`~ramnet_np.data.gpu_dataset.GPUBatch` for a model on the GPU.
+        A :class:`Batch`, a :class:`StreamBatch`, or a :class:`~ramnet_np.data.gpu_dataset.GPUBatch` for a model on the
+        GPU.
         """
 
 

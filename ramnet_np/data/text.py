@@ -1,16 +1,17 @@
-"""Text as training data: the bytes of any file are the tokens, and each byte predicts the next one.
+"""Text as training data: every token predicts the next one, and a token is a byte or a piece of a tokenizer.
 
     bytes   T o m :   f o x .
-    ids     T o m :   f o x         a window of ``length`` bytes
-    labels  o m :   f o x .         the same, one byte later
+    ids     T o m :   f o x         a window of ``length`` tokens
+    labels  o m :   f o x .         the same, one token later
 
-No tokenizer and nothing to download: 256 tokens spell every language and every file.
+Bytes need no tokenizer and nothing to download: 256 tokens spell every language and every file. Windows lie within one
+document. They are drawn at random, each with an empty memory; or they are whole documents in order, whose memory is
+carried from window to window (:mod:`~ramnet_np.data.streams`).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,30 +19,47 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ramnet_np.data.batches import Batch
-from ramnet_np.data.checks import check_count, check_real, check_seed
+from ramnet_np.data.batches import Batch, StreamBatch
+from ramnet_np.data.checks import check_count, check_seed
+from ramnet_np.data.corpus import (
+    Corpus,
+    Document,
+    HeldOut,
+    Watch,
+    check_held_out,
+    held_out_names,
+    read_corpus,
+    text_corpus,
+)
+from ramnet_np.data.streams import Streams
 from ramnet_np.data.synthetic_facts import facts_text
 
 Start = Literal["anywhere", "line"]
 
-BYTES = 256  # the vocabulary
 FACTS_LINES = 40_000  # lines of the text made here, 3 MB: few of them are seen twice in a run
+NO_LABEL = -100
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What to read: a file, and how it is cut into sequences."""
+    """What to read, and how it is cut into sequences."""
 
     path: Path | None = None
-    """Any file; its bytes are the tokens. None: made-up facts that must be recalled (data/synthetic_facts.py)."""
+    """Any file or a folder of .txt files, whose bytes are the tokens; or a folder that `ramnet-np tokenize` made. None:
+    made-up facts that must be recalled (data/synthetic_facts.py)."""
     length: int = 128
-    """Bytes of a training sequence. Memory starts empty in each."""
+    """Tokens of a training sequence. Memory starts empty in each, unless it is carried."""
     start: Start = "anywhere"
-    """Where training sequences start: anywhere in the text, or at the start of a line."""
-    held_out: float = 0.05
-    """Share of the file, at its end, that is measured on and never trained on."""
+    """Where training sequences start: anywhere in a document, or at the start of a line (of bytes)."""
+    held_out: HeldOut = 0.05
+    """What is measured on and never trained on. A share below 1: of a file, its end; of a folder, that share of its
+    files. A whole number: so many files, the last by name. Or names of files, where * and ? may stand for others. A
+    tokenised folder has files that its tokenizer has not seen: these, unless a number or names are given."""
     held_out_sequences: int = 200
-    """How many held-out sequences to measure on, at most."""
+    """How many held-out sequences to measure on while training, at most; all documents have a like share."""
+    carry_state: bool = False
+    """Read whole documents in order, `train.batch` of them side by side, and carry the memory of each from window to
+    window. Gradients stay within a window (truncated backpropagation). The memory is empty where a document begins."""
 
     def __post_init__(self) -> None:
         check_count("data.length", self.length)
@@ -49,84 +67,147 @@ class TextSettings:
         if self.start not in get_args(Start):
             allowed = ", ".join(map(repr, get_args(Start)))
             raise ValueError(f"data.start must be one of {allowed}, got {self.start!r}")
-        check_real("data.held_out", self.held_out)
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"data.held_out must lie between 0 and 1, got {self.held_out}")
+        if not isinstance(self.carry_state, bool):
+            raise TypeError(f"data.carry_state must be True or False, got {self.carry_state!r}")
+        if self.carry_state and self.start != "anywhere":
+            raise ValueError(f"data.start must be 'anywhere' with data.carry_state, got {self.start!r}")
+        if isinstance(self.held_out, list):
+            object.__setattr__(self, "held_out", tuple(self.held_out))
+        check_held_out("data.held_out", self.held_out)
         if isinstance(self.path, str):
             object.__setattr__(self, "path", Path(self.path))
 
 
 class TextData:
-    """Windows of a text: training windows start at random and may overlap, held-out ones do not overlap.
+    """The training batches of a corpus and its held-out documents.
 
-    ``text``: the bytes; ``batch``: sequences of a training batch; ``seed``: with the step, decides which windows.
+    ``text``: a corpus, or the bytes of one document; ``batch``: sequences of a training batch; ``seed``: with the step,
+    decides which windows. ValueError where no document is longer than ``settings.length``, or ``held_out`` does not fit
+    the documents. A window of a document that is shorter has labels for what there is.
+
+    >>> data = TextData(b"Tom has a fox. " * 9, TextSettings(length=4), batch=2, seed=0)
+    >>> data.batch(0).ids.shape, [document.size for document in data.aside]
+    ((2, 4), [7])
     """
 
-    def __init__(self, text: bytes, settings: TextSettings, batch: int, seed: int):
+    def __init__(self, text: bytes | Corpus, settings: TextSettings, batch: int, seed: int):
         check_count("batch", batch)
         check_seed(seed)
-        if not text:
-            raise ValueError("text must hold something to learn from, got none")
-        self.sha256 = hashlib.sha256(text).hexdigest()
-        tokens = np.frombuffer(text, dtype=np.uint8).astype(np.int32)
-        kept = int(len(tokens) * (1 - settings.held_out))
-        self._train, held_out = tokens[:kept], tokens[kept:]
-        self._length, self._batch, self._seed = settings.length, batch, seed
-        if min(len(self._train), len(held_out)) <= settings.length:
-            raise ValueError(
-                f"data.length must be below the {min(len(self._train), len(held_out))} bytes that training and "
-                f"held-out text have at least, got {settings.length}: a longer file or shorter sequences would do"
-            )
-        self._starts = _starts(self._train, settings)
-        self._held_out = self._windows(held_out, _side_by_side(held_out, settings))
+        self.corpus = text if isinstance(text, Corpus) else text_corpus(text)
+        self.sha256, self.codec = self.corpus.sha256, self.corpus.codec
+        self.train, self.aside = _split(self.corpus, settings.held_out)
+        self._settings, self._batch, self._seed = settings, batch, seed
+        _require_length(self.train, self.aside, settings.length)
+        if settings.start == "line" and self.codec.unit != "byte":
+            raise ValueError("data.start must be 'anywhere' for a folder of tokens, which has no lines, got 'line'")
+        if settings.carry_state:
+            self._streams = Streams([document.size for document in self.train], settings.length, batch, seed)
+        else:
+            self._starts = [_starts(self.corpus, document, settings) for document in self.train]
+            self._before = np.cumsum([0, *map(len, self._starts)])  # starts in the documents before each
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch | StreamBatch:
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
+        if self._settings.carry_state:
+            places = self._streams.places(step)
+            windows = self._windows([(self.train[place.document], place.start) for place in places])
+            return StreamBatch(*windows, np.array([place.start for place in places], dtype=np.int64))
         rng = np.random.default_rng([self._seed, step])
-        return self._windows(self._train, self._starts[rng.integers(len(self._starts), size=self._batch)])
+        drawn = rng.integers(self._before[-1], size=self._batch)
+        numbers = np.searchsorted(self._before, drawn, side="right") - 1
+        return self._windows([
+            (self.train[number], int(self._starts[number][at - self._before[number]]))
+            for number, at in zip(numbers, drawn, strict=True)
+        ])  # fmt: skip
 
     def held_out(self) -> Mapping[str, Batch]:
-        return {"next byte": self._held_out}
+        """Windows from the start of every held-out document, which do not overlap."""
+        each = max(1, self._settings.held_out_sequences // len(self.aside))
+        chosen = [
+            (document, start)
+            for document in self.aside
+            for start in _side_by_side(_starts(self.corpus, document, self._settings), self._settings.length, each)
+        ]
+        return {f"next {self.codec.unit}": self._windows(chosen[: self._settings.held_out_sequences])}
 
-    def _windows(self, tokens: NDArray[np.int32], starts: NDArray[np.int64]) -> Batch:
-        at = starts[:, None] + np.arange(self._length + 1)
-        windows = tokens[at]
-        return Batch(windows[:, :-1], windows[:, 1:])
-
-
-def _starts(tokens: NDArray[np.int32], settings: TextSettings) -> NDArray[np.int64]:
-    """Where a window of ``length`` + 1 bytes may start: everywhere, or at byte 0 and after every newline."""
-    starts = np.arange(len(tokens) - settings.length)
-    if settings.start == "anywhere":
-        return starts
-    return np.concatenate([starts[:1], starts[1:][tokens[: len(starts) - 1] == ord("\n")]])
+    def _windows(self, places: Sequence[tuple[Document, int]]) -> Batch:
+        """``length`` tokens of each document from each start on, with the tokens that follow as labels."""
+        return windows(self.corpus, places, self._settings.length)
 
 
-def _side_by_side(tokens: NDArray[np.int32], settings: TextSettings) -> NDArray[np.int64]:
-    """Starts of windows that do not overlap, beginning with the first allowed start."""
-    chosen: list[int] = []
-    free = 0
-    allowed = _starts(tokens, settings)
-    while len(chosen) < settings.held_out_sequences and (at := int(np.searchsorted(allowed, free))) < len(allowed):
-        chosen.append(int(allowed[at]))
-        free = chosen[-1] + settings.length
-    return np.array(chosen, dtype=np.int64)
+def windows(corpus: Corpus, places: Sequence[tuple[Document, int]], length: int) -> Batch:
+    """A batch with a row for each document and start; where the document ends before, token 0 and no label.
+
+    >>> corpus = text_corpus(bytes([5, 6, 7]))
+    >>> ids, labels = windows(corpus, [(corpus.documents[0], 0)], length=4)
+    >>> ids.tolist(), labels.tolist()
+    ([[5, 6, 0, 0]], [[6, 7, -100, -100]])
+    """
+    ids = np.zeros((len(places), length), dtype=np.int32)
+    labels = np.full((len(places), length), NO_LABEL, dtype=np.int32)
+    for row, (document, start) in enumerate(places):
+        tokens = corpus.read(document, start, start + length + 1)
+        ids[row, : len(tokens) - 1], labels[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
+    return Batch(ids, labels)
 
 
-def read_text(settings: TextSettings, seed: int = 0) -> bytes:
-    """The bytes of the file, or the text made here.
+def read_data(settings: TextSettings, batch: int, seed: int = 0, watch: Watch = lambda n: None) -> TextData:
+    """The data that ``settings`` describe; ``watch`` is told how many bytes of it have been read. Errors as of
+    :func:`~ramnet_np.data.corpus.read_corpus` and :class:`TextData`.
 
-    FileNotFoundError where there is no such file, ValueError where it is empty.
-
-    >>> read_text(TextSettings())[:20]
+    >>> data = read_data(TextSettings(), batch=1)
+    >>> bytes(data.corpus.read(data.train[0], 0, 20).tolist())
     b'FredCat. EricMole. A'
     """
     if settings.path is None:
-        return facts_text(FACTS_LINES, seed=seed)
-    if not settings.path.is_file():
-        raise FileNotFoundError(f"data.path must be a file, got {str(settings.path)!r}")
-    text = settings.path.read_bytes()
-    if not text:
-        raise ValueError(f"data.path must be a file with something in it, but {str(settings.path)!r} is empty")
-    return text
+        return TextData(facts_text(FACTS_LINES, seed=seed), settings, batch, seed)
+    return TextData(read_corpus(settings.path, watch), settings, batch, seed)
+
+
+def _split(corpus: Corpus, held_out: HeldOut) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+    """Documents to train on and to measure on, without those that have nothing to predict."""
+    documents = corpus.documents
+    if len(documents) == 1:
+        [one] = documents
+        if not isinstance(held_out, float):
+            raise ValueError(f"data.held_out must be a share of the one document that there is, got {held_out!r}")
+        kept = int(one.size * (1 - held_out))
+        rest = one._replace(name=f"the end of {one.name}", begin=one.begin + kept, size=one.size - kept)
+        return (one._replace(size=kept),), (rest,)
+    if corpus.aside and isinstance(held_out, float):
+        names = set(corpus.aside)
+    else:
+        names = set(held_out_names([document.name for document in documents], held_out))
+    some = [document for document in documents if document.size > 1]
+    train = tuple(document for document in some if document.name not in names)
+    return train, tuple(document for document in some if document.name in names)
+
+
+def _require_length(train: Sequence[Document], aside: Sequence[Document], length: int) -> None:
+    longest = min(max((document.size for document in part), default=0) for part in (train, aside))
+    if longest <= length:
+        raise ValueError(
+            f"data.length must be below the {longest} tokens that the longest training and held-out documents have at "
+            f"least, got {length}: longer documents or shorter sequences would do"
+        )
+
+
+def _starts(corpus: Corpus, document: Document, settings: TextSettings) -> Sequence[int] | NDArray[np.int64]:
+    """Where a window of ``length`` + 1 tokens may start: everywhere, or at byte 0 and after every newline."""
+    starts = range(max(1, document.size - settings.length))
+    if settings.start == "anywhere":
+        return starts
+    newlines = np.flatnonzero(corpus.read(document, 0, len(starts) - 1) == ord("\n"))
+    return np.concatenate([[0], newlines + 1])
+
+
+def _side_by_side(allowed: Sequence[int] | NDArray[np.int64], length: int, most: int) -> list[int]:
+    """Starts of windows that do not overlap, beginning with the first allowed start."""
+    chosen: list[int] = []
+    free, at = 0, 0
+    while len(chosen) < most and at < len(allowed):
+        chosen.append(int(allowed[at]))
+        free = chosen[-1] + length
+        at = free if isinstance(allowed, range) else int(np.searchsorted(allowed, free))
+    return chosen

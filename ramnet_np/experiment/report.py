@@ -170,7 +170,7 @@ def _figure(
         return lambda: accuracy_by_state(by_state, marks, title), what
     by_setting: dict[str, dict[str, tuple[float, ...]]] = {}
     for result in ours:
-        by_setting.setdefault(addresses(result), {})[setting_of(result)] = result.accuracies
+        by_setting.setdefault(addresses(result.run.model), {})[setting_of(result.name)] = result.accuracies
     theirs = {f"M = {m}, U = {u}": accuracy for m, line in order.items() for u, accuracy in line.items()}
     shown = {model: accuracy for model, accuracy in theirs.items() if model in by_setting}
     return lambda: accuracy_by_setting(by_setting, shown, title), "Accuracy under each setting, a mark for each model."

@@ -10,7 +10,7 @@ that diverged cannot be chosen. The rule is the same for every point:
 3. **Variants.** Each variant is searched in the same way.
 4. **Final.** The ``finalists`` best pairs of variant and rate run at full length with the first seed. While the best of
    these has the lowest or the highest rate tried for its variant, the next one outwards runs too. The best then runs
-   with the other seeds.
+   with the other seeds, before the finalists of later points.
 
 All points take step 1 before any takes step 2, and so on. So whenever a grid is stopped, as many points as possible
 have a result.
@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ramnet_np.experiment.grid import Grid, GridRun, Point
 from ramnet_np.experiment.records import Record
 
-SEARCH, FIRST, VARIANTS, FINAL = 0, 2, 4, 6  # the steps above; each has a second half, one number later
+SEARCH, FIRST, VARIANTS, FINAL = 0, 2, 4, 6  # the steps above; those but the last have two halves
 STEP = 2.0  # between a rate and the next one outwards
 
 
@@ -118,10 +118,10 @@ def asked_of(point: Point, done: Mapping[str, Record]) -> Generator[Asked, None,
     True
     """
     own = yield from _search(point, [""], done, SEARCH)
-    first = yield from _final(point, own, 1, {}, done, FIRST)
+    first = yield from _final(point, own, 1, {}, done, (FIRST, FIRST + 1))
     others = yield from _search(point, list(point.variants)[1:], done, VARIANTS)
     if own is not None and first is not None and others is not None:
-        yield from _final(point, own | others, point.finalists, first, done, FINAL)
+        yield from _final(point, own | others, point.finalists, first, done, (FINAL, FINAL))
 
 
 _Scores = dict[Choice, float | None]  # None: diverged
@@ -146,11 +146,13 @@ def _search(point: Point, variants: Iterable[str], done: Mapping[str, Record], t
 
 
 def _final(
-    point: Point, scores: _Scores | None, finalists: int, before: _Scores, done: Mapping[str, Record], turn: int
-) -> _Search:
+    point: Point, scores: _Scores | None, finalists: int, before: _Scores, done: Mapping[str, Record],
+    turns: tuple[int, int],
+) -> _Search:  # fmt: skip
     """Asks for the runs at full length of the best ``scores``, and for the other seeds of the best of these.
 
-    ``before``: such runs that have ended. Returns the scores of all of them, None while they are not over.
+    ``before``: such runs that have ended. ``turns``: of the first seed and of the others. Returns the scores of all of
+    them, None while they are not over.
     """
     if scores is None:
         return None
@@ -160,7 +162,7 @@ def _final(
         choice = best_of(ranked)
         del ranked[choice]
         run = point.run(point.seeds[0], choice.rate, choice.variant)
-        yield Asked((turn, 0), run)
+        yield Asked((turns[0], 0), run)
         if run.key in done:
             full[choice] = score(done[run.key])
             finalists -= full[choice] is not None  # one that diverged gives its place to the next
@@ -170,14 +172,14 @@ def _final(
         return None
     while further := _outwards(full, scores | full, point.widest):
         run = point.run(point.seeds[0], further.rate, further.variant)
-        yield Asked((turn, 1), run)
+        yield Asked((turns[0], 0), run)
         if run.key not in done:
             return None
         full[further] = score(done[run.key])
     if whole := _whole(full):
         best = best_of(whole)
         for number, seed in enumerate(point.seeds[1:]):
-            yield Asked((turn + 1, number), point.run(seed, best.rate, best.variant))
+            yield Asked((turns[1], number), point.run(seed, best.rate, best.variant))
     return full
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ramnet_np.experiment.records import Record
 from ramnet_np.experiment.summary import Result, gpu_minutes
 from ramnet_np.experiment.sweep import Choice
+from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.mixers import variant_labels
 
 NEAR = 0.15  # of its elements: how far the state of a mark of the paper may lie from ours to stand beside it
@@ -76,26 +77,34 @@ def study_table(results: Sequence[Result]) -> str:
     """
     if not results:
         return ""
-    first = setting_of(results[0])
-    bases = {addresses(r): r.accuracy for r in results if setting_of(r) == first}
+    first = setting_of(results[0].name)
+    bases = {addresses(r.run.model): r.accuracy for r in results if setting_of(r.name) == first}
     rows = []
     for result in results:
-        base = bases.get(addresses(result))
-        change = _ABSENT if base is None or setting_of(result) == first else f"{result.accuracy - base:+.3f}"
+        base = bases.get(addresses(result.run.model))
+        change = _ABSENT if base is None or setting_of(result.name) == first else f"{result.accuracy - base:+.3f}"
         model = result.run.model
         size = [str(model.slots), str(model.order)]
-        rows.append([setting_of(result), *size, *_ours(result), change, *_how(result, results)])
+        rows.append([setting_of(result.name), *size, *_ours(result), change, *_how(result, results)])
     return table(["setting", "M", "U", "ours", "each seed", f"ours - {first}", *_how_head(results)], rows)
 
 
-def setting_of(result: Result) -> str:
-    """What a point of a study is about: its name without its slots and order, as in "cape-first-m64-u3"."""
-    return re.sub(r"-m\d+-u\d+$", "", result.name)
+def setting_of(name: str) -> str:
+    """What a point of a study is about: its name without its slots and order.
+
+    >>> setting_of("cape-first-m64-u3"), setting_of("base")
+    ('cape-first', 'base')
+    """
+    return re.sub(r"-m\d+-u\d+$", "", name)
 
 
-def addresses(result: Result) -> str:
-    """The slots and the order of a point, as figures name them."""
-    return f"M = {result.run.model.slots}, U = {result.run.model.order}"
+def addresses(model: RAMNetConfig) -> str:
+    """The slots and the order, as figures name them.
+
+    >>> addresses(RAMNetConfig(order=3, radix=4))
+    'M = 64, U = 3'
+    """
+    return f"M = {model.slots}, U = {model.order}"
 
 
 def search_table(results: Sequence[Result]) -> str:

@@ -2,6 +2,10 @@
 
 h   = x + layer(conv(norm(x)))       conv with ``short_conv`` alone; layer: that of the configuration's mixer
 out = h + ffn(norm(h))               left out with ``ffn="none"``
+
+A backward needs what the forward kept. With ``recompute`` the block keeps less and computes it again: of the
+feed-forward network only its input, or of the whole block only x. The same operations on the same numbers give the same
+bits.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array
+from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import ArraySpec, readable, require_like
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
@@ -30,6 +35,25 @@ NormContext = RMSNormContext | LayerNormContext
 FFNContext = SwiGLUContext | MLPContext
 
 
+class RecomputedFFN(NamedTuple):
+    """In place of a FFNContext: what the feed-forward network, with its norm, is computed from again."""
+
+    h: Array  # (B, T, D)
+    params: Params  # of the block
+    config: RAMNetConfig
+
+
+class RecomputedBlock(NamedTuple):
+    """In place of a BlockContext: what the block is computed from again."""
+
+    x: Array  # (B, T, D)
+    params: Params
+    config: RAMNetConfig
+    layer: int
+    state: Any  # before these tokens, which must still be what it was
+    options: CallOptions
+
+
 class ConvState(NamedTuple):
     """The state of a block with a short convolution: what that still needs, and what the layer remembers."""
 
@@ -45,8 +69,8 @@ class BlockContext(NamedTuple):
     attn_conv: ShortConvContext | None  # None without one
     mixer: Mixer
     attn: Any  # the mixer's, None after a call in place
-    mlp_norm: NormContext | None  # None if the block has no feed-forward network
-    mlp: FFNContext | None
+    mlp_norm: NormContext | None  # None if the block has no feed-forward network, or computes it again
+    mlp: FFNContext | RecomputedFFN | None
 
 
 def block_parameters(config: RAMNetConfig, layer: int = 0) -> dict[str, Parameter]:
@@ -75,7 +99,7 @@ def block_forward(
     *,
     state: Any = None,
     options: CallOptions | None = None,
-) -> tuple[Array, Any, BlockContext]:
+) -> tuple[Array, Any, BlockContext | RecomputedBlock]:
     """``x``: (B, T, D); ``params``: named as in ``block_parameters``. Returns out (B, T, D), the layer's state, ctx.
 
     ``layer``, ``state`` and ``options`` are those of the mixer's :class:`~ramnet_np.model.mixers.interface.Forward`,
@@ -90,6 +114,10 @@ def block_forward(
     >>> out.shape, state
     ((1, 5, 8), None)
     """
+    options = options or CallOptions()
+    if options.recompute == "block":
+        kept = RecomputedBlock(x, params, config, layer, state, options._replace(recompute="none"))
+        return *block_forward(x, params, config, layer, state=state, options=kept.options)[:2], kept
     # 1. layer
     n, norm_ctx, conv_ctx = layer_input_forward(x, params, config, state)
     memory = state.memory if conv_ctx is not None and state is not None else state
@@ -102,13 +130,15 @@ def block_forward(
     if config.ffn == "none":
         return h, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, None, None)
     # 2. feed-forward network
-    n, mlp_norm_ctx = norm_forward(h, subset(params, "mlp_norm."), config)
-    out, mlp_ctx = ffn_forward(n, subset(params, "mlp."), config)
+    out, mlp_norm_ctx, mlp_ctx = _ffn_forward(h, params, config)
     out += h
+    if options.recompute == "ffn":
+        again = RecomputedFFN(h, params, config)
+        return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, None, again)
     return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, mlp_norm_ctx, mlp_ctx)
 
 
-def block_backward(dout: Array, ctx: BlockContext) -> tuple[Array, Params]:
+def block_backward(dout: Array, ctx: BlockContext | RecomputedBlock) -> tuple[Array, Params]:
     """Gradient of x, (B, T, D), and of every parameter of the block by its name.
 
     ``dout``: (B, T, D). ValueError after a call in place, which kept nothing.
@@ -122,14 +152,21 @@ def block_backward(dout: Array, ctx: BlockContext) -> tuple[Array, Params]:
     >>> dx.shape, grads.keys() == params.keys()
     ((1, 5, 8), True)
     """
+    if isinstance(ctx, RecomputedBlock):
+        options = ctx.options._replace(return_state=False)
+        _, _, ctx = block_forward(ctx.x, ctx.params, ctx.config, ctx.layer, state=ctx.state, options=options)
+        assert isinstance(ctx, BlockContext)  # these options keep everything
     if ctx.attn is None:
         raise ValueError("ctx must be of a forward; a call in place keeps nothing for a backward")
     grads: Params = {}
     # 2. out = h + ffn(norm(h))
     dh = dout
-    if ctx.mlp_norm is not None and ctx.mlp is not None:
-        dn, dmlp = ffn_backward(dout, ctx.mlp)
-        dh, dnorm = norm_backward(dn, ctx.mlp_norm)
+    mlp_norm, mlp = ctx.mlp_norm, ctx.mlp
+    if isinstance(mlp, RecomputedFFN):
+        _, mlp_norm, mlp = _ffn_forward(*mlp)
+    if mlp_norm is not None and mlp is not None:
+        dn, dmlp = ffn_backward(dout, mlp)
+        dh, dnorm = norm_backward(dn, mlp_norm)
         dh += dout
         grads |= add_prefix("mlp.", dmlp) | add_prefix("mlp_norm.", dnorm)
     # 1. h = x + layer(conv(norm(x)))
@@ -161,6 +198,25 @@ def layer_input_forward(
         raise TypeError(f"state of a block with a short convolution must be a ConvState, got {_type(state)}")
     n, conv_ctx = short_conv_forward(n, params["attn_conv.weight"], None if state is None else state.inputs)
     return n, norm_ctx, conv_ctx
+
+
+def initial_block_state(config: RAMNetConfig, x: Array) -> Any:
+    """The state of a block before the first token of sequences like ``x`` (B, T, D); every later one has its shapes.
+
+    ValueError for a mixer whose state takes shape with its tokens.
+
+    >>> import numpy as np
+    >>> initial_block_state(RAMNetConfig(width=8, heads=2, order=2), np.zeros((1, 5, 8))).slots.shape
+    (1, 2, 16, 4)
+    """
+    make = MIXERS[config.mixer].initial_state
+    if make is None:
+        fixed = ", ".join(repr(name) for name, mixer in MIXERS.items() if mixer.initial_state)
+        raise ValueError(f"mixer must be one of {fixed} for a state of fixed shapes, got {config.mixer!r}")
+    if not config.short_conv:
+        return make(config, x)
+    inputs = namespace_of(x).zeros((x.shape[0], config.short_conv - 1, x.shape[2]), dtype=x.dtype)
+    return ConvState(inputs, make(config, x))
 
 
 def check_block_state(name: str, state: Any, config: RAMNetConfig, batch: int, like: Array) -> None:
@@ -289,6 +345,12 @@ def ffn_backward(dy: Array, ctx: FFNContext) -> tuple[Array, Params]:
         return dx, {"gate_proj.weight": dgate, "up_proj.weight": dup, "down_proj.weight": ddown}
     dx, dup, ddown, dup_bias, ddown_bias = mlp_backward(dy, ctx)
     return dx, {"0.weight": dup, "0.bias": dup_bias, "2.weight": ddown, "2.bias": ddown_bias}
+
+
+def _ffn_forward(h: Array, params: Params, config: RAMNetConfig) -> tuple[Array, NormContext, FFNContext]:
+    n, norm_ctx = norm_forward(h, subset(params, "mlp_norm."), config)
+    out, ffn_ctx = ffn_forward(n, subset(params, "mlp."), config)
+    return out, norm_ctx, ffn_ctx
 
 
 def _type(value: Any) -> str:

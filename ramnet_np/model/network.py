@@ -23,14 +23,16 @@ from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forwa
 from ramnet_np.model.block import (
     BlockContext,
     NormContext,
+    RecomputedBlock,
     block_backward,
     block_forward,
+    initial_block_state,
     layer_input_forward,
     norm_backward,
     norm_forward,
 )
 from ramnet_np.model.call_checks import check_options, check_select, check_states, mixers_with_slots
-from ramnet_np.model.checks import check_integer, check_number
+from ramnet_np.model.checks import check_choice, check_integer, check_number
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.count import describe, state_elements
 from ramnet_np.model.layout import (
@@ -44,6 +46,7 @@ from ramnet_np.model.layout import (
 )
 from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions
+from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
 from ramnet_np.model.sampling import next_token, token_dtype
 
@@ -57,7 +60,7 @@ class NetworkContext(NamedTuple):
     """What ``RAMNet.backward`` needs."""
 
     embedding: EmbeddingContext
-    blocks: tuple[BlockContext, ...]
+    blocks: tuple[BlockContext | RecomputedBlock, ...]
     select: Array | None  # (B*T,) bool or (N,) integers
     norm: NormContext
     head: LinearContext
@@ -108,6 +111,7 @@ class RAMNet:
         positions: Array | None = None,
         state: Sequence[Any] | None = None,
         backend: str | None = None,
+        recompute: Recompute = "none",
     ) -> tuple[Array, NetworkContext]:
         """Logits of the next token after each one. Returns (logits, ctx).
 
@@ -120,8 +124,11 @@ class RAMNet:
         ``positions``: (T,) or (B, T) integers, for CAPE and rotary positions; None counts from 0.
         ``state``: what :meth:`forward_with_state` returned, per layer a RAMState (or what another mixer remembers,
             as its module in :mod:`~ramnet_np.model.mixers` says), to start from; it is left alone.
+        ``recompute``: what the backward computes again in place of the forward keeping it, to the same bits: "ffn", the
+            feed-forward networks; "block", everything but the input of each block; "none".
         """
-        options = CallOptions(positions, mask, backend)
+        check_choice("recompute", recompute, Recompute)
+        options = CallOptions(positions, mask, backend, recompute=recompute)
         logits, _, ctx = self._run(ids, select, state, options)
         return logits, ctx
 
@@ -150,6 +157,46 @@ class RAMNet:
         options = CallOptions(positions, mask, backend, return_state=True)
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
+
+    @on_gpu_of_arrays
+    def forward_carrying(
+        self,
+        ids: Array,
+        state: Sequence[Any],
+        *,
+        select: Array | None = None,
+        positions: Array | None = None,
+        backend: str | None = None,
+        recompute: Recompute = "none",
+    ) -> tuple[Array, list[Any], NetworkContext]:
+        """As :meth:`forward`, from a state to the next. Returns (logits, state after the last token, ctx).
+
+        What training with carried state wants: with "block" in ``recompute``, ``state`` must stay as it is until the
+        backward has run.
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+        >>> ids = np.array([[1, 2]])
+        >>> logits, state, ctx = model.forward_carrying(ids, model.initial_state(1), positions=np.array([0, 1]))
+        >>> model.backward(np.ones_like(logits), ctx).keys() == model.params.keys()
+        True
+        """
+        check_choice("recompute", recompute, Recompute)
+        return self._run(ids, select, state, CallOptions(positions, None, backend, True, recompute=recompute))
+
+    @on_gpu_of_arrays
+    def initial_state(self, batch: int) -> list[Any]:
+        """The state of every layer before the first token of ``batch`` sequences; every later one has its shapes.
+
+        ValueError for a mixer whose state takes shape with its tokens, as keys and values do.
+
+        >>> state = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0).initial_state(3)
+        >>> state[0].slots.shape
+        (3, 2, 16, 4)
+        """
+        check_integer("batch", batch, 1)
+        self._require_state_memory(batch, 1)
+        like = namespace_of(self.params[EMBEDDINGS]).empty((batch, 1, self.config.width), self.params[EMBEDDINGS].dtype)
+        return [initial_block_state(self.config, like) for _ in range(self.config.layers)]
 
     @on_gpu_of_arrays
     def step(self, ids: Array, state: list[Any], positions: Array, *, backend: str | None = None) -> Array:

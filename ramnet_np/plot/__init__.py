@@ -4,20 +4,21 @@ Each function returns a ``matplotlib.figure.Figure`` and touches no global state
 Writes are vermilion squares and reads are green rings throughout, a pair of colours that colour-blind readers can tell
 apart; their shapes differ too. ``with theme("dark"):`` (``style.py``) draws for a dark page.
 
-``python -m ramnet_np.plot docs/images/ramnet.png`` draws the picture that opens the README, and beside it
-``ramnet-dark.png``.
+``python -m ramnet_np.plot docs/images/ramnet.png`` draws a token's way to its slots for the page
+"RAM-Net in five minutes", and beside it ``ramnet-dark.png``.
 """
 
 from ramnet_np.plot.address import address_tree, beam_merge, cape_grid, digit_product
 from ramnet_np.plot.chunk import chunk_accesses
 from ramnet_np.plot.curves import bars, curves, heatmaps
-from ramnet_np.plot.memory import slot_adjoint, slot_life
+from ramnet_np.plot.memory import slot_adjoint, slot_jars, slot_life
 from ramnet_np.plot.picture import ramnet_picture
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_setting, accuracy_by_state
 from ramnet_np.plot.speed import roofline
 from ramnet_np.plot.text import text_weights
 from ramnet_np.plot.trace import slot_trace
 from ramnet_np.plot.training import training_curves
+from ramnet_np.plot.wall import pigeonholes, rack
 
 __all__ = [
     "accuracy_by_order",
@@ -31,9 +32,12 @@ __all__ = [
     "curves",
     "digit_product",
     "heatmaps",
+    "pigeonholes",
+    "rack",
     "ramnet_picture",
     "roofline",
     "slot_adjoint",
+    "slot_jars",
     "slot_life",
     "slot_trace",
     "text_weights",

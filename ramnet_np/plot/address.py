@@ -19,7 +19,7 @@ def digit_product(logits: Array, top_k: int = 0, temperature: float = 1.0, title
     """U softmaxes as bars, most significant digit first, and the probability of every slot as a map.
 
     ``logits``: (U, P) of one token and head. Slots in one row of the map share their upper digits, slots in one column
-    share their lower digits. The ``top_k`` most probable slots are framed.
+    share their lower digits. The ``top_k`` most probable slots are framed, with their numbers.
 
     >>> digit_product(np.zeros((4, 3)), top_k=5).axes[-1].get_xlabel()
     'lower 2 digits'
@@ -50,6 +50,8 @@ def digit_product(logits: Array, top_k: int = 0, temperature: float = 1.0, title
     for slot in np.argsort(-rho, kind="stable")[:top_k]:
         corner = (slot % columns - 0.5, slot // columns - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colors.write, linewidth=1.6))
+        color = colors.paper if rho[slot] > 0.45 * rho.max() else colors.ink
+        axes.text(corner[0] + 0.5, corner[1] + 0.5, str(slot), ha="center", va="center", fontsize=8, color=color)
     axes.set(
         xlabel=f"lower {low} digit{'s' * (low > 1)}",
         ylabel=f"upper {order - low} digit{'s' * (order - low > 1)}",
@@ -101,12 +103,13 @@ def address_tree(logits: Array, top_k: int = 0, temperature: float = 1.0) -> Fig
 
 
 @themed
-def beam_merge(steps: Sequence[tuple[Array, Array]], top_k: int) -> Figure:
+def beam_merge(steps: Sequence[tuple[Array, Array]], top_k: int, first: int = 1) -> Figure:
     """The merges of a beam search, one panel per digit: all pairs of a partial address and a value of the next digit.
 
     ``steps``: (scores, kept) of each merge: scores (n, P) of the pairs, partial addresses (rows) and values (columns)
-    both sorted best first; kept (n, P) bool, the K best. The stepped line is the staircase (i+1)(j+1) <= K: for a pair
-    below and right of it there are K better ones, so it need not be computed.
+    both sorted best first; kept (n, P) bool, the K best. ``first``: the digit that the first of them adds.
+    The stepped line is the staircase (i+1)(j+1) <= K: for a pair below and right of it there are K better ones, so it
+    need not be computed.
 
     >>> scores = np.log(np.outer([0.6, 0.4], [0.9, 0.1]))
     >>> beam_merge([(scores, scores > -1)], top_k=2).axes[0].get_xlabel()
@@ -115,7 +118,7 @@ def beam_merge(steps: Sequence[tuple[Array, Array]], top_k: int) -> Figure:
     colors = current()
     figure = Figure(figsize=(2.9 * len(steps) + 0.6, 3.6), layout="constrained")
     for number, (axes, (scores, kept)) in enumerate(
-        zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True), 1
+        zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True), first
     ):
         n, radix = np.shape(scores)
         axes.imshow(np.exp(scores), cmap=colors.shades(colors.series[0]), vmin=0, aspect="auto")

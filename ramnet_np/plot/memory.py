@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from ramnet_np.contract import Array
 from ramnet_np.plot.style import current, themed
@@ -66,13 +69,13 @@ def slot_adjoint(content: Array, adjoint: Array, writes: Sequence[int], reads: S
     there.step(tokens, content, where="post", color=colors.ink, linewidth=1.8)
     there.plot(writes, np.asarray(content)[list(writes)], "s", color=colors.write, markersize=6, label="write")
     there.set_ylabel("content s")
-    there.set_title("forward: left to right", fontsize=10, loc="left")
+    _arrow_of_time(there, "forward", 0, 1)
     back.step(tokens, adjoint, where="pre", color=colors.ink, linewidth=1.8)
     back.plot(reads, np.asarray(adjoint)[list(reads)], "o", mfc="none", color=colors.read, markersize=8, label="read")
     back.plot(writes, np.asarray(adjoint)[list(writes)], "s", color=colors.write, markersize=6, label="write")
     back.set_ylabel("adjoint dL/ds")
     back.set_xlabel("token")
-    back.set_title("backward: right to left", fontsize=10, loc="left")
+    _arrow_of_time(back, "backward", 1, 0)
     _read_marks(there, reads)
     for axes in (there, back):
         axes.grid(alpha=0.25)
@@ -80,10 +83,54 @@ def slot_adjoint(content: Array, adjoint: Array, writes: Sequence[int], reads: S
     return figure
 
 
+@themed
+def slot_jars(
+    content: Mapping[str, float], mass: Mapping[str, float], ends: tuple[str, str], title: str = ""
+) -> Figure:
+    """Slots as jars, filled up to their mass, in the colour of what they hold.
+
+    ``content``: name of the slot -> from -1 to 1; ``mass``: name -> 0 or more, drawn up to 2.5.
+    ``ends``: what contents of -1 and of 1 stand for.
+
+    >>> slot_jars({"a": 0.5}, {"a": 1.0}, ends=("cat", "fox")).axes[0].get_ylabel()
+    'mass z'
+    """
+    colors, most = current(), 2.5
+    figure = Figure(figsize=(7, 2.9), layout="constrained")
+    axes = figure.subplots()
+    shades = colors.diverging()
+    for x, (name, s) in enumerate(content.items()):
+        shape = (x - 0.3, 0), 0.6, min(mass[name], most)
+        axes.add_patch(
+            Rectangle(*shape, facecolor=shades((s + 1) / 2), edgecolor=colors.faint, hatch="..", linewidth=1)
+        )
+        axes.plot([x - 0.3, x - 0.3, x + 0.3, x + 0.3], [most, 0, 0, most], color=colors.ink, linewidth=1.5)
+        said = f"s = {round(s, 2) + 0:.2f}   z = {mass[name]:.2f}"
+        axes.text(x, most + 0.1, said, ha="center", fontsize=9.5, color=colors.ink)
+    axes.set(xlim=(-0.6, len(content) - 0.4), ylim=(0, most + 0.35), ylabel="mass z", yticks=[0, 1, 2])
+    axes.set_xticks(range(len(content)), list(content))
+    axes.set_title(title, fontsize=11, loc="left")
+    for side in ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+    scale = ScalarMappable(Normalize(-1, 1), shades)
+    bar = figure.colorbar(scale, ax=axes, ticks=[-1, 0, 1], shrink=0.8)
+    bar.ax.set_yticklabels([ends[0], "0", ends[1]])
+    return figure
+
+
+def _arrow_of_time(axes: Axes, name: str, start: float, end: float) -> None:
+    """The name of a pass above ``axes``, and an arrow along its whole width; 0 is the left edge, 1 the right one."""
+    axes.annotate(
+        "", (end, 1.07), (start, 1.07), xycoords="axes fraction", textcoords="axes fraction",
+        arrowprops={"arrowstyle": "->", "color": current().muted, "linewidth": 1.4},
+    )  # fmt: skip
+    axes.set_title(name, fontsize=10, y=1.09, pad=2)
+
+
 def _read_marks(axes: Axes, reads: Sequence[int]) -> None:
-    """Draw rings on the lower edge at the tokens that read."""
+    """Draw rings just above the lower edge at the tokens that read."""
     if len(reads):
         axes.plot(
-            reads, np.zeros(len(reads)), "o", mfc="none", color=current().read, markersize=8, clip_on=False,
+            reads, np.full(len(reads), 0.06), "o", mfc="none", color=current().read, markersize=8, clip_on=False,
             transform=axes.get_xaxis_transform(), label="read",
         )  # fmt: skip

@@ -16,12 +16,18 @@ from ramnet_np.plot.style import current, themed
 
 @themed
 def slot_trace(
-    trace: Sequence[Mapping[str, Address]], slots: int, *, example: int = 0, cape_heads: Sequence[int] = ()
+    trace: Sequence[Mapping[str, Address]],
+    slots: int,
+    *,
+    example: int = 0,
+    cape_heads: Sequence[int] = (),
+    tokens: Sequence[str] = (),
 ) -> Figure:
     """Which slots each token writes and reads: slot index against token, one panel per layer and head.
 
     ``trace``: the result of ``RAMNet.trace``, a mapping with "write" and "read" addresses (B, T, H, K) per layer.
     ``slots``: M; ``example``: which sequence of the batch; ``cape_heads``: number of CAPE heads per layer, for titles.
+    ``tokens``: a few letters for each of the T tokens, below the axis; none: their numbers.
     A smaller weight is a fainter mark. CAPE heads show diagonals of slope -1 that wrap at M, content heads show rows.
     Source: paper, appendix B, fig. 5.
 
@@ -43,6 +49,8 @@ def slot_trace(
             axes.set_title(f"layer {layer}, head {head}" + (f" ({kind})" if kind else ""), fontsize=10)
             axes.set_ylim(-0.02 * slots, 1.02 * slots)
             axes.grid(alpha=0.2)
+            if len(tokens):
+                axes.set_xticks(range(len(tokens)), tokens, fontsize=8)
             if layer == layers - 1:
                 axes.set_xlabel("token")
             if head == 0:

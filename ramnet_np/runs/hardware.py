@@ -13,6 +13,32 @@ import numpy as np
 
 from ramnet_np.core.arrays import gpu_namespace
 
+# Operations a second of products with dense matrices, as NVIDIA's data sheets have them: float32 (without TF32),
+# bfloat16. A name that is part of another comes after it.
+PEAKS = {
+    "B200": (80e12, 2250e12),
+    "H200": (67e12, 989e12),
+    "H100 PCIe": (51e12, 756e12),
+    "H100": (67e12, 989e12),
+    "A100": (19.5e12, 312e12),
+    "L40S": (91.6e12, 362e12),
+    "L4": (30.3e12, 121e12),
+    "RTX 4090": (82.6e12, 165e12),
+    "V100": (15.7e12, 0.0),  # has no bfloat16
+}
+
+
+def peak_flops(gpu: str, dtype: str = "float32") -> float | None:
+    """Operations a second that a GPU of this name can do in products of ``dtype``; None where that is not known.
+
+    >>> peak_flops("NVIDIA H100 80GB HBM3") == 67e12, peak_flops("another") is None
+    (True, True)
+    """
+    for name, peaks in PEAKS.items():
+        if name in gpu:
+            return peaks[dtype == "bfloat16"] or None
+    return None
+
 
 def processor() -> str:
     """The processor's name and the number of cores this process may use.

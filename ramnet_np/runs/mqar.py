@@ -26,7 +26,7 @@ from ramnet_np.runs.workload import Workload, announcement, require_run_memory
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.folder import run_folder
 from ramnet_np.train.gpu_trainer import Graphs
-from ramnet_np.train.loop import TrainResult, train
+from ramnet_np.train.loop import Extras, TrainResult, train
 from ramnet_np.train.metrics import read_metrics
 
 PICTURES = ("curves.png", "trace.png")
@@ -150,11 +150,13 @@ def train_run(
     *,
     accuracy: str,
     progress: bool,
+    extras: Extras | None = None,
 ) -> TrainResult:
     """Train on what ``make_data`` returns; draw the curves and the slots that the first held-out sequence touches.
 
     ``settings``: what decides the bits, see :func:`run_settings`; ``work``: what the data gives to do, to say how long
-    it takes and whether it fits; ``accuracy``: what it is called in the curves. MemoryError where the run cannot fit.
+    it takes and whether it fits; ``accuracy``: what it is called in the curves; ``extras``: for the loop.
+    MemoryError where the run cannot fit.
     A picture that cannot be drawn is a line on stderr, and the run is whole without it.
 
     >>> from tempfile import TemporaryDirectory
@@ -170,7 +172,7 @@ def train_run(
     # these may raise, so they come before the data, which takes seconds
     if run.device == "gpu":
         gpu_namespace()
-    require_run_memory(work, run.model, run.device)
+    require_run_memory(work, run.model, run.train, run.device)
     _require_own_pictures(run)
     # One thread for NumPy's own matrix products: these are small, their threads fight the kernels' for the cores, and
     # how they split a sum would make the bits depend on the number of cores.
@@ -193,6 +195,7 @@ def train_run(
                 overwrite=run.overwrite,
                 progress=progress,
                 graphs=run.graph,
+                extras=extras,
             )
         except MemoryError as error:
             where = "GPU" if run.device == "gpu" else "machine"

@@ -9,9 +9,11 @@ tell minutes from hours.
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 from ramnet_np.model import RAMNetConfig
+from ramnet_np.model.layout import parameter_shapes
 from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import MIXERS
 from ramnet_np.train.config import TrainConfig
@@ -31,20 +33,35 @@ class Workload(NamedTuple):
     data_bytes: int  # that the data set takes
 
 
-def require_run_memory(work: Workload, model: RAMNetConfig, device: str) -> None:
+def require_run_memory(work: Workload, model: RAMNetConfig, train: TrainConfig, device: str) -> None:
     """MemoryError, in one sentence, where a run cannot fit.
 
-    Counted are weights, gradients and two moments, the logits twice, and the addresses, of which every layer keeps the
-    slots and the weights.
+    Counted are weights, gradients and two moments, and of one part of the batch the logits twice, and the addresses, of
+    which every layer that is not computed again keeps the slots and the weights.
 
-    >>> require_run_memory(Workload(512, 64, 64, 4096, 512, 10**6), RAMNetConfig(), "cpu")
+    >>> require_run_memory(Workload(512, 64, 64, 4096, 512, 10**6), RAMNetConfig(), TrainConfig(), "cpu")
     """
-    logits = 2 * 4 * work.most_labels * model.vocab
+    logits = 2 * 4 * work.most_labels // train.accumulate * model.vocab
+    layers = 1 if train.recompute == "block" else model.layers
     writes, reads = model.top_k if isinstance(model.top_k, tuple) else (model.top_k, model.top_k)
     has_slots = MIXERS[model.mixer].addresses is not None
-    addresses = 8 * int(work.tokens) * model.layers * model.heads * (writes + reads) * has_slots
+    addresses = 8 * int(work.tokens) // train.accumulate * layers * model.heads * (writes + reads) * has_slots
     training = 4 * parameter_bytes(model) + logits + addresses
     require_memory(training + work.data_bytes * (device == "cpu"), "training a model of this size on this data", device)
+
+
+def flops_per_token(model: RAMNetConfig) -> int:
+    """Operations of a forward and backward for a token with a label: 6 for each weight of a product, the head's too.
+
+    The memories' own operations, few beside these, are not counted, nor is what ``train.recompute`` does twice.
+
+    >>> flops_per_token(RAMNetConfig(vocab=100, width=8, layers=1, order=2, ffn="none"))
+    7104
+    """
+    shapes = parameter_shapes(model).items()
+    is_product = {name: len(shape) > 1 and name.endswith("weight") and "conv" not in name for name, shape in shapes}
+    matrices = sum(prod(shape) for name, shape in shapes if is_product[name])
+    return 6 * (matrices - (0 if model.tie_embeddings else model.vocab * model.width))  # embeddings are looked up
 
 
 def cpu_seconds(work: Workload, model: RAMNetConfig, train: TrainConfig) -> float:

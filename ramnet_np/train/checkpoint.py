@@ -4,6 +4,8 @@
         model.safetensors, config.json    the model as RAMNet.save_pretrained writes it: load it with from_pretrained
         optimizer.safetensors             AdamW's two moments of every parameter
         training.json                     the step, the settings of the run, the accuracies so far
+        carried.safetensors               of a run that carries state from batch to batch: its memories
+        tokenizer.json                    of a model of pieces of text: its tokenizer
 
 A checkpoint is written under another name, flushed to the disk and then renamed, which is atomic. Only then are older
 ones removed: the newest two stay, and the one with the highest held-out accuracy. Where the newest is damaged, a run
@@ -22,6 +24,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,11 +37,14 @@ from ramnet_np.model.files import WriteError, read_json, replacing, sync, why, w
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.optim import AdamWState
 
+CARRIED = "carried.safetensors"
 _NAME = re.compile("step-([0-9]+)")
 _HIDDEN = re.compile(r"\.step-[0-9]+\.(partial|replaced|removed)")  # what save_checkpoint may clean up
 _FORMAT = 1
 STEPS = "train.steps"  # the one setting that may grow when a run is resumed
-_FREE_SETTINGS = ("train.log_every", "train.checkpoint_every")  # they decide no bits: a resumed run may change them
+# they decide no bits: a resumed run may change them
+_FREE_SETTINGS = ("train.log_every", "train.checkpoint_every", "train.recompute")
+_ADDED = {"data.carry_state": False}  # settings of data that older versions did not have, and how these ran
 KEPT = 2  # newest checkpoints that stay, beside the best one
 
 
@@ -51,6 +57,8 @@ class Checkpoint(NamedTuple):
     best: float  # highest held-out accuracy so far
     calls: tuple[dict[str, Any], ...] = ()  # facts about each call that trained this run so far, as JSON values
     accuracy: float | None = None  # held-out, as last measured; None before the first time
+    carried: dict[str, Any] | None = None  # the memories that the next step goes on from, by name
+    files: Mapping[str, str] = MappingProxyType({})  # more text files of the model: name -> content; not read back
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -139,6 +147,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         float(training["best"]),
         tuple(training.get("calls") or ()),
         training.get("accuracy"),
+        _read_carried(path / CARRIED) if training.get("carried") else None,
     )
 
 
@@ -185,7 +194,7 @@ def require_same_settings(now: Mapping[str, Any], saved: Mapping[str, Any]) -> N
     ValueError: seed must be 0 as in the checkpoint that is resumed, got 1
     """
     new, old = flat_settings(now), flat_settings(saved)
-    defaults = flat_settings({"model": asdict(RAMNetConfig()), "train": asdict(TrainConfig())})
+    defaults = flat_settings({"model": asdict(RAMNetConfig()), "train": asdict(TrainConfig())}) | _ADDED
     old = {name: value for name, value in defaults.items() if name in new} | old
     for name in sorted(new.keys() | old.keys()):
         if name in _FREE_SETTINGS or new.get(name) == old.get(name):
@@ -219,9 +228,15 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     moments |= {f"square.{name}": on_host(v) for name, v in checkpoint.optimizer.square.items()}
     with replacing(folder / "optimizer.safetensors") as (path,):
         save_file(moments, path)
+    if checkpoint.carried is not None:
+        with replacing(folder / CARRIED) as (path,):
+            save_file({name: np.ascontiguousarray(on_host(x)) for name, x in checkpoint.carried.items()}, path)
+    for name, text in checkpoint.files.items():
+        write_text(folder / name, text)
     training = {
         "format": _FORMAT, "step": checkpoint.optimizer.step, "best": checkpoint.best,
         "accuracy": checkpoint.accuracy, "settings": checkpoint.settings, "calls": checkpoint.calls,
+        **({"carried": True} if checkpoint.carried is not None else {}),
     }  # fmt: skip
     write_text(folder / "training.json", json.dumps(training, indent=2) + "\n")
 
@@ -319,16 +334,29 @@ _TRAINING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "accuracy": (lambda x: x is None or _is_share(x), "an accuracy from 0 to 1 or null"),
     "settings": (lambda x: isinstance(x, dict), "an object"),
     "calls": (lambda x: x is None or isinstance(x, list), "a list"),
+    "carried": (lambda x: x is None or isinstance(x, bool), "true or false"),
 }
 
 
-def _read_moments(path: Path, model: RAMNet) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise FileNotFoundError(f"a checkpoint must hold optimizer.safetensors, but {str(path)!r} is missing")
+        raise FileNotFoundError(f"a checkpoint must hold {path.name}, but {str(path)!r} is missing")
     try:
-        moments = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+
+
+def _read_carried(path: Path) -> dict[str, np.ndarray]:
+    carried = _read_arrays(path)
+    for name, array in carried.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{str(path)!r} must hold finite memories, got others in array {name!r}")
+    return carried
+
+
+def _read_moments(path: Path, model: RAMNet) -> tuple[dict[str, Any], dict[str, Any]]:
+    moments = _read_arrays(path)
     mean, square = ({n: moments.get(f"{part}.{n}") for n in model.params} for part in ("mean", "square"))
     for name, param in model.params.items():
         for moment in (mean[name], square[name]):

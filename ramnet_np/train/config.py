@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ramnet_np.model.checks import SMALLEST, check_choice, check_integer, check_number
+from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.train.schedule import cosine_with_warmup
 
 Precision = Literal["float32", "bfloat16"]
@@ -20,6 +21,12 @@ class TrainConfig:
     """Optimiser steps of the whole run; the learning rate reaches its floor at the last one."""
     batch: int = 64
     """Sequences per step."""
+    accumulate: int = 1
+    """Parts of a batch that are computed one after the other, their gradients added up: the memory of one part, and the
+    result of the whole batch to rounding. `batch` must be a multiple of it."""
+    recompute: Recompute = "none"
+    """What is computed again in the backward in place of being kept, to the same bits: ffn, the feed-forward networks;
+    block, everything but the input of each block (least memory, about a third more time); none."""
     learning_rate: float = 1e-3
     """Peak of the schedule: a straight rise over `warmup` steps, then half a cosine down to the floor."""
     learning_rate_floor: float = 1e-4
@@ -55,6 +62,13 @@ class TrainConfig:
             check_integer(f"train.{name}", getattr(self, name), 1)
         check_integer("train.warmup", self.warmup, 0)
         check_integer("train.batch", self.batch, 1, MOST_SEQUENCES)
+        check_integer("train.accumulate", self.accumulate, 1, MOST_SEQUENCES)
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"train.batch must be a multiple of train.accumulate ({self.accumulate}), got {self.batch}: parts of a "
+                "batch have equally many sequences"
+            )
+        check_choice("train.recompute", self.recompute, Recompute)
         for name in ("learning_rate", "clip"):
             check_number(f"train.{name}", getattr(self, name), SMALLEST)
         for name in ("learning_rate_floor", "weight_decay"):

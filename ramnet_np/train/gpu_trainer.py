@@ -1,7 +1,8 @@
 """Training steps on a GPU: numbers stay there until they are wanted, and a whole step can be one CUDA graph.
 
 A graph is captured once for each shape of batch: sequences, length, labelled tokens. To keep shapes few, the labelled
-tokens are filled up to a multiple of the sequences by tokens without a label, whose loss and gradient are zero.
+tokens are filled up to a multiple of the sequences by tokens without a label, whose loss and gradient are zero; where
+more than half of the tokens have a label, by all others.
 
     host      batch -> pinned memory ──copy──┐
     device                     fixed inputs ─┴▶ forward ▶ loss ▶ backward ▶ AdamW ─▶ numbers ──▶ report()
@@ -28,15 +29,18 @@ from ramnet_np.contract import Array
 from ramnet_np.core.arrays import on_host
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
-from ramnet_np.data.batches import Batch
-from ramnet_np.data.gpu_dataset import GPUBatch
-from ramnet_np.layers.loss import IGNORE_INDEX, cross_entropy_and_gradient
+from ramnet_np.data.batches import Batch, StreamBatch
+from ramnet_np.data.gpu_dataset import GPUBatch, GPUDataset
+from ramnet_np.layers.loss import IGNORE_INDEX
 from ramnet_np.model import RAMNet
+from ramnet_np.train.carried import CarriedState
 from ramnet_np.train.config import TrainConfig, learning_rate
+from ramnet_np.train.gradients import Part, loss_and_gradients
 from ramnet_np.train.optim import ADAMW_EPS, AdamWState, has_weight_decay
-from ramnet_np.train.trainer import Diverged, Report, not_finite
+from ramnet_np.train.trainer import Diverged, Report, not_finite, part_rows
 
 Graphs = Literal["auto", "on", "off"]
+Inputs = tuple[list[Part], Array | None]  # of a step: its parts, and of streams where each row starts
 
 MAX_GRAPHS = 16  # batches of further shapes run without
 MOST_STEPS = 10**8  # whose learning rates lie in a table on the device: 800 MB
@@ -45,11 +49,11 @@ MOST_STEPS = 10**8  # whose learning rates lie in a table on the device: 800 MB
 class BatchBuffers:
     """Memory for the batches of one shape: an input on the device, two pinned arrays on the host to fill it from.
 
-    ``size``: how many int32 numbers a batch is; ``unpack``: makes ids, positions and labels of them, part of the step.
+    ``size``: how many int32 numbers a batch is; ``unpack``: makes the inputs of them, part of the step.
     A batch is written to one host array while the copy of the batch before it may still read the other.
     """
 
-    def __init__(self, size: int, unpack: Callable[[Array], tuple[Array, Array, Array]]):
+    def __init__(self, size: int, unpack: Callable[[Array], Inputs]):
         import cupy
         import cupyx
 
@@ -61,8 +65,8 @@ class BatchBuffers:
         self.graph: CapturedStep | None = None
         self.warmed_up = False  # whether a step of this shape has run, and so compiled what it needs
 
-    def inputs(self) -> tuple[Array, Array, Array]:
-        """ids (B, T), positions (N,) and labels (N,) of the batch that was uploaded."""
+    def inputs(self) -> Inputs:
+        """Those of the batch that was uploaded."""
         return self._unpack(self._device)
 
     def upload(self, parts: Sequence[Array], stream: Any) -> None:
@@ -95,15 +99,18 @@ class GPUTrainer:
         state: AdamWState,
         graphs: Graphs = "auto",
         log: Callable[[str], None] = print,
+        carried: dict[str, Array] | None = None,
     ):
         import cupy
 
-        self._log = log
+        self._config, self._log = config, log
+        self._saved = carried
+        self._carried: CarriedState | None = None
         self._must_capture, self._captures = graphs == "on", graphs != "off"
         self._step, self._moments = state.step, (state.mean, state.square)
         self._gpu, self._stream = cupy.cuda.Device(), _own_stream()
         self._pool = cupy.cuda.MemoryPool(_graph_memory)  # shared by the graphs, which run one after another
-        self._buffers: dict[tuple[int, ...], BatchBuffers] = {}
+        self._buffers: dict[tuple[Any, ...], BatchBuffers] = {}
         model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
         self._model = model if config.dtype == "float32" else model.to("gpu", dtype=config.dtype)
         self._optimizer = _gpu_adamw(model.params, config, state, self._model.params)
@@ -118,11 +125,17 @@ class GPUTrainer:
         return self._model
 
     @property
+    def carried(self) -> dict[str, Array] | None:
+        return self._carried.arrays() if self._carried else self._saved
+
+    @property
     def graphs(self) -> int:
         """How many shapes of batch have been captured."""
         return sum(buffers.graph is not None for buffers in self._buffers.values())
 
-    def step(self, batch: Batch | GPUBatch) -> None:
+    def step(self, batch: Batch | StreamBatch | GPUBatch) -> None:
+        if isinstance(batch, StreamBatch) and self._carried is None:  # before a capture, which gives memory of its own
+            self._carried = CarriedState(self._model, len(batch.ids), self._saved)
         buffers = self._upload_rows(batch) if isinstance(batch, GPUBatch) else self._upload_tokens(batch)
         if self._captures and buffers.graph is None and buffers.warmed_up:
             self._capture(buffers)
@@ -161,35 +174,42 @@ class GPUTrainer:
         cupy.get_default_memory_pool().free_all_blocks(self._stream)  # no other stream would use them
         self._gpu.__exit__(*exc_info)
 
-    def _upload_tokens(self, batch: Batch) -> BatchBuffers:
-        """Copy ids, positions and labels of a batch on the host."""
-        ids, vocab = on_host(batch.ids), self._model.config.vocab
-        positions, labels = labelled_tokens(on_host(batch.labels), multiple=len(ids))
+    def _upload_tokens(self, batch: Batch | StreamBatch) -> BatchBuffers:
+        """Copy ids of a batch on the host, positions and labels of each part, and where rows of streams start."""
+        ids, labels, vocab = on_host(batch.ids), on_host(batch.labels), self._model.config.vocab
+        rows = part_rows(len(ids), self._config.accumulate)
+        # text, whose documents end anywhere, fills up to all tokens: its batches have one shape
+        multiple = rows * ids.shape[1] if 2 * np.count_nonzero(labels >= 0) > labels.size else rows
+        chosen = [labelled_tokens(labels[i : i + rows], multiple) for i in range(0, len(ids), rows)]
         require_ids("ids", ids, vocab)
-        require_ids("labels", labels[labels != IGNORE_INDEX], vocab)
-        key = (*ids.shape, len(positions))
+        for _, wanted in chosen:
+            require_ids("labels", wanted[wanted != IGNORE_INDEX], vocab)
+        start = [on_host(batch.start)] if isinstance(batch, StreamBatch) else []
+        sent = [ids.ravel(), *(array for pair in chosen for array in pair), *start]
+        key = (*ids.shape, tuple(len(positions) for positions, _ in chosen), bool(start))
         if key not in self._buffers:
-            self._buffers[key] = BatchBuffers(ids.size + 2 * len(positions), partial(_split, *key))
-        self._buffers[key].upload([ids.ravel(), positions, labels], self._stream)
+            self._buffers[key] = BatchBuffers(sum(map(len, sent)), partial(_split, *key))
+        self._buffers[key].upload(sent, self._stream)
         return self._buffers[key]
 
     def _upload_rows(self, batch: GPUBatch) -> BatchBuffers:
         """Copy the row numbers of a batch whose sequences are on the GPU already."""
         key = (id(batch.source), len(batch.rows))  # the buffers keep the source alive, so no other one gets its id
         if key not in self._buffers:
-            self._buffers[key] = BatchBuffers(len(batch.rows), batch.source.gather)
+            rows = part_rows(len(batch.rows), self._config.accumulate)
+            self._buffers[key] = BatchBuffers(len(batch.rows), partial(_gather, batch.source, rows))
         self._buffers[key].upload([batch.rows], self._stream)
         return self._buffers[key]
 
     def _compute(self, buffers: BatchBuffers, addresses: Array, *, bind: bool) -> dict[str, Array]:
         """Launch one step. Returns the gradients; the optimiser is told their addresses only if ``bind``."""
-        ids, positions, labels = buffers.inputs()
-        logits, ctx = self._model.forward(ids, select=positions)
-        loss = cross_entropy_and_gradient(logits, labels)
-        grads = self._optimizer.contiguous(self._model.backward(loss.dlogits, ctx))
+        parts, start = buffers.inputs()
+        carried = None if start is None else self._carried
+        result = loss_and_gradients(self._model, parts, self._config.recompute, carried, start)
+        grads = self._optimizer.contiguous(result.grads)
         if bind:
             self._optimizer.bind(addresses, grads)
-        self._optimizer.update(addresses, loss.loss, loss.correct, loss.count)
+        self._optimizer.update(addresses, result.loss, result.correct, result.count)
         return grads
 
     def _capture(self, buffers: BatchBuffers) -> None:
@@ -292,10 +312,19 @@ def _begin_capture(stream: Any) -> None:
     stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
 
 
-def _split(sequences: int, length: int, labelled: int, memory: Array) -> tuple[Array, Array, Array]:
-    """ids, positions and labels of a batch that was copied as one array."""
-    tokens = sequences * length
-    return memory[:tokens].reshape(sequences, length), *memory[tokens:].reshape(2, labelled)
+def _split(sequences: int, length: int, labelled: tuple[int, ...], is_stream: bool, memory: Array) -> Inputs:
+    """The inputs of a batch that was copied as one array: ids, positions and labels of each part, starts of streams."""
+    ids, at = memory[: sequences * length].reshape(len(labelled), -1, length), sequences * length
+    parts = []
+    for rows, count in zip(ids, labelled, strict=True):
+        parts.append(Part(rows, *memory[at : at + 2 * count].reshape(2, count)))
+        at += 2 * count
+    return parts, memory[at:] if is_stream else None
+
+
+def _gather(source: GPUDataset, rows: int, numbers: Array) -> Inputs:
+    """The inputs of a batch of the sequences ``numbers``, ``rows`` of them in each part."""
+    return [Part(*source.gather(numbers[i : i + rows])) for i in range(0, len(numbers), rows)], None
 
 
 def labelled_tokens(labels: Array, multiple: int) -> tuple[Array, Array]:

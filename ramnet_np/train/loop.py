@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +29,7 @@ from ramnet_np.train.config import TrainConfig, learning_rate
 from ramnet_np.train.folder import RunFolder, run_folder
 from ramnet_np.train.gpu_trainer import GPUTrainer, Graphs
 from ramnet_np.train.interrupt import DeferredInterrupt
-from ramnet_np.train.metrics import MetricsWriter, hits
+from ramnet_np.train.metrics import Measured, Meter, MetricsWriter, hits
 from ramnet_np.train.optim import AdamWState, adamw_init
 from ramnet_np.train.trainer import CPUTrainer, Diverged, Report, Trainer
 
@@ -106,6 +108,15 @@ def has_ended(config: TrainConfig, step: int, best: float) -> bool:
     return step >= config.steps or (config.stop_at is not None and best >= config.stop_at)
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a run may have beside the loop's own."""
+
+    measure: Callable[[RAMNet], Measured] | None = None  # on held-out data; None: accuracy on ``data.held_out()``
+    meter: Meter | None = None  # for the progress bar
+    files: Mapping[str, str] = field(default_factory=dict)  # text files for every checkpoint: name -> content
+
+
 class TrainResult(NamedTuple):
     """How a run ended."""
 
@@ -117,6 +128,8 @@ class TrainResult(NamedTuple):
     checkpoint: Path  # folder of the last checkpoint
     metrics: Path  # the metrics file
     signal: int | None = None  # that interrupted it: SIGINT for Ctrl-C
+    measured: Mapping[str, Any] = MappingProxyType({})  # what else was measured, last
+    tokens_per_second: float = 0.0  # of this call, measuring and saving included
 
 
 @on_gpu_of_arrays
@@ -131,6 +144,7 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
     graphs: Graphs = "auto",
+    extras: Extras | None = None,
 ) -> TrainResult:
     """Train ``model`` in place on ``data``; write metrics.jsonl and checkpoints/ below the folder ``out``.
 
@@ -142,6 +156,7 @@ def train(
     ``overwrite``: replace the run that ``out`` holds. It is there until the new run has saved its first checkpoint.
         Without either of the two, an ``out`` in use is an error.
     ``graphs``: for a model on the GPU: whether a step is captured as a CUDA graph; see :class:`GPUTrainer`.
+    ``extras``: how to measure, what to show and to save beside.
 
     Ctrl-C and SIGTERM finish the step, save and return with status "interrupted"; a second one ends the program at
     once. A loss or gradient that is not finite raises FloatingPointError before it reaches the parameters; the last
@@ -160,16 +175,18 @@ def train(
     """
     if not str(out):
         raise ValueError("out must name a folder, got an empty name")
-    out, began = Path(out), time.perf_counter()
+    out, began, extras = Path(out), time.perf_counter(), extras or Extras()
+    measure = extras.measure or (lambda model: Measured(evaluate(model, data.held_out())))
     with run_folder(out, resume=resume, overwrite=overwrite) as folder:
-        start = Checkpoint(model, adamw_init(model.params), dict(settings), best=0.0)
+        start = Checkpoint(model, adamw_init(model.params), dict(settings), best=0.0, files=extras.files)
         if resume:
             saved = restore(model, folder.checkpoints, settings, tqdm.write)
             _say_if_longer(saved, config, tqdm.write)
-            start = saved._replace(settings=dict(settings))
-        trainer = trainer_for(model, config, start.optimizer, graphs, tqdm.write)
+            start = saved._replace(settings=dict(settings), files=extras.files)
+        trainer = trainer_for(model, config, start.optimizer, graphs, tqdm.write, start.carried)
+        task = _Task(start, data, config, folder, resume, progress, measure, extras.meter)
         try:
-            best, accuracy, signal = _train_from(start, trainer, data, config, folder, resume, progress)
+            best, measured, signal, speed = _train_from(task, trainer)
         except Diverged as error:
             raise FloatingPointError(_stopped(error, folder.checkpoints)) from error
         except WriteError as error:
@@ -177,35 +194,56 @@ def train(
             raise WriteError(f"training stopped after step {trainer.state.step}: {error}; {kept}") from error
         step, ended = trainer.state.step, has_ended(config, trainer.state.step, best)
         status = "finished" if step >= config.steps else "reached stop_at" if ended else "interrupted"
-        if ended and not accuracy:  # nothing was left to do
-            accuracy = evaluate(model, data.held_out())
+        if ended and not measured.accuracy:  # nothing was left to do
+            measured = measure(model)
         last = latest_checkpoint(folder.checkpoints)
         assert last is not None  # written just now, or resumed from
     return TrainResult(
-        model, step, status, accuracy, time.perf_counter() - began, last, folder.metrics,
-        signal if status == "interrupted" else None,
+        model, step, status, measured.accuracy, time.perf_counter() - began, last, folder.metrics,
+        signal if status == "interrupted" else None, measured.more, speed,
     )  # fmt: skip
 
 
-def _train_from(
-    start: Checkpoint, trainer: Trainer, data: DataSource, config: TrainConfig, folder: RunFolder, resumed: bool,
-    progress: bool,
-) -> tuple[float, dict[str, float], int | None]:  # fmt: skip
-    """Train, write and show, up to the end or a signal; returns the best mean accuracy, the last one, the signal."""
-    first, best, accuracy, measured = start.optimizer.step, start.best, dict[str, float](), start.accuracy
+class _Task(NamedTuple):
+    """What :func:`_train_from` needs to know."""
+
+    start: Checkpoint
+    data: DataSource
+    config: TrainConfig
+    folder: RunFolder
+    resumed: bool
+    progress: bool
+    measure: Callable[[RAMNet], Measured]
+    meter: Meter | None
+
+
+def _train_from(task: _Task, trainer: Trainer) -> tuple[float, Measured, int | None, float]:
+    """Train, write and show, up to the end or a signal.
+
+    Returns the best mean accuracy, the last measurement, the signal and the tokens a second.
+    """
+    start, data, config = task.start, task.data, task.config
+    first, best, accuracy, speed = start.optimizer.step, start.best, start.accuracy, 0.0
+    measured = Measured({})
 
     def saves_at(step: int) -> bool:
         return step % config.checkpoint_every == 0
 
     def save() -> None:
         metrics.sync()
-        folder.save(start._replace(optimizer=trainer.state, best=best, accuracy=measured))
+        now = start._replace(optimizer=trainer.state, best=best, accuracy=accuracy, carried=trainer.carried)
+        task.folder.save(now)
+
+    def measure() -> dict[str, float]:
+        nonlocal measured
+        measured = task.measure(trainer.model)
+        return measured.accuracy
 
     steps = training(
         trainer,
         data,
         config,
-        lambda: evaluate(trainer.model, data.held_out()),
+        measure,
         evaluates_at=lambda step: step % config.evaluate_every == 0 or step == config.steps,
         # before a checkpoint too: what is saved is known to be good
         reports_at=lambda step: trainer.report_is_free or step % config.log_every == 0 or saves_at(step),
@@ -214,27 +252,27 @@ def _train_from(
     with (
         trainer,
         DeferredInterrupt("ending this step, then saving; once more stops at once") as interrupt,
-        tqdm(total=config.steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True) as bar,
+        tqdm(total=config.steps, initial=first, unit="step", disable=not task.progress, dynamic_ncols=True) as bar,
         logging_redirect_tqdm(),  # warnings stand above the bar
     ):
         one = next(steps, None)
         if one is None:  # it had ended before
-            return best, accuracy, None
-        with folder.begin(first if resumed else None) as metrics:
+            return best, measured, None, speed
+        with task.folder.begin(first if task.resumed else None) as metrics:
             for done in chain([one], steps):
-                best, accuracy, saved = done.best, done.accuracy or accuracy, False
-                measured = done.accuracy["mean"] if done.accuracy else measured
-                _write_metrics(metrics, done, config)
+                best, saved, speed = done.best, False, done.tokens / done.seconds
+                accuracy = done.accuracy["mean"] if done.accuracy else accuracy
+                _write_metrics(metrics, done, config, measured.more)
                 if saves_at(done.step) and not done.is_last:
                     save()
                     saved = True
-                _show_progress(bar, done, accuracy)
+                _show_progress(bar, done, measured, task.meter)
                 if interrupt.requested:
                     break
             trainer.report()  # on a GPU the last steps may be unread: this raises if one of them diverged
             if not saved:
                 save()
-    return best, accuracy, interrupt.signal
+    return best, measured, interrupt.signal, speed
 
 
 def _say_if_longer(saved: Checkpoint, config: TrainConfig, log: Callable[[str], None]) -> None:
@@ -248,20 +286,27 @@ def _say_if_longer(saved: Checkpoint, config: TrainConfig, log: Callable[[str], 
         )
 
 
-def _write_metrics(metrics: MetricsWriter, done: StepResult, config: TrainConfig) -> None:
+def _write_metrics(metrics: MetricsWriter, done: StepResult, config: TrainConfig, more: Mapping[str, Any]) -> None:
     """A record for a measurement; one for the step every ``config.log_every`` steps and at the end."""
     seconds = {"seconds": round(done.seconds, 2)}
     if done.accuracy is not None:
-        metrics.write({"step": done.step, "kind": "held_out", "accuracy": done.accuracy} | seconds)
+        metrics.write({"step": done.step, "kind": "held_out", "accuracy": done.accuracy, **more, **seconds})
     if done.report is not None and (done.step % config.log_every == 0 or done.is_last):
         metrics.write({"step": done.step, "kind": "train"} | done.report._asdict() | seconds)
 
 
-def _show_progress(bar: tqdm, done: StepResult, accuracy: Mapping[str, float]) -> None:
+def _show_progress(bar: tqdm, done: StepResult, measured: Measured, meter: Meter | None) -> None:
     if done.report is not None:
-        speed = f"{done.tokens / done.seconds:,.0f}"
-        shown = {"loss": f"{done.report.loss:.3f}", "accuracy": f"{done.report.accuracy:.1%}", "tokens/s": speed}
-        bar.set_postfix(shown | ({"held out": f"{accuracy['mean']:.1%}"} if accuracy else {}), refresh=False)
+        speed = done.tokens / done.seconds
+        shown = {"loss": f"{done.report.loss:.3f}", "accuracy": f"{done.report.accuracy:.1%}"}
+        shown["tokens/s"] = f"{speed:,.0f}"
+        if meter:
+            shown["FLOP/s"] = meter.shown(speed)
+        if measured.accuracy:
+            shown["held out"] = f"{measured.accuracy['mean']:.1%}"
+        if "bits_per_byte" in measured.more:
+            shown["bits/byte"] = f"{measured.more['bits_per_byte']:.3f}"
+        bar.set_postfix(shown, refresh=False)
     bar.update()
 
 
@@ -281,8 +326,11 @@ def trainer_for(
     state: AdamWState,
     graphs: Graphs = "auto",
     log: Callable[[str], None] = print,
+    carried: dict[str, Any] | None = None,
 ) -> Trainer:
     """The trainer that suits where the model is; ``graphs`` and ``log`` as in :class:`GPUTrainer`.
+
+    ``carried``: memories to go on from, as a trainer has them in ``carried``.
 
     >>> from ramnet_np.model import RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
@@ -292,10 +340,10 @@ def trainer_for(
     parameter = next(iter(model.params.values()))
     # the NumPy core can serve CuPy arrays, but reads numbers back in between, which no graph can
     if array_kind(parameter) == "cupy" and backend_for(parameter).name != "numpy":
-        return GPUTrainer(model, config, state, graphs, log)
+        return GPUTrainer(model, config, state, graphs, log, carried)
     if config.dtype != "float32":
         raise ValueError(f"train.dtype must be 'float32' where no GPU backend computes the steps, got {config.dtype!r}")
-    return CPUTrainer(model, config, state)
+    return CPUTrainer(model, config, state, carried)
 
 
 def evaluate(model: RAMNet, held_out: Mapping[str, Batch], tokens: int | None = None) -> dict[str, float]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
@@ -23,6 +26,31 @@ def hits(logits: Array, labels: Array) -> Array:
     1
     """
     return namespace_of(logits, labels).count_nonzero(logits.argmax(axis=-1) == labels)
+
+
+class Measured(NamedTuple):
+    """What a measurement on held-out data finds."""
+
+    accuracy: dict[str, float]  # per set and "mean"
+    more: Mapping[str, Any] = MappingProxyType({})  # further numbers, as JSON values, for the metrics
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What turns tokens a second into arithmetic a second."""
+
+    flops_per_token: float  # of a forward and a backward
+    peak: float | None = None  # operations a second that the device can do; None where that is not known
+
+    def shown(self, tokens_per_second: float) -> str:
+        """Model operations a second, and their share of the peak.
+
+        >>> Meter(2e9, peak=1e15).shown(10_000), Meter(2e6).shown(10_000)
+        ('20.0T (2.0%)', '20.0G')
+        """
+        flops = self.flops_per_token * tokens_per_second
+        share = f" ({flops / self.peak:.1%})" if self.peak else ""
+        return (f"{flops / 1e12:.1f}T" if flops >= 1e12 else f"{flops / 1e9:.1f}G") + share
 
 
 class MetricsWriter:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, Protocol
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.data.batches import Batch
-from ramnet_np.layers.loss import cross_entropy_and_gradient
+from ramnet_np.data.batches import Batch, StreamBatch
 from ramnet_np.model import RAMNet
+from ramnet_np.train.carried import CarriedState
 from ramnet_np.train.config import TrainConfig, learning_rate
+from ramnet_np.train.gradients import Gradients, Part, loss_and_gradients
 from ramnet_np.train.optim import AdamWState, adamw_update, clip_by_global_norm
 
 
@@ -52,8 +53,15 @@ class Trainer(Protocol):
     def state(self) -> AdamWState:
         """The optimiser's state after the last step."""
 
-    def step(self, batch: Batch) -> None:
-        """Update the model once, in place. :class:`Diverged` is raised here or by a later report."""
+    @property
+    def carried(self) -> dict[str, Array] | None:
+        """The memories after the last step, by name; None where none are carried from step to step."""
+
+    def step(self, batch: Batch | StreamBatch) -> None:
+        """Update the model once, in place. :class:`Diverged` is raised here or by a later report.
+
+        The rows of a :class:`StreamBatch` go on from the memories that the step before left.
+        """
 
     def report(self) -> Report:
         """The numbers of the last step. A GPU is waited for."""
@@ -71,8 +79,10 @@ class CPUTrainer:
 
     report_is_free = True
 
-    def __init__(self, model: RAMNet, config: TrainConfig, state: AdamWState):
+    def __init__(self, model: RAMNet, config: TrainConfig, state: AdamWState, carried: dict[str, Array] | None = None):
         self._model, self._config, self._state = model, config, state
+        self._saved = carried
+        self._carried: CarriedState | None = None
         self._report: Report | None = None
 
     @property
@@ -83,25 +93,44 @@ class CPUTrainer:
     def state(self) -> AdamWState:
         return self._state
 
-    def step(self, batch: Batch) -> None:
+    @property
+    def carried(self) -> dict[str, Array] | None:
+        return self._carried.arrays() if self._carried else self._saved
+
+    def step(self, batch: Batch | StreamBatch) -> None:
         model, config, step = self._model, self._config, self._state.step
         try:
-            loss, accuracy, grads = _loss_and_gradients(model, batch)
+            result = self._loss_and_gradients(batch)
         except ValueError as error:
             if "must be finite" not in str(error):  # this is how the operation refuses logits that overflowed
                 raise
             raise Diverged(step, str(error)) from error
+        loss, grads = float(result.loss), result.grads
         norm = clip_by_global_norm(grads, config.clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(step, not_finite(loss, norm))
         rate = learning_rate(config, step)
         optimizer = {"beta1": config.beta1, "beta2": config.beta2, "weight_decay": config.weight_decay}
         self._state = adamw_update(model.params, grads, self._state, rate, **optimizer)
-        self._report = Report(loss, accuracy, rate, norm)
+        self._report = Report(loss, int(result.correct) / max(1, int(result.count)), rate, norm)
 
     def report(self) -> Report:
         assert self._report is not None  # only called after a step
         return self._report
+
+    def _loss_and_gradients(self, batch: Batch | StreamBatch) -> Gradients:
+        xp = namespace_of(*self._model.params.values())
+        ids, labels = xp.asarray(batch.ids), xp.asarray(batch.labels)
+        start = None
+        if isinstance(batch, StreamBatch):
+            self._carried = self._carried or CarriedState(self._model, len(ids), self._saved)
+            start = xp.asarray(batch.start)
+        rows = part_rows(len(ids), self._config.accumulate)
+        parts = [
+            Part(ids[i : i + rows], (at := labels[i : i + rows] >= 0), labels[i : i + rows][at])
+            for i in range(0, len(ids), rows)
+        ]
+        return loss_and_gradients(self._model, parts, self._config.recompute, self._carried, start)
 
     def __enter__(self) -> CPUTrainer:
         return self
@@ -119,12 +148,12 @@ def not_finite(loss: float, norm: float) -> str:
     return f"the loss became {loss}, the gradient's norm {norm}"
 
 
-def _loss_and_gradients(model: RAMNet, batch: Batch) -> tuple[float, float, dict[str, Array]]:
-    """Mean cross-entropy and accuracy over the labelled tokens, and the gradient of every parameter."""
-    xp = namespace_of(*model.params.values())
-    ids, labels = xp.asarray(batch.ids), xp.asarray(batch.labels)
-    labelled = labels >= 0
-    logits, ctx = model.forward(ids, select=labelled)
-    loss = cross_entropy_and_gradient(logits, labels[labelled])
-    grads = model.backward(loss.dlogits, ctx)
-    return float(loss.loss), int(loss.correct) / max(1, int(loss.count)), grads
+def part_rows(sequences: int, accumulate: int) -> int:
+    """Sequences in each of the ``accumulate`` parts of a batch. ValueError where the parts would not be alike.
+
+    >>> part_rows(12, 3)
+    4
+    """
+    if sequences % accumulate:
+        raise ValueError(f"a batch must have a multiple of train.accumulate ({accumulate}) sequences, got {sequences}")
+    return sequences // accumulate

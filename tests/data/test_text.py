@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ramnet_np.data.codec import prompt_bytes
 from ramnet_np.data.synthetic_facts import ANIMALS, NAMES, facts_text, recall_positions
-from ramnet_np.data.text import TextData, TextSettings, read_text
+from ramnet_np.data.text import TextData, TextSettings, read_data
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.runs.text import TextRun, bits_per_byte, generate_text, load_text_model, prompt_bytes, run_text
+from ramnet_np.runs.text import TextRun, bits_per_byte, generate_text, load_text_model, run_text
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.loop import TrainResult
 from ramnet_np.train.metrics import read_metrics
@@ -72,7 +73,7 @@ def test_held_out_windows_do_not_overlap():
 
 
 def test_text_too_short_for_its_sequences():
-    with pytest.raises(ValueError, match=r"data\.length must be below the 5 bytes that .* got 16"):
+    with pytest.raises(ValueError, match=r"data\.length must be below the 5 tokens that .* got 16"):
         TextData(b"x" * 100, TextSettings(length=16), batch=4, seed=0)
 
 
@@ -83,6 +84,9 @@ def test_text_too_short_for_its_sequences():
         ({"start": "page"}, r"data\.start must be one of 'anywhere', 'line', got 'page'"),
         ({"held_out": float("nan")}, r"data\.held_out must lie between 0 and 1, got nan"),
         ({"length": -4}, r"data\.length must be at least 1, got -4"),
+        ({"held_out": 0}, r"data\.held_out must be at least 1, got 0"),
+        ({"held_out": ()}, r"data\.held_out must name files, got \(\)"),
+        ({"carry_state": True, "start": "line"}, r"data\.start must be 'anywhere' with data\.carry_state, got 'line'"),
         ({"held_out": 1.0}, r"data\.held_out must lie between 0 and 1, got 1\.0"),
         ({"held_out_sequences": 0}, r"data\.held_out_sequences must be at least 1, got 0"),
     ],
@@ -99,22 +103,18 @@ def test_a_vocabulary_below_the_bytes():
 
 def test_any_file_is_text(tmp_path):
     (tmp_path / "any").write_bytes(TEXT)
-    assert read_text(TextSettings(path=tmp_path / "any")) == TEXT
-    with pytest.raises(FileNotFoundError, match=r"data\.path must be a file, got "):
-        read_text(TextSettings(path=tmp_path))
+    settings = replace(SMALL.data, path=tmp_path / "any")
+    data = read_data(settings, batch=4)
+    assert data.sha256 == TextData(TEXT, settings, batch=4, seed=0).sha256
+    np.testing.assert_array_equal(data.batch(3).ids, TextData(TEXT, settings, batch=4, seed=0).batch(3).ids)
+    with pytest.raises(ValueError, match=r"data\.path must hold \.txt files with something in them, but .* has none"):
+        read_data(TextSettings(path=tmp_path), batch=4)
     (tmp_path / "any").write_bytes(b"")
     with pytest.raises(ValueError, match=r"data\.path must be a file with something in it, but '.*any' is empty"):
-        read_text(TextSettings(path=tmp_path / "any"))
+        read_data(settings, batch=4)
     for text, seed, words in ((b"", 0, "text must hold something"), (TEXT, -1, "seed must be at least 0, got -1")):
         with pytest.raises(ValueError, match=words):
             TextData(text, SMALL.data, batch=4, seed=seed)
-
-
-def test_a_file_that_does_not_fit_is_said_before_it_is_read(tmp_path, monkeypatch):
-    (tmp_path / "any").write_bytes(TEXT)
-    monkeypatch.setattr("ramnet_np.model.memory.available_memory", lambda: 1000)
-    with pytest.raises(MemoryError, match=r"data\.path '.*any' needs at least .* this machine has .* left"):
-        run_text(replace(SMALL, data=replace(SMALL.data, path=tmp_path / "any")), progress=False)
 
 
 def test_a_prompt_is_the_bytes_that_were_typed():

@@ -153,6 +153,21 @@ def test_variants_come_last_and_the_best_has_all_seeds():
     assert full[4:] == [("good", 2e-3, 1)]
 
 
+def test_in_the_last_step_a_point_has_all_seeds_before_the_next_point_begins():
+    text = SEARCHED.replace("widest", "#") + TINY.replace("learning_rate = 3e-3\nseeds = [5]\n", "")
+    grid, done, order = read_grid(text, "tiny"), {}, []
+    while runs := wanted_runs(grid, done):
+        run = runs[0]
+        order.append((run.name, run.seed, run.train.learning_rate, run.search))
+        value = run.train.learning_rate if run.search else -run.train.learning_rate
+        done[run.key] = record(run, value, test=0.0)
+    first, last = (LOW, HIGH)[::-1]
+    assert order[4:] == [
+        ("a", 0, first, False), ("b", 0, first, False), ("a", 1, first, False), ("b", 1, first, False),
+        ("a", 0, last, False), ("a", 1, last, False), ("b", 0, last, False), ("b", 1, last, False),
+    ]  # fmt: skip
+
+
 def test_a_finalist_that_diverges_gives_its_place_to_the_next():
     def scores(variant, rate, short):
         return None if rate == 2e-3 and not short else -abs(math.log(rate / 2.2e-3))

@@ -76,6 +76,8 @@ def test_slot_trace(tmp_path):
             index = trace[layer][kind].index[1, :, head]
             expected = np.stack([np.repeat(np.arange(12), 4), index.ravel()], axis=1)
             np.testing.assert_array_equal(np.asarray(drawn.get_offsets()), expected)
+    named = plot.slot_trace(trace, slots=64, tokens=list("kvkvqqqqqqqq"))
+    assert [label.get_text() for label in named.axes[2].get_xticklabels()] == list("kvkvqqqqqqqq")
     figure.savefig(tmp_path / "trace.png")
 
 
@@ -127,6 +129,43 @@ def test_digit_product_frames_the_best_slots():
     assert sorted((p.get_x() + 0.5, p.get_y() + 0.5) for p in slots.patches) == [(0, 0), (0, 1)]  # slots 0 and 2
     tree = plot.address_tree(logits, top_k=2)
     assert [t.get_text() for t in tree.axes[0].texts] == ["slot 0 = 00  (0.18)", "slot 2 = 10  (0.72)"]
+
+
+def test_beam_merge_names_the_digit_that_it_adds():
+    scores = np.log(np.outer([0.6, 0.4], [0.9, 0.1]))
+    axes = plot.beam_merge([(scores, scores > -1)], top_k=2, first=3).axes[0]
+    assert axes.get_title() == "merge 3: 1 of 4 kept"
+    assert axes.get_xlabel() == "value of digit 3, by rank"
+
+
+def test_pigeonholes_join_tokens_and_slots():
+    arrows = [("write", 0, 5), ("read", 1, 2)]
+    figure = plot.pigeonholes(["Tom", "Ada"], {5: "fox"}, columns=4, rows=2, arrows=arrows, erased=2)
+    axes = figure.axes[0]
+    holes = [patch for patch in axes.patches if hasattr(patch, "get_xy") and patch.get_width() < 1]
+    assert len(holes) == 8
+    assert [holes[slot].get_linewidth() for slot in (0, 2, 5)] == [0.7, 2, 2]
+    drawn = {text.get_text(): text.get_position() for text in axes.texts}
+    x, y = drawn["fox"]
+    assert (round(x), round(y)) == (1, 1)  # slot 5 of rows of four
+    assert len(axes.lines) == 2  # the cross
+
+
+def test_a_rack_turns():
+    def place(t):
+        axes = plot.rack(["Tom", "Fox", "Ada"], {0: "owl"}, slots=8, t=t).axes[0]
+        return next(text.get_position() for text in axes.texts if text.get_text() == "owl")
+
+    np.testing.assert_allclose(place(0), (0, 0.94), atol=1e-9)  # address 0, at the top
+    np.testing.assert_allclose(place(2), (0.94, 0), atol=1e-9)  # a quarter further
+
+
+def test_jars_are_filled_up_to_their_mass():
+    axes = plot.slot_jars({"a": 1.0, "b": -1.0}, {"a": 0.5, "b": 9.0}, ends=("cat", "fox"), title="now").axes[0]
+    assert [patch.get_height() for patch in axes.patches] == [0.5, 2.5]
+    fox, cat = (patch.get_facecolor()[:3] for patch in axes.patches)
+    assert fox[0] > fox[2]
+    assert cat[2] > cat[0]
 
 
 def test_cape_grid_names_the_content_of_every_slot():

@@ -36,6 +36,11 @@ CALLS = {
     "cape_grid": lambda: plot.cape_grid(slots=4, tokens=6, follow=[1]),
     "chunk_accesses": lambda: plot.chunk_accesses([[5], [5]], [[9], [5]], slots=16),
     "slot_life": lambda: plot.slot_life({"ema": [0, 1, 1]}, {"ema": [0.1, 1, 1]}, [1], [0, 1, 0], reads=[2]),
+    "pigeonholes": lambda: plot.pigeonholes(
+        ["Tom"], {1: "fox"}, 2, 2, arrows=[("write", 0, 1)], erased=0, title="a wall"
+    ),
+    "rack": lambda: plot.rack(["Tom", "Fox"], {0: "Tom"}, slots=8, t=1, arrows=[("read", 1, 0)]),
+    "slot_jars": lambda: plot.slot_jars({"a": 0.5}, {"a": 1.0}, ends=("cat", "fox"), title="jars"),
     "slot_adjoint": lambda: plot.slot_adjoint([0, 1, 1], [0.5, 1, 1], writes=[1], reads=[2]),
     "text_weights": lambda: plot.text_weights(
         "abc", {"answer": [0.1, 0.9, 0]}, xlabel="byte", ylabel="asked at", at={"answer": 2}
@@ -48,7 +53,7 @@ CALLS = {
     "roofline": lambda: plot.roofline({"ours": (4.0, 2e12), "theirs": (0.4, 1e12)}, peak=67e12, bandwidth=3e12),
 }
 LOGITS = np.random.default_rng(0).standard_normal((3, 4))
-ILLUSTRATIONS = {"ramnet_picture"}  # panels named by headings instead of axis labels
+ILLUSTRATIONS = {"ramnet_picture", "pigeonholes", "rack", "slot_jars"}  # named by headings instead of axis labels
 
 
 def test_every_plot_function_has_a_call():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 SITE = Path(__file__).parent.parent.parent / "docs/_build/html"
+INTERACTIVE = "_static/interactive/index.html"
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -49,3 +50,22 @@ def browser(tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
     yield driver
     driver.quit()
+
+
+def resize(browser, width, height=900):
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def prefer(browser, scheme, motion="no-preference"):
+    wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
+    media = {"features": [{"name": name, "value": value} for name, value in wanted.items()]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+
+def find(browser, selector):
+    return browser.find_element("css selector", selector)
+
+
+def complaints(browser):
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]

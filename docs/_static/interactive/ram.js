@@ -1,7 +1,7 @@
 /* The mathematics of the interactive page: one head of RAM-Net, in double precision, without a page.
 
-   The same steps as ramnet_np/core: digits -> product softmax -> top-K -> CAPE -> write -> read. Tested against it on
-   random inputs. Works in a browser (as `RAM`) and in node (as a module).
+   The same steps as ramnet_np/core: digits -> product softmax -> top-K -> CAPE -> write -> read, with masks, given
+   states and mass-aware reads. Tested against it on random inputs. Works in a browser (as `RAM`) and in node (as a module).
 
      logits   U arrays of P numbers, digit 0 first
      address  {index, content, weight}: K slots, best first; `content` are the slots before CAPE moved them
@@ -9,12 +9,14 @@
 "use strict";
 
 const RAM = (() => {
+  const sum = (list) => list.reduce((a, b) => a + b, 0);
+
   /** Softmax of logits / temperature, one per digit: U arrays of P probabilities. */
   function digitSoftmax(logits, temperature) {
     return logits.map((digit) => {
       const largest = Math.max(...digit);
       const exps = digit.map((x) => Math.exp((x - largest) / temperature));
-      const total = exps.reduce((a, b) => a + b, 0);
+      const total = sum(exps);
       return exps.map((e) => e / total);
     });
   }
@@ -91,18 +93,37 @@ const RAM = (() => {
     return { memory: { slots, mass }, log };
   }
 
+  /** The weights that a read uses: those of the address, or (mass-aware) the same sum shared out by r z. */
+  function readWeights(memory, address, { massAware = false, eps = 1e-12 } = {}) {
+    if (!massAware) return address.weight;
+    const products = address.index.map((slot, j) => address.weight[j] * memory.mass[slot]);
+    const scale = sum(address.weight) / (sum(products) + eps);
+    return products.map((product) => scale * product);
+  }
+
   /** y = sum over the slots of `address` of r s. */
-  function read(memory, address) {
+  function read(memory, address, options) {
     const y = new Array(memory.slots[0].length).fill(0);
+    const weights = readWeights(memory, address, options);
     address.index.forEach((slot, j) => {
       memory.slots[slot].forEach((s, c) => {
-        y[c] += address.weight[j] * s;
+        y[c] += weights[j] * s;
       });
     });
     return y;
   }
 
-  return { digitSoftmax, digitsOf, productSoftmax, topK, slotScores, capeShift, decode, initialMemory, retention, write, read };
+  /** One token: address, write, read. A masked token writes nothing and its y is 0. */
+  function step(memory, { key, query, value, masked = false }, options) {
+    const w = decode(key, options), r = decode(query, options);
+    if (masked) return { w, r, memory, log: [], weights: r.weight.map(() => 0), y: value.map(() => 0) };
+    const { memory: after, log } = write(memory, w, value, options);
+    return { w, r, memory: after, log, weights: readWeights(after, r, options), y: read(after, r, options) };
+  }
+
+  return {
+    digitSoftmax, digitsOf, productSoftmax, decode, capeShift, initialMemory, retention, write, read, readWeights, step,
+  };
 })();
 
 if (typeof module !== "undefined") module.exports = RAM;

@@ -1,123 +1,144 @@
-/* What the interactive page plays: scenes of a few tokens, and what to say about every step. No page, no drawing. */
+/* What the interactive page plays: scenes of a few tokens, each with something to try. No page, no drawing.
+
+   A scene has tokens (made anew for every number of digits), settings, and, if there is something to try, a goal:
+   `solved` looks at the steps of a run, `answer` sets what solves it, `why` says what it shows.                     */
 "use strict";
 
 const Scenes = (() => {
   const M = 64, CHANNELS = 4;
   const SHAPES = { 1: 64, 2: 8, 3: 4, 6: 2 }; // order U -> radix P, all with 64 slots
-  const VALUES = { A: [1, 0.6, -0.4, -1], B: [-1, 0.7, 1, -0.3], C: [0.3, -1, 0.5, 1], D: [-0.6, -0.6, 1, 1] };
+  const ANIMALS = { fox: [1, 0.6, -0.4, -1], owl: [-1, 0.7, 1, -0.3], hen: [0.3, -1, 0.5, 1], bee: [-0.6, -0.6, 1, 1] };
+  const OWNS = { Tom: "fox", Ada: "owl", Ann: "hen", Max: "bee" };
+  const SLOTS = { Tom: 27, Ada: 6, Ann: 45, Max: 52 };
   const NOTHING = [0, 0, 0, 0];
-  const SLOTS = { A: 27, B: 6, C: 45, D: 52 };
 
   /** Logits that point at a slot: `sharpness` on its digits, a little fixed unevenness on the others. */
-  function pointTo(slot, order, sharpness, wobble = 0) {
+  function pointTo(slot, order, sharpness = 6, wobble = 0) {
     const radix = SHAPES[order];
+    const sharp = order === 1 ? sharpness + 3 : sharpness; // one digit has 63 rivals
     return RAM.digitsOf(slot, order, radix).map((digit, u) =>
       Array.from({ length: radix }, (_, i) => {
         const uneven = Math.sin(12.9898 * (slot + 1) + 78.233 * (u + 1) + 4.1414 * (i + 1) + 11 * wobble);
-        return (i === digit ? sharpness : 0) + (0.5 + 0.5 * wobble) * uneven;
+        return (i === digit ? sharp : 0) + (0.5 + 0.5 * wobble) * uneven;
       }),
     );
   }
 
   const flat = (order) => Array.from({ length: order }, () => new Array(SHAPES[order]).fill(0));
-  const fact = (name, order, value = VALUES[name], says = `store ${name}`) => ({
-    name: says, stores: name, key: pointTo(SLOTS[name], order, 4), query: pointTo(SLOTS[name], order, 4, 1), value,
-  });
-  const question = (name, order) => ({
-    name: `recall ${name}?`, asks: name, key: flat(order), query: pointTo(SLOTS[name], order, 4, 1), value: NOTHING,
+
+  const fact = (name, order, { value = ANIMALS[OWNS[name]], says = `${name}: ${OWNS[name]}`, sharpness = 6 } = {}) => ({
+    name: says, stores: name, key: pointTo(SLOTS[name], order, sharpness), query: pointTo(SLOTS[name], order, sharpness, 1), value,
   });
 
-  /** The token whose value token `i` should read: its own, that of the last fact it asks for, or the one before. */
-  function wanted(tokens, i) {
-    const { asks, asksBefore } = tokens[i];
-    if (asksBefore) return i - 1;
-    return asks ? tokens.findLastIndex((token, j) => j < i && token.stores === asks) : i;
+  const question = (name, order, sharpness = 6) => ({
+    name: `${name}?`, asks: name, key: flat(order), query: pointTo(SLOTS[name], order, sharpness, 1), value: NOTHING, expects: ANIMALS[OWNS[name]],
+  });
+
+  /** A question that knows the name only in part: up to four values of its last digit are as likely as one another. */
+  function vague(name, order) {
+    const token = question(name, order);
+    const digit = SLOTS[name] % SHAPES[order];
+    token.query[0] = token.query[0].map((_, i) => (Math.floor(i / 4) === Math.floor(digit / 4) ? 9 : 0));
+    return token;
   }
 
+  const story = (u) => [...["Tom", "Ada", "Ann"].map((n) => fact(n, u)), ...["Tom", "Ada", "Ann"].map((n) => question(n, u))];
+  const plain = { temperature: 1, k: 4, gamma: 1, update: "pdma", cape: false, first: 0, massAware: false, given: false };
+  const answers = (steps) => Object.fromEntries(steps.filter((s) => s.token.asks).map((s) => [s.token.asks, s.verdict]));
+  const allClear = (steps) => Object.values(answers(steps)).every((verdict) => verdict.clear);
+  const negative = (value) => value.map((x) => -x);
+
   const SCENES = {
-    recall: {
-      title: "Store and recall",
-      about: "Three tokens store a fact each, three later ones ask for them. Each key has its own few slots, so the facts hardly meet.",
-      settings: { temperature: 1, k: 4, gamma: 1, update: "pdma", cape: false, first: 0 },
-      tokens: (u) => [fact("A", u), fact("B", u), fact("C", u), question("B", u), question("A", u), question("C", u)],
+    watch: {
+      title: "Watch it work",
+      about: "Three tokens say who has which animal, three later ones ask. Watch where each fact goes, and where it comes back from.",
+      settings: plain,
+      tokens: story,
     },
-    forget: {
-      title: "Write again: mean or newest?",
-      about: "One key is written five times, with values that alternate. Move γ: 0 keeps the mean of all, 1 a moving average, 4 almost only the newest.",
-      settings: { temperature: 1, k: 4, gamma: 0, update: "pdma", cape: false, first: 0 },
-      tokens: (u) => [
-        fact("A", u, VALUES.A, "A is v"), fact("A", u, VALUES.A.map((x) => -x), "A is −v"), fact("A", u, VALUES.A, "A is v"),
-        fact("A", u, VALUES.A.map((x) => -x), "A is −v"), fact("A", u, VALUES.A, "A is v"), question("A", u),
-      ],
+    lose: {
+      title: "Lose the fox",
+      about: "The model reads that Tom has a fox. In which slot does it keep that?",
+      goal: "Erase one slot, so that the fox is lost, but the owl and the hen are not. Play until Ann’s hen is written, then click a slot and erase it.",
+      settings: plain,
+      tokens: story,
+      answer: (page) => page.erase(27, 2, 2),
+      solved: (steps) => {
+        const { Tom, Ada, Ann } = answers(steps);
+        return Tom.lost && Ada.clear && Ann.clear && steps.some((s) => s.erased.length);
+      },
+      why: "Slot 27 held nearly all of the fox. A fact lives in the few slots that its key chose, so it can be found and erased.",
+    },
+    collide: {
+      title: "Make facts collide",
+      about: "Tom’s fox and Ada’s owl have slots of their own. Nothing but the two keys keeps them apart.",
+      goal: "Make the question about Tom answer “owl”. Go to the token “Ada: owl” and drag the bars of its key.",
+      settings: plain,
+      tokens: story,
+      answer: (page) => page.edit(1, (token, order) => (token.key = pointTo(SLOTS.Tom, order))),
+      solved: (steps) => answers(steps).Tom.nearest === "owl",
+      why: "Ada’s key now has the digits of Tom’s. Two facts with one address overwrite each other: that is interference, and the reason for many slots.",
     },
     before: {
-      title: "CAPE: the token before",
-      about: "All tokens write with one and the same key and read with one query, one slot further up. CAPE turns the addresses by a place a token, so each finds what the token before it wrote.",
-      settings: { temperature: 0.4, k: 1, gamma: 1, update: "pdma", cape: true, first: 0 },
+      title: "Find it with CAPE",
+      about: "Every token writes with the same key, and reads one slot further up. So each one overwrites what the token before it wrote, and finds nothing.",
+      goal: "Let every token read what the token before it wrote. One setting is enough.",
+      settings: { ...plain, k: 1 },
       tokens: (u) =>
-        ["A", "B", "C", "D", "A", "C"].map((name) => ({
-          name: `say ${name}`, asksBefore: true, key: pointTo(9, u, 4), query: pointTo(10, u, 4), value: VALUES[name],
+        ["fox", "owl", "hen", "bee", "fox", "hen"].map((animal) => ({
+          name: animal, asksBefore: true, key: pointTo(9, u), query: pointTo(10, u), value: ANIMALS[animal],
         })),
+      answer: (page) => page.set({ cape: true }),
+      solved: (steps) => steps.slice(1).every((s) => s.verdict.clear),
+      why: "CAPE turns all addresses by one slot per token. The same key now means another slot each time, and the next slot up is the token before. Move the first position: every slot changes, y does not.",
     },
-    crowd: {
-      title: "Too blunt: facts that blur",
-      about: "The same facts with a high temperature: flat softmaxes put every fact's weight on many slots, and K keeps too little of it. Lower the temperature and watch y come back.",
-      settings: { temperature: 3, k: 8, gamma: 1, update: "pdma", cape: false, first: 0 },
-      tokens: (u) => [fact("A", u), fact("B", u), fact("C", u), fact("D", u), question("A", u), question("B", u), question("D", u)],
+    newest: {
+      title: "Mean or newest?",
+      about: "Tom’s slot is written five times: fox, then its opposite, and so on. The question wants the newest, and gets the mean of all.",
+      goal: "Make the answer clear. How fast must the memory forget?",
+      settings: { ...plain, gamma: 0 },
+      tokens: (u) => [
+        ...["fox", "not fox", "fox", "not fox", "fox"].map((says) =>
+          fact("Tom", u, { says, sharpness: 4, value: says === "fox" ? ANIMALS.fox : negative(ANIMALS.fox) })),
+        question("Tom", u, 7),
+      ],
+      answer: (page) => page.set({ gamma: 4 }),
+      solved: allClear,
+      why: "With γ = 0 a slot keeps the mean of everything. A larger γ keeps less of the old mass, so the newest value weighs more.",
+    },
+    blur: {
+      title: "Sharpen a blur",
+      about: "A high temperature makes the softmaxes flat. Every fact spreads over many slots, and K of them hold too little of it.",
+      goal: "Get all three answers back, without touching a bar.",
+      settings: { ...plain, temperature: 3, k: 8 },
+      tokens: story,
+      answer: (page) => page.set({ temperature: 0.7 }),
+      solved: allClear,
+      why: "A lower temperature sharpens every digit, and the product of sharp digits is a sharp address. A larger K alone does not help: try it.",
+    },
+    vague: {
+      title: "Ask with half a name",
+      about: "The question knows only some of the digits of Tom’s slot. It spreads its read over slots, and only one of them was ever written.",
+      goal: "Get the fox back. The bars stay as they are.",
+      settings: plain,
+      tokens: (u) => [...["Tom", "Ada", "Ann"].map((n) => fact(n, u)), vague("Tom", u)],
+      answer: (page) => page.set({ massAware: true }),
+      solved: allClear,
+      why: "A mass-aware read weighs each slot by its mass. Empty slots have next to none, so the one that was written answers for all.",
+    },
+    pieces: {
+      title: "Read in two pieces",
+      about: "The first piece said who has which animal. This is the second piece: it only asks. Its memory starts empty.",
+      goal: "Give the second piece what the first one left.",
+      settings: plain,
+      firstPiece: (u) => ["Tom", "Ada", "Ann"].map((n) => fact(n, u)),
+      tokens: (u) => ["Tom", "Ada", "Ann"].map((n) => question(n, u)),
+      answer: (page) => page.set({ given: true }),
+      solved: allClear,
+      why: "Contents and masses are all that the first piece leaves behind. A text can be read in pieces of any length, with the same result.",
     },
   };
 
-  /** Every token of a scene in order, from an empty memory: what it addressed, wrote and read. */
-  function run(tokens, settings) {
-    let memory = RAM.initialMemory(M, CHANNELS);
-    return tokens.map((token, i) => {
-      const t = settings.first + i;
-      const w = RAM.decode(token.key, { ...settings, t });
-      const r = RAM.decode(token.query, { ...settings, t });
-      const before = memory;
-      const written = RAM.write(memory, w, token.value, settings);
-      memory = written.memory;
-      const from = wanted(tokens, i);
-      const target = from < 0 ? NOTHING : tokens[from].value;
-      return { t, token, from, target, w, r, before, after: memory, log: written.log, y: RAM.read(memory, r) };
-    });
-  }
-
-  const number = (x) => (Math.abs(x) < 0.0995 && x !== 0 ? x.toPrecision(2) : x.toFixed(2)).replace("-", "−");
-  const percent = (x) => `${(100 * x).toFixed((x > 0.995 && x < 0.9995) || (x > 0.0005 && x < 0.1) ? 1 : 0)} %`;
-  const sum = (list) => list.reduce((a, b) => a + b, 0);
-
-  /** What just happened, in a sentence or three: phase 0 address, 1 write, 2 read. */
-  function caption(step, phase, settings, order) {
-    const { t, token, w, r, log, y } = step;
-    if (phase === 0) {
-      const p = RAM.digitSoftmax(token.key, settings.temperature);
-      const digits = RAM.digitsOf(w.content[0], order, SHAPES[order]);
-      const factors = digits.map((d, u) => number(p[u][d])).reverse().join(" × ");
-      const product = order > 1 ? `${factors} = ${number(w.weight[0])}` : number(w.weight[0]);
-      const kept = sum(w.weight);
-      const tie = w.weight.length > 1 && Math.abs(w.weight[0] - w.weight[w.weight.length - 1]) < 1e-12;
-      const first = tie
-        ? `The key is flat: all slots have the same weight, ${number(w.weight[0])}. The ${settings.k} of smallest number are kept.`
-        : `The key’s ${order === 1 ? "softmax gives" : `${order} softmaxes multiply to`} 64 slot weights. Slot ${w.content[0]}${order > 1 ? ` (digits ${digits.slice().reverse().join("·")})` : ""} is the heaviest: ${product}. The best ${settings.k} ${settings.k === 1 ? "slot is" : "are"} kept and hold${settings.k === 1 ? "s" : ""} ${percent(kept)} of the whole.`;
-      return settings.cape
-        ? `${first} CAPE turns the address by t = ${t}: content slot ${w.content[0]} is now slot ${w.index[0]} of the memory.`
-        : first;
-    }
-    if (phase === 1) {
-      const { slot, w: weight, alpha, eta, massBefore, massAfter } = log[0];
-      const nothing = token.value.every((x) => x === 0) ? " This token has nothing to say, but a token always writes: it pulls these slots a little to zero." : "";
-      return `Write: slot ${slot} had mass ${number(massBefore)}. It keeps ${percent(alpha)} of that and gains ${number(weight)}, so z = ${number(massAfter)}. The new value’s share is η = w / z = ${number(eta)}: the content moves ${percent(eta)} of the way to v. The other ${M - log.length} slots are not touched.${nothing}`;
-    }
-    const error = Math.max(...y.map((x, c) => Math.abs(x - step.target[c])));
-    const read = `Read: y is the sum of ${settings.k} slot${settings.k === 1 ? "" : "s"}, each times its read weight (together ${number(sum(r.weight))}).`;
-    if (step.from < 0) return `${read} No token came before this one, so there is nothing to find.`;
-    const against = token.stores ? "the value just stored" : token.asks ? `what ${token.asks} stored` : "the value of the token before";
-    const verdict = error < 0.25 ? "A clear answer." : error < 0.6 ? "Blurred, but there." : "Hardly recognisable.";
-    return `${read} Against ${against}, y is off by ${number(error)} at most. ${verdict}`;
-  }
-
-  return { M, CHANNELS, SHAPES, SCENES, run, caption, number, percent };
+  return { M, CHANNELS, SHAPES, ANIMALS, NOTHING, SCENES };
 })();
 
 if (typeof module !== "undefined") module.exports = Scenes;

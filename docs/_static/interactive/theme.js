@@ -25,5 +25,6 @@ const Theme = (() => {
   };
   apply();
   system.addEventListener("change", apply);
+  addEventListener("storage", apply); // the site's own switch, when this page stands in one of its pages
   return { toggle, isDark: () => document.documentElement.dataset.theme === "dark" };
 })();

@@ -26,6 +26,7 @@ from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Vari
 from ramnet_np.model.mixers.key_value import (
     FeaturesContext,
     ProjectionContext,
+    empty_matrices,
     features_backward,
     features_forward,
     key_value_parameters,
@@ -152,5 +153,6 @@ MIXER = Mixer(
     forward=delta_layer_forward,
     backward=delta_layer_backward,
     state_size=_state_size,
+    initial_state=empty_matrices,
     check=_check,
 )

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ramnet_np.contract import Address, Array
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.parameters import Parameter, Params
+
+Recompute = Literal["none", "ffn", "block"]
 
 
 class CallOptions(NamedTuple):
@@ -22,6 +24,7 @@ class CallOptions(NamedTuple):
     backend: str | None = None
     return_state: bool = False
     in_place: bool = False  # T = 1: update the given state; there is no backward
+    recompute: Recompute = "none"  # what a block computes again in its backward in place of keeping it
 
 
 class StateSize(NamedTuple):
@@ -98,6 +101,9 @@ class Mixer:
     # (fourth) and arrays like the last; of a mixer whose step changes the state's arrays where they are
     check_state: Callable[[str, Any, RAMNetConfig, int, Array], None] | None = None
     state_grows: bool = False  # with every token
+    # The state before the first token, for sequences like the array (B, T, D), with the shapes of every later state;
+    # None of a mixer whose state takes shape with its tokens.
+    initial_state: Callable[[RAMNetConfig, Array], Any] | None = None
     addresses: Addresses | None = None  # of a mixer with slots: it alone takes a mask and a backend, and can be traced
 
     def variant(self, config: RAMNetConfig) -> Variant:

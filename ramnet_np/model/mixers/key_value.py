@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
+from ramnet_np.core.arrays import namespace_of
 from ramnet_np.layers.activation import Activation
 from ramnet_np.layers.feature_map import FEATURE_MAPS, FeatureMap
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
@@ -109,3 +110,16 @@ def features_backward(dq: Array, dk: Array, ctx: FeaturesContext) -> tuple[Array
     [0.0, 1.0]
     """
     return ctx.phi.backward(dq, ctx.q), ctx.phi.backward(dk, ctx.k)
+
+
+def empty_matrices(config: RAMNetConfig, x: Array) -> Array:
+    """The state before the first token of a mixer that has a matrix for each head: zeros (B, H, d_k, C).
+
+    ``x``: (B, T, D), whose B, dtype and device they have.
+
+    >>> import numpy as np
+    >>> empty_matrices(RAMNetConfig(width=8, heads=2, key_channels=3), np.zeros((1, 5, 8))).shape
+    (1, 2, 3, 4)
+    """
+    shape = (x.shape[0], config.heads, config.head_key_channels, config.head_channels)
+    return namespace_of(x).zeros(shape, dtype=x.dtype)

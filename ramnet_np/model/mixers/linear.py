@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ramnet_np.contract import Array
+from ramnet_np.core.arrays import namespace_of
 from ramnet_np.layers.linear_attention import (
     LinearAttentionContext,
     linear_attention_backward,
@@ -98,6 +99,11 @@ def _parameters(config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
     return key_value_parameters(config) | output_parameters(config)
 
 
+def _initial_state(config: RAMNetConfig, x: Array) -> Array:
+    shape = (x.shape[0], config.heads, config.head_key_channels, config.head_channels + config.normaliser)
+    return namespace_of(x).zeros(shape, dtype=x.dtype)
+
+
 def _state_size(config: RAMNetConfig, context: int) -> StateSize:
     size = config.heads * config.head_key_channels * (config.head_channels + config.normaliser)
     return StateSize(size, size)
@@ -117,4 +123,5 @@ MIXER = Mixer(
     backward=linear_layer_backward,
     state_size=_state_size,
     check=_check,
+    initial_state=_initial_state,
 )

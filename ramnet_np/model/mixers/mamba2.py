@@ -27,6 +27,7 @@ from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Vari
 from ramnet_np.model.mixers.key_value import (
     FeaturesContext,
     ProjectionContext,
+    empty_matrices,
     features_backward,
     features_forward,
     key_value_parameters,
@@ -132,4 +133,5 @@ MIXER = Mixer(
     forward=mamba2_layer_forward,
     backward=mamba2_layer_backward,
     state_size=_state_size,
+    initial_state=empty_matrices,
 )

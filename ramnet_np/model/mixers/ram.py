@@ -278,4 +278,5 @@ MIXER = Mixer(
     check=_check,
     check_state=_check_state,
     addresses=ram_layer_addresses,
+    initial_state=initial_state,
 )

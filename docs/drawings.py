@@ -1,0 +1,220 @@
+"""The drawings of "How the GPU kernels work" and of "The house and its rooms", for light and for dark pages.
+
+    python docs/drawings.py docs/images
+
+Writes an SVG per drawing, and beside it one for dark pages, ``*-dark.svg``. A drawing is a function that puts boxes,
+arrows and words on a sheet.
+"""
+
+from __future__ import annotations
+
+import sys
+from html import escape
+from pathlib import Path
+
+LIGHT = {"ink": "#222222", "muted": "#5c5c5c", "line": "#8a8a8a", "box": "#f1efe9", "paper": "#ffffff",
+         "write": "#d55e00", "read": "#007a59", "wait": "#e3ddd0"}  # fmt: skip
+DARK = {"ink": "#e8e6e1", "muted": "#b0aea9", "line": "#7c818c", "box": "#272b33", "paper": "#16181d",
+        "write": "#f07a35", "read": "#1fb98b", "wait": "#3b3f48"}  # fmt: skip
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
+
+
+class Sheet:
+    """An SVG of a size, in the colours of a page."""
+
+    def __init__(self, width: int, height: int, colours: dict[str, str]):
+        self.size, self.colours = (width, height), colours
+        self.parts: list[str] = []
+
+    def text(self, x: float, y: float, words: str, colour: str = "ink", anchor: str = "start", size: int = 15) -> None:
+        for i, line in enumerate(words.split("\n")):
+            place = f'x="{x:g}" y="{y + 1.3 * size * i:g}" text-anchor="{anchor}" font-size="{size}"'
+            self.parts.append(f'<text {place} fill="{self.colours[colour]}">{escape(line)}</text>')
+
+    def box(self, x: float, y: float, width: float, height: float, words: str = "", fill: str = "box") -> None:
+        shape = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6"'
+        self.parts.append(f'<rect {shape} fill="{self.colours[fill]}" stroke="{self.colours["line"]}"/>')
+        lines = words.split("\n")
+        colour = "paper" if fill in ("write", "read", "ink") else "ink"
+        self.text(x + width / 2, y + height / 2 + 5 - 9.75 * (len(lines) - 1), words, colour, "middle")
+
+    def arrow(self, *points: tuple[float, float], colour: str = "line") -> None:
+        (x0, y0), (x1, y1) = points[-2:]
+        length = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
+        dx, dy = 7 * (x1 - x0) / length, 7 * (y1 - y0) / length
+        path = "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
+        barbs = [(x1 - dx + side * dy, y1 - dy - side * dx) for side in (-0.6, 0.6)]
+        head = f"M{barbs[0][0]:g} {barbs[0][1]:g}L{x1:g} {y1:g}L{barbs[1][0]:g} {barbs[1][1]:g}"
+        self.parts.append(f'<path d="{path}{head}" fill="none" stroke="{self.colours[colour]}" stroke-width="1.6"/>')
+
+    def line(self, x0: float, y0: float, x1: float, y1: float, dashed: bool = False) -> None:
+        dash = ' stroke-dasharray="5 4"' if dashed else ""
+        self.parts.append(f'<path d="M{x0:g} {y0:g}L{x1:g} {y1:g}" stroke="{self.colours["line"]}"{dash}/>')
+
+    def svg(self) -> str:
+        width, height = self.size
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+            f"font-family='{FONT}'>{''.join(self.parts)}</svg>\n"
+        )
+
+
+def pipeline(colours: dict[str, str]) -> Sheet:
+    """From logits and values to y: which kernel does what, and what runs at the same time."""
+    sheet = Sheet(760, 275, colours)
+    kernels = [(20, 130, "decode"), (210, 120, "find\nconflicts"), (410, 100, "masses"), (590, 120, "contents")]
+    when = ["all tokens\nat once", "all chunks\nat once", "chunk after chunk,\none block per\n(batch, head)",
+            "chunk after chunk,\none block per (batch,\nhead) and slice"]  # fmt: skip
+    for (x, width, name), said in zip(kernels, when, strict=True):
+        sheet.box(x, 110, width, 60, name)
+        sheet.text(x + width / 2, 225, said, "muted", "middle", 14)
+        sheet.line(x + width / 2, 176, x + width / 2, 206, dashed=True)
+    for x, words in ((0, "write logits"), (105, "read logits")):
+        sheet.text(x, 60, words, "read" if x else "write")
+    sheet.arrow((50, 68), (50, 108), colour="write")
+    sheet.arrow((120, 68), (120, 108), colour="read")
+    for left, right, words in ((150, 210, "slots,\nweights"), (330, 410, "chains"), (510, 590, "eta")):
+        sheet.arrow((left + 2, 140), (right - 2, 140))
+        sheet.text((left + right) / 2, 130 - 19.5 * words.count("\n"), words, "muted", "middle", 14)
+    sheet.text(615, 60, "values", "write", "middle")
+    sheet.arrow((615, 68), (615, 108), colour="write")
+    sheet.arrow((690, 108), (690, 70), colour="read")
+    sheet.text(690, 60, "y", "read", "middle", 17)
+    return sheet
+
+
+def accesses(colours: dict[str, str]) -> Sheet:
+    """Four tokens and four slots: which accesses conflict."""
+    rows = [
+        (5, ["W", "", "", ""], "no conflict: done at once, with all others"),
+        (9, ["R", "", "R", ""], "reads of the slot as it is"),
+        (12, ["W", "", "R", "R"], "no conflict: reads come after all writes anyway"),
+        (17, ["WR", "W", "", "R"], "a chain W R W R: its first R needs a version,\nbecause a write follows"),
+    ]
+    sheet = Sheet(760, 250, colours)
+    sheet.text(20, 30, "token", "muted")
+    for t in range(4):
+        sheet.text(125 + 70 * t, 30, str(t), "muted", "middle")
+    for i, (slot, cells, words) in enumerate(rows):
+        y = 48 + 48 * i
+        sheet.text(20, y + 25, f"slot {slot}")
+        for t, cell in enumerate(cells):
+            sheet.box(92 + 70 * t, y, 66, 38)
+            for j, kind in enumerate(cell):
+                x = 125 + 70 * t + 28 * (j - (len(cell) - 1) / 2)
+                sheet.box(x - 12, y + 7, 24, 24, kind, "write" if kind == "W" else "read")
+        sheet.text(392, y + (15 if "\n" in words else 24), words, "muted", size=14)
+    return sheet
+
+
+def block(colours: dict[str, str]) -> Sheet:
+    """A block of content_forward: its state in shared memory and the two phases of a chunk."""
+    sheet = Sheet(760, 250, colours)
+    sheet.text(20, 28, "shared memory of a block")
+    for i, words in enumerate(("slot 0: 16 channels", "slot 1", "…", "slot 1023", "tokens, versions")):
+        sheet.box(20, 42 + 38 * i, 190, 34, words, "wait" if i == 4 else "box")
+    sheet.text(270, 28, "256 threads: 64 groups of 4 lanes, each lane has 4 channels")
+    sheet.box(270, 42, 200, 54, "1  writes without conflict:\n2 groups per token", "box")
+    sheet.box(480, 42, 200, 54, "then chains:\n1 group per chain", "box")
+    sheet.line(262, 112, 690, 112, dashed=True)
+    sheet.text(700, 117, "barrier", "muted", size=14)
+    sheet.box(270, 128, 410, 54, "2  reads: 2 groups per token,\n4 slots or versions each", "box")
+    sheet.line(262, 198, 690, 198, dashed=True)
+    sheet.text(700, 203, "barrier", "muted", size=14)
+    sheet.text(270, 226, "the next chunk; its inputs were loaded meanwhile", "muted", size=14)
+    return sheet
+
+
+def step(colours: dict[str, str]) -> Sheet:
+    """One token of generation: who does what at the same time."""
+    sheet = Sheet(760, 190, colours)
+    load, add = (256, 90, "load rows"), (528, 150, "write, add up")
+    lanes = [
+        ("warp 0", [(100, 150, "slots of the write"), load, (352, 170, "weights, masses, eta"), add]),
+        ("warp 1", [(100, 150, "slots of the read"), load, (352, 170, "weights"), add]),
+        ("other warps", [load, add]),
+    ]
+    for i, (name, parts) in enumerate(lanes):
+        y = 20 + 48 * i
+        sheet.text(10, y + 24, name, size=14)
+        for x, width, words in parts:
+            sheet.box(x, y, width, 38, words)
+        sheet.arrow((680, y + 19), (706, y + 19))
+        sheet.text(714, y + 24, "y", "read", size=17)
+    sheet.arrow((100, 172), (750, 172))
+    sheet.text(10, 177, "time", "muted", size=14)
+    return sheet
+
+
+def waits(colours: dict[str, str]) -> Sheet:
+    """Two loads that share a counter: a value that arrived long ago waits for the newer load."""
+    sheet = Sheet(760, 200, colours)
+    sheet.box(110, 20, 210, 36, "load A: entry of a chain", "read")
+    sheet.box(250, 68, 330, 36, "load B: inputs of the next chunk", "write")
+    sheet.box(420, 116, 160, 36, "this use of A waits", "wait")
+    sheet.box(580, 116, 140, 36, "A is used")
+    sheet.line(420, 14, 420, 116, dashed=True)
+    sheet.text(430, 34, "the instruction that uses A is reached", "muted", size=14)
+    sheet.line(580, 60, 580, 116, dashed=True)
+    for y, words in ((43, "counter + 1"), (91, "counter + 1"), (139, "this thread")):
+        sheet.text(10, y, words, "muted", size=14)
+    sheet.text(592, 92, "B arrives: counter 0", "muted", size=14)
+    sheet.arrow((110, 182), (750, 182))
+    sheet.text(10, 187, "time", "muted", size=14)
+    return sheet
+
+
+def rooms(colours: dict[str, str]) -> Sheet:
+    """Which room may import which."""
+    sheet = Sheet(760, 400, colours)
+    for i, name in enumerate(("cli", "experiment", "runs", "train", "data")):
+        sheet.box(20 + 148 * i, 20, 110, 40, name)
+        if i:
+            sheet.arrow((20 + 148 * i - 36, 40), (20 + 148 * i - 3, 40))
+    sheet.box(242, 110, 110, 40, "plot")
+    sheet.arrow((223, 62), (272, 108))
+    sheet.arrow((371, 62), (322, 108))
+    for y, name in ((110, "model"), (190, "layers"), (270, "core"), (345, "backend")):
+        sheet.box(464, y, 110, 40, name)
+        if y > 110:
+            sheet.arrow((519, y - (38 if y < 340 else 33)), (519, y - 2))
+    sheet.arrow((519, 62), (519, 108))
+    sheet.arrow((667, 62), (667, 290), (577, 290))
+    sheet.box(242, 345, 110, 40, "contract", "wait")
+    sheet.arrow((462, 365), (355, 365))
+    for i, name in enumerate(("cpu", "cuda", "numba_cuda")):
+        sheet.box(10, 210 + 48 * i, 162, 40, f"kernels/{name}")
+    sheet.arrow((172, 326), (206, 326), (206, 365), (240, 365))
+    sheet.line(172, 230, 206, 230)
+    sheet.line(172, 278, 206, 278)
+    sheet.line(206, 230, 206, 326)
+    return sheet
+
+
+# the page that shows each drawing, by its name
+DRAWINGS = {
+    "kernels.md": (pipeline, accesses, block, step, waits),
+    "house.md": (rooms,),
+}
+
+
+def files() -> dict[str, str]:
+    """The text of every file, by its name: that of the page, then that of the drawing."""
+    return {
+        f"{page.removesuffix('.md')}-{draw.__name__}{suffix}.svg": draw(colours).svg()
+        for page, drawings in DRAWINGS.items()
+        for draw in drawings
+        for suffix, colours in (("", LIGHT), ("-dark", DARK))
+    }
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        raise SystemExit("usage: python docs/drawings.py FOLDER")
+    for name, text in files().items():
+        (Path(arguments[0]) / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

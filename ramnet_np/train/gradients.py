@@ -1,0 +1,109 @@
+"""Loss and gradients of a batch, at once or in parts whose gradients are added up.
+
+    loss  = sum_i (n_i / n) loss_i        n_i of the n labels are in part i, loss_i is their mean
+    grads = sum_i (n_i / n) grads_i       the same, as the gradient is linear in the loss
+
+The parts are some of the rows each, one after the other, so only one of them has its activations in memory. Nothing is
+read back from a GPU, so that a step can be captured as a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ramnet_np.contract import Array
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.layers.loss import IGNORE_INDEX, cross_entropy_and_gradient
+from ramnet_np.model import RAMNet
+from ramnet_np.model.mixers.interface import Recompute
+from ramnet_np.model.parameters import Params
+from ramnet_np.train.carried import CarriedState
+
+
+class Part(NamedTuple):
+    """Some rows of a batch."""
+
+    ids: Array  # (R, T)
+    select: Array  # (R, T) bool or (N,) b*T + t: the tokens whose logits are wanted
+    labels: Array  # (N,), of these tokens; IGNORE_INDEX counts for nothing
+
+
+class Gradients(NamedTuple):
+    """What a step is made of; the first three are scalars, on the GPU arrays without axes."""
+
+    loss: Array  # mean over the labels that count
+    correct: Array  # how many of them have the largest logit
+    count: Array  # how many they are
+    grads: Params
+
+
+def loss_and_gradients(
+    model: RAMNet,
+    parts: Sequence[Part],
+    recompute: Recompute = "none",
+    carried: CarriedState | None = None,
+    start: Array | None = None,
+) -> Gradients:
+    """Mean cross-entropy over all labels of all parts, and the gradient of every parameter.
+
+    ``parts``: of equally many rows, in the order of the batch. ``carried``: the state that the rows go on from, which
+    becomes the state after them; ``start``: (B,), the position of each row's first token in its document, where 0
+    empties the row's memory first. Gradients do not reach behind the first token of a window.
+
+    >>> import numpy as np
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
+    >>> ids = np.arange(8).reshape(2, 4)
+    >>> part = Part(ids, np.ones((2, 4), bool), ids.ravel())
+    >>> whole = loss_and_gradients(model, [part])
+    >>> halves = [Part(ids[i : i + 1], np.ones((1, 4), bool), ids[i]) for i in range(2)]
+    >>> bool(np.isclose(whole.loss, loss_and_gradients(model, halves).loss))
+    True
+    """
+    if carried is not None:
+        carried.begin(start)
+    total = None if len(parts) == 1 else sum((part.labels != IGNORE_INDEX).sum() for part in parts)
+    sums: Gradients | None = None
+    for i, part in enumerate(parts):
+        one = _part(model, part, i * part.ids.shape[0], total, recompute, carried, start)
+        if sums is None:
+            sums = one
+            continue
+        for name, grad in one.grads.items():
+            sums.grads[name] += grad
+        sums = sums._replace(
+            loss=sums.loss + one.loss, correct=sums.correct + one.correct, count=sums.count + one.count
+        )
+    assert sums is not None  # a batch has at least one part
+    return sums
+
+
+def _part(
+    model: RAMNet,
+    part: Part,
+    first: int,
+    total: Array | None,
+    recompute: Recompute,
+    carried: CarriedState | None,
+    start: Array | None,
+) -> Gradients:
+    """The share that a part, whose first row is row ``first`` of the batch, has in loss and gradients."""
+    if carried is None or start is None:
+        logits, ctx = model.forward(part.ids, select=part.select, recompute=recompute)
+        state = None
+    else:
+        rows, T = slice(first, first + part.ids.shape[0]), part.ids.shape[1]
+        positions = start[rows, None] + namespace_of(start).arange(T, dtype=start.dtype)
+        logits, state, ctx = model.forward_carrying(
+            part.ids, carried.rows(rows.start, rows.stop), select=part.select, positions=positions, recompute=recompute
+        )
+    loss, correct, count, dlogits = cross_entropy_and_gradient(logits, part.labels)
+    if total is not None:
+        share = (count / total.clip(1)).astype(loss.dtype)
+        loss = loss * share
+        dlogits *= share
+    grads = model.backward(dlogits, ctx)
+    if carried is not None and state is not None:
+        carried.put(rows.start, rows.stop, state)  # behind the backward, which may compute the forward again
+    return Gradients(loss, correct, count, grads)

@@ -1,0 +1,43 @@
+"""The pictures that scripts in docs/ make are those that are committed; the README's shows what ramnet_np computes."""
+
+import importlib.util
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+DOCS = Path(__file__).parent.parent / "docs"
+PICTURE = DOCS / "images/ramnet-moves.svg"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(Path(name).stem, DOCS / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_is_what_the_script_makes(tmp_path):
+    assert load("moving_picture.py").main([str(tmp_path / "made.svg")]) == 0
+    made = (tmp_path / "made.svg").read_text()
+    assert made == PICTURE.read_text(), "python docs/moving_picture.py docs/images/ramnet-moves.svg makes another one"
+    assert PICTURE.stat().st_size < 300_000
+    assert ElementTree.parse(PICTURE).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_the_answer_is_the_fox():
+    module = load("moving_picture.py")
+    index, contents, y = module.computed()
+    assert index[:, 0].tolist() == [slot for *_, slot in module.LINES]
+    np.testing.assert_allclose(contents[1][27], module.ANIMALS["fox"], atol=0.05)
+    np.testing.assert_allclose(y[-1], module.ANIMALS["fox"], atol=0.1)
+    assert ">fox</tspan>" in PICTURE.read_text()
+
+
+def test_drawings_are_what_their_script_makes():
+    drawings = load("drawings.py").files()
+    assert len(drawings) == 12
+    for name, text in drawings.items():
+        assert (DOCS / "images" / name).read_text() == text, f"python docs/drawings.py docs/images makes another {name}"
+        assert f"images/{name}" in (DOCS / f"{name.partition('-')[0]}.md").read_text()
+        ElementTree.fromstring(text)
