@@ -86,16 +86,20 @@ def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array | None
 
 
 @accelerated
-def weight_product(dy: Array, x: Array) -> Array:
+def weight_product(dy: Array, x: Array, accumulate_into: Array | None = None) -> Array:
     """The gradient of a weight: the sum over tokens of outer products, dy^T x.
 
-    ``dy``: (N, E); ``x``: (N, D), of one dtype. Returns (E, D), of the dtype of its sums: float32 for 16-bit arrays.
+    ``dy``: (N, E); ``x``: (N, D), of one dtype. Returns (E, D), of the dtype of its sums: float32 for 16-bit arrays; or
+    ``accumulate_into``, such an array, to which it was added in place.
 
     >>> import numpy as np
     >>> weight_product(np.array([[1.0], [2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])).tolist()
     [[13.0, 16.0]]
     """
-    return dy.T @ x
+    if accumulate_into is None:
+        return dy.T @ x
+    accumulate_into += dy.T @ x
+    return accumulate_into
 
 
 @accelerated

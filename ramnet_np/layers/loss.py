@@ -17,7 +17,7 @@ class LossAndGradient(NamedTuple):
 
     loss: Array  # mean over the labels that count
     correct: Array  # how many of them have the largest logit
-    count: Array  # how many they are
+    count: Array  # how many they are, or as many as was said
     dlogits: Array  # (N, V), gradient of the loss
 
 
@@ -91,11 +91,14 @@ def cross_entropy_backward(dloss: Array, ctx: CrossEntropyContext) -> Array:
 
 
 @accelerated
-def cross_entropy_and_gradient(logits: Array, labels: Array, ignore_index: int = IGNORE_INDEX) -> LossAndGradient:
+def cross_entropy_and_gradient(
+    logits: Array, labels: Array, ignore_index: int = IGNORE_INDEX, count: Array | None = None
+) -> LossAndGradient:
     """Forward and backward at once, as training wants them, with the count of right answers.
 
     ``logits``: (N, V), which may be OVERWRITTEN by their gradient; ``labels``: (N,). A token that does not count is
-    neither right nor wrong. Equation and errors as :func:`cross_entropy_forward`. On the GPU nothing is waited for.
+    neither right nor wrong. ``count``: a scalar, how many labels to divide by where these are a part of them; None:
+    those of ``labels``. Equation and errors as :func:`cross_entropy_forward`. On the GPU nothing is waited for.
 
     >>> import numpy as np
     >>> result = cross_entropy_and_gradient(np.log([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]), np.array([0, -100]))
@@ -106,7 +109,10 @@ def cross_entropy_and_gradient(logits: Array, labels: Array, ignore_index: int =
     loss, ctx = cross_entropy_forward(logits, labels, ignore_index)
     counts = labels != ignore_index
     correct = ((logits.argmax(axis=-1) == labels) & counts).sum()
-    return LossAndGradient(loss, correct, counts.sum(), cross_entropy_backward(1.0, ctx))
+    if count is None:
+        return LossAndGradient(loss, correct, counts.sum(), cross_entropy_backward(1.0, ctx))
+    share = counts.sum() / max(1, int(count))
+    return LossAndGradient(loss * loss.dtype.type(share), correct, count, cross_entropy_backward(share, ctx))
 
 
 def require_labels(labels: Array, logits: Array) -> None:

@@ -35,6 +35,7 @@ from ramnet_np.model.call_checks import check_options, check_select, check_state
 from ramnet_np.model.checks import check_choice, check_integer, check_number
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.count import describe, state_elements
+from ramnet_np.model.generation import tokens
 from ramnet_np.model.layout import (
     EMBEDDINGS,
     HEAD,
@@ -48,7 +49,6 @@ from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
-from ramnet_np.model.sampling import next_token, token_dtype
 
 Device = Literal["cpu", "gpu"]
 
@@ -63,7 +63,7 @@ class NetworkContext(NamedTuple):
     blocks: tuple[BlockContext | RecomputedBlock, ...]
     select: Array | None  # (B*T,) bool or (N,) integers
     norm: NormContext
-    head: LinearContext
+    head: LinearContext | None  # None of a forward without it
     hidden_shape: tuple[int, ...]  # (B, T, D)
 
 
@@ -159,29 +159,31 @@ class RAMNet:
         return logits, states
 
     @on_gpu_of_arrays
-    def forward_carrying(
+    def forward_hidden(
         self,
         ids: Array,
-        state: Sequence[Any],
+        state: Sequence[Any] | None = None,
         *,
         select: Array | None = None,
         positions: Array | None = None,
         backend: str | None = None,
         recompute: Recompute = "none",
     ) -> tuple[Array, list[Any], NetworkContext]:
-        """As :meth:`forward`, from a state to the next. Returns (logits, state after the last token, ctx).
+        """What the head turns into logits, (B, T, D) or (N, D): the last block's output behind the norm.
 
-        What training with carried state wants: with "block" in ``recompute``, ``state`` must stay as it is until the
-        backward has run.
+        Returns it, the state after the last token (a list of None unless ``state`` is given) and ctx for
+        :meth:`backward_hidden`. Arguments as of :meth:`forward`. With "block" in ``recompute``, ``state`` must stay as
+        it is until the backward has run. For training: see :mod:`ramnet_np.layers.head_loss`.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> ids = np.array([[1, 2]])
-        >>> logits, state, ctx = model.forward_carrying(ids, model.initial_state(1), positions=np.array([0, 1]))
-        >>> model.backward(np.ones_like(logits), ctx).keys() == model.params.keys()
-        True
+        >>> x, state, ctx = model.forward_hidden(ids, model.initial_state(1), positions=np.array([0, 1]))
+        >>> x.shape, state[0].slots.shape
+        ((1, 2, 8), (1, 2, 16, 4))
         """
         check_choice("recompute", recompute, Recompute)
-        return self._run(ids, select, state, CallOptions(positions, None, backend, True, recompute=recompute))
+        options = CallOptions(positions, None, backend, state is not None, recompute=recompute)
+        return self._hidden(ids, select, state, options)
 
     @on_gpu_of_arrays
     def initial_state(self, batch: int) -> list[Any]:
@@ -229,11 +231,19 @@ class RAMNet:
     def backward(self, dlogits: Array, ctx: NetworkContext) -> Params:
         """The gradient of every parameter, by name, given that of the logits. A given state is taken as constant."""
         require_context(ctx, NetworkContext, "RAMNet.forward")
+        if ctx.head is None:
+            raise ValueError("ctx must be of RAMNet.forward, got one of forward_hidden, which backward_hidden takes")
         require_like("dlogits", dlogits, ctx.head.y)
-        xp = namespace_of(dlogits)
-        grads: Params = {}
         # 4. logits = norm(x) E^T
         dx, dhead, _ = linear_backward(dlogits, ctx.head)
+        return self.backward_hidden(dx, dhead, ctx)
+
+    @on_gpu_of_arrays
+    def backward_hidden(self, dx: Array, dhead: Array, ctx: NetworkContext) -> Params:
+        """As :meth:`backward`, given the gradients of what :meth:`forward_hidden` returned and of the head's weight."""
+        require_context(ctx, NetworkContext, "RAMNet.forward_hidden")
+        xp = namespace_of(dx)
+        grads: Params = {}
         dx, dnorm = norm_backward(dx, ctx.norm)
         grads |= add_prefix(NORM, dnorm)
         # 3. x = x[select]: a token is selected once, so plain assignment is safe
@@ -251,6 +261,11 @@ class RAMNet:
         else:
             grads[HEAD] = dhead
         return {name: grads[name] for name in self.params}
+
+    @property
+    def head(self) -> Array:
+        """The head's weight, (V, D): the embedding table if that is tied to it."""
+        return self.params[EMBEDDINGS if self.config.tie_embeddings else HEAD]
 
     @on_gpu_of_arrays
     def generate(
@@ -287,30 +302,7 @@ class RAMNet:
         check_number("temperature", temperature, low=0)
         check_integer("seed", seed, 0, None)
         self._check_ids(ids)
-        return self._tokens(ids, length, temperature, np.random.default_rng(seed), backend)
-
-    def _tokens(
-        self, ids: Array, length: int, temperature: float, rng: np.random.Generator, backend: str | None
-    ) -> Iterator[Array]:
-        T, dtype = ids.shape[1], token_dtype(ids.dtype, self.config.vocab)
-        logits, state = self._prompt(ids, backend)
-        for t in range(T, T + length):
-            token = next_token(logits, temperature, rng, dtype)
-            yield token
-            if t + 1 < T + length:
-                logits = self._next_logits(token, t, state, backend)
-
-    @on_gpu_of_arrays
-    def _prompt(self, ids: Array, backend: str | None) -> tuple[Array, list[Any]]:
-        """Logits (B, V) after the prompt, and its state."""
-        last = namespace_of(ids).zeros(ids.shape, dtype=bool)
-        last[:, -1] = True
-        return self.forward_with_state(ids, select=last, backend=backend)
-
-    @on_gpu_of_arrays
-    def _next_logits(self, token: Array, position: int, state: list[Any], backend: str | None) -> Array:
-        positions = namespace_of(token).array([position])
-        return self.step(token[:, None], state, positions, backend=backend)[:, 0]
+        return tokens(self, ids, length, temperature, np.random.default_rng(seed), backend)
 
     @on_gpu_of_arrays
     def trace(
@@ -388,6 +380,14 @@ class RAMNet:
         self, ids: Array, select: Array | None, state: Sequence[Any] | None, options: CallOptions
     ) -> tuple[Array, list[Any], NetworkContext]:
         """Returns the logits, the state of every layer (None where not asked for) and ctx."""
+        x, states, ctx = self._hidden(ids, select, state, options)
+        logits, head_ctx = linear_forward(x, self.head)
+        return logits, states, ctx._replace(head=head_ctx)
+
+    def _hidden(
+        self, ids: Array, select: Array | None, state: Sequence[Any] | None, options: CallOptions
+    ) -> tuple[Array, list[Any], NetworkContext]:
+        """What the head takes, the state of every layer, and ctx without the head's."""
         self._check_ids(ids)
         config = self.config
         check_options(config, options)
@@ -417,11 +417,9 @@ class RAMNet:
         # 3. the tokens that are asked for
         if select is not None:
             x = x.reshape(-1, x.shape[-1])[select]
-        # 4. norm and head
+        # 4. norm, and outside of here the head
         x, norm_ctx = norm_forward(x, subset(self.params, NORM), config)
-        logits, head_ctx = linear_forward(x, self.params[EMBEDDINGS if config.tie_embeddings else HEAD])
-        ctx = NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, head_ctx, hidden_shape)
-        return logits, states, ctx
+        return x, states, NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, None, hidden_shape)
 
     def _require_state_memory(self, batch: int, tokens: int) -> None:
         """MemoryError where the state to be returned, which has all slots, does not fit."""

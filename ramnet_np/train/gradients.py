@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.layers.loss import IGNORE_INDEX, cross_entropy_and_gradient
+from ramnet_np.layers.head_loss import head_loss_and_gradients
+from ramnet_np.layers.loss import IGNORE_INDEX
 from ramnet_np.model import RAMNet
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params
@@ -72,9 +73,7 @@ def loss_and_gradients(
             continue
         for name, grad in one.grads.items():
             sums.grads[name] += grad
-        sums = sums._replace(
-            loss=sums.loss + one.loss, correct=sums.correct + one.correct, count=sums.count + one.count
-        )
+        sums = sums._replace(loss=sums.loss + one.loss, correct=sums.correct + one.correct)
     assert sums is not None  # a batch has at least one part
     return sums
 
@@ -89,21 +88,14 @@ def _part(
     start: Array | None,
 ) -> Gradients:
     """The share that a part, whose first row is row ``first`` of the batch, has in loss and gradients."""
-    if carried is None or start is None:
-        logits, ctx = model.forward(part.ids, select=part.select, recompute=recompute)
-        state = None
-    else:
-        rows, T = slice(first, first + part.ids.shape[0]), part.ids.shape[1]
+    state, positions = None, None
+    rows, T = slice(first, first + part.ids.shape[0]), part.ids.shape[1]
+    if carried is not None and start is not None:
+        state = carried.rows(rows.start, rows.stop)
         positions = start[rows, None] + namespace_of(start).arange(T, dtype=start.dtype)
-        logits, state, ctx = model.forward_carrying(
-            part.ids, carried.rows(rows.start, rows.stop), select=part.select, positions=positions, recompute=recompute
-        )
-    loss, correct, count, dlogits = cross_entropy_and_gradient(logits, part.labels)
-    if total is not None:
-        share = (count / total.clip(1)).astype(loss.dtype)
-        loss = loss * share
-        dlogits *= share
-    grads = model.backward(dlogits, ctx)
-    if carried is not None and state is not None:
+    x, state, ctx = model.forward_hidden(part.ids, state, select=part.select, positions=positions, recompute=recompute)
+    loss, correct, count, dx, dhead = head_loss_and_gradients(x, model.head, part.labels, total)
+    grads = model.backward_hidden(dx, dhead, ctx)
+    if carried is not None:
         carried.put(rows.start, rows.stop, state)  # behind the backward, which may compute the forward again
     return Gradients(loss, correct, count, grads)

@@ -49,8 +49,8 @@ def tokens(rows=4, length=24, seed=0):
 @pytest.mark.parametrize("settings", [{}, {"short_conv": 4}, {"init_mass": 0.3}], ids=str)
 def test_the_initial_state_is_an_empty_memory(mixer, settings):
     model, (ids, _) = model_of(mixer, **settings), tokens()
-    logits, state, _ = model.forward_carrying(ids, model.initial_state(4), positions=np.arange(24))
-    np.testing.assert_allclose(logits, model.forward(ids)[0], rtol=1e-12, atol=1e-12)
+    hidden, state, _ = model.forward_hidden(ids, model.initial_state(4), positions=np.arange(24))
+    np.testing.assert_allclose(hidden @ model.head.T, model.forward(ids)[0], rtol=1e-12, atol=1e-12)
     before, after = CarriedState(model, 4), CarriedState(model, 4)
     after.put(0, 4, state)  # of the same shapes
     assert {n: x.shape for n, x in before.arrays().items()} == {n: x.shape for n, x in after.arrays().items()}
@@ -89,7 +89,8 @@ def test_gradients_stay_within_a_window():
     """Those of a second window are the gradients of its loss with the state before it held constant."""
     model, (ids, labels) = model_of("ram"), tokens()
     _, state = model.forward_with_state(ids[:, :16])
-    logits, _, ctx = model.forward_carrying(ids[:, 16:], state, positions=np.arange(16, 24))
+    hidden, _, ctx = model.forward_hidden(ids[:, 16:], state, positions=np.arange(16, 24))
+    logits = hidden @ model.head.T
     carried = CarriedState(model, 4)
     for at, length in ((0, 16), (16, 8)):
         window = parts_of(ids[:, at : at + length], labels[:, at : at + length], 4)
@@ -101,7 +102,9 @@ def test_gradients_stay_within_a_window():
     counts = labels[:, 16:] >= 0
     wanted[counts, labels[:, 16:][counts]] -= 1
     wanted[~counts] = 0
-    for name, grad in model.backward(wanted / counts.sum(), ctx).items():
+    wanted /= counts.sum()
+    dhead = np.einsum("btv,btd->vd", wanted, hidden)
+    for name, grad in model.backward_hidden(wanted @ model.head, dhead, ctx).items():
         np.testing.assert_allclose(result.grads[name], grad, rtol=1e-8, atol=1e-12, err_msg=name)
 
 

@@ -54,15 +54,19 @@ def matrix_product(a: Array, b: Array, accumulate_into: Array | None = None) -> 
     return _product(a, b, out, accumulate=accumulate_into is not None)
 
 
-def weight_product(dy: Array, x: Array) -> Array:
-    """dy^T x, (E, D), of dy (N, E) and x (N, D) of one dtype; for 16-bit types in float32, as it was summed."""
+def weight_product(dy: Array, x: Array, accumulate_into: Array | None = None) -> Array:
+    """dy^T x, (E, D), of dy (N, E) and x (N, D) of one dtype; for 16-bit types in float32, as it was summed.
+
+    ``accumulate_into``: (E, D), C-contiguous, of that dtype: the product is added to it, and it is returned.
+    """
     _require_one_dtype(dy, x, None)
     sums = sum_dtype(dy.dtype)
     if not dy.size * x.shape[1]:
-        return _of_nothing((dy.shape[1], x.shape[1]), sums, None)
-    if suits(dy, x):
+        return _of_nothing((dy.shape[1], x.shape[1]), sums, accumulate_into)
+    if accumulate_into is None and suits(dy, x):
         return weight_gradient(dy, x)
-    return _product(dy.T, x, empty((dy.shape[1], x.shape[1]), sums), accumulate=False)
+    out = empty((dy.shape[1], x.shape[1]), sums) if accumulate_into is None else accumulate_into
+    return _product(dy.T, x, out, accumulate=accumulate_into is not None)
 
 
 def _product(a: Array, b: Array, out: Array, accumulate: bool) -> Array:

@@ -18,7 +18,7 @@ struct LossParams {
     int* hits;              // (N,), 1 if the largest logit, the first of them, is the label's
     Acc* loss;              // the sum of losses over the labels that count, divided by these
     int* correct;           // the sum of hits
-    int* count;             // how many labels count
+    int* count;             // how many labels count, or by how many to divide
     long long rows;         // N
     int width;              // V
     int ignored;            // the label that does not count

@@ -60,16 +60,20 @@ def cross_entropy_backward(dloss: Array, ctx: CrossEntropyContext) -> Array:
     return dlogits
 
 
-def cross_entropy_and_gradient(logits: Array, labels: Array, ignore_index: int = IGNORE_INDEX) -> LossAndGradient:
+def cross_entropy_and_gradient(
+    logits: Array, labels: Array, ignore_index: int = IGNORE_INDEX, count: Array | None = None
+) -> LossAndGradient:
     """Loss, hits, count and gradient, all on the device; the gradient takes the place of C-contiguous ``logits``."""
     require_labels(labels, logits)
     if not logits.flags.c_contiguous:
         logits = logits.copy(order="C")
-    return LossAndGradient(*_cross_entropy(logits, labels, ignore_index, logits), logits)
+    return LossAndGradient(*_cross_entropy(logits, labels, ignore_index, logits, count), logits)
 
 
-def _cross_entropy(logits: Array, labels: Array, ignore_index: int, dlogits: Array) -> tuple[Array, Array, Array]:
-    """Loss, how many labels have the largest logit, and how many count, all of no axes.
+def _cross_entropy(
+    logits: Array, labels: Array, ignore_index: int, dlogits: Array, divisor: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Loss, how many labels have the largest logit, and how many count (or ``divisor``), all of no axes.
 
     ``dlogits``: where the gradient of the loss is written, C-contiguous: the logits or another array; None leaves it.
     """
@@ -80,7 +84,8 @@ def _cross_entropy(logits: Array, labels: Array, ignore_index: int, dlogits: Arr
     labels = contiguous_aligned(labels.reshape(-1).astype(np.int32, copy=False))
     rows, sums = labels.size, sum_dtype(logits.dtype)
     loss = empty((), sums)
-    correct, count = empty((), np.int32), empty((), np.int32)
+    correct = empty((), np.int32)
+    count = empty((), np.int32) if divisor is None else divisor.astype(np.int32, copy=False)
     losses, hits = empty((rows,), sums), empty((rows,), np.int32)
     row_bytes = width * sums.itemsize
     in_shared = row_bytes <= ROW_BYTES
@@ -89,7 +94,8 @@ def _cross_entropy(logits: Array, labels: Array, ignore_index: int, dlogits: Arr
         logits=logits, labels=labels, dlogits=dlogits, losses=losses, hits=hits, loss=loss, correct=correct,
         count=count, rows=rows, width=width, ignored=ignore_index, in_shared=in_shared, scale=1,
     )  # fmt: skip
-    get_kernel(specialisation, "count_labels")((1,), (ONE_BLOCK,), (params,))
+    if divisor is None:
+        get_kernel(specialisation, "count_labels")((1,), (ONE_BLOCK,), (params,))
     if rows:
         kernel = get_kernel(specialisation, "cross_entropy")
         kernel((rows,), (THREADS,), (params,), shared_mem=row_bytes if in_shared else 0)
