@@ -112,6 +112,8 @@ def tokenize_folder(options: TokenizeOptions, *, progress: bool = True) -> Token
     library, out, progress_off = tokenizers_library(), options.out, not progress
     files = text_files(options.folder, "folder")
     names = [name for name, _ in files]
+    if len(files) == 1 and not isinstance(options.held_out, float):
+        raise ValueError(f"held_out must be a share where there is one file, got {options.held_out!r}")
     aside = held_out_names(names, options.held_out, "held_out") if len(files) > 1 else ()
     _require_free(out, options.overwrite)
     for name, path in tqdm(files, desc="checking", unit="file", delay=1.0, leave=False, disable=progress_off):

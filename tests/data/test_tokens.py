@@ -166,6 +166,11 @@ def test_tokenizing_checks_everything_before_it_writes(novels, tokens, tmp_path)
         (TokenizeOptions(tmp_path, out), ValueError, r"'latin\.txt' must be text in UTF-8, got byte 0xe9 at 3"),
         (TokenizeOptions(tmp_path / "no", out), FileNotFoundError, "folder must be a file or a folder, got"),
         (TokenizeOptions(novels, out, held_out=("d*",)), ValueError, r"held_out must name documents, got 'd\*'"),
+        (
+            TokenizeOptions(novels / "a.txt", out, held_out=("b*",)),
+            ValueError,
+            "held_out must be a share where",
+        ),
         (TokenizeOptions(novels, tokens), ValueError, r"out must be a new folder, but .* holds tokens\.bin"),
         (
             TokenizeOptions(novels, novels / "a.txt" / "out"),
