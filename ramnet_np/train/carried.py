@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import namespace_of, on_host
+from ramnet_np.data.batches import StreamBatch
 from ramnet_np.model import RAMNet
 
 
@@ -71,6 +72,24 @@ class CarriedState:
                 )
         for name, array in own.items():
             array[...] = namespace_of(array).asarray(saved[name])
+
+
+def carried_from(model: RAMNet, batch: StreamBatch, saved: dict[str, Array] | None) -> CarriedState:
+    """The state for the first batch of a call; ``saved``: as :class:`CarriedState` takes it, None where a run begins.
+
+    ValueError for a batch that goes on in the middle of a document whose memory is not there.
+
+    >>> import numpy as np
+    >>> carried_from(None, StreamBatch(np.zeros((1, 2)), np.zeros((1, 2)), np.array([4])), None)
+    Traceback (most recent call last):
+        ...
+    ValueError: start must be 0 where no memory is carried yet, got 4: the checkpoint has no memories to go on from
+    """
+    if saved is None and (first := int(on_host(batch.start).max())):
+        raise ValueError(
+            f"start must be 0 where no memory is carried yet, got {first}: the checkpoint has no memories to go on from"
+        )
+    return CarriedState(model, len(batch.ids), saved)
 
 
 def map_arrays(function: Callable[..., Any], *states: Any) -> Any:
