@@ -135,7 +135,11 @@ def train_step(params, moments, ids, labels, rate, layers):
 
         x = embeddings[ids];   x = x + layer(rmsnorm(x))  for every layer;   logits = rmsnorm(x) . embeddings^T
 
-    Loss: the mean cross-entropy. ``rmsnorm_forward``, ``cross_entropy_and_gradient`` and their like are not RAM-Net's:
-    take them from ``ramnet_np.layers``, and ``adamw_update`` from ``ramnet_np.train.optim``.
+    Loss: the mean cross-entropy. What is not RAM-Net's is there to be imported:
+
+    ``ramnet_np.layers.norm``: ``rmsnorm_forward(x, weight)`` returns y and ctx, ``rmsnorm_backward(dy, ctx)`` dx and
+    dweight. ``ramnet_np.layers.loss``: ``cross_entropy_and_gradient(logits (N, V), labels (N,))`` returns ``.loss`` and
+    ``.dlogits``. ``ramnet_np.train.optim``: ``adamw_update(params, grads, moments, rate)`` changes ``params`` in place
+    and returns the moments.
     """
     return ...

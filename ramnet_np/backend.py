@@ -320,6 +320,10 @@ def array_kind(array: Array) -> str:
     """
     array_type: type = type(array)
     kind = _kind_of_type(array_type)
+    if not kind:  # some classes of arrays give these attributes to their instances alone
+        if hasattr(array, "__cuda_array_interface__"):
+            return "device"
+        return _type_name(array_type) if hasattr(array, "dtype") and hasattr(array, "shape") else "numpy"
     if kind == "device" and not hasattr(array, "__cuda_ndarray__") and not hasattr(array, "__cuda_array_interface__"):
         return _type_name(array_type)  # the class has the property for its arrays on the CPU too, where it raises
     return kind
@@ -327,6 +331,7 @@ def array_kind(array: Array) -> str:
 
 @functools.cache
 def _kind_of_type(array_type: type) -> str:
+    """As :func:`array_kind`; "" where the type alone does not tell."""
     if array_type.__module__.partition(".")[0] == "cupy":
         return "cupy"
     # ``__cuda_ndarray__``: Numba's arrays have it also under its simulator
@@ -335,8 +340,7 @@ def _kind_of_type(array_type: type) -> str:
     if any(_type_name(base) in ("numpy.MaskedArray", "numpy.matrix") for base in array_type.__mro__):
         return _type_name(array_type)
     of_numpy = any(_type_name(base) in ("numpy.ndarray", "numpy.generic") for base in array_type.__mro__)
-    is_array = hasattr(array_type, "dtype") and hasattr(array_type, "shape")
-    return _type_name(array_type) if is_array and not of_numpy else "numpy"
+    return "numpy" if of_numpy else ""
 
 
 def _type_name(array_type: type) -> str:

@@ -101,3 +101,8 @@ print(*(name for name in ("numba", "matplotlib", "cupy", "safetensors", "tqdm") 
 
 def test_the_model_comes_from_the_package_when_it_is_asked_for():
     assert run(NAMES) == "\n"
+
+
+def test_training_loads_no_bars_for_notebooks():
+    """tqdm's would warn in a notebook that has no widgets."""
+    assert run("import sys, ramnet_np.train.loop\nprint('tqdm.auto' in sys.modules)").split() == ["False"]

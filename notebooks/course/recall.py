@@ -19,7 +19,8 @@ from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.optim import adamw_init
 from ramnet_np.train.trainer import CPUTrainer
 
-__all__ = ["LENGTH", "PAIRS", "STEPS", "fresh", "probabilities", "recall_data", "train", "trained_together"]
+Watch = Callable[[int, float], None]
+__all__ = ["LENGTH", "PAIRS", "STEPS", "fresh", "measure", "recall_data", "train", "trained_together"]
 
 PAIRS, LENGTH, VOCAB, STEPS = 4, 32, 256, 300
 SPEEDS = TrainConfig(steps=STEPS, batch=32, learning_rate=2e-3, learning_rate_floor=2e-4, warmup=50)
@@ -33,8 +34,11 @@ def recall_data(examples: int = 20_000) -> tuple[Batch, Batch]:
     return Batch(*train[0]), Batch(*test[0])
 
 
-def train(model: RAMNet, seed: int = 0, watch: Callable[[int, float], None] | None = None) -> list[float]:
-    """The accuracy on unseen sequences after 50, 100, ..., STEPS steps; ``watch(step, loss)`` is called at each."""
+def train(model: RAMNet, seed: int = 0, watch: Watch | None = None) -> list[float]:
+    """The accuracy on unseen sequences after 50, 100, ..., STEPS steps.
+
+    ``watch(step, loss)`` is called at each step.
+    """
     data, test = recall_data()
     batches = ShuffledSets([data], {"test": test}, SPEEDS.batch, seed=seed)
     accuracies = []
@@ -45,7 +49,7 @@ def train(model: RAMNet, seed: int = 0, watch: Callable[[int, float], None] | No
             if watch:
                 watch(step, trainer.report().loss)
             if step % 50 == 0:
-                accuracies.append(float(np.mean(hits(model, test))))
+                accuracies.append(measure(model, test)["right"])
     return accuracies
 
 
@@ -56,9 +60,17 @@ def probabilities(model: RAMNet, test: Batch) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def hits(model: RAMNet, test: Batch) -> np.ndarray:
-    """(N,) whether each query was answered right."""
-    return probabilities(model, test).argmax(axis=-1) == test.labels[test.labels >= 0]
+def measure(model: RAMNet, test: Batch) -> dict[str, float]:
+    """What the model makes of the queries: shares of first choices, probability, and cross-entropy in nats."""
+    p, right = probabilities(model, test), test.labels[test.labels >= 0]
+    told = test.ids[np.nonzero(test.labels >= 0)[0], 1 : 2 * PAIRS : 2]  # (N, PAIRS) values in the query's sequence
+    guess = p.argmax(axis=-1)
+    return {
+        "right": float((guess == right).mean()),
+        "among the told": float((guess[:, None] == told).any(axis=1).mean()),
+        "probability of the told": float(np.take_along_axis(p, told, 1).sum(axis=1).mean()),
+        "cross-entropy": float(-np.log(p[np.arange(len(p)), right]).mean()),
+    }
 
 
 def fresh(seed: int = 0, prior: bool = True, **changes: Any) -> RAMNet:
@@ -71,13 +83,15 @@ def fresh(seed: int = 0, prior: bool = True, **changes: Any) -> RAMNet:
     return model
 
 
-def trained(job: tuple[dict[str, Any], int]) -> list[float]:
-    """``train`` of a ``fresh`` model: (its changes, its seed)."""
+def trained(job: tuple[dict[str, Any], int]) -> tuple[list[float], dict[str, float]]:
+    """``train`` a ``fresh`` model (its changes, its seed): what that returns, and ``measure`` at the end."""
     changes, seed = job
-    return train(fresh(seed, **changes), seed)
+    model = fresh(seed, **changes)
+    accuracies = train(model, seed)
+    return accuracies, measure(model, recall_data()[1])
 
 
-def trained_together(jobs: Iterable[tuple[dict[str, Any], int]]) -> list[list[float]]:
+def trained_together(jobs: Iterable[tuple[dict[str, Any], int]]) -> list[tuple[list[float], dict[str, float]]]:
     """``trained`` of each, two at a time in processes of their own."""
     with ProcessPoolExecutor(2, get_context("spawn"), initializer=_one_thread) as pool:
         return list(pool.map(trained, jobs))

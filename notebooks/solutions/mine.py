@@ -161,7 +161,8 @@ def memory_backward(dy, ctx, dstate=None, proxy_eps=0.0):
         s_old, z_old = before[t]
         g = gamma[:, t, :, None]
         eta = w[:, t] / (z[a] + eps)
-        deta = (ds[a] * (v[:, t, :, None] - s_old)).sum(axis=-1)  # 4: s = (1 - eta) s' + eta v
+        # 4: s = (1 - eta) s' + eta v
+        deta = (ds[a] * (v[:, t, :, None] - s_old)).sum(axis=-1)
         dv[:, t] = (eta[..., None] * ds[a]).sum(axis=-2)
         ds[a] *= (1 - eta)[..., None]
         dw[:, t] = deta / (z[a] + eps)  # 3: eta = w / (z + eps)
@@ -191,7 +192,8 @@ def layer(x, params, *, K, tau=1.0, gamma=1.0, use_cape=False):
     t = np.arange(x.shape[1])[:, None, None]
     at = {side: cape(a, t, P**U) if use_cape else a for side, a in slot.items()}
     v = np.tensordot(x, params["value"], 1)
-    y, _, ctx = memory(at["write"], weight["write"], at["read"], weight["read"], v, gamma, P**U)
+    write, read = ((at[side], weight[side]) for side in ("write", "read"))
+    y, _, ctx = memory(*write, *read, v, gamma, P**U)
     return np.tensordot(y, params["out"], 2), (x, params, tau, logits, slot, y, ctx)
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from ramnet_np.backend import Backend, array_kind, backend_for
 from ramnet_np.contract import RAMState
 from ramnet_np.core.require import ArraySpec
@@ -75,8 +77,10 @@ def on_gpu_of_foreign_arrays(function: Callable[_Arguments, _Result]) -> Callabl
 
     @functools.wraps(function)
     def placed(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        foreign = next((array for array in (*args, *kwargs.values()) if array_kind(array) == "device"), None)
-        if foreign is None:
+        for foreign in (*args, *kwargs.values()):
+            if type(foreign) not in _NOT_FOREIGN and array_kind(foreign) == "device":
+                break
+        else:
             return function(*args, **kwargs)
         arguments = signature.bind(*args, **kwargs).arguments
         ctx = arguments.get("ctx")
@@ -118,6 +122,7 @@ def _gpus_of_foreign(value: Any, backend: Backend) -> set[int]:
 
 
 _PLAIN = {bool, int, float, str, type(None)}
+_NOT_FOREIGN = {*_PLAIN, np.ndarray, RAMState}  # told by their types, which is quick
 
 
 def _parts(value: Any) -> Iterable[Any]:

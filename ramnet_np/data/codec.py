@@ -14,12 +14,14 @@ import codecs
 import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 BYTES = 256  # tokens of a model of bytes
+_EXPECTED = "tokenizer.json must hold a byte-level BPE as `ramnet-np tokenize` writes it"
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that a byte-level BPE writes as they are
 
 
@@ -78,15 +80,21 @@ class BPECodec:
         self.token_bytes = np.array([len(piece) for piece in self._pieces], dtype=np.int64)
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """The pieces of ``text``. RuntimeError where `tokenizers` is missing, ValueError for what is no Unicode."""
+        """The pieces of ``text``. RuntimeError where `tokenizers` is missing.
+
+        ValueError for what is no Unicode, and where the pieces do not spell the text, as those of an edited tokenizer.
+        """
         try:
-            text.encode()
+            wanted = text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"text must be Unicode for a model of pieces, got the byte or surrogate {text[error.start]!a} at "
                 f"character {error.start}"
             ) from error
-        return np.array(self._tokenizer.encode(text).ids, dtype=np.int32)
+        tokens = self._tokenizer.encode(text).ids
+        if b"".join(map(self.piece, tokens)) != wanted:
+            raise ValueError(f"{_EXPECTED}, got one whose pieces do not spell every text")
+        return np.array(tokens, dtype=np.int32)
 
     def piece(self, token: int) -> bytes:
         """The bytes of a piece."""
@@ -94,7 +102,27 @@ class BPECodec:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return tokenizers_library().Tokenizer.from_str(self.text)
+        library = tokenizers_library()
+        try:
+            return library.Tokenizer.from_str(self.text)
+        except Exception as error:  # the library raises no other class
+            raise ValueError(f"{_EXPECTED}, got what the library tokenizers does not read ({error})") from error
+
+
+def read_codec(path: Path) -> BPECodec:
+    """The codec of the ``tokenizer.json`` at ``path``. ValueError, naming the file, unless it is one of ours.
+
+    >>> read_codec(Path("/dev/null"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    ValueError: '/dev/null': tokenizer.json must hold a byte-level BPE as `ramnet-np tokenize` writes it, got ...
+    """
+    try:
+        return BPECodec(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r}: {_EXPECTED}, got what is no UTF-8") from error
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from error
 
 
 def tokenizers_library() -> Any:
@@ -142,7 +170,6 @@ def prompt_bytes(prompt: str) -> bytes:
 
 def _pieces(text: str) -> list[bytes]:
     """The bytes of every token of a ``tokenizer.json``."""
-    expected = "tokenizer.json must hold a byte-level BPE as `ramnet-np tokenize` writes it"
     try:
         stored = json.loads(text)
         is_ours = (stored["model"]["type"], stored["decoder"]["type"]) == ("BPE", "ByteLevel")
@@ -152,9 +179,9 @@ def _pieces(text: str) -> list[bytes]:
         byte_of = _byte_of_letter()
         pieces = [bytes(byte_of[letter] for letter in piece) for piece in sorted(vocab, key=vocab.__getitem__)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{expected}, got something else ({error!r})") from error
+        raise ValueError(f"{_EXPECTED}, got something else ({error!r})") from error
     if b"" in pieces or not pieces:
-        raise ValueError(f"{expected}, got a token without bytes")
+        raise ValueError(f"{_EXPECTED}, got a token without bytes")
     return pieces
 
 

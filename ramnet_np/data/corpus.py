@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramnet_np.data.checks import check_count, check_real
-from ramnet_np.data.codec import BPECodec, ByteCodec, Codec
+from ramnet_np.data.codec import ByteCodec, Codec, read_codec
 from ramnet_np.data.tokens import MANIFEST, TOKENIZER, TOKENS, read_manifest, require_checksums
 
 Watch = Callable[[int], Any]  # told how many bytes have been read since it was last told
+Version = tuple[int, ...]  # of a file: another one where it has been changed or replaced
 HeldOut = int | float | tuple[str, ...]
 
 _MAPPED_AT_ONCE = 64  # files: every map takes one of the few that a program may have open
@@ -35,6 +36,7 @@ class Document(NamedTuple):
     source: Path | NDArray[Any]  # a file of numbers, or the numbers themselves
     begin: int  # its first token in the source
     size: int  # tokens
+    version: Version | None = None  # of the file when its checksum was taken
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,14 @@ class Corpus:
     def read(self, document: Document, begin: int, end: int) -> NDArray[np.int32]:
         """Tokens ``begin`` to ``end`` of a document, fewer where it is shorter.
 
+        ValueError where the file is no longer the one that was read: its tokens would be those of another text.
+
         >>> corpus = text_corpus(b"some text")
         >>> corpus.read(corpus.documents[0], 5, 100).tobytes()[::4]
         b'text'
         """
         source = document.source
-        tokens = source if isinstance(source, np.ndarray) else _mapped(source, self.dtype, source.stat().st_mtime_ns)
+        tokens = source if isinstance(source, np.ndarray) else _mapped(*_unchanged(source, document), self.dtype)
         return tokens[document.begin + begin : document.begin + min(end, document.size)].astype(np.int32)
 
 
@@ -71,11 +75,12 @@ def text_corpus(text: bytes, name: str = "text") -> Corpus:
     return Corpus((Document(name, tokens, 0, len(text)),), tokens.dtype, ByteCodec(), hashlib.sha256(text).hexdigest())
 
 
-def read_corpus(path: Path, watch: Watch = lambda n: None) -> Corpus:
+def read_corpus(path: Path, watch: Watch = lambda n: None, argument: str = "data.path") -> Corpus:
     """The corpus at ``path``: any file or a folder of .txt files, both as bytes, or a folder of tokens.
 
     A folder's .txt files are taken with those of the folders in it, in the order of their names, without hidden ones.
     Every byte is read once, for the checksum by which a run is resumed on the same data; ``watch`` is told how far.
+    ``argument``: what an error calls the path.
     FileNotFoundError or ValueError, naming the file, for what is missing, empty, damaged or of another kind.
 
     >>> from tempfile import TemporaryDirectory
@@ -86,14 +91,18 @@ def read_corpus(path: Path, watch: Watch = lambda n: None) -> Corpus:
     """
     if path.is_dir() and (path / MANIFEST).exists():
         return _tokens(path, watch)
-    files = text_files(path)
+    files = text_files(path, argument)
+    versions = [_version(file) for _, file in files]
     digests = [file_sha256(file, watch) for _, file in files]
     if path.is_file():
         sha256 = digests[0]
     else:
         lines = (f"{digest}  {name}\n" for digest, (name, _) in zip(digests, files, strict=True))
-        sha256 = hashlib.sha256("".join(lines).encode()).hexdigest()
-    documents = tuple(Document(name, file, 0, file.stat().st_size) for name, file in files)
+        sha256 = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+    documents = tuple(
+        Document(name, file, 0, file.stat().st_size, version)
+        for (name, file), version in zip(files, versions, strict=True)
+    )
     return Corpus(documents, np.dtype(np.uint8), ByteCodec(), sha256)
 
 
@@ -200,20 +209,39 @@ def some_names(names: Sequence[str], most: int = 3) -> str:
 
 def _tokens(folder: Path, watch: Watch) -> Corpus:
     """The corpus of a folder that ``ramnet-np tokenize`` made, once its checksums are known to be right."""
+    version = _version(folder / TOKENS)
     manifest = read_manifest(folder)
     sha256 = require_checksums(folder, lambda path: file_sha256(path, watch))
-    codec = BPECodec((folder / TOKENIZER).read_text(encoding="utf-8"))
+    codec = read_codec(folder / TOKENIZER)
     if codec.vocab != manifest.vocab:
         raise ValueError(f"{str(folder / TOKENIZER)!r} must have {manifest.vocab} tokens, got {codec.vocab}")
     begins = np.cumsum([0, *(size for _, size in manifest.documents)]).tolist()
     documents = tuple(
-        Document(name, folder / TOKENS, begin, size)
+        Document(name, folder / TOKENS, begin, size, version)
         for (name, size), begin in zip(manifest.documents, begins, strict=False)
     )
     return Corpus(documents, manifest.dtype, codec, sha256, manifest.held_out)
 
 
+def _version(path: Path) -> Version | None:
+    """None for a file that is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _unchanged(path: Path, document: Document) -> tuple[Path, Version]:
+    """The document's file and its version. ValueError unless it is as it was when its checksum was taken."""
+    version = _version(path)
+    if version is None or version != document.version:
+        fate = "is gone" if version is None else "has been changed"
+        raise ValueError(f"{str(path)!r} must stay as it was when it was first read, but it {fate}")
+    return path, version
+
+
 @lru_cache(maxsize=_MAPPED_AT_ONCE)
-def _mapped(path: Path, dtype: np.dtype, changed: int) -> NDArray[Any]:
-    """The numbers of a file, as they are since the time ``changed``: a file that is replaced is mapped again."""
+def _mapped(path: Path, version: Version, dtype: np.dtype) -> NDArray[Any]:
+    """The numbers of that version of a file."""
     return np.memmap(path, dtype=dtype, mode="r")

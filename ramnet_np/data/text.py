@@ -185,12 +185,15 @@ def _split(corpus: Corpus, held_out: HeldOut) -> tuple[tuple[Document, ...], tup
 
 
 def _require_length(train: Sequence[Document], aside: Sequence[Document], length: int) -> None:
-    longest = min(max((document.size for document in part), default=0) for part in (train, aside))
-    if longest <= length:
-        raise ValueError(
-            f"data.length must be below the {longest} tokens that the longest training and held-out documents have at "
-            f"least, got {length}: longer documents or shorter sequences would do"
-        )
+    for part, what in ((train, "to train on"), (aside, "held out")):
+        longest = max((document.size for document in part), default=0)
+        if longest < 2:
+            raise ValueError(f"data.held_out must leave a document of 2 tokens or more {what}, got none")
+        if longest <= length:
+            raise ValueError(
+                f"data.length must be below the {longest} tokens of the longest document {what}, got {length}: longer "
+                "documents or shorter sequences would do"
+            )
 
 
 def _starts(corpus: Corpus, document: Document, settings: TextSettings) -> Sequence[int] | NDArray[np.int64]:

@@ -99,7 +99,8 @@ def _manifest(stored: Any) -> Manifest:
     if stored["format"] != FORMAT:
         raise ValueError(f"format {stored['format']!r}")
     vocab, dtype = stored["vocab"], np.dtype(stored["dtype"]).newbyteorder("<")
-    if not isinstance(vocab, int) or not 0 < vocab <= MOST_TOKENS or dtype != smallest_dtype(vocab):
+    is_count = isinstance(vocab, int) and not isinstance(vocab, bool) and 0 < vocab <= MOST_TOKENS
+    if not is_count or dtype != smallest_dtype(vocab):
         raise ValueError(f"vocab {vocab!r} of dtype {stored['dtype']!r}")
     documents = tuple((one["name"], one["tokens"]) for one in stored["documents"])
     for name, size in documents:

@@ -161,6 +161,8 @@ def run_from(settings: Mapping[str, Any]) -> GridRun:
     >>> run_from(run.settings) == run
     True
     """
+    if not all(isinstance(settings.get(name, ""), str) for name in ("name", "variant")):
+        raise TypeError("a run and its variant must be named by texts")
     parts = {part: type_(**{k: _plain(v) for k, v in settings[part].items()}) for part, type_ in _PARTS.items()}
     return GridRun(**{**settings, **parts})
 
@@ -241,8 +243,8 @@ def _kind(entry: Mapping[str, Any], kinds: Mapping[str, Any]) -> Mapping[str, An
     """What points of the entry's kind share; nothing if it names none."""
     if "kind" not in entry:
         return {}
-    if entry["kind"] not in kinds:
-        raise ValueError(f"kind must be one of [kinds] ({', '.join(kinds)}), got {entry['kind']!r}")
+    if entry["kind"] not in tuple(kinds):
+        raise ValueError(f"kind must be one of [kinds] ({', '.join(kinds) or 'none'}), got {entry['kind']!r}")
     kind = kinds[entry["kind"]]
     _known(f"[kinds.{entry['kind']}]", kind, ("model", "variants"))
     return kind
@@ -281,6 +283,8 @@ def _point(name: str, grid: str, layers: Sequence[Mapping[str, Any]], quick: boo
             _known(f"[{part}]", given, [f.name for f in fields(_PARTS[part])])
             settings |= {key: _plain(value) for key, value in given.items()}
         _table("variants", layer.get("variants", {}))
+        if "" in layer.get("variants", {}):
+            raise ValueError("variants must have names, got ''")
         variants |= layer.get("variants", {})
     _check_numbers(numbers)
     for setting, source in _SET_BY_THE_GRID.items():

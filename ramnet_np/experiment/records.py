@@ -10,9 +10,11 @@ Where a run took several invocations, ``calls`` has session, gpu, date and secon
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "accuracy": dict, "validation": dict, "hardware": dict, "steps": int, "tokens_per_second": int,
     "state_elements": int, "epochs": (int, float), "seconds": (int, float),
 }  # fmt: skip
+_CALL = {"date": str, "seconds": (int, float)}
+_HARDWARE = {"name": str, "device": str, "numpy": str, "python": str}
+_GPU = {"cuda": int, "cupy": str}
 
 
 def append_record(path: Path, record: Record) -> None:
@@ -74,7 +79,7 @@ def read_records(paths: Iterable[Path | str]) -> list[Record]:
             raise ValueError(f"{path} must hold JSON objects, a line each, got what is no UTF-8 ({error})") from error
     records = []
     for line in lines:
-        with suppress(json.JSONDecodeError, RecursionError):
+        with suppress(ValueError, RecursionError):  # no JSON, or a number of more digits than Python reads
             record = json.loads(line)
             if _is_record(record):
                 records.append(record)
@@ -82,7 +87,36 @@ def read_records(paths: Iterable[Path | str]) -> list[Record]:
 
 
 def _is_record(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), type_) for name, type_ in _FIELDS.items())
+    """Whether a JSON value is a record: each part of it that tables and figures use, and a grid that names files."""
+    if not _has(value, _FIELDS):
+        return False
+    diverged, search = value["status"] == "diverged", value["settings"].get("search") is True
+    calls, hardware = value.get("calls", []), value["hardware"]
+    return (
+        Path(value["grid"]).name == value["grid"] != ""
+        and _are_scores(value["validation"], needed=not diverged)
+        and _are_scores(value["accuracy"], needed=not (diverged or search))
+        and _has(hardware, _HARDWARE | (_GPU if hardware.get("device") == "gpu" else {}))
+        and isinstance(calls, list)
+        and all(_has(call, _CALL) and _is_date(call["date"]) for call in (value, *calls))
+    )
+
+
+def _has(value: Any, types: Mapping[str, Any]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), type_) for name, type_ in types.items())
+
+
+def _are_scores(scores: dict[str, Any], needed: bool) -> bool:
+    numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores.values())
+    return numbers and ("mean" in scores or not needed)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def run_of(record: Record) -> GridRun | None:

@@ -65,8 +65,9 @@ def linear_attention_forward(
     ``normaliser``: False leaves out z and the division; the state is then S, (B, H, d_k, d_v). Features that may be
     negative have none, as their sum may be 0. Returns y (B, T, H, d_v), the state after the last token, and ctx.
     Cost: 4 T d_k d_v operations for each sequence and head for the state, 2 T N (d_k + d_v) within chunks of N tokens.
-    ValueError or TypeError where shapes or dtypes do not fit, ValueError for a feature map that is unknown or has no
-    normaliser. Source: Katharopoulos et al., arXiv 2006.16236, eq. 7 and 18 to 20; other maps: feature_map.py.
+    ValueError or TypeError where shapes or dtypes do not fit, for a feature map that is unknown or has no normaliser,
+    and for a ``normaliser`` that is neither True nor False.
+    Source: Katharopoulos et al., arXiv 2006.16236, eq. 7 and 18 to 20; other maps: feature_map.py.
 
     >>> import numpy as np
     >>> q = k = np.zeros((1, 3, 1, 2))  # all features alike: a mean
@@ -162,15 +163,17 @@ def linear_attention_backward(dy: Array, ctx: LinearAttentionContext) -> LinearA
 
 
 def require_normaliser(feature_map: str, normaliser: bool) -> None:
-    """ValueError unless ``feature_map`` is one of feature_map.py, and never negative if there is a normaliser.
+    """ValueError or TypeError unless ``feature_map`` is one of feature_map.py, never negative with a normaliser.
 
     >>> require_normaliser("silu", True)
     Traceback (most recent call last):
         ...
     ValueError: normaliser must be False for feature_map 'silu', as a sum of features with both signs may be 0, got True
     """
-    if feature_map not in FEATURE_MAPS:
+    if not isinstance(feature_map, str) or feature_map not in FEATURE_MAPS:
         raise ValueError(f"feature_map must be one of {', '.join(map(repr, FEATURE_MAPS))}, got {feature_map!r}")
+    if not isinstance(normaliser, bool):
+        raise TypeError(f"normaliser must be True or False, got {normaliser!r}")
     if normaliser and feature_map not in NEVER_NEGATIVE:
         raise ValueError(
             f"normaliser must be False for feature_map {feature_map!r}, as a sum of features with both signs may be 0, "

@@ -20,11 +20,14 @@ from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import ArraySpec, require_like
 from ramnet_np.layers.activation import sigmoid_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
+from ramnet_np.model.checks import LARGEST
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.parameters import Parameter, Params, Shape, normal
 
 RATES = (1.0, 16.0)  # between which exp(A) starts, drawn evenly,
 STEPS = (1e-3, 1e-1)  # and softplus(dt), drawn evenly by its logarithm
+
+_MOST = math.log(LARGEST)  # of A: above it exp(A) would become infinite, and infinity times a gradient of 0 is NaN
 
 
 class DecayContext(NamedTuple):
@@ -68,7 +71,7 @@ def decay_forward(x: Array, params: Params) -> tuple[Array, Array, DecayContext]
     # 2. step = softplus(logit), 3. log a = -exp(A) step
     step_slope, _ = sigmoid_forward(logit)
     step = xp.logaddexp(logit, logit.dtype.type(0))
-    rate = -xp.exp(params["A_log"])
+    rate = -xp.exp(xp.minimum(params["A_log"], _MOST))
     log_decay = step * rate
     return log_decay, step, DecayContext(linear_ctx, step_slope, step_slope * rate, log_decay)
 

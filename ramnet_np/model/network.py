@@ -16,6 +16,7 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Address, Array
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
+from ramnet_np.core.checks import check_positions
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import readable, require_context, require_ids, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
@@ -391,6 +392,8 @@ class RAMNet:
         self._check_ids(ids)
         config = self.config
         check_options(config, options)
+        if MIXERS[config.mixer].addresses is None:  # the others look themselves; what is not used is to be right, too
+            check_positions(options.positions, ids.shape, self.params[EMBEDDINGS])
         if state is None and options.return_state:
             self._require_state_memory(*ids.shape)
         if state is not None and (not isinstance(state, list | tuple) or len(state) != config.layers):

@@ -64,6 +64,6 @@ def preset(name: str) -> RAMNetConfig:
     >>> preset("paper-340m").slots
     1024
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, got {name!r}")
     return PRESETS[name]

@@ -113,11 +113,13 @@ def evaluate_text(options: EvaluateOptions, *, progress: bool = True) -> Evaluat
     >>> found.result.loss.tokens, round(found.result.loss.bits_per_byte, 6)
     (13, 8.0)
     """
+    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
+        raise ValueError(f"json must be a file in a folder that is there, got {str(options.json)!r}")
     if options.device == "gpu":
         gpu_namespace()
     model, codec = load_text_model(options.folder), load_codec(options.folder)
     with reading_bar("reading", progress) as watch:
-        corpus = _in_tokens_of(codec, read_corpus(options.path, watch))
+        corpus = _in_tokens_of(codec, read_corpus(options.path, watch, "path"))
     documents = _chosen(corpus, options.files)
     total = sum(document.size - 1 for document in documents)
     with (

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.data.batches import Batch
-from ramnet_np.data.codec import BYTES, BPECodec, ByteCodec, Codec, decoded
+from ramnet_np.data.codec import BYTES, BPECodec, ByteCodec, Codec, decoded, read_codec
 from ramnet_np.data.corpus import some_names
 from ramnet_np.data.text import TextData, TextSettings, read_data
 from ramnet_np.data.tokens import MANIFEST, TOKENIZER, read_manifest
@@ -176,7 +176,7 @@ def load_codec(folder: Path) -> Codec:
     'byte'
     """
     path = _checkpoint_of(folder) / TOKENIZER
-    return BPECodec(path.read_text(encoding="utf-8")) if path.is_file() else ByteCodec()
+    return read_codec(path) if path.is_file() else ByteCodec()
 
 
 def _checkpoint_of(folder: Path) -> Path:

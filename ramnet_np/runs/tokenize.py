@@ -30,7 +30,9 @@ from ramnet_np.data.codec import BYTES, BPECodec, tokenizers_library
 from ramnet_np.data.corpus import HeldOut, check_held_out, file_sha256, held_out_names, some_names, text_files
 from ramnet_np.data.tokens import FORMAT, MANIFEST, SUMS, TOKENIZER, TOKENS, smallest_dtype
 from ramnet_np.model.files import replacing
+from ramnet_np.train.folder import held_folder
 
+MOST_PIECES = 2**20  # no tokenizer has more, and the library reserves memory for as many as it is asked for
 _PIECE = 2**20  # bytes of text that are encoded as one string
 _AT_ONCE = 16  # strings that are encoded together, on all cores
 # A word never begins before and ends behind such a place: a string cut here is split into words as the whole would be.
@@ -67,7 +69,7 @@ class TokenizeOptions:
     """Replace the tokens that OUT holds."""
 
     def __post_init__(self) -> None:
-        check_count("vocab", self.vocab, BYTES + 1)
+        check_count("vocab", self.vocab, BYTES + 1, MOST_PIECES)
         check_held_out("held_out", self.held_out)
 
 
@@ -110,15 +112,22 @@ def tokenize_folder(options: TokenizeOptions, *, progress: bool = True) -> Token
     library, out, progress_off = tokenizers_library(), options.out, not progress
     files = text_files(options.folder, "folder")
     names = [name for name, _ in files]
+    if len(files) == 1 and not isinstance(options.held_out, float):
+        raise ValueError(f"held_out must be a share where there is one file, got {options.held_out!r}")
     aside = held_out_names(names, options.held_out, "held_out") if len(files) > 1 else ()
     _require_free(out, options.overwrite)
     for name, path in tqdm(files, desc="checking", unit="file", delay=1.0, leave=False, disable=progress_off):
         for _ in _strings(name, path):
             pass
     seen = [(name, path) for name, path in files if name not in aside]
-    tokenizer = _trained(library, seen, options.vocab, progress)
+    with held_folder(out):  # now, as training takes minutes
+        tokenizer = _trained(library, seen, options.vocab, progress)
+        return _written(tokenizer, files, aside, out, progress)
+
+
+def _written(tokenizer: Any, files: Files, aside: tuple[str, ...], out: Path, progress: bool) -> Tokenized:
+    """Encode the files and write the folder."""
     codec = BPECodec(tokenizer.to_str(pretty=True))
-    out.mkdir(parents=True, exist_ok=True)
     with replacing(*(out / name for name in (TOKENS, TOKENIZER, MANIFEST, SUMS))) as (tokens, model, manifest, sums):
         with tokens.open("wb") as file:
             documents = _encode_all(tokenizer, codec, files, file, progress)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import namespace_of, on_host
+from ramnet_np.data.batches import StreamBatch
 from ramnet_np.model import RAMNet
 
 
@@ -73,6 +74,24 @@ class CarriedState:
                 )
         for name, array in named_arrays(self._state):
             array[...] = namespace_of(array).asarray(saved[name])
+
+
+def carried_from(model: RAMNet, batch: StreamBatch, saved: dict[str, Array] | None) -> CarriedState:
+    """The state for the first batch of a call; ``saved``: as :class:`CarriedState` takes it, None where a run begins.
+
+    ValueError for a batch that goes on in the middle of a document whose memory is not there.
+
+    >>> import numpy as np
+    >>> carried_from(None, StreamBatch(np.zeros((1, 2)), np.zeros((1, 2)), np.array([4])), None)
+    Traceback (most recent call last):
+        ...
+    ValueError: start must be 0 where no memory is carried yet, got 4: the checkpoint has no memories to go on from
+    """
+    if saved is None and (first := int(on_host(batch.start).max())):
+        raise ValueError(
+            f"start must be 0 where no memory is carried yet, got {first}: the checkpoint has no memories to go on from"
+        )
+    return CarriedState(model, len(batch.ids), saved)
 
 
 def _at_least_float32(array: Array) -> Array:

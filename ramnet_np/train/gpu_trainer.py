@@ -33,7 +33,7 @@ from ramnet_np.data.batches import Batch, StreamBatch
 from ramnet_np.data.gpu_dataset import GPUBatch, GPUDataset
 from ramnet_np.layers.loss import IGNORE_INDEX
 from ramnet_np.model import RAMNet
-from ramnet_np.train.carried import CarriedState
+from ramnet_np.train.carried import CarriedState, carried_from
 from ramnet_np.train.config import TrainConfig, learning_rate
 from ramnet_np.train.gradients import Part, loss_and_gradients
 from ramnet_np.train.optim import ADAMW_EPS, AdamWState, has_weight_decay
@@ -135,7 +135,7 @@ class GPUTrainer:
 
     def step(self, batch: Batch | StreamBatch | GPUBatch) -> None:
         if isinstance(batch, StreamBatch) and self._carried is None:  # before a capture, which gives memory of its own
-            self._carried = CarriedState(self._model, len(batch.ids), self._saved)
+            self._carried = carried_from(self._model, batch, self._saved)
         buffers = self._upload_rows(batch) if isinstance(batch, GPUBatch) else self._upload_tokens(batch)
         if self._captures and buffers.graph is None and buffers.warmed_up:
             self._capture(buffers)

@@ -7,7 +7,9 @@ writes metrics and checkpoints, shows a progress bar and resumes; ``experiment/o
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -15,8 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm import TqdmWarning, tqdm
 
 from ramnet_np.backend import array_kind, backend_for
 from ramnet_np.core.arrays import namespace_of
@@ -204,6 +205,14 @@ def train(
     )  # fmt: skip
 
 
+def _logging_above_the_bar() -> AbstractContextManager[None]:
+    """Warnings are written above the progress bar, not through it."""
+    with warnings.catch_warnings():  # in a notebook, what is imported misses the widgets that this bar does not use
+        warnings.simplefilter("ignore", TqdmWarning)
+        from tqdm.contrib.logging import logging_redirect_tqdm
+    return logging_redirect_tqdm()
+
+
 class _Task(NamedTuple):
     """What :func:`_train_from` needs to know."""
 
@@ -253,7 +262,7 @@ def _train_from(task: _Task, trainer: Trainer) -> tuple[float, Measured, int | N
         trainer,
         DeferredInterrupt("ending this step, then saving; once more stops at once") as interrupt,
         tqdm(total=config.steps, initial=first, unit="step", disable=not task.progress, dynamic_ncols=True) as bar,
-        logging_redirect_tqdm(),  # warnings stand above the bar
+        _logging_above_the_bar(),
     ):
         one = next(steps, None)
         if one is None:  # it had ended before

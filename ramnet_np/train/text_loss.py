@@ -139,6 +139,7 @@ def documents_loss(
         raise ValueError(f"length must be at least 1, got {length}")
     sums = _Sums(corpus.codec.token_bytes, tuple(edges))
     by_size = sorted((document for document in documents if document.size > 1), key=lambda one: -one.size)
+    length = min(length, max((document.size - 1 for document in by_size), default=1))  # a longer window is padding
     rows = _rows_at_once(model, length, tokens)
     for i in range(0, len(by_size), rows):
         for logits, window, before in _side_by_side(model, corpus, by_size[i : i + rows], length, carry, most_windows):

@@ -13,7 +13,7 @@ from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.data.batches import Batch, StreamBatch
 from ramnet_np.model import RAMNet
-from ramnet_np.train.carried import CarriedState
+from ramnet_np.train.carried import CarriedState, carried_from
 from ramnet_np.train.config import TrainConfig, learning_rate
 from ramnet_np.train.gradients import Gradients, Part, loss_and_gradients
 from ramnet_np.train.optim import AdamWState, adamw_update, clip_by_global_norm
@@ -123,7 +123,7 @@ class CPUTrainer:
         ids, labels = xp.asarray(batch.ids), xp.asarray(batch.labels)
         start = None
         if isinstance(batch, StreamBatch):
-            self._carried = self._carried or CarriedState(self._model, len(ids), self._saved)
+            self._carried = self._carried or carried_from(self._model, batch, self._saved)
             start = xp.asarray(batch.start)
         rows = part_rows(len(ids), self._config.accumulate)
         parts = [

@@ -46,6 +46,13 @@ class OnDevice(Tensor):
     __cuda_array_interface__ = None
 
 
+class ByInstance:
+    """One whose class does not tell that it is an array."""
+
+    def __init__(self, **more):
+        vars(self).update(shape=V.shape, ndim=V.ndim, dtype=V.dtype, **more)
+
+
 def test_kinds():
     assert array_kind(X) == array_kind(np.float32(1)) == array_kind(None) == array_kind([1]) == "numpy"
     assert array_kind(np.zeros(2).view(type("Mine", (np.ndarray,), {}))) == "numpy"
@@ -54,6 +61,10 @@ def test_kinds():
         assert array_kind(np.matrix([[1.0]])) == "numpy.matrix"
     assert array_kind(Tensor()) == "tests.Tensor"
     assert array_kind(OnDevice()) == "device"
+    assert array_kind(ByInstance()) == "tests.ByInstance"  # as the arrays of some libraries
+    assert array_kind(ByInstance(__cuda_array_interface__={})) == "device"
+    with pytest.raises(TypeError, match=r"values must be a NumPy or CuPy array, got tests\.ByInstance on the CPU"):
+        ram_attention_forward(X, X, ByInstance())
 
 
 @pytest.mark.parametrize("name", ["write_logits", "read_logits", "values", "gamma", "mask", "positions", "state.slots"])

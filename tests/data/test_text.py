@@ -73,8 +73,10 @@ def test_held_out_windows_do_not_overlap():
 
 
 def test_text_too_short_for_its_sequences():
-    with pytest.raises(ValueError, match=r"data\.length must be below the 5 tokens that .* got 16"):
+    with pytest.raises(ValueError, match=r"data\.length must be below the 5 tokens of the longest .* held out, got 16"):
         TextData(b"x" * 100, TextSettings(length=16), batch=4, seed=0)
+    with pytest.raises(ValueError, match=r"data\.held_out must leave a document of 2 tokens .* held out, got none"):
+        TextData(b"x" * 100, TextSettings(length=16, held_out=1e-9), batch=4, seed=0)
 
 
 @pytest.mark.parametrize(

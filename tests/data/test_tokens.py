@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from ramnet_np.data.codec import BPECodec, ByteCodec, decoded
+from ramnet_np.data.codec import BPECodec, ByteCodec, decoded, read_codec
 from ramnet_np.data.corpus import held_out_names, read_corpus
 from ramnet_np.data.text import TextSettings, read_data
 
@@ -113,6 +114,7 @@ def test_a_long_text_is_encoded_as_the_whole_would_be(tokens, novels, monkeypatc
         ("tokenizer.json", lambda data: data + b" ", r"tokenizer\.json' is damaged"),
         ("manifest.json", lambda data: b"{}", r"manifest\.json' must be a manifest of format 1 .*'format'"),
         ("manifest.json", lambda data: data.replace(b'"uint16"', b'"uint32"'), "must be a manifest .*dtype 'uint32'"),
+        ("manifest.json", lambda data: re.sub(rb'"vocab": \d+', b'"vocab": true', data), "a manifest .*vocab True"),
         ("manifest.json", lambda data: data.replace(b"a.txt", b"b.txt"), "documents without names of their own"),
         ("SHA256SUMS", lambda data: b"", r"SHA256SUMS' must have the checksum of manifest\.json, got none"),
     ],
@@ -164,7 +166,17 @@ def test_tokenizing_checks_everything_before_it_writes(novels, tokens, tmp_path)
         (TokenizeOptions(tmp_path, out), ValueError, r"'latin\.txt' must be text in UTF-8, got byte 0xe9 at 3"),
         (TokenizeOptions(tmp_path / "no", out), FileNotFoundError, "folder must be a file or a folder, got"),
         (TokenizeOptions(novels, out, held_out=("d*",)), ValueError, r"held_out must name documents, got 'd\*'"),
+        (
+            TokenizeOptions(novels / "a.txt", out, held_out=("b*",)),
+            ValueError,
+            "held_out must be a share where",
+        ),
         (TokenizeOptions(novels, tokens), ValueError, r"out must be a new folder, but .* holds tokens\.bin"),
+        (
+            TokenizeOptions(novels, novels / "a.txt" / "out"),
+            OSError,
+            "out must be a folder that can be written",
+        ),
         (TokenizeOptions(novels, novels / "a.txt"), ValueError, "out must be a folder, got .* which is a file"),
     ):
         with pytest.raises(error, match=words):
@@ -172,6 +184,23 @@ def test_tokenizing_checks_everything_before_it_writes(novels, tokens, tmp_path)
     assert not out.exists()
     with pytest.raises(ValueError, match="vocab must be at least 257, got 256"):
         TokenizeOptions(novels, out, vocab=256)
+    with pytest.raises(ValueError, match="vocab must be at most 1048576, got 1000000000"):  # the library would abort
+        TokenizeOptions(novels, out, vocab=10**9)
+
+
+def test_a_tokenizer_that_was_edited_says_so_before_it_loses_text(tokens, tmp_path):
+    path, stored = tmp_path / "tokenizer.json", json.loads((tokens / "tokenizer.json").read_text())
+    path.write_text(json.dumps(stored | {"pre_tokenizer": None}))  # spaces have no piece then, and would be left out
+    assert read_codec(path).encode("Tom").size
+    with pytest.raises(ValueError, match="got one whose pieces do not spell every text"):
+        read_codec(path).encode("Tom has")
+    path.write_text(json.dumps(stored | {"pre_tokenizer": {"type": "None"}}))
+    with pytest.raises(ValueError, match="got what the library tokenizers does not read"):
+        read_codec(path).encode("Tom")
+    for damaged, words in ((b"\xff", "got what is no UTF-8"), (b"{", "got something else")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"tokenizer\.json': tokenizer\.json must hold .* {words}"):
+            read_codec(path)
 
 
 def test_characters_come_out_whole():
@@ -208,6 +237,28 @@ def test_windows_lie_within_documents(novels):
         for row, label in zip(ids, labels, strict=True):
             window = bytes([row[0], *label.tolist()])
             assert any(window in document for document in documents)
+
+
+@pytest.mark.parametrize("change", ["edit", "replace", "remove"])
+def test_a_run_ends_where_its_text_changes_under_it(tmp_path, change):
+    path, other = tmp_path / "a.txt", tmp_path / "b"
+    path.write_bytes(b"Tom has a fox. " * 9)
+    data = read_data(TextSettings(path=path, length=4), batch=2)
+    data.batch(0)
+    other.write_bytes(b"Ann has a hen. " * 9)
+    if change == "edit":
+        path.write_bytes(b"short")
+    elif change == "replace":
+        other.replace(path)
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"a\.txt' must stay as it was when it was first read, but it (has been|is)"):
+        data.batch(1)
+
+
+def test_a_name_that_is_no_utf8(tmp_path):
+    (tmp_path / "caf\udce9.txt").write_bytes(b"text")
+    assert [document.name for document in read_corpus(tmp_path).documents] == ["caf\udce9.txt"]
 
 
 def test_a_file_that_is_replaced_is_read_anew(tmp_path):

@@ -133,7 +133,9 @@ def test_settings_are_json_and_come_back():
         ("validation = 10", "finalists = 0\nvalidation = 10", "finalists must be at least 1, got 0"),
         ("radix = 4 }", "radix = 4 }\nvariants = 5", "point 'b': variants must be a table, got 5"),
         ("radix = 4 }", "radix = 4 }\nvariants.x = { ordre = 1 }", "point 'b': variant 'x' has no setting 'ordre'"),
-        ("radix = 4 }", 'radix = 4 }\nkind = "c"', r"point 'b': kind must be one of \[kinds\] \(\), got 'c'"),
+        ("radix = 4 }", 'radix = 4 }\nkind = "c"', r"point 'b': kind must be one of \[kinds\] \(none\), got 'c'"),
+        ("radix = 4 }", "radix = 4 }\nkind = []", r"point 'b': kind must be one of \[kinds\] \(none\), got \[\]"),
+        ("radix = 4 }", 'radix = 4 }\nvariants."" = { radix = 3 }', "point 'b': variants must have names, got ''"),
     ],
 )
 def test_what_is_wrong_is_said(changed, to, message, tmp_path):

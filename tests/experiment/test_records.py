@@ -13,7 +13,8 @@ from tests.model.test_files import file_size_limit
 def record(name):
     return {
         "name": name, "grid": "g", "status": "finished", "date": "2026-01-01T10:01:00+00:00", "version": "1",
-        "quick": False, "settings": {}, "accuracy": {}, "validation": {}, "hardware": {}, "steps": 1,
+        "quick": False, "settings": {}, "accuracy": {"mean": 1.0}, "validation": {"mean": 1.0}, "steps": 1,
+        "hardware": {"device": "cpu", "name": "a CPU", "numpy": "2", "python": "3"},
         "tokens_per_second": 1, "state_elements": 1, "epochs": 1.0, "seconds": 1,
     }  # fmt: skip
 
@@ -58,6 +59,37 @@ def test_a_line_that_is_no_record_is_left_out(tmp_path, line):
     append_record(path, record("a"))
     assert [r["name"] for r in read_records([path])] == ["a"]
     assert run_of(record("x") | {"settings": {"model": 5}}) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grid": "../../elsewhere"},  # figures are files of its name
+        {"grid": ""},
+        {"accuracy": {}},
+        {"accuracy": {"mean": "high"}},
+        {"validation": {"mean": float("nan")}},
+        {"hardware": {}},
+        {"hardware": {"device": "gpu", "name": "a GPU", "numpy": "2", "python": "3"}},
+        {"date": "yesterday"},
+        {"calls": [{}]},
+    ],
+)
+def test_a_record_with_a_part_that_tables_cannot_use_is_left_out(tmp_path, changes):
+    path = tmp_path / "results.jsonl"
+    append_record(path, record("a") | changes)
+    assert read_records([path]) == []
+    path.write_text(path.read_text().replace("{", '{"n": 1' + "0" * 5000 + ", ", 1))
+    assert read_records([path]) == []
+
+
+def test_runs_that_have_no_scores_are_records(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_record(path, record("a") | {"status": "diverged", "accuracy": {}, "validation": {}})
+    append_record(path, record("b") | {"settings": {"search": True}, "accuracy": {}})
+    assert [r["name"] for r in read_records([path])] == ["a", "b"]
+    run = read_grid(TINY, "tiny").points[0].base
+    assert run_of({"settings": run.settings | {"name": ["a"]}}) is None
 
 
 def test_a_file_that_is_no_text_and_a_full_disk_are_said(tmp_path):

@@ -230,8 +230,8 @@ def done(run, accuracy=0.5, seconds=1.0):
     return "done", run, {
         "name": run.name, "status": "finished", "settings": run.settings, "accuracy": {"mean": accuracy},
         "validation": {"mean": run.train.learning_rate}, "steps": 16, "epochs": 2.0, "seconds": seconds,
-        "tokens_per_second": 1, "quick": False, "date": "2026-01-01T10:01:00+00:00", "version": "1", "hardware": {},
-        "state_elements": 1,
+        "tokens_per_second": 1, "quick": False, "date": "2026-01-01T10:01:00+00:00", "version": "1",
+        "hardware": {"device": "cpu", "name": "a CPU", "numpy": "2", "python": "3"}, "state_elements": 1,
     }  # fmt: skip
 
 

@@ -150,6 +150,10 @@ def test_refuses():
         linear_attention_forward(q, k, v, np.zeros((2, 3, 4, 6)), normaliser=False)
     with pytest.raises(ValueError, match="feature_map must be one of 'elu', 'relu', 'silu', 'identity', got 'exp'"):
         linear_attention_forward(q, k, v, feature_map="exp")
+    with pytest.raises(ValueError, match=r"feature_map must be one of .* got \['elu'\]"):
+        linear_attention_forward(q, k, v, feature_map=["elu"])
+    with pytest.raises(TypeError, match="normaliser must be True or False, got 'no'"):
+        linear_attention_forward(q, k, v, normaliser="no")
     for name in ("silu", "identity"):
         with pytest.raises(ValueError, match=f"normaliser must be False for feature_map '{name}', .* got True"):
             linear_attention_forward(q, k, v, feature_map=name)

@@ -94,3 +94,5 @@ def test_presets_are_found_by_name():
     assert [paper.cape_heads(i) for i in (0, 3, 4, 7, 8, 26)] == [16, 16, 8, 8, 0, 0]
     with pytest.raises(ValueError, match=r"preset must be one of 'mqar-demo', .*, got 'huge'"):
         preset("huge")
+    with pytest.raises(ValueError, match=r"preset must be one of .* got \['paper-340m'\]"):
+        preset(["paper-340m"])

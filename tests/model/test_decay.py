@@ -82,3 +82,12 @@ def test_a_channel_decay_of_far_out_logits_is_finite():
     dx, grads = channel_decay_backward(np.ones_like(log_decay), ctx)
     np.testing.assert_array_equal(dx, np.array([[[0.0625, 0.0]]], np.float32), strict=True)
     assert {p.dtype for p in grads.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_rate_that_would_be_infinite_forgets_all_and_has_gradients(dtype):
+    params = {"a_proj.weight": np.eye(1, dtype=dtype), "dt_bias": np.zeros(1, dtype), "A_log": np.full(1, 1e4, dtype)}
+    log_decay, _, ctx = decay_forward(np.ones((1, 1, 1), dtype), params)
+    assert np.exp(log_decay).item() == 0
+    dx, grads = decay_backward(np.zeros_like(log_decay), ctx)
+    assert all(array.item() == 0 for array in (dx, *grads.values()))

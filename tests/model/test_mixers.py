@@ -271,6 +271,10 @@ def test_what_a_mixer_cannot_do_is_said(name):
     if model.config.mixer == "ram":
         assert model.trace(IDS)[1]["read"].index.shape == (2, 9, 2, 4)
         return
+    with pytest.raises(TypeError, match="positions must be integers, got float64"):
+        model.forward(IDS, positions=np.arange(9.0))
+    with pytest.raises(ValueError, match=r"positions must have shape \(T,\) = \(1,\) or \(B, T\) = .* got \(3,\)"):
+        model.step(IDS[:, :1], state, np.arange(3))
     with pytest.raises(ValueError, match=f"backend must be None for mixer '{model.config.mixer}', .* got 'numba'"):
         model.forward(IDS, backend="numba")
     with pytest.raises(

@@ -235,6 +235,16 @@ def test_other_batches_than_the_saved_memories():
     assert set(trainer.carried) == {"0.0", "0.1", "1.0", "1.1"}
 
 
+def test_a_run_does_not_go_on_with_memories_that_are_not_there():
+    """As from a checkpoint whose training.json has lost its word of them."""
+    model = model_of("ram")
+    trainer = CPUTrainer(model, TrainConfig(batch=4), adamw_init(model.params))
+    with pytest.raises(
+        ValueError, match="start must be 0 where no memory is carried yet, got 7: the checkpoint has no"
+    ):
+        trainer.step(StreamBatch(*tokens(), np.array([0, 7, 0, 0])))
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_a_batch_that_was_copied_as_one_array_is_its_parts(is_stream):
     ids, labels = tokens(rows=6, length=5)

@@ -155,6 +155,11 @@ def test_what_cannot_be_measured_is_one_sentence(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"path must hold documents of two tokens or more, got a\.txt"):
         evaluate_text(EvaluateOptions(tmp_path / "bytes", tmp_path / "a.txt"), progress=False)
+    with pytest.raises(FileNotFoundError, match=r"^path must be a file or a folder, got"):
+        evaluate_text(EvaluateOptions(tmp_path / "bytes", tmp_path / "no"), progress=False)
+    for json_file in (tmp_path, tmp_path / "no" / "numbers.json"):
+        with pytest.raises(ValueError, match="json must be a file in a folder that is there, got"):
+            evaluate_text(EvaluateOptions(tmp_path / "no", tmp_path, json=json_file), progress=False)
     with pytest.raises(ValueError, match=r"edges must rise from above 0, got \(5, 5\)"):
         EvaluateOptions(tmp_path, tmp_path, edges=(5, 5))
     (tmp_path / "bytes" / "tokenizer.json").write_text(TOKENIZER)
@@ -168,6 +173,12 @@ def test_what_cannot_be_measured_is_one_sentence(tmp_path):
         evaluate_text(EvaluateOptions(tmp_path / "bytes", tmp_path / "a.txt"), progress=False)
     with pytest.raises(ValueError, match="text must be Unicode for a model of pieces, got the byte or surrogate"):
         generate_text(RAMNet(CONFIG), "a\udcff", 3, codec=load_codec(tmp_path / "bytes"))
+
+
+def test_a_window_is_no_longer_than_the_documents():
+    model, corpus = model_of(), corpus_of(25, 7)
+    endless = documents_loss(model, corpus, corpus.documents, 10**9)  # would take terabytes
+    assert endless.loss == documents_loss(model, corpus, corpus.documents, 24).loss
 
 
 def test_windows_and_documents_agree():

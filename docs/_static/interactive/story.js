@@ -80,7 +80,7 @@ const Story = (() => {
     const kept = `${k === 1 ? "It is the only slot that is kept" : `The best ${k} slots are kept`}, with ${percent(sum(w.weight))} of the whole weight.`;
     const turned = cape ? ` CAPE turns the address by t = ${t}: slot ${best} becomes slot ${w.index[0]}.` : "";
     if (k > 1 && w.weight[0] - w.weight[k - 1] < 1e-12) {
-      return `The key is flat, so all slots weigh the same: ${number(w.weight[0])}. The ${k} smallest numbers are kept.${turned}`;
+      return `The key is flat, so all slots weigh the same: ${number(w.weight[0])}. The ${k} lowest-numbered slots are kept.${turned}`;
     }
     if (order === 1) return `The key’s softmax gives slot ${best} the largest weight, ${number(w.weight[0])}. ${kept}${turned}`;
     const p = RAM.digitSoftmax(token.key, temperature);
