@@ -31,7 +31,7 @@ class Manifest(NamedTuple):
 
 
 def smallest_dtype(vocab: int) -> np.dtype:
-    """Of the numbers of ``tokens.bin``: two bytes where they hold the vocabulary, else four.
+    """The dtype of the numbers in ``tokens.bin``: two bytes each if these hold the vocabulary, else four.
 
     >>> smallest_dtype(8192).str, smallest_dtype(65537).str
     ('<u2', '<u4')

@@ -323,7 +323,7 @@ def _model(variant: str, shared: Mapping[str, Any], given: Any, vocab: int) -> R
 
 
 def _steps(epochs: float, data: MQARSettings, batch: Any, evaluations: int) -> int:
-    """Of a run of so many passes over the training sets."""
+    """How many steps a run of so many passes over the training sets takes."""
     check_integer("train.batch", batch, 1)
     per_epoch = sum(examples // batch for _, _, examples in data.train)
     if not per_epoch:

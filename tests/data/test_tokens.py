@@ -1,4 +1,4 @@
-"""Folders of text and of tokens: what is written, what is read back, and what is said of damage."""
+"""Folders of text and of tokens: they are written, read back, and refused in a sentence where they are damaged."""
 
 import hashlib
 import json

@@ -174,7 +174,7 @@ def test_a_finalist_that_diverges_gives_its_place_to_the_next():
 
     order = searched(point_of(SEARCHED), scores)
     full = [(rate, seed) for _, rate, seed, short in order if not short]
-    # of those that do not diverge 4e-3 and 1e-3 are best; 8e-3 is the next one outwards
+    # 2e-3 diverges; then 4e-3 and 1e-3 are the best, and 8e-3 is the next one outwards
     assert full == [(2e-3, 0), (4e-3, 0), (8e-3, 0), (4e-3, 1), (1e-3, 0)]
     assert searched(point_of(SEARCHED), lambda *_: None)[3:] == []
 

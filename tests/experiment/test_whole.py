@@ -22,7 +22,7 @@ from ramnet_np.experiment.summary import collect
 from ramnet_np.experiment.sweep import count_left
 from tests.experiment.grids import TINY
 
-# Of these rates the higher is far ahead: 15% of the answers against 6%.
+# The higher of these two rates is far ahead: it gets 15% of the answers right, the other 6%.
 SEARCHED = """
 epochs = 3
 search_epochs = 2

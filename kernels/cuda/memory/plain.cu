@@ -102,8 +102,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) plain_forward(const __g
 // ---- backward ----
 
 // First the whole forward once more (recompute_token). Then the tokens from the last to the first, each through the steps
-// in reverse. d is the adjoint of a slot's content; q = <d, s> is one number a slot, kept up to date so that the gradient
-// of eta does not need the overwritten content:
+// in reverse. d is the adjoint of a slot's content. q = <d, s> is one number for each slot. It is kept up to date, so the
+// gradient of eta can do without the overwritten content:
 //
 //     4. read     dr = <dy, s>,  q += r <dy, s>,  d += r dy
 //     3. write    deta = <d, v> - <d, s before>,  dv += eta d,  d *= 1 - eta;  from deta the gradients of z, w and gamma

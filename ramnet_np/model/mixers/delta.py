@@ -22,7 +22,7 @@ from ramnet_np.layers.norm import RMSNormContext, l2norm_backward, l2norm_forwar
 from ramnet_np.model.checks import check_flag
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.decay import DecayContext, decay_backward, decay_forward, decay_parameters
-from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
+from ramnet_np.model.mixers.interface import CallOptions, Mixer, Variant
 from ramnet_np.model.mixers.key_value import (
     FeaturesContext,
     ProjectionContext,
@@ -30,6 +30,7 @@ from ramnet_np.model.mixers.key_value import (
     features_backward,
     features_forward,
     key_value_parameters,
+    matrices_size,
     project_backward,
     project_forward,
 )
@@ -137,11 +138,6 @@ def _parameters(config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
     return parameters | output_parameters(config)
 
 
-def _state_size(config: RAMNetConfig, context: int) -> StateSize:
-    size = config.heads * config.head_key_channels * config.head_channels
-    return StateSize(size, size)
-
-
 def _check(config: RAMNetConfig) -> None:
     check_flag("delta_gate", config.delta_gate)
 
@@ -152,7 +148,7 @@ MIXER = Mixer(
     parameters=_parameters,
     forward=delta_layer_forward,
     backward=delta_layer_backward,
-    state_size=_state_size,
+    state_size=matrices_size,
     initial_state=empty_matrices,
     check=_check,
 )

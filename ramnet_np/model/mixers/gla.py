@@ -27,7 +27,7 @@ from ramnet_np.model.channel_decay import (
     channel_decay_parameters,
 )
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
+from ramnet_np.model.mixers.interface import CallOptions, Mixer, Variant
 from ramnet_np.model.mixers.key_value import (
     FeaturesContext,
     ProjectionContext,
@@ -35,6 +35,7 @@ from ramnet_np.model.mixers.key_value import (
     features_backward,
     features_forward,
     key_value_parameters,
+    matrices_size,
     project_backward,
     project_forward,
 )
@@ -121,17 +122,12 @@ def _parameters(config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
     return key_value_parameters(config) | channel_decay_parameters(config) | output_parameters(config)
 
 
-def _state_size(config: RAMNetConfig, context: int) -> StateSize:
-    size = config.heads * config.head_key_channels * config.head_channels
-    return StateSize(size, size)
-
-
 MIXER = Mixer(
     name="gla",
     variants=(Variant("gla", "GLA"),),
     parameters=_parameters,
     forward=gla_layer_forward,
     backward=gla_layer_backward,
-    state_size=_state_size,
+    state_size=matrices_size,
     initial_state=empty_matrices,
 )

@@ -14,6 +14,7 @@ from ramnet_np.layers.activation import Activation
 from ramnet_np.layers.feature_map import FEATURE_MAPS, FeatureMap
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.mixers.interface import StateSize
 from ramnet_np.model.output import value_parameters
 from ramnet_np.model.parameters import Parameter, Params, normal
 
@@ -123,3 +124,13 @@ def empty_matrices(config: RAMNetConfig, x: Array) -> Array:
     """
     shape = (x.shape[0], config.heads, config.head_key_channels, config.head_channels)
     return namespace_of(x).zeros(shape, dtype=x.dtype)
+
+
+def matrices_size(config: RAMNetConfig, context: int) -> StateSize:
+    """Elements of that state for one sequence: every token reads and writes all of them.
+
+    >>> matrices_size(RAMNetConfig(width=8, heads=2, key_channels=3), context=1024).total
+    24
+    """
+    size = config.heads * config.head_key_channels * config.head_channels
+    return StateSize(size, size)

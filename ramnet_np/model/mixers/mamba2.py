@@ -23,7 +23,7 @@ from ramnet_np.layers.gated_linear_attention import (
 )
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.decay import DecayContext, decay_backward, decay_forward, decay_parameters
-from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
+from ramnet_np.model.mixers.interface import CallOptions, Mixer, Variant
 from ramnet_np.model.mixers.key_value import (
     FeaturesContext,
     ProjectionContext,
@@ -31,6 +31,7 @@ from ramnet_np.model.mixers.key_value import (
     features_backward,
     features_forward,
     key_value_parameters,
+    matrices_size,
     project_backward,
     project_forward,
 )
@@ -121,17 +122,12 @@ def _parameters(config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
     return key_value_parameters(config) | decay_parameters(config) | output_parameters(config)
 
 
-def _state_size(config: RAMNetConfig, context: int) -> StateSize:
-    size = config.heads * config.head_key_channels * config.head_channels
-    return StateSize(size, size)
-
-
 MIXER = Mixer(
     name="mamba2",
     variants=(Variant("mamba2", "Mamba2"),),
     parameters=_parameters,
     forward=mamba2_layer_forward,
     backward=mamba2_layer_backward,
-    state_size=_state_size,
+    state_size=matrices_size,
     initial_state=empty_matrices,
 )
