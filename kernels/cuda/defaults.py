@@ -37,10 +37,10 @@ from .step.step import step_specialisation
 _TYPES = ("float", "double", "float16", "bfloat16")
 _LAYERS = (
     gate_specialisation, scale_specialisation, short_conv_specialisation, token_sums_specialisation,
-    loss_specialisation, embedding_specialisation,
+    loss_specialisation, embedding_specialisation, attention_specialisation,
 )  # fmt: skip
 _WITHOUT_HALVES = (
-    adamw_specialisation, weight_gradient_specialisation, attention_specialisation, delta_specialisation,
+    adamw_specialisation, weight_gradient_specialisation, delta_specialisation,
 )  # fmt: skip
 
 

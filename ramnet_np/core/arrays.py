@@ -71,3 +71,12 @@ def memory_of(array: Array) -> tuple[int, int]:
     if array_kind(array) == "cupy":
         return array.device.id, array.data.ptr
     return -1, array.__array_interface__["data"][0]
+
+
+def at_least_float32(array: Array) -> Array:
+    """The array, in float32 where its dtype has 16 bits: what sums over many tokens are made of.
+
+    >>> at_least_float32(np.ones(2, dtype=np.float16)).dtype, at_least_float32(np.ones(2)).dtype
+    (dtype('float32'), dtype('float64'))
+    """
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array

@@ -168,8 +168,10 @@ def require_ids(name: str, ids: Array, size: int) -> None:
         )
 
 
-def require_heads(q: Array, k: Array, v: Array) -> tuple[int, int, int, int]:
+def require_heads(q: Array, k: Array, v: Array, any_floats: bool = False) -> tuple[int, int, int, int]:
     """ValueError or TypeError unless ``q``, ``k`` (B, T, H, d_k), ``v`` (B, T, H, d_v) fit; returns (B, T, H, d_v).
+
+    ``any_floats``: of 16 bits too, on a GPU.
 
     >>> require_heads(np.zeros((1, 5, 2, 3)), np.zeros((1, 5, 2, 3)), np.zeros((1, 4, 2, 7)))
     Traceback (most recent call last):
@@ -178,7 +180,9 @@ def require_heads(q: Array, k: Array, v: Array) -> tuple[int, int, int, int]:
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         require_array(name, x)
-    if q.dtype not in (np.float32, np.float64):
+    if any_floats:
+        require_floats("q", q)
+    elif q.dtype not in (np.float32, np.float64):
         raise TypeError(f"q must be float32 or float64, got {q.dtype}")
     if q.ndim != 4 or 0 in q.shape:
         raise ValueError(f"q must have shape (B, T, H, d_k), none of them 0, got {q.shape}")

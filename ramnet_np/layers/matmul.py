@@ -13,8 +13,8 @@ def matmul(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
         y[i] = a[i] b[i]        or, with ``accumulate_into``, accumulate_into[i] += a[i] b[i]
 
     ``a``: (..., m, k); ``b``: (..., k, n), the same leading axes; transposes (``swapaxes(-1, -2)``) and slices are read
-    where they are. ``accumulate_into``: (..., m, n): the products are added to it in place. All of one dtype. Returns
-    y, or ``accumulate_into``.
+    where they are. ``accumulate_into``: (..., m, n): the products are added to it in place. All of one dtype,
+    but ``accumulate_into`` may be of float32 for products of 16-bit matrices. Returns y, or ``accumulate_into``.
     ValueError for shapes that do not fit. On a GPU all products are one launch of cuBLAS, inside a CUDA graph too.
 
     >>> import numpy as np

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
@@ -59,7 +61,8 @@ def rotary_forward(
     # 1. angles, in float64: a position times a frequency can be large
     frequency = base ** (xp.arange(0, d, 2, dtype=xp.float64) / -d)
     angle = positions[..., None, None] * frequency
-    ctx = RotaryContext(xp.cos(angle).astype(x.dtype), xp.sin(angle).astype(x.dtype), ArraySpec.of(x))
+    wide = np.promote_types(x.dtype, np.float32)
+    ctx = RotaryContext(xp.cos(angle).astype(wide), xp.sin(angle).astype(wide), ArraySpec.of(x))
     # 2. turn
     return rotate(x, ctx.cos, ctx.sin), ctx
 
@@ -88,7 +91,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
         (y[i], y[i + d/2]) = (x[i] cos - x[i + d/2] sin,  x[i] sin + x[i + d/2] cos)
 
-    ``cos``, ``sin``: (T, 1, d/2) or (B, T, 1, d/2). Returns y of x's shape.
+    ``cos``, ``sin``: (T, 1, d/2) or (B, T, 1, d/2), of float32 for an x of 16 bits. Returns y of x's shape.
 
     >>> import numpy as np
     >>> rotate(np.array([1.0, 0.0]).reshape(1, 1, 1, 2), np.zeros((1, 1, 1)), np.ones((1, 1, 1))).ravel().tolist()
@@ -96,4 +99,5 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
-    return namespace_of(x).concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    turned = namespace_of(x).concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return turned.astype(x.dtype, copy=False)

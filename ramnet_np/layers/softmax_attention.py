@@ -76,7 +76,7 @@ def softmax_attention_forward(
     >>> softmax_attention_forward(q, k, v, window=2)[0].ravel().tolist()
     [3.0, 4.0, 7.5]
     """
-    B, T, H, d_v = require_heads(q, k, v)
+    B, T, H, d_v = require_heads(q, k, v, any_floats=True)
     if window is not None and (not isinstance(window, int | np.integer) or isinstance(window, bool)):
         raise TypeError(f"window must be an integer or None, got {window!r}")
     if window is not None and window < 1:
@@ -117,7 +117,9 @@ def softmax_attention_backward(dy: Array, ctx: SoftmaxAttentionContext) -> Softm
     xp = namespace_of(dy)
     dy = heads_first(dy)
     scale = ctx.q.shape[-1] ** -0.5
-    dq, dk, dv = (xp.zeros(x.shape, dtype=x.dtype) for x in (ctx.q, ctx.k, ctx.v))
+    dq = xp.zeros(ctx.q.shape, dtype=dy.dtype)
+    # sums over blocks, so not in 16 bits
+    dk, dv = (xp.zeros(x.shape, dtype=np.promote_types(x.dtype, np.float32)) for x in (ctx.k, ctx.v))
     T, keys = ctx.q.shape[1], ctx.k.shape[1]
     for block, log_sum in zip(_blocks(T, keys, ctx.window), ctx.log_sums, strict=True):
         # 1. the weights again, and their gradient
@@ -130,7 +132,8 @@ def softmax_attention_backward(dy: Array, ctx: SoftmaxAttentionContext) -> Softm
         matmul(dscores, ctx.k[:, block.keys], accumulate_into=dq[:, block.queries])
         matmul(dscores.swapaxes(1, 2), ctx.q[:, block.queries], accumulate_into=dk[:, block.keys])
     past = keys - T
-    return SoftmaxAttentionGrads(*(heads_last(d, ctx.heads) for d in (dq, dk[:, past:], dv[:, past:])))
+    grads = (dq, dk[:, past:], dv[:, past:])
+    return SoftmaxAttentionGrads(*(heads_last(d, ctx.heads).astype(dy.dtype, copy=False) for d in grads))
 
 
 def _blocks(tokens: int, keys: int, window: int | None) -> Iterator[_Block]:

@@ -89,7 +89,8 @@ def address_forward(x: Array, params: Params, side: str, config: RAMNetConfig) -
     # 1. exp(a) / tau, times the weights
     scale_ctx = None
     if scale is None:
-        weight, bias = weight * (1 / config.tau), None if bias is None else bias * (1 / config.tau)
+        weight = (weight * (1 / config.tau)).astype(weight.dtype, copy=False)
+        bias = None if bias is None else (bias * (1 / config.tau)).astype(bias.dtype, copy=False)
     else:
         weight, bias, scale_ctx = scale_forward(weight, bias, scale, config.tau)
     # 2. one linear map

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import at_least_float32, namespace_of
 from ramnet_np.core.require import ArraySpec, require_like
 from ramnet_np.layers.activation import sigmoid_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
@@ -60,6 +60,7 @@ def channel_decay_forward(x: Array, params: Params) -> tuple[Array, ChannelDecay
     # 1. logit
     low, down_ctx = linear_forward(x, params["a_proj.0.weight"])
     logit, up_ctx = linear_forward(low, params["a_proj.1.weight"], params["a_proj.1.bias"])
+    logit = at_least_float32(logit)
     # 2. log a = -softplus(-logit) / 16
     xp.negative(logit, out=logit)
     slope, _ = sigmoid_forward(logit)
@@ -91,6 +92,7 @@ def channel_decay_backward(
     # 2. log a = -softplus(-logit) / 16
     dlogit = dlog_decay * ctx.slope
     # 1. logit
+    dlogit = dlogit.astype(ctx.up.y.dtype, copy=False)
     dlow, dup, dbias = linear_backward(dlogit, ctx.up)
     dx, ddown, _ = linear_backward(dlow, ctx.down, accumulate_into=accumulate_into)
     return dx, {"a_proj.0.weight": ddown, "a_proj.1.weight": dup, "a_proj.1.bias": dbias}

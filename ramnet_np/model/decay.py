@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import at_least_float32, namespace_of
 from ramnet_np.core.require import ArraySpec, require_like
 from ramnet_np.layers.activation import sigmoid_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
@@ -68,10 +68,11 @@ def decay_forward(x: Array, params: Params) -> tuple[Array, Array, DecayContext]
     xp = namespace_of(x)
     # 1. logit
     logit, linear_ctx = linear_forward(x, params["a_proj.weight"], params["dt_bias"])
+    logit = at_least_float32(logit)
     # 2. step = softplus(logit), 3. log a = -exp(A) step
     step_slope, _ = sigmoid_forward(logit)
     step = xp.logaddexp(logit, logit.dtype.type(0))
-    rate = -xp.exp(xp.minimum(params["A_log"], _MOST))
+    rate = -xp.exp(xp.minimum(at_least_float32(params["A_log"]), _MOST))
     log_decay = step * rate
     return log_decay, step, DecayContext(linear_ctx, step_slope, step_slope * rate, log_decay)
 
@@ -103,6 +104,7 @@ def decay_backward(
         require_like("dstep", dstep, ArraySpec.of(ctx.log_decay))
         dlogit += dstep * ctx.step_slope
     # 1. logit
+    dlogit = dlogit.astype(ctx.linear.y.dtype, copy=False)
     dx, dweight, dbias = linear_backward(dlogit, ctx.linear, accumulate_into=accumulate_into)
     return dx, {"a_proj.weight": dweight, "dt_bias": dbias, "A_log": sum_over_tokens(rows)}
 

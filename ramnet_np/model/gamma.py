@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple
 
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import at_least_float32, namespace_of
 from ramnet_np.core.retention import RULES
 from ramnet_np.layers.activation import sigmoid_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward, sum_over_tokens
@@ -66,17 +66,19 @@ def gamma_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array
     linear_ctx = None
     if config.gamma_mode == "dynamic":
         modifier, linear_ctx = linear_forward(x, params["gamma_modifier.weight"], params["gamma_modifier.bias"])
+        modifier = at_least_float32(modifier)
     else:
-        modifier = xp.tile(params["gamma_modifier"], (*x.shape[:2], 1))
+        modifier = xp.tile(at_least_float32(params["gamma_modifier"]), (*x.shape[:2], 1))
     # 2. gamma
     least = RULES[config.update].least_gamma
     if least == -math.inf:
-        return modifier + config.gamma, GammaContext(linear_ctx, None, fixed=False)
+        return (modifier + config.gamma).astype(x.dtype, copy=False), GammaContext(linear_ctx, None, fixed=False)
     above = config.gamma - least
     modifier += above + math.log(-math.expm1(-above))  # softplus^-1(c) = log(exp(c) - 1)
     slope, _ = sigmoid_forward(modifier)
     gamma = xp.logaddexp(modifier, modifier.dtype.type(0))
-    return gamma if least == 0 else gamma + least, GammaContext(linear_ctx, slope, fixed=False)
+    gamma = gamma if least == 0 else gamma + least
+    return gamma.astype(x.dtype, copy=False), GammaContext(linear_ctx, slope, fixed=False)
 
 
 def gamma_backward(
@@ -97,9 +99,12 @@ def gamma_backward(
     if ctx.fixed:
         return accumulate_into, {}
     # 2. gamma = softplus(... + modifier), or constant + modifier
-    dmodifier = dgamma if ctx.slope is None else dgamma * ctx.slope
+    dmodifier = at_least_float32(dgamma)
+    if ctx.slope is not None:
+        dmodifier = dmodifier * ctx.slope
     # 1. the modifier
     if ctx.linear is None:
         return accumulate_into, {"gamma_modifier": sum_over_tokens(dmodifier.reshape(-1, dmodifier.shape[-1]))}
+    dmodifier = dmodifier.astype(ctx.linear.y.dtype, copy=False)
     dx, dweight, dbias = linear_backward(dmodifier, ctx.linear, accumulate_into=accumulate_into)
     return dx, {"gamma_modifier.weight": dweight, "gamma_modifier.bias": dbias}

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array
+from ramnet_np.core.require import ArraySpec
 from ramnet_np.layers.gate import GateContext, gate_backward, gate_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.layers.norm import RMSNormContext, rmsnorm_backward, rmsnorm_forward
@@ -34,7 +35,7 @@ class OutputContext(NamedTuple):
     gate_map: LinearContext | None
     gate: GateContext | None
     out: LinearContext
-    shape: tuple[int, ...]  # B, T, H, C
+    y: ArraySpec  # (B, T, H, C), as the memory gave it: of float32 in 16-bit models where it sums over tokens
 
 
 def value_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
@@ -79,19 +80,20 @@ def output_forward(y: Array, x: Array | None, params: Params, config: RAMNetConf
     >>> out.shape
     (1, 3, 8)
     """
-    shape = y.shape
+    recalled = ArraySpec.of(y)
+    y = y.astype(params["o_proj.weight"].dtype, copy=False)
     # 1. norm per head
     norm_ctx = gate_map_ctx = gate_ctx = None
     if config.output_norm:
         y, norm_ctx = rmsnorm_forward(y, params["o_norm.weight"], OUTPUT_NORM_EPS)
     # 2. gate
-    y = y.reshape(*shape[:2], -1)
+    y = y.reshape(*y.shape[:2], -1)
     if config.output_gate:
         logit, gate_map_ctx = linear_forward(x, params["o_gate.0.weight"], params["o_gate.0.bias"])
         y, gate_ctx = gate_forward(logit, y, silu=config.gate_activation == "silu")
     # 3. out
     out, out_ctx = linear_forward(y, params["o_proj.weight"], params.get("o_proj.bias"))
-    return out, OutputContext(norm_ctx, gate_map_ctx, gate_ctx, out_ctx, shape)
+    return out, OutputContext(norm_ctx, gate_map_ctx, gate_ctx, out_ctx, recalled)
 
 
 def output_backward(dout: Array, ctx: OutputContext) -> tuple[Array, Array | None, Params]:
@@ -114,8 +116,8 @@ def output_backward(dout: Array, ctx: OutputContext) -> tuple[Array, Array | Non
     if ctx.gate is not None and ctx.gate_map is not None:
         dlogit, dy = gate_backward(dy, ctx.gate)
         dx, grads["o_gate.0.weight"], grads["o_gate.0.bias"] = linear_backward(dlogit, ctx.gate_map)
-    dy = dy.reshape(ctx.shape)
+    dy = dy.reshape(ctx.y.shape)
     # 1. norm per head
     if ctx.norm is not None:
         dy, grads["o_norm.weight"] = rmsnorm_backward(dy, ctx.norm)
-    return dy, dx, grads
+    return dy.astype(ctx.y.dtype, copy=False), dx, grads

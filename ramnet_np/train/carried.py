@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of, on_host
+from ramnet_np.core.arrays import at_least_float32, namespace_of, on_host
 from ramnet_np.data.batches import StreamBatch
 from ramnet_np.model import RAMNet
 
@@ -61,7 +59,7 @@ class CarriedState:
 
     def arrays(self) -> dict[str, Array]:
         """Every array by a name, for a checkpoint, those in 16 bits as float32."""
-        return {name: _at_least_float32(array) for name, array in named_arrays(self._state)}
+        return {name: at_least_float32(array) for name, array in named_arrays(self._state)}
 
     def _restore(self, saved: dict[str, Array]) -> None:
         own = self.arrays()
@@ -92,10 +90,6 @@ def carried_from(model: RAMNet, batch: StreamBatch, saved: dict[str, Array] | No
             f"start must be 0 where no memory is carried yet, got {first}: the checkpoint has no memories to go on from"
         )
     return CarriedState(model, len(batch.ids), saved)
-
-
-def _at_least_float32(array: Array) -> Array:
-    return array if array.dtype.itemsize >= 4 else array.astype(np.float32)
 
 
 def map_arrays(function: Callable[..., Any], *states: Any) -> Any:

@@ -44,10 +44,11 @@ def sums_of(dtype):
     return np.float64 if dtype == "float64" else np.float32
 
 
-def check(cp, arrays, call, dtype, monkeypatch, sums=()):
+def check(cp, arrays, call, dtype, monkeypatch, sums=(), sizes=None):
     """On the GPU as in NumPy's float64 on the same numbers; poisoned outputs; the same bits twice.
 
-    ``sums``: which of the results are gradients of parameters or losses.
+    ``sums``: which of the results are gradients of parameters or losses. ``sizes``: of results whose terms nearly
+    cancel, the norm of what the terms add up to in absolute value.
     """
     wide = [a.astype(np.float64) if a.dtype.kind not in "iu" else a for a in arrays]
     expected = run(wide, call)
@@ -57,8 +58,8 @@ def check(cp, arrays, call, dtype, monkeypatch, sums=()):
         assert got.shape == want.shape
         if want.dtype.kind == "f":
             assert got.dtype == (sums_of(dtype) if i in sums else dtype_of(dtype))
-        difference = np.linalg.norm(got.astype(np.float64) - want) / max(1.0, np.linalg.norm(want))
-        assert difference < TOLERANCE[dtype]
+        size = max(1.0, np.linalg.norm(want), (sizes or {}).get(i, 0))
+        assert np.linalg.norm(got.astype(np.float64) - want) < TOLERANCE[dtype] * size
     empty = cp.empty
 
     def poisoned(*args, **kwargs):
@@ -245,7 +246,10 @@ def test_address_projections(cp, heads, order, radix, width, bias, dtype, monkey
 
     all_shapes = (2, 3, width), (2, 3, heads, order, radix), *shapes.values()
     arrays = [draw(s, dtype_of(dtype), i) for i, s in enumerate(all_shapes)]
-    check(cp, arrays, project, dtype, monkeypatch, sums=range(2, len(all_shapes)))
+    x, dlogits, weight, scale = (a.astype(np.float64) for a in arrays[:4])
+    terms = np.abs(dlogits.reshape(6, rows).T @ x.reshape(6, width) * weight).reshape(heads * order, -1).sum(axis=1)
+    terms *= np.exp(scale.ravel()) / config.tau
+    check(cp, arrays, project, dtype, monkeypatch, sums=range(2, len(all_shapes)), sizes={3: np.linalg.norm(terms)})
 
 
 def test_the_core_on_cupy_arrays_without_fused_layers(cp):

@@ -113,7 +113,7 @@ def test_refuses():
         softmax_attention_forward(q, k, v[:, :, :2])
     with pytest.raises(TypeError, match=r"v must have the dtype of q \(float64\), got float32"):
         softmax_attention_forward(q, k, v.astype(np.float32))
-    with pytest.raises(TypeError, match="q must be float32 or float64, got int64"):
+    with pytest.raises(TypeError, match="q must be float32 or float64 on the CPU, got int64"):
         softmax_attention_forward(q.astype(int), k, v)
     with pytest.raises(TypeError, match="k must be an array, got list"):
         softmax_attention_forward(q, [1.0], v)

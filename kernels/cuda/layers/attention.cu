@@ -7,16 +7,12 @@
 // Same mathematics as ramnet_np/layers/rotary.py and softmax_attention.py. A row is a query's scores with the keys of
 // its block; it sees the keys first <= j < end. Lane l of a warp always has the keys l, l + 32, ..., so that it reads
 // only what it wrote itself.
-#include "runtime/reduce.cuh"
-
-#ifndef ELEMENT
-#error "ELEMENT must be defined: the type of the arrays, float or double"
-#endif
+#include "layers/element.cuh"
 
 extern "C" __global__ void rotate(
     const ELEMENT* x,    // (N, H, d) for N tokens
-    const ELEMENT* cos,  // (angles, d/2): token n has row n % angles
-    const ELEMENT* sin,
+    const Acc* cos,      // (angles, d/2): token n has row n % angles
+    const Acc* sin,
     long long pairs,  // N H d/2
     int heads, int half, long long angles,
     ELEMENT* y  // (N, H, d)
@@ -25,9 +21,9 @@ extern "C" __global__ void rotate(
     if (pair >= pairs) return;
     const int i = pair % half;
     const long long row = pair / half, angle = row / heads % angles * half + i, at = row * 2 * half + i;
-    const ELEMENT a = x[at], b = x[at + half], c = cos[angle], s = sin[angle];
-    y[at] = a * c - b * s;
-    y[at + half] = a * s + b * c;
+    const Acc a = widen(x[at]), b = widen(x[at + half]), c = cos[angle], s = sin[angle];
+    y[at] = narrowed(a * c - b * s);
+    y[at + half] = narrowed(a * s + b * c);
 }
 
 // The keys that the query of a row sees.
@@ -46,10 +42,10 @@ struct Seen {
 struct SoftmaxParams {
     ELEMENT* scores;    // (rows, keys)
     ELEMENT* dweights;  // (rows, keys); null in the forward
-    ELEMENT* log_sums;  // (rows,)
+    Acc* log_sums;      // (rows,)
     long long rows;
     int queries, keys, diagonal, window;
-    ELEMENT scale;
+    Acc scale;
 };
 
 // scores become weights, exp(scale * score) over its sum, and 0 where nothing is seen
@@ -60,19 +56,17 @@ extern "C" __global__ void softmax_rows(const __grid_constant__ SoftmaxParams p)
     ELEMENT* scores = p.scores + row * p.keys;
     const Seen seen(row, p.queries, p.keys, p.diagonal, p.window);
     const int begin = seen.first / 32 * 32 + lane;
-    ELEMENT largest = -infinity(ELEMENT(0));
+    Acc largest = -infinity(Acc(0));
     for (int j = begin; j < seen.end; j += 32)
-        if (seen.has(j)) largest = max_(largest, scores[j] * p.scale);
+        if (seen.has(j)) largest = max_(largest, widen(scores[j]) * p.scale);
     for (int distance = 16; distance; distance /= 2)
         largest = max_(largest, __shfl_xor_sync(~0u, largest, distance));
-    ELEMENT total = 0;
-    for (int j = begin; j < seen.end; j += 32) {
-        if (!seen.has(j)) continue;
-        scores[j] = exp(scores[j] * p.scale - largest);
-        total += scores[j];
-    }
+    Acc total = 0;
+    for (int j = begin; j < seen.end; j += 32)
+        if (seen.has(j)) total += exp_(widen(scores[j]) * p.scale - largest);
     total = warp_sum(total);
-    for (int j = lane; j < p.keys; j += 32) scores[j] = seen.has(j) ? scores[j] / total : ELEMENT(0);
+    for (int j = lane; j < p.keys; j += 32)
+        scores[j] = narrowed(seen.has(j) ? exp_(widen(scores[j]) * p.scale - largest) / total : Acc(0));
     if (lane == 0) p.log_sums[row] = largest + log(total);
 }
 
@@ -84,17 +78,14 @@ extern "C" __global__ void softmax_rows_backward(const __grid_constant__ Softmax
     ELEMENT* scores = p.scores + row * p.keys;
     ELEMENT* dweights = p.dweights + row * p.keys;
     const Seen seen(row, p.queries, p.keys, p.diagonal, p.window);
-    const ELEMENT log_sum = p.log_sums[row];
-    ELEMENT weighted_sum = 0;
-    for (int j = seen.first / 32 * 32 + lane; j < seen.end; j += 32) {
-        if (!seen.has(j)) continue;
-        scores[j] = exp(scores[j] * p.scale - log_sum);
-        weighted_sum += scores[j] * dweights[j];
-    }
+    const Acc log_sum = p.log_sums[row];
+    Acc weighted_sum = 0;
+    for (int j = seen.first / 32 * 32 + lane; j < seen.end; j += 32)
+        if (seen.has(j)) weighted_sum += exp_(widen(scores[j]) * p.scale - log_sum) * widen(dweights[j]);
     weighted_sum = warp_sum(weighted_sum);
     for (int j = lane; j < p.keys; j += 32) {
-        const bool has = seen.has(j);
-        dweights[j] = has ? scores[j] * (dweights[j] - weighted_sum) * p.scale : ELEMENT(0);
-        if (!has) scores[j] = 0;
+        const Acc weight = seen.has(j) ? exp_(widen(scores[j]) * p.scale - log_sum) : Acc(0);
+        dweights[j] = narrowed(seen.has(j) ? weight * (widen(dweights[j]) - weighted_sum) * p.scale : Acc(0));
+        scores[j] = narrowed(weight);
     }
 }

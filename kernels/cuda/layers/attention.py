@@ -12,7 +12,7 @@ import numpy as np
 from ramnet_np.contract import Array
 
 from ..runtime.arrays import contiguous_aligned, empty
-from ..runtime.module import Specialisation, get_kernel, type_name
+from ..runtime.module import Specialisation, get_kernel, sum_dtype, type_name
 from ..runtime.params import INT, LONG, POINTER, ParamStruct
 
 THREADS = 256
@@ -20,17 +20,17 @@ ALL = 2**30  # a window that reaches over every key
 
 
 @cache
-def softmax_params(dtype: np.dtype) -> ParamStruct:
-    """``SoftmaxParams``, with numbers of ``dtype``."""
+def softmax_params(sums: np.dtype) -> ParamStruct:
+    """``SoftmaxParams``, with numbers of the dtype ``sums``."""
     return ParamStruct(
         "SoftmaxParams", scores=POINTER, dweights=POINTER, log_sums=POINTER, rows=LONG, queries=INT, keys=INT,
-        diagonal=INT, window=INT, scale=dtype,
+        diagonal=INT, window=INT, scale=sums,
     )  # fmt: skip
 
 
 @cache
 def attention_specialisation(element: str) -> Specialisation:
-    """For arrays of the type ``element``, float or double."""
+    """For arrays of the type ``element``."""
     kernels = "rotate", "softmax_rows", "softmax_rows_backward"
     params = softmax_params(np.dtype(np.float64 if element == "double" else np.float32))
     return Specialisation("layers/attention.cu", kernels, (("ELEMENT", element),), (params,))
@@ -38,7 +38,9 @@ def attention_specialisation(element: str) -> Specialisation:
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """x (B, T, H, d) with the pairs of its halves turned; cos, sin: (T, 1, d/2) or (B, T, 1, d/2)."""
-    x, cos, sin = contiguous_aligned(x), contiguous_aligned(cos), contiguous_aligned(sin)
+    sums = sum_dtype(x.dtype)
+    x = contiguous_aligned(x)
+    cos, sin = (contiguous_aligned(each.astype(sums, copy=False)) for each in (cos, sin))
     y = empty(x.shape, x.dtype)
     half = x.shape[-1] // 2
     pairs = x.size // 2
@@ -51,7 +53,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 def softmax_rows(scores: Array, diagonal: int, window: int | None, scale: float) -> Array:
     """Scores (G, Q, J), C-contiguous, become weights in place; returns log sum exp of every row, (G, Q, 1)."""
-    log_sums = empty((*scores.shape[:-1], 1), scores.dtype)
+    log_sums = empty((*scores.shape[:-1], 1), sum_dtype(scores.dtype))
     _launch("softmax_rows", scores, None, log_sums, diagonal, window, scale)
     return log_sums
 
@@ -69,7 +71,7 @@ def _launch(
     """One warp a row of scores."""
     groups, queries, keys = scores.shape
     rows = groups * queries
-    params = softmax_params(scores.dtype)(
+    params = softmax_params(sum_dtype(scores.dtype))(
         scores=scores, dweights=dweights, log_sums=log_sums, rows=rows, queries=queries, keys=keys, diagonal=diagonal,
         window=ALL if window is None else min(window, ALL), scale=scale,
     )  # fmt: skip

@@ -125,10 +125,12 @@ def matmul(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
     """a (..., m, k) times b (..., k, n), matrix by matrix; the leading axes of both are the same.
 
     Transposes and slices are read where they lie if one stride leads from matrix to matrix, else copied.
-    ``accumulate_into``: (..., m, n), rows contiguous: the products are added to it in place, and it is returned.
+    ``accumulate_into``: (..., m, n), rows contiguous: the products are added to it in place, and it is returned. It may
+    be of float32 for a and b of 16 bits.
     ValueError for shapes that do not fit, TypeError for different dtypes.
     """
-    _require_one_dtype(a, b, accumulate_into)
+    wide = accumulate_into is not None and accumulate_into.dtype == sum_dtype(a.dtype)
+    _require_one_dtype(a, b, None if wide else accumulate_into)
     (*outer, m, k), n = a.shape, b.shape[-1]
     sums_shape = (*outer, m, n) if accumulate_into is None else accumulate_into.shape
     if b.shape[:-1] != (*outer, k) or sums_shape != (*outer, m, n):
@@ -153,8 +155,8 @@ def matmul(a: Array, b: Array, accumulate_into: Array | None = None) -> Array:
         n, m, k, ctypes.byref(one),
         ctypes.c_void_p(b.data.ptr), matrices, b_stack.leading, ctypes.c_longlong(b_stack.stride),
         ctypes.c_void_p(a.data.ptr), matrices, a_stack.leading, ctypes.c_longlong(a_stack.stride), ctypes.byref(beta),
-        ctypes.c_void_p(out.data.ptr), matrices, out_stack.leading, ctypes.c_longlong(out_stack.stride), count, sums,
-        _ANY_ALGORITHM,
+        ctypes.c_void_p(out.data.ptr), _TYPES[out.dtype.name][0], out_stack.leading,
+        ctypes.c_longlong(out_stack.stride), count, sums, _ANY_ALGORITHM,
     )  # fmt: skip
     return out
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ramnet_np.contract import Array
+from ramnet_np.core.arrays import at_least_float32
 from ramnet_np.layers.activation import SigmoidContext, sigmoid_backward, sigmoid_forward
 from ramnet_np.layers.delta_rule import DeltaRuleContext, delta_rule_backward, delta_rule_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
@@ -82,7 +83,7 @@ def delta_layer_forward(
     k, k_ctx = l2norm_forward(k)
     # 3. how much to write, how much to keep
     logit, beta_map_ctx = linear_forward(x, params["b_proj.weight"])
-    beta, beta_ctx = sigmoid_forward(logit)
+    beta, beta_ctx = sigmoid_forward(at_least_float32(logit))
     log_decay = decay_ctx = None
     if config.delta_gate:
         log_decay, _, decay_ctx = decay_forward(x, params)
@@ -120,9 +121,8 @@ def delta_layer_backward(dout: Array, ctx: DeltaLayerContext) -> tuple[Array, Pa
     if ctx.decay is not None:
         dx, ddecay = decay_backward(d.log_decay, ctx.decay, accumulate_into=dx)
         grads |= ddecay
-    dx, grads["b_proj.weight"], _ = linear_backward(
-        sigmoid_backward(d.beta, ctx.beta), ctx.beta_map, accumulate_into=dx
-    )
+    dlogit = sigmoid_backward(d.beta, ctx.beta).astype(ctx.beta_map.y.dtype, copy=False)
+    dx, grads["b_proj.weight"], _ = linear_backward(dlogit, ctx.beta_map, accumulate_into=dx)
     # 2. directions
     dq, dk = features_backward(l2norm_backward(d.q, ctx.q), l2norm_backward(d.k, ctx.k), ctx.features)
     # 1. projections

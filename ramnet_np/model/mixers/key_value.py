@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import at_least_float32, namespace_of
 from ramnet_np.layers.activation import Activation
 from ramnet_np.layers.feature_map import FEATURE_MAPS, FeatureMap
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
@@ -45,9 +47,12 @@ def key_value_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
     return {"q_proj.weight": weight, "k_proj.weight": weight} | value_parameters(config)
 
 
-def project_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array, Array, Array, ProjectionContext]:
+def project_forward(
+    x: Array, params: Params, config: RAMNetConfig, widen: bool = True
+) -> tuple[Array, Array, Array, ProjectionContext]:
     """q, k (B, T, H, d_k), v (B, T, H, C), and ctx. ``x``: (B, T, D).
 
+    ``widen``: those of 16-bit models become float32, for a memory that sums over all tokens before.
     ValueError or TypeError as of the linear maps.
 
     >>> import numpy as np
@@ -60,6 +65,8 @@ def project_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Arr
     q, q_ctx = linear_forward(x, params["q_proj.weight"])
     k, k_ctx = linear_forward(x, params["k_proj.weight"])
     v, v_ctx = linear_forward(x, params["v_proj.weight"], params.get("v_proj.bias"))
+    if widen:
+        q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
     return q.reshape(heads), k.reshape(heads), v.reshape(heads), ProjectionContext(q_ctx, k_ctx, v_ctx)
 
 
@@ -79,9 +86,8 @@ def project_backward(
     """
     dx, grads = accumulate_into, {}
     for name, d, linear_ctx in zip("qkv", (dq, dk, dv), ctx, strict=True):
-        dx, grads[f"{name}_proj.weight"], dbias = linear_backward(
-            d.reshape(*d.shape[:2], -1), linear_ctx, accumulate_into=dx
-        )
+        d = d.reshape(*d.shape[:2], -1).astype(linear_ctx.y.dtype, copy=False)
+        dx, grads[f"{name}_proj.weight"], dbias = linear_backward(d, linear_ctx, accumulate_into=dx)
         if dbias is not None:
             grads[f"{name}_proj.bias"] = dbias
     return dx, grads
@@ -116,14 +122,14 @@ def features_backward(dq: Array, dk: Array, ctx: FeaturesContext) -> tuple[Array
 def empty_matrices(config: RAMNetConfig, x: Array) -> Array:
     """The state before the first token of a mixer that has a matrix for each head: zeros (B, H, d_k, C).
 
-    ``x``: (B, T, D), whose B, dtype and device they have.
+    ``x``: (B, T, D), whose B and device they have, and its dtype, or float32 where that has 16 bits.
 
     >>> import numpy as np
     >>> empty_matrices(RAMNetConfig(width=8, heads=2, key_channels=3), np.zeros((1, 5, 8))).shape
     (1, 2, 3, 4)
     """
     shape = (x.shape[0], config.heads, config.head_key_channels, config.head_channels)
-    return namespace_of(x).zeros(shape, dtype=x.dtype)
+    return namespace_of(x).zeros(shape, dtype=np.promote_types(x.dtype, np.float32))
 
 
 def matrices_size(config: RAMNetConfig, context: int) -> StateSize:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.layers.linear_attention import (
@@ -101,7 +103,7 @@ def _parameters(config: RAMNetConfig, layer: int) -> dict[str, Parameter]:
 
 def _initial_state(config: RAMNetConfig, x: Array) -> Array:
     shape = (x.shape[0], config.heads, config.head_key_channels, config.head_channels + config.normaliser)
-    return namespace_of(x).zeros(shape, dtype=x.dtype)
+    return namespace_of(x).zeros(shape, dtype=np.promote_types(x.dtype, np.float32))
 
 
 def _state_size(config: RAMNetConfig, context: int) -> StateSize:

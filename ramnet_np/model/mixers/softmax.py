@@ -72,7 +72,7 @@ def softmax_layer_forward(
         raise TypeError(f"state of mixer {config.mixer!r} must be a KeyValueState, got {type(state).__name__}")
     options = options or CallOptions()
     # 1. projections
-    q, k, v, projections = project_forward(x, params, config)
+    q, k, v, projections = project_forward(x, params, config, widen=False)
     # 2. positions
     rotary_ctx = None
     if config.rotary:
