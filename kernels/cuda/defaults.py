@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from .address.decode import decode_specialisation
+from .layers.add import add_specialisation
 from .layers.attention import attention_specialisation
 from .layers.delta import delta_specialisation
 from .layers.embedding import ORDER, embedding_specialisation
@@ -37,7 +38,7 @@ from .step.step import step_specialisation
 _TYPES = ("float", "double", "float16", "bfloat16")
 _LAYERS = (
     gate_specialisation, scale_specialisation, short_conv_specialisation, token_sums_specialisation,
-    loss_specialisation, embedding_specialisation, attention_specialisation,
+    loss_specialisation, embedding_specialisation, attention_specialisation, add_specialisation,
 )  # fmt: skip
 _WITHOUT_HALVES = (
     adamw_specialisation, weight_gradient_specialisation, delta_specialisation,

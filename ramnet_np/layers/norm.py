@@ -86,11 +86,13 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float = 1e-6) -> tuple[Array, 
 
 
 @accelerated
-def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
+def rmsnorm_backward(dy: Array, ctx: RMSNormContext, add: Array | None = None) -> RMSNormGrads:
     """Gradients of x and weight. With n = x * rstd, the normalised x, and dn = dy * weight:
 
-    dx = rstd * (dn - n * mean(dn * n))        dweight = sum over tokens of dy * n
-    ValueError unless ``dy`` has the shape and dtype of y.
+    dx = rstd * (dn - n * mean(dn * n)) + add        dweight = sum over tokens of dy * n
+
+    ``add``: the gradient of x from elsewhere, as of a residual connection; None adds nothing.
+    ValueError unless ``dy`` and ``add`` have the shape and dtype of y.
 
     >>> import numpy as np
     >>> y, ctx = rmsnorm_forward(np.array([[3.0, 4.0]]), np.ones(2), eps=0.0)
@@ -100,6 +102,8 @@ def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     """
     require_context(ctx, RMSNormContext, "rmsnorm_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
+    if add is not None:
+        require_like("add", add, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]
     rows = dy.reshape(-1, width)
@@ -111,7 +115,10 @@ def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     n *= xp.einsum("nd,nd->n", dx, n)[:, None] / width
     dx -= n
     dx *= ctx.rstd
-    return RMSNormGrads(dx.reshape(dy.shape), dweight)
+    dx = dx.reshape(dy.shape)
+    if add is not None:
+        dx += add
+    return RMSNormGrads(dx, dweight)
 
 
 @on_gpu_of_arrays
@@ -177,11 +184,13 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float = 1e-6) -
 
 
 @accelerated
-def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
+def layernorm_backward(dy: Array, ctx: LayerNormContext, add: Array | None = None) -> LayerNormGrads:
     """Gradients of x, weight and bias. With n = (x - mean) * rstd and dn = dy * weight:
 
-    dx = rstd * (dn - mean(dn) - n * mean(dn * n))    dweight = sum of dy * n    dbias = sum of dy
-    ValueError unless ``dy`` has the shape and dtype of y.
+    dx = rstd * (dn - mean(dn) - n * mean(dn * n)) + add    dweight = sum of dy * n    dbias = sum of dy
+
+    ``add``: the gradient of x from elsewhere, as of a residual connection; None adds nothing.
+    ValueError unless ``dy`` and ``add`` have the shape and dtype of y.
 
     >>> import numpy as np
     >>> y, ctx = layernorm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2), eps=0.0)
@@ -190,6 +199,8 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
     """
     require_context(ctx, LayerNormContext, "layernorm_forward")
     require_like("dy", dy, ArraySpec.of(ctx.x))
+    if add is not None:
+        require_like("add", add, ArraySpec.of(ctx.x))
     xp = namespace_of(dy)
     width = dy.shape[-1]
     rows = dy.reshape(-1, width)
@@ -203,7 +214,10 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
     dx -= dx.mean(axis=-1, keepdims=True)
     dx -= n
     dx *= ctx.rstd
-    return LayerNormGrads(dx.reshape(dy.shape), dweight, rows.sum(axis=0))
+    dx = dx.reshape(dy.shape)
+    if add is not None:
+        dx += add
+    return LayerNormGrads(dx, dweight, rows.sum(axis=0))
 
 
 def _require_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import ArraySpec, readable, require_like
+from ramnet_np.layers.linear import add_in_place
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
     LayerNormContext,
@@ -126,12 +127,12 @@ def block_forward(
     if conv_ctx is not None and memory is not None:
         reach = min(conv_ctx.x.shape[1], config.short_conv - 1)
         memory = ConvState(conv_ctx.x[:, conv_ctx.x.shape[1] - reach :].copy(), memory)
-    h += x
+    h = add_in_place(h, x)
     if config.ffn == "none":
         return h, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, None, None)
     # 2. feed-forward network
     out, mlp_norm_ctx, mlp_ctx = _ffn_forward(h, params, config)
-    out += h
+    out = add_in_place(out, h)
     if options.recompute == "ffn":
         again = RecomputedFFN(h, params, config)
         return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, None, again)
@@ -166,15 +167,13 @@ def block_backward(dout: Array, ctx: BlockContext | RecomputedBlock) -> tuple[Ar
         _, mlp_norm, mlp = _ffn_forward(*mlp)
     if mlp_norm is not None and mlp is not None:
         dn, dmlp = ffn_backward(dout, mlp)
-        dh, dnorm = norm_backward(dn, mlp_norm)
-        dh += dout
+        dh, dnorm = norm_backward(dn, mlp_norm, add=dout)
         grads |= add_prefix("mlp.", dmlp) | add_prefix("mlp_norm.", dnorm)
     # 1. h = x + layer(conv(norm(x)))
     dn, dattn = ctx.mixer.backward(dh, ctx.attn)
     if ctx.attn_conv is not None:
         dn, grads["attn_conv.weight"] = short_conv_backward(dn, ctx.attn_conv)
-    dx, dnorm = norm_backward(dn, ctx.attn_norm)
-    dx += dh
+    dx, dnorm = norm_backward(dn, ctx.attn_norm, add=dh)
     return dx, grads | add_prefix("attn.", dattn) | add_prefix("attn_norm.", dnorm)
 
 
@@ -272,10 +271,10 @@ def norm_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array,
     return rmsnorm_forward(x, params["weight"], config.norm_eps)
 
 
-def norm_backward(dy: Array, ctx: NormContext) -> tuple[Array, Params]:
+def norm_backward(dy: Array, ctx: NormContext, add: Array | None = None) -> tuple[Array, Params]:
     """Gradient of x and of the norm's parameters by their names.
 
-    ``dy``: (..., D).
+    ``dy``: (..., D); ``add``: the gradient of x from elsewhere, which is added.
 
     >>> import numpy as np
     >>> y, ctx = norm_forward(np.array([[3.0, 4.0]]), {"weight": np.ones(2)}, RAMNetConfig())
@@ -284,9 +283,9 @@ def norm_backward(dy: Array, ctx: NormContext) -> tuple[Array, Params]:
     ((1, 2), ['weight'])
     """
     if isinstance(ctx, LayerNormContext):
-        dx, dweight, dbias = layernorm_backward(dy, ctx)
+        dx, dweight, dbias = layernorm_backward(dy, ctx, add)
         return dx, {"weight": dweight, "bias": dbias}
-    dx, dweight = rmsnorm_backward(dy, ctx)
+    dx, dweight = rmsnorm_backward(dy, ctx, add)
     return dx, {"weight": dweight}
 
 

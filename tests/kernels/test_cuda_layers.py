@@ -6,7 +6,7 @@ import pytest
 from ramnet_np import use_backend
 from ramnet_np.layers.embedding import embedding_backward, embedding_forward
 from ramnet_np.layers.gate import gate_backward, gate_forward
-from ramnet_np.layers.linear import linear_backward, linear_forward
+from ramnet_np.layers.linear import add_in_place, linear_backward, linear_forward
 from ramnet_np.layers.loss import cross_entropy_and_gradient, cross_entropy_backward, cross_entropy_forward
 from ramnet_np.layers.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 from ramnet_np.model import RAMNetConfig
@@ -15,7 +15,7 @@ from ramnet_np.train.optim import adamw_init, adamw_update, clip_by_global_norm,
 
 pytestmark = pytest.mark.gpu
 
-ROWS = [(1, 1), (3, 7), (129, 64), (40, 33), (5, 1000), (4300, 20), (2, 4097)]
+ROWS = [(1, 1), (3, 7), (129, 64), (40, 33), (5, 1000), (4300, 20), (2, 4097), (700, 264)]
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
 
 
@@ -74,14 +74,14 @@ def check(cp, arrays, call, dtype, monkeypatch, sums=(), sizes=None):
         assert got.tobytes() == want.tobytes()
 
 
-def rmsnorm(x, weight, dy):
+def rmsnorm(x, weight, dy, add=None):
     y, ctx = rmsnorm_forward(x, weight, 1e-5)
-    return y, *rmsnorm_backward(dy, ctx)
+    return y, *rmsnorm_backward(dy, ctx, add)
 
 
-def layernorm(x, weight, bias, dy):
+def layernorm(x, weight, bias, dy, add=None):
     y, ctx = layernorm_forward(x, weight, bias, 1e-5)
-    return y, *layernorm_backward(dy, ctx)
+    return y, *layernorm_backward(dy, ctx, add)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -92,6 +92,22 @@ def test_norms(cp, shape, dtype, monkeypatch):
     weight, bias = draw(shape[1:], kind, 2), draw(shape[1:], kind, 3)
     check(cp, [x.astype(kind), weight, dy], rmsnorm, dtype, monkeypatch, sums=(2,))
     check(cp, [x.astype(kind), weight, bias, dy], layernorm, dtype, monkeypatch, sums=(2, 3))
+    add = draw(shape, kind, 4)
+    check(cp, [x.astype(kind), weight, dy, add], rmsnorm, dtype, monkeypatch, sums=(2,))
+    check(cp, [x.astype(kind), weight, bias, dy, add], layernorm, dtype, monkeypatch, sums=(2, 3))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [*ROWS, (129, 256)], ids=str)
+def test_additions_in_place(cp, shape, dtype, monkeypatch):
+    def add(y, x):
+        y = y.copy()
+        assert add_in_place(y, x) is y
+        return [y]
+
+    kind = dtype_of(dtype)
+    for x in (draw(shape, kind, 1), draw(shape[1:], kind, 1)):
+        check(cp, [draw(shape, kind, 0), x], add, dtype, monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -34,6 +34,22 @@ def test_layernorm_gradients(shape, eps):
     ).raise_if_failed()
 
 
+def test_the_gradient_from_elsewhere_is_added():
+    x, weight, bias = draw().values()
+    add = np.random.default_rng(1).normal(size=x.shape)
+    for (y, ctx), backward in (
+        (rmsnorm_forward(x, weight), rmsnorm_backward),
+        (layernorm_forward(x, weight, bias), layernorm_backward),
+    ):
+        kept = add.copy()
+        with_add, without = backward(y, ctx, add), backward(y, ctx)
+        np.testing.assert_array_equal(with_add.x, without.x + add)
+        np.testing.assert_array_equal(with_add.weight, without.weight)
+        np.testing.assert_array_equal(add, kept)
+        with pytest.raises(ValueError, match="add must be float64 of shape"):
+            backward(y, ctx, add[0])
+
+
 @pytest.mark.parametrize("eps", [1e-6, 0.5])
 def test_l2norm_is_the_formula_and_has_its_gradients(eps):
     x = draw()["x"]

@@ -9,6 +9,7 @@ here.
 from collections.abc import Callable
 from typing import Any
 
+from .add import add_in_place
 from .attention import rotate, softmax_rows, softmax_rows_backward
 from .blas import matmul, matrix_product, weight_product
 from .delta import apply_decay, apply_decay_backward, unit_lower_inverse
@@ -23,7 +24,7 @@ from .token_sums import sum_over_tokens
 LAYERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        matrix_product, weight_product, matmul, sum_over_tokens,
+        matrix_product, weight_product, matmul, add_in_place, sum_over_tokens,
         rmsnorm_forward, rmsnorm_backward, layernorm_forward, layernorm_backward,
         gate_forward, gate_backward, scale_forward, scale_backward, short_conv_forward, short_conv_backward,
         cross_entropy_forward, cross_entropy_backward, cross_entropy_and_gradient, embedding_backward,

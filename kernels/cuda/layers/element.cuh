@@ -8,6 +8,8 @@
 
 using Acc = AccOf<ELEMENT>::type;
 
+constexpr int VECTOR = 16 / sizeof(ELEMENT);  // elements of the widest access; kernels use it where rows allow it
+
 DEVICE ELEMENT narrowed(Acc x) {
     ELEMENT y;
     narrow(x, y);

@@ -5,7 +5,7 @@
 //   add_losses          one block: the mean of the rows' losses
 //
 // Same mathematics as ramnet_np/layers/loss.py. A row is read once, into shared memory if it fits, and its gradient may
-// be written over it. A label that does not count (``ignored``) gives no loss and a gradient of zeros; one that no row of
+// be written over it. A thread has EACH elements at a time: 16 bytes where V allows it, else one. A label that does not count (``ignored``) gives no loss and a gradient of zeros; one that no row of
 // the head has gives NaN.
 #include "layers/element.cuh"
 
@@ -46,35 +46,30 @@ DEVICE void skip_row(const LossParams& p, long long row, ELEMENT* dlogits) {
 }
 
 // loss = log(sum_i exp(x_i - max)) - (x_label - max);  dlogits = (softmax(x) - onehot(label)) * scale / count
-extern "C" __global__ void cross_entropy(const __grid_constant__ LossParams p) {
-    extern __shared__ double shared[];
+template <int EACH> DEVICE void row_loss(const LossParams& p, long long row, int label, ELEMENT* dlogits, ELEMENT* kept) {
     __shared__ Acc scratch[32];
     __shared__ Largest<Acc> largest_scratch[32];
-    const long long row = blockIdx.x;
-    const int label = p.labels[row], width = p.width, in_shared = p.in_shared;
+    const int width = p.width, first = EACH * threadIdx.x, step = EACH * blockDim.x;
     const ELEMENT* logits = p.logits + row * width;
-    ELEMENT* dlogits = p.dlogits ? p.dlogits + row * width : p.dlogits;
-    if (label == p.ignored) {
-        skip_row(p, row, dlogits);
-        return;
-    }
+    Acc xs[EACH];
     // 1. max. A thread comes back to the elements that it read itself: nothing to wait for in between.
-    Acc* kept = reinterpret_cast<Acc*>(shared);
     Largest<Acc> largest{-infinity(Acc()), 2147483647};
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const Acc x = widen(logits[i]);
-        if (in_shared) kept[i] = x;
-        largest.take(x, i);
+    for (int i = first; i < width; i += step) {
+        load<EACH>(logits + i, xs);
+        if (p.in_shared) store<EACH>(xs, kept + i);
+#pragma unroll
+        for (int j = 0; j < EACH; j++) largest.take(xs[j], i + j);
     }
     largest = block_largest(largest, largest_scratch);
+    const ELEMENT* again = p.in_shared ? kept : logits;
     const bool known = 0 <= label && label < width;
     const Acc at_label = known ? widen(logits[label]) - largest.value : infinity(Acc()) - infinity(Acc());
     // 2. sum of exponentials
     Acc total = 0;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const Acc e = exp_((in_shared ? kept[i] : widen(logits[i])) - largest.value);
-        if (in_shared) kept[i] = e;
-        total += e;
+    for (int i = first; i < width; i += step) {
+        load<EACH>(again + i, xs);
+#pragma unroll
+        for (int j = 0; j < EACH; j++) total += exp_(xs[j] - largest.value);
     }
     total = block_sum(total, scratch);  // and all have read the label's logit
     if (threadIdx.x == 0) {
@@ -84,10 +79,23 @@ extern "C" __global__ void cross_entropy(const __grid_constant__ LossParams p) {
     // 3. gradient
     if (!dlogits) return;
     const Acc share = p.scale / *p.count, factor = share / total;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const Acc e = in_shared ? kept[i] : exp_(widen(logits[i]) - largest.value);
-        narrow(e * factor - (i == label ? share : Acc(0)), dlogits[i]);
+    for (int i = first; i < width; i += step) {
+        load<EACH>(again + i, xs);
+#pragma unroll
+        for (int j = 0; j < EACH; j++) xs[j] = exp_(xs[j] - largest.value) * factor - (i + j == label ? share : Acc(0));
+        store<EACH>(xs, dlogits + i);
     }
+}
+
+extern "C" __global__ void cross_entropy(const __grid_constant__ LossParams p) {
+    extern __shared__ __align__(16) double shared[];
+    const long long row = blockIdx.x;
+    const int label = p.labels[row];
+    ELEMENT* const dlogits = p.dlogits ? p.dlogits + row * p.width : p.dlogits;
+    ELEMENT* const kept = reinterpret_cast<ELEMENT*>(shared);
+    if (label == p.ignored) skip_row(p, row, dlogits);
+    else if (p.width % VECTOR == 0) row_loss<VECTOR>(p, row, label, dlogits, kept);
+    else row_loss<1>(p, row, label, dlogits, kept);
 }
 
 extern "C" __global__ void add_losses(const __grid_constant__ LossParams p) {

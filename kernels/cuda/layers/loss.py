@@ -65,8 +65,7 @@ def cross_entropy_and_gradient(
 ) -> LossAndGradient:
     """Loss, hits, count and gradient, all on the device; the gradient takes the place of C-contiguous ``logits``."""
     require_labels(labels, logits)
-    if not logits.flags.c_contiguous:
-        logits = logits.copy(order="C")
+    logits = contiguous_aligned(logits)
     return LossAndGradient(*_cross_entropy(logits, labels, ignore_index, logits, count), logits)
 
 
@@ -77,17 +76,15 @@ def _cross_entropy(
 
     ``dlogits``: where the gradient of the loss is written, C-contiguous: the logits or another array; None leaves it.
     """
-    import cupy
-
     width = logits.shape[-1]
-    logits = cupy.ascontiguousarray(logits)
+    logits = contiguous_aligned(logits)
     labels = contiguous_aligned(labels.reshape(-1).astype(np.int32, copy=False))
     rows, sums = labels.size, sum_dtype(logits.dtype)
     loss = empty((), sums)
     correct = empty((), np.int32)
     count = empty((), np.int32) if divisor is None else divisor.astype(np.int32, copy=False)
     losses, hits = empty((rows,), sums), empty((rows,), np.int32)
-    row_bytes = width * sums.itemsize
+    row_bytes = width * logits.itemsize
     in_shared = row_bytes <= ROW_BYTES
     specialisation = loss_specialisation(type_name(logits.dtype))
     params = loss_params(sums)(

@@ -26,7 +26,7 @@ def norm_params(sums: np.dtype) -> ParamStruct:
     """``NormParams``, with numbers of the dtype ``sums``."""
     return ParamStruct(
         "NormParams", x=POINTER, weight=POINTER, bias=POINTER, y=POINTER, mean=POINTER, rstd=POINTER, dy=POINTER,
-        dx=POINTER, parts=POINTER, rows=LONG, width=INT, eps=sums,
+        add=POINTER, dx=POINTER, parts=POINTER, rows=LONG, width=INT, eps=sums,
     )  # fmt: skip
 
 
@@ -48,9 +48,9 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float = 1e-6) -> tuple[Array, 
     return y, RMSNormContext(x, weight, rstd)
 
 
-def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
-    """Gradients of x and weight."""
-    return RMSNormGrads(*_backward(dy, ctx.x, ctx.weight, None, ctx.rstd))
+def rmsnorm_backward(dy: Array, ctx: RMSNormContext, add: Array | None = None) -> RMSNormGrads:
+    """Gradients of x, with ``add`` added, and weight."""
+    return RMSNormGrads(*_backward(dy, ctx.x, ctx.weight, None, ctx.rstd, add))
 
 
 def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float = 1e-6) -> tuple[Array, LayerNormContext]:
@@ -59,9 +59,9 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float = 1e-6) -
     return y, LayerNormContext(x, weight, mean, rstd)
 
 
-def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
-    """Gradients of x, weight and bias."""
-    dx, sums = _backward(dy, ctx.x, ctx.weight, ctx.mean, ctx.rstd)
+def layernorm_backward(dy: Array, ctx: LayerNormContext, add: Array | None = None) -> LayerNormGrads:
+    """Gradients of x, with ``add`` added, weight and bias."""
+    dx, sums = _backward(dy, ctx.x, ctx.weight, ctx.mean, ctx.rstd, add)
     width = ctx.weight.shape[0]
     return LayerNormGrads(dx, sums[:width], sums[width:])
 
@@ -78,16 +78,21 @@ def _forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, A
     if rows:
         kernel = get_kernel(norm_specialisation(type_name(x.dtype), bias is not None), "norm_forward")
         params = norm_params(sums)(
-            x=x, weight=weight, bias=bias, y=y, mean=mean, rstd=rstd, dy=None, dx=None, parts=None, rows=rows,
+            x=x, weight=weight, bias=bias, y=y, mean=mean, rstd=rstd, dy=None, add=None, dx=None, parts=None, rows=rows,
             width=width, eps=eps,
         )  # fmt: skip
         kernel((-(-rows // WARPS),), (32 * WARPS,), (params,))
     return y, mean, rstd
 
 
-def _backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
+def _backward(
+    dy: Array, x: Array, weight: Array, mean: Array | None, rstd: Array, add: Array | None
+) -> tuple[Array, Array]:
     """dx, and the sums over tokens: dweight (D,), with a mean followed by dbias."""
     require_like("dy", dy, ArraySpec.of(x))
+    if add is not None:
+        require_like("add", add, ArraySpec.of(x))
+        add = contiguous_aligned(add)
     width = x.shape[-1]
     dy, x, weight = contiguous_aligned(dy), contiguous_aligned(x), contiguous_aligned(weight)
     rows, columns = x.size // width, width if mean is None else 2 * width
@@ -98,7 +103,7 @@ def _backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> t
     parts = empty((blocks, columns), rstd.dtype)
     kernel = get_kernel(norm_specialisation(type_name(x.dtype), mean is not None), "norm_backward")
     params = norm_params(parts.dtype)(
-        x=x, weight=weight, bias=None, y=None, mean=mean, rstd=rstd, dy=dy, dx=dx, parts=parts, rows=rows,
+        x=x, weight=weight, bias=None, y=None, mean=mean, rstd=rstd, dy=dy, add=add, dx=dx, parts=parts, rows=rows,
         width=width, eps=0,
     )  # fmt: skip
     kernel((blocks,), (32 * warps,), (params,), shared_mem=warps * columns * parts.itemsize)

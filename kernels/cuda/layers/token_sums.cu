@@ -1,6 +1,7 @@
 // Sums over tokens: the gradient of a bias, and the second step of every such sum.
 //
-//   column_sums   a lane has a column at a time; the warps of a block take its tokens in turn; leaves one part a block
+//   column_sums   a lane has EACH columns at a time (16 bytes where the width allows it, else one); the warps of a block
+//                 take its tokens in turn; leaves one part a block
 //   add_parts     one block COLUMNS columns: adds up the parts of all blocks
 //
 // Same mathematics as sum_over_tokens in ramnet_np/layers/linear.py.
@@ -13,20 +14,32 @@
 #error "COLUMNS must be defined: how many columns a block adds up"
 #endif
 
+template <int EACH>
+DEVICE void sum_columns(const ELEMENT* x, const TokenRange& tokens, int warp, int warps, int width, Acc* sums) {
+    for (int c = EACH * (threadIdx.x % 32); c < width; c += EACH * 32) {
+        Acc total[EACH] = {}, xs[EACH];
+#pragma unroll 4
+        for (long long row = tokens.begin + warp; row < tokens.end; row += warps) {
+            load<EACH>(x + row * width + c, xs);
+#pragma unroll
+            for (int j = 0; j < EACH; j++) total[j] += xs[j];
+        }
+        store<EACH>(total, sums + c);
+    }
+}
+
 extern "C" __global__ void column_sums(
     const ELEMENT* x,  // (N, D)
     long long rows, int width,
     Acc* parts  // (blocks, D)
 ) {
-    extern __shared__ double shared[];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    extern __shared__ __align__(16) double shared[];
+    const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
     Acc* warp_sums = reinterpret_cast<Acc*>(shared);
     const TokenRange tokens(rows);
-    for (int c = lane; c < width; c += 32) {
-        Acc total = 0;
-        for (long long row = tokens.begin + warp; row < tokens.end; row += warps) total += widen(x[row * width + c]);
-        warp_sums[warp * width + c] = total;
-    }
+    Acc* sums = warp_sums + warp * width;  // of this warp
+    if (width % VECTOR == 0) sum_columns<VECTOR>(x, tokens, warp, warps, width, sums);
+    else sum_columns<1>(x, tokens, warp, warps, width, sums);
     store_part(warp_sums, width, parts);
 }
 

@@ -22,7 +22,8 @@ template <int ROUNDS> DEVICE void copy_headers(const Lane& lane, const Chain* ch
 // first entry on, -1 from the last one back.
 //
 // Waiting for one load is waiting for all that were issued before, because they share a scoreboard counter. So the entries
-// of the next chunk come with its other inputs, into registers of their own, and entries further on are waited for at once.
+// of the next chunk come with its other inputs, into registers of their own. Entries further on are asked for four entries
+// before they are needed: a model's tokens share slots more than random ones do, so its chains are long.
 struct ChainCursor {
     Chain chain;
     TokenEvent entry, coming, second;  // coming: of the next chunk; second: of the second round
@@ -32,10 +33,12 @@ struct ChainCursor {
         const int i = STEP > 0 ? lane.lane : chain.count() - 1 - lane.lane;
         if (i >= 0 && i < chain.count()) to = entries[chain.begin() + i];
     }
-    // Those from entry ``from`` of the chunk on.
-    template <int STEP> DEVICE void load_further(const Lane& lane, const TokenEvent* entries, int from) {
+    // The four from entry ``from`` of the chunk on, as far as they are the chain's.
+    template <int STEP> DEVICE TokenEvent load_further(const Lane& lane, const TokenEvent* entries, int from) const {
         const int i = from + STEP * lane.lane;
-        if (i >= chain.begin() && i < chain.begin() + chain.count()) entry = entries[i];
+        TokenEvent further{};
+        if (i >= chain.begin() && i < chain.begin() + chain.count()) further = entries[i];
+        return further;
     }
     // Header and entries of a later round, waited for here.
     template <int STEP> DEVICE void load_round(const Lane& lane, const Chain* header, const TokenEvent* entries) {
@@ -57,17 +60,17 @@ struct ChainCursor {
     DEVICE void follow(const Lane& lane, const StateSlice& state, const TokenEvent* entries, int count, const Visit& visit) {
         const int longest = __reduce_max_sync(~0u, count), first = chain.begin() + (STEP > 0 ? 0 : count - 1);
         if (longest == 0) return;
+        TokenEvent ahead = load_further<STEP>(lane, entries, first + STEP * LANES);  // the four after ``entry``
         TokenEvent now = broadcast(0);
         Tile value = state.get_if(count, entry_token_row(int(now.code)));
 #pragma unroll 2
         for (int i = 1; i <= longest; i++) {
             TokenEvent next;
-            if (i & 3 || i == longest) {
-                next = broadcast(i & 3);
-            } else {
-                load_further<STEP>(lane, entries, first + STEP * i);
-                next = broadcast(0);
+            if (i % LANES == 0 && i < longest) {
+                entry = ahead;
+                ahead = load_further<STEP>(lane, entries, first + STEP * (i + LANES));
             }
+            next = broadcast(i % LANES);
             const Tile next_value = state.get_if(i < count, entry_token_row(int(next.code)));
             if (i <= count) visit(int(now.code), now.coefficient, value);
             now = next, value = next_value;
@@ -93,7 +96,7 @@ struct Prefetcher {
         constexpr int EVENT = sizeof(TokenEvent), CHAIN = sizeof(Chain);
         if (warp == 0) list(p.writes, CHUNK * W * EVENT, CHUNK * W * EVENT);
         if (warp == 1) list(p.reads, CHUNK * R * EVENT, CHUNK * R * EVENT);
-        if (warp == 2) list(p.entries, ENTRIES * EVENT, ENTRIES * EVENT / 2);  // as much as most chunks use
+        if (warp == 2) list(p.entries, ENTRIES * EVENT, ENTRIES * EVENT);
         if (warp == 3) list(p.chains, CHAINS * CHAIN, (before_first ? MIN_ROUNDS : 1) * GROUPS * CHAIN);
         const auto rows = [&](const void* first, int size) {
             if (number >= CHUNK) return;
