@@ -4,17 +4,19 @@
 
 // Chain headers are copied to shared memory two chunks ahead (2 chunks x 2 rounds). If they were kept in registers, the
 // compiler would move them and so stall on the load. In the second round groups take chains in the opposite order, because
-// chains with writes, which are longer, come first.
+// longer chains come first.
 DEVICE Chain& header_of(const Lane& lane, int chunk, int round = 0) {
     return reinterpret_cast<Chain*>(dynamic_shared())[((chunk & 1) * 2 + round) * GROUPS + lane.group];
 }
+// From a group's chain to that of the group opposite.
+DEVICE int opposite_group(const Lane& lane) { return GROUPS - 1 - 2 * lane.group; }
 // ``chains``: the group's first of chunk 0.
 template <int ROUNDS> DEVICE void copy_headers(const Lane& lane, const Chain* chains, int chunk) {
     const int round = lane.lane;
     if (round < ROUNDS && chunk >= 0 && chunk < lane.chunks)
         copy_async<sizeof(Chain)>(
             &header_of(lane, chunk, round),
-            chains + at_chunk(chunk, CHAINS) + (round ? 2 * GROUPS - 1 - 2 * lane.group : 0));
+            chains + at_chunk(chunk, CHAINS) + (round ? GROUPS + opposite_group(lane) : 0));
     end_group_of_copies();
 }
 

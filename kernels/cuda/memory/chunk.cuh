@@ -109,9 +109,9 @@ DEVICE constexpr bool entry_is_read(int entry) { return entry < 0; }
 
 // The header of a slot's chain: its entries are begin, begin + 1, .. of the chunk's.
 //
-// Order of the headers of a chunk: chains with writes, then read-only chains (followed by the backward only), then empty
-// padding (row -1) to whole rounds of CHAINS_PER_ROUND. MIN_ROUNDS are always written: a chunk of random addresses at the
-// paper's sizes has 71 chains.
+// Order of the headers of a chunk: chains with writes, long before short, then read-only chains (followed by the backward
+// only), then empty padding (row -1) to whole rounds of CHAINS_PER_ROUND. MIN_ROUNDS are always written: a chunk of random
+// addresses at the paper's sizes has 71 chains.
 struct alignas(8) Chain {
     int row, info;
 
@@ -121,7 +121,7 @@ struct alignas(8) Chain {
     DEVICE int begin() const { return info & 1023; }
     DEVICE int count() const { return info >> 10 & 1023; }
     DEVICE bool read_only() const { return info >> 20 & 1; }
-    DEVICE bool more_with_writes() const { return info >> 21 & 1; }  // the next round has a chain with writes here
+    DEVICE bool more_with_writes() const { return info >> 21 & 1; }  // the next round has a chain with writes for its group
     DEVICE int last_round() const { return info >> 22; }             // of the chunk: 0 to 3
     DEVICE void wait_for_load() { row = ::wait_for_load(row), info = ::wait_for_load(info); }
 };

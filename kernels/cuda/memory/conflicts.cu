@@ -3,8 +3,8 @@
 //
 // A hash table in shared memory has a cell for each slot that the chunk touches, with two masks of 32 tokens: which write
 // it and which read it. The masks say all of a slot's accesses in order, so nothing needs sorting: an access' rank in its
-// chain is the number of bits below its own. Which access claims a cell depends on timing; nothing else does, and no
-// result shows it.
+// chain is the number of bits below its own. Which access claims a cell depends on timing, and so does the order of chains
+// of one length; nothing else does, and no result shows it.
 //
 // The kernel also computes what depends on nothing else for the masses: what a write leaves of its slot's mass (alpha),
 // and what the chunk's writes before an access make of the mass, so that mass_forward.cu follows no chains.
@@ -29,6 +29,7 @@ struct ConflictParams {
 
 DEVICE constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 constexpr int CELLS = 2 * power_of_two(ENTRIES);
+constexpr int LENGTHS = 32;  // of chains that are told apart, a lane each; longer ones count as the longest
 
 // Whether a thread's token is one of the chunk; known to the compiler where all threads have one.
 DEVICE constexpr bool in_chunk(int token, int width) { return CHUNK * width >= THREADS || token < CHUNK; }
@@ -119,6 +120,7 @@ struct ConflictTable {
     alignas(16) unsigned writers[CELLS], readers[CELLS];  // masks of tokens
     unsigned short begin[CELLS];                        // of the slot's chain
     Affine change_at[ENTRIES];                          // by the entries of chains
+    int chains_of_length[LENGTHS];                      // with writes
     WarpTallies tallies;
 
     DEVICE void clear() {
@@ -127,6 +129,7 @@ struct ConflictTable {
         };
         static_assert(CELLS / 4 <= THREADS, "one a thread");
         tallies.clear();
+        if (threadIdx.x < LENGTHS) chains_of_length[threadIdx.x] = 0;
         if (threadIdx.x < CELLS / 4) {
             reinterpret_cast<Four*>(slots)[threadIdx.x] = {-1, -1, -1, -1};
             reinterpret_cast<Four*>(writers)[threadIdx.x] = {};
@@ -158,6 +161,23 @@ struct ConflictTable {
         role.last = !is_read & (written >> access.token == 1);
         return role;
     }
+    // Chains with writes, long before short: how many are as long as that which an access leads, of those counted so far.
+    DEVICE int count_length(const Role& role, bool with_writes) {
+        return role.leads && with_writes ? atomicAdd(&chains_of_length[length_of(role)], 1) : 0;
+    }
+    // How many are longer. All lanes ask together; when all chains are counted.
+    DEVICE int longer_than(const Role& write, const Role& read, int& longer_than_read) const {
+        const int lane = threadIdx.x % 32, own = chains_of_length[LENGTHS - 1 - lane];
+        int sum = own;
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const int lower = __shfl_up_sync(~0u, sum, distance);
+            if (lane >= distance) sum += lower;
+        }
+        longer_than_read = __shfl_sync(~0u, sum - own, LENGTHS - 1 - length_of(read));
+        return __shfl_sync(~0u, sum - own, LENGTHS - 1 - length_of(write));
+    }
+    DEVICE static int length_of(const Role& role) { return smaller_of(role.size, LENGTHS - 1); }
     // The change of the mass by the entries of a chain from ``begin`` up to ``end``.
     DEVICE Affine change_between(int begin, int end) const {
         Affine sum{1, 0};
@@ -190,12 +210,13 @@ struct ChainHeaders {
         : chains(chains), table(table), total(total), count(total.mixed_chains() + total.read_only_chains()),
           last_round((count ? count - 1 : 0) / CHAINS_PER_ROUND) {}
 
-    // ``before``: the counts of all accesses before this one.
-    DEVICE void lead(const Access& access, const Role& role, bool with_writes, const Tally& before) const {
+    // ``before``: the counts of all accesses before this one; ``place``: among the chains with writes.
+    DEVICE void lead(const Access& access, const Role& role, bool with_writes, const Tally& before, int place) const {
         if (!role.leads) return;
-        const int number = with_writes ? before.mixed_chains() : total.mixed_chains() + before.read_only_chains();
+        const int number = with_writes ? place : total.mixed_chains() + before.read_only_chains();
         const int begin = with_writes ? before.mixed_entries() : total.mixed_entries() + before.read_only_entries();
-        const bool more = number + CHAINS_PER_ROUND < total.mixed_chains();
+        const int next = number < CHAINS_PER_ROUND ? 2 * CHAINS_PER_ROUND - 1 - number : number + CHAINS_PER_ROUND;
+        const bool more = next < total.mixed_chains();
         table.begin[access.cell] = begin;
         chains[number] = Chain::make(access.row, begin, role.size, !with_writes, more, last_round);
     }
@@ -287,15 +308,20 @@ find_conflicts(const __grid_constant__ ConflictParams p) {
 
     // 2. every access: its slot's chain, its rank there; how many chains, entries and versions come before it
     const Role write_role = table.role_of(write, false), read_role = table.role_of(read, true);
+    const int write_place = table.count_length(write_role, true);
+    const int read_place = table.count_length(read_role, read_role.with_writes);
     Tally total;
     const Tally before = table.tallies.before_thread(tally_of(write_role, read_role), total);
 
-    // 3. headers: chains with writes first
+    // 3. headers: chains with writes first, long before short, so that the groups of a warp, which stay together, follow
+    // chains of nearly one length
     const ChainHeaders headers(p.memory.chains + number * CHAINS, table, total);
     Tally before_read = before;
     if (write_role.leads) before_read.add(Tally::mixed_chain(write_role.size));
-    headers.lead(write, write_role, true, before);
-    headers.lead(read, read_role, read_role.with_writes, before_read);
+    int longer_than_read;
+    const int longer = table.longer_than(write_role, read_role, longer_than_read);
+    headers.lead(write, write_role, true, before, longer + write_place);
+    headers.lead(read, read_role, read_role.with_writes, before_read, longer_than_read + read_place);
     headers.pad();
     __syncthreads();
 

@@ -126,8 +126,8 @@ template <bool RECOMPUTE> struct ForwardPass {
     }
     DEVICE void follow_chains(int chunk, const TokenEvent* list) {
         follow_chain(chunk, list);
-        for (int c = GROUPS; __any_sync(~0u, cursor.chain.more_with_writes()); c += GROUPS) {  // rare
-            cursor.load_round<1>(lane, chains + at_chunk(chunk, CHAINS) + c, list);
+        for (int c = GROUPS; __any_sync(~0u, cursor.chain.more_with_writes()); c += GROUPS) {
+            cursor.load_round<1>(lane, chains + at_chunk(chunk, CHAINS) + c + opposite_group(lane), list);
             follow_chain(chunk, list);
         }
     }
