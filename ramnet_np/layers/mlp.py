@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
+from ramnet_np.core.arrays import at_least_float32
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import readable, require_context
 from ramnet_np.layers.activation import ACTIVATIONS, Activation
@@ -117,8 +118,8 @@ def mlp_forward(
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
     act = ACTIVATIONS[activation]
     h, up_ctx = linear_forward(x, up, up_bias)
-    h, act_ctx = act.forward(h)
-    y, down_ctx = linear_forward(h, down, down_bias)
+    h, act_ctx = act.forward(at_least_float32(h))
+    y, down_ctx = linear_forward(h.astype(x.dtype, copy=False), down, down_bias)
     return y, MLPContext(up_ctx, down_ctx, act, act_ctx)
 
 
@@ -135,6 +136,6 @@ def mlp_backward(dy: Array, ctx: MLPContext) -> MLPGrads:
     """
     require_context(ctx, MLPContext, "mlp_forward")
     dh, ddown, ddown_bias = linear_backward(dy, ctx.down)
-    dh = ctx.activation.backward(dh, ctx.activated)
+    dh = ctx.activation.backward(at_least_float32(dh), ctx.activated).astype(dy.dtype, copy=False)
     dx, dup, dup_bias = linear_backward(dh, ctx.up)
     return MLPGrads(dx, dup, ddown, dup_bias, ddown_bias)
