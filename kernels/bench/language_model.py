@@ -25,6 +25,7 @@ import tyro
 from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.data.batches import Batch
 from ramnet_np.model import RAMNet, preset
+from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.train.config import Precision, TrainConfig
 from ramnet_np.train.gpu_trainer import GPUTrainer, Graphs
 from ramnet_np.train.optim import adamw_init
@@ -51,6 +52,8 @@ class Options:
     """Sequences of a step."""
     length: int = 4096
     """Tokens of a sequence."""
+    recompute: Recompute = "none"
+    """What the backward computes again, to save memory: none, ffn, block."""
     steps: int = 8
     """Steps that are timed together."""
     repeats: int = 3
@@ -112,7 +115,7 @@ def new_trainer(dtype: Precision, graphs: Graphs, options: Options) -> GPUTraine
     config = replace(preset(options.preset), mixer=options.mixer)  # type: ignore[arg-type]
     config = config if options.layers is None else replace(config, layers=options.layers, cape=0)
     model = RAMNet(config, seed=0).to("gpu")
-    training = TrainConfig(steps=10_000, batch=options.batch, warmup=100, dtype=dtype)
+    training = TrainConfig(steps=10_000, batch=options.batch, warmup=100, dtype=dtype, recompute=options.recompute)
     return GPUTrainer(model, training, adamw_init(model.params), graphs)
 
 

@@ -41,6 +41,10 @@ PRESETS: dict[str, RAMNetConfig] = {
     "paper-340m": RAMNetConfig(
         vocab=32000, width=1024, layers=27, heads=16, value_bias=True, cape=(16,) * 4 + (8,) * 4
     ),
+    # The same at twice the width, with twice the heads: 1.3 billion parameters.
+    "paper-1.3b": RAMNetConfig(
+        vocab=32000, width=2048, layers=27, heads=32, value_bias=True, cape=(32,) * 4 + (16,) * 4
+    ),
     # The authors' package after the paper. They publish no configuration of this size: this is the one that their
     # package defaults to, with half the width and half the heads.
     "authors-340m": RAMNetConfig(

@@ -59,10 +59,11 @@ def main() -> None:
 
 def train(config: RAMNetConfig) -> None:
     """Steps of a model with every fused layer, one launch at a time and as a graph."""
-    for graphs, dtype in (("off", np.float64), ("on", np.float32)):
+    for graphs, dtype, half in (("off", np.float64, False), ("on", np.float32, False), ("off", np.float32, True)):
         model = RAMNet(config, dtype=dtype).to("gpu")
+        settings = TrainConfig(steps=3, warmup=2, dtype="bfloat16" if half else "float32")
         batch = Batch(*mqar_examples(pairs=3, length=20, examples=5, vocab=config.vocab))
-        with GPUTrainer(model, TrainConfig(steps=3, warmup=2), adamw_init(model.params), graphs) as trainer:
+        with GPUTrainer(model, settings, adamw_init(model.params), graphs) as trainer:
             for _ in range(3):
                 trainer.step(batch)
             trainer.report()
