@@ -150,6 +150,23 @@ def test_formulas():
     assert made.count("<mo") == 3  # argmax, plus, argmin
 
 
+@pytest.mark.parametrize(
+    ("formula", "made"),
+    [
+        (r"\bar x", '<mover accent="true"><mi>x</mi><mo stretchy="true">\u203e</mo></mover>'),
+        ("M'", '<mrow><mi>M</mi><mo form="postfix" lspace="0" rspace="0">\u2032</mo></mrow>'),
+        (r"= -x", '<mo form="prefix">\u2212</mo>'),
+        (r") - x", "<mo>\u2212</mo>"),
+        (r"\operatorname{act}(x)", '<mo lspace="0" rspace="0">act</mo>'),
+        (r"a \min b", '<mo lspace="0.167em" rspace="0.167em">min</mo>'),
+        (r"a \bmod b", "<mo>mod</mo>"),
+        (r"\lVert x \rVert^2", '<msup><mo form="prefix" stretchy="false" lspace="0" rspace="0">\u2016</mo>'),
+    ],
+)
+def test_formulas_are_set_close(formula, made):
+    assert made in load("_ext/mathml.py").mathml(formula)
+
+
 def test_a_link_to_a_scene_becomes_the_scene(monkeypatch):
     notebooks = load("_ext/notebooks.py", monkeypatch)
     link = "[Lose the fox](../docs/_static/interactive/index.html?scene=lose)"
