@@ -46,6 +46,8 @@ def tidy(node: ElementTree.Element) -> None:
         elif re.fullmatch("[A-Za-z]{2,}", core.text or "") and kind_of(core) == "mo" and core.text != "mod":
             thin = [before is not None and kind_of(before) in NAMES, after is not None and kind_of(after) in NAMES]
             spaced(core, *("0.167em" if beside else "0" for beside in thin))
+        elif core.text in ("(", ")") and not core.attrib:
+            core.set("stretchy", "false")  # around mod M, beside a brace
 
 
 def kind_of(node: ElementTree.Element) -> str:
