@@ -160,6 +160,9 @@ def test_formulas():
         (r"\operatorname{act}(x)", '<mo lspace="0" rspace="0">act</mo>'),
         (r"a \min b", '<mo lspace="0.167em" rspace="0.167em">min</mo>'),
         (r"a \bmod b", "<mo>mod</mo>"),
+        (r"K\ln 2", '<mo lspace="0.167em" rspace="0.167em">ln</mo>'),
+        (r"= \ln(2)", '<mo lspace="0" rspace="0">ln</mo>'),
+        (r"\pmod M", '<mo stretchy="false">(</mo><mi>mod</mi>'),
         (r"\lVert x \rVert^2", '<msup><mo form="prefix" stretchy="false" lspace="0" rspace="0">\u2016</mo>'),
     ],
 )

@@ -12,6 +12,8 @@ from latex2mathml.converter import convert
 NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 BARS, PRIME, MINUS, FENCES = ("\u00af", "\u2015"), "\u2032", "\u2212", ("|", "\u2016")
 CLOSING = (")", "]", "\u230b", PRIME, *FENCES)
+FUNCTIONS = ("ln", "log", "exp", "sin", "cos", "min", "max")
+OPERATOR = re.compile("(?!mod$)[A-Za-z]{2,}")
 NAMES = ("mi", "mn", "msub", "msup", "msubsup", "mover", "mfrac", "msqrt")
 
 
@@ -43,7 +45,8 @@ def tidy(node: ElementTree.Element) -> None:
             spaced(core, "0", "0", form="prefix", stretchy="false")
         elif core.text == MINUS and before is not None and kind_of(before) == "mo" and before.text not in CLOSING:
             core.set("form", "prefix")  # a sign, not a difference
-        elif re.fullmatch("[A-Za-z]{2,}", core.text or "") and kind_of(core) == "mo" and core.text != "mod":
+        elif core.text in FUNCTIONS or (kind_of(core) == "mo" and OPERATOR.fullmatch(core.text or "")):
+            core.tag = f"{{{NAMESPACE}}}mo"
             thin = [before is not None and kind_of(before) in NAMES, after is not None and kind_of(after) in NAMES]
             spaced(core, *("0.167em" if beside else "0" for beside in thin))
         elif core.text in ("(", ")") and not core.attrib:
