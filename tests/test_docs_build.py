@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from docutils import nodes
 from packaging.requirements import Requirement
 
 import ramnet_np
@@ -85,6 +86,17 @@ def test_the_reference_has_the_contract():
 
 def test_docstrings_are_converted():
     assert doctest.testmod(load("_ext/house_docstrings.py")).failed == 0
+
+
+def test_tables_are_not_shown_as_values():
+    class desc_annotation(nodes.inline):
+        pass
+
+    shown = [desc_annotation("", text) for text in (" = {'pdma': <function>}", " = array([1])", " = 16.0")]
+    content = nodes.paragraph()
+    entry = nodes.section("", nodes.paragraph("", "", *shown), content)
+    load("_ext/house_docstrings.py").without_tables(None, "py", "data", content)
+    assert entry.astext().strip() == "= 16.0"
 
 
 def test_arguments_and_equations():

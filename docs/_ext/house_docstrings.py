@@ -101,8 +101,16 @@ def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) 
     return True if is_field or name.endswith("Context") else None
 
 
+def without_tables(app: Any, domain: str, kind: str, content: Any) -> None:
+    """A name's value is shown beside it only if it is a number or a word, not a table or an array."""
+    for part in list(content.parent.findall()):
+        if type(part).__name__ == "desc_annotation" and part.astext().lstrip(" =").startswith(("{", "array(")):
+            part.parent.remove(part)
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", process)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("autodoc-skip-member", skip)
+    app.connect("object-description-transform", without_tables)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
