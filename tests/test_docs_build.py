@@ -117,6 +117,7 @@ def test_arguments_and_equations():
         "Sum.",
         "",
         ".. code-block:: text",
+        "    :class: formula",
         "",
         "    y = a + b",
         "",
