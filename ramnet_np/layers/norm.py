@@ -90,6 +90,7 @@ def rmsnorm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
     """Gradients of x and weight. With n = x * rstd, the normalised x, and dn = dy * weight:
 
     dx = rstd * (dn - n * mean(dn * n))        dweight = sum over tokens of dy * n
+
     ValueError unless ``dy`` has the shape and dtype of y.
 
     >>> import numpy as np
@@ -181,6 +182,7 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext) -> LayerNormGrads:
     """Gradients of x, weight and bias. With n = (x - mean) * rstd and dn = dy * weight:
 
     dx = rstd * (dn - mean(dn) - n * mean(dn * n))    dweight = sum of dy * n    dbias = sum of dy
+
     ValueError unless ``dy`` has the shape and dtype of y.
 
     >>> import numpy as np
