@@ -1,7 +1,7 @@
 """Queries, keys and values, the first step of every mixer but ram, and features of queries and keys, the second.
 
-    q, k, v = x Q^T, x K^T, x V^T        of every head
-    q, k    = phi(q), phi(k)             phi: ``feature_map``, or else the mixer's own
+q, k, v = x Q^T, x K^T, x V^T        of every head
+q, k    = phi(q), phi(k)             phi: ``feature_map``, or else the mixer's own
 """
 
 from __future__ import annotations
