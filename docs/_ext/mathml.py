@@ -49,6 +49,8 @@ def tidy(node: ElementTree.Element) -> None:
             core.tag = f"{{{NAMESPACE}}}mo"
             thin = [before is not None and kind_of(before) in NAMES, after is not None and kind_of(after) in NAMES]
             spaced(core, *("0.167em" if beside else "0" for beside in thin))
+        elif core.text == "\u27fa":
+            spaced(core, "0.5em", "0.5em")
         elif core.text in ("(", ")") and not core.attrib:
             core.set("stretchy", "false")  # around mod M, beside a brace
 
