@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -159,6 +160,54 @@ def test_a_prediction_hides_its_replies():
     html = show.predict("Which?", {"this": "No.", "that": "Yes."}).data
     assert html.count("<details>") == 2
     assert "open" not in html
+
+
+def draws(cell):
+    return any(
+        "image/png" in data or "data:image/" in data.get("text/html", "")
+        for data in (output.get("data", {}) for output in cell.get("outputs", ()))
+    )
+
+
+def unasked(cells):
+    """The plots that no question stands before: none in the cell itself, none since the plot before it.
+
+    A plot tagged "illustration" draws what the text has said; it needs no question and uses none up.
+    """
+    asked, found = False, []
+    for cell in cells:
+        asked = asked or (cell.cell_type == "code" and "predict(" in cell.source)
+        if draws(cell) and "illustration" not in cell.metadata.get("tags", ()):
+            if not asked:
+                found.append(cell.source)
+            asked = False
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+def test_a_prediction_stands_before_each_plot(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert unasked(cells) == []
+    questions = [cell for cell in cells if cell.cell_type == "code" and "predict(" in cell.source]
+    for cell in questions:
+        (html,) = (output.data["text/html"] for output in cell.outputs)
+        assert 2 <= html.count("<summary>") <= 3, cell.source
+        assert "remove-input" in cell.metadata.get("tags", ()), "the site would show the replies"
+    for cell in cells:
+        assert draws(cell) or "illustration" not in cell.metadata.get("tags", ()), "illustrates nothing"
+
+
+def test_a_plot_without_a_prediction_is_found():
+    def code(source, plot=False, tags=()):
+        outputs = [nbformat.v4.new_output("display_data", data={"image/png": "AAAA"})] if plot else []
+        return nbformat.v4.new_code_cell(source, outputs=outputs, metadata={"tags": list(tags)})
+
+    question, text = code("predict('?', {})"), nbformat.v4.new_markdown_cell("predict( is not called here")
+    first, second, drawing = code("a", True), code("b", True), code("c", True, ["illustration"])
+    assert unasked([question, first, question, drawing, text, second]) == []
+    assert unasked([code("predict('?', {})\nplot.curves()", True)]) == []
+    assert unasked([question, first, text, drawing, second]) == ["b"]
+    assert unasked([first, question]) == ["a"]
 
 
 def test_the_model_of_the_facts_is_the_saved_one():

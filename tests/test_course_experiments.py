@@ -1,6 +1,7 @@
 """What notebooks 6, 7, 9 and 10 compute outside their cells: adjoints of a few slots, saved figures, erased slots."""
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
 
+import ablations  # noqa: E402
 from course import erase, facts_model, read_text, recall  # noqa: E402
 from course.flow import Token, adjoints, adjoints_so_far  # noqa: E402
 
@@ -101,3 +103,34 @@ def test_the_prior_can_be_taken_away():
     assert with_prior[name].any()
     assert not without[name].any()
     np.testing.assert_array_equal(with_prior["model.embeddings.weight"], without["model.embeddings.weight"])
+
+
+def test_the_saved_runs_are_those_that_the_script_makes():
+    records = [json.loads(line) for line in ablations.RECORDS.read_text(encoding="utf-8").splitlines()]
+    made = [(name, changes, seed) for name, changes in ablations.CHANGES.items() for seed in ablations.SEEDS]
+    assert [(run["bar"], run["changes"], run["seed"]) for run in records] == [
+        (name, json.loads(json.dumps(changes)), seed) for name, changes, seed in made
+    ]
+    for run in records:
+        assert (run["preset"], run["steps"], run["command"]) == (recall.PRESET, recall.STEPS, ablations.COMMAND)
+        assert run["right"] == pytest.approx(run["accuracies"][-1], abs=1e-4)
+        assert len(run["accuracies"]) == recall.STEPS // 50
+        assert {"date", "name", "python", "numpy", "numba", "ramnet_np"} <= run.keys()
+    assert (ROOT / ablations.COMMAND.split()[1]).samefile(ablations.__file__)
+
+
+def test_the_script_trains_every_bar_and_seed(monkeypatch, tmp_path):
+    monkeypatch.setattr(ablations, "RECORDS", tmp_path / "runs.jsonl")
+    monkeypatch.setattr(ablations, "trained_together", lambda jobs: [([0.25, seed], changes) for changes, seed in jobs])
+    monkeypatch.setattr(ablations, "CHANGES", {"as above": {}, "K=4": {"top_k": 4}})
+    ablations.main()
+    records = [json.loads(line) for line in ablations.RECORDS.read_text(encoding="utf-8").splitlines()]
+    assert [(run["bar"], run["accuracies"], run.get("top_k")) for run in records] == [
+        (name, [0.25, seed], k) for name, k in (("as above", None), ("K=4", 4)) for seed in ablations.SEEDS
+    ]
+
+
+@pytest.mark.parametrize("changes", ablations.CHANGES.values(), ids=ablations.CHANGES)
+def test_every_change_makes_another_model(changes):
+    config = recall.fresh(**changes).config
+    assert (config == recall.fresh().config) == (not changes.keys() - {"prior"})

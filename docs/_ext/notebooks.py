@@ -2,8 +2,9 @@
 
 They are shown with the outputs they were committed with; nothing is executed. Widgets, which need a kernel, are left
 out: what they move stands beside them as a figure. A line that is nothing but a link to a scene of the interactive
-page becomes that scene. Below its title each one says where it can be run: in the
-browser, or, on the site of a repository at GitHub, in Colab.
+page becomes that scene. Below its title each one says where it can be run without installing anything: in the
+browser, or in Colab. Colab opens notebooks of repositories at GitHub only, so the badge is there if the site is built
+with the repository's name in GITHUB_REPOSITORY, as GitHub's workflows do.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ HERE = Path(__file__).parent.parent
 FROM, TO, LISTED_IN = HERE.parent / "notebooks", HERE / "notebooks", "course"
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-IN_COLAB = ("07",)  # those that want a GPU
+IN_COLAB = {  # those that the browser cannot run, and what a GPU is for
+    "07": "Choose a GPU (Runtime, Change runtime type): the last part runs on it.",
+    "08": "It needs no GPU.",
+    "09": "Its small models train on the processor; they need no GPU.",
+    "10": "With a GPU, `ramnet-np train text --device gpu` trains the larger models that its end speaks of.",
+}
 BROWSER = """\
 <a class="run" href="../lite/lab/index.html?path={name}">Run this notebook in your browser</a>
 Nothing to install; the first start takes a while, as it fetches Python, NumPy and Matplotlib."""
 COLAB = """\
-<a class="run" href="https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}">Open in Colab</a>
-Choose a GPU, then run this first: `!git clone --depth 1 https://github.com/{repository} repo && \
+<a href="https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}">\
+<img src="../_static/colab.svg" alt="Open in Colab" width="117" height="20"></a>
+{gpu} Run this first: `!git clone --depth 1 https://github.com/{repository} repo && \
 pip install "./repo[cuda12]" && cp -r repo/notebooks/* .`"""
 SCENE = re.compile(r"^\[([^\]]+)\]\(\.\./docs/_static/interactive/index\.html\?([\w&=]+)\)$", re.MULTILINE)
 FRAME = r'<iframe class="scene" src="../_static/interactive/index.html?embed&\2" title="\1"></iframe>'
@@ -69,11 +76,11 @@ def shown(path: Path) -> str:
 
 
 def where_to_run(name: str) -> str:
-    """A link to the notebook in JupyterLite or in Colab; "" for those that run on your own machine alone."""
+    """A link to the notebook in JupyterLite, or a badge that opens it in Colab; "" without a repository to open."""
     if name.startswith(IN_BROWSER):
         return BROWSER.format(name=name)
-    repository = os.environ.get("GITHUB_REPOSITORY")
-    return COLAB.format(name=name, repository=repository) if repository and name.startswith(IN_COLAB) else ""
+    repository, gpu = os.environ.get("GITHUB_REPOSITORY"), IN_COLAB.get(name[:2])
+    return COLAB.format(name=name, repository=repository, gpu=gpu) if repository and gpu else ""
 
 
 def list_notebooks(app: Any, docname: str, content: list[str]) -> None:

@@ -22,6 +22,7 @@ from ramnet_np.train.trainer import CPUTrainer
 Watch = Callable[[int, float], None]
 __all__ = ["LENGTH", "PAIRS", "STEPS", "fresh", "measure", "recall_data", "train", "trained_together"]
 
+PRESET = "mqar-demo"
 PAIRS, LENGTH, VOCAB, STEPS = 4, 32, 256, 300
 SPEEDS = TrainConfig(steps=STEPS, batch=32, learning_rate=2e-3, learning_rate_floor=2e-4, warmup=50)
 
@@ -75,7 +76,7 @@ def measure(model: RAMNet, test: Batch) -> dict[str, float]:
 
 def fresh(seed: int = 0, prior: bool = True, **changes: Any) -> RAMNet:
     """An untrained model: the preset with ``changes``; without ``prior`` all address biases start at 0."""
-    model = RAMNet(replace(preset("mqar-demo"), **changes), seed=seed)
+    model = RAMNet(replace(preset(PRESET), **changes), seed=seed)
     if not prior:
         for name, array in model.params.items():
             if name.endswith(("w_proj.bias", "r_proj.bias")):
