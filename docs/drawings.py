@@ -1,4 +1,4 @@
-"""The drawings of "How the GPU kernels work" and of "The house and its rooms", for light and for dark pages.
+"""The drawings of the pages on GPU kernels and of "The house and its rooms", for light and for dark pages.
 
     python docs/drawings.py docs/images
 
@@ -164,6 +164,44 @@ def waits(colours: dict[str, str]) -> Sheet:
     return sheet
 
 
+def parts(colours: dict[str, str]) -> Sheet:
+    """From logits to y in Python: which thread owns what."""
+    sheet = Sheet(760, 190, colours)
+    kernels = [(90, 130, "decode"), (330, 120, "masses"), (560, 130, "contents")]
+    owners = [
+        "one thread\nper row",
+        "one thread per access\nof every token",
+        "groups of threads share\na token's accesses",
+    ]
+    for (x, width, name), said in zip(kernels, owners, strict=True):
+        sheet.box(x, 40, width, 50, name)
+        sheet.line(x + width / 2, 96, x + width / 2, 126, dashed=True)
+        sheet.text(x + width / 2, 146, said, "muted", "middle", 14)
+    for left, right, words in ((220, 330, "slots,\nweights"), (450, 560, "rows,\neta")):
+        sheet.arrow((left + 2, 65), (right - 2, 65))
+        sheet.text((left + right) / 2, 36, words, "muted", "middle", 14)
+    sheet.text(10, 70, "logits", "write")
+    sheet.arrow((58, 65), (88, 65), colour="write")
+    sheet.arrow((692, 65), (726, 65), colour="read")
+    sheet.text(736, 70, "y", "read", size=17)
+    return sheet
+
+
+def tiles(colours: dict[str, str]) -> Sheet:
+    """A tile is loaded while the one before it is worked through."""
+    sheet = Sheet(760, 150, colours)
+    sheet.box(150, 20, 330, 36, "loads of tile n + 1 under way", "read")
+    sheet.box(150, 68, 330, 36, "tile n, token by token", "write")
+    sheet.box(490, 20, 140, 84, "store tile n + 1,\nadd up the sums\nof tile n")
+    sheet.line(646, 14, 646, 110, dashed=True)
+    sheet.text(656, 66, "barrier", "muted", size=14)
+    for y, words in ((43, "memory"), (91, "threads")):
+        sheet.text(10, y, words, "muted", size=14)
+    sheet.arrow((150, 134), (750, 134))
+    sheet.text(10, 139, "time", "muted", size=14)
+    return sheet
+
+
 def rooms(colours: dict[str, str]) -> Sheet:
     """Which room may import which."""
     sheet = Sheet(760, 400, colours)
@@ -194,6 +232,7 @@ def rooms(colours: dict[str, str]) -> Sheet:
 # the page that shows each drawing, by its name
 DRAWINGS = {
     "kernels.md": (pipeline, accesses, block, step, waits),
+    "numba-cuda.md": (parts, tiles),
     "house.md": (rooms,),
 }
 

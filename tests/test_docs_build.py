@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from docutils import nodes
 from packaging.requirements import Requirement
 
 import ramnet_np
@@ -87,6 +88,17 @@ def test_docstrings_are_converted():
     assert doctest.testmod(load("_ext/house_docstrings.py")).failed == 0
 
 
+def test_tables_are_not_shown_as_values():
+    class desc_annotation(nodes.inline):
+        pass
+
+    shown = [desc_annotation("", text) for text in (" = {'pdma': <function>}", " = array([1])", " = 16.0")]
+    content = nodes.paragraph()
+    entry = nodes.section("", nodes.paragraph("", "", *shown), content)
+    load("_ext/house_docstrings.py").without_tables(None, "py", "data", content)
+    assert entry.astext().strip() == "= 16.0"
+
+
 def test_arguments_and_equations():
     converted = load("_ext/house_docstrings.py").converted
     text = [
@@ -105,6 +117,7 @@ def test_arguments_and_equations():
         "Sum.",
         "",
         ".. code-block:: text",
+        "    :class: formula",
         "",
         "    y = a + b",
         "",
@@ -148,6 +161,26 @@ def test_formulas():
     made = load("_ext/mathml.py").mathml(r"\arg \max_i x_i + \argmin_j y_j")
     assert "\\arg" not in made
     assert made.count("<mo") == 3  # argmax, plus, argmin
+
+
+@pytest.mark.parametrize(
+    ("formula", "made"),
+    [
+        (r"\bar x", '<mover accent="true"><mi>x</mi><mo stretchy="true">\u203e</mo></mover>'),
+        ("M'", '<mrow><mi>M</mi><mo form="postfix" lspace="0" rspace="0">\u2032</mo></mrow>'),
+        (r"= -x", '<mo form="prefix">\u2212</mo>'),
+        (r") - x", "<mo>\u2212</mo>"),
+        (r"\operatorname{act}(x)", '<mo lspace="0" rspace="0">act</mo>'),
+        (r"a \min b", '<mo lspace="0.167em" rspace="0.167em">min</mo>'),
+        (r"a \bmod b", "<mo>mod</mo>"),
+        (r"K\ln 2", '<mo lspace="0.167em" rspace="0.167em">ln</mo>'),
+        (r"= \ln(2)", '<mo lspace="0" rspace="0">ln</mo>'),
+        (r"\pmod M", '<mo stretchy="false">(</mo><mi>mod</mi>'),
+        (r"\lVert x \rVert^2", '<msup><mo form="prefix" stretchy="false" lspace="0" rspace="0">\u2016</mo>'),
+    ],
+)
+def test_formulas_are_set_close(formula, made):
+    assert made in load("_ext/mathml.py").mathml(formula)
 
 
 def test_a_link_to_a_scene_becomes_the_scene(monkeypatch):

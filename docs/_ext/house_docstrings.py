@@ -13,7 +13,7 @@ from typing import Any
 
 ARGUMENT = re.compile(r"``[^`]+``(, ``[^`]+``)*( \([^)]*\))?:|``[a-z_]+\(.*\).*``$")
 SPEC = re.compile(r"\bspec sections? \d+(?:(?:,| to| and) \d+)*")  # its derivations are on the page of mathematics
-LITERAL = ".. code-block:: text"
+LITERAL = [".. code-block:: text", "    :class: formula", ""]
 OPENING = re.compile(r"(Returns?|Raises|Cost|Source|Keeps)\b")
 FORMULA = re.compile(r"(?!.*``)(?!.*\w\. [A-Z])([\w\[\], ()./|]+ += \S|.*\S {3,}\S)")
 
@@ -36,6 +36,7 @@ def converted(lines: list[str]) -> list[str]:
     Doubles:
     |
     .. code-block:: text
+        :class: formula
     |
         y = x * 2
     |
@@ -49,12 +50,17 @@ def converted(lines: list[str]) -> list[str]:
         if block[0].startswith((">>>", "- ", "::")) or block[0].lstrip().startswith(">>>"):
             out += [*(line.strip() if line.lstrip().startswith(">>>") else line for line in block), ""]
         elif all(line.startswith("  ") for line in block):
-            out += [LITERAL, "", *("  " + line if not line.startswith("    ") else line for line in block), ""]
+            out += [*LITERAL, *("  " * (not line.startswith("    ")) + plain(line) for line in block), ""]
         elif all(FORMULA.match(line) and not ARGUMENT.match(line) for line in block):
-            out += [LITERAL, "", *("    " + line for line in block), ""]
+            out += [*LITERAL, *("    " + plain(line) for line in block), ""]
         else:
             out += _prose(block)
     return out
+
+
+def plain(line: str) -> str:
+    """Marks around code mean nothing where everything is code."""
+    return line.replace("``", "")
 
 
 def _prose(block: list[str]) -> list[str]:
@@ -79,8 +85,8 @@ def _prose(block: list[str]) -> list[str]:
             spaced.append("")
         spaced.append(line)
     # a colon that announces a literal block is put in front of that block; bars are no substitutions
-    plain = (re.sub(r"::$", ":", line).replace("|", "\\|") for line in spaced)
-    return [*(SPEC.sub(":doc:`/mathematics`", line) for line in plain), ""]
+    marked = (re.sub(r"::$", ":", line).replace("|", "\\|") for line in spaced)
+    return [*(SPEC.sub(":doc:`/mathematics`", line) for line in marked), ""]
 
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -101,8 +107,16 @@ def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) 
     return True if is_field or name.endswith("Context") else None
 
 
+def without_tables(app: Any, domain: str, kind: str, content: Any) -> None:
+    """A name's value is shown beside it only if it is a number or a word, not a table or an array."""
+    for part in list(content.parent.findall()):
+        if type(part).__name__ == "desc_annotation" and part.astext().lstrip(" =").startswith(("{", "array(")):
+            part.parent.remove(part)
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", process)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("autodoc-skip-member", skip)
+    app.connect("object-description-transform", without_tables)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -25,7 +25,7 @@ def last_changes() -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     day = ""
-    for line in git("log", "--format=%x00%cs", "--name-only", "--", *FOLDERS).splitlines():
+    for line in git("log", "-c", "--format=%x00%cs", "--name-only", "--", *FOLDERS).splitlines():
         if line.startswith("\0"):
             day = line[1:]
         elif line:

@@ -91,8 +91,8 @@ def ram_attention_forward(
     ``update``: the update rule, a name in ``RULES`` of ``core/retention.py``; a backend without that rule raises.
     ``top_k``, ``renorm``: one value, or a (write, read) pair; K slots kept, 1 to M = P**U, their weights divided by
         their sum if ``renorm``.
-    ``cape_heads``: the first so many heads address relative to the token's position.
-    ``positions``: (T,) or (B, T) integers; None counts from 0, but not from a given state with heads that use CAPE.
+    ``cape_heads``: how many heads, counted from the first, address relative to the token's position.
+    ``positions``: (T,) or (B, T) integers; None counts from 0, and is an error with a given state and ``cape_heads``.
     ``mask``: (B, T) bool; where False the token writes nothing and its y is 0.
     ``state``: where to start from; None is s = 0, z = 1/M.
     ``mass_aware``: weigh reads by mass.
@@ -102,7 +102,7 @@ def ram_attention_forward(
     ``backend``: a name from ``backends()``; None follows ``use_backend`` and then the kind of arrays.
 
     Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
-    ``ctx`` holds ``values``, ``gamma`` and ``mask`` themselves, no copies: change them after the backward alone.
+    ``ctx`` holds ``values``, ``gamma`` and ``mask`` themselves, not copies: change them only after the backward.
     Cost: O(U K log K + U P log P + K C) per token and head, whatever M is.
     Raises ValueError or TypeError in one sentence naming the argument. Source: paper eq. 4 to 7; spec sections 2 to 4.
 

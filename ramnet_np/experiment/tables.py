@@ -135,7 +135,7 @@ def ends_of(results: Sequence[Result]) -> str:
     points = "1 point" if len(swept) == 1 else f"{len(swept)} points"
     at = {end: ", ".join(r.name for r in swept if r.end == end) or "none" for end in ("lowest", "highest")}
     return (
-        f"Of {points} with a sweep, these chose the lowest learning rate tried: {at['lowest']}; these the highest: "
+        f"{points} had a sweep. These chose the lowest learning rate tried: {at['lowest']}; these the highest: "
         f"{at['highest']}."
     )
 

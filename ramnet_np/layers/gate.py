@@ -44,6 +44,7 @@ def gate_backward(dy: Array, ctx: GateContext) -> tuple[Array, Array]:
     """Gradients of a and b.
 
     da = dy * b * act'(a)        db = dy * act(a)
+
     ValueError unless ``dy`` has the shape and dtype of y.
 
     >>> import numpy as np

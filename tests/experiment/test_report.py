@@ -108,7 +108,7 @@ def test_short_runs_search_and_long_ones_decide():
     assert (result.chosen, result.end) == (Choice("norm", 2e-3), "lowest")
     assert state_table([result], {}).endswith("| norm (of 2) | 0.002 (lowest of 2) | 6 |")
     assert ends_of([result]) == (
-        "Of 1 point with a sweep, these chose the lowest learning rate tried: delta-64; these the highest: none."
+        "1 point had a sweep. These chose the lowest learning rate tried: delta-64; these the highest: none."
     )
     records[0] |= {"status": "diverged", "validation": {}}
     assert "| 0.001: diverged, 0.002: 0.600," in search_table(collect(records))

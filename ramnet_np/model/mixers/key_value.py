@@ -1,4 +1,4 @@
-"""Queries, keys and values: the first step of every mixer but ram. And features of queries and keys, the second.
+"""Queries, keys and values, the first step of every mixer but ram, and features of queries and keys, the second.
 
 q, k, v = x Q^T, x K^T, x V^T        of every head
 q, k    = phi(q), phi(k)             phi: ``feature_map``, or else the mixer's own
