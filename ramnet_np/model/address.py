@@ -10,6 +10,7 @@ Source: paper section 4; spec section 5.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -70,6 +71,29 @@ def _priors(config: RAMNetConfig, layer: int) -> np.ndarray:
     return prior.ravel()
 
 
+def settled_addresses(params: Params, config: RAMNetConfig) -> tuple[Params, RAMNetConfig]:
+    """The same layer with exp(a) / tau inside its address projections: for many calls with the same parameters.
+
+    ``params``: of the RAM layer. Returns parameters and a configuration without scales, of temperature 1, whose
+    :func:`address_forward` gives the same bits.
+
+    >>> from ramnet_np.model.parameters import init_parameters
+    >>> config = RAMNetConfig(width=8, heads=2, order=4, radix=4)
+    >>> params = init_parameters(address_parameters("w", config, 0) | address_parameters("r", config, 0), 0, np.float64)
+    >>> settled, without = settled_addresses(params, config)
+    >>> x = np.ones((1, 5, 8))
+    >>> bool((address_forward(x, settled, "w", without)[0] == address_forward(x, params, "w", config)[0]).all())
+    True
+    """
+    settled = {name: p for name, p in params.items() if name not in ("r_scale", "w_scale")}
+    for side in "rw":
+        weight, bias, _ = _scaled(params, side, config)
+        settled[f"{side}_proj.weight"] = weight
+        if bias is not None:
+            settled[f"{side}_proj.bias"] = bias
+    return settled, replace(config, address_scale=False, temperature=1.0)
+
+
 def address_forward(x: Array, params: Params, side: str, config: RAMNetConfig) -> tuple[Array, AddressContext]:
     """Address logits, divided by the temperature.
 
@@ -85,17 +109,22 @@ def address_forward(x: Array, params: Params, side: str, config: RAMNetConfig) -
     (1, 5, 2, 3, 4)
     """
     digits = (config.heads, config.order, config.radix)
-    weight, bias, scale = params[f"{side}_proj.weight"], params.get(f"{side}_proj.bias"), params.get(f"{side}_scale")
     # 1. exp(a) / tau, times the weights
-    scale_ctx = None
-    if scale is None:
-        weight = (weight * (1 / config.tau)).astype(weight.dtype, copy=False)
-        bias = None if bias is None else (bias * (1 / config.tau)).astype(bias.dtype, copy=False)
-    else:
-        weight, bias, scale_ctx = scale_forward(weight, bias, scale, config.tau)
+    weight, bias, scale_ctx = _scaled(params, side, config)
     # 2. one linear map
     logits, ctx = linear_forward(x, weight, bias)
     return logits.reshape(*x.shape[:-1], *digits), AddressContext(ctx, scale_ctx, config.tau)
+
+
+def _scaled(params: Params, side: str, config: RAMNetConfig) -> tuple[Array, Array | None, ScaleContext | None]:
+    """Weight and bias times exp(a) / tau."""
+    weight, bias, scale = params[f"{side}_proj.weight"], params.get(f"{side}_proj.bias"), params.get(f"{side}_scale")
+    if scale is not None:
+        return scale_forward(weight, bias, scale, config.tau)
+    if config.tau != 1:
+        weight = (weight * (1 / config.tau)).astype(weight.dtype, copy=False)
+        bias = None if bias is None else (bias * (1 / config.tau)).astype(bias.dtype, copy=False)
+    return weight, bias, None
 
 
 def address_backward(

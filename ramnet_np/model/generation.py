@@ -1,46 +1,206 @@
-"""Generation: the prompt at once, then one token after another, each drawn from the logits after the one before."""
+"""Generation: prompts in parallel passes, then one token after another, each chosen from the logits after those before.
+
+Prompts may have different lengths. Those of one length are read together; then all whose states have one shape step
+together, which are all of them with every memory of a fixed size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.model.sampling import next_token, token_dtype
+from ramnet_np.core.require import require_ids
+from ramnet_np.model.checks import check_integer
+from ramnet_np.model.sampling import Sampling, next_token, token_dtype
+from ramnet_np.model.settled import settled
+from ramnet_np.model.states import alike, with_whole_windows
+from ramnet_np.model.stepping import Stepper, read, together
+from ramnet_np.model.uniform import row_seeds, uniform
 
 
-def tokens(
-    model: Any, ids: Array, length: int, temperature: float, rng: np.random.Generator, backend: str | None = None
-) -> Iterator[Array]:
-    """``length`` tokens (B,) behind the prompts ``ids`` (B, T), as ``RAMNet.stream`` yields them; ``model``: a RAMNet.
+class Standing(NamedTuple):
+    """Where the sequences of a generation stand: all that is needed to go on."""
+
+    steppers: list[Stepper]  # each sequence is in one of them
+    logits: Array  # (B, V) of the next token
+    positions: Array  # (B,) int64, of the next token
+    seen: Array  # (B, V) bool, the tokens that were there
+
+
+class Generation:
+    """Sequences that a model continues.
+
+    ``model``: a RAMNet, whose parameters must stay as they are; ``ids``: prompts, arrays of integers (T,), one for each
+    sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on.
+    ValueError or TypeError, naming the argument, for a prompt that is empty or has a token outside the vocabulary.
 
     >>> from ramnet_np.model import RAMNet, RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
-    >>> [token.shape for token in tokens(model, np.array([[1, 2, 3]]), 2, 0.0, np.random.default_rng(0))]
+    >>> generation = Generation(model, [np.array([1, 2, 3]), np.array([4])])
+    >>> generation.next(Sampling(temperature=1.0)).shape, generation.standing().positions.tolist()
+    ((2,), [4, 2])
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ids: Sequence[Array] | Array = (),
+        *,
+        backend: str | None = None,
+        standing: Standing | None = None,
+    ):
+        self.model, self._settled, self._backend = model, settled(model), backend
+        self._chosen: Array = None  # tokens (B,) that the state does not hold yet
+        if standing is not None:
+            self._now = standing
+            for stepper in standing.steppers:
+                stepper.model, stepper.backend = self._settled, backend
+        else:
+            self._require_prompts(ids, None)
+            self._begin(ids)
+
+    @property
+    def batch(self) -> int:
+        """B, the number of sequences."""
+        return len(self._now.positions)
+
+    @on_gpu_of_arrays
+    def next(self, sampling: Sampling) -> Array:
+        """One more token of every sequence, (B,) int64."""
+        now = self.standing()
+        u = None
+        if not sampling.greedy:
+            u = uniform(row_seeds(sampling.seed, self.batch, now.logits), now.positions)
+        token = next_token(now.logits, sampling, u, now.seen)
+        now.seen[namespace_of(token).arange(self.batch), token] = True
+        self._chosen = token
+        return token
+
+    @on_gpu_of_arrays
+    def standing(self) -> Standing:
+        """Where the sequences stand, with the tokens that were chosen last taken into the state."""
+        if self._chosen is not None:
+            token, self._chosen, now = self._chosen, None, self._now
+            logits = self._step(token)
+            self._now = now._replace(logits=logits, positions=now.positions + 1)
+        return self._now
+
+    @on_gpu_of_arrays
+    def read(self, ids: Sequence[Array] | Array) -> None:
+        """Append a prompt to every sequence, as if it had been written there.
+
+        ``ids``: as of the class, one for each sequence.
+        """
+        self._require_prompts(ids, self.batch)
+        now = self.standing()
+        steppers: dict[tuple[int, ...], Stepper | None] = {}
+        for stepper in now.steppers:
+            lengths = [len(ids[row]) for row in stepper.rows]
+            for length in sorted(set(lengths)):
+                part = stepper.some([place for place, other in enumerate(lengths) if other == length])
+                steppers[tuple(part.rows.tolist())] = part
+        self._now = self._read(ids, steppers, now.positions, now.seen)
+
+    def _begin(self, prompts: Sequence[Array] | Array) -> None:
+        xp, B = namespace_of(*self.model.params.values()), len(prompts)
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for row, prompt in enumerate(prompts):
+            by_length[len(prompt)].append(row)
+        groups: dict[tuple[int, ...], Stepper | None] = {tuple(rows): None for _, rows in sorted(by_length.items())}
+        seen = xp.zeros((B, self.model.config.vocab), dtype=bool)
+        self._now = self._read(prompts, groups, xp.zeros(B, dtype=np.int64), seen)
+
+    def _read(
+        self, prompts: Sequence[Array], groups: dict[tuple[int, ...], Stepper | None], positions: Array, seen: Array
+    ) -> Standing:
+        """Read the prompts of each group of rows, all of one length; then let those step together that can."""
+        xp, width = namespace_of(positions), self.model.config.short_conv
+        logits: Array = None
+        positions, seen, steppers = positions.copy(), seen.copy(), []
+        for rows, before in groups.items():
+            at = list(rows)
+            ids = xp.stack([prompts[row] for row in rows])
+            where, state = (None, None) if before is None else (positions[at], before.state)
+            stepper, after = read(self._settled, ids, np.array(rows), where, state, self._backend)
+            stepper.state = with_whole_windows(stepper.state, width)
+            logits = xp.empty((len(positions), after.shape[1]), dtype=after.dtype) if logits is None else logits
+            logits[at] = after
+            positions[at] += ids.shape[1]
+            seen[xp.array(at)[:, None], ids] = True
+            steppers.append(stepper)
+        return Standing(_joined(steppers), logits, positions, seen)
+
+    def _step(self, token: Array) -> Array:
+        steppers, positions = self._now.steppers, self._now.positions
+        if len(steppers) == 1 and (steppers[0].rows[1:] > steppers[0].rows[:-1]).all():
+            return steppers[0].step(token, positions)
+        logits = namespace_of(token).empty_like(self._now.logits)
+        for stepper in steppers:
+            rows = stepper.rows.tolist()
+            logits[rows] = stepper.step(token[rows], positions[rows])
+        return logits
+
+    def _require_prompts(self, prompts: Sequence[Array] | Array, batch: int | None) -> None:
+        vocab, params = self.model.config.vocab, self.model.params
+        shape = getattr(prompts, "shape", None)
+        if shape is not None and len(shape) != 2:
+            raise ValueError(f"ids must have shape (B, T), or be a list of arrays (T,), got {shape}")
+        if len(prompts) == 0:
+            raise ValueError("ids must hold at least one sequence, got none")
+        if batch is not None and len(prompts) != batch:
+            raise ValueError(f"ids must be one for each sequence ({batch}), got {len(prompts)}")
+        for row, prompt in enumerate(prompts):
+            require_ids(f"ids[{row}]", prompt, vocab)
+            namespace_of(prompt, next(iter(params.values())))  # both on one device
+            if prompt.ndim != 1 or prompt.size == 0:
+                raise ValueError(f"ids[{row}] must have shape (T,) with at least one token, got {prompt.shape}")
+
+
+def tokens(
+    model: Any, ids: Sequence[Array] | Array, length: int, sampling: Sampling, backend: str | None = None
+) -> Iterator[Array]:
+    """``length`` tokens (B,) of every sequence, each yielded as soon as it is chosen; arguments as of Generation.
+
+    >>> from ramnet_np.model import RAMNet, RAMNetConfig
+    >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+    >>> [token.shape for token in tokens(model, np.array([[1, 2, 3]]), 2, Sampling())]
     [(1,), (1,)]
     """
-    T, dtype = ids.shape[1], token_dtype(ids.dtype, model.config.vocab)
-    logits, state = _prompt(model, ids, backend)
-    for t in range(T, T + length):
-        token = next_token(logits, temperature, rng, dtype)
-        yield token
-        if t + 1 < T + length:
-            logits = _next_logits(model, token, t, state, backend)
+    check_integer("length", length, 0)
+    generation = Generation(model, ids, backend=backend)
+    dtype = token_dtype(ids[0].dtype, model.config.vocab)
+    return (generation.next(sampling).astype(dtype) for _ in range(length))
 
 
-@on_gpu_of_arrays
-def _prompt(model: Any, ids: Array, backend: str | None) -> tuple[Array, list[Any]]:
-    """Logits (B, V) after the prompt, and its state."""
-    last = namespace_of(ids).zeros(ids.shape, dtype=bool)
-    last[:, -1] = True
-    return model.forward_with_state(ids, select=last, backend=backend)
+def with_tokens(ids: Sequence[Array] | Array, tokens: Sequence[Array]) -> Array | list[Array]:
+    """The prompts with the tokens (B,) behind them: (B, T + length), or a list as ``ids`` is one.
+
+    >>> with_tokens(np.array([[1, 2]]), [np.array([3])]).tolist()
+    [[1, 2, 3]]
+    """
+    xp = namespace_of(*ids, *tokens)
+    rows = [xp.concatenate([prompt, *(token[b : b + 1] for token in tokens)]) for b, prompt in enumerate(ids)]
+    return xp.stack(rows) if hasattr(ids, "ndim") else rows
 
 
-@on_gpu_of_arrays
-def _next_logits(model: Any, token: Array, position: int, state: list[Any], backend: str | None) -> Array:
-    positions = namespace_of(token).array([position])
-    return model.step(token[:, None], state, positions, backend=backend)[:, 0]
+def _joined(steppers: list[Stepper]) -> list[Stepper]:
+    """As few steppers as the shapes of the states allow, with the rows of each in order."""
+    groups: list[list[Stepper]] = []
+    for stepper in steppers:
+        fitting = [group for group in groups if alike(group[0].state, stepper.state)]
+        if fitting:
+            fitting[0].append(stepper)
+        else:
+            groups.append([stepper])
+    return [_in_order(together(group)) for group in groups]
+
+
+def _in_order(stepper: Stepper) -> Stepper:
+    order = np.argsort(stepper.rows)
+    return stepper if (order[1:] > order[:-1]).all() else stepper.some(order.tolist())

@@ -33,10 +33,10 @@ from ramnet_np.model.block import (
     norm_forward,
 )
 from ramnet_np.model.call_checks import check_options, check_select, check_states, mixers_with_slots
-from ramnet_np.model.checks import check_choice, check_integer, check_number
+from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.count import describe, state_elements
-from ramnet_np.model.generation import tokens
+from ramnet_np.model.generation import tokens, with_tokens
 from ramnet_np.model.layout import (
     EMBEDDINGS,
     HEAD,
@@ -50,6 +50,7 @@ from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
+from ramnet_np.model.sampling import Sampling
 
 Device = Literal["cpu", "gpu"]
 
@@ -270,40 +271,40 @@ class RAMNet:
 
     @on_gpu_of_arrays
     def generate(
-        self, ids: Array, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
-    ) -> Array:
-        """Continue each row of ``ids`` (B, T) by ``length`` tokens; returns (B, T + length).
+        self, ids: Array | Sequence[Array], length: int, *, backend: str | None = None, **sampling: Any
+    ) -> Array | list[Array]:
+        """Continue each row of ``ids`` by ``length`` tokens; returns (B, T + length).
 
-        ``temperature``: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature), with
-        ``seed``. The prompt runs at once and leaves its state; every further token is one step, at a cost that does not
-        grow with what came before, except with mixer "softmax", which looks at all of it.
+        ``ids``: (B, T), or a list of prompts (T,) of any lengths: then a list of arrays is returned.
+        ``sampling``: how tokens are chosen, fields of :class:`~ramnet_np.model.sampling.Sampling`; without any the
+        likeliest is taken.
+        The prompt runs at once; every further token is one step, whose cost grows with the context only with mixer
+        "softmax".
         ValueError or TypeError, naming the argument, before anything is computed.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> model.generate(np.array([[1, 2, 3]]), 2).shape
         (1, 5)
+        >>> ragged = model.generate([np.array([1, 2, 3]), np.array([4])], 2, temperature=0.8, top_p=0.9)
+        >>> [row.shape for row in ragged]
+        [(5,), (3,)]
         """
-        xp = namespace_of(*self.params.values())
-        tokens = list(self.stream(ids, length, temperature=temperature, seed=seed, backend=backend))
-        return xp.concatenate([ids, *(token[:, None] for token in tokens)], axis=1)
+        return with_tokens(ids, list(self.stream(ids, length, backend=backend, **sampling)))
 
     def stream(
-        self, ids: Array, length: int, *, temperature: float = 0.0, seed: int = 0, backend: str | None = None
+        self, ids: Array | Sequence[Array], length: int, *, backend: str | None = None, **sampling: Any
     ) -> Iterator[Array]:
         """The tokens of :meth:`generate` one after the other, as they are made: (B,) each, of the dtype of ``ids``.
 
         Where that dtype does not hold the vocabulary, they are of the next wider one that does.
+        :class:`~ramnet_np.model.generation.Generation` can be stopped, saved and gone on with.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> ids = np.array([[1, 2, 3]])
         >>> [token.shape for token in model.stream(ids, 2)]
         [(1,), (1,)]
         """
-        check_integer("length", length, 0)
-        check_number("temperature", temperature, low=0)
-        check_integer("seed", seed, 0, None)
-        self._check_ids(ids)
-        return tokens(self, ids, length, temperature, np.random.default_rng(seed), backend)
+        return tokens(self, ids, length, Sampling(**sampling), backend)
 
     @on_gpu_of_arrays
     def trace(

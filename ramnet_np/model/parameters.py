@@ -72,13 +72,31 @@ def shapes_of(parameters: Mapping[str, Parameter]) -> dict[str, Shape]:
     return {name: parameter.shape for name, parameter in parameters.items()}
 
 
+class Grouped(dict[str, Any]):
+    """Parameters that stay as they are: what ``subset`` takes out of them is taken out once.
+
+    >>> params = Grouped({"attn.w": 1, "mlp.w": 2})
+    >>> subset(params, "attn.") is subset(params, "attn.")
+    True
+    """
+
+    def __init__(self, params: Mapping[str, Any]):
+        super().__init__(params)
+        self.groups: dict[str, Grouped] = {}
+
+
 def subset(params: Mapping[str, _Value], prefix: str) -> dict[str, _Value]:
     """The parameters under ``prefix``, by the rest of their names.
 
     >>> subset({"attn.w": 1, "mlp.w": 2}, "attn.")
     {'w': 1}
     """
-    return {name[len(prefix) :]: value for name, value in params.items() if name.startswith(prefix)}
+    if isinstance(params, Grouped) and prefix in params.groups:
+        return params.groups[prefix]
+    found = {name[len(prefix) :]: value for name, value in params.items() if name.startswith(prefix)}
+    if isinstance(params, Grouped):
+        found = params.groups[prefix] = Grouped(found)
+    return found
 
 
 def add_prefix(prefix: str, params: Mapping[str, _Value]) -> dict[str, _Value]:

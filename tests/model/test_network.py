@@ -7,7 +7,7 @@ import pytest
 
 from ramnet_np.gradcheck import gradcheck
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.model.sampling import next_token
+from ramnet_np.model.sampling import Sampling, next_token
 from tests.tolerances import assert_close
 
 SMALL = {"vocab": 11, "width": 6, "layers": 2, "heads": 2, "order": 2, "radix": 3, "top_k": 4, "cape": (2, 1)}
@@ -156,7 +156,9 @@ def test_a_tiny_temperature_is_the_limit(temperature):
 
 def test_equal_logits_are_drawn_alike_at_any_temperature():
     logits = np.repeat(np.array([[3e38, -3e38, 3e38]], np.float32), 4000, axis=0)
-    drawn = np.bincount(next_token(logits, 1e-300, np.random.default_rng(0)), minlength=3)
+    drawn = np.bincount(
+        next_token(logits, Sampling(temperature=1e-300), np.random.default_rng(0).random(4000)), minlength=3
+    )
     assert drawn[1] == 0
     assert abs(drawn[0] - 2000) < 4 * np.sqrt(1000)
 
@@ -164,7 +166,7 @@ def test_equal_logits_are_drawn_alike_at_any_temperature():
 def test_no_token_is_chosen_from_nan():
     for temperature in (0.0, 1.0):
         with pytest.raises(FloatingPointError, match="logits must be finite for a token to be chosen, got nan"):
-            next_token(np.array([[0.0, np.nan]]), temperature, np.random.default_rng(0))
+            next_token(np.array([[0.0, np.nan]]), Sampling(temperature=temperature), np.array([0.5]))
 
 
 @pytest.mark.parametrize("conv", [0, 3])

@@ -104,6 +104,8 @@ class Mixer:
     # The state before the first token, for sequences like the array (B, T, D), with the shapes of every later state;
     # None of a mixer whose state takes shape with its tokens.
     initial_state: Callable[[RAMNetConfig, Array], Any] | None = None
+    # Parameters of a layer and a configuration that give the same bits with less work a token; None: there are none.
+    settle: Callable[[Params, RAMNetConfig], tuple[Params, RAMNetConfig]] | None = None
     addresses: Addresses | None = None  # of a mixer with slots: it alone takes a mask and a backend, and can be traced
 
     def variant(self, config: RAMNetConfig) -> Variant:

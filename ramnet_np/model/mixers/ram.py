@@ -28,7 +28,13 @@ from ramnet_np.core.attention import (
 from ramnet_np.core.retention import RULES
 from ramnet_np.core.state_checks import check_in_place, check_state
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
-from ramnet_np.model.address import AddressContext, address_backward, address_forward, address_parameters
+from ramnet_np.model.address import (
+    AddressContext,
+    address_backward,
+    address_forward,
+    address_parameters,
+    settled_addresses,
+)
 from ramnet_np.model.checks import SMALLEST, check_choice, check_flag, check_integer, check_number, pair
 from ramnet_np.model.config import AddressPrior, GammaMode, RAMNetConfig
 from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward, gamma_parameters
@@ -279,4 +285,5 @@ MIXER = Mixer(
     check_state=_check_state,
     addresses=ram_layer_addresses,
     initial_state=initial_state,
+    settle=settled_addresses,
 )
