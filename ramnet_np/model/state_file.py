@@ -1,0 +1,147 @@
+"""Where a generation stands, in a file: sequences that are gone on with later give the bits that they would have given.
+
+A safetensors file: the state of every layer, the logits of the next token, its position and the tokens that were there.
+Its metadata name the format, the model by a checksum of configuration and parameters, and a checksum of the arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ramnet_np.contract import Array
+from ramnet_np.core.arrays import namespace_of, on_host
+from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.model.checkpoint import config_to_json
+from ramnet_np.model.files import replacing, why
+from ramnet_np.model.generation import Generation, Standing
+from ramnet_np.model.states import arrays_of, each_array, with_whole_windows
+from ramnet_np.model.stepping import Stepper
+
+FORMAT = "ramnet-np generation 1"
+
+
+@on_gpu_of_arrays
+def fingerprint(model: Any) -> str:
+    """A checksum of the configuration, the dtype and the parameters of ``model``, a RAMNet.
+
+    >>> from ramnet_np.model import RAMNet, RAMNetConfig
+    >>> config = RAMNetConfig(vocab=16, width=8, layers=1, order=2)
+    >>> fingerprint(RAMNet(config, seed=0)) == fingerprint(RAMNet(config, seed=1))
+    False
+    """
+    return _checksum(json.dumps(config_to_json(model.config), sort_keys=True), model.params)
+
+
+def save_generation(path: str | PathLike[str], generation: Generation) -> None:
+    """Write where ``generation`` stands. The file is whole or as it was before: OSError where it cannot be written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model import RAMNet, RAMNetConfig
+    >>> from ramnet_np.model.sampling import Sampling
+    >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+    >>> generation = Generation(model, np.array([[1, 2, 3]]))
+    >>> with TemporaryDirectory() as folder:
+    ...     save_generation(Path(folder) / "a.state", generation)
+    ...     again = load_generation(Path(folder) / "a.state", model)
+    >>> bool(generation.next(Sampling()) == again.next(Sampling()))
+    True
+    """
+    now = generation.standing()
+    arrays = {"logits": now.logits, "positions": now.positions, "seen": now.seen}
+    for g, stepper in enumerate(now.steppers):
+        arrays[f"{g}.rows"] = stepper.rows
+        arrays |= {f"{g}.{n}": array for n, array in enumerate(arrays_of(stepper.state))}
+    saved = {name: np.ascontiguousarray(_widened(on_host(array))) for name, array in arrays.items()}
+    about = {"format": FORMAT, "model": fingerprint(generation.model), "sha256": _checksum(FORMAT, saved)}
+    with replacing(Path(path)) as (partial,):
+        save_file(saved, partial, metadata=about)
+
+
+@on_gpu_of_arrays
+def load_generation(path: str | PathLike[str], model: Any, *, backend: str | None = None) -> Generation:
+    """The generation that :func:`save_generation` wrote, for the same ``model``; ``backend``: of the operation.
+
+    FileNotFoundError, OSError or ValueError, naming the file, for one that is missing, cut short, damaged, of another
+    program or of another model.
+
+    >>> from ramnet_np.model import RAMNet, RAMNetConfig
+    >>> load_generation("nowhere", RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0))
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: 'nowhere' must be a state of a generation, got no file
+    """
+    saved = _read(Path(path), model)
+    xp = namespace_of(*model.params.values())
+    pattern = _pattern(model, backend)
+    steppers: list[Stepper] = []
+    while (rows := saved.get(f"{len(steppers)}.rows")) is not None:
+        steppers.append(Stepper(model, rows, _state(saved, f"{len(steppers)}.", pattern), backend))
+    logits = xp.asarray(saved["logits"]).astype(next(iter(model.params.values())).dtype)
+    standing = Standing(steppers, logits, xp.asarray(saved["positions"]), xp.asarray(saved["seen"]))
+    return Generation(model, backend=backend, standing=standing)
+
+
+def _read(path: Path, model: Any) -> dict[str, np.ndarray]:
+    """The arrays of a state of this model, known to be whole."""
+    shown = repr(str(path))
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "no file"
+        raise FileNotFoundError(f"{shown} must be a state of a generation, got {got}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+            if about.get("format") != FORMAT:
+                got = about.get("format") or "a safetensors file of something else"
+                raise ValueError(f"{shown} must be a state of a generation ({FORMAT}), got {got}")
+            if about.get("model") != fingerprint(model):
+                raise ValueError(
+                    f"{shown} must be a state of this model, got that of another one: other weights or dtype"
+                )
+            names = file.keys()
+            saved = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{shown} must be a state of a generation, got a file cut short or of another kind") from error
+    except OSError as error:
+        raise OSError(f"{shown} could not be read: {why(error)}") from error
+    if about.get("sha256") != _checksum(FORMAT, saved):
+        raise ValueError(f"{shown} is damaged: its numbers have changed since it was written")
+    return saved
+
+
+def _state(saved: dict[str, np.ndarray], prefix: str, pattern: list[Any]) -> list[Any]:
+    """The arrays under ``prefix`` in the places, of the dtypes and on the device of ``pattern``."""
+    numbers = itertools.count()
+    return each_array(
+        lambda like: namespace_of(like).asarray(saved[f"{prefix}{next(numbers)}"]).astype(like.dtype), pattern
+    )
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """Numbers of 16 bits in float32, which holds them exactly and which every reader of the file knows."""
+    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
+
+
+def _pattern(model: Any, backend: str | None) -> list[Any]:
+    """A state of the model, for what it is made of."""
+    token = namespace_of(*model.params.values()).zeros((1, 1), dtype=np.int64)
+    _, state = model.forward_with_state(token, backend=backend)
+    return with_whole_windows(state, model.config.short_conv)
+
+
+def _checksum(text: str, arrays: Mapping[str, Array]) -> str:
+    total = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(on_host(arrays[name]))
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
