@@ -12,7 +12,7 @@ from contextlib import redirect_stderr
 from functools import partial, wraps
 from itertools import groupby, pairwise, takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
@@ -315,38 +315,13 @@ def _evaluate(args: list[str]) -> None:
     print(evaluate_text(_parse(EvaluateOptions, args, "ramnet-np evaluate")).in_words())
 
 
-LineBreak = Annotated[str, tyro.conf.arg(help_behavior_hint="(default: a line break)")]
+def _generate(args: list[str]) -> None:
+    from ramnet_np.runs.generate import HELP, GenerateOptions, run_generate
 
-
-def generate(
-    folder: tyro.conf.Positional[Path],
-    prompt: LineBreak = "\n",
-    length: int = 400,
-    temperature: float = 0.8,
-    seed: int = 0,
-) -> None:
-    """Let a language model write, token by token.
-
-    The prompt runs once and leaves the state of the memories; every further token is one step, at a cost that does not
-    grow with what came before.
-
-    Args:
-        folder: A run of `ramnet-np train text`, or one of its checkpoints.
-        prompt: What the text starts with.
-        length: Tokens to write: bytes, or pieces of the model's tokenizer.
-        temperature: 0 always takes the likeliest token; 1 draws by the model's probabilities; between is more careful.
-        seed: Decides the draws.
-    """
-    from ramnet_np.data.codec import prompt_bytes
-    from ramnet_np.runs.text import generate_text, load_codec, load_text_model
-
-    model, codec = load_text_model(folder), load_codec(folder)
-    pieces = generate_text(model, prompt, length, temperature=temperature, seed=seed, codec=codec)
-    first = next(pieces, "")  # may compile kernels: the notice of it then stands above the text
-    print(prompt_bytes(prompt).decode(errors="replace"), end=first, flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    if not HELP_FLAGS.isdisjoint(args):
+        print(HELP, end="")
+        return
+    run_generate(_parse(GenerateOptions, args, "ramnet-np generate"))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -355,7 +330,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "experiment": _experiment,
     "tokenize": _tokenize,
     "evaluate": _evaluate,
-    "generate": partial(_call, generate),
+    "generate": _generate,
     "info": partial(_call, info),
     "gradcheck": partial(_call, gradcheck),
     "bench": _bench,

@@ -149,10 +149,30 @@ def decoded(codec: Codec, tokens: Iterable[int]) -> Iterator[str]:
     >>> list(decoded(ByteCodec(), "né".encode()))
     ['n', '', 'é', '']
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder = TextDecoder(codec)
     for token in tokens:
-        yield decoder.decode(codec.piece(token))
-    yield decoder.decode(b"", final=True)
+        yield decoder.feed(token)
+    yield decoder.end()
+
+
+class TextDecoder:
+    """The text of tokens that come one by one.
+
+    >>> decoder = TextDecoder(ByteCodec())
+    >>> [decoder.feed(byte) for byte in "né".encode()], decoder.end()
+    (['n', '', 'é'], '')
+    """
+
+    def __init__(self, codec: Codec):
+        self._codec, self._decoder = codec, codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        """What is whole with one more token: nothing where a character is still incomplete."""
+        return self._decoder.decode(self._codec.piece(token))
+
+    def end(self) -> str:
+        """What is left of an incomplete character."""
+        return self._decoder.decode(b"", final=True)
 
 
 def prompt_bytes(prompt: str) -> bytes:

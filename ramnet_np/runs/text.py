@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of, on_host
+from ramnet_np.core.arrays import namespace_of
 from ramnet_np.data.batches import Batch
-from ramnet_np.data.codec import BYTES, BPECodec, ByteCodec, Codec, decoded, read_codec
+from ramnet_np.data.codec import BYTES, BPECodec, ByteCodec, Codec, read_codec
 from ramnet_np.data.corpus import some_names
+from ramnet_np.data.stop import check_stop
 from ramnet_np.data.text import TextData, TextSettings, read_data
 from ramnet_np.data.tokens import MANIFEST, TOKENIZER, read_manifest
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
 from ramnet_np.model.checkpoint import CONFIG, hub_hint
+from ramnet_np.model.checks import check_integer
+from ramnet_np.model.generation import Generation
 from ramnet_np.model.mixers import MIXERS
+from ramnet_np.model.sampling import Sampling
 from ramnet_np.runs.hardware import hardware, peak_flops
 from ramnet_np.runs.mqar import Run, run_settings, train_run
 from ramnet_np.runs.workload import Workload, flops_per_token
+from ramnet_np.runs.writing import encode_prompts, write
 from ramnet_np.train.checkpoint import latest_checkpoint
 from ramnet_np.train.loop import Extras, TrainResult
 from ramnet_np.train.metrics import Measured, Meter
@@ -190,28 +195,22 @@ def _checkpoint_of(folder: Path) -> Path:
 
 
 def generate_text(
-    model: RAMNet, prompt: str, length: int, *, temperature: float = 0.0, seed: int = 0, codec: Codec | None = None
+    model: RAMNet, prompt: str, length: int, *, codec: Codec | None = None, stop: Sequence[str] = (), **sampling: Any
 ) -> Iterator[str]:
     """What the model writes after ``prompt``: ``length`` tokens, decoded as UTF-8, each yielded as soon as it is there.
 
     The prompt runs once and leaves its state; each further token is one step of the same cost. ``codec``: of the
-    model, see :func:`load_codec`; None: bytes. ValueError or TypeError, naming the argument, before anything is
-    computed.
+    model, see :func:`load_codec`; None: bytes. ``stop``: strings that end the text, see :mod:`ramnet_np.data.stop`.
+    ``sampling``: fields of :class:`~ramnet_np.model.sampling.Sampling`. ValueError or TypeError, naming the argument,
+    before anything is computed.
 
     >>> model = RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2), seed=0)
     >>> len(list(generate_text(model, "Tom", 5)))  # five bytes, and what was left of a character cut off
     6
     """
-    if not isinstance(prompt, str):
-        raise TypeError(f"prompt must be text, got {type(prompt).__name__}")
-    if not prompt:
-        raise ValueError("prompt must hold at least one character, got none")
     codec = codec or ByteCodec()
-    ids = namespace_of(*model.params.values()).asarray(codec.encode(prompt))[None]
-    stream = model.stream(ids, length, temperature=temperature, seed=seed)
-    return decoded(codec, _tokens(stream))
-
-
-def _tokens(stream: Iterator[Array]) -> Iterator[int]:
-    for token in stream:
-        yield int(on_host(token)[0])
+    choices, [ids] = Sampling(**sampling), encode_prompts([prompt], codec)
+    check_integer("length", length, 0)
+    check_stop(stop)
+    generation = Generation(model, namespace_of(*model.params.values()).asarray(ids)[None])
+    return (piece for [piece] in write(generation, length, choices, codec, stop))
