@@ -7,6 +7,8 @@ from ramnet_np.backend import Backend, by_side
 from . import decode
 from .cache import WHY_NOT_KEPT, KernelCache
 from .memory import memory_backward, memory_forward
+from .norm import few_rows_rmsnorm
+from .products import few_rows_product
 from .step import step
 
 # Under GNU OpenMP a thread that waits for the others spins. On a machine with other work to do, the spinning keeps the
@@ -24,5 +26,6 @@ BACKEND = Backend(
     memory_forward=memory_forward,
     memory_backward=memory_backward,
     step=step,
+    layers={"few_rows_product": few_rows_product, "few_rows_rmsnorm": few_rows_rmsnorm},
     made_by="" if _kept else f"kernels are compiled in every process: {WHY_NOT_KEPT}",
 )

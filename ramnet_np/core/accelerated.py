@@ -12,7 +12,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from ramnet_np.backend import array_kind, backend_for
+import numpy as np
+
+from ramnet_np.backend import array_kind, backend_for, selected_backend
 from ramnet_np.core.placement import on_gpu_of_arrays
 
 _Arguments = ParamSpec("_Arguments")
@@ -26,8 +28,8 @@ def accelerated(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
     """Call the fast version of ``function`` for CuPy arrays where their backend has one; else ``function`` itself.
 
     The arrays are looked for among the arguments and at the head of contexts. NumPy arrays are served by the
-    mathematics alone, and no backend is loaded for them; ``use_backend("numpy")`` asks for the mathematics on CuPy
-    arrays too.
+    mathematics alone, and no backend is loaded for them, see :func:`accelerated_everywhere`; ``use_backend("numpy")``
+    asks for the mathematics on CuPy arrays too.
     ValueError for a second function of the same name.
 
     >>> import numpy as np
@@ -37,18 +39,60 @@ def accelerated(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
     >>> double(np.ones(2)).tolist(), ACCELERATED.pop("double")(3)
     ([2.0, 2.0], 6)
     """
-    name = function.__name__
-    if name in ACCELERATED:
-        raise ValueError(f"two accelerated functions are called {name!r}; a fast version is found by this name")
-    ACCELERATED[name] = function
+    name = _register(function)
 
     @on_gpu_of_arrays
-    @functools.wraps(function)
-    def dispatched(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+    def on_gpu(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         for argument in (*args, *kwargs.values()):
             array = argument[0] if isinstance(argument, tuple) and argument else argument
             if array_kind(array) == "cupy":
                 return backend_for(array).layers.get(name, function)(*args, **kwargs)
         return function(*args, **kwargs)
 
+    @functools.wraps(function)
+    def dispatched(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        # a token on a CPU calls a hundred of these: nothing more is looked up where the first argument tells
+        first = args[0] if args else None
+        head = first[0] if isinstance(first, tuple) and first else first
+        return function(*args, **kwargs) if type(head) is np.ndarray else on_gpu(*args, **kwargs)
+
     return dispatched
+
+
+def accelerated_everywhere(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """As :func:`accelerated`, for NumPy arrays too: their backend is loaded and may hold a fast version.
+
+    The first argument must be an array.
+
+    >>> import numpy as np
+    >>> @accelerated_everywhere
+    ... def triple(x):
+    ...     return x + x + x
+    >>> triple(np.ones(2)).tolist(), ACCELERATED.pop("triple")(3)
+    ([3.0, 3.0], 9)
+    """
+    name = _register(function)
+    for_numpy: dict[str | None, Callable[..., _Result]] = {}  # by the selected backend: looked up once
+
+    @on_gpu_of_arrays
+    def elsewhere(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        return backend_for(args[0]).layers.get(name, function)(*args, **kwargs)
+
+    @functools.wraps(function)
+    def dispatched(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if type(args[0]) is not np.ndarray:
+            return elsewhere(*args, **kwargs)
+        selected = selected_backend()
+        if selected not in for_numpy:
+            for_numpy[selected] = backend_for(args[0]).layers.get(name, function)
+        return for_numpy[selected](*args, **kwargs)
+
+    return dispatched
+
+
+def _register(function: Callable[..., Any]) -> str:
+    name = function.__name__
+    if name in ACCELERATED:
+        raise ValueError(f"two accelerated functions are called {name!r}; a fast version is found by this name")
+    ACCELERATED[name] = function
+    return name

@@ -17,6 +17,8 @@ def namespace_of(*arrays: Array) -> Any:
     >>> namespace_of(np.zeros(3)).__name__
     'numpy'
     """
+    if all(type(a) is np.ndarray for a in arrays):
+        return np
     kinds = {array_kind(a) for a in arrays if hasattr(a, "dtype") and getattr(a, "ndim", 0) > 0}
     if len(kinds) > 1:
         raise TypeError(

@@ -290,6 +290,8 @@ def full_positions(positions: Array, shape: tuple[int, int], like: Array) -> Arr
     >>> full_positions(None, (2, 3), np.zeros(1)).tolist()
     [[0, 1, 2], [0, 1, 2]]
     """
+    if positions is not None and positions.shape == shape:
+        return positions
     xp = namespace_of(like)
     return xp.broadcast_to(xp.arange(shape[1], dtype=np.int64) if positions is None else positions, shape)
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ramnet_np.contract import Array
-from ramnet_np.core.accelerated import accelerated
+from ramnet_np.core.accelerated import accelerated, accelerated_everywhere
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import ArraySpec, readable, require_array, require_context, require_like, require_width
+from ramnet_np.core.require import (
+    ArraySpec,
+    once_for_shapes,
+    readable,
+    require_array,
+    require_context,
+    require_like,
+    require_width,
+)
+
+FEW_ROWS = 8  # up to which a product takes the time of reading its matrix
+WORTH_A_KERNEL = 2**14  # elements of a matrix; smaller ones are multiplied before a kernel would have been found
 
 
 @readable
@@ -43,15 +54,14 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     >>> y.tolist()
     [[11.0, 2.0, 1.0]]
     """
-    spec = require_array("weight", weight)
-    if len(spec.shape) != 2 or 0 in spec.shape:
-        raise ValueError(f"weight must have shape (E, D), neither of them 0, got {spec.shape}")
-    outputs, width = spec.shape
-    require_width("x", x, width, weight)
-    if bias is not None:
-        require_like("bias", bias, spec._replace(shape=(outputs,)))
+    _require_linear(x, weight, bias)
+    outputs, width = weight.shape
     # one product of two matrices, whatever the leading axes are
-    y = matrix_product(x.reshape(-1, width), weight.T)
+    rows = x.reshape(-1, width)
+    if len(rows) <= FEW_ROWS and weight.size >= WORTH_A_KERNEL:
+        y = few_rows_product(rows, weight)
+    else:
+        y = matrix_product(rows, weight.T)
     if bias is not None:
         y = add_in_place(y, bias)
     y = y.reshape(*x.shape[:-1], outputs)
@@ -83,6 +93,16 @@ def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array | None
         weight=weight_product(rows, ctx.x.reshape(-1, width)),
         bias=sum_over_tokens(rows) if ctx.has_bias else None,
     )
+
+
+@once_for_shapes
+def _require_linear(x: Array, weight: Array, bias: Array | None) -> None:
+    spec = require_array("weight", weight)
+    if len(spec.shape) != 2 or 0 in spec.shape:
+        raise ValueError(f"weight must have shape (E, D), neither of them 0, got {spec.shape}")
+    require_width("x", x, spec.shape[1], weight)
+    if bias is not None:
+        require_like("bias", bias, spec._replace(shape=spec.shape[:1]))
 
 
 @accelerated
@@ -128,6 +148,20 @@ def matrix_product(a: Array, b: Array, accumulate_into: Array | None = None) -> 
         return a @ b
     accumulate_into += a @ b
     return accumulate_into
+
+
+@accelerated_everywhere
+def few_rows_product(x: Array, weight: Array) -> Array:
+    """x W^T for so few rows that reading W takes the time: of one token, of a few sequences.
+
+    ``x``: (N, D), N up to FEW_ROWS; ``weight``: (E, D), of one dtype. Returns (N, E). On a CPU a row of the result is
+    the same bits whatever N is.
+
+    >>> import numpy as np
+    >>> few_rows_product(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])).tolist()
+    [[11.0, 17.0]]
+    """
+    return matrix_product(x, weight.T)
 
 
 @accelerated

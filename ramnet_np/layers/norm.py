@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array
-from ramnet_np.core.accelerated import accelerated
+from ramnet_np.core.accelerated import accelerated, accelerated_everywhere
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import (
     ArraySpec,
+    once_for_shapes,
     readable,
     require_array,
     require_context,
@@ -24,6 +25,9 @@ from ramnet_np.core.require import (
     require_like,
     require_width,
 )
+from ramnet_np.layers.linear import FEW_ROWS
+
+WORTH_A_KERNEL = 128  # channels
 
 
 @readable
@@ -74,15 +78,34 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float = 1e-6) -> tuple[Array, 
     >>> y.round(3).tolist()
     [[0.849, 1.131]]
     """
-    _require_norm(x, weight, None, eps)
-    xp = namespace_of(x)
+    _require_norm(x, weight)
+    _require_eps(eps)
     rows = x.reshape(-1, x.shape[-1])
+    few = len(rows) <= FEW_ROWS and len(weight) >= WORTH_A_KERNEL
+    normalise = few_rows_rmsnorm if few else _rmsnorm
+    y, rstd = normalise(rows, weight, eps)
+    return y.reshape(x.shape), RMSNormContext(x, weight, rstd)
+
+
+@accelerated_everywhere
+def few_rows_rmsnorm(rows: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    """The norm of so few rows that finding the functions takes the time. Returns y (N, D) and rstd (N, 1).
+
+    >>> import numpy as np
+    >>> y, rstd = few_rows_rmsnorm(np.array([[3.0, 4.0]]), np.ones(2), 0.0)
+    >>> y.round(3).tolist(), rstd.round(3).tolist()
+    ([[0.849, 1.131]], [[0.283]])
+    """
+    return _rmsnorm(rows, weight, eps)
+
+
+def _rmsnorm(rows: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     # 1. rstd
-    rstd = _rstd(xp, rows, eps)
+    rstd = _rstd(namespace_of(rows), rows, eps)
     # 2. y
     y = rows * rstd
     y *= weight
-    return y.reshape(x.shape), RMSNormContext(x, weight, rstd)
+    return y, rstd
 
 
 @accelerated
@@ -169,7 +192,8 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float = 1e-6) -
     >>> y.tolist()
     [[-1.0, 1.0]]
     """
-    _require_norm(x, weight, bias, eps)
+    _require_norm(x, weight, bias)
+    _require_eps(eps)
     xp = namespace_of(x)
     rows = x.reshape(-1, x.shape[-1])
     # 1. mean, 2. rstd of what is left
@@ -220,14 +244,18 @@ def layernorm_backward(dy: Array, ctx: LayerNormContext, add: Array | None = Non
     return LayerNormGrads(dx, dweight, rows.sum(axis=0))
 
 
-def _require_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> None:
-    """ValueError or TypeError unless ``x`` (..., D), ``weight``, ``bias`` (D,) or None and ``eps``, 0 or more, fit."""
+@once_for_shapes
+def _require_norm(x: Array, weight: Array, bias: Array | None) -> None:
+    """ValueError or TypeError unless ``x`` (..., D), ``weight`` and ``bias`` (D,) or None fit."""
     spec = require_array("weight", weight)
     if len(spec.shape) != 1 or spec.shape[0] == 0:
         raise ValueError(f"weight must have shape (D,), D at least 1, got {spec.shape}")
     require_width("x", x, spec.shape[0], weight)
     if bias is not None:
         require_like("bias", bias, spec)
+
+
+def _require_eps(eps: float) -> None:
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be 0 or more and finite, got {eps}")
 

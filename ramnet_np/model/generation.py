@@ -149,8 +149,8 @@ class Generation:
     def _require_prompts(self, prompts: Sequence[Array] | Array, batch: int | None) -> None:
         vocab, params = self.model.config.vocab, self.model.params
         shape = getattr(prompts, "shape", None)
-        if shape is not None and len(shape) != 2:
-            raise ValueError(f"ids must have shape (B, T), or be a list of arrays (T,), got {shape}")
+        if shape is not None and (len(shape) != 2 or 0 in shape):
+            raise ValueError(f"ids must have shape (B, T) with at least one token, got {shape}")
         if len(prompts) == 0:
             raise ValueError("ids must hold at least one sequence, got none")
         if batch is not None and len(prompts) != batch:

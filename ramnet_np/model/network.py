@@ -224,6 +224,16 @@ class RAMNet:
         self._check_ids(ids)
         # all states before any changes
         check_states(state, self.config, ids.shape[0], positions, self.params[EMBEDDINGS])
+        return self.step_checked(ids, state, positions, backend=backend)
+
+    @on_gpu_of_arrays
+    def step_checked(self, ids: Array, state: list[Any], positions: Array, *, backend: str | None = None) -> Array:
+        """As :meth:`step`, for a state that one was already made from: it is not looked at again.
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
+        >>> model.step_checked(np.array([[3]]), model.initial_state(1), np.array([0])).shape
+        (1, 1, 16)
+        """
         logits, states, _ = self._run(ids, None, state, CallOptions(positions, None, backend, in_place=True))
         if any(new is not old for new, old in zip(states, state, strict=True)):
             state[:] = states

@@ -29,10 +29,13 @@ class Stepper:
 
     def __init__(self, model: Any, rows: np.ndarray, state: list[Any], backend: str | None):
         self.model, self.rows, self.state, self.backend = model, rows, state, backend
+        self._first = True  # step: the state is looked at once
 
     def step(self, tokens: Array, positions: Array) -> Array:
         """Logits (B, V) after ``tokens`` (B,) at ``positions`` (B,)."""
-        return self.model.step(tokens[:, None], self.state, positions[:, None], backend=self.backend)[:, 0]
+        step = self.model.step if self._first else self.model.step_checked
+        self._first = False
+        return step(tokens[:, None], self.state, positions[:, None], backend=self.backend)[:, 0]
 
     def some(self, rows: list[int]) -> Stepper:
         """The sequences at these places of the batch, with a state of their own."""

@@ -97,6 +97,9 @@ def test_arrays_of_two_gpus_are_refused_by_name(call, current):
     assert current == [0]
 
 
+PLACING = {"on_gpu_of_arrays", "accelerated", "accelerated_everywhere"}
+
+
 def test_every_public_forward_and_backward_of_a_layer_is_placed():
     """And every function of the operation, of the optimiser, and of a model."""
     root = Path(ramnet_np.__file__).parent
@@ -106,7 +109,7 @@ def test_every_public_forward_and_backward_of_a_layer_is_placed():
         f"{name}: {node.name}"
         for name, node in found
         if isinstance(node, ast.FunctionDef) and node.name[0] != "_" and takes_arrays(node)
-        and not {"on_gpu_of_arrays", "accelerated"} & {d.id for d in node.decorator_list if isinstance(d, ast.Name)}
+        and not PLACING & {d.id for d in node.decorator_list if isinstance(d, ast.Name)}
     ]  # fmt: skip
     assert sorted(plain) == [
         "heads.py: from_chunks", "heads.py: heads_first", "heads.py: heads_last", "heads.py: to_chunks",  # views

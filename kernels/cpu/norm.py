@@ -1,0 +1,40 @@
+"""RMSNorm of a few rows in one call, where the calls of a library would take longer than the sums."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ramnet_np.contract import Array
+
+from .arrays import contiguous
+from .compiling import inner, kernel
+
+
+def few_rows_rmsnorm(rows: Array, weight: Array, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """y (N, D) and 1 / sqrt(mean square + eps), (N, 1), of ``rows`` (N, D) and ``weight`` (D,)."""
+    y, rstd = np.empty_like(rows, order="C"), np.empty((len(rows), 1), dtype=rows.dtype)
+    _rmsnorm(contiguous(rows), contiguous(weight), rows.dtype.type(eps), y, rstd)
+    return y, rstd
+
+
+@kernel
+def _rmsnorm(rows, weight, eps, y, rstd):
+    one = y.dtype.type(1)
+    for n in range(rows.shape[0]):
+        row, size = rows[n], y.dtype.type(rows.shape[1])
+        largest = one
+        mean_square = _sum_of_squares(row, one) / size
+        if not mean_square < np.inf:  # a square overflowed: relative to the largest number
+            largest = np.abs(row).max()
+            mean_square = _sum_of_squares(row, largest) / size
+        rstd[n, 0] = one / np.sqrt(mean_square + eps / largest / largest) / largest
+        for d in range(row.size):
+            y[n, d] = row[d] * rstd[n, 0] * weight[d]
+
+
+@inner(fastmath={"reassoc", "contract"})
+def _sum_of_squares(row, unit):
+    total = row.dtype.type(0)
+    for d in range(row.size):
+        total += row[d] / unit * (row[d] / unit)
+    return total
