@@ -15,7 +15,7 @@ from .arrays import contiguous
 from .compiling import inner, kernel, parallel_kernel
 from .share import share_out
 
-BYTES_PER_PIECE = 2**19  # reading that many takes about twenty microseconds, starting the threads about ten
+BYTES_PER_PIECE = 2**21  # reading that many takes about a hundred microseconds, starting the threads ten or more
 
 
 def few_rows_product(x: Array, weight: Array) -> np.ndarray:
