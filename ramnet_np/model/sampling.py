@@ -56,8 +56,8 @@ class Sampling:
         check_number("temperature", self.temperature, low=0)
         if self.top_k is not None:
             check_integer("top_k", self.top_k, 1)
-        check_number("top_p", self.top_p)
-        if not 0 < self.top_p <= 1:
+        check_number("top_p", self.top_p, low=0, high=1)
+        if self.top_p == 0:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         check_number("min_p", self.min_p, low=0, high=1)
         check_number("repetition_penalty", self.repetition_penalty, low=SMALLEST, high=LARGEST)

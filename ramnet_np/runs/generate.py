@@ -132,7 +132,7 @@ def _begin(
     generation = load_generation(options.state, model)
     if ids and len(ids) != generation.batch:
         raise ValueError(
-            f"prompt must be given never or once for each of the {generation.batch} texts of state, got {len(ids)}"
+            f"prompt must be given never, or once for each text of state ({generation.batch}), got {len(ids)}"
         )
     if ids:
         generation.read(ids)

@@ -93,7 +93,7 @@ def test_numbers_are_uniform_by_seed_and_by_position():
     ("settings", "words"),
     [
         ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"top_p": 1.5}, "top_p must be between 0 and 1, got 1.5"),
         ({"top_p": "all"}, "top_p must be a number, got 'all'"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_k": 2.5}, "top_k must be an integer, got 2.5"),

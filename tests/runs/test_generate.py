@@ -147,7 +147,7 @@ def test_a_wrong_state_changes_nothing(generate, folder, tmp_path):
     whole = state.read_bytes()
     status, out, err = generate(folder, "--prompt", "x", "--state", state)
     assert (status, out) == (2, "")
-    assert "prompt must be given never or once for each of the 2 texts of state, got 1" in err
+    assert "prompt must be given never, or once for each text of state (2), got 1" in err
     RAMNet(RAMNetConfig(vocab=256, tie_embeddings=False, **CONFIG), seed=9).save_pretrained(tmp_path / "other")
     status, out, err = generate(tmp_path / "other", "--state", state)
     assert (status, out) == (2, "")
