@@ -58,7 +58,7 @@ AT_IMPORT = {
     "gradcheck": {"tqdm"},
     "model": {"safetensors"},
     "plot": {"cycler", "matplotlib"},
-    "bridges": {"torch"},
+    "bridges": {"jax", "torch"},
     "kernels/cpu": {"numba", "llvmlite"},  # llvmlite is the compiler below Numba
     "kernels/numba_cuda": {"numba", "numba_cuda_mlir"},
 }
