@@ -145,10 +145,11 @@ def _backward(options: _Options, names: list[str], inputs: _Inputs, dy: Array, *
 
 def _run(options: _Options, inputs: _Inputs) -> tuple[Any, ...]:
     write_logits, read_logits, values, gamma, positions, mask, slots, mass = inputs
-    number, *others = options
+    named: dict[str, Any] = options._asdict()
+    number = named.pop("gamma")
     return ram_attention_forward(
         write_logits, read_logits, values, number if gamma is None else gamma, positions=positions, mask=mask,
-        state=None if slots is None else RAMState(slots, mass), **dict(zip(_Options._fields[1:], others, strict=True)),
+        state=None if slots is None else RAMState(slots, mass), **named,
     )  # fmt: skip
 
 
