@@ -103,7 +103,9 @@ def test_arrays_larger_than_a_callback_copies_at_once():
 
 def test_buffers_are_read_and_filled_where_they_lie(monkeypatch):
     """The route of a GPU, with NumPy in CuPy's place: JAX has such buffers on the CPU too."""
-    cupy = SimpleNamespace(asarray=np.asarray, cuda=SimpleNamespace(ExternalStream=lambda stream: nullcontext()))
+    cupy = SimpleNamespace(
+        ndarray=SimpleNamespace, asarray=np.asarray, cuda=SimpleNamespace(ExternalStream=lambda stream: nullcontext())
+    )
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     callback = bridge.buffer_callback
 
