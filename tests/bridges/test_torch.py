@@ -142,7 +142,7 @@ def test_torchs_check_of_the_step():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_torch_compile_takes_it_whole(compiler):
     def model(write, read, values, gamma, slots, mass):
         y, state = bridge.ram_attention(
