@@ -203,9 +203,7 @@ def _hidden(xp: Any, scores: Array, diagonal: int, window: int | None) -> Array:
     return xp.where(seen, 0.0, -xp.inf).astype(scores.dtype)
 
 
-def require_attention(
-    q: Array, k: Array, v: Array, window: int | None, past: tuple[Array, Array] | None
-) -> None:
+def require_attention(q: Array, k: Array, v: Array, window: int | None, past: tuple[Array, Array] | None) -> None:
     """ValueError or TypeError unless these arguments of :func:`softmax_attention_forward` fit.
 
     >>> import numpy as np

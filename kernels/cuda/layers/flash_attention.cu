@@ -127,22 +127,23 @@ DEVICE void finish(float (&y)[M][D_V / 8][4], const Softmax& softmax, float scal
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const float total = row_sum(softmax.total[m][half]);
+            const float total = row_sum(softmax.total[m][half]), inverse = 1 / total;
             const int query = first + row_of(m, 2 * half);
             if (lane() % 4 == 0 && query < tokens) log_sums[query] = softmax.largest[m][half] * scale + log2f(total);
 #pragma unroll
-            for (int d = 0; d < D_V / 8; d++) y[m][d][2 * half] /= total, y[m][d][2 * half + 1] /= total;
+            for (int d = 0; d < D_V / 8; d++) y[m][d][2 * half] *= inverse, y[m][d][2 * half + 1] *= inverse;
         }
 }
 
-template <int N> DEVICE void hide(float (&scores)[M][N][4], const Sight& sight, int key) {
+// Scores of pairs that are not seen become minus infinity, of which the weight is 0.
+template <int ROWS, int N, class Seen> DEVICE void hide(float (&scores)[ROWS][N][4], const Seen& seen) {
 #pragma unroll
-    for (int m = 0; m < M; m++)
+    for (int m = 0; m < ROWS; m++)
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                if (!sight.has(row_of(m, i), key + column_of(n, i))) scores[m][n][i] = -infinity(0.f);
+                if (!seen(row_of(m, i), column_of(n, i))) scores[m][n][i] = -infinity(0.f);
 }
 
 // The block's group and its first query. The last queries see the most keys: they come first, so that no long block is
@@ -174,7 +175,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) flash_forward(const __g
             if (sight.has_none(16 * M, key, TILE)) return;
             float scores[M][TILE / 8][4] = {};
             rows_by_rows(scores, queries, Tile<D_K>{shared + stage * STAGE}, 0);
-            if (!sight.has_all(16 * M, key, TILE)) hide(scores, sight, key);
+            if (!sight.has_all(16 * M, key, TILE))
+                hide(scores, [&](int row, int column) { return sight.has(row, key + column); });
             soften(scores, y, softmax, scale);
             rows_by_tile(y, scores, Tile<D_V>{shared + stage * STAGE + Tile<D_K>::BYTES}, 0);
         }
@@ -203,12 +205,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_row_sums(const __gri
     p.row_sums[(token / p.tokens * p.heads + row % p.heads) * p.tokens + token % p.tokens] = sum;
 }
 
-// Scores and dp become p and ds. ``log_sum(m, n, i)`` and ``row_sum(m, n, i)`` are those of an element's query,
-// ``seen(m, n, i)`` whether it sees the key.
-template <int ROWS, int N, class Seen, class LogSum, class RowSum>
+// Scores and dp become p and ds. ``log_sum(m, n, i)`` and ``row_sum(m, n, i)`` are those of an element's query.
+template <int ROWS, int N, class LogSum, class RowSum>
 DEVICE void soften_backward(
-    float (&scores)[ROWS][N][4], float (&d)[ROWS][N][4], float scale, bool all_seen, const Seen& seen,
-    const LogSum& log_sum, const RowSum& row_sum
+    float (&scores)[ROWS][N][4], float (&d)[ROWS][N][4], float scale, const LogSum& log_sum, const RowSum& row_sum
 ) {
 #pragma unroll
     for (int m = 0; m < ROWS; m++)
@@ -216,10 +216,8 @@ DEVICE void soften_backward(
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                float& weight = scores[m][n][i];
-                weight = power_of_two(fmaf(weight, scale, -log_sum(m, n, i)));
-                if (!all_seen && !seen(m, n, i)) weight = 0;
-                d[m][n][i] = weight * (d[m][n][i] - row_sum(m, n, i));
+                scores[m][n][i] = power_of_two(fmaf(scores[m][n][i], scale, -log_sum(m, n, i)));
+                d[m][n][i] = scores[m][n][i] * (d[m][n][i] - row_sum(m, n, i));
             }
 }
 
@@ -262,18 +260,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_keys_backwar
             for (int part = 0; part < TILE; part += PART) {
                 const int query = tile_first + part;
                 const Sight sight(p, query);
-                if (query >= p.tokens || sight.has_none(PART, first, 16)) continue;
+                if (sight.has_none(PART, first, 16)) continue;
                 float scores[1][PART / 8][4] = {}, d[1][PART / 8][4] = {};
                 rows_by_rows(scores, keys, Tile<D_K>{at}, part);
                 rows_by_rows(d, values, Tile<D_V>{at + DY}, part);
-                const bool all = query + PART <= p.tokens && sight.has_all(PART, first, 16);
-                const auto seen = [&](int m, int n, int i) {
-                    const int column = column_of(n, i);
-                    return query + column < p.tokens && sight.has(column, first + row_of(m, i));
-                };
+                if (!sight.has_all(PART, first, 16))
+                    hide(scores, [&](int row, int column) { return sight.has(column, first + row); });
                 const float* numbers = reinterpret_cast<float*>(dynamic_shared() + stage * STAGE + LOG_SUMS) + part;
                 soften_backward(
-                    scores, d, scale, all, seen, [&](int, int n, int i) { return numbers[column_of(n, i)]; },
+                    scores, d, scale, [&](int, int n, int i) { return numbers[column_of(n, i)]; },
                     [&](int, int n, int i) { return numbers[TILE + column_of(n, i)]; }
                 );
                 rows_by_tile(dv, scores, Tile<D_V>{at + DY}, part);
@@ -322,10 +317,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) flash_queries_backward(
                 float scores[M][PART / 8][4] = {}, d[M][PART / 8][4] = {};
                 rows_by_rows(scores, queries, k_tile, part);
                 rows_by_rows(d, dy, v_tile, part);
+                if (!sight.has_all(16 * M, key, PART))
+                    hide(scores, [&](int row, int column) { return sight.has(row, key + column); });
                 soften_backward(
-                    scores, d, scale, sight.has_all(16 * M, key, PART),
-                    [&](int m, int n, int i) { return sight.has(row_of(m, i), key + column_of(n, i)); },
-                    [&](int m, int, int i) { return log_sum[m][i / 2]; },
+                    scores, d, scale, [&](int m, int, int i) { return log_sum[m][i / 2]; },
                     [&](int m, int, int i) { return row_sum[m][i / 2]; }
                 );
                 rows_by_tile(dq, d, k_tile, part);

@@ -1,7 +1,7 @@
 """Softmax attention of 16-bit numbers, one launch forward and three back; ``flash_attention.cu``.
 
-Same mathematics as ``ramnet_np/layers/softmax_attention.py``, which serves what the kernels do not: float32 and float64,
-more than 128 channels or a number that 8 does not divide, and GPUs before compute capability 8.0.
+Same mathematics as ``ramnet_np/layers/softmax_attention.py``, which serves what the kernels do not: float32, float64,
+more than 128 channels, a number of channels that 8 does not divide, and GPUs before compute capability 8.0.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def softmax_attention_forward(
     B, T, H, _ = q.shape
     y, log_sums = empty((B, T, H, v.shape[-1]), q.dtype), empty((B, H, T), np.float32)
     ctx = FlashAttentionContext(q, k, v, y, log_sums, window)
-    _launch("flash_forward", ctx, _query_blocks(ctx))
+    _launch("flash_forward", ctx, query_blocks(ctx))
     return y, ctx
 
 
@@ -85,7 +85,7 @@ def softmax_attention_backward(dy: Array, ctx: Any) -> SoftmaxAttentionGrads:
     lanes = -(-d_v // 64) * 64 // PIECE  # of a row
     _launch("flash_row_sums", ctx, -(-B * T * H * lanes // THREADS), dy=dy, row_sums=row_sums)
     _launch("flash_keys_backward", ctx, B * H * -(-T // KEYS), dy=dy, row_sums=row_sums, dk=dk, dv=dv)
-    _launch("flash_queries_backward", ctx, _query_blocks(ctx), dy=dy, row_sums=row_sums, dq=dq)
+    _launch("flash_queries_backward", ctx, query_blocks(ctx), dy=dy, row_sums=row_sums, dq=dq)
     return SoftmaxAttentionGrads(dq, dk, dv)
 
 
@@ -103,7 +103,8 @@ def _queries(d_k: int, d_v: int) -> int:
     return THREADS if max(d_k, d_v) <= 64 else THREADS // 2
 
 
-def _query_blocks(ctx: FlashAttentionContext) -> int:
+def query_blocks(ctx: FlashAttentionContext) -> int:
+    """Blocks of a kernel whose blocks own queries: all those of one sequence and head follow one another."""
     B, T, H, d_k = ctx.q.shape
     return B * H * -(-T // _queries(d_k, ctx.v.shape[-1]))
 

@@ -44,12 +44,13 @@ template <int D> struct Tile {
 
     // Starts copies of the rows from ``first`` on, by all threads of the block; zeros where there is no row or channel.
     DEVICE void fetch(const Rows<const ELEMENT>& from, int first) const {
-        const int piece = threadIdx.x % (D / 8);
+        constexpr int STEP = THREADS / (D / 8);  // rows that the block copies at a time
+        const int row = threadIdx.x / (D / 8), piece = threadIdx.x % (D / 8);
+        const ELEMENT* source = from.at(first + row) + 8 * piece;
+        const int rows = 8 * piece < from.channels ? from.rows - first : 0;
 #pragma unroll
-        for (int row = threadIdx.x / (D / 8); row < TILE; row += THREADS / (D / 8)) {
-            const bool there = first + row < from.rows && 8 * piece < from.channels;
-            copy_16_bytes(at(row, piece), there ? from.at(first + row) + 8 * piece : from.first, there);
-        }
+        for (int next = 0; next < TILE; next += STEP, source += STEP * from.stride)
+            copy_16_bytes(at(row, piece) + next * (2 * D), source, row + next < rows);
     }
 };
 
