@@ -223,16 +223,16 @@ def test_other_attention_goes_the_way_of_the_mathematics(launched, monkeypatch):
 
 def test_blocks_and_shared_memory_of_attention():
     """Every query and key has one block, and two stages fit what a block of compute capability 8.0 can have."""
-    for d_k, d_v, queries, bytes_of_stages in ((64, 64, 128, 32768), (8, 65, 64, 49152), (128, 128, 64, 65536)):
+    for d_k, d_v, rows, bytes_of_stages in ((64, 64, 128, 32768), (8, 65, 64, 49152), (128, 128, 64, 65536)):
         defines = dict(flash_attention.flash_specialisation("bfloat16", d_k, d_v).defines)
-        assert defines["QUERIES"] == queries
-        assert (defines["D_K"], defines["D_V"]) >= (d_k, d_v)
+        assert defines["QUERIES"] == defines["KEYS"] == rows
+        assert all(padded in (64, 128) and padded >= d for padded, d in ((defines["D_K"], d_k), (defines["D_V"], d_v)))
         assert flash_attention.shared_bytes("flash_forward", d_k, d_v) == bytes_of_stages
         assert flash_attention.shared_bytes("flash_keys_backward", d_k, d_v) == bytes_of_stages + 1024
         for tokens in (1, 64, 65, 128, 129):
             q, v = empty((2, tokens, 3, d_k), np.float16), empty((2, tokens, 3, d_v), np.float16)
             ctx = flash_attention.FlashAttentionContext(q, q, v, v, v, None)
-            assert flash_attention.query_blocks(ctx) == 6 * len(range(0, tokens, queries))
+            assert flash_attention.blocks_of(ctx) == 6 * len(range(0, tokens, rows))
 
 
 def test_a_product_over_many_tokens(launched):

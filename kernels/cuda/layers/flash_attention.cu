@@ -16,15 +16,15 @@
 // atomics, and the same inputs give the same bits.
 #include "layers/tile.cuh"
 
-#if !defined(D_K) || !defined(D_V) || !defined(QUERIES)
-#error "D_K and D_V, d_k and d_v rounded up to a multiple of 64, and QUERIES, of a block, must be defined"
+#if !defined(D_K) || !defined(D_V) || !defined(QUERIES) || !defined(KEYS)
+#error "D_K and D_V, d_k and d_v rounded up to a multiple of 64, QUERIES and KEYS, of a block, must be defined"
 #endif
 
 constexpr int WARPS = THREADS / 32;
-constexpr int M = QUERIES / (16 * WARPS);  // 16 M queries of a warp: each load of a tile's rows serves M products
-constexpr int KEYS = 16 * WARPS;           // of a block of flash_keys_backward
-constexpr int PART = 32;                   // rows of a tile that the backward takes at once, as registers allow
-constexpr int BLOCKS = D_K + D_V <= 128 ? 3 : 2;  // of a multiprocessor in flash_keys_backward
+// A warp owns 16 M queries, or 16 MK keys: each load of a tile's rows from shared memory serves so many products.
+constexpr int M = QUERIES / (16 * WARPS), MK = KEYS / (16 * WARPS);
+// Rows of a tile that the backward takes at once, as registers allow.
+constexpr int PART = 32, PART_OF_QUERIES = MK > 1 ? 16 : 32;
 constexpr float LOG2_E = 1.44269504088896341f;  // exp(x) is 2 to the power x log2 e, which is one instruction
 
 struct FlashParams {
@@ -230,19 +230,19 @@ template <int ROWS, int N> DEVICE void multiply(float (&c)[ROWS][N][4], float fa
             for (int i = 0; i < 4; i++) c[m][n][i] *= factor;
 }
 
-// A warp owns 16 keys; scores stand transposed, so that p and ds are left factors as they come.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_keys_backward(const __grid_constant__ FlashParams p) {
+// A warp owns keys; scores stand transposed, so that p and ds are left factors as they come.
+extern "C" __global__ void __launch_bounds__(THREADS, 2) flash_keys_backward(const __grid_constant__ FlashParams p) {
     const int blocks = (p.tokens + KEYS - 1) / KEYS;
     const Group group{p, int(blockIdx.x / blocks)};
-    const int block_first = p.past + blockIdx.x % blocks * KEYS, first = block_first + 16 * warp_of_thread();
+    const int block_first = p.past + blockIdx.x % blocks * KEYS, first = block_first + 16 * MK * warp_of_thread();
     const Rows<const ELEMENT> q = group.by_queries(p.q, p.d_k), dy = group.by_queries(p.dy, p.d_v);
-    const OwnRows<1, D_K> keys(group.by_keys(p.k, p.d_k), first);
-    const OwnRows<1, D_V> values(group.by_keys(p.v, p.d_v), first);
+    const OwnRows<MK, D_K> keys(group.by_keys(p.k, p.d_k), first);
+    const OwnRows<MK, D_V> values(group.by_keys(p.v, p.d_v), first);
     const float *log_sums = group.numbers(p.log_sums), *row_sums = group.numbers(p.row_sums);
     const float scale = p.scale * LOG2_E;
     const unsigned shared = shared_address(dynamic_shared());
     constexpr int DY = Tile<D_K>::BYTES, LOG_SUMS = DY + Tile<D_V>::BYTES, STAGE = LOG_SUMS + 2 * TILE * 4;
-    float dk[1][D_K / 8][4] = {}, dv[1][D_V / 8][4] = {};
+    float dk[MK][D_K / 8][4] = {}, dv[MK][D_V / 8][4] = {};
     for_tiles(
         block_first - p.past, min(p.tokens, block_first - p.past + KEYS - 1 + p.window),
         [&](int query, int stage) {
@@ -257,14 +257,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_keys_backwar
         [&](int tile_first, int stage) {
             const unsigned at = shared + stage * STAGE;
 #pragma unroll 1
-            for (int part = 0; part < TILE; part += PART) {
+            for (int part = 0; part < TILE; part += PART_OF_QUERIES) {
                 const int query = tile_first + part;
                 const Sight sight(p, query);
-                if (sight.has_none(PART, first, 16)) continue;
-                float scores[1][PART / 8][4] = {}, d[1][PART / 8][4] = {};
+                if (sight.has_none(PART_OF_QUERIES, first, 16 * MK)) continue;
+                float scores[MK][PART_OF_QUERIES / 8][4] = {}, d[MK][PART_OF_QUERIES / 8][4] = {};
                 rows_by_rows(scores, keys, Tile<D_K>{at}, part);
                 rows_by_rows(d, values, Tile<D_V>{at + DY}, part);
-                if (!sight.has_all(PART, first, 16))
+                if (!sight.has_all(PART_OF_QUERIES, first, 16 * MK))
                     hide(scores, [&](int row, int column) { return sight.has(column, first + row); });
                 const float* numbers = reinterpret_cast<float*>(dynamic_shared() + stage * STAGE + LOG_SUMS) + part;
                 soften_backward(
@@ -277,8 +277,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_keys_backwar
         }
     );
     multiply(dk, p.scale);
-    write_rows<1, D_K>(dk, group.by_queries(p.dk, p.d_k), first - p.past);
-    write_rows<1, D_V>(dv, group.by_queries(p.dv, p.d_v), first - p.past);
+    write_rows<MK, D_K>(dk, group.by_queries(p.dk, p.d_k), first - p.past);
+    write_rows<MK, D_V>(dv, group.by_queries(p.dv, p.d_v), first - p.past);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) flash_queries_backward(const __grid_constant__ FlashParams p) {

@@ -22,7 +22,6 @@ from .attention import ALL
 
 THREADS = 128  # of a block
 TILE = 64  # rows of a tile in shared memory
-KEYS = 16 * THREADS // 32  # that a block of ``flash_keys_backward`` owns: 16 a warp
 PIECE, MOST_CHANNELS = 8, 128  # channels of one 16-byte access, and of a row that registers hold
 
 FLASH_PARAMS = ParamStruct(
@@ -50,8 +49,8 @@ def flash_specialisation(element: str, d_k: int, d_v: int) -> Specialisation:
     kernels = "flash_forward", "flash_row_sums", "flash_keys_backward", "flash_queries_backward"
     d_k, d_v = (-(-d // 64) * 64 for d in (d_k, d_v))
     defines = (
-        ("ELEMENT", element), ("D_K", d_k), ("D_V", d_v), ("QUERIES", _queries(d_k, d_v)), ("TILE", TILE),
-        ("THREADS", THREADS),
+        ("ELEMENT", element), ("D_K", d_k), ("D_V", d_v), ("QUERIES", own_rows(d_k, d_v)), ("KEYS", own_rows(d_k, d_v)),
+        ("TILE", TILE), ("THREADS", THREADS),
     )  # fmt: skip
     return Specialisation("layers/flash_attention.cu", kernels, defines, (FLASH_PARAMS,))
 
@@ -69,7 +68,7 @@ def softmax_attention_forward(
     B, T, H, _ = q.shape
     y, log_sums = empty((B, T, H, v.shape[-1]), q.dtype), empty((B, H, T), np.float32)
     ctx = FlashAttentionContext(q, k, v, y, log_sums, window)
-    _launch("flash_forward", ctx, query_blocks(ctx))
+    _launch("flash_forward", ctx, blocks_of(ctx))
     return y, ctx
 
 
@@ -84,8 +83,8 @@ def softmax_attention_backward(dy: Array, ctx: Any) -> SoftmaxAttentionGrads:
     dq, dk, dv = empty(ctx.q.shape, dy.dtype), empty(ctx.q.shape, dy.dtype), empty(ctx.y.shape, dy.dtype)
     lanes = -(-d_v // 64) * 64 // PIECE  # of a row
     _launch("flash_row_sums", ctx, -(-B * T * H * lanes // THREADS), dy=dy, row_sums=row_sums)
-    _launch("flash_keys_backward", ctx, B * H * -(-T // KEYS), dy=dy, row_sums=row_sums, dk=dk, dv=dv)
-    _launch("flash_queries_backward", ctx, query_blocks(ctx), dy=dy, row_sums=row_sums, dq=dq)
+    _launch("flash_keys_backward", ctx, blocks_of(ctx), dy=dy, row_sums=row_sums, dk=dk, dv=dv)
+    _launch("flash_queries_backward", ctx, blocks_of(ctx), dy=dy, row_sums=row_sums, dq=dq)
     return SoftmaxAttentionGrads(dq, dk, dv)
 
 
@@ -98,15 +97,15 @@ def shared_bytes(name: str, d_k: int, d_v: int) -> int:
     return 2 * TILE * (channels * 2 + numbers * 4)
 
 
-def _queries(d_k: int, d_v: int) -> int:
-    """Queries of a block: 32 a warp where registers hold them, else 16."""
+def own_rows(d_k: int, d_v: int) -> int:
+    """Queries or keys that a block owns: 32 a warp where registers hold them, else 16."""
     return THREADS if max(d_k, d_v) <= 64 else THREADS // 2
 
 
-def query_blocks(ctx: FlashAttentionContext) -> int:
-    """Blocks of a kernel whose blocks own queries: all those of one sequence and head follow one another."""
+def blocks_of(ctx: FlashAttentionContext) -> int:
+    """Blocks that own the tokens of all sequences and heads; those of one sequence and head follow one another."""
     B, T, H, d_k = ctx.q.shape
-    return B * H * -(-T // _queries(d_k, ctx.v.shape[-1]))
+    return B * H * -(-T // own_rows(d_k, ctx.v.shape[-1]))
 
 
 def _serves(q: Array, v: Array) -> bool:
