@@ -113,8 +113,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     *_steps(),
     *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
     *(of_type(element) for element in _TYPES for of_type in _LAYERS),
-    *(flash_specialisation(element, d, d) for element in ("float16", "bfloat16") for d in (64, 128)),
-    flash_specialisation("bfloat16", 64, 128),
+    *(flash_specialisation(element, d, d) for element, d in (("bfloat16", 64), ("bfloat16", 128), ("float16", 64))),
     ORDER,
     *(of_type(element) for element in ("float", "double") for of_type in _WITHOUT_HALVES),
 ]

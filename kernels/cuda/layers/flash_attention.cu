@@ -9,12 +9,12 @@
 // stands at key S + t of S + T and sees ``window`` keys up to it.
 //
 // A warp owns 16 or 32 queries (or keys), in registers; its block walks over the keys (or queries) that they meet, a tile
-// at a time, in shared memory. Products run on the tensor cores (tile.cuh) with float32 sums. The weights of a tile are
-// made, used and forgotten in registers. The backward makes them again from log_sums, which holds one number per query.
+// at a time, in shared memory. Products run on the tensor cores, with float32 sums (flash_tile.cuh). The weights of a tile
+// are made, used and forgotten in registers. The backward makes them again from log_sums, one number per query.
 //
 // dk, dv and dq come from two walks, so that every sum is one warp's own: the scores are computed once more than with
 // atomics, and the same inputs give the same bits.
-#include "layers/tile.cuh"
+#include "layers/flash_tile.cuh"
 
 #if !defined(D_K) || !defined(D_V) || !defined(QUERIES) || !defined(KEYS)
 #error "D_K and D_V, d_k and d_v rounded up to a multiple of 64, QUERIES and KEYS, of a block, must be defined"
@@ -28,11 +28,11 @@ constexpr int PART = 32, PART_OF_QUERIES = MK > 1 ? 16 : 32;
 constexpr float LOG2_E = 1.44269504088896341f;  // exp(x) is 2 to the power x log2 e, which is one instruction
 
 struct FlashParams {
-    const ELEMENT *q, *k, *v, *y, *dy;  // (B, T, H, d_k), (B, S + T, H, d_k), (B, S + T, H, d_v), (B, T, H, d_v) twice
-    float* log_sums;                    // (B, H, T): log2 of the sum of 2 to the power scale * log2 e * score
-    float* row_sums;                    // (B, H, T): r
-    ELEMENT *y_out, *dq, *dk, *dv;      // dk and dv (B, T, H, .): of the last T keys
-    int tokens, past, heads, d_k, d_v, window;  // T, S, H and W
+    const ELEMENT *q, *k, *v, *dy;  // (B, T, H, d_k), (B, S + T, H, d_k), (B, S + T, H, d_v), (B, T, H, d_v)
+    ELEMENT* y;                     // (B, T, H, d_v)
+    float *log_sums, *row_sums;     // (B, H, T): log2 of the sum of 2 to the power scale log2 e q . k; and r
+    ELEMENT *dq, *dk, *dv;          // (B, T, H, d_k) twice, (B, T, H, d_v): dk and dv of the last T keys
+    int tokens, past, heads, d_k, d_v, window;  // T, S, H, .., W
     long long rows;                             // B T H
     float scale;
 };
@@ -182,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) flash_forward(const __g
         }
     );
     finish(y, softmax, scale, group.numbers(p.log_sums), first, p.tokens);
-    write_rows<M, D_V>(y, group.by_queries(p.y_out, p.d_v), first);
+    write_rows<M, D_V>(y, group.by_queries(p.y, p.d_v), first);
 }
 
 // One row (a token's head) by as many lanes as have 8 channels each.

@@ -25,9 +25,9 @@ TILE = 64  # rows of a tile in shared memory
 PIECE, MOST_CHANNELS = 8, 128  # channels of one 16-byte access, and of a row that registers hold
 
 FLASH_PARAMS = ParamStruct(
-    "FlashParams", q=POINTER, k=POINTER, v=POINTER, y=POINTER, dy=POINTER, log_sums=POINTER, row_sums=POINTER,
-    y_out=POINTER, dq=POINTER, dk=POINTER, dv=POINTER, tokens=INT, past=INT, heads=INT, d_k=INT, d_v=INT, window=INT,
-    rows=LONG, scale=np.dtype(np.float32),
+    "FlashParams", q=POINTER, k=POINTER, v=POINTER, dy=POINTER, y=POINTER, log_sums=POINTER, row_sums=POINTER,
+    dq=POINTER, dk=POINTER, dv=POINTER, tokens=INT, past=INT, heads=INT, d_k=INT, d_v=INT, window=INT, rows=LONG,
+    scale=np.dtype(np.float32),
 )  # fmt: skip
 
 
@@ -47,9 +47,9 @@ class FlashAttentionContext(NamedTuple):
 def flash_specialisation(element: str, d_k: int, d_v: int) -> Specialisation:
     """For arrays of the type ``element``; rows of a tile have 64 or 128 channels."""
     kernels = "flash_forward", "flash_row_sums", "flash_keys_backward", "flash_queries_backward"
-    d_k, d_v = (-(-d // 64) * 64 for d in (d_k, d_v))
+    own = own_rows(d_k, d_v)
     defines = (
-        ("ELEMENT", element), ("D_K", d_k), ("D_V", d_v), ("QUERIES", own_rows(d_k, d_v)), ("KEYS", own_rows(d_k, d_v)),
+        ("ELEMENT", element), ("D_K", padded(d_k)), ("D_V", padded(d_v)), ("QUERIES", own), ("KEYS", own),
         ("TILE", TILE), ("THREADS", THREADS),
     )  # fmt: skip
     return Specialisation("layers/flash_attention.cu", kernels, defines, (FLASH_PARAMS,))
@@ -81,7 +81,7 @@ def softmax_attention_backward(dy: Array, ctx: Any) -> SoftmaxAttentionGrads:
     B, T, H, d_v = ctx.y.shape
     row_sums = empty(ctx.log_sums.shape, np.float32)
     dq, dk, dv = empty(ctx.q.shape, dy.dtype), empty(ctx.q.shape, dy.dtype), empty(ctx.y.shape, dy.dtype)
-    lanes = -(-d_v // 64) * 64 // PIECE  # of a row
+    lanes = padded(d_v) // PIECE  # of a row
     _launch("flash_row_sums", ctx, -(-B * T * H * lanes // THREADS), dy=dy, row_sums=row_sums)
     _launch("flash_keys_backward", ctx, blocks_of(ctx), dy=dy, row_sums=row_sums, dk=dk, dv=dv)
     _launch("flash_queries_backward", ctx, blocks_of(ctx), dy=dy, row_sums=row_sums, dq=dq)
@@ -92,9 +92,13 @@ def shared_bytes(name: str, d_k: int, d_v: int) -> int:
     """Dynamic shared memory of a kernel's block: two stages of two tiles, and of two numbers per query."""
     if name == "flash_row_sums":
         return 0
-    channels = sum(-(-d // 64) * 64 for d in (d_k, d_v))
     numbers = 2 if name == "flash_keys_backward" else 0
-    return 2 * TILE * (channels * 2 + numbers * 4)
+    return 2 * TILE * ((padded(d_k) + padded(d_v)) * 2 + numbers * 4)
+
+
+def padded(channels: int) -> int:
+    """Channels of a row in registers and in shared memory: those that an array does not have are 0."""
+    return 64 if channels <= 64 else MOST_CHANNELS
 
 
 def own_rows(d_k: int, d_v: int) -> int:
@@ -131,9 +135,8 @@ def _launch(name: str, ctx: FlashAttentionContext, blocks: int, **arrays: Array)
     (B, T, H, d_k), d_v = ctx.q.shape, ctx.v.shape[-1]
     given = dict.fromkeys(("dy", "row_sums", "dq", "dk", "dv")) | arrays
     params = FLASH_PARAMS(
-        q=ctx.q, k=ctx.k, v=ctx.v, y=ctx.y, log_sums=ctx.log_sums, y_out=ctx.y, **given, tokens=T,
-        past=ctx.k.shape[1] - T, heads=H, d_k=d_k, d_v=d_v, window=ALL if ctx.window is None else min(ctx.window, ALL),
-        rows=B * T * H, scale=d_k**-0.5,
+        q=ctx.q, k=ctx.k, v=ctx.v, y=ctx.y, log_sums=ctx.log_sums, **given, tokens=T, past=ctx.k.shape[1] - T, heads=H,
+        d_k=d_k, d_v=d_v, window=ALL if ctx.window is None else min(ctx.window, ALL), rows=B * T * H, scale=d_k**-0.5,
     )  # fmt: skip
     kernel = get_kernel(flash_specialisation(type_name(ctx.q.dtype), d_k, d_v), name)
     kernel((blocks,), (THREADS,), (params,), shared_mem=shared_bytes(name, d_k, d_v))
