@@ -85,8 +85,8 @@ class GPUTrainer:
     ``graphs``: "on" captures steps as CUDA graphs and raises RuntimeError where that fails; "auto" then goes on without
     them and gives ``log`` the reason; "off" does not try.
 
-    With ``config.dtype`` "bfloat16" the steps compute with copies of the parameters, :attr:`model`; an update changes
-    the float32 parameters of the model that was given, and rounds them to the copies.
+    With ``config.dtype`` "bfloat16" the steps compute with copies of the parameters, those of ``model``; an update
+    changes the float32 parameters of the model that was given, and rounds them to the copies.
     """
 
     report_is_free = False
