@@ -24,7 +24,8 @@ OPTIONS = {
     "cape, mass": {"cape_heads": 1, "mass_aware": True, "eps": 1e-3, "top_k": 4},
     "proxy, dense": {"top_k": M, "renorm": True},
 }
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+WITHOUT_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="this PyTorch has no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, WITHOUT_CUDA])]
 
 
 def draw(dtype=torch.float64, device="cpu", T=T, seed=0):
@@ -91,6 +92,7 @@ def test_results_and_gradients_are_the_librarys_to_the_bit(dtype, backend):
 
 
 @pytest.mark.gpu
+@WITHOUT_CUDA
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_on_a_gpu_on_torchs_stream_and_from_its_memory(dtype):
     inputs = [x.requires_grad_() for x in draw(dtype, "cuda")[:4]]
@@ -219,6 +221,23 @@ def test_an_input_changed_before_the_backward_is_seen():
     values.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def test_a_second_derivative_is_refused():
+    inputs = [x.requires_grad_() for x in draw()[:4]]
+    [d] = torch.autograd.grad((attend(*inputs)[0] ** 2).sum(), inputs[2], create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        d.sum().backward()
+
+
+def test_inference_mode():
+    *arrays, slots, mass = draw(T=1)
+    expected, final = bridge.ram_attention(*arrays, state=RAMState(slots, mass))
+    with torch.inference_mode():
+        state = RAMState(slots.clone(), mass.clone())
+        torch.testing.assert_close(bridge.ram_attention(*arrays, state=state), (expected, final), rtol=0, atol=0)
+        y, _ = bridge.ram_attention_step(*arrays, state=state)
+    torch.testing.assert_close((y, *state), (expected, *final))
 
 
 def test_autocast_on_the_cpu_computes_in_float32():
