@@ -4,7 +4,8 @@
     y, state = ram_attention(write_logits, read_logits, values, gamma, cape_heads=2)
 
 Tensors on the CPU run on the backend "numba" (or "numpy"), in float32 or float64; tensors on a CUDA GPU on "cupy", also
-in float16 and bfloat16, on torch's current stream and with memory from torch's allocator. Nothing is copied.
+in float16 and bfloat16, on torch's current stream and with memory from torch's allocator. Only positions and
+mask are copied.
 ``torch.compile`` takes the operation as one operator.
 """
 

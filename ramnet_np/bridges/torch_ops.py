@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,25 +37,55 @@ _OPTIONS = (
 )
 _ARRAY_COUNT = 8
 
-_waiting: dict[int, RAMAttentionContext] = {}  # by the address of the ticket
+
+class _Kept(NamedTuple):
+    """What waits for a backward."""
+
+    ctx: RAMAttentionContext
+    options: tuple[Any, ...]  # the forward's arguments that are no tensors
+    places: list[int]  # where the arrays lie that ``ctx`` refers to
 
 
-def _ticket_for(ctx: RAMAttentionContext) -> torch.Tensor:
+_waiting: dict[int, _Kept] = {}  # by the address of the ticket
+
+
+def _ticket_for(kept: _Kept) -> torch.Tensor:
     memory = np.zeros(1, dtype=np.int64)  # the tensor keeps it, and nothing else does
     address = memory.ctypes.data
-    _waiting[address] = ctx
+    _waiting[address] = kept
     weakref.finalize(memory, _waiting.pop, address).atexit = False
     return torch.from_numpy(memory)
 
 
-def _context_of(ticket: torch.Tensor) -> RAMAttentionContext:
-    ctx = _waiting.get(ticket.data_ptr())
-    if ctx is None:
+def _context_of(ticket: torch.Tensor, inputs: Sequence[torch.Tensor | None]) -> RAMAttentionContext:
+    """The context that the ticket stands for; computed again where ``inputs`` lie elsewhere than in the forward.
+
+    A compiler may compute an input again for the backward instead of keeping it. It may then have used the memory that
+    the context refers to for something else.
+    """
+    kept = _waiting.get(ticket.data_ptr())
+    if kept is None:
         raise RuntimeError(
-            "the backward of ram_attention needs the tensors that its forward saved themselves, got copies "
+            "the backward of ram_attention needs the ticket that its forward saved itself, got a copy "
             "(as hooks on saved tensors make them); torch.utils.checkpoint saves memory without copies"
         )
-    return ctx
+    return kept.ctx if kept.places == _places(inputs) else _run(inputs, kept.options)[2]
+
+
+def _places(inputs: Sequence[torch.Tensor | None]) -> list[int]:
+    """Addresses of what a context refers to: values and gamma, on a GPU also logits and state."""
+    write_logits, read_logits, values, gamma, _, _, slots, mass = inputs
+    assert values is not None
+    of_gpu = [] if values.device.type == "cpu" else [write_logits, read_logits, slots, mass]
+    return [tensor.data_ptr() for tensor in (values, gamma, *of_gpu) if tensor is not None]
+
+
+def _run(inputs: Sequence[torch.Tensor | None], options: Sequence[Any]) -> tuple[Any, ...]:
+    """The library's forward. Positions and mask are copied: compilers compute them again rather than keep them."""
+    small = [None if tensor is None else tensor.clone() for tensor in inputs[4:6]]
+    *common, proxy_eps, return_state, backend = options
+    arrays, named = _arguments([*inputs[:4], *small, *inputs[6:]], common)
+    return ram_attention_forward(*arrays, **named, proxy_eps=proxy_eps, return_state=return_state, backend=backend)
 
 
 def _arguments(tensors: Sequence[torch.Tensor | None], options: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -84,14 +114,11 @@ def _arguments(tensors: Sequence[torch.Tensor | None], options: Sequence[Any]) -
 )
 def forward(*inputs: Any) -> tuple[torch.Tensor, ...]:
     """y, the slots and mass of the state (empty without ``return_state``) and the ticket."""
-    *options, proxy_eps, return_state, backend = inputs[_ARRAY_COUNT:]
+    tensors, options = inputs[:_ARRAY_COUNT], inputs[_ARRAY_COUNT:]
     with as_torch_would(inputs[2].device):
-        arrays, named = _arguments(inputs[:_ARRAY_COUNT], options)
-        y, state, ctx = ram_attention_forward(
-            *arrays, **named, proxy_eps=proxy_eps, return_state=return_state, backend=backend
-        )
+        y, state, ctx = _run(tensors, options)
         parts = map(tensor_of, state) if state is not None else [inputs[2].new_empty(0) for _ in range(2)]
-        return tensor_of(y), *parts, _ticket_for(ctx)
+        return tensor_of(y), *parts, _ticket_for(_Kept(ctx, options, _places(tensors)))
 
 
 @forward.register_fake
@@ -122,13 +149,14 @@ def backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of the logits, values, gamma (() if it was a number), slots and mass (empty without a state).
 
-    ``inputs`` are the forward's tensors. The context refers to their memory: as arguments they stay as they are until
-    this runs.
+    ``inputs`` are the forward's tensors. The context refers to their memory; as arguments they stay as they are until
+    this runs, or come anew.
     """
-    ctx, values = _context_of(ticket), inputs[2]
+    values = inputs[2]
     assert values is not None
-    B, H, M, C = ctx.state_shape
     with as_torch_would(values.device):
+        ctx = _context_of(ticket, inputs)
+        B, H, M, C = ctx.state_shape
         dstate = None
         if dslots is not None or dmass is not None:
             dtype = _dtype_of_state(values.dtype)

@@ -210,8 +210,26 @@ def test_copies_of_what_was_saved_are_refused():
     inputs = [x.requires_grad_() for x in draw()[:4]]
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda x: x):
         y, *_ = attend(*inputs)
-    with pytest.raises(RuntimeError, match="saved themselves, got copies"):
+    with pytest.raises(RuntimeError, match="saved itself, got a copy"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_inputs_that_a_compiler_computes_again_for_the_backward(backend):
+    """The memory of the first ones may serve for something else by then."""
+    *arrays, slots, mass = draw()
+    both = where_and_mask()
+    inputs = [*arrays, both["positions"].clone(), both["mask"], slots, mass]
+    options = 0.0, "pdma", 2, 3, True, False, 1, False, 1e-12, 0.0, False, backend
+    again = [x.clone() for x in inputs]
+    y, _, _, ticket = torch_ops.forward(*inputs, *options)
+    expected = torch_ops.backward(y, None, None, ticket, *inputs)
+    for kept in (2, 3), ():  # values and gamma are what a context refers to
+        for i, x in enumerate(inputs):
+            if i not in kept:
+                x.zero_()
+        now = [x if i in kept else other for i, (x, other) in enumerate(zip(inputs, again, strict=True))]
+        torch.testing.assert_close(torch_ops.backward(y, None, None, ticket, *now), expected, rtol=0, atol=0)
 
 
 def test_an_input_changed_before_the_backward_is_seen():
