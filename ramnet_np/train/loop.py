@@ -70,7 +70,8 @@ def training(
     :class:`Diverged` comes from the step, or on a GPU from the next report, always before a measurement.
 
     >>> from ramnet_np.model import RAMNetConfig
-    >>> from ramnet_np.data.batches import ShuffledSets
+    >>> from ramnet_np.data.batches import Batch, ShuffledSets
+    >>> import numpy as np
     >>> ids = np.arange(12).reshape(3, 4) % 8
     >>> data = ShuffledSets([Batch(ids, ids)], {"seen": Batch(ids, ids)}, batch=3, seed=0)
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
@@ -170,7 +171,8 @@ def train(
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model import RAMNetConfig
-    >>> from ramnet_np.data.batches import ShuffledSets
+    >>> from ramnet_np.data.batches import Batch, ShuffledSets
+    >>> import numpy as np
     >>> ids = np.arange(12).reshape(3, 4) % 8
     >>> data = ShuffledSets([Batch(ids, ids)], {"seen": Batch(ids, ids)}, batch=3, seed=0)
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
