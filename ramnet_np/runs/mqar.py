@@ -19,7 +19,7 @@ from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.data.batches import Batch, DataSource, Share, ShuffledSets
 from ramnet_np.data.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
-from ramnet_np.model.checks import check_choice, check_integer
+from ramnet_np.model.checks import SMALLEST, check_choice, check_integer, check_number
 from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.runs.workload import Workload, announcement, require_run_memory
@@ -57,8 +57,15 @@ class Run:
     """Where the model lives; gpu needs CuPy and an NVIDIA GPU. A run may be resumed on the other one."""
     graph: Graphs = "auto"
     """On a GPU, whether each step is one CUDA graph: auto goes on without where that fails, and says so."""
+    gpus: int | None = None
+    """GPUs of this host to train on, a process each, which share every batch; none: one process, on `device`."""
+    ranks: int | None = None
+    """Processes that train together on the CPUs of this host; needs MPI, pip install 'ramnet-np[ranks]'."""
+    rank_timeout: float = 300.0
+    """Seconds after which a process that does not answer the others ends the run."""
 
     def __post_init__(self) -> None:
+        self._check_ranks()
         check_choice("device", self.device, Device)
         check_choice("graph", self.graph, Graphs)
         check_integer("seed", self.seed, 0, None)
@@ -73,6 +80,19 @@ class Run:
             raise ValueError(f"backend must be 'cupy', 'numba-cuda' or 'numpy' for device 'gpu', got {self.backend!r}")
         if self.graph == "on" and (self.device == "cpu" or self.backend == "numpy"):
             raise ValueError("graph must be 'auto' or 'off' unless a GPU's backend serves device 'gpu', got 'on'")
+
+    def _check_ranks(self) -> None:
+        for name in ("gpus", "ranks"):
+            if (count := getattr(self, name)) is not None:
+                check_integer(name, count, 1)
+                require_rows(count, self.train.batch, self.train.accumulate)
+        check_number("rank_timeout", self.rank_timeout, SMALLEST)
+        if self.gpus is not None:
+            if self.ranks is not None:
+                raise ValueError(f"ranks must not be set beside gpus ({self.gpus}), got {self.ranks}")
+            object.__setattr__(self, "device", "gpu")
+        if self.ranks is not None and self.device != "cpu":
+            raise ValueError(f"ranks is for device 'cpu', got device {self.device!r}: gpus is its like for GPUs")
 
 
 @dataclass(frozen=True)
@@ -175,7 +195,7 @@ def train_run(
     # these may raise, so they come before the data, which takes seconds
     if run.device == "gpu":
         gpu_namespace()
-    require_rows(ranks, run.train.batch, run.train.accumulate)
+    require_rows(ranks.size, run.train.batch, run.train.accumulate)
     require_run_memory(work, run.model, run.train, run.device)
     is_first = ranks.rank == 0
     progress = progress and is_first

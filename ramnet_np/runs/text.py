@@ -76,7 +76,7 @@ def run_text(run: TextRun, *, progress: bool = True, ranks: Ranks = ONE) -> Trai
     >>> result.status, list(result.accuracy), list(result.measured)
     ('finished', ['next byte', 'mean'], ['nats', 'bits_per_byte', 'perplexity'])
     """
-    require_rows(ranks, run.train.batch, run.train.accumulate)
+    require_rows(ranks.size, run.train.batch, run.train.accumulate)
     progress = progress and ranks.rank == 0
     with reading_bar("reading", progress) as watch:
         data = read_data(run.data, run.train.batch, run.seed, watch, Share(ranks.rank, ranks.size))

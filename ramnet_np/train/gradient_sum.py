@@ -61,8 +61,8 @@ class GradientSum:
 
     def fail(self) -> None:
         """Take part in the sum of a step that this rank could not compute: the step fails on every rank."""
-        self._buffer[...] = float("nan")
-        self._marks[...] = 0
+        self._buffer[...] = 0
+        self._grads[...] = self._numbers[0] = float("nan")
         self._marks[self._ranks.rank] = 1
         self._total()
 

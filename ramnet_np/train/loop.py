@@ -184,7 +184,7 @@ def train(
     if not str(out):
         raise ValueError("out must name a folder, got an empty name")
     out, began, extras = Path(out), time.perf_counter(), extras or Extras()
-    require_rows(ranks, config.batch, config.accumulate)
+    require_rows(ranks.size, config.batch, config.accumulate)
     log = tqdm.write if ranks.rank == 0 else _say_nothing
     measure = extras.measure or (lambda model: Measured(evaluate(model, data.held_out(), ranks=ranks)))
     with _folder(out, resume, overwrite, ranks) as folder:

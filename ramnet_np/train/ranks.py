@@ -147,13 +147,13 @@ def gathered_rows(ranks: Ranks, array: Array) -> Array:
     return together
 
 
-def require_rows(ranks: Ranks, batch: int, accumulate: int) -> None:
-    """ValueError unless every rank gets equally many rows of a batch, a multiple of ``accumulate``.
+def require_rows(size: int, batch: int, accumulate: int) -> None:
+    """ValueError unless each of ``size`` ranks gets equally many rows of a batch, a multiple of ``accumulate``.
 
-    >>> require_rows(ONE, 8, 2)
+    >>> require_rows(2, batch=8, accumulate=4)
     """
-    if batch % (ranks.size * accumulate):
+    if batch % (size * accumulate):
         raise ValueError(
-            f"train.batch must be a multiple of the {ranks.size} ranks times train.accumulate ({accumulate}), "
-            f"got {batch}: every rank computes equally many sequences"
+            f"train.batch must be a multiple of the {size} ranks times train.accumulate ({accumulate}), got {batch}: "
+            "every rank computes equally many sequences"
         )

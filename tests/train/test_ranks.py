@@ -115,8 +115,5 @@ def test_the_place_of_a_process():
 
 
 def test_a_batch_that_does_not_divide():
-    class Three:
-        size = 3
-
     with pytest.raises(ValueError, match=r"a multiple of the 3 ranks times train.accumulate \(2\), got 8"):
-        require_rows(Three(), 8, 2)
+        require_rows(3, 8, 2)
