@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from ramnet_np.backend import use_backend
 from ramnet_np.data.batches import Batch, Share, ShuffledSets
+from ramnet_np.data.corpus import text_corpus
 from ramnet_np.data.mqar import MQARSettings
 from ramnet_np.data.text import TextData, TextSettings
 from ramnet_np.model import RAMNet, RAMNetConfig
@@ -30,6 +32,14 @@ from ramnet_np.train.text_loss import documents_loss, windows_loss
 
 TEXT = b"Tom has a fox. Ada has an owl. Ann has a hen. " * 8
 SMALL = RAMNetConfig(vocab=256, width=8, layers=2, heads=1, order=2, radix=3, top_k=4, ffn="none")
+DOCUMENTS = text_corpus(TEXT)
+DOCUMENTS = replace(  # cut at uneven places, so that rows read different documents and end at different steps
+    DOCUMENTS,
+    documents=tuple(
+        DOCUMENTS.documents[0]._replace(name=f"{begin:03}", begin=begin, size=end - begin)
+        for begin, end in pairwise([0, 9, 40, 61, 90, 104, 150, 171, 190, 222, 250, 283, 300, 340])
+    ),
+)
 SETTINGS = {
     "windows": TextSettings(length=8, held_out=0.3),
     "documents": TextSettings(length=8, held_out=0.3, carry_state=True),
@@ -52,7 +62,7 @@ def run_case(case: str, out: Path, ranks: Ranks, *, resume: bool = False, stop: 
     if case == "mqar":
         return run_mqar(replace(MQAR, out=out), progress=False, ranks=ranks)
     share = Share(ranks.rank, ranks.size)
-    data: Any = uneven(share) if case == "uneven" else TextData(TEXT, SETTINGS[case], STEPS.batch, 0, share)
+    data: Any = uneven(share) if case == "uneven" else TextData(DOCUMENTS, SETTINGS[case], STEPS.batch, 0, share)
 
     def measure(model: RAMNet) -> Measured:
         if stop and ranks.rank == ranks.size - 1:

@@ -14,7 +14,7 @@ from ramnet_np.data.text import TextData
 from ramnet_np.train.checkpoint import latest_checkpoint, load_checkpoint
 from ramnet_np.train.metrics import read_metrics
 from ramnet_np.train.ranks import ONE, place_in, require_rows
-from tests.train.rank_cases import CASES, REPEATED, SETTINGS, TEXT, run_case
+from tests.train.rank_cases import CASES, DOCUMENTS, REPEATED, SETTINGS, run_case
 
 pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install 'ramnet-np[ranks]'")
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
@@ -99,7 +99,7 @@ def test_ranks_see_every_example_of_an_epoch_once():
 
 @pytest.mark.parametrize("case", list(SETTINGS))
 def test_the_shares_of_a_batch_of_text_are_the_batch(case):
-    whole, *parts = (TextData(TEXT, SETTINGS[case], 8, 3, share) for share in (Share(), Share(0, 2), Share(1, 2)))
+    whole, *parts = (TextData(DOCUMENTS, SETTINGS[case], 8, 3, share) for share in (Share(), Share(0, 2), Share(1, 2)))
     for step in range(3):
         for array, *of_parts in zip(whole.batch(step), *(part.batch(step) for part in parts), strict=True):
             assert (np.concatenate(of_parts) == array).all()
