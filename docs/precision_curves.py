@@ -2,7 +2,7 @@
 
     python docs/precision_curves.py docs/images
 
-Draws docs/results/bfloat16.jsonl, for light and for dark pages.
+Draws docs/results/precision/bfloat16.jsonl, for light and for dark pages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ramnet_np.plot.style import current, palette, theme, themed
 
-RECORDS = Path(__file__).parent / "results/bfloat16.jsonl"
+RECORDS = Path(__file__).parent / "results/precision/bfloat16.jsonl"
 SMOOTHED = 5  # records, of every fifth step: a mean over 25 steps
 
 
