@@ -30,21 +30,6 @@ def under_mpi(size: int, *args: object) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of every case, by one process, by two (some twice), by four; and chain: by two, then one, then four."""
-    root = tmp_path_factory.mktemp("ranks")
-    for case in CASES:
-        run_case(case, root / "one" / case, ONE)
-    under_mpi(2, root / "two")
-    under_mpi(2, root / "again", "stop")
-    assert latest_checkpoint(root / "chain" / "checkpoints").name == "step-00000002"
-    assert run_case("documents", root / "chain", ONE, resume=True, stop=True).status == "interrupted"
-    assert latest_checkpoint(root / "chain" / "checkpoints").name == "step-00000004"
-    under_mpi(4, root / "four", "resume")
-    return root
-
-
 def results(out: Path) -> tuple[dict[str, np.ndarray], list[dict]]:
     last = latest_checkpoint(out / "checkpoints")
     arrays = {f"{file.name} {name}": a for file in last.glob("*.safetensors") for name, a in load_file(file).items()}
@@ -56,7 +41,7 @@ def require_close(one: Path, other: Path) -> None:
     (arrays, records), (others, other_records) = results(one), results(other)
     assert arrays.keys() == others.keys()
     for name, array in arrays.items():
-        np.testing.assert_allclose(others[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(others[name], array, rtol=1e-4, atol=1e-6, err_msg=f"{name}, {other}")
     assert len(records) == len(other_records)
     for record, of_other in zip(records, other_records, strict=True):
         assert record.keys() == of_other.keys()
@@ -64,17 +49,8 @@ def require_close(one: Path, other: Path) -> None:
             assert of_other[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value)
 
 
-@needs_mpi
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("size", ["two", "four"])
-def test_several_ranks_agree_with_one_process(folder, case, size):
-    require_close(folder / "one" / case, folder / size / case)
-
-
-@needs_mpi
-@pytest.mark.parametrize("case", REPEATED)
-def test_the_same_number_of_ranks_gives_the_same_bits(folder, case):
-    (arrays, records), (again, records_again) = results(folder / "two" / case), results(folder / "again" / case)
+def require_same(one: Path, other: Path) -> None:
+    (arrays, records), (again, records_again) = results(one), results(other)
     assert records == records_again
     assert arrays.keys() == again.keys()
     for name, array in arrays.items():
@@ -82,10 +58,27 @@ def test_the_same_number_of_ranks_gives_the_same_bits(folder, case):
 
 
 @needs_mpi
-def test_a_run_goes_on_with_any_number_of_ranks(folder):
-    """Two ranks, of which one gets SIGTERM, then one process, then four ranks; the memories are carried, too."""
-    require_close(folder / "one" / "documents", folder / "chain")
-    assert load_checkpoint(latest_checkpoint(folder / "chain" / "checkpoints")).carried
+def test_several_ranks_agree_with_one_process_and_repeat(tmp_path):
+    """One test, so that the runs are made once however the tests are spread over processes."""
+    for case in CASES:
+        run_case(case, tmp_path / "one" / case, ONE)
+    under_mpi(2, tmp_path / "two")
+    under_mpi(2, tmp_path / "again", "stop")
+
+    # the chain: by two ranks, of which one gets SIGTERM, then by one process, then by four ranks
+    chain = tmp_path / "chain"
+    assert latest_checkpoint(chain / "checkpoints").name == "step-00000002"
+    assert run_case("documents", chain, ONE, resume=True, stop=True).status == "interrupted"
+    assert latest_checkpoint(chain / "checkpoints").name == "step-00000004"
+    under_mpi(4, tmp_path / "four", "resume")
+
+    for case in CASES:
+        for size in ("two", "four"):
+            require_close(tmp_path / "one" / case, tmp_path / size / case)
+    for case in REPEATED:
+        require_same(tmp_path / "two" / case, tmp_path / "again" / case)
+    require_close(tmp_path / "one" / "documents", chain)
+    assert load_checkpoint(latest_checkpoint(chain / "checkpoints")).carried
 
 
 def test_ranks_see_every_example_of_an_epoch_once():
