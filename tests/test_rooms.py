@@ -66,7 +66,7 @@ WITHIN_FUNCTIONS = {
     "cli": {"numba"},
     "runs": {"numba"},
     "data": {"tokenizers"},
-    "train": {"cupy", "cupyx"},
+    "train": {"cupy", "cupyx", "mpi4py", "nccl"},
     "layers": {"cupyx", "scipy"},
     "model": {"ml_dtypes"},
     "core": {"cupy"},
