@@ -238,7 +238,7 @@ def ranks(colours: dict[str, str]) -> Sheet:
     for rank in range(4):
         y = 44 + 56 * rank
         sheet.text(8, y + 25, f"rank {rank}", "muted", size=14)
-        sheet.box(64, y, 92, 40, f"{2 * rank} and {2 * rank + 1} of 8")
+        sheet.box(64, y, 92, 40, f"{2 * rank}, {2 * rank + 1} of 8")
         sheet.arrow((158, y + 20), (176, y + 20))
         for part in range(4):
             sheet.box(180 + 51 * part, y, 49, 40, f"{part}", "write" if part == rank else "box")
