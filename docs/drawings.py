@@ -1,4 +1,4 @@
-"""The drawings of the pages on GPU kernels and of "The house and its rooms", for light and for dark pages.
+"""The drawings of the pages on GPU kernels, on several GPUs and of the house, for light and for dark pages.
 
     python docs/drawings.py docs/images
 
@@ -229,11 +229,46 @@ def rooms(colours: dict[str, str]) -> Sheet:
     return sheet
 
 
+def ranks(colours: dict[str, str]) -> Sheet:
+    """A step of four ranks: their rows, two exchanges, the same update."""
+    sheet = Sheet(760, 330, colours)
+    heads = ((110, "rows"), (282, "gradients"), (393, "exchange"), (489, "exchange"), (574, "sums"), (690, "update"))
+    for x, words in heads:
+        sheet.text(x, 24, words, "muted", "middle", 14)
+    for rank in range(4):
+        y = 44 + 56 * rank
+        sheet.text(8, y + 25, f"rank {rank}", "muted", size=14)
+        sheet.box(64, y, 92, 40, f"{2 * rank}, {2 * rank + 1} of 8")
+        sheet.arrow((158, y + 20), (176, y + 20))
+        for part in range(4):
+            sheet.box(180 + 51 * part, y, 49, 40, f"{part}", "write" if part == rank else "box")
+        sheet.arrow((386, y + 20), (400, y + 20))
+        sheet.box(404, y, 72, 40, f"sum of {rank}", "write")
+        sheet.arrow((478, y + 20), (500, y + 20))
+        sheet.box(504, y, 108, 40, "sums 0 to 3", "read")
+        sheet.arrow((614, y + 20), (636, y + 20))
+        sheet.box(640, y, 100, 40, "AdamW")
+    sheet.line(489, 34, 489, 268, dashed=True)
+    sheet.line(393, 34, 393, 268, dashed=True)
+    sheet.text(
+        64,
+        296,
+        "Rank r adds up slice r of every rank's gradients, in the order of the ranks, and sends",
+        "muted",
+        size=14,
+    )
+    sheet.text(
+        64, 316, "the sum to all. Every rank then makes the same update to the same parameters.", "muted", size=14
+    )
+    return sheet
+
+
 # the page that shows each drawing, by its name
 DRAWINGS = {
     "kernels.md": (pipeline, accesses, block, step, waits),
     "numba-cuda.md": (parts, tiles),
     "house.md": (rooms,),
+    "scaling.md": (ranks,),
 }
 
 

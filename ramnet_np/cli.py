@@ -210,7 +210,7 @@ def _train_mqar(args: list[str]) -> None:
     from ramnet_np.runs.presets import MQAR_RUNS
 
     run = _read_run("mqar", MQARRun, MQAR_RUNS, TRAIN_EXAMPLES, MQAR_DATA, args)
-    _print_result(run.out, run_mqar(run))
+    _on_ranks(run, ["mqar", *args], run_mqar)
 
 
 def _train_text(args: list[str]) -> None:
@@ -218,7 +218,21 @@ def _train_text(args: list[str]) -> None:
     from ramnet_np.runs.text import TextRun, run_text
 
     run = _read_run("text", TextRun, TEXT_RUNS, TEXT_EXAMPLES, TEXT_DATA, args)
-    _print_result(run.out, run_text(run))
+    _on_ranks(run, ["text", *args], run_text)
+
+
+def _on_ranks(run: Any, args: list[str], train: Callable[..., Any]) -> None:
+    """Train in this process, or in several that run the same command, and print the result once."""
+    from ramnet_np.runs.launch import run_on_ranks
+
+    def call(ranks: Any) -> None:
+        result = train(run, ranks=ranks)
+        if ranks.rank == 0:
+            _print_result(run.out, result)
+        _exit_if_interrupted(result.signal)
+
+    command = [sys.executable, "-m", "ramnet_np.cli", "train", *args]
+    run_on_ranks(run.gpus or run.ranks, run.device, run.rank_timeout, command, call)
 
 
 def _read_run(

@@ -192,6 +192,9 @@ def test_the_arrays_of_a_backend_get_its_fast_layers(monkeypatch, layer):
     monkeypatch.setattr("ramnet_np.backend._loaded", {"cupy": fast, "numpy": core})
     array = np.zeros(2).view(Array)
     assert layer(array) == layer(x=array) == "fast"
+    fast.layers["which"] = lambda x, ctx=None: "fast" if x.size > 2 else NotImplemented
+    assert [layer(np.zeros(n).view(Array)) for n in (2, 3)] == ["mathematics", "fast"]
+    fast.layers["which"] = lambda x, ctx=None: "fast"
     assert layer(1.0, (array, 3)) == "fast"  # an array at the head of a context
     assert layer(np.zeros(2), (np.zeros(2),)) == "mathematics"
     with use_backend("numpy"):

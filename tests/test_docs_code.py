@@ -2,12 +2,14 @@
 
 The blocks of a page run one after the other in one namespace and an empty folder; a ```text block below a ```python
 block is what it prints. Blocks that open with the line "# needs an NVIDIA GPU and CuPy" are compiled, and what they
-import from ramnet_np must exist. Blocks that are files, or changes to files, are in test_extending.py.
+import from ramnet_np must exist. Blocks that open with "# needs PyTorch" or "# needs JAX" run where it is installed.
+Blocks that are files, or changes to files, are in test_extending.py.
 """
 
 import ast
 import contextlib
 import importlib
+import importlib.util
 import io
 import re
 from pathlib import Path
@@ -21,6 +23,7 @@ from ramnet_np.model.mixers import MIXERS
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 GPU = "# needs an NVIDIA GPU and CuPy\n"
+FRAMEWORKS = {"# needs PyTorch\n": "torch", "# needs JAX\n": "jax"}
 PAGES = sorted(
     page.relative_to(DOCS).as_posix()
     for page in DOCS.rglob("*.md")
@@ -47,6 +50,8 @@ def test_code_runs_and_prints(page, tmp_path, monkeypatch):
         program = compile(code, page, "exec")
         if code.startswith(GPU):
             check_imports(code)
+            continue
+        if not all(importlib.util.find_spec(name) for line, name in FRAMEWORKS.items() if code.startswith(line)):
             continue
         out = io.StringIO()
         with contextlib.redirect_stdout(out):

@@ -95,7 +95,7 @@ import numpy as np
 assert RAMNet(preset("mqar-demo")).config == preset("mqar-demo") != RAMNetConfig()
 assert gradcheck(lambda x: (x**2, x), lambda dy, x: 2 * x * dy, {"x": np.ones(2)}).passed
 assert set(ramnet_np.__all__) < set(dir(ramnet_np))
-print(*(name for name in ("numba", "matplotlib", "cupy", "safetensors", "tqdm") if name in sys.modules))
+print(*(name for name in ("numba", "matplotlib", "cupy", "safetensors", "tqdm", "torch", "jax") if name in sys.modules))
 """
 
 

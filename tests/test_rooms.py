@@ -29,6 +29,7 @@ ARROWS = {
     "model": ["layers"],
     "layers": ["core"],
     "plot": ["core"],
+    "bridges": ["core"],
     "ramnet_np": ["gradcheck"],  # ramnet_np/__init__.py: names of core, and when asked of model and gradcheck
     "core": ["backend"],
     "backend": ["contract", "forked"],
@@ -48,6 +49,7 @@ EXCEPTIONS = {
 }
 # What a file may need besides Python, by room; in its first lines, or only within functions, when a call needs it.
 EVERYWHERE = {"numpy"}
+FRAMEWORKS = {"torch", "jax"}
 AT_IMPORT = {
     "cli": {"tyro"},
     "experiment": {"matplotlib", "tqdm"},
@@ -56,6 +58,7 @@ AT_IMPORT = {
     "gradcheck": {"tqdm"},
     "model": {"safetensors"},
     "plot": {"cycler", "matplotlib"},
+    "bridges": {"jax", "torch"},
     "kernels/cpu": {"numba", "llvmlite"},  # llvmlite is the compiler below Numba
     "kernels/numba_cuda": {"numba", "numba_cuda_mlir"},
 }
@@ -63,10 +66,11 @@ WITHIN_FUNCTIONS = {
     "cli": {"numba"},
     "runs": {"numba"},
     "data": {"tokenizers"},
-    "train": {"cupy", "cupyx"},
+    "train": {"cupy", "cupyx", "mpi4py", "nccl"},
     "layers": {"cupyx", "scipy"},
     "model": {"ml_dtypes"},
     "core": {"cupy"},
+    "bridges": {"cupy", "ml_dtypes"},
     "experiment": {"threadpoolctl"},
     "kernels/cuda": {"cupy", "cupy_backends"},
     "kernels/numba_cuda": {"cuda", "cupy"},
@@ -218,6 +222,16 @@ def gradcheck_knows(files: dict[str, str]) -> list[str]:
     ]
 
 
+def frameworks_elsewhere(files: dict[str, str]) -> list[str]:
+    """Imports of a framework but by the bridges, and imports of the bridges from outside: a user starts them."""
+    return [
+        describe(one)
+        for one in imports(files)
+        if (one.target.split(".")[0] in FRAMEWORKS or (is_ours(one.target) and room_of(one.target) == "bridges"))
+        and room_of(one.importer) not in ("bridges", "kernels/bench")
+    ]
+
+
 def not_installed_for_it(files: dict[str, str]) -> list[str]:
     """Libraries that a room may not need, or not already when it is imported; the benchmarks may need any."""
     odd = []
@@ -236,7 +250,8 @@ def not_installed_for_it(files: dict[str, str]) -> list[str]:
 RULES = {
     rule.__name__: rule
     for rule in (
-        against_the_arrows, circles_of_files, circles_of_rooms, drawn_elsewhere, gradcheck_knows, not_installed_for_it,
+        against_the_arrows, circles_of_files, circles_of_rooms, drawn_elsewhere, gradcheck_knows, frameworks_elsewhere,
+        not_installed_for_it,
     )
 }  # fmt: skip
 
@@ -277,6 +292,10 @@ PLANTED = [
     ("drawn_elsewhere", "kernels.bench.cpu", "def f():\n    from ramnet_np.plot import speed"),
     ("gradcheck_knows", "gradcheck.check", "from ramnet_np.contract import Array"),
     ("gradcheck_knows", "experiment.one_run", "from ramnet_np.gradcheck import gradcheck"),
+    ("frameworks_elsewhere", "core.attention", "def f():\n    import torch"),
+    ("frameworks_elsewhere", "runs.text", "def f():\n    from ramnet_np.bridges import torch"),
+    ("against_the_arrows", "bridges.torch", "from ramnet_np.layers import norm"),
+    ("not_installed_for_it", "bridges.torch", "import cupy"),
     ("not_installed_for_it", "core.memory", "import scipy.special"),
     ("not_installed_for_it", "core.memory", "import cupy"),
     ("not_installed_for_it", "contract", "def f():\n    import numba"),

@@ -5,9 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+
+
+def machine_record(cupy: Any) -> dict[str, Any]:
+    """What a record of a measurement says of where and when it was made."""
+    return {
+        "device": cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode(),
+        "versions": {"cupy": cupy.__version__, "cuda": cupy.cuda.runtime.runtimeGetVersion()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def median_ms(call: Callable[[], Any], repeats: int) -> float:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from ramnet_np.train.gpu_trainer import GPUTrainer, Graphs
 from ramnet_np.train.optim import adamw_init
 
 from .cpu import append_jsonl
+from .gpu_timing import machine_record
 from .parts import measure_parts, print_parts
 
 PEAK = 989e12  # of an H100 in bfloat16, operations a second
@@ -68,25 +68,23 @@ class Options:
 
 def main(options: Options) -> None:
     """Print a line for each dtype and peer, and the tables of parts."""
-    cupy = gpu_namespace()
-    machine = {
-        "device": cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode(),
-        "versions": {"cupy": cupy.__version__, "cuda": cupy.cuda.runtime.runtimeGetVersion()},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    machine = machine_record(gpu_namespace())
     print(f"{machine['device']}, {machine['versions']}; {options.batch} x {options.length} tokens a step")
-    records = []
     for dtype in options.dtypes:
         record = measure(dtype, options)
         print_line(f"{options.preset}, {options.mixer}, {dtype}", record)
         if options.parts:
             record["parts"] = measure_parts(new_trainer(dtype, "off", options), batches(options), vocab(options), 500)
             print_parts(record["parts"])
-        records.append(record | {"dtype": dtype, "options": asdict(options) | {"out": None}} | machine)
+        keep(options, record | {"dtype": dtype, "options": asdict(options) | {"out": None}} | machine)
     if options.peers:
-        records += [record | machine for record in measure_peers(options)]
+        measure_peers(options, machine)
+
+
+def keep(options: Options, record: dict[str, Any]) -> None:
+    """Append a record to the file, if there is one, before the next is measured."""
     if options.out is not None:
-        append_jsonl(options.out, records)
+        append_jsonl(options.out, [record])
 
 
 def print_line(name: str, record: dict[str, Any]) -> None:
@@ -147,9 +145,8 @@ def measure(dtype: Precision, options: Options) -> dict[str, Any]:
     }
 
 
-def measure_peers(options: Options) -> list[dict[str, Any]]:
+def measure_peers(options: Options, machine: dict[str, Any]) -> None:
     """The lines of ``language_peers.py``, each in a process of its own; what is not installed is said and left out."""
-    records = []
     for peer in ("transformer-eager", "transformer-compiled", "authors"):
         command = [sys.executable, "-m", "ramnet_np.kernels.bench.language_peers", peer]
         done = subprocess.run(
@@ -160,8 +157,7 @@ def measure_peers(options: Options) -> list[dict[str, Any]]:
             continue
         record = json.loads(done.stdout.strip().splitlines()[-1])
         print_line(peer, record)
-        records.append(record | {"peer": peer})
-    return records
+        keep(options, record | {"peer": peer} | machine)
 
 
 if __name__ == "__main__":

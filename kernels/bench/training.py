@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
 
 from .cpu import append_jsonl
+from .gpu_timing import machine_record
 from .parts import measure_parts, print_parts
 
 
@@ -57,12 +57,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Print tokens per second without and with graphs, and the table of parts."""
-    cupy = gpu_namespace()
-    machine = {
-        "device": cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode(),
-        "versions": {"cupy": cupy.__version__, "cuda": cupy.cuda.runtime.runtimeGetVersion()},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    machine = machine_record(gpu_namespace())
     print(f"{machine['device']}, {machine['versions']}, float32; {options.batch} x {options.length} tokens a step")
     for pairs in options.pairs:
         batches = draw_batches(pairs, options)

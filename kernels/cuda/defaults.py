@@ -14,6 +14,7 @@ from .layers.add import add_specialisation
 from .layers.attention import attention_specialisation
 from .layers.delta import delta_specialisation
 from .layers.embedding import ORDER, embedding_specialisation
+from .layers.flash_attention import flash_specialisation
 from .layers.gate import gate_specialisation
 from .layers.loss import loss_specialisation
 from .layers.norm import norm_specialisation
@@ -112,6 +113,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     *_steps(),
     *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
     *(of_type(element) for element in _TYPES for of_type in _LAYERS),
+    *(flash_specialisation(element, d, d) for element, d in (("bfloat16", 64), ("bfloat16", 128), ("float16", 64))),
     ORDER,
     *(of_type(element) for element in ("float", "double") for of_type in _WITHOUT_HALVES),
 ]

@@ -3,7 +3,8 @@
 The mathematics of a layer is written once, for NumPy and CuPy arrays. Where that would be many small launches on a GPU,
 a backend may hold a fast version of the function: same name, same parameters, same results and refusals. It stands in
 ``Backend.layers`` under the function's name; ``tests/test_signatures.py`` compares the two. A context belongs to the
-function that made it: a fast version may keep other arrays than the mathematics does.
+function that made it: a fast version may keep other arrays than the mathematics does. A fast version that serves some
+calls only returns NotImplemented for the others, as Python's operators do, and the mathematics is called.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def accelerated(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
         for argument in (*args, *kwargs.values()):
             array = argument[0] if isinstance(argument, tuple) and argument else argument
             if array_kind(array) == "cupy":
-                return backend_for(array).layers.get(name, function)(*args, **kwargs)
+                result = backend_for(array).layers.get(name, function)(*args, **kwargs)
+                return function(*args, **kwargs) if result is NotImplemented else result
         return function(*args, **kwargs)
 
     @functools.wraps(function)

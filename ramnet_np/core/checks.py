@@ -75,13 +75,10 @@ def check_attention(
     if logits.kind == "numpy":
         _check_finite("write_logits", write_logits)
         _check_finite("read_logits", read_logits)
-    given = (
-        P**U, H, update, *_pair("top_k", top_k), *_pair("renorm", renorm), cape_heads, eps, proxy_eps, mass_aware,
+    decode, options = check_options(
+        P**U, H, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads, eps=eps, proxy_eps=proxy_eps,
+        mass_aware=mass_aware,
     )  # fmt: skip
-    try:
-        decode, options = _check_options(*given)
-    except TypeError:  # an argument that cannot be hashed, and so is no option: checked uncached, the error names it
-        decode, options = _check_options.__wrapped__(*given)
     if mask is not None:
         _check_mask(mask, (B, T), logits.kind)
     if state is not None:
@@ -92,6 +89,33 @@ def check_attention(
             )
     gamma = check_gamma(gamma, (B, T, H), values, update)
     return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options)
+
+
+def check_options(
+    slots: int,
+    heads: int,
+    *,
+    update: str,
+    top_k: Any,
+    renorm: Any,
+    cape_heads: int,
+    eps: float,
+    proxy_eps: float,
+    mass_aware: bool,
+) -> tuple[DecodeOptions, MemoryOptions]:
+    """Every argument that is no array, in canonical form; TypeError or ValueError with one sentence.
+
+    >>> rest = dict(update="pdma", renorm=False, cape_heads=0, eps=1e-12, proxy_eps=0.0, mass_aware=False)
+    >>> check_options(16, 4, top_k=(8, 4), **rest)[0].read_k
+    4
+    """
+    given = (
+        slots, heads, update, *_pair("top_k", top_k), *_pair("renorm", renorm), cape_heads, eps, proxy_eps, mass_aware,
+    )  # fmt: skip
+    try:
+        return _check_options(*given)
+    except TypeError:  # an argument that cannot be hashed, and so is no option: checked uncached, the error names it
+        return _check_options.__wrapped__(*given)
 
 
 def _check_floats(name: str, spec: ArraySpec, axes: tuple[str, ...]) -> None:

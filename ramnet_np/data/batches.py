@@ -38,6 +38,27 @@ class StreamBatch(NamedTuple):
         return self.ids.size
 
 
+class Share(NamedTuple):
+    """Which rows of every batch a process wants: part ``rank`` of ``size`` equal parts.
+
+    >>> Share(rank=1, size=2).of([10, 11, 12, 13])
+    [12, 13]
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, rows: Any) -> Any:
+        """Those of ``rows``. ValueError where the parts would not be equal."""
+        if len(rows) % self.size:
+            raise ValueError(f"batch must be a multiple of the {self.size} parts that it is shared in, got {len(rows)}")
+        each = len(rows) // self.size
+        return rows[self.rank * each : (self.rank + 1) * each]
+
+
+WHOLE = Share()
+
+
 class BatchSource(Protocol):
     """Training batches by step."""
 
@@ -68,11 +89,13 @@ class ShuffledSets:
     """Epochs over sets of sequences: each epoch visits every sequence once, in a new order.
 
     A batch holds sequences of one set, since sets differ in length; batches of all sets come mixed. The last sequences
-    of a set that do not fill a batch are left out of that epoch.
+    of a set that do not fill a batch are left out of that epoch. ``share``: the rows of every batch that are wanted.
     ValueError or TypeError for sets that are none, are empty, or have ids and labels that do not belong together.
     """
 
-    def __init__(self, train: Sequence[Batch], held_out: Mapping[str, Batch], batch: int, seed: int):
+    def __init__(
+        self, train: Sequence[Batch], held_out: Mapping[str, Batch], batch: int, seed: int, share: Share = WHOLE
+    ):
         check_count("batch", batch)
         check_seed(seed)
         if not train:
@@ -82,7 +105,7 @@ class ShuffledSets:
         self._train = train
         self._held_out = held_out
         self._size = batch
-        self._seed = seed
+        self._seed, self._share = seed, share
         counts = [len(s.ids) // batch for s in self._train]
         for i, count in enumerate(counts):
             if count == 0:
@@ -105,7 +128,7 @@ class ShuffledSets:
         return Batch(ids[rows], labels[rows])
 
     def rows(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """The number of the training set that the batch of a step is from, and its rows there."""
+        """The number of the training set that the batch of a step is from, and the rows wanted there."""
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
         epoch, position = divmod(step, self.batches_per_epoch)
@@ -115,7 +138,7 @@ class ShuffledSets:
             self._epoch = epoch, order, [rng.permutation(len(s.ids)) for s in self._train]
         _, order, rows = self._epoch
         number, batch = self._set_of[order[position]], self._number_of[order[position]]
-        return int(number), rows[number][batch * self._size : (batch + 1) * self._size]
+        return int(number), self._share.of(rows[number][batch * self._size : (batch + 1) * self._size])
 
     def held_out(self) -> Mapping[str, Batch]:
         return self._held_out

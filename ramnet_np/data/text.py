@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ramnet_np.data.batches import Batch, StreamBatch
+from ramnet_np.data.batches import WHOLE, Batch, Share, StreamBatch
 from ramnet_np.data.checks import check_count, check_seed
 from ramnet_np.data.corpus import (
     Corpus,
@@ -82,21 +82,22 @@ class TextData:
     """The training batches of a corpus and its held-out documents.
 
     ``text``: a corpus, or the bytes of one document; ``batch``: sequences of a training batch; ``seed``: with the step,
-    decides which windows. ValueError where no document is longer than ``settings.length``, or ``held_out`` does not fit
-    the documents. A window of a document that is shorter has labels for what there is.
+    decides which windows; ``share``: the rows of every batch that are wanted. ValueError where no document is longer
+    than ``settings.length``, or ``held_out`` does not fit the documents. A window of a document that is shorter has
+    labels for what there is.
 
     >>> data = TextData(b"Tom has a fox. " * 9, TextSettings(length=4), batch=2, seed=0)
     >>> data.batch(0).ids.shape, [document.size for document in data.aside]
     ((2, 4), [7])
     """
 
-    def __init__(self, text: bytes | Corpus, settings: TextSettings, batch: int, seed: int):
+    def __init__(self, text: bytes | Corpus, settings: TextSettings, batch: int, seed: int, share: Share = WHOLE):
         check_count("batch", batch)
         check_seed(seed)
         self.corpus = text if isinstance(text, Corpus) else text_corpus(text)
         self.sha256, self.codec = self.corpus.sha256, self.corpus.codec
         self.train, self.aside = _split(self.corpus, settings.held_out)
-        self._settings, self._batch, self._seed = settings, batch, seed
+        self._settings, self._batch, self._seed, self._share = settings, batch, seed, share
         _require_length(self.train, self.aside, settings.length)
         if settings.start == "line" and self.codec.unit != "byte":
             raise ValueError("data.start must be 'anywhere' for a folder of tokens, which has no lines, got 'line'")
@@ -110,11 +111,11 @@ class TextData:
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
         if self._settings.carry_state:
-            places = self._streams.places(step)
+            places = self._share.of(self._streams.places(step))
             windows = self._windows([(self.train[place.document], place.start) for place in places])
             return StreamBatch(*windows, np.array([place.start for place in places], dtype=np.int64))
         rng = np.random.default_rng([self._seed, step])
-        drawn = rng.integers(self._before[-1], size=self._batch)
+        drawn = self._share.of(rng.integers(self._before[-1], size=self._batch))
         numbers = np.searchsorted(self._before, drawn, side="right") - 1
         return self._windows([
             (self.train[number], int(self._starts[number][at - self._before[number]]))
@@ -152,8 +153,10 @@ def windows(corpus: Corpus, places: Sequence[tuple[Document, int]], length: int)
     return Batch(ids, labels)
 
 
-def read_data(settings: TextSettings, batch: int, seed: int = 0, watch: Watch = lambda n: None) -> TextData:
-    """The data that ``settings`` describe; ``watch`` is told how many bytes of it have been read. Errors as of
+def read_data(
+    settings: TextSettings, batch: int, seed: int = 0, watch: Watch = lambda n: None, share: Share = WHOLE
+) -> TextData:
+    """The data that ``settings`` describe; ``watch`` is told how many bytes of it have been read. The rest as of
     :func:`~ramnet_np.data.corpus.read_corpus` and :class:`TextData`.
 
     >>> data = read_data(TextSettings(), batch=1)
@@ -161,8 +164,8 @@ def read_data(settings: TextSettings, batch: int, seed: int = 0, watch: Watch = 
     b'FredCat. EricMole. A'
     """
     if settings.path is None:
-        return TextData(facts_text(FACTS_LINES, seed=seed), settings, batch, seed)
-    return TextData(read_corpus(settings.path, watch), settings, batch, seed)
+        return TextData(facts_text(FACTS_LINES, seed=seed), settings, batch, seed, share)
+    return TextData(read_corpus(settings.path, watch), settings, batch, seed, share)
 
 
 def _split(corpus: Corpus, held_out: HeldOut) -> tuple[tuple[Document, ...], tuple[Document, ...]]:

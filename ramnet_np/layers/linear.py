@@ -168,11 +168,28 @@ def few_rows_product(x: Array, weight: Array) -> Array:
 def add_in_place(y: Array, x: Array) -> Array:
     """y += x, IN PLACE: a residual, of the shape of y, or a bias (E,) added to every row. Returns y.
 
-    ``y``: (..., E), C-contiguous.
+    ``y``: (..., E). ValueError or TypeError where ``x`` has another shape or dtype.
 
     >>> import numpy as np
     >>> add_in_place(np.ones((2, 2)), np.array([1.0, 2.0])).tolist()
     [[2.0, 3.0], [2.0, 3.0]]
     """
+    require_addable(y, x)
     y += x
     return y
+
+
+def require_addable(y: Array, x: Array) -> None:
+    """ValueError or TypeError unless ``x`` has the dtype of ``y`` and its shape, or that of its last axis.
+
+    >>> import numpy as np
+    >>> require_addable(np.ones((2, 3)), np.ones(2))
+    Traceback (most recent call last):
+        ...
+    ValueError: x must be float64 of shape (2, 3) or (3,), got float64 of shape (2,)
+    """
+    require_array("y", y)
+    require_array("x", x)
+    if x.dtype != y.dtype or x.shape not in (y.shape, y.shape[-1:]):
+        wanted = f"{y.dtype} of shape {y.shape} or {y.shape[-1:]}"
+        raise ValueError(f"x must be {wanted}, got {x.dtype} of shape {x.shape}")

@@ -15,7 +15,6 @@ import numpy as np
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import ArraySpec, readable, require_array, require_context, require_heads, require_like
 from ramnet_np.layers.heads import heads_first, heads_last
 from ramnet_np.layers.matmul import matmul
@@ -51,7 +50,7 @@ class _Block(NamedTuple):
     diagonal: int  # query i of the block stands at key i + diagonal of its keys
 
 
-@on_gpu_of_arrays
+@accelerated
 def softmax_attention_forward(
     q: Array, k: Array, v: Array, window: int | None = None, past: tuple[Array, Array] | None = None
 ) -> tuple[Array, SoftmaxAttentionContext]:
@@ -76,14 +75,10 @@ def softmax_attention_forward(
     >>> softmax_attention_forward(q, k, v, window=2)[0].ravel().tolist()
     [3.0, 4.0, 7.5]
     """
-    B, T, H, d_v = require_heads(q, k, v, any_floats=True)
-    if window is not None and (not isinstance(window, int | np.integer) or isinstance(window, bool)):
-        raise TypeError(f"window must be an integer or None, got {window!r}")
-    if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
+    require_attention(q, k, v, window, past)
+    (B, T, H, _), d_v = q.shape, v.shape[-1]
     xp = namespace_of(q, k, v)
     if past is not None:
-        _require_past(past, k, v)
         k, v = (xp.concatenate([before, now], axis=1) for before, now in zip(past, (k, v), strict=True))
     q, k, v = heads_first(q), heads_first(k), heads_first(v)
     y = xp.zeros((B * H, T, d_v), dtype=q.dtype)
@@ -96,7 +91,7 @@ def softmax_attention_forward(
     return y, SoftmaxAttentionContext(q, k, v, tuple(log_sums), window, H, ArraySpec.of(y))
 
 
-@on_gpu_of_arrays
+@accelerated
 def softmax_attention_backward(dy: Array, ctx: SoftmaxAttentionContext) -> SoftmaxAttentionGrads:
     """Gradients of q, k and v, for the tokens that were given as such.
 
@@ -206,6 +201,25 @@ def _hidden(xp: Any, scores: Array, diagonal: int, window: int | None) -> Array:
     ago = xp.arange(queries)[:, None] + diagonal - xp.arange(keys)
     seen = (ago >= 0) if window is None else (ago >= 0) & (ago < window)
     return xp.where(seen, 0.0, -xp.inf).astype(scores.dtype)
+
+
+def require_attention(q: Array, k: Array, v: Array, window: int | None, past: tuple[Array, Array] | None) -> None:
+    """ValueError or TypeError unless these arguments of :func:`softmax_attention_forward` fit.
+
+    >>> import numpy as np
+    >>> require_attention(*[np.zeros((1, 3, 1, 2))] * 3, window=0, past=None)
+    Traceback (most recent call last):
+        ...
+    ValueError: window must be at least 1, got 0
+    """
+    require_heads(q, k, v, any_floats=True)
+    if window is not None and (not isinstance(window, int | np.integer) or isinstance(window, bool)):
+        raise TypeError(f"window must be an integer or None, got {window!r}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    namespace_of(q, k, v)
+    if past is not None:
+        _require_past(past, k, v)
 
 
 def _require_past(past: tuple[Array, Array], k: Array, v: Array) -> None:

@@ -16,10 +16,10 @@ from threadpoolctl import threadpool_limits
 from ramnet_np.backend import use_backend
 from ramnet_np.contract import Address
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
-from ramnet_np.data.batches import Batch, DataSource, ShuffledSets
+from ramnet_np.data.batches import Batch, DataSource, Share, ShuffledSets
 from ramnet_np.data.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
-from ramnet_np.model.checks import check_choice, check_integer
+from ramnet_np.model.checks import SMALLEST, check_choice, check_integer, check_number
 from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.runs.workload import Workload, announcement, require_run_memory
@@ -28,6 +28,7 @@ from ramnet_np.train.folder import run_folder
 from ramnet_np.train.gpu_trainer import Graphs
 from ramnet_np.train.loop import Extras, TrainResult, train
 from ramnet_np.train.metrics import read_metrics
+from ramnet_np.train.ranks import ONE, Ranks, require_rows
 
 PICTURES = ("curves.png", "trace.png")
 
@@ -56,8 +57,15 @@ class Run:
     """Where the model lives; gpu needs CuPy and an NVIDIA GPU. A run may be resumed on the other one."""
     graph: Graphs = "auto"
     """On a GPU, whether each step is one CUDA graph: auto goes on without where that fails, and says so."""
+    gpus: int | None = None
+    """GPUs of this host to train on, a process each, which share every batch; none: one process, on `device`."""
+    ranks: int | None = None
+    """Processes that train together on the CPUs of this host; needs MPI, pip install 'ramnet-np[ranks]'."""
+    rank_timeout: float = 300.0
+    """Seconds after which a process that does not answer the others ends the run."""
 
     def __post_init__(self) -> None:
+        self._check_ranks()
         check_choice("device", self.device, Device)
         check_choice("graph", self.graph, Graphs)
         check_integer("seed", self.seed, 0, None)
@@ -72,6 +80,19 @@ class Run:
             raise ValueError(f"backend must be 'cupy', 'numba-cuda' or 'numpy' for device 'gpu', got {self.backend!r}")
         if self.graph == "on" and (self.device == "cpu" or self.backend == "numpy"):
             raise ValueError("graph must be 'auto' or 'off' unless a GPU's backend serves device 'gpu', got 'on'")
+
+    def _check_ranks(self) -> None:
+        for name in ("gpus", "ranks"):
+            if (count := getattr(self, name)) is not None:
+                check_integer(name, count, 1)
+                require_rows(count, self.train.batch, self.train.accumulate)
+        check_number("rank_timeout", self.rank_timeout, SMALLEST)
+        if self.gpus is not None:
+            if self.ranks is not None:
+                raise ValueError(f"ranks must not be set beside gpus ({self.gpus}), got {self.ranks}")
+            object.__setattr__(self, "device", "gpu")
+        if self.ranks is not None and self.device != "cpu":
+            raise ValueError(f"ranks is for device 'cpu', got device {self.device!r}: gpus is its like for GPUs")
 
 
 @dataclass(frozen=True)
@@ -93,7 +114,7 @@ class MQARRun(Run):
         super().__post_init__()
 
 
-def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
+def run_mqar(run: MQARRun, *, progress: bool = True, ranks: Ranks = ONE) -> TrainResult:
     """Make the data and the model, train, and draw curves.png and trace.png (of slots) into ``run.out``.
 
     Ctrl-C ends it with status "interrupted" and a checkpoint; see :func:`ramnet_np.train.loop.train` for the errors.
@@ -118,10 +139,11 @@ def run_mqar(run: MQARRun, *, progress: bool = True) -> TrainResult:
             {name: Batch(*examples) for name, examples in zip(setting_names(run.data.test), test_sets, strict=True)},
             run.train.batch,
             run.seed,
+            Share(ranks.rank, ranks.size),
         )
 
     settings = run_settings(run, run.data)
-    return train_run(run, data, settings, workload(run), accuracy="recall accuracy", progress=progress)
+    return train_run(run, data, settings, workload(run), accuracy="recall accuracy", progress=progress, ranks=ranks)
 
 
 def workload(run: MQARRun) -> Workload:
@@ -151,11 +173,12 @@ def train_run(
     accuracy: str,
     progress: bool,
     extras: Extras | None = None,
+    ranks: Ranks = ONE,
 ) -> TrainResult:
     """Train on what ``make_data`` returns; draw the curves and the slots that the first held-out sequence touches.
 
     ``settings``: what decides the bits, see :func:`run_settings`; ``work``: what the data gives to do, to say how long
-    it takes and whether it fits; ``accuracy``: what it is called in the curves; ``extras``: for the loop.
+    it takes and whether it fits; ``accuracy``: what it is called in the curves; ``extras`` and ``ranks``: for the loop.
     MemoryError where the run cannot fit.
     A picture that cannot be drawn is a line on stderr, and the run is whole without it.
 
@@ -172,12 +195,16 @@ def train_run(
     # these may raise, so they come before the data, which takes seconds
     if run.device == "gpu":
         gpu_namespace()
+    require_rows(ranks.size, run.train.batch, run.train.accumulate)
     require_run_memory(work, run.model, run.train, run.device)
-    _require_own_pictures(run)
+    is_first = ranks.rank == 0
+    progress = progress and is_first
+    if is_first:
+        _require_own_pictures(run)
     # One thread for NumPy's own matrix products: these are small, their threads fight the kernels' for the cores, and
     # how they split a sum would make the bits depend on the number of cores.
     with use_backend(run.backend) if run.backend else nullcontext(), threadpool_limits(1, user_api="blas"):
-        with run_folder(run.out, resume=run.resume, overwrite=run.overwrite):
+        with run_folder(run.out, resume=run.resume, overwrite=run.overwrite) if is_first else nullcontext():
             pass  # refuses a folder that cannot be used, before the data, which takes seconds
         if progress:
             words = announcement(work, run.model, run.train, run.instead) if run.device == "cpu" else None
@@ -196,11 +223,13 @@ def train_run(
                 progress=progress,
                 graphs=run.graph,
                 extras=extras,
+                ranks=ranks,
             )
         except MemoryError as error:
             where = "GPU" if run.device == "gpu" else "machine"
             raise RuntimeError(f"the {where} is short of memory ({error}); a smaller train.batch needs less") from error
-        _draw_pictures(run, result, data, accuracy)
+        if is_first:
+            _draw_pictures(run, result, data, accuracy)
     return result
 
 

@@ -14,6 +14,7 @@ RUN: tuple[Option, ...] = (
     ("--resume", "go on from the last checkpoint in OUT, to the same bits"),
     ("--overwrite", "start again in an OUT that holds a run"),
     ("--device cpu|gpu", "where the model lives; gpu needs CuPy and an NVIDIA GPU"),
+    ("--gpus N", "train on N GPUs of this host; --ranks N: on its CPUs"),
     ("--seed N", "data, their order and the initial weights"),
 )
 MODEL: tuple[Option, ...] = (

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.data.batches import Batch
+from ramnet_np.data.batches import Batch, Share
 from ramnet_np.data.codec import BYTES, BPECodec, ByteCodec, Codec, read_codec
 from ramnet_np.data.corpus import some_names
 from ramnet_np.data.stop import check_stop
@@ -31,6 +31,7 @@ from ramnet_np.runs.writing import encode_prompts, write
 from ramnet_np.train.checkpoint import latest_checkpoint
 from ramnet_np.train.loop import Extras, TrainResult
 from ramnet_np.train.metrics import Measured, Meter
+from ramnet_np.train.ranks import ONE, Ranks, require_rows
 from ramnet_np.train.text_loss import documents_loss, windows_loss
 
 
@@ -64,7 +65,7 @@ class TextRun(Run):
         super().__post_init__()
 
 
-def run_text(run: TextRun, *, progress: bool = True) -> TrainResult:
+def run_text(run: TextRun, *, progress: bool = True, ranks: Ranks = ONE) -> TrainResult:
     """Train on the text, and draw curves.png and trace.png into ``run.out``; errors as in ``run_mqar``.
 
     A run is resumed under the same settings and on the same bytes, wherever the file is now. The metrics have nats a
@@ -80,8 +81,10 @@ def run_text(run: TextRun, *, progress: bool = True) -> TrainResult:
     >>> result.status, list(result.accuracy), list(result.measured)
     ('finished', ['next byte', 'mean'], ['nats', 'bits_per_byte', 'perplexity'])
     """
+    require_rows(ranks.size, run.train.batch, run.train.accumulate)
+    progress = progress and ranks.rank == 0
     with reading_bar("reading", progress) as watch:
-        data = read_data(run.data, run.train.batch, run.seed, watch)
+        data = read_data(run.data, run.train.batch, run.seed, watch, Share(ranks.rank, ranks.size))
     if progress and run.data.path is not None:
         print(_split_in_words(data), file=sys.stderr)
     decides = {name: value for name, value in asdict(run.data).items() if name != "path"} | {"sha256": data.sha256}
@@ -89,13 +92,14 @@ def run_text(run: TextRun, *, progress: bool = True) -> TrainResult:
     tokens, held_out = run.train.batch * run.data.length, next(iter(data.held_out().values())).tokens
     work = Workload(tokens, tokens, tokens, held_out, held_out, 0)
     peak = peak_flops(hardware("gpu")["name"], run.train.dtype) if run.device == "gpu" else None
+    peak = peak and peak * ranks.size
     files = {TOKENIZER: data.codec.text} if isinstance(data.codec, BPECodec) else {}
-    extras = Extras(_measurement(run, data), Meter(flops_per_token(run.model), peak), files)
+    extras = Extras(_measurement(run, data, ranks), Meter(flops_per_token(run.model), peak), files)
     name = f"next-{data.codec.unit} accuracy"
-    return train_run(run, lambda: data, settings, work, accuracy=name, progress=progress, extras=extras)
+    return train_run(run, lambda: data, settings, work, accuracy=name, progress=progress, extras=extras, ranks=ranks)
 
 
-def _measurement(run: TextRun, data: TextData) -> Callable[[RAMNet], Measured]:
+def _measurement(run: TextRun, data: TextData, ranks: Ranks) -> Callable[[RAMNet], Measured]:
     """How the run measures: the held-out windows, or where state is carried or positions are asked for, documents."""
     [(name, windows)] = data.held_out().items()
     most = max(1, run.data.held_out_sequences // len(data.aside))
@@ -104,12 +108,13 @@ def _measurement(run: TextRun, data: TextData) -> Callable[[RAMNet], Measured]:
         more = {}
         if run.data.carry_state or run.by_position:
             result = documents_loss(
-                model, data.corpus, data.aside, run.data.length, carry=run.data.carry_state, most_windows=most
-            )
+                model, data.corpus, data.aside, run.data.length, carry=run.data.carry_state, most_windows=most,
+                ranks=ranks,
+            )  # fmt: skip
             loss = result.loss
             more = {"by_position": result.table()} if run.by_position else {}
         else:
-            loss = windows_loss(model, windows, data.codec.token_bytes)
+            loss = windows_loss(model, windows, data.codec.token_bytes, ranks=ranks)
         return Measured({name: loss.accuracy, "mean": loss.accuracy}, loss.record() | more)
 
     return measure

@@ -12,7 +12,7 @@ from typing import IO
 
 from ramnet_np.model.files import why
 from ramnet_np.train.checkpoint import Checkpoint, checkpoint_step, checkpoints_in, latest_checkpoint, save_checkpoint
-from ramnet_np.train.metrics import MetricsWriter, read_metrics
+from ramnet_np.train.metrics import MetricsWriter, NoMetrics, read_metrics
 
 LOCK = ".lock"
 
@@ -59,6 +59,17 @@ class RunFolder:
             old.rename(old.with_name(old.name.removeprefix(".").removesuffix(".replaced")))
         if self._old_metrics.exists():
             os.replace(self._old_metrics, self.metrics)
+
+
+class OthersFolder(RunFolder):
+    """The folder of a run that another rank writes: everything here leaves it as it is."""
+
+    @contextmanager
+    def begin(self, resume_step: int | None) -> Iterator[MetricsWriter]:
+        yield NoMetrics()
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        pass
 
 
 @contextmanager

@@ -8,6 +8,8 @@ more than half of the tokens have a label, by all others.
     device                     fixed inputs ─┴▶ forward ▶ loss ▶ backward ▶ AdamW ─▶ numbers ──▶ report()
                                                └──────────── one graph ───────────┘
 
+Where several ranks train together, the sum of their gradients stands between the backward and AdamW, within the graph.
+
 A graph allocates from a memory pool of its own, so that work between two launches gets other memory.
 
 Several threads may train a model each, on one GPU: a thread has its own stream, a :class:`GPUTrainer` its own memory
@@ -35,8 +37,10 @@ from ramnet_np.layers.loss import IGNORE_INDEX
 from ramnet_np.model import RAMNet
 from ramnet_np.train.carried import CarriedState, carried_from
 from ramnet_np.train.config import TrainConfig, learning_rate
+from ramnet_np.train.gradient_sum import GradientSum
 from ramnet_np.train.gradients import Part, loss_and_gradients
 from ramnet_np.train.optim import ADAMW_EPS, AdamWState, has_weight_decay
+from ramnet_np.train.ranks import ONE, Ranks
 from ramnet_np.train.trainer import Diverged, Report, not_finite, part_rows
 
 Graphs = Literal["auto", "on", "off"]
@@ -85,8 +89,9 @@ class GPUTrainer:
     ``graphs``: "on" captures steps as CUDA graphs and raises RuntimeError where that fails; "auto" then goes on without
     them and gives ``log`` the reason; "off" does not try.
 
-    With ``config.dtype`` "bfloat16" the steps compute with copies of the parameters, :attr:`model`; an update changes
-    the float32 parameters of the model that was given, and rounds them to the copies.
+    With ``config.dtype`` "bfloat16" the steps compute with copies of the parameters, those of ``model``; an update
+    changes the float32 parameters of the model that was given, and rounds them to the copies.
+    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows.
     """
 
     report_is_free = False
@@ -100,10 +105,11 @@ class GPUTrainer:
         graphs: Graphs = "auto",
         log: Callable[[str], None] = print,
         carried: dict[str, Array] | None = None,
+        ranks: Ranks = ONE,
     ):
         import cupy
 
-        self._config, self._log = config, log
+        self._config, self._log, self._ranks = config, log, ranks
         self._saved = carried
         self._carried: CarriedState | None = None
         self._must_capture, self._captures = graphs == "on", graphs != "off"
@@ -112,6 +118,7 @@ class GPUTrainer:
         self._pool = cupy.cuda.MemoryPool(_graph_memory)  # shared by the graphs, which run one after another
         self._buffers: dict[tuple[Any, ...], BatchBuffers] = {}
         model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
+        self._add_up = GradientSum(ranks, model.params) if ranks.size > 1 else None
         self._model = model if config.dtype == "float32" else model.to("gpu", dtype=config.dtype)
         self._optimizer = _gpu_adamw(model.params, config, state, self._model.params)
         self._addresses = self._optimizer.addresses()  # of the gradients of steps that are not graphs
@@ -147,9 +154,11 @@ class GPUTrainer:
         self._step += 1
 
     def report(self) -> Report:
+        self._ranks.wait()
         numbers = self._optimizer.numbers()
         if numbers["stopped"]:
-            raise Diverged(int(numbers["updates"]), not_finite(numbers["loss"], numbers["norm"]))
+            where = self._add_up.where() if self._add_up else ""
+            raise Diverged(int(numbers["updates"]), not_finite(numbers["loss"], numbers["norm"]) + where)
         accuracy = numbers["correct"] / max(1, numbers["labels"])
         return Report(numbers["loss"], accuracy, numbers["rate"], numbers["norm"])
 
@@ -206,6 +215,8 @@ class GPUTrainer:
         parts, start = buffers.inputs()
         carried = None if start is None else self._carried
         result = loss_and_gradients(self._model, parts, self._config.recompute, carried, start)
+        if self._add_up:
+            result = self._add_up(result)
         grads = self._optimizer.contiguous(result.grads)
         if bind:
             self._optimizer.bind(addresses, grads)

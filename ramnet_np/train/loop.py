@@ -9,29 +9,28 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import TqdmWarning, tqdm
 
 from ramnet_np.backend import array_kind, backend_for
-from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.data.batches import Batch, BatchSource, DataSource
+from ramnet_np.data.batches import BatchSource, DataSource, Share
 from ramnet_np.model import RAMNet
 from ramnet_np.model.files import WriteError
 from ramnet_np.train.checkpoint import STEPS, Checkpoint, flat_settings, latest_checkpoint, restore
 from ramnet_np.train.config import TrainConfig, learning_rate
-from ramnet_np.train.folder import RunFolder, run_folder
+from ramnet_np.train.folder import OthersFolder, RunFolder, run_folder
 from ramnet_np.train.gpu_trainer import GPUTrainer, Graphs
 from ramnet_np.train.interrupt import DeferredInterrupt
-from ramnet_np.train.metrics import Measured, Meter, MetricsWriter, hits
+from ramnet_np.train.metrics import Measured, Meter, MetricsWriter, evaluate
 from ramnet_np.train.optim import AdamWState, adamw_init
+from ramnet_np.train.ranks import ONE, Ranks, gathered_rows, of_every_rank, require_rows
 from ramnet_np.train.trainer import CPUTrainer, Diverged, Report, Trainer
 
 
@@ -57,6 +56,7 @@ def training(
     evaluates_at: Callable[[int], bool],
     reports_at: Callable[[int], bool],
     best: float = 0.0,
+    ranks: Ranks = ONE,
 ) -> Iterator[StepResult]:
     """Train until ``config.steps`` or ``config.stop_at``, and yield after every step, for the caller to log or to save.
 
@@ -66,10 +66,12 @@ def training(
     ``trainer``: an entered context, at the step to go on from; ``evaluate``: measures the model on held-out data;
     ``evaluates_at``, ``reports_at``: whether to do so after a given step, and whether to read its numbers (which a
     GPU is waited for; the step before a measurement is always read). ``best``: the highest accuracy before.
+    ``ranks``: those that train together; ``tokens`` counts those of all.
     :class:`Diverged` comes from the step, or on a GPU from the next report, always before a measurement.
 
     >>> from ramnet_np.model import RAMNetConfig
-    >>> from ramnet_np.data.batches import ShuffledSets
+    >>> from ramnet_np.data.batches import Batch, ShuffledSets
+    >>> import numpy as np
     >>> ids = np.arange(12).reshape(3, 4) % 8
     >>> data = ShuffledSets([Batch(ids, ids)], {"seen": Batch(ids, ids)}, batch=3, seed=0)
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
@@ -92,7 +94,7 @@ def training(
         evaluates = evaluates_at(step)
         report = trainer.report() if evaluates or reports_at(step) else None
         now = time.perf_counter()
-        tokens, step_seconds = tokens + batch.tokens, step_seconds + now - began
+        tokens, step_seconds = tokens + batch.tokens * ranks.size, step_seconds + now - began
         accuracy = evaluate() if evaluates else None
         if accuracy is not None:
             best = max(best, accuracy["mean"])
@@ -146,6 +148,7 @@ def train(
     progress: bool = True,
     graphs: Graphs = "auto",
     extras: Extras | None = None,
+    ranks: Ranks = ONE,
 ) -> TrainResult:
     """Train ``model`` in place on ``data``; write metrics.jsonl and checkpoints/ below the folder ``out``.
 
@@ -158,6 +161,9 @@ def train(
         Without either of the two, an ``out`` in use is an error.
     ``graphs``: for a model on the GPU: whether a step is captured as a CUDA graph; see :class:`GPUTrainer`.
     ``extras``: how to measure, what to show and to save beside.
+    ``ranks``: those that train together. ``data`` then gives each its share of ``config.batch``; ``out`` is one folder
+        for all, which rank 0 alone writes. A signal to any rank ends all of them, at the next step whose numbers are
+        read. A run may be resumed on another number of ranks.
 
     Ctrl-C and SIGTERM finish the step, save and return with status "interrupted"; a second one ends the program at
     once. A loss or gradient that is not finite raises FloatingPointError before it reaches the parameters; the last
@@ -165,7 +171,8 @@ def train(
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model import RAMNetConfig
-    >>> from ramnet_np.data.batches import ShuffledSets
+    >>> from ramnet_np.data.batches import Batch, ShuffledSets
+    >>> import numpy as np
     >>> ids = np.arange(12).reshape(3, 4) % 8
     >>> data = ShuffledSets([Batch(ids, ids)], {"seen": Batch(ids, ids)}, batch=3, seed=0)
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
@@ -177,15 +184,17 @@ def train(
     if not str(out):
         raise ValueError("out must name a folder, got an empty name")
     out, began, extras = Path(out), time.perf_counter(), extras or Extras()
-    measure = extras.measure or (lambda model: Measured(evaluate(model, data.held_out())))
-    with run_folder(out, resume=resume, overwrite=overwrite) as folder:
+    require_rows(ranks.size, config.batch, config.accumulate)
+    log = tqdm.write if ranks.rank == 0 else _say_nothing
+    measure = extras.measure or (lambda model: Measured(evaluate(model, data.held_out(), ranks=ranks)))
+    with _folder(out, resume, overwrite, ranks) as folder:
         start = Checkpoint(model, adamw_init(model.params), dict(settings), best=0.0, files=extras.files)
         if resume:
-            saved = restore(model, folder.checkpoints, settings, tqdm.write)
-            _say_if_longer(saved, config, tqdm.write)
-            start = saved._replace(settings=dict(settings), files=extras.files)
-        trainer = trainer_for(model, config, start.optimizer, graphs, tqdm.write, start.carried)
-        task = _Task(start, data, config, folder, resume, progress, measure, extras.meter)
+            start = _resumed(start, folder, config, ranks, log)
+        for array in (*model.params.values(), *start.optimizer.mean.values(), *start.optimizer.square.values()):
+            ranks.broadcast(array)
+        trainer = trainer_for(model, config, start.optimizer, graphs, log, _own_rows(start.carried, ranks), ranks)
+        task = _Task(start, data, config, folder, resume, progress and ranks.rank == 0, measure, extras.meter, ranks)
         try:
             best, measured, signal, speed = _train_from(task, trainer)
         except Diverged as error:
@@ -197,12 +206,43 @@ def train(
         status = "finished" if step >= config.steps else "reached stop_at" if ended else "interrupted"
         if ended and not measured.accuracy:  # nothing was left to do
             measured = measure(model)
+        ranks.barrier()  # rank 0 has saved
         last = latest_checkpoint(folder.checkpoints)
         assert last is not None  # written just now, or resumed from
     return TrainResult(
         model, step, status, measured.accuracy, time.perf_counter() - began, last, folder.metrics,
         signal if status == "interrupted" else None, measured.more, speed,
     )  # fmt: skip
+
+
+def _folder(out: Path, resume: bool, overwrite: bool, ranks: Ranks) -> AbstractContextManager[RunFolder]:
+    if ranks.rank == 0:
+        return run_folder(out, resume=resume, overwrite=overwrite)
+    return nullcontext(OthersFolder(out))
+
+
+def _resumed(
+    new: Checkpoint, folder: RunFolder, config: TrainConfig, ranks: Ranks, log: Callable[[str], None]
+) -> Checkpoint:
+    """The checkpoint that a run goes on from, with the settings and files of this call."""
+    if ranks.rank > 0:  # rank 0 first: it sets a damaged checkpoint aside
+        ranks.barrier()
+    saved = restore(new.model, folder.checkpoints, new.settings, log)
+    if ranks.rank == 0:
+        ranks.barrier()
+    _say_if_longer(saved, config, log)
+    return saved._replace(settings=new.settings, files=new.files)
+
+
+def _own_rows(carried: dict[str, Any] | None, ranks: Ranks) -> dict[str, Any] | None:
+    """Of the memories that a checkpoint has, one row for each of the batch, those of this rank's rows."""
+    if carried is None:
+        return None
+    return {name: Share(ranks.rank, ranks.size).of(array) for name, array in carried.items()}
+
+
+def _say_nothing(words: str) -> None:
+    pass
 
 
 def _logging_above_the_bar() -> AbstractContextManager[None]:
@@ -224,6 +264,7 @@ class _Task(NamedTuple):
     progress: bool
     measure: Callable[[RAMNet], Measured]
     meter: Meter | None
+    ranks: Ranks
 
 
 def _train_from(task: _Task, trainer: Trainer) -> tuple[float, Measured, int | None, float]:
@@ -231,7 +272,7 @@ def _train_from(task: _Task, trainer: Trainer) -> tuple[float, Measured, int | N
 
     Returns the best mean accuracy, the last measurement, the signal and the tokens a second.
     """
-    start, data, config = task.start, task.data, task.config
+    start, data, config, ranks = task.start, task.data, task.config, task.ranks
     first, best, accuracy, speed = start.optimizer.step, start.best, start.accuracy, 0.0
     measured = Measured({})
 
@@ -240,8 +281,10 @@ def _train_from(task: _Task, trainer: Trainer) -> tuple[float, Measured, int | N
 
     def save() -> None:
         metrics.sync()
-        now = start._replace(optimizer=trainer.state, best=best, accuracy=accuracy, carried=trainer.carried)
-        task.folder.save(now)
+        carried = trainer.carried
+        if carried is not None:
+            carried = {name: gathered_rows(ranks, array) for name, array in carried.items()}
+        task.folder.save(start._replace(optimizer=trainer.state, best=best, accuracy=accuracy, carried=carried))
 
     def measure() -> dict[str, float]:
         nonlocal measured
@@ -257,7 +300,9 @@ def _train_from(task: _Task, trainer: Trainer) -> tuple[float, Measured, int | N
         # before a checkpoint too: what is saved is known to be good
         reports_at=lambda step: trainer.report_is_free or step % config.log_every == 0 or saves_at(step),
         best=best,
+        ranks=ranks,
     )
+    signal = None
     with (
         trainer,
         DeferredInterrupt("ending this step, then saving; once more stops at once") as interrupt,
@@ -266,7 +311,7 @@ def _train_from(task: _Task, trainer: Trainer) -> tuple[float, Measured, int | N
     ):
         one = next(steps, None)
         if one is None:  # it had ended before
-            return best, measured, None, speed
+            return best, measured, signal, speed
         with task.folder.begin(first if task.resumed else None) as metrics:
             for done in chain([one], steps):
                 best, saved, speed = done.best, False, done.tokens / done.seconds
@@ -276,12 +321,23 @@ def _train_from(task: _Task, trainer: Trainer) -> tuple[float, Measured, int | N
                     save()
                     saved = True
                 _show_progress(bar, done, measured, task.meter)
-                if interrupt.requested:
+                signal = _signal_of_any(interrupt, done, ranks)
+                if signal is not None:
                     break
             trainer.report()  # on a GPU the last steps may be unread: this raises if one of them diverged
             if not saved:
                 save()
-    return best, measured, interrupt.signal, speed
+    return best, measured, signal, speed
+
+
+def _signal_of_any(interrupt: DeferredInterrupt, done: StepResult, ranks: Ranks) -> int | None:
+    """The signal that a rank has got. Several ranks tell each other after the steps whose numbers they read anyway."""
+    if ranks.size == 1:
+        return interrupt.signal
+    if done.report is None:
+        return None
+    signals = of_every_rank(ranks, interrupt.signal or 0)
+    return int(signals.max()) or None
 
 
 def _say_if_longer(saved: Checkpoint, config: TrainConfig, log: Callable[[str], None]) -> None:
@@ -336,10 +392,11 @@ def trainer_for(
     graphs: Graphs = "auto",
     log: Callable[[str], None] = print,
     carried: dict[str, Any] | None = None,
+    ranks: Ranks = ONE,
 ) -> Trainer:
     """The trainer that suits where the model is; ``graphs`` and ``log`` as in :class:`GPUTrainer`.
 
-    ``carried``: memories to go on from, as a trainer has them in ``carried``.
+    ``carried``: memories to go on from, as a trainer has them in ``carried``; ``ranks``: those that train together.
 
     >>> from ramnet_np.model import RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
@@ -349,35 +406,7 @@ def trainer_for(
     parameter = next(iter(model.params.values()))
     # the NumPy core can serve CuPy arrays, but reads numbers back in between, which no graph can
     if array_kind(parameter) == "cupy" and backend_for(parameter).name != "numpy":
-        return GPUTrainer(model, config, state, graphs, log, carried)
+        return GPUTrainer(model, config, state, graphs, log, carried, ranks)
     if config.dtype != "float32":
         raise ValueError(f"train.dtype must be 'float32' where no GPU backend computes the steps, got {config.dtype!r}")
-    return CPUTrainer(model, config, state, carried)
-
-
-def evaluate(model: RAMNet, held_out: Mapping[str, Batch], tokens: int | None = None) -> dict[str, float]:
-    """Accuracy over the labelled tokens of each held-out set, and their plain "mean".
-
-    ``tokens``: how many at a time; None: 8192, or 65536 on a GPU, which small pieces would leave idle.
-    Sets hold ids and labels, (N, T). A GPU is waited for once, at the end.
-
-    >>> from ramnet_np.model import RAMNetConfig
-    >>> model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
-    >>> ids = np.arange(12).reshape(3, 4) % 8
-    >>> sorted(evaluate(model, {"a": Batch(ids, ids), "b": Batch(ids, ids)}))
-    ['a', 'b', 'mean']
-    """
-    xp = namespace_of(*model.params.values())
-    tokens = tokens or (8192 if xp is np else 65536)
-    correct, counted = {}, {}
-    for name, (ids, labels) in held_out.items():
-        rows = max(1, tokens // ids.shape[1])
-        correct[name] = counted[name] = 0
-        for i in range(0, len(ids), rows):
-            wanted = labels[i : i + rows].ravel()
-            labelled = np.flatnonzero(wanted >= 0)
-            logits, _ = model.forward(xp.asarray(ids[i : i + rows]), select=xp.asarray(labelled))
-            correct[name] += hits(logits, xp.asarray(wanted[labelled]))
-            counted[name] += len(labelled)
-    accuracy = {name: int(count) / max(1, counted[name]) for name, count in correct.items()}
-    return accuracy | {"mean": sum(accuracy.values()) / len(accuracy)}
+    return CPUTrainer(model, config, state, carried, ranks)

@@ -25,6 +25,7 @@ from ramnet_np.data.corpus import Corpus, Document
 from ramnet_np.data.text import windows
 from ramnet_np.model import RAMNet
 from ramnet_np.train.carried import map_arrays
+from ramnet_np.train.ranks import ONE, Ranks
 
 EDGES = (1_000, 10_000, 100_000)  # bytes of a document before the token: where one range of positions ends
 
@@ -87,12 +88,16 @@ class DocumentsLoss(NamedTuple):
 
 
 def windows_loss(
-    model: RAMNet, batch: Batch, token_bytes: NDArray[np.int64] | None = None, tokens: int | None = None
+    model: RAMNet,
+    batch: Batch,
+    token_bytes: NDArray[np.int64] | None = None,
+    tokens: int | None = None,
+    ranks: Ranks = ONE,
 ) -> TextLoss:
     """The loss on windows that each start with an empty memory.
 
     ``token_bytes``: (V,), bytes of each token; None: one each. ``tokens``: how many at a time; None: 8192, or 65536 on
-    a GPU.
+    a GPU. ``ranks``: those that share the windows; each has the result.
 
     >>> from ramnet_np.model import RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2, ffn="none", init_std=0.0))
@@ -101,10 +106,12 @@ def windows_loss(
     """
     sums = _Sums(token_bytes if token_bytes is not None else np.ones(model.config.vocab, np.int64), ())
     rows = _rows_at_once(model, batch.ids.shape[1], tokens)
-    for i in range(0, len(batch.ids), rows):
-        part = Batch(*(on_host(x[i : i + rows]) for x in batch))
+    own = Batch(*(x[ranks.rank :: ranks.size] for x in batch))
+    for i in range(0, len(own.ids), rows):
+        part = Batch(*(on_host(x[i : i + rows]) for x in own))
         logits, _ = _forward(model, part, None, None)
         sums.add(logits, part, np.zeros(part.ids.shape, np.int64))
+    sums.add_ranks(ranks)
     return sums.total()
 
 
@@ -119,12 +126,14 @@ def documents_loss(
     most_windows: int | None = None,
     tokens: int | None = None,
     advance: Callable[[int], Any] = lambda n: None,
+    ranks: Ranks = ONE,
 ) -> DocumentsLoss:
     """The loss on documents from their first token on, read in windows of ``length`` tokens, several side by side.
 
     ``carry``: whether a window goes on from the memory that the one before left; else every window starts with an empty
     one. ``edges``: bytes at which ranges of positions end. ``most_windows``: of each document, from its start; None for
-    all. ``tokens``: as in :func:`windows_loss`. ``advance``: told how many tokens have been predicted.
+    all. ``tokens``: as in :func:`windows_loss`. ``advance``: told how many tokens have been predicted. ``ranks``:
+    those that share the documents; each has the result.
     With ``carry`` the memory of softmax attention holds the whole document. ValueError for a length below 1.
 
     >>> from ramnet_np.data.corpus import text_corpus
@@ -140,11 +149,12 @@ def documents_loss(
     sums = _Sums(corpus.codec.token_bytes, tuple(edges))
     by_size = sorted((document for document in documents if document.size > 1), key=lambda one: -one.size)
     length = min(length, max((document.size - 1 for document in by_size), default=1))  # a longer window is padding
-    rows = _rows_at_once(model, length, tokens)
-    for i in range(0, len(by_size), rows):
-        for logits, window, before in _side_by_side(model, corpus, by_size[i : i + rows], length, carry, most_windows):
+    rows, own = _rows_at_once(model, length, tokens), by_size[ranks.rank :: ranks.size]
+    for i in range(0, len(own), rows):
+        for logits, window, before in _side_by_side(model, corpus, own[i : i + rows], length, carry, most_windows):
             sums.add(logits, window, before)
             advance(int(np.count_nonzero(window.labels >= 0)))
+    sums.add_ranks(ranks)
     return DocumentsLoss(sums.total(), sums.ranges())
 
 
@@ -203,6 +213,10 @@ class _Sums:
         correct = on_host(logits.argmax(axis=-1) == on_device)
         for column, values in enumerate((np.ones(len(labels)), self._token_bytes[labels], nats, correct)):
             self._sums[:, column] += np.bincount(number, weights=values, minlength=len(self._sums))
+
+    def add_ranks(self, ranks: Ranks) -> None:
+        """Add what the other ranks have."""
+        ranks.all_reduce(self._sums)
 
     def total(self) -> TextLoss:
         return _text_loss(self._sums.sum(axis=0))

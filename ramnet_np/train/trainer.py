@@ -15,8 +15,10 @@ from ramnet_np.data.batches import Batch, StreamBatch
 from ramnet_np.model import RAMNet
 from ramnet_np.train.carried import CarriedState, carried_from
 from ramnet_np.train.config import TrainConfig, learning_rate
+from ramnet_np.train.gradient_sum import GradientSum
 from ramnet_np.train.gradients import Gradients, Part, loss_and_gradients
 from ramnet_np.train.optim import AdamWState, adamw_update, clip_by_global_norm
+from ramnet_np.train.ranks import ONE, Ranks
 
 
 class Report(NamedTuple):
@@ -75,12 +77,21 @@ class CPUTrainer:
     """Steps in plain Python and NumPy, one operation after the other.
 
     It works on CuPy arrays too, through the same functions, and then waits for the GPU in every step.
+    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows.
     """
 
     report_is_free = True
 
-    def __init__(self, model: RAMNet, config: TrainConfig, state: AdamWState, carried: dict[str, Array] | None = None):
+    def __init__(
+        self,
+        model: RAMNet,
+        config: TrainConfig,
+        state: AdamWState,
+        carried: dict[str, Array] | None = None,
+        ranks: Ranks = ONE,
+    ):
         self._model, self._config, self._state = model, config, state
+        self._add_up = GradientSum(ranks, model.params) if ranks.size > 1 else None
         self._saved = carried
         self._carried: CarriedState | None = None
         self._report: Report | None = None
@@ -104,11 +115,15 @@ class CPUTrainer:
         except ValueError as error:
             if "must be finite" not in str(error):  # this is how the operation refuses logits that overflowed
                 raise
-            raise Diverged(step, str(error)) from error
+            if self._add_up:
+                self._add_up.fail()
+            raise Diverged(step, f"{error}{self._where()}") from error
+        if self._add_up:
+            result = self._add_up(result)
         loss, grads = float(result.loss), result.grads
         norm = clip_by_global_norm(grads, config.clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(step, not_finite(loss, norm))
+            raise Diverged(step, not_finite(loss, norm) + self._where())
         rate = learning_rate(config, step)
         optimizer = {"beta1": config.beta1, "beta2": config.beta2, "weight_decay": config.weight_decay}
         self._state = adamw_update(model.params, grads, self._state, rate, **optimizer)
@@ -117,6 +132,9 @@ class CPUTrainer:
     def report(self) -> Report:
         assert self._report is not None  # only called after a step
         return self._report
+
+    def _where(self) -> str:
+        return self._add_up.where() if self._add_up else ""
 
     def _loss_and_gradients(self, batch: Batch | StreamBatch) -> Gradients:
         xp = namespace_of(*self._model.params.values())

@@ -50,6 +50,7 @@ def main() -> None:
         replace(small, norm="layernorm", ffn="none", output_gate=True, output_norm=True, update="gsu"),
         replace(small, mixer="softmax", ffn="none", short_conv=3),
         replace(small, mixer="window", window=7, ffn="none"),
+        replace(small, mixer="window", window=7, ffn="none", width=32),  # heads of 16: the kernels of 16-bit attention
         replace(small, mixer="linear", ffn="none"),
         replace(small, mixer="delta", delta_gate=True, ffn="none"),
     ):

@@ -48,6 +48,7 @@ def test_default_specialisations_compile_into_registers(specialisation):
     # passes over contents and those over rows in device memory give up so that three blocks share a multiprocessor
     in_double = ("ELEMENT", "double") in specialisation.defines
     words = {
+        "layers/flash_attention.cu": 48,
         "memory/content.cu": 96,
         "memory/conflicts.cu": 16,
         "memory/mass_forward.cu": 16,

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ramnet_np.kernels.cuda.layers as fast_layers
-from ramnet_np.kernels.cuda.layers import LAYERS
+from ramnet_np.kernels.cuda.layers import LAYERS, flash_attention
 from ramnet_np.kernels.cuda.optimizer import adamw
 from ramnet_np.kernels.cuda.runtime.module import FOLDER
 
@@ -23,6 +23,7 @@ from ramnet_np import backend
 from ramnet_np.core.accelerated import ACCELERATED
 from ramnet_np.layers.embedding import EmbeddingContext
 from ramnet_np.layers.norm import layernorm_forward, rmsnorm_forward
+from ramnet_np.layers.softmax_attention import softmax_attention_backward, softmax_attention_forward
 
 
 class DeviceArray(np.ndarray):
@@ -62,7 +63,7 @@ def device(values):
 def declared(source, kernel):
     """The types of a kernel's parameters."""
     text = re.sub("//.*", "", (FOLDER / source).read_text())
-    found = re.search(rf"__global__ void (?:__launch_bounds__\(\w+\) )?{kernel}\(([^)]*)\)", text)
+    found = re.search(rf"__global__ void (?:__launch_bounds__\([\w, ]+\) )?{kernel}\(([^)]*)\)", text)
     return [" ".join(parameter.split()).rpartition(" ")[0] for parameter in found[1].split(",")]
 
 
@@ -96,7 +97,11 @@ def launched(monkeypatch):
         asarray=device,
         ascontiguousarray=lambda a: a if a.flags.c_contiguous else a.copy(),
         concatenate=lambda arrays, axis: device(np.concatenate(arrays, axis)),
-        cuda=SimpleNamespace(get_current_stream=lambda: None, runtime=SimpleNamespace(getDevice=lambda: 0)),
+        cuda=SimpleNamespace(
+            Device=lambda: SimpleNamespace(compute_capability="80"),
+            get_current_stream=lambda: None,
+            runtime=SimpleNamespace(getDevice=lambda: 0),
+        ),
         ndarray=DeviceArray,
     )
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -182,6 +187,52 @@ def test_functions_without_a_context(launched, name):
     plain = ACCELERATED[name](*(a.copy() if isinstance(a, np.ndarray) else a for a in arguments))
     require_same_form(LAYERS[name](*on_device(arguments)), plain)
     assert launched == kernels
+
+
+FLASH = ["flash_forward", "flash_row_sums", "flash_keys_backward", "flash_queries_backward"]
+
+
+@pytest.mark.parametrize(("d_k", "d_v"), [(64, 64), (8, 128), (72, 24)])
+def test_attention_of_16_bits(launched, d_k, d_v):
+    q, k, v = (device(normal(2, 5, 3, d).astype(np.float16)) for d in (d_k, d_k, d_v))
+    y, ctx = softmax_attention_forward(q, k, v, 4, past=(k[:, :2], v[:, :2]))
+    assert (y.shape, y.dtype) == (v.shape, v.dtype)
+    assert (ctx.k.shape[1], ctx.v.shape[1], ctx.log_sums.shape) == (7, 7, (2, 3, 5))
+    grads = softmax_attention_backward(y, ctx)
+    assert [(g.shape, g.dtype) for g in grads] == [(x.shape, x.dtype) for x in (q, k, v)]
+    assert launched == FLASH
+    with pytest.raises(ValueError, match="dy must be float16 of shape"):
+        softmax_attention_backward(y[:, 1:], ctx)
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        softmax_attention_forward(q, k, v, 0)
+
+
+def test_other_attention_goes_the_way_of_the_mathematics(launched, monkeypatch):
+    served = normal(2, 5, 3, 64).astype(np.float16)
+    others = [served.astype(np.float32), served[..., :12], np.repeat(served, 3, axis=-1)]
+    forward = LAYERS["softmax_attention_forward"]
+    assert [forward(*[device(x)] * 3) for x in others] == [NotImplemented] * 3
+    assert forward(device(served), device(served), device(others[2])) is NotImplemented
+    old = SimpleNamespace(Device=lambda: SimpleNamespace(compute_capability="75"))
+    monkeypatch.setattr(sys.modules["cupy"], "cuda", old)
+    assert forward(*[device(served)] * 3) is NotImplemented
+    y, ctx = ACCELERATED["softmax_attention_forward"](*[others[0]] * 3)
+    assert LAYERS["softmax_attention_backward"](y, ctx) is NotImplemented
+    assert launched == []
+
+
+def test_blocks_and_shared_memory_of_attention():
+    """Every query and key has one block, and two stages fit what a block of compute capability 8.0 can have."""
+    for d_k, d_v, rows, bytes_of_stages in ((64, 64, 128, 32768), (8, 65, 64, 49152), (128, 128, 64, 65536)):
+        defines = dict(flash_attention.flash_specialisation("bfloat16", d_k, d_v).defines)
+        assert defines["QUERIES"] == defines["KEYS"] == rows
+        assert all(padded in (64, 128) and padded >= d for padded, d in ((defines["D_K"], d_k), (defines["D_V"], d_v)))
+        assert flash_attention.shared_bytes("flash_forward", d_k, d_v) == bytes_of_stages
+        assert flash_attention.shared_bytes("flash_keys_backward", d_k, d_v) == bytes_of_stages + 1024
+        for tokens in (1, 64, 65, 128, 129):
+            q, v = empty((2, tokens, 3, d_k), np.float16), empty((2, tokens, 3, d_v), np.float16)
+            ctx = flash_attention.FlashAttentionContext(q, q, v, v, v, None)
+            assert flash_attention.blocks_of(ctx) == 6 * len(range(0, tokens, rows))
 
 
 def test_a_product_over_many_tokens(launched):

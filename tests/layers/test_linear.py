@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ramnet_np.gradcheck import gradcheck
-from ramnet_np.layers.linear import linear_backward, linear_forward
+from ramnet_np.layers.linear import add_in_place, linear_backward, linear_forward
 
 
 def draw(shape=(2, 3), width=4, outputs=5, dtype=np.float64, seed=0):
@@ -67,3 +67,13 @@ def test_linear_refuses():
     _, ctx = linear_forward(**inputs)
     with pytest.raises(ValueError, match=r"dy must be float64 of shape \(2, 3, 5\), got float64 of shape \(2, 3, 1\)"):
         linear_backward(np.ones((2, 3, 1)), ctx)
+
+
+def test_additions_in_place_refuse_what_does_not_fit():
+    y = np.ones((2, 3))
+    for x in (np.ones(2), np.ones((2, 3), np.float32), np.ones((1, 3))):
+        with pytest.raises(ValueError, match=r"x must be float64 of shape \(2, 3\) or \(3,\), got"):
+            add_in_place(y, x)
+    with pytest.raises(TypeError, match="x must be an array, got list"):
+        add_in_place(y, [1.0, 2.0, 3.0])
+    assert (y == 1).all()

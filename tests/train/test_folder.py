@@ -251,7 +251,7 @@ def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, monkeypatch):
 
 def test_the_best_checkpoint_is_that_of_the_best_measurement(tmp_path, monkeypatch):
     accuracies = iter([0.2, 0.9, 0.3, 0.4, 0.5, 0.6])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"mean": next(accuracies)})
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"mean": next(accuracies)})
     config = replace(CONFIG, evaluate_every=2, checkpoint_every=2)
     run(tmp_path, config=config, model=RAMNet(MODEL, seed=0))
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000004", "step-00000010", "step-00000012"]

@@ -315,7 +315,17 @@ def flat(model):
     return np.concatenate([p.ravel() for p in model.to("cpu").params.values()])
 
 
-def run_part(out, device, graph):
+def test_a_run_in_bfloat16_resumes_to_the_same_bits(cp, tmp_path):
+    settings = replace(SMALL, device="gpu", train=replace(SMALL.train, dtype="bfloat16"))
+    whole = run_mqar(replace(settings, out=tmp_path / "whole"), progress=False)
+    assert run_part(tmp_path / "part", "gpu", "auto", settings).step == 4
+    resumed = run_mqar(replace(settings, out=tmp_path / "part", resume=True), progress=False)
+    assert (resumed.step, resumed.status) == (6, "finished")
+    assert flat(resumed.model).tobytes() == flat(whole.model).tobytes()
+    assert flat(resumed.model).dtype == np.float32
+
+
+def run_part(out, device, graph, settings=SMALL):
     """The first four of six steps, ended by Ctrl-C."""
     import signal
 
@@ -329,7 +339,7 @@ def run_part(out, device, graph):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "ShuffledSets", Interrupted)
-        return run_mqar(replace(SMALL, out=out, device=device, graph=graph), progress=False)
+        return run_mqar(replace(settings, out=out, device=device, graph=graph), progress=False)
 
 
 @pytest.mark.parametrize("name", ["swiglu", *MIXERS])

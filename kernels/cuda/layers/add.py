@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from ramnet_np.contract import Array
+from ramnet_np.layers.linear import require_addable
 
 from ..runtime.arrays import contiguous_aligned
 from ..runtime.module import Specialisation, get_kernel, type_name
@@ -22,8 +23,9 @@ def add_specialisation(element: str) -> Specialisation:
 
 def add_in_place(y: Array, x: Array) -> Array:
     """y (..., E) with x, of that shape or (E,), added to it."""
-    if contiguous_aligned(y) is not y or x.dtype != y.dtype or x.shape not in (y.shape, y.shape[-1:]):
-        y += x  # refuses what does not fit
+    require_addable(y, x)
+    if contiguous_aligned(y) is not y:
+        y += x
         return y
     if y.size:
         x = contiguous_aligned(x)

@@ -1,0 +1,212 @@
+"""The function of the authors' package ``ramnet-ops``, computed by this library; and one call for models of ``ramnet``.
+
+    from ramnet_np.bridges.ramnet_ops import random_access_memory_attention, use_in
+    use_in(model)       # a RAMNetForCausalLM of the package ramnet
+
+Neither package is needed to import this. Arguments, defaults and results are those of ramnet-ops 0.1.0rc2, but for
+these: a masked token's output is 0; logits must be finite; what is wrong ends in a sentence of ours; ``top_k=None``
+(all slots) is served everywhere; on the CPU 16-bit types are computed in float32.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ramnet_np.bridges.torch import ram_attention, ram_attention_step
+from ramnet_np.contract import RAMState
+
+_FUNCTION = "random_access_memory_attention"
+
+
+def random_access_memory_attention(
+    w_addr: torch.Tensor,
+    r_addr: torch.Tensor,
+    values: torch.Tensor,
+    gamma: torch.Tensor | float = 2.197,
+    init_ram: tuple[torch.Tensor | None, torch.Tensor | float | None] | None = None,
+    mask: torch.Tensor | None = None,
+    embed_num: int = 0,
+    position_ids: torch.Tensor | None = None,
+    top_k: tuple[int, int] | list[int] | int | None = 8,
+    top_k_re_norm: bool | tuple[bool, bool] | list[bool] = False,
+    mass_aware: bool = False,
+    eps: float = 1e-12,
+    t_dim: int = 1,
+    inplace: bool = False,
+    impl_backend: str | None = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """:func:`ramnet_np.bridges.torch.ram_attention` with ``update="gsu"``. Returns (y, (slot, mass)).
+
+    ``w_addr``, ``r_addr``: (..., T, ..., H, U, P); ``values``: (..., T, ..., H, C); ``gamma``: a number or
+        (..., T, ..., H), where time is axis ``t_dim``. They broadcast against one another.
+    ``init_ram``: (slot, mass), slot (..., H, M, C) or None for 0, mass (..., H, M), a number, or None for 1/M.
+    ``mask``, ``position_ids``: (..., T, ...); ``embed_num``: how many heads use CAPE.
+    ``inplace``: update slot and mass of ``init_ram`` and return them; no gradients then.
+    ``impl_backend``: taken and not looked at; the kind of tensors decides.
+    Raises ValueError or TypeError in one sentence.
+
+    >>> logits = torch.zeros(2, 6, 2, 5, 4)
+    >>> y, (slot, mass) = random_access_memory_attention(logits, logits, torch.ones(2, 6, 2, 3))
+    >>> y.shape, slot.shape, mass.shape
+    (torch.Size([2, 6, 2, 3]), torch.Size([2, 2, 1024, 3]), torch.Size([2, 2, 1024]))
+    """
+    slot, mass = (None, None) if init_ram is None else init_ram
+    call = _rows(w_addr, r_addr, values, gamma, slot, mass, mask, position_ids, t_dim)
+    order, radix = call.write.shape[-2:]
+    M = radix**order
+    state = _state(call, slot, mass, M)
+    positions = call.positions
+    if positions is None and embed_num and state is not None:
+        positions = torch.arange(call.values.shape[1], device=values.device)
+    options: dict[str, Any] = {
+        "update": "gsu", "top_k": M if top_k is None else top_k, "renorm": top_k_re_norm, "cape_heads": embed_num,
+        "positions": positions, "mask": call.mask, "mass_aware": mass_aware, "eps": eps,
+    }  # fmt: skip
+    arrays = call.write, call.read, call.values, call.gamma
+    if inplace:
+        _check_in_place(slot, mass, state, (*arrays, slot, mass))
+        assert state is not None
+        with torch.no_grad():
+            y = _update(arrays, state, options)
+        final = RAMState(*(part for part in (slot, mass) if isinstance(part, torch.Tensor)))
+    else:
+        y, state = ram_attention(*arrays, state=state, **options)
+        assert state is not None
+        final = RAMState(*(part.reshape(*call.batch, *part.shape[1:]) for part in state))
+    y = y.to(values.dtype).reshape(*call.batch, *y.shape[1:]).movedim(-3, t_dim)
+    return y, tuple(final)
+
+
+def use_in(model: torch.nn.Module, operation: Callable[..., Any] = random_access_memory_attention) -> torch.nn.Module:
+    """Make a model of the package ``ramnet`` compute its memory with ``operation``; returns the model.
+
+    The layers look the operation up in their module, so this holds for every model of that module in this process.
+    ``operation``: ``ramnet_ops.random_access_memory_attention`` goes back to the authors'.
+    ValueError if the model has no such layer.
+
+    >>> use_in(torch.nn.Linear(2, 2))
+    Traceback (most recent call last):
+        ...
+    ValueError: model must hold layers RAMNetAttention of the package ramnet, got Linear without one
+    """
+    types = {base for layer in model.modules() for base in type(layer).__mro__ if base.__name__ == "RAMNetAttention"}
+    modules = [sys.modules[layer.__module__] for layer in types]
+    if not modules or not all(hasattr(module, _FUNCTION) for module in modules):
+        raise ValueError(
+            f"model must hold layers RAMNetAttention of the package ramnet, got {type(model).__name__} without one"
+        )
+    for module in modules:
+        setattr(module, _FUNCTION, operation)
+    return model
+
+
+class _Rows(NamedTuple):
+    """The tensors of a call as the operation takes them, all leading axes in one, and these axes."""
+
+    write: torch.Tensor
+    read: torch.Tensor
+    values: torch.Tensor
+    gamma: torch.Tensor | float
+    mask: torch.Tensor | None
+    positions: torch.Tensor | None
+    batch: tuple[int, ...]
+
+
+def _rows(
+    w_addr: Any, r_addr: Any, values: Any, gamma: Any, slot: Any, mass: Any, mask: Any, position_ids: Any, t_dim: int
+) -> _Rows:
+    """Time just before the heads, and everything broadcast: no copies where shapes fit and ``t_dim`` is there."""
+    given = {
+        "w_addr": (w_addr, 4), "r_addr": (r_addr, 4), "values": (values, 3), "gamma": (gamma, 2), "mask": (mask, 1),
+        "position_ids": (position_ids, 1),
+    }  # fmt: skip
+    moved: dict[str, Any] = {}
+    for name, (tensor, axes) in given.items():
+        if not isinstance(tensor, torch.Tensor):
+            if name in ("w_addr", "r_addr", "values"):
+                raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+            continue
+        if tensor.ndim < axes or not -tensor.ndim <= t_dim < tensor.ndim or t_dim % tensor.ndim > tensor.ndim - axes:
+            raise ValueError(f"{name} must have time on axis t_dim = {t_dim}, got shape {tuple(tensor.shape)}")
+        moved[name] = tensor.movedim(t_dim, -axes)
+    moved |= {name: x for name, x in {"slot": slot, "mass": mass}.items() if isinstance(x, torch.Tensor)}
+    own = {"w_addr": 4, "r_addr": 4, "values": 3, "gamma": 2, "mask": 1, "position_ids": 1, "slot": 3, "mass": 2}
+    batch = _broadcast([x.shape[: x.ndim - own[name]] for name, x in moved.items()])
+    tokens = _broadcast([_token_shape(name, x, own[name]) for name, x in moved.items()])
+    digits = _broadcast([moved["w_addr"].shape[-2:], moved["r_addr"].shape[-2:]])
+    inner = {"w_addr": digits, "r_addr": digits, "values": values.shape[-1:], "gamma": ()}
+    rows = {name: _row(moved[name], batch, (*tokens, *shape)) for name, shape in inner.items() if name in moved}
+    rows |= {name: _row(moved[name], batch, tokens[:1]) for name in ("mask", "position_ids") if name in moved}
+    if values.device.type == "cpu":
+        rows |= {name: _at_least_float32(rows[name]) for name in inner if name in rows}
+    return _Rows(
+        rows["w_addr"], rows["r_addr"], rows["values"], rows.get("gamma", gamma),
+        rows["mask"].to(values.device, torch.bool) if "mask" in rows else None,
+        rows["position_ids"].to(values.device) if "position_ids" in rows else None, batch,
+    )  # fmt: skip
+
+
+def _token_shape(name: str, tensor: torch.Tensor, axes: int) -> tuple[int, int]:
+    """(T, H), 1 where a tensor has no such axis."""
+    first = tensor.shape[tensor.ndim - axes]
+    if name in ("slot", "mass"):
+        return 1, first
+    return (first, 1) if axes == 1 else (first, tensor.shape[tensor.ndim - axes + 1])
+
+
+def _row(tensor: torch.Tensor, batch: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    return tensor.expand(*batch, *shape).reshape(-1, *shape)
+
+
+def _broadcast(shapes: list[Any]) -> tuple[int, ...]:
+    try:
+        return tuple(torch.broadcast_shapes(*shapes))
+    except RuntimeError:
+        got = ", ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"the tensors of a call must broadcast against one another, got axes {got}") from None
+
+
+def _state(call: _Rows, slot: Any, mass: Any, M: int) -> RAMState | None:
+    """The state to start from, None for the operation's own start: slots of 0, a mass of 1/M."""
+    if slot is None and (mass is None or (not isinstance(mass, torch.Tensor) and mass == 1 / M)):
+        return None
+    _, _, H, C = call.values.shape
+    zeros = _at_least_float32(call.values.new_zeros(1))
+    slot = zeros.expand(1, M, C) if slot is None else slot
+    if not isinstance(mass, torch.Tensor):
+        mass = torch.full_like(zeros, 1 / M if mass is None else mass).expand(1, M)
+    dtype = zeros.dtype
+    return RAMState(_row(slot.to(dtype), call.batch, (H, M, C)), _row(mass.to(dtype), call.batch, (H, M)))
+
+
+def _check_in_place(slot: Any, mass: Any, state: RAMState | None, tensors: Sequence[Any]) -> None:
+    """That a state can be updated where it lies."""
+    if state is None or not isinstance(slot, torch.Tensor) or not isinstance(mass, torch.Tensor):
+        raise TypeError("init_ram must hold two tensors with inplace=True, got None or a number")
+    if any(isinstance(tensor, torch.Tensor) and tensor.requires_grad for tensor in tensors) and torch.is_grad_enabled():
+        raise ValueError("inplace=True has no gradients, got tensors that require one")
+    for name, given, row in (("slot", slot, state.slots), ("mass", mass, state.mass)):
+        if given.data_ptr() != row.data_ptr() or given.numel() != row.numel() or not given.is_contiguous():
+            raise ValueError(
+                f"{name} of init_ram must be contiguous {row.dtype} of the state's whole shape with inplace=True, "
+                f"got {given.dtype} of shape {tuple(given.shape)}"
+            )
+
+
+def _update(arrays: Sequence[Any], state: RAMState, options: dict[str, Any]) -> torch.Tensor:
+    """y of tokens whose writes go into ``state`` in place."""
+    if arrays[2].shape[1] == 1:
+        return ram_attention_step(*arrays, state=state, **options)[0]
+    y, final = ram_attention(*arrays, state=state, **options)
+    assert final is not None
+    for part, new in zip(state, final, strict=True):
+        part.copy_(new)
+    return y
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -1,0 +1,163 @@
+"""Ranks that exchange CuPy arrays over NCCL, a GPU each. Written, and not run yet on a machine with two GPUs.
+
+The calls go to the stream that is current, so the sum of the gradients becomes part of a step's graph. NCCL sums in an
+order that follows from the algorithm: it is fixed to a ring here, without NVLink multicast, so that the same GPUs give
+the same bits. Environment variables that are set already win.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ramnet_np.contract import Array
+from ramnet_np.core.arrays import gpu_namespace
+from ramnet_np.train.ranks import Place, RankError
+
+SETTINGS = {"NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple", "NCCL_NVLS_ENABLE": "0"}
+PORT = 29500  # of rank 0, unless MASTER_PORT says otherwise
+
+
+class _Communicator(Protocol):
+    def all_reduce(self, array: Array) -> None: ...
+
+    def broadcast(self, array: Array) -> None: ...
+
+
+class NCCLRanks:
+    """The GPU ranks that a launcher started; the GPU with the number of the local rank becomes the current one.
+
+    ``environment``: with MASTER_ADDR and MASTER_PORT, where rank 0 can be reached, itself if they are missing;
+    ``timeout``: seconds after which a rank that doesn't answer is an error.
+    ValueError where a host has more ranks than GPUs; RuntimeError where NCCL is missing.
+    """
+
+    def __init__(self, place: Place, environment: Mapping[str, str], timeout: float = 300.0):
+        self._cupy, self._timeout = gpu_namespace(), timeout
+        self.rank, self.size, self.local_rank = place
+        there = self._cupy.cuda.runtime.getDeviceCount()
+        if self.local_rank >= there:
+            raise ValueError(
+                f"a host must have a GPU for each of its ranks, got {there} and local rank {self.local_rank}"
+            )
+        self._cupy.cuda.Device(self.local_rank).use()
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        address = environment.get("MASTER_ADDR", "127.0.0.1"), int(environment.get("MASTER_PORT", PORT))
+        try:
+            self._communicator = _communicator(place, address, timeout)
+        except ImportError as error:
+            raise RuntimeError(f"ranks on GPUs need NCCL: pip install 'nccl4py[cu13]' ({error})") from error
+
+    def all_reduce(self, array: Array) -> None:
+        if isinstance(array, np.ndarray):
+            self._by_gpu(array, self._communicator.all_reduce)
+        else:
+            self._communicator.all_reduce(array)
+
+    def broadcast(self, array: Array) -> None:
+        if isinstance(array, np.ndarray):
+            self._by_gpu(array, self._communicator.broadcast)
+        else:
+            self._communicator.broadcast(array)
+
+    def barrier(self) -> None:
+        self.all_reduce(np.zeros(1))
+
+    def wait(self) -> None:
+        done = self._cupy.cuda.Event(disable_timing=True)
+        done.record()
+        deadline = time.monotonic() + self._timeout
+        while not done.done:
+            time.sleep(1e-4)
+            if time.monotonic() > deadline:
+                raise RankError(f"the other ranks have not answered for {self._timeout:g} s")
+
+    def abort(self, status: int) -> None:
+        os._exit(status)  # mpiexec or srun then ends the others; NCCL itself would wait for them
+
+    def _by_gpu(self, array: np.ndarray, call: Any) -> None:
+        on_gpu = self._cupy.asarray(array)
+        call(on_gpu)
+        self.wait()
+        array[...] = on_gpu.get()
+
+
+def _communicator(place: Place, address: tuple[str, int], timeout: float) -> _Communicator:
+    """By nccl4py, or where that is missing by CuPy."""
+    try:
+        return _ByNCCL4Py(place, address, timeout)
+    except ImportError:
+        return _ByCuPy(place, address, timeout)
+
+
+class _ByNCCL4Py:
+    def __init__(self, place: Place, address: tuple[str, int], timeout: float):
+        from nccl import core
+
+        own = bytes(core.get_unique_id()) if place.rank == 0 else b""
+        shared = core.UniqueId.from_bytes(_from_first(place, own, address, timeout))
+        self._core, self._communicator = core, core.Communicator.init(place.size, place.rank, shared)
+
+    def all_reduce(self, array: Array) -> None:
+        self._communicator.allreduce(array, array, self._core.SUM, stream=_stream())
+
+    def broadcast(self, array: Array) -> None:
+        self._communicator.broadcast(array, array, root=0, stream=_stream())
+
+
+class _ByCuPy:
+    def __init__(self, place: Place, address: tuple[str, int], timeout: float):
+        from cupy.cuda import nccl
+
+        own = repr(nccl.get_unique_id()).encode() if place.rank == 0 else b""
+        numbers = _from_first(place, own, address, timeout).decode().strip("()").split(",")
+        shared = tuple(int(number) for number in numbers if number.strip())
+        self._nccl, self._communicator = nccl, nccl.NcclCommunicator(place.size, shared, place.rank)
+
+    def all_reduce(self, array: Array) -> None:
+        pointer, kind = array.data.ptr, self._type(array)
+        self._communicator.allReduce(pointer, pointer, array.size, kind, self._nccl.NCCL_SUM, _stream().ptr)
+
+    def broadcast(self, array: Array) -> None:
+        self._communicator.bcast(array.data.ptr, array.size, self._type(array), 0, _stream().ptr)
+
+    def _type(self, array: Array) -> int:
+        nccl = self._nccl
+        types = {"f4": nccl.NCCL_FLOAT32, "f8": nccl.NCCL_FLOAT64, "i4": nccl.NCCL_INT32, "i8": nccl.NCCL_INT64}
+        return types[array.dtype.str[1:]]
+
+
+def _stream() -> Any:
+    import cupy
+
+    return cupy.cuda.get_current_stream()
+
+
+def _from_first(place: Place, own: bytes, address: tuple[str, int], timeout: float) -> bytes:
+    """Rank 0's bytes, on every rank. RankError where it cannot be reached in time, or waits in vain for another one."""
+    deadline = time.monotonic() + timeout
+    if place.rank == 0:
+        with socket.create_server(("", address[1])) as server:
+            server.settimeout(timeout)
+            for number in range(1, place.size):
+                try:
+                    connection, _ = server.accept()
+                except TimeoutError as error:
+                    raise RankError(f"{number} of {place.size} ranks came within {timeout:g} s") from error
+                with connection:
+                    connection.sendall(own)
+        return own
+    while True:
+        try:
+            with socket.create_connection(address, timeout=timeout) as connection, connection.makefile("rb") as file:
+                return file.read()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RankError(f"rank 0 has not answered at {address[0]}:{address[1]} for {timeout:g} s") from error
+            time.sleep(0.1)

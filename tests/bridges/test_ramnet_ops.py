@@ -1,0 +1,153 @@
+"""The drop-in for the authors' operation, against their Torch reference and in their model, where these are installed.
+
+pip install torch einops transformers flash-linear-attention && pip install --no-deps --pre ramnet-ops ramnet
+"""
+
+import importlib
+import inspect
+import warnings
+from functools import partial
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+bridge = importlib.import_module("ramnet_np.bridges.ramnet_ops")
+ours = bridge.random_access_memory_attention
+
+B, T, H, U, P, C = 2, 6, 3, 3, 2, 4
+M = P**U
+
+
+def authors(package):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the CUDA part of ramnet-ops cannot load here; the Torch part does not need it
+        return pytest.importorskip(package, reason=f"{package} is not installed", exc_type=ImportError)
+
+
+@pytest.fixture
+def theirs():
+    operation = authors("ramnet_ops").random_access_memory_attention
+    return partial(operation, impl_backend="torch")
+
+
+def draw(dtype=torch.float64, t_dim=1):
+    torch.manual_seed(0)
+    shape = [B, T] if t_dim == 1 else [T, B]
+    tensors = [
+        torch.randn(*shape, H, U, P), torch.randn(*shape, H, U, P), torch.randn(*shape, H, C), torch.randn(*shape, H),
+        torch.randn(B, H, M, C), torch.rand(B, H, M) + 0.1,
+    ]  # fmt: skip
+    return [x.to(dtype) for x in tensors]
+
+
+def both(operations, dtype=torch.float64, given_state=True, t_dim=1, **options):
+    """(y, slot, mass and gradients) of each operation."""
+    results = []
+    for operation in operations:
+        inputs = [x.requires_grad_() for x in draw(dtype, t_dim)]
+        options = options | ({"init_ram": tuple(inputs[4:])} if given_state else {})
+        y, state = operation(*inputs[:4], t_dim=t_dim, **options)
+        (y.sin().sum() + state[0].cos().sum() + state[1].square().sum()).backward()
+        results.append([y, *state, *(x.grad for x in inputs[: 6 if given_state else 4])])
+    return results
+
+
+CASES = {
+    "defaults": {"given_state": False},
+    "state": {},
+    "cape": {"embed_num": 2, "position_ids": torch.arange(3, 3 + T)[None]},
+    "cape from 0": {"embed_num": 2},
+    "pairs": {"top_k": [2, 5], "top_k_re_norm": [True, False]},
+    "dense": {"top_k": None},
+    "mass": {"mass_aware": True, "eps": 1e-3},
+    "time first": {"t_dim": 0},
+    "mass of a number": {"given_state": False, "init_ram": (None, 0.5)},
+    "16 bits": {"dtype": torch.bfloat16},
+}
+
+
+def test_the_signature_is_the_authors():
+    operation = authors("ramnet_ops").random_access_memory_attention
+    wanted = [(p.name, p.default) for p in inspect.signature(operation).parameters.values()]
+    assert [(p.name, p.default) for p in inspect.signature(ours).parameters.values()] == wanted
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_and_gradients_are_the_authors(theirs, name):
+    # their top 8 of 8 slots is no selection: 5 is one
+    results = both((theirs, ours), **{"top_k": 5} | CASES[name])
+    exact = {"rtol": 1e-8, "atol": 1e-10}
+    rounded = {"rtol": 2e-2, "atol": 2e-2}
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, **rounded if name == "16 bits" else exact)
+
+
+def test_a_gamma_of_a_number_and_a_mask(theirs):
+    write, read, values, *_ = draw()
+    mask = torch.ones(B, T, dtype=torch.bool)
+    mask[0, 2] = False
+    (y_, state_), (y, state) = (operation(write, read, values, mask=mask) for operation in (theirs, ours))
+    torch.testing.assert_close(y[mask], y_[mask])
+    assert not y[~mask].any()
+    torch.testing.assert_close(state, state_)
+
+
+@pytest.mark.parametrize("length", [1, T])
+def test_in_place(theirs, length):
+    results = []
+    for operation in (theirs, ours):
+        write, read, values, gamma, slot, mass = draw()
+        inputs = (x[:, :length] for x in (write, read, values, gamma))
+        y, state = operation(*inputs, init_ram=(slot, mass), inplace=True)
+        assert state[0] is slot or state[0].data_ptr() == slot.data_ptr()
+        results.append((y, slot, mass))
+    torch.testing.assert_close(results[1], results[0])
+
+
+ERRORS = [
+    ({"values": 1.0}, TypeError, "values must be a torch.Tensor, got float"),
+    ({"t_dim": 2}, ValueError, "w_addr must have time on axis t_dim = 2"),
+    ({"gamma": torch.zeros(B, T + 1, H).double()}, ValueError, "must broadcast against one another"),
+    ({"top_k": 9}, ValueError, "top_k must be between 1 and the number of slots M = 8, got 9"),
+    ({"inplace": True}, TypeError, "init_ram must hold two tensors with inplace=True"),
+    ({"inplace": True, "init_ram": (torch.zeros(H, M, C), torch.ones(H, M))}, ValueError, "slot of init_ram must be"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "sentence"), ERRORS)
+def test_a_wrong_argument_ends_in_one_sentence(change, error, sentence):
+    call = dict(zip(("w_addr", "r_addr", "values", "gamma"), draw()[:4], strict=True))
+    with pytest.raises(error) as caught:
+        ours(**call | change)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # those packages' own
+def test_the_authors_model_computes_the_same(theirs):
+    ramnet = authors("ramnet")
+    torch.manual_seed(0)
+    config = ramnet.RAMNetConfig(
+        vocab_size=31, hidden_size=16, num_attention_heads=2, num_hidden_layers=2, addr_order=3, addr_radix=3,
+        embed_num=1, addr_top_k=4, hidden_act="SiLU", fuse_norm=False, fuse_cross_entropy=False, dtype="float32",
+    )  # fmt: skip
+    model = ramnet.RAMNetForCausalLM(config).float()
+    ids = torch.randint(3, 31, (2, 9))
+    results = []
+    try:
+        # the layers ask for the CUDA kernels by name
+        reference = lambda *args, impl_backend, **named: theirs(*args, **named)  # noqa: E731
+        for operation in (reference, ours):
+            assert bridge.use_in(model, operation) is model
+            model.train().zero_grad()
+            out = model(ids, labels=ids)
+            out.loss.backward()
+            grads = {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
+            tokens = model.eval().generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+            results.append((out.logits, out.loss, grads, tokens))
+    finally:
+        bridge.use_in(model, authors("ramnet_ops").random_access_memory_attention)
+    (logits_, loss_, grads_, tokens_), (logits, loss, grads, tokens) = results
+    torch.testing.assert_close(logits, logits_, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss, loss_)
+    torch.testing.assert_close(grads, grads_, rtol=1e-3, atol=1e-5)
+    assert tokens.tolist() == tokens_.tolist()

@@ -1,0 +1,55 @@
+"""A command whose ranks fail in one way or another: ``python -m tests.runs.launch_case HOW SIZE``."""
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+
+from ramnet_np.runs.launch import run_on_ranks
+from ramnet_np.train.ranks import Ranks
+
+
+def call(ranks: Ranks) -> None:
+    how, is_last = sys.argv[1], ranks.rank == ranks.size - 1
+    ranks.barrier()
+    if how == "alike":
+        raise ValueError("no such preset")
+    if how == "raises" and is_last:
+        raise OSError("the disk is full")
+    if how == "dies" and is_last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "hangs" and is_last:
+        time.sleep(60)
+    if how == "diverges":
+        diverge(ranks, is_last)
+    ranks.barrier()
+    if ranks.rank == 0:
+        print(f"{ranks.size} ranks have ended", flush=True)
+    if how == "interrupted":
+        raise SystemExit(143)
+
+
+def diverge(ranks: Ranks, is_last: bool) -> None:
+    from ramnet_np.data.batches import Batch
+    from ramnet_np.model import RAMNet, RAMNetConfig
+    from ramnet_np.train.config import TrainConfig
+    from ramnet_np.train.optim import adamw_init
+    from ramnet_np.train.trainer import CPUTrainer
+
+    model = RAMNet(RAMNetConfig(vocab=8, width=8, layers=1, order=2, ffn="none"))
+    ids = np.zeros((2, 4), np.int64)
+    before = {name: param.copy() for name, param in model.params.items()}
+    if is_last:
+        next(iter(model.params.values()))[...] = np.nan
+    trainer = CPUTrainer(model, TrainConfig(), adamw_init(model.params), ranks=ranks)
+    try:
+        trainer.step(Batch(ids, ids))
+    finally:
+        assert is_last or all((model.params[name] == param).all() for name, param in before.items())
+
+
+if __name__ == "__main__":
+    command = [sys.executable, "-m", "tests.runs.launch_case", *sys.argv[1:]]
+    run_on_ranks(int(sys.argv[2]), "cpu", 2.0 if sys.argv[1] == "hangs" else 60.0, command, call)

@@ -1,0 +1,125 @@
+"""Ranks that are started on this host: one that fails ends all, in one sentence that names it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ramnet_np.cli import main
+from ramnet_np.data.mqar import MQARSettings
+from ramnet_np.model import RAMNetConfig
+from ramnet_np.runs.mqar import MQARRun
+from ramnet_np.train.checkpoint import latest_checkpoint, load_checkpoint
+from ramnet_np.train.config import TrainConfig
+
+pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install 'ramnet-np[ranks]'")
+ROOT = Path(__file__).parents[2]
+needs_mpi = pytest.mark.skipif(
+    not Path(sys.executable).with_name("mpiexec").exists(), reason="there is no mpiexec beside this Python"
+)
+TINY = (
+    *("--backend", "numpy", "--model.vocab", "32", "--model.width", "8", "--model.order", "2", "--model.radix", "3"),
+    *("--model.ffn", "none", "--model.top-k", "4", "--data.vocab", "32", "--data.train", "2", "12", "64"),
+    *("--data.test", "2", "12", "16", "--train.batch", "8", "--train.warmup", "2", "--train.steps", "1000000"),
+)
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("how", "size", "status", "says"),
+    [
+        ("well", 4, 0, ""),
+        ("interrupted", 2, 143, ""),
+        ("alike", 2, 2, "ramnet-np: no such preset"),
+        ("raises", 4, 2, "ramnet-np: rank 3: the disk is full"),
+        ("dies", 4, 2, "ramnet-np: rank 3: its process [0-9]+ was killed or has crashed; the last checkpoint is whole"),
+        ("hangs", 4, 2, "ramnet-np: rank [012]: rank 3 has not answered for 2 s"),
+        ("diverges", 2, 2, "ramnet-np: rank [01]: (the loss became nan, .*|write_logits must be finite, .*) on rank 1"),
+    ],
+)
+def test_how_ranks_end(how, size, status, says):
+    command = [sys.executable, "-m", "tests.runs.launch_case", how, str(size)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "" if status == 2 else f"{size} ranks have ended\n"), done.stderr
+    assert re.fullmatch(says, done.stderr.strip()), done.stderr
+
+
+def rank_processes(out: Path) -> dict[int, int]:
+    """Process ids of the ranks that write to ``out``, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+            if str(out) in (folder / "cmdline").read_text() and "PMI_RANK" in variables:
+                found[int(variables["PMI_RANK"])] = int(folder.name)
+        except (OSError, UnicodeDecodeError):
+            continue
+    return found
+
+
+@needs_mpi
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find the ranks")
+@pytest.mark.parametrize("fault", ["Ctrl-C", "killed"])
+def test_the_last_checkpoint_is_whole_whatever_ends_the_run(tmp_path, fault):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ramnet_np.cli", "train", "mqar", *TINY, "--train.checkpoint-every", "5"]
+    command += ["--ranks", "2", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while latest_checkpoint(out / "checkpoints") is None:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        ranks = rank_processes(out)
+        assert sorted(ranks) == [0, 1]
+        if fault == "killed":
+            os.kill(ranks[1], signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == (2 if fault == "killed" else 130), errors
+    if fault == "killed":
+        assert f"ramnet-np: rank 1: its process {ranks[1]} was killed or has crashed" in errors
+    else:
+        assert errors.count("ending this step, then saving") == 1
+        assert said.count("interrupted after step") == 1
+    assert not rank_processes(out)
+    checkpoint = load_checkpoint(latest_checkpoint(out / "checkpoints"))
+    assert all(np.isfinite(p).all() for p in checkpoint.model.params.values())
+
+
+def test_wrong_numbers_of_ranks_are_one_sentence(capsys):
+    assert main(["train", "mqar", *TINY, "--ranks", "3"]) == 2
+    assert "train.batch must be a multiple of the 3 ranks times train.accumulate (1), got 8" in capsys.readouterr().err
+    assert main(["train", "mqar", *TINY, "--ranks", "0"]) == 2
+    assert "ranks must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_gpus_mean_the_device():
+    model, data = RAMNetConfig(vocab=32, width=8), MQARSettings(vocab=32, train=((2, 12, 32),), test=((2, 12, 8),))
+    config = TrainConfig(steps=1, batch=8, warmup=0)
+    assert MQARRun(model=model, data=data, train=config, gpus=2).device == "gpu"
+    with pytest.raises(ValueError, match=r"ranks must not be set beside gpus \(2\), got 2"):
+        MQARRun(model=model, data=data, train=config, gpus=2, ranks=2)
+    with pytest.raises(ValueError, match="ranks is for device 'cpu', got device 'gpu'"):
+        MQARRun(model=model, data=data, train=config, device="gpu", ranks=2)
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    from types import SimpleNamespace
+
+    from ramnet_np.runs import launch
+
+    runtime = SimpleNamespace(getDeviceCount=lambda: 1)
+    monkeypatch.setattr(launch, "gpu_namespace", lambda: SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    with pytest.raises(ValueError, match="gpus must be at most the 1 of this host, got 4"):
+        launch.run_on_ranks(4, "gpu", 1.0, [], lambda ranks: None)
