@@ -3,7 +3,6 @@
     python -m ramnet_np.kernels.bench.generation                                  # a text model of 10M parameters
     python -m ramnet_np.kernels.bench.generation --mixer softmax --context 100 1000 10000
     python -m ramnet_np.kernels.bench.generation --preset paper-340m --device gpu --dtype bfloat16 --batch 1 16
-    python -m ramnet_np.kernels.bench.generation --draw times.jsonl --out time.png
 
 A context is a prompt of at most PROMPT tokens; behind it the position is set to the length asked for, and keys and
 values, where a mixer has them, are repeated up to it. The floor reads every weight once at the bandwidth of a copy.
@@ -11,12 +10,10 @@ values, where a mixer has them, are repeated up to it. The floor reads every wei
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +31,6 @@ from ramnet_np.model.network import Device
 from ramnet_np.model.sampling import Sampling, next_token
 from ramnet_np.model.states import each_array
 from ramnet_np.model.uniform import row_seeds, uniform
-from ramnet_np.plot import curves
-from ramnet_np.plot.style import theme
-from ramnet_np.runs.pictures import save_picture
 
 from . import gpu_timing
 from .cpu import append_jsonl, copy_bandwidth, describe_machine
@@ -70,15 +64,11 @@ class Options:
     dtype: str = "float32"
     """What it computes in."""
     out: Path | None = None
-    """Append the results to this file, one JSON object a line; of --draw, the picture."""
-    draw: tuple[Path, ...] = ()
-    """Draw what these files hold against the context instead of measuring."""
+    """Append the results to this file, one JSON object a line."""
 
 
 def main(options: Options) -> None:
     """Print a line and the parts for each batch and context."""
-    if options.draw:
-        return draw(options.draw, options.out or Path("generation.png"))
     config = TEXT_10M if options.preset is None else preset(options.preset)
     config = replace(config, mixer=options.mixer, layers=options.layers or config.layers)
     model = RAMNet(config).to(options.device, options.dtype)
@@ -91,7 +81,6 @@ def main(options: Options) -> None:
             print_record(record)
             if options.out is not None:
                 append_jsonl(options.out, [record | {"bandwidth": bandwidth, **_told(options), **machine}])
-    return None
 
 
 def measure(model: RAMNet, batch: int, context: int, options: Options) -> dict[str, Any]:
@@ -123,24 +112,6 @@ def print_record(record: dict[str, Any]) -> None:
     )
     for name, ms in record["parts_ms"].items():
         print(f"  {name:<24} {ms:8.2f} ms")
-
-
-def draw(files: tuple[Path, ...], out: Path) -> None:
-    """The time of a token against the context, a line for each mixer: for a light page, as OUT-dark for a dark one."""
-    records = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    x: dict[str, list[float]] = {}
-    y: dict[str, list[float]] = {}
-    for record in sorted(records, key=lambda record: record["context"]):
-        name = MIXERS[record["mixer"]].variants[0].label
-        x.setdefault(name, []).append(record["context"])
-        y.setdefault(name, []).append(record["ms"])
-    figure = partial(
-        curves, x, y, xlabel="tokens of context", ylabel="ms a token", xscale="log", yscale="log",
-        title=f"{records[0]['parameters'] / 1e6:.1f}M parameters, batch {records[0]['batch']}, {records[0]['device']}",
-    )  # fmt: skip
-    save_picture(figure, out)
-    with theme("dark"):
-        save_picture(figure, out.with_stem(f"{out.stem}-dark"))
 
 
 def _at(model: RAMNet, batch: int, context: int) -> Generation:
@@ -196,7 +167,7 @@ def _machine(device: Device) -> tuple[dict[str, Any], float]:
 
 def _told(options: Options) -> dict[str, Any]:
     """The options that a record repeats."""
-    left_out = ("batch", "context", "out", "draw")
+    left_out = ("batch", "context", "out")
     return {name: value for name, value in asdict(options).items() if name not in left_out}
 
 

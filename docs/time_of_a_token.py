@@ -1,0 +1,40 @@
+"""Draw what a token costs against the context, from the records of ramnet_np.kernels.bench.generation:
+
+    python docs/time_of_a_token.py docs/results/generation-cpu.jsonl docs/guide/sampling-context.png
+
+Writes the picture for a light page and, as NAME-dark, one for a dark page.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+from ramnet_np.model.mixers import MIXERS
+from ramnet_np.plot import curves
+from ramnet_np.plot.style import theme
+from ramnet_np.runs.pictures import save_picture
+
+
+def main(records: Path, out: Path) -> None:
+    """A line for each mixer."""
+    rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    x: dict[str, list[float]] = {}
+    y: dict[str, list[float]] = {}
+    for row in sorted(rows, key=lambda row: row["context"]):
+        name = f"{MIXERS[row['mixer']].variants[0].label}, {row['parameters'] / 1e6:.1f}M parameters"
+        x.setdefault(name, []).append(row["context"])
+        y.setdefault(name, []).append(row["ms"])
+    figure = partial(
+        curves, x, y, xlabel="tokens of context", ylabel="ms a token", xscale="log", yscale="log",
+        title=f"one text, {rows[0]['device']}, {rows[0]['threads']} threads, {rows[0]['dtype']}",
+    )  # fmt: skip
+    save_picture(figure, out)
+    with theme("dark"):
+        save_picture(figure, out.with_stem(f"{out.stem}-dark"))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
