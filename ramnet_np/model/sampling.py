@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import at_least_float32, namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.model.checks import LARGEST, SMALLEST, check_integer, check_number
 
@@ -97,7 +97,7 @@ def next_token(logits: Array, sampling: Sampling, u: Array = None, seen: Array |
         r = sampling.repetition_penalty
         logits = xp.where(seen, xp.where(logits > 0, logits / r, logits * r), logits)
     if sampling.greedy:
-        return logits.argmax(axis=-1).astype(np.int64)
+        return at_least_float32(logits).argmax(axis=-1).astype(np.int64)
     # 2. temperature: from the largest down and in float64; a tiny one then makes infinities of the others alone
     weight = logits.astype(np.float64)
     weight -= weight.max(axis=-1, keepdims=True)
