@@ -38,7 +38,8 @@ import ramnet_np.core, ramnet_np.layers, ramnet_np.model
 
 for package in (ramnet_np.core, ramnet_np.layers, ramnet_np.model):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if module.name not in ("ramnet_np.model.checkpoint", "ramnet_np.model.files"):  # these need safetensors
+        # these need safetensors
+        if module.name.removeprefix("ramnet_np.model.") not in ("checkpoint", "files", "state_file"):
             importlib.import_module(module.name)
 assert ramnet_np.backends()["numba"] == "needs numba, not installed (pip install numba)", ramnet_np.backends()
 config = ramnet_np.model.RAMNetConfig(vocab=8, width=4, layers=1, order=2, radix=2, top_k=2, ffn="gelu")
