@@ -1,6 +1,6 @@
 """Draw what a token costs against the context, from the records of ramnet_np.kernels.bench.generation:
 
-    python docs/time_of_a_token.py docs/results/generation/cpu.jsonl docs/guide/sampling-context.png
+    python docs/time_of_a_token.py docs/results/generation/cpu.jsonl docs/images/sampling-context.png
 
 Writes the picture for a light page and, as NAME-dark, one for a dark page.
 """
