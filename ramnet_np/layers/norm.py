@@ -78,6 +78,7 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float = 1e-6) -> tuple[Array, 
     >>> y.round(3).tolist()
     [[0.849, 1.131]]
     """
+    namespace_of(x)  # refuses arrays that are neither NumPy's nor CuPy's
     _require_norm(x, weight)
     _require_eps(eps)
     rows = x.reshape(-1, x.shape[-1])
