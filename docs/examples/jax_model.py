@@ -39,7 +39,7 @@ def predict(params, ids):
 
 
 def loss_of(params, ids):
-    """Of the tokens after the first round, and how many of them are right."""
+    """The loss of the tokens after the first round, and the share of them that are right."""
     scores = jax.nn.log_softmax(predict(params, ids[:, :-1])[:, VOCAB:])
     target = ids[:, VOCAB + 1 :]
     loss = -jnp.take_along_axis(scores, target[..., None], axis=-1).mean()

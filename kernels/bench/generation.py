@@ -56,9 +56,9 @@ class Options:
     tokens: int = 200
     """Tokens that are timed, for each sequence."""
     temperature: float = 0.8
-    """Of the draws."""
+    """What the logits are divided by before a token is drawn; 0 takes the likeliest."""
     top_p: float = 0.9
-    """Of the draws."""
+    """Draw among the fewest likeliest tokens that have this share of the probability together."""
     device: Device = "cpu"
     """Where the model runs."""
     dtype: str = "float32"

@@ -118,7 +118,7 @@ def new_trainer(dtype: Precision, graphs: Graphs, options: Options) -> GPUTraine
 
 
 def measure(dtype: Precision, options: Options) -> dict[str, Any]:
-    """Of our own step: milliseconds (median of the repeats), tokens a second, GiB, the loss after all steps."""
+    """How our own step does: median milliseconds, tokens per second, GiB, and the loss after all steps."""
     import cupy
 
     data, times = batches(options), []
@@ -146,7 +146,7 @@ def measure(dtype: Precision, options: Options) -> dict[str, Any]:
 
 
 def measure_peers(options: Options, machine: dict[str, Any]) -> None:
-    """The lines of ``language_peers.py``, each in a process of its own; what is not installed is said and left out."""
+    """Time every peer of ``language_peers.py`` in its own process. A peer that is not installed gets one line that says so."""
     for peer in ("transformer-eager", "transformer-compiled", "authors"):
         command = [sys.executable, "-m", "ramnet_np.kernels.bench.language_peers", peer]
         done = subprocess.run(

@@ -235,7 +235,7 @@ def _resumed(
 
 
 def _own_rows(carried: dict[str, Any] | None, ranks: Ranks) -> dict[str, Any] | None:
-    """Of the memories that a checkpoint has, one row for each of the batch, those of this rank's rows."""
+    """This rank's part of the memories in a checkpoint, which have one row for each row of the batch."""
     if carried is None:
         return None
     return {name: Share(ranks.rank, ranks.size).of(array) for name, array in carried.items()}

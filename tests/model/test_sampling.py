@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare
 
 from ramnet_np.model.sampling import Sampling, next_token
 from ramnet_np.model.uniform import row_seeds, uniform
@@ -29,7 +28,7 @@ SETTINGS = {
 
 
 def probabilities(logits, seen, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, repetition_penalty=1.0):
-    """Of every token, as the module's text defines it: one row, Python's numbers, one step after the other."""
+    """Every token's probability as the module defines it, for one row, with Python's numbers, step by step."""
     penalised = [
         (x / repetition_penalty if x > 0 else x * repetition_penalty) if was_there else x
         for x, was_there in zip(map(float, logits), seen, strict=True)
@@ -60,6 +59,7 @@ def test_a_token_is_the_one_that_the_definition_names(settings):
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_draws_have_the_distribution_of_the_definition(settings):
+    stats = pytest.importorskip("scipy.stats")  # a model runs without SciPy
     n, row = 20_000, 4
     expected = probabilities(LOGITS[row], SEEN[row], **settings)
     u = uniform(row_seeds(11, n, LOGITS), np.full(n, 7))
@@ -71,7 +71,7 @@ def test_draws_have_the_distribution_of_the_definition(settings):
         counted = [*drawn[often], drawn[~often].sum()]
         wanted = [*(expected[often] * n), expected[~often].sum() * n]
         counted, wanted = np.array(counted), np.array(wanted)
-        assert chisquare(counted[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
+        assert stats.chisquare(counted[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
 
 
 def test_greedy_takes_the_likeliest_after_the_penalty():
@@ -81,11 +81,12 @@ def test_greedy_takes_the_likeliest_after_the_penalty():
 
 
 def test_numbers_are_uniform_by_seed_and_by_position():
-    by_seed, by_position = uniform(row_seeds(0, 5000, LOGITS), np.full(5000, 3)), None
+    stats = pytest.importorskip("scipy.stats")
+    by_seed = uniform(row_seeds(0, 5000, LOGITS), np.full(5000, 3))
     by_position = uniform(np.full(5000, 9, np.uint64), np.arange(5000))
     for numbers in (by_seed, by_position):
         assert ((numbers >= 0) & (numbers < 1)).all()
-        assert chisquare(np.histogram(numbers, bins=50, range=(0, 1))[0]).pvalue > 1e-3
+        assert stats.chisquare(np.histogram(numbers, bins=50, range=(0, 1))[0]).pvalue > 1e-3
         assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 4 / np.sqrt(5000)
 
 

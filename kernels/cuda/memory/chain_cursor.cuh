@@ -24,8 +24,9 @@ template <int ROUNDS> DEVICE void copy_headers(const Lane& lane, const Chain* ch
 // first entry on, -1 from the last one back.
 //
 // Waiting for one load is waiting for all that were issued before, because they share a scoreboard counter. So the entries
-// of the next chunk come with its other inputs, into registers of their own. Entries further on are asked for four entries
-// before they are needed: a model's tokens share slots more than random ones do, so its chains are long.
+// of the next chunk come with its other inputs, into registers of their own. Later entries
+// are loaded four entries early. That pays because a model's tokens share slots more than random ones do, so its chains
+// are long.
 struct ChainCursor {
     Chain chain;
     TokenEvent entry, coming, second;  // coming: of the next chunk; second: of the second round

@@ -3,8 +3,8 @@
 //
 // A hash table in shared memory has a cell for each slot that the chunk touches, with two masks of 32 tokens: which write
 // it and which read it. The masks say all of a slot's accesses in order, so nothing needs sorting: an access' rank in its
-// chain is the number of bits below its own. Which access claims a cell depends on timing, and so does the order of chains
-// of one length; nothing else does, and no result shows it.
+// chain is the number of bits below its own. Timing decides which access claims a cell, and the order of chains of one
+// length. It decides nothing else, and it changes no result.
 //
 // The kernel also computes what depends on nothing else for the masses: what a write leaves of its slot's mass (alpha),
 // and what the chunk's writes before an access make of the mass, so that mass_forward.cu follows no chains.
