@@ -146,7 +146,7 @@ def measure(dtype: Precision, options: Options) -> dict[str, Any]:
 
 
 def measure_peers(options: Options, machine: dict[str, Any]) -> None:
-    """Time every peer of ``language_peers.py`` in its own process. A peer that is not installed gets one line that says so."""
+    """Time every peer of ``language_peers.py`` in its own process. What is not installed is reported."""
     for peer in ("transformer-eager", "transformer-compiled", "authors"):
         command = [sys.executable, "-m", "ramnet_np.kernels.bench.language_peers", peer]
         done = subprocess.run(

@@ -61,7 +61,7 @@ class Sampling:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         check_number("min_p", self.min_p, low=0, high=1)
         check_number("repetition_penalty", self.repetition_penalty, low=SMALLEST, high=LARGEST)
-        check_integer("seed", self.seed, 0, None)
+        check_integer("seed", self.seed, 0, None)  # its sentence does not name a bound that few people meet
         check_integer("seed", self.seed, 0, 2**64 - 1)
 
     @property
