@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
-from ramnet_np.core.require import ArraySpec, require_array, require_like, require_width
+from ramnet_np.core.require import ArraySpec, require_like
 from ramnet_np.layers.gate import gate_forward
 from ramnet_np.layers.linear import add_in_place, linear_forward
 from ramnet_np.layers.norm import rmsnorm_forward
@@ -28,11 +28,11 @@ def normed_products(
     ValueError or TypeError where shapes or dtypes do not fit.
 
     >>> import numpy as np
-    >>> y, z = normed_products(np.array([[3.0, 4.0]]), np.ones(2), 0.0, (np.ones((1, 2)), np.eye(2)), (np.ones(1), None))
+    >>> x, ones = np.array([[3.0, 4.0]]), np.ones(2)
+    >>> y, z = normed_products(x, ones, 0.0, (np.ones((1, 2)), np.eye(2)), (np.ones(1), None))
     >>> y.round(3).tolist(), z.round(3).tolist()
     ([[2.98]], [[0.849, 1.131]])
     """
-    require_products(x, norm, weights, biases)
     n, _ = rmsnorm_forward(x, norm, eps)
     return tuple(linear_forward(n, weight, bias)[0] for weight, bias in zip(weights, biases, strict=True))
 
@@ -50,7 +50,6 @@ def normed_gated_product(x: Array, norm: Array, eps: float, gate: Array, up: Arr
     >>> normed_gated_product(np.array([[3.0, 4.0]]), np.ones(2), 0.0, np.ones((1, 2)), np.eye(2)[:1]).round(3).tolist()
     [[1.476]]
     """
-    require_products(x, norm, (gate, up), (None, None))
     require_like("up", up, ArraySpec.of(gate))
     n, _ = rmsnorm_forward(x, norm, eps)
     return gate_forward(linear_forward(n, gate)[0], linear_forward(n, up)[0], silu=True)[0]
@@ -69,33 +68,5 @@ def product_added(x: Array, weight: Array, bias: Array | None, add: Array) -> Ar
     >>> product_added(np.array([[3.0, 4.0]]), np.ones((1, 2)), None, np.array([[10.0]])).tolist()
     [[17.0]]
     """
-    require_products(x, None, (weight,), (bias,))
     require_like("add", add, ArraySpec((len(x), len(weight)), x.dtype))
     return add_in_place(linear_forward(x, weight, bias)[0], add)
-
-
-def require_products(
-    x: Array, norm: Array | None, weights: tuple[Array, ...], biases: tuple[Array | None, ...]
-) -> None:
-    """ValueError or TypeError unless ``x`` (N, D) can be normed and multiplied with these matrices.
-
-    >>> import numpy as np
-    >>> require_products(np.ones((1, 2)), None, (np.ones((4, 3)),), (None,))
-    Traceback (most recent call last):
-        ...
-    ValueError: x must have 3 channels on its last axis, as the weight has, got shape (1, 2)
-    """
-    spec = require_array("x", x)
-    if len(spec.shape) != 2:
-        raise ValueError(f"x must have shape (N, D), got {spec.shape}")
-    if norm is not None:
-        require_width("x", x, len(norm), norm)
-    if not weights or len(weights) != len(biases):
-        raise ValueError(f"weights and biases must be as many, one or more, got {len(weights)} and {len(biases)}")
-    for weight, bias in zip(weights, biases, strict=True):
-        of_weight = require_array("weight", weight)
-        if len(of_weight.shape) != 2 or 0 in of_weight.shape:
-            raise ValueError(f"weight must have shape (E, D), neither of them 0, got {of_weight.shape}")
-        require_width("x", x, of_weight.shape[1], weight)
-        if bias is not None:
-            require_like("bias", bias, of_weight._replace(shape=of_weight.shape[:1]))

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from ramnet_np.contract import Array
-from ramnet_np.core.require import ArraySpec, require_like
-from ramnet_np.layers.few_rows import require_products
+from ramnet_np.core.require import ArraySpec, require_array, require_like, require_width
 
 from ..runtime.arrays import ALIGNMENT, contiguous_aligned, empty, ptr
 from ..runtime.module import Specialisation, get_kernel, sum_dtype, type_name
@@ -64,7 +63,7 @@ def normed_products(
     x: Array, norm: Array, eps: float, weights: tuple[Array, ...], biases: tuple[Array | None, ...]
 ) -> tuple[Array, ...]:
     """rmsnorm(x) W_i^T + b_i of every matrix."""
-    require_products(x, norm, weights, biases)
+    _require_products(x, norm, weights, biases)
     if len(x) > MOST_ROWS[x.dtype.itemsize] or len(weights) > MOST_WEIGHTS:
         return NotImplemented
     return _launch(x, weights, biases, norm, eps)
@@ -72,8 +71,8 @@ def normed_products(
 
 def normed_gated_product(x: Array, norm: Array, eps: float, gate: Array, up: Array) -> Array:
     """silu(n G^T) * (n U^T), n = rmsnorm(x)."""
-    require_products(x, norm, (gate, up), (None, None))
     require_like("up", up, ArraySpec.of(gate))
+    _require_products(x, norm, (gate, up), (None, None))
     if len(x) > MOST_ROWS[x.dtype.itemsize]:
         return NotImplemented
     return _launch(x, (gate, up), (None, None), norm, eps, gated=True)[0]
@@ -81,8 +80,8 @@ def normed_gated_product(x: Array, norm: Array, eps: float, gate: Array, up: Arr
 
 def product_added(x: Array, weight: Array, bias: Array | None, add: Array) -> Array:
     """x W^T + b + add."""
-    require_products(x, None, (weight,), (bias,))
     require_like("add", add, ArraySpec((len(x), len(weight)), x.dtype))
+    _require_products(x, None, (weight,), (bias,))
     if len(x) > MOST_ROWS[x.dtype.itemsize]:
         return NotImplemented
     return _launch(x, (weight,), (bias,), add=add)[0]
@@ -150,3 +149,20 @@ def _addresses(arrays: tuple[Array | None, ...]) -> tuple[int, ...]:
 def _padded(numbers: list[Any]) -> tuple[Any, ...]:
     """As the arrays of FewRowsParams hold them."""
     return (*numbers, *[0] * (MOST_WEIGHTS - len(numbers)))
+
+
+def _require_products(
+    x: Array, norm: Array | None, weights: tuple[Array, ...], biases: tuple[Array | None, ...]
+) -> None:
+    """ValueError or TypeError unless x (N, D) can be normed and multiplied with these matrices."""
+    if norm is not None:
+        require_width("x", x, len(norm), norm)
+    if len(biases) != len(weights):
+        raise ValueError(f"biases must be as many as weights, {len(weights)}, got {len(biases)}")
+    for weight, bias in zip(weights, biases, strict=True):
+        spec = require_array("weight", weight)
+        if len(spec.shape) != 2 or 0 in spec.shape:
+            raise ValueError(f"weight must have shape (E, D), neither of them 0, got {spec.shape}")
+        require_width("x", x, spec.shape[1], weight)
+        if bias is not None:
+            require_like("bias", bias, spec._replace(shape=spec.shape[:1]))
