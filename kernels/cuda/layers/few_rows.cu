@@ -77,10 +77,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) few_rows(const __grid_c
             if (lane == r) own[o] = sum;
         }
     if (lane >= ROWS) return;
-    if (GATED) {
+    if constexpr (GATED) {
         finish_gated(p, first_row + lane, first, own[0], own[1]);
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int o = 0; o < OUTPUTS; o++) finish(p, place.which, first_row + lane, first + o, own[o]);
+        for (int o = 0; o < OUTPUTS; o++) finish(p, place.which, first_row + lane, first + o, own[o]);
+    }
 }

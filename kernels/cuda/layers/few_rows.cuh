@@ -37,12 +37,8 @@ struct Place {
 
     DEVICE Place(const FewRowsParams& p, int each) {
         int block = blockIdx.x;
-        while (!GATED) {
-            const int blocks = (p.outputs[which] + each - 1) / each;
-            if (block < blocks) break;
-            block -= blocks;
-            which++;
-        }
+        const auto blocks = [&](int matrix) { return (p.outputs[matrix] + each - 1) / each; };
+        while (!GATED && block >= blocks(which)) block -= blocks(which++);
         first = block * each;
     }
 };
@@ -61,13 +57,13 @@ DEVICE const ELEMENT* x_row(const FewRowsParams& p, int n) {
 // 16 bytes of a row of D numbers from number ``k`` on, zeros behind its end.
 DEVICE Pack<ELEMENT, VECTOR> vector_at(const ELEMENT* row, int k, int width) {
     Pack<ELEMENT, VECTOR> pack = {};
-    if (WIDE) {
+    if constexpr (WIDE) {
         if (k < width) pack = load_read_only(reinterpret_cast<const Pack<ELEMENT, VECTOR>*>(row + k));
-        return pack;
-    }
+    } else {
 #pragma unroll
-    for (int j = 0; j < VECTOR; j++)
-        if (k + j < width) pack.element[j] = row[k + j];
+        for (int j = 0; j < VECTOR; j++)
+            if (k + j < width) pack.element[j] = row[k + j];
+    }
     return pack;
 }
 

@@ -131,10 +131,11 @@ def _shape(
     if most == 16:
         return few_rows_specialisation(element, together, 1, gated, wide), 4 if gated else 8, together
     together = max(16, together)
-    # a block that takes more rows of the matrix reads x less often, but there must be enough blocks
-    least = MULTIPROCESSORS * (2 if together == 16 else 1)
+    # A block that takes more rows of the matrices reads x less often. But there must be enough blocks, of 16 rows of x
+    # two for each multiprocessor, whose registers they share.
+    sizes, least = ((2,), 2 * MULTIPROCESSORS) if together == 16 else ((4, 2), MULTIPROCESSORS)
     available = sum(-(-count // 8) for count in outputs)
-    tiles = next((t for t in (4, 2) if available // t >= least), 2 if gated else 1)
+    tiles = next((size for size in sizes if available // size >= least), 2 if gated else 1)
     return few_rows_specialisation(element, together, tiles, gated, wide), 8 * tiles // (2 if gated else 1), together
 
 

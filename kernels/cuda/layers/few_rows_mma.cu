@@ -99,7 +99,7 @@ DEVICE void add_warps(
     };
     for (int i = threadIdx.x; i < 16 * EACH; i += 32 * WARPS) {
         const int n = i / EACH, e = i % EACH;
-        if (GATED) {
+        if constexpr (GATED) {
             const int column = e / 8 * 16 + e % 8;  // tiles of G and of U by turns
             finish_gated(p, first_row + n, place.first + e, total(n, column), total(n, column + 8));
         } else {
@@ -109,7 +109,7 @@ DEVICE void add_warps(
     __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) few_rows(const __grid_constant__ FewRowsParams p) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS, PARTS == 1 ? 2 : 1) few_rows(const __grid_constant__ FewRowsParams p) {
     __shared__ float partial[WARPS][16][8 * TILES], rstd[ROWS];
     const Lane lane;
     const int first_row = blockIdx.y * ROWS, start = threadIdx.x / 32 * CHUNK + 8 * lane.t;
@@ -127,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) few_rows(const __grid_c
         find_rstd(p, first_row, rstd);
         __syncthreads();
     }
-#pragma unroll 2
+#pragma unroll(PARTS * TILES < 4 ? 2 : 1)
     for (int k = start; k - 8 * lane.t < p.width; k += STEP) {
         multiply(p, first_row, lane, k, rstd, weights[0].part[0], sums);
         multiply(p, first_row, lane, k + CHUNK / 2, rstd, weights[0].part[1], sums);
