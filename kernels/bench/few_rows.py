@@ -4,8 +4,9 @@
     python -m ramnet_np.kernels.bench.few_rows --preset paper-1.3b --dtype float32 --rows 1 8
 
 Each product runs on copies of its matrices in turn, more than the GPU's cache holds, in one CUDA graph. "few rows" has
-the norm, the gate, the bias and the residual in the launch; "cuBLAS" is the same work with a launch for each of them.
-The floor reads the matrices at the bandwidth of a copy.
+the norm, the gate, the bias and the residual in the launch, for any number of rows; "cuBLAS", which the model takes for
+more rows than MOST_ROWS, is the same work with a launch for each of them. The floor reads the matrices at the bandwidth
+of a copy.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tyro
 
 from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.layers.few_rows import normed_gated_product, normed_products, product_added
-from ramnet_np.layers.linear import linear_forward
+from ramnet_np.layers.linear import few_rows_product
 from ramnet_np.model import RAMNetConfig, preset
 from ramnet_np.model.layout import float_dtype
 
@@ -98,7 +99,7 @@ def products(config: RAMNetConfig) -> list[Product]:
             lambda given, weights, _: normed_gated_product(given.x, given.norm, EPS, *weights), config.layers,
         ),
         Product("down", ((D, F),), lambda given, w, _: product_added(given.x, w[0], None, given.add), config.layers),
-        Product("head", ((config.vocab, D),), lambda given, w, _: linear_forward(given.x, w[0])[0], 1),
+        Product("head", ((config.vocab, D),), lambda given, w, _: few_rows_product(given.x, w[0]), 1),
     ]  # fmt: skip
 
 
@@ -119,7 +120,8 @@ def measure(product: Product, rows: int, dtype: np.dtype, bandwidth: float) -> n
         replay = gpu_timing.captured(lambda: [product.call(given, matrices, biases) for matrices in copies])
         return 1e3 * gpu_timing.median_ms(replay, 20) / len(copies)
 
-    ours = microseconds()
+    with _most_rows(rows):  # also beyond where cuBLAS takes over
+        ours = microseconds()
     with _most_rows(0):
         theirs = microseconds()
     return np.array([ours, theirs, 1e6 * size / bandwidth])
