@@ -30,7 +30,7 @@ from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.model.sampling import Sampling, next_token
 from ramnet_np.model.states import each_array
-from ramnet_np.model.uniform import row_seeds, uniform
+from ramnet_np.layers.uniform import row_seeds, uniform
 
 from . import gpu_timing
 from .cpu import append_jsonl, copy_bandwidth, describe_machine

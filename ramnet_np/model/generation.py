@@ -21,7 +21,7 @@ from ramnet_np.model.sampling import Sampling, next_token, token_dtype
 from ramnet_np.model.settled import settled
 from ramnet_np.model.states import alike, with_whole_windows
 from ramnet_np.model.stepping import Stepper, read, together
-from ramnet_np.model.uniform import row_seeds, uniform
+from ramnet_np.layers.uniform import row_seeds, uniform
 
 
 class Standing(NamedTuple):
