@@ -22,6 +22,7 @@ import tyro
 
 from ramnet_np.core.arrays import gpu_namespace, namespace_of
 from ramnet_np.layers.linear import linear_forward
+from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
 from ramnet_np.model.config import MixerName
 from ramnet_np.model.generation import Generation
@@ -30,7 +31,6 @@ from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.model.sampling import Sampling, next_token
 from ramnet_np.model.states import each_array
-from ramnet_np.layers.uniform import row_seeds, uniform
 
 from . import gpu_timing
 from .cpu import append_jsonl, copy_bandwidth, describe_machine

@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
+from ramnet_np.contract import Array
+
 T = TypeVar("T")
 
 Graphs = Literal["auto", "on", "off"]
@@ -63,6 +67,30 @@ def capture(call: Callable[[], T], stream: Any, pool: Any) -> tuple[Any, T]:
                 stream.end_capture()
             raise
         return stream.end_capture(), result
+
+
+class HostCopy:
+    """Memory on the host for a small array of a GPU, which is copied there while the device goes on.
+
+    ``like``: the array, or one of its shape and dtype.
+    """
+
+    def __init__(self, like: Array):
+        import cupy
+
+        pinned = cupy.cuda.alloc_pinned_memory(like.nbytes)
+        self._host = np.frombuffer(pinned, like.dtype, like.size).reshape(like.shape)
+        self._copied = cupy.cuda.Event(disable_timing=True)
+
+    def start(self, array: Array) -> None:
+        """Copy ``array``, C-contiguous, behind the work of the current stream."""
+        array.data.copy_to_host_async(self._host.ctypes.data, self._host.nbytes)
+        self._copied.record()
+
+    def wait(self) -> np.ndarray:
+        """The numbers, once they are there."""
+        self._copied.synchronize()
+        return self._host.copy()
 
 
 def why_not_captured(error: Exception) -> str:

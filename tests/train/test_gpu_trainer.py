@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ramnet_np import backend
+from ramnet_np.core.cuda_graph import own_stream
 from ramnet_np.layers.loss import (
     IGNORE_INDEX,
     cross_entropy_and_gradient,

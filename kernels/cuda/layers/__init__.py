@@ -1,4 +1,4 @@
-"""The fast layers for CuPy arrays: norms, gates, products, losses, sampling, what other mixers do between their products.
+"""The fast layers for CuPy arrays: norms, gates, products, losses, sampling, other mixers.
 
 Each has the name, the parameters, the results and the refusals of a function of ``ramnet_np/layers``, which is
 decorated with ``accelerated`` and gives way to it. From there come the named tuples that it returns and the checks of
