@@ -4,8 +4,8 @@
 
 Peers: "transformer-eager", "transformer-compiled" (the usual pre-norm Transformer of the same size: RMSNorm, rotary
 positions, fused causal attention, SwiGLU, fused AdamW) and "authors" (PyPI ramnet with ramnet-ops). Prints one JSON
-object: ms, tokens/s, GiB, loss, parameters. For ``generation.py``, "authors-generate" with a batch, a prompt's length and
-tokens: the likeliest tokens behind random prompts, by the package's own ``generate``.
+object: ms, tokens/s, GiB, loss, parameters. For ``generation.py``, "authors-generate" with a batch, a prompt's length
+and tokens: the likeliest tokens behind random prompts, by the package's own ``generate``.
 """
 
 from __future__ import annotations

@@ -51,8 +51,7 @@ class TokensAhead:
         self._chosen = False  # whether ``_token`` is what comes next
         self._stays, self._graph = False, None  # whether a step left the state's shapes as they were; and the graph
         self._stream, self._pool, self._host = own_stream(), graph_pool(), HostCopy(self._token)
-        # a pool's blocks refer to one another, and Python's collector does not know that a GPU is full
-        weakref.finalize(self, self._pool.free_all_blocks)
+        weakref.finalize(self, _give_back, self._stream, self._pool).atexit = False
 
     def next(self, sampling: Sampling) -> Array:
         """One more token of every sequence, (B,) int64; the device goes on to the one behind it."""
@@ -76,6 +75,7 @@ class TokensAhead:
 
     def _require_chosen(self, sampling: Sampling) -> None:
         if sampling != self._sampling:
+            self._stream.synchronize()  # a graph that runs must stay
             self._sampling, self._chosen, self._stays, self._graph = sampling, False, False, None
             self._seeds = row_seeds(sampling.seed, len(self._token), self._now.logits)
         if not self._chosen:
@@ -91,12 +91,12 @@ class TokensAhead:
             self._take_in_and_choose()
 
     def _take_in_and_choose(self) -> None:
-        now = self._now
-        mark_seen(now.seen, self._token)
+        _, logits, positions, seen = self._now
+        mark_seen(seen, self._token)
         before = list(self._stepper.state)
-        now.logits[...] = self._stepper.step(self._token, now.positions)
+        logits[...] = self._stepper.step(self._token, positions)
         self._stays = _in_place(before, self._stepper.state)
-        now.positions[...] += 1
+        positions += 1
         self._choose()
 
     def _choose(self) -> None:
@@ -116,6 +116,12 @@ class TokensAhead:
                 raise RuntimeError(f"a token could not be captured as a CUDA graph ({why})") from error
             self._graphs = "off"
             warnings.warn(f"without CUDA graphs, as a token could not be captured ({why})", stacklevel=2)
+
+
+def _give_back(stream: Any, pool: Any) -> None:
+    """A pool's blocks refer to one another, and Python's collector does not know that a GPU is full."""
+    stream.synchronize()
+    pool.free_all_blocks()
 
 
 def _in_place(before: list[Any], state: list[Any]) -> bool:

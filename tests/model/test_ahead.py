@@ -45,7 +45,7 @@ def graphs(monkeypatch):
             self._ahead = ahead.TokensAhead(self._now, self._graphs)
         return self._ahead
 
-    monkeypatch.setattr(ahead, "own_stream", lambda: None)
+    monkeypatch.setattr(ahead, "own_stream", lambda: SimpleNamespace(synchronize=lambda: None))
     monkeypatch.setattr(ahead, "in_order_on", lambda stream: nullcontext())
     monkeypatch.setattr(ahead, "graph_pool", lambda: SimpleNamespace(free_all_blocks=lambda: None))
     monkeypatch.setattr(ahead, "HostCopy", HostCopy)
