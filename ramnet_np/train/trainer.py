@@ -91,7 +91,7 @@ class CPUTrainer:
         ranks: Ranks = ONE,
     ):
         self._model, self._config, self._state = model, config, state
-        self._add_up = GradientSum(ranks, model.params) if ranks.size > 1 else None
+        self._over_ranks = GradientSum(ranks, model.params) if ranks.size > 1 else None
         self._saved = carried
         self._carried: CarriedState | None = None
         self._report: Report | None = None
@@ -115,11 +115,9 @@ class CPUTrainer:
         except ValueError as error:
             if "must be finite" not in str(error):  # this is how the operation refuses logits that overflowed
                 raise
-            if self._add_up:
-                self._add_up.fail()
+            if self._over_ranks:
+                self._over_ranks.fail()
             raise Diverged(step, f"{error}{self._where()}") from error
-        if self._add_up:
-            result = self._add_up(result)
         loss, grads = float(result.loss), result.grads
         norm = clip_by_global_norm(grads, config.clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -134,7 +132,7 @@ class CPUTrainer:
         return self._report
 
     def _where(self) -> str:
-        return self._add_up.where() if self._add_up else ""
+        return self._over_ranks.where() if self._over_ranks else ""
 
     def _loss_and_gradients(self, batch: Batch | StreamBatch) -> Gradients:
         xp = namespace_of(*self._model.params.values())
@@ -148,7 +146,7 @@ class CPUTrainer:
             Part(ids[i : i + rows], (at := labels[i : i + rows] >= 0), labels[i : i + rows][at])
             for i in range(0, len(ids), rows)
         ]
-        return loss_and_gradients(self._model, parts, self._config.recompute, self._carried, start)
+        return loss_and_gradients(self._model, parts, self._config.recompute, self._carried, start, self._over_ranks)
 
     def __enter__(self) -> CPUTrainer:
         return self
