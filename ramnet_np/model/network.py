@@ -426,7 +426,7 @@ class RAMNet:
         if MIXERS[config.mixer].addresses is None:  # the others look themselves; what is not used is to be right, too
             check_positions(options.positions, ids.shape, self.params[EMBEDDINGS])
         if state is None and options.return_state:
-            check_state_memory(config, *ids.shape, self.params[EMBEDDINGS])
+            check_state_memory(config, ids.shape[0], ids.shape[1], self.params[EMBEDDINGS])
         if state is not None:
             check_one_per_layer(state, config.layers)
         if select is not None:

@@ -25,6 +25,7 @@ from ramnet_np.data.text import TextData, TextSettings
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs.mqar import MQARRun, run_mqar
 from ramnet_np.train.config import TrainConfig
+from ramnet_np.train.gradient_sum import BUCKET, GradientSum
 from ramnet_np.train.loop import Extras, TrainResult, train
 from ramnet_np.train.metrics import Measured
 from ramnet_np.train.ranks import Ranks, gathered_rows, of_every_rank
@@ -112,8 +113,69 @@ def check_calls(ranks: Ranks) -> None:
     ranks.barrier()
 
 
+def check_buckets(ranks: Ranks) -> None:
+    """However many buckets: the same bits, and none is sent before its gradients are there."""
+    rng = np.random.default_rng(ranks.rank)
+    shapes = {"embeddings": (40, 3), "a": (50,), "b": (7, 9), "norm": (3,)}
+    params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    own = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    found = []
+    for bucket, sent_before_last in ((1, 3), (100, 1), (BUCKET, 0)):
+        watched = Watched(ranks)
+        over_ranks = GradientSum(watched, params, bucket)
+        for _ in range(2):  # a second step leaves nothing of the first
+            watched.sent.clear()
+            assert over_ranks.labels(np.int64(ranks.rank)) == sum(range(ranks.size))
+            for name in reversed(params):
+                over_ranks.add({name: own[name]})
+            before = len(watched.sent)
+            total = over_ranks.total(np.float32(2), np.int64(3))
+            assert (before, len(watched.sent)) == (sent_before_last, sent_before_last + 1)
+        assert (total.loss, total.correct) == (2 * ranks.size, 3 * ranks.size)
+        assert over_ranks.where() == ""
+        found.append(total.grads)
+    everyone = {name: gathered_rows(ranks, grad[None]) for name, grad in own.items()}
+    for name, of_ranks in everyone.items():
+        np.testing.assert_allclose(found[0][name], of_ranks.sum(axis=0), rtol=1e-5, atol=1e-6)
+        assert all(found[0][name].tobytes() == grads[name].tobytes() for grads in found)
+
+
+class Watched:
+    """Ranks, and the arrays whose sums they were asked to start."""
+
+    def __init__(self, ranks: Ranks):
+        self._ranks, self.sent = ranks, []
+
+    def start_all_reduce(self, array: np.ndarray) -> None:
+        self.sent.append(array)
+        self._ranks.start_all_reduce(array)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ranks, name)
+
+
+def check_failures(ranks: Ranks) -> None:
+    """A rank that cannot compute, or has a number that is not finite: all hear of it, and which rank it was."""
+    params = {name: np.zeros(3, np.float32) for name in "ab"}
+    last = ranks.size - 1
+    for fails in (True, False):
+        over_ranks = GradientSum(ranks, params, bucket=1)
+        over_ranks.labels(np.int64(1))
+        value = float("inf") if ranks.rank == last and not fails else 1.0
+        over_ranks.add({"b": np.full(3, value, np.float32)})
+        if fails and ranks.rank == last:
+            over_ranks.fail()
+        else:
+            over_ranks.add({"a": np.ones(3, np.float32)})
+            total = over_ranks.total(np.float32(1), np.int64(1))
+            assert np.isfinite(total.loss) == (not fails)
+            assert np.isfinite(total.grads["b"]).all() == fails
+        assert over_ranks.where() == f" on rank {last}", over_ranks.where()
+
+
 def main(folder: Path, ranks: Ranks, mode: str) -> None:
-    check_calls(ranks)
+    for check in (check_calls, check_buckets, check_failures):
+        check(ranks)
     for case in REPEATED if mode == "stop" else CASES:
         assert run_case(case, folder / case, ranks).status == "finished"
     chain = folder.parent / "chain"
