@@ -170,6 +170,10 @@ def check_failures(ranks: Ranks) -> None:
             total = over_ranks.total(np.float32(1), np.int64(1))
             assert np.isfinite(total.loss) == (not fails)
             assert np.isfinite(total.grads["b"]).all() == fails
+        for _ in range(150):  # a GPU may make more steps before the host asks
+            over_ranks.labels(np.int64(1))
+            over_ranks.add({name: np.ones(3, np.float32) for name in "ab"})
+            over_ranks.total(np.float32(1), np.int64(1))
         assert over_ranks.where() == f" on rank {last}", over_ranks.where()
 
 
