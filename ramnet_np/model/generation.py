@@ -47,6 +47,7 @@ class Generation:
     ((2,), [4, 2])
     """
 
+    @on_gpu_of_arrays
     def __init__(
         self,
         model: Any,

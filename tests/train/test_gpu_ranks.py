@@ -51,7 +51,8 @@ def test_two_gpus_agree_with_one_and_repeat(tmp_path, dtype):
     if cupy.cuda.runtime.getDeviceCount() < 2:
         pytest.skip("needs two GPUs, and this machine has one")
     command = [sys.executable, "-m", "ramnet_np.cli", "train", "mqar", "--preset", "demo", "--train.steps", "30"]
-    command += ["--train.dtype", dtype, "--train.log-every", "5", "--train.evaluate-every", "10", "--out"]
+    command += ["--train.warmup", "5", "--train.dtype", dtype, "--train.log-every", "5"]
+    command += ["--train.evaluate-every", "10", "--out"]
     runs = {"one": ["--device", "gpu"], "two": ["--gpus", "2"], "again": ["--gpus", "2"]}
     for name, more in runs.items():
         subprocess.run([*command, str(tmp_path / name), *more], check=True, timeout=300, cwd=Path(__file__).parents[2])
