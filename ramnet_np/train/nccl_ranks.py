@@ -138,6 +138,8 @@ class _ByCuPy:
     def __init__(self, place: Place, address: tuple[str, int], timeout: float):
         from cupy.cuda import nccl
 
+        if not nccl.available:
+            raise ImportError("CuPy finds none")
         first = nccl.get_unique_id()  # a tuple of numbers, in newer versions bytes; that of rank 0 counts
         shared = json.loads(_from_first(place, json.dumps(list(first)).encode(), address, timeout))
         self._nccl = nccl
