@@ -266,9 +266,11 @@ def ranks(colours: dict[str, str]) -> Sheet:
 def overlap(colours: dict[str, str]) -> Sheet:
     """A step of two ranks over time: sums of gradients beside the backward."""
     sheet = Sheet(760, 330, colours)
-    compute = ((84, 132, "forward, loss"), (234, 96, "block 2"), (332, 96, "block 1"), (430, 96, "block 0"),
+    compute = ((84, 148, "forward, loss"), (234, 96, "block 2"), (332, 96, "block 1"), (430, 96, "block 0"),
                (528, 66, "embed."), (662, 84, "AdamW"))  # fmt: skip
     sums = ((336, 80, "bucket 0"), (434, 80, "bucket 1"), (600, 52, "last"))
+    for x in (95, 376, 474, 626):
+        sheet.line(x, 122, x, 220, dashed=True)
     for rank in range(2):
         y = 34 + 132 * rank
         sheet.text(8, y + 25, f"rank {rank}", size=14)
@@ -281,8 +283,6 @@ def overlap(colours: dict[str, str]) -> Sheet:
             sheet.arrow((x - 12, y + 38), (x - 12, y + 71), (x - 2, y + 71))
         sheet.arrow((652, y + 71), (676, y + 71), (676, y + 40))
     sheet.text(234, 24, "backward", "muted", size=14)
-    for x in (95, 376, 474, 626):
-        sheet.line(x, 122, x, 220, dashed=True)
     sheet.arrow((84, 292), (750, 292))
     sheet.text(8, 297, "time", "muted", size=14)
     sheet.text(
