@@ -43,6 +43,7 @@ from ramnet_np.train.gradient_sum import GradientSum
 from ramnet_np.train.gradients import Part, loss_and_gradients
 from ramnet_np.train.optim import ADAMW_EPS, AdamWState, has_weight_decay
 from ramnet_np.train.ranks import ONE, RankError, Ranks
+from ramnet_np.train.shards import Shards
 from ramnet_np.train.trainer import Diverged, Report, not_finite, part_rows
 
 Graphs = Literal["auto", "on", "off"]
@@ -96,7 +97,8 @@ class GPUTrainer:
 
     With ``config.dtype`` "bfloat16" the steps compute with copies of the parameters, those of ``model``; an update
     changes the float32 parameters of the model that was given, and rounds them to the copies.
-    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows.
+    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows; ``state``: with
+    the moments of the parameters that this rank updates.
     """
 
     report_is_free = False
@@ -123,6 +125,9 @@ class GPUTrainer:
         self._pool = cupy.cuda.MemoryPool(_graph_memory)  # shared by the graphs, which run one after another
         self._buffers: dict[tuple[Any, ...], BatchBuffers] = {}
         model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
+        self._shards = Shards(ranks, model.params) if ranks.size > 1 and config.shard_optimizer else None
+        if self._shards:
+            model.params.update(self._shards.params)
         self._over_ranks = GradientSum(ranks, model.params) if ranks.size > 1 else None
         self._model = model if config.dtype == "float32" else model.to("gpu", dtype=config.dtype)
         self._optimizer = _gpu_adamw(model.params, config, state, self._model.params)
@@ -131,6 +136,9 @@ class GPUTrainer:
     @property
     def state(self) -> AdamWState:
         return AdamWState(self._step, *self._moments)
+
+    def whole_state(self) -> AdamWState:
+        return self._shards.whole(self.state) if self._shards else self.state
 
     @property
     def model(self) -> RAMNet:
@@ -230,6 +238,9 @@ class GPUTrainer:
         if bind:
             self._optimizer.bind(addresses, grads)
         self._optimizer.update(addresses, result.loss, result.correct, result.count)
+        if self._shards:
+            self._shards.send()
+            self._optimizer.round_others()
         return grads
 
     def _capture(self, buffers: BatchBuffers) -> None:

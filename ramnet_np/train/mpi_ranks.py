@@ -62,12 +62,12 @@ class MPIRanks:
     def join(self) -> None:
         """Nothing is under way."""
 
-    def broadcast(self, array: Array) -> None:
+    def broadcast(self, array: Array, root: int = 0) -> None:
         flat = _flat(array)
-        if self.rank == 0:
-            self._exchange(dict.fromkeys(range(1, self.size), flat), {})
+        if self.rank == root:
+            self._exchange(dict.fromkeys((rank for rank in range(self.size) if rank != root), flat), {})
         else:
-            self._exchange({}, {0: flat})
+            self._exchange({}, {root: flat})
 
     def barrier(self) -> None:
         self.all_reduce(np.zeros(self.size))

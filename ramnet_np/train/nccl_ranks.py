@@ -18,6 +18,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,7 +34,7 @@ PORT = 29500  # of rank 0, unless MASTER_PORT says otherwise
 class _Communicator(Protocol):
     def all_reduce(self, array: Array, stream: Any) -> None: ...
 
-    def broadcast(self, array: Array, stream: Any) -> None: ...
+    def broadcast(self, array: Array, stream: Any, root: int) -> None: ...
 
 
 class NCCLRanks:
@@ -72,8 +73,8 @@ class NCCLRanks:
     def join(self) -> None:
         self._order(self._side, self._current())
 
-    def broadcast(self, array: Array) -> None:
-        self._on_gpu(self._communicator.broadcast, array)
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        self._on_gpu(partial(self._communicator.broadcast, root=root), array)
 
     def barrier(self) -> None:
         self.all_reduce(np.zeros(1))
@@ -130,8 +131,8 @@ class _ByNCCL4Py:
     def all_reduce(self, array: Array, stream: Any) -> None:
         self._communicator.allreduce(array, array, self._core.SUM, stream=stream.ptr)
 
-    def broadcast(self, array: Array, stream: Any) -> None:
-        self._communicator.broadcast(array, array, root=0, stream=stream.ptr)
+    def broadcast(self, array: Array, stream: Any, root: int) -> None:
+        self._communicator.broadcast(array, array, root=root, stream=stream.ptr)
 
 
 class _ByCuPy:
@@ -149,8 +150,8 @@ class _ByCuPy:
         pointer, kind = array.data.ptr, self._type(array)
         self._communicator.allReduce(pointer, pointer, array.size, kind, self._nccl.NCCL_SUM, stream.ptr)
 
-    def broadcast(self, array: Array, stream: Any) -> None:
-        self._communicator.bcast(array.data.ptr, array.size, self._type(array), 0, stream.ptr)
+    def broadcast(self, array: Array, stream: Any, root: int) -> None:
+        self._communicator.bcast(array.data.ptr, array.size, self._type(array), root, stream.ptr)
 
     def _type(self, array: Array) -> int:
         nccl = self._nccl

@@ -61,8 +61,8 @@ class Ranks(Protocol):
     def join(self) -> None:
         """The arrays of :meth:`start_all_reduce` are their sums for the calls that follow."""
 
-    def broadcast(self, array: Array) -> None:
-        """Replace a contiguous array, in place, by that of rank 0."""
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        """Replace a contiguous array, in place, by that of rank ``root``."""
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -94,7 +94,7 @@ class OneRank:
     def join(self) -> None:
         pass
 
-    def broadcast(self, array: Array) -> None:
+    def broadcast(self, array: Array, root: int = 0) -> None:
         pass
 
     def barrier(self) -> None:

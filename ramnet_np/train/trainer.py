@@ -19,6 +19,7 @@ from ramnet_np.train.gradient_sum import GradientSum
 from ramnet_np.train.gradients import Gradients, Part, loss_and_gradients
 from ramnet_np.train.optim import AdamWState, adamw_update, clip_by_global_norm
 from ramnet_np.train.ranks import ONE, Ranks
+from ramnet_np.train.shards import Shards
 
 
 class Report(NamedTuple):
@@ -53,7 +54,10 @@ class Trainer(Protocol):
 
     @property
     def state(self) -> AdamWState:
-        """The optimiser's state after the last step."""
+        """The optimiser's state after the last step; with ``config.shard_optimizer`` the moments of this rank."""
+
+    def whole_state(self) -> AdamWState:
+        """As :attr:`state`, with the moments of all ranks. Every rank calls this; it is complete on rank 0."""
 
     @property
     def carried(self) -> dict[str, Array] | None:
@@ -77,7 +81,8 @@ class CPUTrainer:
     """Steps in plain Python and NumPy, one operation after the other.
 
     It works on CuPy arrays too, through the same functions, and then waits for the GPU in every step.
-    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows.
+    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows; ``state``: with
+    the moments of the parameters that this rank updates.
     """
 
     report_is_free = True
@@ -92,6 +97,9 @@ class CPUTrainer:
     ):
         self._model, self._config, self._state = model, config, state
         self._over_ranks = GradientSum(ranks, model.params) if ranks.size > 1 else None
+        self._shards = Shards(ranks, model.params) if ranks.size > 1 and config.shard_optimizer else None
+        if self._shards:
+            model.params.update(self._shards.params)
         self._saved = carried
         self._carried: CarriedState | None = None
         self._report: Report | None = None
@@ -103,6 +111,9 @@ class CPUTrainer:
     @property
     def state(self) -> AdamWState:
         return self._state
+
+    def whole_state(self) -> AdamWState:
+        return self._shards.whole(self._state) if self._shards else self._state
 
     @property
     def carried(self) -> dict[str, Array] | None:
@@ -124,7 +135,10 @@ class CPUTrainer:
             raise Diverged(step, not_finite(loss, norm) + self._where())
         rate = learning_rate(config, step)
         optimizer = {"beta1": config.beta1, "beta2": config.beta2, "weight_decay": config.weight_decay}
-        self._state = adamw_update(model.params, grads, self._state, rate, **optimizer)
+        params, grads = ({name: of[name] for name in self._state.mean} for of in (model.params, grads))
+        self._state = adamw_update(params, grads, self._state, rate, **optimizer)
+        if self._shards:
+            self._shards.send()
         self._report = Report(loss, int(result.correct) / max(1, int(result.count)), rate, norm)
 
     def report(self) -> Report:

@@ -28,7 +28,9 @@ from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.gradient_sum import BUCKET, GradientSum
 from ramnet_np.train.loop import Extras, TrainResult, train
 from ramnet_np.train.metrics import Measured
+from ramnet_np.train.optim import AdamWState
 from ramnet_np.train.ranks import Ranks, gathered_rows, of_every_rank
+from ramnet_np.train.shards import Shards, own, owners
 from ramnet_np.train.text_loss import documents_loss, windows_loss
 
 TEXT = b"Tom has a fox. Ada has an owl. Ann has a hen. " * 8
@@ -55,10 +57,12 @@ MQAR = MQARRun(
     backend="numpy",
 )
 CASES = ("windows", "documents", "uneven", "mqar")
-REPEATED = ("documents", "uneven")  # those that are run twice
+REPEATED = ("documents", "uneven")  # those that are run twice, the second time with moments that are shared out
 
 
-def run_case(case: str, out: Path, ranks: Ranks, *, resume: bool = False, stop: bool = False) -> TrainResult:
+def run_case(
+    case: str, out: Path, ranks: Ranks, *, resume: bool = False, stop: bool = False, shard: bool = False
+) -> TrainResult:
     """``stop``: the last rank gets SIGTERM at its next measurement."""
     if case == "mqar":
         return run_mqar(replace(MQAR, out=out), progress=False, ranks=ranks)
@@ -79,9 +83,9 @@ def run_case(case: str, out: Path, ranks: Ranks, *, resume: bool = False, stop: 
         return train(
             RAMNet(SMALL, seed=ranks.rank),  # rank 0's parameters count, for all
             data,
-            STEPS,
+            replace(STEPS, shard_optimizer=shard),
             out,
-            settings={"case": case},
+            settings={"case": case, "train": {"shard_optimizer": shard}},
             resume=resume,
             progress=False,
             extras=Extras(measure),
@@ -102,9 +106,10 @@ def check_calls(ranks: Ranks) -> None:
         array = np.arange(7, dtype=dtype) + 10 * ranks.rank
         ranks.all_reduce(array)
         assert (array == np.arange(7) * ranks.size + 10 * sum(range(ranks.size))).all(), array
-        array[...] = ranks.rank + 5
-        ranks.broadcast(array)
-        assert (array == 5).all(), array
+        for root in (0, ranks.size - 1):
+            array[...] = ranks.rank + 5
+            ranks.broadcast(array, root)
+            assert (array == root + 5).all(), array
     rows = gathered_rows(ranks, np.full((2, 3), -0.0 if ranks.rank else 1.5, np.float32))
     assert rows.shape == (2 * ranks.size, 3)
     assert (rows[:2] == 1.5).all()
@@ -154,6 +159,24 @@ class Watched:
         return getattr(self._ranks, name)
 
 
+def check_shards(ranks: Ranks) -> None:
+    """Every rank has moments of its own parameters alone, and all parameters after a step."""
+    params = {name: np.zeros(size, np.float32) for name, size in {"a": 7, "b": 30, "c": 2, "d": 9, "e": 4}.items()}
+    shards = Shards(ranks, params)
+    for name in (mine := own(params, ranks)):
+        shards.params[name][...] = ranks.rank + 1
+    shards.send()
+    of = owners(params, ranks.size)
+    assert all((param == of[name] + 1).all() for name, param in shards.params.items())
+    assert sum(of_every_rank(ranks, len(mine))) == len(params)
+    assert set(of.values()) == set(range(ranks.size))
+    moments = {name: np.full_like(param, ranks.rank + 5) for name, param in mine.items()}
+    whole = shards.whole(AdamWState(3, moments, moments))
+    if ranks.rank == 0:
+        assert whole.step == 3
+        assert {name: set(moment.tolist()) for name, moment in whole.mean.items()} == {n: {of[n] + 5} for n in params}
+
+
 def check_failures(ranks: Ranks) -> None:
     """A rank that cannot compute, or has a number that is not finite: all hear of it, and which rank it was."""
     params = {name: np.zeros(3, np.float32) for name in "ab"}
@@ -178,15 +201,15 @@ def check_failures(ranks: Ranks) -> None:
 
 
 def main(folder: Path, ranks: Ranks, mode: str) -> None:
-    for check in (check_calls, check_buckets, check_failures):
+    for check in (check_calls, check_buckets, check_shards, check_failures):
         check(ranks)
     for case in REPEATED if mode == "stop" else CASES:
-        assert run_case(case, folder / case, ranks).status == "finished"
+        assert run_case(case, folder / case, ranks, shard=mode == "stop").status == "finished"
     chain = folder.parent / "chain"
     if mode == "stop":
-        assert run_case("documents", chain, ranks, stop=True).status == "interrupted"
+        assert run_case("documents", chain, ranks, stop=True, shard=True).status == "interrupted"
     elif mode == "resume":
-        assert run_case("documents", chain, ranks, resume=True).status == "finished"
+        assert run_case("documents", chain, ranks, resume=True, shard=True).status == "finished"
 
 
 if __name__ == "__main__":

@@ -91,12 +91,13 @@ def test_two_gpus_agree_with_one_and_repeat(tmp_path, dtype):
     command += ["--train.warmup", "5", "--train.dtype", dtype, "--train.log-every", "5"]
     command += ["--train.evaluate-every", "10", "--out"]
     runs = {"one": ["--device", "gpu"], "two": ["--gpus", "2"], "again": ["--gpus", "2"]}
+    runs["shards"] = ["--gpus", "2", "--train.shard-optimizer"]
     for name, more in runs.items():
         subprocess.run([*command, str(tmp_path / name), *more], check=True, timeout=300, cwd=Path(__file__).parents[2])
-    one, two, again = (
+    one, two, *others = (
         load_file(latest_checkpoint(tmp_path / name / "checkpoints") / "model.safetensors") for name in runs
     )
-    assert all(two[name].tobytes() == again[name].tobytes() for name in two)
+    assert all(two[name].tobytes() == again[name].tobytes() for again in others for name in two)
     losses = [
         [r["loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if r["kind"] == "train"] for name in runs
     ]
