@@ -110,7 +110,7 @@ class RayPool:
     def _connect(self) -> None:
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
         try:
-            self._ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
+            self._ray.init(address=self._address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())
             raise RuntimeError(f"the Ray cluster {self._address or 'of this host'} cannot be used: {why}") from error

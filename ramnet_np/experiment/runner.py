@@ -61,8 +61,9 @@ class Options:
     grid: Path | None = None
     """A grid file of your own, in place of the one that comes with the command."""
     ray: tuple[str, ...] | None = None
-    """Run on all GPUs of a Ray cluster, or with device cpu on all its hosts: its address, or nothing for the cluster that
-    this host is part of; where there is none, one is started on this host. Needs Ray: pip install 'ramnet-np[ray]'."""
+    """Run on all GPUs of a Ray cluster, or with device cpu on all its hosts: its address, or nothing for the cluster
+    that this host is part of; where there is none, one is started on this host. Needs Ray: pip install
+    'ramnet-np[ray]'."""
 
     def __post_init__(self) -> None:
         for name in ("max_minutes", "epochs"):
