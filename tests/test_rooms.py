@@ -40,7 +40,7 @@ ARROWS = {
     "kernels/cpu": ["backend"],
     "kernels/cuda": ["backend", "kernels/gpu_errors"],
     "kernels/numba_cuda": ["backend", "kernels/gpu_errors"],
-    "kernels/bench": ["experiment", "gradcheck", "kernels/cpu", "kernels/cuda", "kernels/numba_cuda"],
+    "kernels/bench": ["experiment", "gradcheck", "bridges", "kernels/cpu", "kernels/cuda", "kernels/numba_cuda"],
 }
 # The exceptions of docs/house.md: one file that may import another one.
 EXCEPTIONS = {
