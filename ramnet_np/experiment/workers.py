@@ -176,7 +176,15 @@ def _work(connection: Connection, one: RunOne, threads: int) -> None:
 
 
 def serve(runs: SimpleQueue[GridRun], one: RunOne, send: Callable[[str, GridRun, Any], None]) -> None:
-    """What a thread of a worker does: its runs, one after the other; ``send`` gets the parts of an :class:`Event`."""
+    """What a thread of a worker does: its runs, one after the other; ``send`` gets the parts of an :class:`Event`.
+
+    >>> runs, sent = SimpleQueue(), SimpleQueue()
+    >>> arguments = runs, lambda run, on_progress: {"status": "finished"}, lambda *event: sent.put(event)
+    >>> threading.Thread(target=serve, args=arguments, daemon=True).start()
+    >>> runs.put("a run")
+    >>> sent.get()
+    ('done', 'a run', {'status': 'finished'})
+    """
     while True:
         run = runs.get()
         try:
