@@ -72,6 +72,7 @@ class MemoryOptions(NamedTuple):
     mass_aware: bool = False
     eps: float = 1e-12
     proxy_eps: float = 0.0
+    batch_invariant: bool = False  # a sequence's bits do not depend on what else the batch holds
 
 
 class DecodeOptions(NamedTuple):
