@@ -101,10 +101,9 @@ def ram_attention_forward(
     ``eps``: keeps the division by a slot's mass defined.
     ``proxy_eps``: e of PDMA's proxy gradient, 0 for the true one.
     ``return_state``: False returns None in its place and keeps nothing of size M.
-    ``cu_seqlens``: (N + 1,) integers, the offsets of N sequences that are packed into one row (B = 1): each has its own
-        memory, counts positions from 0 and may be empty. States then are (N, H, M, C), one for each sequence.
-    ``batch_invariant``: True makes the bits of a sequence's results depend on nothing else in the batch; slower for few
-        long sequences. A packed row's sequences are always computed so.
+    ``cu_seqlens``: (N + 1,) integers, the offsets of N sequences packed into one row (B = 1): ``core/packed.py``. Each
+        has a memory of its own, counts positions from 0 and may be empty; states are (N, H, M, C).
+    ``batch_invariant``: True: the bits of a sequence's results depend on nothing else in the batch, as in a packed row.
     ``backend``: a name from ``backends()``; None follows ``use_backend`` and then the kind of arrays.
 
     Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
@@ -132,26 +131,17 @@ def ram_attention_forward(
     chosen = backend_for(values, backend)
     positions = _positions_for(chosen, checked.positions, write_logits)
     # 1., 2. decode
-    decode = checked.decode
-    top_k, renorm = (decode.write_k, decode.read_k), (decode.write_renorm, decode.read_renorm)
-    write, read = chosen.decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
+    k, renorms = checked.decode.top_k, checked.decode.renorm
+    write, read = chosen.decode_forward((write_logits, read_logits), k, renorms, checked.decode.cape_heads, positions)
     # 3. write and read
     y, final, memory_ctx = chosen.memory_forward(
         Address(*write[:2]), Address(*read[:2]), values, checked.gamma, mask, state, checked.options, return_state,
         checked.cu_seqlens,
     )  # fmt: skip
-    B, _, H, C = values.shape
-    sequences = B if checked.cu_seqlens is None else checked.cu_seqlens.size - 1
     ctx = RAMAttentionContext(
-        backend=chosen,
-        write=write[2],
-        read=read[2],
-        memory=memory_ctx,
-        y=ArraySpec.of(y),
-        state_shape=(sequences, H, checked.options.slots, C),
-        gamma_is_number=isinstance(checked.gamma, float),
-        returned_state=return_state,
-    )
+        chosen, write[2], read[2], memory_ctx, ArraySpec.of(y), checked.state_shape, isinstance(checked.gamma, float),
+        return_state,
+    )  # fmt: skip
     return y, final, ctx
 
 

@@ -36,6 +36,7 @@ class Checked(NamedTuple):
     decode: DecodeOptions
     options: MemoryOptions
     cu_seqlens: Any  # (N + 1,) int64 in the CPU's memory, or None
+    state_shape: tuple[int, int, int, int]  # (B, H, M, C), of packed sequences (N, H, M, C)
 
 
 def check_attention(
@@ -85,14 +86,12 @@ def check_attention(
     )  # fmt: skip
     if mask is not None:
         _check_mask(mask, (B, T), logits.kind)
-    sequences = B
+    state_shape = B, H, options.slots, values.shape[3]
     if cu_seqlens is not None:
         cu_seqlens = check_cu_seqlens(cu_seqlens, (B, T))
-        sequences = cu_seqlens.size - 1
+        state_shape = cu_seqlens.size - 1, *state_shape[1:]
     if state is not None:
-        check_state(
-            "state", state, (sequences, H, options.slots, values.shape[3]), values, packed=cu_seqlens is not None
-        )
+        check_state("state", state, state_shape, values, packed=cu_seqlens is not None)
         if decode.cape_heads and positions is None:
             raise ValueError(
                 "positions must say where these tokens are when heads use CAPE and a state is given, got None"
@@ -100,7 +99,7 @@ def check_attention(
     if cu_seqlens is not None and positions is None and decode.cape_heads:
         positions = packed_positions(cu_seqlens)
     gamma = check_gamma(gamma, (B, T, H), values, update)
-    return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options, cu_seqlens)
+    return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options, cu_seqlens, state_shape)
 
 
 def check_options(
