@@ -97,7 +97,7 @@ def check_attention(
                 "positions must say where these tokens are when heads use CAPE and a state is given, got None"
             )
     if cu_seqlens is not None and positions is None and decode.cape_heads:
-        positions = packed_positions(cu_seqlens)
+        positions = packed_positions(cu_seqlens, like=values)
     gamma = check_gamma(gamma, (B, T, H), values, update)
     return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options, cu_seqlens, state_shape)
 

@@ -9,10 +9,13 @@ FlashAttention and flash-linear-attention. As there, a sequence may be empty: it
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
+from ramnet_np.backend import array_kind
+from ramnet_np.contract import Array
 from ramnet_np.core.require import require_array
 
 
@@ -49,14 +52,27 @@ def check_cu_seqlens(cu_seqlens: Any, shape: tuple[int, int]) -> np.ndarray:
     return offsets
 
 
-def packed_positions(cu_seqlens: np.ndarray) -> np.ndarray:
-    """The position (T,) int64 of every token in its sequence. ``cu_seqlens``: checked.
+def packed_positions(cu_seqlens: np.ndarray, like: Array) -> Array:
+    """The position (T,) int64 of every token in its sequence, an array of the kind of ``like``.
 
-    >>> packed_positions(np.array([0, 2, 5])).tolist()
+    ``cu_seqlens``: checked. On a GPU the positions of a few offsets are kept, as every layer of a model asks for them.
+
+    >>> packed_positions(np.array([0, 2, 5]), like=np.zeros(1)).tolist()
     [0, 1, 0, 1, 2]
     """
-    lengths = np.diff(cu_seqlens)
-    return np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+    if array_kind(like) == "cupy":
+        import cupy
+
+        device, stream = cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
+        return _positions_on_gpu(cu_seqlens.tobytes(), device, stream)
+    return np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
+
+
+@functools.lru_cache(maxsize=64)
+def _positions_on_gpu(offsets: bytes, device: int, stream: int) -> Array:
+    import cupy
+
+    return cupy.asarray(packed_positions(np.frombuffer(offsets, np.int64), like=None))
 
 
 def sequence_of_tokens(cu_seqlens: np.ndarray) -> np.ndarray:

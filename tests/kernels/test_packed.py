@@ -77,7 +77,7 @@ def test_positions_start_anew_at_every_offset():
         for positions in (None, np.array([*range(5), *range(9)]))
     )
     assert_same_bits({"y": y}, {"y": given})
-    assert packed_positions(np.array([0, 5, 5, 14])).tolist() == [*range(5), *range(9)]
+    assert packed_positions(np.array([0, 5, 5, 14]), like=np.zeros(1)).tolist() == [*range(5), *range(9)]
 
 
 @pytest.mark.parametrize("other", [0, 1, 5])
