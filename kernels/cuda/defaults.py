@@ -19,6 +19,7 @@ from .layers.flash_attention import flash_specialisation
 from .layers.gate import gate_specialisation
 from .layers.loss import loss_specialisation
 from .layers.norm import norm_specialisation
+from .layers.sampling import sampling_specialisation
 from .layers.scale import scale_specialisation
 from .layers.short_conv import short_conv_specialisation
 from .layers.token_sums import token_sums_specialisation
@@ -41,6 +42,7 @@ _TYPES = ("float", "double", "float16", "bfloat16")
 _LAYERS = (
     gate_specialisation, scale_specialisation, short_conv_specialisation, token_sums_specialisation,
     loss_specialisation, embedding_specialisation, attention_specialisation, add_specialisation,
+    sampling_specialisation,
 )  # fmt: skip
 _WITHOUT_HALVES = (
     adamw_specialisation, weight_gradient_specialisation, delta_specialisation,
