@@ -28,6 +28,7 @@ from ramnet_np.core.cuda_graph import (
     graph_pool,
     in_order_on,
     own_stream,
+    weights_stay,
     why_not_captured,
 )
 from ramnet_np.layers.sampling import mark_seen
@@ -108,7 +109,8 @@ class TokensAhead:
     def _capture(self) -> None:
         state = list(self._stepper.state)
         try:
-            self._graph, _ = capture(self._take_in_and_choose, self._stream, self._pool)
+            with weights_stay():
+                self._graph, _ = capture(self._take_in_and_choose, self._stream, self._pool)
         except Exception as error:
             self._stepper.state[:] = state
             why = why_not_captured(error)

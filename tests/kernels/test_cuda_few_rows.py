@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from ramnet_np.kernels.cuda.layers import few_rows
+from ramnet_np.kernels.cuda.runtime import overlap
 
 from ramnet_np.core.accelerated import ACCELERATED
+from ramnet_np.core.cuda_graph import capture, graph_pool, own_stream, weights_stay
 from ramnet_np.layers.few_rows import normed_gated_product, normed_products, product_added
 from ramnet_np.layers.linear import few_rows_product
+from ramnet_np.layers.norm import rmsnorm_forward
 from ramnet_np.model import RAMNet, RAMNetConfig
 
 pytestmark = pytest.mark.gpu
@@ -119,6 +122,31 @@ def test_arrays_that_are_not_contiguous_or_aligned(cp, dtype):
     for laid_out in (shifted, strided):
         got = [a.get() for a in results(*laid_out, add)]
         check(got, [e.astype(np.float64) for e in expected], dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_launches_that_overlap_give_the_bits_of_those_that_do_not(cp, dtype, monkeypatch):
+    x, norm, weights, biases, add = each(cp.asarray, draw(dtype, 3, 512, (512, 512)))
+    overlapped, driver = [], overlap._driver
+
+    def chain():
+        y = x
+        for _ in range(20):
+            y = product_added(normed_gated_product(y, norm, EPS, *weights), weights[0], biases[0], add)
+            y = rmsnorm_forward(normed_products(y, norm, EPS, weights, biases)[0], norm, EPS)[0]
+        return y
+
+    monkeypatch.setattr(overlap, "_driver", lambda: [overlapped.append(1), driver()][1])
+    with own_stream() as stream:
+        expected = chain().get()
+        assert not overlapped
+        with weights_stay():
+            graph, got = capture(chain, stream, graph_pool())
+        assert len(overlapped) == (80 if overlap._possible(0) else 0)
+        for _ in range(20):
+            got.fill(0)
+            graph.launch()
+            assert got.get().tobytes() == expected.tobytes()
 
 
 def test_no_rows(cp):

@@ -21,7 +21,7 @@ struct Weights {
 #pragma unroll
         for (int a = 0; a < AHEAD; a++)
 #pragma unroll
-            for (int o = 0; o < OUTPUTS; o++) part[a][o] = vector_at(row[o], k + a * 32 * VECTOR, width);
+            for (int o = 0; o < OUTPUTS; o++) part[a][o] = constant_at(row[o], k + a * 32 * VECTOR, width);
     }
 };
 
@@ -31,7 +31,7 @@ DEVICE void multiply(
     Acc (&sums)[OUTPUTS][ROWS]
 ) {
     Pack<ELEMENT, VECTOR> norm;
-    if (p.norm) norm = vector_at(p.norm, k, p.width);
+    if (p.norm) norm = constant_at(p.norm, k, p.width);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         Pack<ELEMENT, VECTOR> x = vector_at(x_row(p, first_row + r), k, p.width);
@@ -55,6 +55,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) few_rows(const __grid_c
 
     Acc sums[OUTPUTS][ROWS] = {};
     Weights weights(row, VECTOR * lane, p.width);  // under way while the norm is found
+    let_next_launch_begin();
+    wait_for_launch_before();
     if (p.norm) {
         find_rstd(p, first_row, rstd);
         __syncthreads();
@@ -77,10 +79,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) few_rows(const __grid_c
             if (lane == r) own[o] = sum;
         }
     if (lane >= ROWS) return;
+    const int n = first_row + lane;
     if constexpr (GATED) {
-        finish_gated(p, first_row + lane, first, own[0], own[1]);
+        if (there(p, 0, n, first)) put(p, 0, n, first, gated(own[0], own[1]));
     } else {
 #pragma unroll
-        for (int o = 0; o < OUTPUTS; o++) finish(p, place.which, first_row + lane, first + o, own[o]);
+        for (int o = 0; o < OUTPUTS; o++) {
+            const int e = first + o, which = place.which;
+            if (there(p, which, n, e)) put(p, which, n, e, own[o] + bias_of(p, which, e) + added(p, which, n, e));
+        }
     }
 }

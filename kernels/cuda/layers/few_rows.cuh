@@ -5,12 +5,15 @@
 // in an order that the width D alone decides: a row gives the same bits beside any others. What stands before and behind
 // a product is done on the way:
 //
-//   before   an RMSNorm of x: every block computes it anew, x is small and in the L2 cache
+//   before   an RMSNorm of x: every block finds it anew, x is small and in the L2 cache
 //   several  up to MOST_WEIGHTS matrices that multiply the same x share a launch; a block works on one of them
 //   gated    two matrices, G and U: y = silu(x G^T) * (x U^T); a block works on the same rows of both
 //   behind   a bias, and with one matrix an array like y (a residual) is added before y is rounded
+//
+// A block asks for its matrices before the launch before it has ended: see runtime/overlap.py.
 #pragma once
 #include "layers/element.cuh"
+#include "runtime/overlap.cuh"
 
 #if !defined(GATED) || !defined(WIDE)
 #error "GATED, 1 for the gated product of two matrices, and WIDE, 1 where VECTOR divides D, must be defined; else they are 0"
@@ -58,13 +61,20 @@ DEVICE const ELEMENT* x_row(const FewRowsParams& p, int n) {
 DEVICE Pack<ELEMENT, VECTOR> vector_at(const ELEMENT* row, int k, int width) {
     Pack<ELEMENT, VECTOR> pack = {};
     if constexpr (WIDE) {
-        if (k < width) pack = load_read_only(reinterpret_cast<const Pack<ELEMENT, VECTOR>*>(row + k));
+        if (k < width) pack = *reinterpret_cast<const Pack<ELEMENT, VECTOR>*>(row + k);
     } else {
 #pragma unroll
         for (int j = 0; j < VECTOR; j++)
             if (k + j < width) pack.element[j] = row[k + j];
     }
     return pack;
+}
+
+// The same of what no launch writes: weights.
+DEVICE Pack<ELEMENT, VECTOR> constant_at(const ELEMENT* row, int k, int width) {
+    Pack<ELEMENT, VECTOR> pack = {};
+    if (WIDE && k < width) pack = load_read_only(reinterpret_cast<const Pack<ELEMENT, VECTOR>*>(row + k));
+    return WIDE ? pack : vector_at(row, k, width);
 }
 
 // rstd = 1 / sqrt(mean(x^2) + eps) of COUNT rows of x from ``first`` on, one warp a row.
@@ -84,15 +94,15 @@ template <int COUNT> DEVICE void find_rstd(const FewRowsParams& p, int first, Ac
     }
 }
 
-// The last step of one number of y: output ``e`` of row ``n``.
-DEVICE void finish(const FewRowsParams& p, int which, int n, int e, Acc sum) {
-    if (n >= p.rows || e >= p.outputs[which]) return;
-    const long long at = (long long)(n) * p.outputs[which] + e;
-    if (p.bias[which]) sum += widen(p.bias[which][e]);
-    if (p.add) sum += widen(p.add[at]);
-    p.y[which][at] = narrowed(sum);
+// Output ``e`` of row ``n``: whether there is one, what is added to it, and its place in y.
+DEVICE bool there(const FewRowsParams& p, int which, int n, int e) { return n < p.rows && e < p.outputs[which]; }
+DEVICE Acc bias_of(const FewRowsParams& p, int which, int e) {
+    return p.bias[which] && e < p.outputs[which] ? Acc(widen(p.bias[which][e])) : Acc(0);
 }
-DEVICE void finish_gated(const FewRowsParams& p, int n, int e, Acc gate, Acc up) {
-    if (n >= p.rows || e >= p.outputs[0]) return;
-    p.y[0][(long long)(n) * p.outputs[0] + e] = narrowed(gate / (1 + exp_(-gate)) * up);
+DEVICE Acc added(const FewRowsParams& p, int which, int n, int e) {
+    return p.add && there(p, which, n, e) ? Acc(widen(p.add[(long long)(n) * p.outputs[which] + e])) : Acc(0);
 }
+DEVICE void put(const FewRowsParams& p, int which, int n, int e, Acc y) {
+    p.y[which][(long long)(n) * p.outputs[which] + e] = narrowed(y);
+}
+DEVICE Acc gated(Acc gate, Acc up) { return gate / (1 + exp_(-gate)) * up; }

@@ -7,7 +7,7 @@ cuBLAS takes over. A row gives the same bits beside any others, up to that numbe
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,18 @@ from ramnet_np.core.require import ArraySpec, require_array, require_like, requi
 
 from ..runtime.arrays import ALIGNMENT, contiguous_aligned, empty, ptr
 from ..runtime.module import Specialisation, get_kernel, sum_dtype, type_name
+from ..runtime.overlap import launch
 from ..runtime.params import INT, POINTER, ParamStruct
 from .blas import matrix_product
 
 MOST_WEIGHTS = 8  # of few_rows.cuh
-MOST_ROWS = {2: 64, 4: 16, 8: 16}  # by the bytes of a number: where reading the matrix stops to take the time
-MULTIPROCESSORS = 132  # of an H100: blocks are as large as leaves some for each
+MOST_ROWS = {2: 16, 4: 16, 8: 16}  # by the bytes of a number: where reading the matrix stops to take the time
+MULTIPROCESSORS = 132  # of an H100: where all blocks run at once, one on each
+
+ROWS, WARPS, STEP = 16, 8, 512  # of few_rows_mma.cu: rows of x, warps, and numbers of a row in a step
+STEP_BYTES = 2**13  # that a block copies for a step, of 8 rows of a matrix or of the norm's weight
+MOST_TILES = {False: 4, True: 6}  # of a block, 8 rows each, where a launch has many; gated: of both matrices
+MOST_SHARED = 140 * 2**10  # bytes of a block, so that one of the next launch finds room beside it
 
 
 @cache
@@ -35,21 +41,26 @@ def few_rows_params(sums: np.dtype) -> ParamStruct:
 
 
 @cache
-def few_rows_specialisation(
-    element: str, rows: int, tiles: int = 1, gated: bool = False, wide: bool = True
-) -> Specialisation:
-    """For ``rows`` rows of x a block: 16, 32 or 64 of the 16-bit types, where ``tiles`` counts; else 1, 2, 4, 8, 16.
+def few_rows_specialisation(element: str, rows: int, gated: bool = False, wide: bool = True) -> Specialisation:
+    """For float and double, for ``rows`` rows of x a block: 1, 2, 4, 8 or 16.
 
     ``wide``: rows of a matrix are whole accesses of 16 bytes.
     """
-    defines: tuple[tuple[str, str | int], ...] = (
-        ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("ROWS", rows),
-    )  # fmt: skip
-    source = "layers/few_rows.cu"
-    if element in ("float16", "bfloat16"):
-        source, defines = "layers/few_rows_mma.cu", (*defines, ("TILES", tiles))
+    defines = ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("ROWS", rows)
     sums = np.dtype(np.float64 if element == "double" else np.float32)
-    return Specialisation(source, ("few_rows",), defines, (few_rows_params(sums),))
+    return Specialisation("layers/few_rows.cu", ("few_rows",), defines, (few_rows_params(sums),))
+
+
+@cache
+def few_rows_mma_specialisation(
+    element: str, tiles: int, steps: int, depth: int, norm: bool = False, gated: bool = False, wide: bool = True
+) -> Specialisation:
+    """For 16-bit types, 8 ``tiles`` rows of the matrices a block, ``depth`` of ``steps`` in shared memory."""
+    defines = (
+        ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("TILES", tiles), ("STEPS", steps),
+        ("DEPTH", depth), ("NORM", int(norm)),
+    )  # fmt: skip
+    return Specialisation("layers/few_rows_mma.cu", ("few_rows",), defines, (few_rows_params(np.dtype(np.float32)),))
 
 
 def few_rows_product(x: Array, weight: Array) -> Array:
@@ -99,6 +110,7 @@ def _launch(
 ) -> tuple[Array, ...]:
     """The results of every matrix or, gated, of the two together."""
     rows, width = x.shape
+    given = weights, biases, norm
     x, add, norm = contiguous_aligned(x), _aligned(add), _aligned(norm)
     weights, biases = tuple(map(contiguous_aligned, weights)), tuple(map(_aligned, biases))
     outputs = [len(weight) for weight in weights]
@@ -106,37 +118,59 @@ def _launch(
     if not rows:
         return results
     wide = width * x.dtype.itemsize % ALIGNMENT == 0
-    specialisation, each, together = _shape(type_name(x.dtype), rows, tuple(outputs), gated, wide)
+    bytes_of_block = _block_bytes(x.device.id)
+    shape = _shape(type_name(x.dtype), rows, width, tuple(outputs), norm is not None, gated, wide, bytes_of_block)
     params = few_rows_params(sum_dtype(x.dtype))(
         x=x, norm=norm, add=add, weight=_addresses(weights), bias=_addresses(biases), y=_addresses(results),
         outputs=_padded(outputs), rows=rows, width=width, eps=eps,
     )  # fmt: skip
-    blocks = sum(-(-count // each) for count in outputs[: len(results)])
-    kernel = get_kernel(specialisation, "few_rows")
-    kernel((blocks, -(-rows // together)), (32 * (8 if x.dtype.itemsize == 2 else 4),), (params,))
+    copied = any(a is not b for a, b in zip((*given[0], *given[1], given[2]), (*weights, *biases, norm), strict=True))
+    blocks = sum(-(-count // shape.each) for count in outputs[: len(results)])
+    grid = blocks, -(-rows // shape.together)
+    launch(get_kernel(shape.specialisation, "few_rows"), grid, shape.threads, params, shape.shared, early=not copied)
     return results
+
+
+class _Shape(NamedTuple):
+    """What is launched. None of it changes the order of a sum."""
+
+    specialisation: Specialisation
+    each: int  # outputs of a block
+    together: int  # rows of x of a block
+    threads: int
+    shared: int = 0  # bytes
 
 
 @cache
 def _shape(
-    element: str, rows: int, outputs: tuple[int, ...], gated: bool, wide: bool
-) -> tuple[Specialisation, int, int]:
-    """What is launched, the outputs of a block and its rows of x. None of it changes the order of a sum.
+    element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, wide: bool, block_bytes: int
+) -> _Shape:
+    """The shape of a launch, where a block can have ``block_bytes`` of shared memory.
 
-    >>> _shape("bfloat16", 1, (320, 320, 1024), False, True)[1:], _shape("bfloat16", 64, (2816, 2816), True, True)[1:]
-    ((8, 16), (16, 64))
+    >>> _shape("bfloat16", 1, 1024, (2816, 2816), True, True, True, 232448)[1:]
+    (24, 16, 256, 114688)
     """
-    most = 64 if element in ("float16", "bfloat16") else 16
-    together = min(most, 1 << (rows - 1).bit_length())
-    if most == 16:
-        return few_rows_specialisation(element, together, 1, gated, wide), 4 if gated else 8, together
-    together = max(16, together)
-    # A block that takes more rows of the matrices reads x less often. But there must be enough blocks, of 16 rows of x
-    # two for each multiprocessor, whose registers they share.
-    sizes, least = ((2,), 2 * MULTIPROCESSORS) if together == 16 else ((4, 2), MULTIPROCESSORS)
-    available = sum(-(-count // 8) for count in outputs)
-    tiles = next((size for size in sizes if available // size >= least), 2 if gated else 1)
-    return few_rows_specialisation(element, together, tiles, gated, wide), 8 * tiles // (2 if gated else 1), together
+    if element not in ("float16", "bfloat16"):
+        together = min(16, 1 << (rows - 1).bit_length())
+        return _Shape(few_rows_specialisation(element, together, gated, wide), 4 if gated else 8, together, 32 * 4)
+    # as many blocks as run at once, or small ones of which one reads while another computes
+    available, sides = sum(-(-count // 8) for count in outputs), 2 if gated else 1
+    most = MOST_TILES[gated] if wide else 2
+    tiles = min(most, max(sides, -(-available // MULTIPROCESSORS // sides) * sides))
+    step, sums = STEP_BYTES * (tiles + norm), 4 * WARPS * ROWS * (8 * tiles + 1)
+    steps = -(-width // STEP)
+    depth = max(1, min(steps, (min(MOST_SHARED, block_bytes) - sums) // step))
+    specialisation = few_rows_mma_specialisation(element, tiles, steps, depth, norm, gated, wide)
+    return _Shape(specialisation, 8 * tiles // sides, ROWS, 32 * WARPS, depth * step)
+
+
+@cache
+def _block_bytes(device: int) -> int:
+    """Shared memory that a block can have."""
+    import cupy
+
+    most: int = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+    return most
 
 
 def _aligned(array: Array | None) -> Array | None:

@@ -10,6 +10,7 @@
 // Nothing is sorted either. The n likeliest tokens are those above some weight and the first few of those that equal it;
 // that weight is found digit by digit, the highest first, from how much each of the BINS values of a digit holds.
 #include "layers/element.cuh"
+#include "runtime/overlap.cuh"
 
 using Whole = unsigned long long;
 
@@ -57,6 +58,8 @@ DEVICE Largest<double> largest_of_row(const SamplingParams& p, Largest<double>* 
 
 extern "C" __global__ void likeliest(const __grid_constant__ SamplingParams p) {
     __shared__ Largest<double> scratch[32];
+    let_next_launch_begin();
+    wait_for_launch_before();
     const Largest<double> largest = largest_of_row(p, scratch);
     if (threadIdx.x == 0) p.tokens[blockIdx.x] = largest.index;
 }
@@ -197,6 +200,8 @@ DEVICE void find(const Acc* weights, int width, Kept kept, Whole target, Shared&
 
 extern "C" __global__ void __launch_bounds__(BINS) draw(const __grid_constant__ SamplingParams p) {
     __shared__ Shared shared;
+    let_next_launch_begin();
+    wait_for_launch_before();
     const long long row = blockIdx.x * (long long)(p.width);
     Acc* const weights = p.weights + row;
     if (threadIdx.x == 0) p.tokens[blockIdx.x] = 0;  // stays where logits are not finite

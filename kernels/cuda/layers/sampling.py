@@ -10,6 +10,7 @@ from ramnet_np.contract import Array
 
 from ..runtime.arrays import contiguous_aligned, empty
 from ..runtime.module import Specialisation, get_kernel, sum_dtype, type_name
+from ..runtime.overlap import launch
 from ..runtime.params import INT, POINTER, ParamStruct
 
 THREADS = 1024  # of a block with a row of logits: one for each bin of a draw
@@ -53,7 +54,7 @@ def sample_tokens(
     )  # fmt: skip
     if rows:
         kernel = get_kernel(sampling_specialisation(type_name(logits.dtype)), "likeliest" if greedy else "draw")
-        kernel((rows,), (THREADS,), (params,))
+        launch(kernel, (rows,), THREADS, params)
     return tokens
 
 
