@@ -14,7 +14,7 @@ from .layers.add import add_specialisation
 from .layers.attention import attention_specialisation
 from .layers.delta import delta_specialisation
 from .layers.embedding import ORDER, embedding_specialisation
-from .layers.few_rows import few_rows_mma_specialisation, few_rows_specialisation
+from .layers.few_rows import few_rows_mma_specialisation, few_rows_specialisation, few_rows_tile_specialisation
 from .layers.flash_attention import flash_specialisation
 from .layers.gate import gate_specialisation
 from .layers.loss import loss_specialisation
@@ -95,6 +95,9 @@ def _few_rows() -> list[Specialisation]:
         few_rows_mma_specialisation("bfloat16", 6, 2, 2, norm=True, gated=True),
         few_rows_mma_specialisation("float16", 2, 9, 4),
         few_rows_mma_specialisation("float16", 1, 2, 1, wide=False),
+        few_rows_tile_specialisation("bfloat16", 64, 1, 1, 14),
+        few_rows_tile_specialisation("bfloat16", 128, 12, 2, 4, norm=True, gated=True),
+        few_rows_tile_specialisation("float16", 64, 2, 1, 8, norm=True, wide=False),
         few_rows_specialisation("float", 1),
         few_rows_specialisation("float", 16, gated=True),
         few_rows_specialisation("double", 16, wide=False),

@@ -6,6 +6,7 @@ cuBLAS takes over. A row gives the same bits beside any others, up to that numbe
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,13 +22,16 @@ from ..runtime.params import INT, POINTER, ParamStruct
 from .blas import matrix_product
 
 MOST_WEIGHTS = 8  # of few_rows.cuh
-MOST_ROWS = {2: 16, 4: 16, 8: 16}  # by the bytes of a number: where reading the matrix stops to take the time
+MOST_ROWS = {2: 256, 4: 16, 8: 16}  # by the bytes of a number: from where on cuBLAS is faster, launches and all
 MULTIPROCESSORS = 132  # of an H100: where all blocks run at once, one on each
 
 ROWS, WARPS, STEP = 16, 8, 512  # of few_rows_mma.cu: rows of x, warps, and numbers of a row in a step
 STEP_BYTES = 2**13  # that a block copies for a step, of 8 rows of a matrix or of the norm's weight
 MOST_TILES = {False: 4, True: 6}  # of a block, 8 rows each, where a launch has many; gated: of both matrices
 MOST_SHARED = 140 * 2**10  # bytes of a block, so that one of the next launch finds room beside it
+
+SLICE, SLICE_BYTES = 64, 2**7  # of few_rows_tile.cu: numbers of a row in a slice, and their bytes
+MOST_STAGES = 108 * 2**10  # bytes of a block: two of them share a multiprocessor, one of the next launch
 
 
 @cache
@@ -63,9 +67,28 @@ def few_rows_mma_specialisation(
     return Specialisation("layers/few_rows_mma.cu", ("few_rows",), defines, (few_rows_params(np.dtype(np.float32)),))
 
 
+@cache
+def few_rows_tile_specialisation(
+    element: str,
+    rows: int,
+    tiles: int,
+    warps: int,
+    stages: int,
+    norm: bool = False,
+    gated: bool = False,
+    wide: bool = True,
+) -> Specialisation:
+    """For 16-bit types and more rows: ``rows`` of x a block, 8 ``tiles`` of the matrices, which ``warps`` share out."""
+    defines = (
+        ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("ROWS", rows), ("TILES", tiles),
+        ("WARPS_N", warps), ("STAGES", stages), ("NORM", int(norm)),
+    )  # fmt: skip
+    return Specialisation("layers/few_rows_tile.cu", ("few_rows",), defines, (few_rows_params(np.dtype(np.float32)),))
+
+
 def few_rows_product(x: Array, weight: Array) -> Array:
     """x W^T: (N, E) of x (N, D) and ``weight`` (E, D)."""
-    if len(x) > MOST_ROWS[x.dtype.itemsize] or not weight.flags.c_contiguous:
+    if len(x) > min(ROWS, MOST_ROWS[x.dtype.itemsize]) or not weight.flags.c_contiguous:
         return matrix_product(x, weight.T)
     return _launch(x, (weight,), (None,))[0]
 
@@ -153,8 +176,10 @@ def _shape(
     if element not in ("float16", "bfloat16"):
         together = min(16, 1 << (rows - 1).bit_length())
         return _Shape(few_rows_specialisation(element, together, gated, wide), 4 if gated else 8, together, 32 * 4)
-    # as many blocks as run at once, or small ones of which one reads while another computes
     available, sides = sum(-(-count // 8) for count in outputs), 2 if gated else 1
+    if rows > ROWS:
+        return _tile_shape(element, rows, width, available, norm, gated, wide, block_bytes)
+    # as many blocks as run at once, or small ones of which one reads while another computes
     most = MOST_TILES[gated] if wide else 2
     tiles = min(most, max(sides, -(-available // MULTIPROCESSORS // sides) * sides))
     step, sums = STEP_BYTES * (tiles + norm), 4 * WARPS * ROWS * (8 * tiles + 1)
@@ -162,6 +187,23 @@ def _shape(
     depth = max(1, min(steps, (min(MOST_SHARED, block_bytes) - sums) // step))
     specialisation = few_rows_mma_specialisation(element, tiles, steps, depth, norm, gated, wide)
     return _Shape(specialisation, 8 * tiles // sides, ROWS, 32 * WARPS, depth * step)
+
+
+def _tile_shape(
+    element: str, rows: int, width: int, available: int, norm: bool, gated: bool, wide: bool, block_bytes: int
+) -> _Shape:
+    """Blocks of 64 rows of x, or where these would have too many outputs of 128; about one a multiprocessor."""
+    sides = 2 if gated else 1
+    for together, warps, most in ((64, 1, 8), (128, 2, 12)):
+        share = -(-rows // together) * available / MULTIPROCESSORS  # tiles of a block
+        tiles = min(most, max(1, math.ceil(share / (warps * sides))) * warps * sides)
+        if share <= most or rows <= together:
+            break
+    stage = SLICE_BYTES * (together + 8 * tiles + norm)
+    stages = max(2, min(-(-width // SLICE) + 1, min(MOST_STAGES, block_bytes) // stage))
+    sums = 4 * together * (8 * tiles + 3)
+    specialisation = few_rows_tile_specialisation(element, together, tiles, warps, stages, norm, gated, wide)
+    return _Shape(specialisation, 8 * tiles // sides, together, 256 * warps, max(stages * stage, sums))
 
 
 @cache
