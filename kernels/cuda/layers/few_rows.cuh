@@ -94,13 +94,13 @@ template <int COUNT> DEVICE void find_rstd(const FewRowsParams& p, int first, Ac
     }
 }
 
-// Output ``e`` of row ``n``: whether there is one, what is added to it, and its place in y.
+// Output ``e`` of row ``n``: whether there is one, what is added to it, as it is stored, and its place in y.
 DEVICE bool there(const FewRowsParams& p, int which, int n, int e) { return n < p.rows && e < p.outputs[which]; }
-DEVICE Acc bias_of(const FewRowsParams& p, int which, int e) {
-    return p.bias[which] && e < p.outputs[which] ? Acc(widen(p.bias[which][e])) : Acc(0);
+DEVICE ELEMENT bias_of(const FewRowsParams& p, int which, int e) {
+    return p.bias[which] && e < p.outputs[which] ? p.bias[which][e] : ELEMENT{};
 }
-DEVICE Acc added(const FewRowsParams& p, int which, int n, int e) {
-    return p.add && there(p, which, n, e) ? Acc(widen(p.add[(long long)(n) * p.outputs[which] + e])) : Acc(0);
+DEVICE ELEMENT added(const FewRowsParams& p, int which, int n, int e) {
+    return p.add && there(p, which, n, e) ? p.add[(long long)(n) * p.outputs[which] + e] : ELEMENT{};
 }
 DEVICE void put(const FewRowsParams& p, int which, int n, int e, Acc y) {
     p.y[which][(long long)(n) * p.outputs[which] + e] = narrowed(y);

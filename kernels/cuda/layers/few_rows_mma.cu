@@ -145,7 +145,7 @@ struct Partial {
 
 // The numbers of y that a thread finishes: row ``n`` of 16 and output ``e`` of the block's.
 struct Own {
-    float bias[OWN], add[OWN];
+    ELEMENT bias[OWN], add[OWN];  // widened when they are used: until then nothing waits for them
 
     DEVICE static int n(int o) { return (threadIdx.x + o * THREADS) / EACH; }
     DEVICE static int e(int o) { return (threadIdx.x + o * THREADS) % EACH; }
@@ -160,7 +160,7 @@ struct Own {
                 const int column = e(o) / 8 * 16 + e(o) % 8;  // tiles of G and of U by turns
                 y = gated(rstd * partial.total(n(o), column), rstd * partial.total(n(o), column + 8));
             } else {
-                y = rstd * partial.total(n(o), e(o)) + bias[o] + add[o];
+                y = rstd * partial.total(n(o), e(o)) + widen(bias[o]) + widen(add[o]);
             }
             put(p, place.which, first_row + n(o), place.first + e(o), y);
         }

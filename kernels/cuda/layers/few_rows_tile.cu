@@ -158,7 +158,7 @@ DEVICE void finish(
         const float sum = rstd * (own[tile][at] + partial.sums[row][column]);
         float y;
         if constexpr (GATED) y = gated(sum, rstd * (own[tile + 1][at] + partial.sums[row][column + 8]));
-        else y = sum + bias_of(p, place.which, e) + added(p, place.which, n, e);
+        else y = sum + widen(bias_of(p, place.which, e)) + widen(added(p, place.which, n, e));
         put(p, place.which, n, e, y);
     }
 }

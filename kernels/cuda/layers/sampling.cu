@@ -11,6 +11,7 @@
 // that weight is found digit by digit, the highest first, from how much each of the BINS values of a digit holds.
 #include "layers/element.cuh"
 #include "runtime/overlap.cuh"
+#include "runtime/shared.cuh"
 
 using Whole = unsigned long long;
 
@@ -21,7 +22,7 @@ struct SamplingParams {
     const ELEMENT* logits;  // (B, V)
     const bool* seen;       // (B, V), or null
     const double* u;        // (B,)
-    Acc* weights;           // (B, V), scratch
+    Acc* weights;           // (B, V), scratch, or null: a row of it in dynamic shared memory
     long long* tokens;      // (B,)
     double temperature, top_p, min_p, penalty;
     int width;  // V
@@ -203,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(BINS) draw(const __grid_constant__ 
     let_next_launch_begin();
     wait_for_launch_before();
     const long long row = blockIdx.x * (long long)(p.width);
-    Acc* const weights = p.weights + row;
+    Acc* const weights = p.weights ? p.weights + row : reinterpret_cast<Acc*>(dynamic_shared());
     if (threadIdx.x == 0) p.tokens[blockIdx.x] = 0;  // stays where logits are not finite
     // 2. temperature
     const double largest = largest_of_row(p, shared.largest).value;
