@@ -116,3 +116,33 @@ def test_bad_sizes():
         PackedRows([5, 1], 2, 0)
     with pytest.raises(ValueError, match=r"data\.length must be at most the 5 tokens that documents have .*, got 6"):
         PackedRows([5, 2], 6, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mixer", ["ram", "delta"])
+def test_a_gpu_trains_on_packed_rows_as_a_cpu_does(mixer):
+    from ramnet_np.train.gpu_trainer import GPUTrainer
+
+    data = TextData(corpus(), SETTINGS, batch=4, seed=0)
+    config = TrainConfig(steps=3, batch=4, warmup=0, accumulate=2)
+    reports = []
+    for device, trainer_type in (("cpu", CPUTrainer), ("gpu", GPUTrainer)):
+        model = RAMNet(replace(MODEL, mixer=mixer, cape=(0, 0)), seed=1).to(device)
+        with trainer_type(model, config, adamw_init(model.params)) as trainer:
+            for step in range(3):
+                trainer.step(data.batch(step))
+            reports.append(trainer.report())
+    np.testing.assert_allclose(reports[0].loss, reports[1].loss, rtol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_step_of_packed_rows_is_no_graph():
+    from ramnet_np.train.gpu_trainer import GPUTrainer
+
+    model = RAMNet(MODEL, seed=1).to("gpu")
+    config = TrainConfig(steps=3, batch=4, warmup=0)
+    batch = TextData(corpus(), SETTINGS, batch=4, seed=0).batch(0)
+    words = r"a training step of packed rows \(data.pack\) cannot be captured"
+    trainer = GPUTrainer(model, config, adamw_init(model.params), graphs="on")
+    with trainer, pytest.raises(RuntimeError, match=words):
+        trainer.step(batch)

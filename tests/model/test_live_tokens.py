@@ -169,3 +169,29 @@ def test_a_mask_must_leave_a_prompt():
         model.generate(ids, 1, mask=mask)
     with pytest.raises(ValueError, match=r"ids must have shape \(B, T\) with a mask, got a list of prompts"):
         model.generate([ids[0]], 1, mask=mask)
+
+
+@pytest.mark.gpu
+@NAMES
+def test_a_gpu_computes_the_same(name):
+    import cupy as cp
+
+    model = make(name)
+    on_gpu = model.to("gpu")
+    packed_ids = np.concatenate(ROWS, axis=1)
+    ids, mask, positions = padded(FILLED)
+    for x, given in ((packed_ids, {"cu_seqlens": OFFSETS}), (ids, {"mask": mask, "positions": positions})):
+        select = mask if "mask" in given else None
+        expected, ctx = model.forward(x, select=select, **given)
+        dlogits = RNG.normal(size=expected.shape)
+        logits, gpu_ctx = on_gpu.forward(
+            cp.asarray(x),
+            select=None if select is None else cp.asarray(select),
+            **{key: value if key == "cu_seqlens" else cp.asarray(value) for key, value in given.items()},
+        )
+        assert_close(cp.asnumpy(logits), expected, name="logits")
+        grads = on_gpu.backward(cp.asarray(dlogits), gpu_ctx)
+        for key, grad in model.backward(dlogits, ctx).items():
+            assert_close(cp.asnumpy(grads[key]), grad, gradient=True, name=key)
+    written = on_gpu.generate(cp.asarray(ids), 3, mask=cp.asarray(mask))
+    np.testing.assert_array_equal(cp.asnumpy(written), model.generate(ids, 3, mask=mask))
