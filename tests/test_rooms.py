@@ -71,7 +71,7 @@ WITHIN_FUNCTIONS = {
     "model": {"ml_dtypes"},
     "core": {"cupy"},
     "bridges": {"cupy", "ml_dtypes"},
-    "experiment": {"threadpoolctl"},
+    "experiment": {"ray", "threadpoolctl"},
     "kernels/cuda": {"cupy", "cupy_backends"},
     "kernels/numba_cuda": {"cuda", "cupy"},
 }

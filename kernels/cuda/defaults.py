@@ -14,6 +14,7 @@ from .layers.add import add_specialisation
 from .layers.attention import attention_specialisation
 from .layers.delta import delta_specialisation
 from .layers.embedding import ORDER, embedding_specialisation
+from .layers.few_rows import few_rows_specialisation
 from .layers.flash_attention import flash_specialisation
 from .layers.gate import gate_specialisation
 from .layers.loss import loss_specialisation
@@ -86,6 +87,19 @@ def _memory() -> list[Specialisation]:
     ]
 
 
+def _few_rows() -> list[Specialisation]:
+    """One sequence and many, plain and gated, of every type; rows that cannot be loaded 16 bytes at a time."""
+    return [
+        few_rows_specialisation("bfloat16", 16),
+        few_rows_specialisation("bfloat16", 16, 2, gated=True),
+        few_rows_specialisation("bfloat16", 64, 4, gated=True),
+        few_rows_specialisation("float16", 32, 4, wide=False),
+        few_rows_specialisation("float", 1),
+        few_rows_specialisation("float", 16, gated=True),
+        few_rows_specialisation("double", 16, wide=False),
+    ]
+
+
 def _steps() -> list[Specialisation]:
     """One token: every type and update rule, the plain step, odd and large sizes."""
     pdma = known_rules()[0]
@@ -113,6 +127,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     decode_specialisation("double", 2, 16, 16),
     *dict.fromkeys(_memory()),
     *_steps(),
+    *_few_rows(),
     *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
     *(of_type(element) for element in _TYPES for of_type in _LAYERS),
     *(flash_specialisation(element, d, d) for element, d in (("bfloat16", 64), ("bfloat16", 128), ("float16", 64))),

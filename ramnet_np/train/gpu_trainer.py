@@ -8,7 +8,9 @@ more than half of the tokens have a label, by all others.
     device                     fixed inputs ─┴▶ forward ▶ loss ▶ backward ▶ AdamW ─▶ numbers ──▶ report()
                                                └──────────── one graph ───────────┘
 
-Where several ranks train together, the sum of their gradients stands between the backward and AdamW, within the graph.
+Where several ranks train together, the sums of their gradients run beside the backward, on a stream of their own within
+the graph, and AdamW waits for them. Everything here that waits for the GPU then waits for other ranks too, so it goes
+through :meth:`Ranks.wait`, which notices a rank that does not come.
 
 A graph allocates from a memory pool of its own, so that work between two launches gets other memory.
 
@@ -39,7 +41,8 @@ from ramnet_np.train.config import TrainConfig, learning_rate
 from ramnet_np.train.gradient_sum import GradientSum
 from ramnet_np.train.gradients import Part, loss_and_gradients
 from ramnet_np.train.optim import ADAMW_EPS, AdamWState, has_weight_decay
-from ramnet_np.train.ranks import ONE, Ranks
+from ramnet_np.train.ranks import ONE, RankError, Ranks
+from ramnet_np.train.shards import Shards
 from ramnet_np.train.trainer import Diverged, Report, not_finite, part_rows
 
 Inputs = tuple[list[Part], Array | None]  # of a step: its parts, and of streams where each row starts
@@ -71,11 +74,14 @@ class BatchBuffers:
         """Those of the batch that was uploaded."""
         return self._unpack(self._device)
 
-    def upload(self, parts: Sequence[Array], stream: Any) -> None:
-        """Copy a batch to the device. On the stream, the copy waits for the work that still reads the batch before."""
+    def upload(self, parts: Sequence[Array], stream: Any, wait: Callable[[Any], None]) -> None:
+        """Copy a batch to the device. On the stream, the copy waits for the work that still reads the batch before.
+
+        ``wait``: waits for an event.
+        """
         self._current = 1 - self._current
         host, copied = self._hosts[self._current], self._copied[self._current]
-        copied.synchronize()  # the copy out of this host array, two batches ago
+        wait(copied)  # the copy out of this host array, two batches ago
         np.concatenate(parts, out=host, casting="unsafe")
         self._device.set(host, stream=stream)
         copied.record(stream)
@@ -89,7 +95,8 @@ class GPUTrainer:
 
     With ``config.dtype`` "bfloat16" the steps compute with copies of the parameters, those of ``model``; an update
     changes the float32 parameters of the model that was given, and rounds them to the copies.
-    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows.
+    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows; ``state``: with
+    the moments of the parameters that this rank updates.
     """
 
     report_is_free = False
@@ -116,7 +123,10 @@ class GPUTrainer:
         self._pool = graph_pool()  # shared by the graphs, which run one after another
         self._buffers: dict[tuple[Any, ...], BatchBuffers] = {}
         model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
-        self._add_up = GradientSum(ranks, model.params) if ranks.size > 1 else None
+        self._shards = Shards(ranks, model.params) if ranks.size > 1 and config.shard_optimizer else None
+        if self._shards:
+            model.params.update(self._shards.params)
+        self._over_ranks = GradientSum(ranks, model.params) if ranks.size > 1 else None
         self._model = model if config.dtype == "float32" else model.to("gpu", dtype=config.dtype)
         self._optimizer = _gpu_adamw(model.params, config, state, self._model.params)
         self._addresses = self._optimizer.addresses()  # of the gradients of steps that are not graphs
@@ -124,6 +134,9 @@ class GPUTrainer:
     @property
     def state(self) -> AdamWState:
         return AdamWState(self._step, *self._moments)
+
+    def whole_state(self) -> AdamWState:
+        return self._shards.whole(self.state) if self._shards else self.state
 
     @property
     def model(self) -> RAMNet:
@@ -143,6 +156,7 @@ class GPUTrainer:
             self._carried = carried_from(self._model, batch, self._saved)
         buffers = self._upload_rows(batch) if isinstance(batch, GPUBatch) else self._upload_tokens(batch)
         if self._captures and buffers.graph is None and buffers.warmed_up:
+            self._ranks.wait()  # a capture may wait for the GPU
             self._capture(buffers)
         if buffers.graph is not None:
             buffers.graph.launch()
@@ -155,7 +169,7 @@ class GPUTrainer:
         self._ranks.wait()
         numbers = self._optimizer.numbers()
         if numbers["stopped"]:
-            where = self._add_up.where() if self._add_up else ""
+            where = self._over_ranks.where() if self._over_ranks else ""
             raise Diverged(int(numbers["updates"]), not_finite(numbers["loss"], numbers["norm"]) + where)
         accuracy = numbers["correct"] / max(1, numbers["labels"])
         return Report(numbers["loss"], accuracy, numbers["rate"], numbers["norm"])
@@ -172,6 +186,11 @@ class GPUTrainer:
     def __exit__(self, *exc_info: object) -> None:
         import cupy
 
+        if any(isinstance(part, RankError) for part in exc_info):  # the GPU waits for a rank that does not come
+            self._stream.__exit__(*exc_info)
+            self._gpu.__exit__(*exc_info)
+            return
+        self._ranks.wait()
         self._stream.synchronize()
         self._stream.__exit__(*exc_info)
         # A pool's blocks refer to one another, so without this the graphs' memory would wait for Python's garbage
@@ -196,7 +215,7 @@ class GPUTrainer:
         key = (*ids.shape, tuple(len(positions) for positions, _ in chosen), bool(start))
         if key not in self._buffers:
             self._buffers[key] = BatchBuffers(sum(map(len, sent)), partial(_split, *key))
-        self._buffers[key].upload(sent, self._stream)
+        self._buffers[key].upload(sent, self._stream, self._ranks.wait)
         return self._buffers[key]
 
     def _upload_rows(self, batch: GPUBatch) -> BatchBuffers:
@@ -205,20 +224,21 @@ class GPUTrainer:
         if key not in self._buffers:
             rows = part_rows(len(batch.rows), self._config.accumulate)
             self._buffers[key] = BatchBuffers(len(batch.rows), partial(_gather, batch.source, rows))
-        self._buffers[key].upload([batch.rows], self._stream)
+        self._buffers[key].upload([batch.rows], self._stream, self._ranks.wait)
         return self._buffers[key]
 
     def _compute(self, buffers: BatchBuffers, addresses: Array, *, bind: bool) -> dict[str, Array]:
         """Launch one step. Returns the gradients; the optimiser is told their addresses only if ``bind``."""
         parts, start = buffers.inputs()
         carried = None if start is None else self._carried
-        result = loss_and_gradients(self._model, parts, self._config.recompute, carried, start)
-        if self._add_up:
-            result = self._add_up(result)
+        result = loss_and_gradients(self._model, parts, self._config.recompute, carried, start, self._over_ranks)
         grads = self._optimizer.contiguous(result.grads)
         if bind:
             self._optimizer.bind(addresses, grads)
         self._optimizer.update(addresses, result.loss, result.correct, result.count)
+        if self._shards:
+            self._shards.send()
+            self._optimizer.round_others()
         return grads
 
     def _capture(self, buffers: BatchBuffers) -> None:

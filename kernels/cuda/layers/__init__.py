@@ -14,6 +14,7 @@ from .attention import rotate, softmax_rows, softmax_rows_backward
 from .blas import matmul, matrix_product, weight_product
 from .delta import apply_decay, apply_decay_backward, unit_lower_inverse
 from .embedding import embedding_backward
+from .few_rows import few_rows_product, normed_gated_product, normed_products, product_added
 from .flash_attention import softmax_attention_backward, softmax_attention_forward
 from .gate import gate_backward, gate_forward
 from .loss import cross_entropy_and_gradient, cross_entropy_backward, cross_entropy_forward
@@ -27,6 +28,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         matrix_product, weight_product, matmul, add_in_place, sum_over_tokens,
+        few_rows_product, normed_products, normed_gated_product, product_added,
         rmsnorm_forward, rmsnorm_backward, layernorm_forward, layernorm_backward,
         gate_forward, gate_backward, scale_forward, scale_backward, short_conv_forward, short_conv_backward,
         cross_entropy_forward, cross_entropy_backward, cross_entropy_and_gradient, embedding_backward,
