@@ -54,7 +54,8 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr(ahead, "own_stream", lambda: SimpleNamespace(synchronize=lambda: None))
     monkeypatch.setattr(ahead, "in_order_on", lambda stream: nullcontext())
-    monkeypatch.setattr(ahead, "graph_pool", lambda: SimpleNamespace(free_all_blocks=lambda: None))
+    monkeypatch.setattr(ahead, "graph_pool", lambda: None)
+    monkeypatch.setattr(ahead, "free_with", lambda owner, stream, pool: None)
     monkeypatch.setattr(ahead, "HostCopy", HostCopy)
     monkeypatch.setattr(ahead, "capture", capture)
     monkeypatch.setattr(generation.Generation, "_tokens_ahead", of_standing)
