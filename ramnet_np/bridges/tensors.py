@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ramnet_np.bridges.streams import cupy_stream
 from ramnet_np.contract import Array
 
 # what DLPack does not take under a name that both sides know goes as integers of the same size
@@ -67,7 +69,7 @@ def as_torch_would(device: torch.device) -> Iterator[None]:
     stream = torch.cuda.current_stream(device).cuda_stream
     with (
         cupy.cuda.Device(device.index),
-        cupy.cuda.ExternalStream(stream, device.index),
+        cupy_stream(stream),
         cupy.cuda.using_allocator(_torch_allocator().malloc),
     ):
         yield
@@ -81,8 +83,9 @@ def _torch_allocator() -> Any:
     def allocate(size: int, gpu: int) -> int:
         return torch.cuda.caching_allocator_alloc(size, gpu, cupy.cuda.get_current_stream().ptr)
 
-    def free(pointer: int, gpu: int) -> None:
-        torch.cuda.caching_allocator_delete(pointer)
+    def free(pointer: int, gpu: int, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not ending():  # what is still cached when Python ends: torch is gone by then, and so is the memory
+            torch.cuda.caching_allocator_delete(pointer)
 
     return cupy.cuda.PythonFunctionAllocator(allocate, free)
 

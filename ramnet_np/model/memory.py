@@ -12,17 +12,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ramnet_np.backend import array_kind
-from ramnet_np.contract import Array
 from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.count import state_elements
 from ramnet_np.model.layout import parameter_shapes
 
 # what a container may have, in the two forms in which Linux tells it
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _MEMINFO = Path("/proc/meminfo")
-WORTH_ASKING = 2**28  # bytes from which on the system is asked whether it has them
 
 
 def parameter_bytes(config: RAMNetConfig, itemsize: int = 4) -> int:
@@ -32,17 +28,6 @@ def parameter_bytes(config: RAMNetConfig, itemsize: int = 4) -> int:
     2272
     """
     return itemsize * sum(map(prod, parameter_shapes(config).values()))
-
-
-def require_state_memory(config: RAMNetConfig, parameter: Array, batch: int, tokens: int) -> None:
-    """MemoryError where a state to be returned, which has all slots, does not fit on the device of ``parameter``.
-
-    >>> import numpy as np
-    >>> require_state_memory(RAMNetConfig(), np.zeros(1, np.float32), batch=1, tokens=10)
-    """
-    needed = batch * state_elements(config, tokens) * parameter.dtype.itemsize
-    if needed > WORTH_ASKING:
-        require_memory(needed, "the state of this model", "gpu" if array_kind(parameter) == "cupy" else "cpu")
 
 
 def require_memory(needed: int, what: str, device: str = "cpu") -> None:

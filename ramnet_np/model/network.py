@@ -33,6 +33,7 @@ from ramnet_np.model.block import (
 from ramnet_np.model.call_checks import (
     check_ids,
     check_select,
+    check_state_memory,
     check_states,
     checked_options,
 )
@@ -49,7 +50,7 @@ from ramnet_np.model.layout import (
     model_parameters,
     require_parameters,
 )
-from ramnet_np.model.memory import parameter_bytes, require_memory, require_state_memory
+from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import CallOptions
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
@@ -121,18 +122,15 @@ class RAMNet:
         """Logits of the next token after each one. Returns (logits, ctx).
 
         ``ids``: (B, T) integers in [0, vocab).
-        ``mask``: (B, T) bool; where False a token is not there for the others, as before the first token of a short
-            sequence in a left-padded batch; its logits mean nothing.
+        ``mask``: (B, T) bool; where False a token is not there for the others, as in a left-padded batch.
         ``select``: compute logits at N tokens only, (N, V): either (B, T) bool, then in the order of the rows, or
             (N,) distinct integers below B*T, b*T + t for token t of row b. Training asks for the labelled ones: the
             head is the dearest matrix of a small model.
-        ``positions``: (T,) or (B, T) integers, for CAPE and rotary positions; None counts from 0, also in rows with a
-            mask.
+        ``positions``: (T,) or (B, T) integers, for CAPE and rotary positions; None counts from 0, masked tokens too.
         ``state``: what :meth:`forward_with_state` returned, per layer a RAMState (or what another mixer remembers,
-            as its module in :mod:`~ramnet_np.model.mixers` says), to start from; it is left alone. With a mask or with
-            ``cu_seqlens`` for mixer "ram" without a short convolution alone.
+            as its module in :mod:`~ramnet_np.model.mixers` says), to start from; it is left alone.
         ``cu_seqlens``: (N + 1,) integers, the offsets of N sequences that are packed into one row (B = 1): none sees
-            another, and positions count from 0 in each. States then have N rows.
+            another, and positions count from 0 in each. With it, or a mask, mixer "ram" alone takes a state, of N rows.
         ``recompute``: what the backward computes again in place of the forward keeping it, to the same bits: "ffn", the
             feed-forward networks; "block", everything but the input of each block; "none".
         """
@@ -164,7 +162,8 @@ class RAMNet:
         >>> np.allclose(last[:, 0], model.forward(np.array([[1, 2, 3]]))[0][:, 2])
         True
         """
-        options = CallOptions(positions, mask, backend, return_state=True, cu_seqlens=cu_seqlens)
+        # nothing is kept for a backward; with "block" that is dropped layer by layer
+        options = CallOptions(positions, mask, backend, return_state=True, recompute="block", cu_seqlens=cu_seqlens)
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
 
@@ -207,7 +206,7 @@ class RAMNet:
         (3, 2, 16, 4)
         """
         check_integer("batch", batch, 1)
-        require_state_memory(self.config, self.params[EMBEDDINGS], batch, 1)
+        check_state_memory(self.config, batch, 1, self.params[EMBEDDINGS])
         like = namespace_of(self.params[EMBEDDINGS]).empty((batch, 1, self.config.width), self.params[EMBEDDINGS].dtype)
         return [initial_block_state(self.config, like) for _ in range(self.config.layers)]
 
@@ -230,7 +229,7 @@ class RAMNet:
             raise ValueError("state must be the list that forward_with_state returned: a step goes on from it")
         if getattr(ids, "ndim", None) == 2 and ids.shape[1] != 1:
             raise ValueError(f"ids must have shape (B, 1) in a step, got {ids.shape}")
-        check_ids(ids, self.config, self.params[EMBEDDINGS])
+        check_ids(ids, self.config.vocab, self.params[EMBEDDINGS])
         # all states before any changes
         check_states(state, self.config, ids.shape[0], positions, self.params[EMBEDDINGS])
         return self.step_checked(ids, state, positions, backend=backend)
@@ -262,11 +261,27 @@ class RAMNet:
     @on_gpu_of_arrays
     def backward_hidden(self, dx: Array, dhead: Array, ctx: NetworkContext) -> Params:
         """As :meth:`backward`, given the gradients of what :meth:`forward_hidden` returned and of the head's weight."""
+        grads: Params = {}
+        for some in self.backward_in_order(dx, dhead, ctx):
+            grads |= some
+        return {name: grads[name] for name in self.params}
+
+    def backward_in_order(self, dx: Array, dhead: Array, ctx: NetworkContext) -> Iterator[Params]:
+        """The gradients of :meth:`backward_hidden`, some after the others as they are made: last block first.
+
+        What becomes of them meanwhile, such as their sum over several processes, may run beside the rest. The GPU of
+        the model must be the current one.
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=2, order=2, ffn="none"), seed=0)
+        >>> x, _, ctx = model.forward_hidden(np.array([[1, 2]]))
+        >>> order = [min(grads) for grads in model.backward_in_order(x, np.zeros((16, 8), np.float32), ctx)]
+        >>> order[0], order[1].partition(".attn")[0], order[-1]
+        ('model.norm.weight', 'model.layers.1', 'model.embeddings.weight')
+        """
         require_context(ctx, NetworkContext, "RAMNet.forward_hidden")
         xp = namespace_of(dx)
-        grads: Params = {}
         dx, dnorm = norm_backward(dx, ctx.norm)
-        grads |= add_prefix(NORM, dnorm)
+        yield add_prefix(NORM, dnorm) | ({} if self.config.tie_embeddings else {HEAD: dhead})
         # 3. x = x[select]: a token is selected once, so plain assignment is safe
         if ctx.select is not None:
             selected, dx = dx, xp.zeros(ctx.hidden_shape, dtype=dx.dtype)
@@ -274,14 +289,12 @@ class RAMNet:
         # 2. blocks, last to first
         for i, block_ctx in reversed(list(enumerate(ctx.blocks))):
             dx, dblock = block_backward(dx, block_ctx)
-            grads |= add_prefix(layer_prefix(i), dblock)
+            yield add_prefix(layer_prefix(i), dblock)
         # 1. x = embeddings[ids]; a tied table was used twice, so its gradients add up
-        grads[EMBEDDINGS] = embedding_backward(dx, ctx.embedding)
+        dembeddings = embedding_backward(dx, ctx.embedding)
         if self.config.tie_embeddings:
-            grads[EMBEDDINGS] += dhead
-        else:
-            grads[HEAD] = dhead
-        return {name: grads[name] for name in self.params}
+            dembeddings += dhead
+        yield {EMBEDDINGS: dembeddings}
 
     @property
     def head(self) -> Array:
@@ -336,8 +349,7 @@ class RAMNet:
         >>> [token.shape for token in model.stream(ids, 2)]
         [(1,), (1,)]
         """
-        prompts = ids if mask is None else without_padding(ids, mask)
-        return tokens(self, prompts, length, Sampling(**sampling), backend)
+        return tokens(self, ids if mask is None else without_padding(ids, mask), length, Sampling(**sampling), backend)
 
     @on_gpu_of_arrays
     def trace(
@@ -355,9 +367,8 @@ class RAMNet:
         >>> model.trace(np.array([[1, 2, 3]]))[0]["write"].index.shape
         (1, 3, 2, 8)
         """
-        check_ids(ids, self.config, self.params[EMBEDDINGS])
-        options = CallOptions(positions, mask, backend, cu_seqlens=cu_seqlens)
-        return trace(self.params, self.config, ids, options)
+        check_ids(ids, self.config.vocab, self.params[EMBEDDINGS])
+        return trace(self.params, self.config, ids, CallOptions(positions, mask, backend, cu_seqlens=cu_seqlens))
 
     def to(self, device: Device, dtype: Any = None) -> RAMNet:
         """The model on ``device``, "cpu" or "gpu", in ``dtype``: itself if it is so already, else with copies.
@@ -417,7 +428,7 @@ class RAMNet:
     ) -> tuple[Array, list[Any], NetworkContext]:
         """What the head takes, the state of every layer, and ctx without the head's."""
         config = self.config
-        check_ids(ids, config, self.params[EMBEDDINGS])
+        check_ids(ids, config.vocab, self.params[EMBEDDINGS])
         options = checked_options(config, options, ids, state, self.params[EMBEDDINGS])
         if select is not None:
             select = check_select(select, ids)
@@ -427,14 +438,8 @@ class RAMNet:
         # 2. blocks
         states, blocks = [], []
         for i in range(config.layers):
-            x, new_state, block_ctx = block_forward(
-                x,
-                subset(self.params, layer_prefix(i)),
-                config,
-                i,
-                state=None if state is None else state[i],
-                options=options,
-            )
+            params, before = subset(self.params, layer_prefix(i)), None if state is None else state[i]
+            x, new_state, block_ctx = block_forward(x, params, config, i, state=before, options=options)
             states.append(new_state)
             blocks.append(block_ctx)
         # 3. the tokens that are asked for
