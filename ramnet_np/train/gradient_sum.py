@@ -9,7 +9,7 @@
 
 So the sum needs neither weights nor a division. The buffer has the order in which a backward makes the gradients: a
 bucket whose gradients are complete is summed beside the backward of the blocks before. Nothing is read back from a GPU,
-so that a step can be captured as a graph.
+so that what stands between the sums can be captured as graphs.
 Source of the buckets: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training" (2020).
 """
 

@@ -6,7 +6,7 @@ The calls go to the stream that is current, and those that run beside other work
                                      event │                       event │            ▲
     side stream                            └─▶ sum of bucket 0 ──────────┴─▶ sum 1 ───┘
 
-Both become part of a step's graph. NCCL sums in an order that follows from the algorithm: it is fixed to a ring here,
+NCCL sums in an order that follows from the algorithm: it is fixed to a ring here,
 without NVLink multicast, so that the same GPUs give the same bits. Environment variables that are set already win.
 A rank that does not come leaves the GPUs of the others in an endless sum, so nothing here waits without a limit.
 """
@@ -103,7 +103,7 @@ class NCCLRanks:
         array[...] = there.get()
 
     def _order(self, before: Any, after: Any) -> None:
-        """What comes on the stream ``after`` waits for what is on ``before`` now, also while both are captured."""
+        """What comes on the stream ``after`` waits for what is on ``before`` now."""
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record(before)
         after.wait_event(event)
