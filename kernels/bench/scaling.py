@@ -34,6 +34,7 @@ from ramnet_np.train.config import Precision, TrainConfig
 from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
 from ramnet_np.train.ranks import OneRank, Ranks, of_every_rank
+from ramnet_np.train.shards import own
 
 from .cpu import append_jsonl
 from .gpu_timing import machine_record
@@ -59,6 +60,8 @@ class Options:
     """Parts of a GPU's sequences that are computed one after the other."""
     recompute: Recompute = "none"
     """What the backward computes again, to save memory: none, ffn, block."""
+    shard_optimizer: bool = False
+    """Share the optimiser's moments out over the GPUs."""
     steps: int = 20
     """Steps of a run."""
     timed: int = 12
@@ -119,7 +122,8 @@ def measure_and_tell(options: Options, ranks: Ranks) -> None:
     )
     if options.out is not None:
         settings = {"preset": options.preset, "dtype": options.dtype, "batch": options.batch, "length": options.length}
-        settings |= {"accumulate": options.accumulate, "steps": options.steps, "timed": options.timed}
+        settings |= {"accumulate": options.accumulate, "shard_optimizer": options.shard_optimizer}
+        settings |= {"steps": options.steps, "timed": options.timed}
         append_jsonl(options.out, [record | settings | machine_record(gpu_namespace())])
 
 
@@ -162,10 +166,11 @@ def train(model: RAMNet, batches: list[Batch], options: Options, ranks: Ranks) -
 
     config = TrainConfig(
         steps=10_000, batch=options.batch * ranks.size, accumulate=options.accumulate, warmup=100,
-        dtype=options.dtype, recompute=options.recompute,
+        dtype=options.dtype, recompute=options.recompute, shard_optimizer=options.shard_optimizer,
     )  # fmt: skip
     trained = model.to("gpu")
-    with GPUTrainer(trained, config, adamw_init(trained.params), "on", ranks=ranks) as trainer:
+    state = adamw_init(own(trained.params, ranks) if options.shard_optimizer else trained.params)
+    with GPUTrainer(trained, config, state, "on", ranks=ranks) as trainer:
         for i in range(options.steps):
             if i == options.steps - options.timed:
                 trainer.report()  # waits for the device
