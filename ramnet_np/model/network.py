@@ -162,7 +162,8 @@ class RAMNet:
         >>> np.allclose(last[:, 0], model.forward(np.array([[1, 2, 3]]))[0][:, 2])
         True
         """
-        options = CallOptions(positions, mask, backend, return_state=True)
+        # nothing is kept for a backward; with "block" that is dropped layer by layer
+        options = CallOptions(positions, mask, backend, return_state=True, recompute="block")
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
 

@@ -21,15 +21,15 @@ its own.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import on_host
+from ramnet_np.core.cuda_graph import Graphs, capture, graph_pool, own_stream, why_not_captured
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
 from ramnet_np.data.batches import Batch, StreamBatch
@@ -46,7 +46,6 @@ from ramnet_np.train.shards import Shards
 from ramnet_np.train.step_graph import RanksBetweenGraphs, StepGraph
 from ramnet_np.train.trainer import Diverged, Report, not_finite, part_rows
 
-Graphs = Literal["auto", "on", "off"]
 Inputs = tuple[list[Part], Array | None]  # of a step: its parts, and of streams where each row starts
 
 MAX_GRAPHS = 16  # batches of further shapes run without
@@ -121,8 +120,8 @@ class GPUTrainer:
         self._carried: CarriedState | None = None
         self._must_capture, self._captures = graphs == "on", graphs != "off"
         self._step, self._moments = state.step, (state.mean, state.square)
-        self._gpu, self._stream = cupy.cuda.Device(), _own_stream()
-        self._pool = cupy.cuda.MemoryPool(_graph_memory)  # shared by the graphs, which run one after another
+        self._gpu, self._stream = cupy.cuda.Device(), own_stream()
+        self._pool = graph_pool()  # shared by the graphs, which run one after another
         self._buffers: dict[tuple[Any, ...], BatchBuffers] = {}
         model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
         self._exchange = RanksBetweenGraphs(ranks)
@@ -254,24 +253,18 @@ class GPUTrainer:
         # what the first step used; the graph brings its own
         cupy.get_default_memory_pool().free_all_blocks(self._stream)
         try:
-            with cupy.cuda.using_allocator(self._pool.malloc):
-                graph = self._exchange.graph = StepGraph(self._stream, addresses)
-                graph.begin()
-                try:
-                    grads = self._compute(buffers, addresses, bind=False)
-                except BaseException:
-                    graph.give_up()
-                    raise
-                finally:
-                    self._exchange.graph = None
-                graph.end()
+            graph = self._exchange.graph = StepGraph(self._stream, addresses)
+            last, grads = capture(lambda: self._compute(buffers, addresses, bind=False), self._stream, self._pool)
+            graph.finish(last)
         except Exception as error:
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            why = why_not_captured(error)
             if self._must_capture:
                 raise RuntimeError(f"a training step could not be captured as a CUDA graph ({why})") from error
             self._captures = False
             self._log(f"without CUDA graphs, as a step could not be captured ({why})")
             return
+        finally:
+            self._exchange.graph = None
         self._optimizer.bind(addresses, grads)
         buffers.graph = graph
 
@@ -299,34 +292,6 @@ def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState,
     decayed = {name for name, p in params.items() if has_weight_decay(name, p)}
     copies = None if computed is params else dict(computed)
     return DeviceAdamW(dict(params), state.mean, state.square, decayed, state.step, settings, copies)
-
-
-_streams = threading.local()
-
-
-def _own_stream() -> Any:
-    """This thread's stream on the current GPU, the same for all its runs: cuBLAS keeps memory for every stream."""
-    import cupy
-
-    of_device: dict[int, Any] = _streams.__dict__.setdefault("of_device", {})
-    device = cupy.cuda.runtime.getDevice()
-    if device not in of_device:
-        of_device[device] = cupy.cuda.Stream(non_blocking=True)
-    return of_device[device]
-
-
-def _graph_memory(size: int) -> Any:
-    """New device memory for the pool of the graphs.
-
-    On a failed allocation CuPy's pool frees its unused blocks. Blocks used by a captured graph look unused, so this
-    allocator raises MemoryError instead of the out-of-memory error that the pool waits for.
-    """
-    import cupy
-
-    try:
-        return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise MemoryError(f"no GPU memory for {size:,} bytes more") from error
 
 
 def _split(sequences: int, length: int, labelled: tuple[int, ...], is_stream: bool, memory: Array) -> Inputs:

@@ -111,7 +111,8 @@ class GradientSum:
     def _send(self) -> None:
         """Start the sum of the next bucket."""
         array = self._buckets[self._sent].array
-        self._marks[self._ranks.rank] += ~namespace_of(array).isfinite(array).all()
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum is not finite if a number is not; one pass tells
+            self._marks[self._ranks.rank] += ~namespace_of(array).isfinite(array.sum())
         self._ranks.start_all_reduce(array)
         self._sent += 1
 

@@ -12,16 +12,16 @@ Source: NCCL user guide, "Using NCCL with CUDA Graphs".
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from ramnet_np.contract import Array
+from ramnet_np.core.cuda_graph import begin_capture
 from ramnet_np.train.ranks import Ranks
 
 
 class StepGraph:
-    """The graphs of a step that is captured from ``stream``, and the calls between them.
+    """The graphs of a step that is captured on ``stream``, and the calls between them.
 
     ``addresses``: the table that the optimiser's kernels read, which must live as long.
     """
@@ -30,27 +30,14 @@ class StepGraph:
         self._stream, self.addresses = stream, addresses
         self._parts: list[Callable[[], Any]] = []
 
-    def begin(self) -> None:
-        """Capture what is launched from now on."""
-        import cupy
-
-        # relaxed: other threads may allocate or load a kernel meanwhile without breaking the capture
-        self._stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
-
     def cut(self, call: Callable[[], Any]) -> None:
         """``call`` is made at every launch, behind what was captured so far; what follows is another graph."""
-        self.end()
-        self._parts.append(call)
-        self.begin()
+        self._parts += self._stream.end_capture().launch, call
+        begin_capture(self._stream)
 
-    def end(self) -> None:
-        """What was captured since the last cut is a graph."""
-        self._parts.append(self._stream.end_capture().launch)
-
-    def give_up(self) -> None:
-        """End a capture that has failed."""
-        with suppress(Exception):
-            self._stream.end_capture()
+    def finish(self, last: Any) -> None:
+        """``last``: the graph of what was captured behind the last cut."""
+        self._parts.append(last.launch)
 
     def launch(self) -> None:
         """The step, on the stream that is current."""

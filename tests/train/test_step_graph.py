@@ -1,11 +1,13 @@
 """What a step's graphs launch, and what is called between them, in which order; with a stand-in for a CUDA stream."""
 
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from ramnet_np.core.cuda_graph import capture
 from ramnet_np.train.gradient_sum import GradientSum
 from ramnet_np.train.ranks import OneRank
 from ramnet_np.train.step_graph import RanksBetweenGraphs, StepGraph
@@ -51,7 +53,8 @@ class Recorded(OneRank):
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch):
     runtime = SimpleNamespace(streamCaptureModeRelaxed="relaxed")
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    cuda = SimpleNamespace(runtime=runtime, using_allocator=nullcontext)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
 
 
 def step(stream, ranks, over_ranks):
@@ -74,9 +77,8 @@ def test_exchanges_stand_between_the_graphs_and_happen_at_every_launch():
     assert done == order
     done.clear()
     ranks.graph = graph = StepGraph(stream, None)
-    graph.begin()
-    step(stream, ranks, over_ranks)
-    graph.end()
+    last, _ = capture(lambda: step(stream, ranks, over_ranks), stream, SimpleNamespace(malloc=None))
+    graph.finish(last)
     ranks.graph = None
     assert done == []
     for _ in range(2):
@@ -89,8 +91,11 @@ def test_exchanges_stand_between_the_graphs_and_happen_at_every_launch():
 def test_a_capture_that_fails_leaves_no_stream_that_captures():
     stream = Stream([])
     graph = StepGraph(stream, None)
-    graph.begin()
-    graph.give_up()
+
+    def cut_and_fail():
+        graph.cut(lambda: None)
+        raise MemoryError("no more")
+
+    with pytest.raises(MemoryError, match="no more"):
+        capture(cut_and_fail, stream, SimpleNamespace(malloc=None))
     assert stream.captured is None
-    stream.end_capture = None
-    graph.give_up()  # a second error is not said
