@@ -7,6 +7,7 @@ two launches gets other memory.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
@@ -57,6 +58,17 @@ def begin_capture(stream: Any) -> None:
 
     # relaxed: other threads may allocate or load a kernel meanwhile without breaking the capture
     stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
+
+
+def free_with(owner: Any, stream: Any, pool: Any) -> None:
+    """Free the memory of ``pool`` when ``owner`` goes, behind what ``stream`` then still does on the current GPU.
+
+    A pool's blocks refer to one another, so without this their memory would wait for Python's garbage collector, which
+    does not know that a GPU is full.
+    """
+    import cupy
+
+    weakref.finalize(owner, _free, cupy.cuda.Device(), stream, pool).atexit = False
 
 
 def capture(call: Callable[[], T], stream: Any, pool: Any) -> tuple[Any, T]:
@@ -111,6 +123,12 @@ def why_not_captured(error: Exception) -> str:
 
 
 _streams = threading.local()
+
+
+def _free(gpu: Any, stream: Any, pool: Any) -> None:
+    with gpu:
+        stream.synchronize()
+        pool.free_all_blocks()
 
 
 def _graph_memory(size: int) -> Any:
