@@ -5,8 +5,10 @@
     srun --ntasks 16 --ntasks-per-node 8 python -m ramnet_np.kernels.bench.scaling --here
 
 Every number of GPUs trains twice, from the same start on the same tokens: the runs must end in the same bits, and the
-time of a step is the median of both. Then it trains a third time without exchanging anything: what the step takes less
-is the exposed part of communication, which the backward does not hide. NVLink multicast is off, as in training.
+time of a step is the median of both. A third run exchanges nothing: what its step takes less is the exposed part of
+communication, which the backward does not hide. In a fourth run every GPU trains a model of its own, at the same time:
+what that takes less is the price of the buffer, and by it the GPUs themselves are compared. The slowest GPU counts.
+NVLink multicast is off, as in training.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from ramnet_np.runs.launch import run_on_ranks, start
 from ramnet_np.train.config import Precision, TrainConfig
 from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
-from ramnet_np.train.ranks import OneRank, Ranks, of_every_rank
+from ramnet_np.train.ranks import ONE, OneRank, Ranks, of_every_rank
 from ramnet_np.train.shards import own
 
 from .cpu import append_jsonl
@@ -82,7 +84,7 @@ class Options:
             raise ValueError(f"batch must be a multiple of accumulate ({self.accumulate}), got {self.batch}")
 
 
-class Alone(OneRank):
+class Silent(OneRank):
     """A rank that computes as one of several and exchanges nothing."""
 
     def __init__(self, ranks: Ranks):
@@ -116,7 +118,8 @@ def measure_and_tell(options: Options, ranks: Ranks) -> None:
         return
     print(
         f"{ranks.size:3} GPU {record['tokens/s']:12,.0f} tokens/s {record['ms']:9.2f} ms a step, exposed communication "
-        f"{record['exposed ms']:6.2f} ms, {max(record['GiB']):5.1f} GiB a GPU, two runs of {options.steps} steps "
+        f"{record['exposed ms']:6.2f} ms (each GPU alone {max(record['ms alone']):.2f} ms a step), "
+        f"{max(record['GiB']):.1f} GiB a GPU, two runs of {options.steps} steps "
         f"{'end in the same bits' if record['same bits'] else 'DIFFER'}; loss {record['loss']:.4f}",
         flush=True,
     )
@@ -136,15 +139,17 @@ def measure(options: Options, ranks: Ranks) -> dict[str, Any]:
     runs = [train(model, batches, options, ranks) for _ in range(2)]
     sums = {of_rank for run in runs for of_rank in of_every_rank(ranks, run["sum"])}
     seconds = float(np.median([run["seconds"] for run in runs]))
-    without = train(model, batches, options, Alone(ranks))["seconds"] if ranks.size > 1 else seconds
-    slowest = [of_every_rank(ranks, value).max() for value in (seconds, without)]
+    others = [Silent(ranks), ONE] if ranks.size > 1 else []
+    silent, alone = [train(model, batches, options, other)["seconds"] for other in others] or [seconds, seconds]
+    together, silent, alone = (1e3 * of_every_rank(ranks, value) for value in (seconds, silent, alone))
     return {
         "gpus": ranks.size,
-        "ms": 1e3 * slowest[0],
+        "ms": together.max(),
         "ms of runs": [1e3 * run["seconds"] for run in runs],
-        "tokens/s": ranks.size * options.batch * options.length / slowest[0],
-        "ms without sums": 1e3 * slowest[1],
-        "exposed ms": 1e3 * (slowest[0] - slowest[1]),
+        "tokens/s": 1e3 * ranks.size * options.batch * options.length / together.max(),
+        "ms without sums": silent.tolist(),
+        "ms alone": alone.tolist(),
+        "exposed ms": together.max() - silent.max(),
         "GiB": of_every_rank(ranks, runs[0]["GiB"]).tolist(),
         "same bits": len(sums) == 1,
         "loss": runs[0]["loss"],
