@@ -20,6 +20,7 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
+from ramnet_np.core.sparse_state import MemoryTiers, SparseRAMState
 
 if TYPE_CHECKING:
     from ramnet_np import gradcheck
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Address",
+    "MemoryTiers",
     "RAMAttentionGrads",
     "RAMNet",
     "RAMNetConfig",
     "RAMState",
+    "SparseRAMState",
     "backends",
     "decode_address",
     "gradcheck",

@@ -54,6 +54,16 @@ class RAMState(NamedTuple):
         )
 
 
+class SlotNumbers(NamedTuple):
+    """Which slots a segment touches, and their numbers in its accesses."""
+
+    write: Array  # (B, T, H, K_w) int32, in place of the slots of the writes ...
+    read: Array  # (B, T, H, K_r) ... and of the reads
+    keys: Array  # (N,) int64: (b * H + h) * M + slot, by heads and then by numbers
+    start: Array  # (B*H + 1,) int64: head b * H + h has keys[start[bh] : start[bh + 1]]
+    written: Array  # (B*H,) int64: how many of a head's numbers, the first ones, are of slots that are written
+
+
 class MemoryGrads(NamedTuple):
     """Gradients of a memory's inputs; ``gamma`` per token and head (B, T, H), ``state`` None unless one was given."""
 
