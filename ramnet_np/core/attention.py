@@ -133,8 +133,9 @@ def ram_attention_forward(
     write, read = chosen.decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
     # 3. write and read
     addresses = Address(*write[:2]), Address(*read[:2])
-    given = values, checked.gamma, mask, state, checked.options, return_state
-    y, final, memory_ctx = _memory_forward(chosen, *addresses, *given)
+    y, final, memory_ctx = _memory_forward(
+        chosen, addresses, values, checked.gamma, mask, state, checked.options, return_state
+    )
     ctx = RAMAttentionContext(
         backend=chosen,
         write=write[2],
@@ -292,8 +293,7 @@ def decode_address(
 
 def _memory_forward(
     backend: Backend,
-    write: Address,
-    read: Address,
+    addresses: tuple[Address, Address],
     values: Array,
     gamma: float | Array,
     mask: Array | None,
@@ -303,8 +303,8 @@ def _memory_forward(
 ) -> tuple[Array, RAMState | SparseRAMState | None, Any]:
     """The backend's memory, over the kind of state that is given."""
     if isinstance(state, SparseRAMState):
-        return sparse_memory_forward(backend, write, read, values, gamma, mask, state, options, return_state)
-    return backend.memory_forward(write, read, values, gamma, mask, state, options, return_state)
+        return sparse_memory_forward(backend, *addresses, values, gamma, mask, state, options, return_state)
+    return backend.memory_forward(*addresses, values, gamma, mask, state, options, return_state)
 
 
 def _from_foreign(backend: Backend, *arguments: Any) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array, RAMState
+from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.disk_pages import PAGE, DiskPages
 from ramnet_np.core.slot_rows import SlotRows
 
@@ -183,6 +184,27 @@ class SparseRAMState:
                     own = keys // per_sequence == sequence
                     result.scatter(keys[own] + (place - sequence) * per_sequence, rows[own])
             begin += len(wanted)
+        return result
+
+    @classmethod
+    def of_dense(
+        cls, state: RAMState, tiers: MemoryTiers | None = None, initial_mass: float | None = None
+    ) -> SparseRAMState:
+        """The slots of a dense state that differ from s = 0, z = ``initial_mass`` (None: 1/M).
+
+        >>> dense = RAMState.initial(batch=1, heads=1, slots=16, channels=2)
+        >>> dense.slots[0, 0, 9] = 3
+        >>> SparseRAMState.of_dense(dense).written
+        1
+        """
+        xp, C = namespace_of(state.slots), state.slots.shape[3]
+        result = cls(state.slots.shape, state.slots.dtype, xp, initial_mass=initial_mass, tiers=tiers)
+        slots, mass = state.slots.reshape(-1, C), state.mass.reshape(-1)
+        empty = mass.dtype.type(result.initial_mass)
+        for start in range(0, len(mass), BLOCK):
+            part = slice(start, start + BLOCK)
+            keys = xp.nonzero(slots[part].any(axis=1) | (mass[part] != empty))[0]
+            result.scatter(start + keys, xp.concatenate([slots[part][keys], mass[part][keys, None]], axis=1))
         return result
 
     def dense(self) -> RAMState:

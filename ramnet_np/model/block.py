@@ -17,6 +17,7 @@ import numpy as np
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import ArraySpec, readable, require_like
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.layers.linear import add_in_place
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
@@ -117,6 +118,7 @@ def block_forward(
     """
     options = options or CallOptions()
     if options.recompute == "block":
+        _require_kept(state, options)
         kept = RecomputedBlock(x, params, config, layer, state, options._replace(recompute="none"))
         return *block_forward(x, params, config, layer, state=state, options=kept.options)[:2], kept
     # 1. layer
@@ -242,6 +244,14 @@ def check_block_state(name: str, state: Any, config: RAMNetConfig, batch: int, l
     check = MIXERS[config.mixer].check_state
     if check is not None:
         check(name, state, config, batch, like)
+
+
+def _require_kept(state: Any, options: CallOptions) -> None:
+    memory = state.memory if isinstance(state, ConvState) else state
+    if options.return_state and isinstance(memory, SparseRAMState):
+        raise ValueError(
+            "recompute must not be 'block' with a SparseRAMState, which the forward changes and the backward would need"
+        )
 
 
 def norm_parameters(config: RAMNetConfig) -> dict[str, Parameter]:

@@ -10,6 +10,7 @@ from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array, RAMState
 from ramnet_np.core.arrays import memory_of, namespace_of
 from ramnet_np.core.require import require_array
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model.block import ConvState, check_block_state
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.mixers import MIXERS, CallOptions
@@ -29,11 +30,12 @@ def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: 
         raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
     if len(state) != config.layers:
         raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
-    slots = []
+    slots, sparse = [], []
     for i, memory in enumerate(state):
         check_block_state(f"state[{i}]", memory, config, batch, like)
         slots += _slots_in(memory)
-    if len(set(map(memory_of, slots))) < len(slots):
+        sparse += [id(part) for part in (memory, getattr(memory, "memory", None)) if isinstance(part, SparseRAMState)]
+    if len(set(map(memory_of, slots))) < len(slots) or len(set(sparse)) < len(sparse):
         raise ValueError("state must hold other slots for every layer, got two layers with the same")
 
 

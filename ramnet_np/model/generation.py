@@ -16,9 +16,11 @@ from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
+from ramnet_np.core.sparse_state import MemoryTiers
 from ramnet_np.model.checks import check_integer
 from ramnet_np.model.sampling import Sampling, next_token, token_dtype
 from ramnet_np.model.settled import settled
+from ramnet_np.model.sparse import sparse_state
 from ramnet_np.model.states import alike, with_whole_windows
 from ramnet_np.model.stepping import Stepper, read, together
 from ramnet_np.model.uniform import row_seeds, uniform
@@ -37,7 +39,8 @@ class Generation:
     """Sequences that a model continues.
 
     ``model``: a RAMNet, whose parameters must stay as they are; ``ids``: prompts, arrays of integers (T,), one for each
-    sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on.
+    sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on;
+    ``memory``: keep touched slots only, in these tiers; None for states of all slots.
     ValueError or TypeError, naming the argument, for a prompt that is empty or has a token outside the vocabulary.
 
     >>> from ramnet_np.model import RAMNet, RAMNetConfig
@@ -55,8 +58,9 @@ class Generation:
         *,
         backend: str | None = None,
         standing: Standing | None = None,
+        memory: MemoryTiers | None = None,
     ):
-        self.model, self._settled, self._backend = model, settled(model), backend
+        self.model, self._settled, self._backend, self._memory = model, settled(model), backend, memory
         self._chosen: Array = None  # tokens (B,) that the state does not hold yet
         if standing is not None:
             self._now = standing
@@ -128,6 +132,8 @@ class Generation:
             at = list(rows)
             ids = xp.stack([prompts[row] for row in rows])
             where, state = (None, None) if before is None else (positions[at], before.state)
+            if before is None and self._memory is not None:
+                where, state = positions[at], sparse_state(self._settled, len(at), self._memory)
             stepper, after = read(self._settled, ids, np.array(rows), where, state, self._backend)
             stepper.state = with_whole_windows(stepper.state, width)
             logits = xp.empty((len(positions), after.shape[1]), dtype=after.dtype) if logits is None else logits
