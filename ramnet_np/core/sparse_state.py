@@ -36,11 +36,13 @@ class MemoryTiers(NamedTuple):
     host: int | None = None  # bytes in the host's memory; None: no limit
     disk: Path | None = None  # a folder for what does not fit there; None: there must be room for all
     disk_bytes: int | None = None  # bytes in that folder; None: no limit
+    gpu: int | None = None  # bytes on the GPU, of a state there; None: no limit
 
     def shared(self, parts: int) -> MemoryTiers:
         """The tiers of one of ``parts`` states, such as those of a model's layers, that share these."""
-        host, disk = (None if size is None else size // parts for size in (self.host, self.disk_bytes))
-        return MemoryTiers(host, self.disk, disk)
+        sizes = (self.host, self.disk_bytes, self.gpu)
+        host, disk_bytes, gpu = (None if size is None else size // parts for size in sizes)
+        return MemoryTiers(host, self.disk, disk_bytes, gpu)
 
 
 class SparseRAMState:
@@ -80,10 +82,12 @@ class SparseRAMState:
                 f"memory.host must hold at least {LEAST_ROWS} slots of a layer, {LEAST_ROWS * row} bytes, "
                 f"got {tiers.host} bytes for each layer"
             )
+        if tiers.gpu is not None and xp is np:
+            raise ValueError(f"memory.gpu must be None for a state on the CPU, got {tiers.gpu} bytes for each layer")
+        if xp is not np and tiers != MemoryTiers():
+            raise ValueError("memory must have no limits for a state on the GPU, whose rows all lie there")
         self._disk = None
         if tiers.disk is not None:
-            if xp is not np:
-                raise ValueError("memory.disk must be None for a state on the GPU")
             self._disk = DiskPages(tiers.disk, tiers.disk_bytes, shape[3] + 1, self.dtype)
 
     @classmethod
