@@ -12,8 +12,10 @@ from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.sparse_state import SparseRAMState
 
 
-def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Array) -> None:
-    """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums, or a SparseRAMState.
+def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Array, packed: bool = False) -> None:
+    """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums; ``packed``: N instead of B.
+
+    Or a SparseRAMState of that shape.
 
     TypeError or ValueError otherwise.
 
@@ -27,14 +29,17 @@ def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: A
         raise TypeError(f"{name} must be a RAMState (slots, mass), got {type(state).__name__}")
     dtype = like.dtype if like.dtype.itemsize >= 4 else np.dtype(np.float32)
     if isinstance(state, SparseRAMState):
+        if packed:
+            raise ValueError(f"cu_seqlens must be None where {name} is a SparseRAMState, got packed sequences")
         if state.xp is not namespace_of(like):
             raise TypeError(f"{name} must be a state for arrays of values, got one for {state.xp.__name__} arrays")
         if state.shape != shape or state.dtype != dtype:
             raise ValueError(f"{name} must have shape (B, H, M, C) = {shape} and be {dtype}, got {state!r}")
         return
+    first = "N" if packed else "B"
     for part, array, expected, axes in (
-        ("slots", state.slots, shape, "(B, H, M, C)"),
-        ("mass", state.mass, shape[:3], "(B, H, M)"),
+        ("slots", state.slots, shape, f"({first}, H, M, C)"),
+        ("mass", state.mass, shape[:3], f"({first}, H, M)"),
     ):
         if array_kind(array) != array_kind(like) or not hasattr(array, "dtype"):
             raise TypeError(f"{name}.{part} must be an array of the kind of values, got {type(array).__name__}")

@@ -23,10 +23,10 @@ from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.sparse_state import BLOCK, MemoryTiers, SparseRAMState
 from ramnet_np.model.checkpoint import config_to_json
 from ramnet_np.model.files import replacing, why
-from ramnet_np.model.generation import Generation, Standing
+from ramnet_np.model.generation import Generation
 from ramnet_np.model.sparse import sparse_state, with_tiers
 from ramnet_np.model.states import arrays_of, each_array, with_whole_windows
-from ramnet_np.model.stepping import Stepper
+from ramnet_np.model.stepping import Standing, Stepper
 from ramnet_np.model.streamed_file import Streamed, write_streamed
 
 FORMAT = "ramnet-np generation 1"

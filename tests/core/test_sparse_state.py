@@ -173,6 +173,8 @@ def test_what_is_refused(tmp_path):
     y, _, ctx = ram_attention_forward(logits, logits, values, state=state)
     with pytest.raises(ValueError, match=r"dstate must be None where state is a SparseRAMState"):
         ram_attention_backward(y, ctx, state.dense())
+    with pytest.raises(ValueError, match=r"cu_seqlens must be None where state is a SparseRAMState"):
+        ram_attention_forward(logits, logits, values, state=state, cu_seqlens=np.array([0, 2]))
     state.close()
     with pytest.raises(ValueError, match=r"state must be whole, got one that was closed"):
         ram_attention_forward(logits, logits, values, state=state)

@@ -161,8 +161,9 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"memory.host must hold at least 256 slots of a layer, .* got 50 bytes"):
         sparse_state(model, 1, MemoryTiers(host=100))
     state = sparse_state(model, 1)
+    x, _, ctx = model.forward_hidden(ids, state, positions=np.arange(6), recompute="block")
     with pytest.raises(ValueError, match="recompute must not be 'block' with a SparseRAMState"):
-        model.forward_hidden(ids, state, positions=np.arange(6), recompute="block")
+        model.backward_hidden(x, np.zeros_like(model.head), ctx)
     with pytest.raises(ValueError, match="state must hold other slots for every layer"):
         model.step(ids[:, :1], [state[0], state[0]], np.array([0]))
 
