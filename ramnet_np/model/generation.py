@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from ramnet_np.backend import array_kind
-from ramnet_np.contract import Array
+from ramnet_np.contract import Array, MemoryTiers
 from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.core.cuda_graph import Graphs
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
-from ramnet_np.core.sparse_state import MemoryTiers
 from ramnet_np.layers.sampling import mark_seen
 from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model.ahead import TokensAhead

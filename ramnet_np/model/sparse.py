@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.contract import RAMState
+from ramnet_np.contract import MemoryTiers, RAMState
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.sparse_state import MemoryTiers, SparseRAMState
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model.block import ConvState
 from ramnet_np.model.call_checks import mixers_with_slots
 from ramnet_np.model.config import RAMNetConfig
@@ -25,8 +25,8 @@ def sparse_state(model: Any, batch: int, tiers: MemoryTiers | None = None) -> li
     >>> from ramnet_np.model import RAMNet, RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=15), seed=0)
     >>> _, [memory] = model.forward_with_state(np.array([[1, 2]]), sparse_state(model, 1), positions=np.arange(2))
-    >>> memory
-    SparseRAMState(B=1, H=2, M=1073741824, C=4, float32, 32 slots written)
+    >>> memory.shape, 0 < memory.written <= 32
+    ((1, 2, 1073741824, 4), True)
     """
     config, xp = model.config, namespace_of(*model.params.values())
     dtype = next(iter(model.params.values())).dtype

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ramnet_np.contract import MemoryTiers
 from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.sparse_state import BLOCK, MemoryTiers, SparseRAMState
+from ramnet_np.core.sparse_state import BLOCK, SparseRAMState
 from ramnet_np.model.checkpoint import config_to_json
 from ramnet_np.model.files import replacing, why
 from ramnet_np.model.generation import Generation

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
+from ramnet_np.contract import MemoryTiers
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.core.sparse_state import MemoryTiers
 from ramnet_np.data.codec import Codec, prompt_bytes
 from ramnet_np.data.stop import check_stop
 from ramnet_np.model import RAMNet

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramnet_np.core.sparse_state import MemoryTiers
+from ramnet_np.contract import MemoryTiers
 
 UNITS = {
     "": 1,
@@ -26,7 +26,7 @@ ALL = "all"
 class MemoryOptions:
     """Where slots are kept: touched ones only, if any of these is given; else all slots of every head.
 
-    >>> MemoryOptions(host="64GiB", disk=Path("slots")).tiers().host == 2**36
+    >>> MemoryOptions(host="64GiB", disk=Path(".")).tiers().host == 2**36
     True
     >>> MemoryOptions().tiers() is None
     True

@@ -98,7 +98,7 @@ def test_tiers_change_no_bit(backend, tmp_path):
     for start, stop in pieces:
         y, *_ = segment(inputs, tiered, backend, start, stop)
         np.testing.assert_array_equal(y, segment(inputs, above, backend, start, stop)[0])
-    assert above.written == tiered.written > 4 * tiered._up.count
+    assert above.written == tiered.written > 4 * tiered.rows._up.count
     assert tiered.disk_nbytes > 0
     for ours, theirs in zip(_sorted(tiered), _sorted(above), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -247,6 +247,6 @@ def test_a_page_that_has_changed_on_the_disk_is_refused(tmp_path):
     case = next(case for case in CASES if case.name == "M-large")
     inputs, state = draw(case, np.float32), initial(SparseRAMState, case, np.float32, tiers=small(tmp_path))
     segment(inputs, state, None)
-    os.pwrite(state._disk._file.fileno(), b"\x55", 40 * 16 * 17 * 4 + 3)
+    os.pwrite(state.rows._disk._file.fileno(), b"\x55", 40 * 16 * 17 * 4 + 3)
     with pytest.raises(OSError, match=r"memory.disk '.*' is damaged: the page of slots from key .* has changed since"):
         segment(inputs, state, None)
