@@ -92,8 +92,13 @@ def sparse_step(
     >>> sparse_step(BACKEND, logits, logits, v, 1.0, position, None, state, decode, MemoryOptions(slots=4)).item()
     0.14285714285681633
     """
-    top_k, renorm = (decode.write_k, decode.read_k), (decode.write_renorm, decode.read_renorm)
-    write, read = backend.decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
+    token = write_logits, read_logits, values, gamma, positions, mask
+    if backend.sparse_step is not None:
+        y = backend.sparse_step(*token, state, decode, options)
+        if y is not NotImplemented:
+            return y
+    logits, cape_heads = (write_logits, read_logits), decode.cape_heads
+    write, read = backend.decode_forward(logits, decode.top_k, decode.renorm, cape_heads, positions)
     addresses = Address(*write[:2]), Address(*read[:2])
     y, _, _ = sparse_memory_forward(backend, *addresses, values, gamma, mask, state, options, return_state=True)
     return y

@@ -31,6 +31,8 @@ class TieredRows:
     [[1.0, 2.0, 3.0], [0.0, 0.0, 0.5]]
     """
 
+    stays = False  # where it is, so that a CUDA graph could find it
+
     def __init__(self, channels: int, dtype: np.dtype, initial_mass: float, tiers: MemoryTiers, xp: Any = np):
         self._up, self._now, self._xp, self._initial_mass = SlotRows(channels + 1, dtype, xp), 0, xp, initial_mass
         row = (channels + 1) * dtype.itemsize
