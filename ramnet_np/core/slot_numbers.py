@@ -35,7 +35,7 @@ def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> S
     if mask is not None:
         masked |= ~mask[:, :, None, None]
     later = xp.concatenate([masked.ravel(), only_read.ravel()])
-    order = xp.argsort(later, kind="stable")
+    order = xp.argsort(later.astype(np.int8), kind="stable")
     keys = xp.concatenate([(head + write).ravel(), (head + read).ravel()])
     # 2. every key once, with its first use
     unique, first, which = xp.unique(keys[order], return_index=True, return_inverse=True)
@@ -47,6 +47,7 @@ def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> S
     number[by_head] = xp.arange(unique.size) - start[unique // slots]
     numbers = xp.empty(keys.size, dtype=np.int32)
     numbers[order] = number[which.reshape(-1)]
-    written = xp.bincount(unique[is_written] // slots, minlength=B * H)
+    before = xp.concatenate([xp.zeros(1, dtype=np.int64), xp.cumsum(is_written, dtype=np.int64)])
+    written = before[start[1:]] - before[start[:-1]]
     at = numbers[: write.size], numbers[write.size :]
     return SlotNumbers(at[0].reshape(write.shape), at[1].reshape(read.shape), unique, start, written)

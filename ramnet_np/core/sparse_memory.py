@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ramnet_np.backend import Backend
 from ramnet_np.contract import Address, Array, DecodeOptions, MemoryOptions, RAMState, SlotNumbers
 from ramnet_np.core.arrays import namespace_of
@@ -54,16 +52,17 @@ def sparse_memory_forward(
     """
     numbers = number_slots(write.index, read.index, mask, options.slots)
     rows = state.gather(numbers.keys)
-    small, place = _dense(rows, numbers, values)
+    xp = namespace_of(values)
+    every = xp.arange(numbers.keys.size)
+    head = xp.searchsorted(numbers.start, every, side="right") - 1  # of each key
+    small, place = _dense(rows, numbers, every, head, values)
     y, final, ctx = backend.memory_forward(
         write._replace(index=numbers.write), read._replace(index=numbers.read), values, gamma, mask, small,
         options._replace(slots=small.mass.shape[2]), return_state,
     )  # fmt: skip
     if final is None:
         return y, None, ctx
-    xp = namespace_of(values)
-    head = xp.searchsorted(numbers.start, xp.arange(numbers.keys.size), side="right") - 1
-    stored = xp.arange(numbers.keys.size) - numbers.start[head] < numbers.written[head]
+    stored = every - numbers.start[head] < numbers.written[head]
     at, rows = place[stored], rows[stored]
     rows[:, :-1], rows[:, -1] = final.slots.reshape(-1, values.shape[3])[at], final.mass.reshape(-1)[at]
     state.scatter(numbers.keys[stored], rows)
@@ -104,7 +103,7 @@ def sparse_step(
     return y
 
 
-def _dense(rows: Array, numbers: SlotNumbers, values: Array) -> tuple[RAMState, Array]:
+def _dense(rows: Array, numbers: SlotNumbers, every: Array, head: Array, values: Array) -> tuple[RAMState, Array]:
     """A dense state of ``rows`` (N, C + 1), and where each of them is in it, (N,) of B*H*n.
 
     n: the most slots that a head touches. A head that touches fewer has rows left over, which nothing addresses.
@@ -113,9 +112,7 @@ def _dense(rows: Array, numbers: SlotNumbers, values: Array) -> tuple[RAMState, 
     B, _, H, C = values.shape
     counts = numbers.start[1:] - numbers.start[:-1]
     n = max(1, int(counts.max())) if counts.size else 1
-    heads = xp.arange(B * H, dtype=np.int64)
-    offset = xp.repeat(heads * n - numbers.start[:-1], counts.tolist() if xp is not np else counts)
-    place = xp.arange(rows.shape[0]) + offset
+    place = head * n + every - numbers.start[head]
     slots, mass = xp.zeros((B * H * n, C), dtype=rows.dtype), xp.ones(B * H * n, dtype=rows.dtype)
     slots[place], mass[place] = rows[:, :-1], rows[:, -1]
     return RAMState(slots.reshape(B, H, n, C), mass.reshape(B, H, n)), place

@@ -22,7 +22,7 @@ from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
 THREADS = 128
 PAGE_ROWS = 1024  # PAGE_BITS of rows.cuh
 EXCHANGE_EVERY = 512  # calls that add rows
-CALLS_AHEAD = 32  # for which there is room after the host has asked, so that it seldom asks
+CALLS_AHEAD, ROWS_AHEAD = 32, 16 * PAGE_ROWS  # for which there is room after the host has asked, as asking waits
 EXCHANGED = 4096  # rows at once, at most
 ROW_TABLE = ParamStruct(
     "RowTable",
@@ -102,8 +102,7 @@ class DeviceRows:
         self._new = new = self._new if new is None else new
         if self._bound + new > self._capacity:
             self._bound = self.written
-            if self._bound + CALLS_AHEAD * new > self._capacity:
-                self._grow(self._bound + new)
+            self._grow(self._bound + new, min(CALLS_AHEAD * new, ROWS_AHEAD))
         self._bound += new
         self._calls += 1
         if self._calls % EXCHANGE_EVERY == 0:
@@ -148,14 +147,26 @@ class DeviceRows:
     def _page_bytes(self) -> int:
         return PAGE_ROWS * self._row_bytes
 
-    def _grow(self, rows: int) -> None:
-        """Pages for so many rows at least, and for some calls ahead if there is room; and tables to find them."""
-        cupy, wanted = self._cupy, -(-rows // PAGE_ROWS)
-        ahead = -(-(CALLS_AHEAD * self._new) // PAGE_ROWS) + len(self._pages) // 4
+    def _grow(self, rows: int, ahead: int = 0) -> None:
+        """Pages for so many rows, and for some ``ahead`` if there is room. MemoryError where there is none for ``rows``."""
+        before = len(self._pages)
+        needed, wanted = -(-rows // PAGE_ROWS), -(-(rows + ahead) // PAGE_ROWS)
         if wanted >= 2**31 // PAGE_ROWS:
             raise MemoryError(f"a sparse state on the GPU must have fewer than {2**31:,} slots written, got {rows:,}")
-        while len(self._pages) < wanted:
-            self._add_pages(wanted + ahead - len(self._pages))
+        shortage = None
+        try:
+            while len(self._pages) < wanted:
+                self._add_pages(wanted + before // 4 - len(self._pages))
+        except MemoryError as error:
+            shortage = error if len(self._pages) < needed else None
+        if len(self._pages) > before:
+            self._make_tables()
+        if shortage is not None:
+            raise shortage
+
+    def _make_tables(self) -> None:
+        """What finds the rows of all pages."""
+        cupy = self._cupy
         size = self._capacity
         for name, fill in (("_key_of_row", -1), ("_used", 0)):
             old = getattr(self, name)
