@@ -148,7 +148,7 @@ class DeviceRows:
         return PAGE_ROWS * self._row_bytes
 
     def _grow(self, rows: int, ahead: int = 0) -> None:
-        """Pages for so many rows, and for some ``ahead`` if there is room. MemoryError where there is none for ``rows``."""
+        """Pages for so many rows, and for some ``ahead`` if there is room. MemoryError where ``rows`` do not fit."""
         before = len(self._pages)
         needed, wanted = -(-rows // PAGE_ROWS), -(-(rows + ahead) // PAGE_ROWS)
         if wanted >= 2**31 // PAGE_ROWS:
