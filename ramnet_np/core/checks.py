@@ -19,6 +19,7 @@ from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.packed import check_cu_seqlens, packed_positions
 from ramnet_np.core.require import ArraySpec, require_array
 from ramnet_np.core.retention import UpdateRule, rule_named
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.core.state_checks import check_state
 
 _INTEGER = (int, np.integer)  # tuples: a union would be made anew at every look
@@ -51,7 +52,7 @@ def check_attention(
     cape_heads: int,
     positions: Array | None,
     mask: Array | None,
-    state: RAMState | None,
+    state: RAMState | SparseRAMState | None,
     eps: float,
     proxy_eps: float,
     mass_aware: bool,

@@ -17,6 +17,7 @@ import numpy as np
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import ArraySpec, readable, require_like
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.layers.few_rows import normed_gated_product, product_added
 from ramnet_np.layers.linear import add_in_place
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
@@ -161,6 +162,7 @@ def block_backward(dout: Array, ctx: BlockContext | RecomputedBlock) -> tuple[Ar
     ((1, 5, 8), True)
     """
     if isinstance(ctx, RecomputedBlock):
+        _require_kept(ctx)
         options = ctx.options._replace(return_state=False)
         _, _, ctx = block_forward(ctx.x, ctx.params, ctx.config, ctx.layer, state=ctx.state, options=options)
         assert isinstance(ctx, BlockContext)  # these options keep everything
@@ -259,6 +261,14 @@ def check_block_state(name: str, state: Any, config: RAMNetConfig, batch: int, l
     check = MIXERS[config.mixer].check_state
     if check is not None:
         check(name, state, config, batch, like)
+
+
+def _require_kept(ctx: RecomputedBlock) -> None:
+    memory = ctx.state.memory if isinstance(ctx.state, ConvState) else ctx.state
+    if ctx.options.return_state and isinstance(memory, SparseRAMState):
+        raise ValueError(
+            "recompute must not be 'block' with a SparseRAMState, which the forward changes and the backward would need"
+        )
 
 
 def norm_parameters(config: RAMNetConfig) -> dict[str, Parameter]:

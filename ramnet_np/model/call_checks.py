@@ -13,6 +13,7 @@ from ramnet_np.core.arrays import memory_of, namespace_of
 from ramnet_np.core.checks import check_mask, check_positions, full_positions
 from ramnet_np.core.packed import check_cu_seqlens, packed_positions
 from ramnet_np.core.require import require_array, require_ids
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model.block import ConvState, check_block_state
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.count import state_elements
@@ -63,11 +64,12 @@ def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: 
     if positions is None and MIXERS[config.mixer].addresses and any(map(config.cape_heads, range(config.layers))):
         raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
     check_one_per_layer(state, config.layers)
-    slots = []
+    slots, sparse = [], []
     for i, memory in enumerate(state):
         check_block_state(f"state[{i}]", memory, config, batch, like)
         slots += _slots_in(memory)
-    if len(set(map(memory_of, slots))) < len(slots):
+        sparse += [id(part) for part in (memory, getattr(memory, "memory", None)) if isinstance(part, SparseRAMState)]
+    if len(set(map(memory_of, slots))) < len(slots) or len(set(sparse)) < len(sparse):
         raise ValueError("state must hold other slots for every layer, got two layers with the same")
 
 
