@@ -7,6 +7,7 @@ two launches gets other memory.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
@@ -51,6 +52,25 @@ def graph_pool() -> Any:
     return cupy.cuda.MemoryPool(_graph_memory)
 
 
+def begin_capture(stream: Any) -> None:
+    """What is launched on ``stream`` from now on becomes part of a graph, up to its ``end_capture()``."""
+    import cupy
+
+    # relaxed: other threads may allocate or load a kernel meanwhile without breaking the capture
+    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
+
+
+def free_with(owner: Any, stream: Any, pool: Any) -> None:
+    """Free the memory of ``pool`` when ``owner`` goes, behind what ``stream`` then still does on the current GPU.
+
+    A pool's blocks refer to one another, so without this their memory would wait for Python's garbage collector, which
+    does not know that a GPU is full.
+    """
+    import cupy
+
+    weakref.finalize(owner, _free, cupy.cuda.Device(), stream, pool).atexit = False
+
+
 def capture(call: Callable[[], T], stream: Any, pool: Any) -> tuple[Any, T]:
     """The launches of ``call`` as a graph, and what it returned, whose memory is of ``pool``. Nothing has run then.
 
@@ -59,7 +79,7 @@ def capture(call: Callable[[], T], stream: Any, pool: Any) -> tuple[Any, T]:
     import cupy
 
     with cupy.cuda.using_allocator(pool.malloc):
-        _begin_capture(stream)
+        begin_capture(stream)
         try:
             result = call()
         except BaseException:
@@ -127,6 +147,12 @@ _streams = threading.local()
 _weights = threading.local()
 
 
+def _free(gpu: Any, stream: Any, pool: Any) -> None:
+    with gpu:
+        stream.synchronize()
+        pool.free_all_blocks()
+
+
 def _graph_memory(size: int) -> Any:
     """New device memory for the pool of the graphs.
 
@@ -139,10 +165,3 @@ def _graph_memory(size: int) -> Any:
         return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise MemoryError(f"no GPU memory for {size:,} bytes more") from error
-
-
-def _begin_capture(stream: Any) -> None:
-    import cupy
-
-    # relaxed: other threads may allocate or load a kernel meanwhile without breaking the capture
-    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)

@@ -8,13 +8,13 @@ What is chosen ahead is no part of where the sequences stand: it is chosen again
 settings. So the host may stop anywhere, and while it waits for a token or looks at one, the device works.
 
 The first token after a change of settings runs as launches, which compile what they need. The second is captured as a
-CUDA graph, unless the memory grows, as that of softmax attention does. Both give the same bits.
+CUDA graph, unless the memory grows, as that of softmax attention does. Both give the same bits. A sparse memory makes
+room for its rows before each launch.
 """
 
 from __future__ import annotations
 
 import warnings
-import weakref
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,14 @@ from ramnet_np.core.cuda_graph import (
     Graphs,
     HostCopy,
     capture,
+    free_with,
     graph_pool,
     in_order_on,
     own_stream,
     weights_stay,
     why_not_captured,
 )
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.layers.sampling import mark_seen
 from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model.sampling import Sampling, next_token
@@ -52,7 +54,7 @@ class TokensAhead:
         self._chosen = False  # whether ``_token`` is what comes next
         self._stays, self._graph = False, None  # whether a step left the state's shapes as they were; and the graph
         self._stream, self._pool, self._host = own_stream(), graph_pool(), HostCopy(self._token)
-        weakref.finalize(self, _give_back, self._stream, self._pool).atexit = False
+        free_with(self, self._stream, self._pool)
 
     def next(self, sampling: Sampling) -> Array:
         """One more token of every sequence, (B,) int64; the device goes on to the one behind it."""
@@ -87,6 +89,9 @@ class TokensAhead:
         if self._graph is None and self._stays and self._graphs != "off":
             self._capture()
         if self._graph is not None:
+            for memory in arrays_of(self._stepper.state):
+                if isinstance(memory, SparseRAMState):
+                    memory.rows.prepare()
             self._graph.launch()
         else:
             self._take_in_and_choose()
@@ -120,10 +125,8 @@ class TokensAhead:
             warnings.warn(f"without CUDA graphs, as a token could not be captured ({why})", stacklevel=2)
 
 
-def _give_back(stream: Any, pool: Any) -> None:
-    """A pool's blocks refer to one another, and Python's collector does not know that a GPU is full."""
-    stream.synchronize()
-    pool.free_all_blocks()
+def _moves(memory: Any) -> bool:
+    return isinstance(memory, SparseRAMState) and not memory.rows.stays
 
 
 def _in_place(before: list[Any], state: list[Any]) -> bool:
@@ -131,7 +134,7 @@ def _in_place(before: list[Any], state: list[Any]) -> bool:
     stays = True
     for layer, (old, new) in enumerate(zip(before, state, strict=True)):
         pairs = list(zip(arrays_of(old), arrays_of(new), strict=True))
-        if any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
+        if any(a.shape != b.shape or a.dtype != b.dtype or _moves(a) for a, b in pairs):
             stays = False
             continue
         for a, b in pairs:

@@ -8,9 +8,11 @@ more than half of the tokens have a label, by all others.
     device                     fixed inputs ─┴▶ forward ▶ loss ▶ backward ▶ AdamW ─▶ numbers ──▶ report()
                                                └──────────── one graph ───────────┘
 
-Where several ranks train together, the sums of their gradients run beside the backward, on a stream of their own within
-the graph, and AdamW waits for them. Everything here that waits for the GPU then waits for other ranks too, so it goes
-through :meth:`Ranks.wait`, which notices a rank that does not come.
+Where several ranks train together, the sums of their gradients run beside the backward, on a stream of their own, and
+AdamW waits for them; the graph is cut there (:mod:`~ramnet_np.train.step_graph`). Everything here that waits for the
+GPU then waits for other ranks too, so it goes through :meth:`Ranks.wait`, which notices a rank that does not come.
+
+The kernels of packed rows follow the lengths of their sequences, so their steps are no graphs.
 
 A graph allocates from a memory pool of its own, so that work between two launches gets other memory.
 
@@ -32,17 +34,18 @@ from ramnet_np.core.arrays import on_host
 from ramnet_np.core.cuda_graph import Graphs, capture, graph_pool, own_stream, why_not_captured
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
-from ramnet_np.data.batches import Batch, StreamBatch
+from ramnet_np.data.batches import Batch, PackedBatch, StreamBatch
 from ramnet_np.data.gpu_dataset import GPUBatch, GPUDataset
 from ramnet_np.layers.loss import IGNORE_INDEX
 from ramnet_np.model import RAMNet
 from ramnet_np.train.carried import CarriedState, carried_from
 from ramnet_np.train.config import TrainConfig, learning_rate
 from ramnet_np.train.gradient_sum import GradientSum
-from ramnet_np.train.gradients import Part, loss_and_gradients
+from ramnet_np.train.gradients import Part, loss_and_gradients, packed_part
 from ramnet_np.train.optim import ADAMW_EPS, AdamWState, has_weight_decay
 from ramnet_np.train.ranks import ONE, RankError, Ranks
 from ramnet_np.train.shards import Shards
+from ramnet_np.train.step_graph import RanksBetweenGraphs, StepGraph
 from ramnet_np.train.trainer import Diverged, Report, not_finite, part_rows
 
 Inputs = tuple[list[Part], Array | None]  # of a step: its parts, and of streams where each row starts
@@ -67,7 +70,7 @@ class BatchBuffers:
         self._hosts = [cupyx.empty_pinned(self._device.shape, dtype=np.int32) for _ in range(2)]
         self._copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
         self._current = 0
-        self.graph: CapturedStep | None = None
+        self.graph: StepGraph | None = None
         self.warmed_up = False  # whether a step of this shape has run, and so compiled what it needs
 
     def inputs(self) -> Inputs:
@@ -123,10 +126,11 @@ class GPUTrainer:
         self._pool = graph_pool()  # shared by the graphs, which run one after another
         self._buffers: dict[tuple[Any, ...], BatchBuffers] = {}
         model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
+        self._exchange = RanksBetweenGraphs(ranks)
         self._shards = Shards(ranks, model.params) if ranks.size > 1 and config.shard_optimizer else None
         if self._shards:
             model.params.update(self._shards.params)
-        self._over_ranks = GradientSum(ranks, model.params) if ranks.size > 1 else None
+        self._over_ranks = GradientSum(self._exchange, model.params) if ranks.size > 1 else None
         self._model = model if config.dtype == "float32" else model.to("gpu", dtype=config.dtype)
         self._optimizer = _gpu_adamw(model.params, config, state, self._model.params)
         self._addresses = self._optimizer.addresses()  # of the gradients of steps that are not graphs
@@ -151,17 +155,20 @@ class GPUTrainer:
         """How many shapes of batch have been captured."""
         return sum(buffers.graph is not None for buffers in self._buffers.values())
 
-    def step(self, batch: Batch | StreamBatch | GPUBatch) -> None:
+    def step(self, batch: Batch | StreamBatch | PackedBatch | GPUBatch) -> None:
+        packed = batch if isinstance(batch, PackedBatch) else None
+        if packed is not None and self._must_capture:
+            raise RuntimeError("a training step of packed rows (data.pack) cannot be captured as a CUDA graph")
         if isinstance(batch, StreamBatch) and self._carried is None:  # before a capture, which gives memory of its own
             self._carried = carried_from(self._model, batch, self._saved)
         buffers = self._upload_rows(batch) if isinstance(batch, GPUBatch) else self._upload_tokens(batch)
-        if self._captures and buffers.graph is None and buffers.warmed_up:
+        if self._captures and packed is None and buffers.graph is None and buffers.warmed_up:
             self._ranks.wait()  # a capture may wait for the GPU
             self._capture(buffers)
-        if buffers.graph is not None:
+        if packed is None and buffers.graph is not None:
             buffers.graph.launch()
         else:
-            self._compute(buffers, self._addresses, bind=True)
+            self._compute(buffers, self._addresses, bind=True, packed=packed)
         buffers.warmed_up = True
         self._step += 1
 
@@ -200,7 +207,7 @@ class GPUTrainer:
         cupy.get_default_memory_pool().free_all_blocks(self._stream)  # no other stream would use them
         self._gpu.__exit__(*exc_info)
 
-    def _upload_tokens(self, batch: Batch | StreamBatch) -> BatchBuffers:
+    def _upload_tokens(self, batch: Batch | StreamBatch | PackedBatch) -> BatchBuffers:
         """Copy ids of a batch on the host, positions and labels of each part, and where rows of streams start."""
         ids, labels, vocab = on_host(batch.ids), on_host(batch.labels), self._model.config.vocab
         rows = part_rows(len(ids), self._config.accumulate)
@@ -227,9 +234,17 @@ class GPUTrainer:
         self._buffers[key].upload([batch.rows], self._stream, self._ranks.wait)
         return self._buffers[key]
 
-    def _compute(self, buffers: BatchBuffers, addresses: Array, *, bind: bool) -> dict[str, Array]:
-        """Launch one step. Returns the gradients; the optimiser is told their addresses only if ``bind``."""
+    def _compute(
+        self, buffers: BatchBuffers, addresses: Array, *, bind: bool, packed: PackedBatch | None = None
+    ) -> dict[str, Array]:
+        """Launch one step. Returns the gradients; the optimiser is told their addresses only if ``bind``.
+
+        ``packed``: the batch, if its rows are.
+        """
         parts, start = buffers.inputs()
+        if packed is not None:
+            rows = len(packed.lengths) // len(parts)
+            parts = [packed_part(p, packed.cu_seqlens(i * rows, (i + 1) * rows)) for i, p in enumerate(parts)]
         carried = None if start is None else self._carried
         result = loss_and_gradients(self._model, parts, self._config.recompute, carried, start, self._over_ranks)
         grads = self._optimizer.contiguous(result.grads)
@@ -237,7 +252,7 @@ class GPUTrainer:
             self._optimizer.bind(addresses, grads)
         self._optimizer.update(addresses, result.loss, result.correct, result.count)
         if self._shards:
-            self._shards.send()
+            self._exchange.between(self._shards.send)
             self._optimizer.round_others()
         return grads
 
@@ -251,7 +266,9 @@ class GPUTrainer:
         # what the first step used; the graph brings its own
         cupy.get_default_memory_pool().free_all_blocks(self._stream)
         try:
-            graph, grads = capture(lambda: self._compute(buffers, addresses, bind=False), self._stream, self._pool)
+            graph = self._exchange.graph = StepGraph(self._stream, addresses)
+            last, grads = capture(lambda: self._compute(buffers, addresses, bind=False), self._stream, self._pool)
+            graph.finish(last)
         except Exception as error:
             why = why_not_captured(error)
             if self._must_capture:
@@ -259,18 +276,10 @@ class GPUTrainer:
             self._captures = False
             self._log(f"without CUDA graphs, as a step could not be captured ({why})")
             return
+        finally:
+            self._exchange.graph = None
         self._optimizer.bind(addresses, grads)
-        buffers.graph = CapturedStep(graph, addresses)
-
-
-class CapturedStep:
-    """A step as a CUDA graph, and the table of addresses that the graph reads, which must live as long."""
-
-    def __init__(self, graph: Any, addresses: Array):
-        self._graph, self._addresses = graph, addresses
-
-    def launch(self) -> None:
-        self._graph.launch()
+        buffers.graph = graph
 
 
 def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState, computed: dict[str, Array]) -> Any:

@@ -119,7 +119,7 @@ ENDS = """
 import torch
 from ramnet_np.bridges.torch import ram_attention
 logits = torch.zeros(1, 4, 2, 2, 2, device="cuda", requires_grad=True)
-ram_attention(logits, logits, torch.ones(1, 4, 2, 3, device="cuda"))[0].sum().backward()
+ram_attention(logits, logits, torch.ones(1, 4, 2, 3, device="cuda"), top_k=4)[0].sum().backward()
 """
 
 
