@@ -74,14 +74,18 @@ def few_rows_tile_specialisation(
     tiles: int,
     warps: int,
     stages: int,
+    split: int,
     norm: bool = False,
     gated: bool = False,
     wide: bool = True,
 ) -> Specialisation:
-    """For 16-bit types and more rows: ``rows`` of x a block, 8 ``tiles`` of the matrices, which ``warps`` share out."""
+    """For 16-bit types and more rows: ``rows`` of x a block, 8 ``tiles`` of the matrices, which ``warps`` share out.
+
+    ``split``: blocks that share out D; more than 1 on GPUs with clusters alone.
+    """
     defines = (
         ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("ROWS", rows), ("TILES", tiles),
-        ("WARPS_N", warps), ("STAGES", stages), ("NORM", int(norm)),
+        ("WARPS_N", warps), ("STAGES", stages), ("NORM", int(norm)), ("SPLIT", split),
     )  # fmt: skip
     return Specialisation("layers/few_rows_tile.cu", ("few_rows",), defines, (few_rows_params(np.dtype(np.float32)),))
 
@@ -141,17 +145,24 @@ def _launch(
     if not rows:
         return results
     wide = width * x.dtype.itemsize % ALIGNMENT == 0
-    bytes_of_block = _block_bytes(x.device.id)
-    shape = _shape(type_name(x.dtype), rows, width, tuple(outputs), norm is not None, gated, wide, bytes_of_block)
+    limits = _limits(x.device.id)
+    shape = _shape(type_name(x.dtype), rows, width, tuple(outputs), norm is not None, gated, wide, limits)
     params = few_rows_params(sum_dtype(x.dtype))(
         x=x, norm=norm, add=add, weight=_addresses(weights), bias=_addresses(biases), y=_addresses(results),
         outputs=_padded(outputs), rows=rows, width=width, eps=eps,
     )  # fmt: skip
     copied = any(a is not b for a, b in zip((*given[0], *given[1], given[2]), (*weights, *biases, norm), strict=True))
     blocks = sum(-(-count // shape.each) for count in outputs[: len(results)])
-    grid = blocks, -(-rows // shape.together)
+    grid = blocks * shape.split, -(-rows // shape.together)
     launch(get_kernel(shape.specialisation, "few_rows"), grid, shape.threads, params, shape.shared, early=not copied)
     return results
+
+
+class Limits(NamedTuple):
+    """What a GPU offers."""
+
+    block_bytes: int  # of shared memory
+    clusters: bool
 
 
 class _Shape(NamedTuple):
@@ -162,15 +173,16 @@ class _Shape(NamedTuple):
     together: int  # rows of x of a block
     threads: int
     shared: int = 0  # bytes
+    split: int = 1  # blocks that share out D
 
 
 @cache
 def _shape(
-    element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, wide: bool, block_bytes: int
+    element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, wide: bool, limits: Limits
 ) -> _Shape:
-    """The shape of a launch, where a block can have ``block_bytes`` of shared memory.
+    """The shape of a launch within the limits of a GPU.
 
-    >>> _shape("bfloat16", 1, 1024, (2816, 2816), True, True, True, 232448)[1:]
+    >>> _shape("bfloat16", 1, 1024, (2816, 2816), True, True, True, Limits(232448, True))[1:5]
     (24, 16, 256, 114688)
     """
     if element not in ("float16", "bfloat16"):
@@ -178,41 +190,43 @@ def _shape(
         return _Shape(few_rows_specialisation(element, together, gated, wide), 4 if gated else 8, together, 32 * 4)
     available, sides = sum(-(-count // 8) for count in outputs), 2 if gated else 1
     if rows > ROWS:
-        return _tile_shape(element, rows, width, available, norm, gated, wide, block_bytes)
+        return _tile_shape(element, rows, width, available, norm, gated, wide, limits)
     # as many blocks as run at once, or small ones of which one reads while another computes
     most = MOST_TILES[gated] if wide else 2
     tiles = min(most, max(sides, -(-available // MULTIPROCESSORS // sides) * sides))
     step, sums = STEP_BYTES * (tiles + norm), 4 * WARPS * ROWS * (8 * tiles + 1)
     steps = -(-width // STEP)
-    depth = max(1, min(steps, (min(MOST_SHARED, block_bytes) - sums) // step))
+    depth = max(1, min(steps, (min(MOST_SHARED, limits.block_bytes) - sums) // step))
     specialisation = few_rows_mma_specialisation(element, tiles, steps, depth, norm, gated, wide)
     return _Shape(specialisation, 8 * tiles // sides, ROWS, 32 * WARPS, depth * step)
 
 
 def _tile_shape(
-    element: str, rows: int, width: int, available: int, norm: bool, gated: bool, wide: bool, block_bytes: int
+    element: str, rows: int, width: int, available: int, norm: bool, gated: bool, wide: bool, limits: Limits
 ) -> _Shape:
     """Blocks of 64 rows of x, or where these would have too many outputs of 128; about one a multiprocessor."""
     sides = 2 if gated else 1
+    # shares of D where one launch has few outputs, on GPUs with clusters
+    split = 1 if available > 2 * MULTIPROCESSORS or not limits.clusters else 4 if width >= 2048 else 2
     for together, warps, most in ((64, 1, 8), (128, 2, 12)):
-        share = -(-rows // together) * available / MULTIPROCESSORS  # tiles of a block
+        share = -(-rows // together) * split * available / MULTIPROCESSORS  # tiles of a block
         tiles = min(most, max(1, math.ceil(share / (warps * sides))) * warps * sides)
         if share <= most or rows <= together:
             break
     stage = SLICE_BYTES * (together + 8 * tiles + norm)
-    stages = max(2, min(-(-width // SLICE) + 1, min(MOST_STAGES, block_bytes) // stage))
-    sums = 4 * together * (8 * tiles + 3)
-    specialisation = few_rows_tile_specialisation(element, together, tiles, warps, stages, norm, gated, wide)
-    return _Shape(specialisation, 8 * tiles // sides, together, 256 * warps, max(stages * stage, sums))
+    stages = max(2, min(-(-width // SLICE // split) + 1, min(MOST_STAGES, limits.block_bytes) // stage))
+    sums = 8 * together * (8 * tiles + 3)
+    specialisation = few_rows_tile_specialisation(element, together, tiles, warps, stages, split, norm, gated, wide)
+    shared = max(stages * stage, sums)
+    return _Shape(specialisation, 8 * tiles // sides, together, 256 * warps, shared, split)
 
 
 @cache
-def _block_bytes(device: int) -> int:
-    """Shared memory that a block can have."""
+def _limits(device: int) -> Limits:
     import cupy
 
-    most: int = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
-    return most
+    gpu = cupy.cuda.Device(device)
+    return Limits(gpu.attributes["MaxSharedMemoryPerBlockOptin"], int(gpu.compute_capability) >= 90)
 
 
 def _aligned(array: Array | None) -> Array | None:

@@ -4,19 +4,20 @@
 // 8 rows of the matrix (gated: of G and U by turns), and goes through D in slices of SLICE numbers. STAGES slices of both
 // are on their way to shared memory at a time; those of the matrix are asked for before the launch before has ended.
 //
-// The warps share out the rows of x (WARPS_M), the tiles (WARPS_N) and the two halves of a slice. The sums of the halves
-// are added in the end. So the order of a sum depends on D alone.
+// The warps share out the rows of x (WARPS_M), the tiles (WARPS_N) and the two halves of a slice. Where few outputs would
+// leave multiprocessors idle, the SPLIT blocks of a cluster share out the slices. In the end the sums of the halves and of
+// the blocks are added, each block those of its share of the rows. The order of a sum depends on D and SPLIT alone.
 //
 // A row of a slice is 128 bytes, 8 chunks of 16. Chunk c of row r stands at place c ^ r % 8: eight rows of one chunk,
 // which ldmatrix takes at once, lie in different banks.
 //
-//   blockIdx.x   8 * TILES rows of one matrix        blockIdx.y   ROWS rows of x
+//   blockIdx.x / SPLIT   8 * TILES rows of one matrix        blockIdx.y   ROWS rows of x
 #include "layers/few_rows.cuh"
 #include "layers/mma.cuh"
-#include "runtime/shared.cuh"
+#include "runtime/cluster.cuh"
 
-#if !defined(ROWS) || !defined(TILES) || !defined(WARPS_N) || !defined(STAGES) || !defined(NORM)
-#error "ROWS, a multiple of 64, TILES, WARPS_N that share these out, STAGES, and NORM, 1 for a norm of x, must be defined"
+#if !defined(ROWS) || !defined(TILES) || !defined(WARPS_N) || !defined(STAGES) || !defined(NORM) || !defined(SPLIT)
+#error "ROWS, a multiple of 64, TILES, WARPS_N that share these out, STAGES, NORM, 1 for one, SPLIT must be defined"
 #endif
 
 constexpr int WARPS_M = 4, HALVES = 2, THREADS = 32 * WARPS_M * WARPS_N * HALVES;
@@ -119,9 +120,9 @@ struct Sums {
     }
 };
 
-// What the second halves leave for the first.
+// The sums of each half of the slices, where the slices were.
 struct Partial {
-    float sums[ROWS][COLUMNS + 1], squares[HALVES][ROWS];
+    float sums[HALVES][ROWS][COLUMNS + 2], squares[HALVES][ROWS];
 
     DEVICE void put(const Member& me, const Sums& own) {
 #pragma unroll
@@ -132,60 +133,82 @@ struct Partial {
                 float square = own.squares[part][side];
                 square += __shfl_xor_sync(~0u, square, 1);
                 square += __shfl_xor_sync(~0u, square, 2);
-                squares[me.half][row] = square;  // the same from all
-                if (me.half == 0) continue;
+                squares[me.half][row] = square;  // the same from all that write it
 #pragma unroll
                 for (int tile = 0; tile < OWN; tile++)
 #pragma unroll
                     for (int i = 0; i < 2; i++)
-                        sums[row][8 * (me.tile + tile) + 2 * me.t + i] = own.of[part][tile][2 * side + i];
+                        sums[me.half][row][8 * (me.tile + tile) + 2 * me.t + i] = own.of[part][tile][2 * side + i];
             }
     }
+
+    DEVICE float total(int row, int column) const {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < SPLIT * HALVES; i++) sum += of_block(i / HALVES, &sums[i % HALVES][row][column]);
+        return sum;
+    }
+
+    DEVICE float rstd(const FewRowsParams& p, int row) const {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < SPLIT * HALVES; i++) sum += of_block(i / HALVES, &squares[i % HALVES][row]);
+        return reciprocal_root(sum / p.width + p.eps);
+    }
+
+    DEVICE static float of_block(int rank, const float* own) { return SPLIT > 1 ? load_of_block(rank, own) : *own; }
 };
 
-// The last steps, by the first halves: row ``row`` of the block, number ``i`` of its two in each tile.
-DEVICE void finish(
-    const FewRowsParams& p, const Place& place, const Member& me, const Partial& partial, int n, int row, int i,
-    const float (&own)[OWN][4], int at
-) {
-    const float squares = partial.squares[0][row] + partial.squares[1][row];
-    const float rstd = NORM ? reciprocal_root(squares / p.width + p.eps) : 1;
-#pragma unroll
-    for (int tile = 0; tile < OWN; tile += 1 + GATED) {
-        const int column = 8 * (me.tile + tile) + 2 * me.t + i;
-        const int e = place.first + (me.tile + tile) / (1 + GATED) * 8 + 2 * me.t + i;
+DEVICE void synchronise() {
+    if (SPLIT > 1) cluster_sync();
+    else __syncthreads();
+}
+
+// The last steps, of the block's share of the rows.
+DEVICE void finish(const FewRowsParams& p, const Place& place, const Partial& partial, int first_row, int rank) {
+    constexpr int SHARE = ROWS / SPLIT;
+#pragma unroll 2
+    for (int i = threadIdx.x; i < SHARE * EACH; i += THREADS) {
+        const int row = rank * SHARE + i / EACH, n = first_row + row, column = i % EACH, e = place.first + column;
         if (!there(p, place.which, n, e)) continue;
-        const float sum = rstd * (own[tile][at] + partial.sums[row][column]);
+        const float rstd = NORM ? partial.rstd(p, row) : 1;
         float y;
-        if constexpr (GATED) y = gated(sum, rstd * (own[tile + 1][at] + partial.sums[row][column + 8]));
-        else y = sum + widen(bias_of(p, place.which, e)) + widen(added(p, place.which, n, e));
+        if constexpr (GATED) {
+            const int gate = column / 8 * 16 + column % 8;  // tiles of G and of U by turns
+            y = gated(rstd * partial.total(row, gate), rstd * partial.total(row, gate + 8));
+        } else {
+            const ELEMENT bias = bias_of(p, place.which, e), add = added(p, place.which, n, e);
+            y = rstd * partial.total(row, column) + widen(bias) + widen(add);
+        }
         put(p, place.which, n, e, y);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) few_rows(const __grid_constant__ FewRowsParams p) {
+extern "C" CLUSTER_OF(SPLIT) __global__ void __launch_bounds__(THREADS) few_rows(const __grid_constant__ FewRowsParams p) {
     const Member me;
-    const Place place(p, EACH);
+    const Place place(p, EACH, blockIdx.x / SPLIT);
     const Stages stages;
-    const int first_row = blockIdx.y * ROWS, slices = (p.width + SLICE - 1) / SLICE;
+    const int rank = SPLIT > 1 ? cluster_rank() : 0, first_row = blockIdx.y * ROWS;
+    const int slices = (p.width + SLICE - 1) / SLICE, share = (slices + SPLIT - 1) / SPLIT;
+    const int begin = rank * share, end = smaller_of(slices, begin + share);
 #pragma unroll 1
-    for (int slice = 0; slice < STAGES - 1 && slice < slices; slice++) stages.copy_weights(p, place, slice);
+    for (int slice = begin; slice < begin + STAGES - 1 && slice < end; slice++) stages.copy_weights(p, place, slice);
     if (!GATED && p.bias[place.which] && threadIdx.x < 1 + COLUMNS / 64)
         prefetch(p.bias[place.which] + smaller_of(place.first + 64 * int(threadIdx.x), p.outputs[place.which] - 1));
     let_next_launch_begin();
     wait_for_launch_before();
 #pragma unroll 1
-    for (int slice = 0; slice < STAGES - 1; slice++) {
-        if (slice < slices) stages.copy_x(p, first_row, slice);
+    for (int slice = begin; slice < begin + STAGES - 1; slice++) {
+        if (slice < end) stages.copy_x(p, first_row, slice);
         end_group_of_copies();
     }
     Sums sums;
 #pragma unroll 1
-    for (int slice = 0; slice < slices; slice++) {
+    for (int slice = begin; slice < end; slice++) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();  // the slice is there, and the one before it is no longer needed
         const int next = slice + STAGES - 1;
-        if (next < slices) {
+        if (next < end) {
             stages.copy_weights(p, place, next);
             stages.copy_x(p, first_row, next);
         }
@@ -193,15 +216,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) few_rows(const __grid_cons
         sums.multiply(stages, me, slice);
     }
     __syncthreads();
-    Partial& partial = *reinterpret_cast<Partial*>(dynamic_shared());  // where the slices were
+    Partial& partial = *reinterpret_cast<Partial*>(dynamic_shared());
     partial.put(me, sums);
-    __syncthreads();
-    if (me.half > 0) return;
-#pragma unroll
-    for (int part = 0; part < PARTS; part++)
-#pragma unroll
-        for (int at = 0; at < 4; at++) {
-            const int row = me.m + 16 * part + at / 2 * 8 + me.g;
-            finish(p, place, me, partial, first_row + row, row, at % 2, sums.of[part], at);
-        }
+    synchronise();
+    finish(p, place, partial, first_row, rank);
+    if (SPLIT > 1) cluster_sync();  // until then the others read
 }
