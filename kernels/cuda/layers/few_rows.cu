@@ -25,6 +25,23 @@ struct Weights {
     }
 };
 
+// rstd = 1 / sqrt(mean(x^2) + eps) of COUNT rows of x from ``first`` on, one warp a row.
+template <int COUNT> DEVICE void find_rstd(const FewRowsParams& p, int first, Acc (&rstd)[COUNT]) {
+    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    for (int n = threadIdx.x / 32; n < COUNT && first + n < p.rows; n += warps) {
+        const ELEMENT* row = x_row(p, first + n);
+        Acc squares = 0;
+#pragma unroll 4
+        for (int k = VECTOR * lane; k < p.width; k += VECTOR * 32) {
+            const Pack<ELEMENT, VECTOR> pack = vector_at(row, k, p.width);
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) squares += widen(pack.element[j]) * widen(pack.element[j]);
+        }
+        squares = warp_sum(squares);
+        if (lane == 0) rstd[n] = reciprocal_root(squares / p.width + p.eps);
+    }
+}
+
 // Adds the products of one vector of x with those of the matrix, which stand at the same place.
 DEVICE void multiply(
     const FewRowsParams& p, int first_row, int k, const Acc* rstd, const Pack<ELEMENT, VECTOR> (&weight)[OUTPUTS],

@@ -1,8 +1,8 @@
-// Products of a few rows with matrices, x W^T: what the kernels for 16-bit types (few_rows_mma.cu) and for the others
-// (few_rows.cu) share.
+// Products of a few rows with matrices, x W^T: what the kernels for 16-bit types (few_rows_mma.cu, of more than 16 rows
+// few_rows_tile.cu) and for the others (few_rows.cu) share.
 //
 // So few rows that reading W takes the time. The kernels read it once, 16 bytes a load and many loads under way, and add
-// in an order that the width D alone decides: a row gives the same bits beside any others. What stands before and behind
+// in an order that the matrix alone decides: a row gives the same bits beside any others. What stands before and behind
 // a product is done on the way:
 //
 //   before   an RMSNorm of x: every block finds it anew, x is small and in the L2 cache
@@ -74,23 +74,6 @@ DEVICE Pack<ELEMENT, VECTOR> constant_at(const ELEMENT* row, int k, int width) {
     Pack<ELEMENT, VECTOR> pack = {};
     if (WIDE && k < width) pack = load_read_only(reinterpret_cast<const Pack<ELEMENT, VECTOR>*>(row + k));
     return WIDE ? pack : vector_at(row, k, width);
-}
-
-// rstd = 1 / sqrt(mean(x^2) + eps) of COUNT rows of x from ``first`` on, one warp a row.
-template <int COUNT> DEVICE void find_rstd(const FewRowsParams& p, int first, Acc (&rstd)[COUNT]) {
-    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    for (int n = threadIdx.x / 32; n < COUNT && first + n < p.rows; n += warps) {
-        const ELEMENT* row = x_row(p, first + n);
-        Acc squares = 0;
-#pragma unroll 4
-        for (int k = VECTOR * lane; k < p.width; k += VECTOR * 32) {
-            const Pack<ELEMENT, VECTOR> pack = vector_at(row, k, p.width);
-#pragma unroll
-            for (int j = 0; j < VECTOR; j++) squares += widen(pack.element[j]) * widen(pack.element[j]);
-        }
-        squares = warp_sum(squares);
-        if (lane == 0) rstd[n] = reciprocal_root(squares / p.width + p.eps);
-    }
 }
 
 // Output ``e`` of row ``n``: whether there is one, what is added to it, as it is stored, and its place in y.

@@ -1,7 +1,8 @@
 """Products of a few rows with matrices on the GPU, and the steps around them, one launch each.
 
-See ``few_rows.cuh``; ``few_rows_mma.cu`` serves 16-bit types, ``few_rows.cu`` the others. For more rows than MOST_ROWS
-cuBLAS takes over. A row gives the same bits beside any others, up to that number.
+See ``few_rows.cuh``; for 16-bit types ``few_rows_mma.cu`` serves up to ROWS rows of x, ``few_rows_tile.cu`` more of
+them; ``few_rows.cu`` serves the other types. For more rows than MOST_ROWS cuBLAS takes over. A row gives the same bits
+beside any others, up to ROWS and beyond.
 """
 
 from __future__ import annotations
