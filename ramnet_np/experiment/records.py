@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ramnet_np.experiment.grid import GridRun, run_from
+from ramnet_np.experiment.points import GridRun, run_from
 from ramnet_np.model.files import WriteError, why
 
 Record = dict[str, Any]

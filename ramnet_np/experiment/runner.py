@@ -15,10 +15,13 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ramnet_np.core.arrays import gpu_namespace
-from ramnet_np.experiment.grid import Grid, GridRun, load_grid, together
+from ramnet_np.data.corpus import read_corpus
+from ramnet_np.experiment.grid import Grid, load_grid, together
 from ramnet_np.experiment.one_run import Progress, checkpoints_of
+from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.records import Record, append_record, read_records, run_of
 from ramnet_np.experiment.sweep import count_left, wanted_runs
+from ramnet_np.experiment.tasks import figure
 from ramnet_np.experiment.workers import WorkerPool
 from ramnet_np.model.checks import SMALLEST, check_integer, check_number
 from ramnet_np.model.network import Device
@@ -55,8 +58,12 @@ class Options:
     quick: bool = False
     """The reduced grid, in minutes on a CPU: small vocabulary, few pairs, few steps. Its figures say nothing about the
     paper's."""
+    text: Path | None = None
+    """What grids on text read: a folder of tokens or of .txt files, or a file; none: a text that is made here."""
+    keep_models: bool = False
+    """Leave the models of runs at full length in OUT/models, for ramnet-np evaluate and generate."""
     epochs: float | None = None
-    """Passes over the training sets, in place of the grid's."""
+    """Passes over the training sets, or over the text, in place of the grid's."""
     grid: Path | None = None
     """A grid file of your own, in place of the one that comes with the command."""
 
@@ -118,7 +125,8 @@ def run_experiment(
         if len(sources) > 1:
             raise ValueError(f"grid takes the place of one grid, got {len(sources)}: {', '.join(map(str, sources))}")
         sources = [options.grid]
-    grids = [load_grid(source, quick=options.quick, epochs=options.epochs) for source in sources]
+    corpus = None if options.text is None else read_corpus(options.text, argument="text")
+    grids = [load_grid(source, quick=options.quick, epochs=options.epochs, corpus=corpus) for source in sources]
     grid = together(grids).only(options.only)
     gpus = _gpus(options) if options.device == "gpu" else ()
     out = options.out or Path("runs") / (grid.name + "-quick" * grid.quick)
@@ -134,7 +142,9 @@ def run_experiment(
         elif options.device == "cpu":
             log("on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look")
         if work.left() and not work.time_is_up():
-            pool = WorkerPool(options.device, gpus, options.side_by_side, out, work.invocation)
+            pool = WorkerPool(
+                options.device, gpus, options.side_by_side, out, work.invocation, options.text, options.keep_models
+            )
             with (
                 DeferredInterrupt(ON_SIGNAL) as interrupt,
                 pool,
@@ -250,9 +260,10 @@ class _GridWork:
         if record["status"] == "diverged":
             self._log(f"{run.label}: diverged after {record['steps']} steps")
             return
-        test = f"accuracy {record['accuracy']['mean']:.3f}, " if record["accuracy"] else ""
+        what = "bits a byte" if run.task == "text" else "accuracy"
+        test = f"{what} {figure(record['accuracy']):.3f}, " if record["accuracy"] else ""
         self._log(
-            f"{run.label}: {test}validation {record['validation']['mean']:.3f}, {record['epochs']:g} epochs, "
+            f"{run.label}: {test}validation {figure(record['validation']):.3f}, {record['epochs']:g} epochs, "
             f"{record['seconds']:.0f} s, {record['tokens_per_second']:,} tokens/s"
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from ramnet_np.experiment.grid import GridRun
+from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.records import Record, run_of
 from ramnet_np.experiment.sweep import Choice, best_of, end_of, score
 from ramnet_np.model.mixers import MIXERS
@@ -37,7 +37,9 @@ class Result:
     @property
     def kind(self) -> str:
         """Which model it is, as tables and figures name it."""
-        return MIXERS[self.run.model.mixer].variant(self.run.model).label
+        model = self.run.model
+        label = MIXERS[model.mixer].variant(model).label
+        return label if model.hybrid is None else f"{label} with {MIXERS[model.hybrid].variants[0].label}"
 
     @property
     def accuracy(self) -> float:

@@ -11,8 +11,8 @@ from ramnet_np.contract import Array, RAMState
 from ramnet_np.core.arrays import memory_of, namespace_of
 from ramnet_np.core.require import require_array
 from ramnet_np.model.block import ConvState, check_block_state
-from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.mixers import MIXERS, CallOptions
+from ramnet_np.model.config import RAMNetConfig, of_layer
+from ramnet_np.model.mixers import MIXERS, CallOptions, mixers_of
 
 
 def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: Array | None, like: Array) -> None:
@@ -25,13 +25,14 @@ def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: 
         ...
     ValueError: state must hold one state per layer (2), got 0
     """
-    if positions is None and MIXERS[config.mixer].addresses and any(map(config.cape_heads, range(config.layers))):
+    cape = any(mixer.addresses and config.cape_heads(i) for i, mixer in enumerate(mixers_of(config)))
+    if positions is None and cape:
         raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
     if len(state) != config.layers:
         raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
     slots = []
     for i, memory in enumerate(state):
-        check_block_state(f"state[{i}]", memory, config, batch, like)
+        check_block_state(f"state[{i}]", memory, of_layer(config, i), batch, like)
         slots += _slots_in(memory)
     if len(set(map(memory_of, slots))) < len(slots):
         raise ValueError("state must hold other slots for every layer, got two layers with the same")
@@ -51,13 +52,13 @@ def check_options(config: RAMNetConfig, options: CallOptions) -> None:
         ...
     ValueError: backend must be None for mixer 'delta', which NumPy or CuPy computes as the arrays are, got 'numba'
     """
-    has_slots = MIXERS[config.mixer].addresses is not None
-    if options.mask is not None and (not has_slots or config.short_conv):
+    slots = [mixer.addresses is not None for mixer in mixers_of(config)]
+    if options.mask is not None and (not all(slots) or config.short_conv):
         raise ValueError(
             f"mask must be None unless mixer is {mixers_with_slots()} and short_conv 0: the others let every token "
             f"through, got a mask with mixer {config.mixer!r} and short_conv {config.short_conv}"
         )
-    if options.backend is not None and not has_slots:
+    if options.backend is not None and not any(slots):
         raise ValueError(
             f"backend must be None for mixer {config.mixer!r}, which NumPy or CuPy computes as the arrays are, "
             f"got {options.backend!r}"

@@ -34,7 +34,7 @@ from ramnet_np.model.block import (
 )
 from ramnet_np.model.call_checks import check_options, check_select, check_states, mixers_with_slots
 from ramnet_np.model.checks import check_choice, check_integer
-from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.config import RAMNetConfig, of_layer
 from ramnet_np.model.count import describe, state_elements
 from ramnet_np.model.generation import tokens, with_tokens
 from ramnet_np.model.layout import (
@@ -47,7 +47,7 @@ from ramnet_np.model.layout import (
     require_parameters,
 )
 from ramnet_np.model.memory import parameter_bytes, require_memory
-from ramnet_np.model.mixers import MIXERS, CallOptions
+from ramnet_np.model.mixers import MIXERS, CallOptions, mixers_of
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
 from ramnet_np.model.sampling import Sampling
@@ -200,7 +200,7 @@ class RAMNet:
         check_integer("batch", batch, 1)
         self._require_state_memory(batch, 1)
         like = namespace_of(self.params[EMBEDDINGS]).empty((batch, 1, self.config.width), self.params[EMBEDDINGS].dtype)
-        return [initial_block_state(self.config, like) for _ in range(self.config.layers)]
+        return [initial_block_state(of_layer(self.config, i), like) for i in range(self.config.layers)]
 
     @on_gpu_of_arrays
     def step(self, ids: Array, state: list[Any], positions: Array, *, backend: str | None = None) -> Array:
@@ -321,14 +321,14 @@ class RAMNet:
         self, ids: Array, *, mask: Array | None = None, positions: Array | None = None, backend: str | None = None
     ) -> list[dict[str, Address]]:
         """Which slots every token writes and reads: per layer {"write": Address, "read": Address}, (B, T, H, K).
+        {} for a layer of a hybrid that has no slots.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> model.trace(np.array([[1, 2, 3]]))[0]["write"].index.shape
         (1, 3, 2, 8)
         """
         self._check_ids(ids)
-        addresses = MIXERS[self.config.mixer].addresses
-        if addresses is None:
+        if not any(mixer.addresses for mixer in mixers_of(self.config)):
             raise ValueError(
                 f"trace needs mixer {mixers_with_slots()}, which alone has slots, got mixer {self.config.mixer!r}"
             )
@@ -338,9 +338,11 @@ class RAMNet:
         accesses = []
         for i in range(self.config.layers):
             params = subset(self.params, layer_prefix(i))
-            n, _, _ = layer_input_forward(x, params, self.config)
-            accesses.append(addresses(n, subset(params, "attn."), self.config, i, options))
-            x, _, _ = block_forward(x, params, self.config, i, options=options)
+            config = of_layer(self.config, i)
+            n, _, _ = layer_input_forward(x, params, config)
+            addresses = MIXERS[config.mixer].addresses
+            accesses.append(addresses(n, subset(params, "attn."), config, i, options) if addresses else {})
+            x, _, _ = block_forward(x, params, config, i, options=options)
         return accesses
 
     def to(self, device: Device, dtype: Any = None) -> RAMNet:
@@ -403,7 +405,8 @@ class RAMNet:
         self._check_ids(ids)
         config = self.config
         check_options(config, options)
-        if MIXERS[config.mixer].addresses is None:  # the others look themselves; what is not used is to be right, too
+        # mixers with slots look themselves; what is not used is to be right, too
+        if not all(mixer.addresses for mixer in mixers_of(config)):
             check_positions(options.positions, ids.shape, self.params[EMBEDDINGS])
         if state is None and options.return_state:
             self._require_state_memory(*ids.shape)
@@ -421,7 +424,7 @@ class RAMNet:
             x, new_state, block_ctx = block_forward(
                 x,
                 subset(self.params, layer_prefix(i)),
-                config,
+                of_layer(config, i),
                 i,
                 state=None if state is None else state[i],
                 options=options,

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from ramnet_np.data.mqar import TEST_SETTINGS, TRAIN_SETTINGS, MQARSettings
-from ramnet_np.experiment.grid import GRIDS, load_grid, read_grid, run_from, together
+from ramnet_np.experiment.grid import GRIDS, load_grid, read_grid, together
+from ramnet_np.experiment.points import run_from
 from ramnet_np.model import RAMNetConfig, state_elements
 from ramnet_np.model.mixers import MIXERS, variant_labels
 from ramnet_np.train.config import TrainConfig

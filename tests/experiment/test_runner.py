@@ -403,6 +403,7 @@ def test_an_unfinished_run_goes_on(monkeypatch, grid):
     run = read_grid(TINY, "tiny").points[1].run(5, 3e-3)
     whole = run_one(run, "cpu")
     monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(one_run, "SAVE_SHARE", 1e9)
 
     def end(progress):
         if progress.step == 16:
