@@ -95,7 +95,7 @@ def test_options_that_make_no_sense(options, message):
 
 def test_what_the_command_refuses(capsys):
     for arguments, message in (
-        ([], ", mqar-ablations, plot, got 'nothing'"),
+        ([], ", language-bytes, plot, got 'nothing'"),
         (["mqar"], "experiment must be one of mqar-order, "),
         (["mqar-order", "--grid", "no.toml"], "grid must be a file or one of"),
         (["plot", "no.jsonl"], "no results file at no.jsonl"),
