@@ -324,9 +324,14 @@ def _tokenize(args: list[str]) -> None:
 
 
 def _evaluate(args: list[str]) -> None:
+    from ramnet_np.runs.books import run_book_tests
     from ramnet_np.runs.evaluate import EvaluateOptions, evaluate_text
 
-    print(evaluate_text(_parse(EvaluateOptions, args, "ramnet-np evaluate")).in_words())
+    options = _parse(EvaluateOptions, args, "ramnet-np evaluate")
+    if options.tests:
+        print("\n\n".join(one.in_words() for one in run_book_tests(options)))
+    else:
+        print(evaluate_text(options).in_words())
 
 
 def _generate(args: list[str]) -> None:

@@ -19,11 +19,12 @@ from ramnet_np.data.corpus import read_corpus
 from ramnet_np.experiment.grid import Grid, load_grid, together
 from ramnet_np.experiment.one_run import Progress, checkpoints_of
 from ramnet_np.experiment.points import GridRun
-from ramnet_np.experiment.records import Record, append_record, read_records, run_of
+from ramnet_np.experiment.records import Record, read_records, run_of
 from ramnet_np.experiment.sweep import count_left, wanted_runs
 from ramnet_np.experiment.tasks import figure
 from ramnet_np.experiment.workers import WorkerPool
 from ramnet_np.model.checks import SMALLEST, check_integer, check_number
+from ramnet_np.model.files import append_record
 from ramnet_np.model.network import Device
 from ramnet_np.train.checkpoint import checkpoint_step, latest_checkpoint
 from ramnet_np.train.folder import held_folder

@@ -28,7 +28,6 @@ from ramnet_np.model.block import (
     block_backward,
     block_forward,
     initial_block_state,
-    layer_input_forward,
     norm_backward,
     norm_forward,
 )
@@ -47,10 +46,11 @@ from ramnet_np.model.layout import (
     require_parameters,
 )
 from ramnet_np.model.memory import parameter_bytes, require_memory
-from ramnet_np.model.mixers import MIXERS, CallOptions, mixers_of
+from ramnet_np.model.mixers import CallOptions, mixers_of
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
 from ramnet_np.model.sampling import Sampling
+from ramnet_np.model.trace import traced_blocks
 
 Device = Literal["cpu", "gpu"]
 
@@ -318,10 +318,16 @@ class RAMNet:
 
     @on_gpu_of_arrays
     def trace(
-        self, ids: Array, *, mask: Array | None = None, positions: Array | None = None, backend: str | None = None
+        self,
+        ids: Array,
+        *,
+        mask: Array | None = None,
+        positions: Array | None = None,
+        state: Sequence[Any] | None = None,
+        backend: str | None = None,
     ) -> list[dict[str, Address]]:
         """Which slots every token writes and reads: per layer {"write": Address, "read": Address}, (B, T, H, K).
-        {} for a layer of a hybrid that has no slots.
+        {} for a layer of a hybrid that has no slots. Arguments as of :meth:`forward`.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> model.trace(np.array([[1, 2, 3]]))[0]["write"].index.shape
@@ -335,15 +341,7 @@ class RAMNet:
         options = CallOptions(positions, mask, backend)
         check_options(self.config, options)
         x, _ = embedding_forward(ids, self.params[EMBEDDINGS])
-        accesses = []
-        for i in range(self.config.layers):
-            params = subset(self.params, layer_prefix(i))
-            config = of_layer(self.config, i)
-            n, _, _ = layer_input_forward(x, params, config)
-            addresses = MIXERS[config.mixer].addresses
-            accesses.append(addresses(n, subset(params, "attn."), config, i, options) if addresses else {})
-            x, _, _ = block_forward(x, params, config, i, options=options)
-        return accesses
+        return traced_blocks(x, self.params, self.config, state, options)
 
     def to(self, device: Device, dtype: Any = None) -> RAMNet:
         """The model on ``device``, "cpu" or "gpu", in ``dtype``: itself if it is so already, else with copies.

@@ -25,7 +25,7 @@ WINDOWS = 4  # sequences that are looked at while a run trains
 
 
 def slot_use(model: RAMNet, ids: Array) -> list[dict[str, float]]:
-    """``touched`` and ``entropy`` of the writes of every layer; {} for a layer without slots.
+    """``touched`` and ``entropy`` of the writes of every layer from empty memories; {} for a layer without slots.
 
     ``ids``: (B, T), on the model's device. Memory: addresses of all layers.
 
@@ -41,7 +41,7 @@ def slot_use(model: RAMNet, ids: Array) -> list[dict[str, float]]:
             continue
         index, weight = (on_host(part) for part in addresses["write"])
         mass = written_mass(index, weight.astype(np.float64), config.slots, config.cape_heads(number))
-        found.append({"touched": float((mass >= LEAST).mean()), "entropy": float(np.mean(_entropies(mass)))})
+        found.append({"touched": float((mass >= LEAST).mean()), "entropy": mean_entropy(mass)})
     return found
 
 
@@ -56,11 +56,11 @@ def has_slots(model: RAMNet) -> bool:
 
 
 def written_mass(
-    index: NDArray[np.int32], weight: NDArray[np.float64], slots: int, cape_heads: int = 0
+    index: NDArray[np.int32], weight: NDArray[np.float64], slots: int, cape_heads: int = 0, first: int = 0
 ) -> NDArray[np.float64]:
     """m of every head and slot, (H, M).
 
-    ``index``, ``weight``: (B, T, H, K), positions counted from 0; the first ``cape_heads`` heads use CAPE.
+    ``index``, ``weight``: (B, T, H, K), positions counted from ``first``; the first ``cape_heads`` heads use CAPE.
 
     >>> written_mass(np.array([[[[0]], [[1]]]]), np.ones((1, 2, 1, 1)), slots=2).tolist()
     [[1.0, 1.0]]
@@ -69,13 +69,18 @@ def written_mass(
     """
     H, T = index.shape[2], index.shape[1]
     moved = index.astype(np.int64)
-    moved[:, :, :cape_heads] += np.arange(T)[:, None, None]  # CAPE lands at a - t: back to the content's slot
+    moved[:, :, :cape_heads] += (first + np.arange(T))[:, None, None]  # CAPE lands at a - t: back to the content's slot
     flat = moved % slots + np.arange(H)[:, None] * slots
     return np.bincount(flat.ravel(), weights=weight.ravel(), minlength=H * slots).astype(np.float64).reshape(H, slots)
 
 
-def _entropies(mass: NDArray[np.float64]) -> list[float]:
+def mean_entropy(mass: NDArray[np.float64]) -> float:
+    """The entropy of each row of m (H, M), as a share of log M: their mean.
+
+    >>> mean_entropy(np.array([[1.0, 1.0], [1.0, 0.0]]))
+    0.5
+    """
     if mass.shape[1] == 1:
-        return [1.0] * len(mass)
+        return 1.0
     shares = [row[row > 0] / row.sum() for row in mass]
-    return [float(-(p * np.log(p)).sum() / math.log(mass.shape[1])) for p in shares]
+    return float(np.mean([-(p * np.log(p)).sum() / math.log(mass.shape[1]) for p in shares]))

@@ -14,9 +14,10 @@ from ramnet_np.cli import main
 from ramnet_np.experiment import one_run, runner, workers
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import Progress, checkpoints_of, run_one
-from ramnet_np.experiment.records import append_record, read_records, run_of
+from ramnet_np.experiment.records import read_records, run_of
 from ramnet_np.experiment.runner import Options, run_experiment
 from ramnet_np.experiment.workers import Event, WorkerPool
+from ramnet_np.model.files import append_record
 from ramnet_np.train.folder import held_folder
 from tests.experiment.grids import TINY
 
