@@ -35,7 +35,6 @@ class EvaluateOptions:
 
     Some files of a folder; those that a tokenised folder kept aside; windows that each start with an empty memory:
       ramnet-np evaluate runs/book --path novels --files emma.txt kim.txt
-      ramnet-np evaluate runs/book --path tokens
       ramnet-np evaluate runs/book --path new.txt --no-carry-state
       ramnet-np evaluate runs/book --path tokens --tests names needles
 
@@ -46,8 +45,7 @@ class EvaluateOptions:
     folder: tyro.conf.Positional[Path]
     """A run of `ramnet-np train text`, or one of its checkpoints."""
     path: Path
-    """A text file or a folder of .txt files, which the model's tokenizer encodes if it has one; or a folder of its
-    tokens."""
+    """A text file or a folder of .txt files; or a folder of tokens of the model's tokenizer."""
     files: HeldOut | None = None
     """Which documents: their names, in which * and ? may stand for others; a number, the last by name; or a share;
     none: those that a folder of tokens kept aside, else all."""
