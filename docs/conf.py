@@ -38,6 +38,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["jax", "torch"]  # the pages are built without them
 add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88

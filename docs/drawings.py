@@ -263,12 +263,40 @@ def ranks(colours: dict[str, str]) -> Sheet:
     return sheet
 
 
+def overlap(colours: dict[str, str]) -> Sheet:
+    """A step of two ranks over time: sums of gradients beside the backward."""
+    sheet = Sheet(760, 330, colours)
+    compute = ((84, 148, "forward, loss"), (234, 96, "block 2"), (332, 96, "block 1"), (430, 96, "block 0"),
+               (528, 66, "embed."), (662, 84, "AdamW"))  # fmt: skip
+    sums = ((336, 80, "bucket 0"), (434, 80, "bucket 1"), (600, 52, "last"))
+    for x in (95, 376, 474, 626):
+        sheet.line(x, 122, x, 220, dashed=True)
+    for rank in range(2):
+        y = 34 + 132 * rank
+        sheet.text(8, y + 25, f"rank {rank}", size=14)
+        sheet.text(8, y + 76, "sums", "muted", size=14)
+        for x, width, words in compute:
+            sheet.box(x, y, width, 38, words)
+        sheet.box(84, y + 54, 22, 34, "n", "write")
+        for x, width, words in sums:
+            sheet.box(x, y + 54, width, 34, words, "write")
+            sheet.arrow((x - 12, y + 38), (x - 12, y + 71), (x - 2, y + 71))
+        sheet.arrow((652, y + 71), (676, y + 71), (676, y + 40))
+    sheet.text(234, 24, "backward", "muted", size=14)
+    sheet.arrow((84, 292), (750, 292))
+    sheet.text(8, 297, "time", "muted", size=14)
+    sheet.text(
+        84, 318, "n: the labels of all ranks. The last bucket is what the backward cannot hide.", "muted", size=14
+    )
+    return sheet
+
+
 # the page that shows each drawing, by its name
 DRAWINGS = {
     "kernels.md": (pipeline, accesses, block, step, waits),
     "numba-cuda.md": (parts, tiles),
     "house.md": (rooms,),
-    "scaling.md": (ranks,),
+    "scaling.md": (ranks, overlap),
 }
 
 

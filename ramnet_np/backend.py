@@ -67,6 +67,7 @@ class MemoryForward(Protocol):
         state: RAMState | None,
         options: MemoryOptions,
         return_state: bool,
+        cu_seqlens: Any = None,
     ) -> tuple[Array, RAMState | None, Any]: ...
 
 

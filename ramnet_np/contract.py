@@ -72,6 +72,7 @@ class MemoryOptions(NamedTuple):
     mass_aware: bool = False
     eps: float = 1e-12
     proxy_eps: float = 0.0
+    batch_invariant: bool = False  # a sequence's bits do not depend on what else the batch holds
 
 
 class DecodeOptions(NamedTuple):
@@ -82,3 +83,13 @@ class DecodeOptions(NamedTuple):
     write_renorm: bool
     read_renorm: bool
     cape_heads: int
+
+    @property
+    def top_k(self) -> tuple[int, int]:
+        """K of writes and of reads."""
+        return self.write_k, self.read_k
+
+    @property
+    def renorm(self) -> tuple[bool, bool]:
+        """Whether the kept weights of writes, and of reads, are divided by their sum."""
+        return self.write_renorm, self.read_renorm

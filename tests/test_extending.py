@@ -51,10 +51,16 @@ def new_files(text):
     return re.findall(r"^```(?:py|cpp)\n(?:#|//) (\S+\.\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
+def left_out(folder, names):
+    """Not copied: what is built, and where the folder of kernels may be linked to already."""
+    built = {"__pycache__", "_build"} | ({"kernels"} if Path(folder) == ROOT / "ramnet_np" else set())
+    return built & set(names)
+
+
 def extended(text, folder, leave_out=()):
     """A copy of the library in ``folder``, with what a section of the page adds; the files that it adds or changes."""
     for name in ("ramnet_np", "kernels", "tests", "docs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
+        shutil.copytree(ROOT / name, folder / name, ignore=left_out)
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "ramnet_np/kernels").symlink_to(folder / "kernels")  # where pyproject.toml installs them
     touched = set()

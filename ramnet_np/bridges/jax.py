@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
+from ramnet_np.bridges.streams import cupy_stream
 from ramnet_np.contract import Array, RAMState
 from ramnet_np.core.attention import ram_attention_backward, ram_attention_forward
 from ramnet_np.core.checks import check_attention, check_bool
@@ -162,7 +163,7 @@ def _call(function: Callable[..., Sequence[Array]], outputs: list[jax.ShapeDtype
     def on_gpu(ctx: Any, out: Any, *given: Any) -> None:
         import cupy
 
-        with cupy.cuda.ExternalStream(ctx.stream):
+        with cupy_stream(ctx.stream):
             for buffer, array in zip(out, function(*jax.tree.map(cupy.asarray, given)), strict=True):
                 cupy.asarray(buffer)[...] = array
 

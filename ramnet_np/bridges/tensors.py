@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ramnet_np.bridges.streams import cupy_stream
 from ramnet_np.contract import Array
 
 # what DLPack does not take under a name that both sides know goes as integers of the same size
@@ -67,7 +68,7 @@ def as_torch_would(device: torch.device) -> Iterator[None]:
     stream = torch.cuda.current_stream(device).cuda_stream
     with (
         cupy.cuda.Device(device.index),
-        cupy.cuda.ExternalStream(stream, device.index),
+        cupy_stream(stream),
         cupy.cuda.using_allocator(_torch_allocator().malloc),
     ):
         yield

@@ -43,6 +43,7 @@ def accelerated(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
     name = _register(function)
 
     @on_gpu_of_arrays
+    @functools.wraps(function)  # an error names the arguments
     def on_gpu(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         for argument in (*args, *kwargs.values()):
             array = argument[0] if isinstance(argument, tuple) and argument else argument
@@ -77,6 +78,7 @@ def accelerated_everywhere(function: Callable[_Arguments, _Result]) -> Callable[
     for_numpy: dict[str | None, Callable[..., _Result]] = {}  # by the selected backend: looked up once
 
     @on_gpu_of_arrays
+    @functools.wraps(function)  # an error names the arguments
     def elsewhere(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         return backend_for(args[0]).layers.get(name, function)(*args, **kwargs)
 

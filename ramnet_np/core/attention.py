@@ -81,6 +81,8 @@ def ram_attention_forward(
     eps: float = 1e-12,
     proxy_eps: float = 0.0,
     return_state: bool = True,
+    cu_seqlens: Array | None = None,
+    batch_invariant: bool = False,
     backend: str | None = None,
 ) -> tuple[Array, RAMState | None, RAMAttentionContext]:
     """Every token writes its value to K_w slots and reads K_r slots. Returns (y, state, ctx).
@@ -99,6 +101,9 @@ def ram_attention_forward(
     ``eps``: keeps the division by a slot's mass defined.
     ``proxy_eps``: e of PDMA's proxy gradient, 0 for the true one.
     ``return_state``: False returns None in its place and keeps nothing of size M.
+    ``cu_seqlens``: (N + 1,) integers, the offsets of N sequences packed into one row (B = 1): ``core/packed.py``. Each
+        has a memory of its own, counts positions from 0 and may be empty; states are (N, H, M, C).
+    ``batch_invariant``: True: the bits of a sequence's results depend on nothing else in the batch, as in a packed row.
     ``backend``: a name from ``backends()``; None follows ``use_backend`` and then the kind of arrays.
 
     Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
@@ -120,29 +125,23 @@ def ram_attention_forward(
     checked = check_attention(
         write_logits, read_logits, values, gamma, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads,
         positions=positions, mask=mask, state=state, eps=eps, proxy_eps=proxy_eps, mass_aware=mass_aware,
+        batch_invariant=batch_invariant, cu_seqlens=cu_seqlens,
     )  # fmt: skip
     return_state = check_bool("return_state", return_state)
     chosen = backend_for(values, backend)
     positions = _positions_for(chosen, checked.positions, write_logits)
     # 1., 2. decode
-    decode = checked.decode
-    top_k, renorm = (decode.write_k, decode.read_k), (decode.write_renorm, decode.read_renorm)
-    write, read = chosen.decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
+    k, renorms = checked.decode.top_k, checked.decode.renorm
+    write, read = chosen.decode_forward((write_logits, read_logits), k, renorms, checked.decode.cape_heads, positions)
     # 3. write and read
     y, final, memory_ctx = chosen.memory_forward(
-        Address(*write[:2]), Address(*read[:2]), values, checked.gamma, mask, state, checked.options, return_state
-    )
-    B, _, H, C = values.shape
+        Address(*write[:2]), Address(*read[:2]), values, checked.gamma, mask, state, checked.options, return_state,
+        checked.cu_seqlens,
+    )  # fmt: skip
     ctx = RAMAttentionContext(
-        backend=chosen,
-        write=write[2],
-        read=read[2],
-        memory=memory_ctx,
-        y=ArraySpec.of(y),
-        state_shape=(B, H, checked.options.slots, C),
-        gamma_is_number=isinstance(checked.gamma, float),
-        returned_state=return_state,
-    )
+        chosen, write[2], read[2], memory_ctx, ArraySpec.of(y), checked.state_shape, isinstance(checked.gamma, float),
+        return_state,
+    )  # fmt: skip
     return y, final, ctx
 
 

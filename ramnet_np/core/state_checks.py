@@ -10,8 +10,8 @@ from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array, RAMState
 
 
-def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Array) -> None:
-    """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums.
+def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Array, packed: bool = False) -> None:
+    """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums; ``packed``: N instead of B.
 
     TypeError or ValueError otherwise.
 
@@ -24,9 +24,10 @@ def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: A
     if not isinstance(state, RAMState):
         raise TypeError(f"{name} must be a RAMState (slots, mass), got {type(state).__name__}")
     dtype = like.dtype if like.dtype.itemsize >= 4 else np.dtype(np.float32)
+    first = "N" if packed else "B"
     for part, array, expected, axes in (
-        ("slots", state.slots, shape, "(B, H, M, C)"),
-        ("mass", state.mass, shape[:3], "(B, H, M)"),
+        ("slots", state.slots, shape, f"({first}, H, M, C)"),
+        ("mass", state.mass, shape[:3], f"({first}, H, M)"),
     ):
         if array_kind(array) != array_kind(like) or not hasattr(array, "dtype"):
             raise TypeError(f"{name}.{part} must be an array of the kind of values, got {type(array).__name__}")

@@ -174,7 +174,7 @@ def _work(connection: Connection, one: RunOne, threads: int) -> None:
 
     with threadpool_limits(1, user_api="blas"):
         for _ in range(threads):
-            threading.Thread(target=_serve, args=(runs, one, send), daemon=True).start()
+            threading.Thread(target=serve, args=(runs, one, send), daemon=True).start()
         while True:
             try:
                 runs.put(connection.recv())
@@ -182,8 +182,16 @@ def _work(connection: Connection, one: RunOne, threads: int) -> None:
                 os._exit(0)
 
 
-def _serve(runs: SimpleQueue[GridRun], one: RunOne, send: Any) -> None:
-    """What a thread of a worker does: its runs, one after the other."""
+def serve(runs: SimpleQueue[GridRun], one: RunOne, send: Callable[[str, GridRun, Any], None]) -> None:
+    """What a thread of a worker does: its runs, one after the other; ``send`` gets the parts of an :class:`Event`.
+
+    >>> runs, sent = SimpleQueue(), SimpleQueue()
+    >>> arguments = runs, lambda run, on_progress: {"status": "finished"}, lambda *event: sent.put(event)
+    >>> threading.Thread(target=serve, args=arguments, daemon=True).start()
+    >>> runs.put("a run")
+    >>> sent.get()
+    ('done', 'a run', {'status': 'finished'})
+    """
     while True:
         run = runs.get()
         try:

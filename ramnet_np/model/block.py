@@ -17,6 +17,7 @@ import numpy as np
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import ArraySpec, readable, require_like
+from ramnet_np.layers.few_rows import normed_gated_product, product_added
 from ramnet_np.layers.linear import add_in_place
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
@@ -66,7 +67,7 @@ class ConvState(NamedTuple):
 class BlockContext(NamedTuple):
     """What ``block_backward`` needs."""
 
-    attn_norm: NormContext
+    attn_norm: NormContext | None  # None after a call in place that kept nothing
     attn_conv: ShortConvContext | None  # None without one
     mixer: Mixer
     attn: Any  # the mixer's, None after a call in place
@@ -119,10 +120,13 @@ def block_forward(
     if options.recompute == "block":
         kept = RecomputedBlock(x, params, config, layer, state, options._replace(recompute="none"))
         return *block_forward(x, params, config, layer, state=state, options=kept.options)[:2], kept
+    mixer = MIXERS[config.mixer]
+    if options.in_place and mixer.step is not None and config.norm == "rmsnorm" and not config.short_conv:
+        out, state = _step(x, params, config, layer, state, options)
+        return out, state, BlockContext(None, None, mixer, None, None, None)
     # 1. layer
     n, norm_ctx, conv_ctx = layer_input_forward(x, params, config, state)
     memory = state.memory if conv_ctx is not None and state is not None else state
-    mixer = MIXERS[config.mixer]
     h, memory, attn_ctx = mixer.forward(n, subset(params, "attn."), config, layer, state=memory, options=options)
     if conv_ctx is not None and memory is not None:
         reach = min(conv_ctx.x.shape[1], config.short_conv - 1)
@@ -157,7 +161,7 @@ def block_backward(dout: Array, ctx: BlockContext | RecomputedBlock) -> tuple[Ar
         options = ctx.options._replace(return_state=False)
         _, _, ctx = block_forward(ctx.x, ctx.params, ctx.config, ctx.layer, state=ctx.state, options=options)
         assert isinstance(ctx, BlockContext)  # these options keep everything
-    if ctx.attn is None:
+    if ctx.attn is None or ctx.attn_norm is None:
         raise ValueError("ctx must be of a forward; a call in place keeps nothing for a backward")
     grads: Params = {}
     # 2. out = h + ffn(norm(h))
@@ -350,6 +354,25 @@ def _ffn_forward(h: Array, params: Params, config: RAMNetConfig) -> tuple[Array,
     n, norm_ctx = norm_forward(h, subset(params, "mlp_norm."), config)
     out, ffn_ctx = ffn_forward(n, subset(params, "mlp."), config)
     return out, norm_ctx, ffn_ctx
+
+
+def _step(
+    x: Array, params: Params, config: RAMNetConfig, layer: int, state: Any, options: CallOptions
+) -> tuple[Array, Any]:
+    """One token of each sequence, (B, 1, D): norms and additions are parts of what stands beside them."""
+    rows, step = x[:, 0], MIXERS[config.mixer].step
+    assert step is not None
+    # 1. layer
+    h, state = step(rows, params["attn_norm.weight"], subset(params, "attn."), config, layer, state, options)
+    if config.ffn == "none":
+        return h[:, None], state
+    # 2. feed-forward network
+    if config.ffn != "swiglu":
+        out, _, _ = _ffn_forward(h, params, config)
+        return add_in_place(out, h)[:, None], state
+    gate, up, down = (params[f"mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+    inner = normed_gated_product(h, params["mlp_norm.weight"], config.norm_eps, gate, up)
+    return product_added(inner, down, None, h)[:, None], state
 
 
 def _type(value: Any) -> str:

@@ -9,10 +9,41 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array, RAMState
 from ramnet_np.core.arrays import memory_of, namespace_of
-from ramnet_np.core.require import require_array
+from ramnet_np.core.require import require_array, require_ids
 from ramnet_np.model.block import ConvState, check_block_state
 from ramnet_np.model.config import RAMNetConfig, of_layer
+from ramnet_np.model.count import state_elements
+from ramnet_np.model.memory import require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions, mixers_of
+
+WORTH_ASKING = 2**28  # bytes from which on the system is asked whether it has them
+
+
+def check_ids(ids: Array, vocab: int, like: Array) -> None:
+    """ValueError or TypeError unless ``ids`` are tokens (B, T) below ``vocab``, on the device of ``like``.
+
+    >>> check_ids(np.array([1]), 8, np.zeros(1))
+    Traceback (most recent call last):
+        ...
+    ValueError: ids must have shape (B, T) with at least one token, got (1,)
+    """
+    require_ids("ids", ids, vocab)
+    namespace_of(ids, like)
+    if ids.ndim != 2 or ids.size == 0:
+        raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")
+
+
+def check_one_per_layer(state: Any, layers: int) -> None:
+    """ValueError unless ``state`` is a list or tuple of as many states.
+
+    >>> check_one_per_layer([None], 2)
+    Traceback (most recent call last):
+        ...
+    ValueError: state must hold one state per layer (2), got 1
+    """
+    got = len(state) if isinstance(state, list | tuple) else type(state).__name__
+    if got != layers:
+        raise ValueError(f"state must hold one state per layer ({layers}), got {got}")
 
 
 def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: Array | None, like: Array) -> None:
@@ -28,8 +59,7 @@ def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: 
     cape = any(mixer.addresses and config.cape_heads(i) for i, mixer in enumerate(mixers_of(config)))
     if positions is None and cape:
         raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
-    if len(state) != config.layers:
-        raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
+    check_one_per_layer(state, config.layers)
     slots = []
     for i, memory in enumerate(state):
         check_block_state(f"state[{i}]", memory, of_layer(config, i), batch, like)
@@ -42,6 +72,18 @@ def _slots_in(memory: Any) -> list[Array]:
     """The arrays of the slots, which a layer's step changes where they are; other memories are replaced."""
     memory = memory.memory if isinstance(memory, ConvState) else memory
     return list(memory) if isinstance(memory, RAMState) and memory.slots.size else []
+
+
+def check_state_memory(config: RAMNetConfig, batch: int, tokens: int, like: Array) -> None:
+    """MemoryError where a state to be returned, which has all slots, does not fit.
+
+    ``like``: an array of the model's dtype and device.
+
+    >>> check_state_memory(RAMNetConfig(), 1, 1, np.zeros(1, np.float32))
+    """
+    needed = batch * state_elements(config, tokens) * like.dtype.itemsize
+    if needed > WORTH_ASKING:
+        require_memory(needed, "the state of this model", "gpu" if array_kind(like) == "cupy" else "cpu")
 
 
 def check_options(config: RAMNetConfig, options: CallOptions) -> None:

@@ -1,43 +1,40 @@
 """Generation: prompts in parallel passes, then one token after another, each chosen from the logits after those before.
 
 Prompts may have different lengths. Those of one length are read together; then all whose states have one shape step
-together, which are all of them with every memory of a fixed size.
+together, which are all of them with every memory of a fixed size. On a GPU these choose a token ahead: ahead.py.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import namespace_of, on_host
+from ramnet_np.core.cuda_graph import Graphs
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
-from ramnet_np.model.checks import check_integer
+from ramnet_np.layers.sampling import mark_seen
+from ramnet_np.layers.uniform import row_seeds, uniform
+from ramnet_np.model.ahead import TokensAhead
+from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.sampling import Sampling, next_token, token_dtype
 from ramnet_np.model.settled import settled
 from ramnet_np.model.states import alike, with_whole_windows
-from ramnet_np.model.stepping import Stepper, read, together
-from ramnet_np.model.uniform import row_seeds, uniform
-
-
-class Standing(NamedTuple):
-    """Where the sequences of a generation stand: all that is needed to go on."""
-
-    steppers: list[Stepper]  # each sequence is in one of them
-    logits: Array  # (B, V) of the next token
-    positions: Array  # (B,) int64, of the next token
-    seen: Array  # (B, V) bool, the tokens that were there
+from ramnet_np.model.stepping import Standing, Stepper, read, together
 
 
 class Generation:
     """Sequences that a model continues.
 
     ``model``: a RAMNet, whose parameters must stay as they are; ``ids``: prompts, arrays of integers (T,), one for each
-    sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on.
+    sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on;
+    ``graphs``: on a GPU, whether a token is captured as a CUDA graph: "on" raises RuntimeError where that fails, "auto"
+    then warns and goes on without; a memory that grows does without.
     ValueError or TypeError, naming the argument, for a prompt that is empty or has a token outside the vocabulary.
 
     >>> from ramnet_np.model import RAMNet, RAMNetConfig
@@ -47,6 +44,7 @@ class Generation:
     ((2,), [4, 2])
     """
 
+    @on_gpu_of_arrays
     def __init__(
         self,
         model: Any,
@@ -54,9 +52,12 @@ class Generation:
         *,
         backend: str | None = None,
         standing: Standing | None = None,
+        graphs: Graphs = "auto",
     ):
-        self.model, self._settled, self._backend = model, settled(model), backend
+        check_choice("graphs", graphs, Graphs)
+        self.model, self._settled, self._backend, self._graphs = model, settled(model), backend, graphs
         self._chosen: Array = None  # tokens (B,) that the state does not hold yet
+        self._ahead: TokensAhead | None = None  # on a GPU: its state holds the tokens before anyone has seen them
         if standing is not None:
             self._now = standing
             for stepper in standing.steppers:
@@ -70,22 +71,41 @@ class Generation:
         """B, the number of sequences."""
         return len(self._now.positions)
 
+    @property
+    def params(self) -> Any:
+        """The parameters of the model: they say on which GPU a call runs."""
+        return self.model.params
+
     @on_gpu_of_arrays
     def next(self, sampling: Sampling) -> Array:
         """One more token of every sequence, (B,) int64."""
+        if ahead := self._tokens_ahead():
+            return ahead.next(sampling)
         now = self.standing()
         u = None
         if not sampling.greedy:
             u = uniform(row_seeds(sampling.seed, self.batch, now.logits), now.positions)
         token = next_token(now.logits, sampling, u, now.seen)
-        now.seen[namespace_of(token).arange(self.batch), token] = True
+        mark_seen(now.seen, token)
         self._chosen = token
         return token
 
     @on_gpu_of_arrays
+    def next_on_host(self, sampling: Sampling) -> np.ndarray:
+        """As :meth:`next`, as a NumPy array; a GPU is at the next step while the caller looks at it."""
+        if ahead := self._tokens_ahead():
+            return ahead.next_on_host(sampling)
+        return on_host(self.next(sampling))
+
+    @on_gpu_of_arrays
     def standing(self) -> Standing:
-        """Where the sequences stand, with the tokens that were chosen last taken into the state."""
-        if self._chosen is not None:
+        """Where the sequences stand, with the tokens that were chosen last taken into the state.
+
+        The next token may change these arrays.
+        """
+        if self._ahead is not None:
+            self._ahead.forget()
+        elif self._chosen is not None:
             token, self._chosen, now = self._chosen, None, self._now
             logits = self._step(token)
             self._now = now._replace(logits=logits, positions=now.positions + 1)
@@ -105,7 +125,17 @@ class Generation:
             for length in sorted(set(lengths)):
                 part = stepper.some([place for place, other in enumerate(lengths) if other == length])
                 steppers[tuple(part.rows.tolist())] = part
-        self._now = self._read(ids, steppers, now.positions, now.seen)
+        self._now, self._ahead = self._read(ids, steppers, now.positions, now.seen), None
+
+    def _tokens_ahead(self) -> TokensAhead | None:
+        """What chooses tokens ahead, if the sequences are on a GPU and all step together."""
+        if self._ahead is None and array_kind(self._now.logits) == "cupy" and self._step_together():
+            self._ahead = TokensAhead(self._now, self._graphs)
+        return self._ahead
+
+    def _step_together(self) -> bool:
+        steppers = self._now.steppers
+        return len(steppers) == 1 and bool((steppers[0].rows[1:] > steppers[0].rows[:-1]).all())
 
     def _begin(self, prompts: Sequence[Array] | Array) -> None:
         xp, B = namespace_of(*self.model.params.values()), len(prompts)
@@ -138,7 +168,7 @@ class Generation:
 
     def _step(self, token: Array) -> Array:
         steppers, positions = self._now.steppers, self._now.positions
-        if len(steppers) == 1 and (steppers[0].rows[1:] > steppers[0].rows[:-1]).all():
+        if self._step_together():
             return steppers[0].step(token, positions)
         logits = namespace_of(token).empty_like(self._now.logits)
         for stepper in steppers:
@@ -185,8 +215,10 @@ def with_tokens(ids: Sequence[Array] | Array, tokens: Sequence[Array]) -> Array 
     [[1, 2, 3]]
     """
     xp = namespace_of(*ids, *tokens)
-    rows = [xp.concatenate([prompt, *(token[b : b + 1] for token in tokens)]) for b, prompt in enumerate(ids)]
-    return xp.stack(rows) if hasattr(ids, "ndim") else rows
+    added = xp.stack(tokens, axis=1) if tokens else xp.empty((len(ids), 0), dtype=ids[0].dtype)
+    if hasattr(ids, "ndim"):
+        return xp.concatenate([ids, added], axis=1)
+    return [xp.concatenate([prompt, new]) for prompt, new in zip(ids, added, strict=True)]
 
 
 def _joined(steppers: list[Stepper]) -> list[Stepper]:

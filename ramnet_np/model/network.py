@@ -18,7 +18,7 @@ from ramnet_np.contract import Address, Array
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.core.checks import check_positions
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import readable, require_context, require_ids, require_like
+from ramnet_np.core.require import readable, require_context, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.block import (
@@ -31,10 +31,17 @@ from ramnet_np.model.block import (
     norm_backward,
     norm_forward,
 )
-from ramnet_np.model.call_checks import check_options, check_select, check_states, mixers_with_slots
+from ramnet_np.model.call_checks import (
+    check_ids,
+    check_one_per_layer,
+    check_options,
+    check_select,
+    check_state_memory,
+    check_states,
+)
 from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.config import RAMNetConfig, of_layer
-from ramnet_np.model.count import describe, state_elements
+from ramnet_np.model.count import describe
 from ramnet_np.model.generation import tokens, with_tokens
 from ramnet_np.model.layout import (
     EMBEDDINGS,
@@ -50,11 +57,9 @@ from ramnet_np.model.mixers import CallOptions, mixers_of
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
 from ramnet_np.model.sampling import Sampling
-from ramnet_np.model.trace import traced_blocks
+from ramnet_np.model.trace import check_traced, traced_blocks
 
 Device = Literal["cpu", "gpu"]
-
-WORTH_ASKING = 2**28  # bytes from which on the system is asked whether it has them
 
 
 @readable
@@ -156,7 +161,8 @@ class RAMNet:
         >>> np.allclose(last[:, 0], model.forward(np.array([[1, 2, 3]]))[0][:, 2])
         True
         """
-        options = CallOptions(positions, mask, backend, return_state=True)
+        # nothing is kept for a backward; with "block" that is dropped layer by layer
+        options = CallOptions(positions, mask, backend, return_state=True, recompute="block")
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
 
@@ -198,7 +204,7 @@ class RAMNet:
         (3, 2, 16, 4)
         """
         check_integer("batch", batch, 1)
-        self._require_state_memory(batch, 1)
+        check_state_memory(self.config, batch, 1, self.params[EMBEDDINGS])
         like = namespace_of(self.params[EMBEDDINGS]).empty((batch, 1, self.config.width), self.params[EMBEDDINGS].dtype)
         return [initial_block_state(of_layer(self.config, i), like) for i in range(self.config.layers)]
 
@@ -221,7 +227,7 @@ class RAMNet:
             raise ValueError("state must be the list that forward_with_state returned: a step goes on from it")
         if getattr(ids, "ndim", None) == 2 and ids.shape[1] != 1:
             raise ValueError(f"ids must have shape (B, 1) in a step, got {ids.shape}")
-        self._check_ids(ids)
+        check_ids(ids, self.config.vocab, self.params[EMBEDDINGS])
         # all states before any changes
         check_states(state, self.config, ids.shape[0], positions, self.params[EMBEDDINGS])
         return self.step_checked(ids, state, positions, backend=backend)
@@ -253,11 +259,27 @@ class RAMNet:
     @on_gpu_of_arrays
     def backward_hidden(self, dx: Array, dhead: Array, ctx: NetworkContext) -> Params:
         """As :meth:`backward`, given the gradients of what :meth:`forward_hidden` returned and of the head's weight."""
+        grads: Params = {}
+        for some in self.backward_in_order(dx, dhead, ctx):
+            grads |= some
+        return {name: grads[name] for name in self.params}
+
+    def backward_in_order(self, dx: Array, dhead: Array, ctx: NetworkContext) -> Iterator[Params]:
+        """The gradients of :meth:`backward_hidden`, some after the others as they are made: last block first.
+
+        What becomes of them meanwhile, such as their sum over several processes, may run beside the rest. The GPU of
+        the model must be the current one.
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=2, order=2, ffn="none"), seed=0)
+        >>> x, _, ctx = model.forward_hidden(np.array([[1, 2]]))
+        >>> order = [min(grads) for grads in model.backward_in_order(x, np.zeros((16, 8), np.float32), ctx)]
+        >>> order[0], order[1].partition(".attn")[0], order[-1]
+        ('model.norm.weight', 'model.layers.1', 'model.embeddings.weight')
+        """
         require_context(ctx, NetworkContext, "RAMNet.forward_hidden")
         xp = namespace_of(dx)
-        grads: Params = {}
         dx, dnorm = norm_backward(dx, ctx.norm)
-        grads |= add_prefix(NORM, dnorm)
+        yield add_prefix(NORM, dnorm) | ({} if self.config.tie_embeddings else {HEAD: dhead})
         # 3. x = x[select]: a token is selected once, so plain assignment is safe
         if ctx.select is not None:
             selected, dx = dx, xp.zeros(ctx.hidden_shape, dtype=dx.dtype)
@@ -265,14 +287,12 @@ class RAMNet:
         # 2. blocks, last to first
         for i, block_ctx in reversed(list(enumerate(ctx.blocks))):
             dx, dblock = block_backward(dx, block_ctx)
-            grads |= add_prefix(layer_prefix(i), dblock)
+            yield add_prefix(layer_prefix(i), dblock)
         # 1. x = embeddings[ids]; a tied table was used twice, so its gradients add up
-        grads[EMBEDDINGS] = embedding_backward(dx, ctx.embedding)
+        dembeddings = embedding_backward(dx, ctx.embedding)
         if self.config.tie_embeddings:
-            grads[EMBEDDINGS] += dhead
-        else:
-            grads[HEAD] = dhead
-        return {name: grads[name] for name in self.params}
+            dembeddings += dhead
+        yield {EMBEDDINGS: dembeddings}
 
     @property
     def head(self) -> Array:
@@ -333,13 +353,9 @@ class RAMNet:
         >>> model.trace(np.array([[1, 2, 3]]))[0]["write"].index.shape
         (1, 3, 2, 8)
         """
-        self._check_ids(ids)
-        if not any(mixer.addresses for mixer in mixers_of(self.config)):
-            raise ValueError(
-                f"trace needs mixer {mixers_with_slots()}, which alone has slots, got mixer {self.config.mixer!r}"
-            )
+        check_ids(ids, self.config.vocab, self.params[EMBEDDINGS])
         options = CallOptions(positions, mask, backend)
-        check_options(self.config, options)
+        check_traced(self.config, state, options)
         x, _ = embedding_forward(ids, self.params[EMBEDDINGS])
         return traced_blocks(x, self.params, self.config, state, options)
 
@@ -400,17 +416,16 @@ class RAMNet:
         self, ids: Array, select: Array | None, state: Sequence[Any] | None, options: CallOptions
     ) -> tuple[Array, list[Any], NetworkContext]:
         """What the head takes, the state of every layer, and ctx without the head's."""
-        self._check_ids(ids)
+        check_ids(ids, self.config.vocab, self.params[EMBEDDINGS])
         config = self.config
         check_options(config, options)
         # mixers with slots look themselves; what is not used is to be right, too
         if not all(mixer.addresses for mixer in mixers_of(config)):
             check_positions(options.positions, ids.shape, self.params[EMBEDDINGS])
         if state is None and options.return_state:
-            self._require_state_memory(*ids.shape)
-        if state is not None and (not isinstance(state, list | tuple) or len(state) != config.layers):
-            got = len(state) if isinstance(state, list | tuple) else type(state).__name__
-            raise ValueError(f"state must hold one state per layer ({config.layers}), got {got}")
+            check_state_memory(config, ids.shape[0], ids.shape[1], self.params[EMBEDDINGS])
+        if state is not None:
+            check_one_per_layer(state, config.layers)
         if select is not None:
             select = check_select(select, ids)
         # 1. embeddings
@@ -419,14 +434,8 @@ class RAMNet:
         # 2. blocks
         states, blocks = [], []
         for i in range(config.layers):
-            x, new_state, block_ctx = block_forward(
-                x,
-                subset(self.params, layer_prefix(i)),
-                of_layer(config, i),
-                i,
-                state=None if state is None else state[i],
-                options=options,
-            )
+            params, before = subset(self.params, layer_prefix(i)), None if state is None else state[i]
+            x, new_state, block_ctx = block_forward(x, params, of_layer(config, i), i, state=before, options=options)
             states.append(new_state)
             blocks.append(block_ctx)
         # 3. the tokens that are asked for
@@ -435,16 +444,3 @@ class RAMNet:
         # 4. norm, and outside of here the head
         x, norm_ctx = norm_forward(x, subset(self.params, NORM), config)
         return x, states, NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, None, hidden_shape)
-
-    def _require_state_memory(self, batch: int, tokens: int) -> None:
-        """MemoryError where the state to be returned, which has all slots, does not fit."""
-        parameter = self.params[EMBEDDINGS]
-        needed = batch * state_elements(self.config, tokens) * parameter.dtype.itemsize
-        if needed > WORTH_ASKING:
-            require_memory(needed, "the state of this model", "gpu" if array_kind(parameter) == "cupy" else "cpu")
-
-    def _check_ids(self, ids: Array) -> None:
-        require_ids("ids", ids, self.config.vocab)
-        namespace_of(ids, self.params[EMBEDDINGS])  # both on one device
-        if ids.ndim != 2 or ids.size == 0:
-            raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")

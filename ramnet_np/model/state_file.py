@@ -23,9 +23,9 @@ from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.model.checkpoint import config_to_json
 from ramnet_np.model.files import replacing, why
-from ramnet_np.model.generation import Generation, Standing
+from ramnet_np.model.generation import Generation
 from ramnet_np.model.states import arrays_of, each_array, with_whole_windows
-from ramnet_np.model.stepping import Stepper
+from ramnet_np.model.stepping import Standing, Stepper
 
 FORMAT = "ramnet-np generation 1"
 

@@ -7,10 +7,26 @@ from typing import Any
 
 from ramnet_np.contract import Address, Array
 from ramnet_np.model.block import block_forward, layer_input_forward
+from ramnet_np.model.call_checks import check_one_per_layer, check_options, mixers_with_slots
 from ramnet_np.model.config import RAMNetConfig, of_layer
 from ramnet_np.model.layout import layer_prefix
-from ramnet_np.model.mixers import MIXERS, CallOptions
+from ramnet_np.model.mixers import MIXERS, CallOptions, mixers_of
 from ramnet_np.model.parameters import Params, subset
+
+
+def check_traced(config: RAMNetConfig, state: Any, options: CallOptions) -> None:
+    """ValueError unless a model has slots that can be traced, from a state that fits.
+
+    >>> check_traced(RAMNetConfig(mixer="delta"), None, CallOptions())
+    Traceback (most recent call last):
+        ...
+    ValueError: trace needs mixer 'ram', which alone has slots, got mixer 'delta'
+    """
+    if not any(mixer.addresses for mixer in mixers_of(config)):
+        raise ValueError(f"trace needs mixer {mixers_with_slots()}, which alone has slots, got mixer {config.mixer!r}")
+    check_options(config, options)
+    if state is not None:
+        check_one_per_layer(state, config.layers)
 
 
 def traced_blocks(

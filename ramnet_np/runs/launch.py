@@ -42,9 +42,22 @@ def run_on_ranks(
     elif wanted is None or wanted == 1:
         call(ONE)
     else:
-        if device == "gpu" and wanted > (there := gpu_namespace().cuda.runtime.getDeviceCount()):
-            raise ValueError(f"gpus must be at most the {there} of this host, got {wanted}")
-        raise SystemExit(_start(wanted, device, timeout, command))
+        raise SystemExit(start(wanted, device, timeout, command))
+
+
+def start(size: int, device: str, timeout: float, command: Sequence[str]) -> int:
+    """Start ``size`` processes, ranks of each other, that each run ``command``; returns the status to exit with.
+
+    ValueError for more GPUs than this host has.
+    """
+    if device == "gpu" and size > (there := gpu_namespace().cuda.runtime.getDeviceCount()):
+        raise ValueError(f"gpus must be at most the {there} of this host, got {size}")
+    environment = {"COLUMNS": str(shutil.get_terminal_size().columns)} | os.environ
+    environment.setdefault("NUMBA_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    with Watch(size, timeout) as watch:
+        environment |= watch.environment
+        watch.processes += (_gpu_ranks if device == "gpu" else _cpu_ranks)(size, environment, command)
+        return watch.status()
 
 
 def _run_rank(place: Place, device: str, timeout: float, call: Callable[[Ranks], None]) -> None:
@@ -86,16 +99,6 @@ def _fail(place: Place, starter: Starter, ranks: Ranks | None, words: str) -> No
         if ranks is not None:
             ranks.abort(FAILED)
     os._exit(FAILED)  # the usual end of a program with MPI would wait for the others
-
-
-def _start(size: int, device: str, timeout: float, command: Sequence[str]) -> int:
-    """Start the ranks and wait for them; returns the status to exit with."""
-    environment = {"COLUMNS": str(shutil.get_terminal_size().columns)} | os.environ
-    environment.setdefault("NUMBA_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
-    with Watch(size, timeout) as watch:
-        environment |= watch.environment
-        watch.processes += (_gpu_ranks if device == "gpu" else _cpu_ranks)(size, environment, command)
-        return watch.status()
 
 
 def _gpu_ranks(size: int, environment: Mapping[str, str], command: Sequence[str]) -> list[subprocess.Popen[bytes]]:

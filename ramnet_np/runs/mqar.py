@@ -196,7 +196,7 @@ def train_run(
     if run.device == "gpu":
         gpu_namespace()
     require_rows(ranks.size, run.train.batch, run.train.accumulate)
-    require_run_memory(work, run.model, run.train, run.device)
+    require_run_memory(work, run.model, run.train, run.device, ranks.size)
     is_first = ranks.rank == 0
     progress = progress and is_first
     if is_first:

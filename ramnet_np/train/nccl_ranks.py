@@ -1,16 +1,24 @@
 """Ranks that exchange CuPy arrays over NCCL, a GPU each. Written, and not run yet on a machine with two GPUs.
 
-The calls go to the stream that is current, so the sum of the gradients becomes part of a step's graph. NCCL sums in an
-order that follows from the algorithm: it is fixed to a ring here, without NVLink multicast, so that the same GPUs give
-the same bits. Environment variables that are set already win.
+The calls go to the stream that is current, and those that run beside other work to a stream of their own:
+
+    current stream   backward of block i ──┬─▶ backward of block i - 1 ──┬─▶  ...   join ─▶ AdamW
+                                     event │                       event │            ▲
+    side stream                            └─▶ sum of bucket 0 ──────────┴─▶ sum 1 ───┘
+
+Both become part of a step's graph. NCCL sums in an order that follows from the algorithm: it is fixed to a ring here,
+without NVLink multicast, so that the same GPUs give the same bits. Environment variables that are set already win.
+A rank that does not come leaves the GPUs of the others in an endless sum, so nothing here waits without a limit.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,9 +32,9 @@ PORT = 29500  # of rank 0, unless MASTER_PORT says otherwise
 
 
 class _Communicator(Protocol):
-    def all_reduce(self, array: Array) -> None: ...
+    def all_reduce(self, array: Array, stream: Any) -> None: ...
 
-    def broadcast(self, array: Array) -> None: ...
+    def broadcast(self, array: Array, stream: Any, root: int) -> None: ...
 
 
 class NCCLRanks:
@@ -48,6 +56,7 @@ class NCCLRanks:
         self._cupy.cuda.Device(self.local_rank).use()
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+        self._side = self._cupy.cuda.Stream(non_blocking=True)
         address = environment.get("MASTER_ADDR", "127.0.0.1"), int(environment.get("MASTER_PORT", PORT))
         try:
             self._communicator = _communicator(place, address, timeout)
@@ -55,25 +64,27 @@ class NCCLRanks:
             raise RuntimeError(f"ranks on GPUs need NCCL: pip install 'nccl4py[cu13]' ({error})") from error
 
     def all_reduce(self, array: Array) -> None:
-        if isinstance(array, np.ndarray):
-            self._by_gpu(array, self._communicator.all_reduce)
-        else:
-            self._communicator.all_reduce(array)
+        self._on_gpu(self._communicator.all_reduce, array)
 
-    def broadcast(self, array: Array) -> None:
-        if isinstance(array, np.ndarray):
-            self._by_gpu(array, self._communicator.broadcast)
-        else:
-            self._communicator.broadcast(array)
+    def start_all_reduce(self, array: Array) -> None:
+        self._order(self._current(), self._side)
+        self._communicator.all_reduce(array, self._side)
+
+    def join(self) -> None:
+        self._order(self._side, self._current())
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        self._on_gpu(partial(self._communicator.broadcast, root=root), array)
 
     def barrier(self) -> None:
         self.all_reduce(np.zeros(1))
 
-    def wait(self) -> None:
-        done = self._cupy.cuda.Event(disable_timing=True)
-        done.record()
+    def wait(self, event: Any = None) -> None:
+        if event is None:
+            event = self._cupy.cuda.Event(disable_timing=True)
+            event.record()
         deadline = time.monotonic() + self._timeout
-        while not done.done:
+        while not event.done:
             time.sleep(1e-4)
             if time.monotonic() > deadline:
                 raise RankError(f"the other ranks have not answered for {self._timeout:g} s")
@@ -81,11 +92,24 @@ class NCCLRanks:
     def abort(self, status: int) -> None:
         os._exit(status)  # mpiexec or srun then ends the others; NCCL itself would wait for them
 
-    def _by_gpu(self, array: np.ndarray, call: Any) -> None:
-        on_gpu = self._cupy.asarray(array)
-        call(on_gpu)
+    def _on_gpu(self, call: Callable[[Array, Any], None], array: Array) -> None:
+        """``call`` on the current stream; an array of the host goes to the GPU and back."""
+        if not isinstance(array, np.ndarray):
+            call(array, self._current())
+            return
+        there = self._cupy.asarray(array)
+        call(there, self._current())
         self.wait()
-        array[...] = on_gpu.get()
+        array[...] = there.get()
+
+    def _order(self, before: Any, after: Any) -> None:
+        """What comes on the stream ``after`` waits for what is on ``before`` now, also while both are captured."""
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(before)
+        after.wait_event(event)
+
+    def _current(self) -> Any:
+        return self._cupy.cuda.get_current_stream()
 
 
 def _communicator(place: Place, address: tuple[str, int], timeout: float) -> _Communicator:
@@ -104,39 +128,35 @@ class _ByNCCL4Py:
         shared = core.UniqueId.from_bytes(_from_first(place, own, address, timeout))
         self._core, self._communicator = core, core.Communicator.init(place.size, place.rank, shared)
 
-    def all_reduce(self, array: Array) -> None:
-        self._communicator.allreduce(array, array, self._core.SUM, stream=_stream())
+    def all_reduce(self, array: Array, stream: Any) -> None:
+        self._communicator.allreduce(array, array, self._core.SUM, stream=stream.ptr)
 
-    def broadcast(self, array: Array) -> None:
-        self._communicator.broadcast(array, array, root=0, stream=_stream())
+    def broadcast(self, array: Array, stream: Any, root: int) -> None:
+        self._communicator.broadcast(array, array, root=root, stream=stream.ptr)
 
 
 class _ByCuPy:
     def __init__(self, place: Place, address: tuple[str, int], timeout: float):
         from cupy.cuda import nccl
 
-        own = repr(nccl.get_unique_id()).encode() if place.rank == 0 else b""
-        numbers = _from_first(place, own, address, timeout).decode().strip("()").split(",")
-        shared = tuple(int(number) for number in numbers if number.strip())
-        self._nccl, self._communicator = nccl, nccl.NcclCommunicator(place.size, shared, place.rank)
+        if not nccl.available:
+            raise ImportError("CuPy finds none")
+        first = nccl.get_unique_id()  # a tuple of numbers, in newer versions bytes; that of rank 0 counts
+        shared = json.loads(_from_first(place, json.dumps(list(first)).encode(), address, timeout))
+        self._nccl = nccl
+        self._communicator = nccl.NcclCommunicator(place.size, type(first)(shared), place.rank)
 
-    def all_reduce(self, array: Array) -> None:
+    def all_reduce(self, array: Array, stream: Any) -> None:
         pointer, kind = array.data.ptr, self._type(array)
-        self._communicator.allReduce(pointer, pointer, array.size, kind, self._nccl.NCCL_SUM, _stream().ptr)
+        self._communicator.allReduce(pointer, pointer, array.size, kind, self._nccl.NCCL_SUM, stream.ptr)
 
-    def broadcast(self, array: Array) -> None:
-        self._communicator.bcast(array.data.ptr, array.size, self._type(array), 0, _stream().ptr)
+    def broadcast(self, array: Array, stream: Any, root: int) -> None:
+        self._communicator.bcast(array.data.ptr, array.size, self._type(array), root, stream.ptr)
 
     def _type(self, array: Array) -> int:
         nccl = self._nccl
         types = {"f4": nccl.NCCL_FLOAT32, "f8": nccl.NCCL_FLOAT64, "i4": nccl.NCCL_INT32, "i8": nccl.NCCL_INT64}
         return types[array.dtype.str[1:]]
-
-
-def _stream() -> Any:
-    import cupy
-
-    return cupy.cuda.get_current_stream()
 
 
 def _from_first(place: Place, own: bytes, address: tuple[str, int], timeout: float) -> bytes:

@@ -164,7 +164,7 @@ def test_a_run_that_ends_its_thread_has_failed(error):
     def one(run, on_progress):
         raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[error]("no more")
 
-    thread = threading.Thread(target=workers._serve, args=(runs, one, lambda *event: sent.append(event)), daemon=True)
+    thread = threading.Thread(target=workers.serve, args=(runs, one, lambda *event: sent.append(event)), daemon=True)
     thread.start()
     runs.put(run)
     thread.join(0.5)

@@ -17,8 +17,8 @@ CONTENT = ParamStruct(
     writes=POINTER, reads=POINTER, chains=POINTER, entries=POINTER, values=POINTER, dy=POINTER,
     before_first=POINTER, spill=POINTER, given=POINTER, working=POINTER, final_state=POINTER, dstate=POINTER,
     y=POINTER, dv=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER, d_dot_before=POINTER, final_q=POINTER,
-    tokens=INT, heads=INT, channels=INT, rows=INT, segments=INT, chunks_of_segment=INT, first_segment=INT,
-    launched_segments=INT, local_only=INT,
+    spans=POINTER, tokens=INT, heads=INT, channels=INT, rows=INT, all_chunks=INT, segments=INT, chunks_of_segment=INT,
+    first_segment=INT, launched_segments=INT, local_only=INT,
 )  # fmt: skip
 """``ContentParams`` of content.cu, which says what each is."""
 
@@ -64,7 +64,8 @@ def content_pass(
     _launch(layout, call.renumbered, name, call.rows, blocks)(
         CONTENT(
             **_NO_ARRAYS | arrays, writes=kept.write_events, reads=kept.read_events, chains=kept.chains,
-            entries=kept.entries, values=call.values, spill=kept.spill, tokens=T, heads=H, channels=C, rows=call.rows,
+            entries=kept.entries, values=call.values, spill=kept.spill, spans=call.packed and call.packed.spans,
+            tokens=T, heads=H, channels=C, rows=call.rows_of_state, all_chunks=kept.all_chunks,
             segments=segments.contents, chunks_of_segment=segments.chunks, first_segment=skip_first,
             launched_segments=launched, local_only=local_only,
         )

@@ -29,7 +29,7 @@ struct StateSlice {
     DEVICE StateSlice(const Lane& lane, Acc* spill, Acc* working)
         : address(shared_address(dynamic_shared() + HEADER_BYTES + lane.lane * sizeof(Tile))),
           spill(reinterpret_cast<Tile*>(spill) + (long long)(blockIdx.x) * CHUNK * (W > R ? W : R) * LANES + lane.lane),
-          origin((long long)(lane.sequence) * lane.rows * lane.channels + lane.slice * CHANNELS + lane.lane * TILE),
+          origin(lane.first_row * lane.channels + lane.slice * CHANNELS + lane.lane * TILE),
           state(working + origin), first_unset_row(lane.rows) {}
 
     DEVICE Tile& operator[](int code) const {  // the product drops the flags

@@ -71,6 +71,17 @@ class Forward(Protocol):
         ``options`` ask for it) and ctx (None if in place)."""
 
 
+class Step(Protocol):
+    """One token through a norm and a layer, added to the stream."""
+
+    def __call__(
+        self, x: Array, norm: Array, params: Params, config: RAMNetConfig, layer: int, state: Any, options: CallOptions
+    ) -> tuple[Array, Any]:
+        """``x``: (B, D), the stream; ``norm``: (D,), the weight of the RMSNorm; the others as of a forward.
+
+        UPDATES ``state`` IN PLACE. Returns x + layer(norm(x)), (B, D), and the state."""
+
+
 class Addresses(Protocol):
     """Where the tokens of a layer with slots write and read."""
 
@@ -106,6 +117,8 @@ class Mixer:
     initial_state: Callable[[RAMNetConfig, Array], Any] | None = None
     # Parameters of a layer and a configuration that give the same bits with less work a token; None: there are none.
     settle: Callable[[Params, RAMNetConfig], tuple[Params, RAMNetConfig]] | None = None
+    # One token in few launches, the numbers that ``forward`` gives in place; None: the forward serves it.
+    step: Step | None = None
     addresses: Addresses | None = None  # of a mixer with slots: it alone takes a mask and a backend, and can be traced
 
     def variant(self, config: RAMNetConfig) -> Variant:

@@ -27,19 +27,28 @@ from ramnet_np.core.attention import (
 )
 from ramnet_np.core.retention import RULES
 from ramnet_np.core.state_checks import check_in_place, check_state
+from ramnet_np.layers.few_rows import normed_products
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.address import (
     AddressContext,
     address_backward,
     address_forward,
+    address_map,
     address_parameters,
     settled_addresses,
 )
 from ramnet_np.model.checks import SMALLEST, check_choice, check_flag, check_integer, check_number, pair
 from ramnet_np.model.config import AddressPrior, GammaMode, RAMNetConfig
-from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward, gamma_parameters
+from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward, gamma_of, gamma_parameters
 from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
-from ramnet_np.model.output import OutputContext, output_backward, output_forward, output_parameters, value_parameters
+from ramnet_np.model.output import (
+    OutputContext,
+    output_backward,
+    output_forward,
+    output_parameters,
+    output_step,
+    value_parameters,
+)
 from ramnet_np.model.parameters import Parameter, Params
 
 MOST_DIGITS = 31  # of an address of fewer than 2**31 slots
@@ -102,6 +111,53 @@ def ram_layer_forward(
     if attention_ctx is None:
         return out, state, None
     return out, state, RAMLayerContext(write_ctx, read_ctx, values_ctx, gamma_ctx, attention_ctx, out_ctx)
+
+
+def ram_layer_step(
+    x: Array,
+    norm: Array,
+    params: Params,
+    config: RAMNetConfig,
+    layer: int,
+    state: RAMState,
+    options: CallOptions,
+) -> tuple[Array, RAMState]:
+    """One token of each sequence: x + layer(rmsnorm(x)) (B, D), and ``state``, UPDATED IN PLACE.
+
+    On a GPU three launches, of the projections, the memory and the way out; learned gammas, gates and norms of y add
+    theirs. Arguments as of a mixer's :class:`~ramnet_np.model.mixers.interface.Step`.
+
+    >>> from ramnet_np.model.parameters import init_parameters
+    >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
+    >>> params = init_parameters(ram_parameters(config), seed=0, dtype=np.float64)
+    >>> state = initial_state(config, np.ones((1, 1, 8)))
+    >>> out, state = ram_layer_step(np.ones((1, 8)), np.ones(8), params, config, 0, state, CallOptions(in_place=True))
+    >>> out.shape
+    (1, 8)
+    """
+    B, H, C = len(x), config.heads, config.head_channels
+    # 1. projections
+    maps = {side: address_map(params, side, config)[:2] for side in ("w", "r")}
+    maps["v"] = params["v_proj.weight"], params.get("v_proj.bias")
+    if config.output_gate:
+        maps["gate"] = params["o_gate.0.weight"], params["o_gate.0.bias"]
+    if config.gamma_mode == "dynamic":
+        maps["gamma"] = params["gamma_modifier.weight"], params["gamma_modifier.bias"]
+    weights, biases = zip(*maps.values(), strict=True)
+    projected = dict(zip(maps, normed_products(x, norm, config.norm_eps, weights, biases), strict=True))
+    if config.gamma_mode == "dynamic":
+        gamma, _ = gamma_of(projected["gamma"].reshape(B, 1, H), config)
+    else:
+        gamma, _ = gamma_forward(x[:, None], params, config)
+    # 2. memory
+    digits = (B, 1, H, config.order, config.radix)
+    write_logits, read_logits = projected["w"].reshape(digits), projected["r"].reshape(digits)
+    y, updated, _ = _attend(
+        write_logits, read_logits, projected["v"].reshape(B, 1, H, C), gamma, state, config, layer, options
+    )
+    assert updated is not None  # a step returns the state that it was given
+    # 3. out
+    return output_step(y, projected.get("gate"), params, config, x), updated
 
 
 def ram_layer_backward(dout: Array, ctx: RAMLayerContext) -> tuple[Array, Params]:
@@ -283,6 +339,7 @@ MIXER = Mixer(
     state_size=_state_size,
     check=_check,
     check_state=_check_state,
+    step=ram_layer_step,
     addresses=ram_layer_addresses,
     initial_state=initial_state,
     settle=settled_addresses,
