@@ -72,6 +72,8 @@ class RAMNetConfig:
     """tau, by which address logits are divided; none: sqrt(order)."""
     init_mass: float | None = None
     """Mass of a slot before the first write: how strongly its zero content is held on to; none: 1 / M."""
+    learned_slots: bool = False
+    """Learn what every slot holds before the first token, content and mass; it starts as the empty memory."""
     mass_aware: bool = False
     """Weigh what is read by the mass of its slot."""
     output_gate: bool = False

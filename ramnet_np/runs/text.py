@@ -63,6 +63,8 @@ class TextRun(Run):
                 f"data.carry_state needs a memory whose shape does not change, that of mixer {fixed}, "
                 f"got mixer {' and '.join(repr(m.name) for m in dict.fromkeys(mixers_of(self.model)))}"
             )
+        if self.data.carry_state and self.model.learned_slots:
+            raise ValueError("model.learned_slots must be False with data.carry_state, whose memories begin empty")
         super().__post_init__()
 
 
