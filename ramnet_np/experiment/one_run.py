@@ -21,11 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ramnet_np
+from ramnet_np.data.text import TextSettings
 from ramnet_np.data.tokens import TOKENIZER
 from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.records import Record
 from ramnet_np.experiment.tasks import TaskData, figure, task_data
 from ramnet_np.model import RAMNet, state_elements
+from ramnet_np.model.count import CONTEXT
 from ramnet_np.model.files import write_text
 from ramnet_np.model.network import Device
 from ramnet_np.runs.hardware import hardware
@@ -115,7 +117,7 @@ def run_one(
         "epochs": trained.epochs,
         "seconds": round(sum(call["seconds"] for call in calls), 2),
         "tokens_per_second": trained.tokens_per_second,
-        "state_elements": state_elements(run.model),
+        "state_elements": state_elements(run.model, run.data.length if isinstance(run.data, TextSettings) else CONTEXT),
         "parameters": model.num_parameters(),
         "quick": run.quick,
         "version": ramnet_np.__version__,
