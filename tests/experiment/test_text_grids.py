@@ -68,7 +68,11 @@ epochs = 0.5
 
 @pytest.fixture
 def texts(tmp_path):
-    folder = tmp_path / "texts"
+    return write_texts(tmp_path)
+
+
+def write_texts(parent):
+    folder = parent / "texts"
     folder.mkdir()
     for name, often in (("a", 30), ("b", 20), ("z1", 12), ("z2", 9)):
         (folder / f"{name}.txt").write_text(f"Tom {name} has a fox. " * often)
