@@ -23,7 +23,11 @@ def main(records: Path, out: Path) -> None:
     """A line for each mixer."""
     rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row["batch"] == 1 and row.get("graphs") != "off" and "peer" not in row]
-    dtypes = {row["dtype"] for row in rows}
+    contexts: dict[str, set[int]] = {}
+    for row in rows:
+        contexts.setdefault(row["dtype"], set()).add(row["context"])
+    dtypes = {dtype for dtype, measured in contexts.items() if len(measured) > 1}  # a line has two points at least
+    rows = [row for row in rows if row["dtype"] in dtypes]
     lines: dict[str, dict[int, float]] = {}
     for row in sorted(rows, key=lambda row: row["context"]):
         name = f"{MIXERS[row['mixer']].variants[0].label}, {row['parameters'] / 1e6:.1f}M parameters"

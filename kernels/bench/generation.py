@@ -84,7 +84,9 @@ class Options:
 def main(options: Options) -> None:
     """Print a line and the parts for each batch and context."""
     config = TEXT_10M if options.preset is None else preset(options.preset)
-    config = replace(config, mixer=options.mixer, layers=options.layers or config.layers)
+    layers = options.layers or config.layers
+    cape = config.cape[:layers] if isinstance(config.cape, tuple) else config.cape
+    config = replace(config, mixer=options.mixer, layers=layers, cape=cape)
     model = RAMNet(config).to(options.device, options.dtype)
     machine, bandwidth = _machine(options.device)
     print(f"{machine['device']}, {model.num_parameters():,} parameters, {options.dtype}")

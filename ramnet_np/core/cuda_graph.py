@@ -7,6 +7,7 @@ two launches gets other memory.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
@@ -49,6 +50,17 @@ def graph_pool() -> Any:
     import cupy
 
     return cupy.cuda.MemoryPool(_graph_memory)
+
+
+def free_with(owner: Any, stream: Any, pool: Any) -> None:
+    """Free the memory of ``pool`` when ``owner`` goes, behind what ``stream`` then still does on the current GPU.
+
+    A pool's blocks refer to one another, so without this their memory would wait for Python's garbage collector, which
+    does not know that a GPU is full.
+    """
+    import cupy
+
+    weakref.finalize(owner, _free, cupy.cuda.Device(), stream, pool).atexit = False
 
 
 def capture(call: Callable[[], T], stream: Any, pool: Any) -> tuple[Any, T]:
@@ -103,6 +115,12 @@ def why_not_captured(error: Exception) -> str:
 
 
 _streams = threading.local()
+
+
+def _free(gpu: Any, stream: Any, pool: Any) -> None:
+    with gpu:
+        stream.synchronize()
+        pool.free_all_blocks()
 
 
 def _graph_memory(size: int) -> Any:

@@ -14,7 +14,6 @@ CUDA graph, unless the memory grows, as that of softmax attention does. Both giv
 from __future__ import annotations
 
 import warnings
-import weakref
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ramnet_np.core.cuda_graph import (
     Graphs,
     HostCopy,
     capture,
+    free_with,
     graph_pool,
     in_order_on,
     own_stream,
@@ -51,7 +51,7 @@ class TokensAhead:
         self._chosen = False  # whether ``_token`` is what comes next
         self._stays, self._graph = False, None  # whether a step left the state's shapes as they were; and the graph
         self._stream, self._pool, self._host = own_stream(), graph_pool(), HostCopy(self._token)
-        weakref.finalize(self, _give_back, self._stream, self._pool).atexit = False
+        free_with(self, self._stream, self._pool)
 
     def next(self, sampling: Sampling) -> Array:
         """One more token of every sequence, (B,) int64; the device goes on to the one behind it."""
@@ -116,12 +116,6 @@ class TokensAhead:
                 raise RuntimeError(f"a token could not be captured as a CUDA graph ({why})") from error
             self._graphs = "off"
             warnings.warn(f"without CUDA graphs, as a token could not be captured ({why})", stacklevel=2)
-
-
-def _give_back(stream: Any, pool: Any) -> None:
-    """A pool's blocks refer to one another, and Python's collector does not know that a GPU is full."""
-    stream.synchronize()
-    pool.free_all_blocks()
 
 
 def _in_place(before: list[Any], state: list[Any]) -> bool:

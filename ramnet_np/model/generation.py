@@ -205,9 +205,10 @@ def tokens(
     check_integer("length", length, 0)
     generation = Generation(model, ids, backend=backend)
     dtype = token_dtype(ids[0].dtype, model.config.vocab)
-    return (generation.next(sampling).astype(dtype) for _ in range(length))
+    return (_converted(generation.next(sampling), dtype) for _ in range(length))
 
 
+@on_gpu_of_arrays
 def with_tokens(ids: Sequence[Array] | Array, tokens: Sequence[Array]) -> Array | list[Array]:
     """The prompts with the tokens (B,) behind them: (B, T + length), or a list as ``ids`` is one.
 
@@ -219,6 +220,11 @@ def with_tokens(ids: Sequence[Array] | Array, tokens: Sequence[Array]) -> Array 
     if hasattr(ids, "ndim"):
         return xp.concatenate([ids, added], axis=1)
     return [xp.concatenate([prompt, new]) for prompt, new in zip(ids, added, strict=True)]
+
+
+@on_gpu_of_arrays
+def _converted(token: Array, dtype: np.dtype) -> Array:
+    return token.astype(dtype)
 
 
 def _joined(steppers: list[Stepper]) -> list[Stepper]:

@@ -5,6 +5,8 @@ A CPU build of torch is enough (``pip install 'ramnet-np[torch]'``). Tensors on 
 
 import gc
 import importlib
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -111,6 +113,20 @@ def test_on_a_gpu_on_torchs_stream_and_from_its_memory(dtype):
     torch.testing.assert_close(y.double().cpu(), y_, rtol=rtol, atol=rtol)
     for x, x_ in zip(inputs, expected, strict=True):
         torch.testing.assert_close(x.grad.double().cpu(), x_.grad, rtol=rtol, atol=rtol)
+
+
+ENDS = """
+import torch
+from ramnet_np.bridges.torch import ram_attention
+logits = torch.zeros(1, 4, 2, 2, 2, device="cuda", requires_grad=True)
+ram_attention(logits, logits, torch.ones(1, 4, 2, 3, device="cuda"), top_k=4)[0].sum().backward()
+"""
+
+
+@pytest.mark.gpu
+@WITHOUT_CUDA
+def test_python_ends_with_memory_of_torchs_still_in_use():
+    assert subprocess.run([sys.executable, "-c", ENDS]).returncode == 0
 
 
 def test_nothing_is_copied(monkeypatch):

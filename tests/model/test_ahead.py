@@ -10,6 +10,7 @@ from ramnet_np.model import ahead, generation
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.sampling import Sampling
 from ramnet_np.model.state_file import load_generation, save_generation
+from ramnet_np.model.states import arrays_of
 from tests.model.test_generation import DRAWN, MODELS, make, prompts
 
 
@@ -32,9 +33,15 @@ def graphs(monkeypatch):
     def capture(call, stream, pool):
         graph = SimpleNamespace(launches=0)
 
+        def arrays():
+            one = call.__self__
+            return [*one._now[1:], *arrays_of(one._stepper.state), one._token]
+
         def launch():
             graph.launches += 1
+            before = arrays()
             call()
+            assert all(a is b for a, b in zip(before, arrays(), strict=True))  # where a graph would find them
 
         graph.launch = launch
         captured.append(graph)
@@ -47,7 +54,8 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr(ahead, "own_stream", lambda: SimpleNamespace(synchronize=lambda: None))
     monkeypatch.setattr(ahead, "in_order_on", lambda stream: nullcontext())
-    monkeypatch.setattr(ahead, "graph_pool", lambda: SimpleNamespace(free_all_blocks=lambda: None))
+    monkeypatch.setattr(ahead, "graph_pool", lambda: None)
+    monkeypatch.setattr(ahead, "free_with", lambda owner, stream, pool: None)
     monkeypatch.setattr(ahead, "HostCopy", HostCopy)
     monkeypatch.setattr(ahead, "capture", capture)
     monkeypatch.setattr(generation.Generation, "_tokens_ahead", of_standing)
@@ -95,6 +103,17 @@ def test_a_state_is_saved_without_what_was_chosen_ahead(graphs, tmp_path):
     again = load_generation(tmp_path / "a.state", model)
     np.testing.assert_array_equal([*first, *(again.next(DRAWN) for _ in range(3))], whole)
     np.testing.assert_array_equal([one.next(DRAWN) for _ in range(3)], whole[5:])
+
+
+def test_what_was_chosen_ahead_is_chosen_again_where_someone_moves_the_sequences(graphs, monkeypatch):
+    def texts(one):
+        first = [one.next(DRAWN) for _ in range(3)]
+        one.standing().positions[:] = 1000
+        return first + [one.next(DRAWN) for _ in range(4)]
+
+    got = texts(Generation(make("ram"), prompts((4, 4))))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(got, texts(Generation(make("ram"), prompts((4, 4)))))
 
 
 def test_a_capture_that_fails_is_said_and_generation_goes_on(graphs, monkeypatch):

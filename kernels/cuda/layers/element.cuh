@@ -18,5 +18,3 @@ DEVICE ELEMENT narrowed(Acc x) {
 
 DEVICE float reciprocal_root(float x) { return 1 / sqrtf(x); }
 DEVICE double reciprocal_root(double x) { return 1 / sqrt(x); }
-
-DEVICE Acc sigmoid(Acc a) { return 1 / (1 + exp_(-a)); }

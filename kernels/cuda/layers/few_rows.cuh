@@ -94,5 +94,5 @@ DEVICE void finish(const FewRowsParams& p, int which, int n, int e, Acc sum) {
 }
 DEVICE void finish_gated(const FewRowsParams& p, int n, int e, Acc gate, Acc up) {
     if (n >= p.rows || e >= p.outputs[0]) return;
-    p.y[0][(long long)(n) * p.outputs[0] + e] = narrowed(gate * sigmoid(gate) * up);
+    p.y[0][(long long)(n) * p.outputs[0] + e] = narrowed(gate / (1 + exp_(-gate)) * up);
 }

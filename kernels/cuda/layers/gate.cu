@@ -9,6 +9,8 @@
 #error "EACH must be defined: the elements of a thread"
 #endif
 
+DEVICE Acc sigmoid(Acc a) { return 1 / (1 + exp_(-a)); }
+
 DEVICE Acc gated(Acc a, Acc b, bool silu) { return (silu ? a * sigmoid(a) : sigmoid(a)) * b; }
 
 DEVICE void gated_slopes(Acc dy, Acc a, Acc b, bool silu, Acc& da, Acc& db) {
