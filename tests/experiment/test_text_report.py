@@ -81,7 +81,9 @@ def test_the_recipe_beside_its_first_point(records):
     assert rows[2][head.index("touched")] == "-"
 
 
-def test_everything_reaches_the_page(records, tmp_path):
+def test_everything_reaches_the_page(records, tmp_path, monkeypatch):
+    drawn = {}  # written files take seconds
+    monkeypatch.setattr("ramnet_np.experiment.report._save", lambda draw, path: drawn.update({path.name: draw()}))
     for record in records:
         append_record(tmp_path / "language.jsonl", record)
     append_record(tmp_path / "language.jsonl", {"of": "another kind"})
@@ -104,7 +106,10 @@ def test_everything_reaches_the_page(records, tmp_path):
     assert "The columns have 3, 5 mentions." in page
     assert "64 questions at each distance, 16 answers each: a guess is right in 6.2% of them" in page
     assert "| a | 0 | 0.500 |" in page
-    assert all((tmp_path / f"{name}{end}.png").is_file() for name in list(sections)[:-1] for end in ("", "-dark"))
+    assert list(drawn) == [f"{name}.png" for name in list(sections)[:-1]]  # slots have none
+    assert [axes.get_xlabel() for axes in drawn["books-names.png"].axes] == [
+        "bytes since the name was mentioned before"
+    ]
     write_report(files, tmp_path)
     assert (tmp_path / "language.md").read_text() == page
     assert list(report(files[1:], {}, {})) == ["books-names", "books-needles", "books-slots"]  # without any grid
