@@ -12,6 +12,7 @@ from ramnet_np.data.corpus import Corpus, text_corpus
 from ramnet_np.data.names import mentions
 from ramnet_np.data.needles import WORDS, make_needles
 from ramnet_np.model import RAMNet, RAMNetConfig
+from ramnet_np.model.block import ConvState
 from ramnet_np.runs import book_tests
 from ramnet_np.runs.book_tests import names_table, needles_table
 from ramnet_np.runs.slot_tests import slots_table
@@ -160,14 +161,15 @@ def test_what_slots_keep_and_what_erasing_all_of_them_changes(monkeypatch):
     assert first["erased_random"] == pytest.approx(first["erased"], abs=1e-6)
 
 
-def test_a_trace_goes_on_from_a_state():
-    model, ids = model_of(), np.random.default_rng(0).integers(256, size=(2, 24))
+@pytest.mark.parametrize("short_conv", [0, 3])
+def test_a_trace_goes_on_from_a_state(short_conv):
+    model, ids = model_of(short_conv=short_conv), np.random.default_rng(0).integers(256, size=(2, 24))
     whole = model.trace(ids, positions=np.arange(24))
     _, state = model.forward_with_state(ids[:, :10], positions=np.arange(10))
     rest = model.trace(ids[:, 10:], positions=np.arange(10, 24), state=state)
     for layer, other in zip(whole, rest, strict=True):
         np.testing.assert_array_equal(layer["write"].index[:, 10:], other["write"].index)
-    assert isinstance(state[0], RAMState)
+    assert isinstance(state[0], ConvState if short_conv else RAMState)
 
 
 def test_mass_by_content_is_what_cape_has_not_moved():
