@@ -171,9 +171,10 @@ def test_grids_on_text(name):
 
 def test_rivals_are_of_equal_size():
     for point in load_grid("language-rivals").points:
-        model = replace(point.base.model, vocab=8192)
         size = float(point.name.rpartition("-")[2].removesuffix("m")) * 1e6
-        assert sum(row.parameters for row in count(model)) == pytest.approx(size, rel=0.01), point.name
+        for name, model in point.variants.items():
+            parameters = sum(row.parameters for row in count(replace(model, vocab=8192)))
+            assert parameters == pytest.approx(size, rel=0.01), (point.name, name)
 
 
 def test_the_recipe_changes_one_thing_a_point():
@@ -181,6 +182,12 @@ def test_the_recipe_changes_one_thing_a_point():
     for point in others:
         ours, theirs = vars(base.base.model), vars(point.base.model)
         changed = {name for name in ours if ours[name] != theirs[name]}
-        together = {"order", "radix"}, {"heads", "cape"}, {"update", "gamma"}, {"output_norm", "output_gate"}
+        together = (
+            {"order", "radix"},
+            {"heads", "cape"},
+            {"update", "gamma"},
+            {"output_norm", "output_gate"},
+            {"temperature", "address_prior"},
+        )
         assert len(changed) == 1 or changed in together, point.name
         assert (point.base.data, point.base.train) == (base.base.data, base.base.train)
