@@ -208,12 +208,22 @@ def _ours(result: Result) -> list[str]:
 
 
 def how_head(results: Sequence[Result]) -> list[str]:
-    """The heads of the columns of :func:`how`."""
+    """The heads of the columns of :func:`how`.
+
+    >>> how_head([])
+    ['learning rate', 'epochs']
+    """
     return [*["settings"] * _has_variants(results), "learning rate", "epochs"]
 
 
 def how(result: Result, results: Sequence[Result]) -> list[str]:
-    """The variant, if any of the ``results`` tried several; the rate, of how many, and whether it is at their end."""
+    """The variant, if any of the ``results`` tried several; the rate, of how many, and whether it is at their end.
+
+    >>> from types import SimpleNamespace
+    >>> result = SimpleNamespace(rates=(1e-3, 2e-3), end="", chosen=Choice("", 1e-3), variants=("",), epochs=6.0)
+    >>> how(result, [result])
+    ['0.001 (of 2)', '6']
+    """
     tried = f" ({f'{result.end} ' if result.end else ''}of {len(result.rates)})" if len(result.rates) > 1 else ""
     variant = f"{result.chosen.variant or OWN}{f' (of {n})' if (n := len(result.variants)) > 1 else ''}"
     return [*[variant] * _has_variants(results), f"{result.chosen.rate:g}{tried}", f"{result.epochs:g}"]

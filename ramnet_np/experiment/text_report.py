@@ -40,7 +40,11 @@ _WHAT = {
 
 
 def text_section(grid: str, results: Sequence[Result], title: str = "") -> tuple[str, Draw, str]:
-    """The table of a grid on text, how to draw its figure, and what is to be seen in it."""
+    """The table of a grid on text, how to draw its figure, and what is to be seen in it.
+
+    >>> text_section("language-past", [])[2]
+    'Bits a byte against the position in the book, a line for each model.'
+    """
     bits, what = "bits a byte of the held-out books", "Bits a byte of every model."
     if grid == "language-past":
         lines = {result.name: by_position(result) for result in results}

@@ -23,7 +23,7 @@ def rivals_table(results: Sequence[Result]) -> str:
     rows = []
     for result in sorted(results, key=lambda r: (round(_parameters(r) / 10e6), r.accuracy)):
         mega = f"{_BYTES * result.state / 1e6:.1f}"
-        cells = [f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}", mega, *bits(result), carried(result)]
+        cells = [f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}", mega, *_bits(result), _carried(result)]
         rows.append([f"{result.kind} ({result.name})", *cells, *how(result, results), f"{result.tokens_per_second:,}"])
     head = ["model", "million parameters", "elements of state", "MB in generation", "bits a byte", "each seed"]
     return table([*head, "memory carried", *how_head(results), "tokens/s"], rows)
@@ -42,7 +42,7 @@ def past_table(results: Sequence[Result]) -> str:
     for result in results:
         line = by_position(result)
         cells = [f"{line[name]:.4f}" if name in line else _ABSENT for name in ranges]
-        rows.append([result.name, f"{result.state:,}", way_of(result), *cells, f"{result.chosen.rate:g}"])
+        rows.append([result.name, f"{result.state:,}", _way_of(result), *cells, f"{result.chosen.rate:g}"])
     return table(["model", "elements of state", "memory", *ranges, "learning rate"], rows)
 
 
@@ -57,36 +57,42 @@ def recipe_table(results: Sequence[Result]) -> str:
     base, rows = results[0], []
     for result in results:
         change = _ABSENT if result is base else f"{result.accuracy - base.accuracy:+.4f}"
-        use = slot_use(result)
-        cells = [*bits(result), carried(result), change, f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}"]
+        use = _slot_use(result)
+        cells = [*_bits(result), _carried(result), change, f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}"]
         rows.append([result.name, *cells, *use, f"{result.chosen.rate:g}"])
     head = ["setting", "bits a byte", "each seed", "memory carried", f"- {base.name}", "million parameters"]
     return table([*head, "elements of state", "touched", "entropy", "learning rate"], rows)
 
 
-def bits(result: Result) -> list[str]:
+def _bits(result: Result) -> list[str]:
     """Bits a byte of the held-out books: the mean, and each seed."""
     return [f"{result.accuracy:.4f}", ", ".join(f"{one:.4f}" for one in result.accuracies)]
 
 
-def carried(result: Result) -> str:
+def _carried(result: Result) -> str:
     """The same with the memory carried through the books, mean over the seeds."""
     found = result.by_setting.get("carried bits_per_byte")
     return _ABSENT if found is None else f"{found:.4f}"
 
 
-def way_of(result: Result) -> str:
+def _way_of(result: Result) -> str:
     """How the memory of the first seed's test was used: "carried" where that was tested."""
     return "carried" if "carried" in result.records[0].get("by_position", {}) else "windows"
 
 
 def by_position(result: Result) -> dict[str, float]:
-    """Bits a byte by ranges of bytes before the token, of the first seed."""
-    rows = result.records[0].get("by_position", {}).get(way_of(result), [])
+    """Bits a byte by ranges of bytes before the token, of the first seed.
+
+    >>> from types import SimpleNamespace
+    >>> rows = [{"begin": 0, "end": 1000, "bits_per_byte": 2.0}]
+    >>> by_position(SimpleNamespace(records=[{"by_position": {"windows": rows}}]))
+    {'up to 1k': 2.0}
+    """
+    rows = result.records[0].get("by_position", {}).get(_way_of(result), [])
     return {range_name(row["begin"], row["end"]): row["bits_per_byte"] for row in rows}
 
 
-def slot_use(result: Result) -> list[str]:
+def _slot_use(result: Result) -> list[str]:
     """Touched slots and entropy of writes at the end of training, mean over the layers that have slots."""
     measured = result.records[0].get("slots", [])
     layers = [layer for layer in (measured[-1]["layers"] if measured else []) if layer]
@@ -126,7 +132,12 @@ def books_table(books: Sequence[Book], test: str, value: str) -> str:
 
 
 def book_lines(books: Sequence[Book], test: str, value: str) -> dict[tuple[str, str], dict[str, float]]:
-    """The numbers of a test by model and way, and then by range or distance; later records replace earlier ones."""
+    """The numbers of a test by model and way, and then by range or distance; later records replace earlier ones.
+
+    >>> rows = [{"tokens": 1000, "asked": 64, "accuracy": 0.25}]
+    >>> book_lines([{"test": "needles", "model": "a", "tables": {"carried": rows}}], "needles", "accuracy")
+    {('a', 'carried'): {'1k tokens': 0.25}}
+    """
     lines = {}
     for book in books:
         if book["test"] == test:

@@ -61,7 +61,7 @@ class TextRun(Run):
             fixed = ", ".join(repr(name) for name, mixer in MIXERS.items() if mixer.initial_state)
             raise ValueError(
                 f"data.carry_state needs a memory whose shape does not change, that of mixer {fixed}, "
-                f"got mixer {' and '.join(repr(m.name) for m in dict.fromkeys(mixers_of(self.model)))}"
+                f"got mixer {' and '.join(dict.fromkeys(repr(mixer.name) for mixer in mixers_of(self.model)))}"
             )
         if self.data.carry_state and self.model.learned_slots:
             raise ValueError("model.learned_slots must be False with data.carry_state, whose memories begin empty")
