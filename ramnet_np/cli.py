@@ -79,6 +79,7 @@ Grids of training runs, on multi-query associative recall and on text; results a
                                                                          runs spread over all GPUs, 8 on each
   ramnet-np experiment mqar-state --device gpu --max-minutes 9           stops in time; the same again goes on
   ramnet-np experiment mqar-state mqar-order --device gpu                two grids together, in one folder
+  ramnet-np experiment mqar-order --device gpu --ray                     on every GPU of a Ray cluster
   ramnet-np experiment mqar-order --quick --side-by-side 2               a reduced grid, in minutes on a CPU
   ramnet-np experiment mqar-order --only 'm256-*' --epochs 16            some points, trained longer
   ramnet-np experiment language-rivals --text tokens --device gpu        language models on novels

@@ -5,8 +5,10 @@
     srun --ntasks 16 --ntasks-per-node 8 python -m ramnet_np.kernels.bench.scaling --here
 
 Every number of GPUs trains twice, from the same start on the same tokens: the runs must end in the same bits, and the
-time of a step is the median of both. Then it trains a third time without exchanging anything: what the step takes less
-is the exposed part of communication, which the backward does not hide. NVLink multicast is off, as in training.
+time of a step is the median of both. A third run exchanges nothing: what its step takes less is the exposed part of
+communication, which the backward does not hide. In a fourth run every GPU trains a model of its own, at the same time:
+what that takes less is the price of the buffer, and by it the GPUs themselves are compared. The slowest GPU counts.
+NVLink multicast is off, as in training.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from ramnet_np.runs.launch import run_on_ranks, start
 from ramnet_np.train.config import Precision, TrainConfig
 from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
-from ramnet_np.train.ranks import OneRank, Ranks, of_every_rank
+from ramnet_np.train.ranks import ONE, OneRank, Ranks, of_every_rank
+from ramnet_np.train.shards import own
 
 from .cpu import append_jsonl
 from .gpu_timing import machine_record
@@ -59,6 +62,8 @@ class Options:
     """Parts of a GPU's sequences that are computed one after the other."""
     recompute: Recompute = "none"
     """What the backward computes again, to save memory: none, ffn, block."""
+    shard_optimizer: bool = False
+    """Share the optimiser's moments out over the GPUs."""
     steps: int = 20
     """Steps of a run."""
     timed: int = 12
@@ -79,7 +84,7 @@ class Options:
             raise ValueError(f"batch must be a multiple of accumulate ({self.accumulate}), got {self.batch}")
 
 
-class Alone(OneRank):
+class Silent(OneRank):
     """A rank that computes as one of several and exchanges nothing."""
 
     def __init__(self, ranks: Ranks):
@@ -113,13 +118,15 @@ def measure_and_tell(options: Options, ranks: Ranks) -> None:
         return
     print(
         f"{ranks.size:3} GPU {record['tokens/s']:12,.0f} tokens/s {record['ms']:9.2f} ms a step, exposed communication "
-        f"{record['exposed ms']:6.2f} ms, {max(record['GiB']):5.1f} GiB a GPU, two runs of {options.steps} steps "
+        f"{record['exposed ms']:6.2f} ms (each GPU alone {max(record['ms alone']):.2f} ms a step), "
+        f"{max(record['GiB']):.1f} GiB a GPU, two runs of {options.steps} steps "
         f"{'end in the same bits' if record['same bits'] else 'DIFFER'}; loss {record['loss']:.4f}",
         flush=True,
     )
     if options.out is not None:
         settings = {"preset": options.preset, "dtype": options.dtype, "batch": options.batch, "length": options.length}
-        settings |= {"accumulate": options.accumulate, "steps": options.steps, "timed": options.timed}
+        settings |= {"accumulate": options.accumulate, "shard_optimizer": options.shard_optimizer}
+        settings |= {"steps": options.steps, "timed": options.timed}
         append_jsonl(options.out, [record | settings | machine_record(gpu_namespace())])
 
 
@@ -132,15 +139,17 @@ def measure(options: Options, ranks: Ranks) -> dict[str, Any]:
     runs = [train(model, batches, options, ranks) for _ in range(2)]
     sums = {of_rank for run in runs for of_rank in of_every_rank(ranks, run["sum"])}
     seconds = float(np.median([run["seconds"] for run in runs]))
-    without = train(model, batches, options, Alone(ranks))["seconds"] if ranks.size > 1 else seconds
-    slowest = [of_every_rank(ranks, value).max() for value in (seconds, without)]
+    others = [Silent(ranks), ONE] if ranks.size > 1 else []
+    silent, alone = [train(model, batches, options, other)["seconds"] for other in others] or [seconds, seconds]
+    together, silent, alone = (1e3 * of_every_rank(ranks, value) for value in (seconds, silent, alone))
     return {
         "gpus": ranks.size,
-        "ms": 1e3 * slowest[0],
+        "ms": together.max(),
         "ms of runs": [1e3 * run["seconds"] for run in runs],
-        "tokens/s": ranks.size * options.batch * options.length / slowest[0],
-        "ms without sums": 1e3 * slowest[1],
-        "exposed ms": 1e3 * (slowest[0] - slowest[1]),
+        "tokens/s": 1e3 * ranks.size * options.batch * options.length / together.max(),
+        "ms without sums": silent.tolist(),
+        "ms alone": alone.tolist(),
+        "exposed ms": together.max() - silent.max(),
         "GiB": of_every_rank(ranks, runs[0]["GiB"]).tolist(),
         "same bits": len(sums) == 1,
         "loss": runs[0]["loss"],
@@ -162,10 +171,11 @@ def train(model: RAMNet, batches: list[Batch], options: Options, ranks: Ranks) -
 
     config = TrainConfig(
         steps=10_000, batch=options.batch * ranks.size, accumulate=options.accumulate, warmup=100,
-        dtype=options.dtype, recompute=options.recompute,
+        dtype=options.dtype, recompute=options.recompute, shard_optimizer=options.shard_optimizer,
     )  # fmt: skip
     trained = model.to("gpu")
-    with GPUTrainer(trained, config, adamw_init(trained.params), "on", ranks=ranks) as trainer:
+    state = adamw_init(own(trained.params, ranks) if options.shard_optimizer else trained.params)
+    with GPUTrainer(trained, config, state, "on", ranks=ranks) as trainer:
         for i in range(options.steps):
             if i == options.steps - options.timed:
                 trainer.report()  # waits for the device

@@ -52,6 +52,14 @@ def graph_pool() -> Any:
     return cupy.cuda.MemoryPool(_graph_memory)
 
 
+def begin_capture(stream: Any) -> None:
+    """What is launched on ``stream`` from now on becomes part of a graph, up to its ``end_capture()``."""
+    import cupy
+
+    # relaxed: other threads may allocate or load a kernel meanwhile without breaking the capture
+    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
+
+
 def free_with(owner: Any, stream: Any, pool: Any) -> None:
     """Free the memory of ``pool`` when ``owner`` goes, behind what ``stream`` then still does on the current GPU.
 
@@ -71,7 +79,7 @@ def capture(call: Callable[[], T], stream: Any, pool: Any) -> tuple[Any, T]:
     import cupy
 
     with cupy.cuda.using_allocator(pool.malloc):
-        _begin_capture(stream)
+        begin_capture(stream)
         try:
             result = call()
         except BaseException:
@@ -135,10 +143,3 @@ def _graph_memory(size: int) -> Any:
         return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise MemoryError(f"no GPU memory for {size:,} bytes more") from error
-
-
-def _begin_capture(stream: Any) -> None:
-    import cupy
-
-    # relaxed: other threads may allocate or load a kernel meanwhile without breaking the capture
-    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)

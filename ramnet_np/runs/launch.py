@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _run_rank(place: Place, device: str, timeout: float, call: Callable[[Ranks],
     """``call``; where it fails, say which rank this is and end all of them."""
     starter, ranks, status = Starter(os.environ, place.rank), None, 0
     try:
-        ranks = _joined(place, device, timeout)
+        ranks = _joined(place, device, timeout, partial(_fail, place, starter, None))
         call(ranks)
     except SystemExit as end:  # a signal has ended the run, on all ranks alike
         status = end.code if isinstance(end.code, int) else FAILED
@@ -74,12 +75,12 @@ def _run_rank(place: Place, device: str, timeout: float, call: Callable[[Ranks],
     raise SystemExit(0 if starter.listens else status)
 
 
-def _joined(place: Place, device: str, timeout: float) -> Ranks:
+def _joined(place: Place, device: str, timeout: float, on_hang: Callable[[str], None]) -> Ranks:
     """The ranks, once all of them are there."""
     if device == "gpu":
         from ramnet_np.train.nccl_ranks import NCCLRanks
 
-        return NCCLRanks(place, os.environ, timeout)
+        return NCCLRanks(place, os.environ, timeout, on_hang)
     from ramnet_np.train.mpi_ranks import MPIRanks
 
     ranks = MPIRanks(place.local_rank, timeout)

@@ -8,9 +8,9 @@ more than half of the tokens have a label, by all others.
     device                     fixed inputs ─┴▶ forward ▶ loss ▶ backward ▶ AdamW ─▶ numbers ──▶ report()
                                                └──────────── one graph ───────────┘
 
-Where several ranks train together, the sums of their gradients run beside the backward, on a stream of their own within
-the graph, and AdamW waits for them. Everything here that waits for the GPU then waits for other ranks too, so it goes
-through :meth:`Ranks.wait`, which notices a rank that does not come.
+Where several ranks train together, the sums of their gradients run beside the backward, on a stream of their own, and
+AdamW waits for them; the graph is cut there (:mod:`~ramnet_np.train.step_graph`). Everything here that waits for the
+GPU then waits for other ranks too, so it goes through :meth:`Ranks.wait`, which notices a rank that does not come.
 
 A graph allocates from a memory pool of its own, so that work between two launches gets other memory.
 
@@ -43,6 +43,7 @@ from ramnet_np.train.gradients import Part, loss_and_gradients
 from ramnet_np.train.optim import ADAMW_EPS, AdamWState, has_weight_decay
 from ramnet_np.train.ranks import ONE, RankError, Ranks
 from ramnet_np.train.shards import Shards
+from ramnet_np.train.step_graph import RanksBetweenGraphs, StepGraph
 from ramnet_np.train.trainer import Diverged, Report, not_finite, part_rows
 
 Inputs = tuple[list[Part], Array | None]  # of a step: its parts, and of streams where each row starts
@@ -67,7 +68,7 @@ class BatchBuffers:
         self._hosts = [cupyx.empty_pinned(self._device.shape, dtype=np.int32) for _ in range(2)]
         self._copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
         self._current = 0
-        self.graph: CapturedStep | None = None
+        self.graph: StepGraph | None = None
         self.warmed_up = False  # whether a step of this shape has run, and so compiled what it needs
 
     def inputs(self) -> Inputs:
@@ -123,10 +124,11 @@ class GPUTrainer:
         self._pool = graph_pool()  # shared by the graphs, which run one after another
         self._buffers: dict[tuple[Any, ...], BatchBuffers] = {}
         model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
+        self._exchange = RanksBetweenGraphs(ranks)
         self._shards = Shards(ranks, model.params) if ranks.size > 1 and config.shard_optimizer else None
         if self._shards:
             model.params.update(self._shards.params)
-        self._over_ranks = GradientSum(ranks, model.params) if ranks.size > 1 else None
+        self._over_ranks = GradientSum(self._exchange, model.params) if ranks.size > 1 else None
         self._model = model if config.dtype == "float32" else model.to("gpu", dtype=config.dtype)
         self._optimizer = _gpu_adamw(model.params, config, state, self._model.params)
         self._addresses = self._optimizer.addresses()  # of the gradients of steps that are not graphs
@@ -237,7 +239,7 @@ class GPUTrainer:
             self._optimizer.bind(addresses, grads)
         self._optimizer.update(addresses, result.loss, result.correct, result.count)
         if self._shards:
-            self._shards.send()
+            self._exchange.between(self._shards.send)
             self._optimizer.round_others()
         return grads
 
@@ -251,7 +253,9 @@ class GPUTrainer:
         # what the first step used; the graph brings its own
         cupy.get_default_memory_pool().free_all_blocks(self._stream)
         try:
-            graph, grads = capture(lambda: self._compute(buffers, addresses, bind=False), self._stream, self._pool)
+            graph = self._exchange.graph = StepGraph(self._stream, addresses)
+            last, grads = capture(lambda: self._compute(buffers, addresses, bind=False), self._stream, self._pool)
+            graph.finish(last)
         except Exception as error:
             why = why_not_captured(error)
             if self._must_capture:
@@ -259,18 +263,10 @@ class GPUTrainer:
             self._captures = False
             self._log(f"without CUDA graphs, as a step could not be captured ({why})")
             return
+        finally:
+            self._exchange.graph = None
         self._optimizer.bind(addresses, grads)
-        buffers.graph = CapturedStep(graph, addresses)
-
-
-class CapturedStep:
-    """A step as a CUDA graph, and the table of addresses that the graph reads, which must live as long."""
-
-    def __init__(self, graph: Any, addresses: Array):
-        self._graph, self._addresses = graph, addresses
-
-    def launch(self) -> None:
-        self._graph.launch()
+        buffers.graph = graph
 
 
 def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState, computed: dict[str, Array]) -> Any:

@@ -9,7 +9,7 @@
 
 So the sum needs neither weights nor a division. The buffer has the order in which a backward makes the gradients: a
 bucket whose gradients are complete is summed beside the backward of the blocks before. Nothing is read back from a GPU,
-so that a step can be captured as a graph.
+so that what stands between the sums can be captured as graphs.
 Source of the buckets: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training" (2020).
 """
 
@@ -111,7 +111,8 @@ class GradientSum:
     def _send(self) -> None:
         """Start the sum of the next bucket."""
         array = self._buckets[self._sent].array
-        self._marks[self._ranks.rank] += ~namespace_of(array).isfinite(array).all()
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum is not finite if a number is not; one pass tells
+            self._marks[self._ranks.rank] += ~namespace_of(array).isfinite(array.sum())
         self._ranks.start_all_reduce(array)
         self._sent += 1
 

@@ -6,9 +6,11 @@ The calls go to the stream that is current, and those that run beside other work
                                      event │                       event │            ▲
     side stream                            └─▶ sum of bucket 0 ──────────┴─▶ sum 1 ───┘
 
-Both become part of a step's graph. NCCL sums in an order that follows from the algorithm: it is fixed to a ring here,
+NCCL sums in an order that follows from the algorithm: it is fixed to a ring here,
 without NVLink multicast, so that the same GPUs give the same bits. Environment variables that are set already win.
-A rank that does not come leaves the GPUs of the others in an endless sum, so nothing here waits without a limit.
+A rank that does not come leaves the GPUs of the others in an endless sum. Nothing here waits for that without a limit.
+But a GPU takes about a thousand kernels in advance and then makes any launch wait, so a thread looks too, at an event
+behind the last exchange: if it has not come for longer than the limit, the rank has failed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,6 +31,7 @@ from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.train.ranks import Place, RankError
 
 SETTINGS = {"NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple", "NCCL_NVLS_ENABLE": "0"}
+LOOK_SECONDS = 1.0  # between two looks at the last exchange
 PORT = 29500  # of rank 0, unless MASTER_PORT says otherwise
 
 
@@ -41,11 +45,18 @@ class NCCLRanks:
     """The GPU ranks that a launcher started; the GPU with the number of the local rank becomes the current one.
 
     ``environment``: with MASTER_ADDR and MASTER_PORT, where rank 0 can be reached, itself if they are missing;
-    ``timeout``: seconds after which a rank that doesn't answer is an error.
+    ``timeout``: seconds after which a rank that doesn't answer is an error; ``on_hang``: called with a sentence where
+    this is found while the program itself waits, and so must end it.
     ValueError where a host has more ranks than GPUs; RuntimeError where NCCL is missing.
     """
 
-    def __init__(self, place: Place, environment: Mapping[str, str], timeout: float = 300.0):
+    def __init__(
+        self,
+        place: Place,
+        environment: Mapping[str, str],
+        timeout: float = 300.0,
+        on_hang: Callable[[str], None] | None = None,
+    ):
         self._cupy, self._timeout = gpu_namespace(), timeout
         self.rank, self.size, self.local_rank = place
         there = self._cupy.cuda.runtime.getDeviceCount()
@@ -62,6 +73,9 @@ class NCCLRanks:
             self._communicator = _communicator(place, address, timeout)
         except ImportError as error:
             raise RuntimeError(f"ranks on GPUs need NCCL: pip install 'nccl4py[cu13]' ({error})") from error
+        self._last: tuple[Any, float] | None = None  # an event behind the last exchange, and when that was asked for
+        if on_hang is not None:
+            threading.Thread(target=self._watch, args=(on_hang,), daemon=True).start()
 
     def all_reduce(self, array: Array) -> None:
         self._on_gpu(self._communicator.all_reduce, array)
@@ -69,6 +83,7 @@ class NCCLRanks:
     def start_all_reduce(self, array: Array) -> None:
         self._order(self._current(), self._side)
         self._communicator.all_reduce(array, self._side)
+        self._remember(self._side)
 
     def join(self) -> None:
         self._order(self._side, self._current())
@@ -87,7 +102,7 @@ class NCCLRanks:
         while not event.done:
             time.sleep(1e-4)
             if time.monotonic() > deadline:
-                raise RankError(f"the other ranks have not answered for {self._timeout:g} s")
+                raise RankError(self._words())
 
     def abort(self, status: int) -> None:
         os._exit(status)  # mpiexec or srun then ends the others; NCCL itself would wait for them
@@ -96,14 +111,34 @@ class NCCLRanks:
         """``call`` on the current stream; an array of the host goes to the GPU and back."""
         if not isinstance(array, np.ndarray):
             call(array, self._current())
+            self._remember(self._current())
             return
         there = self._cupy.asarray(array)
         call(there, self._current())
+        self._remember(self._current())
         self.wait()
         array[...] = there.get()
 
+    def _remember(self, stream: Any) -> None:
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(stream)
+        self._last = event, time.monotonic()
+
+    def _watch(self, on_hang: Callable[[str], None]) -> None:
+        """What a thread of its own does, as long as the program runs."""
+        self._cupy.cuda.Device(self.local_rank).use()
+        while True:
+            time.sleep(LOOK_SECONDS)
+            if self._last is not None:
+                event, since = self._last
+                if time.monotonic() - since > self._timeout and not event.done:
+                    on_hang(self._words())
+
+    def _words(self) -> str:
+        return f"the other ranks have not answered for {self._timeout:g} s"
+
     def _order(self, before: Any, after: Any) -> None:
-        """What comes on the stream ``after`` waits for what is on ``before`` now, also while both are captured."""
+        """What comes on the stream ``after`` waits for what is on ``before`` now."""
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record(before)
         after.wait_event(event)

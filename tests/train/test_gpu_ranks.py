@@ -1,4 +1,4 @@
-"""The sum over ranks in a GPU's step: within its graph, and over two GPUs against one."""
+"""The sum over ranks in a GPU's step: between its graphs, and over two GPUs against one."""
 
 import os
 import signal
