@@ -36,6 +36,7 @@ from .memory.retention import known_rules
 from .memory.segments import segment_specialisation
 from .optimizer.adamw import adamw_specialisation
 from .runtime.module import Specialisation
+from .sparse.rows import ROWS
 from .step.step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")
@@ -111,6 +112,8 @@ def _steps() -> list[Specialisation]:
             for reads in (8, 65)
             for update in known_rules()[1:]
         ),
+        *(step_specialisation(element, 5, 4, 8, 8, 64, pdma, sparse=True) for element in _TYPES),
+        step_specialisation("float", 15, 4, 32, 8, 53, pdma, sparse=True),
         step_specialisation("float", 5, 4, 5, 11, 53, pdma),
         step_specialisation("float", 5, 4, 32, 32, 128, pdma),
         step_specialisation("float", 8, 4, 64, 64, 64, pdma),
@@ -127,6 +130,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     decode_specialisation("double", 2, 16, 16),
     *dict.fromkeys(_memory()),
     *_steps(),
+    ROWS,
     *_few_rows(),
     *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
     *(of_type(element) for element in _TYPES for of_type in _LAYERS),

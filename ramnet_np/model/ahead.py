@@ -8,7 +8,8 @@ What is chosen ahead is no part of where the sequences stand: it is chosen again
 settings. So the host may stop anywhere, and while it waits for a token or looks at one, the device works.
 
 The first token after a change of settings runs as launches, which compile what they need. The second is captured as a
-CUDA graph, unless the memory grows, as that of softmax attention does. Both give the same bits.
+CUDA graph, unless the memory grows, as that of softmax attention does. Both give the same bits. A sparse memory makes
+room for its rows before each launch.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ramnet_np.core.cuda_graph import (
     own_stream,
     why_not_captured,
 )
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.layers.sampling import mark_seen
 from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model.sampling import Sampling, next_token
@@ -86,6 +88,9 @@ class TokensAhead:
         if self._graph is None and self._stays and self._graphs != "off":
             self._capture()
         if self._graph is not None:
+            for memory in arrays_of(self._stepper.state):
+                if isinstance(memory, SparseRAMState):
+                    memory.rows.prepare()
             self._graph.launch()
         else:
             self._take_in_and_choose()
@@ -118,12 +123,16 @@ class TokensAhead:
             warnings.warn(f"without CUDA graphs, as a token could not be captured ({why})", stacklevel=2)
 
 
+def _moves(memory: Any) -> bool:
+    return isinstance(memory, SparseRAMState) and not memory.rows.stays
+
+
 def _in_place(before: list[Any], state: list[Any]) -> bool:
     """Put what a step replaced in ``state`` where it was ``before``; whether all of it has the same shapes still."""
     stays = True
     for layer, (old, new) in enumerate(zip(before, state, strict=True)):
         pairs = list(zip(arrays_of(old), arrays_of(new), strict=True))
-        if any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
+        if any(a.shape != b.shape or a.dtype != b.dtype or _moves(a) for a, b in pairs):
             stays = False
             continue
         for a, b in pairs:

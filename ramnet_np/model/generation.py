@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ramnet_np.backend import array_kind
-from ramnet_np.contract import Array
+from ramnet_np.contract import Array, MemoryTiers
 from ramnet_np.core.arrays import namespace_of, on_host
+from ramnet_np.core.checks import check_mask
 from ramnet_np.core.cuda_graph import Graphs
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
@@ -24,6 +25,7 @@ from ramnet_np.model.ahead import TokensAhead
 from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.sampling import Sampling, next_token, token_dtype
 from ramnet_np.model.settled import settled
+from ramnet_np.model.sparse import sparse_state
 from ramnet_np.model.states import alike, with_whole_windows
 from ramnet_np.model.stepping import Standing, Stepper, read, together
 
@@ -33,6 +35,7 @@ class Generation:
 
     ``model``: a RAMNet, whose parameters must stay as they are; ``ids``: prompts, arrays of integers (T,), one for each
     sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on;
+    ``memory``: keep touched slots only, in these tiers; None for states of all slots.
     ``graphs``: on a GPU, whether a token is captured as a CUDA graph: "on" raises RuntimeError where that fails, "auto"
     then warns and goes on without; a memory that grows does without.
     ValueError or TypeError, naming the argument, for a prompt that is empty or has a token outside the vocabulary.
@@ -53,9 +56,11 @@ class Generation:
         backend: str | None = None,
         standing: Standing | None = None,
         graphs: Graphs = "auto",
+        memory: MemoryTiers | None = None,
     ):
         check_choice("graphs", graphs, Graphs)
         self.model, self._settled, self._backend, self._graphs = model, settled(model), backend, graphs
+        self._memory = memory
         self._chosen: Array = None  # tokens (B,) that the state does not hold yet
         self._ahead: TokensAhead | None = None  # on a GPU: its state holds the tokens before anyone has seen them
         if standing is not None:
@@ -157,6 +162,8 @@ class Generation:
             at = list(rows)
             ids = xp.stack([prompts[row] for row in rows])
             where, state = (None, None) if before is None else (positions[at], before.state)
+            if before is None and self._memory is not None:
+                where, state = positions[at], sparse_state(self._settled, len(at), self._memory)
             stepper, after = read(self._settled, ids, np.array(rows), where, state, self._backend)
             stepper.state = with_whole_windows(stepper.state, width)
             logits = xp.empty((len(positions), after.shape[1]), dtype=after.dtype) if logits is None else logits
@@ -206,6 +213,26 @@ def tokens(
     generation = Generation(model, ids, backend=backend)
     dtype = token_dtype(ids[0].dtype, model.config.vocab)
     return (_converted(generation.next(sampling), dtype) for _ in range(length))
+
+
+@on_gpu_of_arrays
+def without_padding(ids: Array, mask: Array) -> list[Array]:
+    """The prompts of a padded batch: of every row of ``ids`` (B, T) the tokens where ``mask`` (B, T) is True.
+
+    ValueError or TypeError for a mask that does not fit, or that leaves nothing of a row.
+
+    >>> [row.tolist() for row in without_padding(np.array([[0, 5], [6, 7]]), np.array([[False, True], [True, True]]))]
+    [[5], [6, 7]]
+    """
+    shape = getattr(ids, "shape", None)
+    if shape is None or len(shape) != 2:
+        raise ValueError(f"ids must have shape (B, T) with a mask, got {shape or 'a list of prompts'}")
+    check_mask(mask, shape, array_kind(ids))
+    prompts = [row[kept] for row, kept in zip(ids, mask, strict=True)]
+    for row, prompt in enumerate(prompts):
+        if not prompt.size:
+            raise ValueError(f"mask must leave a token of every row, got none in row {row}")
+    return prompts
 
 
 @on_gpu_of_arrays

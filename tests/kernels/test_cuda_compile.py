@@ -55,6 +55,7 @@ def test_default_specialisations_compile_into_registers(specialisation):
         "memory/mass_backward.cu": 24,
         "memory/mass_aware.cu": 8,
         "memory/plain.cu": 8,
+        "sparse/rows.cu": 8,
         "step/step.cu": 16,
     }
     allowed = 64 if in_double and specialisation.source == "step/step.cu" else words.get(specialisation.source, 0)

@@ -58,7 +58,9 @@ def test_what_a_hybrid_refuses():
     with pytest.raises(ValueError, match="key_channels must be even for mixer='window'"):
         replace(CONFIG, key_channels=3)  # a setting of the other mixer
     model = RAMNet(CONFIG, seed=0)
-    with pytest.raises(ValueError, match="mask must be None"):
+    with pytest.raises(ValueError, match="mask must be None for a hybrid"):
         model.forward(IDS, mask=np.ones(IDS.shape, bool))
+    with pytest.raises(ValueError, match="cu_seqlens must be None for a hybrid"):
+        model.forward(IDS[:1], cu_seqlens=[0, 5, 11])
     with pytest.raises(ValueError, match="mixer must be one of"):
         model.initial_state(1)

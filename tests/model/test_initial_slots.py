@@ -57,6 +57,12 @@ def test_pieces_and_steps_go_on_from_it():
     np.testing.assert_allclose(model.step(IDS[:, 7:8], state, np.array([7]))[:, 0], whole[:, 7], rtol=1e-9)
 
 
+def test_packed_sequences_each_begin_with_it():
+    model = model_of()
+    packed = model.forward(IDS.reshape(1, -1), cu_seqlens=[0, 12, 24, 36])[0]
+    np.testing.assert_allclose(packed.reshape(3, 12, -1), model.forward(IDS)[0], rtol=1e-9)
+
+
 def check_backend(name, model, rtol):
     with use_backend("numpy"):
         loss, wanted = gradients(model_of(dtype=np.float64))

@@ -108,10 +108,11 @@ def ram_layer_forward(
     # 2. memory
     initial_ctx = None
     if state is None and (config.learned_slots or config.init_mass is not None):
+        sequences = B if options.cu_seqlens is None else len(options.cu_seqlens) - 1
         if config.learned_slots:
-            state, initial_ctx = initial_slots_forward(B, params, config)
+            state, initial_ctx = initial_slots_forward(sequences, params, config)
         else:
-            state = initial_state(config, x)
+            state = initial_state(config, x, sequences)
         if options.positions is None:  # a memory that is still empty: these tokens are the first
             options = options._replace(positions=namespace_of(x).arange(T))
     y, state, attention_ctx = _attend(
@@ -245,10 +246,10 @@ def ram_parameters(config: RAMNetConfig, layer: int = 0) -> dict[str, Parameter]
     )
 
 
-def initial_state(config: RAMNetConfig, x: Array) -> RAMState:
+def initial_state(config: RAMNetConfig, x: Array, sequences: int | None = None) -> RAMState:
     """The empty memory of one layer for the sequences of ``x`` (B, T, D): s = 0, z = ``init_mass``.
 
-    ValueError with ``learned_slots``, which are parameters.
+    ``sequences``: how many, where they are packed; None is B. ValueError with ``learned_slots``, which are parameters.
 
     >>> import numpy as np
     >>> state = initial_state(RAMNetConfig(width=8, heads=2, order=2, init_mass=0.5), np.zeros((1, 5, 8)))
@@ -258,7 +259,8 @@ def initial_state(config: RAMNetConfig, x: Array) -> RAMState:
     if config.learned_slots:
         raise ValueError("learned_slots must be False for a state without parameters: a layer makes it from None")
     dtype = x.dtype if x.dtype.itemsize > 4 else np.float32  # of 16-bit models too
-    state = RAMState.initial(x.shape[0], config.heads, config.slots, config.head_channels, dtype, namespace_of(x))
+    batch = x.shape[0] if sequences is None else sequences
+    state = RAMState.initial(batch, config.heads, config.slots, config.head_channels, dtype, namespace_of(x))
     if config.init_mass is not None:
         state.mass[...] = config.init_mass
     return state
@@ -292,7 +294,7 @@ def _attend(
         return y, state, None
     return ram_attention_forward(
         write_logits, read_logits, values, gamma, state=state, proxy_eps=config.proxy_eps,
-        return_state=options.return_state, **settings,
+        return_state=options.return_state, cu_seqlens=options.cu_seqlens, **settings,
     )  # fmt: skip
 
 
