@@ -4,9 +4,9 @@
     python -m ramnet_np.kernels.bench.few_rows --preset paper-1.3b --dtype float32 --rows 1 8
 
 Each product runs on copies of its matrices in turn, more than the GPU's cache holds, in one CUDA graph. "few rows" has
-the norm, the gate, the bias and the residual in the launch, for any number of rows, and launches overlap as they do in a
-token's graph. "cuBLAS", which the model takes for more rows than MOST_ROWS, for the head for more than 16, is the same work
-with a launch for each of them. The floor reads the matrices at the bandwidth of a copy.
+the norm, the gate, the bias and the residual in the launch, for any number of rows, and its launches overlap like those
+of a token. "cuBLAS", which the model takes for more rows than MOST_ROWS, for the head for more than 16, is the same
+work with a launch for each step. The floor reads the matrices at the bandwidth of a copy.
 """
 
 from __future__ import annotations

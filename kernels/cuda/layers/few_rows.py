@@ -2,12 +2,11 @@
 
 See ``few_rows.cuh``; for 16-bit types ``few_rows_mma.cu`` serves up to ROWS rows of x, ``few_rows_tile.cu`` more of
 them; ``few_rows.cu`` serves the other types. For more rows than MOST_ROWS cuBLAS takes over. A row gives the same bits
-beside any others, up to ROWS and beyond.
+beside any others: the same kernel serves 1 to ROWS rows, and another one all from there to MOST_ROWS.
 """
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from ..runtime.params import INT, POINTER, ParamStruct
 from .blas import matrix_product
 
 MOST_WEIGHTS = 8  # of few_rows.cuh
-MOST_ROWS = {2: 256, 4: 16, 8: 16}  # by the bytes of a number: from where on cuBLAS is faster, launches and all
+MOST_ROWS = {2: 64, 4: 16, 8: 16}  # by the bytes of a number; cuBLAS takes more
 MULTIPROCESSORS = 132  # of an H100: where all blocks run at once, one on each
 
 ROWS, WARPS, STEP = 16, 8, 512  # of few_rows_mma.cu: rows of x, warps, and numbers of a row in a step
@@ -31,7 +30,9 @@ STEP_BYTES = 2**13  # that a block copies for a step, of 8 rows of a matrix or o
 MOST_TILES = {False: 4, True: 6}  # of a block, 8 rows each, where a launch has many; gated: of both matrices
 MOST_SHARED = 140 * 2**10  # bytes of a block, so that one of the next launch finds room beside it
 
-SLICE, SLICE_BYTES = 64, 2**7  # of few_rows_tile.cu: numbers of a row in a slice, and their bytes
+TILE_ROWS, SLICE = 64, 64  # of few_rows_tile.cu: rows of x, and numbers of a row in a slice
+SLICE_BYTES = 2**7  # of a row
+MOST_COLUMNS = 8  # of a block, in tiles of 8
 MOST_STAGES = 108 * 2**10  # bytes of a block: two of them share a multiprocessor, one of the next launch
 
 
@@ -70,23 +71,12 @@ def few_rows_mma_specialisation(
 
 @cache
 def few_rows_tile_specialisation(
-    element: str,
-    rows: int,
-    tiles: int,
-    warps: int,
-    stages: int,
-    split: int,
-    norm: bool = False,
-    gated: bool = False,
-    wide: bool = True,
+    element: str, tiles: int, stages: int, norm: bool = False, gated: bool = False, wide: bool = True
 ) -> Specialisation:
-    """For 16-bit types and more rows: ``rows`` of x a block, 8 ``tiles`` of the matrices, which ``warps`` share out.
-
-    ``split``: blocks that share out D; more than 1 on GPUs with clusters alone.
-    """
+    """For 16-bit types and more rows, 8 ``tiles`` rows of the matrices a block, ``stages`` slices in shared memory."""
     defines = (
-        ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("ROWS", rows), ("TILES", tiles),
-        ("WARPS_N", warps), ("STAGES", stages), ("NORM", int(norm)), ("SPLIT", split),
+        ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("TILES", tiles), ("STAGES", stages),
+        ("NORM", int(norm)),
     )  # fmt: skip
     return Specialisation("layers/few_rows_tile.cu", ("few_rows",), defines, (few_rows_params(np.dtype(np.float32)),))
 
@@ -146,24 +136,17 @@ def _launch(
     if not rows:
         return results
     wide = width * x.dtype.itemsize % ALIGNMENT == 0
-    limits = _limits(x.device.id)
-    shape = _shape(type_name(x.dtype), rows, width, tuple(outputs), norm is not None, gated, wide, limits)
+    bytes_of_block = _block_bytes(x.device.id)
+    shape = _shape(type_name(x.dtype), rows, width, tuple(outputs), norm is not None, gated, wide, bytes_of_block)
     params = few_rows_params(sum_dtype(x.dtype))(
         x=x, norm=norm, add=add, weight=_addresses(weights), bias=_addresses(biases), y=_addresses(results),
         outputs=_padded(outputs), rows=rows, width=width, eps=eps,
     )  # fmt: skip
     copied = any(a is not b for a, b in zip((*given[0], *given[1], given[2]), (*weights, *biases, norm), strict=True))
     blocks = sum(-(-count // shape.each) for count in outputs[: len(results)])
-    grid = blocks * shape.split, -(-rows // shape.together)
+    grid = blocks, -(-rows // shape.together)
     launch(get_kernel(shape.specialisation, "few_rows"), grid, shape.threads, params, shape.shared, early=not copied)
     return results
-
-
-class Limits(NamedTuple):
-    """What a GPU offers."""
-
-    block_bytes: int  # of shared memory
-    clusters: bool
 
 
 class _Shape(NamedTuple):
@@ -174,16 +157,15 @@ class _Shape(NamedTuple):
     together: int  # rows of x of a block
     threads: int
     shared: int = 0  # bytes
-    split: int = 1  # blocks that share out D
 
 
 @cache
 def _shape(
-    element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, wide: bool, limits: Limits
+    element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, wide: bool, block_bytes: int
 ) -> _Shape:
-    """The shape of a launch within the limits of a GPU.
+    """The shape of a launch, where a block can have ``block_bytes`` of shared memory.
 
-    >>> _shape("bfloat16", 1, 1024, (2816, 2816), True, True, True, Limits(232448, True))[1:5]
+    >>> _shape("bfloat16", 1, 1024, (2816, 2816), True, True, True, 232448)[1:]
     (24, 16, 256, 114688)
     """
     if element not in ("float16", "bfloat16"):
@@ -191,43 +173,37 @@ def _shape(
         return _Shape(few_rows_specialisation(element, together, gated, wide), 4 if gated else 8, together, 32 * 4)
     available, sides = sum(-(-count // 8) for count in outputs), 2 if gated else 1
     if rows > ROWS:
-        return _tile_shape(element, rows, width, available, norm, gated, wide, limits)
+        return _tile_shape(element, width, available, norm, gated, wide, block_bytes)
     # as many blocks as run at once, or small ones of which one reads while another computes
     most = MOST_TILES[gated] if wide else 2
     tiles = min(most, max(sides, -(-available // MULTIPROCESSORS // sides) * sides))
     step, sums = STEP_BYTES * (tiles + norm), 4 * WARPS * ROWS * (8 * tiles + 1)
     steps = -(-width // STEP)
-    depth = max(1, min(steps, (min(MOST_SHARED, limits.block_bytes) - sums) // step))
+    depth = max(1, min(steps, (min(MOST_SHARED, block_bytes) - sums) // step))
     specialisation = few_rows_mma_specialisation(element, tiles, steps, depth, norm, gated, wide)
     return _Shape(specialisation, 8 * tiles // sides, ROWS, 32 * WARPS, depth * step)
 
 
 def _tile_shape(
-    element: str, rows: int, width: int, available: int, norm: bool, gated: bool, wide: bool, limits: Limits
+    element: str, width: int, available: int, norm: bool, gated: bool, wide: bool, block_bytes: int
 ) -> _Shape:
-    """Blocks of 64 rows of x, or where these would have too many outputs of 128; about one a multiprocessor."""
+    """As many blocks as run at once, or some more of MOST_COLUMNS tiles."""
     sides = 2 if gated else 1
-    # shares of D where one launch has few outputs, on GPUs with clusters
-    split = 1 if available > 2 * MULTIPROCESSORS or not limits.clusters else 4 if width >= 2048 else 2
-    for together, warps, most in ((64, 1, 8), (128, 2, 12)):
-        share = -(-rows // together) * split * available / MULTIPROCESSORS  # tiles of a block
-        tiles = min(most, max(1, math.ceil(share / (warps * sides))) * warps * sides)
-        if share <= most or rows <= together:
-            break
-    stage = SLICE_BYTES * (together + 8 * tiles + norm)
-    stages = max(2, min(-(-width // SLICE // split) + 1, min(MOST_STAGES, limits.block_bytes) // stage))
-    sums = 8 * together * (8 * tiles + 3)
-    specialisation = few_rows_tile_specialisation(element, together, tiles, warps, stages, split, norm, gated, wide)
-    shared = max(stages * stage, sums)
-    return _Shape(specialisation, 8 * tiles // sides, together, 256 * warps, shared, split)
+    tiles = min(MOST_COLUMNS, -(-available // MULTIPROCESSORS // sides) * sides)
+    stage = SLICE_BYTES * (TILE_ROWS + 8 * tiles + norm)
+    stages = max(2, min(-(-width // SLICE) + 1, min(MOST_STAGES, block_bytes) // stage))
+    sums = 4 * TILE_ROWS * (8 * tiles + 3)
+    specialisation = few_rows_tile_specialisation(element, tiles, stages, norm, gated, wide)
+    return _Shape(specialisation, 8 * tiles // sides, TILE_ROWS, 32 * WARPS, max(stages * stage, sums))
 
 
 @cache
-def _limits(device: int) -> Limits:
+def _block_bytes(device: int) -> int:
+    """Shared memory that a block can have."""
     import cupy
 
-    gpu = cupy.cuda.Device(device)
-    return Limits(gpu.attributes["MaxSharedMemoryPerBlockOptin"], int(gpu.compute_capability) >= 90)
+    most: int = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+    return most
 
 
 def _aligned(array: Array | None) -> Array | None:

@@ -1,37 +1,35 @@
-// Products of some rows, up to a few hundred, with matrices of 16-bit numbers, on the tensor cores: see few_rows.cuh.
+// Products of 17 to 64 rows with matrices of 16-bit numbers, on the tensor cores: see few_rows.cuh.
 //
-// Here x is no longer small: a block that reads all of it must have many outputs. It takes ROWS rows of x and TILES times
-// 8 rows of the matrix (gated: of G and U by turns), and goes through D in slices of SLICE numbers. STAGES slices of both
-// are on their way to shared memory at a time; those of the matrix are asked for before the launch before has ended.
+// Here x is no longer small, and each warp reads a part of it alone. A block takes ROWS rows of x and TILES times 8 rows of
+// the matrix (gated: of G and U by turns), and goes through D in slices of SLICE numbers. STAGES slices of both are on
+// their way to shared memory at a time; those of the matrix are asked for before the launch before has ended.
 //
-// The warps share out the rows of x (WARPS_M), the tiles (WARPS_N) and the two halves of a slice. Where few outputs would
-// leave multiprocessors idle, the SPLIT blocks of a cluster share out the slices. In the end the sums of the halves and of
-// the blocks are added, each block those of its share of the rows. The order of a sum depends on D and SPLIT alone.
+// Four warps share out the rows of x, and so do four others for the second half of every slice. The sums of the halves are
+// added in the end. So the order of a sum depends on D alone.
 //
 // A row of a slice is 128 bytes, 8 chunks of 16. Chunk c of row r stands at place c ^ r % 8: eight rows of one chunk,
 // which ldmatrix takes at once, lie in different banks.
 //
-//   blockIdx.x / SPLIT   8 * TILES rows of one matrix        blockIdx.y   ROWS rows of x
+//   blockIdx.x   8 * TILES rows of one matrix        blockIdx.y   ROWS rows of x
 #include "layers/few_rows.cuh"
 #include "layers/mma.cuh"
-#include "runtime/cluster.cuh"
+#include "runtime/shared.cuh"
 
-#if !defined(ROWS) || !defined(TILES) || !defined(WARPS_N) || !defined(STAGES) || !defined(NORM) || !defined(SPLIT)
-#error "ROWS, a multiple of 64, TILES, WARPS_N that share these out, STAGES, NORM, 1 for one, SPLIT must be defined"
+#if !defined(TILES) || !defined(STAGES) || !defined(NORM)
+#error "TILES, of 8 rows of the matrix, STAGES, slices under way, and NORM, 1 for a norm of x, must be defined"
 #endif
 
-constexpr int WARPS_M = 4, HALVES = 2, THREADS = 32 * WARPS_M * WARPS_N * HALVES;
-constexpr int PARTS = ROWS / 16 / WARPS_M, OWN = TILES / WARPS_N;  // of a warp: 16 rows of x, and 8 of the matrix
+constexpr int ROWS = 64, HALVES = 2, WARPS = ROWS / 16 * HALVES, THREADS = 32 * WARPS;
 constexpr int SLICE = 64, CHUNKS = SLICE / VECTOR;
 constexpr int COLUMNS = 8 * TILES, EACH = COLUMNS / (1 + GATED);  // of a block: rows of the matrices, outputs
-constexpr int SHARED_ROWS = ROWS + COLUMNS + NORM;                // of a stage; twin: _tile_bytes of few_rows.py
+constexpr int SHARED_ROWS = ROWS + COLUMNS + NORM;                // of a stage; twin: _tile_shape of few_rows.py
 
-static_assert(ROWS % (16 * WARPS_M) == 0 && TILES % WARPS_N == 0 && OWN % (1 + GATED) == 0, "whole tiles for each warp");
+static_assert(TILES % (1 + GATED) == 0, "as many rows of U as of G");
 
-// Where a thread stands: its warp's share, and its lane's place in a product.
+// Where a thread stands: its warp's first row of x and half of a slice, and its lane's place in a product.
 struct Member {
     int warp = warp_of_thread(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int m = warp % WARPS_M * PARTS * 16, tile = warp / WARPS_M % WARPS_N * OWN, half = warp / (WARPS_M * WARPS_N);
+    int first = warp % (ROWS / 16) * 16, half = warp / (ROWS / 16);
 };
 
 // The stages in shared memory: rows of x, of the matrix, and the norm's weight.
@@ -79,37 +77,29 @@ DEVICE void weigh(unsigned& x, unsigned norm, float& squares) {
 }
 
 struct Sums {
-    float of[PARTS][OWN][4] = {}, squares[PARTS][2] = {};
+    float of[TILES][4] = {}, squares[2] = {};
 
     // Adds the products of the warp's half of a slice.
     DEVICE void multiply(const Stages& stages, const Member& me, int slice) {
-        unsigned x[2][PARTS][4];
+        unsigned x[2][4];
 #pragma unroll
         for (int step = 0; step < 2; step++) {
             const int chunk = 4 * me.half + 2 * step, matrix = me.lane / 8;
-#pragma unroll
-            for (int part = 0; part < PARTS; part++) {
-                const int row = me.m + 16 * part + matrix % 2 * 8 + me.lane % 8;
-                load_matrices(stages.place(slice, row, chunk + matrix / 2), x[step][part]);
-                if constexpr (NORM) scale(stages, me, slice, chunk, x[step][part], squares[part]);
-            }
+            const int row = me.first + matrix % 2 * 8 + me.lane % 8;
+            load_matrices(stages.place(slice, row, chunk + matrix / 2), x[step]);
+            if constexpr (NORM) scale(stages, me, slice, chunk, x[step]);
         }
 #pragma unroll
-        for (int tile = 0; tile < OWN; tile++) {
+        for (int tile = 0; tile < TILES; tile++) {
             unsigned weight[4];
-            const int row = ROWS + 8 * (me.tile + tile) + me.lane % 8;
-            load_matrices(stages.place(slice, row, 4 * me.half + me.lane / 8), weight);
+            load_matrices(stages.place(slice, ROWS + 8 * tile + me.lane % 8, 4 * me.half + me.lane / 8), weight);
 #pragma unroll
             for (int step = 0; step < 2; step++)
-#pragma unroll
-                for (int part = 0; part < PARTS; part++)
-                    multiply_add(of[part][tile], x[step][part], weight[2 * step], weight[2 * step + 1], ELEMENT());
+                multiply_add(of[tile], x[step], weight[2 * step], weight[2 * step + 1], ELEMENT());
         }
     }
 
-    DEVICE static void scale(
-        const Stages& stages, const Member& me, int slice, int chunk, unsigned (&x)[4], float (&squares)[2]
-    ) {
+    DEVICE void scale(const Stages& stages, const Member& me, int slice, int chunk, unsigned (&x)[4]) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             unsigned norm;
@@ -120,95 +110,71 @@ struct Sums {
     }
 };
 
-// The sums of each half of the slices, where the slices were.
+// What the second halves leave for the first.
 struct Partial {
-    float sums[HALVES][ROWS][COLUMNS + 2], squares[HALVES][ROWS];
+    float sums[ROWS][COLUMNS + 1], squares[HALVES][ROWS];
 
     DEVICE void put(const Member& me, const Sums& own) {
 #pragma unroll
-        for (int part = 0; part < PARTS; part++)
+        for (int side = 0; side < 2; side++) {
+            const int row = me.first + 8 * side + me.g;
+            float square = own.squares[side];
+            square += __shfl_xor_sync(~0u, square, 1);
+            square += __shfl_xor_sync(~0u, square, 2);
+            squares[me.half][row] = square;  // the same from all four
+            if (me.half == 0) continue;
 #pragma unroll
-            for (int side = 0; side < 2; side++) {
-                const int row = me.m + 16 * part + 8 * side + me.g;
-                float square = own.squares[part][side];
-                square += __shfl_xor_sync(~0u, square, 1);
-                square += __shfl_xor_sync(~0u, square, 2);
-                squares[me.half][row] = square;  // the same from all that write it
+            for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
-                for (int tile = 0; tile < OWN; tile++)
-#pragma unroll
-                    for (int i = 0; i < 2; i++)
-                        sums[me.half][row][8 * (me.tile + tile) + 2 * me.t + i] = own.of[part][tile][2 * side + i];
-            }
+                for (int i = 0; i < 2; i++) sums[row][8 * tile + 2 * me.t + i] = own.of[tile][2 * side + i];
+        }
     }
-
-    DEVICE float total(int row, int column) const {
-        float sum = 0;
-#pragma unroll
-        for (int i = 0; i < SPLIT * HALVES; i++) sum += of_block(i / HALVES, &sums[i % HALVES][row][column]);
-        return sum;
-    }
-
-    DEVICE float rstd(const FewRowsParams& p, int row) const {
-        float sum = 0;
-#pragma unroll
-        for (int i = 0; i < SPLIT * HALVES; i++) sum += of_block(i / HALVES, &squares[i % HALVES][row]);
-        return reciprocal_root(sum / p.width + p.eps);
-    }
-
-    DEVICE static float of_block(int rank, const float* own) { return SPLIT > 1 ? load_of_block(rank, own) : *own; }
 };
 
-DEVICE void synchronise() {
-    if (SPLIT > 1) cluster_sync();
-    else __syncthreads();
-}
-
-// The last steps, of the block's share of the rows.
-DEVICE void finish(const FewRowsParams& p, const Place& place, const Partial& partial, int first_row, int rank) {
-    constexpr int SHARE = ROWS / SPLIT;
-#pragma unroll 2
-    for (int i = threadIdx.x; i < SHARE * EACH; i += THREADS) {
-        const int row = rank * SHARE + i / EACH, n = first_row + row, column = i % EACH, e = place.first + column;
+// The last steps, by the first halves, of number ``at`` of the four that a lane has in each tile.
+DEVICE void finish(
+    const FewRowsParams& p, const Place& place, const Member& me, const Partial& partial, int first_row,
+    const float (&own)[TILES][4], int at
+) {
+    const int row = me.first + at / 2 * 8 + me.g, n = first_row + row;
+    const float squares = partial.squares[0][row] + partial.squares[1][row];
+    const float rstd = NORM ? reciprocal_root(squares / p.width + p.eps) : 1;
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile += 1 + GATED) {
+        const int within = 2 * me.t + at % 2, column = 8 * tile + within;
+        const int e = place.first + tile / (1 + GATED) * 8 + within;
         if (!there(p, place.which, n, e)) continue;
-        const float rstd = NORM ? partial.rstd(p, row) : 1;
+        const float sum = rstd * (own[tile][at] + partial.sums[row][column]);
         float y;
-        if constexpr (GATED) {
-            const int gate = column / 8 * 16 + column % 8;  // tiles of G and of U by turns
-            y = gated(rstd * partial.total(row, gate), rstd * partial.total(row, gate + 8));
-        } else {
-            const ELEMENT bias = bias_of(p, place.which, e), add = added(p, place.which, n, e);
-            y = rstd * partial.total(row, column) + widen(bias) + widen(add);
-        }
+        if constexpr (GATED) y = gated(sum, rstd * (own[tile + 1][at] + partial.sums[row][column + 8]));
+        else y = sum + widen(bias_of(p, place.which, e)) + widen(added(p, place.which, n, e));
         put(p, place.which, n, e, y);
     }
 }
 
-extern "C" CLUSTER_OF(SPLIT) __global__ void __launch_bounds__(THREADS) few_rows(const __grid_constant__ FewRowsParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) few_rows(const __grid_constant__ FewRowsParams p) {
     const Member me;
-    const Place place(p, EACH, blockIdx.x / SPLIT);
+    const Place place(p, EACH);
     const Stages stages;
-    const int rank = SPLIT > 1 ? cluster_rank() : 0, first_row = blockIdx.y * ROWS;
-    const int slices = (p.width + SLICE - 1) / SLICE, share = (slices + SPLIT - 1) / SPLIT;
-    const int begin = rank * share, end = smaller_of(slices, begin + share);
+    const int first_row = blockIdx.y * ROWS, slices = (p.width + SLICE - 1) / SLICE;
 #pragma unroll 1
-    for (int slice = begin; slice < begin + STAGES - 1 && slice < end; slice++) stages.copy_weights(p, place, slice);
+    for (int slice = 0; slice < STAGES - 1 && slice < slices; slice++) stages.copy_weights(p, place, slice);
     if (!GATED && p.bias[place.which] && threadIdx.x < 1 + COLUMNS / 64)
         prefetch(p.bias[place.which] + smaller_of(place.first + 64 * int(threadIdx.x), p.outputs[place.which] - 1));
     let_next_launch_begin();
     wait_for_launch_before();
 #pragma unroll 1
-    for (int slice = begin; slice < begin + STAGES - 1; slice++) {
-        if (slice < end) stages.copy_x(p, first_row, slice);
+    for (int slice = 0; slice < STAGES - 1; slice++) {
+        if (slice < slices) stages.copy_x(p, first_row, slice);
         end_group_of_copies();
     }
     Sums sums;
 #pragma unroll 1
-    for (int slice = begin; slice < end; slice++) {
+    for (int slice = 0; slice < slices; slice++) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();  // the slice is there, and the one before it is no longer needed
         const int next = slice + STAGES - 1;
-        if (next < end) {
+        if (next < slices) {
             stages.copy_weights(p, place, next);
             stages.copy_x(p, first_row, next);
         }
@@ -216,9 +182,10 @@ extern "C" CLUSTER_OF(SPLIT) __global__ void __launch_bounds__(THREADS) few_rows
         sums.multiply(stages, me, slice);
     }
     __syncthreads();
-    Partial& partial = *reinterpret_cast<Partial*>(dynamic_shared());
+    Partial& partial = *reinterpret_cast<Partial*>(dynamic_shared());  // where the slices were
     partial.put(me, sums);
-    synchronise();
-    finish(p, place, partial, first_row, rank);
-    if (SPLIT > 1) cluster_sync();  // until then the others read
+    __syncthreads();
+    if (me.half > 0) return;
+#pragma unroll
+    for (int at = 0; at < 4; at++) finish(p, place, me, partial, first_row, sums.of, at);
 }
