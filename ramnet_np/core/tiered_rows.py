@@ -96,6 +96,13 @@ class TieredRows:
             for start in range(0, len(down), max(1, size // PAGE)):
                 yield self._disk.load(down[start : start + max(1, size // PAGE)])
 
+    def all_in_memory(self, new: int) -> SlotRows | None:
+        """The rows with room for ``new`` more, where none is ever in the file, for a kernel that changes them there."""
+        if self._capacity is not None or self._xp is not np:
+            return None
+        self._up.reserve(new)
+        return self._up
+
     def close(self) -> None:
         """Give the room in the file back."""
         if self._disk is not None:
