@@ -76,7 +76,8 @@ def test_generation_gives_the_bits_of_a_dense_memory(name, tmp_path):
     assert all(part.disk_nbytes for part in arrays_of(stepper.state) if isinstance(part, SparseRAMState))
 
 
-def test_a_saved_memory_goes_on_in_other_tiers(tmp_path):
+def test_a_saved_memory_goes_on_in_other_tiers(tmp_path, monkeypatch):
+    monkeypatch.setattr("ramnet_np.model.state_file.BLOCK", 50)  # rows that are read at once
     model, path = RAMNet(CONFIG, seed=0), tmp_path / "a.state"
     generation = Generation(model, prompts(), memory=tiers(tmp_path))
     drawn(generation, 5)
