@@ -86,7 +86,7 @@ def check_attention(
         mass_aware=mass_aware, batch_invariant=batch_invariant,
     )  # fmt: skip
     if mask is not None:
-        _check_mask(mask, (B, T), logits.kind)
+        check_mask(mask, (B, T), logits.kind)
     state_shape = B, H, options.slots, values.shape[3]
     if cu_seqlens is not None:
         cu_seqlens = check_cu_seqlens(cu_seqlens, (B, T))
@@ -392,7 +392,11 @@ def _pair(name: str, value: Any) -> tuple[tuple[str, str], Any, Any]:
     return (f"{name}[0]", f"{name}[1]"), *value
 
 
-def _check_mask(mask: Array, shape: tuple[int, int], kind: str) -> None:
+def check_mask(mask: Array, shape: tuple[int, int], kind: str) -> None:
+    """ValueError or TypeError unless ``mask`` is bool of ``shape`` (B, T), an array of the kind of the others.
+
+    >>> check_mask(np.ones((1, 2), bool), (1, 2), "numpy")
+    """
     if not hasattr(mask, "dtype") or array_kind(mask) != kind:
         raise TypeError(f"mask must be an array of the kind of values, got {type(mask).__name__}")
     if mask.dtype != bool or mask.shape != shape:

@@ -72,6 +72,7 @@ class BlockContext(NamedTuple):
     attn_conv: ShortConvContext | None  # None without one
     mixer: Mixer
     attn: Any  # the mixer's, None after a call in place
+    options: CallOptions
     mlp_norm: NormContext | None  # None if the block has no feed-forward network, or computes it again
     mlp: FFNContext | RecomputedFFN | None
 
@@ -124,24 +125,26 @@ def block_forward(
     mixer = MIXERS[config.mixer]
     if options.in_place and mixer.step is not None and config.norm == "rmsnorm" and not config.short_conv:
         out, state = _step(x, params, config, layer, state, options)
-        return out, state, BlockContext(None, None, mixer, None, None, None)
+        return out, state, BlockContext(None, None, mixer, None, options, None, None)
     # 1. layer
-    n, norm_ctx, conv_ctx = layer_input_forward(x, params, config, state)
+    n, norm_ctx, conv_ctx = layer_input_forward(x, params, config, state, options)
     memory = state.memory if conv_ctx is not None and state is not None else state
     h, memory, attn_ctx = mixer.forward(n, subset(params, "attn."), config, layer, state=memory, options=options)
     if conv_ctx is not None and memory is not None:
         reach = min(conv_ctx.x.shape[1], config.short_conv - 1)
         memory = ConvState(conv_ctx.x[:, conv_ctx.x.shape[1] - reach :].copy(), memory)
+    if options.layer_rows is not None:
+        h = options.layer_rows.together(h)
     h = add_in_place(h, x)
     if config.ffn == "none":
-        return h, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, None, None)
+        return h, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, options, None, None)
     # 2. feed-forward network
     out, mlp_norm_ctx, mlp_ctx = _ffn_forward(h, params, config)
     out = add_in_place(out, h)
     if options.recompute == "ffn":
         again = RecomputedFFN(h, params, config)
-        return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, None, again)
-    return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, mlp_norm_ctx, mlp_ctx)
+        return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, options, None, again)
+    return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, options, mlp_norm_ctx, mlp_ctx)
 
 
 def block_backward(dout: Array, ctx: BlockContext | RecomputedBlock) -> tuple[Array, Params]:
@@ -176,33 +179,43 @@ def block_backward(dout: Array, ctx: BlockContext | RecomputedBlock) -> tuple[Ar
         dh, dnorm = norm_backward(dn, mlp_norm, add=dout)
         grads |= add_prefix("mlp.", dmlp) | add_prefix("mlp_norm.", dnorm)
     # 1. h = x + layer(conv(norm(x)))
-    dn, dattn = ctx.mixer.backward(dh, ctx.attn)
+    layer_rows, conv_rows = ctx.options.layer_rows, ctx.options.conv_rows
+    dn, dattn = ctx.mixer.backward(dh if layer_rows is None else layer_rows.apart(dh), ctx.attn)
     if ctx.attn_conv is not None:
+        dn = dn if conv_rows is None else conv_rows.apart(dn)
         dn, grads["attn_conv.weight"] = short_conv_backward(dn, ctx.attn_conv)
+        dn = dn if conv_rows is None else conv_rows.together(dn)
+    dn = dn if layer_rows is None else layer_rows.together(dn)
     dx, dnorm = norm_backward(dn, ctx.attn_norm, add=dh)
     return dx, grads | add_prefix("attn.", dattn) | add_prefix("attn_norm.", dnorm)
 
 
 def layer_input_forward(
-    x: Array, params: Params, config: RAMNetConfig, state: ConvState | None = None
+    x: Array, params: Params, config: RAMNetConfig, state: ConvState | None, options: CallOptions
 ) -> tuple[Array, NormContext, ShortConvContext | None]:
     """What a block hands to its layer: conv(norm(x)), with what both keep for their backwards.
 
-    ``x``: (B, T, D); ``params``: of the block; ``state``: as left by the tokens before, looked at with ``short_conv``.
+    ``x``: (B, T, D); ``params``: of the block; ``state``: as left by the tokens before, looked at with ``short_conv``;
+    ``options``: say whether tokens of masked or packed rows are moved, see :mod:`ramnet_np.model.live_tokens`.
 
     >>> import numpy as np
     >>> config = RAMNetConfig(width=2, short_conv=2)
     >>> params = {"attn_norm.weight": np.ones(2), "attn_conv.weight": np.array([[1.0, 1.0], [0.0, 1.0]])}
-    >>> layer_input_forward(np.array([[[1.0, 1.0], [-1.0, 1.0]]]), params, config)[0].round(3).tolist()
+    >>> x = np.array([[[1.0, 1.0], [-1.0, 1.0]]])
+    >>> layer_input_forward(x, params, config, None, CallOptions())[0].round(3).tolist()
     [[[1.0, 1.0], [0.0, 1.0]]]
     """
     n, norm_ctx = norm_forward(x, subset(params, "attn_norm."), config)
+    if options.layer_rows is not None:
+        n = options.layer_rows.apart(n)
     if not config.short_conv:
         return n, norm_ctx, None
     if not isinstance(state, ConvState | None):
         raise TypeError(f"state of a block with a short convolution must be a ConvState, got {_type(state)}")
+    if options.conv_rows is not None:
+        n = options.conv_rows.apart(n)
     n, conv_ctx = short_conv_forward(n, params["attn_conv.weight"], None if state is None else state.inputs)
-    return n, norm_ctx, conv_ctx
+    return n if options.conv_rows is None else options.conv_rows.together(n), norm_ctx, conv_ctx
 
 
 def initial_block_state(config: RAMNetConfig, x: Array) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array, RAMState
 from ramnet_np.core.arrays import memory_of, namespace_of
+from ramnet_np.core.checks import check_mask, check_positions, full_positions
+from ramnet_np.core.packed import check_cu_seqlens, packed_positions
 from ramnet_np.core.require import require_array, require_ids
 from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model.block import ConvState, check_block_state
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.count import state_elements
+from ramnet_np.model.live_tokens import live_tokens
 from ramnet_np.model.memory import require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions
 
@@ -87,8 +91,8 @@ def check_state_memory(config: RAMNetConfig, batch: int, tokens: int, like: Arra
         require_memory(needed, "the state of this model", "gpu" if array_kind(like) == "cupy" else "cpu")
 
 
-def check_options(config: RAMNetConfig, options: CallOptions) -> None:
-    """ValueError for what the model's mixer cannot do.
+def check_options(config: RAMNetConfig, options: CallOptions, has_state: bool = False) -> None:
+    """ValueError for what the model's mixer cannot do. ``has_state``: one is given, or to be returned.
 
     >>> check_options(RAMNetConfig(mixer="delta"), CallOptions(backend="numba"))
     Traceback (most recent call last):
@@ -96,16 +100,70 @@ def check_options(config: RAMNetConfig, options: CallOptions) -> None:
     ValueError: backend must be None for mixer 'delta', which NumPy or CuPy computes as the arrays are, got 'numba'
     """
     has_slots = MIXERS[config.mixer].addresses is not None
-    if options.mask is not None and (not has_slots or config.short_conv):
-        raise ValueError(
-            f"mask must be None unless mixer is {mixers_with_slots()} and short_conv 0: the others let every token "
-            f"through, got a mask with mixer {config.mixer!r} and short_conv {config.short_conv}"
-        )
+    for name in ("mask", "cu_seqlens"):
+        if getattr(options, name) is not None and has_state and (not has_slots or config.short_conv):
+            raise ValueError(
+                f"{name} must be None where a state is given or returned, unless mixer is {mixers_with_slots()} and "
+                f"short_conv 0, got one with mixer {config.mixer!r} and short_conv {config.short_conv}"
+            )
     if options.backend is not None and not has_slots:
         raise ValueError(
             f"backend must be None for mixer {config.mixer!r}, which NumPy or CuPy computes as the arrays are, "
             f"got {options.backend!r}"
         )
+
+
+def checked_options(
+    config: RAMNetConfig, options: CallOptions, ids: Array, state: Sequence[Any] | None, like: Array
+) -> CallOptions:
+    """The options of a call for checked ids (B, T) that starts from ``state``; see :func:`with_live_tokens`.
+
+    ``like``: a parameter of the model. ValueError, TypeError or MemoryError where a call cannot be made so.
+
+    >>> checked_options(RAMNetConfig(layers=2), CallOptions(), np.zeros((1, 5), int), [None], np.zeros(1, np.float32))
+    Traceback (most recent call last):
+        ...
+    ValueError: state must hold one state per layer (2), got 1
+    """
+    check_options(config, options, state is not None or options.return_state)
+    if MIXERS[config.mixer].addresses is None:  # the others look themselves; what is not used is to be right, too
+        check_positions(options.positions, ids.shape, like)
+    options = with_live_tokens(config, options, ids, like)
+    if state is None and options.return_state:
+        batch = ids.shape[0] if options.cu_seqlens is None else len(options.cu_seqlens) - 1
+        check_state_memory(config, batch, ids.shape[1], like)
+    if state is not None:
+        check_one_per_layer(state, config.layers)
+    return options
+
+
+def with_live_tokens(config: RAMNetConfig, options: CallOptions, ids: Array, like: Array) -> CallOptions:
+    """Checked options for ids (B, T) with their offsets checked, and with where layers have the tokens of masked or
+    packed rows moved to. ``like``: an array of the model's device.
+
+    >>> options = CallOptions(cu_seqlens=[0, 2, 5])
+    >>> moved = with_live_tokens(RAMNetConfig(mixer="delta"), options, np.zeros((1, 5), int), np.zeros(1))
+    >>> moved.layer_rows.shape
+    (2, 3)
+    """
+    if options.mask is None and options.cu_seqlens is None:
+        return options
+    if options.mask is not None:
+        check_mask(options.mask, ids.shape, array_kind(like))
+    offsets = None if options.cu_seqlens is None else check_cu_seqlens(options.cu_seqlens, ids.shape)
+    if MIXERS[config.mixer].addresses is not None:
+        positions = options.positions
+        if offsets is not None and positions is None:
+            positions = packed_positions(offsets, like)
+        conv_rows = None
+        if config.short_conv:
+            conv_rows = live_tokens(ids.shape, options.mask, offsets).one_row(config.short_conv - 1, like)
+        return options._replace(positions=positions, cu_seqlens=offsets, conv_rows=conv_rows)
+    rows = live_tokens(ids.shape, options.mask, offsets).rows(like)
+    positions = options.positions
+    if positions is not None or offsets is None:  # packed sequences count from 0, and so do their rows
+        positions = rows.apart(full_positions(check_positions(positions, ids.shape, like), ids.shape, like))
+    return options._replace(mask=None, cu_seqlens=None, positions=positions, layer_rows=rows)
 
 
 def mixers_with_slots() -> str:

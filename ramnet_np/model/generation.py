@@ -15,6 +15,7 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array, MemoryTiers
 from ramnet_np.core.arrays import namespace_of, on_host
+from ramnet_np.core.checks import check_mask
 from ramnet_np.core.cuda_graph import Graphs
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
@@ -212,6 +213,26 @@ def tokens(
     generation = Generation(model, ids, backend=backend)
     dtype = token_dtype(ids[0].dtype, model.config.vocab)
     return (_converted(generation.next(sampling), dtype) for _ in range(length))
+
+
+@on_gpu_of_arrays
+def without_padding(ids: Array, mask: Array) -> list[Array]:
+    """The prompts of a padded batch: of every row of ``ids`` (B, T) the tokens where ``mask`` (B, T) is True.
+
+    ValueError or TypeError for a mask that does not fit, or that leaves nothing of a row.
+
+    >>> [row.tolist() for row in without_padding(np.array([[0, 5], [6, 7]]), np.array([[False, True], [True, True]]))]
+    [[5], [6, 7]]
+    """
+    shape = getattr(ids, "shape", None)
+    if shape is None or len(shape) != 2:
+        raise ValueError(f"ids must have shape (B, T) with a mask, got {shape or 'a list of prompts'}")
+    check_mask(mask, shape, array_kind(ids))
+    prompts = [row[kept] for row, kept in zip(ids, mask, strict=True)]
+    for row, prompt in enumerate(prompts):
+        if not prompt.size:
+            raise ValueError(f"mask must leave a token of every row, got none in row {row}")
+    return prompts
 
 
 @on_gpu_of_arrays

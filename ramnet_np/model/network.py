@@ -16,7 +16,6 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Address, Array
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
-from ramnet_np.core.checks import check_positions
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import readable, require_context, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
@@ -28,23 +27,20 @@ from ramnet_np.model.block import (
     block_backward,
     block_forward,
     initial_block_state,
-    layer_input_forward,
     norm_backward,
     norm_forward,
 )
 from ramnet_np.model.call_checks import (
     check_ids,
-    check_one_per_layer,
-    check_options,
     check_select,
     check_state_memory,
     check_states,
-    mixers_with_slots,
+    checked_options,
 )
 from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.count import describe
-from ramnet_np.model.generation import tokens, with_tokens
+from ramnet_np.model.generation import tokens, with_tokens, without_padding
 from ramnet_np.model.layout import (
     EMBEDDINGS,
     HEAD,
@@ -55,10 +51,11 @@ from ramnet_np.model.layout import (
     require_parameters,
 )
 from ramnet_np.model.memory import parameter_bytes, require_memory
-from ramnet_np.model.mixers import MIXERS, CallOptions
+from ramnet_np.model.mixers import CallOptions
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
 from ramnet_np.model.sampling import Sampling
+from ramnet_np.model.tracing import trace
 
 Device = Literal["cpu", "gpu"]
 
@@ -118,25 +115,27 @@ class RAMNet:
         select: Array | None = None,
         positions: Array | None = None,
         state: Sequence[Any] | None = None,
+        cu_seqlens: Array | None = None,
         backend: str | None = None,
         recompute: Recompute = "none",
     ) -> tuple[Array, NetworkContext]:
         """Logits of the next token after each one. Returns (logits, ctx).
 
         ``ids``: (B, T) integers in [0, vocab).
-        ``mask``: (B, T) bool; where False a token neither writes to nor reads from the memories. For mixer "ram"
-            without a short convolution alone.
+        ``mask``: (B, T) bool; where False a token is not there for the others, as in a left-padded batch.
         ``select``: compute logits at N tokens only, (N, V): either (B, T) bool, then in the order of the rows, or
             (N,) distinct integers below B*T, b*T + t for token t of row b. Training asks for the labelled ones: the
             head is the dearest matrix of a small model.
-        ``positions``: (T,) or (B, T) integers, for CAPE and rotary positions; None counts from 0.
+        ``positions``: (T,) or (B, T) integers, for CAPE and rotary positions; None counts from 0, masked tokens too.
         ``state``: what :meth:`forward_with_state` returned, per layer a RAMState (or what another mixer remembers,
             as its module in :mod:`~ramnet_np.model.mixers` says), to start from; it is left alone.
+        ``cu_seqlens``: (N + 1,) integers, the offsets of N sequences that are packed into one row (B = 1): none sees
+            another, and positions count from 0 in each. With it, or a mask, mixer "ram" alone takes a state, of N rows.
         ``recompute``: what the backward computes again in place of the forward keeping it, to the same bits: "ffn", the
             feed-forward networks; "block", everything but the input of each block; "none".
         """
         check_choice("recompute", recompute, Recompute)
-        options = CallOptions(positions, mask, backend, recompute=recompute)
+        options = CallOptions(positions, mask, backend, recompute=recompute, cu_seqlens=cu_seqlens)
         logits, _, ctx = self._run(ids, select, state, options)
         return logits, ctx
 
@@ -149,6 +148,7 @@ class RAMNet:
         mask: Array | None = None,
         select: Array | None = None,
         positions: Array | None = None,
+        cu_seqlens: Array | None = None,
         backend: str | None = None,
     ) -> tuple[Array, list[Any]]:
         """As :meth:`forward`, for a sequence that comes in pieces. Returns (logits, state after the last token).
@@ -163,7 +163,7 @@ class RAMNet:
         True
         """
         # nothing is kept for a backward; with "block" that is dropped layer by layer
-        options = CallOptions(positions, mask, backend, return_state=True, recompute="block")
+        options = CallOptions(positions, mask, backend, return_state=True, recompute="block", cu_seqlens=cu_seqlens)
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
 
@@ -175,6 +175,7 @@ class RAMNet:
         *,
         select: Array | None = None,
         positions: Array | None = None,
+        cu_seqlens: Array | None = None,
         backend: str | None = None,
         recompute: Recompute = "none",
     ) -> tuple[Array, list[Any], NetworkContext]:
@@ -191,7 +192,7 @@ class RAMNet:
         ((1, 2, 8), (1, 2, 16, 4))
         """
         check_choice("recompute", recompute, Recompute)
-        options = CallOptions(positions, None, backend, state is not None, recompute=recompute)
+        options = CallOptions(positions, None, backend, state is not None, recompute=recompute, cu_seqlens=cu_seqlens)
         return self._hidden(ids, select, state, options)
 
     @on_gpu_of_arrays
@@ -302,11 +303,18 @@ class RAMNet:
 
     @on_gpu_of_arrays
     def generate(
-        self, ids: Array | Sequence[Array], length: int, *, backend: str | None = None, **sampling: Any
+        self,
+        ids: Array | Sequence[Array],
+        length: int,
+        *,
+        mask: Array | None = None,
+        backend: str | None = None,
+        **sampling: Any,
     ) -> Array | list[Array]:
         """Continue each row of ``ids`` by ``length`` tokens; returns (B, T + length).
 
         ``ids``: (B, T), or a list of prompts (T,) of any lengths: then a list of arrays is returned.
+        ``mask``: (B, T) bool, False where a token is no part of its prompt, as the padding before a short one.
         ``sampling``: how tokens are chosen, fields of :class:`~ramnet_np.model.sampling.Sampling`; without any the
         likeliest is taken.
         The prompt runs at once; every further token is one step, whose cost grows with the context only with mixer
@@ -320,10 +328,16 @@ class RAMNet:
         >>> [row.shape for row in ragged]
         [(5,), (3,)]
         """
-        return with_tokens(ids, list(self.stream(ids, length, backend=backend, **sampling)))
+        return with_tokens(ids, list(self.stream(ids, length, mask=mask, backend=backend, **sampling)))
 
     def stream(
-        self, ids: Array | Sequence[Array], length: int, *, backend: str | None = None, **sampling: Any
+        self,
+        ids: Array | Sequence[Array],
+        length: int,
+        *,
+        mask: Array | None = None,
+        backend: str | None = None,
+        **sampling: Any,
     ) -> Iterator[Array]:
         """The tokens of :meth:`generate` one after the other, as they are made: (B,) each, of the dtype of ``ids``.
 
@@ -335,11 +349,17 @@ class RAMNet:
         >>> [token.shape for token in model.stream(ids, 2)]
         [(1,), (1,)]
         """
-        return tokens(self, ids, length, Sampling(**sampling), backend)
+        return tokens(self, ids if mask is None else without_padding(ids, mask), length, Sampling(**sampling), backend)
 
     @on_gpu_of_arrays
     def trace(
-        self, ids: Array, *, mask: Array | None = None, positions: Array | None = None, backend: str | None = None
+        self,
+        ids: Array,
+        *,
+        mask: Array | None = None,
+        positions: Array | None = None,
+        cu_seqlens: Array | None = None,
+        backend: str | None = None,
     ) -> list[dict[str, Address]]:
         """Which slots every token writes and reads: per layer {"write": Address, "read": Address}, (B, T, H, K).
 
@@ -348,21 +368,7 @@ class RAMNet:
         (1, 3, 2, 8)
         """
         check_ids(ids, self.config.vocab, self.params[EMBEDDINGS])
-        addresses = MIXERS[self.config.mixer].addresses
-        if addresses is None:
-            raise ValueError(
-                f"trace needs mixer {mixers_with_slots()}, which alone has slots, got mixer {self.config.mixer!r}"
-            )
-        options = CallOptions(positions, mask, backend)
-        check_options(self.config, options)
-        x, _ = embedding_forward(ids, self.params[EMBEDDINGS])
-        accesses = []
-        for i in range(self.config.layers):
-            params = subset(self.params, layer_prefix(i))
-            n, _, _ = layer_input_forward(x, params, self.config)
-            accesses.append(addresses(n, subset(params, "attn."), self.config, i, options))
-            x, _, _ = block_forward(x, params, self.config, i, options=options)
-        return accesses
+        return trace(self.params, self.config, ids, CallOptions(positions, mask, backend, cu_seqlens=cu_seqlens))
 
     def to(self, device: Device, dtype: Any = None) -> RAMNet:
         """The model on ``device``, "cpu" or "gpu", in ``dtype``: itself if it is so already, else with copies.
@@ -421,15 +427,9 @@ class RAMNet:
         self, ids: Array, select: Array | None, state: Sequence[Any] | None, options: CallOptions
     ) -> tuple[Array, list[Any], NetworkContext]:
         """What the head takes, the state of every layer, and ctx without the head's."""
-        check_ids(ids, self.config.vocab, self.params[EMBEDDINGS])
         config = self.config
-        check_options(config, options)
-        if MIXERS[config.mixer].addresses is None:  # the others look themselves; what is not used is to be right, too
-            check_positions(options.positions, ids.shape, self.params[EMBEDDINGS])
-        if state is None and options.return_state:
-            check_state_memory(config, ids.shape[0], ids.shape[1], self.params[EMBEDDINGS])
-        if state is not None:
-            check_one_per_layer(state, config.layers)
+        check_ids(ids, config.vocab, self.params[EMBEDDINGS])
+        options = checked_options(config, options, ids, state, self.params[EMBEDDINGS])
         if select is not None:
             select = check_select(select, ids)
         # 1. embeddings

@@ -44,7 +44,8 @@ _FORMAT = 1
 STEPS = "train.steps"  # the one setting that may grow when a run is resumed
 # they decide no bits: a resumed run may change them
 _FREE_SETTINGS = ("train.log_every", "train.checkpoint_every", "train.recompute", "train.shard_optimizer")
-_ADDED = {"data.carry_state": False}  # settings of data that older versions did not have, and how these ran
+# settings of data that older versions did not have, and how these ran
+_ADDED = {"data.carry_state": False, "data.pack": False}
 KEPT = 2  # newest checkpoints that stay, beside the best one
 
 

@@ -12,6 +12,8 @@ Where several ranks train together, the sums of their gradients run beside the b
 AdamW waits for them; the graph is cut there (:mod:`~ramnet_np.train.step_graph`). Everything here that waits for the
 GPU then waits for other ranks too, so it goes through :meth:`Ranks.wait`, which notices a rank that does not come.
 
+The kernels of packed rows follow the lengths of their sequences, so their steps are no graphs.
+
 A graph allocates from a memory pool of its own, so that work between two launches gets other memory.
 
 Several threads may train a model each, on one GPU: a thread has its own stream, a :class:`GPUTrainer` its own memory
@@ -32,14 +34,14 @@ from ramnet_np.core.arrays import on_host
 from ramnet_np.core.cuda_graph import Graphs, capture, graph_pool, own_stream, why_not_captured
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
-from ramnet_np.data.batches import Batch, StreamBatch
+from ramnet_np.data.batches import Batch, PackedBatch, StreamBatch
 from ramnet_np.data.gpu_dataset import GPUBatch, GPUDataset
 from ramnet_np.layers.loss import IGNORE_INDEX
 from ramnet_np.model import RAMNet
 from ramnet_np.train.carried import CarriedState, carried_from
 from ramnet_np.train.config import TrainConfig, learning_rate
 from ramnet_np.train.gradient_sum import GradientSum
-from ramnet_np.train.gradients import Part, loss_and_gradients
+from ramnet_np.train.gradients import Part, loss_and_gradients, packed_part
 from ramnet_np.train.optim import ADAMW_EPS, AdamWState, has_weight_decay
 from ramnet_np.train.ranks import ONE, RankError, Ranks
 from ramnet_np.train.shards import Shards
@@ -153,17 +155,20 @@ class GPUTrainer:
         """How many shapes of batch have been captured."""
         return sum(buffers.graph is not None for buffers in self._buffers.values())
 
-    def step(self, batch: Batch | StreamBatch | GPUBatch) -> None:
+    def step(self, batch: Batch | StreamBatch | PackedBatch | GPUBatch) -> None:
+        packed = batch if isinstance(batch, PackedBatch) else None
+        if packed is not None and self._must_capture:
+            raise RuntimeError("a training step of packed rows (data.pack) cannot be captured as a CUDA graph")
         if isinstance(batch, StreamBatch) and self._carried is None:  # before a capture, which gives memory of its own
             self._carried = carried_from(self._model, batch, self._saved)
         buffers = self._upload_rows(batch) if isinstance(batch, GPUBatch) else self._upload_tokens(batch)
-        if self._captures and buffers.graph is None and buffers.warmed_up:
+        if self._captures and packed is None and buffers.graph is None and buffers.warmed_up:
             self._ranks.wait()  # a capture may wait for the GPU
             self._capture(buffers)
-        if buffers.graph is not None:
+        if packed is None and buffers.graph is not None:
             buffers.graph.launch()
         else:
-            self._compute(buffers, self._addresses, bind=True)
+            self._compute(buffers, self._addresses, bind=True, packed=packed)
         buffers.warmed_up = True
         self._step += 1
 
@@ -202,7 +207,7 @@ class GPUTrainer:
         cupy.get_default_memory_pool().free_all_blocks(self._stream)  # no other stream would use them
         self._gpu.__exit__(*exc_info)
 
-    def _upload_tokens(self, batch: Batch | StreamBatch) -> BatchBuffers:
+    def _upload_tokens(self, batch: Batch | StreamBatch | PackedBatch) -> BatchBuffers:
         """Copy ids of a batch on the host, positions and labels of each part, and where rows of streams start."""
         ids, labels, vocab = on_host(batch.ids), on_host(batch.labels), self._model.config.vocab
         rows = part_rows(len(ids), self._config.accumulate)
@@ -229,9 +234,17 @@ class GPUTrainer:
         self._buffers[key].upload([batch.rows], self._stream, self._ranks.wait)
         return self._buffers[key]
 
-    def _compute(self, buffers: BatchBuffers, addresses: Array, *, bind: bool) -> dict[str, Array]:
-        """Launch one step. Returns the gradients; the optimiser is told their addresses only if ``bind``."""
+    def _compute(
+        self, buffers: BatchBuffers, addresses: Array, *, bind: bool, packed: PackedBatch | None = None
+    ) -> dict[str, Array]:
+        """Launch one step. Returns the gradients; the optimiser is told their addresses only if ``bind``.
+
+        ``packed``: the batch, if its rows are.
+        """
         parts, start = buffers.inputs()
+        if packed is not None:
+            rows = len(packed.lengths) // len(parts)
+            parts = [packed_part(p, packed.cu_seqlens(i * rows, (i + 1) * rows)) for i, p in enumerate(parts)]
         carried = None if start is None else self._carried
         result = loss_and_gradients(self._model, parts, self._config.recompute, carried, start, self._over_ranks)
         grads = self._optimizer.contiguous(result.grads)

@@ -32,6 +32,7 @@ class Part(NamedTuple):
     ids: Array  # (R, T)
     select: Array  # (R, T) bool or (N,) b*T + t: the tokens whose logits are wanted
     labels: Array  # (N,), of these tokens; IGNORE_INDEX counts for nothing
+    cu_seqlens: Array | None = None  # of rows that are packed into one: R = 1
 
 
 class Gradients(NamedTuple):
@@ -112,6 +113,18 @@ def _add(sums: Params, over_ranks: OverRanks | None, grads: Params) -> None:
         over_ranks.add({name: sums.pop(name) for name in grads})
 
 
+def packed_part(part: Part, cu_seqlens: Array) -> Part:
+    """The rows of a part as one row of packed sequences.
+
+    >>> import numpy as np
+    >>> part = Part(np.zeros((2, 3), int), np.ones((2, 3), bool), np.zeros(6, int))
+    >>> packed_part(part, np.array([0, 2, 6])).ids.shape
+    (1, 6)
+    """
+    select = part.select.reshape(1, -1) if part.select.ndim == 2 else part.select
+    return Part(part.ids.reshape(1, -1), select, part.labels, cu_seqlens)
+
+
 def _part(
     model: RAMNet,
     recompute: Recompute,
@@ -128,7 +141,9 @@ def _part(
     if carried is not None and start is not None:
         state = carried.rows(rows.start, rows.stop)
         positions = start[rows, None] + namespace_of(start).arange(T, dtype=start.dtype)
-    x, state, ctx = model.forward_hidden(part.ids, state, select=part.select, positions=positions, recompute=recompute)
+    x, state, ctx = model.forward_hidden(
+        part.ids, state, select=part.select, positions=positions, cu_seqlens=part.cu_seqlens, recompute=recompute
+    )
     found = head_loss_and_gradients(x, model.head, part.labels, total)
     for grads in model.backward_in_order(found.x, found.weight, ctx):
         take(grads)

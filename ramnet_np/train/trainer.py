@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, Protocol
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.data.batches import Batch, StreamBatch
+from ramnet_np.data.batches import Batch, PackedBatch, StreamBatch
 from ramnet_np.model import RAMNet
 from ramnet_np.train.carried import CarriedState, carried_from
 from ramnet_np.train.config import TrainConfig, learning_rate
 from ramnet_np.train.gradient_sum import GradientSum
-from ramnet_np.train.gradients import Gradients, Part, loss_and_gradients
+from ramnet_np.train.gradients import Gradients, Part, loss_and_gradients, packed_part
 from ramnet_np.train.optim import AdamWState, adamw_update, clip_by_global_norm
 from ramnet_np.train.ranks import ONE, Ranks
 from ramnet_np.train.shards import Shards
@@ -63,7 +63,7 @@ class Trainer(Protocol):
     def carried(self) -> dict[str, Array] | None:
         """The memories after the last step, by name; None where none are carried from step to step."""
 
-    def step(self, batch: Batch | StreamBatch) -> None:
+    def step(self, batch: Batch | StreamBatch | PackedBatch) -> None:
         """Update the model once, in place. :class:`Diverged` is raised here or by a later report.
 
         The rows of a :class:`StreamBatch` go on from the memories that the step before left.
@@ -119,7 +119,7 @@ class CPUTrainer:
     def carried(self) -> dict[str, Array] | None:
         return self._carried.arrays() if self._carried else self._saved
 
-    def step(self, batch: Batch | StreamBatch) -> None:
+    def step(self, batch: Batch | StreamBatch | PackedBatch) -> None:
         model, config, step = self._model, self._config, self._state.step
         try:
             result = self._loss_and_gradients(batch)
@@ -148,7 +148,7 @@ class CPUTrainer:
     def _where(self) -> str:
         return self._over_ranks.where() if self._over_ranks else ""
 
-    def _loss_and_gradients(self, batch: Batch | StreamBatch) -> Gradients:
+    def _loss_and_gradients(self, batch: Batch | StreamBatch | PackedBatch) -> Gradients:
         xp = namespace_of(*self._model.params.values())
         ids, labels = xp.asarray(batch.ids), xp.asarray(batch.labels)
         start = None
@@ -160,6 +160,8 @@ class CPUTrainer:
             Part(ids[i : i + rows], (at := labels[i : i + rows] >= 0), labels[i : i + rows][at])
             for i in range(0, len(ids), rows)
         ]
+        if isinstance(batch, PackedBatch):
+            parts = [packed_part(p, batch.cu_seqlens(i * rows, (i + 1) * rows)) for i, p in enumerate(parts)]
         return loss_and_gradients(self._model, parts, self._config.recompute, self._carried, start, self._over_ranks)
 
     def __enter__(self) -> CPUTrainer:

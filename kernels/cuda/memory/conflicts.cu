@@ -9,8 +9,9 @@
 // The kernel also computes what depends on nothing else for the masses: what a write leaves of its slot's mass (alpha),
 // and what the chunk's writes before an access make of the mass, so that mass_forward.cu follows no chains.
 //
-// Who computes what: block (head, chunk, batch counted from the last), heads first because they share lines of memory (a
-// packed row's chunks are those of all its sequences); thread token * W + k has write k of a token, and thread token * R + k its read k.
+// Who computes what: block (head, chunk, batch counted from the last), heads first because they share lines of memory. A
+// packed row's chunks are those of all its sequences. Thread token * W + k has write k of a token, and thread token * R + k
+// its read k.
 //
 // Compiled with: what chunk.cuh and retention.cuh ask for.
 #include "memory/mass.cuh"

@@ -100,7 +100,7 @@ def ram_layer_forward(
     gamma, gamma_ctx = gamma_forward(x, params, config)
     # 2. memory
     if state is None and config.init_mass is not None:
-        state = initial_state(config, x)
+        state = initial_state(config, x, B if options.cu_seqlens is None else len(options.cu_seqlens) - 1)
         if options.positions is None:  # a memory that is still empty: these tokens are the first
             options = options._replace(positions=namespace_of(x).arange(T))
     y, state, attention_ctx = _attend(
@@ -231,8 +231,10 @@ def ram_parameters(config: RAMNetConfig, layer: int = 0) -> dict[str, Parameter]
     )
 
 
-def initial_state(config: RAMNetConfig, x: Array) -> RAMState:
+def initial_state(config: RAMNetConfig, x: Array, sequences: int | None = None) -> RAMState:
     """The empty memory of one layer for the sequences of ``x`` (B, T, D): s = 0, z = ``init_mass``.
+
+    ``sequences``: how many, where they are packed; None is B.
 
     >>> import numpy as np
     >>> state = initial_state(RAMNetConfig(width=8, heads=2, order=2, init_mass=0.5), np.zeros((1, 5, 8)))
@@ -240,7 +242,8 @@ def initial_state(config: RAMNetConfig, x: Array) -> RAMState:
     ((1, 2, 16, 4), 0.5)
     """
     dtype = x.dtype if x.dtype.itemsize > 4 else np.float32  # of 16-bit models too
-    state = RAMState.initial(x.shape[0], config.heads, config.slots, config.head_channels, dtype, namespace_of(x))
+    batch = x.shape[0] if sequences is None else sequences
+    state = RAMState.initial(batch, config.heads, config.slots, config.head_channels, dtype, namespace_of(x))
     if config.init_mass is not None:
         state.mass[...] = config.init_mass
     return state
@@ -274,7 +277,7 @@ def _attend(
         return y, state, None
     return ram_attention_forward(
         write_logits, read_logits, values, gamma, state=state, proxy_eps=config.proxy_eps,
-        return_state=options.return_state, **settings,
+        return_state=options.return_state, cu_seqlens=options.cu_seqlens, **settings,
     )  # fmt: skip
 
 
