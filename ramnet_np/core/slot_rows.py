@@ -19,6 +19,7 @@ from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated_everywhere
 from ramnet_np.core.arrays import namespace_of
 
+PAGE = 16  # neighbouring slots of a head, which move between tiers together
 PAGE_ROWS = 256  # rows that are added at once, at least
 FREE = -1
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: spreads runs of slots over the table
