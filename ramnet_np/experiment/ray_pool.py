@@ -23,8 +23,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.one_run import run_one
+from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.workers import SWITCH_SECONDS, Event, serve
 from ramnet_np.model.network import Device
 from ramnet_np.train.interrupt import SIGNALS
@@ -39,14 +39,24 @@ class RayPool:
     """Processes on a Ray cluster that wait for runs. Used as a context: its end kills them.
 
     ``address``: of the cluster; None: that of RAY_ADDRESS, or the one this host is part of, or a new one on this host.
-    ``side_by_side``: runs on each GPU, or on the CPUs of each host; ``out``, ``invocation``: as in
-    :func:`~ramnet_np.experiment.one_run.run_one`. Hosts that join later are not used.
+    ``side_by_side``: runs on each GPU, or on the CPUs of each host; ``out``, ``invocation``, ``text``,
+    ``keep_model``: as in :func:`~ramnet_np.experiment.one_run.run_one`. Hosts that join later are not used.
     Entering it raises RuntimeError where Ray is missing, the cluster cannot be reached, or none of it is free.
     """
 
-    def __init__(self, address: str | None, device: Device, side_by_side: int, out: Path, invocation: str):
+    def __init__(
+        self,
+        address: str | None,
+        device: Device,
+        side_by_side: int,
+        out: Path,
+        invocation: str,
+        text: Path | None = None,
+        keep_model: bool = False,
+    ):
         self._address, self._device, self._side_by_side = address, device, side_by_side
-        self._arguments = device, side_by_side if device == "gpu" else 1, out.absolute(), invocation
+        text = None if text is None else text.absolute()
+        self._arguments = device, side_by_side if device == "gpu" else 1, out.absolute(), invocation, text, keep_model
         self._actors: list[_Actor] = []
 
     @property
@@ -187,11 +197,19 @@ class Host:
     []
     """
 
-    def __init__(self, device: Device, threads: int, out: Path, invocation: str):
+    def __init__(
+        self,
+        device: Device,
+        threads: int,
+        out: Path,
+        invocation: str,
+        text: Path | None = None,
+        keep_model: bool = False,
+    ):
         sys.setswitchinterval(SWITCH_SECONDS)
         # GPUs of two hosts may have one number, so the host is part of the name of the invocation
         session = f"{invocation} {platform.node()}"
-        one = partial(run_one, device=device, out=out, invocation=session)
+        one = partial(run_one, device=device, out=out, invocation=session, text=text, keep_model=keep_model)
         self._runs: SimpleQueue[GridRun] = SimpleQueue()
         self._messages: SimpleQueue[_Message] = SimpleQueue()
         for _ in range(threads):

@@ -15,13 +15,17 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ramnet_np.core.arrays import gpu_namespace
-from ramnet_np.experiment.grid import Grid, GridRun, load_grid, together
+from ramnet_np.data.corpus import read_corpus
+from ramnet_np.experiment.grid import Grid, load_grid, together
 from ramnet_np.experiment.one_run import Progress, checkpoints_of
+from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.ray_pool import RayPool
-from ramnet_np.experiment.records import Record, append_record, read_records, run_of
+from ramnet_np.experiment.records import Record, read_records, run_of
 from ramnet_np.experiment.sweep import count_left, wanted_runs
+from ramnet_np.experiment.tasks import figure
 from ramnet_np.experiment.workers import WorkerPool
 from ramnet_np.model.checks import SMALLEST, check_integer, check_number
+from ramnet_np.model.files import append_record
 from ramnet_np.model.network import Device
 from ramnet_np.train.checkpoint import checkpoint_step, latest_checkpoint
 from ramnet_np.train.folder import held_folder
@@ -56,8 +60,12 @@ class Options:
     quick: bool = False
     """The reduced grid, in minutes on a CPU: small vocabulary, few pairs, few steps. Its figures say nothing about the
     paper's."""
+    text: Path | None = None
+    """What grids on text read: a folder of tokens or of .txt files, or a file; none: a text that is made here."""
+    keep_models: bool = False
+    """Leave the models of runs at full length in OUT/models, for ramnet-np evaluate and generate."""
     epochs: float | None = None
-    """Passes over the training sets, in place of the grid's."""
+    """Passes over the training sets, or over the text, in place of the grid's."""
     grid: Path | None = None
     """A grid file of your own, in place of the one that comes with the command."""
     ray: tuple[str, ...] | None = None
@@ -126,7 +134,8 @@ def run_experiment(
         if len(sources) > 1:
             raise ValueError(f"grid takes the place of one grid, got {len(sources)}: {', '.join(map(str, sources))}")
         sources = [options.grid]
-    grids = [load_grid(source, quick=options.quick, epochs=options.epochs) for source in sources]
+    corpus = None if options.text is None else read_corpus(options.text, argument="text")
+    grids = [load_grid(source, quick=options.quick, epochs=options.epochs, corpus=corpus) for source in sources]
     grid = together(grids).only(options.only)
     gpus = _gpus(options) if options.device == "gpu" and options.ray is None else ()
     out = options.out or Path("runs") / (grid.name + "-quick" * grid.quick)
@@ -154,10 +163,11 @@ def run_experiment(
 
 
 def _pool(options: Options, gpus: tuple[int, ...], out: Path, invocation: str) -> WorkerPool | RayPool:
+    text, keep = options.text, options.keep_models
     if options.ray is None:
-        return WorkerPool(options.device, gpus, options.side_by_side, out, invocation)
+        return WorkerPool(options.device, gpus, options.side_by_side, out, invocation, text, keep)
     address = options.ray[0] if options.ray else None
-    return RayPool(address, options.device, options.side_by_side, out, invocation)
+    return RayPool(address, options.device, options.side_by_side, out, invocation, text, keep)
 
 
 def _gpus(options: Options) -> tuple[int, ...]:
@@ -265,9 +275,10 @@ class _GridWork:
         if record["status"] == "diverged":
             self._log(f"{run.label}: diverged after {record['steps']} steps")
             return
-        test = f"accuracy {record['accuracy']['mean']:.3f}, " if record["accuracy"] else ""
+        what = "bits a byte" if run.task == "text" else "accuracy"
+        test = f"{what} {figure(record['accuracy']):.3f}, " if record["accuracy"] else ""
         self._log(
-            f"{run.label}: {test}validation {record['validation']['mean']:.3f}, {record['epochs']:g} epochs, "
+            f"{run.label}: {test}validation {figure(record['validation']):.3f}, {record['epochs']:g} epochs, "
             f"{record['seconds']:.0f} s, {record['tokens_per_second']:,} tokens/s"
         )
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.one_run import run_one
+from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.records import Record
 from ramnet_np.model.network import Device
 
@@ -42,11 +42,18 @@ class WorkerPool:
     """Processes that wait for runs. Used as a context: its end kills them, with whatever still runs.
 
     ``gpus``: which of the visible ones, for ``device`` "gpu"; ``side_by_side``: runs on each GPU, or on the CPU;
-    ``out``, ``invocation``: as in :func:`~ramnet_np.experiment.one_run.run_one`.
+    ``out``, ``invocation``, ``text``, ``keep_model``: as in :func:`~ramnet_np.experiment.one_run.run_one`.
     """
 
     def __init__(
-        self, device: Device, gpus: Sequence[int], side_by_side: int, out: Path | None = None, invocation: str = ""
+        self,
+        device: Device,
+        gpus: Sequence[int],
+        side_by_side: int,
+        out: Path | None = None,
+        invocation: str = "",
+        text: Path | None = None,
+        keep_model: bool = False,
     ):
         if side_by_side < 1:
             raise ValueError(f"side_by_side must be at least 1, got {side_by_side}")
@@ -59,7 +66,7 @@ class WorkerPool:
             threads, environments = side_by_side, [{"CUDA_VISIBLE_DEVICES": name} for name in names]
         else:
             threads, environments = 1, [{"NUMBA_NUM_THREADS": str(max(1, cores // side_by_side))}] * side_by_side
-        one = partial(run_one, device=device, out=out, invocation=invocation)
+        one = partial(run_one, device=device, out=out, invocation=invocation, text=text, keep_model=keep_model)
         self._workers = [_Worker(one, threads, environment) for environment in environments]
 
     @property

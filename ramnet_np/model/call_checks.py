@@ -15,11 +15,11 @@ from ramnet_np.core.packed import check_cu_seqlens, packed_positions
 from ramnet_np.core.require import require_array, require_ids
 from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model.block import ConvState, check_block_state
-from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.config import RAMNetConfig, of_layer
 from ramnet_np.model.count import state_elements
 from ramnet_np.model.live_tokens import live_tokens
 from ramnet_np.model.memory import require_memory
-from ramnet_np.model.mixers import MIXERS, CallOptions
+from ramnet_np.model.mixers import MIXERS, CallOptions, mixers_of
 
 WORTH_ASKING = 2**28  # bytes from which on the system is asked whether it has them
 
@@ -61,12 +61,13 @@ def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: 
         ...
     ValueError: state must hold one state per layer (2), got 0
     """
-    if positions is None and MIXERS[config.mixer].addresses and any(map(config.cape_heads, range(config.layers))):
+    cape = any(mixer.addresses and config.cape_heads(i) for i, mixer in enumerate(mixers_of(config)))
+    if positions is None and cape:
         raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
     check_one_per_layer(state, config.layers)
     slots, sparse = [], []
     for i, memory in enumerate(state):
-        check_block_state(f"state[{i}]", memory, config, batch, like)
+        check_block_state(f"state[{i}]", memory, of_layer(config, i), batch, like)
         slots += _slots_in(memory)
         sparse += [id(part) for part in (memory, getattr(memory, "memory", None)) if isinstance(part, SparseRAMState)]
     if len(set(map(memory_of, slots))) < len(slots) or len(set(sparse)) < len(sparse):
@@ -99,14 +100,16 @@ def check_options(config: RAMNetConfig, options: CallOptions, has_state: bool = 
         ...
     ValueError: backend must be None for mixer 'delta', which NumPy or CuPy computes as the arrays are, got 'numba'
     """
-    has_slots = MIXERS[config.mixer].addresses is not None
+    slots = [mixer.addresses is not None for mixer in mixers_of(config)]
     for name in ("mask", "cu_seqlens"):
-        if getattr(options, name) is not None and has_state and (not has_slots or config.short_conv):
+        if getattr(options, name) is not None and any(slots) and not all(slots):
+            raise ValueError(f"{name} must be None for a hybrid, got one with {config.mixer!r} and {config.hybrid!r}")
+        if getattr(options, name) is not None and has_state and (not all(slots) or config.short_conv):
             raise ValueError(
                 f"{name} must be None where a state is given or returned, unless mixer is {mixers_with_slots()} and "
                 f"short_conv 0, got one with mixer {config.mixer!r} and short_conv {config.short_conv}"
             )
-    if options.backend is not None and not has_slots:
+    if options.backend is not None and not any(slots):
         raise ValueError(
             f"backend must be None for mixer {config.mixer!r}, which NumPy or CuPy computes as the arrays are, "
             f"got {options.backend!r}"
@@ -126,7 +129,8 @@ def checked_options(
     ValueError: state must hold one state per layer (2), got 1
     """
     check_options(config, options, state is not None or options.return_state)
-    if MIXERS[config.mixer].addresses is None:  # the others look themselves; what is not used is to be right, too
+    # mixers with slots look themselves; what is not used is to be right, too
+    if not all(mixer.addresses for mixer in mixers_of(config)):
         check_positions(options.positions, ids.shape, like)
     options = with_live_tokens(config, options, ids, like)
     if state is None and options.return_state:

@@ -38,7 +38,7 @@ from ramnet_np.model.call_checks import (
     checked_options,
 )
 from ramnet_np.model.checks import check_choice, check_integer
-from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.config import RAMNetConfig, of_layer
 from ramnet_np.model.count import describe
 from ramnet_np.model.generation import tokens, with_tokens, without_padding
 from ramnet_np.model.layout import (
@@ -208,7 +208,7 @@ class RAMNet:
         check_integer("batch", batch, 1)
         check_state_memory(self.config, batch, 1, self.params[EMBEDDINGS])
         like = namespace_of(self.params[EMBEDDINGS]).empty((batch, 1, self.config.width), self.params[EMBEDDINGS].dtype)
-        return [initial_block_state(self.config, like) for _ in range(self.config.layers)]
+        return [initial_block_state(of_layer(self.config, i), like) for i in range(self.config.layers)]
 
     @on_gpu_of_arrays
     def step(self, ids: Array, state: list[Any], positions: Array, *, backend: str | None = None) -> Array:
@@ -358,17 +358,17 @@ class RAMNet:
         *,
         mask: Array | None = None,
         positions: Array | None = None,
+        state: Sequence[Any] | None = None,
         cu_seqlens: Array | None = None,
         backend: str | None = None,
     ) -> list[dict[str, Address]]:
-        """Which slots every token writes and reads: per layer {"write": Address, "read": Address}, (B, T, H, K).
+        """Which slots tokens write and read: per layer {"write": Address, "read": Address}, (B, T, H, K), or {}.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> model.trace(np.array([[1, 2, 3]]))[0]["write"].index.shape
         (1, 3, 2, 8)
         """
-        check_ids(ids, self.config.vocab, self.params[EMBEDDINGS])
-        return trace(self.params, self.config, ids, CallOptions(positions, mask, backend, cu_seqlens=cu_seqlens))
+        return trace(self.params, self.config, ids, CallOptions(positions, mask, backend, cu_seqlens=cu_seqlens), state)
 
     def to(self, device: Device, dtype: Any = None) -> RAMNet:
         """The model on ``device``, "cpu" or "gpu", in ``dtype``: itself if it is so already, else with copies.
@@ -439,7 +439,7 @@ class RAMNet:
         states, blocks = [], []
         for i in range(config.layers):
             params, before = subset(self.params, layer_prefix(i)), None if state is None else state[i]
-            x, new_state, block_ctx = block_forward(x, params, config, i, state=before, options=options)
+            x, new_state, block_ctx = block_forward(x, params, of_layer(config, i), i, state=before, options=options)
             states.append(new_state)
             blocks.append(block_ctx)
         # 3. the tokens that are asked for

@@ -12,7 +12,7 @@ from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model.block import ConvState
 from ramnet_np.model.call_checks import mixers_with_slots
 from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.mixers import MIXERS
+from ramnet_np.model.mixers import mixers_of
 
 
 def sparse_state(model: Any, batch: int, tiers: MemoryTiers | None = None) -> list[Any]:
@@ -62,5 +62,5 @@ def with_tiers(state: list[Any], tiers: MemoryTiers, config: RAMNetConfig) -> li
 
 
 def _require_slots(config: RAMNetConfig) -> None:
-    if MIXERS[config.mixer].addresses is None:
-        raise ValueError(f"mixer must be {mixers_with_slots()} for a sparse memory, got {config.mixer!r}")
+    if without := [mixer.name for mixer in mixers_of(config) if mixer.addresses is None]:
+        raise ValueError(f"mixer must be {mixers_with_slots()} for a sparse memory, got {without[0]!r}")

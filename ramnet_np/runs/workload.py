@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.layout import parameter_shapes
 from ramnet_np.model.memory import parameter_bytes, require_memory
-from ramnet_np.model.mixers import MIXERS
+from ramnet_np.model.mixers import mixers_of
 from ramnet_np.train.config import TrainConfig
 
 FLOPS, HEAD_SECONDS = 15e9, 2e-6
@@ -44,7 +44,7 @@ def require_run_memory(work: Workload, model: RAMNetConfig, train: TrainConfig, 
     logits = 2 * 4 * work.most_labels // train.accumulate * model.vocab
     layers = 1 if train.recompute == "block" else model.layers
     writes, reads = model.top_k if isinstance(model.top_k, tuple) else (model.top_k, model.top_k)
-    has_slots = MIXERS[model.mixer].addresses is not None
+    has_slots = any(mixer.addresses for mixer in mixers_of(model))
     addresses = 8 * int(work.tokens) // train.accumulate * layers * model.heads * (writes + reads) * has_slots
     moments = 2 * parameter_bytes(model) // (ranks if train.shard_optimizer else 1)
     training = 2 * parameter_bytes(model) + moments + logits + addresses

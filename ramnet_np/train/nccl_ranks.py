@@ -1,4 +1,4 @@
-"""Ranks that exchange CuPy arrays over NCCL, a GPU each. Written, and not run yet on a machine with two GPUs.
+"""Ranks that exchange CuPy arrays over NCCL, a GPU each.
 
 The calls go to the stream that is current, and those that run beside other work to a stream of their own:
 

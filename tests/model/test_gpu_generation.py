@@ -26,11 +26,6 @@ pytestmark = pytest.mark.gpu
 ROUNDING = 1e-3  # of logits in float32, which spread over several units
 
 
-@pytest.fixture(autouse=True)
-def _numpy_backend():
-    """Instead of the fixture of that name for the other tests here: arrays on the GPU have kernels of their own."""
-
-
 @pytest.fixture(scope="module")
 def cp():
     import cupy

@@ -40,6 +40,12 @@ from ramnet_np.model.address import (
 from ramnet_np.model.checks import SMALLEST, check_choice, check_flag, check_integer, check_number, pair
 from ramnet_np.model.config import AddressPrior, GammaMode, RAMNetConfig
 from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward, gamma_of, gamma_parameters
+from ramnet_np.model.initial_slots import (
+    InitialSlotsContext,
+    initial_slots_backward,
+    initial_slots_forward,
+    initial_slots_parameters,
+)
 from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
 from ramnet_np.model.output import (
     OutputContext,
@@ -63,6 +69,7 @@ class RAMLayerContext(NamedTuple):
     gamma: GammaContext
     attention: RAMAttentionContext
     out: OutputContext
+    initial: InitialSlotsContext | None  # where the layer made the state that it starts from, of learned slots
 
 
 def ram_layer_forward(
@@ -99,8 +106,13 @@ def ram_layer_forward(
     values, values_ctx = linear_forward(x, params["v_proj.weight"], params.get("v_proj.bias"))
     gamma, gamma_ctx = gamma_forward(x, params, config)
     # 2. memory
-    if state is None and config.init_mass is not None:
-        state = initial_state(config, x, B if options.cu_seqlens is None else len(options.cu_seqlens) - 1)
+    initial_ctx = None
+    if state is None and (config.learned_slots or config.init_mass is not None):
+        sequences = B if options.cu_seqlens is None else len(options.cu_seqlens) - 1
+        if config.learned_slots:
+            state, initial_ctx = initial_slots_forward(sequences, params, config)
+        else:
+            state = initial_state(config, x, sequences)
         if options.positions is None:  # a memory that is still empty: these tokens are the first
             options = options._replace(positions=namespace_of(x).arange(T))
     y, state, attention_ctx = _attend(
@@ -110,7 +122,7 @@ def ram_layer_forward(
     out, out_ctx = output_forward(y, x, params, config)
     if attention_ctx is None:
         return out, state, None
-    return out, state, RAMLayerContext(write_ctx, read_ctx, values_ctx, gamma_ctx, attention_ctx, out_ctx)
+    return out, state, RAMLayerContext(write_ctx, read_ctx, values_ctx, gamma_ctx, attention_ctx, out_ctx, initial_ctx)
 
 
 def ram_layer_step(
@@ -178,6 +190,8 @@ def ram_layer_backward(dout: Array, ctx: RAMLayerContext) -> tuple[Array, Params
     dy, dx, grads = output_backward(dout, ctx.out)
     # 2. memory
     d = ram_attention_backward(dy, ctx.attention)
+    if ctx.initial is not None and d.state is not None:
+        grads |= initial_slots_backward(d.state, ctx.initial)
     # 1. projections: each adds its gradient of x
     dx, dmodifier = gamma_backward(d.gamma, ctx.gamma, accumulate_into=dx)
     dvalues = d.values.reshape(*d.values.shape[:2], -1)
@@ -226,6 +240,7 @@ def ram_parameters(config: RAMNetConfig, layer: int = 0) -> dict[str, Parameter]
         address_parameters("r", config, layer)
         | address_parameters("w", config, layer)
         | value_parameters(config)
+        | initial_slots_parameters(config)
         | gamma_parameters(config)
         | output_parameters(config)
     )
@@ -234,13 +249,15 @@ def ram_parameters(config: RAMNetConfig, layer: int = 0) -> dict[str, Parameter]
 def initial_state(config: RAMNetConfig, x: Array, sequences: int | None = None) -> RAMState:
     """The empty memory of one layer for the sequences of ``x`` (B, T, D): s = 0, z = ``init_mass``.
 
-    ``sequences``: how many, where they are packed; None is B.
+    ``sequences``: how many, where they are packed; None is B. ValueError with ``learned_slots``, which are parameters.
 
     >>> import numpy as np
     >>> state = initial_state(RAMNetConfig(width=8, heads=2, order=2, init_mass=0.5), np.zeros((1, 5, 8)))
     >>> state.slots.shape, float(state.mass[0, 0, 0])
     ((1, 2, 16, 4), 0.5)
     """
+    if config.learned_slots:
+        raise ValueError("learned_slots must be False for a state without parameters: a layer makes it from None")
     dtype = x.dtype if x.dtype.itemsize > 4 else np.float32  # of 16-bit models too
     batch = x.shape[0] if sequences is None else sequences
     state = RAMState.initial(batch, config.heads, config.slots, config.head_channels, dtype, namespace_of(x))
@@ -304,7 +321,7 @@ def _check(config: RAMNetConfig) -> None:
         check_integer("top_k", k, 1, config.slots)
     for flag in pair("renorm", config.renorm):
         check_flag("renorm", flag)
-    for name in ("mass_aware", "address_bias", "address_scale"):
+    for name in ("mass_aware", "address_bias", "address_scale", "learned_slots"):
         check_flag(name, getattr(config, name))
     _check_cape(config)
     check_choice("gamma_mode", config.gamma_mode, GammaMode)
