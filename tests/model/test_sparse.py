@@ -158,6 +158,10 @@ def test_training_goes_on_from_a_sparse_state_and_ends_at_its_edge():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="mixer must be 'ram' for a sparse memory, got 'softmax'"):
         sparse_state(RAMNet(RAMNetConfig(mixer="softmax", vocab=29, width=16, layers=2)), 1)
+    with pytest.raises(
+        ValueError, match="learned_slots must be False for a sparse memory, whose slots all start alike"
+    ):
+        sparse_state(RAMNet(replace(CONFIG, learned_slots=True)), 1)
     model, ids = RAMNet(CONFIG, seed=0), prompts((6,))[0][None]
     with pytest.raises(ValueError, match=r"memory.host must hold at least 256 slots of a layer, .* got 50 bytes"):
         sparse_state(model, 1, MemoryTiers(host=100))
