@@ -91,7 +91,13 @@ def capture(call: Callable[[], T], stream: Any, pool: Any) -> tuple[Any, T]:
 
 @contextmanager
 def weights_stay() -> Iterator[None]:
-    """Within this block no call writes weights: a kernel may read its own while the launch before it still runs."""
+    """Within this block no call writes weights: a kernel may read its own while the launch before it still runs.
+
+    >>> with weights_stay():
+    ...     inside = weights_are_staying()
+    >>> inside, weights_are_staying()
+    (True, False)
+    """
     before = weights_are_staying()
     _weights.stay = True
     try:
