@@ -159,13 +159,14 @@ def test_nan_stays_nan_and_a_gamma_out_of_use_has_its_limit(update):
         assert retention_forward(w, np.array(-1e4), update).tolist() == [1, 1, 0]
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
 @pytest.mark.parametrize("gamma", [-103.0, -95.0, -88.0, 72.0, 88.0, 90.0, 103.0])
-def test_gsu_has_gradients_where_a_weight_is_0_or_1_and_the_slope_is_past_float32(gamma):
+def test_gsu_has_gradients_where_a_weight_is_0_or_1_and_the_slope_is_past_float32(gamma, backend):
     write_logits, read_logits = np.random.default_rng(0).standard_normal((2, 1, 6, 1, 2, 4), dtype=np.float32)
     write_logits[..., 0] += 120  # one slot has weight 1, the others 0, exactly
     values = np.full((1, 6, 1, 3), 100, dtype=np.float32)  # large adjoints: the slope must leave room for them
     y, _, ctx = ram_attention_forward(
-        write_logits, read_logits, values, gamma, update="gsu", top_k=4, backend="numpy", return_state=False
+        write_logits, read_logits, values, gamma, update="gsu", top_k=4, backend=backend, return_state=False
     )
     grads = ram_attention_backward(np.full_like(y, 100), ctx)
     assert all(np.isfinite(grad).all() for grad in grads[:4])
