@@ -35,7 +35,7 @@ TESTS = {
     "ramnet_np/core/cape.py": _MATHEMATICS,
     "ramnet_np/core/decoder.py": _MATHEMATICS,
     "ramnet_np/core/dense.py": _MATHEMATICS,
-    "ramnet_np/core/memory.py": _MATHEMATICS,
+    "ramnet_np/core/memory.py": (*_MATHEMATICS, "tests/kernels/test_packed.py"),
     "ramnet_np/core/product_softmax.py": _MATHEMATICS,
     "ramnet_np/core/topk.py": ("tests/core/test_topk.py", *_MATHEMATICS),
     "ramnet_np/core/retention.py": ("tests/core/test_retention.py", *_MATHEMATICS),
@@ -143,8 +143,11 @@ def survives(folder: Path, file: str, text: str) -> bool:
     path.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", "-m", "not gpu"]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "NUMBA_CACHE_DIR": str(folder / "numba")}
+    examples = ("--doctest-modules", file) if file.startswith("ramnet_np/") else ()
     try:
-        done = subprocess.run([*command, *TESTS[file]], cwd=folder, env=environment, timeout=LIMIT, capture_output=True)
+        done = subprocess.run(
+            [*command, *TESTS[file], *examples], cwd=folder, env=environment, timeout=LIMIT, capture_output=True
+        )
         return done.returncode == 0
     except subprocess.TimeoutExpired:
         return False
