@@ -3,11 +3,13 @@
 import os
 import signal
 import sys
-from contextlib import nullcontext
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ramnet_np.backend import use_backend
 from ramnet_np.data.batches import Batch, ShuffledSets
@@ -26,7 +28,22 @@ def data():
     return ShuffledSets([Batch(ids[:40], labels[:40])], {"rule": Batch(ids[40:], labels[40:])}, 4, 0)
 
 
-def run(out: Path, steps: int = 60) -> TrainResult:
+class Telling:
+    """A data set that sends word when the batch for step ``at`` is asked for."""
+
+    def __init__(self, at: int, asked: Connection):
+        self._data, self._at, self._asked = data(), at, asked
+
+    def batch(self, step):
+        if step == self._at:
+            self._asked.send(True)
+        return self._data.batch(step)
+
+    def held_out(self):
+        return self._data.held_out()
+
+
+def run(out: Path, steps: int = 60, source: Any = None) -> TrainResult:
     """Train to the end, with a checkpoint every 6 steps; go on from the last one in ``out``, if there is one."""
     resume = latest_checkpoint(out / "checkpoints") is not None
     config = TrainConfig(
@@ -35,15 +52,21 @@ def run(out: Path, steps: int = 60) -> TrainResult:
     )  # fmt: skip
     with use_backend("numpy"):
         return train(
-            RAMNet(MODEL, seed=99 if resume else 0), data(), config, out, settings={"seed": 0}, resume=resume,
+            RAMNet(MODEL, seed=99 if resume else 0), source or data(), config, out, settings={"seed": 0}, resume=resume,
             progress=False,
         )  # fmt: skip
 
 
-def run_killed(out: Path, begins: Connection, line: int | None) -> None:
-    """Run, and with ``line`` end by SIGKILL at that line of Python of all that saving the checkpoints executes."""
-    begins.send(True)
-    with nullcontext() if line is None else Counted(line):
+def run_until_killed(out: Path, asked: Connection, step: int) -> None:
+    """Run, and send word when the batch for ``step`` is asked for."""
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
+    run(out, source=Telling(step, asked))
+
+
+def run_up_to_line(out: Path, line: int) -> None:
+    """Run, and end by SIGKILL at that line of Python of all that saving the checkpoints executes."""
+    tqdm.set_lock(threading.RLock())
+    with Counted(line):
         run(out)
 
 
