@@ -19,6 +19,7 @@ from ramnet_np.train.checkpoint import latest_checkpoint
 from ramnet_np.train.loop import TrainConfig, TrainResult, train
 
 MODEL = RAMNetConfig(vocab=12, width=16, layers=1, heads=2, order=2, radix=3, top_k=3, ffn="none")
+STEPS = 60
 
 
 def data():
@@ -29,7 +30,7 @@ def data():
 
 
 class Telling:
-    """A data set that sends word when the batch for step ``at`` is asked for."""
+    """A data set that sends word when the batch for step ``at`` is asked for. The last batch never comes."""
 
     def __init__(self, at: int, asked: Connection):
         self._data, self._at, self._asked = data(), at, asked
@@ -37,13 +38,15 @@ class Telling:
     def batch(self, step):
         if step == self._at:
             self._asked.send(True)
+        if step == STEPS - 1:
+            signal.pause()  # until the run is killed
         return self._data.batch(step)
 
     def held_out(self):
         return self._data.held_out()
 
 
-def run(out: Path, steps: int = 60, source: Any = None) -> TrainResult:
+def run(out: Path, steps: int = STEPS, source: Any = None) -> TrainResult:
     """Train to the end, with a checkpoint every 6 steps; go on from the last one in ``out``, if there is one."""
     resume = latest_checkpoint(out / "checkpoints") is not None
     config = TrainConfig(

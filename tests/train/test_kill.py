@@ -21,7 +21,7 @@ from ramnet_np.train import checkpoint as train_checkpoint
 from ramnet_np.train import metrics as train_metrics
 from ramnet_np.train.checkpoint import checkpoint_step, latest_checkpoint, load_checkpoint
 from ramnet_np.train.metrics import read_metrics
-from tests.train.killed_run import Counted, run, run_until_killed, run_up_to_line
+from tests.train.killed_run import STEPS, Counted, run, run_until_killed, run_up_to_line
 
 SEED = 26
 PARTS = ("model.safetensors", "config.json", "optimizer.safetensors", "training.json")
@@ -75,8 +75,7 @@ def kills(folder, anywhere, saving):
     run(folder / "timed")
     seconds = time.monotonic() - began
     draw = random.Random(SEED)
-    # the last steps are left out, so that no run has ended before it is killed
-    moments = [(killed_at_step, draw.randrange(54), draw.random() * seconds / 20) for _ in range(anywhere)]
+    moments = [(killed_at_step, draw.randrange(STEPS), draw.random() * 2 * seconds / STEPS) for _ in range(anywhere)]
     moments += [(killed_at_line, draw.randrange(1, counted.lines + 1)) for _ in range(saving)]
     had = []
     with tqdm(total=len(moments), desc=f"runs killed, seed {SEED}") as bar:
