@@ -172,7 +172,7 @@ def test_a_masked_token_leaves_no_trace():
     other = [a.copy() for a in (write, read, values, dy)]
     for a in other:
         a[~mask] = 1e3 * np.random.default_rng(2).normal(size=a[~mask].shape)
-    other[2][~mask] = np.nan
+    other[2][~mask] = other[3][~mask] = np.nan
     assert all(map(np.array_equal, run(*other), expected))
 
 
