@@ -8,6 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+pytest.importorskip("tqdm", reason="tqdm is not installed")
+
 from ramnet_np.core.cuda_graph import own_stream
 from ramnet_np.data.codec import ByteCodec
 from ramnet_np.layers.sampling import mark_seen, sample_tokens
