@@ -77,7 +77,7 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_field_of_a_run_changes_what_it_is_for(name, monkeypatch):
-    """Of the run that is made: sequences measured on, how often, data, first weights, whether it is tested."""
+    """It changes the run: the sequences measured on, how often, data, first weights, whether the run is tested."""
 
     def seen(run):
         found = {"validated": set(), "measured": 0, "tested": False}

@@ -126,7 +126,7 @@ def test_what_blocks_share_of_a_multiprocessor():
 
 
 def test_lists_of_a_packed_row():
-    """Of sequences that are longest, empty, equal; and of chunks that are just full and just not."""
+    """Sequences that are longest, empty and equal; chunks that are just full and just not."""
     spans, chunks, of_token = packed.list_spans(np.array([0, 2, 2, 6, 8, 13]), chunk=4)
     assert spans.tolist() == [(4, 8, 5, 0), (2, 2, 4, 2), (0, 0, 2, 3), (3, 6, 2, 4), (1, 2, 0, 5)]
     assert chunks.tolist() == [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0), (4, 0)]
