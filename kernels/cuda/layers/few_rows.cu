@@ -64,7 +64,7 @@ DEVICE void multiply(
 extern "C" __global__ void __launch_bounds__(32 * WARPS) few_rows(const __grid_constant__ FewRowsParams p) {
     __shared__ Acc rstd[ROWS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first_row = blockIdx.y * ROWS;
-    const Place place(p, EACH);
+    const Place place(p, EACH, blockIdx.x);
     const int first = place.first + warp * OUTPUTS / (1 + GATED);
     const ELEMENT* row[OUTPUTS];
 #pragma unroll

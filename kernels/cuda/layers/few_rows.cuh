@@ -34,12 +34,11 @@ struct FewRowsParams {
     Acc eps;
 };
 
-// Which matrix a block works on, and its first row there. ``each``: rows of a block.
+// Which matrix block number ``block`` works on, and its first row there. ``each``: rows of a block.
 struct Place {
     int which = 0, first;
 
-    DEVICE Place(const FewRowsParams& p, int each) {
-        int block = blockIdx.x;
+    DEVICE Place(const FewRowsParams& p, int each, int block) {
         const auto blocks = [&](int matrix) { return (p.outputs[matrix] + each - 1) / each; };
         while (!GATED && block >= blocks(which)) block -= blocks(which++);
         first = block * each;

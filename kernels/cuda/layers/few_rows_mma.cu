@@ -170,7 +170,7 @@ struct Own {
 extern "C" __global__ void __launch_bounds__(THREADS, 2) few_rows(const __grid_constant__ FewRowsParams p) {
     __shared__ Partial partial;
     const Lane lane;
-    const Place place(p, EACH);
+    const Place place(p, EACH, blockIdx.x);
     const int first_row = blockIdx.y * ROWS;
     // 1. what no launch before this one writes
     const Weights weights;

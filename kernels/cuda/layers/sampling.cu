@@ -87,6 +87,15 @@ DEVICE Whole block_scan(Whole x, Whole* scratch) {
     return x;
 }
 
+// Adds to a sum in shared memory. An atomic addition of 64 bits would be a loop there, which tries again where another
+// thread came between; those of 32 bits are one instruction each. Whoever makes the lower half overflow adds the carry.
+DEVICE void add_shared(Whole* sum, Whole x) {
+    unsigned* const halves = reinterpret_cast<unsigned*>(sum);
+    const unsigned low = unsigned(x), before = atomicAdd(halves, low);
+    const unsigned high = unsigned(x >> 32) + (before + low < before);
+    if (high) atomicAdd(halves + 1, high);
+}
+
 // Of the tokens whose higher digits are ``prefix``: how many, or how much weight, has each value of the digit at ``shift``.
 DEVICE void fill_bins(const Acc* weights, int width, Whole prefix, int shift, bool by_number, Shared& shared) {
     shared.bins[threadIdx.x] = 0;
@@ -98,7 +107,7 @@ DEVICE void fill_bins(const Acc* weights, int width, Whole prefix, int shift, bo
         const Whole weight = whole(weights[i]), measure = by_number ? 1 : weight;
         if (weight >> (shift + BITS) != prefix) continue;
         const int bin = weight >> shift & (BINS - 1);
-        if (bin) atomicAdd(shared.bins + bin, measure);
+        if (bin) add_shared(shared.bins + bin, measure);
         else lowest += measure;
     }
     lowest = block_sum(lowest, shared.scratch);
