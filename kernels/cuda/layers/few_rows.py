@@ -71,22 +71,16 @@ def few_rows_mma_specialisation(
 
 @cache
 def few_rows_tile_specialisation(
-    element: str,
-    rows: int,
-    tiles: int,
-    split: int,
-    stages: int,
-    norm: bool = False,
-    gated: bool = False,
-    wide: bool = True,
+    element: str, width: int, rows: int, tiles: int, split: int, stages: int, norm: bool = False, gated: bool = False
 ) -> Specialisation:
     """For 16-bit types and more rows: ``rows`` of x a block and 8 ``tiles`` of the matrices, ``stages`` slices of both.
 
     ``split``: blocks that share out D; more than 1 on GPUs with clusters alone.
     """
+    wide = 2 * width % ALIGNMENT == 0
     defines = (
-        ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("ROWS", rows), ("TILES", tiles),
-        ("SPLIT", split), ("STAGES", stages), ("NORM", int(norm)),
+        ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("INPUTS", width), ("ROWS", rows),
+        ("TILES", tiles), ("SPLIT", split), ("STAGES", stages), ("NORM", int(norm)),
     )  # fmt: skip
     return Specialisation("layers/few_rows_tile.cu", ("few_rows",), defines, (few_rows_params(np.dtype(np.float32)),))
 
@@ -190,7 +184,7 @@ def _shape(
         together = min(16, 1 << (rows - 1).bit_length())
         return _Shape(few_rows_specialisation(element, together, gated, wide), 4 if gated else 8, together, 32 * 4)
     if rows > ROWS:
-        return _tile_shape(element, rows, width, outputs, norm, gated, wide, limits)
+        return _tile_shape(element, rows, width, outputs, norm, gated, limits)
     available, sides = sum(-(-count // 8) for count in outputs), 2 if gated else 1
     # as many blocks as run at once, or small ones of which one reads while another computes
     most = MOST_TILES[gated] if wide else 2
@@ -203,12 +197,12 @@ def _shape(
 
 
 def _tile_shape(
-    element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, wide: bool, limits: Limits
+    element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, limits: Limits
 ) -> _Shape:
     """Of all shapes the one whose busiest multiprocessor reads the fewest bytes.
 
     >>> for rows in (64, 256):
-    ...     shape = _tile_shape("bfloat16", rows, 2816, (1024,), False, False, True, Limits(232448, True))
+    ...     shape = _tile_shape("bfloat16", rows, 2816, (1024,), False, False, Limits(232448, True))
     ...     print(shape.each, shape.together, shape.threads, shape.split)
     64 64 256 8
     128 128 512 8
@@ -237,7 +231,7 @@ def _tile_shape(
     ]  # fmt: skip
     tiles, split = min(fitting, key=bytes_of_busiest)
     stages = max(2, min(-(-slices // split) + 1, most // stage(tiles)))
-    specialisation = few_rows_tile_specialisation(element, together, tiles, split, stages, norm, gated, wide)
+    specialisation = few_rows_tile_specialisation(element, width, together, tiles, split, stages, norm, gated)
     threads, shared = 4 * together, max(stages * stage(tiles), sums(tiles))
     return _Shape(specialisation, 8 * tiles // sides, together, threads, shared, split)
 

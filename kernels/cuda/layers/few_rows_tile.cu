@@ -2,8 +2,9 @@
 //
 // Here x is no longer small: what a multiprocessor reads of x and of the matrix together takes the time. A block takes ROWS
 // rows of x and TILES times 8 rows of the matrix (gated: of G and U by turns), and the SPLIT blocks of a cluster share out
-// D. A block goes through its share in slices of SLICE numbers. STAGES slices of x and of the matrix are on their way to
-// shared memory at a time; those of the matrix are asked for before the launch before has ended.
+// D. A block goes through its share in slices of SLICE numbers, SLICES of them. STAGES slices of x and of the matrix are on
+// their way to shared memory at a time; those of the matrix are asked for before the launch before has ended. Few warps
+// hide little latency, so all that a place in memory depends on is known when compiling, but for one sum in the beginning.
 //
 // The warps share out the rows of x (WARPS_M), the tiles (WARPS_N) and the two halves of a slice. In the end each block of
 // a cluster adds the sums of all of them for its share of the rows. The order of a sum depends on D and SPLIT alone.
@@ -16,19 +17,22 @@
 #include "layers/mma.cuh"
 #include "runtime/cluster.cuh"
 
-#if !defined(ROWS) || !defined(TILES) || !defined(SPLIT) || !defined(STAGES) || !defined(NORM)
-#error "ROWS of x, a multiple of 64, TILES, of 8 rows of the matrix, SPLIT, STAGES, and NORM, 1 for one, must be defined"
+#if !defined(INPUTS) || !defined(ROWS) || !defined(TILES) || !defined(SPLIT) || !defined(STAGES) || !defined(NORM)
+#error "INPUTS, that is D, ROWS of x, TILES, of 8 rows of the matrix, SPLIT, STAGES, and NORM, 1 for one, must be defined"
 #endif
 
 constexpr int WARPS_M = 4, WARPS_N = ROWS / 64, HALVES = 2, THREADS = 32 * WARPS_M * WARPS_N * HALVES;
 constexpr int PARTS = ROWS / 16 / WARPS_M, OWN = TILES / WARPS_N;  // of a warp: 16 rows of x, and 8 of the matrix
-constexpr int SLICE = 64, CHUNKS = SLICE / VECTOR;
-constexpr int COLUMNS = 8 * TILES, EACH = COLUMNS / (1 + GATED);  // of a block: rows of the matrices, outputs
-constexpr int SHARED_ROWS = ROWS + COLUMNS + NORM;                // of a stage; twin: _tile_shape of few_rows.py
+constexpr int SLICE = 64, CHUNKS = SLICE / VECTOR, ROW_BYTES = 2 * SLICE;
+constexpr int SLICES = ((INPUTS + SLICE - 1) / SLICE + SPLIT - 1) / SPLIT;  // of a block; behind D's end they are zeros
+constexpr bool WHOLE = SLICES * SPLIT * SLICE == INPUTS;                   // there are none behind the end
+constexpr int COLUMNS = 8 * TILES, EACH = COLUMNS / (1 + GATED);          // of a block: rows of the matrices, outputs
+constexpr int STAGE = (ROWS + COLUMNS + NORM) * ROW_BYTES;                // twin: _tile_shape of few_rows.py
 constexpr int SHARE = ROWS / SPLIT;                               // rows that a block finishes
 constexpr int OUTPUTS = (SHARE * EACH + THREADS - 1) / THREADS;   // numbers of y that a thread finishes
 
 static_assert(ROWS % 64 == 0 && ROWS % SPLIT == 0 && TILES % (2 * WARPS_N) == 0, "whole parts, and tiles by twos");
+static_assert(2 <= STAGES && STAGES <= SLICES + 1, "a slice on its way beside the one that is multiplied, none for nothing");
 
 // Where a thread stands: its warp's share, and its lane's place in a product.
 struct Member {
@@ -36,36 +40,67 @@ struct Member {
     int first = warp % WARPS_M * PARTS * 16, tile = warp / WARPS_M % WARPS_N * OWN, half = warp / (WARPS_M * WARPS_N);
 };
 
-// The stages in shared memory: rows of x, of the matrix, and the norm's weight.
-struct Stages {
-    unsigned base = shared_address(dynamic_shared());
+// What a thread copies: 16 bytes of every slice of some rows of x and of the matrix, RISE rows apart.
+struct Copies {
+    static constexpr int RISE = THREADS / CHUNKS, OF_X = ROWS / RISE, OF_WEIGHTS = (COLUMNS + RISE - 1) / RISE;
 
-    DEVICE unsigned place(int slice, int row, int chunk) const {
-        return base + ((slice % STAGES * SHARED_ROWS + row) * CHUNKS + (chunk ^ row % 8)) * 16;
+    const ELEMENT *x[OF_X], *weight[OF_WEIGHTS], *norm;
+    int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS, begin, left;  // begin: in D; left: numbers from there on
+    unsigned place = shared_address(dynamic_shared()) + row * ROW_BYTES + (chunk ^ row % 8) * 16;
+
+    DEVICE Copies(const FewRowsParams& p, Place at, int first_row, int rank) {
+        begin = rank * SLICES * SLICE + chunk * VECTOR;
+        left = INPUTS - begin;
+        begin = left > 0 ? begin : 0;
+#pragma unroll
+        for (int c = 0; c < OF_X; c++) x[c] = x_row(p, first_row + row + c * RISE) + begin;
+#pragma unroll
+        for (int c = 0; c < OF_WEIGHTS; c++) {
+            const int column = row + c * RISE, tile = column / 8, e = at.first + tile / (1 + GATED) * 8 + column % 8;
+            weight[c] = weight_row(p, at.which, tile % 2, e) + begin;
+        }
+        norm = p.norm + begin;
     }
 
-    template <bool CONSTANT> DEVICE void copy(int slice, int row, int chunk, const ELEMENT* from, int width) const {
-        const int k = slice * SLICE + chunk * VECTOR;
-        if constexpr (WIDE) copy_16_bytes(place(slice, row, chunk), from + (k < width ? k : 0), k < width);
-        else {
-            const auto pack = CONSTANT ? constant_at(from, k, width) : vector_at(from, k, width);
-            memcpy(dynamic_shared() + (place(slice, row, chunk) - base), &pack, 16);
+    template <bool CONSTANT> DEVICE void copy(int slice, int row_of_stage, const ELEMENT* from) const {
+        const unsigned to = place + slice % STAGES * STAGE + row_of_stage * ROW_BYTES;
+        if constexpr (WIDE) {
+            const bool there = WHOLE || slice * SLICE < left;
+            copy_16_bytes(to, from + (there ? slice * SLICE : 0), there);
+        } else {
+            const auto pack = CONSTANT ? constant_at(from, slice * SLICE, left) : vector_at(from, slice * SLICE, left);
+            memcpy(dynamic_shared() + (to - shared_address(dynamic_shared())), &pack, 16);
         }
     }
 
-    DEVICE void copy_weights(const FewRowsParams& p, Place at, int slice) const {
+    DEVICE void copy_weights(int slice) const {
 #pragma unroll
-        for (int i = threadIdx.x; i < COLUMNS * CHUNKS; i += THREADS) {
-            const int column = i / CHUNKS, tile = column / 8, e = at.first + tile / (1 + GATED) * 8 + column % 8;
-            copy<true>(slice, ROWS + column, i % CHUNKS, weight_row(p, at.which, tile % 2, e), p.width);
-        }
-        if (NORM && threadIdx.x < CHUNKS) copy<true>(slice, ROWS + COLUMNS, threadIdx.x, p.norm, p.width);
+        for (int c = 0; c < OF_WEIGHTS; c++)
+            if (COLUMNS % RISE == 0 || row + c * RISE < COLUMNS) copy<true>(slice, ROWS + c * RISE, weight[c]);
+        if (NORM && row == 0) copy<true>(slice, ROWS + COLUMNS, norm);
     }
 
-    DEVICE void copy_x(const FewRowsParams& p, int first_row, int slice) const {
+    DEVICE void copy_x(int slice) const {
 #pragma unroll
-        for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS)
-            copy<false>(slice, i / CHUNKS, i % CHUNKS, x_row(p, first_row + i / CHUNKS), p.width);
+        for (int c = 0; c < OF_X; c++) copy<false>(slice, c * RISE, x[c]);
+    }
+};
+
+// What a lane hands to ldmatrix, of stage 0: its row of x and of the matrix, for each step of 16 numbers.
+struct Sources {
+    unsigned x[2], weight[2];
+    const char* norm;
+
+    DEVICE explicit Sources(const Member& me) {
+        const unsigned base = shared_address(dynamic_shared());
+        const int matrix = me.lane / 8, row = me.lane % 8;
+#pragma unroll
+        for (int step = 0; step < 2; step++) {
+            const int chunk = 4 * me.half + 2 * step;
+            x[step] = base + (me.first + matrix % 2 * 8 + row) * ROW_BYTES + (chunk + matrix / 2 ^ row) * 16;
+            weight[step] = base + (ROWS + 8 * (me.tile + matrix / 2) + row) * ROW_BYTES + (chunk + matrix % 2 ^ row) * 16;
+        }
+        norm = dynamic_shared() + (ROWS + COLUMNS) * ROW_BYTES + 4 * me.half * 16 + 4 * me.t;
     }
 };
 
@@ -73,23 +108,19 @@ struct Sums {
     float of[PARTS][OWN][4] = {}, squares[PARTS][2] = {};
 
     // Adds the products of the warp's half of a slice.
-    DEVICE void multiply(const Stages& stages, const Member& me, int slice) {
-        const int matrix = me.lane / 8;
+    DEVICE void multiply(const Sources& from, const Member& me, int stage) {
 #pragma unroll
         for (int step = 0; step < 2; step++) {
-            const int chunk = 4 * me.half + 2 * step;
             unsigned x[PARTS][4];
 #pragma unroll
             for (int part = 0; part < PARTS; part++) {
-                const int row = me.first + 16 * part + matrix % 2 * 8 + me.lane % 8;
-                load_matrices(stages.place(slice, row, chunk + matrix / 2), x[part]);
-                if constexpr (NORM) weigh(stages, me, slice, chunk, x[part], squares[part]);
+                load_matrices(from.x[step] + stage * STAGE + 16 * part * ROW_BYTES, x[part]);
+                if constexpr (NORM) weigh(from.norm + stage * STAGE + 2 * step * 16, me, x[part], squares[part]);
             }
 #pragma unroll
             for (int tile = 0; tile < OWN; tile += 2) {
                 unsigned weight[4];
-                const int row = ROWS + 8 * (me.tile + tile + matrix / 2) + me.lane % 8;
-                load_matrices(stages.place(slice, row, chunk + matrix % 2), weight);
+                load_matrices(from.weight[step] + stage * STAGE + 8 * tile * ROW_BYTES, weight);
 #pragma unroll
                 for (int part = 0; part < PARTS; part++) {
                     multiply_add(of[part][tile], x[part], weight[0], weight[1], ELEMENT());
@@ -99,21 +130,20 @@ struct Sums {
         }
     }
 
-    // x times the norm's weight; its squares are added.
-    DEVICE static void weigh(
-        const Stages& stages, const Member& me, int slice, int chunk, unsigned (&x)[4], float (&squares)[2]
-    ) {
+    // x times the norm's weight. The warps with the first tiles add the squares.
+    DEVICE static void weigh(const char* norm, const Member& me, unsigned (&x)[4], float (&squares)[2]) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            unsigned norm;
-            const unsigned place = stages.place(slice, ROWS + COLUMNS, chunk + i / 2) + 4 * me.t;
-            memcpy(&norm, dynamic_shared() + (place - stages.base), 4);
+        for (int i = 0; me.tile == 0 && i < 4; i++) {
             ELEMENT two[2];
             memcpy(two, &x[i], 4);
             squares[i % 2] += widen(two[0]) * widen(two[0]);
             squares[i % 2] += widen(two[1]) * widen(two[1]);
-            x[i] = multiply_pairs(x[i], norm, ELEMENT());
         }
+        unsigned weight[2];
+        memcpy(&weight[0], norm, 4);
+        memcpy(&weight[1], norm + 16, 4);
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = multiply_pairs(x[i], weight[i / 2], ELEMENT());
     }
 };
 
@@ -210,33 +240,32 @@ extern "C" CLUSTER_OF(SPLIT) __global__ void __launch_bounds__(THREADS, 512 / TH
     __shared__ float rstd[SHARE];
     const Member me;
     const Place place(p, EACH, blockIdx.x / SPLIT);
-    const Stages stages;
     const int rank = SPLIT > 1 ? cluster_rank() : 0, first_row = blockIdx.y * ROWS;
-    const int slices = (p.width + SLICE - 1) / SLICE, share = (slices + SPLIT - 1) / SPLIT;
-    const int begin = rank * share, end = smaller_of(slices, begin + share);
+    const Copies copies(p, place, first_row, rank);
     // 1. what no launch before this one writes
-#pragma unroll 1
-    for (int slice = begin; slice < begin + STAGES - 1 && slice < end; slice++) stages.copy_weights(p, place, slice);
+#pragma unroll
+    for (int slice = 0; slice < STAGES - 1; slice++) copies.copy_weights(slice);
     let_next_launch_begin();
     wait_for_launch_before();
     // 2. products
-#pragma unroll 1
-    for (int slice = begin; slice < begin + STAGES - 1; slice++) {
-        if (slice < end) stages.copy_x(p, first_row, slice);
+#pragma unroll
+    for (int slice = 0; slice < STAGES - 1; slice++) {
+        copies.copy_x(slice);
         end_group_of_copies();
     }
+    const Sources sources(me);
     Sums sums;
-#pragma unroll 1
-    for (int slice = begin; slice < end; slice++) {
+#pragma unroll(SLICES <= 16 ? SLICES : 1)
+    for (int slice = 0; slice < SLICES; slice++) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();  // the slice is there, and the one before it is no longer needed
         const int next = slice + STAGES - 1;
-        if (next < end) {
-            stages.copy_weights(p, place, next);
-            stages.copy_x(p, first_row, next);
+        if (next < SLICES) {
+            copies.copy_weights(next);
+            copies.copy_x(next);
         }
         end_group_of_copies();
-        sums.multiply(stages, me, slice);
+        sums.multiply(sources, me, slice % STAGES);
     }
     __syncthreads();
     // 3. sums of the cluster
