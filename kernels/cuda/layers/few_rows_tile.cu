@@ -89,7 +89,7 @@ struct Copies {
 // What a lane hands to ldmatrix, of stage 0: its row of x and of the matrix, for each step of 16 numbers.
 struct Sources {
     unsigned x[2], weight[2];
-    const char* norm;
+    const unsigned* norm;  // pairs of numbers
 
     DEVICE explicit Sources(const Member& me) {
         const unsigned base = shared_address(dynamic_shared());
@@ -100,7 +100,7 @@ struct Sources {
             x[step] = base + (me.first + matrix % 2 * 8 + row) * ROW_BYTES + (chunk + matrix / 2 ^ row) * 16;
             weight[step] = base + (ROWS + 8 * (me.tile + matrix / 2) + row) * ROW_BYTES + (chunk + matrix % 2 ^ row) * 16;
         }
-        norm = dynamic_shared() + (ROWS + COLUMNS) * ROW_BYTES + 4 * me.half * 16 + 4 * me.t;
+        norm = reinterpret_cast<const unsigned*>(dynamic_shared()) + (ROWS + COLUMNS) * ROW_BYTES / 4 + 16 * me.half + me.t;
     }
 };
 
@@ -115,7 +115,7 @@ struct Sums {
 #pragma unroll
             for (int part = 0; part < PARTS; part++) {
                 load_matrices(from.x[step] + stage * STAGE + 16 * part * ROW_BYTES, x[part]);
-                if constexpr (NORM) weigh(from.norm + stage * STAGE + 2 * step * 16, me, x[part], squares[part]);
+                if constexpr (NORM) weigh(from.norm + stage * STAGE / 4 + 8 * step, me, x[part], squares[part]);
             }
 #pragma unroll
             for (int tile = 0; tile < OWN; tile += 2) {
@@ -131,7 +131,7 @@ struct Sums {
     }
 
     // x times the norm's weight. The warps with the first tiles add the squares.
-    DEVICE static void weigh(const char* norm, const Member& me, unsigned (&x)[4], float (&squares)[2]) {
+    DEVICE static void weigh(const unsigned* norm, const Member& me, unsigned (&x)[4], float (&squares)[2]) {
 #pragma unroll
         for (int i = 0; me.tile == 0 && i < 4; i++) {
             ELEMENT two[2];
@@ -139,9 +139,7 @@ struct Sums {
             squares[i % 2] += widen(two[0]) * widen(two[0]);
             squares[i % 2] += widen(two[1]) * widen(two[1]);
         }
-        unsigned weight[2];
-        memcpy(&weight[0], norm, 4);
-        memcpy(&weight[1], norm + 16, 4);
+        const unsigned weight[2] = {norm[0], norm[4]};
 #pragma unroll
         for (int i = 0; i < 4; i++) x[i] = multiply_pairs(x[i], weight[i / 2], ELEMENT());
     }
