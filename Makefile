@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ramnet-np demo
 
 # run once more under Numba's CUDA simulator, which must be chosen before Numba is imported
-SIMULATED := tests/kernels/test_numba_cuda_agreement.py tests/kernels/test_numba_cuda_arrays.py
+SIMULATED := tests/kernels/test_numba_cuda_agreement.py tests/kernels/test_numba_cuda_arrays.py tests/kernels/test_simulator.py
 
 # one process per core; more than eight would compile the same kernels over again
 WORKERS := -n logical --maxprocesses 8
