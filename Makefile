@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# tests and notebooks start Python some hundred times: where this is set, each start would compile the sources again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-kill test-mutants test-versions test-gpu sanitize-gpu notebooks lab lint format docs test-site dist install clean
 
 help:
@@ -30,9 +33,11 @@ SIMULATED := tests/kernels/test_numba_cuda_agreement.py tests/kernels/test_numba
 # one process per core; more than eight would compile the same kernels over again
 WORKERS := -n logical --maxprocesses 8
 
+SLOWEST := --durations 15 --durations-min 5
+
 test: lint
-	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not site and not kill"
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(WORKERS) -m "not gpu" $(SIMULATED)
+	$(BIN)/python -m pytest $(WORKERS) $(SLOWEST) -m "not gpu and not site and not kill"
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(WORKERS) $(SLOWEST) -m "not gpu" $(SIMULATED)
 
 test-kill: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 0 -s -m kill tests/train/test_kill.py
