@@ -5,9 +5,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# tests and notebooks start Python some hundred times: where this is set, each start would compile the sources again
-unexport PYTHONDONTWRITEBYTECODE
-
 .PHONY: help demo test test-kill test-mutants test-versions test-gpu sanitize-gpu notebooks lab lint format docs test-site dist install clean
 
 help:
