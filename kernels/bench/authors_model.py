@@ -59,8 +59,8 @@ def distances(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
 def accuracy(operations: dict[str, Callable[..., Any]], tokens: int, device: str) -> dict[str, tuple[float, float]]:
     """How far y and the gradient of the values are from those in float64: norm of the difference over the norm.
 
-    In float32, by each operation, from this library's on the CPU; for one layer of the model and random addresses. Near ties among addresses
-    are decided by rounding, and a model of many layers carries such a difference on: here there is one layer.
+    In float32, by each operation; in float64 by this library's on the CPU. Rounding decides near ties among addresses,
+    and a model of many layers carries such a difference on. Here there is one layer, with random addresses.
     """
     import torch
 
@@ -69,7 +69,7 @@ def accuracy(operations: dict[str, Callable[..., Any]], tokens: int, device: str
     drawn = [torch.randn(shape) for shape in shapes]
 
     def run(operation: Callable[..., Any], dtype: Any, where: str) -> list[Any]:
-        inputs = [x.to(where, dtype).requires_grad_() for x in drawn]
+        inputs = [x.to(where, dtype, copy=True).requires_grad_() for x in drawn]
         y, _ = operation(*inputs, embed_num=8, top_k=8)
         y.square().sum().backward()
         return [x.detach().double().cpu() for x in (y, inputs[2].grad)]
