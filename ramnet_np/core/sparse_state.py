@@ -8,7 +8,7 @@ the same. Source: paper section 7.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class SparseRAMState:
         self.shape, self.dtype, self.xp, self.tiers = shape, np.dtype(dtype), xp, tiers
         self.initial_mass = 1 / shape[2] if initial_mass is None else initial_mass
         self._lost = ""
-        self.rows = _rows_for(xp)(shape[3], self.dtype, self.initial_mass, tiers)
+        self.rows = _rows(xp, shape[3], self.dtype, self.initial_mass, tiers)
 
     @classmethod
     def initial(
@@ -79,6 +79,11 @@ class SparseRAMState:
         """Bytes in the file."""
         return self.rows.disk_nbytes
 
+    @property
+    def up(self) -> Any:
+        """The rows in the memories that the backend's kernels reach."""
+        return getattr(self.rows, "up", self.rows)
+
     def gather(self, keys: Array) -> Array:
         """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ."""
         self._require_whole()
@@ -90,9 +95,15 @@ class SparseRAMState:
         MemoryError or OSError where there is no room: then some rows are new and some old, and every later use of the
         state says so.
         """
+        with self.whole_or_lost():
+            self.rows.scatter(keys, rows)
+
+    @contextmanager
+    def whole_or_lost(self) -> Iterator[None]:
+        """Where what is within finds no room, every later use of the state says so: other layers may be further."""
         self._require_whole()
         try:
-            self.rows.scatter(keys, rows)
+            yield
         except (MemoryError, OSError) as error:
             self._lost = f"that a segment left half written: {error}"
             raise
@@ -177,7 +188,14 @@ class SparseRAMState:
             raise ValueError(f"state must be whole, got one {self._lost}")
 
 
-def _rows_for(xp: Any) -> Any:
-    """What makes the rows of a state for arrays of ``xp``: the backend's own, or those of the core."""
-    made = None if xp is np else backend_for(xp.empty(0)).sparse_rows
-    return made or partial(TieredRows, xp=xp)
+def _rows(xp: Any, channels: int, dtype: np.dtype, initial_mass: float, tiers: MemoryTiers) -> Any:
+    """The rows of a state for arrays of ``xp``: the backend's own, over a disk where one is given, or the core's."""
+    own_rows = None if xp is np else backend_for(xp.empty(0)).sparse_rows
+    if own_rows is None:
+        return TieredRows(channels, dtype, initial_mass, tiers, xp)
+    up = own_rows(channels, dtype, initial_mass, tiers)
+    if tiers.disk is None:
+        return up
+    from ramnet_np.core.rows_over_disk import RowsOverDisk  # the operation is imported without what files need
+
+    return RowsOverDisk(up, tiers, channels + 1, dtype, xp)

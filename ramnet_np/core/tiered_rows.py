@@ -93,9 +93,7 @@ class TieredRows:
             part = slice(start, min(start + size, self._up.count))
             yield self._up.key[part].copy(), self._up.rows[part].copy()
         if self._disk is not None:
-            down = self._disk.down()
-            for start in range(0, len(down), max(1, size // PAGE)):
-                yield self._disk.load(down[start : start + max(1, size // PAGE)])
+            yield from self._disk.blocks(size)
 
     def all_in_memory(self, new: int) -> SlotRows | None:
         """The rows with room for ``new`` more, where none is ever in the file, for a kernel that changes them there."""
@@ -109,11 +107,14 @@ class TieredRows:
         if self._disk is not None:
             self._disk.close()
 
-    def _parts(self, keys: Array) -> list[slice]:
-        """Pieces of ``keys`` whose pages fit into half of the capacity together."""
+    def _parts(self, keys: Array) -> Iterator[slice]:
+        """Pieces of ``keys`` whose pages fit into half of the capacity; the disk reads the next behind one's work."""
         self._now += 1
-        size = len(keys) if self._capacity is None else self._capacity // (2 * PAGE)
-        return [slice(start, start + size) for start in range(0, len(keys), max(size, 1))]
+        size = max(1, len(keys) if self._capacity is None else self._capacity // (2 * PAGE))
+        for start in range(0, len(keys), size):
+            if self._disk is not None:
+                self._disk.expect(keys[start + size : start + 2 * size])
+            yield slice(start, start + size)
 
     def _bring_up(self, keys: Array) -> None:
         """Load the pages of those slots that are in the file only."""
@@ -138,16 +139,34 @@ class TieredRows:
                 f"got room for {self._capacity} slots of a layer, all of them full"
             )
         held = slice(self._up.count)
-        pages, which = np.unique(self._up.key[held] // PAGE, return_inverse=True)
-        last, size = np.zeros(len(pages), dtype=np.int64), np.bincount(which)
-        np.maximum.at(last, which, self._up.used[held])
-        last[np.isin(pages, keys // PAGE)] = self._now + 1  # asked for as a whole, whichever of its slots are there
-        changed = np.bincount(which, self._up.changed[held]) > 0
-        oldest = np.argsort(last, kind="stable")
         leave = max(self._up.count + new - self._capacity, self._capacity // 8)  # some more: finding them takes long
-        going = np.zeros(len(pages), dtype=np.bool_)
-        going[oldest[: np.searchsorted(np.cumsum(size[oldest]), leave) + 1]] = True
-        written = np.nonzero(going[which] & changed[which])[0]
-        self._disk.store(self._up.key[written], self._up.rows[written])
-        self._disk.mark(pages[going & ~changed], up=False)
-        self._up.forget(np.nonzero(going[which])[0])
+        going, stored, clean = leaving(self._up.key[held], self._up.used[held], self._up.changed[held], keys, leave)
+        self._disk.store(self._up.key[held][stored], self._up.rows[held][stored])
+        self._disk.mark(clean, up=False)
+        self._up.forget(np.nonzero(going)[0])
+
+
+def leaving(
+    keys: np.ndarray, used: np.ndarray, changed: np.ndarray, wanted: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which rows leave memory: pages that were not asked for longest, until ``count`` rows have left.
+
+    Of all rows in memory: ``keys`` (N,), when each was ``used`` last (N,), whether it has ``changed`` (N,) since it
+    came from the disk. ``wanted``: keys of slots whose pages stay, as they are asked for now.
+    Returns (N,) bool, whether a row leaves; (N,) bool, whether it is to be stored, as its page has changed; and the
+    other pages that leave, which the disk has as they are.
+
+    >>> keys, used, changed = np.array([3, 4, 99, 77]), np.array([5, 1, 2, 1]), np.array([True, False, False, False])
+    >>> leaving(keys, used, changed, np.array([70]), 1)
+    (array([False, False,  True, False]), array([False, False, False, False]), array([6]))
+    """
+    pages, which = np.unique(keys // PAGE, return_inverse=True)
+    last, size = np.zeros(len(pages), dtype=np.int64), np.bincount(which, minlength=len(pages))
+    np.maximum.at(last, which, used)
+    page_changed = np.bincount(which, changed, minlength=len(pages)) > 0
+    stays = np.isin(pages, wanted // PAGE)  # as a whole, whichever of its slots are in memory
+    oldest = np.argsort(last, kind="stable")
+    oldest = oldest[~stays[oldest]]
+    going = np.zeros(len(pages), dtype=np.bool_)
+    going[oldest[: np.searchsorted(np.cumsum(size[oldest]), count) + 1]] = True
+    return going[which], going[which] & page_changed[which], pages[going & ~page_changed]

@@ -5,6 +5,8 @@ import importlib
 import re
 import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from ramnet_np import (
     ram_attention_forward,
     ram_attention_step,
 )
+from ramnet_np.core.rows_over_disk import RowsOverDisk
 from tests.kernels.cuda_on_cpu import FakeCuPy, OnDevice, compile_for_cpu
 from tests.tolerances import assert_close
 
@@ -127,9 +130,76 @@ def test_the_host_asks_seldom_and_says_when_all_is_full(fake):
         held.prepare(1)
 
 
+def over_disk(fake, folder, gpu=1, host=1, **limits):
+    up = device_rows(gpu, host)
+    return RowsOverDisk(up, MemoryTiers(host=host, disk=folder, gpu=gpu, **limits), 5, np.dtype(np.float32), fake)
+
+
+def test_rows_go_to_the_disk_and_come_back(fake, tmp_path):
+    rng, held, expected = np.random.default_rng(0), over_disk(fake, tmp_path), {}
+    assert held.stays
+    for n in range(7):
+        fake.library.set_clock(ctypes.c_ulonglong(n + 1))
+        start = rng.integers(0, 2**40, 80)[:, None]
+        keys = np.unique(start + rng.integers(0, 40, (80, 8)))  # pages that are full, in part
+        some = rng.permutation(np.array(list(expected), dtype=np.int64))[:300]
+        np.testing.assert_array_equal(
+            held.gather(on(some)), [expected[key] for key in some.tolist()] or np.empty((0, 5))
+        )
+        keys = rng.permutation(np.concatenate([some[:100], np.setdiff1d(keys, some)]))
+        rows = rng.normal(size=(len(keys), 5)).astype(np.float32)
+        held.scatter(on(keys), on(rows))
+        expected |= dict(zip(keys.tolist(), rows, strict=True))
+        assert held.written == len(expected)
+        assert held.up.written <= held.up.most_rows == 2 * rows_module.PAGE_ROWS
+    assert held.disk_nbytes > 0
+    assert not held.stays
+    assert len(expected) > 1.5 * held.up.most_rows
+    blocks = list(held.blocks(1000))
+    keys = np.concatenate([keys for keys, _ in blocks])
+    assert sorted(keys.tolist()) == sorted(expected)
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in blocks]), [expected[k] for k in keys.tolist()])
+    np.testing.assert_array_equal(held.gather(on([2**41, *keys[:5]]))[0], [0, 0, 0, 0, 0.25])
+
+
+def test_rows_that_did_not_change_are_not_written_again(fake, tmp_path):
+    held, keys = over_disk(fake, tmp_path), np.arange(3000)
+    held.scatter(on(keys), on(np.repeat(np.arange(3000, dtype=np.float32)[:, None], 5, axis=1)))
+    stored = []
+    store, held._disk.store = held._disk.store, lambda keys, rows: stored.append(len(keys)) or store(keys, rows)
+    for n, start in enumerate((0, 1500, 0)):
+        fake.library.set_clock(ctypes.c_ulonglong(n + 9))
+        np.testing.assert_array_equal(held.gather(on(keys[start : start + 1200]))[:, 4], keys[start : start + 1200])
+    assert 0 < sum(stored) <= held.up.most_rows  # those that were up at first, once
+
+
+def test_a_graph_goes_on_until_rows_are_on_the_disk(fake, tmp_path):
+    held, rng = over_disk(fake, tmp_path), np.random.default_rng(0)
+    for written in (1000, 2000):
+        assert held.all_up(1000)
+        keys, rows = drawn(rng, 1000)
+        held.scatter(on(keys), on(rows))
+        held.prepare()  # for 1000 more
+        assert held.stays == (written == 1000)
+    assert not held.all_up(1000)
+    assert held.written == 2000
+
+
+def test_a_token_that_does_not_fit_is_said(fake, tmp_path):
+    held = over_disk(fake, tmp_path)
+    held.scatter(on(np.arange(2500)), on(np.ones((2500, 5), np.float32)))
+    with pytest.raises(
+        MemoryError, match=r"memory.gpu and memory.host must hold all slots that a token touches.* 2048"
+    ):
+        held.bring_up(np.arange(0, 2500, 16), 0)
+    full = over_disk(fake, tmp_path, disk_bytes=20000)
+    with pytest.raises(OSError, match=r"memory.disk must have room for .* got 20000 bytes"):
+        full.scatter(on(np.arange(2500)), on(np.ones((2500, 5), np.float32)))
+
+
 def test_what_is_refused(fake, tmp_path):
-    with pytest.raises(ValueError, match=r"memory.disk must be None for a state on the GPU"):
-        rows_module.DeviceRows(4, np.dtype(np.float32), 0.25, MemoryTiers(host=10**6, disk=tmp_path))
+    with pytest.raises(ValueError, match=r"memory.host must say how much stays above memory.disk, got None"):
+        RowsOverDisk(device_rows(gpu=1), MemoryTiers(gpu=10**6, disk=tmp_path), 5, np.dtype(np.float32), fake)
     with pytest.raises(ValueError, match=r"memory.gpu must say how much of the GPU may be used where memory.host"):
         rows_module.DeviceRows(4, np.dtype(np.float32), 0.25, MemoryTiers(host=10**6))
 
@@ -173,7 +243,12 @@ def cp():
     return cupy
 
 
-TIERS = {"gpu": MemoryTiers(), "both": MemoryTiers(gpu=300_000, host=10**8), "host": MemoryTiers(gpu=0)}
+TIERS = {
+    "gpu": MemoryTiers(),
+    "both": MemoryTiers(gpu=300_000, host=10**8),
+    "host": MemoryTiers(gpu=0),
+    "disk": MemoryTiers(gpu=300_000, host=300_000, disk=Path(tempfile.gettempdir())),
+}
 
 
 @pytest.mark.gpu

@@ -88,7 +88,9 @@ struct Memory {
         table.note_use(row);
         Acc* const there = row < 0 ? nullptr : reinterpret_cast<Acc*>(table.row(row));
         from[e] = row < 0 || added ? reinterpret_cast<const Acc*>(table.initial) : there;
-        if (e < WRITES) to[e] = there;
+        if (e >= WRITES) return;
+        table.note_change(row);
+        to[e] = there;
     }
     DEVICE const Acc* content(int e, int) const { return from[e]; }
     DEVICE Acc mass(int e, int) const { return from[e][CHANNELS]; }
