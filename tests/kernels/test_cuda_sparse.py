@@ -192,8 +192,8 @@ def test_a_token_that_does_not_fit_is_said(fake, tmp_path):
         MemoryError, match=r"memory.gpu and memory.host must hold all slots that a token touches.* 2048"
     ):
         held.bring_up(np.arange(0, 2500, 16), 0)
-    full = over_disk(fake, tmp_path, disk_bytes=20000)
-    with pytest.raises(OSError, match=r"memory.disk must have room for .* got 20000 bytes"):
+    full = over_disk(fake, tmp_path, disk_bytes=5000)
+    with pytest.raises(OSError, match=r"memory.disk must have room for .* got 5000 bytes"):
         full.scatter(on(np.arange(2500)), on(np.ones((2500, 5), np.float32)))
 
 
@@ -247,18 +247,26 @@ TIERS = {
     "gpu": MemoryTiers(),
     "both": MemoryTiers(gpu=300_000, host=10**8),
     "host": MemoryTiers(gpu=0),
-    "disk": MemoryTiers(gpu=300_000, host=300_000, disk=Path(tempfile.gettempdir())),
 }
+WHERE = [*TIERS, "disk"]
+
+
+def tiers(where, channels, dtype, layers=1):
+    """As named; over a disk there is a page on the GPU and one in the host's memory."""
+    if where != "disk":
+        return TIERS[where]
+    page = layers * rows_module.PAGE_ROWS * -(-(channels + 1) * np.dtype(dtype).itemsize // 16) * 16
+    return MemoryTiers(gpu=page, host=page, disk=Path(tempfile.gettempdir()))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("where", TIERS)
+@pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_steps_have_the_bits_of_a_dense_state(cp, where, dtype):
     rng, (B, H, U, P, C) = np.random.default_rng(0), (2, 3, 6, 3, 20)
     sums = np.float64 if dtype == "float64" else np.float32
     dense = RAMState.initial(B, H, P**U, C, sums, cp)
-    sparse = SparseRAMState.initial(B, H, P**U, C, sums, cp, tiers=TIERS[where])
+    sparse = SparseRAMState.initial(B, H, P**U, C, sums, cp, tiers=tiers(where, C, sums))
     for t in range(200):
         logits = cp.asarray(3 * rng.normal(size=(2, B, 1, H, U, P))).astype(dtype)
         values = cp.asarray(rng.normal(size=(B, 1, H, C))).astype(dtype)
@@ -269,18 +277,19 @@ def test_steps_have_the_bits_of_a_dense_state(cp, where, dtype):
         assert returned is sparse
         np.testing.assert_array_equal(y.get(), expected.get())
         if t % 50 == 49:
-            sparse.rows.exchange()
+            sparse.up.exchange()
     for ours, theirs in zip(sparse.dense(), dense, strict=True):
         np.testing.assert_array_equal(ours.get(), theirs.get())
     assert (sparse.rows.host_nbytes > 0) == (where != "gpu")
+    assert (sparse.disk_nbytes > 0) == (where == "disk")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("where", TIERS)
+@pytest.mark.parametrize("where", WHERE)
 def test_segments_agree_with_a_dense_state(cp, where):
     rng, (B, T, H, U, P, C) = np.random.default_rng(0), (2, 150, 3, 5, 4, 16)
     dense = RAMState.initial(B, H, P**U, C, np.float32, cp)
-    sparse = SparseRAMState.initial(B, H, P**U, C, np.float32, cp, tiers=TIERS[where])
+    sparse = SparseRAMState.initial(B, H, P**U, C, np.float32, cp, tiers=tiers(where, C, np.float32))
     for _ in range(3):
         logits = cp.asarray(2 * rng.normal(size=(2, B, T, H, U, P)).astype(np.float32))
         values = cp.asarray(rng.normal(size=(B, T, H, C)).astype(np.float32))
@@ -309,18 +318,22 @@ def test_a_model_writes_the_same_from_any_tier(cp, graphs, tmp_path):
     from ramnet_np.model.generation import Generation
     from ramnet_np.model.sampling import Sampling
     from ramnet_np.model.state_file import load_generation, save_generation
+    from ramnet_np.model.states import arrays_of
 
     config = RAMNetConfig(vocab=29, width=32, layers=2, heads=2, order=5, cape=(2, 1), init_std=1.0)
     model, sampling = RAMNet(config, seed=0).to("gpu"), Sampling(temperature=1.0, seed=3)
-    prompt = [cp.asarray(np.random.default_rng(1).integers(0, 29, 40))]
+    prompt = [cp.asarray(np.random.default_rng(1).integers(0, 29, 300))]
 
     def texts(memory):
         generation = Generation(model, prompt, graphs=graphs, memory=memory)
         first = [int(generation.next_on_host(sampling)[0]) for _ in range(60)]
+        memories = arrays_of([stepper.state for stepper in generation.standing().steppers])
+        assert any(state.disk_nbytes > 0 for state in memories) == (memory.disk is not None)
         save_generation(tmp_path / "a.state", generation)
         again = load_generation(tmp_path / "a.state", model, memory=memory)
         return first, [int(again.next_on_host(sampling)[0]) for _ in range(20)]
 
     expected = texts(MemoryTiers())
-    for where in ("both", "host"):
-        assert texts(TIERS[where]) == expected
+    small = tiers("disk", 16, np.float32, layers=2)._replace(host=0)
+    for memory in (TIERS["both"], TIERS["host"], small):
+        assert texts(memory) == expected
