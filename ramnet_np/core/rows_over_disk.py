@@ -24,16 +24,17 @@ from ramnet_np.core.tiered_rows import leaving
 class RowsOverDisk:
     """The rows ``up`` of a backend over a file, with the methods of :class:`~ramnet_np.core.tiered_rows.TieredRows`.
 
-    ``tiers``: with the folder, and the capacities of the memories above it; ``width``: C + 1; ``xp``: of the arrays.
+    ``initial``: the row (W,) of a slot that was never stored; ``tiers``: with the folder, and the capacities of the
+    memories above it; ``xp``: of the arrays.
     ValueError or OSError, naming the tier, for one that cannot be used.
     """
 
-    def __init__(self, up: Any, tiers: MemoryTiers, width: int, dtype: np.dtype, xp: Any):
+    def __init__(self, up: Any, initial: np.ndarray, tiers: MemoryTiers, xp: Any):
         if tiers.host is None:
             raise ValueError("memory.host must say how much stays above memory.disk, got None")
         assert tiers.disk is not None  # as the caller looked
         self.up, self._xp = up, xp
-        self._disk = DiskPages(tiers.disk, tiers.disk_bytes, width, dtype)
+        self._disk = DiskPages(tiers.disk, tiers.disk_bytes, initial.size, initial.dtype)
 
     @property
     def stays(self) -> bool:
@@ -82,7 +83,7 @@ class RowsOverDisk:
             self._disk.mark(down, up=True)
 
     def gather(self, keys: Array) -> Array:
-        """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ."""
+        """The rows (N, W) of slots by their ``keys`` (N,), which differ."""
         if self.stays:
             return self.up.gather(keys)
         parts, on_host = [], keys.get()
@@ -92,7 +93,7 @@ class RowsOverDisk:
         return self._xp.concatenate(parts) if parts else self.up.gather(keys)
 
     def scatter(self, keys: Array, rows: Array) -> None:
-        """Store ``rows`` (N, C + 1) of slots by their ``keys`` (N,), which differ.
+        """Store ``rows`` (N, W) of slots by their ``keys`` (N,), which differ.
 
         MemoryError or OSError where there is no room: then some rows are new and some old.
         """
@@ -105,7 +106,7 @@ class RowsOverDisk:
             self.up.scatter(keys[part], rows[part])
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
-        """Every slot that was stored, keys and rows (N, C + 1), about ``size`` at a time; nothing moves meanwhile."""
+        """Every slot that was stored, keys and rows (N, W), about ``size`` at a time; nothing moves meanwhile."""
         yield from self.up.blocks(size)
         for keys, rows in self._disk.blocks(size):
             yield self._xp.asarray(keys), self._xp.asarray(rows)

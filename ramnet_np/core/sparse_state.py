@@ -16,6 +16,7 @@ import numpy as np
 from ramnet_np.backend import backend_for
 from ramnet_np.contract import Array, MemoryTiers, RAMState
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.row_format import row_format
 from ramnet_np.core.tiered_rows import TieredRows
 
 BLOCK = 2**16  # rows that are moved at once where all are
@@ -51,7 +52,8 @@ class SparseRAMState:
         self.shape, self.dtype, self.xp, self.tiers = shape, np.dtype(dtype), xp, tiers
         self.initial_mass = 1 / shape[2] if initial_mass is None else initial_mass
         self._lost = ""
-        self.rows = _rows(xp, shape[3], self.dtype, self.initial_mass, tiers)
+        self.format = row_format(shape[3], self.dtype, tiers.rows)
+        self.rows = _rows(xp, self.format.initial(self.initial_mass), tiers)
 
     @classmethod
     def initial(
@@ -87,7 +89,7 @@ class SparseRAMState:
     def gather(self, keys: Array) -> Array:
         """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ."""
         self._require_whole()
-        return self.rows.gather(keys)
+        return self.format.unpack(self.rows.gather(keys))
 
     def scatter(self, keys: Array, rows: Array) -> None:
         """Store ``rows`` (N, C + 1) of slots that were written; their ``keys`` (N,) differ.
@@ -96,7 +98,7 @@ class SparseRAMState:
         state says so.
         """
         with self.whole_or_lost():
-            self.rows.scatter(keys, rows)
+            self.rows.scatter(keys, self.format.pack(rows))
 
     @contextmanager
     def whole_or_lost(self) -> Iterator[None]:
@@ -111,7 +113,7 @@ class SparseRAMState:
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[Array, Array]]:
         """Every slot that was written, keys and rows (N, C + 1), about ``size`` at a time; nothing moves."""
         self._require_whole()
-        return self.rows.blocks(size)
+        return ((keys, self.format.unpack(rows)) for keys, rows in self.rows.blocks(size))
 
     def take(self, sequences: Sequence[int], tiers: MemoryTiers | None = None) -> SparseRAMState:
         """A copy of some sequences of the batch, by default in the same tiers."""
@@ -188,14 +190,14 @@ class SparseRAMState:
             raise ValueError(f"state must be whole, got one {self._lost}")
 
 
-def _rows(xp: Any, channels: int, dtype: np.dtype, initial_mass: float, tiers: MemoryTiers) -> Any:
+def _rows(xp: Any, initial: np.ndarray, tiers: MemoryTiers) -> Any:
     """The rows of a state for arrays of ``xp``: the backend's own, over a disk where one is given, or the core's."""
     own_rows = None if xp is np else backend_for(xp.empty(0)).sparse_rows
     if own_rows is None:
-        return TieredRows(channels, dtype, initial_mass, tiers, xp)
-    up = own_rows(channels, dtype, initial_mass, tiers)
+        return TieredRows(initial, tiers, xp)
+    up = own_rows(initial, tiers)
     if tiers.disk is None:
         return up
     from ramnet_np.core.rows_over_disk import RowsOverDisk  # the operation is imported without what files need
 
-    return RowsOverDisk(up, tiers, channels + 1, dtype, xp)
+    return RowsOverDisk(up, initial, tiers, xp)

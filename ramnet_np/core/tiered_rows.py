@@ -19,12 +19,12 @@ LEAST_ROWS = 16 * PAGE  # that the host must hold where it has a capacity
 
 
 class TieredRows:
-    """Rows of ``channels`` contents and a mass, by the keys of their slots, in ``tiers``.
+    """Rows by the keys of their slots, in ``tiers``.
 
-    ``initial_mass``: of a slot that was never stored; ``xp``: NumPy, or CuPy without tiers.
+    ``initial``: the row (W,) of a slot that was never stored; ``xp``: NumPy, or CuPy without tiers.
     ValueError or OSError, naming the tier, for one that cannot be used.
 
-    >>> rows = TieredRows(2, np.dtype(np.float32), 0.5, MemoryTiers())
+    >>> rows = TieredRows(np.array([0, 0, 0.5], np.float32), MemoryTiers())
     >>> rows.scatter(np.array([7]), np.array([[1, 2, 3]], np.float32))
     >>> rows.gather(np.array([7, 9])).tolist()
     [[1.0, 2.0, 3.0], [0.0, 0.0, 0.5]]
@@ -32,12 +32,12 @@ class TieredRows:
 
     stays = False  # where it is, so that a CUDA graph could find it
 
-    def __init__(self, channels: int, dtype: np.dtype, initial_mass: float, tiers: MemoryTiers, xp: Any = np):
-        self._up, self._now, self._xp, self._initial_mass = SlotRows(channels + 1, dtype, xp), 0, xp, initial_mass
-        row = (channels + 1) * dtype.itemsize
+    def __init__(self, initial: np.ndarray, tiers: MemoryTiers, xp: Any = np):
+        self._up, self._now, self._xp = SlotRows(initial.size, initial.dtype, xp), 0, xp
+        self._initial, row = xp.asarray(initial), initial.nbytes
         if tiers.gpu is not None and xp is np:
             raise ValueError(f"memory.gpu must be None for a state on the CPU, got {tiers.gpu} bytes for each layer")
-        if xp is not np and tiers != MemoryTiers():
+        if xp is not np and tiers._replace(rows=None) != MemoryTiers():
             raise ValueError("memory must have no limits for arrays on the GPU without backend 'cupy'")
         self._capacity = None if tiers.host is None else tiers.host // row
         if self._capacity is not None and self._capacity < LEAST_ROWS:
@@ -49,7 +49,7 @@ class TieredRows:
         if tiers.disk is not None:
             from ramnet_np.core.disk_pages import DiskPages  # the operation is imported without what files need
 
-            self._disk = DiskPages(tiers.disk, tiers.disk_bytes, channels + 1, dtype)
+            self._disk = DiskPages(tiers.disk, tiers.disk_bytes, initial.size, initial.dtype)
 
     @property
     def written(self) -> int:
@@ -67,9 +67,9 @@ class TieredRows:
         return 0 if self._disk is None else self._disk.nbytes
 
     def gather(self, keys: Array) -> Array:
-        """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ."""
-        rows = self._xp.zeros((keys.size, self._up.rows.shape[1]), dtype=self._up.rows.dtype)
-        rows[:, -1] = self._initial_mass
+        """The rows (N, W) of slots by their ``keys`` (N,), which differ."""
+        rows = self._xp.empty((keys.size, self._initial.size), dtype=self._initial.dtype)
+        rows[...] = self._initial
         for part in self._parts(keys):
             self._bring_up(keys[part])
             at = self._up.find(keys[part])
@@ -78,7 +78,7 @@ class TieredRows:
         return rows
 
     def scatter(self, keys: Array, rows: Array) -> None:
-        """Store ``rows`` (N, C + 1) of slots by their ``keys`` (N,), which differ.
+        """Store ``rows`` (N, W) of slots by their ``keys`` (N,), which differ.
 
         MemoryError or OSError where there is no room: then some rows are new and some old.
         """
@@ -88,7 +88,7 @@ class TieredRows:
             self._up.put(keys[part], rows[part], self._now)
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
-        """Every slot that was written, keys and rows (N, C + 1), about ``size`` at a time; nothing moves meanwhile."""
+        """Every slot that was written, keys and rows (N, W), about ``size`` at a time; nothing moves meanwhile."""
         for start in range(0, self._up.count, size):
             part = slice(start, min(start + size, self._up.count))
             yield self._up.key[part].copy(), self._up.rows[part].copy()

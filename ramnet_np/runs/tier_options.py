@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ramnet_np.contract import MemoryTiers
 
@@ -36,6 +37,7 @@ class TierOptions:
     host: str | None = None
     disk: Path | None = None
     disk_limit: str | None = None
+    rows: Literal["bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("gpu", "host", "disk_limit"):
@@ -54,7 +56,7 @@ class TierOptions:
             return None
         sizes = {name: getattr(self, name) for name in ("gpu", "host", "disk_limit")}
         gpu, host, limit = (size and number_of_bytes(f"memory.{name}", size) for name, size in sizes.items())
-        return MemoryTiers(host, self.disk, limit, gpu)
+        return MemoryTiers(host, self.disk, limit, gpu, self.rows)
 
 
 def number_of_bytes(name: str, text: str) -> int | None:

@@ -28,6 +28,7 @@ from tests.tolerances import assert_close
 rows_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.rows")
 step_module = importlib.import_module("ramnet_np.kernels.cuda.step.step")
 ROW = 32  # bytes of a row of 5 numbers
+INITIAL = np.array([0, 0, 0, 0, 0.25], np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def device_rows(gpu=None, host=None):
     """Rows of 4 contents and a mass, with so many pages."""
     page = rows_module.PAGE_ROWS * ROW
     tiers = MemoryTiers(gpu=None if gpu is None else gpu * page, host=None if host is None else host * page)
-    return rows_module.DeviceRows(4, np.dtype(np.float32), 0.25, tiers)
+    return rows_module.DeviceRows(INITIAL, tiers)
 
 
 def on(array):
@@ -132,7 +133,7 @@ def test_the_host_asks_seldom_and_says_when_all_is_full(fake):
 
 def over_disk(fake, folder, gpu=1, host=1, **limits):
     up = device_rows(gpu, host)
-    return RowsOverDisk(up, MemoryTiers(host=host, disk=folder, gpu=gpu, **limits), 5, np.dtype(np.float32), fake)
+    return RowsOverDisk(up, INITIAL, MemoryTiers(host=host, disk=folder, gpu=gpu, **limits), fake)
 
 
 def test_rows_go_to_the_disk_and_come_back(fake, tmp_path):
@@ -199,20 +200,21 @@ def test_a_token_that_does_not_fit_is_said(fake, tmp_path):
 
 def test_what_is_refused(fake, tmp_path):
     with pytest.raises(ValueError, match=r"memory.host must say how much stays above memory.disk, got None"):
-        RowsOverDisk(device_rows(gpu=1), MemoryTiers(gpu=10**6, disk=tmp_path), 5, np.dtype(np.float32), fake)
+        RowsOverDisk(device_rows(gpu=1), INITIAL, MemoryTiers(gpu=10**6, disk=tmp_path), fake)
     with pytest.raises(ValueError, match=r"memory.gpu must say how much of the GPU may be used where memory.host"):
-        rows_module.DeviceRows(4, np.dtype(np.float32), 0.25, MemoryTiers(host=10**6))
+        rows_module.DeviceRows(INITIAL, MemoryTiers(host=10**6))
 
 
 def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path):
     (U, P, W, R, C, B, H), dtype = (3, 3, 4, 6, 5, 2, 3), np.dtype(np.float64)
     slots, mass = np.zeros((B, H, P**U, C)), np.full((B, H, P**U), 1 / P**U)
-    rows, rng = rows_module.DeviceRows(C, dtype, 1 / P**U, MemoryTiers(gpu=0)), np.random.default_rng(0)
+    initial = np.array([0.0] * C + [1 / P**U])
+    rows, rng = rows_module.DeviceRows(initial, MemoryTiers(gpu=0)), np.random.default_rng(0)
     libraries = []
-    for sparse in (False, True):
-        (tmp_path / str(sparse)).mkdir()
-        step = step_module.step_specialisation("double", U, P, W, R, C, "pdma", sparse)
-        libraries.append(compile_for_cpu(step, "StepParams", tmp_path / str(sparse)))
+    for row in (None, "double"):
+        (tmp_path / str(row)).mkdir()
+        step = step_module.step_specialisation("double", U, P, W, R, C, "pdma", row)
+        libraries.append(compile_for_cpu(step, "StepParams", tmp_path / str(row)))
     for t in range(20):
         write, read = map(on, 2 * rng.normal(size=(2, B, 1, H, U, P)))
         values, gamma, positions = on(rng.normal(size=(B, 1, H, C))), on(rng.uniform(0, 2, (B, 1, H))), on([[t]] * B)
@@ -282,6 +284,26 @@ def test_steps_have_the_bits_of_a_dense_state(cp, where, dtype):
         np.testing.assert_array_equal(ours.get(), theirs.get())
     assert (sparse.rows.host_nbytes > 0) == (where != "gpu")
     assert (sparse.disk_nbytes > 0) == (where == "disk")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("C", [20, 7])
+def test_contents_in_16_bits_are_those_of_a_dense_state_that_is_rounded(cp, where, C):
+    rng, (B, H, U, P) = np.random.default_rng(0), (2, 3, 6, 3)
+    dense = RAMState.initial(B, H, P**U, C, np.float32, cp)
+    memory = tiers(where, C, np.float32)._replace(rows="bfloat16")
+    sparse = SparseRAMState.initial(B, H, P**U, C, np.float32, cp, tiers=memory)
+    for t in range(200):
+        logits, values = cp.asarray(3 * rng.normal(size=(2, B, 1, H, U, P))), cp.asarray(rng.normal(size=(B, 1, H, C)))
+        arrays = [array.astype(np.float32) for array in (*logits, values)]
+        expected, _ = ram_attention_step(*arrays, state=dense, mass_aware=t % 2 == 0)
+        y, _ = ram_attention_step(*arrays, state=sparse, mass_aware=t % 2 == 0)
+        np.testing.assert_array_equal(y.get(), expected.get())
+        rows = cp.concatenate([dense.slots, dense.mass[..., None]], axis=3).reshape(-1, C + 1)
+        dense.slots[...] = sparse.format.unpack(sparse.format.pack(rows))[:, :C].reshape(dense.slots.shape)
+    for ours, theirs in zip(sparse.dense(), dense, strict=True):
+        np.testing.assert_array_equal(ours.get(), theirs.get())
 
 
 @pytest.mark.gpu

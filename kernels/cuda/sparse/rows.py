@@ -43,24 +43,24 @@ ROWS = Specialisation(
 
 
 class DeviceRows:
-    """Rows of ``channels`` contents and a mass, by the keys of their slots, with ``core/tiered_rows.py``'s methods.
+    """Rows by the keys of their slots, with the methods of ``core/tiered_rows.py``.
 
-    ``initial_mass``: of a slot that was never stored; ``tiers``: capacities of the GPU and of the host.
+    ``initial``: the row (W,) of a slot that was never stored; ``tiers``: capacities of the GPU and of the host.
     ValueError for a tier that cannot be used.
     """
 
     stays = True  # a graph finds the rows again: the table it is given changes in place
 
-    def __init__(self, channels: int, dtype: np.dtype, initial_mass: float, tiers: MemoryTiers):
+    def __init__(self, initial: np.ndarray, tiers: MemoryTiers):
         import cupy
 
         if tiers.host is not None and tiers.gpu is None:
             raise ValueError("memory.gpu must say how much of the GPU may be used where memory.host is given, got None")
-        self._cupy, self._dtype, self._width, self._tiers = cupy, dtype, channels + 1, tiers
-        self._row_bytes = -(-self._width * dtype.itemsize // 16) * 16
-        initial = np.zeros(self._row_bytes // dtype.itemsize, dtype=dtype)
-        initial[channels] = initial_mass
-        self._initial, self._count = cupy.asarray(initial), cupy.zeros(1, dtype=np.int32)
+        self._cupy, self._dtype, self._width, self._tiers = cupy, initial.dtype, initial.size, tiers
+        self._row_bytes = -(-initial.nbytes // 16) * 16
+        filled = np.zeros(self._row_bytes // initial.itemsize, dtype=initial.dtype)
+        filled[: initial.size] = initial
+        self._initial, self._count = cupy.asarray(filled), cupy.zeros(1, dtype=np.int32)
         self._pages: list[int] = []  # addresses: those on the GPU, then those of the host
         self._held: list[Any] = []  # what the pages are parts of
         self._gpu_pages, self._calls, self._bound, self._new = 0, 0, 0, 0
@@ -128,13 +128,13 @@ class DeviceRows:
             self.exchange()
 
     def gather(self, keys: Array) -> Array:
-        """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ."""
+        """The rows (N, W) of slots by their ``keys`` (N,), which differ."""
         rows = self._cupy.empty((keys.size, self._width), dtype=self._dtype)
         self._launch("gather_rows", keys.size, keys=keys, rows=rows)
         return rows
 
     def scatter(self, keys: Array, rows: Array, changed: bool = True) -> None:
-        """Store ``rows`` (N, C + 1) of slots by their ``keys`` (N,), which differ. MemoryError if there is no room.
+        """Store ``rows`` (N, W) of slots by their ``keys`` (N,), which differ. MemoryError if there is no room.
 
         ``changed``: whether they differ from what a disk below has.
         """
@@ -143,7 +143,7 @@ class DeviceRows:
         self._launch("scatter_rows", keys.size, keys=keys, rows=rows, changed=changed)
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
-        """Every slot that was stored, keys and rows (N, C + 1), ``size`` at a time; nothing moves meanwhile."""
+        """Every slot that was stored, keys and rows (N, W), ``size`` at a time; nothing moves meanwhile."""
         count = self.written
         for start in range(0, count, size):
             keys = self._key_of_row[start : min(start + size, count)].copy()

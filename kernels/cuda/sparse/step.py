@@ -7,6 +7,7 @@ from typing import Any
 from ramnet_np.contract import DecodeOptions, MemoryOptions
 
 from ..runtime.arrays import contiguous_aligned, ptr, token_strides
+from ..runtime.module import type_name
 from ..step.step import MAX_FUSED_K, step_plan
 from .rows import DeviceRows
 
@@ -35,7 +36,14 @@ def sparse_step(
         return y
     number, gamma = (gamma, None) if isinstance(gamma, float) else (None, contiguous_aligned(gamma))
     launch, fill = step_plan(
-        write_logits.shape, values.shape[3], values.dtype, number, token_strides(positions)[0], decode, options, True
+        write_logits.shape,
+        values.shape[3],
+        values.dtype,
+        number,
+        token_strides(positions)[0],
+        decode,
+        options,
+        state.tiers.rows or type_name(state.dtype),
     )
     state.up.prepare(new_rows(values.shape, decode.write_k))
     write_logits, read_logits, values = map(contiguous_aligned, (write_logits, read_logits, values))
