@@ -1,6 +1,7 @@
 """The pictures that scripts in docs/ make are those that are committed; the README's shows what ramnet_np computes."""
 
 import importlib.util
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -37,7 +38,7 @@ def test_the_answer_is_the_fox():
 def test_drawings_are_what_their_script_makes():
     module = load("drawings.py")
     drawings = module.files()
-    assert len(drawings) == 24
+    assert len(drawings) == 26
     for name, text in drawings.items():
         assert (DOCS / "images" / name).read_text() == text, f"python docs/drawings.py docs/images makes another {name}"
         (page,) = (page for page in module.DRAWINGS if name.startswith(f"{page.removesuffix('.md')}-"))
@@ -50,3 +51,14 @@ def test_the_losses_in_both_precisions_are_as_close_as_the_page_says():
     difference = series["bfloat16"] / series["float32"] - 1
     page = (DOCS / "gpu-training.md").read_text()
     assert f"by more than {np.abs(difference).max():.2%}, and by {abs(difference.mean()):.2%} on average" in page
+
+
+def test_facts_are_recalled_as_the_records_say():
+    module = load("slots_recall.py")
+    records = [json.loads(line) for line in module.RECORDS.read_text().splitlines()]
+    assert {(row["slots"], row["facts"]) for row in records} == {(4**u, n) for u in module.ORDERS for n in module.FACTS}
+    for order, facts in ((3, 256), (10, 256)):
+        (record,) = (row for row in records if row["slots"] == 4**order and row["facts"] == facts)
+        measured = module.measure(order, facts)
+        assert measured["written"] == record["written"]
+        assert abs(measured["recalled"] - record["recalled"]) < 0.02

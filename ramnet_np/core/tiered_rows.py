@@ -66,6 +66,10 @@ class TieredRows:
         """Bytes in the file."""
         return 0 if self._disk is None else self._disk.nbytes
 
+    def is_up(self, keys: Array) -> Array:
+        """Whether the row of each slot, by its key (N,), is in memory; not if it was never stored."""
+        return self._up.find(keys) >= 0
+
     def gather(self, keys: Array) -> Array:
         """The rows (N, W) of slots by their ``keys`` (N,), which differ."""
         rows = self._xp.empty((keys.size, self._initial.size), dtype=self._initial.dtype)
