@@ -35,7 +35,7 @@ from ramnet_np.model.states import arrays_of
 
 from .cpu import append_jsonl
 from .dictionary_rows import DictionaryRows
-from .gpu_timing import captured, machine_record
+from .gpu_timing import captured, machine_record, median_ms
 
 Part = Literal["memory", "generation", "prefill", "space"]
 GREEDY = Sampling()
@@ -99,7 +99,7 @@ def memory(options: Options) -> Any:
     rng = np.random.default_rng(0)
     trace = cupy.asarray(3 * rng.standard_normal((options.tokens, options.layers, 2, 1, 1, H, U, P), np.float32))
     values = cupy.asarray(rng.standard_normal((1, 1, H, C), np.float32))
-    dense_us = None
+    dense_us, bus = None, bus_gb_per_s()
     beside = ("dictionary",) if options.disk is None else ("dictionary", "half on disk")
     for share in ("dense", *options.shares, *beside):
         states = [_full(share, (1, H, P**U, C), options) for _ in range(options.layers)]
@@ -110,10 +110,17 @@ def memory(options: Options) -> Any:
         if isinstance(share, float):
             row = C * (2 if options.rows else 4) + 4
             moved = (1 - share) * options.layers * H * 24 * row  # 8 rows written: there and back; 8 read
-            record |= {"GB/s over the bus": moved / us / 1e3}
+            record |= {"GB/s over the bus": moved / us / 1e3, "of copies": bus}
         yield record | {"times dense": us / dense_us}
         del states
         cupy.get_default_memory_pool().free_all_blocks()
+
+
+def bus_gb_per_s() -> float:
+    """GB/s of one large copy from pinned memory of the host to the GPU."""
+    cupy, size = gpu_namespace(), 2**28
+    pinned, there = cupy.cuda.alloc_pinned_memory(size), cupy.empty(size, np.uint8)
+    return size / 1e6 / median_ms(lambda: there.data.copy_from_host_async(pinned.ptr, size), 10)
 
 
 def _full(share: float | str, shape: tuple[int, int, int, int], options: Options) -> Any:
