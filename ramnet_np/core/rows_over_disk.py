@@ -11,6 +11,7 @@ the pages that were not asked for longest go down, an eighth of the capacity at 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,10 @@ class RowsOverDisk:
 
     def __init__(self, up: Any, initial: np.ndarray, tiers: MemoryTiers, xp: Any):
         if tiers.host is None:
-            raise ValueError("memory.host must say how much stays above memory.disk, got None")
+            raise ValueError("memory.host must say how many bytes stay above memory.disk, got None")
         assert tiers.disk is not None  # as the caller looked
         self.up, self._xp = up, xp
-        self._disk = DiskPages(tiers.disk, tiers.disk_bytes, initial.size, initial.dtype)
+        self._disk = DiskPages(Path(tiers.disk), tiers.disk_bytes, initial.size, initial.dtype)
 
     @property
     def stays(self) -> bool:

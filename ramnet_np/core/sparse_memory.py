@@ -93,11 +93,15 @@ def sparse_step(
     >>> sparse_step(BACKEND, logits, logits, v, 1.0, position, None, state, decode, MemoryOptions(slots=4)).item()
     0.14285714285681633
     """
+    state.require_whole()
     token = write_logits, read_logits, values, gamma, positions, mask
     if backend.sparse_step is not None:
-        with state.whole_or_lost():
-            _bring_up(backend, write_logits, read_logits, positions, state, decode)
+        _bring_up(backend, write_logits, read_logits, positions, state, decode)
+        try:
             y = backend.sparse_step(*token, state, decode, options)
+        except (KeyboardInterrupt, SystemExit) as error:  # rows may be new before the state counts them
+            state.lose(error)
+            raise
         if y is not NotImplemented:
             return y
     addresses = _decoded(backend, write_logits, read_logits, positions, decode)
@@ -130,7 +134,7 @@ def _bring_up(
     addresses = _decoded(backend, write_logits, read_logits, positions, decode)
     slots = on_host(state.xp.concatenate([address.index for address in addresses], axis=3))
     head = np.arange(B * H, dtype=np.int64).reshape(B, 1, H, 1)
-    state.rows.bring_up((head * M + slots).ravel(), new)
+    state.bring_up((head * M + slots).ravel(), new)
 
 
 def _dense(rows: Array, numbers: SlotNumbers, every: Array, head: Array, values: Array) -> tuple[RAMState, Array]:

@@ -199,7 +199,7 @@ def test_a_token_that_does_not_fit_is_said(fake, tmp_path):
 
 
 def test_what_is_refused(fake, tmp_path):
-    with pytest.raises(ValueError, match=r"memory.host must say how much stays above memory.disk, got None"):
+    with pytest.raises(ValueError, match=r"memory.host must say how many bytes stay above memory.disk, got None"):
         RowsOverDisk(device_rows(gpu=1), INITIAL, MemoryTiers(gpu=10**6, disk=tmp_path), fake)
     with pytest.raises(ValueError, match=r"memory.gpu must say how much of the GPU may be used where memory.host"):
         rows_module.DeviceRows(INITIAL, MemoryTiers(host=10**6))
