@@ -32,6 +32,8 @@ class TierOptions:
     True
     >>> TierOptions().tiers() is None
     True
+    >>> TierOptions(rows="bfloat16").tiers()
+    MemoryTiers(host=None, disk=None, disk_bytes=None, gpu=None, rows='bfloat16')
     """
 
     gpu: str | None = None

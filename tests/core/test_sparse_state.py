@@ -1,5 +1,6 @@
 """A sparse state against the dense one: the same bits, memory for what was written, tiers that change nothing."""
 
+import mmap
 import os
 
 import numpy as np
@@ -292,3 +293,27 @@ def test_a_page_that_has_changed_on_the_disk_is_refused(tmp_path):
     os.pwrite(state.rows._disk._file.fileno(), b"\x55", 40 * 16 * 17 * 4 + 3)
     with pytest.raises(OSError, match=r"memory.disk '.*' is damaged: the page of slots from key .* has changed since"):
         segment(inputs, state, None)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="the system takes no advice")
+def test_the_disk_reads_the_next_part_behind_this_ones_work(tmp_path):
+    state = SparseRAMState.initial(1, 1, 2**20, 16, np.float32, tiers=small(tmp_path))
+    keys, disk, record = np.arange(0, 2**14, 8), state.rows._disk, 16 * 17 * 4
+    state.scatter(keys, np.ones((len(keys), 17), np.float32))
+    events, advised = [], set()
+
+    class Map:
+        def madvise(self, advice, start, length):
+            assert advice == mmap.MADV_WILLNEED
+            assert start % mmap.PAGESIZE == 0
+            advised.update(range(start, start + length))
+
+    real, load = disk._map, disk.load
+    disk.load = lambda pages: events.append((set(advised), disk._index.find(pages))) or load(pages)
+    disk._map = Map()
+    state.gather(keys[:64])
+    disk._map, disk.load = real, load
+    later = [event for event in events[1:] if len(event[1])]
+    assert later
+    for known, records in later:
+        assert all(at * record in known and (at + 1) * record - 1 in known for at in records.tolist())
