@@ -6,7 +6,8 @@
 "memory" steps the memories of all layers, with random addresses into slots that were all written, as one CUDA graph. A
 token's rows are then on the GPU with the probability that is the share of all rows there. "generation" is a model that
 writes, from a trained one's addresses if a model is given; its rows are those that the prompt wrote. "prefill" reads a
-long prompt. The dense state of all slots stands beside each. "space" opens memories of 2**26 slots a head.
+long prompt. The dense state of all slots stands beside each. "space" opens memories of 2**26 slots a head. "rows" finds
+and stores a million rows at once, as benchmarks of tables on a GPU do.
 
 With ``--disk FOLDER``, rows stand there that neither the GPU nor the host has room for: half of all. They, and those of
 a Python dictionary, which stands beside "memory", need the host for each layer, so they run without a CUDA graph.
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +39,7 @@ from .cpu import append_jsonl
 from .dictionary_rows import DictionaryRows
 from .gpu_timing import captured, machine_record, median_ms
 
-Part = Literal["memory", "generation", "prefill", "space"]
+Part = Literal["memory", "generation", "prefill", "space", "rows"]
 GREEDY = Sampling()
 EAGER_TOKENS = 16
 
@@ -46,7 +48,7 @@ EAGER_TOKENS = 16
 class Options:
     """Time a sparse memory against the share of its rows on the GPU."""
 
-    parts: tuple[Part, ...] = ("memory", "generation", "prefill", "space")
+    parts: tuple[Part, ...] = ("memory", "generation", "prefill", "space", "rows")
     """What is timed."""
     shares: tuple[float, ...] = (1.0, 0.5, 0.1, 0.01, 0.0)
     """Shares of the rows that the GPU holds, one after the other."""
@@ -84,7 +86,7 @@ def main(options: Options) -> None:
     machine = machine_record(cupy) | {"command": " ".join(["python -m", __spec__.name, *sys.argv[1:]])}
     print(f"{machine['device']}, {machine['versions']}, {machine['date']}")
     timed: dict[str, Callable[[Options], Any]] = {
-        "memory": memory, "generation": generation, "prefill": prefill, "space": space,
+        "memory": memory, "generation": generation, "prefill": prefill, "space": space, "rows": rows,
     }  # fmt: skip
     for part in options.parts:
         for record in timed[part](options):
@@ -248,6 +250,23 @@ def space(options: Options) -> Any:
         "written": written,
     }
     yield record | {"GPU MB": used / 1e6, "bytes a written slot": used / written, "dense TB": dense / 1e12}
+
+
+def rows(options: Options) -> Any:
+    """A million rows at random found in, and stored to, one memory of four million: rows a second, by share."""
+    cupy, C, count, asked = gpu_namespace(), options.channels, 2**22, 2**20
+    keys = cupy.asarray(np.random.default_rng(0).permutation(count)[:asked])
+    bus = bus_gb_per_s()
+    for share in options.shares:
+        state = _full(share, (1, 1, count, C), options)
+        found = state.rows.gather(keys)
+        gather_ms = median_ms(partial(state.rows.gather, keys), 10)
+        scatter_ms = median_ms(partial(state.rows.scatter, keys, found), 10)
+        record = {"part": "rows", "rows": options.rows or "float32", "share": share, "bytes": found[0].nbytes}
+        record |= {"G found/s": asked / gather_ms / 1e6, "G stored/s": asked / scatter_ms / 1e6}
+        yield record | {"GB/s of copies": bus}
+        del state, found
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 def _model_and_prompt(options: Options, length: int) -> tuple[RAMNet, list[Any]]:
