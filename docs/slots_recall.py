@@ -1,11 +1,14 @@
-"""The figure of docs/hierarchical-memory.md: how many facts a head recalls, by its number of slots M.
+"""The figures of docs/hierarchical-memory.md: how many facts a head recalls, by its number of slots M.
 
-    python docs/slots_recall.py docs/images              draws docs/results/slots-recall.jsonl
+    python docs/slots_recall.py docs/images              draws docs/results/slots-recall.jsonl and -trained.jsonl
     python docs/slots_recall.py docs/images --measure    measures first, on one CPU
 
 A fact is a key, random digit logits, and a value of C numbers, each 1 or -1. All facts are written, one a token; then
 the keys of some are asked for. A fact is recalled if no value of another fact is nearer to what is read. Nothing is
-trained, so this is what the memory can hold, with addresses that are spread evenly.
+trained, so this is what the memory can hold, with addresses that are spread evenly. The trained models' records are of
+
+    ramnet-np train mqar --device gpu --model.order U --data.test 4 64 1000 64 256 1000 128 512 500 256 1024 500 \\
+        512 2048 200 1024 4096 100
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from ramnet_np.plot.curves import curves
 from ramnet_np.plot.style import theme
 
 RECORDS = Path(__file__).parent / "results/slots-recall.jsonl"
+TRAINED = RECORDS.with_name("slots-recall-trained.jsonl")
 ORDERS, FACTS, QUERIES, RADIX, C = (3, 5, 7, 10, 13), tuple(4**n for n in range(2, 10)), 256, 4, 32
 
 
@@ -42,24 +46,35 @@ def measure(order: int, facts: int) -> dict[str, object]:
     return {"slots": RADIX**order, "facts": facts, "recalled": recalled, "written": written, "bytes": size}
 
 
-def figure(records: list[dict[str, float]]) -> Figure:
+def figure(records: list[dict[str, float]], xlabel: str) -> Figure:
     """A line for each M."""
+    slots = sorted({row["slots"] for row in records})
+    facts = sorted({row["facts"] for row in records})
     series = {
-        f"M = 4**{order}": [row["recalled"] for row in records if row["slots"] == RADIX**order] for order in ORDERS
+        f"M = 4**{round(np.log2(M) / 2)}": [row["recalled"] for row in records if row["slots"] == M] for M in slots
     }
-    return curves(list(FACTS), series, xlabel="facts in one head", ylabel="share recalled", xscale="log")
+    return curves(facts, series, xlabel=xlabel, ylabel="share recalled", xscale="log")
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    """The records of a file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def main(folder: Path, measured: bool) -> None:
-    """Write the two figures, from new records if they are wanted."""
+    """Write the figures, the first from new records if they are wanted."""
     if measured:
         rows = [measure(order, facts) for order in ORDERS for facts in FACTS]
         about = {"ramnet_np": ramnet_np.__version__, "numpy": np.__version__, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
         RECORDS.write_text("".join(json.dumps(row | about) + "\n" for row in rows), encoding="utf-8")
-    records = [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
-    for name, kind in (("slots-recall", "light"), ("slots-recall-dark", "dark")):
-        with theme(kind):
-            figure(records).savefig(folder / f"{name}.png", dpi=130)
+    for name, path, xlabel in (
+        ("slots-recall", RECORDS, "facts in one head"),
+        ("slots-recall-trained", TRAINED, "pairs in the sequence"),
+    ):
+        for kind in ("light", "dark"):
+            with theme(kind):
+                drawn = figure(read(path), xlabel)
+                drawn.savefig(folder / f"{name}{'' if kind == 'light' else '-dark'}.png", dpi=130)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The pictures that scripts in docs/ make are those that are committed; the README's shows what ramnet_np computes."""
 
 import importlib.util
-import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -55,7 +54,7 @@ def test_the_losses_in_both_precisions_are_as_close_as_the_page_says():
 
 def test_facts_are_recalled_as_the_records_say():
     module = load("slots_recall.py")
-    records = [json.loads(line) for line in module.RECORDS.read_text().splitlines()]
+    records = module.read(module.RECORDS)
     assert {(row["slots"], row["facts"]) for row in records} == {(4**u, n) for u in module.ORDERS for n in module.FACTS}
     for order, facts in ((3, 256), (10, 256)):
         (record,) = (row for row in records if row["slots"] == 4**order and row["facts"] == facts)
