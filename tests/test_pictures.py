@@ -61,3 +61,13 @@ def test_facts_are_recalled_as_the_records_say():
         measured = module.measure(order, facts)
         assert measured["written"] == record["written"]
         assert abs(measured["recalled"] - record["recalled"]) < 0.02
+
+
+def test_speeds_by_the_share_of_rows_are_those_of_the_page():
+    page = (DOCS / "hierarchical-memory.md").read_text()
+    speeds = load("tiers_curves.py").speeds()
+    assert [sorted(line) for line in speeds.values()] == [[0, 0.01, 0.1, 0.5, 1]] * 4
+    assert all(line[0] < line[1] < 1 for line in speeds.values())
+    for name, times in (("memories alone, float32", "1.21"), ("memories alone, bfloat16", "1.37")):
+        assert f"{1 / speeds[name][1]:.2f}" == times
+        assert f"| {times} |" in page
