@@ -21,7 +21,10 @@ COMMAND = "python -m ramnet_np.kernels.bench.tiers --parts "
 # of each line the command that measured it, and what says how fast
 LINES = {
     "generation, paper-340m": (f"{COMMAND}generation", "tokens/s"),
-    "generation, text model with M = 4**10": (f"{COMMAND}generation --model", "tokens/s"),
+    "generation, text model with M = 4**10": (
+        f"{COMMAND}generation --model text-10 --prompt-file novels.txt --prompt 65536",
+        "tokens/s",
+    ),
     "memories alone, float32": (f"{COMMAND}memory", "us a token"),
     "memories alone, bfloat16": (f"{COMMAND}memory --rows bfloat16", "us a token"),
 }
@@ -32,7 +35,7 @@ def speeds() -> dict[str, dict[float, float]]:
     records = [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
     series = {}
     for name, (command, figure) in LINES.items():
-        own = [row for row in records if row["command"].split(" /")[0] == command]
+        own = [row for row in records if row["command"] == command]
         power = 1 if figure == "tokens/s" else -1
         (dense,) = (row[figure] for row in own if row["share"] == "dense")
         series[name] = {
