@@ -79,10 +79,12 @@ def sparse_step(
     decode: DecodeOptions,
     options: MemoryOptions,
 ) -> Any:
-    """As :func:`step`, over a SparseRAMState; NotImplemented for many heads, or where rows may be in a file."""
+    """As :func:`step`, over a SparseRAMState; NotImplemented for many heads, or where rows are packed or in a file."""
     B, _, H, C = values.shape
+    if B * H > SPARSE_HEADS or state.tiers.rows is not None:
+        return NotImplemented
     held = state.rows.all_in_memory(B * H * decode.write_k + 1)
-    if held is None or B * H > SPARSE_HEADS:
+    if held is None:
         return NotImplemented
     token = _token(write_logits, read_logits, values, gamma, positions, mask, decode)
     count, spare = np.array([held.count]), len(held.rows) - 1
