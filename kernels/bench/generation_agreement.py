@@ -1,6 +1,6 @@
 """How far greedy tokens of bfloat16 agree with those of float32, on a GPU:
 
-    python -m ramnet_np.kernels.bench.generation_agreement --folder runs/book      # a trained model
+    python -m ramnet_np.kernels.bench.generation_agreement --folder runs/book --text novel.txt      # a trained model
     python -m ramnet_np.kernels.bench.generation_agreement                         # paper-340m as it is initialised
 
 Both continue the same prompts. Behind the first token in which two texts differ nothing can be compared, so there the
@@ -22,6 +22,7 @@ from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.model import RAMNet, preset
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.sampling import Sampling
+from ramnet_np.runs.text import load_codec, load_text_model
 
 from .cpu import append_jsonl
 from .gpu_timing import machine_record
@@ -34,11 +35,15 @@ class Options:
     preset: str = "paper-340m"
     """The network, with initial values."""
     folder: Path | None = None
-    """A run or checkpoint whose model is taken instead."""
+    """A run or checkpoint of `ramnet-np train text` whose model is taken instead."""
+    text: Path | None = None
+    """A text whose passages are the prompts, at least as long as one; none: random tokens."""
+    length: int = 16
+    """Tokens of a prompt."""
     dtype: str = "bfloat16"
     """What is compared with float32."""
     prompts: int = 20
-    """Random prompts of 16 tokens."""
+    """How many texts are written."""
     tokens: int = 200
     """Tokens behind each."""
     units: float = 2.0
@@ -50,9 +55,9 @@ class Options:
 def main(options: Options) -> None:
     """Print a line for each text that differs, and the counts."""
     xp = gpu_namespace()
-    model = RAMNet(preset(options.preset)) if options.folder is None else RAMNet.from_pretrained(options.folder)
+    model = RAMNet(preset(options.preset)) if options.folder is None else load_text_model(options.folder)
     model = model.to("gpu", "float32")
-    prompts = xp.asarray(np.random.default_rng(0).integers(0, model.config.vocab, (options.prompts, 16)))
+    prompts = xp.asarray(prompts_for(model, options))
     exact, rounded = (greedy(model.to("gpu", dtype), prompts, options.tokens) for dtype in ("float32", options.dtype))
     gaps = [gap for row in range(options.prompts) if (gap := first_gap(model, prompts[row], exact[row], rounded[row]))]
     for gap in gaps:
@@ -67,6 +72,16 @@ def main(options: Options) -> None:
         counts: dict[str, Any] = {"prompts": options.prompts, "tokens": options.tokens, "alike": alike}
         told = {"within": within, "units": options.units, "dtype": options.dtype, "model": repr(model)}
         append_jsonl(options.out, [counts | told | {"gaps": gaps} | machine_record(xp)])
+
+
+def prompts_for(model: RAMNet, options: Options) -> np.ndarray:
+    """Passages of the text, else random tokens, (prompts, length)."""
+    rng, length = np.random.default_rng(0), options.length
+    if options.text is None or options.folder is None:
+        return rng.integers(0, model.config.vocab, (options.prompts, length))
+    tokens = np.asarray(load_codec(options.folder).encode(options.text.read_text(encoding="utf-8")))
+    starts = rng.integers(0, len(tokens) - length + 1, options.prompts)
+    return np.stack([tokens[start : start + length] for start in starts])
 
 
 def greedy(model: RAMNet, prompts: Any, count: int) -> np.ndarray:
