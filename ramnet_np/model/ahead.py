@@ -114,8 +114,10 @@ class TokensAhead:
         state = list(self._stepper.state)
         try:
             self._graph, _ = capture(self._take_in_and_choose, self._stream, self._pool)
-        except Exception as error:
+        except BaseException as error:
             self._stepper.state[:] = state
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
             why = why_not_captured(error)
             if self._graphs == "on":
                 raise RuntimeError(f"a token could not be captured as a CUDA graph ({why})") from error
