@@ -25,6 +25,7 @@ MOST_ROWS = 8  # of x, up to which reading the matrices takes the time
 WORTH_A_KERNEL = 2**14  # elements of matrices; a library multiplies smaller ones as quickly
 BYTES_PER_PIECE = 2**21  # reading that many takes about a hundred microseconds, starting the threads ten or more
 SHORT = 2 * BYTES_PER_PIECE  # bytes of matrices below which one thread reads them all
+PLACES = 4  # of a matrix that are read by turns: a core asks for more of its memory ahead than behind one place
 
 NOTHING = {dtype: (np.empty(0, dtype), np.empty((0, 0), dtype)) for dtype in map(np.dtype, (np.float32, np.float64))}
 
@@ -133,9 +134,12 @@ def _products_parallel(x, norm, eps, weights, biases, add, results):
 def some_products(piece, x, weights, biases, add, results, each):
     """``each`` outputs, counted through all matrices, from piece * each on."""
     first, last = piece * each, (piece + 1) * each
-    for i in range(len(weights)):
-        weight, bias, y = weights[i], biases[i], results[i]
-        for e in range(max(first, 0), min(last, weight.shape[0])):
+    for m in range(len(weights)):
+        weight, bias, y = weights[m], biases[m], results[m]
+        start = max(first, 0)
+        count = min(last, weight.shape[0]) - start
+        for i in range(count):
+            e = start + _by_turns(i, count)
             for n in range(x.shape[0]):
                 total = _dot(weight[e], x[n])
                 if bias.size > 0:
@@ -156,10 +160,18 @@ def _swiglu(x, norm, eps, gate, up, down, none, y):
 @inner
 def _gated(x, gate, up, y):
     one = y.dtype.type(1)
-    for e in range(gate.shape[0]):
+    for i in range(gate.shape[0]):
+        e = _by_turns(i, gate.shape[0])
         for n in range(x.shape[0]):
             a, b = _dot(gate[e], x[n]), _dot(up[e], x[n])
             y[n, e] = a * (one / (one + math.exp(-a))) * b
+
+
+@inner
+def _by_turns(i, count):
+    """Which of ``count`` rows is the i-th to be read: those at PLACES places by turns, then what is left over."""
+    each = count // PLACES
+    return (i % PLACES) * each + i // PLACES if i < PLACES * each else i
 
 
 @inner
