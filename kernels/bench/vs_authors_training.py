@@ -6,8 +6,8 @@
 
 A text model of bytes with 10 million parameters, the same weights and batches on both sides: forward, loss, backward,
 clipping, AdamW, in float32. Two things of the authors' package need a GPU. In their place it gets the Torch reference
-of the memory in its package ``ramnet-ops``, and PyTorch's functions for SwiGLU. That reference keeps the whole memory of
-every token: 2 sequences of 128 tokens take 8 GB. The loss of the first step must agree before anything is timed.
+of the memory in its package ``ramnet-ops``, and PyTorch's functions for SwiGLU. That reference keeps the whole memory
+of every token: 2 sequences of 128 tokens take 8 GB. The loss of the first step must agree before anything is timed.
 """
 
 from __future__ import annotations

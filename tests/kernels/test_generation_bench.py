@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from ramnet_np.kernels.bench import generation, generation_agreement
 
@@ -41,6 +42,17 @@ def test_prompts_are_passages_of_the_text_in_the_models_tokens(tmp_path):
     random = generation_agreement.prompts_for(model, generation_agreement.Options(length=7, prompts=3))
     assert random.shape == (3, 7)
     assert random.max() < 256
+
+
+def test_distances_between_the_logits_of_two_models_are_told():
+    model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), dtype=np.float64)
+    texts = np.array([[1, 2, 3], [4, 5, 6]])
+    rounded = model.to("cpu", "float32")
+    errors = generation_agreement.logit_errors(model, rounded, texts)
+    assert 0 < errors["median"] < errors["largest"] < 1e-5
+    apart = np.abs(model.forward(texts)[0] - rounded.forward(texts)[0])
+    assert errors["largest"] == pytest.approx(apart.max(), rel=0.5)  # a batch sums in another order
+    assert set(generation_agreement.logit_errors(model, model, texts).values()) == {0.0}
 
 
 @pytest.mark.gpu
