@@ -5,6 +5,7 @@ import importlib
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,6 +126,43 @@ def test_the_host_asks_seldom_and_says_when_all_is_full(fake):
     held.scatter(on(keys), on(rows))
     with pytest.raises(MemoryError, match=r"memory.gpu and memory.host must hold every slot .* room for 2048 slots"):
         held.prepare(1)
+
+
+@pytest.mark.parametrize("where", ["gpu", "host"])
+def test_rows_that_fit_are_held_where_there_is_no_room_ahead(fake, monkeypatch, where):
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    most, taken, page = 3, [], rows_module.PAGE_ROWS * ROW
+    pinned = fake.cuda.alloc_pinned_memory
+
+    def take(size, error):
+        if sum(taken) + size > most * page:
+            raise error("out of memory")
+        taken.append(size)
+
+    def empty(size, dtype):
+        if dtype == np.uint8 and size >= page:
+            take(size, MemoryError)
+        return np.empty(size, dtype).view(OnDevice)
+
+    def alloc(size):
+        take(size, CUDARuntimeError)
+        return pinned(size)
+
+    if where == "gpu":
+        fake.empty = empty
+    fake.cuda.alloc_pinned_memory, fake.cuda.runtime = alloc, SimpleNamespace(CUDARuntimeError=CUDARuntimeError)
+    held = device_rows(gpu=None if where == "gpu" else 0)
+    keys, rows = drawn(np.random.default_rng(0), most * rows_module.PAGE_ROWS)
+    for n in range(0, keys.size, 256):  # room for many more is asked for each time
+        held.scatter(on(keys[n : n + 256]), on(rows[n : n + 256]))
+    np.testing.assert_array_equal(held.gather(on(keys)), rows)
+    with pytest.raises(
+        MemoryError, match="out of memory" if where == "gpu" else "memory.host: no room for 32,768 bytes"
+    ):
+        held.scatter(on(keys[:1] + 2**41), on(rows[:1]))
+    np.testing.assert_array_equal(held.gather(on(keys)), rows)
 
 
 def test_what_is_refused(fake, tmp_path):
