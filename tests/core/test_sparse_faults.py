@@ -173,3 +173,10 @@ def test_rows_that_run_out_of_memory_are_those_of_before(monkeypatch):
     assert (held.count, held.find(np.array([9, 5, 100])).tolist()) == (2, [1, 0, -1])
     held.put(new, more)
     assert held.find(new).tolist() == list(range(2, 1002))
+
+
+def test_a_host_without_a_disk_holds_exactly_what_it_says():
+    state, rows = make((1, 1, 2**20, 16), tiers=small(None)), np.ones((256, 17), np.float32)
+    state.scatter(np.arange(256), rows)
+    with pytest.raises(MemoryError, match="got room for 256 slots of a layer, all of them full"):
+        state.scatter(np.array([256]), rows[:1])

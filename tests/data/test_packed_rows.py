@@ -163,3 +163,5 @@ def test_sizes_may_be_an_array_and_are_whole_numbers():
     for sizes, got in (([], "none"), (np.array([], int), "none"), ([9, 1], "1"), ([9, -3], "-3")):
         with pytest.raises(ValueError, match=f"two tokens or more, got {got}"):
             PackedRows(sizes, length=4, seed=2)
+    with pytest.raises(ValueError, match="seed must be"):
+        PackedRows(given, length=4, seed=-1)

@@ -13,21 +13,23 @@ SHAPES = {"a": (3, 50), "b": (), "c": (7,), "d": (64, 2), "e": (1,)}
 
 
 class ThreadRanks:
-    """One of several threads that exchange arrays."""
+    """One of several threads that exchange arrays; as on a GPU, what is received is there after ``wait``."""
 
     def __init__(self, rank, size, meet, box):
-        self.rank, self.size, self._meet, self._box = rank, size, meet, box
+        self.rank, self.size, self._meet, self._box, self._coming = rank, size, meet, box, []
 
     def broadcast(self, array, root=0):
         assert array.flags.c_contiguous
         if self.rank == root:
             self._box[:] = [array.copy()]
         self._meet.wait(10)
-        array[...] = self._box[0]
+        self._coming.append((array, self._box[0]))
         self._meet.wait(10)
 
     def wait(self):
-        pass
+        for array, received in self._coming:
+            array[...] = received
+        self._coming.clear()
 
 
 def on_ranks(size, call):
@@ -53,6 +55,7 @@ def test_every_rank_has_what_each_updated_and_rank_0_all_moments(size):
         for name in mine:
             shards.params[name][...] += len(name) + ranks.rank
         shards.send()
+        ranks.wait()
         mean, square = (
             {name: np.full(param.shape, ranks.rank + more) for name, param in mine.items()} for more in (0.5, 2)
         )
