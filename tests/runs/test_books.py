@@ -245,6 +245,20 @@ def test_a_text_too_short_for_needles_is_one_sentence(size):
         needles_table(model_of(), corpus, corpus.documents, 100, asked_after=(1000,))
 
 
+def test_a_text_just_long_enough_for_needles_is_enough(monkeypatch):
+    monkeypatch.setattr(book_tests, "NEEDLES", 2)
+    monkeypatch.setattr(book_tests, "APART", 16)
+    needed = 2 * 16 + sum(len(needle.fact) for needle in make_needles(2, seed=0)) + 50
+    for size in (needed, needed - 1):
+        corpus = books(b"x" * size)
+        if size == needed:
+            [row] = needles_table(model_of(), corpus, corpus.documents, 100, asked_after=(50,), starts=1)
+            assert row["asked"] == 2
+        else:
+            with pytest.raises(ValueError, match=rf"path must hold {needed} tokens or more for needles, got {size}"):
+                needles_table(model_of(), corpus, corpus.documents, 100, asked_after=(50,), starts=1)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
