@@ -30,7 +30,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parent.parent
 LIMIT = 120  # seconds: a mutant may never end
 _MATHEMATICS = ("tests/core/test_decoder.py", "tests/core/test_attention.py", "tests/test_mathematics.py")
-_SPARSE = ("tests/core/test_sparse_state.py", "tests/model/test_sparse.py")
+_SPARSE = ("tests/core/test_sparse_faults.py", "tests/core/test_sparse_state.py", "tests/model/test_sparse.py")
 _STATES = ("tests/model/test_state_file.py", "tests/model/test_sparse.py")
 # file -> what must notice a change of it, the fastest first
 TESTS = {
@@ -49,6 +49,7 @@ TESTS = {
     "ramnet_np/model/checks.py": ("tests/model/test_config.py", "tests/model/test_checkpoint.py"),
     "ramnet_np/model/files.py": ("tests/model/test_files.py", "tests/train/test_checkpoint.py"),
     "ramnet_np/train/checkpoint.py": ("tests/train/test_checkpoint.py",),
+    "ramnet_np/core/sparse_checks.py": ("tests/core/test_sparse_faults.py",),
     "ramnet_np/core/slot_numbers.py": _SPARSE,
     "ramnet_np/core/slot_rows.py": _SPARSE,
     "ramnet_np/core/sparse_state.py": _SPARSE,
@@ -65,7 +66,7 @@ TESTS = {
     "ramnet_np/model/generation.py": ("tests/model/test_generation.py", *_STATES),
     "ramnet_np/train/step_graph.py": ("tests/train/test_step_graph.py",),
     "ramnet_np/train/gradient_sum.py": ("tests/train/test_step_graph.py", "tests/train/test_ranks.py"),
-    "ramnet_np/train/shards.py": ("tests/train/test_ranks.py",),
+    "ramnet_np/train/shards.py": ("tests/train/test_shards.py",),
     "ramnet_np/data/packed_rows.py": ("tests/data/test_packed_rows.py",),
     "ramnet_np/experiment/ray_pool.py": ("tests/experiment/test_ray.py",),
     "ramnet_np/runs/book_tests.py": ("tests/runs/test_books.py",),

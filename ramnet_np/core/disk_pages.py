@@ -18,7 +18,11 @@ import os
 import tempfile
 import weakref
 import zlib
+<<<<<<< HEAD
 from collections.abc import Iterator
+=======
+from contextlib import suppress
+>>>>>>> trust
 from pathlib import Path
 from typing import Any
 
@@ -150,18 +154,29 @@ class DiskPages:
                 f"which hold {limit} pages of {PAGE} slots, all of them full"
             )
         wanted = max(records, have + max(GROWTH // size, have // 4))
-        wanted = wanted if self.capacity is None else min(wanted, limit)
-        try:
-            _allocate(self._file, have * size, wanted * size)
-        except OSError as error:
-            raise OSError(
-                f"memory.disk {str(self.folder)!r} must have room for {wanted * size:,} bytes, got: {error.strerror}"
-            ) from error
+        wanted = self._allocated(records, wanted if self.capacity is None else min(wanted, limit))
         shape = (wanted, *self._records.shape[1:])
         old, self._map = self._map, mmap.mmap(self._file.fileno(), wanted * size)
         self._records = np.ndarray(shape, self._row.base, self._map)
         if old is not None:
             old.close()
+
+    def _allocated(self, records: int, wanted: int) -> int:
+        """Room on the disk for ``wanted`` records, or for fewer, at least ``records``; returns for how many."""
+        size, have = PAGE * self._row.itemsize, len(self._records)
+        while True:
+            try:
+                _allocate(self._file, have * size, wanted * size)
+                return wanted
+            except OSError as error:
+                with suppress(OSError):
+                    self._file.truncate(have * size)
+                if wanted == records:
+                    raise OSError(
+                        f"memory.disk {str(self.folder)!r} must have room for {records * size:,} bytes, "
+                        f"got: {error.strerror}"
+                    ) from error
+            wanted = records + (wanted - records) // 2  # less ahead
 
 
 def _allocate(file: Any, start: int, stop: int) -> None:

@@ -132,7 +132,11 @@ class SlotRows:
         if rows <= len(self.key):
             return
         size = max(rows, len(self.key) + max(PAGE_ROWS, len(self.key) // 4))
-        self.rows = _grown(self.rows, size)  # first what there may be no memory for
+        try:
+            self.rows = _grown(self.rows, size)  # first what there may be no memory for
+        except MemoryError:
+            size = rows  # none ahead
+            self.rows = _grown(self.rows, size)
         self.used, self.changed, self.key = (_grown(array, size) for array in (self.used, self.changed, self.key))
 
     def _table(self, rows: int) -> Array:

@@ -44,9 +44,13 @@ class PackedRows:
     def __init__(self, sizes: Sequence[int], length: int, seed: int):
         check_count("length", length)
         check_seed(seed)
-        if not sizes or min(sizes) < 2:
-            raise ValueError(f"sizes must be of documents of two tokens or more, got {min(sizes, default='none')}")
-        self._predicted = np.array(sizes, dtype=np.int64) - 1
+        given = np.asarray(sizes if len(sizes) else [0])
+        if given.dtype.kind not in "iu" or given.ndim != 1:
+            raise TypeError(f"sizes must be integers, one for each document, got {sizes!r}")
+        if given.min() < 2:
+            got = given.min() if len(sizes) else "none"
+            raise ValueError(f"sizes must be of documents of two tokens or more, got {got}")
+        self._predicted = given.astype(np.int64) - 1
         self._length, self._seed = length, seed
         self.per_epoch = int(self._predicted.sum()) // length
         if not self.per_epoch:

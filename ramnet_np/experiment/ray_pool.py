@@ -124,8 +124,10 @@ class RayPool:
         except (ConnectionError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())
             raise RuntimeError(f"the Ray cluster {self._address or 'of this host'} cannot be used: {why}") from error
-        for number, handler in handlers.items():  # Ray has set its own
-            signal.signal(number, handler)
+        finally:
+            for number, handler in handlers.items():  # Ray has set its own
+                if handler is not None:  # one that is not of Python cannot be set again
+                    signal.signal(number, handler)
 
     def _places(self) -> list[dict[str, Any]]:
         """Where the processes are to run: options of Ray's for each."""

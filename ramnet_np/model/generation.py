@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.backend import array_kind
+from ramnet_np.backend import array_kind, backend_for
 from ramnet_np.contract import Array, MemoryTiers
 from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.core.checks import check_mask
@@ -70,6 +70,8 @@ class Generation:
         self._ahead: TokensAhead | None = None  # on a GPU: its state holds the tokens before anyone has seen them
         self._lost = ""
         if standing is not None:
+            if backend is not None:
+                backend_for(standing.logits, backend)  # before a token needs it
             self._now = standing
             for stepper in standing.steppers:
                 stepper.model, stepper.backend = self._settled, backend

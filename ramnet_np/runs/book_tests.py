@@ -100,12 +100,13 @@ def needles_table(
     """
     text = np.concatenate([corpus.read(document, 0, document.size) for document in documents])
     needles = [make_needles(NEEDLES, seed=number) for number in range(starts)]
-    own = [np.roll(text, -(len(text) * number // starts)) for number in range(starts)]
-    prefixes = [_planted(corpus.codec, *pair) for pair in zip(needles, own, strict=True)]
-    before = max(map(len, prefixes))
+    facts = max(sum(len(corpus.codec.encode(needle.fact)) for needle in some) for some in needles)
+    before = NEEDLES * APART + facts
     needed = before + max(asked_after)
     if len(text) < needed:
         raise ValueError(f"path must hold {needed:,} tokens or more for needles, got {len(text):,}")
+    own = [np.roll(text, -(len(text) * number // starts)) for number in range(starts)]
+    prefixes = [_planted(corpus.codec, *pair) for pair in zip(needles, own, strict=True)]
     streams = np.stack([
         np.concatenate([prefix, rest[NEEDLES * APART :]])[:needed] for prefix, rest in zip(prefixes, own, strict=True)
     ])  # fmt: skip

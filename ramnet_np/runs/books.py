@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +23,11 @@ from numpy.typing import NDArray
 
 from ramnet_np.data.corpus import Corpus, Document
 from ramnet_np.model import RAMNet
-from ramnet_np.model.files import append_record
+from ramnet_np.model.files import append_record, read_json
 from ramnet_np.model.mixers import mixers_of
+from ramnet_np.model.state_file import fingerprint
 from ramnet_np.runs.book_tests import ASKED_AFTER, names_table, needles_table
-from ramnet_np.runs.evaluate import EvaluateOptions, computing, load_evaluated, measuring_bar
+from ramnet_np.runs.evaluate import EvaluateOptions, computing, load_evaluated, measuring_bar, records_in
 from ramnet_np.runs.hardware import hardware
 from ramnet_np.runs.slot_tests import slots_table
 from ramnet_np.train.slot_use import has_slots
@@ -86,7 +86,7 @@ def run_book_tests(options: EvaluateOptions, *, progress: bool = True) -> list[F
     done = _done(options.json)
     found = []
     with computing(options):
-        for test in options.tests:
+        for test in dict.fromkeys(options.tests):
             if (key := _key({**about, "test": test})) in done:
                 found.append(Found(done[key]))
                 continue
@@ -150,7 +150,8 @@ def _about(options: EvaluateOptions, model: RAMNet, corpus: Corpus, documents: S
     run = options.folder / RUN
     return {
         "model": options.folder.name,
-        "run": json.loads(run.read_text(encoding="utf-8")) if run.is_file() else None,
+        "weights": fingerprint(model),  # folders of several models may have one name, and one folder several models
+        "run": read_json(run) if run.is_file() else None,
         "parameters": model.num_parameters(),
         "sha256": corpus.sha256,
         "documents": [document.name for document in documents],
@@ -161,19 +162,18 @@ def _about(options: EvaluateOptions, model: RAMNet, corpus: Corpus, documents: S
 
 
 def _key(record: dict[str, Any]) -> str:
-    decides = ("test", "model", "run", "sha256", "documents", "length", "carry_state")
+    decides = ("test", "model", "weights", "run", "sha256", "documents", "length", "carry_state")
     return json.dumps([record.get(name) for name in decides])
 
 
 def _done(path: Path | None) -> dict[str, dict[str, Any]]:
-    """The records of a file by their keys; what was cut off is left out."""
-    done = {}
-    if path is not None and path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, AttributeError):
-                record = json.loads(line)
-                done[_key(record)] = record
-    return done
+    """The records of a file by their keys; what was cut off is left out. ValueError for a file of something else."""
+    if path is None or not path.is_file():
+        return {}
+    records = records_in(path)
+    if not records and len(path.read_bytes().splitlines()) > 1:
+        raise ValueError(f"json must be a file of records of tests, a line each, got {str(path)!r}, which has none")
+    return {_key(record): record for record in records}
 
 
 def _cell(value: Any) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -73,6 +73,10 @@ class EvaluateOptions:
             check_count("batch", self.batch)
         for test in self.tests:
             check_choice("tests", test, Test)
+        if self.tests and self.edges != EDGES:
+            raise ValueError(f"edges must not be given with tests, whose ranges are fixed, got {self.edges}")
+        if not self.carry_state and (carried := [test for test in ("needles", "slots") if test in self.tests]):
+            raise ValueError(f"carry_state must be True for test {carried[0]!r}, which is of a memory that is carried")
         if self.files is not None:
             check_held_out("files", self.files)
         for low, high in zip((0, *self.edges), self.edges, strict=False):
@@ -120,6 +124,8 @@ def evaluate_text(options: EvaluateOptions, *, progress: bool = True) -> Evaluat
     >>> found.result.loss.tokens, round(found.result.loss.bits_per_byte, 6)
     (13, 8.0)
     """
+    if options.json is not None and options.json.is_file() and records_in(options.json):
+        raise ValueError(f"json must be another file than {str(options.json)!r}, which has records of tests")
     model, corpus, documents = load_evaluated(options, progress)
     total = sum(document.size - 1 for document in documents)
     with computing(options), measuring_bar(total, corpus.codec.unit, progress) as bar:
@@ -154,6 +160,23 @@ def load_evaluated(options: EvaluateOptions, progress: bool) -> tuple[RAMNet, Co
     with reading_bar("reading", progress) as watch:
         corpus = _in_tokens_of(codec, read_corpus(options.path, watch, "path"))
     return model.to(options.device), corpus, _chosen(corpus, options.files)
+
+
+def records_in(path: Path) -> list[dict[str, Any]]:
+    """The records of tests in a file, a line each; what is none is left out.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "found.jsonl").write_text('{"test": "names"}\\n{"test": "nee')
+    ...     records_in(Path(folder, "found.jsonl"))
+    [{'test': 'names'}]
+    """
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            if isinstance(record := json.loads(line), dict) and "test" in record:
+                records.append(record)
+    return records
 
 
 @contextmanager

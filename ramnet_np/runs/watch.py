@@ -9,6 +9,7 @@ A connection that breaks before the last words is that of a rank that was killed
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import selectors
@@ -67,6 +68,7 @@ class _Pipe(NamedTuple):
     """What the processes write comes out of it."""
 
     target: TextIO
+    decoder: codecs.IncrementalDecoder  # a character may come in two parts
 
 
 class _Rank:
@@ -128,13 +130,16 @@ class Watch:
         for process in self.processes:
             for pipe, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
                 if pipe is not None:
-                    self._selector.register(pipe, selectors.EVENT_READ, _Pipe(target))
+                    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+                    self._selector.register(pipe, selectors.EVENT_READ, _Pipe(target, decoder))
         while len(self._ended) < self._size and not self._failed and len(self._signals) < 2 and is_running:
             is_running = any(process.poll() is None for process in self.processes)
             self._hear(0.2 if is_running else 0)
             if len(self._ranks) < self._size and time.monotonic() > began + self._timeout:
                 missing = set(range(self._size)) - {one.rank for one in self._ranks}
                 self._failed = {rank: f"it has not started within {self._timeout:g} s" for rank in missing}
+        while not is_running and self._hear(0):  # what they said before they ended
+            pass
         if len(self._ended) == self._size:
             with suppress(subprocess.TimeoutExpired):
                 for process in self.processes:
@@ -160,36 +165,41 @@ class Watch:
         rank = next(iter(self._failed))  # the first that was heard of
         return f"rank {rank}: {self._failed[rank]}"
 
-    def _hear(self, seconds: float) -> None:
+    def _hear(self, seconds: float) -> bool:
+        """Take in what has come, or comes within ``seconds``; whether there was something."""
         # what the processes wrote comes last: where a rank has failed, it is mpiexec's page about that
-        for key, _ in sorted(self._selector.select(seconds), key=lambda pair: isinstance(pair[0].data, _Pipe)):
+        come = sorted(self._selector.select(seconds), key=lambda pair: isinstance(pair[0].data, _Pipe))
+        for key, _ in come:
             if isinstance(key.data, _Pipe):
-                self._show(key.fileobj, key.data.target)
+                self._show(key.fileobj, key.data)
             elif key.fileobj is self._server:
                 new = _Rank(self._server.accept()[0])
                 self._selector.register(new.connection, selectors.EVENT_READ, new)
             else:
                 for message in key.data.messages():
                     self._understand(key.data, message)
+        return bool(come)
 
     def _is_written_to(self) -> bool:
         return any(isinstance(key.data, _Pipe) for key in self._selector.get_map().values())
 
-    def _show(self, pipe: Any, target: TextIO) -> None:
-        if not (data := pipe.read1(65536)):
+    def _show(self, pipe: Any, shown: _Pipe) -> None:
+        data = pipe.read1(65536)
+        lines = shown.decoder.decode(data, final=not data).splitlines(keepends=True)
+        if self._failed:  # what the ranks wrote on stderr may tell why
+            lines = [] if shown.target is sys.stdout else [line for line in lines if not line.startswith(OWN_WORDS)]
+        shown.target.write("".join(lines))
+        shown.target.flush()
+        if not data:
             self._selector.unregister(pipe)
             pipe.close()
-            return
-        lines = data.decode(errors="replace").splitlines(keepends=True)
-        if self._failed:  # what the ranks wrote on stderr may tell why
-            lines = [] if target is sys.stdout else [line for line in lines if not line.startswith(OWN_WORDS)]
-        target.write("".join(lines))
-        target.flush()
 
     def _understand(self, one: _Rank, message: dict[str, Any]) -> None:
         if "rank" in message:
             one.rank, one.process = message["rank"], message["process"]
             self._ranks.append(one)
+            for number in self._signals[:1]:  # that came before this rank was there
+                self._signal_rank_0(number, [one])
         elif "ended" in message:
             self._ended[one.rank] = message["ended"]
         elif "failed" in message:
@@ -204,7 +214,10 @@ class Watch:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """The first signal goes to rank 0, which tells the others; a second one ends all at once."""
         self._signals.append(number)
-        for one in self._ranks:
+        self._signal_rank_0(number, self._ranks)
+
+    def _signal_rank_0(self, number: int, ranks: list[_Rank]) -> None:
+        for one in ranks:
             if one.rank == 0 and one.process is not None:
                 with suppress(ProcessLookupError):
                     os.kill(one.process, number)

@@ -146,3 +146,22 @@ def test_a_step_of_packed_rows_is_no_graph():
     trainer = GPUTrainer(model, config, adamw_init(model.params), graphs="on")
     with trainer, pytest.raises(RuntimeError, match=words):
         trainer.step(batch)
+
+
+def test_sizes_may_be_an_array_and_are_whole_numbers():
+    given = [8, 4, 13]
+    for dtype in (np.int64, np.uint16):
+        rows = PackedRows(np.array(given, dtype), length=8, seed=2)
+        assert [rows.row(n) for n in range(2)] == [PackedRows(given, length=8, seed=2).row(n) for n in range(2)]
+    for sizes, words in (
+        ([8.5, 3], "integers, one for each"),
+        (["8"], "integers, one for each"),
+        ([[8]], "integers, one"),
+    ):
+        with pytest.raises(TypeError, match=f"sizes must be {words}"):
+            PackedRows(sizes, length=4, seed=2)
+    for sizes, got in (([], "none"), (np.array([], int), "none"), ([9, 1], "1"), ([9, -3], "-3")):
+        with pytest.raises(ValueError, match=f"two tokens or more, got {got}"):
+            PackedRows(sizes, length=4, seed=2)
+    with pytest.raises(ValueError, match="seed must be"):
+        PackedRows(given, length=4, seed=-1)

@@ -1,10 +1,12 @@
 """A grid on a Ray cluster, here one of two CPUs."""
 
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,3 +38,20 @@ def test_without_ray_it_is_one_sentence(monkeypatch, tmp_path, capsys):
     assert "runs on a Ray cluster need Ray: pip install 'ramnet-np[ray]'" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="need Ray"), RayPool("ray-head:6379", "gpu", 1, tmp_path, "now"):
         pass
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_sentence_and_leaves_the_signals(monkeypatch, tmp_path):
+    def init(**options):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray sets its own before it fails
+        raise ConnectionError("no cluster\nat ray-head:6379")
+
+    ray = SimpleNamespace(init=init, is_initialized=lambda: False, exceptions=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    before = signal.signal(signal.SIGTERM, ours := lambda *arguments: None)
+    try:
+        pool = RayPool("ray-head:6379", "cpu", 1, tmp_path, "now")
+        with pytest.raises(RuntimeError, match=r"cluster ray-head:6379 cannot be used: no cluster at ray-head:6379$"):
+            pool.__enter__()
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,6 +197,43 @@ def test_a_token_that_does_not_fit_is_said(fake, tmp_path):
     full = over_disk(fake, tmp_path, disk_bytes=5000)
     with pytest.raises(OSError, match=r"memory.disk must have room for .* got 5000 bytes"):
         full.scatter(on(np.arange(2500)), on(np.ones((2500, 5), np.float32)))
+
+
+@pytest.mark.parametrize("where", ["gpu", "host"])
+def test_rows_that_fit_are_held_where_there_is_no_room_ahead(fake, monkeypatch, where):
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    most, taken, page = 3, [], rows_module.PAGE_ROWS * ROW
+    pinned = fake.cuda.alloc_pinned_memory
+
+    def take(size, error):
+        if sum(taken) + size > most * page:
+            raise error("out of memory")
+        taken.append(size)
+
+    def empty(size, dtype):
+        if dtype == np.uint8 and size >= page:
+            take(size, MemoryError)
+        return np.empty(size, dtype).view(OnDevice)
+
+    def alloc(size):
+        take(size, CUDARuntimeError)
+        return pinned(size)
+
+    if where == "gpu":
+        fake.empty = empty
+    fake.cuda.alloc_pinned_memory, fake.cuda.runtime = alloc, SimpleNamespace(CUDARuntimeError=CUDARuntimeError)
+    held = device_rows(gpu=None if where == "gpu" else 0)
+    keys, rows = drawn(np.random.default_rng(0), most * rows_module.PAGE_ROWS)
+    for n in range(0, keys.size, 256):  # room for many more is asked for each time
+        held.scatter(on(keys[n : n + 256]), on(rows[n : n + 256]))
+    np.testing.assert_array_equal(held.gather(on(keys)), rows)
+    with pytest.raises(
+        MemoryError, match="out of memory" if where == "gpu" else "memory.host: no room for 32,768 bytes"
+    ):
+        held.scatter(on(keys[:1] + 2**41), on(rows[:1]))
+    np.testing.assert_array_equal(held.gather(on(keys)), rows)
 
 
 def test_what_is_refused(fake, tmp_path):

@@ -130,5 +130,25 @@ def test_a_capture_that_fails_is_said_and_generation_goes_on(graphs, monkeypatch
     np.testing.assert_array_equal(got, expected)
     with pytest.raises(RuntimeError, match=r"could not be captured as a CUDA graph \(RuntimeError: not today\)"):
         tokens(make("delta"), DRAWN, graphs="on")
+
+
+def test_ctrl_c_in_a_capture_is_not_gone_on_from(graphs, monkeypatch):
+    def interrupt(call, stream, pool):
+        call()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ahead, "capture", interrupt)
+    one = Generation(make("ram"), prompts((4, 2, 4)))
+    first, state = one.next(DRAWN), one._now.steppers[0].state
+    before = arrays_of(state)
+    with pytest.raises(KeyboardInterrupt):
+        one.next(DRAWN)
+    assert all(a is b for a, b in zip(before, arrays_of(state), strict=True))
+    with pytest.raises(ValueError, match="generation must be whole, got one that was ended by KeyboardInterrupt"):
+        one.next(DRAWN)
+    assert len(first) == 3
+
+
+def test_graphs_are_one_of_three():
     with pytest.raises(ValueError, match="graphs must be one of 'auto', 'on', 'off', got 'never'"):
         tokens(make("delta"), DRAWN, graphs="never")

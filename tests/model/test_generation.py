@@ -102,3 +102,30 @@ def test_a_wrong_prompt_is_named(ids, words):
 def test_an_unknown_setting_is_named():
     with pytest.raises(TypeError, match="unexpected keyword argument 'top'"):
         make("ram").generate(np.array([[1]]), 2, top=3)
+
+
+@pytest.mark.parametrize("sampling", ["greedy", None, {"temperature": 1}])
+def test_what_is_no_sampling_is_named(sampling):
+    generation = Generation(make("ram"), prompts())
+    with pytest.raises(TypeError, match="sampling must be a Sampling, such as"):
+        generation.next(sampling)
+    assert generation.next(DRAWN).shape == (len(prompts()),)  # nothing has changed
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("no more"), OSError("the disk is full")])
+def test_a_generation_that_was_ended_in_the_middle_of_a_token_says_so(error, monkeypatch):
+    generation = Generation(make("ram"), prompts())
+    generation.next(DRAWN)
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(stepping.Stepper, "step", fail)
+    with pytest.raises(type(error)):
+        generation.next(DRAWN)
+    monkeypatch.undo()
+    words = f"generation must be whole, got one that was ended by {type(error).__name__}"
+    calls = [lambda: generation.next(DRAWN), lambda: generation.next_on_host(DRAWN), generation.standing]
+    for call in (*calls, lambda: generation.read(prompts())):
+        with pytest.raises(ValueError, match=words):
+            call()

@@ -155,6 +155,40 @@ def test_training_goes_on_from_a_sparse_state_and_ends_at_its_edge():
             np.testing.assert_array_equal(grad, theirs[name], err_msg=name)
 
 
+def test_layers_that_took_tokens_before_another_failed_are_not_gone_on_with(monkeypatch):
+    model, ids, positions = RAMNet(CONFIG, seed=0), prompts((6,))[0][None], np.arange(6)
+    state = sparse_state(model, 1)
+    second, gather = state[1], SparseRAMState.gather
+
+    def damaged(self, keys):
+        if self is second:
+            raise OSError("memory.disk is damaged")
+        return gather(self, keys)
+
+    with pytest.raises(ValueError, match="ids must lie between 0 and 28"):
+        model.forward_with_state(ids + 29, state, positions=positions)
+    with pytest.raises(ValueError, match="positions must"):
+        model.forward_with_state(ids, state, positions=positions[:2])
+    monkeypatch.setattr(SparseRAMState, "gather", damaged)
+    with pytest.raises(OSError, match="damaged"):
+        model.forward(ids, state=state, positions=positions)
+    assert not any(memory._lost for memory in state)  # nothing has changed
+    with pytest.raises(OSError, match="damaged"):
+        model.forward_with_state(ids, state, positions=positions)
+    monkeypatch.undo()
+    assert state[0].written
+    for call in (model.forward_with_state, model.step):
+        with pytest.raises(ValueError, match=r"must be whole, got one that a segment left half written: .* is damaged"):
+            call(ids[:, :1], state, positions=positions[:1])
+
+
+def test_a_file_is_made_for_a_backend_that_is_there(tmp_path):
+    model = RAMNet(CONFIG, seed=0)
+    save_generation(tmp_path / "a.state", Generation(model, prompts(), memory=MemoryTiers()))
+    with pytest.raises(ValueError, match="'nope'"):
+        load_generation(tmp_path / "a.state", model, backend="nope")
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="mixer must be 'ram' for a sparse memory, got 'softmax'"):
         sparse_state(RAMNet(RAMNetConfig(mixer="softmax", vocab=29, width=16, layers=2)), 1)
@@ -171,6 +205,11 @@ def test_what_is_refused():
         model.backward_hidden(x, np.zeros_like(model.head), ctx)
     with pytest.raises(ValueError, match="state must hold other slots for every layer"):
         model.step(ids[:, :1], [state[0], state[0]], np.array([0]))
+    with pytest.raises(ValueError, match="state must hold other slots for every layer"):
+        model.forward_with_state(ids, [state[0], state[0]], positions=np.arange(6))
+    for call in (lambda: sparse_state(model, 1, "64GiB"), lambda: Generation(model, [ids[0]], memory="64GiB")):
+        with pytest.raises(TypeError, match=r"memory must be tiers, such as .*, got str"):
+            call()
 
 
 def test_as_many_slots_as_an_int32_numbers():

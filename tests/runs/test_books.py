@@ -207,6 +207,74 @@ def test_the_command_appends_each_test_once(tmp_path, capsys, monkeypatch):
     assert "tests must not name slots for a model without them" in capsys.readouterr().err
 
 
+def test_another_model_of_the_same_name_is_tested_anew_and_files_of_something_else_are_left_alone(tmp_path, capsys):
+    book, found = tmp_path / "book.txt", tmp_path / "found.jsonl"
+    book.write_text("Tom has a fox, and Kim has Tom. " * 8)
+    model_of().save_pretrained(tmp_path / "a/model")
+    model_of(cape=0).save_pretrained(tmp_path / "b/model")
+
+    def evaluate(folder, *more):
+        return main(["evaluate", str(tmp_path / folder / "model"), "--path", str(book), *more])
+
+    positions = ("--length", "64", "--json", str(found), "--tests", "positions")
+    for folder in "aab":
+        assert evaluate(folder, *positions, "positions") == 0
+    first, second = map(json.loads, found.read_text().splitlines())
+    assert first["model"] == second["model"]
+    assert first["tables"] != second["tables"]
+    capsys.readouterr()
+    whole = found.read_bytes()
+    assert evaluate("a", "--json", str(found)) == 2
+    assert f"json must be another file than {str(found)!r}, which has records of tests" in capsys.readouterr().err
+    assert found.read_bytes() == whole
+    numbers = tmp_path / "numbers.json"
+    assert evaluate("a", "--json", str(numbers)) == 0
+    capsys.readouterr()
+    assert evaluate("a", "--json", str(numbers), "--tests", "positions") == 2
+    assert f"json must be a file of records of tests, a line each, got {str(numbers)!r}" in capsys.readouterr().err
+    assert json.loads(numbers.read_text())["documents"] == ["book.txt"]
+    (tmp_path / "a/model/run.json").write_text("{")
+    assert evaluate("a", *positions) == 2
+    assert "run.json' is damaged or not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [9, 500, 2000])
+def test_a_text_too_short_for_needles_is_one_sentence(size):
+    corpus = books(b"x" * size)
+    with pytest.raises(ValueError, match=rf"path must hold 2,\d+ tokens or more for needles, got {size:,}"):
+        needles_table(model_of(), corpus, corpus.documents, 100, asked_after=(1000,))
+
+
+def test_a_text_just_long_enough_for_needles_is_enough(monkeypatch):
+    monkeypatch.setattr(book_tests, "NEEDLES", 2)
+    monkeypatch.setattr(book_tests, "APART", 16)
+    needed = 2 * 16 + sum(len(needle.fact) for needle in make_needles(2, seed=0)) + 50
+    for size in (needed, needed - 1):
+        corpus = books(b"x" * size)
+        if size == needed:
+            [row] = needles_table(model_of(), corpus, corpus.documents, 100, asked_after=(50,), starts=1)
+            assert row["asked"] == 2
+        else:
+            with pytest.raises(ValueError, match=rf"path must hold {needed} tokens or more for needles, got {size}"):
+                needles_table(model_of(), corpus, corpus.documents, 100, asked_after=(50,), starts=1)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ["--tests", "positions", "--edges", "10"],
+            "edges must not be given with tests, whose ranges are fixed, got (10,)",
+        ),
+        (["--tests", "names", "slots", "--no-carry-state"], "carry_state must be True for test 'slots'"),
+        (["--tests", "needles", "--no-carry-state"], "carry_state must be True for test 'needles'"),
+    ],
+)
+def test_options_that_contradict_each_other(more, words, tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path), "--path", str(tmp_path), *more]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
 def _of(path):
     corpus = text_corpus(path.read_bytes())
     return corpus, corpus.documents

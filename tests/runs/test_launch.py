@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ramnet_np.cli import main
 from ramnet_np.data.mqar import MQARSettings
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.runs.mqar import MQARRun
-from ramnet_np.runs.watch import Watch
+from ramnet_np.runs.watch import Starter, Watch
 from ramnet_np.train.checkpoint import latest_checkpoint, load_checkpoint
 from ramnet_np.train.config import TrainConfig
 from tests.runs.launch_case import rank_processes
@@ -50,6 +51,71 @@ def test_how_ranks_end(how, size, status, says):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (status, "" if status == 2 else f"{size} ranks have ended\n"), done.stderr
     assert re.fullmatch(says, done.stderr.strip()), done.stderr
+
+
+def said(watch, rank, *messages):
+    """A rank of this process that says so and is gone."""
+    one = Starter(watch.environment, rank)
+    for kind, what in messages:
+        one.tell(kind, what)
+    one._socket.close()
+
+
+def ended(**more):
+    """A process that has ended already."""
+    process = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True, **more)
+    process.wait()
+    return process
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The signals that are sent to processes, as ranks are this one here."""
+    found = []
+    monkeypatch.setattr("ramnet_np.runs.watch.os.kill", lambda process, number: found.append((process, number)))
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGINT)}
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_ranks_that_ended_before_anyone_listened_are_heard(sent):
+    with Watch(3, timeout=60.0) as watch:
+        for rank in range(3):
+            said(watch, rank, ("ended", 7 if rank == 0 else 0))
+        watch.processes.append(ended())
+        assert watch.status() == 7
+
+
+def test_a_signal_that_comes_before_rank_0_reaches_it(sent):
+    with Watch(2, timeout=60.0) as watch:
+        said(watch, 1)
+        watch._hear(1), watch._hear(1)
+        signal.raise_signal(signal.SIGINT)
+        assert sent == []
+        said(watch, 0, ("ended", 130))
+        watch._hear(1), watch._hear(1)
+        assert sent == [(os.getpid(), signal.SIGINT)]
+
+
+def test_a_character_that_comes_in_two_parts_is_one(sent, capfd):
+    """The first part is read while the second is not there yet."""
+    words = "import sys; out = sys.stdout.buffer; out.write(b'50% \\xe2\\x96'); out.flush(); sys.stdin.readline()\n"
+    words += "out.write(b'\\x88 of caf\\xc3')"
+    pipe = subprocess.PIPE
+    with Watch(1, timeout=60.0) as watch:
+        process = subprocess.Popen([sys.executable, "-c", words], stdin=pipe, stdout=pipe, start_new_session=True)
+        watch.processes.append(process)
+        one = Starter(watch.environment, 0)
+
+        def end():
+            one.tell("ended", 0)
+            one._socket.close()
+            process.stdin.close()
+
+        threading.Timer(0.7, end).start()
+        assert watch.status() == 0
+    assert capfd.readouterr().out == "50% \u2588 of caf\ufffd"
 
 
 DIES = """

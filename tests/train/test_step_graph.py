@@ -66,10 +66,22 @@ def step(stream, ranks, over_ranks):
     over_ranks.total(np.float64(1), np.int64(2))
     stream.run("AdamW")
     ranks.broadcast(np.zeros(2), 1)
+    stream.run("rounding")  # in the graph behind the last cut
 
 
 def test_exchanges_stand_between_the_graphs_and_happen_at_every_launch():
-    order = ["forward", "labels", "backward b", "start", "backward a", "start", "join", "AdamW", "broadcast 1"]
+    order = [
+        "forward",
+        "labels",
+        "backward b",
+        "start",
+        "backward a",
+        "start",
+        "join",
+        "AdamW",
+        "broadcast 1",
+        "rounding",
+    ]
     done = []
     stream, ranks = Stream(done), RanksBetweenGraphs(Recorded(done))
     over_ranks = GradientSum(ranks, {"a": np.zeros(3), "b": np.zeros(3)}, bucket=1)
@@ -99,3 +111,24 @@ def test_a_capture_that_fails_leaves_no_stream_that_captures():
     with pytest.raises(MemoryError, match="no more"):
         capture(cut_and_fail, stream, SimpleNamespace(malloc=None))
     assert stream.captured is None
+
+
+def test_waiting_is_done_at_once_and_what_is_sent_is_of_rank_0_unless_said():
+    class Waits(Recorded):
+        def barrier(self):
+            self.done.append("barrier")
+
+        def wait(self, event=None):
+            self.done.append(f"wait {event}")
+
+        def abort(self, status):
+            self.done.append(f"abort {status}")
+
+    done = []
+    ranks = RanksBetweenGraphs(Waits(done))
+    ranks.broadcast(np.zeros(1))
+    ranks.graph = StepGraph(Stream(done), None)
+    ranks.barrier()
+    ranks.wait("event")
+    ranks.abort(3)
+    assert done == ["broadcast 0", "barrier", "wait event", "abort 3"]

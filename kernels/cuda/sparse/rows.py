@@ -196,14 +196,16 @@ class DeviceRows:
         if wanted * PAGE_ROWS > MOST_ROWS:
             raise MemoryError(f"a sparse state must have at most {MOST_ROWS:,} slots on a GPU, got {rows:,}")
         shortage = None
-        try:
-            while len(self._pages) < wanted:
-                self._add_pages(wanted + before // 4 - len(self._pages))
-        except MemoryError as error:
-            shortage = error if len(self._pages) < needed else None
+        for least, size in ((wanted, wanted + before // 4), (needed, needed)):  # with room ahead, or without
+            try:
+                while len(self._pages) < least:
+                    self._add_pages(size - len(self._pages))
+                break
+            except MemoryError as error:
+                shortage = error
         if len(self._pages) > before:
             self._make_tables()
-        if shortage is not None:
+        if shortage is not None and len(self._pages) < needed:
             raise shortage
 
     def _make_tables(self) -> None:
@@ -244,10 +246,17 @@ class DeviceRows:
                     f"memory.gpu and memory.host must hold every slot that is written, got room for {self._capacity} "
                     f"slots of a layer ({self._tiers.gpu} and {self._tiers.host} bytes), all of them full"
                 )
-            memory = self._cupy.cuda.alloc_pinned_memory(count * size)
+            memory = self._pinned(count * size)
             address = memory.ptr
         self._held.append(memory)
         self._pages += [address + n * size for n in range(count)]
+
+    def _pinned(self, size: int) -> Any:
+        """Memory of the host that the GPU can reach; MemoryError where there is none, for which CUDA has its own."""
+        try:
+            return self._cupy.cuda.alloc_pinned_memory(size)
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            raise MemoryError(f"memory.host: no room for {size:,} bytes more that the GPU can reach") from error
 
     def _launch(self, name: str, count: int, warps: bool = True, **values: Any) -> None:
         if count:

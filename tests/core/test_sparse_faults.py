@@ -1,0 +1,182 @@
+"""A sparse state in careless hands: wrong arguments, Ctrl-C at any line, memory that runs out."""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ramnet_np import MemoryTiers, RAMState, SparseRAMState, ram_attention_forward, ram_attention_step, use_backend
+from ramnet_np.core.slot_rows import SlotRows
+from tests.core.test_sparse_state import ON_CPU, _sorted, small
+
+LOGITS, VALUES = np.zeros((2, 2, 1, 2, 4)), np.ones((2, 2, 1, 3))
+
+
+def make(shape=(1, 1, 16, 4), *arguments, **options):
+    return SparseRAMState(shape, *arguments, **options)
+
+
+WRONG = {
+    r"batch must be an integer, got 1\.5": lambda: make((1.5, 1, 16, 4)),
+    r"heads must be an integer, got True": lambda: make((1, True, 16, 4)),
+    r"slots must be between 1 and 2147483647, got 0": lambda: make((1, 1, 0, 4)),
+    r"channels must be between 0 and 2147483647, got -1": lambda: make((1, 1, 16, -1)),
+    r"shape must be \(B, H, M, C\), got \(1, 2, 3\)": lambda: make((1, 2, 3)),
+    r"shape must be \(B, H, M, C\), got 3": lambda: make(3),
+    r"batch \* heads \* slots must be below 2\*\*63": lambda: make((2**18, 2**15, 2**31 - 1, 4)),
+    r"dtype must be float32 or float64, .*, got 'int32'": lambda: make(dtype=np.int32),
+    r"dtype must be float32 or float64, .*, got 'float16'": lambda: make(dtype=np.float16),
+    r"dtype must be float32 or float64, .*, got 'abc'": lambda: make(dtype="abc"),
+    r"xp must be numpy or cupy, got 'numpy'": lambda: make(xp="numpy"),
+    r"initial_mass must be a finite number above 0, got nan": lambda: make(initial_mass=np.nan),
+    r"initial_mass must be a finite number above 0, got -1": lambda: make(initial_mass=-1),
+    r"initial_mass must be a number, got '1'": lambda: make(initial_mass="1"),
+    r"memory must be tiers, such as .*, got str": lambda: make(tiers="64GiB"),
+    r"memory must be tiers, such as .*, got dict": lambda: make(tiers={}),
+    r"memory\.host must be a number of bytes, got '64GiB'": lambda: make(tiers=MemoryTiers(host="64GiB")),
+    r"memory\.gpu must be a number of bytes, got 1e6|got 1000000\.0": lambda: make(tiers=MemoryTiers(gpu=1e6)),
+    r"memory\.host must be at least 0 bytes, got -1": lambda: make(tiers=MemoryTiers(host=-1)),
+    r"memory\.disk must be a folder, got 3": lambda: make(tiers=MemoryTiers(host=10**6, disk=3)),
+    r"memory\.host must say how many bytes stay above memory\.disk": lambda: make(tiers=MemoryTiers(disk=Path("."))),
+    r"memory\.disk_bytes needs a folder memory\.disk": lambda: make(tiers=MemoryTiers(host=10**6, disk_bytes=1)),
+    r"memory\.gpu must be None for a state on the CPU": lambda: make(tiers=MemoryTiers(gpu=10**6)),
+    r"sequences must be between 0 and 0, got -1": lambda: make().take([-1]),
+    r"sequences must be between 0 and 0, got 1": lambda: make().take([0, 1]),
+    r"sequences must be an integer, got True": lambda: make().take([True]),
+    r"sequences must be numbers of sequences, got 1": lambda: make().take(1),
+    r"states must be one SparseRAMState or more, got none": lambda: SparseRAMState.joined([]),
+    r"states must be .*, got SparseRAMState, RAMState": lambda: SparseRAMState.joined(
+        [make(), RAMState.initial(1, 1, 2, 2)]
+    ),
+    r"states must differ in their batch alone, got \(1, 16, .* and \(1, 32, ": (
+        lambda: SparseRAMState.joined([make(), make((1, 1, 32, 4))])
+    ),
+    r"states must differ in their batch alone, got .*0\.0625\) and .*0\.5\)": (
+        lambda: SparseRAMState.joined([make(), make(initial_mass=0.5)])
+    ),
+    r"state must be a RAMState \(slots, mass\), got str": lambda: SparseRAMState.of_dense("dense"),
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_what_a_state_cannot_be_made_of_is_one_sentence(words):
+    with pytest.raises((TypeError, ValueError), match=words) as caught:
+        WRONG[words]()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shape_may_be_a_list_of_numpy_integers_and_a_folder_a_string(tmp_path):
+    state = make([np.int64(2), 1, 16, 3], np.float64, tiers=MemoryTiers(host=10**6, disk=str(tmp_path)))
+    ram_attention_forward(LOGITS, LOGITS, VALUES, state=state)
+    assert state.written == state.take(np.array([0, 1])).written > 0
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_a_closed_state_is_stepped_on_by_no_backend(backend):
+    state, token = make((2, 1, 16, 3), np.float64), (LOGITS[:, :1], LOGITS[:, :1], VALUES[:, :1])
+    state.close()
+    with pytest.raises(ValueError, match="state must be whole, got one that was closed"):
+        ram_attention_step(*token, state=state, backend=backend)
+    assert state.written == 0
+
+
+def interrupted(call, moment):
+    """Make ``call``, which Ctrl-C ends at line number ``moment`` of the files of the sparse state; whether it did."""
+    left = moment
+
+    def local(frame, event, argument):
+        nonlocal left
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return local
+
+    def trace(frame, event, argument):
+        name = Path(frame.f_code.co_filename).name
+        return local if name in ("sparse_state.py", "tiered_rows.py", "disk_pages.py", "slot_rows.py") else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_ctrl_c_at_any_line_leaves_the_state_as_it_was_or_said_to_be_lost(tmp_path):
+    rng, filled = np.random.default_rng(0), make((1, 1, 2**20, 16), tiers=small(tmp_path))
+    rows = rng.normal(size=(600, 17)).astype(np.float32)
+    filled.scatter(rng.choice(2**20, 600, replace=False), rows)
+    keys, expected, moment, left_whole, lost = rng.choice(2**20, 20, replace=False), _sorted(filled), 0, 0, 0
+
+    def read_and_write(state):
+        state.gather(keys)
+        state.scatter(keys, rows[:20])
+
+    with use_backend("numpy"):
+        state = filled.copy()
+        while interrupted(partial(read_and_write, state), moment := moment + 1 + moment // 5):
+            if state._lost:
+                lost += 1
+                with pytest.raises(ValueError, match="got one that a segment left half written: KeyboardInterrupt"):
+                    state.blocks()
+            else:
+                left_whole += 1
+                for ours, theirs in zip(_sorted(state), expected, strict=True):
+                    np.testing.assert_array_equal(ours, theirs)
+            state.close()
+            state = filled.copy()
+    assert lost > 10
+    assert left_whole > 0
+    assert len(_sorted(state)[0]) > 600
+
+
+def test_room_ahead_is_done_without_where_the_disk_is_nearly_full(tmp_path, monkeypatch):
+    room, calls = 60 * 16 * 17 * 4, []
+
+    def allocate(file, start, stop):
+        calls.append(stop)
+        if stop > room:
+            raise OSError(28, "No space left on device")
+        file.truncate(stop)
+
+    monkeypatch.setattr("ramnet_np.core.disk_pages._allocate", allocate)
+    state, rows = make((1, 1, 2**20, 16), tiers=small(tmp_path)), np.ones((1, 17), np.float32)
+    with pytest.raises(OSError, match=r"must have room for 69,632 bytes, got: No space left on device"):
+        _ = [state.scatter(np.array([16 * page]), rows) for page in range(1000)]  # a page each
+    assert room / 2 < max(stop for stop in calls if stop <= room)
+    assert os.fstat(state.rows._disk._file.fileno()).st_size <= room
+
+
+def test_rows_that_run_out_of_memory_are_those_of_before(monkeypatch):
+    held = SlotRows(2, np.float32)
+    held.put(np.array([5, 9]), np.ones((2, 2), np.float32))
+    new, more = np.arange(100, 1100), np.zeros((1000, 2), np.float32)
+    tables, full = [], np.full
+
+    def no_memory(size, *arguments, **options):
+        tables.append(size)
+        raise MemoryError
+
+    monkeypatch.setattr(np, "full", no_memory)
+    with pytest.raises(MemoryError):
+        held.put(new, more)
+    monkeypatch.setattr(np, "full", full)
+    assert tables
+    assert (held.count, held.find(np.array([9, 5, 100])).tolist()) == (2, [1, 0, -1])
+    held.put(new, more)
+    assert held.find(new).tolist() == list(range(2, 1002))
+
+
+def test_a_host_without_a_disk_holds_exactly_what_it_says():
+    state, rows = make((1, 1, 2**20, 16), tiers=small(None)), np.ones((256, 17), np.float32)
+    state.scatter(np.arange(256), rows)
+    with pytest.raises(MemoryError, match="got room for 256 slots of a layer, all of them full"):
+        state.scatter(np.array([256]), rows[:1])
