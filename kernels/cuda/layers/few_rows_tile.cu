@@ -233,7 +233,12 @@ struct Finish {
     }
 };
 
-extern "C" CLUSTER_OF(SPLIT) __global__ void __launch_bounds__(THREADS, 512 / THREADS) few_rows(
+#if __CUDA_ARCH__ >= 900  // elsewhere there are no clusters, and SPLIT is 1
+extern "C" __cluster_dims__(SPLIT, 1, 1)
+#else
+extern "C"
+#endif
+__global__ void __launch_bounds__(THREADS, 512 / THREADS) few_rows(
     const __grid_constant__ FewRowsParams p
 ) {
     __shared__ float rstd[SHARE];
