@@ -25,14 +25,16 @@ demo: $(VENV)/.installed
 	$(BIN)/ramnet-np demo
 
 # run once more under Numba's CUDA simulator, which must be chosen before Numba is imported
-SIMULATED := tests/kernels/test_numba_cuda_agreement.py tests/kernels/test_numba_cuda_arrays.py
+SIMULATED := tests/kernels/test_numba_cuda_agreement.py tests/kernels/test_numba_cuda_arrays.py tests/kernels/test_simulator.py
 
 # one process per core; more than eight would compile the same kernels over again
 WORKERS := -n logical --maxprocesses 8
 
+SLOWEST := --durations 15 --durations-min 5
+
 test: lint
-	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not site and not kill"
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(WORKERS) -m "not gpu" $(SIMULATED)
+	$(BIN)/python -m pytest $(WORKERS) $(SLOWEST) -m "not gpu and not site and not kill"
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(WORKERS) $(SLOWEST) -m "not gpu" $(SIMULATED)
 
 test-kill: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 0 -s -m kill tests/train/test_kill.py

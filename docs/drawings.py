@@ -287,6 +287,34 @@ def tiers(colours: dict[str, str]) -> Sheet:
     return sheet
 
 
+def device(colours: dict[str, str]) -> Sheet:
+    """The three tiers of a state on a GPU, and what moves rows between them."""
+    sheet = Sheet(760, 250, colours)
+    columns = ((20, "GPU memory", "read"), (285, "host memory, pinned", "box"), (550, "file", "wait"))
+    for x, words, fill in columns:
+        sheet.text(x, 30, words)
+        for i in range(4):
+            page = "16 slots" if x == 550 else "1024 rows"
+            sheet.box(x, 44 + 36 * i, 130, 32, page if i < 3 else "…", fill)
+    sheet.arrow((279, 70), (156, 70), colour="read")
+    sheet.text(217, 62, "asked for last", "read", "middle", 14)
+    sheet.arrow((156, 112), (279, 112), colour="write")
+    sheet.text(217, 132, "not for longest", "write", "middle", 14)
+    sheet.arrow((544, 70), (421, 70), colour="read")
+    sheet.text(482, 62, "asked for", "read", "middle", 14)
+    sheet.arrow((421, 112), (544, 112), colour="write")
+    sheet.text(482, 132, "not for longest", "write", "middle", 14)
+    sheet.text(
+        20,
+        214,
+        "kernels reach both of these by themselves,\nover the bus where a row is in the host's memory",
+        "muted",
+        size=14,
+    )
+    sheet.text(482, 214, "the host looks before a launch,\nonce there is a page here alone", "muted", size=14)
+    return sheet
+
+
 def segment(colours: dict[str, str]) -> Sheet:
     """What happens to a segment's slots, from the addresses to the rows that go back."""
     sheet = Sheet(760, 210, colours)
@@ -343,7 +371,7 @@ DRAWINGS = {
     "numba-cuda.md": (parts, tiles),
     "house.md": (rooms,),
     "scaling.md": (ranks, overlap),
-    "hierarchical-memory.md": (tiers, segment),
+    "hierarchical-memory.md": (tiers, device, segment),
 }
 
 

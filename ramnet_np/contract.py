@@ -70,12 +70,13 @@ class MemoryTiers(NamedTuple):
     disk: Path | None = None  # a folder for what does not fit there; None: there must be room for all
     disk_bytes: int | None = None  # bytes in that folder; None: no limit
     gpu: int | None = None  # bytes on the GPU, of a state there; None: no limit
+    rows: str | None = None  # "bfloat16": contents are rounded to 16 bits where they are kept; None: as they are
 
     def shared(self, parts: int) -> MemoryTiers:
         """The tiers of one of ``parts`` states, such as those of a model's layers, that share these."""
         sizes = (self.host, self.disk_bytes, self.gpu)
         host, disk_bytes, gpu = (None if size is None else size // parts for size in sizes)
-        return MemoryTiers(host, self.disk, disk_bytes, gpu)
+        return MemoryTiers(host, self.disk, disk_bytes, gpu, self.rows)
 
 
 class SlotNumbers(NamedTuple):

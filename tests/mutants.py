@@ -55,6 +55,8 @@ TESTS = {
     "ramnet_np/core/sparse_memory.py": _SPARSE,
     "ramnet_np/core/tiered_rows.py": _SPARSE,
     "ramnet_np/core/disk_pages.py": _SPARSE,
+    "ramnet_np/core/row_format.py": _SPARSE,
+    "ramnet_np/core/rows_over_disk.py": ("tests/kernels/test_cuda_sparse.py",),
     "ramnet_np/core/packed.py": ("tests/kernels/test_packed.py", "tests/model/test_live_tokens.py"),
     "ramnet_np/model/live_tokens.py": ("tests/model/test_live_tokens.py", "tests/kernels/test_packed.py"),
     "ramnet_np/model/ahead.py": ("tests/model/test_ahead.py",),

@@ -37,7 +37,7 @@ OUTPUTS = {"out", "json"}  # the options that name what a command makes; every o
 BROUGHT = {  # texts, models and results that a page asks its reader to have
     "docs/gpu-training.md": {"novels"},
     "docs/guide/experiments.md": {"tokens"},
-    "docs/guide/sampling.md": {"runs/book", "letter.txt", "long.txt"},
+    "docs/guide/sampling.md": {"runs/book", "letter.txt", "long.txt", "novel.txt"},
     "docs/guide/text.md": {"novels", "stories"},
     "docs/hierarchical-memory.md": {"runs/book"},
     "docs/scaling.md": {"tokens"},

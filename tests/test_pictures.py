@@ -37,7 +37,7 @@ def test_the_answer_is_the_fox():
 def test_drawings_are_what_their_script_makes():
     module = load("drawings.py")
     drawings = module.files()
-    assert len(drawings) == 24
+    assert len(drawings) == 26
     for name, text in drawings.items():
         assert (DOCS / "images" / name).read_text() == text, f"python docs/drawings.py docs/images makes another {name}"
         (page,) = (page for page in module.DRAWINGS if name.startswith(f"{page.removesuffix('.md')}-"))
@@ -50,3 +50,24 @@ def test_the_losses_in_both_precisions_are_as_close_as_the_page_says():
     difference = series["bfloat16"] / series["float32"] - 1
     page = (DOCS / "gpu-training.md").read_text()
     assert f"by more than {np.abs(difference).max():.2%}, and by {abs(difference.mean()):.2%} on average" in page
+
+
+def test_facts_are_recalled_as_the_records_say():
+    module = load("slots_recall.py")
+    records = module.read(module.RECORDS)
+    assert {(row["slots"], row["facts"]) for row in records} == {(4**u, n) for u in module.ORDERS for n in module.FACTS}
+    for order, facts in ((3, 256), (10, 256)):
+        (record,) = (row for row in records if row["slots"] == 4**order and row["facts"] == facts)
+        measured = module.measure(order, facts)
+        assert measured["written"] == record["written"]
+        assert abs(measured["recalled"] - record["recalled"]) < 0.02
+
+
+def test_speeds_by_the_share_of_rows_are_those_of_the_page():
+    page = (DOCS / "hierarchical-memory.md").read_text()
+    speeds = load("tiers_curves.py").speeds()
+    assert [sorted(line) for line in speeds.values()] == [[0, 0.01, 0.1, 0.5, 1]] * 4
+    assert all(line[0] < line[1] < 1 for line in speeds.values())
+    for name, times in (("memories alone, float32", "1.21"), ("memories alone, bfloat16", "1.37")):
+        assert f"{1 / speeds[name][1]:.2f}" == times
+        assert f"| {times} |" in page

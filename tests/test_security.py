@@ -1,6 +1,7 @@
 """The promises of docs/security.md: no file of a user is unpickled or run as code, and nothing is downloaded."""
 
 import ast
+from functools import cache
 
 import pytest
 
@@ -35,14 +36,19 @@ def unsafe(files: dict[str, str]) -> list[str]:
         allowed = ALLOWED.get(library, set())
         if library in ALLOWED.keys() | NEVER and one.importer.removeprefix(PACKAGE) not in allowed:
             found.append(f"{one.importer} imports {one.target}")
-    for module, text in files.items():
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Name) and node.id in BUILTINS:
-                found.append(f"{module} uses {node.id}")
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in METHODS:
-                found.append(f"{module} uses {ast.unparse(node)}")
-            if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell", "trust_remote_code"):
-                found.append(f"{module} passes {node.arg}")
+    return found + [f"{module} {does}" for module, text in files.items() for does in unsafe_uses(text)]
+
+
+@cache
+def unsafe_uses(text: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Name) and node.id in BUILTINS:
+            found.append(f"uses {node.id}")
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in METHODS:
+            found.append(f"uses {ast.unparse(node)}")
+        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell", "trust_remote_code"):
+            found.append(f"passes {node.arg}")
     return found
 
 

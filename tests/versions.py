@@ -22,6 +22,7 @@ import tarfile
 import tempfile
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -45,10 +46,13 @@ def main(arguments: list[str] | None = None) -> None:
     oldest, newest = (options.python, options.python) if options.python else (found[min(found)], found[max(found)])
     with tempfile.TemporaryDirectory() as folder:
         sdist, wheel = build(Path(folder))
-        for name in chosen:
-            where = Path(folder, name)
-            where.mkdir()
-            ENVIRONMENTS[name](where, oldest if name == "oldest" else newest, sdist, wheel)
+        with ThreadPoolExecutor() as installers:  # the first tests run while the others' packages are installed
+            made = {}
+            for name in chosen:
+                python = oldest if name == "oldest" else newest
+                made[name] = installers.submit(ENVIRONMENTS[name], Path(folder, name), python, sdist, wheel)
+            for name, environment_made in made.items():
+                run_tests(name, *environment_made.result())
 
 
 def pythons() -> Iterator[tuple[Version, str]]:
@@ -80,23 +84,25 @@ def build(folder: Path) -> tuple[Path, Path]:
     return folder / sdist.name.removesuffix(".tar.gz"), wheel
 
 
-def in_oldest(folder: Path, python: str, sdist: Path, wheel: Path) -> None:
+Made = tuple[Path, Path, tuple[str, ...]]  # the interpreter of an environment, the folder to start it in, its tests
+
+
+def make_oldest(folder: Path, python: str, sdist: Path, wheel: Path) -> Made:
     bin_python = environment(folder, python, "--constraint", sdist / "tests" / "oldest.txt", "--editable", sdist)
-    run_tests("oldest", bin_python, sdist, MOST)
+    return bin_python, sdist, MOST
 
 
-def in_newest(folder: Path, python: str, sdist: Path, wheel: Path) -> None:
-    bin_python = environment(folder, python, wheel)
-    run_tests("newest", bin_python, tests_alone(folder, sdist), MOST)
+def make_newest(folder: Path, python: str, sdist: Path, wheel: Path) -> Made:
+    return environment(folder, python, wheel), tests_alone(folder, sdist), MOST
 
 
-def in_alone(folder: Path, python: str, sdist: Path, wheel: Path) -> None:
+def make_alone(folder: Path, python: str, sdist: Path, wheel: Path) -> Made:
     bin_python = environment(folder, python, "numpy")
     pip_install(bin_python, "--no-deps", wheel)
-    run_tests("alone", bin_python, tests_alone(folder, sdist), ALONE)
+    return bin_python, tests_alone(folder, sdist), ALONE
 
 
-ENVIRONMENTS = {"oldest": in_oldest, "newest": in_newest, "alone": in_alone}
+ENVIRONMENTS = {"oldest": make_oldest, "newest": make_newest, "alone": make_alone}
 
 
 def environment(folder: Path, python: str, *requirements: str | Path) -> Path:
@@ -113,7 +119,7 @@ def pip_install(bin_python: Path, *requirements: str | Path) -> None:
 
 def tests_alone(folder: Path, sdist: Path) -> Path:
     """The tests without the sources beside them, which Python would import in place of what is installed."""
-    shutil.copytree(sdist / "tests", folder / "tests")
+    shutil.copytree(sdist / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(sdist / "pyproject.toml", folder)
     return folder
 

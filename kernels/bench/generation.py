@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -105,12 +106,12 @@ def main(options: Options) -> None:
 
 
 def measure(model: RAMNet, batch: int, context: int, graphs: Graphs, options: Options) -> dict[str, Any]:
-    """Milliseconds a token, median and 20th to 80th percentile, and of its parts, each run by itself."""
+    """Milliseconds a token, median, 20th to 80th percentile and least, and of its parts, each run by itself."""
     sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
     generation = _at(model, batch, context, graphs, options.prompt)
     for _ in range(5):
         generation.next(sampling)
-    p20, median, p80 = _token_times(lambda: generation.next(sampling), options)
+    least, p20, median, p80 = _token_times(lambda: generation.next(sampling), options)
     parts = {name: _part_time(call, options.device) for name, call in _parts(model, generation, sampling).items()}
     itemsize = model.head.dtype.itemsize
     softmax = state_elements(replace(model.config, mixer="softmax", cape=0), context)
@@ -122,6 +123,7 @@ def measure(model: RAMNet, batch: int, context: int, graphs: Graphs, options: Op
         "ms": median,
         "ms_p20": p20,
         "ms_p80": p80,
+        "ms_least": least,
         "tokens_per_second": 1e3 * batch / median,
         "parts_ms": parts | {"all else": max(0.0, median - sum(parts.values()))},
         "state_bytes": sum(a.nbytes for stepper in generation.standing().steppers for a in arrays_of(stepper.state)),
@@ -134,7 +136,8 @@ def print_record(record: dict[str, Any]) -> None:
     print(
         f"batch {record['batch']:>4}, context {record['context']:>9,}, graphs {record['graphs']}: "
         f"{record['tokens_per_second']:>10,.0f} tokens/s, {record['ms']:.3f} ms a token "
-        f"({record['ms_p20']:.3f} to {record['ms_p80']:.3f}), floor {record['floor_ms']:.3f} ms",
+        f"({record['ms_p20']:.3f} to {record['ms_p80']:.3f}, least {record['ms_least']:.3f}), "
+        f"floor {record['floor_ms']:.3f} ms",
         flush=True,
     )
     for name, ms in record["parts_ms"].items():
@@ -184,7 +187,7 @@ def _parts(model: RAMNet, generation: Generation, sampling: Sampling) -> dict[st
 
 
 def _token_times(call: Callable[[], Any], options: Options) -> list[float]:
-    """Milliseconds of a token: the 20th percentile, the median and the 80th; of rounds of many tokens on a GPU."""
+    """Milliseconds of a token, as :func:`_times` has them; of rounds of many tokens on a GPU."""
     if options.device == "cpu":
         return _times(call, options.tokens)
 
@@ -200,17 +203,17 @@ def _part_time(call: Callable[[], Any], device: Device) -> float:
     """Milliseconds of a part: the median."""
     if device == "gpu":
         return gpu_timing.median_ms(gpu_timing.captured(call), 20)
-    return _times(call, 20)[1]
+    return _times(call, 20)[2]
 
 
 def _times(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Milliseconds: the 20th percentile, the median and the 80th."""
+    """Milliseconds: the least, the 20th percentile, the median and the 80th."""
     took = []
     for _ in range(repeats):
         start = time.perf_counter()
         call()
         took.append(1e3 * (time.perf_counter() - start))
-    return np.percentile(took, [20, 50, 80]).tolist()
+    return np.percentile(took, [0, 20, 50, 80]).tolist()
 
 
 def _keep(record: dict[str, Any], options: Options) -> None:
@@ -222,6 +225,7 @@ def _machine(device: Device) -> tuple[dict[str, Any], float]:
     """What the records say of the machine, and its bandwidth in bytes a second."""
     machine = describe_machine() | {"command": " ".join(["python -m", __spec__.name, *sys.argv[1:]])}
     if device == "cpu":
+        machine["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # of other programs, too
         return machine, copy_bandwidth()
     cupy = gpu_namespace()
     machine["device"] = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()

@@ -6,7 +6,11 @@
 "memory" steps the memories of all layers, with random addresses into slots that were all written, as one CUDA graph. A
 token's rows are then on the GPU with the probability that is the share of all rows there. "generation" is a model that
 writes, from a trained one's addresses if a model is given; its rows are those that the prompt wrote. "prefill" reads a
-long prompt. The dense state of all slots stands beside each.
+long prompt. The dense state of all slots stands beside each. "space" opens memories of 2**26 slots a head. "rows" finds
+and stores a million rows at once, as benchmarks of tables on a GPU do.
+
+With ``--disk FOLDER``, rows stand there that neither the GPU nor the host has room for: half of all. They, and those of
+a Python dictionary, which stands beside "memory", need the host for each layer, so they run without a CUDA graph.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,17 +36,19 @@ from ramnet_np.model.sampling import Sampling
 from ramnet_np.model.states import arrays_of
 
 from .cpu import append_jsonl
-from .gpu_timing import captured, machine_record
+from .dictionary_rows import DictionaryRows
+from .gpu_timing import captured, machine_record, median_ms
 
-Part = Literal["memory", "generation", "prefill"]
+Part = Literal["memory", "generation", "prefill", "space", "rows"]
 GREEDY = Sampling()
+EAGER_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Options:
     """Time a sparse memory against the share of its rows on the GPU."""
 
-    parts: tuple[Part, ...] = ("memory", "generation", "prefill")
+    parts: tuple[Part, ...] = ("memory", "generation", "prefill", "space", "rows")
     """What is timed."""
     shares: tuple[float, ...] = (1.0, 0.5, 0.1, 0.01, 0.0)
     """Shares of the rows that the GPU holds, one after the other."""
@@ -65,6 +72,10 @@ class Options:
     """Tokens of "prefill"."""
     tokens: int = 256
     """Tokens that are timed."""
+    rows: Literal["bfloat16"] | None = None
+    """How contents are kept in rows; none: in float32."""
+    disk: Path | None = None
+    """A folder for half of the rows."""
     out: Path | None = None
     """Append the results to this file, one JSON object a line."""
 
@@ -74,7 +85,9 @@ def main(options: Options) -> None:
     cupy = gpu_namespace()
     machine = machine_record(cupy) | {"command": " ".join(["python -m", __spec__.name, *sys.argv[1:]])}
     print(f"{machine['device']}, {machine['versions']}, {machine['date']}")
-    timed: dict[str, Callable[[Options], Any]] = {"memory": memory, "generation": generation, "prefill": prefill}
+    timed: dict[str, Callable[[Options], Any]] = {
+        "memory": memory, "generation": generation, "prefill": prefill, "space": space, "rows": rows,
+    }  # fmt: skip
     for part in options.parts:
         for record in timed[part](options):
             print(", ".join(f"{name} {_shown(value)}" for name, value in record.items()), flush=True)
@@ -88,33 +101,64 @@ def memory(options: Options) -> Any:
     rng = np.random.default_rng(0)
     trace = cupy.asarray(3 * rng.standard_normal((options.tokens, options.layers, 2, 1, 1, H, U, P), np.float32))
     values = cupy.asarray(rng.standard_normal((1, 1, H, C), np.float32))
-    dense_ms = None
-    for share in (None, *options.shares):
-        states = [_full(share, (1, H, P**U, C)) for _ in range(options.layers)]
-        ms = _replay_ms(trace, values, states)
-        dense_ms = dense_ms or ms
-        record = {"part": "memory", "share": "dense" if share is None else share, "us a token": 1e3 * ms}
-        if share is not None:
-            moved = (1 - share) * options.layers * H * 24 * (C + 1) * 4  # 8 rows written: there and back; 8 read
-            record |= {"times dense": ms / dense_ms, "GB/s over the bus": moved / ms / 1e6}
-        yield record
+    dense_us, bus = None, bus_gb_per_s()
+    beside = ("dictionary",) if options.disk is None else ("dictionary", "half on disk")
+    for share in ("dense", *options.shares, *beside):
+        states = [_full(share, (1, H, P**U, C), options) for _ in range(options.layers)]
+        by_graph = share not in beside
+        us = 1e3 * (_replay_ms(trace, values, states) if by_graph else _eager_ms(trace, values, states))
+        dense_us = dense_us or us
+        record = {"part": "memory", "rows": options.rows or "float32", "share": share, "us a token": us}
+        if isinstance(share, float):
+            row = C * (2 if options.rows else 4) + 4
+            moved = (1 - share) * options.layers * H * 24 * row  # 8 rows written: there and back; 8 read
+            record |= {"GB/s over the bus": moved / us / 1e3, "of copies": bus}
+        yield record | {"times dense": us / dense_us}
         del states
         cupy.get_default_memory_pool().free_all_blocks()
 
 
-def _full(share: float | None, shape: tuple[int, int, int, int]) -> Any:
-    """A state of which every slot was written."""
+def bus_gb_per_s() -> float:
+    """GB/s of one large copy from pinned memory of the host to the GPU."""
+    cupy, size = gpu_namespace(), 2**28
+    pinned, there = cupy.cuda.alloc_pinned_memory(size), cupy.empty(size, np.uint8)
+    return size / 1e6 / median_ms(lambda: there.data.copy_from_host_async(pinned.ptr, size), 10)
+
+
+def _full(share: float | str, shape: tuple[int, int, int, int], options: Options) -> Any:
+    """A state of which every slot was written; ``share``: of rows on the GPU, or another kind of state."""
     cupy, (B, H, M, C) = gpu_namespace(), shape
-    if share is None:
+    if share == "dense":
         return RAMState(cupy.ones(shape, np.float32), cupy.ones((B, H, M), np.float32))
-    rows = B * H * M
-    tiers = MemoryTiers() if share == 1 else MemoryTiers(gpu=int(share * rows) * (4 * C + 16))
+    rows, tiers = B * H * M, MemoryTiers(rows=options.rows)
+    size = -(-(C * (2 if options.rows else 4) + 4) // 16) * 16
+    if share == "half on disk":
+        tiers = tiers._replace(gpu=rows // 4 * size, host=rows // 4 * size, disk=options.disk)
+    elif isinstance(share, float) and share != 1:
+        tiers = tiers._replace(gpu=int(share * rows) * size)
     state = SparseRAMState(shape, np.float32, cupy, tiers=tiers)
-    order = cupy.asarray(np.random.default_rng(1).permutation(rows))  # which rows are on the GPU is left to chance
+    if share == "dictionary":
+        state.rows = DictionaryRows(state.format.initial(state.initial_mass), cupy)
+    order = np.arange(rows)
+    if share != "half on disk":
+        np.random.default_rng(1).shuffle(order)  # which rows are on the GPU is left to chance
     for start in range(0, rows, 2**16):
-        keys = order[start : start + 2**16]
+        keys = cupy.asarray(order[start : start + 2**16])
         state.scatter(keys, cupy.ones((keys.size, C + 1), np.float32))
     return state
+
+
+def _eager_ms(trace: Any, values: Any, states: list[Any]) -> float:
+    """Milliseconds of a token without a graph, the median over some of the trace."""
+    cupy, times = gpu_namespace(), []
+    for own in trace[:EAGER_TOKENS]:
+        cupy.cuda.get_current_stream().synchronize()
+        start = time.perf_counter()
+        for logits, state in zip(own, states, strict=True):
+            ram_attention_step(logits[0], logits[1], values, state=state)
+        cupy.cuda.get_current_stream().synchronize()
+        times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times))
 
 
 def _replay_ms(trace: Any, values: Any, states: list[Any]) -> float:
@@ -146,35 +190,83 @@ def _replay_ms(trace: Any, values: Any, states: list[Any]) -> float:
 def generation(options: Options) -> Any:
     """Tokens per second of a model that writes behind a prompt, dense and by share."""
     model, prompt = _model_and_prompt(options, options.prompt)
-    dense, written = None, None
-    for share in (None, *options.shares):
-        tiers = None if share is None else _tiers(model, share, written)
+    dense, written = None, 0
+    shares: list[float | str] = ["dense", *options.shares, *(["half on disk"] if options.disk else [])]
+    for share in shares:
+        tiers = None if share == "dense" else _tiers(model, share, written, options)
         generated = Generation(model, prompt, graphs="on", memory=tiers)
         rate, text = _tokens_per_second(generated, options.tokens)
         dense = dense or (rate, text)
-        record = {"part": "generation", "share": "dense" if share is None else share, "tokens/s": rate}
-        if share is not None:
+        record = {"part": "generation", "rows": options.rows or "float32", "share": share, "tokens/s": rate}
+        if tiers is not None:
             states = _sparse(generated)
             written = written or sum(state.written for state in states)
-            on_host = sum(state.rows.host_nbytes for state in states)
-            on_gpu = sum(state.nbytes for state in states)
+            on_host, on_disk = (
+                sum(getattr(state.rows, name) for state in states) for name in ("host_nbytes", "disk_nbytes")
+            )
             record |= {"of dense": rate / dense[0], "same tokens": bool((text == dense[1]).all())}
-            record |= {"slots": sum(s.written for s in states), "GPU MB": on_gpu / 1e6, "host MB": on_host / 1e6}
+            record |= {"slots": sum(state.written for state in states)}
+            record |= {
+                "GPU MB": sum(state.nbytes for state in states) / 1e6,
+                "host MB": on_host / 1e6,
+                "disk MB": on_disk / 1e6,
+            }
         yield record
 
 
 def prefill(options: Options) -> Any:
     """Seconds for a long prompt, dense, with all rows on the GPU, and with none."""
     model, prompt = _model_and_prompt(options, options.long_prompt)
-    cupy = gpu_namespace()
-    for name, tiers in (("dense", None), (1.0, MemoryTiers()), (0.0, MemoryTiers(gpu=0))):
+    cupy, kept = gpu_namespace(), MemoryTiers(rows=options.rows)
+    for name, tiers in (("dense", None), (1.0, kept), (0.0, kept._replace(gpu=0))):
         seconds = []
         for _ in range(2):  # the first compiles
             start = time.perf_counter()
             Generation(model, prompt, memory=tiers)
             cupy.cuda.Device().synchronize()
             seconds.append(time.perf_counter() - start)
-        yield {"part": "prefill", "share": name, "s": seconds[-1], "tokens/s": options.long_prompt / seconds[-1]}
+        record = {"part": "prefill", "rows": options.rows or "float32", "share": name, "s": seconds[-1]}
+        yield record | {"tokens/s": options.long_prompt / seconds[-1]}
+
+
+def space(options: Options) -> Any:
+    """Memories of 2**26 slots a head, all layers at once: what they take after some tokens."""
+    cupy, (H, C) = gpu_namespace(), (options.heads, options.channels)
+    shape, rng = (1, H, 4**13, C), np.random.default_rng(0)
+    states = [
+        SparseRAMState(shape, np.float32, cupy, tiers=MemoryTiers(rows=options.rows)) for _ in range(options.layers)
+    ]
+    values = cupy.asarray(rng.standard_normal((1, 1, H, C), np.float32))
+    for _ in range(options.tokens):
+        for state in states:
+            write, read = cupy.asarray(3 * rng.standard_normal((2, 1, 1, H, 13, 4), np.float32))
+            ram_attention_step(write, read, values, state=state)
+    written, used = (sum(getattr(state, name) for state in states) for name in ("written", "nbytes"))
+    dense = options.layers * H * 4**13 * (C + 1) * 4
+    record = {
+        "part": "space",
+        "rows": options.rows or "float32",
+        "slots": options.layers * H * 4**13,
+        "written": written,
+    }
+    yield record | {"GPU MB": used / 1e6, "bytes a written slot": used / written, "dense TB": dense / 1e12}
+
+
+def rows(options: Options) -> Any:
+    """A million rows at random found in, and stored to, one memory of four million: rows a second, by share."""
+    cupy, C, count, asked = gpu_namespace(), options.channels, 2**22, 2**20
+    keys = cupy.asarray(np.random.default_rng(0).permutation(count)[:asked])
+    bus = bus_gb_per_s()
+    for share in options.shares:
+        state = _full(share, (1, 1, count, C), options)
+        found = state.rows.gather(keys)
+        gather_ms = median_ms(partial(state.rows.gather, keys), 10)
+        scatter_ms = median_ms(partial(state.rows.scatter, keys, found), 10)
+        record = {"part": "rows", "rows": options.rows or "float32", "share": share, "bytes": found[0].nbytes}
+        record |= {"G found/s": asked / gather_ms / 1e6, "G stored/s": asked / scatter_ms / 1e6}
+        yield record | {"GB/s of copies": bus}
+        del state, found
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 def _model_and_prompt(options: Options, length: int) -> tuple[RAMNet, list[Any]]:
@@ -192,10 +284,13 @@ def _model_and_prompt(options: Options, length: int) -> tuple[RAMNet, list[Any]]
     return model.to("gpu", options.dtype), [cupy.asarray(ids)]
 
 
-def _tiers(model: RAMNet, share: float, written: int | None) -> MemoryTiers:
-    if share == 1 or written is None:
-        return MemoryTiers()
-    return MemoryTiers(gpu=int(share * written) * (4 * model.config.head_channels + 16))
+def _tiers(model: RAMNet, share: float | str, written: int, options: Options) -> MemoryTiers:
+    """Tiers for a model whose prompt wrote so many slots."""
+    kept, C = MemoryTiers(rows=options.rows), model.config.head_channels
+    row = -(-(C * (2 if options.rows else 4) + 4) // 16) * 16
+    if share == "half on disk":
+        return kept._replace(gpu=written // 4 * row, host=written // 4 * row, disk=options.disk)
+    return kept if share == 1 or not written else kept._replace(gpu=int(float(share) * written) * row)
 
 
 def _tokens_per_second(generated: Generation, count: int) -> tuple[float, np.ndarray]:

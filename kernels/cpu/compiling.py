@@ -28,7 +28,7 @@ def inner(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     return njit(**_OPTIONS, no_cpython_wrapper=True, **options)(function)
 
 
-def kernel(function: Callable[..., None]) -> Callable[..., None]:
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a kernel that one thread runs."""
     compiled = njit(**_OPTIONS)(function)
     if compiled is not function:  # else compilation is switched off: NUMBA_DISABLE_JIT

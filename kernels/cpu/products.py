@@ -9,84 +9,92 @@ SiLU, the stream, is part of the same call, as a call from Python takes as long 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from ramnet_np.contract import Array
-from ramnet_np.layers.linear import FEW_ROWS, WORTH_A_KERNEL
 
 from .arrays import contiguous
 from .compiling import inner, kernel, parallel_kernel
 from .norm import norm_row
 from .share import share_out
 
+MOST_ROWS = 8  # of x, up to which reading the matrices takes the time
+WORTH_A_KERNEL = 2**14  # elements of matrices; a library multiplies smaller ones as quickly
 BYTES_PER_PIECE = 2**21  # reading that many takes about a hundred microseconds, starting the threads ten or more
+SHORT = 2 * BYTES_PER_PIECE  # bytes of matrices below which one thread reads them all
+PLACES = 4  # of a matrix that are read by turns: a core asks for more of its memory ahead than behind one place
 
-_NOTHING = {dtype: (np.empty(0, dtype), np.empty((0, 0), dtype)) for dtype in map(np.dtype, (np.float32, np.float64))}
+NOTHING = {dtype: (np.empty(0, dtype), np.empty((0, 0), dtype)) for dtype in map(np.dtype, (np.float32, np.float64))}
 
 
 def few_rows_product(x: Array, weight: Array) -> np.ndarray:
     """x W^T: (N, E) of x (N, D) and ``weight`` (E, D)."""
     if not weight.flags.carray:  # a copy would be read twice
         return x @ weight.T
-    no_vector, no_rows = _NOTHING[x.dtype]
-    return _products(contiguous(x), no_vector, 0.0, (weight,), (no_vector,), no_rows)[0]
+    none, no_rows = NOTHING[x.dtype]
+    return _products(contiguous(x), none, 0.0, (weight,), (none,), no_rows)[0]
 
 
 def normed_products(
     x: Array, norm: Array, eps: float, weights: tuple[Array, ...], biases: tuple[Array | None, ...]
 ) -> Any:
     """rmsnorm(x) W_i^T + b_i of every matrix, or NotImplemented for what is not served."""
-    if len(weights) != len(biases) or not _served(x, norm, weights, biases):
+    if not are_few(x) or len(weights) != len(biases) or sum([w.size for w in weights]) < WORTH_A_KERNEL:
         return NotImplemented
-    no_vector, no_rows = _NOTHING[x.dtype]
-    added = tuple(no_vector if bias is None else contiguous(bias) for bias in biases)
-    return _products(contiguous(x), contiguous(norm), eps, weights, added, no_rows)
+    none, no_rows = NOTHING[x.dtype]
+    width = x.shape[1:]
+    outer = [weight.shape[:1] for weight in weights]
+    added = [none if bias is None else bias for bias in biases]
+    shapes = [(0,) if bias is None else shape for bias, shape in zip(biases, outer, strict=True)]
+    expected = [x.shape, width, *[shape + width for shape in outer], *shapes]
+    if not fit(x.dtype, (x, norm, *weights, *added), expected):
+        return NotImplemented
+    return _products(x, norm, eps, weights, tuple(added), no_rows)
 
 
 def product_added(x: Array, weight: Array, bias: Array | None, add: Array) -> Any:
     """x W^T + b + add, or NotImplemented for what is not served."""
-    if not _served(x, None, (weight,), (bias,)) or add.shape != (len(x), len(weight)) or add.dtype != x.dtype:
+    if not are_few(x) or weight.size < WORTH_A_KERNEL:
         return NotImplemented
-    no_vector, _ = _NOTHING[x.dtype]
-    added = no_vector if bias is None else contiguous(bias)
-    return _products(contiguous(x), no_vector, 0.0, (weight,), (added,), contiguous(add))[0]
+    none, _ = NOTHING[x.dtype]
+    outer = weight.shape[:1]
+    added, shape = (none, (0,)) if bias is None else (bias, outer)
+    expected = x.shape, outer + x.shape[1:], shape, x.shape[:1] + outer
+    if not fit(x.dtype, (x, weight, added, add), expected):
+        return NotImplemented
+    return _products(x, none, 0.0, (weight,), (added,), add)[0]
 
 
-def normed_gated_product(x: Array, norm: Array, eps: float, gate: Array, up: Array) -> Any:
-    """silu(n G^T) * (n U^T), n = rmsnorm(x), or NotImplemented for what is not served."""
-    if not _served(x, norm, (gate, up), (None, None)) or gate.shape != up.shape:
+def normed_swiglu_added(x: Array, norm: Array, eps: float, gate: Array, up: Array, down: Array) -> Any:
+    """x + (silu(n G^T) * (n U^T)) D^T, n = rmsnorm(x), or NotImplemented for what is not served."""
+    if not are_few(x) or gate.size < WORTH_A_KERNEL or gate.nbytes + up.nbytes >= SHORT:
         return NotImplemented
-    y = np.empty((len(x), len(gate)), dtype=x.dtype)
-    run = _gated_serial if _is_short(gate.nbytes + up.nbytes) else _gated_parallel
-    run(contiguous(x), contiguous(norm), x.dtype.type(eps), gate, up, y)
+    width, inside = x.shape[1:], gate.shape[:1]
+    expected = x.shape, width, inside + width, inside + width, width + inside
+    if not fit(x.dtype, (x, norm, gate, up, down), expected):
+        return NotImplemented
+    y, none = np.empty(x.shape, dtype=x.dtype), NOTHING[x.dtype][0]
+    _swiglu(x, norm, x.dtype.type(eps), gate, up, down, none, y)
     return y
 
 
-def _served(x: Array, norm: Array | None, weights: tuple[Array, ...], biases: tuple[Array | None, ...]) -> bool:
-    """Whether these are a few rows of x (N, D), a norm (D,), matrices (E, D) and biases (E,) that are worth a kernel.
+def are_few(x: Array) -> bool:
+    """Whether x is a few rows of numbers that kernels are made for."""
+    return x.ndim == 2 and 0 < len(x) <= MOST_ROWS and x.dtype in NOTHING
 
-    What is wrong counts as not served: the mathematics refuses it.
+
+def fit(dtype: np.dtype, arrays: Iterable[Array], shapes: Iterable[tuple[int, ...]]) -> bool:
+    """Whether every array has this dtype and its shape, and lies in memory as kernels take it.
+
+    What does not counts as not served, and the mathematics says what is wrong with it, if anything is.
     """
-    if x.ndim != 2 or not 0 < len(x) <= FEW_ROWS or x.dtype not in _NOTHING:
-        return False
-    width = x.shape[1:]
-    vectors = [] if norm is None else [(norm, width)]
-    for weight, bias in zip(weights, biases, strict=True):
-        if type(weight) is not np.ndarray or weight.ndim != 2 or weight.shape[1:] != width:
+    for array, shape in zip(arrays, shapes, strict=True):
+        if array.shape != shape or array.dtype != dtype or not array.flags.carray:
             return False
-        if weight.dtype != x.dtype or not weight.flags.carray:
-            return False
-        if bias is not None:
-            vectors.append((bias, weight.shape[:1]))
-    if any(type(v) is not np.ndarray or v.shape != shape or v.dtype != x.dtype for v, shape in vectors):
-        return False
-    return sum(weight.size for weight in weights) >= WORTH_A_KERNEL
-
-
-def _is_short(bytes_of_weights: int) -> bool:
-    return bytes_of_weights < 2 * BYTES_PER_PIECE
+    return True
 
 
 def _products(
@@ -97,9 +105,9 @@ def _products(
     biases: tuple[np.ndarray, ...],
     add: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
-    """x or, with a norm that is not of size 0, rmsnorm(x); times each matrix; plus bias and ``add`` of the same kind."""
+    """Every product; a norm, biases and ``add`` of size 0 are left out."""
     results = tuple([np.empty((len(x), len(weight)), dtype=x.dtype) for weight in weights])
-    run = _products_serial if _is_short(sum([weight.nbytes for weight in weights])) else _products_parallel
+    run = _products_serial if sum([weight.nbytes for weight in weights]) < SHORT else _products_parallel
     run(x, norm, x.dtype.type(eps), weights, biases, add, results)
     return results
 
@@ -109,7 +117,7 @@ def _products_serial(x, norm, eps, weights, biases, add, results):
     outputs = 0
     for i in range(len(weights)):
         outputs += weights[i].shape[0]
-    _some_products(0, _normed(x, norm, eps), weights, biases, add, results, outputs)
+    some_products(0, normed(x, norm, eps), weights, biases, add, results, outputs)
 
 
 @parallel_kernel
@@ -118,17 +126,20 @@ def _products_parallel(x, norm, eps, weights, biases, add, results):
     for i in range(len(weights)):
         outputs += weights[i].shape[0]
     each = _outputs_per_piece(weights[0])
-    arguments = (_normed(x, norm, eps), weights, biases, add, results, each)
-    share_out(_some_products, (outputs + each - 1) // each, arguments)
+    arguments = (normed(x, norm, eps), weights, biases, add, results, each)
+    share_out(some_products, (outputs + each - 1) // each, arguments)
 
 
 @inner
-def _some_products(piece, x, weights, biases, add, results, each):
+def some_products(piece, x, weights, biases, add, results, each):
     """``each`` outputs, counted through all matrices, from piece * each on."""
     first, last = piece * each, (piece + 1) * each
-    for i in range(len(weights)):
-        weight, bias, y = weights[i], biases[i], results[i]
-        for e in range(max(first, 0), min(last, weight.shape[0])):
+    for m in range(len(weights)):
+        weight, bias, y = weights[m], biases[m], results[m]
+        start = max(first, 0)
+        count = min(last, weight.shape[0]) - start
+        for i in range(count):
+            e = start + _by_turns(i, count)
             for n in range(x.shape[0]):
                 total = _dot(weight[e], x[n])
                 if bias.size > 0:
@@ -140,28 +151,32 @@ def _some_products(piece, x, weights, biases, add, results, each):
 
 
 @kernel
-def _gated_serial(x, norm, eps, gate, up, y):
-    _some_gated(0, _normed(x, norm, eps), gate, up, y, gate.shape[0])
-
-
-@parallel_kernel
-def _gated_parallel(x, norm, eps, gate, up, y):
-    each = _outputs_per_piece(gate)
-    share_out(_some_gated, (gate.shape[0] + each - 1) // each, (_normed(x, norm, eps), gate, up, y, each))
+def _swiglu(x, norm, eps, gate, up, down, none, y):
+    inside = np.empty((x.shape[0], gate.shape[0]), y.dtype)
+    _gated(normed(x, norm, eps), gate, up, inside)
+    some_products(0, inside, (down,), (none,), x, (y,), down.shape[0])
 
 
 @inner
-def _some_gated(piece, x, gate, up, y, each):
-    """``each`` outputs from piece * each on."""
+def _gated(x, gate, up, y):
     one = y.dtype.type(1)
-    for e in range(piece * each, min((piece + 1) * each, gate.shape[0])):
+    for i in range(gate.shape[0]):
+        e = _by_turns(i, gate.shape[0])
         for n in range(x.shape[0]):
             a, b = _dot(gate[e], x[n]), _dot(up[e], x[n])
             y[n, e] = a * (one / (one + math.exp(-a))) * b
 
 
 @inner
-def _normed(x, norm, eps):
+def _by_turns(i, count):
+    """Which of ``count`` rows is the i-th to be read: those at PLACES places by turns, then what is left over."""
+    each = count // PLACES
+    return (i % PLACES) * each + i // PLACES if i < PLACES * each else i
+
+
+@inner
+def normed(x, norm, eps):
+    """rmsnorm(x) or, with a norm of size 0, x itself."""
     if norm.size == 0:
         return x
     y = np.empty_like(x)

@@ -37,7 +37,7 @@ class Table(NamedTuple):
     in_use: np.ndarray  # (1,) int64: how many rows
 
 
-_NO_TABLE = Table(np.empty(0, np.int64), np.empty(0, np.int32), 0, 0.0, 0, np.zeros(1, np.int64))
+NO_TABLE = Table(np.empty(0, np.int64), np.empty(0, np.int32), 0, 0.0, 0, np.zeros(1, np.int64))
 
 
 def step(
@@ -61,7 +61,7 @@ def step(
             raise ValueError(f"state.{name} must be writeable to be updated in place, got a read-only array")
     y = np.empty(values.shape, dtype=values.dtype)
     run = _step_serial if B * H <= HEADS_PER_PIECE else _step_parallel
-    run(token, tuple(decode), rule, updated, tuple(_NO_TABLE), y)
+    run(token, tuple(decode), rule, updated, tuple(NO_TABLE), y)
     for array, new in zip(state, updated, strict=True):
         if array is not new:  # its layout is not the kernel's
             array[...] = new
@@ -79,10 +79,12 @@ def sparse_step(
     decode: DecodeOptions,
     options: MemoryOptions,
 ) -> Any:
-    """As :func:`step`, over a SparseRAMState; NotImplemented for many heads, or where rows may be in a file."""
+    """As :func:`step`, over a SparseRAMState; NotImplemented for many heads, or where rows are packed or in a file."""
     B, _, H, C = values.shape
+    if B * H > SPARSE_HEADS or state.tiers.rows is not None:
+        return NotImplemented
     held = state.rows.all_in_memory(B * H * decode.write_k + 1)
-    if held is None or B * H > SPARSE_HEADS:
+    if held is None:
         return NotImplemented
     token = _token(write_logits, read_logits, values, gamma, positions, mask, decode)
     count, spare = np.array([held.count]), len(held.rows) - 1
@@ -118,17 +120,17 @@ def _token(
 def _step_serial(token, decode, options, state, table, y):
     pieces = (y.shape[0] * y.shape[2] + HEADS_PER_PIECE - 1) // HEADS_PER_PIECE
     for piece in range(pieces):
-        _step_heads(piece, token, DecodeOptions(*decode), options, RAMState(*state), Table(*table), y)
+        step_heads(piece, token, DecodeOptions(*decode), options, RAMState(*state), Table(*table), y)
 
 
 @parallel_kernel
 def _step_parallel(token, decode, options, state, table, y):
     pieces = (y.shape[0] * y.shape[2] + HEADS_PER_PIECE - 1) // HEADS_PER_PIECE
-    share_out(_step_heads, pieces, (token, DecodeOptions(*decode), options, RAMState(*state), Table(*table), y))
+    share_out(step_heads, pieces, (token, DecodeOptions(*decode), options, RAMState(*state), Table(*table), y))
 
 
 @inner
-def _step_heads(piece, token, decode, options, state, table, y):
+def step_heads(piece, token, decode, options, state, table, y):
     """HEADS_PER_PIECE heads, from b*H + h = piece * HEADS_PER_PIECE on."""
     write_logits, read_logits, values, gammas, positions, mask = token
     _, _, H, U, P = write_logits.shape

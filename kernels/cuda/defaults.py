@@ -118,8 +118,13 @@ def _steps() -> list[Specialisation]:
             for reads in (8, 65)
             for update in known_rules()[1:]
         ),
-        *(step_specialisation(element, 5, 4, 8, 8, 64, pdma, sparse=True) for element in _TYPES),
-        step_specialisation("float", 15, 4, 32, 8, 53, pdma, sparse=True),
+        *(
+            step_specialisation(element, 5, 4, 8, 8, 64, pdma, "double" if element == "double" else "float")
+            for element in _TYPES
+        ),
+        *(step_specialisation(element, 5, 4, 8, 8, 64, pdma, "bfloat16") for element in _TYPES if element != "double"),
+        step_specialisation("float", 15, 4, 32, 8, 53, pdma, "float"),
+        step_specialisation("float", 15, 4, 32, 8, 53, pdma, "bfloat16"),
         step_specialisation("float", 5, 4, 5, 11, 53, pdma),
         step_specialisation("float", 5, 4, 32, 32, 128, pdma),
         step_specialisation("float", 8, 4, 64, 64, 64, pdma),

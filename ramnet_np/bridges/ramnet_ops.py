@@ -74,7 +74,11 @@ def random_access_memory_attention(
             y = _update(arrays, state, options)
         final = RAMState(*(part for part in (slot, mass) if isinstance(part, torch.Tensor)))
     else:
-        y, state = ram_attention(*arrays, state=state, **options)
+        if state is not None and call.values.shape[1] == 1 and not _has_gradients((*arrays, *state)):
+            state = RAMState(*(part.clone(memory_format=torch.contiguous_format) for part in state))
+            y, _ = ram_attention_step(*arrays, state=state, **options)  # the fast way for a token, on a copy
+        else:
+            y, state = ram_attention(*arrays, state=state, **options)
         assert state is not None
         final = RAMState(*(part.reshape(*call.batch, *part.shape[1:]) for part in state))
     y = y.to(values.dtype).reshape(*call.batch, *y.shape[1:]).movedim(-3, t_dim)
@@ -187,7 +191,7 @@ def _check_in_place(slot: Any, mass: Any, state: RAMState | None, tensors: Seque
     """That a state can be updated where it lies."""
     if state is None or not isinstance(slot, torch.Tensor) or not isinstance(mass, torch.Tensor):
         raise TypeError("init_ram must hold two tensors with inplace=True, got None or a number")
-    if any(isinstance(tensor, torch.Tensor) and tensor.requires_grad for tensor in tensors) and torch.is_grad_enabled():
+    if _has_gradients(tensors):
         raise ValueError("inplace=True has no gradients, got tensors that require one")
     for name, given, row in (("slot", slot, state.slots), ("mass", mass, state.mass)):
         if given.data_ptr() != row.data_ptr() or given.numel() != row.numel() or not given.is_contiguous():
@@ -195,6 +199,10 @@ def _check_in_place(slot: Any, mass: Any, state: RAMState | None, tensors: Seque
                 f"{name} of init_ram must be contiguous {row.dtype} of the state's whole shape with inplace=True, "
                 f"got {given.dtype} of shape {tuple(given.shape)}"
             )
+
+
+def _has_gradients(tensors: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors)
 
 
 def _update(arrays: Sequence[Any], state: RAMState, options: dict[str, Any]) -> torch.Tensor:

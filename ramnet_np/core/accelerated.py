@@ -54,7 +54,7 @@ def accelerated(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
 
     @functools.wraps(function)
     def dispatched(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        # a token on a CPU calls a hundred of these: nothing more is looked up where the first argument tells
+        # a token on a CPU calls dozens of these: nothing more is looked up where the first argument tells
         first = args[0] if args else None
         head = first[0] if isinstance(first, tuple) and first else first
         return function(*args, **kwargs) if type(head) is np.ndarray else on_gpu(*args, **kwargs)

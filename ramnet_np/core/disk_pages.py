@@ -18,6 +18,7 @@ import os
 import tempfile
 import weakref
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ class DiskPages:
     def __init__(self, folder: Path, capacity: int | None, width: int, dtype: np.dtype):
         self.folder, self.capacity = folder, capacity
         self._row = np.dtype((dtype, width))
-        self._index = SlotRows(
-            3, np.int64
-        )  # of a page: checksum of its record, a bit for each slot in use, if it is up
+        # of a page: checksum of its record, a bit for each slot in use, if it is up
+        self._index = SlotRows(3, np.int64)
+        self.down_pages = 0  # how many pages are in the file alone
         self._map: mmap.mmap | None = None
         self._records: Any = np.empty((0, PAGE, width), dtype=dtype)
         try:
@@ -78,7 +79,9 @@ class DiskPages:
 
     def mark(self, pages: np.ndarray, up: bool) -> None:
         """Note that ``pages`` (P,) are in memory as well, or that they no longer are."""
-        self._index.rows[self._index.find(pages), 2] = up
+        at = self._index.find(pages)
+        self.down_pages += int(self._index.rows[at, 2].sum()) - up * len(pages)
+        self._index.rows[at, 2] = up
 
     def store(self, keys: np.ndarray, rows: np.ndarray) -> None:
         """Write ``rows`` (N, C + 1) of slots ``keys`` (N,), every row that their pages have; the pages are down then.
@@ -93,6 +96,7 @@ class DiskPages:
         index = np.zeros((len(pages), 3), dtype=np.int64)
         index[:, 0] = [zlib.crc32(record) for record in records]
         np.bitwise_or.at(index[:, 1], which, np.int64(1) << (keys % PAGE))
+        self.down_pages += len(pages) - int((self._index.rows[at[at >= 0], 2] == 0).sum())
         self._index.put(pages, index)
         self._records[self._index.find(pages)] = records
 
@@ -111,6 +115,21 @@ class DiskPages:
                 )
         which, slot = np.nonzero(index[:, 1:2] >> np.arange(PAGE) & 1)
         return pages[which] * PAGE + slot, records[which, slot]
+
+    def blocks(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All slots of pages that are in the file alone, as of :meth:`load`, about ``size`` at a time."""
+        down, pages = self.down(), max(1, size // PAGE)
+        for start in range(0, len(down), pages):
+            yield self.load(down[start : start + pages])
+
+    def expect(self, keys: np.ndarray) -> None:
+        """Let the system read the pages of the slots ``keys`` (N,) that are down, behind other work."""
+        if not self.down_pages or self._map is None or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        at, size = np.sort(self._index.find(self.down(keys))), PAGE * self._row.itemsize
+        for run in np.split(at, np.nonzero(np.diff(at) > 1)[0] + 1) if len(at) else []:  # of records side by side
+            start = int(run[0]) * size // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, start, (int(run[-1]) + 1) * size - start)
 
     def close(self) -> None:
         """Give the file's room back."""

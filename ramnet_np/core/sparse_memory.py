@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ramnet_np.backend import Backend
 from ramnet_np.contract import Address, Array, DecodeOptions, MemoryOptions, RAMState, SlotNumbers
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.core.slot_numbers import number_slots
 from ramnet_np.core.sparse_state import SparseRAMState
 
@@ -94,6 +96,7 @@ def sparse_step(
     state.require_whole()
     token = write_logits, read_logits, values, gamma, positions, mask
     if backend.sparse_step is not None:
+        _bring_up(backend, write_logits, read_logits, positions, state, decode)
         try:
             y = backend.sparse_step(*token, state, decode, options)
         except (KeyboardInterrupt, SystemExit) as error:  # rows may be new before the state counts them
@@ -101,11 +104,37 @@ def sparse_step(
             raise
         if y is not NotImplemented:
             return y
-    logits, cape_heads = (write_logits, read_logits), decode.cape_heads
-    write, read = backend.decode_forward(logits, decode.top_k, decode.renorm, cape_heads, positions)
-    addresses = Address(*write[:2]), Address(*read[:2])
+    addresses = _decoded(backend, write_logits, read_logits, positions, decode)
     y, _, _ = sparse_memory_forward(backend, *addresses, values, gamma, mask, state, options, return_state=True)
     return y
+
+
+def _decoded(
+    backend: Backend, write_logits: Array, read_logits: Array, positions: Array | None, decode: DecodeOptions
+) -> tuple[Address, Address]:
+    """The addresses that are written and read."""
+    logits = write_logits, read_logits
+    write, read = backend.decode_forward(logits, decode.top_k, decode.renorm, decode.cape_heads, positions)
+    return Address(*write[:2]), Address(*read[:2])
+
+
+def _bring_up(
+    backend: Backend,
+    write_logits: Array,
+    read_logits: Array,
+    positions: Array | None,
+    state: SparseRAMState,
+    decode: DecodeOptions,
+) -> None:
+    """What a token asks for comes up from a disk, as the launch that steps cannot wait for it."""
+    B, H, M, _ = state.shape
+    new = B * H * decode.write_k
+    if state.tiers.disk is None or state.xp is np or state.rows.all_up(new):
+        return
+    addresses = _decoded(backend, write_logits, read_logits, positions, decode)
+    slots = on_host(state.xp.concatenate([address.index for address in addresses], axis=3))
+    head = np.arange(B * H, dtype=np.int64).reshape(B, 1, H, 1)
+    state.bring_up((head * M + slots).ravel(), new)
 
 
 def _dense(rows: Array, numbers: SlotNumbers, every: Array, head: Array, values: Array) -> tuple[RAMState, Array]:

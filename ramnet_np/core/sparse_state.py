@@ -8,7 +8,7 @@ the same. Source: paper section 7.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from ramnet_np.backend import backend_for
 from ramnet_np.contract import Array, MemoryTiers, RAMState
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.row_format import row_format
 from ramnet_np.core.sparse_checks import check_tiers, checked_dtype, checked_mass, checked_sequences, checked_shape
 from ramnet_np.core.tiered_rows import TieredRows
 
@@ -50,7 +51,8 @@ class SparseRAMState:
         self.shape, self.dtype, self.xp = checked_shape(shape), checked_dtype(dtype), xp
         self.initial_mass = 1 / self.shape[2] if initial_mass is None else checked_mass(initial_mass)
         self._lost = ""
-        self.rows = _rows_for(xp)(self.shape[3], self.dtype, self.initial_mass, self.tiers)
+        self.format = row_format(self.shape[3], self.dtype, self.tiers.rows)
+        self.rows = _rows(xp, self.format.initial(self.initial_mass), self.tiers)
 
     @classmethod
     def initial(
@@ -78,14 +80,29 @@ class SparseRAMState:
         """Bytes in the file."""
         return self.rows.disk_nbytes
 
+    @property
+    def up(self) -> Any:
+        """The rows in the memories that the backend's kernels reach."""
+        return getattr(self.rows, "up", self.rows)
+
     def gather(self, keys: Array) -> Array:
         """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ.
 
         OSError where they cannot be read, or where no room can be made for them; then nothing has changed.
         """
+        with self._moving_rows():
+            return self.format.unpack(self.rows.gather(keys))
+
+    def bring_up(self, keys: np.ndarray, new: int) -> None:
+        """Bring rows up from a disk below a GPU, and make room for new ones: ``RowsOverDisk.bring_up``."""
+        with self._moving_rows():
+            self.rows.bring_up(keys, new)
+
+    @contextmanager
+    def _moving_rows(self) -> Iterator[None]:
         self.require_whole()
         try:
-            return self.rows.gather(keys)
+            yield
         except OSError:
             raise
         except BaseException as error:  # Ctrl-C may come while rows move between tiers
@@ -100,7 +117,7 @@ class SparseRAMState:
         """
         self.require_whole()
         try:
-            self.rows.scatter(keys, rows)
+            self.rows.scatter(keys, self.format.pack(rows))
         except BaseException as error:
             self.lose(error)
             raise
@@ -118,7 +135,7 @@ class SparseRAMState:
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[Array, Array]]:
         """Every slot that was written, keys and rows (N, C + 1), about ``size`` at a time; nothing moves."""
         self.require_whole()
-        return self.rows.blocks(size)
+        return ((keys, self.format.unpack(rows)) for keys, rows in self.rows.blocks(size))
 
     def take(self, sequences: Sequence[int], tiers: MemoryTiers | None = None) -> SparseRAMState:
         """A copy of some sequences of the batch, by default in the same tiers. ValueError for one that is not there."""
@@ -205,9 +222,16 @@ def _check_alike(states: Sequence[SparseRAMState]) -> None:
         raise ValueError(f"states must differ in their batch alone, got {kinds[0]} and {different[0]}")
 
 
-def _rows_for(xp: Any) -> Any:
-    """What makes the rows of a state for arrays of ``xp``: the backend's own, or those of the core."""
+def _rows(xp: Any, initial: np.ndarray, tiers: MemoryTiers) -> Any:
+    """The rows of a state for arrays of ``xp``: the backend's own, over a disk where one is given, or the core's."""
     if not hasattr(xp, "empty"):
         raise TypeError(f"xp must be numpy or cupy, got {xp!r}")
-    made = None if xp is np else backend_for(xp.empty(0)).sparse_rows
-    return made or partial(TieredRows, xp=xp)
+    own_rows = None if xp is np else backend_for(xp.empty(0)).sparse_rows
+    if own_rows is None:
+        return TieredRows(initial, tiers, xp)
+    up = own_rows(initial, tiers)
+    if tiers.disk is None:
+        return up
+    from ramnet_np.core.rows_over_disk import RowsOverDisk  # the operation is imported without what files need
+
+    return RowsOverDisk(up, initial, tiers, xp)

@@ -21,12 +21,12 @@ LEAST_ROWS = 16 * PAGE  # that the host must hold where it has a capacity
 
 
 class TieredRows:
-    """Rows of ``channels`` contents and a mass, by the keys of their slots, in ``tiers``.
+    """Rows by the keys of their slots, in ``tiers``.
 
-    ``initial_mass``: of a slot that was never stored; ``xp``: NumPy, or CuPy without tiers.
+    ``initial``: the row (W,) of a slot that was never stored; ``xp``: NumPy, or CuPy without tiers.
     ValueError or OSError, naming the tier, for one that cannot be used.
 
-    >>> rows = TieredRows(2, np.dtype(np.float32), 0.5, MemoryTiers())
+    >>> rows = TieredRows(np.array([0, 0, 0.5], np.float32), MemoryTiers())
     >>> rows.scatter(np.array([7]), np.array([[1, 2, 3]], np.float32))
     >>> rows.gather(np.array([7, 9])).tolist()
     [[1.0, 2.0, 3.0], [0.0, 0.0, 0.5]]
@@ -34,12 +34,12 @@ class TieredRows:
 
     stays = False  # where it is, so that a CUDA graph could find it
 
-    def __init__(self, channels: int, dtype: np.dtype, initial_mass: float, tiers: MemoryTiers, xp: Any = np):
-        self._up, self._now, self._xp, self._initial_mass = SlotRows(channels + 1, dtype, xp), 0, xp, initial_mass
-        row = (channels + 1) * dtype.itemsize
+    def __init__(self, initial: np.ndarray, tiers: MemoryTiers, xp: Any = np):
+        self._up, self._now, self._xp = SlotRows(initial.size, initial.dtype, xp), 0, xp
+        self._initial, row = xp.asarray(initial), initial.nbytes
         if xp is np:
             check_tiers_of_cpu(tiers)
-        elif tiers != MemoryTiers():
+        elif tiers._replace(rows=None) != MemoryTiers():
             raise ValueError("memory must have no limits for arrays on the GPU without backend 'cupy'")
         self._capacity = None if tiers.host is None else tiers.host // row
         if self._capacity is not None and self._capacity < LEAST_ROWS:
@@ -51,7 +51,7 @@ class TieredRows:
         if tiers.disk is not None:
             from ramnet_np.core.disk_pages import DiskPages  # the operation is imported without what files need
 
-            self._disk = DiskPages(Path(tiers.disk), tiers.disk_bytes, channels + 1, dtype)
+            self._disk = DiskPages(Path(tiers.disk), tiers.disk_bytes, initial.size, initial.dtype)
 
     @property
     def written(self) -> int:
@@ -68,10 +68,14 @@ class TieredRows:
         """Bytes in the file."""
         return 0 if self._disk is None else self._disk.nbytes
 
+    def is_up(self, keys: Array) -> Array:
+        """Whether the row of each slot, by its key (N,), is in memory; not if it was never stored."""
+        return self._up.find(keys) >= 0
+
     def gather(self, keys: Array) -> Array:
-        """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ."""
-        rows = self._xp.zeros((keys.size, self._up.rows.shape[1]), dtype=self._up.rows.dtype)
-        rows[:, -1] = self._initial_mass
+        """The rows (N, W) of slots by their ``keys`` (N,), which differ."""
+        rows = self._xp.empty((keys.size, self._initial.size), dtype=self._initial.dtype)
+        rows[...] = self._initial
         for part in self._parts(keys):
             self._bring_up(keys[part])
             at = self._up.find(keys[part])
@@ -80,7 +84,7 @@ class TieredRows:
         return rows
 
     def scatter(self, keys: Array, rows: Array) -> None:
-        """Store ``rows`` (N, C + 1) of slots by their ``keys`` (N,), which differ.
+        """Store ``rows`` (N, W) of slots by their ``keys`` (N,), which differ.
 
         MemoryError or OSError where there is no room: then some rows are new and some old.
         """
@@ -90,14 +94,12 @@ class TieredRows:
             self._up.put(keys[part], rows[part], self._now)
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
-        """Every slot that was written, keys and rows (N, C + 1), about ``size`` at a time; nothing moves meanwhile."""
+        """Every slot that was written, keys and rows (N, W), about ``size`` at a time; nothing moves meanwhile."""
         for start in range(0, self._up.count, size):
             part = slice(start, min(start + size, self._up.count))
             yield self._up.key[part].copy(), self._up.rows[part].copy()
         if self._disk is not None:
-            down = self._disk.down()
-            for start in range(0, len(down), max(1, size // PAGE)):
-                yield self._disk.load(down[start : start + max(1, size // PAGE)])
+            yield from self._disk.blocks(size)
 
     def all_in_memory(self, new: int) -> SlotRows | None:
         """The rows with room for ``new`` more, where none is ever in the file, for a kernel that changes them there."""
@@ -111,11 +113,14 @@ class TieredRows:
         if self._disk is not None:
             self._disk.close()
 
-    def _parts(self, keys: Array) -> list[slice]:
-        """Pieces of ``keys`` whose pages fit into half of the capacity together."""
+    def _parts(self, keys: Array) -> Iterator[slice]:
+        """Pieces of ``keys`` whose pages fit into half of the capacity; the disk reads the next behind one's work."""
         self._now += 1
-        size = len(keys) if self._capacity is None else self._capacity // (2 * PAGE)
-        return [slice(start, start + size) for start in range(0, len(keys), max(size, 1))]
+        size = max(1, len(keys) if self._capacity is None else self._capacity // (2 * PAGE))
+        for start in range(0, len(keys), size):
+            if self._disk is not None:
+                self._disk.expect(keys[start + size : start + 2 * size])
+            yield slice(start, start + size)
 
     def _bring_up(self, keys: Array) -> None:
         """Load the pages of those slots that are in the file only."""
@@ -140,16 +145,34 @@ class TieredRows:
                 f"got room for {self._capacity} slots of a layer, all of them full"
             )
         held = slice(self._up.count)
-        pages, which = np.unique(self._up.key[held] // PAGE, return_inverse=True)
-        last, size = np.zeros(len(pages), dtype=np.int64), np.bincount(which)
-        np.maximum.at(last, which, self._up.used[held])
-        last[np.isin(pages, keys // PAGE)] = self._now + 1  # asked for as a whole, whichever of its slots are there
-        changed = np.bincount(which, self._up.changed[held]) > 0
-        oldest = np.argsort(last, kind="stable")
         leave = max(self._up.count + new - self._capacity, self._capacity // 8)  # some more: finding them takes long
-        going = np.zeros(len(pages), dtype=np.bool_)
-        going[oldest[: np.searchsorted(np.cumsum(size[oldest]), leave) + 1]] = True
-        written = np.nonzero(going[which] & changed[which])[0]
-        self._disk.store(self._up.key[written], self._up.rows[written])
-        self._disk.mark(pages[going & ~changed], up=False)
-        self._up.forget(np.nonzero(going[which])[0])
+        going, stored, clean = leaving(self._up.key[held], self._up.used[held], self._up.changed[held], keys, leave)
+        self._disk.store(self._up.key[held][stored], self._up.rows[held][stored])
+        self._disk.mark(clean, up=False)
+        self._up.forget(np.nonzero(going)[0])
+
+
+def leaving(
+    keys: np.ndarray, used: np.ndarray, changed: np.ndarray, wanted: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which rows leave memory: pages that were not asked for longest, until ``count`` rows have left.
+
+    Of all rows in memory: ``keys`` (N,), when each was ``used`` last (N,), whether it has ``changed`` (N,) since it
+    came from the disk. ``wanted``: keys of slots whose pages stay, as they are asked for now.
+    Returns (N,) bool, whether a row leaves; (N,) bool, whether it is to be stored, as its page has changed; and the
+    other pages that leave, which the disk has as they are.
+
+    >>> keys, used, changed = np.array([3, 4, 99, 77]), np.array([5, 1, 2, 1]), np.array([True, False, False, False])
+    >>> leaving(keys, used, changed, np.array([70]), 1)
+    (array([False, False,  True, False]), array([False, False, False, False]), array([6]))
+    """
+    pages, which = np.unique(keys // PAGE, return_inverse=True)
+    last, size = np.zeros(len(pages), dtype=np.int64), np.bincount(which, minlength=len(pages))
+    np.maximum.at(last, which, used)
+    page_changed = np.bincount(which, changed, minlength=len(pages)) > 0
+    stays = np.isin(pages, wanted // PAGE)  # as a whole, whichever of its slots are in memory
+    oldest = np.argsort(last, kind="stable")
+    oldest = oldest[~stays[oldest]]
+    going = np.zeros(len(pages), dtype=np.bool_)
+    going[oldest[: np.searchsorted(np.cumsum(size[oldest]), count) + 1]] = True
+    return going[which], going[which] & page_changed[which], pages[going & ~page_changed]

@@ -70,3 +70,21 @@ def product_added(x: Array, weight: Array, bias: Array | None, add: Array) -> Ar
     """
     require_like("add", add, ArraySpec((len(x), len(weight)), x.dtype))
     return add_in_place(linear_forward(x, weight, bias)[0], add)
+
+
+@accelerated_everywhere
+def normed_swiglu_added(x: Array, norm: Array, eps: float, gate: Array, up: Array, down: Array) -> Array:
+    """SwiGLU of a normed input, added to the stream.
+
+        y = x + (silu(n G^T) * (n U^T)) D^T,    n = rmsnorm(x)
+
+    ``x``: (N, D), which stays as it is; ``norm``: (D,), the norm's weight; ``gate`` G, ``up`` U: (F, D); ``down`` D:
+    (D, F). Returns y (N, D).
+    ValueError or TypeError where shapes or dtypes do not fit.
+
+    >>> import numpy as np
+    >>> x, ones = np.array([[3.0, 4.0]]), np.ones((1, 2))
+    >>> normed_swiglu_added(x, np.ones(2), 0.0, ones, ones, np.ones((2, 1))).round(3).tolist()
+    [[6.444, 7.444]]
+    """
+    return product_added(normed_gated_product(x, norm, eps, gate, up), down, None, x)

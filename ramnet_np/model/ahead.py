@@ -9,7 +9,8 @@ settings. So the host may stop anywhere, and while it waits for a token or looks
 
 The first token after a change of settings runs as launches, which compile what they need. The second is captured as a
 CUDA graph, unless the memory grows, as that of softmax attention does. Both give the same bits. A sparse memory makes
-room for its rows before each launch.
+room for its rows before each launch; once rows are on a disk, the host looks at the addresses of each layer, and tokens
+run as launches.
 """
 
 from __future__ import annotations
@@ -88,13 +89,20 @@ class TokensAhead:
         """Take the token in and choose the next, by a graph where there is one."""
         if self._graph is None and self._stays and self._graphs != "off":
             self._capture()
+        if self._graph is not None and not self._has_room():
+            self._stream.synchronize()  # a graph that runs must stay
+            self._stays, self._graph = False, None
         if self._graph is not None:
-            for memory in arrays_of(self._stepper.state):
-                if isinstance(memory, SparseRAMState):
-                    memory.rows.prepare()
             self._graph.launch()
         else:
             self._take_in_and_choose()
+
+    def _has_room(self) -> bool:
+        """Make room for the rows of sparse memories; whether a graph finds all that it asks for without the host."""
+        memories = [memory for memory in arrays_of(self._stepper.state) if isinstance(memory, SparseRAMState)]
+        for memory in memories:
+            memory.rows.prepare()
+        return not any(map(_moves, memories))
 
     def _take_in_and_choose(self) -> None:
         _, logits, positions, seen = self._now

@@ -18,7 +18,7 @@ from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import ArraySpec, readable, require_like
 from ramnet_np.core.sparse_state import SparseRAMState
-from ramnet_np.layers.few_rows import normed_gated_product, product_added
+from ramnet_np.layers.few_rows import normed_swiglu_added
 from ramnet_np.layers.linear import add_in_place
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
@@ -394,8 +394,7 @@ def _step(
         out, _, _ = _ffn_forward(h, params, config)
         return add_in_place(out, h)[:, None], state
     gate, up, down = (params[f"mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
-    inner = normed_gated_product(h, params["mlp_norm.weight"], config.norm_eps, gate, up)
-    return product_added(inner, down, None, h)[:, None], state
+    return normed_swiglu_added(h, params["mlp_norm.weight"], config.norm_eps, gate, up, down)[:, None], state
 
 
 def _type(value: Any) -> str:

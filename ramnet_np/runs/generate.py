@@ -48,11 +48,12 @@ how to choose tokens, in this order:
   --top-p X                 only the fewest likeliest that have this share of the probability [1]
   --min-p X                 only those at least this many times as likely as the likeliest [0]
   --seed N                  decides the draws; text number b, from 0, draws with N + b [0]
-where slots are kept: touched ones only, if one of these is given. The text is the same, whatever they are;
+where slots are kept: touched ones only, if one of these is given. The text is the same, whatever the sizes are;
 only how many slots there are cannot change after training, as the addresses are learned for them:
   --memory.host SIZE        in the host's memory, such as 64GiB, or all
   --memory.disk FOLDER      what was not used longest, in a file there; --memory.disk-limit SIZE
   --memory.gpu SIZE         with --device gpu, on the GPU
+  --memory.rows bfloat16    contents in 16 bits, half the room; rounding them changes the text a little
 where to go on, and where to run:
   --state FILE              go on from this file if it exists, and write it at the end [none]
   --keep-state              go on from --state without writing it

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 from ramnet_np.contract import MemoryTiers
 
@@ -31,12 +32,15 @@ class TierOptions:
     True
     >>> TierOptions().tiers() is None
     True
+    >>> TierOptions(rows="bfloat16").tiers()
+    MemoryTiers(host=None, disk=None, disk_bytes=None, gpu=None, rows='bfloat16')
     """
 
     gpu: str | None = None
     host: str | None = None
     disk: Path | None = None
     disk_limit: str | None = None
+    rows: Literal["bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("gpu", "host", "disk_limit"):
@@ -55,7 +59,7 @@ class TierOptions:
             return None
         sizes = {name: getattr(self, name) for name in ("gpu", "host", "disk_limit")}
         gpu, host, limit = (size and number_of_bytes(f"memory.{name}", size) for name, size in sizes.items())
-        return MemoryTiers(host, self.disk, limit, gpu)
+        return MemoryTiers(host, self.disk, limit, gpu, self.rows)
 
 
 def number_of_bytes(name: str, text: str) -> int | None:

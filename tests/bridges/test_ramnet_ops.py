@@ -104,6 +104,23 @@ def test_in_place(theirs, length):
     torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.parametrize("mass", ["tensor", "number"])
+def test_one_token_without_gradients_leaves_the_given_state_as_it_was(mass):
+    write, read, values, gamma, slot, masses = draw()
+    given = slot, (masses if mass == "tensor" else 0.25)
+    token = [x[:, :1] for x in (write, read, values, gamma)]
+    mask = torch.tensor([[True], [False]])
+    options = {"embed_num": 1, "position_ids": torch.tensor([[4]]), "top_k": (2, 5), "mask": mask}
+    before = slot.clone(), masses.clone()
+    with torch.no_grad():
+        y, state = ours(*token, init_ram=given, **options)
+    assert torch.equal(slot, before[0])
+    assert torch.equal(masses, before[1])
+    y_, state_ = ours(*(x.requires_grad_() for x in token), init_ram=given, **options)
+    for one, other in zip((y, *state), (y_, *state_), strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-12, atol=1e-12)
+
+
 ERRORS = [
     ({"values": 1.0}, TypeError, "values must be a torch.Tensor, got float"),
     ({"t_dim": 2}, ValueError, "w_addr must have time on axis t_dim = 2"),

@@ -1,5 +1,6 @@
 """A sparse state against the dense one: the same bits, memory for what was written, tiers that change nothing."""
 
+import mmap
 import os
 
 import numpy as np
@@ -16,6 +17,7 @@ from ramnet_np import (
     use_backend,
 )
 from ramnet_np.core.accelerated import ACCELERATED
+from ramnet_np.core.row_format import row_format
 from ramnet_np.core.slot_numbers import number_slots
 from ramnet_np.core.slot_rows import enter_rows, find_rows
 from tests.operation_cases import CASES, draw
@@ -82,6 +84,47 @@ def test_steps_give_the_bits_of_steps_of_a_dense_state(backend):
         assert returned is sparse
         np.testing.assert_array_equal(y, expected)
     assert_same_state(sparse, dense)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_contents_in_16_bits_are_those_of_a_dense_state_that_is_rounded(backend, tmp_path):
+    case = next(case for case in CASES if case.name == "M-large")
+    inputs, rows = draw(case, np.float32), small(tmp_path)._replace(rows="bfloat16")
+    sparse, above = (initial(SparseRAMState, case, np.float32, tiers=t) for t in (rows, MemoryTiers(rows="bfloat16")))
+    dense = initial(RAMState, case, np.float32)
+    for start in range(0, case.T, 5):
+        y, _, _ = segment(inputs, sparse, backend, start, start + 5)
+        expected, dense, _ = segment(inputs, dense, backend, start, start + 5)
+        other, _, _ = segment(inputs, above, backend, start, start + 5)
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_array_equal(other, expected)
+        bits = dense.slots.view(np.uint32).astype(np.uint64)
+        dense.slots[...] = (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    assert_same_state(sparse, dense)
+    assert sparse.disk_nbytes > 0
+    assert above.rows.nbytes < initial_nbytes(above)
+
+
+def initial_nbytes(state):
+    """Bytes of the same slots in float32."""
+    whole = SparseRAMState(state.shape, np.float32, initial_mass=state.initial_mass)
+    for keys, rows in state.blocks():
+        whole.scatter(keys, rows)
+    return whole.rows.nbytes
+
+
+def test_numbers_of_16_bits_are_the_nearest():
+    bits = np.array([0x3F800000, 0x3F808000, 0x3F818000, 0x3F808001, 0x7F800000, 0xFF800000, 0x7FC00001, 0x80000001])
+    rows = np.repeat(bits.astype(np.uint32).view(np.float32)[:, None], 4, axis=1)
+    found = row_format(3, np.float32, "bfloat16")
+    expected = [0x3F800000, 0x3F800000, 0x3F820000, 0x3F810000, 0x7F800000, 0xFF800000, 0x7FFF0000, 0x80000000]
+    again = found.unpack(found.pack(rows)).view(np.uint32)
+    assert again[:, 0].tolist() == again[:, 2].tolist() == expected
+    assert again[:, 3].tolist() == bits.tolist()
+    with pytest.raises(ValueError, match=r"memory.rows must be bfloat16 or None, got 'float16'"):
+        SparseRAMState.initial(1, 1, 16, 4, tiers=MemoryTiers(rows="float16"))
+    with pytest.raises(ValueError, match=r"memory.rows must be None for a state of float64, got 'bfloat16'"):
+        SparseRAMState.initial(1, 1, 16, 4, np.float64, tiers=MemoryTiers(rows="bfloat16"))
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
@@ -250,3 +293,27 @@ def test_a_page_that_has_changed_on_the_disk_is_refused(tmp_path):
     os.pwrite(state.rows._disk._file.fileno(), b"\x55", 40 * 16 * 17 * 4 + 3)
     with pytest.raises(OSError, match=r"memory.disk '.*' is damaged: the page of slots from key .* has changed since"):
         segment(inputs, state, None)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="the system takes no advice")
+def test_the_disk_reads_the_next_part_behind_this_ones_work(tmp_path):
+    state = SparseRAMState.initial(1, 1, 2**20, 16, np.float32, tiers=small(tmp_path))
+    keys, disk, record = np.arange(0, 2**14, 8), state.rows._disk, 16 * 17 * 4
+    state.scatter(keys, np.ones((len(keys), 17), np.float32))
+    events, advised = [], set()
+
+    class Map:
+        def madvise(self, advice, start, length):
+            assert advice == mmap.MADV_WILLNEED
+            assert start % mmap.PAGESIZE == 0
+            advised.update(range(start, start + length))
+
+    real, load = disk._map, disk.load
+    disk.load = lambda pages: events.append((set(advised), disk._index.find(pages))) or load(pages)
+    disk._map = Map()
+    state.gather(keys[:64])
+    disk._map, disk.load = real, load
+    later = [event for event in events[1:] if len(event[1])]
+    assert later
+    for known, records in later:
+        assert all(at * record in known and (at + 1) * record - 1 in known for at in records.tolist())

@@ -10,6 +10,11 @@ from ramnet_np.kernels.numba_cuda.compiler import SIMULATED, cuda
 from tests.operation_cases import Case, Inputs, run
 
 NEEDS_GPU = [] if SIMULATED else [pytest.mark.gpu]
+NEEDS_SIMULATOR = pytest.mark.skipif(not SIMULATED, reason="NUMBA_ENABLE_CUDASIM=1 chooses the simulator")
+if SIMULATED:
+    from tests.kernels.simulator import take_turns
+
+    take_turns()
 
 
 def sized(case: Case) -> Case:

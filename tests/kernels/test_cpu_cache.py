@@ -24,18 +24,30 @@ print(x[0], twice._cache.cache_path)
 WORD = "compiling kernels for the CPU, 10 to 15 s, once\n"
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Run the module in a process; returns (what it prints, what it says on stderr)."""
-    (tmp_path / "twice.py").write_text(MODULE, encoding="utf-8")
+def runner(folder):
+    """Runs the module in a process, in that folder; returns (what it prints, what it says on stderr)."""
+    (folder / "twice.py").write_text(MODULE, encoding="utf-8")
 
     def run(before="", **environment):
-        command = [sys.executable, "-c", f"{before}\nimport sys; sys.path.insert(0, {str(tmp_path)!r}); import twice"]
-        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} | environment
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+        command = [sys.executable, "-c", f"{before}\nimport sys; sys.path.insert(0, {str(folder)!r}); import twice"]
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")} | environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=folder)
         return done.stdout, done.stderr
 
-    run.files = lambda: list((tmp_path / "cache").rglob("*.kernel*"))
+    run.files = lambda: list((folder / "cache").rglob("*.kernel*"))
+    return run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return runner(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run_again(tmp_path_factory):
+    """One that has run, and whose folder several tests share: each leaves a good file there."""
+    run = runner(tmp_path_factory.mktemp("again"))
+    run()
     return run
 
 
@@ -70,8 +82,8 @@ def test_the_word_can_be_silenced(run):
     ],
     ids=["empty", "damaged", "moved-type", "other-sources"],
 )
-def test_a_file_that_is_no_good_is_written_anew(run, content):
-    run()
+def test_a_file_that_is_no_good_is_written_anew(run_again, content):
+    run = run_again
     [file] = run.files()
     good = file.stat().st_size
     file.write_bytes(content)

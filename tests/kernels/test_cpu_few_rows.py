@@ -3,14 +3,18 @@
 import numba
 import numpy as np
 import pytest
-from ramnet_np.kernels.cpu import products
+from ramnet_np.kernels.cpu import BACKEND, products
 from ramnet_np.kernels.cpu.norm import few_rows_rmsnorm
 from ramnet_np.kernels.cpu.products import few_rows_product
 
 from ramnet_np.backend import use_backend
+from ramnet_np.contract import RAMState
 from ramnet_np.core.accelerated import ACCELERATED
+from ramnet_np.core.checks import check_options
+from ramnet_np.layers.few_rows import normed_products, normed_swiglu_added, product_added
 from ramnet_np.layers.linear import linear_forward
 from ramnet_np.layers.norm import rmsnorm_forward
+from ramnet_np.layers.ram_step import ram_step
 
 RNG = np.random.default_rng(0)
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
@@ -53,3 +57,110 @@ def test_layers_take_them_for_a_few_rows_and_a_selected_backend_decides(monkeypa
         np.testing.assert_array_equal(linear_forward(x, weight)[0], x @ weight.T)
     many = np.concatenate([x, x], axis=1)
     np.testing.assert_array_equal(linear_forward(many, weight)[0][0], many[0] @ weight.T)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape)
+
+
+X, NORM = normal(8, 160), 1 + normal(160) / 4
+DIGITS = 2, 3, 4  # H, U, P; 8 channels
+MAPS = tuple(normal(rows, 160) / 12 for rows in (24, 24, 80))
+SETTINGS = check_options(
+    64, 2, update="pdma", top_k=(5, 3), renorm=(True, False), cape_heads=1, eps=1e-12, proxy_eps=0.0, mass_aware=True
+)
+CASES = {
+    "normed_products": lambda x: (x, NORM, 1e-6, MAPS, (normal(24), None, normal(80))),
+    "product_added": lambda x: (x, normal(120, 160), normal(120), normal(len(x), 120)),
+    "product_added without a bias": lambda x: (x, normal(120, 160), None, normal(len(x), 120)),
+    "normed_swiglu_added": lambda x: (x, NORM, 1e-6, normal(128, 160), normal(128, 160), normal(160, 128)),
+    "ram_step": lambda x: (
+        x, NORM, 1e-6, MAPS, (normal(24), normal(24), normal(80)), normal(160, 80), normal(160), 0.9,
+        np.arange(len(x))[:, None] + 5, state_of(len(x)), DIGITS, *SETTINGS,
+    ),
+}  # fmt: skip
+
+
+def state_of(sequences):
+    return RAMState(normal(sequences, 2, 64, 40), normal(sequences, 2, 64) ** 2)
+
+
+def rows_of(argument, rows):
+    """The first ``rows`` sequences of an argument, which it shares with no other; x has 8."""
+    if isinstance(argument, RAMState):
+        return RAMState(*(array[:rows].copy() for array in argument))
+    return argument[:rows].copy() if isinstance(argument, np.ndarray) and len(argument) == 8 else argument
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_call_for_several_steps_is_the_mathematics_and_a_row_is_the_same_beside_others(case):
+    name = case.partition(" ")[0]
+    arguments = CASES[case](X)
+    together = [rows_of(argument, 8) for argument in arguments]
+    wanted = ACCELERATED[name](*(rows_of(argument, 8) for argument in arguments))
+    fast = BACKEND.layers[name](*together)
+    assert fast is not NotImplemented
+    for got, right in zip(*((y if isinstance(y, tuple) else (y,)) for y in (fast, wanted)), strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-9, atol=1e-9)
+    for rows in (1, 3):
+        alone = [rows_of(argument, rows) for argument in arguments]
+        some = BACKEND.layers[name](*alone)
+        for got, whole in zip(*((y if isinstance(y, tuple) else (y,)) for y in (some, fast)), strict=True):
+            np.testing.assert_array_equal(got, whole[:rows])
+        for got, whole in zip(alone, together, strict=True):
+            if isinstance(got, RAMState):
+                np.testing.assert_array_equal(got.slots, whole.slots[:rows])
+
+
+def test_a_step_of_a_layer_leaves_the_state_of_the_mathematics():
+    arguments = CASES["ram_step"](X)
+    states = []
+    for function in (BACKEND.layers["ram_step"], ACCELERATED["ram_step"]):
+        given = [rows_of(argument, 8) for argument in arguments]
+        function(*given)
+        states += [argument for argument in given if isinstance(argument, RAMState)]
+    for fast, wanted in zip(*states, strict=True):
+        np.testing.assert_allclose(fast, wanted, rtol=1e-9, atol=1e-12)
+
+
+REFUSED = {
+    "x of another width": (normed_products, (X[:, :3], NORM, 1e-6, MAPS, (None,) * 3), "x must have 160 channels"),
+    "a bias too few": (normed_products, (X, NORM, 1e-6, MAPS, (None,) * 2), "zip"),
+    "a short bias": (normed_products, (X, NORM, 1e-6, MAPS, (None, None, normal(3))), "bias must be float64"),
+    "add": (product_added, (X, MAPS[2], None, X), "add must be float64"),
+    "gate and up": (normed_swiglu_added, (X, NORM, 1e-6, normal(128, 160), normal(127, 160), X), "up must be float64"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_kernel_does_not_serve_the_mathematics_refuses(case):
+    function, arguments, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        function(*arguments)
+
+
+@pytest.mark.parametrize("wrong", ["logits", "state", "positions"])
+def test_a_step_of_a_layer_that_is_refused_changes_nothing(wrong):
+    arguments = list(CASES["ram_step"](X))
+    if wrong == "logits":
+        arguments[0] = np.full_like(X, np.nan)
+    if wrong == "state":
+        arguments[9] = RAMState(arguments[9].slots[:, :, :63].copy(), arguments[9].mass)
+    if wrong == "positions":
+        arguments[8] = np.arange(3)
+    before = [array.copy() for array in arguments[9]]
+    with pytest.raises(ValueError, match=r"must be finite|state\.slots must have shape|positions must have shape"):
+        ram_step(*arguments)
+    for array, old in zip(arguments[9], before, strict=True):
+        np.testing.assert_array_equal(array, old)
+
+
+def test_large_matrices_many_rows_and_other_layouts_are_left_to_the_mathematics(monkeypatch):
+    arguments = CASES["ram_step"](X)
+    served = BACKEND.layers["ram_step"]
+    assert served(np.concatenate([X, X]), *arguments[1:]) is NotImplemented
+    assert served(*arguments[:5], np.asfortranarray(arguments[5]), *arguments[6:]) is NotImplemented
+    monkeypatch.setitem(served.__globals__, "SHORT", 1000)
+    assert served(*arguments) is NotImplemented
+    monkeypatch.setattr(products, "SHORT", 1000)
+    assert BACKEND.layers["normed_swiglu_added"](*CASES["normed_swiglu_added"](X)) is NotImplemented

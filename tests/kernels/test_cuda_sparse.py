@@ -5,6 +5,8 @@ import importlib
 import re
 import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +21,14 @@ from ramnet_np import (
     ram_attention_forward,
     ram_attention_step,
 )
+from ramnet_np.core.rows_over_disk import RowsOverDisk
 from tests.kernels.cuda_on_cpu import FakeCuPy, OnDevice, compile_for_cpu
 from tests.tolerances import assert_close
 
 rows_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.rows")
 step_module = importlib.import_module("ramnet_np.kernels.cuda.step.step")
 ROW = 32  # bytes of a row of 5 numbers
+INITIAL = np.array([0, 0, 0, 0, 0.25], np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def device_rows(gpu=None, host=None):
     """Rows of 4 contents and a mass, with so many pages."""
     page = rows_module.PAGE_ROWS * ROW
     tiers = MemoryTiers(gpu=None if gpu is None else gpu * page, host=None if host is None else host * page)
-    return rows_module.DeviceRows(4, np.dtype(np.float32), 0.25, tiers)
+    return rows_module.DeviceRows(INITIAL, tiers)
 
 
 def on(array):
@@ -127,22 +131,90 @@ def test_the_host_asks_seldom_and_says_when_all_is_full(fake):
         held.prepare(1)
 
 
+def over_disk(fake, folder, gpu=1, host=1, **limits):
+    up = device_rows(gpu, host)
+    return RowsOverDisk(up, INITIAL, MemoryTiers(host=host, disk=folder, gpu=gpu, **limits), fake)
+
+
+def test_rows_go_to_the_disk_and_come_back(fake, tmp_path):
+    rng, held, expected = np.random.default_rng(0), over_disk(fake, tmp_path), {}
+    assert held.stays
+    for n in range(7):
+        fake.library.set_clock(ctypes.c_ulonglong(n + 1))
+        start = rng.integers(0, 2**40, 80)[:, None]
+        keys = np.unique(start + rng.integers(0, 40, (80, 8)))  # pages that are full, in part
+        some = rng.permutation(np.array(list(expected), dtype=np.int64))[:300]
+        np.testing.assert_array_equal(
+            held.gather(on(some)), [expected[key] for key in some.tolist()] or np.empty((0, 5))
+        )
+        keys = rng.permutation(np.concatenate([some[:100], np.setdiff1d(keys, some)]))
+        rows = rng.normal(size=(len(keys), 5)).astype(np.float32)
+        held.scatter(on(keys), on(rows))
+        expected |= dict(zip(keys.tolist(), rows, strict=True))
+        assert held.written == len(expected)
+        assert held.up.written <= held.up.most_rows == 2 * rows_module.PAGE_ROWS
+    assert held.disk_nbytes > 0
+    assert not held.stays
+    assert len(expected) > 1.5 * held.up.most_rows
+    blocks = list(held.blocks(1000))
+    keys = np.concatenate([keys for keys, _ in blocks])
+    assert sorted(keys.tolist()) == sorted(expected)
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in blocks]), [expected[k] for k in keys.tolist()])
+    np.testing.assert_array_equal(held.gather(on([2**41, *keys[:5]]))[0], [0, 0, 0, 0, 0.25])
+
+
+def test_rows_that_did_not_change_are_not_written_again(fake, tmp_path):
+    held, keys = over_disk(fake, tmp_path, host=0), np.arange(1300)
+    held.scatter(on(keys), on(np.repeat(np.arange(1300, dtype=np.float32)[:, None], 5, axis=1)))
+    stored = []
+    store, held._disk.store = held._disk.store, lambda keys, rows: stored.append(len(keys)) or store(keys, rows)
+    for sweep in range(2):
+        fake.library.set_clock(ctypes.c_ulonglong(sweep + 9))
+        np.testing.assert_array_equal(held.gather(on(keys))[:, 4], keys)
+    assert 0 < sum(stored) <= held.up.most_rows  # those that were up at first, once
+
+
+def test_a_graph_goes_on_until_rows_are_on_the_disk(fake, tmp_path):
+    held, rng = over_disk(fake, tmp_path), np.random.default_rng(0)
+    for written in (1000, 2000):
+        assert held.all_up(1000)
+        keys, rows = drawn(rng, 1000)
+        held.scatter(on(keys), on(rows))
+        held.prepare()  # for 1000 more
+        assert held.stays == (written == 1000)
+    assert not held.all_up(1000)
+    assert held.written == 2000
+
+
+def test_a_token_that_does_not_fit_is_said(fake, tmp_path):
+    held = over_disk(fake, tmp_path)
+    held.scatter(on(np.arange(2500)), on(np.ones((2500, 5), np.float32)))
+    with pytest.raises(
+        MemoryError, match=r"memory.gpu and memory.host must hold all slots that a token touches.* 2048"
+    ):
+        held.bring_up(np.arange(0, 2500, 16), 0)
+    full = over_disk(fake, tmp_path, disk_bytes=5000)
+    with pytest.raises(OSError, match=r"memory.disk must have room for .* got 5000 bytes"):
+        full.scatter(on(np.arange(2500)), on(np.ones((2500, 5), np.float32)))
+
+
 def test_what_is_refused(fake, tmp_path):
-    with pytest.raises(ValueError, match=r"memory.disk must be None for a state on the GPU"):
-        rows_module.DeviceRows(4, np.dtype(np.float32), 0.25, MemoryTiers(host=10**6, disk=tmp_path))
+    with pytest.raises(ValueError, match=r"memory.host must say how many bytes stay above memory.disk, got None"):
+        RowsOverDisk(device_rows(gpu=1), INITIAL, MemoryTiers(gpu=10**6, disk=tmp_path), fake)
     with pytest.raises(ValueError, match=r"memory.gpu must say how much of the GPU may be used where memory.host"):
-        rows_module.DeviceRows(4, np.dtype(np.float32), 0.25, MemoryTiers(host=10**6))
+        rows_module.DeviceRows(INITIAL, MemoryTiers(host=10**6))
 
 
 def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path):
     (U, P, W, R, C, B, H), dtype = (3, 3, 4, 6, 5, 2, 3), np.dtype(np.float64)
     slots, mass = np.zeros((B, H, P**U, C)), np.full((B, H, P**U), 1 / P**U)
-    rows, rng = rows_module.DeviceRows(C, dtype, 1 / P**U, MemoryTiers(gpu=0)), np.random.default_rng(0)
+    initial = np.array([0.0] * C + [1 / P**U])
+    rows, rng = rows_module.DeviceRows(initial, MemoryTiers(gpu=0)), np.random.default_rng(0)
     libraries = []
-    for sparse in (False, True):
-        (tmp_path / str(sparse)).mkdir()
-        step = step_module.step_specialisation("double", U, P, W, R, C, "pdma", sparse)
-        libraries.append(compile_for_cpu(step, "StepParams", tmp_path / str(sparse)))
+    for row in (None, "double"):
+        (tmp_path / str(row)).mkdir()
+        step = step_module.step_specialisation("double", U, P, W, R, C, "pdma", row)
+        libraries.append(compile_for_cpu(step, "StepParams", tmp_path / str(row)))
     for t in range(20):
         write, read = map(on, 2 * rng.normal(size=(2, B, 1, H, U, P)))
         values, gamma, positions = on(rng.normal(size=(B, 1, H, C))), on(rng.uniform(0, 2, (B, 1, H))), on([[t]] * B)
@@ -173,17 +245,30 @@ def cp():
     return cupy
 
 
-TIERS = {"gpu": MemoryTiers(), "both": MemoryTiers(gpu=300_000, host=10**8), "host": MemoryTiers(gpu=0)}
+TIERS = {
+    "gpu": MemoryTiers(),
+    "both": MemoryTiers(gpu=300_000, host=10**8),
+    "host": MemoryTiers(gpu=0),
+}
+WHERE = [*TIERS, "disk"]
+
+
+def tiers(where, channels, dtype, layers=1):
+    """As named; over a disk there is a page on the GPU and one in the host's memory."""
+    if where != "disk":
+        return TIERS[where]
+    page = layers * rows_module.PAGE_ROWS * -(-(channels + 1) * np.dtype(dtype).itemsize // 16) * 16
+    return MemoryTiers(gpu=page, host=page, disk=Path(tempfile.gettempdir()))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("where", TIERS)
+@pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_steps_have_the_bits_of_a_dense_state(cp, where, dtype):
     rng, (B, H, U, P, C) = np.random.default_rng(0), (2, 3, 6, 3, 20)
     sums = np.float64 if dtype == "float64" else np.float32
     dense = RAMState.initial(B, H, P**U, C, sums, cp)
-    sparse = SparseRAMState.initial(B, H, P**U, C, sums, cp, tiers=TIERS[where])
+    sparse = SparseRAMState.initial(B, H, P**U, C, sums, cp, tiers=tiers(where, C, sums))
     for t in range(200):
         logits = cp.asarray(3 * rng.normal(size=(2, B, 1, H, U, P))).astype(dtype)
         values = cp.asarray(rng.normal(size=(B, 1, H, C))).astype(dtype)
@@ -194,18 +279,39 @@ def test_steps_have_the_bits_of_a_dense_state(cp, where, dtype):
         assert returned is sparse
         np.testing.assert_array_equal(y.get(), expected.get())
         if t % 50 == 49:
-            sparse.rows.exchange()
+            sparse.up.exchange()
     for ours, theirs in zip(sparse.dense(), dense, strict=True):
         np.testing.assert_array_equal(ours.get(), theirs.get())
     assert (sparse.rows.host_nbytes > 0) == (where != "gpu")
+    assert (sparse.disk_nbytes > 0) == (where == "disk")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("where", TIERS)
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("C", [20, 7])
+def test_contents_in_16_bits_are_those_of_a_dense_state_that_is_rounded(cp, where, C):
+    rng, (B, H, U, P) = np.random.default_rng(0), (2, 3, 6, 3)
+    dense = RAMState.initial(B, H, P**U, C, np.float32, cp)
+    memory = tiers(where, C, np.float32)._replace(rows="bfloat16")
+    sparse = SparseRAMState.initial(B, H, P**U, C, np.float32, cp, tiers=memory)
+    for t in range(200):
+        logits, values = cp.asarray(3 * rng.normal(size=(2, B, 1, H, U, P))), cp.asarray(rng.normal(size=(B, 1, H, C)))
+        arrays = [array.astype(np.float32) for array in (*logits, values)]
+        expected, _ = ram_attention_step(*arrays, state=dense, mass_aware=t % 2 == 0)
+        y, _ = ram_attention_step(*arrays, state=sparse, mass_aware=t % 2 == 0)
+        np.testing.assert_array_equal(y.get(), expected.get())
+        rows = cp.concatenate([dense.slots, dense.mass[..., None]], axis=3).reshape(-1, C + 1)
+        dense.slots[...] = sparse.format.unpack(sparse.format.pack(rows))[:, :C].reshape(dense.slots.shape)
+    for ours, theirs in zip(sparse.dense(), dense, strict=True):
+        np.testing.assert_array_equal(ours.get(), theirs.get())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("where", WHERE)
 def test_segments_agree_with_a_dense_state(cp, where):
     rng, (B, T, H, U, P, C) = np.random.default_rng(0), (2, 150, 3, 5, 4, 16)
     dense = RAMState.initial(B, H, P**U, C, np.float32, cp)
-    sparse = SparseRAMState.initial(B, H, P**U, C, np.float32, cp, tiers=TIERS[where])
+    sparse = SparseRAMState.initial(B, H, P**U, C, np.float32, cp, tiers=tiers(where, C, np.float32))
     for _ in range(3):
         logits = cp.asarray(2 * rng.normal(size=(2, B, T, H, U, P)).astype(np.float32))
         values = cp.asarray(rng.normal(size=(B, T, H, C)).astype(np.float32))
@@ -234,18 +340,22 @@ def test_a_model_writes_the_same_from_any_tier(cp, graphs, tmp_path):
     from ramnet_np.model.generation import Generation
     from ramnet_np.model.sampling import Sampling
     from ramnet_np.model.state_file import load_generation, save_generation
+    from ramnet_np.model.states import arrays_of
 
     config = RAMNetConfig(vocab=29, width=32, layers=2, heads=2, order=5, cape=(2, 1), init_std=1.0)
     model, sampling = RAMNet(config, seed=0).to("gpu"), Sampling(temperature=1.0, seed=3)
-    prompt = [cp.asarray(np.random.default_rng(1).integers(0, 29, 40))]
+    prompt = [cp.asarray(np.random.default_rng(1).integers(0, 29, 300))]
 
     def texts(memory):
         generation = Generation(model, prompt, graphs=graphs, memory=memory)
         first = [int(generation.next_on_host(sampling)[0]) for _ in range(60)]
+        memories = arrays_of([stepper.state for stepper in generation.standing().steppers])
+        assert any(state.disk_nbytes > 0 for state in memories) == (memory.disk is not None)
         save_generation(tmp_path / "a.state", generation)
         again = load_generation(tmp_path / "a.state", model, memory=memory)
         return first, [int(again.next_on_host(sampling)[0]) for _ in range(20)]
 
     expected = texts(MemoryTiers())
-    for where in ("both", "host"):
-        assert texts(TIERS[where]) == expected
+    small = tiers("disk", 16, np.float32, layers=2)._replace(host=0)
+    for memory in (TIERS["both"], TIERS["host"], small):
+        assert texts(memory) == expected

@@ -2,8 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from ramnet_np.kernels.bench import generation, generation_agreement
+
+from ramnet_np.model import RAMNet, RAMNetConfig
 
 
 def records(tmp_path, **options):
@@ -26,6 +29,30 @@ def test_with_graphs_and_without(tmp_path, capsys):
     assert [row["graphs"] for row in rows] == ["on", "off"]
     rows = records(tmp_path, device="gpu", mixer="softmax", context=(8, 700))
     assert rows[-1]["state_bytes"] > 80 * rows[-2]["state_bytes"] / 2
+
+
+def test_prompts_are_passages_of_the_text_in_the_models_tokens(tmp_path):
+    model = RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "novel.txt").write_text("It was a fine day. " * 9)
+    options = generation_agreement.Options(folder=tmp_path, text=tmp_path / "novel.txt", length=30, prompts=4)
+    passages = [bytes(row.tolist()).decode() for row in generation_agreement.prompts_for(model, options)]
+    assert len(set(passages)) > 1
+    assert all(len(passage) == 30 and passage in "It was a fine day. " * 9 for passage in passages)
+    random = generation_agreement.prompts_for(model, generation_agreement.Options(length=7, prompts=3))
+    assert random.shape == (3, 7)
+    assert random.max() < 256
+
+
+def test_distances_between_the_logits_of_two_models_are_told():
+    model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), dtype=np.float64)
+    texts = np.array([[1, 2, 3], [4, 5, 6]])
+    rounded = model.to("cpu", "float32")
+    errors = generation_agreement.logit_errors(model, rounded, texts)
+    assert 0 < errors["median"] < errors["largest"] < 1e-5
+    apart = np.abs(model.forward(texts)[0] - rounded.forward(texts)[0])
+    assert errors["largest"] == pytest.approx(apart.max(), rel=0.5)  # a batch sums in another order
+    assert set(generation_agreement.logit_errors(model, model, texts).values()) == {0.0}
 
 
 @pytest.mark.gpu

@@ -144,8 +144,11 @@ def test_products_of_a_few_rows_are_printed_beside_cublas_and_the_floor(monkeypa
 
 
 @pytest.mark.gpu
-def test_the_memory_in_tiers_is_timed_beside_the_dense_one(capsys):
-    tiers.main(tiers.Options(parts=("memory",), shares=(1.0, 0.5, 0.0), layers=2, heads=8, order=5, tokens=4))
+@pytest.mark.parametrize("rows", [None, "bfloat16"])
+def test_the_memory_in_tiers_is_timed_beside_the_dense_one(capsys, rows, tmp_path):
+    shares, disk = ("dense", "1", "0.5", "0", "dictionary", "half on disk"), {"rows": rows, "disk": tmp_path}
+    tiers.main(tiers.Options(("memory", "space"), (1.0, 0.5, 0.0), layers=2, heads=16, order=5, tokens=4, **disk))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(", ")[1] for line in lines[1:]] == ["share dense", "share 1", "share 0.5", "share 0"]
-    assert all("times dense" in line for line in lines[2:])
+    assert [line.split(", ")[2] for line in lines[1:-1]] == [f"share {share}" for share in shares]
+    assert all("times dense" in line for line in lines[1:-1])
+    assert "written" in lines[-1]

@@ -1,4 +1,4 @@
-// Rows of a sparse state by their keys: copied out, copied in, entered into a larger table, exchanged between memories.
+// Rows of a sparse state by their keys: copied out, copied in, entered into a new table, exchanged between memories.
 //
 // Who computes what: a warp a key, or a pair of rows; of enter_rows a thread a row.
 //
@@ -6,6 +6,7 @@
 //     scatter_rows    the other way; keys that are not there are added
 //     enter_rows      all rows into a new table
 //     exchange_rows   rows of the GPU that were not asked for against rows of the host that were
+//     move_rows       rows to places that others have left; the table is made anew then
 //
 // Compiled with: THREADS.
 #include "sparse/rows.cuh"
@@ -19,9 +20,10 @@ struct RowsParams {
     const RowTable* table;
     const long long* keys;  // (N,)
     unsigned* rows;         // (N, words)
-    const int *here, *there;  // (N,) of exchange_rows: rows on the GPU and on the host
+    const int *here, *there;  // (N,) of exchange_rows: rows on the GPU and on the host; of move_rows: to and from
     long long count;        // N; of enter_rows, as of the table
     int words;              // of a row without what fills it up, of 4 bytes
+    int changed;            // of scatter_rows: whether the rows differ from what a disk has
 };
 
 DEVICE long long warp_of_grid() { return (blockIdx.x * (long long)(THREADS) + threadIdx.x) / 32; }
@@ -49,6 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_
         bool added;
         number = table.find_or_add(p.keys[n], added);
         table.note_use(number);
+        if (number >= 0) table.changed[number] = p.changed;
     }
     number = __shfl_sync(~0u, number, 0);
     if (number >= 0) copy_words(p.rows + n * p.words, table.row(number), p.words);
@@ -92,4 +95,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) exchange_rows(const __grid
     table.key_of_row[there] = key_here;
     table.used[here] = used_there;
     table.used[there] = used_here;
+    const bool changed = table.changed[here];
+    table.changed[here] = table.changed[there];
+    table.changed[there] = changed;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) move_rows(const __grid_constant__ RowsParams p) {
+    const long long n = warp_of_grid();
+    if (n >= p.count) return;
+    const RowTable table = *p.table;
+    const int to = p.here[n], from = p.there[n];
+    copy_words(table.row(from), table.row(to), p.words);
+    if (threadIdx.x % 32) return;
+    table.key_of_row[to] = table.key_of_row[from];
+    table.used[to] = table.used[from];
+    table.changed[to] = table.changed[from];
 }

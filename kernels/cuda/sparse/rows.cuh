@@ -5,7 +5,8 @@
 // missing to a multiple of 16 bytes.
 //
 // The table is open addressing with linear probing, at most half full. Different blocks add different keys at the same
-// time; nobody takes one out. Which row a key gets depends on timing, and nothing depends on that.
+// time; nobody takes one out
+// (rows that leave for a disk do so between launches, and all others are entered anew). Which row a key gets depends on timing, and nothing depends on that.
 #pragma once
 #include "runtime/common.cuh"
 
@@ -24,6 +25,7 @@ struct RowTable {
     const char* initial;    // the row of a slot that was never written
     long long* key_of_row;  // (rows,)
     int* used;              // (rows,): when a row was last asked for
+    bool* changed;          // (rows,): since it came from the disk
     int* count;             // of rows that are taken
     unsigned mask;          // entries - 1
     int shift, row_bytes, capacity;
@@ -76,6 +78,9 @@ struct RowTable {
     }
     DEVICE void note_use(int number) const {
         if (number >= 0) used[number] = milliseconds();
+    }
+    DEVICE void note_change(int number) const {
+        if (number >= 0) changed[number] = true;
     }
     DEVICE static int milliseconds() {
         unsigned long long nanoseconds;

@@ -21,51 +21,51 @@ from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
 
 THREADS = 128
 PAGE_ROWS = 1024  # PAGE_BITS of rows.cuh
+MOST_ROWS = 2**31 - PAGE_ROWS
 EXCHANGE_EVERY = 512  # calls that add rows
 CALLS_AHEAD, ROWS_AHEAD = 32, 16 * PAGE_ROWS  # for which there is room after the host has asked, as asking waits
 EXCHANGED = 4096  # rows at once, at most
 ROW_TABLE = ParamStruct(
     "RowTable",
-    entries=POINTER, pages=POINTER, initial=POINTER, key_of_row=POINTER, used=POINTER, count=POINTER, mask=UNSIGNED,
-    shift=INT, row_bytes=INT, capacity=INT,
+    entries=POINTER, pages=POINTER, initial=POINTER, key_of_row=POINTER, used=POINTER, changed=POINTER, count=POINTER,
+    mask=UNSIGNED, shift=INT, row_bytes=INT, capacity=INT,
 )  # fmt: skip
 ROWS_PARAMS = ParamStruct(
     "RowsParams",
-    table=POINTER, keys=POINTER, rows=POINTER, here=POINTER, there=POINTER, count=LONG, words=INT,
+    table=POINTER, keys=POINTER, rows=POINTER, here=POINTER, there=POINTER, count=LONG, words=INT, changed=INT,
 )  # fmt: skip
 ROWS = Specialisation(
     "sparse/rows.cu",
-    ("gather_rows", "scatter_rows", "enter_rows", "exchange_rows"),
+    ("gather_rows", "scatter_rows", "enter_rows", "exchange_rows", "move_rows"),
     (("THREADS", THREADS),),
     (ROW_TABLE, ROWS_PARAMS),
 )
 
 
 class DeviceRows:
-    """Rows of ``channels`` contents and a mass, by the keys of their slots, with ``core/tiered_rows.py``'s methods.
+    """Rows by the keys of their slots, with the methods of ``core/tiered_rows.py``.
 
-    ``initial_mass``: of a slot that was never stored; ``tiers``: capacities of the GPU and of the host.
+    ``initial``: the row (W,) of a slot that was never stored; ``tiers``: capacities of the GPU and of the host.
     ValueError for a tier that cannot be used.
     """
 
     stays = True  # a graph finds the rows again: the table it is given changes in place
 
-    def __init__(self, channels: int, dtype: np.dtype, initial_mass: float, tiers: MemoryTiers):
+    def __init__(self, initial: np.ndarray, tiers: MemoryTiers):
         import cupy
 
-        if tiers.disk is not None:
-            raise ValueError(f"memory.disk must be None for a state on the GPU, got {str(tiers.disk)!r}")
         if tiers.host is not None and tiers.gpu is None:
             raise ValueError("memory.gpu must say how much of the GPU may be used where memory.host is given, got None")
-        self._cupy, self._dtype, self._width, self._tiers = cupy, dtype, channels + 1, tiers
-        self._row_bytes = -(-self._width * dtype.itemsize // 16) * 16
-        initial = np.zeros(self._row_bytes // dtype.itemsize, dtype=dtype)
-        initial[channels] = initial_mass
-        self._initial, self._count = cupy.asarray(initial), cupy.zeros(1, dtype=np.int32)
+        self._cupy, self._dtype, self._width, self._tiers = cupy, initial.dtype, initial.size, tiers
+        self._row_bytes = -(-initial.nbytes // 16) * 16
+        filled = np.zeros(self._row_bytes // initial.itemsize, dtype=initial.dtype)
+        filled[: initial.size] = initial
+        self._initial, self._count = cupy.asarray(filled), cupy.zeros(1, dtype=np.int32)
         self._pages: list[int] = []  # addresses: those on the GPU, then those of the host
         self._held: list[Any] = []  # what the pages are parts of
         self._gpu_pages, self._calls, self._bound, self._new = 0, 0, 0, 0
         self._key_of_row, self._used = cupy.empty(0, dtype=np.int64), cupy.empty(0, dtype=np.int32)
+        self._changed = cupy.empty(0, dtype=np.bool_)
         self._entries: Any = None
         self.table = cupy.zeros(ROW_TABLE.dtype.itemsize, dtype=np.uint8)  # a RowTable
         self._grow(1)
@@ -78,7 +78,7 @@ class DeviceRows:
     @property
     def nbytes(self) -> int:
         """Bytes on the GPU."""
-        arrays = (self._key_of_row, self._used, self._entries, self._initial)
+        arrays = (self._key_of_row, self._used, self._changed, self._entries, self._initial)
         return self._gpu_pages * self._page_bytes + sum(array.nbytes for array in arrays)
 
     @property
@@ -90,6 +90,25 @@ class DeviceRows:
     def disk_nbytes(self) -> int:
         """There is no disk below a GPU."""
         return 0
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows the capacities are enough for."""
+        unlimited = self._tiers.gpu is None or self._tiers.host is None
+        pages = sum((size or 0) // self._page_bytes for size in (self._tiers.gpu, self._tiers.host))
+        return MOST_ROWS if unlimited else min(MOST_ROWS, pages * PAGE_ROWS)
+
+    def shortage(self, new: int | None) -> int:
+        """How many rows of ``new`` more (None: as last time) there is no room for; 0 or less: there is for all.
+
+        0 while a graph is captured, as whoever launches the graph asks before each launch.
+        """
+        if self._cupy.cuda.get_current_stream().is_capturing():
+            return 0
+        new = self._new if new is None else new
+        if self._bound + new > self.most_rows:
+            self._bound = self.written
+        return self._bound + new - self.most_rows
 
     def prepare(self, new: int | None = None) -> None:
         """Make room for ``new`` rows more (None: as last time), before the launch that may add them.
@@ -109,22 +128,45 @@ class DeviceRows:
             self.exchange()
 
     def gather(self, keys: Array) -> Array:
-        """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ."""
+        """The rows (N, W) of slots by their ``keys`` (N,), which differ."""
         rows = self._cupy.empty((keys.size, self._width), dtype=self._dtype)
         self._launch("gather_rows", keys.size, keys=keys, rows=rows)
         return rows
 
-    def scatter(self, keys: Array, rows: Array) -> None:
-        """Store ``rows`` (N, C + 1) of slots by their ``keys`` (N,), which differ. MemoryError if there is no room."""
+    def scatter(self, keys: Array, rows: Array, changed: bool = True) -> None:
+        """Store ``rows`` (N, W) of slots by their ``keys`` (N,), which differ. MemoryError if there is no room.
+
+        ``changed``: whether they differ from what a disk below has.
+        """
         self.prepare(keys.size)
-        self._launch("scatter_rows", keys.size, keys=keys, rows=self._cupy.ascontiguousarray(rows))
+        rows = self._cupy.ascontiguousarray(rows)
+        self._launch("scatter_rows", keys.size, keys=keys, rows=rows, changed=changed)
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
-        """Every slot that was stored, keys and rows (N, C + 1), ``size`` at a time; nothing moves meanwhile."""
+        """Every slot that was stored, keys and rows (N, W), ``size`` at a time; nothing moves meanwhile."""
         count = self.written
         for start in range(0, count, size):
             keys = self._key_of_row[start : min(start + size, count)].copy()
             yield keys, self.gather(keys)
+
+    def listing(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every row, by its number: its key, when it was asked for last, if it has changed; waits for the GPU."""
+        count = self.written
+        return self._key_of_row[:count].get(), self._used[:count].get(), self._changed[:count].get()
+
+    def forget(self, rows: np.ndarray) -> None:
+        """Give the places of ``rows``, (N,) distinct numbers, back: the last rows move there."""
+        kept = np.ones(self.written, dtype=np.bool_)
+        kept[rows] = False
+        count = int(kept.sum())
+        holes, movers = np.nonzero(~kept[:count])[0], count + np.nonzero(kept[count:])[0]
+        here, there = (self._cupy.asarray(numbers.astype(np.int32)) for numbers in (holes, movers))
+        self._launch("move_rows", len(holes), here=here, there=there)
+        self._used[count:] = 0
+        self._bound = count
+        self._count[...] = count
+        self._entries[...] = -1
+        self._launch("enter_rows", count, warps=False)
 
     def exchange(self) -> None:
         """Let rows of the host that were asked for last change places with rows of the GPU not asked for longest."""
@@ -151,8 +193,8 @@ class DeviceRows:
         """Pages for so many rows, and for some ``ahead`` if there is room. MemoryError where ``rows`` do not fit."""
         before = len(self._pages)
         needed, wanted = -(-rows // PAGE_ROWS), -(-(rows + ahead) // PAGE_ROWS)
-        if wanted >= 2**31 // PAGE_ROWS:
-            raise MemoryError(f"a sparse state on the GPU must have fewer than {2**31:,} slots written, got {rows:,}")
+        if wanted * PAGE_ROWS > MOST_ROWS:
+            raise MemoryError(f"a sparse state must have at most {MOST_ROWS:,} slots on a GPU, got {rows:,}")
         shortage = None
         try:
             while len(self._pages) < wanted:
@@ -168,7 +210,7 @@ class DeviceRows:
         """What finds the rows of all pages."""
         cupy = self._cupy
         size = self._capacity
-        for name, fill in (("_key_of_row", -1), ("_used", 0)):
+        for name, fill in (("_key_of_row", -1), ("_used", 0), ("_changed", True)):
             old = getattr(self, name)
             new = cupy.full(size, fill, dtype=old.dtype)
             new[: old.size] = old
@@ -180,7 +222,7 @@ class DeviceRows:
             self._entries = cupy.full((entries, 2), -1, dtype=np.int64)  # of which the second is two numbers of 4 bytes
         table = ROW_TABLE(
             entries=self._entries, pages=self._addresses, initial=self._initial, key_of_row=self._key_of_row,
-            used=self._used, count=self._count, mask=self._entries.shape[0] - 1,
+            used=self._used, changed=self._changed, count=self._count, mask=self._entries.shape[0] - 1,
             shift=64 - (self._entries.shape[0].bit_length() - 1), row_bytes=self._row_bytes, capacity=size,
         )  # fmt: skip
         self.table.set(np.frombuffer(table.tobytes(), dtype=np.uint8))
@@ -209,7 +251,7 @@ class DeviceRows:
 
     def _launch(self, name: str, count: int, warps: bool = True, **values: Any) -> None:
         if count:
-            params = {"keys": None, "rows": None, "here": None, "there": None} | values
+            params = {"keys": None, "rows": None, "here": None, "there": None, "changed": True} | values
             words = self._width * self._dtype.itemsize // 4
             blocks = -(-count * (32 if warps else 1) // THREADS)
             Launch(ROWS, name, (blocks,), THREADS)(ROWS_PARAMS(table=self.table, **params, count=count, words=words))

@@ -7,6 +7,7 @@ from typing import Any
 from ramnet_np.contract import DecodeOptions, MemoryOptions
 
 from ..runtime.arrays import contiguous_aligned, ptr, token_strides
+from ..runtime.module import type_name
 from ..step.step import MAX_FUSED_K, step_plan
 from .rows import DeviceRows
 
@@ -28,22 +29,29 @@ def sparse_step(
     """
     import cupy
 
-    if not isinstance(state.rows, DeviceRows) or max(*decode.top_k, write_logits.shape[4]) > MAX_FUSED_K:
+    if not isinstance(state.up, DeviceRows) or max(*decode.top_k, write_logits.shape[4]) > MAX_FUSED_K:
         return NotImplemented
     y = cupy.empty(values.shape, dtype=values.dtype)
     if not y.size:
         return y
     number, gamma = (gamma, None) if isinstance(gamma, float) else (None, contiguous_aligned(gamma))
     launch, fill = step_plan(
-        write_logits.shape, values.shape[3], values.dtype, number, token_strides(positions)[0], decode, options, True
+        write_logits.shape,
+        values.shape[3],
+        values.dtype,
+        number,
+        token_strides(positions)[0],
+        decode,
+        options,
+        state.tiers.rows or type_name(state.dtype),
     )
-    state.rows.prepare(new_rows(values.shape, decode.write_k))
+    state.up.prepare(new_rows(values.shape, decode.write_k))
     write_logits, read_logits, values = map(contiguous_aligned, (write_logits, read_logits, values))
     mask = None if mask is None else contiguous_aligned(mask)
     launch(
         fill(
             write_logits.data.ptr, read_logits.data.ptr, values.data.ptr, ptr(gamma), ptr(mask), ptr(positions),
-            state.rows.table.data.ptr, y.data.ptr,
+            state.up.table.data.ptr, y.data.ptr,
         )
     )  # fmt: skip
     return y

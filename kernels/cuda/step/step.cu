@@ -11,7 +11,7 @@
 //
 // Compiled with: ELEMENT, the type of logits, values and y; ORDER and RADIX, the sizes U and P; WRITES and READS, K of
 // each; CHANNELS, the size C; THREADS of a block; UPDATE, the update rule; SPARSE, 1 for a sparse state, whose rows a table
-// finds (sparse/rows.cuh), else 0. All else is the same then, and so are the bits.
+// finds (sparse/rows.cuh), else 0; ROW, the type of the contents there. All else is the same then, and so are the bits.
 #include "address/cape.cuh"
 #include "address/search.cuh"
 #include "memory/retention.cuh"
@@ -25,8 +25,8 @@
 #if !defined(ORDER) || !defined(RADIX) || !defined(WRITES) || !defined(READS) || !defined(CHANNELS) || !defined(THREADS)
 #error "ORDER, RADIX, WRITES, READS, CHANNELS and THREADS must be defined"
 #endif
-#ifndef SPARSE
-#error "SPARSE must be defined"
+#if !defined(SPARSE) || !defined(ROW)
+#error "SPARSE and ROW must be defined"
 #endif
 
 using Acc = AccOf<ELEMENT>::type;
@@ -79,22 +79,25 @@ struct StepParams {
 // was before and where it goes to.
 #if SPARSE
 struct Memory {
-    const Acc* from[ACCESSES];  // C contents and a mass
-    Acc* to[WRITES];
+    static constexpr int MASS = CHANNELS + CHANNELS % (sizeof(Acc) / sizeof(ROW));  // where it is, behind C contents
+    const ROW* from[ACCESSES];
+    ROW* to[WRITES];
 
     // A read may find a row that the block's write is adding: it is loaded for nothing, as the write serves the read.
     DEVICE void find(const RowTable& table, int e, long long key) {
         bool added = false;
         const int row = e < WRITES ? table.find_or_add(key, added) : table.find(key);
         table.note_use(row);
-        Acc* const there = row < 0 ? nullptr : reinterpret_cast<Acc*>(table.row(row));
-        from[e] = row < 0 || added ? reinterpret_cast<const Acc*>(table.initial) : there;
-        if (e < WRITES) to[e] = there;
+        ROW* const there = row < 0 ? nullptr : reinterpret_cast<ROW*>(table.row(row));
+        from[e] = row < 0 || added ? reinterpret_cast<const ROW*>(table.initial) : there;
+        if (e >= WRITES) return;
+        table.note_change(row);
+        to[e] = there;
     }
-    DEVICE const Acc* content(int e, int) const { return from[e]; }
-    DEVICE Acc mass(int e, int) const { return from[e][CHANNELS]; }
-    DEVICE Acc* new_content(int e, int) const { return to[e]; }
-    DEVICE Acc* new_mass(int e, int) const { return to[e] + CHANNELS; }
+    DEVICE const ROW* content(int e, int) const { return from[e]; }
+    DEVICE Acc mass(int e, int) const { return *reinterpret_cast<const Acc*>(from[e] + MASS); }
+    DEVICE ROW* new_content(int e, int) const { return to[e]; }
+    DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(to[e] + MASS); }
 };
 #else
 struct Memory {

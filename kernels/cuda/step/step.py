@@ -49,11 +49,11 @@ def plain_step_params(acc: np.dtype) -> ParamStruct:
 
 @functools.cache
 def step_specialisation(
-    element: str, order: int, radix: int, write_k: int, read_k: int, channels: int, update: str, sparse: bool = False
+    element: str, order: int, radix: int, write_k: int, read_k: int, channels: int, update: str, row: str | None = None
 ) -> Specialisation:
     """``step.cu`` for values of the type ``element`` if it serves U, P, K and C, else ``step_plain.cu``.
 
-    ``sparse``: over the rows of a sparse state, which step.cu alone can find.
+    ``row``: the type of contents in the rows of a sparse state, which step.cu alone can find; None: a dense state.
     """
     acc = np.dtype(np.float64 if element == "double" else np.float32)
     if max(radix, write_k, read_k) > MAX_FUSED_K:
@@ -66,9 +66,9 @@ def step_specialisation(
         (
             ("ELEMENT", element), ("ORDER", order), ("RADIX", radix), ("WRITES", write_k), ("READS", read_k),
             ("CHANNELS", channels), ("THREADS", _threads(element, write_k + read_k, channels)), ("UPDATE", update),
-            ("SPARSE", int(sparse)),
+            ("SPARSE", int(row is not None)), ("ROW", row or type_name(acc)),
         ),
-        (step_params(acc, sparse),),
+        (step_params(acc, row is not None),),
     )  # fmt: skip
 
 
@@ -90,13 +90,13 @@ def step_plan(
     batch_stride: int,  # of positions
     decode: DecodeOptions,
     options: MemoryOptions,
-    sparse: bool = False,
+    row: str | None = None,
 ) -> tuple[Launch, Callable[..., Any]]:
     """The launch for calls of one signature, and what makes its parameters from the addresses of the arrays."""
     B, _, H, U, P = shape
     write_k, read_k, write_renorm, read_renorm, cape_heads = decode
     specialisation = step_specialisation(
-        type_name(dtype), U, P, write_k, read_k, channels, require_rule(options.update), sparse
+        type_name(dtype), U, P, write_k, read_k, channels, require_rule(options.update), row
     )
     [name], [params] = specialisation.kernels, specialisation.params
     constants = {

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ramnet_np.contract import Address, Array, RAMState
+from ramnet_np.contract import Address, Array, DecodeOptions, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.attention import (
     RAMAttentionContext,
@@ -25,10 +25,12 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
+from ramnet_np.core.checks import check_options
 from ramnet_np.core.retention import RULES
 from ramnet_np.core.state_checks import check_in_place, check_state
 from ramnet_np.layers.few_rows import normed_products
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
+from ramnet_np.layers.ram_step import ram_step
 from ramnet_np.model.address import (
     AddressContext,
     address_backward,
@@ -151,6 +153,13 @@ def ram_layer_step(
     # 1. projections
     maps = {side: address_map(params, side, config)[:2] for side in ("w", "r")}
     maps["v"] = params["v_proj.weight"], params.get("v_proj.bias")
+    if _is_plain(config) and options.mask is None and options.backend is None:  # 1. to 3. in one piece
+        weights, biases = zip(*maps.values(), strict=True)
+        y = ram_step(
+            x, norm, config.norm_eps, weights, biases, params["o_proj.weight"], params.get("o_proj.bias"), config.gamma,
+            options.positions, state, (H, config.order, config.radix), *_settings(config, layer),
+        )  # fmt: skip
+        return y, state
     if config.output_gate:
         maps["gate"] = params["o_gate.0.weight"], params["o_gate.0.bias"]
     if config.gamma_mode == "dynamic":
@@ -170,6 +179,18 @@ def ram_layer_step(
     assert updated is not None  # a step returns the state that it was given
     # 3. out
     return output_step(y, projected.get("gate"), params, config, x), updated
+
+
+def _is_plain(config: RAMNetConfig) -> bool:
+    """Whether nothing stands behind the memory but the way out, and gamma does not depend on the token."""
+    return config.gamma_mode == "fixed" and not config.output_gate and not config.output_norm
+
+
+def _settings(config: RAMNetConfig, layer: int) -> tuple[DecodeOptions, MemoryOptions]:
+    return check_options(
+        config.slots, config.heads, update=config.update, top_k=config.top_k, renorm=config.renorm,
+        cape_heads=config.cape_heads(layer), eps=config.eps, proxy_eps=0.0, mass_aware=config.mass_aware,
+    )  # fmt: skip
 
 
 def ram_layer_backward(dout: Array, ctx: RAMLayerContext) -> tuple[Array, Params]:
