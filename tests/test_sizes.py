@@ -80,7 +80,7 @@ def is_function(header: str) -> bool:
 
 def function_of(text: str) -> Function:
     """From the text of its definition."""
-    head = re.sub(r"(alignas|__launch_bounds__)\((?:[^()]|\([^()]*\))*\)", "", text)
+    head = re.sub(r"(alignas|__launch_bounds__|__cluster_dims__)\((?:[^()]|\([^()]*\))*\)", "", text)
     match = re.search(r"(operator\s*\(\)|operator\W+|[\w:]+)\s*\(((?:[^()]|\([^()]*\))*)\)", head)
     assert match, text
     parameters = tuple(" ".join(one.split()) for one in match[2].split(",") if one.strip())

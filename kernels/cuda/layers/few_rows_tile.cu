@@ -40,7 +40,8 @@ struct Member {
     int first = warp % WARPS_M * PARTS * 16, tile = warp / WARPS_M % WARPS_N * OWN, half = warp / (WARPS_M * WARPS_N);
 };
 
-// What a thread copies: 16 bytes of every slice of some rows of x and of the matrix, RISE rows apart.
+// What a thread copies: 16 bytes of every slice of some rows of x and of the matrix, RISE rows apart. Behind the last row
+// of x the first ones come again: blocks that all ask for one row would wait for one another.
 struct Copies {
     static constexpr int RISE = THREADS / CHUNKS, OF_X = ROWS / RISE, OF_WEIGHTS = (COLUMNS + RISE - 1) / RISE;
 
@@ -53,7 +54,7 @@ struct Copies {
         left = INPUTS - begin;
         begin = left > 0 ? begin : 0;
 #pragma unroll
-        for (int c = 0; c < OF_X; c++) x[c] = x_row(p, first_row + row + c * RISE) + begin;
+        for (int c = 0; c < OF_X; c++) x[c] = x_row(p, (first_row + row + c * RISE) % p.rows) + begin;
 #pragma unroll
         for (int c = 0; c < OF_WEIGHTS; c++) {
             const int column = row + c * RISE, tile = column / 8, e = at.first + tile / (1 + GATED) * 8 + column % 8;
@@ -232,7 +233,12 @@ struct Finish {
     }
 };
 
-extern "C" CLUSTER_OF(SPLIT) __global__ void __launch_bounds__(THREADS, 512 / THREADS) few_rows(
+#if __CUDA_ARCH__ >= 900  // elsewhere there are no clusters, and SPLIT is 1
+extern "C" __cluster_dims__(SPLIT, 1, 1)
+#else
+extern "C"
+#endif
+__global__ void __launch_bounds__(THREADS, 512 / THREADS) few_rows(
     const __grid_constant__ FewRowsParams p
 ) {
     __shared__ float rstd[SHARE];

@@ -3,12 +3,6 @@
 #pragma once
 #include "runtime/shared.cuh"
 
-#if __CUDA_ARCH__ >= 900
-#define CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
-#else
-#define CLUSTER_OF(blocks)
-#endif
-
 // The number of this block in its cluster.
 DEVICE int cluster_rank() {
     unsigned rank = 0;
