@@ -18,11 +18,8 @@ import os
 import tempfile
 import weakref
 import zlib
-<<<<<<< HEAD
 from collections.abc import Iterator
-=======
 from contextlib import suppress
->>>>>>> trust
 from pathlib import Path
 from typing import Any
 
