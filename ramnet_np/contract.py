@@ -1,7 +1,13 @@
-"""What passes between the operation and a backend: addresses, the state, gradients, and the options of a call."""
+"""What passes between the operation and a backend: addresses, the state, gradients, and the options of a call.
+
+And what a caller promises a backend for a while: :func:`weights_stay`.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -128,3 +134,33 @@ class DecodeOptions(NamedTuple):
     def renorm(self) -> tuple[bool, bool]:
         """Whether the kept weights of writes, and of reads, are divided by their sum."""
         return self.write_renorm, self.read_renorm
+
+
+@contextmanager
+def weights_stay() -> Iterator[None]:
+    """Within this block no call writes weights: a kernel may read its own while the launch before it still runs.
+
+    >>> with weights_stay():
+    ...     inside = weights_are_staying()
+    >>> inside, weights_are_staying()
+    (True, False)
+    """
+    before = weights_are_staying()
+    _weights.stay = True
+    try:
+        yield
+    finally:
+        _weights.stay = before
+
+
+def weights_are_staying() -> bool:
+    """Whether this thread is within :func:`weights_stay`.
+
+    >>> with weights_stay():
+    ...     weights_are_staying()
+    True
+    """
+    return getattr(_weights, "stay", False)
+
+
+_weights = threading.local()

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
+from ramnet_np.contract import weights_stay
 from ramnet_np.core.arrays import gpu_namespace
-from ramnet_np.core.cuda_graph import weights_stay
 from ramnet_np.layers.few_rows import normed_gated_product, normed_products, product_added
 from ramnet_np.layers.linear import few_rows_product
 from ramnet_np.model import RAMNetConfig, preset

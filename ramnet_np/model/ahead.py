@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.contract import Array
+from ramnet_np.contract import Array, weights_stay
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.cuda_graph import (
     Graphs,
@@ -30,7 +30,6 @@ from ramnet_np.core.cuda_graph import (
     graph_pool,
     in_order_on,
     own_stream,
-    weights_stay,
     why_not_captured,
 )
 from ramnet_np.core.sparse_state import SparseRAMState

@@ -5,8 +5,9 @@ import pytest
 from ramnet_np.kernels.cuda.layers import few_rows
 from ramnet_np.kernels.cuda.runtime import overlap
 
+from ramnet_np.contract import weights_stay
 from ramnet_np.core.accelerated import ACCELERATED
-from ramnet_np.core.cuda_graph import capture, graph_pool, own_stream, weights_stay
+from ramnet_np.core.cuda_graph import capture, graph_pool, own_stream
 from ramnet_np.layers.few_rows import normed_gated_product, normed_products, product_added
 from ramnet_np.layers.linear import few_rows_product
 from ramnet_np.layers.norm import rmsnorm_forward

@@ -16,7 +16,7 @@ from ramnet_np.kernels.cuda.memory.segments import choose_segments
 from ramnet_np.kernels.cuda.runtime import module
 
 from ramnet_np.contract import Address, MemoryOptions
-from tests.kernels.test_cuda_launches import device, empty
+from tests.kernels.test_cuda_launches import DeviceArray, device, empty
 from tests.kernels.test_cuda_packed import launched  # noqa: F401
 
 K, C, M = 8, 64, 1024
@@ -97,8 +97,8 @@ def test_masses_that_do_not_fit_leave_shared_memory(dtype, rows, fits):
     each = rows * np.dtype(dtype).itemsize * fits
     forward = mass_forward._launch(chosen, False, False, rows, 7, False)
     backward = mass_backward._launch(chosen, "pdma", False, rows, 7, False, False)
-    assert (forward.grid, forward.block, forward.shared) == ((7,), (256,), each)
-    assert (backward.grid, backward.block, backward.shared) == ((7,), (512,), 2 * each)
+    assert (forward.grid, forward.threads, forward.shared) == ((7,), 256, each)
+    assert (backward.grid, backward.threads, backward.shared) == ((7,), 512, 2 * each)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,8 @@ def layers(monkeypatch):
         cuda=SimpleNamespace(Device=lambda: SimpleNamespace(compute_capability="90")),
     )
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(DeviceArray, "device", SimpleNamespace(id=0), raising=False)
+    monkeypatch.setattr(few_rows, "_limits", lambda gpu: few_rows.Limits(227 * 1024, clusters=True))
     for user in (few_rows, flash_attention):
         monkeypatch.setattr(user, "get_kernel", get_kernel)
     return sizes
@@ -184,34 +186,41 @@ def test_attention(layers, d_k, d_v, T, past, blocks, tiles, sums):
         assert params["scale"] == np.float32(d_k**-0.5)
 
 
+STEP, SLICE = 2**13, 2**7  # bytes of 8 rows of a matrix, and of a row, that a block copies at once
+
+
 @pytest.mark.parametrize(
-    ("dtype", "rows", "outputs", "gated", "grid", "threads"),
+    ("dtype", "rows", "width", "outputs", "gated", "grid", "threads", "shared"),
     [
-        (np.float32, 1, (9, 16), False, (4, 1), 128),  # 8 outputs a block
-        (np.float32, 16, (9,), True, (3, 1), 128),  # of both matrices together 4
-        (np.float64, 5, (8,), False, (1, 1), 128),
-        (np.float16, 1, (320, 320, 1024), False, (208, 1), 256),
-        (np.float16, 16, (64 * 264,), False, (1056, 1), 256),  # 16 outputs: enough for two blocks a multiprocessor
-        (np.float16, 33, (4224 * 4,), False, (528, 1), 256),  # of 64 rows 32 outputs
-        (np.float16, 64, (2816,), True, (176, 1), 256),
+        (np.float32, 1, 16, (9, 16), False, (4, 1), 128, 0),  # 8 outputs a block
+        (np.float32, 16, 16, (9,), True, (3, 1), 128, 0),  # of both matrices together 4
+        (np.float64, 5, 16, (8,), False, (1, 1), 128, 0),
+        (np.float16, 1, 16, (320, 320, 1024), False, (104, 1), 256, 3 * STEP),  # 16 outputs, and the norm's weight
+        (np.float16, 16, 16, (64 * 264,), False, (528, 1), 256, 5 * STEP),  # 32, as many as a block has at most
+        (np.float16, 1, 2816, (1024,), False, (128, 1), 256, 6 * 2 * STEP),  # all six steps of 8 outputs
+        (np.float16, 33, 16, (64 * 264,), False, (264, 1), 256, 2 * SLICE * (64 + 64 + 1)),  # 64 outputs of 64 rows
+        (np.float16, 64, 16, (2816,), True, (88, 1), 256, 2 * SLICE * (64 + 64 + 1)),  # of both matrices 32
+        (np.float16, 64, 2816, (2816,), True, (4 * 88, 1), 256, 6 * SLICE * (64 + 64 + 1)),  # four share out D
+        (np.float16, 256, 2816, (2816,), True, (59, 2), 512, 7 * SLICE * (128 + 96 + 1)),  # of both 48 of 128 rows
+        (np.float16, 129, 2816, (1024,), False, (4 * 11, 2), 512, 7 * SLICE * (128 + 96 + 1)),  # 96, four share out D
     ],
 )
-def test_products_of_few_rows(layers, dtype, rows, outputs, gated, grid, threads):
-    x, norm = device(np.zeros((rows, 16), dtype)), device(np.zeros(16, dtype))
-    weights = [device(np.zeros((count, 16), dtype)) for count in outputs]
+def test_products_of_few_rows(layers, dtype, rows, width, outputs, gated, grid, threads, shared):
+    x, norm = device(np.zeros((rows, width), dtype)), device(np.zeros(width, dtype))
+    weights = [device(np.zeros((count, width), dtype)) for count in outputs]
     if gated:
         results = [LAYERS["normed_gated_product"](x, norm, 1e-3, *weights * 2)]
     else:
         results = LAYERS["normed_products"](x, norm, 1e-3, tuple(weights), (None,) * len(weights))
     assert [r.shape for r in results] == [(rows, count) for count in outputs]
     [(name, *sizes, params)] = layers
-    assert (name, *sizes) == ("few_rows", grid, (threads,), 0)
-    assert (params["rows"], params["width"], params["eps"]) == (rows, 16, pytest.approx(1e-3))
+    assert (name, *sizes) == ("few_rows", grid, (threads,), shared)
+    assert (params["rows"], params["width"], params["eps"]) == (rows, width, pytest.approx(1e-3))
     assert params["outputs"].tolist() == [*outputs * (1 + gated), *[0] * (8 - len(outputs) * (1 + gated))]
 
 
 def test_more_rows_than_the_kernels_take_go_the_way_of_the_mathematics(layers):
-    for dtype, most in ((np.float16, 64), (np.float32, 16), (np.float64, 16)):
+    for dtype, most in ((np.float16, 256), (np.float32, 16), (np.float64, 16)):
         w, norm = device(np.zeros((8, 16), dtype)), device(np.zeros(16, dtype))
         for rows in (most, most + 1):
             x = device(np.zeros((rows, 16), dtype))

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ramnet_np.kernels.cuda.layers as fast_layers
-from ramnet_np.kernels.cuda.layers import LAYERS, flash_attention
+from ramnet_np.kernels.cuda.layers import LAYERS, few_rows, flash_attention
 from ramnet_np.kernels.cuda.optimizer import adamw
 from ramnet_np.kernels.cuda.runtime.module import FOLDER
 
@@ -105,6 +105,8 @@ def launched(monkeypatch):
         ndarray=DeviceArray,
     )
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(DeviceArray, "device", SimpleNamespace(id=0), raising=False)
+    monkeypatch.setattr(few_rows, "_limits", lambda gpu: few_rows.Limits(163 * 1024, clusters=False))
     for module in pkgutil.iter_modules(ramnet_np.layers.__path__):
         importlib.import_module(f"ramnet_np.layers.{module.name}")
     for module in pkgutil.iter_modules(fast_layers.__path__):

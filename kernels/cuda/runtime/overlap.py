@@ -8,7 +8,7 @@ A kernel that takes part asks for what no launch before it writes, its weights, 
 Every thread waits, so a launch that has ended says that all before it have. Beside a launch that was made otherwise, a
 kernel that takes part begins when that has ended, and the other way round.
 
-This is done within ``ramnet_np.core.cuda_graph.weights_stay`` alone, on GPUs from compute capability 9.0 on with a
+This is done within ``ramnet_np.contract.weights_stay`` alone, on GPUs from compute capability 9.0 on with a
 driver of CUDA 12.3 or later; elsewhere the same kernel is launched as any other. The bits are the same.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.core.cuda_graph import weights_are_staying
+from ramnet_np.contract import weights_are_staying
 
 CAPABILITY, DRIVER = 90, 12030  # of the first GPUs and of the first driver that overlap launches within a graph
 _SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
