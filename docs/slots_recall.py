@@ -1,6 +1,6 @@
 """The figures of docs/hierarchical-memory.md: how many facts a head recalls, by its number of slots M.
 
-    python docs/slots_recall.py docs/images              draws docs/results/slots-recall.jsonl and -trained.jsonl
+    python docs/slots_recall.py docs/images              draws docs/results/tiers/slots-recall.jsonl and -trained.jsonl
     python docs/slots_recall.py docs/images --measure    measures first, on one CPU
 
 A fact is a key, random digit logits, and a value of C numbers, each 1 or -1. All facts are written, one a token; then
@@ -26,7 +26,7 @@ from ramnet_np import SparseRAMState, ram_attention_forward
 from ramnet_np.plot.curves import curves
 from ramnet_np.plot.style import theme
 
-RECORDS = Path(__file__).parent / "results/slots-recall.jsonl"
+RECORDS = Path(__file__).parent / "results/tiers/slots-recall.jsonl"
 TRAINED = RECORDS.with_name("slots-recall-trained.jsonl")
 ORDERS, FACTS, QUERIES, RADIX, C = (3, 5, 7, 10, 13), tuple(4**n for n in range(2, 10)), 256, 4, 32
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 # modules of Python that NumPy has not loaded already: all of them small
-OF_PYTHON = {"copy", "dataclasses"}
+OF_PYTHON = {"copy", "dataclasses", "threading"}
 OURS = {"backend", "contract", "core", "forked"}
 
 IMPORT = """

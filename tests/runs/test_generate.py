@@ -114,7 +114,7 @@ def test_a_model_of_pieces_writes(generate, pieces):
 def test_the_help_names_every_option():
     flags = {line.split()[0] for line in HELP.splitlines() if line.startswith("  --")}
     options = GenerateOptions.__dataclass_fields__.keys() - {"folder", "sampling", "memory"}
-    options |= {f"memory.{name}" for name in ("gpu", "host", "disk")}
+    options |= {f"memory.{name}" for name in ("gpu", "host", "disk", "rows")}
     assert "--memory.disk-limit" in HELP
     options |= GenerateOptions.__dataclass_fields__["sampling"].default_factory().__dataclass_fields__.keys()
     assert flags == {f"--{name.replace('_', '-')}" for name in options}
