@@ -48,7 +48,7 @@ how to choose tokens, in this order:
   --top-p X                 only the fewest likeliest that have this share of the probability [1]
   --min-p X                 only those at least this many times as likely as the likeliest [0]
   --seed N                  decides the draws; text number b, from 0, draws with N + b [0]
-where slots are kept: touched ones only, if one of these is given; the text is the same for all sizes:
+where slots are kept: touched ones only, if one of these is given; the text is the same for all sizes;
 only how many slots there are cannot change after training, as the addresses are learned for them:
   --memory.host SIZE        in the host's memory, such as 64GiB, or all
   --memory.disk FOLDER      what was not used longest, in a file there; --memory.disk-limit SIZE
