@@ -99,7 +99,7 @@ DEVICE void add_shared(Whole* sum, Whole x) {
 // Of the tokens whose higher digits are ``prefix``: how many, or how much weight, has each value of the digit at ``shift``.
 DEVICE void fill_bins(const Acc* weights, int width, Whole prefix, int shift, bool by_number, Shared& shared) {
     shared.bins[threadIdx.x] = 0;
-    if (threadIdx.x == 0) shared.found = 0;
+    if (threadIdx.x == 0) shared.found = shared.above = 0;  // where no bin reaches: of logits that are not finite
     __syncthreads();
     Whole lowest = 0;  // where most tokens are: in registers, as atomics on one address queue
 #pragma unroll 4

@@ -5,8 +5,8 @@
 // missing to a multiple of 16 bytes.
 //
 // The table is open addressing with linear probing, at most half full. Different blocks add different keys at the same
-// time; nobody takes one out
-// (rows that leave for a disk do so between launches, and all others are entered anew). Which row a key gets depends on timing, and nothing depends on that.
+// time; nobody takes one out: rows leave for a disk between launches, and all others are then entered anew. Which row a
+// key gets depends on timing, and nothing depends on that.
 #pragma once
 #include "runtime/common.cuh"
 
