@@ -26,7 +26,10 @@ class TurnThread(kernel.BlockThread):
 
     def run(self) -> None:
         self.go.acquire()
-        super().run()
+        try:
+            super().run()
+        except BaseException as error:  # one that Numba can't raise again with its own words; nobody would go on
+            self.exception = error, error.__traceback__
         self.ended = True
         self.stopped.release()
 

@@ -51,3 +51,13 @@ def test_an_error_in_one_thread_is_raised_when_all_have_ended():
     with pytest.raises(ValueError, match=r"tid=\[1, 0, 0\] .*: a bad thread"):
         cuda.jit(body)[1, THREADS]()
     assert sorted(ended) == list(range(THREADS))
+
+
+def test_an_error_that_numba_cannot_word_anew_is_raised_too():
+    def body():
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 1:
+            b"\xff".decode()  # its error takes five arguments
+
+    with pytest.raises(TypeError, match="argument"):
+        cuda.jit(body)[1, THREADS]()
