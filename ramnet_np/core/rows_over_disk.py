@@ -21,6 +21,8 @@ from ramnet_np.core.disk_pages import DiskPages
 from ramnet_np.core.slot_rows import PAGE
 from ramnet_np.core.tiered_rows import leaving
 
+AT_ONCE = 2**16  # rows that are copied from the GPU together
+
 
 class RowsOverDisk:
     """The rows ``up`` of a backend over a file, with the methods of :class:`~ramnet_np.core.tiered_rows.TieredRows`.
@@ -136,7 +138,11 @@ class RowsOverDisk:
                 f"memory.gpu and memory.host must hold all slots that a token touches, and the {PAGE - 1} beside each, "
                 f"got room for {self.up.most_rows} slots of a layer"
             )
-        rows = self.up.gather(self._xp.asarray(keys[stored]))
-        self._disk.store(keys[stored], rows.get())
+        self._disk.store(keys[stored], self._on_host(keys[stored]))
         self._disk.mark(clean, up=False)
         self.up.forget(np.nonzero(going)[0])
+
+    def _on_host(self, keys: np.ndarray) -> np.ndarray:
+        """The rows (N, W) of slots that are up, AT_ONCE at a time: the GPU need not have room for copies of all."""
+        starts = range(0, max(1, len(keys)), AT_ONCE)
+        return np.concatenate([self.up.gather(self._xp.asarray(keys[n : n + AT_ONCE])).get() for n in starts])

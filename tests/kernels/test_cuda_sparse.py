@@ -175,6 +175,19 @@ def test_rows_that_did_not_change_are_not_written_again(fake, tmp_path):
     assert 0 < sum(stored) <= held.up.most_rows  # those that were up at first, once
 
 
+def test_rows_leave_for_the_disk_a_few_at_a_time(fake, tmp_path, monkeypatch):
+    held, rng, gathered = over_disk(fake, tmp_path), np.random.default_rng(0), []
+    gather = held.up.gather
+    monkeypatch.setattr("ramnet_np.core.rows_over_disk.AT_ONCE", 100)
+    monkeypatch.setattr(held.up, "gather", lambda keys: gathered.append(keys.size) or gather(keys))
+    keys, rows = drawn(rng, 3000)
+    held.scatter(on(keys), on(rows))
+    assert sum(gathered) >= 3000 - held.up.most_rows
+    assert max(gathered) == 100
+    found = dict(zip(*(np.concatenate(part).tolist() for part in zip(*held.blocks(1000), strict=True)), strict=True))
+    np.testing.assert_array_equal([found[key] for key in keys.tolist()], rows)
+
+
 def test_a_graph_goes_on_until_rows_are_on_the_disk(fake, tmp_path):
     held, rng = over_disk(fake, tmp_path), np.random.default_rng(0)
     for written in (1000, 2000):
