@@ -12,7 +12,7 @@ SITE = Path(__file__).parent.parent.parent / "docs/_build/html"
 INTERACTIVE = "_static/interactive/index.html"
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",  # a container has little of /dev/shm
 )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def wait(browser, milliseconds):
     browser.execute_script(f"return new Promise((done) => setTimeout(done, {milliseconds}));")
 
 
-def until(browser, condition, seconds=20):
+def until(browser, condition, seconds=60):  # other tests may keep the cores busy
     from selenium.webdriver.support.ui import WebDriverWait
 
     WebDriverWait(browser, seconds).until(lambda _: condition())

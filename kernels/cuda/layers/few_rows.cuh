@@ -2,8 +2,8 @@
 // few_rows_tile.cu) and for the others (few_rows.cu) share.
 //
 // So few rows that reading W takes the time. The kernels read it once, 16 bytes a load and many loads under way, and add
-// in an order that the matrix alone decides: a row gives the same bits beside any others. What stands before and behind
-// a product is done on the way:
+// in an order that does not depend on the row: it gives the same bits beside any others, as long as the same kernel in
+// the same shape serves them (few_rows.py). What stands before and behind a product is done on the way:
 //
 //   before   an RMSNorm of x: every block finds it anew, x is small and in the L2 cache
 //   several  up to MOST_WEIGHTS matrices that multiply the same x share a launch; a block works on one of them
