@@ -82,6 +82,21 @@ def test_default_specialisations_compile_into_registers(specialisation):
         assert max(map(int, spills)) <= allowed, log
 
 
+def included(name: str) -> set[str]:
+    """A source and all that it includes."""
+    names = re.findall(r'#include "([^"]*)"', (FOLDER / name).read_text())
+    return {name}.union(*map(included, names))
+
+
+def test_kernels_that_overlap_read_what_launches_write_by_plain_loads():
+    # the compiler may move a load of the read-only path to before wait_for_launch_before
+    texts = {path.relative_to(FOLDER).as_posix(): path.read_text() for path in FOLDER.rglob("*.cu*")}
+    overlapping = [name for name, text in texts.items() if name.endswith(".cu") and "wait_for_launch_before();" in text]
+    assert {"step/step.cu", "layers/norm.cu", "layers/sampling.cu", "layers/few_rows.cu"} <= set(overlapping)
+    users = {name for source in overlapping for name in included(source) if "load_read_only(" in texts[name]}
+    assert users == {"runtime/common.cuh", "layers/few_rows.cuh"}  # which defines it, and which reads weights by it
+
+
 def test_the_decoder_of_the_language_model_is_a_default():
     for logit in ("float", "double", "float16", "bfloat16"):
         assert decode_specialisation(logit, 5, 4, 8) in DEFAULT_SPECIALISATIONS

@@ -8,11 +8,11 @@ struct Cape {
     long long batch_stride, token_stride;
     unsigned tokens, heads, cape_heads;  // T, H
 
-    // A row's t, 0 in a head without CAPE.
+    // A row's t, 0 in a head without CAPE. By a plain load: step.cu may begin before the positions are written.
     DEVICE long long position(unsigned row) const {
         if (row % heads >= cape_heads) return 0;
         const unsigned token = row / heads, batch = token / tokens, number = token % tokens;
-        return positions ? load_read_only(positions + batch * batch_stride + number * token_stride) : number;
+        return positions ? positions[batch * batch_stride + number * token_stride] : number;
     }
     DEVICE static unsigned shift_at(long long position, unsigned slots) {  // t mod M
         const long long rest = position % (long long)(slots);
