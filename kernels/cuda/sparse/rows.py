@@ -88,7 +88,7 @@ class DeviceRows:
 
     @property
     def disk_nbytes(self) -> int:
-        """There is no disk below a GPU."""
+        """Bytes of these rows in a file: none, as ``core/rows_over_disk.py`` counts its own."""
         return 0
 
     @property
