@@ -36,8 +36,8 @@ def ram_step(
     ``x``: (N, D), one token of each sequence; ``norm``: (D,), the norm's weight; ``weights``: of the address logits of
     writes and of reads, (H U P, D) each, and of the values, (H C, D); ``biases``: of each or None; ``out`` O: (D, H C);
     ``out_bias`` o: (D,) or None; ``gamma``: a number that the update rule takes, as of a model's configuration, and not
-    checked again; ``positions``, ``state``: as of :func:`~ramnet_np.core.attention.ram_attention_step`; ``digits``: H,
-    U, P; ``decode``, ``options``: as :func:`~ramnet_np.core.checks.check_options` returns them. Returns y (N, D).
+    checked again; ``positions``, ``state``: as of :func:`~ramnet_np.ram_attention_step`; ``digits``: H, U, P;
+    ``decode``, ``options``: as :func:`~ramnet_np.core.checks.check_options` returns them. Returns y (N, D).
     ValueError or TypeError as of the linear maps and of the operation; then the state has not changed.
 
     >>> import numpy as np
