@@ -18,7 +18,7 @@ from ramnet_np.plot.style import theme
 
 RECORDS = Path(__file__).parent / "results/tiers/gpu.jsonl"
 COMMAND = "python -m ramnet_np.kernels.bench.tiers --parts "
-# of each line the command that measured it, and what says how fast
+# for each line: the command that measured it, and the field of its records that holds the speed
 LINES = {
     "generation, paper-340m": (f"{COMMAND}generation", "tokens/s"),
     "generation, text model with M = 4**10": (

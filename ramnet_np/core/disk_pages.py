@@ -47,7 +47,7 @@ class DiskPages:
     def __init__(self, folder: Path, capacity: int | None, width: int, dtype: np.dtype):
         self.folder, self.capacity = folder, capacity
         self._row = np.dtype((dtype, width))
-        # of a page: checksum of its record, a bit for each slot in use, if it is up
+        # each page has: the checksum of its record, a bit for each slot in use, whether it is up
         self._index = SlotRows(3, np.int64)
         self.down_pages = 0  # how many pages are in the file alone
         self._map: mmap.mmap | None = None

@@ -96,6 +96,19 @@ def test_as_the_mathematics_and_the_same_bits_for_a_row_beside_any_others(cp, dt
                 assert [a.tobytes() for a in again] == [a.tobytes() for a in got]
 
 
+@pytest.mark.parametrize("rows", [1, 17, 65])
+def test_a_large_stream_in_float16_is_normed_before_it_is_multiplied(cp, rows):
+    """x times the norm's weight is 80,000: more than float16 holds."""
+    x, norm = np.full((rows, 64), 20_000, np.float16), np.full(64, 4, np.float16)
+    weights = tuple(np.full((24, 64), 1 / 64, np.float16) for _ in range(2))
+    biases = None, None
+    x, norm, weights = each(cp.asarray, (x, norm, weights))
+    for y in normed_products(x, norm, EPS, weights, biases):
+        np.testing.assert_allclose(y.get(), 4, rtol=2e-3)
+    gate = 4 / (1 + np.exp(-4))
+    np.testing.assert_allclose(normed_gated_product(x, norm, EPS, *weights).get(), 4 * gate, rtol=4e-3)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_what_is_not_a_number_stays_in_its_row(cp, dtype):
     others = [n for n in range(16) if n not in (3, 7)]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.cuda.layers import LAYERS, few_rows, flash_attention
+from ramnet_np.kernels.cuda.layers import LAYERS, few_rows, flash_attention, norm
 from ramnet_np.kernels.cuda.layers.flash_attention import softmax_attention_backward, softmax_attention_forward
 from ramnet_np.kernels.cuda.memory import layout, mass_backward, mass_forward, memory, packed
 from ramnet_np.kernels.cuda.memory.call import Segments
@@ -153,7 +153,7 @@ def layers(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(DeviceArray, "device", SimpleNamespace(id=0), raising=False)
     monkeypatch.setattr(few_rows, "_limits", lambda gpu: few_rows.Limits(227 * 1024, clusters=True))
-    for user in (few_rows, flash_attention):
+    for user in (few_rows, flash_attention, norm):
         monkeypatch.setattr(user, "get_kernel", get_kernel)
     return sizes
 
@@ -195,25 +195,27 @@ STEP, SLICE = 2**13, 2**7  # bytes of 8 rows of a matrix, and of a row, that a b
         (np.float32, 1, 16, (9, 16), False, (4, 1), 128, 0),  # 8 outputs a block
         (np.float32, 16, 16, (9,), True, (3, 1), 128, 0),  # of both matrices together 4
         (np.float64, 5, 16, (8,), False, (1, 1), 128, 0),
-        (np.float16, 1, 16, (320, 320, 1024), False, (104, 1), 256, 3 * STEP),  # 16 outputs, and the norm's weight
-        (np.float16, 16, 16, (64 * 264,), False, (528, 1), 256, 5 * STEP),  # 32, as many as a block has at most
-        (np.float16, 1, 2816, (1024,), False, (128, 1), 256, 6 * 2 * STEP),  # all six steps of 8 outputs
-        (np.float16, 33, 16, (64 * 264,), False, (264, 1), 256, 2 * SLICE * (64 + 64 + 1)),  # 64 outputs of 64 rows
-        (np.float16, 64, 16, (2816,), True, (88, 1), 256, 2 * SLICE * (64 + 64 + 1)),  # of both matrices 32
-        (np.float16, 64, 2816, (2816,), True, (4 * 88, 1), 256, 6 * SLICE * (64 + 64 + 1)),  # four share out D
-        (np.float16, 256, 2816, (2816,), True, (59, 2), 512, 7 * SLICE * (128 + 96 + 1)),  # of both 48 of 128 rows
-        (np.float16, 129, 2816, (1024,), False, (4 * 11, 2), 512, 7 * SLICE * (128 + 96 + 1)),  # 96, four share out D
+        (np.float16, 1, 16, (320, 320, 1024), False, (104, 1), 256, 2 * STEP),  # 16 outputs
+        (np.float16, 16, 16, (64 * 264,), False, (528, 1), 256, 4 * STEP),  # 32, as many as a block has at most
+        (np.float16, 1, 2816, (1024,), False, (128, 1), 256, 6 * STEP),  # all six steps of 8 outputs
+        (np.float16, 33, 16, (64 * 264,), False, (264, 1), 256, 2 * SLICE * (64 + 64)),  # 64 outputs of 64 rows
+        (np.float16, 64, 16, (2816,), True, (88, 1), 256, 2 * SLICE * (64 + 64)),  # of both matrices 32
+        (np.float16, 64, 2816, (2816,), True, (4 * 88, 1), 256, 6 * SLICE * (64 + 64)),  # four share out D
+        (np.float16, 256, 2816, (2816,), True, (59, 2), 512, 7 * SLICE * (128 + 96)),  # of both 48 of 128 rows
+        (np.float16, 129, 2816, (1024,), False, (4 * 11, 2), 512, 7 * SLICE * (128 + 96)),  # 96, four share out D
     ],
 )
 def test_products_of_few_rows(layers, dtype, rows, width, outputs, gated, grid, threads, shared):
-    x, norm = device(np.zeros((rows, width), dtype)), device(np.zeros(width, dtype))
+    x, weight = device(np.zeros((rows, width), dtype)), device(np.zeros(width, dtype))
     weights = [device(np.zeros((count, width), dtype)) for count in outputs]
     if gated:
-        results = [LAYERS["normed_gated_product"](x, norm, 1e-3, *weights * 2)]
+        results = [LAYERS["normed_gated_product"](x, weight, 1e-3, *weights * 2)]
     else:
-        results = LAYERS["normed_products"](x, norm, 1e-3, tuple(weights), (None,) * len(weights))
+        results = LAYERS["normed_products"](x, weight, 1e-3, tuple(weights), (None,) * len(weights))
     assert [r.shape for r in results] == [(rows, count) for count in outputs]
-    [(name, *sizes, params)] = layers
+    *before, (name, *sizes, params) = layers
+    assert [one[0] for one in before] == ["norm_forward"] * (dtype == np.float16)  # where x times the weight may be inf
+    assert (params["norm"] == 0) == (dtype == np.float16)
     assert (name, *sizes) == ("few_rows", grid, (threads,), shared)
     assert (params["rows"], params["width"], params["eps"]) == (rows, width, pytest.approx(1e-3))
     assert params["outputs"].tolist() == [*outputs * (1 + gated), *[0] * (8 - len(outputs) * (1 + gated))]
@@ -221,14 +223,14 @@ def test_products_of_few_rows(layers, dtype, rows, width, outputs, gated, grid, 
 
 def test_more_rows_than_the_kernels_take_go_the_way_of_the_mathematics(layers):
     for dtype, most in ((np.float16, 256), (np.float32, 16), (np.float64, 16)):
-        w, norm = device(np.zeros((8, 16), dtype)), device(np.zeros(16, dtype))
+        w, weight = device(np.zeros((8, 16), dtype)), device(np.zeros(16, dtype))
         for rows in (most, most + 1):
             x = device(np.zeros((rows, 16), dtype))
-            found = LAYERS["normed_gated_product"](x, norm, 1e-3, w, w)
+            found = LAYERS["normed_gated_product"](x, weight, 1e-3, w, w)
             assert (found is NotImplemented) == (rows > most)
-    nine = LAYERS["normed_products"](x[:1], norm, 1e-3, (w,) * 9, (None,) * 9)
+    nine = LAYERS["normed_products"](x[:1], weight, 1e-3, (w,) * 9, (None,) * 9)
     assert nine is NotImplemented
-    assert len(layers) == 3
+    assert [name for name, *_ in layers] == ["norm_forward", *["few_rows"] * 3]
 
 
 def test_a_launch_hands_its_sizes_to_the_kernel(launched):  # noqa: F811

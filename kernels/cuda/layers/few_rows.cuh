@@ -6,6 +6,7 @@
 // the same shape serves them (few_rows.py). What stands before and behind a product is done on the way:
 //
 //   before   an RMSNorm of x: every block finds it anew, x is small and in the L2 cache
+//            (in float16 a launch of its own: _normed of few_rows.py says why)
 //   several  up to MOST_WEIGHTS matrices that multiply the same x share a launch; a block works on one of them
 //   gated    two matrices, G and U: y = silu(x G^T) * (x U^T); a block works on the same rows of both
 //   behind   a bias, and with one matrix an array like y (a residual) is added before y is rounded

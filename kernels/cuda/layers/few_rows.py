@@ -21,6 +21,7 @@ from ..runtime.module import Specialisation, get_kernel, sum_dtype, type_name
 from ..runtime.overlap import launch
 from ..runtime.params import INT, POINTER, ParamStruct
 from .blas import matrix_product
+from .norm import rmsnorm_forward
 
 MOST_WEIGHTS = 8  # of few_rows.cuh
 MOST_ROWS = {2: 256, 4: 16, 8: 16}  # by the bytes of a number; cuBLAS takes more
@@ -103,7 +104,8 @@ def normed_products(
     _require_products(x, norm, weights, biases)
     if len(x) > MOST_ROWS[x.dtype.itemsize] or len(weights) > MOST_WEIGHTS:
         return NotImplemented
-    return _launch(x, weights, biases, norm, eps)
+    x, fused = _normed(x, norm, eps)
+    return _launch(x, weights, biases, fused, eps)
 
 
 def normed_gated_product(x: Array, norm: Array, eps: float, gate: Array, up: Array) -> Array:
@@ -112,7 +114,8 @@ def normed_gated_product(x: Array, norm: Array, eps: float, gate: Array, up: Arr
     _require_products(x, norm, (gate, up), (None, None))
     if len(x) > MOST_ROWS[x.dtype.itemsize]:
         return NotImplemented
-    return _launch(x, (gate, up), (None, None), norm, eps, gated=True)[0]
+    x, fused = _normed(x, norm, eps)
+    return _launch(x, (gate, up), (None, None), fused, eps, gated=True)[0]
 
 
 def product_added(x: Array, weight: Array, bias: Array | None, add: Array) -> Array:
@@ -122,6 +125,15 @@ def product_added(x: Array, weight: Array, bias: Array | None, add: Array) -> Ar
     if len(x) > MOST_ROWS[x.dtype.itemsize]:
         return NotImplemented
     return _launch(x, (weight,), (bias,), add=add)[0]
+
+
+def _normed(x: Array, norm: Array, eps: float) -> tuple[Array, Array | None]:
+    """x, and the norm's weight for the kernel. In float16 the norm is applied here and none is left.
+
+    The kernels multiply x by the weight before they know how small the norm makes it, and round the product to x's
+    dtype. That reaches infinity in float16 beyond 65504.
+    """
+    return (rmsnorm_forward(x, norm, eps)[0], None) if x.dtype == np.float16 else (x, norm)
 
 
 def _launch(
@@ -203,7 +215,7 @@ def _shape(
 def _tile_shape(
     element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, limits: Limits
 ) -> _Shape:
-    """Of all shapes the one that costs the busiest multiprocessor least; the costs are fitted to times on an H200.
+    """The shape that keeps the busiest multiprocessor for the shortest time, by costs fitted to times on an H200.
 
     A block waits for every slice and reads it. A cluster exchanges sums in the end.
 

@@ -1,5 +1,5 @@
-// What a kernel does that may begin while the launch before it still runs: see overlap.py. Both do nothing in a launch
-// of the usual kind, and on GPUs that know no other.
+// What a kernel does that may begin while the launch before it still runs: see overlap.py. Both do nothing in an
+// ordinary launch, and on GPUs that have only those.
 //
 // What earlier launches write is read behind the wait, by plain loads: the compiler may move a load of the read-only path
 // (load_read_only) to before it.

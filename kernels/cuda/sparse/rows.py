@@ -150,7 +150,7 @@ class DeviceRows:
             yield keys, self.gather(keys)
 
     def listing(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every row, by its number: its key, when it was asked for last, if it has changed; waits for the GPU."""
+        """Each row's key, when it was last asked for, and whether it has changed, by row number. Waits for the GPU."""
         count = self.written
         return self._key_of_row[:count].get(), self._used[:count].get(), self._changed[:count].get()
 
