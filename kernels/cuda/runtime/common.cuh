@@ -102,6 +102,24 @@ template <> struct WordOf<16> {
     using type = uint4;
 };
 
+// N elements as they lie in memory, in registers. Where a branch loads them, they are widened behind it: to widen is to use,
+// and the thread would wait for the load within the branch.
+template <class T, int N> struct Stored {
+    static constexpr int BYTES = access_bytes<T, N>(), WORDS = N * sizeof(T) / BYTES;
+    typename WordOf<BYTES>::type word[WORDS];
+
+    DEVICE void load(const T* from) {  // aligned as of load
+#pragma unroll
+        for (int i = 0; i < WORDS; i++) word[i] = reinterpret_cast<const typename WordOf<BYTES>::type*>(from)[i];
+    }
+    template <class S> DEVICE void widen_to(S (&to)[N]) const {
+        T element[N];
+        memcpy(element, word, sizeof element);
+#pragma unroll
+        for (int i = 0; i < N; i++) to[i] = widen(element[i]);
+    }
+};
+
 // Loads of what nothing writes while the kernel runs, through the read-only path (ld.global.nc). The compiler finds it by
 // itself for kernel parameters that are ``const T* __restrict__``; the members of a struct of parameters cannot be that.
 template <class T> DEVICE T load_read_only(const T* from) {

@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_rows(const __grid_c
     if (n >= p.count) return;
     const RowTable table = *p.table;
     const int number = table.find(p.keys[n]);
-    if (threadIdx.x % 32 == 0) table.note_use(number);
+    if (threadIdx.x % 32 == 0) table.note_use(number, RowTable::milliseconds());
     copy_words(number < 0 ? table.initial : table.row(number), p.rows + n * p.words, p.words);
 }
 
@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_
     if (threadIdx.x % 32 == 0) {
         bool added;
         number = table.find_or_add(p.keys[n], added);
-        table.note_use(number);
+        table.note_use(number, RowTable::milliseconds());
         if (number >= 0) table.changed[number] = p.changed;
     }
     number = __shfl_sync(~0u, number, 0);

@@ -76,8 +76,8 @@ struct RowTable {
             return number;
         }
     }
-    DEVICE void note_use(int number) const {
-        if (number >= 0) used[number] = milliseconds();
+    DEVICE void note_use(int number, int now) const {
+        if (number >= 0) used[number] = now;
     }
     DEVICE void note_change(int number) const {
         if (number >= 0) changed[number] = true;

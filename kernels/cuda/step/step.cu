@@ -84,10 +84,10 @@ struct Memory {
     ROW* to[WRITES];
 
     // A read may find a row that the block's write is adding: it is loaded for nothing, as the write serves the read.
-    DEVICE void find(const RowTable& table, int e, long long key) {
+    DEVICE void find(const RowTable& table, int e, long long key, int now) {
         bool added = false;
         const int row = e < WRITES ? table.find_or_add(key, added) : table.find(key);
-        table.note_use(row);
+        table.note_use(row, now);
         ROW* const there = row < 0 ? nullptr : reinterpret_cast<ROW*>(table.row(row));
         from[e] = row < 0 || added ? reinterpret_cast<const ROW*>(table.initial) : there;
         if (e >= WRITES) return;
@@ -127,7 +127,7 @@ struct Member {
 // The rows that a thread has in registers: its vector of each, the slots, and the partners: of a write the number of the
 // read of the same slot, of a read that of the write; -1 if there is none.
 struct Rows {
-    Acc content[AT_ONCE][VECTOR];
+    Stored<ROW, VECTOR> content[AT_ONCE];
     int slot[AT_ONCE], partner[AT_ONCE];
 };
 
@@ -150,6 +150,7 @@ DEVICE void find_slots(
 #if SPARSE
     const RowTable table = *p.table;
     const bool live = p.live(blockIdx.x);
+    const int now = RowTable::milliseconds();  // the clock takes long to answer: it is asked before the search
 #endif
     search.run(logits, lane);
     const unsigned shift = Cape::shift_at(position, M);
@@ -160,7 +161,7 @@ DEVICE void find_slots(
         slot[k] = cape_shift(search.best[k].slot(), shift, M);
 #if SPARSE
         if (!live) continue;
-        memory.find(table, first + k, blockIdx.x * (long long)(M) + slot[k]);
+        memory.find(table, first + k, blockIdx.x * (long long)(M) + slot[k], now);
 #endif
         if (needed) mass[e] = memory.mass(first + k, slot[k]);
     }
@@ -178,7 +179,7 @@ DEVICE void load_rows(
         rows.partner[o] =
             e < WRITES ? index_of(rows.slot[o], shared.read_slot) : index_of(rows.slot[o], shared.write_slot);
         if (e < WRITES || rows.partner[o] < 0)
-            load(memory.content(e, rows.slot[o]) + vector * VECTOR, rows.content[o]);
+            rows.content[o].load(memory.content(e, rows.slot[o]) + vector * VECTOR);
     }
 }
 
@@ -229,15 +230,17 @@ DEVICE void write_and_read(
         for (int o = 0; o < AT_ONCE; o++) {
             const int e = member.team + TEAMS * (first + o);
             if (e >= ACCESSES || (e >= WRITES && rows.partner[o] >= 0)) continue;  // a read that its write serves
+            Acc content[VECTOR];
+            rows.content[o].widen_to(content);
             if (e < WRITES) {
 #pragma unroll
-                for (int c = 0; c < VECTOR; c++) rows.content[o][c] += shared.eta[e] * (v[c] - rows.content[o][c]);
-                store(rows.content[o], memory.new_content(e, rows.slot[o]) + vector * VECTOR);
+                for (int c = 0; c < VECTOR; c++) content[c] += shared.eta[e] * (v[c] - content[c]);
+                store(content, memory.new_content(e, rows.slot[o]) + vector * VECTOR);
                 if (rows.partner[o] < 0) continue;
             }
             const Acc r = shared.weight[e < WRITES ? rows.partner[o] : e - WRITES];
 #pragma unroll
-            for (int c = 0; c < VECTOR; c++) sum[c] += r * rows.content[o][c];
+            for (int c = 0; c < VECTOR; c++) sum[c] += r * content[c];
         }
     }
 }
