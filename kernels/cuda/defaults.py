@@ -36,6 +36,7 @@ from .memory.retention import known_rules
 from .memory.segments import segment_specialisation
 from .optimizer.adamw import adamw_specialisation
 from .runtime.module import Specialisation
+from .sparse.numbers import NUMBERS
 from .sparse.rows import ROWS
 from .step.step import step_specialisation
 
@@ -145,6 +146,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     *dict.fromkeys(_memory()),
     *_steps(),
     ROWS,
+    NUMBERS,
     *_few_rows(),
     *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
     *(of_type(element) for element in _TYPES for of_type in _LAYERS),

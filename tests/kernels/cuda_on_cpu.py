@@ -59,6 +59,11 @@ inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long e
     __atomic_compare_exchange_n(at, &expected, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     return expected;
 }
+inline unsigned atomicMin(unsigned* at, unsigned x) {
+    unsigned before = __atomic_load_n(at, __ATOMIC_SEQ_CST);
+    while (x < before && !__atomic_compare_exchange_n(at, &before, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
+    return before;
+}
 inline int atomicAdd(int* at, int x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
 """
 RUN = r"""

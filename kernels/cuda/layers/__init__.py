@@ -1,14 +1,15 @@
-"""The fast layers for CuPy arrays: norms, gates, products, losses, sampling, other mixers.
+"""The fast layers for CuPy arrays: norms, gates, products, losses, sampling, other mixers, numbers of slots.
 
-Each has the name, the parameters, the results and the refusals of a function of ``ramnet_np/layers``, which is
-decorated with ``accelerated`` and gives way to it. From there come the named tuples that it returns and the checks of
-its arguments, some of them from ``ramnet_np/core/require.py``: nothing else above ``ramnet_np/backend.py`` is known
-here.
+Each has the name, the parameters, the results and the refusals of a function of ``ramnet_np/layers`` or of the core,
+which is decorated with ``accelerated`` and gives way to it. From there come the named tuples that it returns and the
+checks of its arguments, some of them from ``ramnet_np/core/require.py``: nothing else above ``ramnet_np/backend.py`` is
+known here.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from ..sparse.numbers import number_slots
 from .add import add_in_place
 from .attention import rotate, softmax_rows, softmax_rows_backward
 from .blas import matmul, matrix_product, weight_product
@@ -34,6 +35,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
         cross_entropy_forward, cross_entropy_backward, cross_entropy_and_gradient, embedding_backward,
         rotate, softmax_rows, softmax_rows_backward, softmax_attention_forward, softmax_attention_backward,
         apply_decay, apply_decay_backward, unit_lower_inverse, sample_tokens, mark_seen, uniform,
+        number_slots,
     )
 }  # fmt: skip
 """What ``Backend.layers`` of the backends for CuPy arrays holds."""

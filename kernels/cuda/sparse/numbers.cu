@@ -1,0 +1,95 @@
+// Numbers for the slots that a segment touches: in every head 0, 1, 2, in the order of their first use. Nothing is sorted.
+//
+// An access has a place in its head: first the writes, token by token, then those of masked tokens, then the reads. A slot
+// has a cell in a table, which keeps the first place that touches it. A slot's number is then how many slots of the head
+// have a first place before its own: a sum over places, each of which counts 1 if it is a first one.
+//
+// The table has a cell for every slot of every head or, where these are many, it is a hash table, at most half full. Which
+// cell a slot gets there depends on timing; its first place and its number do not. The atomics are on integers only.
+//
+// Who computes what: a thread an access, or a cell; one kernel after the other:
+//
+//     note_uses      accesses   the cell of every access, the first place of every cell (one launch for each side)
+//     mark_firsts    cells      1 for every place that is a first one
+//                               CuPy adds these up
+//     number_cells   cells      numbers, and keys in their order
+//     take_numbers   accesses   the number of every access (one launch for each side)
+//
+// Compiled with: THREADS.
+#include "runtime/common.cuh"
+
+#ifndef THREADS
+#error "THREADS must be defined"
+#endif
+
+struct alignas(16) Cell {
+    long long key;   // (b * H + h) * M + slot, or -1: free
+    unsigned first;  // place of its first use, 2**32 - 1 before there is one
+    int number;
+};
+
+// Twin: NUMBERS_PARAMS of numbers.py.
+struct NumbersParams {
+    const int* index;     // (B, T, H, K): slots of one side's accesses
+    const bool* mask;     // (B, T), or null
+    Cell* cells;
+    int* marks;           // (B*H, places): 1 at a first place, else 0
+    const int* sums;      // (B*H, places): of the marks up to each place, with all heads before
+    int* numbers;         // (B, T, H, K): of the accesses; their cells before
+    long long* keys;      // (N,) out
+    long long accesses, cell_count, slots;  // of one side; of the table; M
+    long long live_from, masked_from;       // the first place of this side, and of its masked tokens
+    long long places;                       // of a head
+    int tokens, heads, top_k;               // T, H, K
+    int shift;                              // 64 - log2(cell_count), or 0: a key is its cell
+};
+
+DEVICE long long thread_of_grid() { return blockIdx.x * (long long)(THREADS) + threadIdx.x; }
+
+// The cell of a key, made if there is none; ``seen``: what it was.
+DEVICE long long cell_of(const NumbersParams& p, long long key, Cell& seen) {
+    long long at = p.shift ? (unsigned long long)(key) * 0x9E3779B97F4A7C15ull >> p.shift : key;
+    for (;; at = at + 1 == p.cell_count ? 0 : at + 1) {
+        const int4 words = __ldcg(reinterpret_cast<const int4*>(p.cells + at));
+        memcpy(&seen, &words, sizeof seen);
+        if (seen.key == key) return at;
+        if (seen.key != -1) continue;
+        const unsigned long long before = atomicCAS(
+            reinterpret_cast<unsigned long long*>(&p.cells[at].key), ~0ull, (unsigned long long)(key)
+        );
+        if (before == ~0ull || before == (unsigned long long)(key)) return at;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) note_uses(const __grid_constant__ NumbersParams p) {
+    const long long i = thread_of_grid();
+    if (i >= p.accesses) return;
+    const long long token_head = i / p.top_k, row = token_head / p.heads;  // row: b * T + t
+    const long long b = row / p.tokens, t = row % p.tokens;
+    const bool live = !p.mask || p.mask[row];
+    const unsigned place = unsigned((live ? p.live_from : p.masked_from) + t * p.top_k + i % p.top_k);
+    Cell seen;
+    const long long at = cell_of(p, (b * p.heads + token_head % p.heads) * p.slots + p.index[i], seen);
+    if (place < seen.first) atomicMin(&p.cells[at].first, place);
+    p.numbers[i] = int(at);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) mark_firsts(const __grid_constant__ NumbersParams p) {
+    const long long at = thread_of_grid();
+    if (at >= p.cell_count || p.cells[at].key == -1) return;
+    p.marks[p.cells[at].key / p.slots * p.places + p.cells[at].first] = 1;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) number_cells(const __grid_constant__ NumbersParams p) {
+    const long long at = thread_of_grid();
+    if (at >= p.cell_count || p.cells[at].key == -1) return;
+    const long long key = p.cells[at].key, head = key / p.slots;
+    const int before = p.sums[head * p.places + p.cells[at].first] - 1;
+    p.keys[before] = key;
+    p.cells[at].number = before - (head ? p.sums[head * p.places - 1] : 0);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) take_numbers(const __grid_constant__ NumbersParams p) {
+    const long long i = thread_of_grid();
+    if (i < p.accesses) p.numbers[i] = p.cells[p.numbers[i]].number;
+}

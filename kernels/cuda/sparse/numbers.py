@@ -1,0 +1,89 @@
+"""Numbers for the slots that a segment touches: ``core/slot_numbers.py`` on the GPU, with a table in place of sorting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ramnet_np.contract import Array, SlotNumbers
+
+from ..runtime.arrays import contiguous_aligned
+from ..runtime.module import Launch, Specialisation
+from ..runtime.params import INT, LONG, POINTER, ParamStruct
+
+THREADS = 256
+MOST = 2**31 - 1  # cells, and places of a head: numbers of them have 4 bytes
+NUMBERS_PARAMS = ParamStruct(
+    "NumbersParams",
+    index=POINTER, mask=POINTER, cells=POINTER, marks=POINTER, sums=POINTER, numbers=POINTER, keys=POINTER,
+    accesses=LONG, cell_count=LONG, slots=LONG, live_from=LONG, masked_from=LONG, places=LONG,
+    tokens=INT, heads=INT, top_k=INT, shift=INT,
+)  # fmt: skip
+NUMBERS = Specialisation(
+    "sparse/numbers.cu",
+    ("note_uses", "mark_firsts", "number_cells", "take_numbers"),
+    (("THREADS", THREADS),),
+    (NUMBERS_PARAMS,),
+)
+
+
+def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> SlotNumbers:
+    """Number the slots of a segment. Waits for the GPU once, for how many there are."""
+    import cupy
+
+    B, T, H, Kw = write.shape
+    count, writes, reads = write.size + read.size, T * Kw, T * read.shape[3]
+    cells, shift = table_of(count, B * H * slots)
+    places = (writes if mask is None else 2 * writes) + reads
+    if not count or max(cells, places) > MOST:
+        return NotImplemented
+    write, read = contiguous_aligned(write), contiguous_aligned(read)
+    mask = None if mask is None else contiguous_aligned(mask)
+    table = cupy.full((cells, 2), -1, dtype=np.int64)  # of which the second is two numbers of 4 bytes
+    marks = cupy.zeros((B * H, places), dtype=np.int32)
+    keys = cupy.empty(min(count, B * H * slots), dtype=np.int64)  # as many as there may be, for now
+    numbers = [cupy.empty(side.shape, dtype=np.int32) for side in (write, read)]
+    given = {
+        "cells": table, "marks": marks, "sums": None, "keys": keys, "cell_count": cells, "slots": slots,
+        "places": places, "tokens": T, "heads": H, "shift": shift,
+    }  # fmt: skip
+    of_write = given | _side(write, mask, numbers[0], 0, writes)
+    of_read = given | _side(read, None, numbers[1], places - reads, 0)
+    _launch("note_uses", write.size, of_write)
+    _launch("note_uses", read.size, of_read)
+    _launch("mark_firsts", cells, of_write)
+    sums = cupy.cumsum(marks, dtype=np.int32).reshape(marks.shape)
+    _launch("number_cells", cells, of_write | {"sums": sums})
+    _launch("take_numbers", write.size, of_write)
+    _launch("take_numbers", read.size, of_read)
+    start = cupy.zeros(B * H + 1, dtype=np.int64)
+    start[1:] = sums[:, -1]
+    written = sums[:, writes - 1] - start[:-1]
+    return SlotNumbers(numbers[0], numbers[1], keys[: int(start[-1])], start, written)
+
+
+def table_of(count: int, most: int) -> tuple[int, int]:
+    """(cells, shift) of a table for ``count`` accesses to ``most`` slots in all.
+
+    A cell for every slot, whose number it has (shift 0), or a hash table that is at most half full.
+
+    >>> table_of(count=1000, most=2048)
+    (2048, 0)
+    >>> table_of(count=1000, most=2049)
+    (2048, 53)
+    """
+    bits = (2 * count - 1).bit_length() if count else 0
+    return (most, 0) if most <= 1 << bits else (1 << bits, 64 - bits)
+
+
+def _side(index: Array, mask: Array | None, numbers: Array, live_from: int, masked_from: int) -> dict[str, Any]:
+    return {
+        "index": index, "mask": mask, "numbers": numbers, "accesses": index.size, "live_from": live_from,
+        "masked_from": masked_from, "top_k": index.shape[3],
+    }  # fmt: skip
+
+
+def _launch(name: str, count: int, params: dict[str, Any]) -> None:
+    if count:
+        Launch(NUMBERS, name, (-(-count // THREADS),), THREADS)(NUMBERS_PARAMS(**params))
