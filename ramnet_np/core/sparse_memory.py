@@ -64,8 +64,8 @@ def sparse_memory_forward(
     )  # fmt: skip
     if final is None:
         return y, None, ctx
-    stored = every - numbers.start[head] < numbers.written[head]
-    at, rows = place[stored], rows[stored]
+    stored = xp.nonzero(every - numbers.start[head] < numbers.written[head])[0]
+    at, rows = place[stored], xp.empty((stored.size, rows.shape[1]), dtype=rows.dtype)
     rows[:, :-1], rows[:, -1] = final.slots.reshape(-1, values.shape[3])[at], final.mass.reshape(-1)[at]
     state.scatter(numbers.keys[stored], rows)
     return y, state, ctx

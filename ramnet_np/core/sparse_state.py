@@ -7,6 +7,7 @@ the same. Source: paper section 7.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -52,7 +53,7 @@ class SparseRAMState:
         self.initial_mass = 1 / self.shape[2] if initial_mass is None else checked_mass(initial_mass)
         self._lost = ""
         self.format = row_format(self.shape[3], self.dtype, self.tiers.rows)
-        self.rows = _rows(xp, self.format.initial(self.initial_mass), self.tiers)
+        self.rows = _rows(xp, self.format.initial(self.initial_mass), self.tiers, math.prod(self.shape[:3]))
 
     @classmethod
     def initial(
@@ -222,14 +223,14 @@ def _check_alike(states: Sequence[SparseRAMState]) -> None:
         raise ValueError(f"states must differ in their batch alone, got {kinds[0]} and {different[0]}")
 
 
-def _rows(xp: Any, initial: np.ndarray, tiers: MemoryTiers) -> Any:
+def _rows(xp: Any, initial: np.ndarray, tiers: MemoryTiers, slots: int) -> Any:
     """The rows of a state for arrays of ``xp``: the backend's own, over a disk where one is given, or the core's."""
     if not hasattr(xp, "empty"):
         raise TypeError(f"xp must be numpy or cupy, got {xp!r}")
     own_rows = None if xp is np else backend_for(xp.empty(0)).sparse_rows
     if own_rows is None:
         return TieredRows(initial, tiers, xp)
-    up = own_rows(initial, tiers)
+    up = own_rows(initial, tiers, slots)
     if tiers.disk is None:
         return up
     from ramnet_np.core.rows_over_disk import RowsOverDisk  # the operation is imported without what files need

@@ -57,11 +57,11 @@ def fake(library, monkeypatch):
     return cupy
 
 
-def device_rows(gpu=None, host=None):
+def device_rows(gpu=None, host=None, slots=2**42):
     """Rows of 4 contents and a mass, with so many pages."""
     page = rows_module.PAGE_ROWS * ROW
     tiers = MemoryTiers(gpu=None if gpu is None else gpu * page, host=None if host is None else host * page)
-    return rows_module.DeviceRows(INITIAL, tiers)
+    return rows_module.DeviceRows(INITIAL, tiers, slots)
 
 
 def on(array):
@@ -130,6 +130,14 @@ def test_the_host_asks_seldom_and_says_when_all_is_full(fake):
     held.scatter(on(keys), on(rows))
     with pytest.raises(MemoryError, match=r"memory.gpu and memory.host must hold every slot .* room for 2048 slots"):
         held.prepare(1)
+
+
+def test_there_is_room_for_no_more_rows_than_slots(fake):
+    held, rows = device_rows(gpu=1, slots=1500), np.ones((1500, 5), np.float32)
+    for _ in range(3):
+        held.scatter(on(np.arange(1500)), on(rows))
+    assert len(held._pages) == 2
+    assert held.shortage(10**6) < 0
 
 
 def over_disk(fake, folder, gpu=1, host=1, **limits):
@@ -253,14 +261,14 @@ def test_what_is_refused(fake, tmp_path):
     with pytest.raises(ValueError, match=r"memory.host must say how many bytes stay above memory.disk, got None"):
         RowsOverDisk(device_rows(gpu=1), INITIAL, MemoryTiers(gpu=10**6, disk=tmp_path), fake)
     with pytest.raises(ValueError, match=r"memory.gpu must say how much of the GPU may be used where memory.host"):
-        rows_module.DeviceRows(INITIAL, MemoryTiers(host=10**6))
+        rows_module.DeviceRows(INITIAL, MemoryTiers(host=10**6), 16)
 
 
 def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path):
     (U, P, W, R, C, B, H), dtype = (3, 3, 4, 6, 5, 2, 3), np.dtype(np.float64)
     slots, mass = np.zeros((B, H, P**U, C)), np.full((B, H, P**U), 1 / P**U)
     initial = np.array([0.0] * C + [1 / P**U])
-    rows, rng = rows_module.DeviceRows(initial, MemoryTiers(gpu=0)), np.random.default_rng(0)
+    rows, rng = rows_module.DeviceRows(initial, MemoryTiers(gpu=0), B * H * P**U), np.random.default_rng(0)
     libraries = []
     for row in (None, "double"):
         (tmp_path / str(row)).mkdir()

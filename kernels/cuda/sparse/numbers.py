@@ -1,4 +1,4 @@
-"""Numbers for the slots that a segment touches: ``core/slot_numbers.py`` on the GPU, with a table in place of sorting."""
+"""Numbers for the slots that a segment touches: ``core/slot_numbers.py`` on the GPU, by a table in place of sorting."""
 
 from __future__ import annotations
 

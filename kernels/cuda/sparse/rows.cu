@@ -22,15 +22,30 @@ struct RowsParams {
     unsigned* rows;         // (N, words)
     const int *here, *there;  // (N,) of exchange_rows: rows on the GPU and on the host; of move_rows: to and from
     long long count;        // N; of enter_rows, as of the table
-    int words;              // of a row without what fills it up, of 4 bytes
+    int words;              // of a row without what fills it up, of 4 bytes; of gather_rows and scatter_rows
     int changed;            // of scatter_rows: whether the rows differ from what a disk has
 };
 
 DEVICE long long warp_of_grid() { return (blockIdx.x * (long long)(THREADS) + threadIdx.x) / 32; }
 
-DEVICE void copy_words(const void* from, void* to, int words) {
-    for (int word = threadIdx.x % 32; word < words; word += 32)
-        static_cast<unsigned*>(to)[word] = static_cast<const unsigned*>(from)[word];
+// A warp copies a row, 16 bytes of it a lane: over the bus, few large requests take far less time than many small ones.
+// Outside of a page a row has ``words`` words and lies anywhere.
+DEVICE void copy_out(const void* row, unsigned* to, int words) {
+    for (int word = threadIdx.x % 32 * 4; word < words; word += 32 * 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(static_cast<const unsigned*>(row) + word);
+        const unsigned part[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (word + i < words) to[word + i] = part[i];
+    }
+}
+DEVICE void copy_in(const unsigned* from, void* row, int words) {
+    for (int word = threadIdx.x % 32 * 4; word < words; word += 32 * 4) {
+        unsigned part[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) part[i] = word + i < words ? from[word + i] : 0;
+        *reinterpret_cast<uint4*>(static_cast<unsigned*>(row) + word) = uint4{part[0], part[1], part[2], part[3]};
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) gather_rows(const __grid_constant__ RowsParams p) {
@@ -39,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_rows(const __grid_c
     const RowTable table = *p.table;
     const int number = table.find(p.keys[n]);
     if (threadIdx.x % 32 == 0) table.note_use(number, RowTable::milliseconds());
-    copy_words(number < 0 ? table.initial : table.row(number), p.rows + n * p.words, p.words);
+    copy_out(number < 0 ? table.initial : table.row(number), p.rows + n * p.words, p.words);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_constant__ RowsParams p) {
@@ -54,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_
         if (number >= 0) table.changed[number] = p.changed;
     }
     number = __shfl_sync(~0u, number, 0);
-    if (number >= 0) copy_words(p.rows + n * p.words, table.row(number), p.words);
+    if (number >= 0) copy_in(p.rows + n * p.words, table.row(number), p.words);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) enter_rows(const __grid_constant__ RowsParams p) {
@@ -79,12 +94,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) exchange_rows(const __grid
     const int here = p.here[n], there = p.there[n];
     const int used_here = table.used[here], used_there = table.used[there];
     if (used_there <= used_here) return;
-    unsigned *const one = reinterpret_cast<unsigned*>(table.row(here)),
-                    *const other = reinterpret_cast<unsigned*>(table.row(there));
-    for (int word = threadIdx.x % 32; word < p.words; word += 32) {
-        const unsigned kept = one[word];
-        one[word] = other[word];
-        other[word] = kept;
+    uint4 *const one = reinterpret_cast<uint4*>(table.row(here)),
+                 *const other = reinterpret_cast<uint4*>(table.row(there));
+    for (int part = threadIdx.x % 32; part < table.row_bytes / 16; part += 32) {
+        const uint4 kept = one[part], come = other[part];
+        one[part] = come;
+        other[part] = kept;
     }
     __syncwarp();  // all lanes have seen when the rows were used
     if (threadIdx.x % 32) return;
@@ -105,7 +120,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) move_rows(const __grid_con
     if (n >= p.count) return;
     const RowTable table = *p.table;
     const int to = p.here[n], from = p.there[n];
-    copy_words(table.row(from), table.row(to), p.words);
+    for (int part = threadIdx.x % 32; part < table.row_bytes / 16; part += 32)
+        reinterpret_cast<uint4*>(table.row(to))[part] = reinterpret_cast<const uint4*>(table.row(from))[part];
     if (threadIdx.x % 32) return;
     table.key_of_row[to] = table.key_of_row[from];
     table.used[to] = table.used[from];

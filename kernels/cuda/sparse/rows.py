@@ -45,18 +45,20 @@ ROWS = Specialisation(
 class DeviceRows:
     """Rows by the keys of their slots, with the methods of ``core/tiered_rows.py``.
 
-    ``initial``: the row (W,) of a slot that was never stored; ``tiers``: capacities of the GPU and of the host.
+    ``initial``: the row (W,) of a slot that was never stored; ``tiers``: capacities of the GPU and of the host;
+    ``slots``: how many there are, and so the most rows.
     ValueError for a tier that cannot be used.
     """
 
     stays = True  # a graph finds the rows again: the table it is given changes in place
 
-    def __init__(self, initial: np.ndarray, tiers: MemoryTiers):
+    def __init__(self, initial: np.ndarray, tiers: MemoryTiers, slots: int):
         import cupy
 
         if tiers.host is not None and tiers.gpu is None:
             raise ValueError("memory.gpu must say how much of the GPU may be used where memory.host is given, got None")
         self._cupy, self._dtype, self._width, self._tiers = cupy, initial.dtype, initial.size, tiers
+        self._slots = slots
         self._row_bytes = -(-initial.nbytes // 16) * 16
         filled = np.zeros(self._row_bytes // initial.itemsize, dtype=initial.dtype)
         filled[: initial.size] = initial
@@ -106,9 +108,9 @@ class DeviceRows:
         if self._cupy.cuda.get_current_stream().is_capturing():
             return 0
         new = self._new if new is None else new
-        if self._bound + new > self.most_rows:
+        if self._bound_after(new) > self.most_rows:
             self._bound = self.written
-        return self._bound + new - self.most_rows
+        return self._bound_after(new) - self.most_rows
 
     def prepare(self, new: int | None = None) -> None:
         """Make room for ``new`` rows more (None: as last time), before the launch that may add them.
@@ -119,10 +121,10 @@ class DeviceRows:
         if self._cupy.cuda.get_current_stream().is_capturing():
             return
         self._new = new = self._new if new is None else new
-        if self._bound + new > self._capacity:
+        if self._bound_after(new) > self._capacity:
             self._bound = self.written
-            self._grow(self._bound + new, min(CALLS_AHEAD * new, ROWS_AHEAD))
-        self._bound += new
+            self._grow(self._bound_after(new), min(CALLS_AHEAD * new, ROWS_AHEAD))
+        self._bound = self._bound_after(new)
         self._calls += 1
         if self._calls % EXCHANGE_EVERY == 0:
             self.exchange()
@@ -189,14 +191,18 @@ class DeviceRows:
     def _page_bytes(self) -> int:
         return PAGE_ROWS * self._row_bytes
 
+    def _bound_after(self, new: int) -> int:
+        """How many rows there are at most when ``new`` more were added."""
+        return min(self._bound + new, self._slots)
+
     def _grow(self, rows: int, ahead: int = 0) -> None:
         """Pages for so many rows, and for some ``ahead`` if there is room. MemoryError where ``rows`` do not fit."""
         before = len(self._pages)
-        needed, wanted = -(-rows // PAGE_ROWS), -(-(rows + ahead) // PAGE_ROWS)
+        needed, wanted, most = (-(-n // PAGE_ROWS) for n in (rows, min(rows + ahead, self._slots), self._slots))
         if wanted * PAGE_ROWS > MOST_ROWS:
             raise MemoryError(f"a sparse state must have at most {MOST_ROWS:,} slots on a GPU, got {rows:,}")
         shortage = None
-        for least, size in ((wanted, wanted + before // 4), (needed, needed)):  # with room ahead, or without
+        for least, size in ((wanted, min(wanted + before // 4, most)), (needed, needed)):  # with room ahead, or without
             try:
                 while len(self._pages) < least:
                     self._add_pages(size - len(self._pages))
