@@ -6,8 +6,8 @@
 "memory" steps the memories of all layers, with random addresses into slots that were all written, as one CUDA graph. A
 token's rows are then on the GPU with the probability that is the share of all rows there. "generation" is a model that
 writes, from a trained one's addresses if a model is given; its rows are those that the prompt wrote. "prefill" reads a
-long prompt. The dense state of all slots stands beside each. "space" opens memories of 2**26 slots a head. "rows" finds
-and stores a million rows at once, as benchmarks of tables on a GPU do.
+long prompt. The dense state of all slots stands beside each. "space" opens memories of 2**26 slots a head. "rows"
+finds, stores and inserts a million rows at once, as benchmarks of tables on a GPU do.
 
 With ``--disk FOLDER``, rows stand there that neither the GPU nor the host has room for: half of all. They, and those of
 a Python dictionary, which stands beside "memory", need the host for each layer, so they run without a CUDA graph.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,6 +72,8 @@ class Options:
     """Tokens of "prefill"."""
     tokens: int = 256
     """Tokens that are timed."""
+    table: int = 25
+    """Rows that are there in the part "rows", as a power of 2."""
     rows: Literal["bfloat16"] | None = None
     """How contents are kept in rows; none: in float32."""
     disk: Path | None = None
@@ -125,8 +127,11 @@ def bus_gb_per_s() -> float:
     return size / 1e6 / median_ms(lambda: there.data.copy_from_host_async(pinned.ptr, size), 10)
 
 
-def _full(share: float | str, shape: tuple[int, int, int, int], options: Options) -> Any:
-    """A state of which every slot was written; ``share``: of rows on the GPU, or another kind of state."""
+def _full(share: float | str, shape: tuple[int, int, int, int], options: Options, room: int = 0) -> Any:
+    """A state of which every slot was written; ``share``: of rows on the GPU, or another kind of state.
+
+    ``room``: of a sparse one with one head, for so many slots more, which were not written.
+    """
     cupy, (B, H, M, C) = gpu_namespace(), shape
     if share == "dense":
         return RAMState(cupy.ones(shape, np.float32), cupy.ones((B, H, M), np.float32))
@@ -136,7 +141,7 @@ def _full(share: float | str, shape: tuple[int, int, int, int], options: Options
         tiers = tiers._replace(gpu=rows // 4 * size, host=rows // 4 * size, disk=options.disk)
     elif isinstance(share, float) and share != 1:
         tiers = tiers._replace(gpu=int(share * rows) * size)
-    state = SparseRAMState(shape, np.float32, cupy, tiers=tiers)
+    state = SparseRAMState((B, H, M + room, C), np.float32, cupy, tiers=tiers)
     if share == "dictionary":
         state.rows = DictionaryRows(state.format.initial(state.initial_mass), cupy)
     order = np.arange(rows)
@@ -253,20 +258,30 @@ def space(options: Options) -> Any:
 
 
 def rows(options: Options) -> Any:
-    """A million rows at random found in, and stored to, one memory of four million: rows a second, by share."""
-    cupy, C, count, asked = gpu_namespace(), options.channels, 2**22, 2**20
+    """A million rows at random found, stored again, and inserted, beside 2**table that are there: 10**9 rows a second.
+
+    Inserted ones are new to the table; they go to the GPU only where it may hold all.
+    """
+    cupy, C, count, asked = gpu_namespace(), options.channels, 2**options.table, 2 ** min(20, options.table)
     keys = cupy.asarray(np.random.default_rng(0).permutation(count)[:asked])
     bus = bus_gb_per_s()
     for share in options.shares:
-        state = _full(share, (1, 1, count, C), options)
+        state = _full(share, (1, 1, count, C), options, room=16 * asked)
+        fresh = iter(count + cupy.arange(16 * asked).reshape(16, asked))
         found = state.rows.gather(keys)
         gather_ms = median_ms(partial(state.rows.gather, keys), 10)
         scatter_ms = median_ms(partial(state.rows.scatter, keys, found), 10)
-        record = {"part": "rows", "rows": options.rows or "float32", "share": share, "bytes": found[0].nbytes}
-        record |= {"G found/s": asked / gather_ms / 1e6, "G stored/s": asked / scatter_ms / 1e6}
+        insert_ms = median_ms(partial(_insert, state, fresh, found), 10)
+        record = {"part": "rows", "rows": options.rows or "float32", "share": share, "there": count, "at once": asked}
+        record |= {"bytes": found[0].nbytes, "G found/s": asked / gather_ms / 1e6}
+        record |= {"G stored/s": asked / scatter_ms / 1e6, "G inserted/s": asked / insert_ms / 1e6}
         yield record | {"GB/s of copies": bus}
-        del state, found
+        del state, found, fresh
         cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _insert(state: SparseRAMState, fresh: Iterator[Any], rows: Any) -> None:
+    state.rows.scatter(next(fresh), rows)
 
 
 def _model_and_prompt(options: Options, length: int) -> tuple[RAMNet, list[Any]]:

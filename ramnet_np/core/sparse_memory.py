@@ -58,13 +58,13 @@ def sparse_memory_forward(
     every = xp.arange(numbers.keys.size)
     head = xp.searchsorted(numbers.start, every, side="right") - 1  # of each key
     small, place = _dense(rows, numbers, every, head, values)
+    stored = xp.nonzero(every - numbers.start[head] < numbers.written[head])[0]  # a GPU is waited for, so not below
     y, final, ctx = backend.memory_forward(
         write._replace(index=numbers.write), read._replace(index=numbers.read), values, gamma, mask, small,
         options._replace(slots=small.mass.shape[2]), return_state,
     )  # fmt: skip
     if final is None:
         return y, None, ctx
-    stored = xp.nonzero(every - numbers.start[head] < numbers.written[head])[0]
     at, rows = place[stored], xp.empty((stored.size, rows.shape[1]), dtype=rows.dtype)
     rows[:, :-1], rows[:, -1] = final.slots.reshape(-1, values.shape[3])[at], final.mass.reshape(-1)[at]
     state.scatter(numbers.keys[stored], rows)

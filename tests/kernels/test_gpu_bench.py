@@ -147,8 +147,10 @@ def test_products_of_a_few_rows_are_printed_beside_cublas_and_the_floor(monkeypa
 @pytest.mark.parametrize("rows", [None, "bfloat16"])
 def test_the_memory_in_tiers_is_timed_beside_the_dense_one(capsys, rows, tmp_path):
     shares, disk = ("dense", "1", "0.5", "0", "dictionary", "half on disk"), {"rows": rows, "disk": tmp_path}
-    tiers.main(tiers.Options(("memory", "space"), (1.0, 0.5, 0.0), layers=2, heads=16, order=5, tokens=4, **disk))
+    sizes = {"layers": 2, "heads": 16, "order": 5, "tokens": 4, "table": 12}
+    tiers.main(tiers.Options(("memory", "space", "rows"), (1.0, 0.5, 0.0), **sizes, **disk))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(", ")[2] for line in lines[1:-1]] == [f"share {share}" for share in shares]
-    assert all("times dense" in line for line in lines[1:-1])
-    assert "written" in lines[-1]
+    assert [line.split(", ")[2] for line in lines[1:-4]] == [f"share {share}" for share in shares]
+    assert all("times dense" in line for line in lines[1:-4])
+    assert "written" in lines[-4]
+    assert all("there 4096" in line and "inserted/s" in line for line in lines[-3:])
