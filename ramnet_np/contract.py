@@ -91,8 +91,10 @@ class SlotNumbers(NamedTuple):
     write: Array  # (B, T, H, K_w) int32, in place of the slots of the writes ...
     read: Array  # (B, T, H, K_r) ... and of the reads
     keys: Array  # (N,) int64: (b * H + h) * M + slot, by heads and then by numbers
-    start: Array  # (B*H + 1,) int64: head b * H + h has keys[start[bh] : start[bh + 1]]
-    written: Array  # (B*H,) int64: how many of a head's numbers, the first ones, are of slots that are written
+    start: np.ndarray  # (B*H + 1,) int64, on the host: head b * H + h has keys[start[bh] : start[bh + 1]]
+    written: (
+        np.ndarray
+    )  # (B*H,) int64, on the host: how many of a head's numbers, the first ones, are of slots that are written
 
 
 class MemoryGrads(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ramnet_np.contract import Array, SlotNumbers
 from ramnet_np.core.accelerated import accelerated_everywhere
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.arrays import namespace_of, on_host
 
 
 @accelerated_everywhere
@@ -50,4 +50,5 @@ def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> S
     before = xp.concatenate([xp.zeros(1, dtype=np.int64), xp.cumsum(is_written, dtype=np.int64)])
     written = before[start[1:]] - before[start[:-1]]
     at = numbers[: write.size], numbers[write.size :]
-    return SlotNumbers(at[0].reshape(write.shape), at[1].reshape(read.shape), unique, start, written)
+    shaped = at[0].reshape(write.shape), at[1].reshape(read.shape)
+    return SlotNumbers(*shaped, unique, on_host(start), on_host(written))

@@ -54,18 +54,15 @@ def sparse_memory_forward(
     """
     numbers = number_slots(write.index, read.index, mask, options.slots)
     rows = state.gather(numbers.keys)
-    xp = namespace_of(values)
-    every = xp.arange(numbers.keys.size)
-    head = xp.searchsorted(numbers.start, every, side="right") - 1  # of each key
-    small, place = _dense(rows, numbers, every, head, values)
-    stored = xp.nonzero(every - numbers.start[head] < numbers.written[head])[0]  # a GPU is waited for, so not below
+    small, place, stored = _dense(rows, numbers, values)
     y, final, ctx = backend.memory_forward(
         write._replace(index=numbers.write), read._replace(index=numbers.read), values, gamma, mask, small,
         options._replace(slots=small.mass.shape[2]), return_state,
     )  # fmt: skip
     if final is None:
         return y, None, ctx
-    at, rows = place[stored], xp.empty((stored.size, rows.shape[1]), dtype=rows.dtype)
+    at, xp = place[stored], namespace_of(values)
+    rows = xp.empty((at.size, rows.shape[1]), dtype=rows.dtype)
     rows[:, :-1], rows[:, -1] = final.slots.reshape(-1, values.shape[3])[at], final.mass.reshape(-1)[at]
     state.scatter(numbers.keys[stored], rows)
     return y, state, ctx
@@ -137,16 +134,22 @@ def _bring_up(
     state.bring_up((head * M + slots).ravel(), new)
 
 
-def _dense(rows: Array, numbers: SlotNumbers, every: Array, head: Array, values: Array) -> tuple[RAMState, Array]:
-    """A dense state of ``rows`` (N, C + 1), and where each of them is in it, (N,) of B*H*n.
+def _dense(rows: Array, numbers: SlotNumbers, values: Array) -> tuple[RAMState, Array, Any]:
+    """A dense state of ``rows`` (N, C + 1), where each of them is in it, (N,) of B*H*n, and which of them are written.
 
     n: the most slots that a head touches. A head that touches fewer has rows left over, which nothing addresses.
     """
     xp = namespace_of(rows)
     B, _, H, C = values.shape
-    counts = numbers.start[1:] - numbers.start[:-1]
+    counts = np.diff(numbers.start)
     n = max(1, int(counts.max())) if counts.size else 1
-    place = head * n + every - numbers.start[head]
+    every, start = xp.arange(len(rows)), xp.asarray(numbers.start)
+    head = xp.searchsorted(start, every, side="right") - 1  # of each row
+    number = every - start[head]
+    place = head * n + number
     slots, mass = xp.zeros((B * H * n, C), dtype=rows.dtype), xp.ones(B * H * n, dtype=rows.dtype)
     slots[place], mass[place] = rows[:, :-1], rows[:, -1]
-    return RAMState(slots.reshape(B, H, n, C), mass.reshape(B, H, n)), place
+    written: Any = slice(None)
+    if (numbers.written < counts).any():  # else a GPU need not be asked which ones are
+        written = xp.nonzero(number < xp.asarray(numbers.written)[head])[0]
+    return RAMState(slots.reshape(B, H, n, C), mass.reshape(B, H, n)), place, written

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ramnet_np.core.accelerated import ACCELERATED
+from ramnet_np.core.arrays import on_host
 from ramnet_np.core.slot_numbers import number_slots
 from tests.kernels.cuda_on_cpu import FakeCuPy, OnDevice, compile_for_cpu
 
@@ -81,4 +82,4 @@ def test_numbers_on_a_gpu_are_those_of_the_core(slots, T, masked):
     ours = number_slots(*(None if array is None else cp.asarray(array) for array in given), slots)
     for name, one, other in zip(ours._fields, ours, ACCELERATED["number_slots"](*given, slots), strict=True):
         assert one.dtype == other.dtype, name
-        np.testing.assert_array_equal(one.get(), other, err_msg=name)
+        np.testing.assert_array_equal(on_host(one), other, err_msg=name)

@@ -57,10 +57,9 @@ def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> S
     _launch("number_cells", cells, of_write | {"sums": sums})
     _launch("take_numbers", write.size, of_write)
     _launch("take_numbers", read.size, of_read)
-    start = cupy.zeros(B * H + 1, dtype=np.int64)
-    start[1:] = sums[:, -1]
-    written = sums[:, writes - 1] - start[:-1]
-    return SlotNumbers(numbers[0], numbers[1], keys[: int(start[-1])], start, written)
+    last = cupy.concatenate([sums[:, writes - 1], sums[:, -1]]).get().astype(np.int64)  # a write's, a read's
+    start = np.concatenate([np.zeros(1, np.int64), last[B * H :]])
+    return SlotNumbers(numbers[0], numbers[1], keys[: start[-1]], start, last[: B * H] - start[:-1])
 
 
 def table_of(count: int, most: int) -> tuple[int, int]:
