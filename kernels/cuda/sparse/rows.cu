@@ -52,8 +52,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_rows(const __grid_c
     const long long n = warp_of_grid();
     if (n >= p.count) return;
     const RowTable table = *p.table;
-    const int number = table.find(p.keys[n]);
-    if (threadIdx.x % 32 == 0) table.note_use(number, RowTable::milliseconds());
+    const int now = RowTable::milliseconds(), number = table.find(p.keys[n]);
+    if (threadIdx.x % 32 == 0) table.note_use(number, now);
     copy_out(number < 0 ? table.initial : table.row(number), p.rows + n * p.words, p.words);
 }
 
@@ -61,11 +61,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_
     const long long n = warp_of_grid();
     if (n >= p.count) return;
     const RowTable table = *p.table;
+    const int now = RowTable::milliseconds();
     int number = -1;
     if (threadIdx.x % 32 == 0) {
         bool added;
         number = table.find_or_add(p.keys[n], added);
-        table.note_use(number, RowTable::milliseconds());
+        table.note_use(number, now);
         if (number >= 0) table.changed[number] = p.changed;
     }
     number = __shfl_sync(~0u, number, 0);
