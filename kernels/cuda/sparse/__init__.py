@@ -1,1 +1,1 @@
-"""Rows of a sparse state: found by slot number on the GPU, in its own memory or in the host's."""
+"""A sparse state: rows found by slot number, on the GPU or in the host's memory, and numbers for a segment's slots."""
