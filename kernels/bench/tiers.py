@@ -210,7 +210,7 @@ def generation(options: Options) -> Any:
                 sum(getattr(state.rows, name) for state in states) for name in ("host_nbytes", "disk_nbytes")
             )
             record |= {"of dense": rate / dense[0], "same tokens": bool((text == dense[1]).all())}
-            record |= {"slots": sum(state.written for state in states)}
+            record |= {"hit rate": _hit_rate(generated), "slots": sum(state.written for state in states)}
             record |= {
                 "GPU MB": sum(state.nbytes for state in states) / 1e6,
                 "host MB": on_host / 1e6,
@@ -319,6 +319,21 @@ def _tokens_per_second(generated: Generation, count: int) -> tuple[float, np.nda
         text.append(generated.next(GREEDY))
     cupy.cuda.Device().synchronize()
     return count / (time.perf_counter() - start), cupy.stack(text).get()
+
+
+def _hit_rate(generated: Generation, count: int = 32) -> float:
+    """Of the rows that a token asks for, the share that is on the GPU; each row counts once for a token."""
+    found = asked = 0
+    states = [state.up for state in _sparse(generated)]
+    for _ in range(count):
+        before = [state.listing()[1].max(initial=0) for state in states]
+        time.sleep(0.005)  # rows remember when they were asked for in milliseconds
+        generated.next(GREEDY)
+        gpu_namespace().cuda.Device().synchronize()
+        for state, latest in zip(states, before, strict=True):
+            rows = np.nonzero(state.listing()[1] > latest)[0]
+            found, asked = found + (rows < state.rows_on_gpu).sum(), asked + rows.size
+    return float(found / asked)
 
 
 def _sparse(generated: Generation) -> list[SparseRAMState]:

@@ -102,6 +102,7 @@ def test_rows_asked_for_come_to_the_gpu(fake):
     keys, rows = drawn(rng, 1500)
     fake.library.set_clock(ctypes.c_ulonglong(1))
     held.scatter(on(keys), on(rows))
+    assert held.rows_on_gpu == rows_module.PAGE_ROWS
     where = {key: n for n, key in enumerate(held._key_of_row[:1500].tolist())}
     asked = np.array([key for key in keys.tolist() if where[key] >= rows_module.PAGE_ROWS][:50])
     fake.library.set_clock(ctypes.c_ulonglong(5))

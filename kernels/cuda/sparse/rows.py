@@ -84,6 +84,11 @@ class DeviceRows:
         return self._gpu_pages * self._page_bytes + sum(array.nbytes for array in arrays)
 
     @property
+    def rows_on_gpu(self) -> int:
+        """How many rows the GPU has room for: those with the lowest numbers."""
+        return self._gpu_pages * PAGE_ROWS
+
+    @property
     def host_nbytes(self) -> int:
         """Bytes in the host's memory."""
         return (len(self._pages) - self._gpu_pages) * self._page_bytes
@@ -172,7 +177,7 @@ class DeviceRows:
 
     def exchange(self) -> None:
         """Let rows of the host that were asked for last change places with rows of the GPU not asked for longest."""
-        here, there = self._gpu_pages * PAGE_ROWS, min(self._bound, self._capacity)
+        here, there = self.rows_on_gpu, min(self._bound, self._capacity)
         count = min(EXCHANGED, here, there - here)
         if count <= 0:
             return
