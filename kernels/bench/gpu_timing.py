@@ -45,8 +45,9 @@ def captured(call: Callable[[], Any]) -> Callable[[], None]:
     """A function that replays the call as a CUDA graph. It keeps the memory that the call allocated."""
     import cupy
 
-    stream = cupy.cuda.Stream(non_blocking=True)
+    stream, before = cupy.cuda.Stream(non_blocking=True), cupy.cuda.get_current_stream().record()
     with stream:
+        stream.wait_event(before)  # the call may need what the current stream is still writing
         call()
         stream.synchronize()
         stream.begin_capture()
