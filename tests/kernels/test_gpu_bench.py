@@ -1,11 +1,14 @@
 """The benchmark of the GPU backend: what it prints and records. No test asserts a time."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import tyro
 from ramnet_np.kernels.bench import few_rows, gpu_peers, gpu_shapes, tiers, vs_peers
 from ramnet_np.kernels.bench.cpu import Shape
+from ramnet_np.kernels.bench.gpu_timing import captured
 
 
 def test_floors_are_bytes_over_bandwidth():
@@ -141,6 +144,30 @@ def test_products_of_a_few_rows_are_printed_beside_cublas_and_the_floor(monkeypa
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["addresses", "out", "gate", "down", "head", "all"] * 2
     assert all(float(figure) > 0 for line in lines[2:] for figure in line.split()[-3:-1])  # the floor rounds to 0
+
+
+def test_a_call_is_captured_behind_what_the_current_stream_has_begun(monkeypatch):
+    events = []
+
+    class Stream:
+        def __init__(self, name="own", **options):
+            self.name = name
+
+        def __enter__(self):
+            events.append("enter")
+
+        def __exit__(self, *error):
+            events.append("leave")
+
+        def __getattr__(self, method):
+            return lambda *given: events.append((self.name, method, *given)) or f"{method} of {self.name}"
+
+    current = Stream("current")
+    cuda = SimpleNamespace(Stream=lambda **options: Stream(), get_current_stream=lambda: current)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    captured(lambda: events.append("call"))
+    wait = ("own", "wait_event", "record of current")
+    assert events[:4] == [("current", "record"), "enter", wait, "call"]
 
 
 @pytest.mark.gpu

@@ -4,11 +4,9 @@
 // the bus by itself. So whoever has a row's address need not know where it is. A row is C contents, its mass, and what is
 // missing to a multiple of 16 bytes.
 //
-// The table is open addressing with linear probing, at most a third full. A key's first place is even, so that two entries
-// are seen at a time, 32 bytes that the memory brings together: the longest search of a token is what its launch waits for.
-//
-// Different blocks add different keys at the same time; nobody takes one out: rows leave for a disk between launches, and
-// all others are then entered anew. Which row a key gets depends on timing, and nothing depends on that.
+// The table is open addressing with linear probing, at most half full. Different blocks add different keys at the same
+// time; nobody takes one out: rows leave for a disk between launches, and all others are then entered anew. Which row a
+// key gets depends on timing, and nothing depends on that.
 #pragma once
 #include "runtime/common.cuh"
 
@@ -36,8 +34,7 @@ struct RowTable {
         return pages[number >> PAGE_BITS] + (long long)(number & ((1 << PAGE_BITS) - 1)) * row_bytes;
     }
     DEVICE unsigned first(long long key) const {
-        const auto spread = (unsigned long long)(key) * 0x9E3779B97F4A7C15ull;  // 2**64 over the golden ratio
-        return unsigned(spread >> shift) & ~1u;
+        return unsigned((unsigned long long)(key) * 0x9E3779B97F4A7C15ull >> shift);  // 2**64 over the golden ratio
     }
     // From the L2 cache: another block may have made an entry since the L1 cache saw it free.
     DEVICE Entry entry(unsigned at) const {
@@ -54,34 +51,29 @@ struct RowTable {
     }
     // The row of a key, or -1.
     DEVICE int find(long long key) const {
-        for (unsigned at = first(key);; at = (at + 2) & mask) {
-            const Entry one = entry(at), other = entry(at + 1);
-            if (one.key == key) return one.row;
-            if (other.key == key) return other.row;
-            if (one.key == -1 || other.key == -1) return -1;
+        for (unsigned at = first(key);; at = (at + 1) & mask) {
+            const Entry seen = entry(at);
+            if (seen.key == key) return seen.row;
+            if (seen.key == -1) return -1;
         }
     }
     // The row of a key, added if it is not there. One thread alone asks for a key. -1: there is no room.
     DEVICE int find_or_add(long long key, bool& added) const {
         added = false;
-        for (unsigned pair = first(key);; pair = (pair + 2) & mask) {
-            Entry seen = entry(pair);
-            const Entry other = entry(pair + 1);
-            for (unsigned at = pair; at < pair + 2; at++, seen = other) {
-                if (seen.key == key) return seen.row;
-                if (seen.key != -1) continue;
-                Entry& free = entries[at];
-                const unsigned long long before = atomicCAS(
-                    reinterpret_cast<unsigned long long*>(&free.key), ~0ull, (unsigned long long)(key)
-                );
-                if (before != ~0ull) continue;  // another key was quicker
-                const int number = atomicAdd(count, 1);
-                if (number >= capacity) return -1;
-                added = true;
-                key_of_row[number] = key;
-                free.row = number;
-                return number;
-            }
+        for (unsigned at = first(key);; at = (at + 1) & mask) {
+            Entry seen = entry(at);
+            if (seen.key == key) return seen.row;
+            if (seen.key != -1) continue;
+            const unsigned long long before = atomicCAS(
+                reinterpret_cast<unsigned long long*>(&entries[at].key), ~0ull, (unsigned long long)(key)
+            );
+            if (before != ~0ull) continue;  // another key was quicker
+            const int number = atomicAdd(count, 1);
+            if (number >= capacity) return -1;
+            added = true;
+            key_of_row[number] = key;
+            entries[at].row = number;
+            return number;
         }
     }
     DEVICE void note_use(int number, int now) const {

@@ -229,7 +229,7 @@ class DeviceRows:
             new[: old.size] = old
             setattr(self, name, new)
         self._addresses = cupy.asarray(np.array(self._pages, dtype=np.uint64))
-        entries = 1 << (3 * size - 1).bit_length()
+        entries = 1 << (2 * size - 1).bit_length()
         is_larger = self._entries is None or entries > self._entries.shape[0]
         if is_larger:
             self._entries = cupy.full((entries, 2), -1, dtype=np.int64)  # of which the second is two numbers of 4 bytes
