@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ramnet_np.kernels.bench import tiers as tiers_bench
 from ramnet_np.kernels.cuda.runtime.module import FOLDER
 
 from ramnet_np import (
@@ -112,6 +113,29 @@ def test_rows_asked_for_come_to_the_gpu(fake):
     assert all(where[key] < rows_module.PAGE_ROWS for key in asked.tolist())
     np.testing.assert_array_equal(held.gather(on(keys)), rows)
     assert held.written == 1500
+
+
+def test_the_bench_counts_which_rows_of_a_token_the_gpu_had(fake, monkeypatch):
+    rng, held = np.random.default_rng(0), device_rows(gpu=1)
+    keys, rows = drawn(rng, 1500)
+    held.scatter(on(keys), on(rows))
+    here = held._key_of_row[:1500] < 0
+    here[: rows_module.PAGE_ROWS] = True
+    by_row, asked = held._key_of_row[:1500], []
+
+    def token(sampling):
+        numbers = rng.permutation(1500)[:50]
+        asked.append(here[numbers].sum())
+        fake.library.set_clock(ctypes.c_ulonglong(100 + len(asked)))
+        held.gather(on(by_row[numbers]))
+
+    fake.cuda.Device = lambda: SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(tiers_bench, "gpu_namespace", lambda: fake)
+    monkeypatch.setattr(tiers_bench, "_sparse", lambda generated: [SimpleNamespace(up=held)])
+    monkeypatch.setattr(tiers_bench.time, "sleep", lambda seconds: None)
+    rate = tiers_bench._hit_rate(SimpleNamespace(next=token), 6)
+    assert 0 < rate < 1
+    assert rate == pytest.approx(sum(asked) / (6 * 50))
 
 
 def test_the_host_asks_seldom_and_says_when_all_is_full(fake):
