@@ -25,7 +25,7 @@ from ramnet_np.layers.sampling import mark_seen
 from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model.ahead import TokensAhead
 from ramnet_np.model.checks import check_choice, check_integer
-from ramnet_np.model.sampling import Sampling, check_sampling, next_token, token_dtype
+from ramnet_np.model.sampling import Sampling, check_sampling, next_token, require_tokens, token_dtype
 from ramnet_np.model.settled import settled
 from ramnet_np.model.sparse import sparse_state
 from ramnet_np.model.states import alike, with_whole_windows
@@ -91,7 +91,10 @@ class Generation:
 
     @on_gpu_of_arrays
     def next(self, sampling: Sampling) -> Array:
-        """One more token of every sequence, (B,) int64."""
+        """One more token of every sequence, (B,) int64.
+
+        FloatingPointError for logits that are not finite. On a GPU, which is not waited for, the token is -1 instead.
+        """
         check_sampling(sampling)
         with self._whole_or_lost():
             if ahead := self._tokens_ahead():
@@ -107,12 +110,15 @@ class Generation:
 
     @on_gpu_of_arrays
     def next_on_host(self, sampling: Sampling) -> np.ndarray:
-        """As :meth:`next`, as a NumPy array; a GPU is at the next step while the caller looks at it."""
+        """As :meth:`next`, as a NumPy array; a GPU is at the next step while the caller looks at it.
+
+        FloatingPointError for logits that are not finite.
+        """
         check_sampling(sampling)
         with self._whole_or_lost():
             if ahead := self._tokens_ahead():
-                return ahead.next_on_host(sampling)
-        return on_host(self.next(sampling))
+                return require_tokens(ahead.next_on_host(sampling))
+            return require_tokens(on_host(self.next(sampling)))
 
     @on_gpu_of_arrays
     def standing(self) -> Standing:
