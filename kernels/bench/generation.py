@@ -4,6 +4,8 @@
     python -m ramnet_np.kernels.bench.generation --mixer softmax --context 100 1000 10000
     python -m ramnet_np.kernels.bench.generation --preset paper-340m --device gpu --dtype bfloat16 --graphs on off \
         --batch 1 16 64 256 --context 1000 --authors
+    python -m ramnet_np.kernels.bench.generation --preset paper-340m --device gpu --dtype bfloat16 \
+        --context 1000 16000 256000 --transformer
 
 A context is a prompt of at most ``--prompt`` tokens; behind it the position is set to the length asked for, and keys
 and values, where a mixer has them, are repeated up to it. The floor reads every weight once at the bandwidth of a copy.
@@ -19,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,8 @@ class Options:
     """On a GPU: with CUDA graphs (on), without (off), or both in turn."""
     authors: bool = False
     """Also time the authors' package on the GPU, if it is installed (PyPI ramnet with ramnet-ops)."""
+    transformer: bool = False
+    """Also time a Transformer of 341M parameters on the GPU behind each context, if PyTorch is installed."""
     temperature: float = 0.8
     """What the logits are divided by before a token is drawn; 0 takes the likeliest."""
     top_p: float = 0.9
@@ -98,11 +102,12 @@ def main(options: Options) -> None:
         record["floor_ms"] = 1e3 * sum(p.nbytes for p in model.params.values()) / bandwidth
         print_record(record)
         _keep(record | {"bandwidth": bandwidth, **_told(options), **machine}, options)
-    if options.authors:
-        for batch in options.batch:
-            theirs = measure_authors(batch, options)
-            if theirs is not None:
-                _keep(theirs | {"batch": batch, "peer": "authors", **machine}, options)
+    for batch in options.batch:
+        if options.authors:
+            _time_peer("authors", batch, (min(options.prompt, *options.context),), options, machine)
+        if options.transformer:
+            gpu_timing.give_back_memory()
+            _time_peer("transformer", batch, options.context, options, machine)
 
 
 def measure(model: RAMNet, batch: int, context: int, graphs: Graphs, options: Options) -> dict[str, Any]:
@@ -146,16 +151,19 @@ def print_record(record: dict[str, Any]) -> None:
     print(f"  {'state':<24} {state:8,.1f} MiB; keys and values of softmax attention {softmax:,.1f} MiB", flush=True)
 
 
-def measure_authors(batch: int, options: Options) -> dict[str, Any] | None:
-    """How the authors' package generates, in its own process; None, and a line that says why, where it cannot."""
-    command = [sys.executable, "-m", "ramnet_np.kernels.bench.language_peers", "authors-generate", str(batch)]
-    done = subprocess.run([*command, str(min(options.prompt, *options.context)), "50"], capture_output=True, text=True)
+def _time_peer(peer: str, batch: int, lengths: Sequence[int], options: Options, machine: dict[str, Any]) -> None:
+    """How another program generates, in its own process; a line says why where it does not, or not to the end."""
+    command = [sys.executable, "-m", "ramnet_np.kernels.bench.language_peers", f"{peer}-generate", str(batch)]
+    done = subprocess.run([*command, *map(str, lengths), "50"], capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            record: dict[str, Any] = json.loads(line)
+            behind = f", context {record['context']:>9,}" if "context" in record else ""
+            rate = 1e3 * batch / record["ms"]
+            print(f"batch {batch:>4}{behind}, {peer}: {rate:,.0f} tokens/s, {record['ms']:.3f} ms a token", flush=True)
+            _keep(record | {"batch": batch, "peer": peer, **machine}, options)
     if done.returncode:
-        print(f"the authors' package: not timed ({(done.stderr.strip().splitlines() or ['no word'])[-1]})", flush=True)
-        return None
-    record: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"batch {batch:>4}, the authors' package: {record['tokens/s']:,.0f} tokens/s, {record['ms']:.2f} ms a token")
-    return record
+        print(f"{peer}: not timed further ({(done.stderr.strip().splitlines() or ['no word'])[-1]})", flush=True)
 
 
 def _at(model: RAMNet, batch: int, context: int, graphs: Graphs, prompt: int) -> Generation:
@@ -235,7 +243,7 @@ def _machine(device: Device) -> tuple[dict[str, Any], float]:
 
 def _told(options: Options) -> dict[str, Any]:
     """The options that a record repeats."""
-    left_out = ("batch", "context", "graphs", "authors", "out")
+    left_out = ("batch", "context", "graphs", "authors", "transformer", "out")
     return {name: value for name, value in asdict(options).items() if name not in left_out}
 
 

@@ -1,6 +1,7 @@
 """The benchmarks of generation: what they print and record. No test asserts a time."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,23 @@ def test_every_batch_and_context_is_recorded(tmp_path, capsys):
     assert rows[2]["state_bytes"] == 2 * rows[0]["state_bytes"] == 2 * rows[1]["state_bytes"]
     assert rows[1]["keys_and_values_bytes"] == 2 * 384 * 4 * 1_000_000  # of one layer
     assert capsys.readouterr().out.count("choosing the token") == 4
+
+
+def test_a_peer_is_recorded_as_far_as_it_comes(tmp_path, capsys, monkeypatch):
+    lines = [json.dumps({"ms": 2.0, "context": context}) for context in (8, 16)]
+    done = SimpleNamespace(stdout="\n".join(["a warning", *lines]), stderr="trace\nout of memory\n", returncode=1)
+    asked = []
+    monkeypatch.setattr(generation.subprocess, "run", lambda command, **_: asked.append(command) or done)
+    out = tmp_path / "records.jsonl"
+    options = generation.Options(out=out)
+    generation._time_peer("transformer", 4, (8, 16, 32), options, {"device": "a GPU"})
+    assert asked[0][-6:] == ["transformer-generate", "4", "8", "16", "32", "50"]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["peer"], row["batch"], row["context"], row["device"]) for row in rows] == [
+        ("transformer", 4, 8, "a GPU"), ("transformer", 4, 16, "a GPU"),
+    ]  # fmt: skip
+    assert "context        16, transformer: 2,000 tokens/s" in (said := capsys.readouterr().out)
+    assert said.endswith("transformer: not timed further (out of memory)\n")
 
 
 @pytest.mark.gpu
