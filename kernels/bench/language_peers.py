@@ -167,6 +167,7 @@ def measure_decoding(batch: int, context: int, tokens: int) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "keys_and_values_bytes": cache.nbytes,
         "dtype": "bfloat16",
+        "torch": torch.__version__,
     }
 
 
