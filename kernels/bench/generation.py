@@ -47,6 +47,7 @@ from . import gpu_timing
 from .cpu import append_jsonl, copy_bandwidth, describe_machine
 
 ROUNDS = 5  # of tokens, on a GPU
+PEER_TOKENS = 24  # in a round, and what the authors' package writes beyond as many
 TEXT_10M = RAMNetConfig(vocab=256, width=384, layers=6, heads=6, cape=(6, 0))  # 9.5 million parameters
 
 
@@ -102,12 +103,12 @@ def main(options: Options) -> None:
         record["floor_ms"] = 1e3 * sum(p.nbytes for p in model.params.values()) / bandwidth
         print_record(record)
         _keep(record | {"bandwidth": bandwidth, **_told(options), **machine}, options)
-    for batch in options.batch:
-        if options.authors:
-            _time_peer("authors", batch, (min(options.prompt, *options.context),), options, machine)
-        if options.transformer:
-            gpu_timing.give_back_memory()
-            _time_peer("transformer", batch, options.context, options, machine)
+    if options.authors or options.transformer:
+        gpu_timing.give_back_memory()
+    if options.authors:
+        _time_peer("authors", (min(options.prompt, *options.context),), options, machine)
+    if options.transformer:
+        _time_peer("transformer", options.context, options, machine)
 
 
 def measure(model: RAMNet, batch: int, context: int, graphs: Graphs, options: Options) -> dict[str, Any]:
@@ -151,17 +152,18 @@ def print_record(record: dict[str, Any]) -> None:
     print(f"  {'state':<24} {state:8,.1f} MiB; keys and values of softmax attention {softmax:,.1f} MiB", flush=True)
 
 
-def _time_peer(peer: str, batch: int, lengths: Sequence[int], options: Options, machine: dict[str, Any]) -> None:
+def _time_peer(peer: str, lengths: Sequence[int], options: Options, machine: dict[str, Any]) -> None:
     """How another program generates, in its own process; a line says why where it does not, or not to the end."""
-    command = [sys.executable, "-m", "ramnet_np.kernels.bench.language_peers", f"{peer}-generate", str(batch)]
-    done = subprocess.run([*command, *map(str, lengths), "50"], capture_output=True, text=True)
+    sizes = [",".join(map(str, each)) for each in (options.batch, lengths, (PEER_TOKENS,))]
+    command = [sys.executable, "-m", "ramnet_np.kernels.bench.language_peers", f"{peer}-generate", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True)
     for line in done.stdout.splitlines():
         if line.startswith("{"):
             record: dict[str, Any] = json.loads(line)
             behind = f", context {record['context']:>9,}" if "context" in record else ""
-            rate = 1e3 * batch / record["ms"]
-            print(f"batch {batch:>4}{behind}, {peer}: {rate:,.0f} tokens/s, {record['ms']:.3f} ms a token", flush=True)
-            _keep(record | {"batch": batch, "peer": peer, **machine}, options)
+            rate = f"{1e3 * record['batch'] / record['ms']:,.0f} tokens/s, {record['ms']:.3f} ms a token"
+            print(f"batch {record['batch']:>4}{behind}, {peer}: {rate}", flush=True)
+            _keep(record | {"peer": peer, **machine}, options)
     if done.returncode:
         print(f"{peer}: not timed further ({(done.stderr.strip().splitlines() or ['no word'])[-1]})", flush=True)
 

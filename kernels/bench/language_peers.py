@@ -4,14 +4,17 @@
 
 Peers: "transformer-eager", "transformer-compiled" (the usual pre-norm Transformer of the same size: RMSNorm, rotary
 positions, fused causal attention, SwiGLU, fused AdamW) and "authors" (PyPI ramnet with ramnet-ops). Prints one JSON
-object: ms, tokens/s, GiB, loss, parameters. For ``generation.py``, with a batch, lengths and tokens, the likeliest
-tokens: "authors-generate" behind a random prompt, by the package's own ``generate``, and "transformer-generate" behind
-each of the lengths, with keys and values in a cache of that many tokens and one CUDA graph a token.
+object: ms, tokens/s, GiB, loss, parameters.
+
+For ``generation.py`` two take the likeliest tokens, for every batch and every length in turn (1,16 is a list), and
+print an object for each: "authors-generate" behind a random prompt, by the package's own ``generate``, and
+"transformer-generate" with keys and values in a cache of that many tokens and one CUDA graph a token.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -197,21 +200,21 @@ def main() -> None:
     import torch
 
     generating = "authors-generate", "transformer-generate"
-    parser = argparse.ArgumentParser(description="Time one peer; prints a JSON object, or one for each length.")
+    parser = argparse.ArgumentParser(description="Time one peer; prints a JSON object, or several where it generates.")
     parser.add_argument("peer", choices=("transformer-eager", "transformer-compiled", "authors", *generating))
-    parser.add_argument("batch", type=int)
-    parser.add_argument("length", type=int, nargs="+")
-    parser.add_argument("steps", type=int)
+    for name in ("batch", "length", "steps"):
+        parser.add_argument(name, type=lambda word: [int(number) for number in word.split(",")])
     options = parser.parse_args()
+    (steps,), sizes = options.steps, list(itertools.product(options.batch, options.length))
     torch.manual_seed(0)
-    if options.peer == "authors-generate":
-        print(json.dumps(measure_generation(authors().eval(), options.batch, options.length[0], options.steps)))
-        return
-    if options.peer == "transformer-generate":
-        for context in options.length:
-            print(json.dumps(measure_decoding(options.batch, context, options.steps)), flush=True)
+    if options.peer in generating:
+        model: Any = authors().eval() if options.peer == "authors-generate" else None
+        for batch, length in sizes:
+            found = measure_generation(model, batch, length, steps) if model else measure_decoding(batch, length, steps)
+            print(json.dumps({"batch": batch} | found), flush=True)
             torch.cuda.empty_cache()
         return
+    ((batch, length),) = sizes
     if options.peer == "authors":
         model = authors()  # it shifts the labels itself
 
@@ -219,9 +222,9 @@ def main() -> None:
             return model(input_ids=ids, labels=ids, use_cache=False).loss
 
     else:
-        model = transformer(options.length[0])
+        model = transformer(length)
         loss_of = torch.compile(model) if options.peer == "transformer-compiled" else model
-    print(json.dumps(measure(model, loss_of, options.batch, options.length[0], options.steps)))
+    print(json.dumps(measure(model, loss_of, batch, length, steps)))
 
 
 if __name__ == "__main__":

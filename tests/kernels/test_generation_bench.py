@@ -25,14 +25,13 @@ def test_every_batch_and_context_is_recorded(tmp_path, capsys):
 
 
 def test_a_peer_is_recorded_as_far_as_it_comes(tmp_path, capsys, monkeypatch):
-    lines = [json.dumps({"ms": 2.0, "context": context}) for context in (8, 16)]
+    lines = [json.dumps({"batch": 4, "ms": 2.0, "context": context}) for context in (8, 16)]
     done = SimpleNamespace(stdout="\n".join(["a warning", *lines]), stderr="trace\nout of memory\n", returncode=1)
     asked = []
     monkeypatch.setattr(generation.subprocess, "run", lambda command, **_: asked.append(command) or done)
     out = tmp_path / "records.jsonl"
-    options = generation.Options(out=out)
-    generation._time_peer("transformer", 4, (8, 16, 32), options, {"device": "a GPU"})
-    assert asked[0][-6:] == ["transformer-generate", "4", "8", "16", "32", "50"]
+    generation._time_peer("transformer", (8, 16, 32), generation.Options(batch=(4, 5), out=out), {"device": "a GPU"})
+    assert asked[0][-4:-1] == ["transformer-generate", "4,5", "8,16,32"]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["peer"], row["batch"], row["context"], row["device"]) for row in rows] == [
         ("transformer", 4, 8, "a GPU"), ("transformer", 4, 16, "a GPU"),
