@@ -41,6 +41,7 @@ from ramnet_np.model.layout import EMBEDDINGS
 from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.model.sampling import Sampling, next_token
+from ramnet_np.model.settled import Weights
 from ramnet_np.model.states import arrays_of, each_array
 
 from . import gpu_timing
@@ -82,7 +83,7 @@ class Options:
     device: Device = "cpu"
     """Where the model runs."""
     dtype: str = "float32"
-    """What it computes in."""
+    """What it computes in; bfloat16 on a CPU: what its matrices are held in, see ``ramnet-np generate --help``."""
     out: Path | None = None
     """Append the results to this file, one JSON object a line."""
 
@@ -93,14 +94,16 @@ def main(options: Options) -> None:
     layers = options.layers or config.layers
     cape = config.cape[:layers] if isinstance(config.cape, tuple) else config.cape
     config = replace(config, mixer=options.mixer, layers=layers, cape=cape)
-    model = RAMNet(config).to(options.device, options.dtype)
+    weights: Weights | None = "bfloat16" if (options.device, options.dtype) == ("cpu", "bfloat16") else None
+    model = RAMNet(config).to(options.device, "float32" if weights else options.dtype)
     machine, bandwidth = _machine(options.device)
     print(f"{machine['device']}, {model.num_parameters():,} parameters, {options.dtype}")
     for batch, context, graphs in itertools.product(options.batch, options.context, options.graphs):
         if options.device == "gpu":
             gpu_timing.give_back_memory()
-        record = measure(model, batch, context, graphs, options)
-        record["floor_ms"] = 1e3 * sum(p.nbytes for p in model.params.values()) / bandwidth
+        generation = _at(model, batch, context, graphs, options.prompt, weights)
+        record = measure(generation, context, graphs, options)
+        record["floor_ms"] = 1e3 * record["weights_bytes"] / bandwidth
         print_record(record)
         _keep(record | {"bandwidth": bandwidth, **_told(options), **machine}, options)
     if options.authors or options.transformer:
@@ -111,14 +114,14 @@ def main(options: Options) -> None:
         _time_peer("transformer", options.context, options, machine)
 
 
-def measure(model: RAMNet, batch: int, context: int, graphs: Graphs, options: Options) -> dict[str, Any]:
+def measure(generation: Generation, context: int, graphs: Graphs, options: Options) -> dict[str, Any]:
     """Milliseconds a token, median, 20th to 80th percentile and least, and of its parts, each run by itself."""
+    model, batch = generation.model, generation.batch
     sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
-    generation = _at(model, batch, context, graphs, options.prompt)
     for _ in range(5):
         generation.next(sampling)
     least, p20, median, p80 = _token_times(lambda: generation.next(sampling), options)
-    parts = {name: _part_time(call, options.device) for name, call in _parts(model, generation, sampling).items()}
+    parts = {name: _part_time(call, options.device) for name, call in _parts(generation, sampling).items()}
     itemsize = model.head.dtype.itemsize
     softmax = state_elements(replace(model.config, mixer="softmax", cape=0), context)
     return {
@@ -126,6 +129,7 @@ def measure(model: RAMNet, batch: int, context: int, graphs: Graphs, options: Op
         "context": context,
         "graphs": graphs,
         "parameters": model.num_parameters(),
+        "weights_bytes": sum(p.nbytes for p in _read_by_a_token(generation).values()),
         "ms": median,
         "ms_p20": p20,
         "ms_p80": p80,
@@ -168,12 +172,14 @@ def _time_peer(peer: str, lengths: Sequence[int], options: Options, machine: dic
         print(f"{peer}: not timed further ({(done.stderr.strip().splitlines() or ['no word'])[-1]})", flush=True)
 
 
-def _at(model: RAMNet, batch: int, context: int, graphs: Graphs, prompt: int) -> Generation:
+def _at(
+    model: RAMNet, batch: int, context: int, graphs: Graphs, prompt: int, weights: Weights | None = None
+) -> Generation:
     """Sequences that stand behind ``context`` tokens."""
     xp = namespace_of(model.params[EMBEDDINGS])
     rng = np.random.default_rng(0)
     ids = xp.asarray(rng.integers(0, model.config.vocab, (batch, min(prompt, context))))
-    generation = Generation(model, ids, graphs=graphs)
+    generation = Generation(model, ids, graphs=graphs, weights=weights)
     now = generation.standing()
     now.positions[:] = context
     if MIXERS[model.config.mixer].state_grows:
@@ -183,12 +189,18 @@ def _at(model: RAMNet, batch: int, context: int, graphs: Graphs, prompt: int) ->
     return generation
 
 
-def _parts(model: RAMNet, generation: Generation, sampling: Sampling) -> dict[str, Callable[[], Any]]:
+def _read_by_a_token(generation: Generation) -> dict[str, Any]:
+    """The parameters that every token reads, in the form in which it reads them: all but embeddings of their own."""
+    model = generation.standing().steppers[0].model
+    return {name: p for name, p in model.params.items() if name != EMBEDDINGS or model.config.tie_embeddings}
+
+
+def _parts(generation: Generation, sampling: Sampling) -> dict[str, Callable[[], Any]]:
     """The products with the weights and the choice of a token, by themselves."""
-    matrices = [p for name, p in model.params.items() if p.ndim == 2 and name != EMBEDDINGS and "conv" not in name]
-    matrices.append(model.head)
-    now, xp = generation.standing(), namespace_of(model.head)
-    rows = {w.shape[1]: xp.ones((generation.batch, w.shape[1]), dtype=w.dtype) for w in matrices}
+    matrices = [p for name, p in _read_by_a_token(generation).items() if p.ndim == 2 and "conv" not in name]
+    now = generation.standing()
+    xp = namespace_of(now.logits)
+    rows = {w.shape[1]: xp.ones((generation.batch, w.shape[1]), dtype=now.logits.dtype) for w in matrices}
     seeds = row_seeds(0, generation.batch, now.logits)
     return {
         "products with weights": lambda: [linear_forward(rows[w.shape[1]], w) for w in matrices],

@@ -4,12 +4,15 @@ A library's product of matrices arranges both for many rows; for one token that 
 each row of a matrix is read once and multiplied with every row of x. A sum is always taken in the same order, so any
 number of threads and of rows gives the same bits. What a block computes before and behind its products, a norm, biases,
 SiLU, the stream, is part of the same call, as a call from Python takes as long as a hundred kilobytes of a matrix.
+
+Matrices may be bfloat16 in uint16 beside everything else in float32: half the bytes are read, and a number becomes a
+float32 in a register.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ import numpy as np
 from ramnet_np.contract import Array
 
 from .arrays import contiguous
+from .bfloat16 import number
 from .compiling import inner, kernel, parallel_kernel
 from .norm import norm_row
 from .share import share_out
@@ -30,10 +34,10 @@ PLACES = 4  # of a matrix that are read by turns: a core asks for more of its me
 NOTHING = {dtype: (np.empty(0, dtype), np.empty((0, 0), dtype)) for dtype in map(np.dtype, (np.float32, np.float64))}
 
 
-def few_rows_product(x: Array, weight: Array) -> np.ndarray:
-    """x W^T: (N, E) of x (N, D) and ``weight`` (E, D)."""
+def few_rows_product(x: Array, weight: Array) -> Any:
+    """x W^T: (N, E) of x (N, D) and ``weight`` (E, D), or NotImplemented for another layout of it."""
     if not weight.flags.carray:  # a copy would be read twice
-        return x @ weight.T
+        return NotImplemented
     none, no_rows = NOTHING[x.dtype]
     return _products(contiguous(x), none, 0.0, (weight,), (none,), no_rows)[0]
 
@@ -49,8 +53,9 @@ def normed_products(
     outer = [weight.shape[:1] for weight in weights]
     added = [none if bias is None else bias for bias in biases]
     shapes = [(0,) if bias is None else shape for bias, shape in zip(biases, outer, strict=True)]
-    expected = [x.shape, width, *[shape + width for shape in outer], *shapes]
-    if not fit(x.dtype, (x, norm, *weights, *added), expected):
+    if not fit(x.dtype, (x, norm, *added), [x.shape, width, *shapes]):
+        return NotImplemented
+    if not matrices_fit(x.dtype, weights, [shape + width for shape in outer]):
         return NotImplemented
     return _products(x, norm, eps, weights, tuple(added), no_rows)
 
@@ -62,8 +67,9 @@ def product_added(x: Array, weight: Array, bias: Array | None, add: Array) -> An
     none, _ = NOTHING[x.dtype]
     outer = weight.shape[:1]
     added, shape = (none, (0,)) if bias is None else (bias, outer)
-    expected = x.shape, outer + x.shape[1:], shape, x.shape[:1] + outer
-    if not fit(x.dtype, (x, weight, added, add), expected):
+    if not fit(x.dtype, (x, added, add), (x.shape, shape, x.shape[:1] + outer)):
+        return NotImplemented
+    if not matrices_fit(x.dtype, (weight,), (outer + x.shape[1:],)):
         return NotImplemented
     return _products(x, none, 0.0, (weight,), (added,), add)[0]
 
@@ -73,8 +79,9 @@ def normed_swiglu_added(x: Array, norm: Array, eps: float, gate: Array, up: Arra
     if not are_few(x) or gate.size < WORTH_A_KERNEL or gate.nbytes + up.nbytes >= SHORT:
         return NotImplemented
     width, inside = x.shape[1:], gate.shape[:1]
-    expected = x.shape, width, inside + width, inside + width, width + inside
-    if not fit(x.dtype, (x, norm, gate, up, down), expected):
+    if not fit(x.dtype, (x, norm), (x.shape, width)):
+        return NotImplemented
+    if not matrices_fit(x.dtype, (gate, up, down), (inside + width, inside + width, width + inside)):
         return NotImplemented
     y, none = np.empty(x.shape, dtype=x.dtype), NOTHING[x.dtype][0]
     _swiglu(x, norm, x.dtype.type(eps), gate, up, down, none, y)
@@ -95,6 +102,12 @@ def fit(dtype: np.dtype, arrays: Iterable[Array], shapes: Iterable[tuple[int, ..
         if array.shape != shape or array.dtype != dtype or not array.flags.carray:
             return False
     return True
+
+
+def matrices_fit(dtype: np.dtype, matrices: Sequence[Array], shapes: Iterable[tuple[int, ...]]) -> bool:
+    """As :func:`fit` for matrices, which may all be bfloat16 in uint16 beside float32 instead."""
+    stored = matrices[0].dtype
+    return (stored == dtype or (stored == np.uint16 and dtype == np.float32)) and fit(stored, matrices, shapes)
 
 
 def _products(
@@ -193,7 +206,7 @@ def _outputs_per_piece(weight):
 # Only the order of a sum may change, so that it fills vector registers; not what NaN and infinity do.
 @inner(fastmath={"reassoc", "contract"})
 def _dot(a, b):
-    total = a.dtype.type(0)
+    total = b.dtype.type(0)
     for d in range(a.size):
-        total += a[d] * b[d]
+        total += number(a[d]) * b[d]
     return total

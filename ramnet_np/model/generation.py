@@ -26,7 +26,7 @@ from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model.ahead import TokensAhead
 from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.sampling import Sampling, check_sampling, next_token, require_tokens, token_dtype
-from ramnet_np.model.settled import settled
+from ramnet_np.model.settled import Weights, settled
 from ramnet_np.model.sparse import sparse_state
 from ramnet_np.model.states import alike, with_whole_windows
 from ramnet_np.model.stepping import Standing, Stepper, read, together
@@ -38,6 +38,8 @@ class Generation:
     ``model``: a RAMNet, whose parameters must stay as they are; ``ids``: prompts, arrays of integers (T,), one for each
     sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on;
     ``memory``: keep touched slots only, in these tiers; None for states of all slots.
+    ``weights``: "bfloat16" holds the matrices in 16 bits, for a model in float32 on the CPU, where a token then takes
+    about half the time; see :func:`~ramnet_np.model.settled.settled`. On a GPU the model is moved in that dtype.
     ``graphs``: on a GPU, whether a token is captured as a CUDA graph: "on" raises RuntimeError where that fails, "auto"
     then warns and goes on without; a memory that grows does without.
     ValueError or TypeError, naming the argument, for a prompt that is empty or has a token outside the vocabulary.
@@ -60,11 +62,12 @@ class Generation:
         standing: Standing | None = None,
         graphs: Graphs = "auto",
         memory: MemoryTiers | None = None,
+        weights: Weights | None = None,
     ):
         check_choice("graphs", graphs, Graphs)
         if memory is not None:
             check_tiers(memory)
-        self.model, self._settled, self._backend, self._graphs = model, settled(model), backend, graphs
+        self.model, self._settled, self._backend, self._graphs = model, settled(model, weights), backend, graphs
         self._memory = memory
         self._chosen: Array = None  # tokens (B,) that the state does not hold yet
         self._ahead: TokensAhead | None = None  # on a GPU: its state holds the tokens before anyone has seen them

@@ -24,6 +24,13 @@ def test_every_batch_and_context_is_recorded(tmp_path, capsys):
     assert capsys.readouterr().out.count("choosing the token") == 4
 
 
+def test_matrices_in_16_bits_are_half_the_bytes(tmp_path, capsys):
+    [whole], [half] = (records(tmp_path / dtype, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert whole["weights_bytes"] == pytest.approx(4 * whole["parameters"], rel=0.01)
+    assert half["parameters"] == whole["parameters"]
+    assert half["weights_bytes"] == pytest.approx(whole["weights_bytes"] / 2, rel=0.01)
+
+
 def test_a_peer_is_recorded_as_far_as_it_comes(tmp_path, capsys, monkeypatch):
     lines = [json.dumps({"batch": 4, "ms": 2.0, "context": context}) for context in (8, 16)]
     done = SimpleNamespace(stdout="\n".join(["a warning", *lines]), stderr="trace\nout of memory\n", returncode=1)
