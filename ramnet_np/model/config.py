@@ -229,5 +229,6 @@ def of_layer(config: RAMNetConfig, layer: int) -> RAMNetConfig:
 
 @lru_cache(maxsize=256)
 def _of_hybrid(config: RAMNetConfig, layer: int) -> RAMNetConfig:
+    assert config.hybrid is not None
     other = (layer + 1) % config.hybrid_every == 0
     return replace(config, mixer=config.hybrid if other else config.mixer, hybrid=None)
