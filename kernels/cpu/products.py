@@ -7,6 +7,9 @@ SiLU, the stream, is part of the same call, as a call from Python takes as long 
 
 Matrices may be bfloat16 in uint16 beside everything else in float32: half the bytes are read, and a number becomes a
 float32 in a register.
+
+Four rows of a matrix, far apart, are multiplied at a time. A core asks for more of its memory ahead behind four places
+than behind one, and a number of x is loaded once for four products.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ MOST_ROWS = 8  # of x, up to which reading the matrices takes the time
 WORTH_A_KERNEL = 2**14  # elements of matrices; a library multiplies smaller ones as quickly
 BYTES_PER_PIECE = 2**21  # reading that many takes about a hundred microseconds, starting the threads ten or more
 SHORT = 2 * BYTES_PER_PIECE  # bytes of matrices below which one thread reads them all
-PLACES = 4  # of a matrix that are read by turns: a core asks for more of its memory ahead than behind one place
 
 NOTHING = {dtype: (np.empty(0, dtype), np.empty((0, 0), dtype)) for dtype in map(np.dtype, (np.float32, np.float64))}
 
@@ -151,15 +153,17 @@ def some_products(piece, x, weights, biases, add, results, each):
         weight, bias, y = weights[m], biases[m], results[m]
         start = max(first, 0)
         count = min(last, weight.shape[0]) - start
-        for i in range(count):
-            e = start + _by_turns(i, count)
+        for i in range(_fours(count)):
+            rows = _four_rows(start, i, count)
             for n in range(x.shape[0]):
-                total = _dot(weight[e], x[n])
-                if bias.size > 0:
-                    total += bias[e]
-                if add.size > 0:
-                    total += add[n, e]
-                y[n, e] = total
+                totals = _four_dots(weight, rows, x[n])
+                for j in range(4):
+                    e, total = rows[j], totals[j]
+                    if bias.size > 0:
+                        total += bias[e]
+                    if add.size > 0:
+                        total += add[n, e]
+                    y[n, e] = total
         first, last = first - weight.shape[0], last - weight.shape[0]
 
 
@@ -172,19 +176,25 @@ def _swiglu(x, norm, eps, gate, up, down, none, y):
 
 @inner
 def _gated(x, gate, up, y):
-    one = y.dtype.type(1)
-    for i in range(gate.shape[0]):
-        e = _by_turns(i, gate.shape[0])
+    one, count = y.dtype.type(1), gate.shape[0]
+    for i in range(_fours(count)):
+        rows = _four_rows(0, i, count)
         for n in range(x.shape[0]):
-            a, b = _dot(gate[e], x[n]), _dot(up[e], x[n])
-            y[n, e] = a * (one / (one + math.exp(-a))) * b
+            gates, ups = _four_dots(gate, rows, x[n]), _four_dots(up, rows, x[n])
+            for j in range(4):
+                y[n, rows[j]] = gates[j] * (one / (one + math.exp(-gates[j]))) * ups[j]
 
 
 @inner
-def _by_turns(i, count):
-    """Which of ``count`` rows is the i-th to be read: those at PLACES places by turns, then what is left over."""
-    each = count // PLACES
-    return (i % PLACES) * each + i // PLACES if i < PLACES * each else i
+def _fours(count):
+    return max(0, count + 3) // 4
+
+
+@inner
+def _four_rows(start, i, count):
+    """The i-th four of ``count`` rows from ``start`` on; behind the last row, that one again."""
+    apart, last, e = _fours(count), start + count - 1, start + i
+    return e, min(e + apart, last), min(e + 2 * apart, last), min(e + 3 * apart, last)
 
 
 @inner
@@ -205,8 +215,12 @@ def _outputs_per_piece(weight):
 
 # Only the order of a sum may change, so that it fills vector registers; not what NaN and infinity do.
 @inner(fastmath={"reassoc", "contract"})
-def _dot(a, b):
-    total = b.dtype.type(0)
-    for d in range(a.size):
-        total += number(a[d]) * b[d]
-    return total
+def _four_dots(weight, rows, x):
+    first, second, third, fourth = weight[rows[0]], weight[rows[1]], weight[rows[2]], weight[rows[3]]
+    a = b = c = d = x.dtype.type(0)
+    for i in range(x.size):
+        a += number(first[i]) * x[i]
+        b += number(second[i]) * x[i]
+        c += number(third[i]) * x[i]
+        d += number(fourth[i]) * x[i]
+    return a, b, c, d
