@@ -210,10 +210,10 @@ def _is_better(path: Path, kept: dict[str, Any]) -> bool:
         before = read_json(path)
         rate, own = before["train"]["learning_rate"], kept["train"]
         same = {**before, "measured": 0} == {**kept, "measured": 0, "train": {**own, "learning_rate": rate}}
-        scores = [score({"status": "finished", "validation": one["measured"]}) for one in (before, kept)]
+        earlier, now = (score({"status": "finished", "validation": one["measured"]}) for one in (before, kept))
     except (OSError, ValueError, LookupError, TypeError):  # no such file, or of something else
         return False
-    return same and scores[0] > scores[1]
+    return same and earlier is not None and now is not None and earlier > now
 
 
 def _plain_name(name: str) -> str:

@@ -34,6 +34,7 @@ from ramnet_np.runs.pictures import save_picture
 
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"  # of a grid
 PAPER = "paper.toml"
+RIVALS = "language-rivals"  # whose models also stand beside those of language-past
 
 
 def write_report(results: Sequence[Path], out: Path | None = None) -> str:
@@ -91,7 +92,8 @@ def report(
     for grid in dict.fromkeys([*GRIDS, *(p.grid for p in points)]):
         if ours := _in_order(grid, [p for p in points if p.grid == grid]):
             runs = [r for r in records if r["grid"] == grid and r["quick"] == ours[0].run.quick]
-            sections[grid] = _section(grid, ours, runs, paper, figures)
+            rivals = _in_order(RIVALS, [p for p in points if p.grid == RIVALS])
+            sections[grid] = _section(grid, ours, runs, paper, figures, rivals)
     for name, (text, what) in book_sections(books, figures).items():
         sections[name] = "\n\n".join([*_images(name, what), text]) if what else text
     return sections
@@ -140,9 +142,9 @@ def between_markers(page: str, grid: str, text: str) -> str:
 
 def _section(
     grid: str, ours: Sequence[Result], runs: Sequence[Record], paper: Mapping[str, Any],
-    figures: dict[str, Callable[[], Figure]],
+    figures: dict[str, Callable[[], Figure]], rivals: Sequence[Result],
 ) -> str:  # fmt: skip
-    """The Markdown of a grid; its figure is added to ``figures``."""
+    """The Markdown of a grid; its figure is added to ``figures``. ``rivals``: results of ``RIVALS``."""
     parts = []
     quick = ours[0].run.quick
     if quick:
@@ -150,7 +152,7 @@ def _section(
         paper = {}
     title = "(reduced by --quick)" if quick else ""
     if ours[0].run.task == "text":
-        rows, draw, what = text_section(grid, ours, title)
+        rows, draw, what = text_section(grid, ours, title, rivals)
     else:
         draw, what = _figure(grid, ours, paper, title)
         rows = {"mqar-order": order_table, "mqar-state": state_table}.get(grid, _study)(ours, paper)
