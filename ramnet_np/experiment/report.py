@@ -26,6 +26,7 @@ from ramnet_np.experiment.tables import (
     study_table,
 )
 from ramnet_np.experiment.text_report import book_sections, read_books, text_section
+from ramnet_np.experiment.text_tables import training_slots_table
 from ramnet_np.model.files import write_text
 from ramnet_np.model.mixers import variant_labels
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_setting, accuracy_by_state
@@ -162,6 +163,8 @@ def _section(
     each = "All numbers of the test" if ours[0].run.task == "text" else "Accuracy on each test setting"
     parts.append(_folded(each, settings_table(ours)))
     parts.append(_folded("How each point chose its learning rate and settings", search_table(ours)))
+    if slots := training_slots_table(ours):
+        parts.append(_folded("How evenly the slots were written while the models trained", slots))
     parts.append(_folded("Settings that all of these runs share", f"```toml\n{shared_settings(ours)}\n```"))
     return "\n\n".join(parts)
 
