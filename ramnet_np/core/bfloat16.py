@@ -31,3 +31,21 @@ def from_bfloat16(bits: Array) -> Array:
     [0.10009765625, 3.0]
     """
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def is_bfloat16(array: Array) -> bool:
+    """Whether an array is bfloat16 in uint16.
+
+    >>> is_bfloat16(np.zeros(2, np.uint16)), is_bfloat16(np.zeros(2, np.float32))
+    (True, False)
+    """
+    return type(array) is np.ndarray and array.dtype == np.uint16
+
+
+def in_floats(array: Array) -> Array:
+    """An array as numbers that a library computes with: itself, or float32 where it is bfloat16 in uint16.
+
+    >>> in_floats(np.array([[0x3F80]], np.uint16)).tolist()
+    [[1.0]]
+    """
+    return from_bfloat16(array) if is_bfloat16(array) else array

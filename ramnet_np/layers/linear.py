@@ -12,7 +12,7 @@ import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated, accelerated_everywhere
-from ramnet_np.core.bfloat16 import from_bfloat16
+from ramnet_np.core.bfloat16 import in_floats, is_bfloat16
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import (
     ArraySpec,
@@ -116,24 +116,6 @@ def _require_linear(x: Array, weight: Array, bias: Array | None) -> None:
     require_width("x", x, spec.shape[1], _FLOAT32 if is_bfloat16(weight) else weight)
     if bias is not None:
         require_like("bias", bias, spec._replace(shape=spec.shape[:1], dtype=x.dtype))
-
-
-def is_bfloat16(weight: Array) -> bool:
-    """Whether a weight is bfloat16 in uint16.
-
-    >>> is_bfloat16(np.zeros(2, np.uint16)), is_bfloat16(np.zeros(2, np.float32))
-    (True, False)
-    """
-    return type(weight) is np.ndarray and weight.dtype == np.uint16
-
-
-def in_floats(weight: Array) -> Array:
-    """A weight as numbers that a library multiplies: itself, or float32 where it is bfloat16 in uint16.
-
-    >>> in_floats(np.array([[0x3F80]], np.uint16)).tolist()
-    [[1.0]]
-    """
-    return from_bfloat16(weight) if is_bfloat16(weight) else weight
 
 
 @accelerated

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array
+from ramnet_np.core.bfloat16 import is_bfloat16
 from ramnet_np.core.require import ArraySpec
 from ramnet_np.layers.few_rows import product_added
 from ramnet_np.layers.gate import GateContext, gate_backward, gate_forward
-from ramnet_np.layers.linear import LinearContext, is_bfloat16, linear_backward, linear_forward
+from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.layers.norm import RMSNormContext, rmsnorm_backward, rmsnorm_forward
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.parameters import Parameter, Params, constant, normal
