@@ -38,8 +38,8 @@ class Generation:
     ``model``: a RAMNet, whose parameters must stay as they are; ``ids``: prompts, arrays of integers (T,), one for each
     sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on;
     ``memory``: keep touched slots only, in these tiers; None for states of all slots.
-    ``weights``: "bfloat16" holds the matrices in 16 bits, for a model in float32 on the CPU, where a token then takes
-    about half the time; see :func:`~ramnet_np.model.settled.settled`. On a GPU the model is moved in that dtype.
+    ``weights``: "bfloat16" holds the matrices of a model in float32 on the CPU in 16 bits, as half the bytes are read
+    sooner; see :func:`~ramnet_np.model.settled.settled`. For a GPU there is ``model.to("gpu", "bfloat16")``.
     ``graphs``: on a GPU, whether a token is captured as a CUDA graph: "on" raises RuntimeError where that fails, "auto"
     then warns and goes on without; a memory that grows does without.
     ValueError or TypeError, naming the argument, for a prompt that is empty or has a token outside the vocabulary.

@@ -1,7 +1,7 @@
 """A model whose parameters stay, made ready for many short calls: less work for each token.
 
 Everything that depends on parameters alone is computed once, to the same bits. On a CPU the matrices may also be held
-in 16 bits: reading them takes most of a token's time there, and half the bytes take about half of it.
+in 16 bits: reading them takes most of a token's time there.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ where to go on, and where to run:
   --keep-state              go on from --state without writing it
   --device cpu|gpu          where the model runs; gpu needs CuPy and an NVIDIA GPU [cpu]
   --dtype NAME              float32, float64, bfloat16; on a GPU also float16 [that of the folder]
-                            bfloat16 on a CPU: the matrices alone, and a token takes about half the time
+                            bfloat16 on a CPU rounds the matrices alone; a token takes about 0.6 of the time
 
 The prompt runs at once; a token then costs the same however long the text is. Its speed is said at the end.
 """
