@@ -138,6 +138,7 @@ def main(options: Options) -> None:
         row: dict[str, Any] = {"operation": name, "one layer from float64": one_layer[name]}
         for batch in (1, 16):
             tokens[name, batch], row[f"ms a token, B {batch}"] = greedy(model, batch, options.new_tokens)
+            print(f"{name}, a token, B {batch}: {row[f'ms a token, B {batch}']:.1f} ms", flush=True)
         rows.append(row)
     for batch in (1, 16):
         same[batch] = (tokens["authors", batch] == tokens["ramnet_np", batch]).float().mean().item()
@@ -150,6 +151,7 @@ def main(options: Options) -> None:
             model, lambda ids, _: model(input_ids=ids, labels=ids, use_cache=False).loss,
             options.batch, options.length, options.steps,
         )  # fmt: skip
+        print(f"{row['operation']}, a training step: {row['ms']:.1f} ms, {row['GiB']:.1f} GiB", flush=True)
     print("\n| operation | training step, ms | tokens/s | GiB | a generated token, B 1, ms | B 16, ms |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:

@@ -158,12 +158,14 @@ def _size(product: Product, dtype: np.dtype) -> int:
 @contextmanager
 def _most_rows(most: int) -> Iterator[None]:
     """Within this block cuBLAS takes products of more rows than that."""
-    kept = dict(few_rows.MOST_ROWS)
+    kept, kept_of_long = dict(few_rows.MOST_ROWS), few_rows.MOST_ROWS_OF_LONG
     few_rows.MOST_ROWS.update(dict.fromkeys(kept, most))
+    few_rows.MOST_ROWS_OF_LONG = most
     try:
         yield
     finally:
         few_rows.MOST_ROWS.update(kept)
+        few_rows.MOST_ROWS_OF_LONG = kept_of_long
 
 
 @contextmanager
