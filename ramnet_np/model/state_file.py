@@ -124,17 +124,15 @@ def _read(path: Path, model: Any) -> dict[str, Streamed]:
         got = "a folder" if path.is_dir() else "no file"
         raise FileNotFoundError(f"{shown} must be a state of a generation, got {got}")
     try:
-        with safe_open(path, framework="numpy") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
-                got = about.get("format") or "a safetensors file of something else"
-                raise ValueError(f"{shown} must be a state of a generation ({FORMAT}), got {got}")
-            if about.get("model") != fingerprint(model):
-                raise ValueError(
-                    f"{shown} must be a state of this model, got that of another one: other weights or dtype"
-                )
-            names = file.keys()
-            saved = {name: _stored(path, name, file.get_slice(name)) for name in names}
+        # left open while the arrays are needed: another program may put a new file in its place
+        file = safe_open(path, framework="numpy")
+        about = file.metadata() or {}
+        if about.get("format") != FORMAT:
+            got = about.get("format") or "a safetensors file of something else"
+            raise ValueError(f"{shown} must be a state of a generation ({FORMAT}), got {got}")
+        if about.get("model") != fingerprint(model):
+            raise ValueError(f"{shown} must be a state of this model, got that of another one: other weights or dtype")
+        saved = {name: _stored(file, name) for name in file.keys()}  # noqa: SIM118 - it has no other way
     except SafetensorError as error:
         raise ValueError(f"{shown} must be a state of a generation, got a file cut short or of another kind") from error
     except OSError as error:
@@ -144,16 +142,16 @@ def _read(path: Path, model: Any) -> dict[str, Streamed]:
     return saved
 
 
-def _stored(path: Path, name: str, stored: Any) -> Streamed:
-    """An array of a file."""
+def _stored(file: Any, name: str) -> Streamed:
+    """An array of an open file."""
+    stored = file.get_slice(name)
     shape = tuple(stored.get_shape())
 
     def blocks() -> Iterator[np.ndarray]:
-        with safe_open(path, framework="numpy") as file:
-            if not shape or shape[0] == 0:
-                yield file.get_tensor(name)
-            for start in range(0, shape[0] if shape else 0, BLOCK):
-                yield file.get_slice(name)[start : min(start + BLOCK, shape[0])]
+        if not shape or shape[0] == 0:
+            yield file.get_tensor(name)
+        for start in range(0, shape[0] if shape else 0, BLOCK):
+            yield stored[start : min(start + BLOCK, shape[0])]
 
     return Streamed(np.dtype(_DTYPES[stored.get_dtype()]), shape, blocks)
 

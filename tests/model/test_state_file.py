@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("safetensors")  # a model runs without it
 from safetensors.numpy import load_file, save_file
 
-from ramnet_np.model import RAMNet
+from ramnet_np.model import RAMNet, state_file
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.sampling import Sampling
 from ramnet_np.model.state_file import load_generation, save_generation
@@ -119,3 +119,17 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["a.state"]
     with pytest.raises(OSError, match="could not be written"):
         save_generation(tmp_path / "nowhere" / "a.state", generation)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_gives_the_state_that_it_was(tmp_path, monkeypatch):
+    model, path = make("ram"), tmp_path / "a.state"
+    first, later = Generation(model, prompts()), Generation(model, prompts((9, 2)))
+    save_generation(path, first)
+    pattern = state_file._pattern
+
+    def another_program_saves(*arguments):
+        save_generation(path, later)
+        return pattern(*arguments)
+
+    monkeypatch.setattr(state_file, "_pattern", another_program_saves)
+    assert bits(load_generation(path, model)) == bits(first)
