@@ -37,7 +37,7 @@ test: lint
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(WORKERS) $(SLOWEST) -m "not gpu" $(SIMULATED)
 
 test-kill: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 0 -s -m kill tests/train/test_kill.py
+	$(BIN)/python -m pytest -n 0 -s -m kill tests/train/test_kill.py tests/model/test_kill_tiers.py
 
 # which mutants: make test-mutants MUTANTS="--sample 40 --seed 3 --only train/checkpoint"
 MUTANTS ?=
