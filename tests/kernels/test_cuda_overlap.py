@@ -70,3 +70,23 @@ def test_a_launch_that_the_driver_refuses_is_said(launched):
     launched.status = 719
     with weights_stay(), pytest.raises(RuntimeError, match=r"refused to launch few_rows beside .*, error 719"):
         launched.launch()
+
+
+@pytest.mark.parametrize(
+    ("capability", "driver", "possible"),
+    [("90", 12030, True), ("100", 13000, True), ("89", 13000, False), ("90", 12029, False)],
+)
+def test_only_gpus_and_drivers_that_can_overlap_are_asked_to(monkeypatch, capability, driver, possible):
+    cuda = SimpleNamespace(
+        runtime=SimpleNamespace(driverGetVersion=lambda: driver),
+        Device=lambda number: {3: SimpleNamespace(compute_capability=capability)}[number],
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    assert overlap._possible.__wrapped__(3) == possible
+
+
+@pytest.mark.parametrize(("system", "name"), [("nt", "nvcuda.dll"), ("posix", "libcuda.so.1")])
+def test_the_driver_is_that_of_the_system(monkeypatch, system, name):
+    monkeypatch.setattr(overlap, "os", SimpleNamespace(name=system))
+    monkeypatch.setattr(overlap.ctypes, "CDLL", lambda name: name)
+    assert overlap._driver.__wrapped__() == name
