@@ -39,6 +39,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(overlap, "_possible", lambda device: True)
     monkeypatch.setattr(overlap, "_driver", lambda: SimpleNamespace(cuLaunchKernelEx=launch_kernel))
     usual.kernel, usual.name = SimpleNamespace(ptr=0x2000), "few_rows"
+    found.kernel = usual
     found.launch = lambda **options: overlap.launch(usual, (5, 2), 128, PARAMS, 4096, **options)
     return found
 
@@ -46,7 +47,11 @@ def launched(monkeypatch):
 def test_the_driver_is_told_where_weights_stay(launched):
     with weights_stay():
         launched.launch()
-    assert launched.calls == [([5, 2, 1], [128, 1, 1], 4096, 0x1000, 1, 6, 1, 0x2000, 7)]
+        overlap.launch(launched.kernel, (3,), 64, PARAMS)
+    assert launched.calls == [
+        ([5, 2, 1], [128, 1, 1], 4096, 0x1000, 1, 6, 1, 0x2000, 7),
+        ([3, 1, 1], [64, 1, 1], 0, 0x1000, 1, 6, 1, 0x2000, 7),
+    ]
     assert (ctypes.sizeof(overlap._Attribute), ctypes.sizeof(overlap._Config)) == (72, 56)  # as of cuda.h
 
 
