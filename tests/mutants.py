@@ -44,6 +44,7 @@ TESTS = {
     "ramnet_np/core/mass_aware.py": ("tests/core/test_retention.py", *_MATHEMATICS),
     "ramnet_np/core/attention.py": (*_MATHEMATICS, "tests/core/test_checks.py"),
     "ramnet_np/core/checks.py": ("tests/core/test_checks.py", "tests/core/test_array_kinds.py"),
+    "ramnet_np/core/option_checks.py": ("tests/core/test_checks.py", "tests/core/test_array_kinds.py"),
     "ramnet_np/core/require.py": ("tests/core/test_checks.py", "tests/core/test_array_kinds.py"),
     "ramnet_np/core/state_checks.py": ("tests/core/test_state_checks.py",),
     "ramnet_np/model/checks.py": ("tests/model/test_config.py", "tests/model/test_checkpoint.py"),
