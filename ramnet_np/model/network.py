@@ -20,16 +20,7 @@ from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import readable, require_context, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
-from ramnet_np.model.block import (
-    BlockContext,
-    NormContext,
-    RecomputedBlock,
-    block_backward,
-    block_forward,
-    initial_block_state,
-    norm_backward,
-    norm_forward,
-)
+from ramnet_np.model.block import BlockContext, RecomputedBlock, block_backward, block_forward, initial_block_state
 from ramnet_np.model.call_checks import check_ids, check_select, check_state_memory, check_states, checked_options
 from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.config import RAMNetConfig, of_layer
@@ -47,6 +38,7 @@ from ramnet_np.model.layout import (
 from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import CallOptions
 from ramnet_np.model.mixers.interface import Recompute
+from ramnet_np.model.norm import NormContext, norm_backward, norm_forward
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
 from ramnet_np.model.sampling import Sampling
 from ramnet_np.model.states import lose_sparse
