@@ -70,7 +70,7 @@ TESTS = {
     "ramnet_np/train/gradient_sum.py": ("tests/train/test_step_graph.py", "tests/train/test_ranks.py"),
     "ramnet_np/train/shards.py": ("tests/train/test_shards.py",),
     "ramnet_np/data/packed_rows.py": ("tests/data/test_packed_rows.py",),
-    "ramnet_np/experiment/ray_pool.py": ("tests/experiment/test_ray.py",),
+    "ramnet_np/experiment/ray_pool.py": ("tests/experiment/test_ray_pool.py", "tests/experiment/test_ray.py"),
     "ramnet_np/runs/book_tests.py": ("tests/runs/test_books.py",),
     "ramnet_np/runs/slot_tests.py": ("tests/runs/test_books.py",),
     "ramnet_np/runs/books.py": ("tests/runs/test_books.py",),

@@ -74,6 +74,20 @@ def test_draws_have_the_distribution_of_the_definition(settings):
         assert stats.chisquare(counted[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"temperature": 1e-3}, {"temperature": 1.0, "top_p": 0.6}])
+def test_large_logits_are_drawn_as_small_ones(settings):
+    """exp(5000) is no number."""
+    u, sampling = np.linspace(0, 0.99, len(LOGITS)), Sampling(**settings)
+    whole = np.round(LOGITS)  # 5000 more is exact
+    np.testing.assert_array_equal(next_token(whole + 5000, sampling, u, SEEN), next_token(whole, sampling, u, SEEN))
+
+
+@pytest.mark.parametrize(("top_p", "last"), [(0.5, 1), (0.5001, 2), (0.4999, 1), (0.25, 0)])
+def test_top_p_stops_where_the_share_is_reached_exactly(top_p, last):
+    got = next_token(np.zeros((1, 4), np.float32), Sampling(temperature=1.0, top_p=top_p), np.array([0.9999]), None)
+    assert got.tolist() == [last]
+
+
 def test_greedy_takes_the_likeliest_after_the_penalty():
     penalised = np.where(SEEN, np.where(LOGITS > 0, LOGITS / 2.0, LOGITS * 2.0), LOGITS.astype(np.float64))
     got = next_token(LOGITS, Sampling(repetition_penalty=2.0, top_k=3), None, SEEN)

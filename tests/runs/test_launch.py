@@ -108,6 +108,8 @@ def test_a_second_signal_ends_all_at_once(sent, capsys):
         signal.raise_signal(signal.SIGINT)
         assert watch.status() == 143
     assert process.returncode == -signal.SIGKILL
+    rank_0 = [(os.getpid(), signal.SIGTERM), (os.getpid(), signal.SIGINT)]
+    assert sent == rank_0 + 2 * [(os.getpid(), signal.SIGKILL)]  # and all that are left
     assert capsys.readouterr().err == "\nramnet-np: interrupted\n"
     for one in ranks:
         one._socket.close()
