@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ramnet_np.backend import use_backend
 from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model.sampling import Sampling, next_token
 
@@ -102,6 +103,32 @@ def test_numbers_are_uniform_by_seed_and_by_position():
         assert ((numbers >= 0) & (numbers < 1)).all()
         assert stats.chisquare(np.histogram(numbers, bins=50, range=(0, 1))[0]).pvalue > 1e-3
         assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 4 / np.sqrt(5000)
+
+
+def test_the_largest_number_times_a_sum_is_below_the_sum(monkeypatch):
+    """Else no token would be the one that is drawn."""
+    monkeypatch.setattr("ramnet_np.layers.uniform._mix", lambda z: np.full_like(z, 2**64 - 1))
+    with use_backend("numpy"):
+        [u] = uniform(np.zeros(1, np.uint64), np.zeros(1, np.int64))
+    sums = RNG.random(1000) * 100
+    assert 1 - 1e-15 < u < 1
+    assert (u * sums < sums).all()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_of_which_none_can_be_chosen_are_named(wrong, temperature):
+    logits = LOGITS[:3].copy()
+    logits[1] = wrong
+    with pytest.raises(FloatingPointError, match="logits must be finite for a token to be chosen, got "):
+        next_token(logits, Sampling(temperature=temperature), np.zeros(3))
+    logits[1] = LOGITS[1]
+    logits[:, 5] = -np.inf  # a token that is ruled out
+    assert 5 not in next_token(logits, Sampling(temperature=temperature), np.zeros(3))
+
+
+def test_what_is_not_set_takes_the_likeliest_of_all():
+    assert Sampling() == Sampling(temperature=0.0, top_k=None, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0)
 
 
 @pytest.mark.parametrize(
