@@ -22,10 +22,13 @@ _MAY_BE_EMPTY = ("--prompt", "--match")  # the first is refused with a sentence 
 def call(function: Callable[..., None], args: list[str], name: str = "") -> None:
     """Call ``function`` with what the arguments describe, under its own name in the command, or ``name``.
 
-    >>> def add(a: int, b: int = 1) -> None:
-    ...     print(a + b)
-    >>> call(add, ["--a", "3"])
-    4
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model.files import write_text
+    >>> with TemporaryDirectory() as folder:
+    ...     call(write_text, ["--path", f"{folder}/a.txt", "--text", "hello"])
+    ...     Path(folder, "a.txt").read_text()
+    'hello'
     """
 
     @wraps(function)
