@@ -1,6 +1,7 @@
 """The processes of a Ray cluster, with a stand-in for Ray: where they run, what they are told, and how they end."""
 
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,7 +51,10 @@ class Ray:
         return self._initialized
 
     def init(self, **options):
-        self.said.append(("init", options["address"]))
+        assert options == {
+            "address": "head:6379", "include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR",
+        }  # fmt: skip
+        self.said.append(("init",))
 
     def shutdown(self):
         self.said.append(("shutdown",))
@@ -135,7 +139,7 @@ def test_the_cores_of_each_live_host_are_shared_out(ray):
         }  # fmt: skip
         assert actor.arguments == ("cpu", 1, Path("runs").absolute(), "now", Path("book.txt").absolute(), True)
     assert one.killed == one.actors
-    assert one.said == [("init", "head:6379"), ("shutdown",)]
+    assert one.said == [("init",), ("shutdown",)]
 
 
 def test_every_gpu_has_a_process_that_takes_several_runs(ray):
@@ -216,3 +220,5 @@ def test_a_host_says_all_that_has_happened_since_it_was_asked():
     host._send("done", run("b"), None)
     assert host.events(5.0) == [("progress", "a", 0.5), ("done", "b", None)]
     assert host.events(0) == []
+    threading.Timer(0.1, host._send, ("done", run("c"), None)).start()
+    assert host.events(5.0) == [("done", "c", None)]  # which it waited for
