@@ -26,13 +26,7 @@ from ramnet_np.model.config import RAMNetConfig, of_layer
 from ramnet_np.model.count import describe
 from ramnet_np.model.generation import tokens, with_tokens, without_padding
 from ramnet_np.model.hidden import NetworkContext, hidden_backward, hidden_forward
-from ramnet_np.model.layout import (
-    EMBEDDINGS,
-    HEAD,
-    float_dtype,
-    model_parameters,
-    require_parameters,
-)
+from ramnet_np.model.layout import EMBEDDINGS, HEAD, float_dtype, model_parameters, require_parameters
 from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import CallOptions
 from ramnet_np.model.mixers.interface import Recompute
