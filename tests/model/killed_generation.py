@@ -52,6 +52,7 @@ def go_on(folder: Path, device: str = "cpu") -> None:
             generation.next_on_host(DRAWN)
             if (token + 1) % SAVED_EVERY == 0:
                 save_generation(path, generation)
+        save_generation(path, generation)  # what a killed program left goes with a save
         memories = arrays_of([stepper.state for stepper in generation.standing().steppers])
         assert any(memory.disk_nbytes for memory in memories)
 
