@@ -30,9 +30,9 @@ PARTS = {
 
 
 def tiers(folder: Path, device: str) -> MemoryTiers:
-    """Room for 256 rows (a GPU: 2048) of 16 channels in each of two layers, the rest on the disk."""
+    """Room for 256 rows (a GPU: 1024) of 16 channels in each of two layers, the rest on the disk."""
     if device == "gpu":
-        return MemoryTiers(gpu=2 * 2048 * 80, host=0, disk=str(folder))
+        return MemoryTiers(gpu=2 * 1024 * 80, host=0, disk=str(folder))
     return MemoryTiers(host=2 * 256 * 17 * 4, disk=str(folder))
 
 
