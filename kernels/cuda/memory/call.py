@@ -11,7 +11,7 @@ from ramnet_np.contract import Address, Array, MemoryOptions, RAMState
 
 from ..runtime.arrays import allocate_together
 from ..runtime.params import INT, POINTER, ParamStruct
-from .layout import CHAIN_BYTES, Layout
+from .layout import CHAIN_BYTES, LIST_BYTES, Layout
 
 
 class Segments(NamedTuple):
@@ -69,16 +69,20 @@ class Call(NamedTuple):
 class Kept(NamedTuple):
     """What a chunked forward keeps of its accesses for the backward: see ``chunk.cuh`` and ``mass.cuh``."""
 
-    write_events: Array  # (B*H, chunks, CHUNK, W, 2): code, eta
-    read_events: Array  # (B*H, chunks, CHUNK, R, 2): code, weight
     writes: Array  # (B*H, chunks, CHUNK, W, 4): MassAccess
+    reads: Array  # (B*H, chunks, CHUNK, R, 2) int32: SlotAccess
+    eta: Array  # (B*H, chunks, CHUNK, W)
     mass_before: Array  # (B*H, chunks, CHUNK, W)
     chains: Array  # (B*H, chunks, CHAINS)
-    entries: Array  # (B*H, chunks, ENTRIES, 2)
-    spill: Array  # (B*H * segments * slices, versions of a chunk, CHANNELS): those that do not fit in shared memory
-    read_entries: Array  # (B*H, chunks, CHUNK, R)
-    reads: Array | None  # (B*H, chunks, CHUNK, R, 4): MassAccess, if reads are mass-aware
+    write_events: Array  # (B*H, chunks, CHUNK, W, 2): code, eta~
+    read_events: Array  # (B*H, chunks, CHUNK, R, 2): code, r~
+    write_lists: Array  # (B*H, chunks, CHAINS, 4) int32: SlotList
+    read_lists: Array  # likewise
+    entries: Array  # (B*H, chunks, ENTRIES, 2): of lists
+    couplings: Array  # (B*H, chunks, COUPLINGS)
+    mass_reads: Array | None  # (B*H, chunks, CHUNK, R, 4): MassAccess, if reads are mass-aware
     read_mass: Array | None  # (B*H, chunks, CHUNK, R), likewise
+    read_share: Array | None  # (B, T, H, R): the weights that reads have by mass, likewise
 
     @property
     def chunks(self) -> int:
@@ -86,19 +90,19 @@ class Kept(NamedTuple):
         return self.writes.shape[1]
 
 
-def allocate_kept(call: Call, layout: Layout, segments: Segments) -> Kept:
+def allocate_kept(call: Call, layout: Layout) -> Kept:
     """Memory for all of it, not set, in one allocation."""
-    acc, (W, R) = call.acc, layout.accesses
+    acc, int32, (W, R) = call.acc, np.dtype(np.int32), layout.accesses
     chunks = (call.sequences, -(-call.values.shape[1] // layout.chunk))
-    tokens = (*chunks, layout.chunk)
-    blocks = call.sequences * segments.contents * layout.slices
+    writes, reads = (*chunks, layout.chunk, W), (*chunks, layout.chunk, R)
+    lists = (*chunks, layout.chains, LIST_BYTES // 4), int32
     wanted = [
-        ((*tokens, W, 2), acc), ((*tokens, R, 2), acc), ((*tokens, W, 4), acc), ((*tokens, W), acc),
-        ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*chunks, layout.entries, 2), acc),
-        ((blocks, layout.versions, layout.channels), acc), ((*tokens, R), np.dtype(np.uint16)),
+        ((*writes, 4), acc), ((*reads, 2), int32), (writes, acc), (writes, acc),
+        ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*writes, 2), acc), ((*reads, 2), acc), lists, lists,
+        ((*chunks, layout.entries, 2), acc), ((*chunks, layout.couplings), acc),
     ]  # fmt: skip
     if call.options.mass_aware:
-        wanted += [((*tokens, R, 4), acc), ((*tokens, R), acc)]
+        wanted += [((*reads, 4), acc), (reads, acc), (call.read.weight.shape, acc)]
     arrays = allocate_together(*wanted)
     return Kept(*arrays, *([None] * (len(Kept._fields) - len(arrays))))
 
@@ -109,7 +113,7 @@ def memory_params(acc: np.dtype) -> ParamStruct:
     return ParamStruct(
         "MemoryParams",
         write_row=POINTER, read_row=POINTER, write_weight=POINTER, read_weight=POINTER, gamma=POINTER, mask=POINTER,
-        chains=POINTER, entries=POINTER, constant_gamma=acc, eps=acc, initial_mass=acc, proxy_eps=acc,
+        chains=POINTER, constant_gamma=acc, eps=acc, initial_mass=acc, proxy_eps=acc,
         tokens=INT, heads=INT, rows=INT,
     )  # fmt: skip
 
@@ -120,7 +124,7 @@ def fill_memory_params(call: Call, kept: Kept) -> Any:
     options = call.options
     return memory_params(call.acc)(
         write_row=call.write.index, read_row=call.read.index, write_weight=call.write.weight,
-        read_weight=call.read.weight, gamma=call.gamma_array, mask=call.mask, chains=kept.chains, entries=kept.entries,
+        read_weight=call.read.weight, gamma=call.gamma_array, mask=call.mask, chains=kept.chains,
         constant_gamma=call.constant_gamma, eps=options.eps, initial_mass=1 / options.slots,
         proxy_eps=options.proxy_eps, tokens=T, heads=H, rows=call.rows,
     )  # fmt: skip

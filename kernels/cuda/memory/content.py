@@ -8,14 +8,14 @@ from typing import Any
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call, Kept, Segments
-from .layout import HEADER_BYTES, THREADS, Layout
+from .layout import THREADS, Layout
 
 PASSES = ("content_forward", "content_backward_recompute", "content_backward")
 
 CONTENT = ParamStruct(
     "ContentParams",
-    writes=POINTER, reads=POINTER, chains=POINTER, entries=POINTER, values=POINTER, dy=POINTER,
-    before_first=POINTER, spill=POINTER, given=POINTER, working=POINTER, final_state=POINTER, dstate=POINTER,
+    writes=POINTER, reads=POINTER, write_lists=POINTER, read_lists=POINTER, entries=POINTER, couplings=POINTER,
+    values=POINTER, dy=POINTER, before_first=POINTER, given=POINTER, working=POINTER, final_state=POINTER, dstate=POINTER,
     y=POINTER, dv=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER, d_dot_before=POINTER, final_q=POINTER,
     tokens=INT, heads=INT, channels=INT, rows=INT, segments=INT, chunks_of_segment=INT, first_segment=INT,
     launched_segments=INT, local_only=INT,
@@ -29,7 +29,7 @@ def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
     defines = (
         *layout.defines, ("CHANNELS", layout.channels), ("ALIGNED", int(layout.aligned)),
         ("IN_SHARED", int(layout.in_shared)), ("LAZY_ZERO", int(renumbered and not layout.in_shared)),
-        ("SHARED_HEADER_BYTES", HEADER_BYTES), ("BLOCKS", layout.blocks),
+        ("BYTES_BEFORE_ROWS", layout.bytes_before_rows), ("BLOCKS", layout.blocks),
     )  # fmt: skip
     return Specialisation("memory/content.cu", PASSES, defines, (CONTENT,))
 
@@ -63,8 +63,8 @@ def content_pass(
     blocks = call.sequences * launched * layout.slices
     _launch(layout, call.renumbered, name, call.rows, blocks)(
         CONTENT(
-            **_NO_ARRAYS | arrays, writes=kept.write_events, reads=kept.read_events, chains=kept.chains,
-            entries=kept.entries, values=call.values, spill=kept.spill, tokens=T, heads=H, channels=C, rows=call.rows,
+            **_NO_ARRAYS | arrays, writes=kept.write_events, reads=kept.read_events, write_lists=kept.write_lists,
+            read_lists=kept.read_lists, entries=kept.entries, couplings=kept.couplings, values=call.values, tokens=T, heads=H, channels=C, rows=call.rows,
             segments=segments.contents, chunks_of_segment=segments.chunks, first_segment=skip_first,
             launched_segments=launched, local_only=local_only,
         )

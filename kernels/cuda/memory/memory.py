@@ -15,6 +15,7 @@ from ..runtime.arrays import allocate_together, contiguous_aligned
 from .call import Call, Kept, Segments, allocate_kept, fill_memory_params
 from .conflicts import find_conflicts
 from .content import content_pass
+from .couplings import couple_backward, couple_forward
 from .layout import (
     MAX_CHUNKED_K,
     MAX_ROWS,
@@ -132,14 +133,14 @@ def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, C
     segments = Segments(1, -(-T // layout.chunk), 1)
     if call.state is None and not return_state and not call.renumbered:
         segments = choose_segments(layout, B * H, T, rows, processors(device))
-    kept = allocate_kept(call, layout, segments)
+    kept = allocate_kept(call, layout)
     memory = fill_memory_params(call, kept)
     y = cupy.empty(call.values.shape, dtype=call.values.dtype)
     content = _final(call, "slots", layout.in_shared, return_state)
     mass = _final(call, "mass", layout.masses_in_shared(rows), return_state)
     starts = decay_products = None
     if B:
-        # 1. conflicts
+        # 1. which accesses share a slot
         change_before = find_conflicts(call, layout, memory, kept)
         # 2. masses: eta of every write, weight of every read
         given = None if call.state is None else call.state.mass
@@ -154,7 +155,9 @@ def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, C
         )
         if call.options.mass_aware:
             mass_aware_forward(call, layout, memory, kept)
-        # 3. contents
+        # 3. couplings within chunks
+        couple_forward(call, layout, memory, kept)
+        # 4. contents
         start, run = None if call.state is None else call.state.slots, (call, layout, kept, segments)
         if segments.contents > 1:
             start = starts = cupy.empty((B * H, segments.contents, rows, C), dtype=call.acc)
@@ -189,7 +192,7 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
     if call.state is not None:
         dgiven = RAMState(cupy.empty((B, H, rows, C), dtype=acc), cupy.empty((B, H, rows), dtype=acc))
     if B:
-        # 3. contents: once more forward, for the gradients of the reads; then back
+        # 4. contents: once more forward, for the gradients of the reads; then back
         run = call, layout, kept, segments
         start = starts if starts is not None else None if call.state is None else call.state.slots
         end = None if dstate is None else dstate.slots
@@ -212,8 +215,10 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
         )  # fmt: skip
         if dgiven is not None and dcontent is not None:
             dgiven = RAMState(dcontent.reshape(B, H, rows, C), dgiven.mass)
+        # 3. couplings
+        couple_backward(call, layout, memory, kept, dots, dy)
         # 2. masses
-        gains = mass_aware_backward(call, layout, memory, kept, dots.dy_dot_s, dr) if call.options.mass_aware else None
+        gains = mass_aware_backward(call, layout, memory, kept, dots.dy_dot_s[0], dr) if call.options.mass_aware else None
         dmass = None if dstate is None else dstate.mass
         grads = MassGrads(dw, dr, dgamma, dgiven and dgiven.mass)
         arguments = call, layout, memory, kept, dots, grads, (segments.contents, segments.chunks)

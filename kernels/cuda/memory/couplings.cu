@@ -1,0 +1,399 @@
+// What the tokens of a chunk mean to one another, once for all channels (chunk.cuh has the equations).
+//
+//     couple_forward   A, r~ and eta~ of every access, and lists of the slots that several accesses change
+//     couple_backward  the dot products that the masses need. content.cu has those with contents before the chunk and with
+//                      adjoints after it. Between them lie the chunk's own tokens, which add <dy_t, v_j> of pairs:
+//
+//         at a read    <dy_t, content>     content = kept(0, t) s + sum over earlier writes i of kept(i, t) eta_i v_i
+//         at a write   <adjoint, v_j>      adjoint = kept(j, all) d + sum over later reads t of kept(j, t) r_t dy_t
+//         at a token's first write, <adjoint, content before it>, from the same two
+//
+// An access finds the others of its slot by two masks of 32 tokens, which write the slot and which read it, and by a
+// number for each: eta of the slot's writes in order, then the weights of its reads. They begin where the slot's chain does.
+//
+// Who computes what: one block a chunk, as find_conflicts; thread token * W + k has write k of a token, thread
+// token * R + k read k, thread c chain c. Chunks do not depend on one another.
+//
+// Compiled with: what chunk.cuh asks for.
+#include "memory/mass.cuh"
+
+struct CouplingParams {
+    MemoryParams memory;
+    const MassAccess* writes;        // (B*H, chunks, CHUNK, W)
+    const Acc* eta;                  // likewise
+    const SlotAccess* reads;         // (B*H, chunks, CHUNK, R)
+    const Acc* read_weight;          // (B, T, H, READS)
+    TokenEvent *write_events, *read_events;  // (B*H, chunks, CHUNK, W), (.., R): for content.cu
+    SlotList *write_lists, *read_lists;      // (B*H, chunks, CHAINS): of slots with several writes; with several of either
+    TokenEvent* entries;             // (B*H, chunks, ENTRIES): of the lists
+    Acc* couplings;                  // (B*H, chunks, COUPLINGS)
+    const ELEMENT *values, *dy;      // (B, T, H, C)
+    Acc *dy_dot_s, *d_dot_v;         // (slices, B*H, chunks, CHUNK, R), (.., W): what content.cu left. The first slice's become
+    Acc* d_dot_before;               // (slices, B*H, chunks, CHUNK)                     those of all channels, for the masses
+    int channels, slices, sequences;         // C; slices of content.cu; B * H
+    int first_batch, first_chunk;            // of the launch
+};
+
+DEVICE unsigned tokens_to(int token) { return 2u * (1u << token) - 1; }  // a mask
+DEVICE int last_token(unsigned mask) { return 31 - __clz(int(mask)); }    // -1 of none
+
+// The slots of a chunk that have chains, in shared memory, by where a chain begins.
+struct ChunkSlots {
+    unsigned writers[ENTRIES], readers[ENTRIES];  // masks of tokens
+    Acc number[ENTRIES];                          // of an access: eta, or the weight of a read
+
+    DEVICE void clear() {
+        for (int i = threadIdx.x; i < ENTRIES; i += THREADS) writers[i] = 0, readers[i] = 0;
+    }
+};
+
+// The slot of an access, as its chain has it.
+struct SlotOfAccess {
+    const Acc* number;  // of its accesses
+    unsigned writers, readers;
+    int begin;
+
+    DEVICE SlotOfAccess(const ChunkSlots& slots, int begin)
+        : number(slots.number + begin), writers(slots.writers[begin]), readers(slots.readers[begin]), begin(begin) {}
+    DEVICE int writes() const { return __popc(writers); }
+    DEVICE int reads() const { return __popc(readers); }
+    DEVICE int write_rank(int token) const { return __popc(writers & ((1u << token) - 1)); }
+    DEVICE int read_rank(int token) const { return writes() + __popc(readers & ((1u << token) - 1)); }
+    DEVICE Acc eta(int token) const { return number[write_rank(token)]; }
+    DEVICE Acc weight(int token) const { return number[read_rank(token)]; }
+    // The product of 1 - eta over the writes after ``after`` up to ``upto``.
+    DEVICE Acc kept(int after, int upto) const {
+        Acc product = 1;
+        for (unsigned left = writers & tokens_to(upto) & ~tokens_to(after); left; left &= left - 1)
+            product *= 1 - eta(last_token(left & -left));
+        return product;
+    }
+    // Whether a list changes it: forward a list of writes, backward one of reads.
+    DEVICE bool has_write_list() const { return writes() > 1; }
+    DEVICE bool has_read_list() const { return writes() > 1 || reads() > 1; }
+};
+
+// A chunk and this thread's two accesses of it.
+struct ThreadOfChunk {
+    const CouplingParams& p;
+    const Sequence sequence;
+    const int chunk;
+    const long long number, at;  // of the chunk in arrays (B*H, chunks); of its first token in (B*H, chunks, CHUNK)
+    const int write_token, write_k, read_token, read_k;
+    MassAccess write;
+    SlotAccess read;
+    Acc eta, weight;
+
+    DEVICE explicit ThreadOfChunk(const CouplingParams& p)
+        : p(p), sequence(p.memory, p.first_batch + blockIdx.z, blockIdx.x), chunk(p.first_chunk + blockIdx.y),
+          number(sequence.chunk(chunk)), at(number * CHUNK), write_token(threadIdx.x / W), write_k(threadIdx.x % W),
+          read_token(threadIdx.x / R), read_k(threadIdx.x % R), write(MassAccess::dead()), read(SlotAccess::dead()), eta(0),
+          weight(0) {
+        if (write_token < CHUNK) write = load_read_only(p.writes + at * W + threadIdx.x), eta = p.eta[at * W + threadIdx.x];
+        if (read_token < CHUNK) read = load_read_only(p.reads + at * R + threadIdx.x);
+        const int t = chunk * CHUNK + read_token;
+        if (read.live()) weight = p.read_weight[sequence.token(t) * READS + read_k];
+    }
+    DEVICE bool chained_write() const { return write.live() && write.chained(); }
+    DEVICE bool listed_read() const { return read.live() && read.listed(); }
+    DEVICE SlotOfAccess write_slot(const ChunkSlots& slots) const { return {slots, chain_begin(int(write.tag))}; }
+    DEVICE SlotOfAccess read_slot(const ChunkSlots& slots) const { return {slots, chain_begin(read.tag)}; }
+
+    // Masks and numbers of all slots with chains.
+    DEVICE void enter(ChunkSlots& slots) const {
+        slots.clear();
+        __syncthreads();
+        if (chained_write()) atomicOr(slots.writers + chain_begin(int(write.tag)), 1u << write_token);
+        if (listed_read()) atomicOr(slots.readers + chain_begin(read.tag), 1u << read_token);
+        __syncthreads();
+        if (chained_write()) {
+            const SlotOfAccess slot = write_slot(slots);
+            slots.number[slot.begin + slot.write_rank(write_token)] = eta;
+        }
+        if (listed_read()) {
+            const SlotOfAccess slot = read_slot(slots);
+            slots.number[slot.begin + slot.read_rank(read_token)] = weight;
+        }
+        __syncthreads();
+    }
+};
+
+// ---- forward ----
+
+constexpr int READ_LANES = R < 32 ? R : 32, READ_PARTS = R / READ_LANES;  // a token's reads in a warp; warps of a token
+
+struct ForwardShared {
+    ChunkSlots slots;
+    Acc coupling[READ_PARTS * CHUNK * CHUNK];  // parts of A_tj
+    Acc kept[ENTRIES];  // of a slot over the chunk, by where its chain begins
+    int lists_of_warp[2][THREADS / 32];
+
+    DEVICE Acc& part_of(int part, int t, int j) { return coupling[(part * CHUNK + t) * CHUNK + j]; }
+};
+
+// A_tj of this thread's token t, from the last j to the first; the lanes of a warp go through j together, so that the reads
+// of a token add up in a fixed order. Returns r~.
+DEVICE Acc couple(ForwardShared& shared, const ThreadOfChunk& thread) {
+    const int token = thread.read_token;
+    const bool coupled = thread.read.live() && thread.read.chained();
+    const SlotOfAccess slot(shared.slots, coupled ? chain_begin(thread.read.tag) : 0);
+    unsigned left = coupled ? slot.writers & tokens_to(token) : 0;
+    Acc weight = thread.weight;
+    for (;;) {
+        const int last = last_token(left), j = __reduce_max_sync(~0u, last);
+        if (j < 0) return weight;
+        Acc part = 0;
+        if (last == j) {
+            const Acc eta = slot.number[__popc(left) - 1];
+            part = weight * eta, weight *= 1 - eta, left ^= 1u << j;
+        }
+#pragma unroll
+        for (int distance = 1; distance < READ_LANES; distance *= 2) part += __shfl_xor_sync(~0u, part, distance);
+        if (thread.read_k % READ_LANES == 0 && j <= token && token < CHUNK)
+            shared.part_of(thread.read_k / READ_LANES, token, j) = part;
+    }
+}
+
+DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread, Acc weight) {
+    const SlotAccess& read = thread.read;
+    bool in_list = false;
+    if (thread.listed_read()) {
+        const SlotOfAccess slot = thread.read_slot(shared.slots);
+        in_list = slot.has_read_list();
+        const int entry = slot.begin + slot.read_rank(thread.read_token);
+        if (in_list) thread.p.entries[thread.number * ENTRIES + entry] = {thread.read_token, weight};
+    }
+    if (thread.read_token >= CHUNK) return;
+    thread.p.read_events[thread.at * R + threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
+}
+
+// An entry's token, with ENTRY_FIRST if the write is its token's first.
+DEVICE void store_write(ForwardShared& shared, const ThreadOfChunk& thread) {
+    const MassAccess& write = thread.write;
+    bool in_list = false;
+    Acc eta = thread.eta;
+    if (thread.chained_write()) {
+        const SlotOfAccess slot = thread.write_slot(shared.slots);
+        const int token = thread.write_token, rank = slot.write_rank(token);
+        const Acc kept_after = slot.kept(token, CHUNK - 1);
+        eta *= kept_after, in_list = slot.has_write_list();
+        if (rank == 0) shared.kept[slot.begin] = (1 - thread.eta) * kept_after;
+        const int entry = token | (thread.write_k == 0 ? ENTRY_FIRST : 0);
+        if (in_list) thread.p.entries[thread.number * ENTRIES + slot.begin + rank] = {entry, eta};
+    }
+    if (thread.write_token >= CHUNK) return;
+    thread.p.write_events[thread.at * W + threadIdx.x] = {write.live() ? code_of(int(write.row), in_list) : 0, eta};
+}
+
+// This thread's chain, or one without accesses.
+DEVICE Chain chain_of_thread(const ThreadOfChunk& thread) {
+    const Chain* const chains = thread.p.memory.chains + thread.number * CHAINS;
+    const int round = threadIdx.x / CHAINS_PER_ROUND, always = MIN_ROUNDS * CHAINS_PER_ROUND;
+    const Chain none = Chain::make(-1, 0, 0, 0);
+    if (threadIdx.x >= CHAINS) return none;
+    if (int(threadIdx.x) < always) return chains[threadIdx.x];
+    return round <= chains[0].last_round() ? chains[threadIdx.x] : none;
+}
+
+// The lists of one kind, those of the slots ``wanted``, in the order of their chains.
+DEVICE void store_lists(
+    SlotList* lists, int* count_of_warp, bool wanted, int row, int begin, int count, Acc kept
+) {
+    const unsigned votes = __ballot_sync(~0u, wanted);
+    if (threadIdx.x % 32 == 0) count_of_warp[threadIdx.x / 32] = __popc(votes);
+    __syncthreads();
+    int before = 0, total = 0;
+#pragma unroll
+    for (int warp = 0; warp < THREADS / 32; warp++) {
+        if (warp < int(threadIdx.x / 32)) before += count_of_warp[warp];
+        total += count_of_warp[warp];
+    }
+    if (wanted) {
+        const int number = before + __popc(votes & ((1u << threadIdx.x % 32) - 1)), round = number / GROUPS;
+        const int group = round % 2 ? GROUPS - 1 - number % GROUPS : number % GROUPS;
+        lists[number] = SlotList::make(row, begin, count, list_of_group(round + 1, group) < total, kept);
+    }
+    if (int(threadIdx.x) >= total && threadIdx.x < GROUPS) lists[threadIdx.x] = SlotList::none();
+}
+
+// A, as content.cu takes it: a warp here stores what a warp there takes.
+DEVICE void store_couplings(ForwardShared& shared, Acc* to) {
+    const int warp = threadIdx.x / 32;
+    if (warp >= CHUNK / TOKENS_OF_WARP) return;
+    to += coupling_begin(warp);
+    for (int i = threadIdx.x % 32; i < 8 * TOKENS_OF_WARP * coupling_steps(warp); i += 32) {
+        const int j = i / TOKENS_OF_WARP, token = warp * TOKENS_OF_WARP + i % TOKENS_OF_WARP;
+        Acc sum = 0;
+        for (int part = 0; part < READ_PARTS && j < CHUNK; part++) sum += shared.part_of(part, token, j);
+        to[i] = sum;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) couple_forward(const __grid_constant__ CouplingParams p) {
+    __shared__ ForwardShared shared;
+    const ThreadOfChunk thread(p);
+    for (int i = threadIdx.x; i < READ_PARTS * CHUNK * CHUNK; i += THREADS) shared.coupling[i] = 0;
+    thread.enter(shared.slots);
+    store_read(shared, thread, couple(shared, thread));
+    store_write(shared, thread);
+    const Chain chain = chain_of_thread(thread);
+    __syncthreads();
+    store_couplings(shared, p.couplings + thread.number * COUPLINGS);
+    const SlotOfAccess slot(shared.slots, chain.begin());
+    const bool there = chain.count() > 0, several_writes = there && slot.has_write_list();
+    const Acc kept = several_writes ? shared.kept[slot.begin] : Acc(1);
+    const long long first = thread.number * CHAINS;
+    store_lists(p.write_lists + first, shared.lists_of_warp[0], several_writes, chain.row, slot.begin, slot.writes(), kept);
+    store_lists(
+        p.read_lists + first, shared.lists_of_warp[1], there && slot.has_read_list(), chain.row, slot.begin + slot.writes(),
+        slot.reads(), kept);
+}
+
+// ---- backward ----
+
+constexpr int CHANNELS_AT_ONCE = 128 / sizeof(Acc), PAD = 16 / sizeof(Acc);  // channels in shared memory; their rows are so much longer
+constexpr int PAIRS = CHUNK < 16 ? 1 : CHUNK / 16;             // a thread has PAIRS x PAIRS dots <dy_t, v_j>
+constexpr int SIDE = CHUNK / PAIRS;                            // threads along t, and along j
+
+struct BackwardShared {
+    ChunkSlots slots;
+    Acc dot[ENTRIES];               // as content.cu left it, where ``slots`` has the number of the access
+    Acc dy_dot_v[CHUNK][CHUNK + 1];
+    struct alignas(16) {
+        Acc dy[CHUNK][CHANNELS_AT_ONCE + PAD], v[CHUNK][CHANNELS_AT_ONCE + PAD];
+    } channels;
+};
+
+// <dy_t, v_j> of all pairs of the chunk.
+DEVICE void store_pairs(BackwardShared& shared, const ThreadOfChunk& thread) {
+    const CouplingParams& p = thread.p;
+    const int t = threadIdx.x / SIDE, j = threadIdx.x % SIDE;
+    Acc sum[PAIRS][PAIRS] = {};
+    for (int first = 0; first < p.channels; first += CHANNELS_AT_ONCE) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < CHUNK * CHANNELS_AT_ONCE; i += THREADS) {
+            const int token = i / CHANNELS_AT_ONCE, channel = i % CHANNELS_AT_ONCE, at_t = thread.chunk * CHUNK + token;
+            const bool there = at_t < p.memory.tokens && first + channel < p.channels;
+            const long long from = thread.sequence.token(at_t) * p.channels + first + channel;
+            shared.channels.dy[token][channel] = there ? Acc(widen(p.dy[from])) : Acc(0);
+            shared.channels.v[token][channel] = there ? Acc(widen(p.values[from])) : Acc(0);
+        }
+        __syncthreads();
+        if (t >= SIDE) continue;
+#pragma unroll
+        for (int channel = 0; channel < CHANNELS_AT_ONCE; channel += PAD) {
+            Acc dy[PAIRS][PAD], v[PAIRS][PAD];
+#pragma unroll
+            for (int i = 0; i < PAIRS; i++) {
+                load<PAD>(&shared.channels.dy[t + SIDE * i][channel], dy[i]);
+                load<PAD>(&shared.channels.v[j + SIDE * i][channel], v[i]);
+            }
+#pragma unroll
+            for (int a = 0; a < PAIRS; a++)
+#pragma unroll
+                for (int b = 0; b < PAIRS; b++)
+#pragma unroll
+                    for (int c = 0; c < PAD; c++) sum[a][b] += dy[a][c] * v[b][c];
+        }
+    }
+    if (t < SIDE)
+#pragma unroll
+        for (int a = 0; a < PAIRS; a++)
+#pragma unroll
+            for (int b = 0; b < PAIRS; b++) shared.dy_dot_v[t + SIDE * a][j + SIDE * b] = sum[a][b];
+}
+
+// <x, content before write or read ``token``'s> of a slot, for an x of which all dots are known: ``dot_s`` with the content
+// before the chunk, ``dot_v(j)`` with the values. ``writers``: which writes came before.
+template <class DotV> DEVICE Acc dot_with_content(const SlotOfAccess& slot, unsigned writers, Acc dot_s, const DotV& dot_v) {
+    Acc sum = 0, kept = 1;
+    while (writers) {
+        const int j = last_token(writers);
+        const Acc eta = slot.number[__popc(writers) - 1];
+        sum += kept * eta * dot_v(j), kept *= 1 - eta;
+        writers ^= 1u << j;
+    }
+    return sum + kept * dot_s;
+}
+
+// <adjoint after write ``token``, v of it>.
+DEVICE Acc dot_with_adjoint(const BackwardShared& shared, const SlotOfAccess& slot, int token, Acc dot_d) {
+    Acc sum = 0, kept = 1;
+    for (unsigned later = (slot.writers | slot.readers) & ~(tokens_to(token) >> 1); later; later &= later - 1) {
+        const int t = last_token(later & -later);
+        if (t != token && slot.writers >> t & 1) kept *= 1 - slot.eta(t);
+        if (slot.readers >> t & 1) sum += kept * slot.weight(t) * shared.dy_dot_v[t][token];
+    }
+    return sum + kept * dot_d;
+}
+
+// <adjoint after write ``token``, content before it>, the part of it that lane k of ``lanes`` has: the adjoint is a sum over
+// later reads and, last, of the adjoint after the chunk.
+DEVICE Acc dot_of_both(const BackwardShared& shared, const SlotOfAccess& slot, int token, int k, int lanes, Acc dot_d_s) {
+    const unsigned later = slot.readers & ~(tokens_to(token) >> 1), earlier = slot.writers & (tokens_to(token) >> 1);
+    const Acc* const dot = shared.dot + slot.begin;
+    Acc sum = 0;
+    int rank = 0;
+    for (unsigned left = later; left; left &= left - 1, rank++) {
+        if (rank % lanes != k) continue;
+        const int t = last_token(left & -left);
+        const auto dot_v = [&](int j) { return shared.dy_dot_v[t][j]; };
+        sum += slot.weight(t) * slot.kept(token, t) * dot_with_content(slot, earlier, dot[slot.read_rank(t)], dot_v);
+    }
+    if (rank % lanes != k) return sum;
+    const auto dot_v = [&](int j) { return dot[slot.write_rank(j)]; };
+    return sum + slot.kept(token, CHUNK - 1) * dot_with_content(slot, earlier, dot_d_s, dot_v);
+}
+
+DEVICE Acc sum_over_slices(const Acc* dots, long long stride, int slices) {
+    Acc sum = 0;
+#pragma unroll 4
+    for (int slice = 0; slice < slices; slice++) sum += load_read_only(dots + slice * stride);
+    return sum;
+}
+
+constexpr int WRITE_LANES = W < 32 ? W : 32;  // of a token's writes, in one warp
+
+// The first lane's write of a token; all lanes take part.
+DEVICE void store_dot_before(const BackwardShared& shared, const ThreadOfChunk& thread, long long stride) {
+    const CouplingParams& p = thread.p;
+    const int first_lane = threadIdx.x % 32 / WRITE_LANES * WRITE_LANES, lane = threadIdx.x % WRITE_LANES;
+    const bool first = lane == 0 && thread.write_k == 0 && thread.write_token < CHUNK && thread.write.live();
+    Acc dot = first ? sum_over_slices(p.d_dot_before + thread.at + thread.write_token, stride, p.slices) : Acc(0);
+    const int tag = __shfl_sync(~0u, first ? int(thread.write.tag) : DEAD, first_lane);
+    dot = __shfl_sync(~0u, dot, first_lane);
+    Acc sum = 0;
+    if (tag >= 0 && tag & CHAINED)
+        sum = dot_of_both(shared, {shared.slots, chain_begin(tag)}, thread.write_token, lane, WRITE_LANES, dot);
+    else if (lane == 0)
+        sum = dot;
+#pragma unroll
+    for (int distance = 1; distance < WRITE_LANES; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    if (first) p.d_dot_before[thread.at + thread.write_token] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) couple_backward(const __grid_constant__ CouplingParams p) {
+    __shared__ BackwardShared shared;
+    const ThreadOfChunk thread(p);
+    const long long stride = (long long)(p.sequences) * p.memory.chunks() * CHUNK;  // from slice to slice, in tokens
+    Acc* const d_dot_v = p.d_dot_v + thread.at * W + threadIdx.x;
+    Acc* const dy_dot_s = p.dy_dot_s + thread.at * R + threadIdx.x;
+    Acc dot_v = thread.write.live() ? sum_over_slices(d_dot_v, stride * W, p.slices) : Acc(0);
+    Acc dot_s = thread.read.live() ? sum_over_slices(dy_dot_s, stride * R, p.slices) : Acc(0);
+    thread.enter(shared.slots);
+    const bool chained_read = thread.listed_read() && thread.read.chained();
+    const SlotOfAccess write_slot(shared.slots, thread.chained_write() ? chain_begin(int(thread.write.tag)) : 0);
+    const SlotOfAccess read_slot(shared.slots, chained_read ? chain_begin(thread.read.tag) : 0);
+    if (thread.chained_write()) shared.dot[write_slot.begin + write_slot.write_rank(thread.write_token)] = dot_v;
+    if (chained_read) shared.dot[read_slot.begin + read_slot.read_rank(thread.read_token)] = dot_s;
+    store_pairs(shared, thread);
+    __syncthreads();
+    if (thread.chained_write()) dot_v = dot_with_adjoint(shared, write_slot, thread.write_token, dot_v);
+    if (chained_read) {
+        const auto dot_with_value = [&](int j) { return shared.dy_dot_v[thread.read_token][j]; };
+        dot_s = dot_with_content(read_slot, read_slot.writers & tokens_to(thread.read_token), dot_s, dot_with_value);
+    }
+    if (thread.write_token < CHUNK) *d_dot_v = dot_v;
+    if (thread.read_token < CHUNK) *dy_dot_s = dot_s;
+    store_dot_before(shared, thread, stride);
+}

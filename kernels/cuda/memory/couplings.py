@@ -1,0 +1,71 @@
+"""What the tokens of a chunk mean to one another, once for all channels: the launches of ``couplings.cu``."""
+
+from __future__ import annotations
+
+import functools
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ramnet_np.contract import Array
+
+from ..runtime.module import Launch, Specialisation
+from ..runtime.params import INT, POINTER, ParamStruct
+from .call import Call, Kept, memory_params
+from .conflicts import GRID
+from .layout import THREADS, Layout
+from .mass_backward import Dots
+
+
+@functools.cache
+def coupling_params(acc: np.dtype) -> ParamStruct:
+    """``CouplingParams`` of couplings.cu."""
+    return ParamStruct(
+        "CouplingParams",
+        memory=memory_params(acc), writes=POINTER, eta=POINTER, reads=POINTER, read_weight=POINTER, write_events=POINTER,
+        read_events=POINTER, write_lists=POINTER, read_lists=POINTER, entries=POINTER, couplings=POINTER, values=POINTER,
+        dy=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER, d_dot_before=POINTER, channels=INT, slices=INT, sequences=INT,
+        first_batch=INT, first_chunk=INT,
+    )  # fmt: skip
+
+
+@functools.cache
+def coupling_specialisation(layout: Layout) -> Specialisation:
+    """``couplings.cu`` for a layout."""
+    params = coupling_params(np.dtype(f"f{layout.acc_bytes}"))
+    return Specialisation("memory/couplings.cu", ("couple_forward", "couple_backward"), layout.defines, (params,))
+
+
+@functools.lru_cache(maxsize=1024)
+def _launch(layout: Layout, name: str, grid: tuple[int, int, int]) -> Launch:
+    return Launch(coupling_specialisation(layout), name, grid, THREADS)
+
+
+def couple_forward(call: Call, layout: Layout, memory: Any, kept: Kept) -> None:
+    """Fill the couplings, events, lists and entries of ``kept``, from which the contents are computed."""
+    _couple("couple_forward", call, layout, memory, kept, None, None)
+
+
+def couple_backward(call: Call, layout: Layout, memory: Any, kept: Kept, dots: Dots, dy: Array) -> None:
+    """Turn the first slice of ``dots`` into the dot products over all channels that the masses need."""
+    _couple("couple_backward", call, layout, memory, kept, dots, dy)
+
+
+def _couple(
+    name: str, call: Call, layout: Layout, memory: Any, kept: Kept, dots: Dots | None, dy: Array | None
+) -> None:
+    B, _, H, C = call.values.shape
+    for batch, chunk in product(range(0, B, GRID), range(0, kept.chunks, GRID)):
+        grid = H, min(kept.chunks - chunk, GRID), min(B - batch, GRID)
+        _launch(layout, name, grid)(
+            coupling_params(call.acc)(
+                memory=memory, writes=kept.writes, eta=kept.eta, reads=kept.reads,
+                read_weight=call.read.weight if kept.read_share is None else kept.read_share,
+                write_events=kept.write_events, read_events=kept.read_events, write_lists=kept.write_lists,
+                read_lists=kept.read_lists, entries=kept.entries, couplings=kept.couplings, values=call.values, dy=dy,
+                dy_dot_s=dots and dots.dy_dot_s, d_dot_v=dots and dots.d_dot_v,
+                d_dot_before=dots and dots.d_dot_before, channels=C, slices=layout.slices, sequences=call.sequences,
+                first_batch=batch, first_chunk=chunk,
+            )
+        )  # fmt: skip
