@@ -10,7 +10,7 @@ import numpy as np
 from ramnet_np.contract import Array
 
 from ..runtime.module import Launch, Specialisation
-from ..runtime.params import INT, POINTER, ParamStruct
+from ..runtime.params import POINTER, ParamStruct
 from .call import Call, Kept, memory_params
 from .layout import THREADS, Layout
 
@@ -20,8 +20,8 @@ def mass_aware_params(acc: np.dtype) -> ParamStruct:
     """``MassAwareParams`` of mass_aware.cu."""
     return ParamStruct(
         "MassAwareParams",
-        memory=memory_params(acc), reads=POINTER, read_mass=POINTER, read_share=POINTER, dy_dot_s=POINTER, gains=POINTER,
-        dr=POINTER,
+        memory=memory_params(acc), reads=POINTER, read_mass=POINTER, read_share=POINTER, dy_dot_s=POINTER,
+        gains=POINTER, dr=POINTER,
     )  # fmt: skip
 
 

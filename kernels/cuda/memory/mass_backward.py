@@ -102,8 +102,9 @@ def mass_backward(
     launch(
         mass_backward_params(call.acc)(
             memory=memory, d_dot_v=dots.d_dot_v, d_dot_before=dots.d_dot_before, dy_dot_s=dots.dy_dot_s,
-            writes=kept.writes, mass_before=kept.mass_before, reads=kept.reads, gains=gains, final_q=final_q, dfinal_mass=dfinal_mass, working=working,
-            dw=grads.dw, dr=grads.dr, dgamma=grads.dgamma, dgiven_mass=grads.dgiven, local_begin=local_begin,
+            writes=kept.writes, mass_before=kept.mass_before, reads=kept.reads, gains=gains, final_q=final_q,
+            dfinal_mass=dfinal_mass, working=working, dw=grads.dw, dr=grads.dr, dgamma=grads.dgamma,
+            dgiven_mass=grads.dgiven, local_begin=local_begin,
             final_q_parts=0 if final_q is None else len(final_q), segments=count, chunks_of_segment=length,
         )
     )  # fmt: skip

@@ -218,7 +218,9 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
         # 3. couplings
         couple_backward(call, layout, memory, kept, dots, dy)
         # 2. masses
-        gains = mass_aware_backward(call, layout, memory, kept, dots.dy_dot_s[0], dr) if call.options.mass_aware else None
+        gains = None
+        if call.options.mass_aware:
+            gains = mass_aware_backward(call, layout, memory, kept, dots.dy_dot_s[0], dr)
         dmass = None if dstate is None else dstate.mass
         grads = MassGrads(dw, dr, dgamma, dgiven and dgiven.mass)
         arguments = call, layout, memory, kept, dots, grads, (segments.contents, segments.chunks)
