@@ -78,7 +78,8 @@ class Kept(NamedTuple):
     read_events: Array  # (B*H, chunks, CHUNK, R, 2): code, r~
     write_lists: Array  # (B*H, chunks, CHAINS, 4) int32: SlotList
     read_lists: Array  # likewise
-    entries: Array  # (B*H, chunks, ENTRIES, 2): of lists
+    write_entries: Array  # (B*H, chunks, WRITE_ENTRIES, 2): of lists
+    read_entries: Array  # (B*H, chunks, READ_ENTRIES, 2), likewise
     couplings: Array  # (B*H, chunks, COUPLINGS)
     mass_reads: Array | None  # (B*H, chunks, CHUNK, R, 4): MassAccess, if reads are mass-aware
     read_mass: Array | None  # (B*H, chunks, CHUNK, R), likewise
@@ -99,7 +100,7 @@ def allocate_kept(call: Call, layout: Layout) -> Kept:
     wanted = [
         ((*writes, 4), acc), ((*reads, 2), int32), (writes, acc), (writes, acc),
         ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*writes, 2), acc), ((*reads, 2), acc), lists, lists,
-        ((*chunks, layout.entries, 2), acc), ((*chunks, layout.couplings), acc),
+        *(((*chunks, layout.chunk * k, 2), acc) for k in call.top_k), ((*chunks, layout.couplings), acc),
     ]  # fmt: skip
     if call.options.mass_aware:
         wanted += [((*reads, 4), acc), (reads, acc), (call.read.weight.shape, acc)]

@@ -114,15 +114,17 @@ struct alignas(16) SlotList {
     int row, info;
     Acc kept;
 
-    DEVICE static SlotList make(int row, int begin, int count, bool more, Acc kept) {
-        return {row, begin | count << 10 | int(more) << 16, kept};
+    // ``total``: entries of all lists of the chunk.
+    DEVICE static SlotList make(int row, int begin, int count, bool more, int total, Acc kept) {
+        return {row, begin | count << 10 | int(more) << 16 | total << 17, kept};
     }
-    DEVICE static SlotList none() { return make(-1, 0, 0, false, 1); }
     DEVICE bool there() const { return row >= 0; }
     DEVICE int begin() const { return info & 1023; }
     DEVICE int count() const { return info >> 10 & 63; }
     DEVICE bool more() const { return info >> 16 & 1; }  // the group has a list in the next round, too
+    DEVICE int total() const { return info >> 17; }
 };
+constexpr int WRITE_ENTRIES = CHUNK * WRITES, READ_ENTRIES = CHUNK * READS;  // the most that lists of writes, or of reads, have
 // The list of a group in a round. Long lists come first, so in every second round groups take them in opposite order.
 DEVICE constexpr int list_of_group(int round, int group) { return round * GROUPS + (round % 2 ? GROUPS - 1 - group : group); }
 

@@ -25,8 +25,7 @@
 // Every sum has a fixed order and no atomics are used: the same inputs give the same bits.
 //
 // Compiled with: what chunk.cuh, tile.cuh and state_slice.cuh ask for, and BLOCKS.
-#include "memory/coupled.cuh"
-#include "memory/list_cursor.cuh"
+#include "memory/lists.cuh"
 
 #ifndef BLOCKS
 #error "BLOCKS (to be held by a multiprocessor) must be defined"
@@ -35,7 +34,7 @@
 struct ContentParams {
     const TokenEvent *writes, *reads;    // (B*H, chunks, CHUNK, W), (B*H, chunks, CHUNK, R)
     const SlotList *write_lists, *read_lists;  // (B*H, chunks, CHAINS)
-    const TokenEvent* entries;           // (B*H, chunks, ENTRIES)
+    const TokenEvent *write_entries, *read_entries;  // (B*H, chunks, WRITE_ENTRIES), (B*H, chunks, READ_ENTRIES)
     const Acc* couplings;                // (B*H, chunks, COUPLINGS)
     const ELEMENT *values, *dy;          // (B, T, H, C)
     Acc* before_first;                   // (B, T, H, C): content, before the chunk, of the slot of a token's first write
@@ -60,23 +59,23 @@ template <bool RECOMPUTE> struct ForwardPass {
     const Lane& lane;
     StateSlice& state;
     const Prefetcher prefetcher;
-    const TokenEvent *const writes, *const reads, *const entries;
-    const SlotList* const lists;
+    const TokenEvent *const writes, *const reads;
+    const Lists<WRITE_ENTRIES> lists;
     const Acc* const couplings;
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
     TileInput<ELEMENT> value, dy;
-    ListCursor cursor{};
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
-        : p(p), lane(lane), state(state), prefetcher(lane, p, p.write_lists, RECOMPUTE ? p.dy : nullptr, nullptr),
+        : p(p), lane(lane), state(state),
+          prefetcher(lane, p, p.write_lists, p.write_entries, WRITE_ENTRIES, RECOMPUTE ? p.dy : nullptr, nullptr),
           writes(p.writes + lane.access(OWN_WRITES)), reads(p.reads + lane.access(OWN_READS)),
-          entries(p.entries + lane.first_chunk * ENTRIES), lists(p.write_lists + lane.first_chunk * CHAINS),
-          couplings(p.couplings + lane.first_chunk * COUPLINGS) {}
+          lists(lane, p.write_lists, p.write_entries), couplings(p.couplings + lane.first_chunk * COUPLINGS) {}
 
     DEVICE void load_for_change(int chunk) {
         if (lane.takes_part()) write.load(writes + at_chunk(chunk, CHUNK * W));
-        cursor.load(lane, header_of(lane, chunk), entries + at_chunk(chunk, ENTRIES));
+        lists.copy_header(lane, chunk + 1);
+        lists.copy_entries(lane, chunk);
     }
     DEVICE void load_for_look_up(int chunk) {
         if (!lane.takes_part()) return;
@@ -86,12 +85,15 @@ template <bool RECOMPUTE> struct ForwardPass {
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
+    DEVICE void copy_couplings(int chunk) const {
+        copy_to_shared<COUPLINGS>(shared_couplings(), couplings + at_chunk(chunk, COUPLINGS), COUPLINGS);
+    }
     DEVICE void store_value(int chunk) {
         if (lane.part == 0 && lane.takes_part()) state[state.token_row(lane, chunk, lane.token)] = value.widened();
     }
     DEVICE void start() {
-        for (int chunk = 0; chunk < 2; chunk++) copy_header(lane, lists + lane.group, chunk);
-        copy_couplings(lane, couplings, 0);
+        lists.copy_header(lane, 0);
+        copy_couplings(0);
         load_for_look_up(0);
         store_value(0);
         for (int chunk = 1; chunk < PREFETCHED; chunk++) prefetcher(lane, chunk);
@@ -113,17 +115,17 @@ template <bool RECOMPUTE> struct ForwardPass {
             if (codes[e]) state.store(lane, codes[e], s[e]);
         }
     }
-    DEVICE void change_by_list(int chunk) {
-        const SlotList list = cursor.list;
-        const Tile before = state.load(lane, list.there() ? code_of(list.row, false) : 0);
+    DEVICE void change_by_list(int chunk, const SlotList& list) {
+        const int code = code_of(list.row, false);
+        const Tile before = state.load(lane, code);
         Tile s = before;
         s.scale(list.kept);
-        cursor.follow(lane, state, chunk, entries + at_chunk(chunk, ENTRIES), [&](int token, Acc eta, const Tile& v) {
+        for_each_entry(lane, state, chunk, list, [&](int token, Acc eta, const Tile& v) {
             if (RECOMPUTE && token & ENTRY_FIRST)
                 store_channels(lane, before, p.before_first + lane.at(chunk, token & ~ENTRY_FIRST));
             s.add(eta, v);
         });
-        if (list.there()) state.store(lane, code_of(list.row, false), s);
+        state.store(lane, code, s);
     }
 
     // look_up(chunk): what the pass does with the reads.
@@ -138,14 +140,13 @@ template <bool RECOMPUTE> struct ForwardPass {
             // 1. what looks slots up
             look_up(chunk);
             write.prefetch_rows(lane, state, state.first_unset_row);
+            wait_for_copies<0>();
             __syncthreads();
             // 2. what changes them
-            copy_header(lane, lists + lane.group, chunk + 2);
-            copy_couplings(lane, couplings, next);
+            copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);
-            cursor.follow_rounds(
-                lane, lists + at_chunk(chunk, CHAINS), entries + at_chunk(chunk, ENTRIES), [&] { change_by_list(chunk); });
+            lists.for_each(lane, chunk, [&](const SlotList& list) { change_by_list(chunk, list); });
             read.prefetch_rows(lane, state, in_use);
             if (chunk < last) store_value(next);
             wait_for_copies<0>();
@@ -220,27 +221,30 @@ struct BackwardPass {
     const StateSlice& adjoint;
     const bool wanted;  // dv and the dots
     const Prefetcher prefetcher;
-    const TokenEvent *const writes, *const reads, *const entries;
-    const SlotList* const lists;
+    const TokenEvent *const writes, *const reads;
+    const Lists<READ_ENTRIES> lists;
     const Acc* const couplings;
     Acc *const d_dot_v, *const d_dot_before;
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
     TileInput<ELEMENT> value, dy;
     Tile before;
-    ListCursor cursor{};
 
     DEVICE BackwardPass(const ContentParams& p, const Lane& lane, const StateSlice& adjoint)
         : p(p), lane(lane), adjoint(adjoint), wanted(!(p.local_only && lane.segment + 1 < p.segments)),
-          prefetcher(lane, p, p.read_lists, p.dy, p.before_first), writes(p.writes + lane.access(OWN_WRITES)),
-          reads(p.reads + lane.access(OWN_READS)), entries(p.entries + lane.first_chunk * ENTRIES),
-          lists(p.read_lists + lane.first_chunk * CHAINS), couplings(p.couplings + lane.first_chunk * COUPLINGS),
+          prefetcher(lane, p, p.read_lists, p.read_entries, READ_ENTRIES, p.dy, p.before_first),
+          writes(p.writes + lane.access(OWN_WRITES)), reads(p.reads + lane.access(OWN_READS)),
+          lists(lane, p.read_lists, p.read_entries), couplings(p.couplings + lane.first_chunk * COUPLINGS),
           d_dot_v(p.d_dot_v + lane.before_slice * (CHUNK * W) + lane.access(OWN_WRITES)),
           d_dot_before(p.d_dot_before + (lane.before_slice + lane.first_chunk) * CHUNK + lane.token) {}
 
     DEVICE void load_for_change(int chunk) {
         if (lane.takes_part()) read.load(reads + at_chunk(chunk, CHUNK * R));
-        cursor.load(lane, header_of(lane, chunk), entries + at_chunk(chunk, ENTRIES));
+        lists.copy_header(lane, chunk - 1);
+        lists.copy_entries(lane, chunk);
+    }
+    DEVICE void copy_couplings(int chunk) const {
+        copy_to_shared<COUPLINGS>(shared_couplings(), couplings + at_chunk(chunk, COUPLINGS), COUPLINGS);
     }
     DEVICE void load_for_look_up(int chunk) {
         before.clear();
@@ -255,8 +259,8 @@ struct BackwardPass {
         if (lane.part == 0 && lane.takes_part()) adjoint[adjoint.token_row(lane, chunk, lane.token)] = dy.widened();
     }
     DEVICE void start(int end) {
-        for (int chunk = end; chunk > end - 2; chunk--) copy_header(lane, lists + lane.group, chunk);
-        copy_couplings(lane, couplings, end);
+        lists.copy_header(lane, end);
+        copy_couplings(end);
         load_for_look_up(end);
         store_dy(end);
         for (int chunk = end - 1; chunk > end - PREFETCHED; chunk--) prefetcher(lane, chunk);
@@ -304,14 +308,12 @@ struct BackwardPass {
             if (codes[e]) adjoint.store(lane, codes[e], d[e]);
         }
     }
-    DEVICE void change_by_list(int chunk) {
-        const SlotList list = cursor.list;
-        Tile d = adjoint.load(lane, list.there() ? code_of(list.row, false) : 0);
+    DEVICE void change_by_list(int chunk, const SlotList& list) {
+        const int code = code_of(list.row, false);
+        Tile d = adjoint.load(lane, code);
         d.scale(list.kept);
-        cursor.follow(lane, adjoint, chunk, entries + at_chunk(chunk, ENTRIES), [&](int, Acc weight, const Tile& dy) {
-            d.add(weight, dy);
-        });
-        if (list.there()) adjoint.store(lane, code_of(list.row, false), d);
+        for_each_entry(lane, adjoint, chunk, list, [&](int, Acc weight, const Tile& dy) { d.add(weight, dy); });
+        adjoint.store(lane, code, d);
     }
     DEVICE void run() {
         const int end = lane.chunks - 1;
@@ -323,14 +325,13 @@ struct BackwardPass {
             // 1. what looks the adjoint up
             look_up(chunk);
             read.prefetch_rows(lane, adjoint, lane.rows);
+            wait_for_copies<0>();
             __syncthreads();
             // 2. what changes it
-            copy_header(lane, lists + lane.group, chunk - 2);
-            copy_couplings(lane, couplings, next);
+            copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);
-            cursor.follow_rounds(
-                lane, lists + at_chunk(chunk, CHAINS), entries + at_chunk(chunk, ENTRIES), [&] { change_by_list(chunk); });
+            lists.for_each(lane, chunk, [&](const SlotList& list) { change_by_list(chunk, list); });
             write.prefetch_rows(lane, adjoint, lane.rows);
             if (chunk > 0) store_dy(next);
             wait_for_copies<0>();

@@ -7,13 +7,14 @@
 
 DEVICE Acc* shared_couplings() { return reinterpret_cast<Acc*>(dynamic_shared() + HEADER_BYTES); }
 
-// Copies those of a chunk to shared memory.
-DEVICE void copy_couplings(const Lane& lane, const Acc* couplings, int chunk) {
-    const Acc* const from = couplings + at_chunk(chunk, COUPLINGS);
-    constexpr int EACH = 16 / sizeof(Acc);
-    static_assert(COUPLINGS % EACH == 0 && COUPLINGS / EACH <= 2 * THREADS, "at most two copies a thread");
+// Copies ``count`` numbers, of at most MOST, to shared memory.
+template <int MOST, class T> DEVICE void copy_to_shared(T* to, const T* from, int count) {
+    constexpr int EACH = 16 / sizeof(T);
 #pragma unroll
-    for (int i = threadIdx.x * EACH; i < COUPLINGS; i += THREADS * EACH) copy_async<16>(shared_couplings() + i, from + i);
+    for (int first = 0; first < MOST; first += THREADS * EACH) {
+        const int i = first + threadIdx.x * EACH;
+        if (i < count) copy_async<16>(to + i, from + i);
+    }
     end_group_of_copies();
 }
 

@@ -25,7 +25,7 @@ struct CouplingParams {
     const Acc* read_weight;          // (B, T, H, READS)
     TokenEvent *write_events, *read_events;  // (B*H, chunks, CHUNK, W), (.., R): for content.cu
     SlotList *write_lists, *read_lists;      // (B*H, chunks, CHAINS): of slots with several writes; with several of either
-    TokenEvent* entries;             // (B*H, chunks, ENTRIES): of the lists
+    TokenEvent *write_entries, *read_entries;  // (B*H, chunks, WRITE_ENTRIES), (.., READ_ENTRIES): of the lists
     Acc* couplings;                  // (B*H, chunks, COUPLINGS)
     const ELEMENT *values, *dy;      // (B, T, H, C)
     Acc *dy_dot_s, *d_dot_v;         // (slices, B*H, chunks, CHUNK, R), (.., W): what content.cu left. The first slice's become
@@ -61,6 +61,12 @@ struct SlotOfAccess {
     DEVICE int read_rank(int token) const { return writes() + __popc(readers & ((1u << token) - 1)); }
     DEVICE Acc eta(int token) const { return number[write_rank(token)]; }
     DEVICE Acc weight(int token) const { return number[read_rank(token)]; }
+    // The product of 1 - eta over all writes.
+    DEVICE Acc kept() const {
+        Acc product = 1;
+        for (int i = writes() - 1; i >= 0; i--) product *= 1 - number[i];
+        return product;
+    }
     // The product of 1 - eta over the writes after ``after`` up to ``upto``.
     DEVICE Acc kept(int after, int upto) const {
         Acc product = 1;
@@ -122,11 +128,19 @@ struct ThreadOfChunk {
 
 constexpr int READ_LANES = R < 32 ? R : 32, READ_PARTS = R / READ_LANES;  // a token's reads in a warp; warps of a token
 
+// Lists of writes and of reads, and their entries, before a thread's.
+struct ListCounts {
+    unsigned writes, reads;  // lists | entries << 16
+
+    DEVICE static unsigned of(bool there, int entries) { return there ? 1 | entries << 16 : 0; }
+    DEVICE void add(const ListCounts& x) { writes += x.writes, reads += x.reads; }
+};
+
 struct ForwardShared {
     ChunkSlots slots;
     Acc coupling[READ_PARTS * CHUNK * CHUNK];  // parts of A_tj
-    Acc kept[ENTRIES];  // of a slot over the chunk, by where its chain begins
-    int lists_of_warp[2][THREADS / 32];
+    ListCounts lists_of_warp[THREADS / 32];
+    unsigned short write_list[ENTRIES], read_list[ENTRIES];  // where a slot's entries begin, by where its chain does
 
     DEVICE Acc& part_of(int part, int t, int j) { return coupling[(part * CHUNK + t) * CHUNK + j]; }
 };
@@ -159,27 +173,24 @@ DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread,
     bool in_list = false;
     if (thread.listed_read()) {
         const SlotOfAccess slot = thread.read_slot(shared.slots);
+        const int entry = shared.read_list[slot.begin] + slot.read_rank(thread.read_token) - slot.writes();
         in_list = slot.has_read_list();
-        const int entry = slot.begin + slot.read_rank(thread.read_token);
-        if (in_list) thread.p.entries[thread.number * ENTRIES + entry] = {thread.read_token, weight};
+        if (in_list) thread.p.read_entries[thread.number * READ_ENTRIES + entry] = {thread.read_token, weight};
     }
     if (thread.read_token >= CHUNK) return;
     thread.p.read_events[thread.at * R + threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
 }
 
-// An entry's token, with ENTRY_FIRST if the write is its token's first.
-DEVICE void store_write(ForwardShared& shared, const ThreadOfChunk& thread) {
+DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread) {
     const MassAccess& write = thread.write;
     bool in_list = false;
     Acc eta = thread.eta;
     if (thread.chained_write()) {
         const SlotOfAccess slot = thread.write_slot(shared.slots);
-        const int token = thread.write_token, rank = slot.write_rank(token);
-        const Acc kept_after = slot.kept(token, CHUNK - 1);
-        eta *= kept_after, in_list = slot.has_write_list();
-        if (rank == 0) shared.kept[slot.begin] = (1 - thread.eta) * kept_after;
-        const int entry = token | (thread.write_k == 0 ? ENTRY_FIRST : 0);
-        if (in_list) thread.p.entries[thread.number * ENTRIES + slot.begin + rank] = {entry, eta};
+        const int entry = shared.write_list[slot.begin] + slot.write_rank(thread.write_token);
+        const int token = thread.write_token | (thread.write_k == 0 ? ENTRY_FIRST : 0);
+        eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
+        if (in_list) thread.p.write_entries[thread.number * WRITE_ENTRIES + entry] = {token, eta};
     }
     if (thread.write_token >= CHUNK) return;
     thread.p.write_events[thread.at * W + threadIdx.x] = {write.live() ? code_of(int(write.row), in_list) : 0, eta};
@@ -195,25 +206,51 @@ DEVICE Chain chain_of_thread(const ThreadOfChunk& thread) {
     return round <= chains[0].last_round() ? chains[threadIdx.x] : none;
 }
 
-// The lists of one kind, those of the slots ``wanted``, in the order of their chains.
-DEVICE void store_lists(
-    SlotList* lists, int* count_of_warp, bool wanted, int row, int begin, int count, Acc kept
-) {
-    const unsigned votes = __ballot_sync(~0u, wanted);
-    if (threadIdx.x % 32 == 0) count_of_warp[threadIdx.x / 32] = __popc(votes);
+// The counts of all threads before this one; ``total``: of all.
+DEVICE ListCounts counts_before(ForwardShared& shared, const ListCounts& own, ListCounts& total) {
+    const int lane = threadIdx.x % 32, own_warp = threadIdx.x / 32;
+    ListCounts sum = own;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const ListCounts lower{__shfl_up_sync(~0u, sum.writes, distance), __shfl_up_sync(~0u, sum.reads, distance)};
+        if (lane >= distance) sum.add(lower);
+    }
+    if (lane == 31) shared.lists_of_warp[own_warp] = sum;
     __syncthreads();
-    int before = 0, total = 0;
+    sum = {sum.writes - own.writes, sum.reads - own.reads}, total = {0, 0};
 #pragma unroll
     for (int warp = 0; warp < THREADS / 32; warp++) {
-        if (warp < int(threadIdx.x / 32)) before += count_of_warp[warp];
-        total += count_of_warp[warp];
+        if (warp < own_warp) sum.add(shared.lists_of_warp[warp]);
+        total.add(shared.lists_of_warp[warp]);
     }
-    if (wanted) {
-        const int number = before + __popc(votes & ((1u << threadIdx.x % 32) - 1)), round = number / GROUPS;
-        const int group = round % 2 ? GROUPS - 1 - number % GROUPS : number % GROUPS;
-        lists[number] = SlotList::make(row, begin, count, list_of_group(round + 1, group) < total, kept);
-    }
-    if (int(threadIdx.x) >= total && threadIdx.x < GROUPS) lists[threadIdx.x] = SlotList::none();
+    return sum;
+}
+
+// The list that a thread has, if it has one, and unused ones. ``before``, ``total``: counts. Lists keep the order of chains.
+DEVICE void store_list(SlotList* lists, bool there, int row, int count, unsigned before, unsigned total, Acc kept) {
+    const int number = before & 0xffff, all = total & 0xffff, entries = total >> 16;
+    const int round = number / GROUPS, group = round % 2 ? GROUPS - 1 - number % GROUPS : number % GROUPS;
+    const bool more = list_of_group(round + 1, group) < all;
+    if (there) lists[number] = SlotList::make(row, before >> 16, count, more, entries, kept);
+    if (int(threadIdx.x) >= all && threadIdx.x < GROUPS) lists[threadIdx.x] = SlotList::make(-1, 0, 0, false, entries, 1);
+}
+
+// The lists of the slot of this thread's chain.
+DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread) {
+    const Chain chain = chain_of_thread(thread);
+    const bool there = chain.count() > 0;
+    const SlotOfAccess slot(shared.slots, chain.begin());
+    const bool write_list = there && slot.has_write_list(), read_list = there && slot.has_read_list();
+    ListCounts total;
+    const ListCounts own{ListCounts::of(write_list, slot.writes()), ListCounts::of(read_list, slot.reads())};
+    const ListCounts before = counts_before(shared, own, total);
+    const Acc kept = write_list ? slot.kept() : Acc(1);
+    const long long first = thread.number * CHAINS;
+    store_list(thread.p.write_lists + first, write_list, chain.row, slot.writes(), before.writes, total.writes, kept);
+    store_list(thread.p.read_lists + first, read_list, chain.row, slot.reads(), before.reads, total.reads, kept);
+    if (write_list) shared.write_list[slot.begin] = before.writes >> 16;
+    if (read_list) shared.read_list[slot.begin] = before.reads >> 16;
+    __syncthreads();
 }
 
 // A, as content.cu takes it: a warp here stores what a warp there takes.
@@ -234,19 +271,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) couple_forward(const __gri
     const ThreadOfChunk thread(p);
     for (int i = threadIdx.x; i < READ_PARTS * CHUNK * CHUNK; i += THREADS) shared.coupling[i] = 0;
     thread.enter(shared.slots);
+    store_lists(shared, thread);
     store_read(shared, thread, couple(shared, thread));
     store_write(shared, thread);
-    const Chain chain = chain_of_thread(thread);
     __syncthreads();
     store_couplings(shared, p.couplings + thread.number * COUPLINGS);
-    const SlotOfAccess slot(shared.slots, chain.begin());
-    const bool there = chain.count() > 0, several_writes = there && slot.has_write_list();
-    const Acc kept = several_writes ? shared.kept[slot.begin] : Acc(1);
-    const long long first = thread.number * CHAINS;
-    store_lists(p.write_lists + first, shared.lists_of_warp[0], several_writes, chain.row, slot.begin, slot.writes(), kept);
-    store_lists(
-        p.read_lists + first, shared.lists_of_warp[1], there && slot.has_read_list(), chain.row, slot.begin + slot.writes(),
-        slot.reads(), kept);
 }
 
 // ---- backward ----

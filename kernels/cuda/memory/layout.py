@@ -106,8 +106,9 @@ class Layout:
 
     @functools.cached_property
     def bytes_before_rows(self) -> int:
-        """Of the shared memory of a block of ``content.cu``: headers of lists, and couplings."""
-        return HEADER_BYTES + _whole(self.couplings * self.acc_bytes, 16)
+        """Of the shared memory of a block of ``content.cu``: headers and entries of lists, and couplings."""
+        entries = self.chunk * max(self.top_k) * 2
+        return HEADER_BYTES + _whole(self.couplings * self.acc_bytes, 16) + _whole(entries * self.acc_bytes, 16)
 
     @functools.cached_property
     def row_bytes(self) -> int:

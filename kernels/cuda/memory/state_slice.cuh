@@ -6,12 +6,14 @@
 #error "IN_SHARED (the state's slice is in shared memory) and LAZY_ZERO (in device memory, rows begin unset) must be 0 or 1"
 #endif
 
-// Shared memory begins with the headers of a round of lists for two chunks (list_cursor.cuh), and the couplings of a chunk.
-constexpr int HEADER_BYTES = 2 * GROUPS * sizeof(SlotList), COUPLING_BYTES = (COUPLINGS * sizeof(Acc) + 15) / 16 * 16;
+// Shared memory begins with the headers of a round of lists for two chunks, and of a chunk the couplings and lists' entries.
+DEVICE constexpr int whole_16(int bytes) { return (bytes + 15) / 16 * 16; }
+constexpr int HEADER_BYTES = 2 * GROUPS * sizeof(SlotList), COUPLING_BYTES = whole_16(COUPLINGS * sizeof(Acc));
+constexpr int ENTRY_BYTES = whole_16((WRITE_ENTRIES > READ_ENTRIES ? WRITE_ENTRIES : READ_ENTRIES) * sizeof(TokenEvent));
 #ifndef BYTES_BEFORE_ROWS
 #error "BYTES_BEFORE_ROWS must be defined as layout.py counts them"
 #endif
-static_assert(HEADER_BYTES + COUPLING_BYTES == BYTES_BEFORE_ROWS, "layout.py and this file count the same bytes");
+static_assert(HEADER_BYTES + COUPLING_BYTES + ENTRY_BYTES == BYTES_BEFORE_ROWS, "layout.py and this file count the same bytes");
 
 // Then rows of CHANNELS, as a lane sees them:
 //
