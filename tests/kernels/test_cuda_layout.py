@@ -21,7 +21,6 @@ def layout(rows=1024, channels=64, writes=8, reads=8, dtype=np.float32):
 def test_a_block_gets_what_it_asks_for(dtype, rows, top_k):
     chosen = layout(rows, 64, *top_k, dtype=dtype)
     assert chosen.content_bytes(rows) <= H100.shared_by(chosen.blocks)
-    assert 0 <= chosen.version_capacity <= chosen.versions
     assert chosen.slices * chosen.channels >= 64 > (chosen.slices - 1) * chosen.channels
     assert chosen.in_shared or rows > 10000 or dtype == np.float64
 
@@ -35,6 +34,7 @@ def test_a_chunk_has_at_most_256_writes_and_256_reads(top_k, chunk, accesses):
     assert all(chunk * n <= 256 for n in accesses)
     assert chosen.chains % 64 == 0
     assert 2 * chosen.chains >= chosen.entries
+    assert chosen.chunk * (chosen.chunk + 1) / 2 <= chosen.couplings <= chosen.chunk * max(chosen.chunk, 8)
 
 
 def test_the_papers_layout():

@@ -65,9 +65,10 @@ def content_pass(
     _launch(layout, call.renumbered, name, call.rows, blocks)(
         CONTENT(
             **_NO_ARRAYS | arrays, writes=kept.write_events, reads=kept.read_events, write_lists=kept.write_lists,
-            read_lists=kept.read_lists, write_entries=kept.write_entries, read_entries=kept.read_entries, couplings=kept.couplings, values=call.values, tokens=T,
-            heads=H, channels=C, rows=call.rows, segments=segments.contents, chunks_of_segment=segments.chunks,
-            first_segment=skip_first, launched_segments=launched, local_only=local_only,
+            read_lists=kept.read_lists, write_entries=kept.write_entries, read_entries=kept.read_entries,
+            couplings=kept.couplings, values=call.values, tokens=T, heads=H, channels=C, rows=call.rows,
+            segments=segments.contents, chunks_of_segment=segments.chunks, first_segment=skip_first,
+            launched_segments=launched, local_only=local_only,
         )
     )  # fmt: skip
 

@@ -24,9 +24,9 @@ def coupling_params(acc: np.dtype) -> ParamStruct:
     return ParamStruct(
         "CouplingParams",
         memory=memory_params(acc), writes=POINTER, eta=POINTER, reads=POINTER, read_weight=POINTER,
-        write_events=POINTER, read_events=POINTER, write_lists=POINTER, read_lists=POINTER,
-        write_entries=POINTER, read_entries=POINTER, couplings=POINTER, values=POINTER, dy=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER, d_dot_before=POINTER,
-        channels=INT, slices=INT, sequences=INT, first_batch=INT, first_chunk=INT,
+        write_events=POINTER, read_events=POINTER, write_lists=POINTER, read_lists=POINTER, write_entries=POINTER,
+        read_entries=POINTER, couplings=POINTER, values=POINTER, dy=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER,
+        d_dot_before=POINTER, channels=INT, slices=INT, sequences=INT, first_batch=INT, first_chunk=INT,
     )  # fmt: skip
 
 
