@@ -11,7 +11,7 @@ DEVICE bool sign_bit(double x) { return __double_as_longlong(x) < 0; }
 
 // What an access does to q and dz of its slot, in reverse time:
 //
-//     q = b if <d, before> is known (a token's first write), else q + b
+//     q = b if <d, before> is known (a heavy write), else q + b
 //     pull = p - g q,   dz = alpha (dz - pull)
 //
 // A read is such an update with alpha = 1 and g = 0.

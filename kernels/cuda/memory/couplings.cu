@@ -6,7 +6,7 @@
 //
 //         at a read    <dy_t, content>     content = kept(0, t) s + sum over earlier writes i of kept(i, t) eta_i v_i
 //         at a write   <adjoint, v_j>      adjoint = kept(j, all) d + sum over later reads t of kept(j, t) r_t dy_t
-//         at a token's first write, <adjoint, content before it>, from the same two
+//         at a heavy write, a token's first, <adjoint, content before it>, from the same two
 //
 // An access finds the others of its slot by two masks of 32 tokens, which write the slot and which read it, and by a
 // number for each: eta of the slot's writes in order, then the weights of its reads. They begin where the slot's chain does.
@@ -383,14 +383,15 @@ DEVICE Acc sum_over_slices(const Acc* dots, long long stride, int slices) {
 
 constexpr int WRITE_LANES = W < 32 ? W : 32;  // of a token's writes, in one warp
 
-// The first lane's write of a token; all lanes take part.
+// Of a token's first write, if it is heavy; all lanes of the token take part.
 DEVICE void store_dot_before(const BackwardShared& shared, const ThreadOfChunk& thread, long long stride) {
     const CouplingParams& p = thread.p;
     const int first_lane = threadIdx.x % 32 / WRITE_LANES * WRITE_LANES, lane = threadIdx.x % WRITE_LANES;
-    const bool first = lane == 0 && thread.write_k == 0 && thread.write_token < CHUNK && thread.write.live();
+    const bool first = thread.write_k == 0 && thread.write.heavy();
     Acc dot = first ? sum_over_slices(p.d_dot_before + thread.at + thread.write_token, stride, p.slices) : Acc(0);
     const int tag = __shfl_sync(~0u, first ? int(thread.write.tag) : DEAD, first_lane);
     dot = __shfl_sync(~0u, dot, first_lane);
+    if (!__any_sync(~0u, first)) return;
     Acc sum = 0;
     if (tag >= 0 && tag & CHAINED)
         sum = dot_of_both(shared, {shared.slots, chain_begin(tag)}, thread.write_token, lane, WRITE_LANES, dot);

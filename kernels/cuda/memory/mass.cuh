@@ -33,6 +33,8 @@ struct alignas(4 * sizeof(Acc)) MassAccess {
     DEVICE bool live() const { return int(tag) >= 0; }
     DEVICE bool last() const { return int(tag) & LAST; }
     DEVICE bool chained() const { return int(tag) & CHAINED; }
+    // A write of more than half of its token's weight. At most a token's first is one.
+    DEVICE bool heavy() const { return live() && change.b > Acc(0.5); }
 };
 
 // A read, without what the masses do to it.

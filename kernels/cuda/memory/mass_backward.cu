@@ -14,8 +14,8 @@
 //     e = kappa deta = kappa <d, v> - q
 //     dz -= eta e / (alpha z' + eps),   dalpha = dz z',   dw = e / (z + eps) + dz (before) + dalpha alpha'(w)
 //
-// That is as exact as w stays away from 1. At most one weight of a token is above 1/2, its first. For that one the passes
-// over the contents do compute <d, before>. memory/plain.cu has the same steps token after token.
+// That is as exact as w stays away from 1. At most one weight of a token is above 1/2, its first. For that one couplings.cu
+// does compute <d, before>. memory/plain.cu has the same steps token after token.
 //
 // Only q and dz, the adjoint of z, go from chunk to chunk (chunk.cuh). A block works through the chunks of a (batch, head),
 // or of a segment of it (segments.cu), last to first, with its rows in shared memory (device memory if there are too many).
@@ -42,7 +42,7 @@ static_assert((!SEGMENTED || MASS_IN_SHARED) && (!LOCAL_ONLY || SEGMENTED), "seg
 struct MassBackwardParams {
     MemoryParams memory;
     const Acc* d_dot_v;                  // of every write: (B*H, chunks, CHUNK, W)
-    const Acc* d_dot_before;             // of a token's first write: (B*H, chunks, CHUNK)
+    const Acc* d_dot_before;             // of a token's first write, where it is heavy: (B*H, chunks, CHUNK)
     const Acc* dy_dot_s;                 // of every read: (B*H, chunks, CHUNK, R)
     const MassAccess* writes;            // (B*H, chunks, CHUNK, W)
     const Acc* mass_before;              // likewise
@@ -135,7 +135,9 @@ struct WriteThreads {
         ready.write = raw.write;
         load(chunk - 1);
         if (ready.write.live())
-            prepare_write(block.p.memory, ready.write, gamma, mass_before, k == 0, dot, dot_before, ready.update, ready.terms);
+            prepare_write(
+                block.p.memory, ready.write, gamma, mass_before, k == 0 && ready.write.heavy(), dot, dot_before,
+                ready.update, ready.terms);
         return ready;
     }
     DEVICE void publish() {
