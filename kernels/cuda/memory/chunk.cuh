@@ -130,18 +130,12 @@ DEVICE constexpr int list_of_group(int round, int group) { return round * GROUPS
 
 // ---- couplings ----
 
-// A of a chunk, as the warps of content.cu take it: each warp has TOKENS_OF_WARP tokens t and, for every j up to the last of
-// them, in steps of 8, A_tj of its tokens side by side.
-constexpr int TOKENS_OF_WARP = 32 / LANES / GROUPS_PER_TOKEN;
-DEVICE constexpr int coupling_steps(int warp) { return (TOKENS_OF_WARP * (warp + 1) + 7) / 8; }
-DEVICE constexpr int coupling_begin(int warp) {  // where a warp's begin: after steps 1, 1, 2, 2, .. of those before it
-    const int each = 8 / TOKENS_OF_WARP, whole = warp / each, more = warp % each;
-    return 8 * TOKENS_OF_WARP * (each * whole * (whole + 1) / 2 + more * (whole + 1));
-}
-DEVICE constexpr int coupling_index(int t, int j) {
-    return coupling_begin(t / TOKENS_OF_WARP) + j * TOKENS_OF_WARP + t % TOKENS_OF_WARP;
-}
-static_assert(COUPLINGS == coupling_begin(CHUNK / TOKENS_OF_WARP), "layout.py and this file count the same couplings");
+// A of a chunk in blocks of 8 tokens t by 8 tokens j, up to the diagonal, row after row of blocks. In a block lane 4n + k of
+// a warp has t = n, and j = k and k + 4: what the tensor cores want of the right factor of a product.
+constexpr int TOKENS_OF_WARP = 32 / LANES / GROUPS_PER_TOKEN;  // in content.cu
+DEVICE constexpr int coupling_block(int t, int j) { return 64 * ((t / 8) * (t / 8 + 1) / 2 + j / 8); }
+DEVICE constexpr int coupling_index(int t, int j) { return coupling_block(t, j) + (t % 8 * 4 + j % 4) * 2 + j % 8 / 4; }
+static_assert(COUPLINGS == coupling_block(CHUNK + 7, 0), "layout.py and this file count the same couplings");
 
 // ---- what every kernel of the memory is given ----
 

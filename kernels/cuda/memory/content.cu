@@ -37,6 +37,7 @@ struct ContentParams {
     const TokenEvent *write_entries, *read_entries;  // (B*H, chunks, WRITE_ENTRIES), (B*H, chunks, READ_ENTRIES)
     const Acc* couplings;                // (B*H, chunks, COUPLINGS)
     const ELEMENT *values, *dy;          // (B, T, H, C)
+    const bool* mask;                    // (B, T), or null
     Acc* before_first;                   // (B, T, H, C): content, before the chunk, of the slot of a token's first write
     const Acc* given;                    // (B*H, segments, rows, C): contents, or their adjoint, to start from; null: 0
     Acc* working;                        // likewise: worked on, if not IN_SHARED
@@ -53,6 +54,17 @@ struct ContentParams {
     int local_only;  // every segment starts from 0; only the one that truly does so leaves more than final_state
 };
 
+// A token's row, of 0 if it is masked: what it holds is multiplied by couplings, also by 0.
+DEVICE void store_token_row(const Lane& lane, const StateSlice& state, int chunk, Tile x, bool live) {
+    if (!live) x.clear();
+    if (lane.part == 0 && lane.takes_part()) state[state.token_row(lane, chunk, lane.token)] = x;
+}
+
+// What the chunk's other tokens add to ``sum``, the group's part of its token's: after the barrier that ends a look-up.
+DEVICE void add_sums_of_coupled(const Lane& lane, const StateSlice& state, int chunk, Tile& sum) {
+    if (TENSOR_CORES && lane.leads(chunk)) sum.add(1, state[state.token_row(lane, chunk + 1, lane.token)]);
+}
+
 // The two passes forward in time. RECOMPUTE: that of the backward.
 template <bool RECOMPUTE> struct ForwardPass {
     const ContentParams& p;
@@ -65,6 +77,7 @@ template <bool RECOMPUTE> struct ForwardPass {
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
     TileInput<ELEMENT> value, dy;
+    bool live;  // the token that ``value`` is of
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
         : p(p), lane(lane), state(state),
@@ -80,7 +93,7 @@ template <bool RECOMPUTE> struct ForwardPass {
     DEVICE void load_for_look_up(int chunk) {
         if (!lane.takes_part()) return;
         read.load(reads + at_chunk(chunk, CHUNK * R));
-        value.clear();
+        value.clear(), live = lane.live(p.mask, chunk);
         if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
@@ -89,7 +102,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         copy_to_shared<COUPLINGS>(shared_couplings(), couplings + at_chunk(chunk, COUPLINGS), COUPLINGS);
     }
     DEVICE void store_value(int chunk) {
-        if (lane.part == 0 && lane.takes_part()) state[state.token_row(lane, chunk, lane.token)] = value.widened();
+        store_token_row(lane, state, chunk, value.widened(), live);
     }
     DEVICE void start() {
         lists.copy_header(lane, 0);
@@ -128,8 +141,8 @@ template <bool RECOMPUTE> struct ForwardPass {
         state.store(lane, code, s);
     }
 
-    // look_up(chunk): what the pass does with the reads.
-    template <class LookUp> DEVICE void run(const LookUp& look_up) {
+    // look_up(chunk): what the pass does with the reads; finish(chunk): after a barrier.
+    template <class LookUp, class Finish> DEVICE void run(const LookUp& look_up, const Finish& finish) {
         start();
         const int last = lane.chunks - 1;
         for (int chunk = 0; chunk <= last; chunk++) {
@@ -143,6 +156,7 @@ template <bool RECOMPUTE> struct ForwardPass {
             wait_for_copies<0>();
             __syncthreads();
             // 2. what changes them
+            finish(chunk);
             copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);
@@ -161,17 +175,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
     state.start(lane, p.given);
     const bool wanted = !(p.local_only && lane.segment);
     ForwardPass<false> pass(p, lane, state);
-    pass.run([&](int chunk) {
+    Tile sum;
+    const auto look_up = [&](int chunk) {
         if (!wanted || !lane.takes_part()) return;
         int codes[OWN_READS];
         Tile seen[OWN_READS];
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
-        Tile sum = sum_of_coupled<false>(lane, state, chunk);
+        sum.clear();
+        if constexpr (TENSOR_CORES)
+            store_sums_of_coupled<false>(lane, state, chunk);
+        else
+            sum = sum_of_coupled<false>(lane, state, chunk);
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
         sum = sum_over_parts(sum);
-        if (lane.leads(chunk)) store_channels(lane, sum, p.y + lane.at(chunk));
+    };
+    pass.run(look_up, [&](int chunk) {
+        if (!wanted || !lane.leads(chunk)) return;
+        add_sums_of_coupled(lane, state, chunk, sum);
+        store_channels(lane, sum, p.y + lane.at(chunk));
     });
     state.finish(lane, p.final_state);
 }
@@ -200,7 +223,7 @@ content_backward_recompute(const __grid_constant__ ContentParams p) {
     state.start(lane, p.given);
     Acc* const dy_dot_s = p.dy_dot_s + lane.before_slice * (CHUNK * R) + lane.access(OWN_READS);
     ForwardPass<true> pass(p, lane, state);
-    pass.run([&](int chunk) {
+    const auto look_up = [&](int chunk) {
         int codes[OWN_READS];
         Tile seen[OWN_READS];
         Acc dots[OWN_READS];
@@ -210,7 +233,8 @@ content_backward_recompute(const __grid_constant__ ContentParams p) {
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) dots[e] = seen[e].dot(dy);
         store_dots(lane, dots, dy_dot_s + at_chunk(chunk, CHUNK * R));
-    });
+    };
+    pass.run(look_up, [](int) {});
     if (p.dstate) store_final_q(p, lane, state);
 }
 
@@ -229,6 +253,8 @@ struct BackwardPass {
     GroupAccesses<OWN_READS> read;
     TileInput<ELEMENT> value, dy;
     Tile before;
+    Tile sum;   // dv
+    bool live;  // the token that ``dy`` is of
 
     DEVICE BackwardPass(const ContentParams& p, const Lane& lane, const StateSlice& adjoint)
         : p(p), lane(lane), adjoint(adjoint), wanted(!(p.local_only && lane.segment + 1 < p.segments)),
@@ -247,7 +273,7 @@ struct BackwardPass {
         copy_to_shared<COUPLINGS>(shared_couplings(), couplings + at_chunk(chunk, COUPLINGS), COUPLINGS);
     }
     DEVICE void load_for_look_up(int chunk) {
-        before.clear();
+        before.clear(), live = lane.live(p.mask, chunk);
         if (!lane.takes_part()) return;
         write.load(writes + at_chunk(chunk, CHUNK * W));
         value.clear(), dy.clear();
@@ -255,9 +281,7 @@ struct BackwardPass {
         value.load(lane, p.values + lane.at(chunk)), dy.load(lane, p.dy + lane.at(chunk));
         if (lane.part == 0 && wanted) before = load_channels(lane, p.before_first + lane.at(chunk));
     }
-    DEVICE void store_dy(int chunk) {
-        if (lane.part == 0 && lane.takes_part()) adjoint[adjoint.token_row(lane, chunk, lane.token)] = dy.widened();
-    }
+    DEVICE void store_dy(int chunk) { store_token_row(lane, adjoint, chunk, dy.widened(), live); }
     DEVICE void start(int end) {
         lists.copy_header(lane, end);
         copy_couplings(end);
@@ -277,7 +301,6 @@ struct BackwardPass {
         const Tile v = value.widened();
         const Acc dot_before = sum_over_lanes(d[0].dot(before));
         if (wanted && lane.part == 0 && lane.lane == 0 && lane.takes_part()) d_dot_before[at_chunk(chunk, CHUNK)] = dot_before;
-        Tile sum;
         sum.clear();
 #pragma unroll
         for (int e = 0; e < OWN_WRITES; e++) {
@@ -291,9 +314,16 @@ struct BackwardPass {
         if (!wanted) return;
         store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W));
         if (!lane.takes_part()) return;
-        sum.add(1, sum_of_coupled<true>(lane, adjoint, chunk));
+        if constexpr (TENSOR_CORES)
+            store_sums_of_coupled<true>(lane, adjoint, chunk);
+        else
+            sum.add(1, sum_of_coupled<true>(lane, adjoint, chunk));
         sum = sum_over_parts(sum);
-        if (lane.leads(chunk)) store_channels(lane, sum, p.dv + lane.at(chunk));
+    }
+    DEVICE void store_dv(int chunk) {
+        if (!wanted || !lane.leads(chunk)) return;
+        add_sums_of_coupled(lane, adjoint, chunk, sum);
+        store_channels(lane, sum, p.dv + lane.at(chunk));
     }
     DEVICE void change_in_place(int chunk) {
         if (!lane.takes_part()) return;
@@ -328,6 +358,7 @@ struct BackwardPass {
             wait_for_copies<0>();
             __syncthreads();
             // 2. what changes it
+            store_dv(chunk);
             copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);

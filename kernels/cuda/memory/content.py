@@ -16,7 +16,7 @@ CONTENT = ParamStruct(
     "ContentParams",
     writes=POINTER, reads=POINTER, write_lists=POINTER, read_lists=POINTER, write_entries=POINTER,
     read_entries=POINTER, couplings=POINTER,
-    values=POINTER, dy=POINTER, before_first=POINTER, given=POINTER, working=POINTER, final_state=POINTER,
+    values=POINTER, dy=POINTER, mask=POINTER, before_first=POINTER, given=POINTER, working=POINTER, final_state=POINTER,
     dstate=POINTER, y=POINTER, dv=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER, d_dot_before=POINTER, final_q=POINTER,
     tokens=INT, heads=INT, channels=INT, rows=INT, segments=INT, chunks_of_segment=INT, first_segment=INT,
     launched_segments=INT, local_only=INT,
@@ -66,7 +66,7 @@ def content_pass(
         CONTENT(
             **_NO_ARRAYS | arrays, writes=kept.write_events, reads=kept.read_events, write_lists=kept.write_lists,
             read_lists=kept.read_lists, write_entries=kept.write_entries, read_entries=kept.read_entries,
-            couplings=kept.couplings, values=call.values, tokens=T, heads=H, channels=C, rows=call.rows,
+            couplings=kept.couplings, values=call.values, mask=call.mask, tokens=T, heads=H, channels=C, rows=call.rows,
             segments=segments.contents, chunks_of_segment=segments.chunks, first_segment=skip_first,
             launched_segments=launched, local_only=local_only,
         )

@@ -4,6 +4,7 @@
 // the groups' sums are added, and each token's groups are left with parts of its sum.
 #pragma once
 #include "memory/state_slice.cuh"
+#include "memory/tf32.cuh"
 
 DEVICE Acc* shared_couplings() { return reinterpret_cast<Acc*>(dynamic_shared() + HEADER_BYTES); }
 
@@ -38,32 +39,51 @@ template <int N> DEVICE Tile sum_of_own_token(const Tile (&sums)[N]) {
 }
 
 // A group's part of sum over j <= t of A_tj v_j (TRANSPOSED: over t >= j, of A_tj dy_t, for its token j). The rows of
-// tokens hold v (dy). A row that no token of the warp needs is not loaded, so what it holds does not matter.
+// tokens hold v (dy). A row that no token of the warp needs is not loaded.
 template <bool TRANSPOSED> DEVICE Tile sum_of_coupled(const Lane& lane, const StateSlice& state, int chunk) {
-    constexpr int N = TOKENS_OF_WARP, STEPS = (CHUNK + 7) / 8;
-    const int warp = lane.group / 8, place = lane.group % 8, own = warp * N;  // own: the warp's first token
+    constexpr int N = TOKENS_OF_WARP;
+    const int own = lane.group / 8 * N, last_block = (own + N - 1) / 8;  // own: the warp's first token
     const Acc* const couplings = shared_couplings();
     Tile sums[N];
 #pragma unroll
     for (int n = 0; n < N; n++) sums[n].clear();
-    const int begin = TRANSPOSED ? own / 8 : 0, end = TRANSPOSED ? STEPS : coupling_steps(warp);
+    const int begin = TRANSPOSED ? own / 8 : 0, end = TRANSPOSED ? (CHUNK + 7) / 8 : last_block + 1;
 #pragma unroll 1
-    for (int step = begin; step < end; step++) {
-        const int other = 8 * step + place;
+    for (int block = begin; block < end; block++) {
+        const int other = 8 * block + lane.group % 8;
         Acc a[N];
         bool needed = false;
-        if (!TRANSPOSED) {
-            load<N>(couplings + coupling_begin(warp) + other * N, a);
-        } else {
-            const Acc* const of_other = couplings + (other < CHUNK ? coupling_index(other, own) : 0);
 #pragma unroll
-            for (int n = 0; n < N; n++) a[n] = other < CHUNK ? of_other[n * N] : Acc(0);
+        for (int n = 0; n < N; n++) {
+            a[n] = couplings[TRANSPOSED ? coupling_index(other, own + n) : coupling_index(own + n, other)];
+            needed |= a[n] != 0;
         }
-#pragma unroll
-        for (int n = 0; n < N; n++) needed |= a[n] != 0;
         const Tile row = state.get_if(needed, state.token_row(lane, chunk, other));
 #pragma unroll
         for (int n = 0; n < N; n++) sums[n].add(a[n], row);
     }
     return sum_of_own_token(sums);
+}
+
+// The same on the tensor cores, where they take the numbers: a warp for 8 tokens leaves their sums in the rows of tokens
+// that wait for the next chunk. There a token's first group takes them after a barrier, before it stores the next chunk's.
+constexpr bool TENSOR_CORES = sizeof(Acc) == 4 && CHUNK >= 8 && CHANNELS == 16;
+
+template <bool TRANSPOSED> DEVICE void store_sums_of_coupled(const Lane& lane, const StateSlice& state, int chunk) {
+    constexpr int TOKEN_BLOCKS = CHUNK / 8;
+    const int own = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;  // own: the warp's block of tokens
+    if (own >= TOKEN_BLOCKS) return;
+    Acc* const rows = reinterpret_cast<Acc*>(dynamic_shared() + BYTES_BEFORE_ROWS);
+    float sum[4] = {}, small[4] = {};
+    for (int other = TRANSPOSED ? own : 0; other < (TRANSPOSED ? TOKEN_BLOCKS : own + 1); other++) {
+        const Acc* const block = shared_couplings() + (TRANSPOSED ? coupling_block(8 * other, 8 * own) : coupling_block(8 * own, 8 * other));
+        const Acc* const row = rows + state.token_row(lane, chunk, 8 * other + t) * CHANNELS + g;
+        const float a[4] = {row[0], row[8], row[4 * CHANNELS], row[4 * CHANNELS + 8]};
+        const int at = TRANSPOSED ? coupling_index(t, g) : coupling_index(g, t), step = coupling_index(TRANSPOSED ? 4 : 0, TRANSPOSED ? 0 : 4);
+        const float b[2] = {block[at], block[at + step]};
+        multiply_add_float32<sizeof(ELEMENT) == 2>(sum, small, a, b);
+    }
+    Acc* const to = rows + state.token_row(lane, chunk + 1, 8 * own + 2 * t) * CHANNELS + g;
+#pragma unroll
+    for (int i = 0; i < 4; i++) to[i % 2 * CHANNELS + i / 2 * 8] = sum[i] + small[i];
 }

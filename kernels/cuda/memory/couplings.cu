@@ -253,17 +253,17 @@ DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread) {
     __syncthreads();
 }
 
-// A, as content.cu takes it: a warp here stores what a warp there takes.
+// A in blocks, a warp after another.
 DEVICE void store_couplings(ForwardShared& shared, Acc* to) {
-    const int warp = threadIdx.x / 32;
-    if (warp >= CHUNK / TOKENS_OF_WARP) return;
-    to += coupling_begin(warp);
-    for (int i = threadIdx.x % 32; i < 8 * TOKENS_OF_WARP * coupling_steps(warp); i += 32) {
-        const int j = i / TOKENS_OF_WARP, token = warp * TOKENS_OF_WARP + i % TOKENS_OF_WARP;
-        Acc sum = 0;
-        for (int part = 0; part < READ_PARTS && j < CHUNK; part++) sum += shared.part_of(part, token, j);
-        to[i] = sum;
-    }
+    constexpr int TOKEN_BLOCKS = (CHUNK + 7) / 8;
+    int number = 0;
+    for (int t = threadIdx.x % 64 / 8; t < 8 * TOKEN_BLOCKS; t += 8)
+        for (int j = threadIdx.x % 8; j < t / 8 * 8 + 8; j += 8, number++) {
+            if (number % (THREADS / 64) != int(threadIdx.x / 64)) continue;
+            Acc sum = 0;
+            for (int part = 0; part < READ_PARTS && t < CHUNK && j < CHUNK; part++) sum += shared.part_of(part, t, j);
+            to[coupling_index(t, j)] = sum;
+        }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) couple_forward(const __grid_constant__ CouplingParams p) {

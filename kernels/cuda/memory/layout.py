@@ -100,9 +100,9 @@ class Layout:
 
     @functools.cached_property
     def couplings(self) -> int:
-        """The numbers of a chunk's couplings: a warp has, of its tokens, those with all earlier ones, in steps of 8."""
-        tokens = THREADS // 8 // LANES // self.groups_per_token
-        return sum(8 * tokens * -(-last // 8) for last in range(tokens, self.chunk + 1, tokens))
+        """The numbers of a chunk's couplings, in blocks of 8 by 8 tokens up to the diagonal."""
+        blocks = -(-self.chunk // 8)
+        return 64 * blocks * (blocks + 1) // 2
 
     @functools.cached_property
     def bytes_before_rows(self) -> int:
