@@ -78,13 +78,14 @@ template <> struct RowOf<double> {
 // ---- codes: where an access finds its slot ----
 
 // 1 + the slot's row, or 0: an access that does nothing, of a row of zeros. IN_LIST: a list changes the slot, not this access.
-constexpr int IN_LIST = int(0x80000000);
-DEVICE constexpr int code_of(int row, bool in_list) { return (1 + row) | (in_list ? IN_LIST : 0); }
-DEVICE constexpr int row_of_code(int code) { return (code & ~IN_LIST) - 1; }
+// HEAVY: a write of more than half of its token's weight, which is then the token's first (mass.cuh).
+constexpr int IN_LIST = int(0x80000000), HEAVY = 1 << 30;
+DEVICE constexpr int code_of(int row, bool in_list = false, bool heavy = false) {
+    return (1 + row) | (in_list ? IN_LIST : 0) | (heavy ? HEAVY : 0);
+}
+DEVICE constexpr int row_of_code(int code) { return (code & ~(IN_LIST | HEAVY)) - 1; }
 
-// An access, with eta~ (a write) or r~ (a read). In a list, the token of the chunk stands in the place of the code, with
-// ENTRY_FIRST if the write is its token's first.
-constexpr int ENTRY_FIRST = 1 << 30;
+// An access, with eta~ (a write) or r~ (a read). In a list, the token of the chunk stands in the place of 1 + row.
 struct alignas(2 * sizeof(Acc)) TokenEvent {
     RowOf<Acc>::type code;
     Acc coefficient;

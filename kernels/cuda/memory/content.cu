@@ -2,9 +2,9 @@
 //
 //     content_forward             y, and the contents from chunk to chunk
 //     content_backward_recompute  the contents again, for what the backward needs of them: <dy_t, s> of every read, and s of
-//                                 a token's first write, with s before the chunk
+//                                 heavy writes (mass.cuh), with s before the chunk
 //     content_backward            dv, and the adjoint d of the contents from the last chunk to the first; <d, v_t> of every
-//                                 write, with d after the chunk
+//                                 write and d of heavy ones, with d after the chunk
 //
 // chunk.cuh has the equations. couplings.cu turns the dot products into those that the masses need.
 //
@@ -38,7 +38,8 @@ struct ContentParams {
     const Acc* couplings;                // (B*H, chunks, COUPLINGS)
     const ELEMENT *values, *dy;          // (B, T, H, C)
     const bool* mask;                    // (B, T), or null
-    Acc* before_first;                   // (B, T, H, C): content, before the chunk, of the slot of a token's first write
+    Acc* before_heavy;                   // (B, T, H, C): content, before the chunk, of the slot of a token's heavy write
+    Acc* after_heavy;                    // likewise: its adjoint after the chunk
     const Acc* given;                    // (B*H, segments, rows, C): contents, or their adjoint, to start from; null: 0
     Acc* working;                        // likewise: worked on, if not IN_SHARED
     Acc* final_state;                    // likewise: what is left at the end, or null; only if IN_SHARED
@@ -46,7 +47,6 @@ struct ContentParams {
     ELEMENT *y, *dv;                     // (B, T, H, C)
     Acc* dy_dot_s;                       // (slices, B*H, chunks, CHUNK, R): of every read, over the slice
     Acc* d_dot_v;                        // (slices, B*H, chunks, CHUNK, W): of every write, over the slice
-    Acc* d_dot_before;                   // (slices, B*H, chunks, CHUNK): d of a token's first write, with before_first
     Acc* final_q;                        // (slices, B*H, rows): <dstate, s> after the last token, if there is a dstate
     int tokens, heads, channels, rows;   // T, H, C; rows of the state
     int segments, chunks_of_segment;
@@ -81,7 +81,7 @@ template <bool RECOMPUTE> struct ForwardPass {
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
         : p(p), lane(lane), state(state),
-          prefetcher(lane, p, p.write_lists, p.write_entries, WRITE_ENTRIES, RECOMPUTE ? p.dy : nullptr, nullptr),
+          prefetcher(lane, p, p.write_lists, p.write_entries, WRITE_ENTRIES, RECOMPUTE ? p.dy : nullptr),
           writes(p.writes + lane.access(OWN_WRITES)), reads(p.reads + lane.access(OWN_READS)),
           lists(lane, p.write_lists, p.write_entries), couplings(p.couplings + lane.first_chunk * COUPLINGS) {}
 
@@ -119,8 +119,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         Tile s[OWN_WRITES];
         write.codes(lane, true, codes);
         state.load_all(lane, codes, s);
-        if (RECOMPUTE && lane.leads(chunk) && write.event[0].code >= 0)
-            store_channels(lane, s[0], p.before_first + lane.at(chunk));  // 0 if it does nothing
+        if (RECOMPUTE && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, s[0], p.before_heavy + lane.at(chunk));
         const Tile v = state[state.token_row(lane, chunk, lane.token)];
 #pragma unroll
         for (int e = 0; e < OWN_WRITES; e++) {
@@ -129,13 +128,13 @@ template <bool RECOMPUTE> struct ForwardPass {
         }
     }
     DEVICE void change_by_list(int chunk, const SlotList& list) {
-        const int code = code_of(list.row, false);
+        const int code = code_of(list.row);
         const Tile before = state.load(lane, code);
         Tile s = before;
         s.scale(list.kept);
         for_each_entry(lane, state, chunk, list, [&](int token, Acc eta, const Tile& v) {
-            if (RECOMPUTE && token & ENTRY_FIRST)
-                store_channels(lane, before, p.before_first + lane.at(chunk, token & ~ENTRY_FIRST));
+            if (RECOMPUTE && token & HEAVY)
+                store_channels(lane, before, p.before_heavy + lane.at(chunk, token & ~HEAVY));
             s.add(eta, v);
         });
         state.store(lane, code, s);
@@ -208,7 +207,7 @@ DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateS
         const int row = first + lane.group;
         Acc sum = 0;
         if (row < lane.rows) {
-            const Tile s = state.load(lane, code_of(row, false));
+            const Tile s = state.load(lane, code_of(row));
             sum = load_channels(lane, d + (long long)(row)*lane.channels).dot(s);
         }
         sum = sum_over_lanes(sum);
@@ -248,21 +247,19 @@ struct BackwardPass {
     const TokenEvent *const writes, *const reads;
     const Lists<READ_ENTRIES> lists;
     const Acc* const couplings;
-    Acc *const d_dot_v, *const d_dot_before;
+    Acc* const d_dot_v;
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
     TileInput<ELEMENT> value, dy;
-    Tile before;
     Tile sum;   // dv
     bool live;  // the token that ``dy`` is of
 
     DEVICE BackwardPass(const ContentParams& p, const Lane& lane, const StateSlice& adjoint)
         : p(p), lane(lane), adjoint(adjoint), wanted(!(p.local_only && lane.segment + 1 < p.segments)),
-          prefetcher(lane, p, p.read_lists, p.read_entries, READ_ENTRIES, p.dy, p.before_first),
+          prefetcher(lane, p, p.read_lists, p.read_entries, READ_ENTRIES, p.dy),
           writes(p.writes + lane.access(OWN_WRITES)), reads(p.reads + lane.access(OWN_READS)),
           lists(lane, p.read_lists, p.read_entries), couplings(p.couplings + lane.first_chunk * COUPLINGS),
-          d_dot_v(p.d_dot_v + lane.before_slice * (CHUNK * W) + lane.access(OWN_WRITES)),
-          d_dot_before(p.d_dot_before + (lane.before_slice + lane.first_chunk) * CHUNK + lane.token) {}
+          d_dot_v(p.d_dot_v + lane.before_slice * (CHUNK * W) + lane.access(OWN_WRITES)) {}
 
     DEVICE void load_for_change(int chunk) {
         if (lane.takes_part()) read.load(reads + at_chunk(chunk, CHUNK * R));
@@ -273,13 +270,12 @@ struct BackwardPass {
         copy_to_shared<COUPLINGS>(shared_couplings(), couplings + at_chunk(chunk, COUPLINGS), COUPLINGS);
     }
     DEVICE void load_for_look_up(int chunk) {
-        before.clear(), live = lane.live(p.mask, chunk);
+        live = lane.live(p.mask, chunk);
         if (!lane.takes_part()) return;
         write.load(writes + at_chunk(chunk, CHUNK * W));
         value.clear(), dy.clear();
         if (!lane.has(chunk)) return;
         value.load(lane, p.values + lane.at(chunk)), dy.load(lane, p.dy + lane.at(chunk));
-        if (lane.part == 0 && wanted) before = load_channels(lane, p.before_first + lane.at(chunk));
     }
     DEVICE void store_dy(int chunk) { store_token_row(lane, adjoint, chunk, dy.widened(), live); }
     DEVICE void start(int end) {
@@ -291,7 +287,7 @@ struct BackwardPass {
         wait_for_copies<0>();
         __syncthreads();
     }
-    // Writes look the adjoint up: dots with v and with the content before, dv. Those that alone write their slot scale it.
+    // Writes look the adjoint up: dots with v, dv. Those that alone write their slot scale it.
     DEVICE void look_up(int chunk) {
         int codes[OWN_WRITES];
         Tile d[OWN_WRITES];
@@ -299,8 +295,7 @@ struct BackwardPass {
         write.codes(lane, false, codes);
         adjoint.load_all(lane, codes, d);
         const Tile v = value.widened();
-        const Acc dot_before = sum_over_lanes(d[0].dot(before));
-        if (wanted && lane.part == 0 && lane.lane == 0 && lane.takes_part()) d_dot_before[at_chunk(chunk, CHUNK)] = dot_before;
+        if (wanted && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, d[0], p.after_heavy + lane.at(chunk));
         sum.clear();
 #pragma unroll
         for (int e = 0; e < OWN_WRITES; e++) {
@@ -339,7 +334,7 @@ struct BackwardPass {
         }
     }
     DEVICE void change_by_list(int chunk, const SlotList& list) {
-        const int code = code_of(list.row, false);
+        const int code = code_of(list.row);
         Tile d = adjoint.load(lane, code);
         d.scale(list.kept);
         for_each_entry(lane, adjoint, chunk, list, [&](int, Acc weight, const Tile& dy) { d.add(weight, dy); });

@@ -28,8 +28,10 @@ struct CouplingParams {
     TokenEvent *write_entries, *read_entries;  // (B*H, chunks, WRITE_ENTRIES), (.., READ_ENTRIES): of the lists
     Acc* couplings;                  // (B*H, chunks, COUPLINGS)
     const ELEMENT *values, *dy;      // (B, T, H, C)
-    Acc *dy_dot_s, *d_dot_v;         // (slices, B*H, chunks, CHUNK, R), (.., W): what content.cu left. The first slice's become
-    Acc* d_dot_before;               // (slices, B*H, chunks, CHUNK)                     those of all channels, for the masses
+    Acc *dy_dot_s, *d_dot_v;         // (slices, B*H, chunks, CHUNK, R), (.., W): what content.cu left. The first slice's
+                                     // become those of all channels, for the masses
+    const Acc *before_heavy, *after_heavy;  // (B, T, H, C): as content.cu left them
+    Acc* d_dot_before;               // (B*H, chunks, CHUNK): of a token's first write, or 0 if it is not heavy
     int channels, slices, sequences;         // C; slices of content.cu; B * H
     int first_batch, first_chunk;            // of the launch
 };
@@ -183,17 +185,18 @@ DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread,
 
 DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread) {
     const MassAccess& write = thread.write;
+    const bool heavy = thread.write_k == 0 && write.heavy();
     bool in_list = false;
     Acc eta = thread.eta;
     if (thread.chained_write()) {
         const SlotOfAccess slot = thread.write_slot(shared.slots);
         const int entry = shared.write_list[slot.begin] + slot.write_rank(thread.write_token);
-        const int token = thread.write_token | (thread.write_k == 0 ? ENTRY_FIRST : 0);
+        const int token = thread.write_token | (heavy ? HEAVY : 0);
         eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
         if (in_list) thread.p.write_entries[thread.number * WRITE_ENTRIES + entry] = {token, eta};
     }
     if (thread.write_token >= CHUNK) return;
-    thread.p.write_events[thread.at * W + threadIdx.x] = {write.live() ? code_of(int(write.row), in_list) : 0, eta};
+    thread.p.write_events[thread.at * W + threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
 }
 
 // This thread's chain, or one without accesses.
@@ -383,22 +386,29 @@ DEVICE Acc sum_over_slices(const Acc* dots, long long stride, int slices) {
 
 constexpr int WRITE_LANES = W < 32 ? W : 32;  // of a token's writes, in one warp
 
-// Of a token's first write, if it is heavy; all lanes of the token take part.
-DEVICE void store_dot_before(const BackwardShared& shared, const ThreadOfChunk& thread, long long stride) {
-    const CouplingParams& p = thread.p;
-    const int first_lane = threadIdx.x % 32 / WRITE_LANES * WRITE_LANES, lane = threadIdx.x % WRITE_LANES;
-    const bool first = thread.write_k == 0 && thread.write.heavy();
-    Acc dot = first ? sum_over_slices(p.d_dot_before + thread.at + thread.write_token, stride, p.slices) : Acc(0);
-    const int tag = __shfl_sync(~0u, first ? int(thread.write.tag) : DEAD, first_lane);
-    dot = __shfl_sync(~0u, dot, first_lane);
-    if (!__any_sync(~0u, first)) return;
-    Acc sum = 0;
-    if (tag >= 0 && tag & CHAINED)
-        sum = dot_of_both(shared, {shared.slots, chain_begin(tag)}, thread.write_token, lane, WRITE_LANES, dot);
-    else if (lane == 0)
-        sum = dot;
+DEVICE Acc sum_over_write_lanes(Acc x) {
 #pragma unroll
-    for (int distance = 1; distance < WRITE_LANES; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    for (int distance = 1; distance < WRITE_LANES; distance *= 2) x += __shfl_xor_sync(~0u, x, distance);
+    return x;
+}
+
+// Of a token's first write, if it is heavy; all lanes of the token take part.
+DEVICE void store_dot_before(const BackwardShared& shared, const ThreadOfChunk& thread) {
+    const CouplingParams& p = thread.p;
+    const int lane = threadIdx.x % WRITE_LANES, first_lane = threadIdx.x % 32 - lane;
+    const bool first = thread.write_k == 0 && thread.write_token < CHUNK, heavy = first && thread.write.heavy();
+    const int tag = __shfl_sync(~0u, heavy ? int(thread.write.tag) : DEAD, first_lane);
+    Acc sum = 0;
+    if (__any_sync(~0u, heavy)) {
+        const long long row = thread.sequence.token(thread.chunk * CHUNK + thread.write_token) * p.channels;
+        for (int c = lane; tag >= 0 && c < p.channels; c += WRITE_LANES)
+            sum += p.after_heavy[row + c] * p.before_heavy[row + c];
+        const Acc dot = sum_over_write_lanes(sum);
+        sum = lane ? 0 : dot;
+        if (tag >= 0 && tag & CHAINED)
+            sum = dot_of_both(shared, {shared.slots, chain_begin(tag)}, thread.write_token, lane, WRITE_LANES, dot);
+        sum = sum_over_write_lanes(sum);
+    }
     if (first) p.d_dot_before[thread.at + thread.write_token] = sum;
 }
 
@@ -425,5 +435,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) couple_backward(const __gr
     }
     if (thread.write_token < CHUNK) *d_dot_v = dot_v;
     if (thread.read_token < CHUNK) *dy_dot_s = dot_s;
-    store_dot_before(shared, thread, stride);
+    store_dot_before(shared, thread);
 }

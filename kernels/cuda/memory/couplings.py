@@ -26,7 +26,8 @@ def coupling_params(acc: np.dtype) -> ParamStruct:
         memory=memory_params(acc), writes=POINTER, eta=POINTER, reads=POINTER, read_weight=POINTER,
         write_events=POINTER, read_events=POINTER, write_lists=POINTER, read_lists=POINTER, write_entries=POINTER,
         read_entries=POINTER, couplings=POINTER, values=POINTER, dy=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER,
-        d_dot_before=POINTER, channels=INT, slices=INT, sequences=INT, first_batch=INT, first_chunk=INT,
+        before_heavy=POINTER, after_heavy=POINTER, d_dot_before=POINTER, channels=INT, slices=INT, sequences=INT,
+        first_batch=INT, first_chunk=INT,
     )  # fmt: skip
 
 
@@ -66,6 +67,7 @@ def _couple(
                 read_lists=kept.read_lists, write_entries=kept.write_entries, read_entries=kept.read_entries,
                 couplings=kept.couplings, values=call.values, dy=dy,
                 dy_dot_s=dots and dots.dy_dot_s, d_dot_v=dots and dots.d_dot_v,
+                before_heavy=dots and dots.before_heavy, after_heavy=dots and dots.after_heavy,
                 d_dot_before=dots and dots.d_dot_before, channels=C, slices=layout.slices, sequences=call.sequences,
                 first_batch=batch, first_chunk=chunk,
             )

@@ -45,7 +45,7 @@ DEVICE void for_each_entry(const Lane& lane, const StateSlice& state, int chunk,
 #pragma unroll 2
     for (int i = 0; i < list.count(); i++) {
         const TokenEvent e = entries[i];
-        visit(int(e.code), e.coefficient, state[state.token_row(lane, chunk, int(e.code) & ~ENTRY_FIRST)]);
+        visit(int(e.code), e.coefficient, state[state.token_row(lane, chunk, int(e.code) & ~HEAVY)]);
     }
 }
 
@@ -59,7 +59,7 @@ struct Prefetcher {
     template <class Params>
     DEVICE Prefetcher(
         const Lane& lane, const Params& p, const SlotList* lists, const TokenEvent* entries, int most_entries,
-        const ELEMENT* dy, const Acc* before_first)
+        const ELEMENT* dy)
         : line(nullptr), stride(0) {
         const int warp = threadIdx.x / 32, number = threadIdx.x % 32;
         const auto list = [&](const void* first, int bytes, int used) {
@@ -79,7 +79,6 @@ struct Prefetcher {
         };
         if (warp == 5) rows(p.values, sizeof(ELEMENT));
         if (warp == 6 && dy) rows(dy, sizeof(ELEMENT));
-        if (warp == 7 && before_first) rows(before_first, sizeof(Acc));
     }
     DEVICE void operator()(const Lane& lane, int chunk) const {
         if (chunk >= 0 && (chunk + 1) * CHUNK <= lane.tokens && stride) prefetch(line + (long long)(chunk)*stride);

@@ -42,7 +42,7 @@ static_assert((!SEGMENTED || MASS_IN_SHARED) && (!LOCAL_ONLY || SEGMENTED), "seg
 struct MassBackwardParams {
     MemoryParams memory;
     const Acc* d_dot_v;                  // of every write: (B*H, chunks, CHUNK, W)
-    const Acc* d_dot_before;             // of a token's first write, where it is heavy: (B*H, chunks, CHUNK)
+    const Acc* d_dot_before;             // of a token's first write, if it is heavy: (B*H, chunks, CHUNK)
     const Acc* dy_dot_s;                 // of every read: (B*H, chunks, CHUNK, R)
     const MassAccess* writes;            // (B*H, chunks, CHUNK, W)
     const Acc* mass_before;              // likewise

@@ -22,7 +22,9 @@ class Dots(NamedTuple):
 
     dy_dot_s: Array  # (slices, B*H, chunks, CHUNK, R): of every read
     d_dot_v: Array  # (slices, B*H, chunks, CHUNK, W): of every write
-    d_dot_before: Array  # (slices, B*H, chunks, CHUNK): of a token's first write
+    d_dot_before: Array  # (B*H, chunks, CHUNK): of a token's first write, by ``couplings.cu`` where it is heavy
+    before_heavy: Array  # (B, T, H, C): content, before the chunk, of the slot of a token's heavy write; else not set
+    after_heavy: Array  # (B, T, H, C): its adjoint after the chunk
 
 
 class MassGrads(NamedTuple):

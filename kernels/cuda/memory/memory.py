@@ -182,10 +182,9 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
     layout, segments, memory, kept, starts, decay_products = chunked
     (B, _, H, C), rows, acc, (W, R) = call.values.shape, call.rows, call.acc, layout.accesses
     tokens = (layout.slices, B * H, kept.chunks, layout.chunk)
-    dots = Dots(*allocate_together(((*tokens, R), acc), ((*tokens, W), acc), (tokens, acc)))
-    before_first, dw, dr = allocate_together(
-        (call.values.shape, acc), (call.write.weight.shape, acc), (call.read.weight.shape, acc)
-    )
+    channels = call.values.shape, acc
+    dots = Dots(*allocate_together(((*tokens, R), acc), ((*tokens, W), acc), (tokens[1:], acc), channels, channels))
+    dw, dr = allocate_together((call.write.weight.shape, acc), (call.read.weight.shape, acc))
     dv, dgamma = cupy.empty_like(call.values), cupy.empty(call.values.shape[:3], dtype=call.values.dtype)
     final_q = None if dstate is None else cupy.empty((layout.slices, B * H, rows), dtype=acc)
     dgiven = None
@@ -197,12 +196,10 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
         start = starts if starts is not None else None if call.state is None else call.state.slots
         end = None if dstate is None else dstate.slots
         content_pass(
-            "content_backward_recompute", *run, dy=dy, before_first=before_first, given=start, dstate=end,
+            "content_backward_recompute", *run, dy=dy, before_heavy=dots.before_heavy, given=start, dstate=end,
             working=None if layout.in_shared else _working(call, "slots"), dy_dot_s=dots.dy_dot_s, final_q=final_q,
         )  # fmt: skip
-        outputs = {
-            "dy": dy, "before_first": before_first, "dv": dv, "d_dot_v": dots.d_dot_v, "d_dot_before": dots.d_dot_before
-        }  # fmt: skip
+        outputs = {"dy": dy, "dv": dv, "d_dot_v": dots.d_dot_v, "after_heavy": dots.after_heavy}
         if segments.contents > 1:
             end = cupy.empty_like(starts)
             content_pass("content_backward", *run, final_state=end, local_only=True, skip_first=1, **outputs)

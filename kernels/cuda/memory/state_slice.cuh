@@ -34,7 +34,7 @@ struct StateSlice {
     DEVICE static int token_row(const Lane& lane, int chunk, int token) {
         return 1 + (IN_SHARED ? lane.rows : 0) + (chunk & 1) * CHUNK + token;
     }
-    DEVICE Tile& operator[](int code) const {  // the product drops the flag
+    DEVICE Tile& operator[](int code) const {  // the product drops the flags
         return *reinterpret_cast<Tile*>(__cvta_shared_to_generic(address + unsigned(code) * unsigned(LANES * sizeof(Tile))));
     }
 
@@ -54,13 +54,13 @@ struct StateSlice {
         if (!IN_SHARED) return;
         const Acc* from = given ? given + origin : nullptr;
         for (int row = lane.group; row < lane.rows; row += GROUPS)
-            (*this)[code_of(row, false)] = from ? load_channels(lane, from + (long long)(row)*lane.channels) : x;
+            (*this)[code_of(row)] = from ? load_channels(lane, from + (long long)(row)*lane.channels) : x;
     }
     DEVICE void finish(const Lane& lane, Acc* to) const {
         if (!IN_SHARED || !to) return;
         to += origin;
         for (int row = lane.group; row < lane.rows; row += GROUPS)
-            store_channels(lane, (*this)[code_of(row, false)], to + (long long)(row)*lane.channels);
+            store_channels(lane, (*this)[code_of(row)], to + (long long)(row)*lane.channels);
     }
 
     // A slot in place; code 0: zeros.
