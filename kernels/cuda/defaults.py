@@ -64,7 +64,7 @@ def _memory() -> list[Specialisation]:
     return [
         *(conflict_specialisation(first, update) for update in rules),
         *(conflict_specialisation(layout, rules[0]) for layout in others),
-        *(coupling_specialisation(layout) for layout in layouts),
+        *(coupling_specialisation(layout, f"couple_{way}") for layout in layouts for way in ("forward", "backward")),
         *(content_specialisation(layout, renumbered) for layout in layouts for renumbered in (False, True)),
         *(mass_forward_specialisation(layout, False, True, False) for layout in layouts),
         mass_forward_specialisation(first, mass_aware=True, in_shared=True, renumbered=False),

@@ -36,7 +36,7 @@
 //
 //     conflicts.cu   which accesses of a chunk share a slot: all chunks at once
 //     mass_*.cu      masses, and with them eta, chunk after chunk
-//     couplings.cu   A, r~, eta~ and lists: all chunks at once
+//     couplings.cu   A, r~, eta~ and lists: all chunks at once. couplings_backward.cu: dot products
 //     content.cu     chunk after chunk: first what looks slots up, all at once, then what changes them, all at once
 //
 // Writes here move a slot's content toward a value, by an eta that depends on no channel. A rule whose change of content

@@ -1,4 +1,4 @@
-"""What the tokens of a chunk mean to one another, once for all channels: the launches of ``couplings.cu``."""
+"""What the tokens of a chunk mean to one another, once for all channels: the launches of ``couplings*.cu``."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def coupling_params(acc: np.dtype) -> ParamStruct:
 
 
 @functools.cache
-def coupling_specialisation(layout: Layout) -> Specialisation:
-    """``couplings.cu`` for a layout."""
+def coupling_specialisation(layout: Layout, name: str) -> Specialisation:
+    """The source of the kernel ``name``, couple_forward or couple_backward, for a layout."""
+    source = {"couple_forward": "couplings", "couple_backward": "couplings_backward"}[name]
     params = coupling_params(np.dtype(f"f{layout.acc_bytes}"))
-    return Specialisation("memory/couplings.cu", ("couple_forward", "couple_backward"), layout.defines, (params,))
+    return Specialisation(f"memory/{source}.cu", (name,), layout.defines, (params,))
 
 
 @functools.lru_cache(maxsize=1024)
 def _launch(layout: Layout, name: str, grid: tuple[int, int, int]) -> Launch:
-    return Launch(coupling_specialisation(layout), name, grid, THREADS)
+    return Launch(coupling_specialisation(layout, name), name, grid, THREADS)
 
 
 def couple_forward(call: Call, layout: Layout, memory: Any, kept: Kept) -> None:

@@ -1,0 +1,168 @@
+// The dot products that the masses need. content.cu has those with contents before the chunk and with adjoints after it.
+// Between them lie the chunk's own tokens, which add <dy_t, v_j> of pairs (chunk.cuh has the equations):
+//
+//     at a read    <dy_t, content>     content = kept(0, t) s + sum over earlier writes i of kept(i, t) eta_i v_i
+//     at a write   <adjoint, v_j>      adjoint = kept(j, all) d + sum over later reads t of kept(j, t) r_t dy_t
+//     at a heavy write, a token's first, <adjoint, content before it>, from the same two
+//
+// Who computes what: see couplings.cuh; <dy_t, v_j>: a thread has PAIRS x PAIRS pairs.
+//
+// Compiled with: what chunk.cuh asks for.
+#include "memory/couplings.cuh"
+
+
+constexpr int CHANNELS_AT_ONCE = 128 / sizeof(Acc), PAD = 16 / sizeof(Acc);  // channels in shared memory; their rows are so much longer
+constexpr int PAIRS = CHUNK < 16 ? 1 : CHUNK / 16;             // a thread has PAIRS x PAIRS dots <dy_t, v_j>
+constexpr int SIDE = CHUNK / PAIRS;                            // threads along t, and along j
+
+struct BackwardShared {
+    ChunkSlots slots;
+    Acc dot[ENTRIES];               // as content.cu left it, where ``slots`` has the number of the access
+    Acc dy_dot_v[CHUNK][CHUNK + 1];
+    struct alignas(16) {
+        Acc dy[CHUNK][CHANNELS_AT_ONCE + PAD], v[CHUNK][CHANNELS_AT_ONCE + PAD];
+    } channels;
+};
+
+// <dy_t, v_j> of all pairs of the chunk.
+DEVICE void store_pairs(BackwardShared& shared, const ThreadOfChunk& thread) {
+    const CouplingParams& p = thread.p;
+    const int t = threadIdx.x / SIDE, j = threadIdx.x % SIDE;
+    Acc sum[PAIRS][PAIRS] = {};
+    for (int first = 0; first < p.channels; first += CHANNELS_AT_ONCE) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < CHUNK * CHANNELS_AT_ONCE; i += THREADS) {
+            const int token = i / CHANNELS_AT_ONCE, channel = i % CHANNELS_AT_ONCE, at_t = thread.chunk * CHUNK + token;
+            const bool there = at_t < p.memory.tokens && first + channel < p.channels;
+            const long long from = thread.sequence.token(at_t) * p.channels + first + channel;
+            shared.channels.dy[token][channel] = there ? Acc(widen(p.dy[from])) : Acc(0);
+            shared.channels.v[token][channel] = there ? Acc(widen(p.values[from])) : Acc(0);
+        }
+        __syncthreads();
+        if (t >= SIDE) continue;
+#pragma unroll
+        for (int channel = 0; channel < CHANNELS_AT_ONCE; channel += PAD) {
+            Acc dy[PAIRS][PAD], v[PAIRS][PAD];
+#pragma unroll
+            for (int i = 0; i < PAIRS; i++) {
+                load<PAD>(&shared.channels.dy[t + SIDE * i][channel], dy[i]);
+                load<PAD>(&shared.channels.v[j + SIDE * i][channel], v[i]);
+            }
+#pragma unroll
+            for (int a = 0; a < PAIRS; a++)
+#pragma unroll
+                for (int b = 0; b < PAIRS; b++)
+#pragma unroll
+                    for (int c = 0; c < PAD; c++) sum[a][b] += dy[a][c] * v[b][c];
+        }
+    }
+    if (t < SIDE)
+#pragma unroll
+        for (int a = 0; a < PAIRS; a++)
+#pragma unroll
+            for (int b = 0; b < PAIRS; b++) shared.dy_dot_v[t + SIDE * a][j + SIDE * b] = sum[a][b];
+}
+
+// <x, content before write or read ``token``'s> of a slot, for an x of which all dots are known: ``dot_s`` with the content
+// before the chunk, ``dot_v(j)`` with the values. ``writers``: which writes came before.
+template <class DotV> DEVICE Acc dot_with_content(const SlotOfAccess& slot, unsigned writers, Acc dot_s, const DotV& dot_v) {
+    Acc sum = 0, kept = 1;
+    while (writers) {
+        const int j = last_token(writers);
+        const Acc eta = slot.number[__popc(writers) - 1];
+        sum += kept * eta * dot_v(j), kept *= 1 - eta;
+        writers ^= 1u << j;
+    }
+    return sum + kept * dot_s;
+}
+
+// <adjoint after write ``token``, v of it>.
+DEVICE Acc dot_with_adjoint(const BackwardShared& shared, const SlotOfAccess& slot, int token, Acc dot_d) {
+    Acc sum = 0, kept = 1;
+    for (unsigned later = (slot.writers | slot.readers) & ~(tokens_to(token) >> 1); later; later &= later - 1) {
+        const int t = last_token(later & -later);
+        if (t != token && slot.writers >> t & 1) kept *= 1 - slot.eta(t);
+        if (slot.readers >> t & 1) sum += kept * slot.weight(t) * shared.dy_dot_v[t][token];
+    }
+    return sum + kept * dot_d;
+}
+
+// <adjoint after write ``token``, content before it>, the part of it that lane k of ``lanes`` has: the adjoint is a sum over
+// later reads and, last, of the adjoint after the chunk.
+DEVICE Acc dot_of_both(const BackwardShared& shared, const SlotOfAccess& slot, int token, int k, int lanes, Acc dot_d_s) {
+    const unsigned later = slot.readers & ~(tokens_to(token) >> 1), earlier = slot.writers & (tokens_to(token) >> 1);
+    const Acc* const dot = shared.dot + slot.begin;
+    Acc sum = 0;
+    int rank = 0;
+    for (unsigned left = later; left; left &= left - 1, rank++) {
+        if (rank % lanes != k) continue;
+        const int t = last_token(left & -left);
+        const auto dot_v = [&](int j) { return shared.dy_dot_v[t][j]; };
+        sum += slot.weight(t) * slot.kept(token, t) * dot_with_content(slot, earlier, dot[slot.read_rank(t)], dot_v);
+    }
+    if (rank % lanes != k) return sum;
+    const auto dot_v = [&](int j) { return dot[slot.write_rank(j)]; };
+    return sum + slot.kept(token, CHUNK - 1) * dot_with_content(slot, earlier, dot_d_s, dot_v);
+}
+
+DEVICE Acc sum_over_slices(const Acc* dots, long long stride, int slices) {
+    Acc sum = 0;
+#pragma unroll 4
+    for (int slice = 0; slice < slices; slice++) sum += dots[slice * stride];
+    return sum;
+}
+
+constexpr int WRITE_LANES = W < 32 ? W : 32;  // of a token's writes, in one warp
+
+DEVICE Acc sum_over_write_lanes(Acc x) {
+#pragma unroll
+    for (int distance = 1; distance < WRITE_LANES; distance *= 2) x += __shfl_xor_sync(~0u, x, distance);
+    return x;
+}
+
+// Of a token's first write, if it is heavy; all lanes of the token take part.
+DEVICE void store_dot_before(const BackwardShared& shared, const ThreadOfChunk& thread) {
+    const CouplingParams& p = thread.p;
+    const int lane = threadIdx.x % WRITE_LANES, first_lane = threadIdx.x % 32 - lane;
+    const bool first = thread.write_k == 0 && thread.write_token < CHUNK, heavy = first && thread.write.heavy();
+    const int tag = __shfl_sync(~0u, heavy ? int(thread.write.tag) : DEAD, first_lane);
+    Acc sum = 0;
+    if (__any_sync(~0u, heavy)) {
+        const long long row = thread.sequence.token(thread.chunk * CHUNK + thread.write_token) * p.channels;
+        for (int c = lane; tag >= 0 && c < p.channels; c += WRITE_LANES)
+            sum += p.after_heavy[row + c] * p.before_heavy[row + c];
+        const Acc dot = sum_over_write_lanes(sum);
+        sum = lane ? 0 : dot;
+        if (tag >= 0 && tag & CHAINED)
+            sum = dot_of_both(shared, {shared.slots, chain_begin(tag)}, thread.write_token, lane, WRITE_LANES, dot);
+        sum = sum_over_write_lanes(sum);
+    }
+    if (first) p.d_dot_before[thread.at + thread.write_token] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 5 : 3)
+couple_backward(const __grid_constant__ CouplingParams p) {
+    __shared__ BackwardShared shared;
+    const ThreadOfChunk thread(p);
+    const long long stride = (long long)(p.sequences) * p.memory.chunks() * CHUNK;  // from slice to slice, in tokens
+    Acc* const d_dot_v = p.d_dot_v + thread.at * W + threadIdx.x;
+    Acc* const dy_dot_s = p.dy_dot_s + thread.at * R + threadIdx.x;
+    Acc dot_v = thread.write.live() ? sum_over_slices(d_dot_v, stride * W, p.slices) : Acc(0);
+    Acc dot_s = thread.read.live() ? sum_over_slices(dy_dot_s, stride * R, p.slices) : Acc(0);
+    thread.enter(shared.slots);
+    const bool chained_read = thread.listed_read() && thread.read.chained();
+    const SlotOfAccess write_slot(shared.slots, thread.chained_write() ? chain_begin(int(thread.write.tag)) : 0);
+    const SlotOfAccess read_slot(shared.slots, chained_read ? chain_begin(thread.read.tag) : 0);
+    if (thread.chained_write()) shared.dot[write_slot.begin + write_slot.write_rank(thread.write_token)] = dot_v;
+    if (chained_read) shared.dot[read_slot.begin + read_slot.read_rank(thread.read_token)] = dot_s;
+    store_pairs(shared, thread);
+    __syncthreads();
+    if (thread.chained_write()) dot_v = dot_with_adjoint(shared, write_slot, thread.write_token, dot_v);
+    if (chained_read) {
+        const auto dot_with_value = [&](int j) { return shared.dy_dot_v[thread.read_token][j]; };
+        dot_s = dot_with_content(read_slot, read_slot.writers & tokens_to(thread.read_token), dot_s, dot_with_value);
+    }
+    if (thread.write_token < CHUNK) *d_dot_v = dot_v;
+    if (thread.read_token < CHUNK) *dy_dot_s = dot_s;
+    store_dot_before(shared, thread);
+}
