@@ -11,7 +11,7 @@ from ramnet_np.contract import Address, Array, MemoryOptions, RAMState
 
 from ..runtime.arrays import allocate_together
 from ..runtime.params import INT, POINTER, ParamStruct
-from .layout import CHAIN_BYTES, LIST_BYTES, Layout
+from .layout import CHAIN_BYTES, Layout
 
 
 class Segments(NamedTuple):
@@ -74,13 +74,7 @@ class Kept(NamedTuple):
     eta: Array  # (B*H, chunks, CHUNK, W)
     mass_before: Array  # (B*H, chunks, CHUNK, W)
     chains: Array  # (B*H, chunks, CHAINS)
-    write_events: Array  # (B*H, chunks, CHUNK, W, 2): code, eta~
-    read_events: Array  # (B*H, chunks, CHUNK, R, 2): code, r~
-    write_lists: Array  # (B*H, chunks, CHAINS, 4) int32: SlotList
-    read_lists: Array  # likewise
-    write_entries: Array  # (B*H, chunks, WRITE_ENTRIES, 2): of lists
-    read_entries: Array  # (B*H, chunks, READ_ENTRIES, 2), likewise
-    couplings: Array  # (B*H, chunks, COUPLINGS)
+    records: Array  # (B*H, chunks, bytes of a ChunkRecord)
     mass_reads: Array | None  # (B*H, chunks, CHUNK, R, 4): MassAccess, if reads are mass-aware
     read_mass: Array | None  # (B*H, chunks, CHUNK, R), likewise
     read_share: Array | None  # (B, T, H, R): the weights that reads have by mass, likewise
@@ -96,11 +90,9 @@ def allocate_kept(call: Call, layout: Layout) -> Kept:
     acc, int32, (W, R) = call.acc, np.dtype(np.int32), layout.accesses
     chunks = (call.sequences, -(-call.values.shape[1] // layout.chunk))
     writes, reads = (*chunks, layout.chunk, W), (*chunks, layout.chunk, R)
-    lists = (*chunks, layout.chains, LIST_BYTES // 4), int32
     wanted = [
         ((*writes, 4), acc), ((*reads, 2), int32), (writes, acc), (writes, acc),
-        ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*writes, 2), acc), ((*reads, 2), acc), lists, lists,
-        *(((*chunks, layout.chunk * k, 2), acc) for k in call.top_k), ((*chunks, layout.couplings), acc),
+        ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*chunks, layout.record_bytes), np.dtype(np.uint8)),
     ]  # fmt: skip
     if call.options.mass_aware:
         wanted += [((*reads, 4), acc), (reads, acc), (call.read.weight.shape, acc)]

@@ -52,8 +52,8 @@
 #if !defined(WRITES_PADDED) || !defined(READS_PADDED) || !defined(GROUPS_PER_TOKEN) || !defined(ENTRIES)
 #error "WRITES_PADDED, READS_PADDED, GROUPS_PER_TOKEN and ENTRIES must be defined"
 #endif
-#if !defined(CHAINS) || !defined(COUPLINGS)
-#error "CHAINS and COUPLINGS must be defined"
+#if !defined(CHAINS) || !defined(COUPLINGS) || !defined(RECORD_BYTES)
+#error "CHAINS, COUPLINGS and RECORD_BYTES must be defined"
 #endif
 
 using Acc = AccOf<ELEMENT>::type;  // accumulators, weights, masses, contents
@@ -137,6 +137,20 @@ constexpr int TOKENS_OF_WARP = 32 / LANES / GROUPS_PER_TOKEN;  // in content.cu
 DEVICE constexpr int coupling_block(int t, int j) { return 64 * ((t / 8) * (t / 8 + 1) / 2 + j / 8); }
 DEVICE constexpr int coupling_index(int t, int j) { return coupling_block(t, j) + (t % 8 * 4 + j % 4) * 2 + j % 8 / 4; }
 static_assert(COUPLINGS == coupling_block(CHUNK + 7, 0), "layout.py and this file count the same couplings");
+
+// ---- what couplings.cu leaves of a chunk for content.cu ----
+
+constexpr int WRITE_LISTS = WRITE_ENTRIES / 2 < GROUPS ? GROUPS : WRITE_ENTRIES / 2;  // the most: a list has two writes,
+constexpr int READ_LISTS = CHAINS;                                                    // or is of a chain
+
+// All of it together, so that one address leads to everything.
+struct alignas(16) ChunkRecord {
+    TokenEvent writes[CHUNK * W], reads[CHUNK * R];
+    TokenEvent write_entries[WRITE_ENTRIES], read_entries[READ_ENTRIES];  // of the lists
+    Acc couplings[COUPLINGS];
+    SlotList write_lists[WRITE_LISTS], read_lists[READ_LISTS];  // of slots with several writes; with several of either
+};
+static_assert(sizeof(ChunkRecord) == RECORD_BYTES, "layout.py and this file count the same bytes");
 
 // ---- what every kernel of the memory is given ----
 

@@ -32,10 +32,7 @@
 #endif
 
 struct ContentParams {
-    const TokenEvent *writes, *reads;    // (B*H, chunks, CHUNK, W), (B*H, chunks, CHUNK, R)
-    const SlotList *write_lists, *read_lists;  // (B*H, chunks, CHAINS)
-    const TokenEvent *write_entries, *read_entries;  // (B*H, chunks, WRITE_ENTRIES), (B*H, chunks, READ_ENTRIES)
-    const Acc* couplings;                // (B*H, chunks, COUPLINGS)
+    const ChunkRecord* records;          // (B*H, chunks)
     const ELEMENT *values, *dy;          // (B, T, H, C)
     const bool* mask;                    // (B, T), or null
     Acc* before_heavy;                   // (B, T, H, C): content, before the chunk, of the slot of a token's heavy write
@@ -70,42 +67,39 @@ template <bool RECOMPUTE> struct ForwardPass {
     const ContentParams& p;
     const Lane& lane;
     StateSlice& state;
+    using Changes = Lists<true>;
+    const ChunkRecord* const records;
     const Prefetcher prefetcher;
-    const TokenEvent *const writes, *const reads;
-    const Lists<WRITE_ENTRIES> lists;
-    const Acc* const couplings;
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
     TileInput<ELEMENT> value, dy;
     bool live;  // the token that ``value`` is of
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
-        : p(p), lane(lane), state(state),
-          prefetcher(lane, p, p.write_lists, p.write_entries, WRITE_ENTRIES, RECOMPUTE ? p.dy : nullptr),
-          writes(p.writes + lane.access(OWN_WRITES)), reads(p.reads + lane.access(OWN_READS)),
-          lists(lane, p.write_lists, p.write_entries), couplings(p.couplings + lane.first_chunk * COUPLINGS) {}
+        : p(p), lane(lane), state(state), records(p.records + lane.first_chunk),
+          prefetcher(lane, p, records, Changes(), RECOMPUTE ? p.dy : nullptr) {}
 
     DEVICE void load_for_change(int chunk) {
-        if (lane.takes_part()) write.load(writes + at_chunk(chunk, CHUNK * W));
-        lists.copy_header(lane, chunk + 1);
-        lists.copy_entries(lane, chunk);
+        if (lane.takes_part()) write.load(records[chunk].writes + lane.group * OWN_WRITES);
+        Changes::copy_header(lane, records, chunk + 1);
+        Changes::copy_entries(lane, records, chunk);
     }
     DEVICE void load_for_look_up(int chunk) {
         if (!lane.takes_part()) return;
-        read.load(reads + at_chunk(chunk, CHUNK * R));
+        read.load(records[chunk].reads + lane.group * OWN_READS);
         value.clear(), live = lane.live(p.mask, chunk);
         if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
     DEVICE void copy_couplings(int chunk) const {
-        copy_to_shared<COUPLINGS>(shared_couplings(), couplings + at_chunk(chunk, COUPLINGS), COUPLINGS);
+        copy_to_shared<COUPLINGS>(shared_couplings(), records[chunk].couplings, COUPLINGS);
     }
     DEVICE void store_value(int chunk) {
         store_token_row(lane, state, chunk, value.widened(), live);
     }
     DEVICE void start() {
-        lists.copy_header(lane, 0);
+        Changes::copy_header(lane, records, 0);
         copy_couplings(0);
         load_for_look_up(0);
         store_value(0);
@@ -159,7 +153,7 @@ template <bool RECOMPUTE> struct ForwardPass {
             copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);
-            lists.for_each(lane, chunk, [&](const SlotList& list) { change_by_list(chunk, list); });
+            Changes::for_each(lane, records, chunk, [&](const SlotList& list) { change_by_list(chunk, list); });
             read.prefetch_rows(lane, state, in_use);
             if (chunk < last) store_value(next);
             wait_for_copies<0>();
@@ -243,10 +237,9 @@ struct BackwardPass {
     const Lane& lane;
     const StateSlice& adjoint;
     const bool wanted;  // dv and the dots
+    using Changes = Lists<false>;
+    const ChunkRecord* const records;
     const Prefetcher prefetcher;
-    const TokenEvent *const writes, *const reads;
-    const Lists<READ_ENTRIES> lists;
-    const Acc* const couplings;
     Acc* const d_dot_v;
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
@@ -256,30 +249,28 @@ struct BackwardPass {
 
     DEVICE BackwardPass(const ContentParams& p, const Lane& lane, const StateSlice& adjoint)
         : p(p), lane(lane), adjoint(adjoint), wanted(!(p.local_only && lane.segment + 1 < p.segments)),
-          prefetcher(lane, p, p.read_lists, p.read_entries, READ_ENTRIES, p.dy),
-          writes(p.writes + lane.access(OWN_WRITES)), reads(p.reads + lane.access(OWN_READS)),
-          lists(lane, p.read_lists, p.read_entries), couplings(p.couplings + lane.first_chunk * COUPLINGS),
+          records(p.records + lane.first_chunk), prefetcher(lane, p, records, Changes(), p.dy),
           d_dot_v(p.d_dot_v + lane.before_slice * (CHUNK * W) + lane.access(OWN_WRITES)) {}
 
     DEVICE void load_for_change(int chunk) {
-        if (lane.takes_part()) read.load(reads + at_chunk(chunk, CHUNK * R));
-        lists.copy_header(lane, chunk - 1);
-        lists.copy_entries(lane, chunk);
+        if (lane.takes_part()) read.load(records[chunk].reads + lane.group * OWN_READS);
+        Changes::copy_header(lane, records, chunk - 1);
+        Changes::copy_entries(lane, records, chunk);
     }
     DEVICE void copy_couplings(int chunk) const {
-        copy_to_shared<COUPLINGS>(shared_couplings(), couplings + at_chunk(chunk, COUPLINGS), COUPLINGS);
+        copy_to_shared<COUPLINGS>(shared_couplings(), records[chunk].couplings, COUPLINGS);
     }
     DEVICE void load_for_look_up(int chunk) {
         live = lane.live(p.mask, chunk);
         if (!lane.takes_part()) return;
-        write.load(writes + at_chunk(chunk, CHUNK * W));
+        write.load(records[chunk].writes + lane.group * OWN_WRITES);
         value.clear(), dy.clear();
         if (!lane.has(chunk)) return;
         value.load(lane, p.values + lane.at(chunk)), dy.load(lane, p.dy + lane.at(chunk));
     }
     DEVICE void store_dy(int chunk) { store_token_row(lane, adjoint, chunk, dy.widened(), live); }
     DEVICE void start(int end) {
-        lists.copy_header(lane, end);
+        Changes::copy_header(lane, records, end);
         copy_couplings(end);
         load_for_look_up(end);
         store_dy(end);
@@ -357,7 +348,7 @@ struct BackwardPass {
             copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);
-            lists.for_each(lane, chunk, [&](const SlotList& list) { change_by_list(chunk, list); });
+            Changes::for_each(lane, records, chunk, [&](const SlotList& list) { change_by_list(chunk, list); });
             write.prefetch_rows(lane, adjoint, lane.rows);
             if (chunk > 0) store_dy(next);
             wait_for_copies<0>();

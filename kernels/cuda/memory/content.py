@@ -14,11 +14,10 @@ PASSES = ("content_forward", "content_backward_recompute", "content_backward")
 
 CONTENT = ParamStruct(
     "ContentParams",
-    writes=POINTER, reads=POINTER, write_lists=POINTER, read_lists=POINTER, write_entries=POINTER,
-    read_entries=POINTER, couplings=POINTER, values=POINTER, dy=POINTER, mask=POINTER, before_heavy=POINTER,
-    after_heavy=POINTER, given=POINTER, working=POINTER, final_state=POINTER, dstate=POINTER, y=POINTER, dv=POINTER,
-    dy_dot_s=POINTER, d_dot_v=POINTER, final_q=POINTER, tokens=INT, heads=INT, channels=INT, rows=INT, segments=INT,
-    chunks_of_segment=INT, first_segment=INT, launched_segments=INT, local_only=INT,
+    records=POINTER, values=POINTER, dy=POINTER, mask=POINTER, before_heavy=POINTER, after_heavy=POINTER, given=POINTER,
+    working=POINTER, final_state=POINTER, dstate=POINTER, y=POINTER, dv=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER,
+    final_q=POINTER, tokens=INT, heads=INT, channels=INT, rows=INT, segments=INT, chunks_of_segment=INT,
+    first_segment=INT, launched_segments=INT, local_only=INT,
 )  # fmt: skip
 """``ContentParams`` of content.cu, which says what each is."""
 
@@ -63,11 +62,9 @@ def content_pass(
     blocks = call.sequences * launched * layout.slices
     _launch(layout, call.renumbered, name, call.rows, blocks)(
         CONTENT(
-            **_NO_ARRAYS | arrays, writes=kept.write_events, reads=kept.read_events, write_lists=kept.write_lists,
-            read_lists=kept.read_lists, write_entries=kept.write_entries, read_entries=kept.read_entries,
-            couplings=kept.couplings, values=call.values, mask=call.mask, tokens=T, heads=H, channels=C,
-            rows=call.rows, segments=segments.contents, chunks_of_segment=segments.chunks, first_segment=skip_first,
-            launched_segments=launched, local_only=local_only,
+            **_NO_ARRAYS | arrays, records=kept.records, values=call.values, mask=call.mask, tokens=T, heads=H,
+            channels=C, rows=call.rows, segments=segments.contents, chunks_of_segment=segments.chunks,
+            first_segment=skip_first, launched_segments=launched, local_only=local_only,
         )
     )  # fmt: skip
 

@@ -56,10 +56,10 @@ DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread,
         const SlotOfAccess slot = thread.read_slot(shared.slots);
         const int entry = shared.read_list[slot.begin] + slot.read_rank(thread.read_token) - slot.writes();
         in_list = slot.has_read_list();
-        if (in_list) thread.p.read_entries[thread.number * READ_ENTRIES + entry] = {thread.read_token, weight};
+        if (in_list) thread.record().read_entries[entry] = {thread.read_token, weight};
     }
     if (thread.read_token >= CHUNK) return;
-    thread.p.read_events[thread.at * R + threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
+    thread.record().reads[threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
 }
 
 DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread) {
@@ -72,10 +72,10 @@ DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread
         const int entry = shared.write_list[slot.begin] + slot.write_rank(thread.write_token);
         const int token = thread.write_token | (heavy ? HEAVY : 0);
         eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
-        if (in_list) thread.p.write_entries[thread.number * WRITE_ENTRIES + entry] = {token, eta};
+        if (in_list) thread.record().write_entries[entry] = {token, eta};
     }
     if (thread.write_token >= CHUNK) return;
-    thread.p.write_events[thread.at * W + threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
+    thread.record().writes[threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
 }
 
 // This thread's chain, or one without accesses.
@@ -127,9 +127,9 @@ DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread) {
     const ListCounts own{ListCounts::of(write_list, slot.writes()), ListCounts::of(read_list, slot.reads())};
     const ListCounts before = counts_before(shared, own, total);
     const Acc kept = write_list ? slot.kept() : Acc(1);
-    const long long first = thread.number * CHAINS;
-    store_list(thread.p.write_lists + first, write_list, chain.row, slot.writes(), before.writes, total.writes, kept);
-    store_list(thread.p.read_lists + first, read_list, chain.row, slot.reads(), before.reads, total.reads, kept);
+    ChunkRecord& record = thread.record();
+    store_list(record.write_lists, write_list, chain.row, slot.writes(), before.writes, total.writes, kept);
+    store_list(record.read_lists, read_list, chain.row, slot.reads(), before.reads, total.reads, kept);
     if (write_list) shared.write_list[slot.begin] = before.writes >> 16;
     if (read_list) shared.read_list[slot.begin] = before.reads >> 16;
     __syncthreads();
@@ -157,5 +157,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) couple_forward(const __gri
     store_read(shared, thread, couple(shared, thread));
     store_write(shared, thread);
     __syncthreads();
-    store_couplings(shared, p.couplings + thread.number * COUPLINGS);
+    store_couplings(shared, thread.record().couplings);
 }

@@ -14,10 +14,7 @@ struct CouplingParams {
     const Acc* eta;                  // likewise
     const SlotAccess* reads;         // (B*H, chunks, CHUNK, R)
     const Acc* read_weight;          // (B, T, H, READS)
-    TokenEvent *write_events, *read_events;  // (B*H, chunks, CHUNK, W), (.., R): for content.cu
-    SlotList *write_lists, *read_lists;      // (B*H, chunks, CHAINS): of slots with several writes; with several of either
-    TokenEvent *write_entries, *read_entries;  // (B*H, chunks, WRITE_ENTRIES), (.., READ_ENTRIES): of the lists
-    Acc* couplings;                  // (B*H, chunks, COUPLINGS)
+    ChunkRecord* records;            // (B*H, chunks)
     const ELEMENT *values, *dy;      // (B, T, H, C)
     Acc *dy_dot_s, *d_dot_v;         // (slices, B*H, chunks, CHUNK, R), (.., W): what content.cu left. The first slice's
                                      // become those of all channels, for the masses
@@ -93,6 +90,7 @@ struct ThreadOfChunk {
         const int t = chunk * CHUNK + read_token;
         if (read.live()) weight = p.read_weight[sequence.token(t) * READS + read_k];
     }
+    DEVICE ChunkRecord& record() const { return p.records[number]; }
     DEVICE bool chained_write() const { return write.live() && write.chained(); }
     DEVICE bool listed_read() const { return read.live() && read.listed(); }
     DEVICE SlotOfAccess write_slot(const ChunkSlots& slots) const { return {slots, chain_begin(int(write.tag))}; }

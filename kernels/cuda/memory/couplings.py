@@ -23,11 +23,9 @@ def coupling_params(acc: np.dtype) -> ParamStruct:
     """``CouplingParams`` of couplings.cu."""
     return ParamStruct(
         "CouplingParams",
-        memory=memory_params(acc), writes=POINTER, eta=POINTER, reads=POINTER, read_weight=POINTER,
-        write_events=POINTER, read_events=POINTER, write_lists=POINTER, read_lists=POINTER, write_entries=POINTER,
-        read_entries=POINTER, couplings=POINTER, values=POINTER, dy=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER,
-        before_heavy=POINTER, after_heavy=POINTER, d_dot_before=POINTER, channels=INT, slices=INT, sequences=INT,
-        first_batch=INT, first_chunk=INT,
+        memory=memory_params(acc), writes=POINTER, eta=POINTER, reads=POINTER, read_weight=POINTER, records=POINTER,
+        values=POINTER, dy=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER, before_heavy=POINTER, after_heavy=POINTER,
+        d_dot_before=POINTER, channels=INT, slices=INT, sequences=INT, first_batch=INT, first_chunk=INT,
     )  # fmt: skip
 
 
@@ -63,13 +61,10 @@ def _couple(
         _launch(layout, name, grid)(
             coupling_params(call.acc)(
                 memory=memory, writes=kept.writes, eta=kept.eta, reads=kept.reads,
-                read_weight=call.read.weight if kept.read_share is None else kept.read_share,
-                write_events=kept.write_events, read_events=kept.read_events, write_lists=kept.write_lists,
-                read_lists=kept.read_lists, write_entries=kept.write_entries, read_entries=kept.read_entries,
-                couplings=kept.couplings, values=call.values, dy=dy,
-                dy_dot_s=dots and dots.dy_dot_s, d_dot_v=dots and dots.d_dot_v,
+                read_weight=call.read.weight if kept.read_share is None else kept.read_share, records=kept.records,
+                values=call.values, dy=dy, dy_dot_s=dots and dots.dy_dot_s, d_dot_v=dots and dots.d_dot_v,
                 before_heavy=dots and dots.before_heavy, after_heavy=dots and dots.after_heavy,
-                d_dot_before=dots and dots.d_dot_before, channels=C, slices=layout.slices, sequences=call.sequences,
-                first_batch=batch, first_chunk=chunk,
+                d_dot_before=dots and dots.d_dot_before, channels=C, slices=layout.slices,
+                sequences=call.sequences, first_batch=batch, first_chunk=chunk,
             )
         )  # fmt: skip

@@ -105,6 +105,13 @@ class Layout:
         return 64 * blocks * (blocks + 1) // 2
 
     @functools.cached_property
+    def record_bytes(self) -> int:
+        """Of ``ChunkRecord``: events, entries of lists, couplings, headers of lists."""
+        entries = self.chunk * sum(self.accesses) + self.entries
+        lists = max(GROUPS, self.chunk * self.top_k[0] // 2) + self.chains
+        return _whole((2 * entries + self.couplings) * self.acc_bytes, 16) + lists * LIST_BYTES
+
+    @functools.cached_property
     def bytes_before_rows(self) -> int:
         """Of the shared memory of a block of ``content.cu``: headers and entries of lists, and couplings."""
         entries = self.chunk * max(self.top_k) * 2
@@ -131,7 +138,7 @@ class Layout:
             ("ELEMENT", self.element), ("THREADS", THREADS), ("CHUNK", self.chunk), ("WRITES", self.top_k[0]),
             ("READS", self.top_k[1]), ("WRITES_PADDED", self.accesses[0]), ("READS_PADDED", self.accesses[1]),
             ("GROUPS_PER_TOKEN", self.groups_per_token), ("ENTRIES", self.entries), ("CHAINS", self.chains),
-            ("COUPLINGS", self.couplings),
+            ("COUPLINGS", self.couplings), ("RECORD_BYTES", self.record_bytes),
         )  # fmt: skip
 
 

@@ -11,29 +11,30 @@ DEVICE TokenEvent* shared_entries() {
     return reinterpret_cast<TokenEvent*>(dynamic_shared() + HEADER_BYTES + COUPLING_BYTES);
 }
 
-// The lists of one kind, of all chunks of a block. COUNT: entries that a chunk has room for.
-template <int COUNT> struct Lists {
-    const SlotList* headers;  // of chunk 0
-    const TokenEvent* entries;
+// The lists of one kind of a chunk: of writes, or of reads.
+template <bool OF_WRITES> struct Lists {
+    static constexpr int COUNT = OF_WRITES ? WRITE_ENTRIES : READ_ENTRIES;
 
-    DEVICE Lists(const Lane& lane, const SlotList* headers, const TokenEvent* entries)
-        : headers(headers + lane.first_chunk * CHAINS), entries(entries + lane.first_chunk * COUNT) {}
-
-    DEVICE void copy_header(const Lane& lane, int chunk) const {
+    DEVICE static const SlotList* headers(const ChunkRecord* record) { return OF_WRITES ? record->write_lists : record->read_lists; }
+    DEVICE static const TokenEvent* entries(const ChunkRecord* record) {
+        return OF_WRITES ? record->write_entries : record->read_entries;
+    }
+    DEVICE static void copy_header(const Lane& lane, const ChunkRecord* records, int chunk) {
         if (lane.lane == 0 && chunk >= 0 && chunk < lane.chunks)
-            copy_async<sizeof(SlotList)>(&header_of(lane, chunk), headers + at_chunk(chunk, CHAINS) + lane.group);
+            copy_async<sizeof(SlotList)>(&header_of(lane, chunk), headers(records + chunk) + lane.group);
         end_group_of_copies();
     }
-    DEVICE void copy_entries(const Lane& lane, int chunk) const {
-        copy_to_shared<COUNT>(shared_entries(), entries + at_chunk(chunk, COUNT), header_of(lane, chunk).total());
+    DEVICE static void copy_entries(const Lane& lane, const ChunkRecord* records, int chunk) {
+        copy_to_shared<COUNT>(shared_entries(), entries(records + chunk), header_of(lane, chunk).total());
     }
     // change(list) for every list of the chunk that is the group's.
-    template <class Change> DEVICE void for_each(const Lane& lane, int chunk, const Change& change) const {
+    template <class Change>
+    DEVICE static void for_each(const Lane& lane, const ChunkRecord* records, int chunk, const Change& change) {
         SlotList list = header_of(lane, chunk);
         for (int round = 1; list.there(); round++) {
             change(list);
             if (!list.more()) break;
-            list = headers[at_chunk(chunk, CHAINS) + list_of_group(round, lane.group)];
+            list = headers(records + chunk)[list_of_group(round, lane.group)];
         }
     }
 };
@@ -56,22 +57,20 @@ struct Prefetcher {
     const char* line;
     int stride;  // bytes from chunk to chunk; 0: none
 
-    template <class Params>
-    DEVICE Prefetcher(
-        const Lane& lane, const Params& p, const SlotList* lists, const TokenEvent* entries, int most_entries,
-        const ELEMENT* dy)
+    template <bool OF_WRITES, class Params>
+    DEVICE Prefetcher(const Lane& lane, const Params& p, const ChunkRecord* records, Lists<OF_WRITES>, const ELEMENT* dy)
         : line(nullptr), stride(0) {
         const int warp = threadIdx.x / 32, number = threadIdx.x % 32;
-        const auto list = [&](const void* first, int bytes, int used) {
-            if (number * 128 >= used) return;
-            line = reinterpret_cast<const char*>(first) + lane.first_chunk * bytes + number * 128, stride = bytes;
+        const auto part = [&](const void* first, int bytes) {
+            if (number * 128 >= bytes) return;
+            line = reinterpret_cast<const char*>(first) + number * 128, stride = sizeof(ChunkRecord);
         };
-        constexpr int EVENT = sizeof(TokenEvent), HEADER = sizeof(SlotList), NUMBER = sizeof(Acc);
-        if (warp == 0) list(p.writes, CHUNK * W * EVENT, CHUNK * W * EVENT);
-        if (warp == 1) list(p.reads, CHUNK * R * EVENT, CHUNK * R * EVENT);
-        if (warp == 2) list(entries, most_entries * EVENT, most_entries * EVENT);
-        if (warp == 3) list(lists, CHAINS * HEADER, GROUPS * HEADER);
-        if (warp == 4) list(p.couplings, COUPLINGS * NUMBER, COUPLINGS * NUMBER);
+        constexpr int EVENT = sizeof(TokenEvent);
+        if (warp == 0) part(records->writes, CHUNK * W * EVENT);
+        if (warp == 1) part(records->reads, CHUNK * R * EVENT);
+        if (warp == 2) part(Lists<OF_WRITES>::entries(records), Lists<OF_WRITES>::COUNT * EVENT);
+        if (warp == 3) part(Lists<OF_WRITES>::headers(records), GROUPS * sizeof(SlotList));
+        if (warp == 4) part(records->couplings, COUPLINGS * sizeof(Acc));
         const auto rows = [&](const void* first, int size) {
             if (number >= CHUNK) return;
             const long long row = lane.at(0, number) - lane.lane * TILE;
