@@ -74,16 +74,28 @@ template <bool TRANSPOSED> DEVICE void store_sums_of_coupled(const Lane& lane, c
     const int own = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;  // own: the warp's block of tokens
     if (own >= TOKEN_BLOCKS) return;
     Acc* const rows = reinterpret_cast<Acc*>(dynamic_shared() + BYTES_BEFORE_ROWS);
+    // Rows of tokens an even number apart have the same banks, half of them. So lanes of two rows take channels of the upper
+    // half first: no bank is asked for twice.
+    const int far = t < 2 ? 0 : 8, near = 8 - far;
     float sum[4] = {}, small[4] = {};
     for (int other = TRANSPOSED ? own : 0; other < (TRANSPOSED ? TOKEN_BLOCKS : own + 1); other++) {
         const Acc* const block = shared_couplings() + (TRANSPOSED ? coupling_block(8 * other, 8 * own) : coupling_block(8 * own, 8 * other));
         const Acc* const row = rows + state.token_row(lane, chunk, 8 * other + t) * CHANNELS + g;
-        const float a[4] = {row[0], row[8], row[4 * CHANNELS], row[4 * CHANNELS + 8]};
+        float x[4] = {row[far], row[near], row[far + 4 * CHANNELS], row[near + 4 * CHANNELS]}, a[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[i] = x[t < 2 ? i : i ^ 1];
         const int at = TRANSPOSED ? coupling_index(t, g) : coupling_index(g, t), step = coupling_index(TRANSPOSED ? 4 : 0, TRANSPOSED ? 0 : 4);
         const float b[2] = {block[at], block[at + step]};
         multiply_add_float32<sizeof(ELEMENT) == 2>(sum, small, a, b);
     }
     Acc* const to = rows + state.token_row(lane, chunk + 1, 8 * own + 2 * t) * CHANNELS + g;
+    float all[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) to[i % 2 * CHANNELS + i / 2 * 8] = sum[i] + small[i];
+    for (int i = 0; i < 4; i++) all[i] = sum[i] + small[i];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int which = i ^ t;  // of two tokens and two halves of the channels
+        const float first = i / 2 == t / 2 ? all[i % 2] : all[2 + i % 2], second = i / 2 == t / 2 ? all[1 - i % 2] : all[3 - i % 2];
+        to[which % 2 * CHANNELS + which / 2 * 8] = t % 2 ? second : first;
+    }
 }

@@ -5,15 +5,17 @@
 //     at a write   <adjoint, v_j>      adjoint = kept(j, all) d + sum over later reads t of kept(j, t) r_t dy_t
 //     at a heavy write, a token's first, <adjoint, content before it>, from the same two
 //
-// Who computes what: see couplings.cuh; <dy_t, v_j>: a thread has PAIRS x PAIRS pairs.
+// Who computes what: see couplings.cuh; <dy_t, v_j>: see below.
 //
 // Compiled with: what chunk.cuh asks for.
 #include "memory/couplings.cuh"
+#include "memory/tf32.cuh"
 
 
-constexpr int CHANNELS_AT_ONCE = 128 / sizeof(Acc), PAD = 16 / sizeof(Acc);  // channels in shared memory; their rows are so much longer
-constexpr int PAIRS = CHUNK < 16 ? 1 : CHUNK / 16;             // a thread has PAIRS x PAIRS dots <dy_t, v_j>
-constexpr int SIDE = CHUNK / PAIRS;                            // threads along t, and along j
+constexpr int CHANNELS_AT_ONCE = 128 / sizeof(Acc), PAD = 16 / sizeof(Acc);  // in shared memory; rows there are longer by PAD
+constexpr int PAIRS = CHUNK < 16 ? 1 : CHUNK / 16;  // a thread has PAIRS x PAIRS dots <dy_t, v_j>, or a warp 16 x 8
+constexpr int SIDE = CHUNK / PAIRS;                 // threads along t, and along j
+constexpr bool TENSOR_CORES = sizeof(Acc) == 4 && CHUNK >= 16;
 
 struct BackwardShared {
     ChunkSlots slots;
@@ -24,22 +26,26 @@ struct BackwardShared {
     } channels;
 };
 
-// <dy_t, v_j> of all pairs of the chunk.
-DEVICE void store_pairs(BackwardShared& shared, const ThreadOfChunk& thread) {
+// A part of the channels of all tokens.
+DEVICE void load_channels(BackwardShared& shared, const ThreadOfChunk& thread, int first) {
     const CouplingParams& p = thread.p;
+#pragma unroll
+    for (int i = threadIdx.x; i < CHUNK * CHANNELS_AT_ONCE; i += THREADS) {
+        const int token = i / CHANNELS_AT_ONCE, channel = i % CHANNELS_AT_ONCE, t = thread.chunk * CHUNK + token;
+        const bool there = t < p.memory.tokens && first + channel < p.channels;
+        const long long from = thread.sequence.token(t) * p.channels + first + channel;
+        shared.channels.dy[token][channel] = there ? Acc(widen(p.dy[from])) : Acc(0);
+        shared.channels.v[token][channel] = there ? Acc(widen(p.values[from])) : Acc(0);
+    }
+}
+
+// <dy_t, v_j> of pairs of tokens, each thread its own.
+struct PairsOfThread {
     const int t = threadIdx.x / SIDE, j = threadIdx.x % SIDE;
     Acc sum[PAIRS][PAIRS] = {};
-    for (int first = 0; first < p.channels; first += CHANNELS_AT_ONCE) {
-        __syncthreads();
-        for (int i = threadIdx.x; i < CHUNK * CHANNELS_AT_ONCE; i += THREADS) {
-            const int token = i / CHANNELS_AT_ONCE, channel = i % CHANNELS_AT_ONCE, at_t = thread.chunk * CHUNK + token;
-            const bool there = at_t < p.memory.tokens && first + channel < p.channels;
-            const long long from = thread.sequence.token(at_t) * p.channels + first + channel;
-            shared.channels.dy[token][channel] = there ? Acc(widen(p.dy[from])) : Acc(0);
-            shared.channels.v[token][channel] = there ? Acc(widen(p.values[from])) : Acc(0);
-        }
-        __syncthreads();
-        if (t >= SIDE) continue;
+
+    DEVICE void add(const BackwardShared& shared) {
+        if (t >= SIDE) return;
 #pragma unroll
         for (int channel = 0; channel < CHANNELS_AT_ONCE; channel += PAD) {
             Acc dy[PAIRS][PAD], v[PAIRS][PAD];
@@ -56,11 +62,53 @@ DEVICE void store_pairs(BackwardShared& shared, const ThreadOfChunk& thread) {
                     for (int c = 0; c < PAD; c++) sum[a][b] += dy[a][c] * v[b][c];
         }
     }
-    if (t < SIDE)
+    DEVICE void store(BackwardShared& shared) const {
+        if (t >= SIDE) return;
 #pragma unroll
         for (int a = 0; a < PAIRS; a++)
 #pragma unroll
             for (int b = 0; b < PAIRS; b++) shared.dy_dot_v[t + SIDE * a][j + SIDE * b] = sum[a][b];
+    }
+};
+
+// The same on the tensor cores: a warp has 16 tokens t by 8 tokens j, if any j is not after all t.
+struct PairsOfWarp {
+    static constexpr int ALONG_J = (CHUNK + 7) / 8;  // warps
+    const int t = threadIdx.x / 32 / ALONG_J * 16, j = threadIdx.x / 32 % ALONG_J * 8;
+    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4;
+    float sum[4] = {}, small[4] = {};
+
+    DEVICE bool needed() const { return t < CHUNK && j < t + 16; }
+    DEVICE void add(const BackwardShared& shared) {
+        if (!needed()) return;
+        const auto& dy = shared.channels.dy;
+        const auto& v = shared.channels.v;
+#pragma unroll
+        for (int channel = column; channel < CHANNELS_AT_ONCE; channel += 8) {
+            float a[4], b[2];
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[i] = dy[t + row + i % 2 * 8][channel + i / 2 * 4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) b[i] = v[j + row][channel + i * 4];
+            multiply_add_float32<sizeof(ELEMENT) == 2>(sum, small, a, b);
+        }
+    }
+    DEVICE void store(BackwardShared& shared) const {
+        if (!needed()) return;
+#pragma unroll
+        for (int i = 0; i < 4; i++) shared.dy_dot_v[t + row + i / 2 * 8][j + 2 * column + i % 2] = sum[i] + small[i];
+    }
+};
+
+template <class Pairs> DEVICE void store_pairs(BackwardShared& shared, const ThreadOfChunk& thread) {
+    Pairs pairs;
+    for (int first = 0; first < thread.p.channels; first += CHANNELS_AT_ONCE) {
+        __syncthreads();
+        load_channels(shared, thread, first);
+        __syncthreads();
+        pairs.add(shared);
+    }
+    pairs.store(shared);
 }
 
 // <x, content before write or read ``token``'s> of a slot, for an x of which all dots are known: ``dot_s`` with the content
@@ -155,7 +203,10 @@ couple_backward(const __grid_constant__ CouplingParams p) {
     const SlotOfAccess read_slot(shared.slots, chained_read ? chain_begin(thread.read.tag) : 0);
     if (thread.chained_write()) shared.dot[write_slot.begin + write_slot.write_rank(thread.write_token)] = dot_v;
     if (chained_read) shared.dot[read_slot.begin + read_slot.read_rank(thread.read_token)] = dot_s;
-    store_pairs(shared, thread);
+    if constexpr (TENSOR_CORES)
+        store_pairs<PairsOfWarp>(shared, thread);
+    else
+        store_pairs<PairsOfThread>(shared, thread);
     __syncthreads();
     if (thread.chained_write()) dot_v = dot_with_adjoint(shared, write_slot, thread.write_token, dot_v);
     if (chained_read) {
