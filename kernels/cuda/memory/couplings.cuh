@@ -69,6 +69,22 @@ struct SlotOfAccess {
     DEVICE bool has_read_list() const { return writes() > 1 || reads() > 1; }
 };
 
+// Where an access of a token, which has N, stands in the record, so that content.cu seldom asks for a bank twice. A row of a
+// slice is half of the banks, an even row the lower or an odd row the upper half, and two groups of lanes load at once: e
+// of one part of the token's accesses and e of the next. So even rows go to one part and odd rows to the next, as far as
+// they are as many. ``code``: of the slot. Tokens with a ``heavy`` write keep their order, because it must be first.
+template <int N> DEVICE int place_of(int k, int code, bool heavy) {
+    constexpr int HALF = N / 2, OWN = N / GROUPS_PER_TOKEN;
+    if (N > 32) return k;
+    const unsigned token = (N < 32 ? (1u << N % 32) - 1 : ~0u) << threadIdx.x % 32 / N * N, lower = (1u << threadIdx.x % 32) - 1;
+    const unsigned odd = __ballot_sync(~0u, code & 1) & token, kept = __ballot_sync(~0u, heavy) & token;
+    const unsigned own_kind = code & 1 ? odd : token & ~odd;
+    const int rank = __popc(own_kind & lower), others = N - __popc(own_kind);
+    const int own_place = rank < HALF ? rank : HALF + others + rank - HALF;  // of its own kind's HALF, or after the others
+    const int place = code & 1 ? (own_place + HALF) % N : own_place;
+    return kept ? k : (place % HALF / OWN * 2 + place / HALF) * OWN + place % OWN;
+}
+
 // A chunk and this thread's two accesses of it.
 struct ThreadOfChunk {
     const CouplingParams& p;
@@ -79,6 +95,7 @@ struct ThreadOfChunk {
     MassAccess write;
     SlotAccess read;
     Acc eta, weight;
+    int write_place, read_place;  // in arrays (CHUNK, W) and (CHUNK, R), as content.cu has them
 
     DEVICE explicit ThreadOfChunk(const CouplingParams& p)
         : p(p), sequence(p.memory, p.first_batch + blockIdx.z, blockIdx.x), chunk(p.first_chunk + blockIdx.y),
@@ -89,6 +106,9 @@ struct ThreadOfChunk {
         if (read_token < CHUNK) read = load_read_only(p.reads + at * R + threadIdx.x);
         const int t = chunk * CHUNK + read_token;
         if (read.live()) weight = p.read_weight[sequence.token(t) * READS + read_k];
+        const bool heavy = write_k == 0 && write.heavy();
+        write_place = write_token * W + place_of<W>(write_k, write.live() ? code_of(int(write.row)) : 0, heavy);
+        read_place = read_token * R + place_of<R>(read_k, read.live() ? code_of(read.row) : 0, false);
     }
     DEVICE ChunkRecord& record() const { return p.records[number]; }
     DEVICE bool chained_write() const { return write.live() && write.chained(); }

@@ -193,10 +193,10 @@ couple_backward(const __grid_constant__ CouplingParams p) {
     __shared__ BackwardShared shared;
     const ThreadOfChunk thread(p);
     const long long stride = (long long)(p.sequences) * p.memory.chunks() * CHUNK;  // from slice to slice, in tokens
-    Acc* const d_dot_v = p.d_dot_v + thread.at * W + threadIdx.x;
-    Acc* const dy_dot_s = p.dy_dot_s + thread.at * R + threadIdx.x;
-    Acc dot_v = thread.write.live() ? sum_over_slices(d_dot_v, stride * W, p.slices) : Acc(0);
-    Acc dot_s = thread.read.live() ? sum_over_slices(dy_dot_s, stride * R, p.slices) : Acc(0);
+    const Acc* const found_d_dot_v = p.d_dot_v + thread.at * W + thread.write_place;
+    const Acc* const found_dy_dot_s = p.dy_dot_s + thread.at * R + thread.read_place;
+    Acc dot_v = thread.write.live() ? sum_over_slices(found_d_dot_v, stride * W, p.slices) : Acc(0);
+    Acc dot_s = thread.read.live() ? sum_over_slices(found_dy_dot_s, stride * R, p.slices) : Acc(0);
     thread.enter(shared.slots);
     const bool chained_read = thread.listed_read() && thread.read.chained();
     const SlotOfAccess write_slot(shared.slots, thread.chained_write() ? chain_begin(int(thread.write.tag)) : 0);
@@ -213,7 +213,7 @@ couple_backward(const __grid_constant__ CouplingParams p) {
         const auto dot_with_value = [&](int j) { return shared.dy_dot_v[thread.read_token][j]; };
         dot_s = dot_with_content(read_slot, read_slot.writers & tokens_to(thread.read_token), dot_s, dot_with_value);
     }
-    if (thread.write_token < CHUNK) *d_dot_v = dot_v;
-    if (thread.read_token < CHUNK) *dy_dot_s = dot_s;
+    if (thread.write_token < CHUNK) p.d_dot_v[thread.at * W + threadIdx.x] = dot_v;
+    if (thread.read_token < CHUNK) p.dy_dot_s[thread.at * R + threadIdx.x] = dot_s;
     store_dot_before(shared, thread);
 }
