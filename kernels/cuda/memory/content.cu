@@ -70,6 +70,7 @@ template <bool RECOMPUTE> struct ForwardPass {
     using Changes = Lists<true>;
     const ChunkRecord* const records;
     const Prefetcher prefetcher;
+    SlotList second;
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
     TileInput<ELEMENT> value, dy;
@@ -83,6 +84,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         if (lane.takes_part()) write.load(records[chunk].writes + lane.group * OWN_WRITES);
         Changes::copy_header(lane, records, chunk + 1);
         Changes::copy_entries(lane, records, chunk);
+        second = Changes::second(lane, records, chunk);
     }
     DEVICE void load_for_look_up(int chunk) {
         if (!lane.takes_part()) return;
@@ -153,7 +155,7 @@ template <bool RECOMPUTE> struct ForwardPass {
             copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);
-            Changes::for_each(lane, records, chunk, [&](const SlotList& list) { change_by_list(chunk, list); });
+            Changes::for_each(lane, records, chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
             read.prefetch_rows(lane, state, in_use);
             if (chunk < last) store_value(next);
             wait_for_copies<0>();
@@ -240,6 +242,7 @@ struct BackwardPass {
     using Changes = Lists<false>;
     const ChunkRecord* const records;
     const Prefetcher prefetcher;
+    SlotList second;
     Acc* const d_dot_v;
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
@@ -256,6 +259,7 @@ struct BackwardPass {
         if (lane.takes_part()) read.load(records[chunk].reads + lane.group * OWN_READS);
         Changes::copy_header(lane, records, chunk - 1);
         Changes::copy_entries(lane, records, chunk);
+        second = Changes::second(lane, records, chunk);
     }
     DEVICE void copy_couplings(int chunk) const {
         copy_to_shared<COUPLINGS>(shared_couplings(), records[chunk].couplings, COUPLINGS);
@@ -348,7 +352,7 @@ struct BackwardPass {
             copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);
-            Changes::for_each(lane, records, chunk, [&](const SlotList& list) { change_by_list(chunk, list); });
+            Changes::for_each(lane, records, chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
             write.prefetch_rows(lane, adjoint, lane.rows);
             if (chunk > 0) store_dy(next);
             wait_for_copies<0>();

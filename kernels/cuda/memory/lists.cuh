@@ -27,14 +27,21 @@ template <bool OF_WRITES> struct Lists {
     DEVICE static void copy_entries(const Lane& lane, const ChunkRecord* records, int chunk) {
         copy_to_shared<COUNT>(shared_entries(), entries(records + chunk), header_of(lane, chunk).total());
     }
+    // The group's list in the second round, or one that is not there. Asked for early, because it comes from device memory.
+    DEVICE static SlotList second(const Lane& lane, const ChunkRecord* records, int chunk) {
+        SlotList list{-1, 0, 1};
+        if (header_of(lane, chunk).more()) list = headers(records + chunk)[list_of_group(1, lane.group)];
+        return list;
+    }
     // change(list) for every list of the chunk that is the group's.
     template <class Change>
-    DEVICE static void for_each(const Lane& lane, const ChunkRecord* records, int chunk, const Change& change) {
+    DEVICE static void for_each(
+        const Lane& lane, const ChunkRecord* records, int chunk, const SlotList& second, const Change& change) {
         SlotList list = header_of(lane, chunk);
         for (int round = 1; list.there(); round++) {
             change(list);
             if (!list.more()) break;
-            list = headers(records + chunk)[list_of_group(round, lane.group)];
+            list = round == 1 ? second : headers(records + chunk)[list_of_group(round, lane.group)];
         }
     }
 };
