@@ -263,12 +263,87 @@ def ranks(colours: dict[str, str]) -> Sheet:
     return sheet
 
 
+def tiers(colours: dict[str, str]) -> Sheet:
+    """Where rows are: a table finds those in memory, an index the pages in the file."""
+    sheet = Sheet(760, 300, colours)
+    sheet.text(20, 30, "a segment's slots")
+    for i, key in enumerate(("7", "5", "2")):
+        sheet.box(20 + 46 * i, 44, 42, 34, key, "write" if i < 2 else "read")
+    sheet.arrow((92, 80), (92, 112))
+    sheet.box(20, 116, 152, 60, "table:\nhash of key to row")
+    sheet.arrow((174, 146), (212, 146))
+    sheet.text(216, 30, "host memory: rows")
+    for i, words in enumerate(("slot 5", "slot 7", "slot 40", "slot 41", "…")):
+        sheet.box(216, 44 + 38 * i, 150, 34, words, "wait" if "4" in words else "box")
+    sheet.text(216, 258, "a row is C contents and a mass;\nthere are rows of touched slots only", "muted", size=14)
+    sheet.arrow((372, 146), (498, 146), colour="write")
+    sheet.text(435, 136, "longest not used", "write", "middle", 14)
+    sheet.arrow((498, 196), (372, 196), colour="read")
+    sheet.text(435, 218, "asked for", "read", "middle", 14)
+    sheet.text(504, 30, "file: pages of 16 neighbours")
+    for i, words in enumerate(("slots 0 to 15", "slots 48 to 63", "slots 96 to 111", "…")):
+        sheet.box(504, 44 + 48 * i, 150, 42, words)
+    sheet.text(504, 258, "a page is all up or all down;\neach has a checksum", "muted", size=14)
+    return sheet
+
+
+def segment(colours: dict[str, str]) -> Sheet:
+    """What happens to a segment's slots, from the addresses to the rows that go back."""
+    sheet = Sheet(760, 210, colours)
+    parts = [
+        (20, 96, "decode", "box"), (126, 110, "number\nthe slots", "box"), (246, 110, "gather\nrows", "read"),
+        (366, 210, "write and read as ever,\nin a dense state", "box"),
+        (586, 120, "scatter what\nwas written", "write"),
+    ]  # fmt: skip
+    for x, width, words, fill in parts:
+        sheet.box(x, 60, width, 56, words, fill)
+    for x in (116, 236, 356, 576):
+        sheet.arrow((x + 1, 88), (x + 9, 88))
+    sheet.text(20, 36, "one segment (a token, or thousands)", "muted", size=14)
+    sheet.box(236, 136, 130, 34, "pages come up", "wait")
+    sheet.box(576, 136, 140, 34, "pages go down", "wait")
+    sheet.line(301, 118, 301, 134, dashed=True)
+    sheet.line(646, 118, 646, 134, dashed=True)
+    sheet.arrow((20, 194), (740, 194))
+    sheet.text(20, 186, "time", "muted", size=14)
+    return sheet
+
+
+def overlap(colours: dict[str, str]) -> Sheet:
+    """A step of two ranks over time: sums of gradients beside the backward."""
+    sheet = Sheet(760, 330, colours)
+    compute = ((84, 148, "forward, loss"), (234, 96, "block 2"), (332, 96, "block 1"), (430, 96, "block 0"),
+               (528, 66, "embed."), (662, 84, "AdamW"))  # fmt: skip
+    sums = ((336, 80, "bucket 0"), (434, 80, "bucket 1"), (600, 52, "last"))
+    for x in (95, 376, 474, 626):
+        sheet.line(x, 122, x, 220, dashed=True)
+    for rank in range(2):
+        y = 34 + 132 * rank
+        sheet.text(8, y + 25, f"rank {rank}", size=14)
+        sheet.text(8, y + 76, "sums", "muted", size=14)
+        for x, width, words in compute:
+            sheet.box(x, y, width, 38, words)
+        sheet.box(84, y + 54, 22, 34, "n", "write")
+        for x, width, words in sums:
+            sheet.box(x, y + 54, width, 34, words, "write")
+            sheet.arrow((x - 12, y + 38), (x - 12, y + 71), (x - 2, y + 71))
+        sheet.arrow((652, y + 71), (676, y + 71), (676, y + 40))
+    sheet.text(234, 24, "backward", "muted", size=14)
+    sheet.arrow((84, 292), (750, 292))
+    sheet.text(8, 297, "time", "muted", size=14)
+    sheet.text(
+        84, 318, "n: the labels of all ranks. The last bucket is what the backward cannot hide.", "muted", size=14
+    )
+    return sheet
+
+
 # the page that shows each drawing, by its name
 DRAWINGS = {
     "kernels.md": (pipeline, accesses, block, step, waits),
     "numba-cuda.md": (parts, tiles),
     "house.md": (rooms,),
-    "scaling.md": (ranks,),
+    "scaling.md": (ranks, overlap),
+    "hierarchical-memory.md": (tiers, segment),
 }
 
 

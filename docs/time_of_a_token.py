@@ -2,7 +2,8 @@
 
     python docs/time_of_a_token.py docs/results/generation/cpu.jsonl docs/images/sampling-context.png
 
-Writes the picture for a light page and, as NAME-dark, one for a dark page.
+Writes the picture for a light page and, as NAME-dark, one for a dark page. Of a GPU's records those of one text with
+CUDA graphs count, and the last one of each context.
 """
 
 from __future__ import annotations
@@ -21,15 +22,22 @@ from ramnet_np.runs.pictures import save_picture
 def main(records: Path, out: Path) -> None:
     """A line for each mixer."""
     rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
-    x: dict[str, list[float]] = {}
-    y: dict[str, list[float]] = {}
+    rows = [row for row in rows if row["batch"] == 1 and row.get("graphs") != "off" and "peer" not in row]
+    contexts: dict[str, set[int]] = {}
+    for row in rows:
+        contexts.setdefault(row["dtype"], set()).add(row["context"])
+    dtypes = {dtype for dtype, measured in contexts.items() if len(measured) > 1}  # a line has two points at least
+    rows = [row for row in rows if row["dtype"] in dtypes]
+    lines: dict[str, dict[int, float]] = {}
     for row in sorted(rows, key=lambda row: row["context"]):
         name = f"{MIXERS[row['mixer']].variants[0].label}, {row['parameters'] / 1e6:.1f}M parameters"
-        x.setdefault(name, []).append(row["context"])
-        y.setdefault(name, []).append(row["ms"])
+        name += f", {row['dtype']}" if len(dtypes) > 1 else ""
+        lines.setdefault(name, {})[row["context"]] = row["ms"]
+    threads = "" if "cupy" in rows[0]["versions"] else f", {rows[0]['threads']} threads"
+    x, y = ({name: list(part(line)) for name, line in lines.items()} for part in (dict.keys, dict.values))
     figure = partial(
         curves, x, y, xlabel="tokens of context", ylabel="ms a token", xscale="log", yscale="log",
-        title=f"one text, {rows[0]['device']}, {rows[0]['threads']} threads, {rows[0]['dtype']}",
+        title=f"one text, {rows[0]['device']}{threads}, {' and '.join(sorted(dtypes))}",
     )  # fmt: skip
     save_picture(figure, out)
     with theme("dark"):

@@ -12,7 +12,7 @@ The language model is :class:`RAMNet`, made from a :class:`RAMNetConfig`, which 
 from typing import TYPE_CHECKING, Any
 
 from ramnet_np.backend import backends, use_backend
-from ramnet_np.contract import Address, RAMState
+from ramnet_np.contract import Address, MemoryTiers, RAMState
 from ramnet_np.core.attention import (
     RAMAttentionGrads,
     decode_address,
@@ -20,6 +20,7 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
+from ramnet_np.core.sparse_state import SparseRAMState
 
 if TYPE_CHECKING:
     from ramnet_np import gradcheck
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Address",
+    "MemoryTiers",
     "RAMAttentionGrads",
     "RAMNet",
     "RAMNetConfig",
     "RAMState",
+    "SparseRAMState",
     "backends",
     "decode_address",
     "gradcheck",

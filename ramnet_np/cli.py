@@ -73,14 +73,16 @@ Presets: {presets}. The options start from the values of --preset {name}, which 
 """
 
 EXPERIMENT_EXAMPLES = """
-Grids of training runs on multi-query associative recall; results are appended to OUT/results.jsonl, a line a run.
+Grids of training runs, on multi-query associative recall and on text; results are appended to OUT/results.jsonl.
 
   ramnet-np experiment mqar-order --device gpu --side-by-side 8          accuracy against slots M and order U; the
                                                                          runs spread over all GPUs, 8 on each
   ramnet-np experiment mqar-state --device gpu --max-minutes 9           stops in time; the same again goes on
   ramnet-np experiment mqar-state mqar-order --device gpu                two grids together, in one folder
+  ramnet-np experiment mqar-order --device gpu --ray                     on every GPU of a Ray cluster
   ramnet-np experiment mqar-order --quick --side-by-side 2               a reduced grid, in minutes on a CPU
   ramnet-np experiment mqar-order --only 'm256-*' --epochs 16            some points, trained longer
+  ramnet-np experiment language-rivals --text tokens --device gpu        language models on novels
   ramnet-np experiment plot runs/mqar-order/results.jsonl                figures and tables
 """
 
@@ -310,7 +312,7 @@ def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = Non
     Args:
         results: Files results.jsonl, of one grid or of several.
         out: Folder for the figures; none: that of the first results file. Its paper.toml has the paper's values; its
-            mqar.md, if there is one, is updated between its two markers.
+            mqar.md and language.md, if there are, are updated between their markers.
     """
     from ramnet_np.experiment.report import write_report
 
@@ -324,9 +326,14 @@ def _tokenize(args: list[str]) -> None:
 
 
 def _evaluate(args: list[str]) -> None:
+    from ramnet_np.runs.books import run_book_tests
     from ramnet_np.runs.evaluate import EvaluateOptions, evaluate_text
 
-    print(evaluate_text(_parse(EvaluateOptions, args, "ramnet-np evaluate")).in_words())
+    options = _parse(EvaluateOptions, args, "ramnet-np evaluate")
+    if options.tests:
+        print("\n\n".join(one.in_words() for one in run_book_tests(options)))
+    else:
+        print(evaluate_text(options).in_words())
 
 
 def _generate(args: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -54,6 +55,37 @@ class RAMState(NamedTuple):
         )
 
 
+class MemoryTiers(NamedTuple):
+    """Where the rows of a sparse state (B, H, M, C) may be, and how many bytes of them.
+
+    A capacity counts contents and masses; what finds them takes about a tenth more. Source: paper section 7.
+
+    >>> MemoryTiers(host=2**30).shared(2).host
+    536870912
+    """
+
+    host: int | None = None  # bytes in the host's memory; None: no limit
+    disk: Path | None = None  # a folder for what does not fit there; None: there must be room for all
+    disk_bytes: int | None = None  # bytes in that folder; None: no limit
+    gpu: int | None = None  # bytes on the GPU, of a state there; None: no limit
+
+    def shared(self, parts: int) -> MemoryTiers:
+        """The tiers of one of ``parts`` states, such as those of a model's layers, that share these."""
+        sizes = (self.host, self.disk_bytes, self.gpu)
+        host, disk_bytes, gpu = (None if size is None else size // parts for size in sizes)
+        return MemoryTiers(host, self.disk, disk_bytes, gpu)
+
+
+class SlotNumbers(NamedTuple):
+    """Which slots a segment touches, and their numbers in its accesses."""
+
+    write: Array  # (B, T, H, K_w) int32, in place of the slots of the writes ...
+    read: Array  # (B, T, H, K_r) ... and of the reads
+    keys: Array  # (N,) int64: (b * H + h) * M + slot, by heads and then by numbers
+    start: Array  # (B*H + 1,) int64: head b * H + h has keys[start[bh] : start[bh + 1]]
+    written: Array  # (B*H,) int64: how many of a head's numbers, the first ones, are of slots that are written
+
+
 class MemoryGrads(NamedTuple):
     """Gradients of a memory's inputs; ``gamma`` per token and head (B, T, H), ``state`` None unless one was given."""
 
@@ -72,6 +104,7 @@ class MemoryOptions(NamedTuple):
     mass_aware: bool = False
     eps: float = 1e-12
     proxy_eps: float = 0.0
+    batch_invariant: bool = False  # a sequence's bits do not depend on what else the batch holds
 
 
 class DecodeOptions(NamedTuple):
@@ -82,3 +115,13 @@ class DecodeOptions(NamedTuple):
     write_renorm: bool
     read_renorm: bool
     cape_heads: int
+
+    @property
+    def top_k(self) -> tuple[int, int]:
+        """K of writes and of reads."""
+        return self.write_k, self.read_k
+
+    @property
+    def renorm(self) -> tuple[bool, bool]:
+        """Whether the kept weights of writes, and of reads, are divided by their sum."""
+        return self.write_renorm, self.read_renorm

@@ -5,6 +5,7 @@ Every backend is held to the NumPy core on the same grid: its own test file says
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 from ramnet_np import RAMState, decode_address, ram_attention_backward, ram_attention_forward, ram_attention_step
 from ramnet_np.core.retention import RULES
 from tests.tolerances import assert_close
+
+STATES = ("slots", "mass", "dslots", "dmass")  # results with a row for each sequence
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Case:
     masked: float = 0.0  # the share of masked tokens; 1: all of them
     state: bool = False  # given, and its gradient wanted
     dstate: bool = True  # gradient of the returned state; without it the state is not returned
+    lengths: tuple[int, ...] = ()  # of the sequences of a packed row: B = 1, T their sum
     logits: str = "normal"  # or "equal", "ties" (a few whole numbers), "huge" (weights round to 0 and 1)
 
     @property
@@ -124,6 +128,31 @@ CASES = [
 ]
 
 
+def packed(name: str, *lengths: int, **rest: Any) -> Case:
+    return Case(name, B=1, T=sum(lengths), lengths=lengths, **rest)
+
+
+PACKED = [
+    packed("packed", 7, 0, 16, 2),
+    packed("packed-one", 17),
+    packed("packed-empty-at-the-ends", 0, 5, 0, 0, 3, 0, state=True),
+    packed("packed-many", *(n % 7 for n in range(60)), H=2),
+    packed("packed-longer-than-a-chunk", 33, 1, 64, 100, 32, C=64, options={"cape_heads": 2}),
+    packed("packed-given-state", 9, 2, 21, state=True, gamma="token", options={"mass_aware": True}),
+    packed("packed-given-state-no-dstate", 9, 2, 21, state=True, dstate=False),
+    packed("packed-no-state-returned", 40, 3, 33, dstate=False, gamma=0.7),
+    packed("packed-C-odd-slices", 8, 30, 3, H=1, C=53),
+    packed("packed-M-large", 3, 50, 0, 20, U=8, P=4, dstate=False),
+    packed("packed-M-large-mass-aware", 30, 7, U=8, P=4, dstate=False, masked=0.2, options={"mass_aware": True}),
+    packed("packed-K-many", 4, 0, 5, U=3, P=5, K=125, state=True),
+    packed("packed-K-many-M-large", 7, 2, 3, U=8, P=4, K=70, dstate=False, options={"mass_aware": True}),
+    packed(
+        "packed-everything", 12, 0, 1, 18, gamma="token", K=(6, 10), positions=True, masked=0.2, state=True,
+        options={"proxy_eps": 0.02, "mass_aware": True, "renorm": (True, False), "cape_heads": 2},
+    ),
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What one call is given. ``arrays``: write_logits, read_logits, values; ``options``: everything named."""
@@ -154,11 +183,14 @@ def draw(case: Case, dtype: Any = np.float64, seed: int = 0) -> Inputs:
         options["positions"] = rng.integers(-5, 10 * M, (B, T))
     elif case.state and options.get("cape_heads"):
         options["positions"] = np.broadcast_to(np.arange(T), (B, T))  # a state does not say where its tokens were
+    if case.lengths:
+        options["cu_seqlens"] = np.cumsum((0, *case.lengths), dtype=np.int32)
     if case.masked:
         options["mask"] = rng.random((B, T)) >= case.masked
 
     def state() -> RAMState:
-        return RAMState(normal(B, H, M, C), rng.uniform(0.1, 2, (B, H, M)).astype(dtype))
+        N = len(case.lengths) or B
+        return RAMState(normal(N, H, M, C), rng.uniform(0.1, 2, (N, H, M)).astype(dtype))
 
     if case.state:
         options["state"] = state()
@@ -202,6 +234,53 @@ def run(inputs: Inputs, backend: str, convert: Callable[[Any], Any] = lambda a: 
     if grads.state is not None:
         results["dslots"], results["dmass"] = grads.state
     return results
+
+
+def run_one_by_one(
+    inputs: Inputs, backend: str, convert: Callable[[Any], Any] = lambda a: a, join: Callable[..., Any] = np.concatenate
+) -> dict[str, Any]:
+    """As :func:`run`, without the addresses, for a packed row: each sequence alone, and what they give put together."""
+    rest, parts = dict(inputs.options), []
+    offsets = rest.pop("cu_seqlens").tolist()
+    for n, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        if begin == end:
+            continue
+        own = slice(begin, end)
+        options = {
+            name: value[..., own] if isinstance(value, np.ndarray) else value
+            for name, value in rest.items()
+            if name != "state"
+        }
+        if "state" in rest:
+            options["state"] = RAMState(*(part[n : n + 1] for part in rest["state"]))
+        part = Inputs(
+            tuple(a[:, own] for a in inputs.arrays),
+            inputs.gamma[:, own] if isinstance(inputs.gamma, np.ndarray) else inputs.gamma,
+            {"batch_invariant": True, **options},
+            inputs.dy[:, own],
+            None if inputs.dstate is None else RAMState(*(a[n : n + 1] for a in inputs.dstate)),
+        )
+        parts.append(run(part, backend, convert))
+    return {
+        name: join([part[name] for part in parts], axis=int(name not in STATES))
+        for name, value in parts[0].items()
+        if _of_sequences(name, value)
+    }
+
+
+def of_filled(results: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, Any]:
+    """What :func:`run` gives for a packed row, to be compared with :func:`run_one_by_one`."""
+    filled = [n for n, length in enumerate(lengths) if length]
+    return {
+        name: value[filled] if name in STATES else value
+        for name, value in results.items()
+        if _of_sequences(name, value)
+    }
+
+
+def _of_sequences(name: str, value: Any) -> bool:
+    """Whether a result has a part for each sequence: no address, and not the gradient of one gamma for all."""
+    return not name.endswith(("index", "weight")) and value.ndim > 0
 
 
 def run_steps(inputs: Inputs, backend: str, convert: Callable[[Any], Any] = lambda a: a) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def left_by(out: Path) -> Arrays:
         kind, _ = record.pop("kind"), record.pop("seconds")
         if kind == "held_out":
             record |= record.pop("accuracy")
-            for name in ("nats", "bits_per_byte", "perplexity"):  # of text; the recorded runs did not have them
+            for name in ("nats", "bits_per_byte", "perplexity", "slots"):  # the recorded runs did not have them
                 record.pop(name, None)
         for name, value in record.items():
             columns.setdefault(f"{kind} {name}", []).append(value)

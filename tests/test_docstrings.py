@@ -37,8 +37,11 @@ def test_the_modules_are_found():
 
 # commands are explained by --help, kernels in docs/kernels.md
 DOCUMENTED = [name for name in MODULES if name != "ramnet_np.cli" and not name.startswith("ramnet_np.kernels")]
-# a minute of training; drawing into a file
-WITHOUT_EXAMPLE = {"run_demo", "main"}
+# a minute of training; drawing into a file; what needs a GPU, MPI or a thread of its own
+WITHOUT_EXAMPLE = {
+    *("run_demo", "main", "own_stream"),
+    *("in_order_on", "graph_pool", "free_with", "begin_capture", "capture", "start"),
+}
 
 
 @pytest.mark.parametrize("name", ramnet_np.__all__)

@@ -40,7 +40,7 @@ ARROWS = {
     "kernels/cpu": ["backend"],
     "kernels/cuda": ["backend", "kernels/gpu_errors"],
     "kernels/numba_cuda": ["backend", "kernels/gpu_errors"],
-    "kernels/bench": ["experiment", "gradcheck", "kernels/cpu", "kernels/cuda", "kernels/numba_cuda"],
+    "kernels/bench": ["experiment", "gradcheck", "bridges", "kernels/cpu", "kernels/cuda", "kernels/numba_cuda"],
 }
 # The exceptions of docs/house.md: one file that may import another one.
 EXCEPTIONS = {
@@ -71,7 +71,7 @@ WITHIN_FUNCTIONS = {
     "model": {"ml_dtypes"},
     "core": {"cupy"},
     "bridges": {"cupy", "ml_dtypes"},
-    "experiment": {"threadpoolctl"},
+    "experiment": {"ray", "threadpoolctl"},
     "kernels/cuda": {"cupy", "cupy_backends"},
     "kernels/numba_cuda": {"cuda", "cupy"},
 }

@@ -2,14 +2,20 @@
 
     python -m ramnet_np.kernels.bench.generation                                  # a text model of 10M parameters
     python -m ramnet_np.kernels.bench.generation --mixer softmax --context 100 1000 10000
-    python -m ramnet_np.kernels.bench.generation --preset paper-340m --device gpu --dtype bfloat16 --batch 1 16
+    python -m ramnet_np.kernels.bench.generation --preset paper-340m --device gpu --dtype bfloat16 --graphs on off \
+        --batch 1 16 64 256 --context 1000 --authors
 
-A context is a prompt of at most PROMPT tokens; behind it the position is set to the length asked for, and keys and
-values, where a mixer has them, are repeated up to it. The floor reads every weight once at the bandwidth of a copy.
+A context is a prompt of at most ``--prompt`` tokens; behind it the position is set to the length asked for, and keys
+and values, where a mixer has them, are repeated up to it. The floor reads every weight once at the bandwidth of a copy.
+On a GPU the host goes ahead as it does in use, so a time is that of many tokens divided by their number; the parts are
+timed as CUDA graphs of their own.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,21 +27,23 @@ import numpy as np
 import tyro
 
 from ramnet_np.core.arrays import gpu_namespace, namespace_of
+from ramnet_np.core.cuda_graph import Graphs
 from ramnet_np.layers.linear import linear_forward
+from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
 from ramnet_np.model.config import MixerName
+from ramnet_np.model.count import state_elements
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.layout import EMBEDDINGS
 from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.model.sampling import Sampling, next_token
-from ramnet_np.model.states import each_array
-from ramnet_np.model.uniform import row_seeds, uniform
+from ramnet_np.model.states import arrays_of, each_array
 
 from . import gpu_timing
 from .cpu import append_jsonl, copy_bandwidth, describe_machine
 
-PROMPT = 512
+ROUNDS = 5  # of tokens, on a GPU
 TEXT_10M = RAMNetConfig(vocab=256, width=384, layers=6, heads=6, cape=(6, 0))  # 9.5 million parameters
 
 
@@ -53,8 +61,14 @@ class Options:
     """Sequences side by side."""
     context: tuple[int, ...] = (100,)
     """Tokens before those that are timed."""
+    prompt: int = 512
+    """How many of them are read; a million take a while."""
     tokens: int = 200
     """Tokens that are timed, for each sequence."""
+    graphs: tuple[Graphs, ...] = ("auto",)
+    """On a GPU: with CUDA graphs (on), without (off), or both in turn."""
+    authors: bool = False
+    """Also time the authors' package on the GPU, if it is installed (PyPI ramnet with ramnet-ops)."""
     temperature: float = 0.8
     """What the logits are divided by before a token is drawn; 0 takes the likeliest."""
     top_p: float = 0.9
@@ -70,56 +84,83 @@ class Options:
 def main(options: Options) -> None:
     """Print a line and the parts for each batch and context."""
     config = TEXT_10M if options.preset is None else preset(options.preset)
-    config = replace(config, mixer=options.mixer, layers=options.layers or config.layers)
+    layers = options.layers or config.layers
+    cape = config.cape[:layers] if isinstance(config.cape, tuple) else config.cape
+    config = replace(config, mixer=options.mixer, layers=layers, cape=cape)
     model = RAMNet(config).to(options.device, options.dtype)
     machine, bandwidth = _machine(options.device)
     print(f"{machine['device']}, {model.num_parameters():,} parameters, {options.dtype}")
-    for batch in options.batch:
-        for context in options.context:
-            record = measure(model, batch, context, options)
-            record["floor_ms"] = 1e3 * sum(p.nbytes for p in model.params.values()) / bandwidth
-            print_record(record)
-            if options.out is not None:
-                append_jsonl(options.out, [record | {"bandwidth": bandwidth, **_told(options), **machine}])
+    for batch, context, graphs in itertools.product(options.batch, options.context, options.graphs):
+        if options.device == "gpu":
+            gpu_timing.give_back_memory()
+        record = measure(model, batch, context, graphs, options)
+        record["floor_ms"] = 1e3 * sum(p.nbytes for p in model.params.values()) / bandwidth
+        print_record(record)
+        _keep(record | {"bandwidth": bandwidth, **_told(options), **machine}, options)
+    if options.authors:
+        for batch in options.batch:
+            theirs = measure_authors(batch, options)
+            if theirs is not None:
+                _keep(theirs | {"batch": batch, "peer": "authors", **machine}, options)
 
 
-def measure(model: RAMNet, batch: int, context: int, options: Options) -> dict[str, Any]:
+def measure(model: RAMNet, batch: int, context: int, graphs: Graphs, options: Options) -> dict[str, Any]:
     """Milliseconds a token, median and 20th to 80th percentile, and of its parts, each run by itself."""
     sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
-    generation = _at(model, batch, context)
+    generation = _at(model, batch, context, graphs, options.prompt)
     for _ in range(5):
         generation.next(sampling)
-    p20, median, p80 = _times(lambda: generation.next(sampling), options.tokens, options.device)
-    parts = {name: _times(call, 20, options.device)[1] for name, call in _parts(model, generation, sampling).items()}
+    p20, median, p80 = _token_times(lambda: generation.next(sampling), options)
+    parts = {name: _part_time(call, options.device) for name, call in _parts(model, generation, sampling).items()}
+    itemsize = model.head.dtype.itemsize
+    softmax = state_elements(replace(model.config, mixer="softmax", cape=0), context)
     return {
         "batch": batch,
         "context": context,
+        "graphs": graphs,
         "parameters": model.num_parameters(),
         "ms": median,
         "ms_p20": p20,
         "ms_p80": p80,
         "tokens_per_second": 1e3 * batch / median,
         "parts_ms": parts | {"all else": max(0.0, median - sum(parts.values()))},
+        "state_bytes": sum(a.nbytes for stepper in generation.standing().steppers for a in arrays_of(stepper.state)),
+        "keys_and_values_bytes": batch * softmax * itemsize,
     }
 
 
 def print_record(record: dict[str, Any]) -> None:
-    """Tokens per second, the time of a token and the floor; then the parts."""
+    """Tokens per second, the time of a token and the floor; then the parts, and what the layers remember."""
     print(
-        f"batch {record['batch']:>4}, context {record['context']:>9,}: {record['tokens_per_second']:>10,.0f} tokens/s, "
-        f"{record['ms']:.2f} ms a token ({record['ms_p20']:.2f} to {record['ms_p80']:.2f}), "
-        f"floor {record['floor_ms']:.2f} ms"
+        f"batch {record['batch']:>4}, context {record['context']:>9,}, graphs {record['graphs']}: "
+        f"{record['tokens_per_second']:>10,.0f} tokens/s, {record['ms']:.3f} ms a token "
+        f"({record['ms_p20']:.3f} to {record['ms_p80']:.3f}), floor {record['floor_ms']:.3f} ms",
+        flush=True,
     )
     for name, ms in record["parts_ms"].items():
-        print(f"  {name:<24} {ms:8.2f} ms")
+        print(f"  {name:<24} {ms:8.3f} ms")
+    state, softmax = record["state_bytes"] / 2**20, record["keys_and_values_bytes"] / 2**20
+    print(f"  {'state':<24} {state:8,.1f} MiB; keys and values of softmax attention {softmax:,.1f} MiB", flush=True)
 
 
-def _at(model: RAMNet, batch: int, context: int) -> Generation:
+def measure_authors(batch: int, options: Options) -> dict[str, Any] | None:
+    """How the authors' package generates, in its own process; None, and a line that says why, where it cannot."""
+    command = [sys.executable, "-m", "ramnet_np.kernels.bench.language_peers", "authors-generate", str(batch)]
+    done = subprocess.run([*command, str(min(options.prompt, *options.context)), "50"], capture_output=True, text=True)
+    if done.returncode:
+        print(f"the authors' package: not timed ({(done.stderr.strip().splitlines() or ['no word'])[-1]})", flush=True)
+        return None
+    record: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"batch {batch:>4}, the authors' package: {record['tokens/s']:,.0f} tokens/s, {record['ms']:.2f} ms a token")
+    return record
+
+
+def _at(model: RAMNet, batch: int, context: int, graphs: Graphs, prompt: int) -> Generation:
     """Sequences that stand behind ``context`` tokens."""
     xp = namespace_of(model.params[EMBEDDINGS])
     rng = np.random.default_rng(0)
-    ids = xp.asarray(rng.integers(0, model.config.vocab, (batch, min(PROMPT, context))))
-    generation = Generation(model, ids)
+    ids = xp.asarray(rng.integers(0, model.config.vocab, (batch, min(prompt, context))))
+    generation = Generation(model, ids, graphs=graphs)
     now = generation.standing()
     now.positions[:] = context
     if MIXERS[model.config.mixer].state_grows:
@@ -142,16 +183,39 @@ def _parts(model: RAMNet, generation: Generation, sampling: Sampling) -> dict[st
     }
 
 
-def _times(call: Callable[[], Any], repeats: int, device: Device) -> list[float]:
+def _token_times(call: Callable[[], Any], options: Options) -> list[float]:
+    """Milliseconds of a token: the 20th percentile, the median and the 80th; of rounds of many tokens on a GPU."""
+    if options.device == "cpu":
+        return _times(call, options.tokens)
+
+    def several(count: int = max(1, options.tokens // ROUNDS)) -> None:
+        for _ in range(count):
+            call()
+        gpu_namespace().cuda.Device().synchronize()
+
+    return [ms / max(1, options.tokens // ROUNDS) for ms in _times(several, ROUNDS)]
+
+
+def _part_time(call: Callable[[], Any], device: Device) -> float:
+    """Milliseconds of a part: the median."""
+    if device == "gpu":
+        return gpu_timing.median_ms(gpu_timing.captured(call), 20)
+    return _times(call, 20)[1]
+
+
+def _times(call: Callable[[], Any], repeats: int) -> list[float]:
     """Milliseconds: the 20th percentile, the median and the 80th."""
-    wait = gpu_namespace().cuda.Device().synchronize if device == "gpu" else lambda: None
     took = []
     for _ in range(repeats):
         start = time.perf_counter()
         call()
-        wait()
         took.append(1e3 * (time.perf_counter() - start))
     return np.percentile(took, [20, 50, 80]).tolist()
+
+
+def _keep(record: dict[str, Any], options: Options) -> None:
+    if options.out is not None:
+        append_jsonl(options.out, [record])
 
 
 def _machine(device: Device) -> tuple[dict[str, Any], float]:
@@ -167,7 +231,7 @@ def _machine(device: Device) -> tuple[dict[str, Any], float]:
 
 def _told(options: Options) -> dict[str, Any]:
     """The options that a record repeats."""
-    left_out = ("batch", "context", "out")
+    left_out = ("batch", "context", "graphs", "authors", "out")
     return {name: value for name, value in asdict(options).items() if name not in left_out}
 
 

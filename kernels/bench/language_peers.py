@@ -4,7 +4,8 @@
 
 Peers: "transformer-eager", "transformer-compiled" (the usual pre-norm Transformer of the same size: RMSNorm, rotary
 positions, fused causal attention, SwiGLU, fused AdamW) and "authors" (PyPI ramnet with ramnet-ops). Prints one JSON
-object: ms, tokens/s, GiB, loss, parameters.
+object: ms, tokens/s, GiB, loss, parameters. For ``generation.py``, "authors-generate" with a batch, a prompt's length
+and tokens: the likeliest tokens behind random prompts, by the package's own ``generate``.
 """
 
 from __future__ import annotations
@@ -119,16 +120,40 @@ def measure(model: Any, loss_of: Callable[[Any, Any], Any], batch: int, length: 
     }
 
 
+def measure_generation(model: Any, batch: int, length: int, tokens: int) -> dict[str, Any]:
+    """Milliseconds of a token: what twice as many take longer, so that the prompt does not count; tokens a second."""
+    import torch
+
+    torch.set_float32_matmul_precision("high")
+    ids = torch.randint(3, VOCAB, (batch, length), device="cuda")
+
+    def seconds(count: int) -> float:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+            model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, use_cache=True)
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    seconds(3)
+    each = (seconds(2 * tokens) - seconds(tokens)) / tokens
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"ms": 1e3 * each, "tokens/s": batch / each, "parameters": parameters, "dtype": "bfloat16 autocast"}
+
+
 def main() -> None:
     """Time the peer that the command names, and print the record."""
     import torch
 
     parser = argparse.ArgumentParser(description="Time one peer's training step; prints a JSON object.")
-    parser.add_argument("peer", choices=("transformer-eager", "transformer-compiled", "authors"))
+    parser.add_argument("peer", choices=("transformer-eager", "transformer-compiled", "authors", "authors-generate"))
     for name in ("batch", "length", "steps"):
         parser.add_argument(name, type=int)
     options = parser.parse_args()
     torch.manual_seed(0)
+    if options.peer == "authors-generate":
+        print(json.dumps(measure_generation(authors().eval(), options.batch, options.length, options.steps)))
+        return
     if options.peer == "authors":
         model = authors()  # it shifts the labels itself
 

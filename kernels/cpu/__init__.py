@@ -9,6 +9,7 @@ from .cache import WHY_NOT_KEPT, KernelCache
 from .memory import memory_backward, memory_forward
 from .norm import few_rows_rmsnorm
 from .products import few_rows_product
+from .sparse import enter_rows, find_rows, number_slots
 from .step import step
 
 # Under GNU OpenMP a thread that waits for the others spins. On a machine with other work to do, the spinning keeps the
@@ -26,6 +27,12 @@ BACKEND = Backend(
     memory_forward=memory_forward,
     memory_backward=memory_backward,
     step=step,
-    layers={"few_rows_product": few_rows_product, "few_rows_rmsnorm": few_rows_rmsnorm},
+    layers={
+        "few_rows_product": few_rows_product,
+        "few_rows_rmsnorm": few_rows_rmsnorm,
+        "find_rows": find_rows,
+        "enter_rows": enter_rows,
+        "number_slots": number_slots,
+    },
     made_by="" if _kept else f"kernels are compiled in every process: {WHY_NOT_KEPT}",
 )

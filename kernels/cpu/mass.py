@@ -1,14 +1,15 @@
 """What of the memory does not depend on channels: which row, which version, how much.
 
-One pass over the tokens of a (batch, head) numbers the slots, runs the recurrence of the masses and leaves, for every
-write and read, the coefficients with which ``content.py`` then runs all channels:
+One pass over the tokens of a sequence and head numbers the slots, runs the recurrence of the masses and leaves, for
+every write and read, the coefficients with which ``content.py`` then runs all channels:
 
     write:  version e = base + t*K_w + k of row a is made from version prev:  s_e = s_prev + eta * (v - s_prev)
     read:   y += r * s_version
 
 A row's contents are never overwritten: each write makes a version, and the backward finds every content that it needs.
 Versions below ``base`` are what was there before the first token: one row of zeros, or a given state's contents.
-``bh`` = b*H + h numbers the pairs of batch and head.
+Arrays count tokens through all sequences, which stand where ``spans.py`` says; ``nh`` = n*H + h numbers the pairs of
+sequence and head. Rows and versions are counted from the sequence's first.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ NONE = -1  # the row of a read that finds a slot which was never written, where 
 class Accesses(NamedTuple):
     """What a sequence writes and reads where, and how it forgets."""
 
-    write_index: np.ndarray  # (B, T, H, K_w) int32
-    write_weight: np.ndarray  # (B, T, H, K_w)
-    read_index: np.ndarray  # (B, T, H, K_r) int32
-    read_weight: np.ndarray  # (B, T, H, K_r)
-    gamma: np.ndarray  # flat, one number or one for each (b, t, h)
-    mask: np.ndarray  # (B, T) bool, or size 0
+    write_index: np.ndarray  # (tokens, H, K_w) int32
+    write_weight: np.ndarray  # (tokens, H, K_w)
+    read_index: np.ndarray  # (tokens, H, K_r) int32
+    read_weight: np.ndarray  # (tokens, H, K_r)
+    gamma: np.ndarray  # flat, one number or one for each (token, h)
+    mask: np.ndarray  # (tokens,) bool, or size 0
 
 
 class Writes(NamedTuple):
-    """Per write, (B*H, T, K_w)."""
+    """Per write, (H, tokens, K_w)."""
 
     row: np.ndarray  # int32
     prev: np.ndarray  # int32, the version that it replaces
@@ -48,7 +49,7 @@ class Writes(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """Per read, (B*H, T, K_r)."""
+    """Per read, (H, tokens, K_r)."""
 
     row: np.ndarray  # int32
     version: np.ndarray  # int32
@@ -57,9 +58,9 @@ class Reads(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Per row of the table of touched slots, (B*H, N)."""
+    """Per row of the tables of touched slots, (H, rows)."""
 
-    used: np.ndarray  # (B*H,) int64, how many of the N rows are in use
+    used: np.ndarray  # (N*H,) int64, how many of a sequence's rows are in use
     slot: np.ndarray  # int32
     latest: np.ndarray  # int32, the version after the last token
     mass: np.ndarray  # z after the last token
@@ -68,39 +69,40 @@ class Rows(NamedTuple):
 class MassGrads(NamedTuple):
     """Gradients that the masses leave."""
 
-    write_weight: np.ndarray  # (B, T, H, K_w)
-    read_weight: np.ndarray  # (B, T, H, K_r)
-    gamma: np.ndarray  # (B, T, H)
-    initial_mass: np.ndarray  # (B*H, N), per row
+    write_weight: np.ndarray  # (tokens, H, K_w)
+    read_weight: np.ndarray  # (tokens, H, K_r)
+    gamma: np.ndarray  # (tokens, H)
+    initial_mass: np.ndarray  # (H, rows)
 
 
 @parallel_kernel
-def mass_forward(accesses, options, start, table, writes, reads, rows):
-    """All (batch, head); fills ``writes``, ``reads`` and ``rows``.
+def mass_forward(spans, accesses, options, start, writes, reads, rows):
+    """All sequences and heads; fills ``writes``, ``reads`` and ``rows``.
 
-    ``start``: the masses of a given state (B, H, M) or size 0, the mass 1/M of a slot without one, and ``base``.
-    ``table``: hash tables (B*H, entries) int32, multiplier, shift (``slots.py``).
+    ``start``: the masses of a given state (N, H, M) or size 0, and the mass 1/M of a slot without one.
     """
-    share_out(_mass_forward_head, rows.used.size, (accesses, options, start, table, writes, reads, rows))
+    share_out(_mass_forward_head, rows.used.size, (spans, accesses, options, start, writes, reads, rows))
 
 
 @inner
-def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows):
-    _, T, H, Kw = accesses.write_index.shape
-    Kr, b, h = accesses.read_index.shape[3], bh // H, bh % H
-    state_mass, initial_mass, base = start
-    tables, multiplier, shift = table
+def _mass_forward_head(nh, spans, accesses, options, start, writes, reads, rows):
+    _, H, Kw = accesses.write_index.shape
+    Kr, n, h = accesses.read_index.shape[2], nh // H, nh % H
+    state_mass, initial_mass = start
     given_state = state_mass.size > 0
-    row_of_entry, slot_of, latest, mass = tables[bh], rows.slot[bh], rows.latest[bh], rows.mass[bh]
-    for entry in range(row_of_entry.size):
+    first, base, first_row = spans.token[n], spans.base[n], spans.row[n]
+    entries, multiplier, shift = spans.hashing[n]
+    slot_of, latest, mass = rows.slot[h, first_row:], rows.latest[h, first_row:], rows.mass[h, first_row:]
+    row_of_entry = np.empty(entries, np.int32)
+    for entry in range(entries):
         row_of_entry[entry] = NONE
     count = 0
-    for t in range(T):
-        if accesses.mask.size > 0 and not accesses.mask[b, t]:
+    for t in range(first, first + spans.length[n]):
+        if accesses.mask.size > 0 and not accesses.mask[t]:
             continue  # no kernel looks at what a masked token left unset
-        gamma = accesses.gamma[((b * T + t) * H + h) * (accesses.gamma.size > 1)]
+        gamma = accesses.gamma[(t * H + h) * (accesses.gamma.size > 1)]
         for k in range(Kw):
-            slot = accesses.write_index[b, t, h, k]
+            slot = accesses.write_index[t, h, k]
             entry = entry_of(slot, row_of_entry, slot_of, multiplier, shift)
             row = row_of_entry[entry]
             if row < 0:
@@ -109,19 +111,19 @@ def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
                 row_of_entry[entry] = row
                 slot_of[row] = slot
                 latest[row] = row if given_state else 0
-                mass[row] = state_mass[b, h, slot] if given_state else initial_mass
-            w, z_old = accesses.write_weight[b, t, h, k], mass[row]
+                mass[row] = state_mass[n, h, slot] if given_state else initial_mass
+            w, z_old = accesses.write_weight[t, h, k], mass[row]
             alpha = retention(options, w, gamma)
             z = alpha * z_old + w
             mass[row] = z
-            writes.row[bh, t, k] = row
-            writes.prev[bh, t, k] = latest[row]
-            writes.eta[bh, t, k] = w / (z + options.eps)
-            writes.alpha[bh, t, k] = alpha
-            writes.old_mass[bh, t, k] = z_old
-            latest[row] = base + t * Kw + k
+            writes.row[h, t, k] = row
+            writes.prev[h, t, k] = latest[row]
+            writes.eta[h, t, k] = w / (z + options.eps)
+            writes.alpha[h, t, k] = alpha
+            writes.old_mass[h, t, k] = z_old
+            latest[row] = base + (t - first) * Kw + k
         for k in range(Kr):
-            slot = accesses.read_index[b, t, h, k]
+            slot = accesses.read_index[t, h, k]
             entry = entry_of(slot, row_of_entry, slot_of, multiplier, shift)
             row = row_of_entry[entry]
             if row < 0 and given_state:
@@ -130,73 +132,71 @@ def _mass_forward_head(bh, accesses, options, start, table, writes, reads, rows)
                 row_of_entry[entry] = row
                 slot_of[row] = slot
                 latest[row] = row
-                mass[row] = state_mass[b, h, slot]
-            reads.row[bh, t, k] = row
-            reads.version[bh, t, k] = latest[row] if row >= 0 else 0
-            reads.weight[bh, t, k] = accesses.read_weight[b, t, h, k]
+                mass[row] = state_mass[n, h, slot]
+            reads.row[h, t, k] = row
+            reads.version[h, t, k] = latest[row] if row >= 0 else 0
+            reads.weight[h, t, k] = accesses.read_weight[t, h, k]
             if options.mass_aware:
-                reads.mass[bh, t, k] = mass[row] if row >= 0 else initial_mass
+                reads.mass[h, t, k] = mass[row] if row >= 0 else initial_mass
         if options.mass_aware:
-            mass_aware_forward(reads.weight[bh, t], reads.mass[bh, t], options.eps)
-    rows.used[bh] = count
+            mass_aware_forward(reads.weight[h, t], reads.mass[h, t], options.eps)
+    rows.used[nh] = count
 
 
 @parallel_kernel
-def mass_backward(accesses, options, dout, writes, reads, rows, grads):
-    """All (batch, head); fills ``grads``, MassGrads.
+def mass_backward(spans, accesses, options, dout, writes, reads, rows, grads):
+    """All sequences and heads; fills ``grads``, MassGrads.
 
-    ``dout``: gradients of eta (slices, B*H, T, K_w) and of the read weights (slices, B*H, T, K_r), each with a part
-    from every slice of channels, and of the final masses (B, H, M) or size 0.
+    ``dout``: gradients of eta (slices, H, tokens, K_w) and of the read weights (slices, H, tokens, K_r), each with a
+    part from every slice of channels, and of the final masses (N, H, M) or size 0.
     """
-    heads = grads.initial_mass.shape[0]
-    share_out(_mass_backward_head, heads, (accesses, options, dout, writes, reads, rows, grads))
+    share_out(_mass_backward_head, rows.used.size, (spans, accesses, options, dout, writes, reads, rows, grads))
 
 
 @inner
-def _mass_backward_head(bh, accesses, options, dout, writes, reads, rows, grads):
-    _, T, H, Kw = accesses.write_weight.shape
-    Kr, b, h = accesses.read_weight.shape[3], bh // H, bh % H
+def _mass_backward_head(nh, spans, accesses, options, dout, writes, reads, rows, grads):
+    _, H, Kw = accesses.write_weight.shape
+    Kr, n, h = accesses.read_weight.shape[2], nh // H, nh % H
+    first, first_row = spans.token[n], spans.row[n]
     deta, dread, dfinal_mass = dout
     dwrite_weight, dread_weight, dgamma, dinitial_mass = grads
     zero = options.eps - options.eps
-    dz, dmass = dinitial_mass[bh], np.empty(Kr, accesses.read_weight.dtype)
-    for row in range(rows.used[bh]):
-        dz[row] = dfinal_mass[b, h, rows.slot[bh, row]] if dfinal_mass.size > 0 else zero
-    for t in range(T - 1, -1, -1):
-        if accesses.mask.size > 0 and not accesses.mask[b, t]:
-            dgamma[b, t, h] = zero
-            dwrite_weight[b, t, h] = zero
-            dread_weight[b, t, h] = zero
+    dz, dmass = dinitial_mass[h, first_row:], np.empty(Kr, accesses.read_weight.dtype)
+    for row in range(rows.used[nh]):
+        dz[row] = dfinal_mass[n, h, rows.slot[h, first_row + row]] if dfinal_mass.size > 0 else zero
+    for t in range(first + spans.length[n] - 1, first - 1, -1):
+        if accesses.mask.size > 0 and not accesses.mask[t]:
+            dgamma[t, h] = zero
+            dwrite_weight[t, h] = zero
+            dread_weight[t, h] = zero
             continue
         # read
         for k in range(Kr):
             total = zero
             for part in range(dread.shape[0]):  # slices of channels, in their order
-                total += dread[part, bh, t, k]
-            dread_weight[b, t, h, k] = total
+                total += dread[part, h, t, k]
+            dread_weight[t, h, k] = total
         if options.mass_aware:
-            mass_aware_backward(
-                dread_weight[b, t, h], accesses.read_weight[b, t, h], reads.mass[bh, t], options.eps, dmass
-            )
+            mass_aware_backward(dread_weight[t, h], accesses.read_weight[t, h], reads.mass[h, t], options.eps, dmass)
             for k in range(Kr):
-                if reads.row[bh, t, k] >= 0:
-                    dz[reads.row[bh, t, k]] += dmass[k]
+                if reads.row[h, t, k] >= 0:
+                    dz[reads.row[h, t, k]] += dmass[k]
         # write
-        gamma = accesses.gamma[((b * T + t) * H + h) * (accesses.gamma.size > 1)]
+        gamma = accesses.gamma[(t * H + h) * (accesses.gamma.size > 1)]
         dg = zero
         for k in range(Kw):
-            row = writes.row[bh, t, k]
-            w, alpha, z_old = accesses.write_weight[b, t, h, k], writes.alpha[bh, t, k], writes.old_mass[bh, t, k]
+            row = writes.row[h, t, k]
+            w, alpha, z_old = accesses.write_weight[t, h, k], writes.alpha[h, t, k], writes.old_mass[h, t, k]
             # eta = w / (z_t + eps)
             total = zero
             for part in range(deta.shape[0]):
-                total += deta[part, bh, t, k]
+                total += deta[part, h, t, k]
             dw_eta = total / (alpha * z_old + w + options.eps)
-            dz_row = dz[row] - dw_eta * writes.eta[bh, t, k]
+            dz_row = dz[row] - dw_eta * writes.eta[h, t, k]
             # z_t = alpha * z_{t-1} + w
             slope_w, slope_gamma = retention_slopes(options, w, gamma, alpha)
             dalpha = dz_row * z_old
-            dwrite_weight[b, t, h, k] = dw_eta + dz_row + dalpha * slope_w
+            dwrite_weight[t, h, k] = dw_eta + dz_row + dalpha * slope_w
             dg += dalpha * slope_gamma
             dz[row] = dz_row * alpha
-        dgamma[b, t, h] = dg
+        dgamma[t, h] = dg

@@ -7,6 +7,8 @@ from .address.decode import decode_backward, decode_forward
 from .layers import LAYERS
 from .memory.memory import memory_backward, memory_forward
 from .runtime.errors import import_cupy
+from .sparse.rows import DeviceRows
+from .sparse.step import sparse_step
 from .step.step import step
 
 import_cupy()
@@ -27,4 +29,6 @@ BACKEND = Backend(
     array_kind="cupy",
     accepts_short_positions=True,
     layers=LAYERS,
+    sparse_rows=DeviceRows,
+    sparse_step=_of_a_token(sparse_step),
 )

@@ -14,10 +14,12 @@ from .layers.add import add_specialisation
 from .layers.attention import attention_specialisation
 from .layers.delta import delta_specialisation
 from .layers.embedding import ORDER, embedding_specialisation
+from .layers.few_rows import few_rows_specialisation
 from .layers.flash_attention import flash_specialisation
 from .layers.gate import gate_specialisation
 from .layers.loss import loss_specialisation
 from .layers.norm import norm_specialisation
+from .layers.sampling import sampling_specialisation
 from .layers.scale import scale_specialisation
 from .layers.short_conv import short_conv_specialisation
 from .layers.token_sums import token_sums_specialisation
@@ -35,12 +37,14 @@ from .memory.retention import known_rules
 from .memory.segments import segment_specialisation
 from .optimizer.adamw import adamw_specialisation
 from .runtime.module import Specialisation
+from .sparse.rows import ROWS
 from .step.step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")
 _LAYERS = (
     gate_specialisation, scale_specialisation, short_conv_specialisation, token_sums_specialisation,
     loss_specialisation, embedding_specialisation, attention_specialisation, add_specialisation,
+    sampling_specialisation,
 )  # fmt: skip
 _WITHOUT_HALVES = (
     adamw_specialisation, weight_gradient_specialisation, delta_specialisation,
@@ -86,6 +90,19 @@ def _memory() -> list[Specialisation]:
     ]
 
 
+def _few_rows() -> list[Specialisation]:
+    """One sequence and many, plain and gated, of every type; rows that cannot be loaded 16 bytes at a time."""
+    return [
+        few_rows_specialisation("bfloat16", 16),
+        few_rows_specialisation("bfloat16", 16, 2, gated=True),
+        few_rows_specialisation("bfloat16", 64, 4, gated=True),
+        few_rows_specialisation("float16", 32, 4, wide=False),
+        few_rows_specialisation("float", 1),
+        few_rows_specialisation("float", 16, gated=True),
+        few_rows_specialisation("double", 16, wide=False),
+    ]
+
+
 def _steps() -> list[Specialisation]:
     """One token: every type and update rule, the plain step, odd and large sizes."""
     pdma = known_rules()[0]
@@ -97,6 +114,8 @@ def _steps() -> list[Specialisation]:
             for reads in (8, 65)
             for update in known_rules()[1:]
         ),
+        *(step_specialisation(element, 5, 4, 8, 8, 64, pdma, sparse=True) for element in _TYPES),
+        step_specialisation("float", 15, 4, 32, 8, 53, pdma, sparse=True),
         step_specialisation("float", 5, 4, 5, 11, 53, pdma),
         step_specialisation("float", 5, 4, 32, 32, 128, pdma),
         step_specialisation("float", 8, 4, 64, 64, 64, pdma),
@@ -113,6 +132,8 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     decode_specialisation("double", 2, 16, 16),
     *dict.fromkeys(_memory()),
     *_steps(),
+    ROWS,
+    *_few_rows(),
     *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
     *(of_type(element) for element in _TYPES for of_type in _LAYERS),
     *(flash_specialisation(element, d, d) for element, d in (("bfloat16", 64), ("bfloat16", 128), ("float16", 64))),

@@ -47,6 +47,10 @@ class CupyArrays:
         return cupy.empty(shape, dtype=dtype)
 
     def contiguous(self, array: Array, dtype: Any) -> Array:
+        if isinstance(array, np.ndarray):
+            import cupy
+
+            return cupy.asarray(array, dtype=dtype)
         if array.dtype == dtype and array.flags.c_contiguous:
             return array
         return array.astype(dtype, order="C")

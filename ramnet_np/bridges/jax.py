@@ -41,6 +41,7 @@ class _Options(NamedTuple):
     eps: float
     proxy_eps: float
     return_state: bool
+    batch_invariant: bool
     backend: str | None
 
 
@@ -55,6 +56,7 @@ class _Inputs(NamedTuple):
     mask: Array | None
     slots: Array | None
     mass: Array | None
+    cu_seqlens: Array | None
 
 
 def ram_attention(
@@ -74,6 +76,8 @@ def ram_attention(
     eps: float = 1e-12,
     proxy_eps: float = 0.0,
     return_state: bool = True,
+    cu_seqlens: Array | None = None,
+    batch_invariant: bool = False,
     backend: str | None = None,
 ) -> tuple[jax.Array, RAMState | None]:
     """:func:`ramnet_np.ram_attention_forward` on JAX's arrays. Returns (y, state); ``jax.grad`` differentiates both.
@@ -94,8 +98,9 @@ def ram_attention(
         gamma = jnp.broadcast_to(jnp.asarray(gamma, jnp.asarray(values).dtype), jnp.shape(values)[:3])
     number = float(gamma) if isinstance(gamma, Real) else None
     positions = jnp.asarray(positions) if isinstance(positions, (list, tuple)) else positions
+    cu_seqlens = jnp.asarray(cu_seqlens) if isinstance(cu_seqlens, (list, tuple)) else cu_seqlens
     given = {"write_logits": write_logits, "read_logits": read_logits, "values": values, "positions": positions,
-             "mask": mask, "gamma": gamma if number is None else None}  # fmt: skip
+             "mask": mask, "cu_seqlens": cu_seqlens, "gamma": gamma if number is None else None}  # fmt: skip
     given |= {"slots": None, "mass": None} if state is None else state._asdict()
     for name, array in given.items():
         if not isinstance(array, (jax.Array, np.ndarray, type(None))):
@@ -103,7 +108,7 @@ def ram_attention(
     inputs = _Inputs(**{name: None if array is None else jnp.asarray(array) for name, array in given.items()})
     options = _Options(
         number, update, _hashable(top_k), _hashable(renorm), cape_heads, mass_aware, eps, proxy_eps,
-        check_bool("return_state", return_state), backend,
+        check_bool("return_state", return_state), batch_invariant, backend,
     )  # fmt: skip
     _check(options, inputs)
     y, *parts = _attend(options, inputs)
@@ -121,7 +126,7 @@ def _attend_forward(options: _Options, inputs: _Inputs) -> tuple[list[jax.Array]
 
 
 def _attend_backward(options: _Options, inputs: _Inputs, cotangents: list[jax.Array]) -> tuple[_Inputs]:
-    names = [name for name in _Inputs._fields if name not in ("positions", "mask")]
+    names = [name for name in _Inputs._fields if name not in ("positions", "mask", "cu_seqlens")]
     names = [name for name in names if getattr(inputs, name) is not None]
     wanted = [_like(getattr(inputs, name)) for name in names]
     grads = _call(functools.partial(_backward, options, names), wanted, inputs, *cotangents)
@@ -145,12 +150,12 @@ def _backward(options: _Options, names: list[str], inputs: _Inputs, dy: Array, *
 
 
 def _run(options: _Options, inputs: _Inputs) -> tuple[Any, ...]:
-    write_logits, read_logits, values, gamma, positions, mask, slots, mass = inputs
+    write_logits, read_logits, values, gamma, positions, mask, slots, mass, cu_seqlens = inputs
     named: dict[str, Any] = options._asdict()
     number = named.pop("gamma")
     return ram_attention_forward(
         write_logits, read_logits, values, number if gamma is None else gamma, positions=positions, mask=mask,
-        state=None if slots is None else RAMState(slots, mass), **named,
+        state=None if slots is None else RAMState(slots, mass), cu_seqlens=cu_seqlens, **named,
     )  # fmt: skip
 
 
@@ -176,6 +181,8 @@ def _call(function: Callable[..., Sequence[Array]], outputs: list[jax.ShapeDtype
 
 def _outputs(options: _Options, inputs: _Inputs) -> list[jax.ShapeDtypeStruct]:
     B, _, H, U, P = inputs.write_logits.shape
+    if inputs.cu_seqlens is not None:
+        B = inputs.cu_seqlens.shape[0] - 1  # a state for each of the packed sequences
     values = inputs.values
     dtype = values.dtype if values.dtype.itemsize >= 4 else jnp.float32
     state = [(B, H, P**U, values.shape[3]), (B, H, P**U)] if options.return_state else []
@@ -193,6 +200,9 @@ def _check(options: _Options, inputs: _Inputs) -> None:
     }
     given |= {name: value for name, value in options._asdict().items() if name not in ("return_state", "backend")}
     given["gamma"] = _zeros_like(inputs.gamma) if options.gamma is None else options.gamma
+    if inputs.cu_seqlens is not None and inputs.cu_seqlens.shape:  # offsets that could be: the call looks at them
+        given["cu_seqlens"] = np.zeros(inputs.cu_seqlens.shape, inputs.cu_seqlens.dtype)
+        given["cu_seqlens"][-1:] = inputs.values.shape[1]
     slots, mass = given.pop("slots"), given.pop("mass")
     check_attention(**given, state=None if slots is None else RAMState(slots, mass))
 

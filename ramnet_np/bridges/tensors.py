@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -82,8 +83,9 @@ def _torch_allocator() -> Any:
     def allocate(size: int, gpu: int) -> int:
         return torch.cuda.caching_allocator_alloc(size, gpu, cupy.cuda.get_current_stream().ptr)
 
-    def free(pointer: int, gpu: int) -> None:
-        torch.cuda.caching_allocator_delete(pointer)
+    def free(pointer: int, gpu: int, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not ending():  # what is still cached when Python ends: torch is gone by then, and so is the memory
+            torch.cuda.caching_allocator_delete(pointer)
 
     return cupy.cuda.PythonFunctionAllocator(allocate, free)
 

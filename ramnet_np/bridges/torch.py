@@ -38,12 +38,15 @@ def ram_attention(
     eps: float = 1e-12,
     proxy_eps: float = 0.0,
     return_state: bool = True,
+    cu_seqlens: torch.Tensor | None = None,
+    batch_invariant: bool = False,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, RAMState | None]:
     """:func:`ramnet_np.ram_attention_forward` on tensors. Returns (y, state), which autograd differentiates.
 
     Arguments, shapes and defaults as there. ``gamma`` may also be a tensor of no axes. ``state`` is a ``RAMState`` of
-    tensors; gradients flow into it and out of the returned one.
+    tensors; gradients flow into it and out of the returned one. ``cu_seqlens``, int32 or int64, may be on either side:
+    on the CPU it saves a wait for the GPU.
     Under autocast float32 and 16-bit inputs are cast to autocast's dtype on a GPU and to float32 on the CPU; the state
     is left as it is.
     Gradients are first derivatives; they are the same bits on every run, also without deterministic algorithms.
@@ -58,10 +61,14 @@ def ram_attention(
     tensors = _tensors(write_logits, read_logits, values, gamma, positions, mask, state)
     options = _options(
         tensors, gamma, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads, mass_aware=mass_aware,
-        eps=eps, proxy_eps=proxy_eps,
+        eps=eps, proxy_eps=proxy_eps, batch_invariant=batch_invariant,
     )  # fmt: skip
     _check_plain(return_state, backend)
-    y, slots, mass, _ = torch_ops.forward(*tensors, *options, float(proxy_eps), return_state, backend)
+    if cu_seqlens is not None and not isinstance(cu_seqlens, torch.Tensor):
+        raise TypeError(f"cu_seqlens must be a torch.Tensor, got {type(cu_seqlens).__name__}")
+    y, slots, mass, _ = torch_ops.forward(
+        *tensors, cu_seqlens, *options, batch_invariant, float(proxy_eps), return_state, backend
+    )
     return y, RAMState(slots, mass) if return_state else None
 
 

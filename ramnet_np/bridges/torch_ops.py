@@ -42,7 +42,7 @@ class _Kept(NamedTuple):
     """What waits for a backward."""
 
     ctx: RAMAttentionContext
-    options: tuple[Any, ...]  # the forward's arguments that are no tensors
+    options: tuple[Any, ...]  # the forward's other arguments: offsets of packed sequences, and what is no tensor
     places: list[int]  # where the arrays lie that ``ctx`` refers to
 
 
@@ -83,9 +83,12 @@ def _places(inputs: Sequence[torch.Tensor | None]) -> list[int]:
 def _run(inputs: Sequence[torch.Tensor | None], options: Sequence[Any]) -> tuple[Any, ...]:
     """The library's forward. Positions and mask are copied: compilers compute them again rather than keep them."""
     small = [None if tensor is None else tensor.clone() for tensor in inputs[4:6]]
-    *common, proxy_eps, return_state, backend = options
+    cu_seqlens, *common, batch_invariant, proxy_eps, return_state, backend = options
     arrays, named = _arguments([*inputs[:4], *small, *inputs[6:]], common)
-    return ram_attention_forward(*arrays, **named, proxy_eps=proxy_eps, return_state=return_state, backend=backend)
+    return ram_attention_forward(
+        *arrays, **named, proxy_eps=proxy_eps, return_state=return_state, cu_seqlens=array_of(cu_seqlens),
+        batch_invariant=batch_invariant, backend=backend,
+    )  # fmt: skip
 
 
 def _arguments(tensors: Sequence[torch.Tensor | None], options: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -109,8 +112,8 @@ def _arguments(tensors: Sequence[torch.Tensor | None], options: Sequence[Any]) -
 @torch.library.custom_op(
     "ramnet_np::ram_attention",
     mutates_args=(),
-    schema=f"({_GIVEN}, {_OPTIONS}, float proxy_eps, bool return_state, str? backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_GIVEN}, Tensor? cu_seqlens, {_OPTIONS}, bool batch_invariant, float proxy_eps, bool return_state, "
+    "str? backend) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def forward(*inputs: Any) -> tuple[torch.Tensor, ...]:
     """y, the slots and mass of the state (empty without ``return_state``) and the ticket."""
@@ -123,8 +126,10 @@ def forward(*inputs: Any) -> tuple[torch.Tensor, ...]:
 
 @forward.register_fake
 def _(*inputs: Any) -> tuple[torch.Tensor, ...]:
-    write_logits, values, return_state = inputs[0], inputs[2], inputs[-2]
+    write_logits, values, cu_seqlens, return_state = inputs[0], inputs[2], inputs[_ARRAY_COUNT], inputs[-2]
     B, _, H, U, P = write_logits.shape
+    if cu_seqlens is not None:
+        B = cu_seqlens.shape[0] - 1  # a state for each of the packed sequences
     of_state = values.new_empty(0, dtype=_dtype_of_state(values.dtype) if return_state else values.dtype)
     return (
         values.new_empty(values.shape),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ramnet_np.backend import Backend, array_kind, backend_for
-from ramnet_np.contract import Address, Array, RAMState
+from ramnet_np.contract import Address, Array, MemoryOptions, RAMState
 from ramnet_np.core.checks import (
     check_attention,
     check_bool,
@@ -24,6 +24,8 @@ from ramnet_np.core.checks import (
 )
 from ramnet_np.core.placement import on_gpu_of_arrays, on_gpu_of_foreign_arrays
 from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
+from ramnet_np.core.sparse_memory import sparse_memory_forward, sparse_step
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.core.state_checks import check_in_place, check_state
 
 
@@ -39,6 +41,7 @@ class RAMAttentionContext(NamedTuple):
     state_shape: tuple[int, int, int, int]
     gamma_is_number: bool
     returned_state: bool
+    sparse: bool  # gradients end where the state came in
 
 
 class RAMAttentionGrads(NamedTuple):
@@ -76,13 +79,15 @@ def ram_attention_forward(
     cape_heads: int = 0,
     positions: Array | None = None,
     mask: Array | None = None,
-    state: RAMState | None = None,
+    state: RAMState | SparseRAMState | None = None,
     mass_aware: bool = False,
     eps: float = 1e-12,
     proxy_eps: float = 0.0,
     return_state: bool = True,
+    cu_seqlens: Array | None = None,
+    batch_invariant: bool = False,
     backend: str | None = None,
-) -> tuple[Array, RAMState | None, RAMAttentionContext]:
+) -> tuple[Array, RAMState | Any | None, RAMAttentionContext]:
     """Every token writes its value to K_w slots and reads K_r slots. Returns (y, state, ctx).
 
     ``write_logits``, ``read_logits``: (B, T, H, U, P), digit logits of the addresses (divide them by the temperature).
@@ -94,11 +99,14 @@ def ram_attention_forward(
     ``cape_heads``: how many heads, counted from the first, address relative to the token's position.
     ``positions``: (T,) or (B, T) integers; None counts from 0, and is an error with a given state and ``cape_heads``.
     ``mask``: (B, T) bool; where False the token writes nothing and its y is 0.
-    ``state``: where to start from; None is s = 0, z = 1/M.
+    ``state``: where to start from; None is s = 0, z = 1/M. A SparseRAMState is updated in place if it is returned.
     ``mass_aware``: weigh reads by mass.
     ``eps``: keeps the division by a slot's mass defined.
     ``proxy_eps``: e of PDMA's proxy gradient, 0 for the true one.
     ``return_state``: False returns None in its place and keeps nothing of size M.
+    ``cu_seqlens``: (N + 1,) integers, the offsets of N sequences packed into one row (B = 1): ``core/packed.py``. Each
+        has a memory of its own, counts positions from 0 and may be empty; states are (N, H, M, C).
+    ``batch_invariant``: True: the bits of a sequence's results depend on nothing else in the batch, as in a packed row.
     ``backend``: a name from ``backends()``; None follows ``use_backend`` and then the kind of arrays.
 
     Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
@@ -120,29 +128,23 @@ def ram_attention_forward(
     checked = check_attention(
         write_logits, read_logits, values, gamma, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads,
         positions=positions, mask=mask, state=state, eps=eps, proxy_eps=proxy_eps, mass_aware=mass_aware,
+        batch_invariant=batch_invariant, cu_seqlens=cu_seqlens,
     )  # fmt: skip
     return_state = check_bool("return_state", return_state)
     chosen = backend_for(values, backend)
     positions = _positions_for(chosen, checked.positions, write_logits)
     # 1., 2. decode
-    decode = checked.decode
-    top_k, renorm = (decode.write_k, decode.read_k), (decode.write_renorm, decode.read_renorm)
-    write, read = chosen.decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
+    k, renorms = checked.decode.top_k, checked.decode.renorm
+    write, read = chosen.decode_forward((write_logits, read_logits), k, renorms, checked.decode.cape_heads, positions)
     # 3. write and read
-    y, final, memory_ctx = chosen.memory_forward(
-        Address(*write[:2]), Address(*read[:2]), values, checked.gamma, mask, state, checked.options, return_state
+    addresses = Address(*write[:2]), Address(*read[:2])
+    y, final, memory_ctx = _memory_forward(
+        chosen, addresses, values, checked.gamma, mask, state, checked.options, return_state, checked.cu_seqlens
     )
-    B, _, H, C = values.shape
     ctx = RAMAttentionContext(
-        backend=chosen,
-        write=write[2],
-        read=read[2],
-        memory=memory_ctx,
-        y=ArraySpec.of(y),
-        state_shape=(B, H, checked.options.slots, C),
-        gamma_is_number=isinstance(checked.gamma, float),
-        returned_state=return_state,
-    )
+        chosen, write[2], read[2], memory_ctx, ArraySpec.of(y), checked.state_shape, isinstance(checked.gamma, float),
+        return_state, isinstance(state, SparseRAMState),
+    )  # fmt: skip
     return y, final, ctx
 
 
@@ -173,6 +175,8 @@ def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState
         dy, dstate = _from_foreign(ctx.backend, dy, dstate)
     require_like("dy", dy, ctx.y)
     if dstate is not None:
+        if ctx.sparse:
+            raise ValueError("dstate must be None where state is a SparseRAMState: gradients end where it came in")
         if not ctx.returned_state:
             raise ValueError("dstate must be None after a forward with return_state=False, got a RAMState")
         check_state("dstate", dstate, ctx.state_shape, dy)
@@ -186,7 +190,7 @@ def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState
         read_logits=dread_logits,
         values=d.values,
         gamma=ctx.backend.total(d.gamma) if ctx.gamma_is_number else d.gamma,
-        state=d.state,
+        state=None if ctx.sparse else d.state,
     )
 
 
@@ -198,7 +202,7 @@ def ram_attention_step(
     values: Array,
     gamma: float | Array = 1.0,
     *,
-    state: RAMState,
+    state: RAMState | SparseRAMState,
     update: str = "pdma",
     top_k: int | tuple[int, int] = 8,
     renorm: bool | tuple[bool, bool] = False,
@@ -208,7 +212,7 @@ def ram_attention_step(
     mass_aware: bool = False,
     eps: float = 1e-12,
     backend: str | None = None,
-) -> tuple[Array, RAMState]:
+) -> tuple[Array, Any]:
     """One token (T = 1) of :func:`ram_attention_forward`, for inference: UPDATES ``state`` IN PLACE.
 
     Arguments as there; ``positions`` must be given, (1,) or (B, 1), when heads use CAPE. Returns y (B, 1, H, C) and
@@ -240,9 +244,11 @@ def ram_attention_step(
     check_in_place("state", state)
     chosen = backend_for(values, backend)
     positions = _positions_for(chosen, checked.positions, write_logits)
-    y = chosen.step(
-        write_logits, read_logits, values, checked.gamma, positions, mask, state, checked.decode, checked.options
-    )
+    token = write_logits, read_logits, values, checked.gamma, positions, mask
+    if isinstance(state, SparseRAMState):
+        y = sparse_step(chosen, *token, state, checked.decode, checked.options)
+    else:
+        y = chosen.step(*token, state, checked.decode, checked.options)
     return y, given
 
 
@@ -281,6 +287,23 @@ def decode_address(
     renorm = check_bool("renorm", renorm)
     [(index, weight, _)] = chosen.decode_forward((logits,), (top_k,), (renorm,), cape_heads, positions)
     return Address(index, weight)
+
+
+def _memory_forward(
+    backend: Backend,
+    addresses: tuple[Address, Address],
+    values: Array,
+    gamma: float | Array,
+    mask: Array | None,
+    state: RAMState | SparseRAMState | None,
+    options: MemoryOptions,
+    return_state: bool,
+    cu_seqlens: Any,
+) -> tuple[Array, RAMState | SparseRAMState | None, Any]:
+    """The backend's memory, over the kind of state that is given."""
+    if isinstance(state, SparseRAMState):
+        return sparse_memory_forward(backend, *addresses, values, gamma, mask, state, options, return_state)
+    return backend.memory_forward(*addresses, values, gamma, mask, state, options, return_state, cu_seqlens)
 
 
 def _from_foreign(backend: Backend, *arguments: Any) -> tuple[Any, ...]:

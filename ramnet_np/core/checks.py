@@ -16,8 +16,10 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.packed import check_cu_seqlens, packed_positions
 from ramnet_np.core.require import ArraySpec, require_array
 from ramnet_np.core.retention import UpdateRule, rule_named
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.core.state_checks import check_state
 
 _INTEGER = (int, np.integer)  # tuples: a union would be made anew at every look
@@ -34,6 +36,8 @@ class Checked(NamedTuple):
     gamma: Array  # float or (B, T, H)
     decode: DecodeOptions
     options: MemoryOptions
+    cu_seqlens: Any  # (N + 1,) int64 in the CPU's memory, or None
+    state_shape: tuple[int, int, int, int]  # (B, H, M, C), of packed sequences (N, H, M, C)
 
 
 def check_attention(
@@ -48,10 +52,12 @@ def check_attention(
     cape_heads: int,
     positions: Array | None,
     mask: Array | None,
-    state: RAMState | None,
+    state: RAMState | SparseRAMState | None,
     eps: float,
     proxy_eps: float,
     mass_aware: bool,
+    batch_invariant: bool = False,
+    cu_seqlens: Any = None,
 ) -> Checked:
     """Check every argument of ``ram_attention_forward``; TypeError or ValueError with one sentence.
 
@@ -77,18 +83,24 @@ def check_attention(
         _check_finite("read_logits", read_logits)
     decode, options = check_options(
         P**U, H, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads, eps=eps, proxy_eps=proxy_eps,
-        mass_aware=mass_aware,
+        mass_aware=mass_aware, batch_invariant=batch_invariant,
     )  # fmt: skip
     if mask is not None:
-        _check_mask(mask, (B, T), logits.kind)
+        check_mask(mask, (B, T), logits.kind)
+    state_shape = B, H, options.slots, values.shape[3]
+    if cu_seqlens is not None:
+        cu_seqlens = check_cu_seqlens(cu_seqlens, (B, T))
+        state_shape = cu_seqlens.size - 1, *state_shape[1:]
     if state is not None:
-        check_state("state", state, (B, H, options.slots, values.shape[3]), values)
+        check_state("state", state, state_shape, values, packed=cu_seqlens is not None)
         if decode.cape_heads and positions is None:
             raise ValueError(
                 "positions must say where these tokens are when heads use CAPE and a state is given, got None"
             )
+    if cu_seqlens is not None and positions is None and decode.cape_heads:
+        positions = packed_positions(cu_seqlens, like=values)
     gamma = check_gamma(gamma, (B, T, H), values, update)
-    return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options)
+    return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options, cu_seqlens, state_shape)
 
 
 def check_options(
@@ -102,6 +114,7 @@ def check_options(
     eps: float,
     proxy_eps: float,
     mass_aware: bool,
+    batch_invariant: bool = False,
 ) -> tuple[DecodeOptions, MemoryOptions]:
     """Every argument that is no array, in canonical form; TypeError or ValueError with one sentence.
 
@@ -111,6 +124,7 @@ def check_options(
     """
     given = (
         slots, heads, update, *_pair("top_k", top_k), *_pair("renorm", renorm), cape_heads, eps, proxy_eps, mass_aware,
+        batch_invariant,
     )  # fmt: skip
     try:
         return _check_options(*given)
@@ -184,6 +198,7 @@ def _check_options(
     eps: Any,
     proxy_eps: Any,
     mass_aware: Any,
+    batch_invariant: Any,
 ) -> tuple[DecodeOptions, MemoryOptions]:
     """All arguments that are no arrays."""
     write_k, read_k = check_top_k(k_names[0], write_k, slots), check_top_k(k_names[1], read_k, slots)
@@ -196,6 +211,7 @@ def _check_options(
         check_bool("mass_aware", mass_aware),
         _check_real("eps", eps, 0.0, np.inf),
         _check_real("proxy_eps", proxy_eps, 0.0, 1.0),
+        check_bool("batch_invariant", batch_invariant),
     )
     return decode, options
 
@@ -376,7 +392,11 @@ def _pair(name: str, value: Any) -> tuple[tuple[str, str], Any, Any]:
     return (f"{name}[0]", f"{name}[1]"), *value
 
 
-def _check_mask(mask: Array, shape: tuple[int, int], kind: str) -> None:
+def check_mask(mask: Array, shape: tuple[int, int], kind: str) -> None:
+    """ValueError or TypeError unless ``mask`` is bool of ``shape`` (B, T), an array of the kind of the others.
+
+    >>> check_mask(np.ones((1, 2), bool), (1, 2), "numpy")
+    """
     if not hasattr(mask, "dtype") or array_kind(mask) != kind:
         raise TypeError(f"mask must be an array of the kind of values, got {type(mask).__name__}")
     if mask.dtype != bool or mask.shape != shape:

@@ -7,6 +7,9 @@ Source: paper eq. 4 to 7; the authors' options as in spec sections 2 to 4.
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 
 from ramnet_np.contract import Array, RAMState
@@ -64,10 +67,12 @@ def dense_ram_attention(
     state: RAMState | None = None,
     mass_aware: bool = False,
     eps: float = 1e-12,
+    cu_seqlens: Array | None = None,
 ) -> tuple[np.ndarray, RAMState]:
     """``ram_attention_forward`` with every M-vector written out: returns y (B, T, H, C) and the final state.
 
     Equation 7: S_t = retained * S_{t-1} + w v^T, z_t = retained * z_{t-1} + w, o = r (S / (z + eps)).
+    ``cu_seqlens``: packed sequences are computed one by one.
     Time and memory are O(T M C) per head. ValueError for an update rule that is not stated here.
 
     >>> rng = np.random.default_rng(0)
@@ -78,6 +83,12 @@ def dense_ram_attention(
     """
     if update not in RETAINED:
         raise ValueError(f"update must be {' or '.join(map(repr, RETAINED))} for the dense oracle, got {update!r}")
+    if cu_seqlens is not None:
+        options = {
+            "update": update, "top_k": top_k, "renorm": renorm, "cape_heads": cape_heads, "mass_aware": mass_aware,
+            "eps": eps,
+        }  # fmt: skip
+        return _one_by_one(cu_seqlens, write_logits, read_logits, values, gamma, positions, mask, state, options)
     B, T, H, U, P = write_logits.shape
     M, C = P**U, values.shape[-1]
     write_k, read_k = top_k if isinstance(top_k, tuple) else (top_k, top_k)
@@ -103,3 +114,33 @@ def dense_ram_attention(
         o = (r_t[..., None] * S / (z + eps)[..., None]).sum(axis=-2)
         y[:, t] = np.where(valid, o, 0)
     return y, RAMState(S / (z + eps)[..., None], z)
+
+
+def _one_by_one(
+    cu_seqlens: Array,
+    write_logits: Array,
+    read_logits: Array,
+    values: Array,
+    gamma: float | Array,
+    positions: Array | None,
+    mask: Array | None,
+    state: RAMState | None,
+    options: dict[str, Any],
+) -> tuple[np.ndarray, RAMState]:
+    """The sequences of a packed row, each as if it were alone: y (1, T, H, C) and the states (N, H, M, C)."""
+    ys, states = [], []
+    for n, (begin, end) in enumerate(itertools.pairwise(cu_seqlens)):
+        own = slice(begin, end)
+        y, final = dense_ram_attention(
+            write_logits[:, own],
+            read_logits[:, own],
+            values[:, own],
+            gamma[:, own] if isinstance(gamma, np.ndarray) else gamma,
+            positions=None if positions is None else positions[..., own],
+            mask=None if mask is None else mask[:, own],
+            state=None if state is None else RAMState(state.slots[n : n + 1], state.mass[n : n + 1]),
+            **options,
+        )
+        ys.append(y)
+        states.append(final)
+    return np.concatenate(ys, axis=1), RAMState(*map(np.concatenate, zip(*states, strict=True)))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from ramnet_np.contract import Address, Array, MemoryGrads, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.mass_aware import mass_aware_backward, mass_aware_forward
+from ramnet_np.core.packed import sequence_of_tokens
 from ramnet_np.core.require import readable
 from ramnet_np.core.retention import retention_backward, retention_forward
 
@@ -34,13 +35,13 @@ class MemoryContext(NamedTuple):
     alpha: Array  # (B, T, H, K_w)
     write_row: Array  # (B, T, H, K_w) rows of the table of touched slots
     read_row: Array  # (B, T, H, K_r)
-    touched: Array  # (N,) the slot of each row, as (b * H + h) * M + slot
+    touched: Array  # (N,) the slot of each row, as (m * H + h) * M + slot
     slots: Array  # (N, C) contents after the last token: the backward unwinds a copy of them ...
     mass: Array  # (N,)
     old_slots: Array  # (B, T, H, K_w, C) ... with the contents that each write replaced: dividing by 1 - eta
     old_mass: Array  # (B, T, H, K_w)     would recover them too, but not at eta = 1, and not exactly
     mask: Array
-    given_state: bool
+    given_states: int | None  # how many memories started from a given state; None if none was given
     options: MemoryOptions
 
 
@@ -53,11 +54,14 @@ def memory_forward(
     state: RAMState | None,
     options: MemoryOptions,
     return_state: bool,
+    cu_seqlens: Any = None,
 ) -> tuple[Array, RAMState | None, MemoryContext]:
     """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx.
 
     ``values``: (B, T, H, C); ``gamma``: a float or (B, T, H); ``mask``: (B, T) bool or None. A masked token writes
     with weight 0, which changes nothing, and reads with weight 0, which gives 0.
+    ``cu_seqlens``: (N + 1,) int64 offsets of packed sequences, or None. Every row of a batch has a memory of its own,
+    and so has every packed sequence: that is all that tells them apart.
     Arguments are taken as checked (``core/checks.py``). Source: paper eq. 7; spec section 4.
 
     >>> import numpy as np
@@ -74,7 +78,8 @@ def memory_forward(
     gamma = xp.broadcast_to(xp.asarray(gamma, dtype=w.dtype), (B, T, H))[..., None]
 
     # 1. number the slots that are touched
-    write_row, read_row, touched = _number_touched(write.index, read.index, options.slots)
+    memory = xp.arange(B)[:, None] if cu_seqlens is None else xp.asarray(sequence_of_tokens(cu_seqlens))[None]
+    write_row, read_row, touched = _number_touched(write.index, read.index, memory, options.slots)
     slots, mass = _load(state, touched, C, options.slots, v.dtype)
     # 2. retention depends on the write alone: all tokens at once
     alpha = retention_forward(w, gamma, options.update)
@@ -97,10 +102,11 @@ def memory_forward(
         r_t = mass_aware_forward(r[:, t], mass[row], options.eps) if options.mass_aware else r[:, t]
         y[:, t] = (r_t[..., None, :] @ slots[row])[..., 0, :]
 
-    final = _store(state, touched, slots, mass, (B, H, options.slots, C)) if return_state else None
+    memories = B if cu_seqlens is None else cu_seqlens.size - 1
+    final = _store(state, touched, slots, mass, (memories, H, options.slots, C)) if return_state else None
     ctx = MemoryContext(
         w, r, v, gamma, alpha, write_row, read_row, touched, slots, mass, old_slots, old_mass,
-        mask, state is not None, options,
+        mask, memories if state is not None else None, options,
     )  # fmt: skip
     return y, final, ctx
 
@@ -164,7 +170,10 @@ def memory_backward(dy: Array, dstate: RAMState | None, ctx: MemoryContext) -> M
 
     # 1. masked tokens took part with weight 0: their inputs have no gradient
     dw, dr, dv, dgamma = (_where_kept(ctx.mask, x) for x in (dw, dr, dv, dgamma))
-    dgiven = _store(dstate, ctx.touched, ds, dz, (B, H, ctx.options.slots, C), mass=0.0) if ctx.given_state else None
+    dgiven = None
+    if ctx.given_states is not None:
+        shape = ctx.given_states, H, ctx.options.slots, C
+        dgiven = _store(dstate, ctx.touched, ds, dz, shape, mass=0.0)
     return MemoryGrads(dw, dr, dv, dgamma, dgiven)
 
 
@@ -205,11 +214,14 @@ def _where_kept(mask: Array, x: Array) -> Array:
     return namespace_of(x).where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, 0)
 
 
-def _number_touched(write_index: Array, read_index: Array, slots: int) -> tuple[Array, Array, Array]:
-    """Rows for the touched slots: (write_row, read_row, touched), where touched[row] = (b * H + h) * M + slot."""
+def _number_touched(write_index: Array, read_index: Array, memory: Array, slots: int) -> tuple[Array, Array, Array]:
+    """Rows for the touched slots: (write_row, read_row, touched), where touched[row] = (m * H + h) * M + slot.
+
+    ``memory``: (B, T) or (B, 1), the number m of the memory that a token uses.
+    """
     xp = namespace_of(write_index)
-    B, _, H, _ = write_index.shape
-    head = xp.arange(B * H, dtype=xp.int64).reshape(B, 1, H, 1) * slots
+    H = write_index.shape[2]
+    head = (memory[..., None] * H + xp.arange(H, dtype=xp.int64))[..., None] * slots
     keys = xp.concatenate([(head + write_index).ravel(), (head + read_index).ravel()])
     touched, row = xp.unique(keys, return_inverse=True)
     n = write_index.size

@@ -67,8 +67,7 @@ def step(
     >>> y.ravel().tolist()
     [0.14285714285681633]
     """
-    top_k, renorm = (decode.write_k, decode.read_k), (decode.write_renorm, decode.read_renorm)
-    write, read = decode_forward((write_logits, read_logits), top_k, renorm, decode.cape_heads, positions)
+    write, read = decode_forward((write_logits, read_logits), decode.top_k, decode.renorm, decode.cape_heads, positions)
     return memory_write_read(Address(*write[:2]), Address(*read[:2]), values, gamma, mask, state, options)
 
 

@@ -8,10 +8,14 @@ import numpy as np
 
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array, RAMState
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.sparse_state import SparseRAMState
 
 
-def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Array) -> None:
-    """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums.
+def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: Array, packed: bool = False) -> None:
+    """A RAMState with slots (B, H, M, C) and mass (B, H, M), of the dtype of the sums; ``packed``: N instead of B.
+
+    Or a SparseRAMState of that shape.
 
     TypeError or ValueError otherwise.
 
@@ -21,12 +25,21 @@ def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: A
         ...
     ValueError: state.slots must have shape (B, H, M, C) = (1, 2, 16, 4), got (1, 2, 16, 3)
     """
-    if not isinstance(state, RAMState):
+    if not isinstance(state, RAMState | SparseRAMState):
         raise TypeError(f"{name} must be a RAMState (slots, mass), got {type(state).__name__}")
     dtype = like.dtype if like.dtype.itemsize >= 4 else np.dtype(np.float32)
+    if isinstance(state, SparseRAMState):
+        if packed:
+            raise ValueError(f"cu_seqlens must be None where {name} is a SparseRAMState, got packed sequences")
+        if state.xp is not namespace_of(like):
+            raise TypeError(f"{name} must be a state for arrays of values, got one for {state.xp.__name__} arrays")
+        if state.shape != shape or state.dtype != dtype:
+            raise ValueError(f"{name} must have shape (B, H, M, C) = {shape} and be {dtype}, got {state!r}")
+        return
+    first = "N" if packed else "B"
     for part, array, expected, axes in (
-        ("slots", state.slots, shape, "(B, H, M, C)"),
-        ("mass", state.mass, shape[:3], "(B, H, M)"),
+        ("slots", state.slots, shape, f"({first}, H, M, C)"),
+        ("mass", state.mass, shape[:3], f"({first}, H, M)"),
     ):
         if array_kind(array) != array_kind(like) or not hasattr(array, "dtype"):
             raise TypeError(f"{name}.{part} must be an array of the kind of values, got {type(array).__name__}")
@@ -36,7 +49,7 @@ def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: A
             raise TypeError(f"{name}.{part} must be {dtype}, got {array.dtype}")
 
 
-def check_in_place(name: str, state: RAMState) -> None:
+def check_in_place(name: str, state: RAMState | SparseRAMState) -> None:
     """ValueError unless the arrays of a checked state can be updated in place: writeable, of memory of their own.
 
     Arrays on a GPU are not looked at.
@@ -51,6 +64,8 @@ def check_in_place(name: str, state: RAMState) -> None:
         ...
     ValueError: state.slots and state.mass must not share memory to be updated in place
     """
+    if isinstance(state, SparseRAMState):
+        return
     slots, mass = state
     if not isinstance(slots, np.ndarray):
         return

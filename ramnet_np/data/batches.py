@@ -38,6 +38,28 @@ class StreamBatch(NamedTuple):
         return self.ids.size
 
 
+class PackedBatch(NamedTuple):
+    """Rows that hold several sequences each, one after another: none goes on with what is before it."""
+
+    ids: Array  # (B, T) integers
+    labels: Array  # (B, T) integers
+    lengths: tuple[tuple[int, ...], ...]  # of the sequences of each row
+
+    @property
+    def tokens(self) -> int:
+        """B T."""
+        return self.ids.size
+
+    def cu_seqlens(self, begin: int, end: int) -> NDArray[np.int64]:
+        """The offsets (N + 1,) of the sequences of some rows that stand in one.
+
+        >>> ids = np.zeros((2, 3), int)
+        >>> PackedBatch(ids, ids, ((2, 1), (3,))).cu_seqlens(0, 2).tolist()
+        [0, 2, 3, 6]
+        """
+        return np.cumsum([0, *(length for row in self.lengths[begin:end] for length in row)])
+
+
 class Share(NamedTuple):
     """Which rows of every batch a process wants: part ``rank`` of ``size`` equal parts.
 
@@ -65,8 +87,8 @@ class BatchSource(Protocol):
     def batch(self, step: int) -> Any:
         """The training batch of a step: the same step always gives the same batch.
 
-        A :class:`Batch`, a :class:`StreamBatch`, or a :class:`~ramnet_np.data.gpu_dataset.GPUBatch` for a model on the
-        GPU.
+        A :class:`Batch`, a :class:`StreamBatch`, a :class:`PackedBatch`, or a
+        :class:`~ramnet_np.data.gpu_dataset.GPUBatch` for a model on the GPU.
         """
 
 

@@ -6,7 +6,8 @@
 
 Bytes need no tokenizer and nothing to download: 256 tokens spell every language and every file. Windows lie within one
 document. They are drawn at random, each with an empty memory; or they are whole documents in order, whose memory is
-carried from window to window (:mod:`~ramnet_np.data.streams`).
+carried from window to window (:mod:`~ramnet_np.data.streams`); or documents are packed into rows, each with an empty
+memory (:mod:`~ramnet_np.data.packed_rows`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ramnet_np.data.batches import WHOLE, Batch, Share, StreamBatch
+from ramnet_np.data.batches import WHOLE, Batch, PackedBatch, Share, StreamBatch
 from ramnet_np.data.checks import check_count, check_seed
 from ramnet_np.data.corpus import (
     Corpus,
@@ -31,6 +32,7 @@ from ramnet_np.data.corpus import (
     read_corpus,
     text_corpus,
 )
+from ramnet_np.data.packed_rows import PackedRows, Piece
 from ramnet_np.data.streams import Streams
 from ramnet_np.data.synthetic_facts import facts_text
 
@@ -60,6 +62,9 @@ class TextSettings:
     carry_state: bool = False
     """Read whole documents in order, `train.batch` of them side by side, and carry the memory of each from window to
     window. Gradients stay within a window (truncated backpropagation). The memory is empty where a document begins."""
+    pack: bool = False
+    """Pack documents into rows of `data.length` tokens, one after another: short ones waste nothing, and none sees
+    another. A document that a row ends goes on in the next one with an empty memory."""
 
     def __post_init__(self) -> None:
         check_count("data.length", self.length)
@@ -71,6 +76,11 @@ class TextSettings:
             raise TypeError(f"data.carry_state must be True or False, got {self.carry_state!r}")
         if self.carry_state and self.start != "anywhere":
             raise ValueError(f"data.start must be 'anywhere' with data.carry_state, got {self.start!r}")
+        if not isinstance(self.pack, bool):
+            raise TypeError(f"data.pack must be True or False, got {self.pack!r}")
+        if self.pack and (self.carry_state or self.start != "anywhere"):
+            got = "data.carry_state" if self.carry_state else f"data.start {self.start!r}"
+            raise ValueError(f"data.pack must be False unless sequences start anywhere with an empty memory, got {got}")
         if isinstance(self.held_out, list):
             object.__setattr__(self, "held_out", tuple(self.held_out))
         check_held_out("data.held_out", self.held_out)
@@ -98,18 +108,23 @@ class TextData:
         self.sha256, self.codec = self.corpus.sha256, self.corpus.codec
         self.train, self.aside = _split(self.corpus, settings.held_out)
         self._settings, self._batch, self._seed, self._share = settings, batch, seed, share
-        _require_length(self.train, self.aside, settings.length)
+        _require_length(self.train, self.aside, 1 if settings.pack else settings.length)
         if settings.start == "line" and self.codec.unit != "byte":
             raise ValueError("data.start must be 'anywhere' for a folder of tokens, which has no lines, got 'line'")
-        if settings.carry_state:
+        if settings.pack:
+            self._rows = PackedRows([document.size for document in self.train], settings.length, seed)
+        elif settings.carry_state:
             self._streams = Streams([document.size for document in self.train], settings.length, batch, seed)
         else:
             self._starts = [_starts(self.corpus, document, settings) for document in self.train]
             self._before = np.cumsum([0, *map(len, self._starts)])  # starts in the documents before each
 
-    def batch(self, step: int) -> Batch | StreamBatch:
+    def batch(self, step: int) -> Batch | StreamBatch | PackedBatch:
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
+        if self._settings.pack:
+            numbers = self._share.of(range(step * self._batch, (step + 1) * self._batch))
+            return self._packed([self._rows.row(number) for number in numbers])
         if self._settings.carry_state:
             places = self._share.of(self._streams.places(step))
             windows = self._windows([(self.train[place.document], place.start) for place in places])
@@ -131,6 +146,17 @@ class TextData:
             for start in _side_by_side(_starts(self.corpus, document, self._settings), self._settings.length, each)
         ]
         return {f"next {self.codec.unit}": self._windows(chosen[: self._settings.held_out_sequences])}
+
+    def _packed(self, rows: Sequence[Sequence[Piece]]) -> PackedBatch:
+        """The tokens of the pieces of each row, with the tokens that follow as labels."""
+        ids = np.empty((len(rows), self._settings.length), dtype=np.int32)
+        labels = np.empty_like(ids)
+        for row, pieces in enumerate(rows):
+            read = [self.corpus.read(self.train[p.document], p.start, p.start + p.size + 1) for p in pieces]
+            ids[row], labels[row] = (
+                np.concatenate([tokens[of] for tokens in read]) for of in (slice(-1), slice(1, None))
+            )
+        return PackedBatch(ids, labels, tuple(tuple(piece.size for piece in pieces) for pieces in rows))
 
     def _windows(self, places: Sequence[tuple[Document, int]]) -> Batch:
         """``length`` tokens of each document from each start on, with the tokens that follow as labels."""

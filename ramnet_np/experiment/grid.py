@@ -1,17 +1,18 @@
 """A grid of runs as one plain file (TOML): what all runs share, and a list of named points with what differs.
 
     title = "..."                      what the grid asks
-    epochs = 8                         passes over the training sets
+    task = "text"                      what its runs learn; none: "mqar", recall
+    epochs = 8                         passes over the training sets, or over the text
     seeds = [0, 1]                     each decides data, order and initial weights
     learning_rates = [1e-3, 3e-3]      tried with the first seed; the best by validation runs with the others
     widest = [1e-4, 1e-1]              while the best rate is at an end, the next one outwards is tried, within these
     search_epochs = 2                  length of the runs that try rates and variants; none: as long as the others
     finalists = 2                      how many of them run at full length with the first seed
-    validation = 500                   held-out sequences of each training setting, to choose by
+    validation = 500                   of recall: held-out sequences of each training setting, to choose by
     evaluations = 4                    how often to measure on them during a run
 
     [model]                            fields of RAMNetConfig
-    [data]                             fields of MQARSettings
+    [data]                             fields of MQARSettings, or of TextSettings but for the path
     [train]                            fields of TrainConfig
 
     [kinds.delta]                      what points of one kind share, beside all of the above
@@ -33,95 +34,37 @@ place. :mod:`~ramnet_np.experiment.sweep` says how rates and variants are chosen
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ramnet_np.data.codec import BYTES
+from ramnet_np.data.corpus import Corpus
 from ramnet_np.data.mqar import MQARSettings
+from ramnet_np.data.text import TextData, TextSettings
+from ramnet_np.experiment.points import DATA, GridRun, Point, Task, plain
 from ramnet_np.model import RAMNetConfig
-from ramnet_np.model.checks import SMALLEST, check_integer, check_number
+from ramnet_np.model.checks import SMALLEST, check_choice, check_integer, check_number
 from ramnet_np.train.config import TrainConfig
 
-GRIDS = ("mqar-order", "mqar-state", "mqar-digit", "mqar-cape", "mqar-ablations")
+GRIDS = (
+    "mqar-order", "mqar-state", "mqar-digit", "mqar-cape", "mqar-ablations",
+    "language-rivals", "language-past", "language-recipe", "language-bytes",
+)  # fmt: skip
 
 MOST_VALIDATION = 10**6  # sequences of each training setting
 
-_PARTS = {"model": RAMNetConfig, "data": MQARSettings, "train": TrainConfig}
+FACTS_TOKENS = 3_000_000  # bytes that count as one pass over the text that is made here
+
+_PARTS = ("model", "data", "train")
 _NUMBERS = (
     "epochs", "seeds", "learning_rates", "widest", "search_epochs", "finalists", "validation", "evaluations",
 )  # fmt: skip
 _SET_BY_THE_GRID = {"steps": "epochs", "learning_rate": "learning_rates", "evaluate_every": "evaluations"}
-
-
-@dataclass(frozen=True)
-class GridRun:
-    """One training run of a grid: all that decides its result."""
-
-    name: str  # of its point
-    model: RAMNetConfig
-    data: MQARSettings
-    train: TrainConfig  # with the steps and the learning rate of this run
-    seed: int
-    epochs: float
-    validation: int
-    evaluations: int
-    quick: bool
-    variant: str = ""  # which of the point's settings; "": its own
-    search: bool = False  # a short run that only chooses: it does not touch the test sets
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
-        return json.loads(json.dumps(asdict(self)))
-
-    @cached_property  # asked for again and again
-    def key(self) -> str:
-        """A string that equal runs share."""
-        return json.dumps(self.settings, sort_keys=True)
-
-    @property
-    def label(self) -> str:
-        """A name for people to read."""
-        variant = f" with {self.variant}" if self.variant else ""
-        length = f", {self.epochs:g} epochs to choose by" if self.search else ""
-        return f"{self.name}{variant}, seed {self.seed}, learning rate {self.train.learning_rate:g}{length}"
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point: its runs differ in seed, learning rate and variant alone, those that search in length too."""
-
-    name: str
-    grid: str  # the name of its grid
-    seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    widest: tuple[float, float] | None  # the sweep goes on outwards within these; None: it does not
-    finalists: int
-    variants: dict[str, RAMNetConfig]  # by name; the first is "", the point's own settings
-    base: GridRun  # at full length
-    searching: GridRun  # its short form; ``base`` where there is none
-    _made: dict[Any, GridRun] = field(default_factory=dict, compare=False, repr=False)  # runs: each is made once
-
-    def run(self, seed: int, learning_rate: float, variant: str = "") -> GridRun:
-        """The run of that seed, learning rate and variant."""
-        return self._of(self.base, seed, learning_rate, variant)
-
-    def search_run(self, learning_rate: float, variant: str = "") -> GridRun:
-        """The run that tries that learning rate and variant."""
-        return self._of(self.searching, self.seeds[0], learning_rate, variant)
-
-    def _of(self, base: GridRun, seed: int, learning_rate: float, variant: str) -> GridRun:
-        which = base.search, seed, learning_rate, variant
-        if which not in self._made:
-            train = replace(base.train, learning_rate=learning_rate)
-            self._made[which] = replace(base, seed=seed, train=train, variant=variant, model=self.variants[variant])
-        return self._made[which]
 
 
 @dataclass(frozen=True)
@@ -154,24 +97,13 @@ def together(grids: Sequence[Grid]) -> Grid:
     return Grid(name, title, points, grids[0].quick)
 
 
-def run_from(settings: Mapping[str, Any]) -> GridRun:
-    """The run that :attr:`GridRun.settings` describes; what is left out has its default. TypeError for other settings.
-
-    >>> run = load_grid("mqar-order").points[0].base
-    >>> run_from(run.settings) == run
-    True
-    """
-    if not all(isinstance(settings.get(name, ""), str) for name in ("name", "variant")):
-        raise TypeError("a run and its variant must be named by texts")
-    parts = {part: type_(**{k: _plain(v) for k, v in settings[part].items()}) for part, type_ in _PARTS.items()}
-    return GridRun(**{**settings, **parts})
-
-
-def load_grid(source: Path | str, *, quick: bool = False, epochs: float | None = None) -> Grid:
+def load_grid(
+    source: Path | str, *, quick: bool = False, epochs: float | None = None, corpus: Corpus | None = None
+) -> Grid:
     """The grid of that name (``GRIDS``), or in the file of that path.
 
-    ``quick``: with the overrides of ``[quick]``; ``epochs``: in place of the file's. ValueError and TypeError name the
-    file and what is wrong in it.
+    ``quick``: with the overrides of ``[quick]``; ``epochs``: in place of the file's; ``corpus``: what runs on text
+    read, None for the text that is made here. ValueError and TypeError name the file and what is wrong in it.
 
     >>> grid = load_grid("mqar-order")
     >>> grid.points[0].base.model.slots
@@ -184,7 +116,7 @@ def load_grid(source: Path | str, *, quick: bool = False, epochs: float | None =
         if not path.is_file():
             raise FileNotFoundError(f"grid must be a file or one of {', '.join(GRIDS)}, got {str(source)!r}")
     try:
-        return read_grid(path.read_text(encoding="utf-8"), name, quick=quick, epochs=epochs)
+        return read_grid(path.read_text(encoding="utf-8"), name, quick=quick, epochs=epochs, corpus=corpus)
     except RecursionError as error:
         raise ValueError(f"{path.name}: it must be TOML, got tables or lists nested too deeply") from error
     except TypeError as error:
@@ -193,7 +125,9 @@ def load_grid(source: Path | str, *, quick: bool = False, epochs: float | None =
         raise ValueError(f"{path.name}: {error}") from error
 
 
-def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None = None) -> Grid:
+def read_grid(
+    text: str, name: str, *, quick: bool = False, epochs: float | None = None, corpus: Corpus | None = None
+) -> Grid:
     """The grid that ``text`` describes; errors as :func:`load_grid`.
 
     >>> point = '[[points]]\\nname = "a"\\nmodel = { order = 2, radix = 8 }'
@@ -202,7 +136,7 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
     [('a', 64, 5620)]
     """
     table = tomllib.loads(text)
-    _known("the grid", table, ("title", "like", "points", "kinds", "quick", *_NUMBERS, *_PARTS))
+    _known("the grid", table, ("title", "task", "like", "points", "kinds", "quick", *_NUMBERS, *_PARTS))
     quickly = table.get("quick", {})
     _known("[quick]", quickly, ("points", *_NUMBERS, *_PARTS))
     title = table.get("title", name)
@@ -214,6 +148,8 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
             raise ValueError(f"like must be one of {', '.join(GRIDS)}, got {table['like']!r}")
         other = tomllib.loads(_ours(table["like"]).read_text(encoding="utf-8"))
         layers, last = [other, table], [other.get("quick", {}), quickly]
+    task: Any = next((layer["task"] for layer in reversed(layers) if "task" in layer), "mqar")
+    check_choice("task", task, Task)
     if not quick:
         last = []
     elif not any(last):
@@ -233,7 +169,7 @@ def read_grid(text: str, name: str, *, quick: bool = False, epochs: float | None
         _known(where, entry, ("name", "kind", "learning_rate", "variants", *_NUMBERS, *_PARTS))
         own = {**entry, "learning_rates": [entry["learning_rate"]]} if "learning_rate" in entry else entry
         try:
-            points.append(_point(entry["name"], name, [*layers, _kind(entry, kinds), own, *last], quick))
+            points.append(_point(entry["name"], name, task, [*layers, _kind(entry, kinds), own, *last], quick, corpus))
         except (ValueError, TypeError) as error:
             raise type(error)(f"{where}: {error}") from error
     return Grid(name, title, tuple(points), quick)
@@ -271,17 +207,20 @@ def _chosen(entries: list[Mapping[str, Any]], names: Any) -> list[Mapping[str, A
     return [entry for entry in entries if entry["name"] in names]
 
 
-def _point(name: str, grid: str, layers: Sequence[Mapping[str, Any]], quick: bool) -> Point:
+def _point(
+    name: str, grid: str, task: Task, layers: Sequence[Mapping[str, Any]], quick: bool, corpus: Corpus | None
+) -> Point:
     """A point from tables of settings: later tables override earlier ones, and other keys in them are ignored."""
     numbers: dict[str, Any] = {"validation": 500, "evaluations": 4, "finalists": 1, "widest": None}
     parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
+    known = {part: _fields_of(type_) for part, type_ in _types(task).items()}
     variants: dict[str, Any] = {"": {}}
     for layer in layers:
         numbers |= {key: layer[key] for key in _NUMBERS if key in layer}
         for part, settings in parts.items():
             given = layer.get(part, {})
-            _known(f"[{part}]", given, [f.name for f in fields(_PARTS[part])])
-            settings |= {key: _plain(value) for key, value in given.items()}
+            _known(f"[{part}]", given, known[part])
+            settings |= {key: plain(value) for key, value in given.items()}
         _table("variants", layer.get("variants", {}))
         if "" in layer.get("variants", {}):
             raise ValueError("variants must have names, got ''")
@@ -290,17 +229,21 @@ def _point(name: str, grid: str, layers: Sequence[Mapping[str, Any]], quick: boo
     for setting, source in _SET_BY_THE_GRID.items():
         if setting in parts["train"]:
             raise ValueError(f"[train] {setting} follows from {source}, which is set instead")
-    data = MQARSettings(**parts["data"])
-    model = {"vocab": data.vocab, **parts["model"]}
-    models = {variant: _model(variant, model, given, data.vocab) for variant, given in variants.items()}
+    data = DATA[task](**parts["data"])
+    vocab = data.vocab if isinstance(data, MQARSettings) else corpus.codec.vocab if corpus else BYTES
+    model = {"vocab": vocab, **parts["model"]}
+    models = {variant: _model(variant, model, given, vocab) for variant, given in variants.items()}
     rates, seeds, epochs = numbers["learning_rates"], numbers["seeds"], float(numbers["epochs"])
+    per_epoch = _steps_per_epoch(data, parts["train"].get("batch", TrainConfig.batch), corpus)
 
     def run(epochs: float, search: bool) -> GridRun:
-        steps = _steps(epochs, data, parts["train"].get("batch", TrainConfig.batch), numbers["evaluations"])
+        steps = max(1, round(epochs * per_epoch))
+        if numbers["evaluations"] > steps:
+            raise ValueError(f"evaluations must be at most the {steps} steps of a run, got {numbers['evaluations']}")
         train = TrainConfig(**parts["train"], steps=steps, learning_rate=rates[0])
         return GridRun(
             name, models[""], data, train, seeds[0], epochs, numbers["validation"], numbers["evaluations"], quick,
-            search=search,
+            search=search, task=task, corpus=corpus.sha256 if corpus and task == "text" else "",
         )  # fmt: skip
 
     base = searching = run(epochs, False)
@@ -312,26 +255,36 @@ def _point(name: str, grid: str, layers: Sequence[Mapping[str, Any]], quick: boo
     return point
 
 
+def _types(task: Task) -> dict[str, type]:
+    """What each part of the settings becomes."""
+    return {"model": RAMNetConfig, "data": DATA[task], "train": TrainConfig}
+
+
+def _fields_of(type_: Any) -> list[str]:
+    """The settings of a part; where the text lies is said by the command, as it decides no bits."""
+    return [f.name for f in fields(type_) if f.name != "path"]
+
+
 def _model(variant: str, shared: Mapping[str, Any], given: Any, vocab: int) -> RAMNetConfig:
     """The model of a variant: what it gives overrides what the point has."""
     where = f"variant {variant!r}" if variant else "[model]"
-    _known(where, given, [f.name for f in fields(RAMNetConfig)])
-    model = RAMNetConfig(**{**shared, **{key: _plain(value) for key, value in given.items()}})
+    _known(where, given, _fields_of(RAMNetConfig))
+    model = RAMNetConfig(**{**shared, **{key: plain(value) for key, value in given.items()}})
     if model.vocab < vocab:
         raise ValueError(f"model.vocab must be at least data.vocab ({vocab}), got {model.vocab}")
     return model
 
 
-def _steps(epochs: float, data: MQARSettings, batch: Any, evaluations: int) -> int:
-    """How many steps a run of so many passes over the training sets takes."""
+def _steps_per_epoch(data: MQARSettings | TextSettings, batch: Any, corpus: Corpus | None) -> float:
+    """How many steps a pass over the training sets takes, or over the text."""
     check_integer("train.batch", batch, 1)
+    if isinstance(data, TextSettings):
+        size = sum(d.size for d in TextData(corpus, data, 1, 0).train) if corpus else FACTS_TOKENS
+        return size / (batch * data.length)
     per_epoch = sum(examples // batch for _, _, examples in data.train)
     if not per_epoch:
         raise ValueError(f"train.batch must be at most a training set, got {batch}")
-    steps = max(1, round(epochs * per_epoch))
-    if evaluations > steps:
-        raise ValueError(f"evaluations must be at most the {steps} steps of a run, got {evaluations}")
-    return steps
+    return per_epoch
 
 
 def _check_numbers(numbers: dict[str, Any]) -> None:
@@ -388,8 +341,3 @@ def _known(where: str, table: Any, names: Sequence[str]) -> None:
     _table(where, table)
     if unknown := [key for key in table if key not in names]:
         raise ValueError(f"{where} has no setting {unknown[0]!r}; its settings are {', '.join(names)}")
-
-
-def _plain(value: Any) -> Any:
-    """Lists as tuples, which dataclasses compare and hash."""
-    return tuple(map(_plain, value)) if isinstance(value, list) else value

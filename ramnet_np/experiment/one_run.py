@@ -1,4 +1,4 @@
-"""One run of a grid: data, model, training, accuracy on the validation sets and, once, on the test sets.
+"""One run of a grid: data, model, training, measurements on the validation sets and, once, on the test sets.
 
 While it trains it saves a checkpoint now and then. So it can be ended at any moment: the next call resumes from there,
 on a CPU to the same bits.
@@ -7,9 +7,9 @@ on a CPU to the same bits.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,23 +21,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ramnet_np
-from ramnet_np.core.arrays import gpu_namespace
-from ramnet_np.data.batches import Batch, ShuffledSets
-from ramnet_np.data.gpu_dataset import GPUDataset, GPUDatasets
-from ramnet_np.data.mqar import MQARSettings, mqar_data, mqar_validation, setting_names
-from ramnet_np.experiment.grid import GridRun
+from ramnet_np.data.text import TextSettings
+from ramnet_np.data.tokens import TOKENIZER
+from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.records import Record
+from ramnet_np.experiment.tasks import TaskData, figure, task_data
 from ramnet_np.model import RAMNet, state_elements
+from ramnet_np.model.count import CONTEXT
+from ramnet_np.model.files import write_text
 from ramnet_np.model.network import Device
 from ramnet_np.runs.hardware import hardware
 from ramnet_np.train.checkpoint import Checkpoint, latest_checkpoint, restore, save_checkpoint
-from ramnet_np.train.loop import evaluate, trainer_for, training
+from ramnet_np.train.loop import trainer_for, training
+from ramnet_np.train.metrics import Measured
 from ramnet_np.train.optim import AdamWState, adamw_init
-from ramnet_np.train.trainer import Diverged
+from ramnet_np.train.trainer import Diverged, Trainer
 
 REPORT_EVERY = 50  # steps between two reports of loss and accuracy, for which a GPU is waited for
-GPU_TOKENS = 2**17  # tokens of one forward pass while measuring on a GPU
 SAVE_SECONDS = 10.0  # between two checkpoints: a run that is killed loses about as much
+RUN = "run.json"  # in the folder of a kept model: the settings of its run
+SAVE_SHARE = 0.05  # of the time goes into checkpoints at most: a large one is saved less often
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,8 @@ class Progress:
 
     step: int
     training: float  # accuracy of the last batch that was reported
-    validation: float | None  # mean accuracy when last measured
+    validation: float | None  # mean accuracy, or bits a byte, when last measured
     pace: float | None  # seconds a step, all counted; None before the first step of this call
-
-
-@dataclass(frozen=True)
-class _Data:
-    train: list[Batch]
-    validation: dict[str, Batch]
-    test: dict[str, Batch]
-    on_gpu: list[GPUDataset]  # the training sets again, if the run computes on a GPU
 
 
 def checkpoints_of(run: GridRun, device: Device, out: Path) -> Path:
@@ -66,7 +61,7 @@ def checkpoints_of(run: GridRun, device: Device, out: Path) -> Path:
     'unfinished'
     """
     digest = hashlib.sha256(f"{device} {run.key}".encode()).hexdigest()[:12]
-    return out / "unfinished" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', run.name)}-seed{run.seed}-{digest}"
+    return out / "unfinished" / f"{_plain_name(run.name)}-seed{run.seed}-{digest}"
 
 
 def run_one(
@@ -75,12 +70,15 @@ def run_one(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     out: Path | None = None,
     invocation: str = "",
+    text: Path | None = None,
+    keep_model: bool = False,
 ) -> Record:
     """Train and measure; returns the record. A run that diverges has a record too.
 
     ``on_progress``: called after every report. ``out``: checkpoint folder; if it holds a checkpoint of this run, the
     run resumes from it. The caller deletes it once the record is on disk. None: nothing is saved. ``invocation``: which
-    call of the program this is; the record has it as "session".
+    call of the program this is; the record has it as "session". ``text``: what a run on text reads. ``keep_model``:
+    leave the model of a run at full length in ``out``/models, as ``RAMNet.from_pretrained`` and the command take it.
 
     The test sets are measured once, after the last step, and not at all by a run that only searches. Validation is
     measured ``evaluations`` times, evenly spread, and may end the run early (``train.stop_at``).
@@ -100,9 +98,11 @@ def run_one(
     ('finished', 4, ['2 pairs, length 12', 'mean'])
     """
     saves = _Saves(run, device, out, invocation)
-    data = _data(run.data, run.validation, run.seed, device)
+    data = task_data(run, device, text)
     model = RAMNet(run.model, seed=run.seed).to(device)
     trained = _train(run, model, data, saves, on_progress)
+    if keep_model and out is not None and trained.accuracy:
+        _keep(model, run, data.tokenizer, out)
     calls = saves.calls()
     return {
         **calls[-1],
@@ -117,12 +117,13 @@ def run_one(
         "epochs": trained.epochs,
         "seconds": round(sum(call["seconds"] for call in calls), 2),
         "tokens_per_second": trained.tokens_per_second,
-        "state_elements": state_elements(run.model),
+        "state_elements": state_elements(run.model, run.data.length if isinstance(run.data, TextSettings) else CONTEXT),
         "parameters": model.num_parameters(),
         "quick": run.quick,
         "version": ramnet_np.__version__,
         "hardware": hardware(device),
         "settings": run.settings,
+        **trained.more,
         **({"calls": calls} if len(calls) > 1 else {}),
     }
 
@@ -137,28 +138,35 @@ class _Trained(NamedTuple):
     validation: dict[str, float]
     accuracy: dict[str, float]  # on the test sets; empty if the run diverged, or if it only searches
     tokens_per_second: int
+    more: dict[str, Any]  # of runs on text: the loss by position, and how the slots were used
 
 
 def _train(
-    run: GridRun, model: RAMNet, data: _Data, saves: _Saves, on_progress: Callable[[Progress], None]
+    run: GridRun, model: RAMNet, data: TaskData, saves: _Saves, on_progress: Callable[[Progress], None]
 ) -> _Trained:
     """Train ``model`` from where ``saves`` has it, report, save, and measure on the test sets at the end."""
-    config, tokens = run.train, GPU_TOKENS if data.on_gpu else None
-    sets = ShuffledSets(data.train, {}, config.batch, run.seed)
+    config = run.train
     evaluations = {round(config.steps * i / run.evaluations) for i in range(1, run.evaluations + 1)}
-    state = saves.restore(model)
+    state, carried = saves.restore(model)
     if state.step:
         on_progress(Progress(state.step, 0.0, None, None))
     status, steps, last, speed = "finished", state.step, 0.0, 0
-    validation, accuracy = dict[str, float](), dict[str, float]()
+    validation, tested, slots = dict[str, float](), Measured({}), list[dict[str, Any]]()
+
+    def validate() -> dict[str, float]:
+        found = data.validate(model)
+        if "slots" in found.more:
+            slots.append({"step": trainer.state.step, "layers": found.more["slots"]})
+        return found.accuracy
+
     try:
         # the trainer notices numbers that are not finite: NumPy need not warn of the operations that made them
-        with np.errstate(all="ignore"), trainer_for(model, config, state) as trainer:
+        with np.errstate(all="ignore"), trainer_for(model, config, state, carried=carried) as trainer:
             for done in training(
                 trainer,
-                GPUDatasets(sets, data.on_gpu) if data.on_gpu else sets,
+                data.batches,
                 config,
-                lambda: evaluate(model, data.validation, tokens),
+                validate,
                 evaluates_at=lambda step: step in evaluations,
                 reports_at=lambda step: step % REPORT_EVERY == 0,
             ):
@@ -167,15 +175,29 @@ def _train(
                 last, validation = done.report.accuracy, done.accuracy or validation
                 steps, speed = done.step, round(done.tokens / done.step_seconds)
                 pace = saves.seconds() / (steps - state.step)
-                on_progress(Progress(steps, last, validation.get("mean"), pace))
+                on_progress(Progress(steps, last, figure(validation) if validation else None, pace))
                 if config.stop_at is not None and done.best >= config.stop_at:
                     status = "reached stop_at"
                 if not done.is_last:
-                    saves.save_if_due(model, trainer.state)
-            accuracy = {} if run.search else evaluate(model, data.test, tokens)
+                    saves.save_if_due(model, trainer)
+            tested = Measured({}) if run.search else data.test(model)
     except Diverged as error:
         status, steps = "diverged", error.step
-    return _Trained(status, steps, round(steps / sets.batches_per_epoch, 3), last, validation, accuracy, speed)
+    epochs, more = round(steps / data.steps_per_epoch, 3), {**tested.more, **({"slots": slots} if slots else {})}
+    return _Trained(status, steps, epochs, last, validation, tested.accuracy, speed, more)
+
+
+def _keep(model: RAMNet, run: GridRun, tokenizer: str | None, out: Path) -> None:
+    """Leave the model in a folder of its own, with its tokenizer and the settings of the run."""
+    folder = out / "models" / f"{_plain_name(run.name)}-seed{run.seed}"
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        write_text(folder / TOKENIZER, tokenizer)
+    write_text(folder / RUN, json.dumps(run.settings, indent=1) + "\n")
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]", "_", name)
 
 
 class _Saves:
@@ -186,23 +208,31 @@ class _Saves:
         self._folder = None if out is None else checkpoints_of(run, device, out)
         self._earlier: tuple[dict[str, Any], ...] = ()
         self._started = self._saved = time.perf_counter()
+        self._took = 0.0  # seconds, of the last checkpoint
 
-    def restore(self, model: RAMNet) -> AdamWState:
-        """The optimiser's state to go on from, and ``model`` with it; the initial one without a checkpoint."""
-        state = adamw_init(model.params)
+    def restore(self, model: RAMNet) -> tuple[AdamWState, dict[str, Any] | None]:
+        """The optimiser's state to go on from and the memories, and ``model`` with them; the initial ones without a
+        checkpoint."""
+        state, carried = adamw_init(model.params), None
         if self._folder and latest_checkpoint(self._folder):
             with suppress(OSError, ValueError):  # damaged: the run begins again
                 checkpoint = restore(model, self._folder, self._run.settings, lambda word: None)
-                state, self._earlier = checkpoint.optimizer, checkpoint.calls
+                state, self._earlier, carried = checkpoint.optimizer, checkpoint.calls, checkpoint.carried
         self._saved = time.perf_counter()
-        return state
+        return state, carried
 
-    def save_if_due(self, model: RAMNet, state: AdamWState) -> None:
-        """Save, unless the last checkpoint is younger than ``SAVE_SECONDS`` or there is no folder."""
-        if self._folder and time.perf_counter() - self._saved >= SAVE_SECONDS:
+    def save_if_due(self, model: RAMNet, trainer: Trainer) -> None:
+        """Save, unless the last checkpoint is younger than ``SAVE_SECONDS`` or than what it took allows, or there is no
+        folder."""
+        began = time.perf_counter()
+        if self._folder and began - self._saved >= max(SAVE_SECONDS, self._took / SAVE_SHARE):
             # best: a run that reaches train.stop_at ends, and so is not resumed
-            save_checkpoint(self._folder, Checkpoint(model, state, self._run.settings, best=0.0, calls=self.calls()))
+            checkpoint = Checkpoint(
+                model, trainer.state, self._run.settings, best=0.0, calls=self.calls(), carried=trainer.carried
+            )
+            save_checkpoint(self._folder, checkpoint)
             self._saved = time.perf_counter()
+            self._took = self._saved - began
 
     def seconds(self) -> float:
         """Since this call began."""
@@ -214,26 +244,3 @@ class _Saves:
         gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self._device == "gpu" else None
         call = {"session": self._invocation, "gpu": gpu, "date": now, "seconds": round(self.seconds(), 2)}
         return *self._earlier, call
-
-
-_making = threading.Lock()
-_made: dict[tuple[MQARSettings, int, int, Device], _Data] = {}
-
-
-def _data(settings: MQARSettings, validation: int, seed: int, device: Device) -> _Data:
-    """The data of a seed, made once for all runs of this process."""
-    key = settings, validation, seed, device
-    with _making:
-        if key not in _made:
-            train, test = mqar_data(settings, seed)
-            held_out = mqar_validation(settings, train, validation, seed)
-            sets = [Batch(*examples) for examples in train]
-            on_gpu = [GPUDataset(examples, settings.vocab) for examples in sets] if device == "gpu" else []
-            if on_gpu:
-                gpu_namespace().cuda.get_current_stream().synchronize()  # other streams will read them
-            _made[key] = _Data(sets, _named(settings.train, held_out), _named(settings.test, test), on_gpu)
-    return _made[key]
-
-
-def _named(settings: Any, sets: Any) -> dict[str, Batch]:
-    return {name: Batch(*examples) for name, examples in zip(setting_names(settings), sets, strict=True)}

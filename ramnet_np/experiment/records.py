@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ramnet_np.experiment.grid import GridRun, run_from
-from ramnet_np.model.files import WriteError, why
+from ramnet_np.experiment.points import GridRun, run_from
 
 Record = dict[str, Any]
 
@@ -33,31 +31,6 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 _CALL = {"date": str, "seconds": (int, float)}
 _HARDWARE = {"name": str, "device": str, "numpy": str, "python": str}
 _GPU = {"cuda": int, "cupy": str}
-
-
-def append_record(path: Path, record: Record) -> None:
-    """Add a line, in one write that is on disk when this returns; a line that was cut off before it is ended first.
-
-    :class:`~ramnet_np.model.files.WriteError` where the disk is full: the lines before are whole.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     append_record(Path(folder) / "results.jsonl", {"name": "a"})
-    ...     (Path(folder) / "results.jsonl").read_text()
-    '{"name": "a"}\\n'
-    """
-    line = json.dumps(record, separators=(", ", ": ")) + "\n"
-    try:
-        with path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    line = "\n" + line
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise WriteError(f"{str(path)!r} could not be written: {why(error)}") from error
 
 
 def read_records(paths: Iterable[Path | str]) -> list[Record]:

@@ -25,6 +25,7 @@ from ramnet_np.experiment.tables import (
     state_table,
     study_table,
 )
+from ramnet_np.experiment.text_report import book_sections, read_books, text_section
 from ramnet_np.model.files import write_text
 from ramnet_np.model.mixers import variant_labels
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_setting, accuracy_by_state
@@ -32,15 +33,15 @@ from ramnet_np.plot.style import theme
 from ramnet_np.runs.pictures import save_picture
 
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"  # of a grid
-PAGE, PAPER = "mqar.md", "paper.toml"
+PAPER = "paper.toml"
 
 
 def write_report(results: Sequence[Path], out: Path | None = None) -> str:
     """Draw the figures of ``results`` (JSONL files) into the folder ``out``, light and dark; returns the Markdown.
 
     ``out``: None: the folder of the first file.
-    The paper's values are those of ``paper.toml`` in ``out``, where there is one. The page ``mqar.md`` in ``out``,
-    where there is one, gets the Markdown of each grid between the markers of that grid.
+    The paper's values are those of ``paper.toml`` in ``out``, where there is one. The pages ``mqar.md`` and
+    ``language.md`` in ``out``, where they are, get the Markdown of their grids and tests between the markers of each.
     ValueError where there is no result, and for a page without markers; FileNotFoundError for a missing file. Then
     nothing is written.
 
@@ -54,24 +55,24 @@ def write_report(results: Sequence[Path], out: Path | None = None) -> str:
     out = results[0].parent if out is None else out
     figures = dict[str, Callable[[], Figure]]()
     sections = report(results, _read_paper(out / PAPER) if (out / PAPER).is_file() else {}, figures)
-    page = None
-    if (out / PAGE).is_file():
-        page = (out / PAGE).read_text(encoding="utf-8")
-        for grid, text in sections.items():
-            page = between_markers(page, grid, text)
+    pages = dict[Path, str]()
+    for grid, text in sections.items():
+        page = out / page_of(grid)
+        if page.is_file():
+            pages[page] = between_markers(pages.get(page) or page.read_text(encoding="utf-8"), grid, text)
     out.mkdir(parents=True, exist_ok=True)
     for name, draw in figures.items():
         _save(draw, out / f"{name}.png")
-    if page is not None:
-        write_text(out / PAGE, page)
+    for page, text in pages.items():
+        write_text(page, text)
     return "\n\n".join(f"### {grid}\n\n{text}" for grid, text in sections.items())
 
 
 def report(
     results: Sequence[Path], paper: Mapping[str, Any], figures: dict[str, Callable[[], Figure]]
 ) -> dict[str, str]:
-    """The Markdown of each grid, by its name; how to draw its figure is added to ``figures``. ValueError where there is
-    no result.
+    """The Markdown of each grid and test on books, by its name; how to draw its figure is added to ``figures``.
+    ValueError where there is no result.
 
     >>> from ramnet_np.experiment.report import report
     >>> report([], {}, {})
@@ -80,8 +81,8 @@ def report(
     ValueError: results must hold at least one run at full length that did not diverge, got none in
     """
     records = read_records(results)
-    points = collect(records)
-    if not points:
+    points, books = collect(records), read_books(results)
+    if not points and not books:
         names = ", ".join(map(str, results))
         raise ValueError(
             f"results must hold at least one run at full length that did not diverge, got none in {names}".rstrip()
@@ -91,7 +92,23 @@ def report(
         if ours := _in_order(grid, [p for p in points if p.grid == grid]):
             runs = [r for r in records if r["grid"] == grid and r["quick"] == ours[0].run.quick]
             sections[grid] = _section(grid, ours, runs, paper, figures)
+    for name, (text, what) in book_sections(books, figures).items():
+        sections[name] = "\n\n".join([*_images(name, what), text]) if what else text
     return sections
+
+
+def page_of(section: str) -> str:
+    """The page that has a grid or a test on books.
+
+    >>> page_of("mqar-order"), page_of("books-names")
+    ('mqar.md', 'language.md')
+    """
+    return "language.md" if section.startswith(("language", "books")) else "mqar.md"
+
+
+def _images(name: str, what: str) -> list[str]:
+    files = ((name, "light"), (f"{name}-dark", "dark"))
+    return [f"```{{image}} {file}.png\n:class: only-{only} picture\n:alt: {what}\n```" for file, only in files]
 
 
 def _in_order(grid: str, results: Sequence[Result]) -> list[Result]:
@@ -131,20 +148,24 @@ def _section(
     if quick:
         parts.append("A reduced grid, to see that everything works. Its figures say nothing about the paper's.")
         paper = {}
-    draw, what = _figure(grid, ours, paper, "(reduced by --quick)" if quick else "")
+    title = "(reduced by --quick)" if quick else ""
+    if ours[0].run.task == "text":
+        rows, draw, what = text_section(grid, ours, title)
+    else:
+        draw, what = _figure(grid, ours, paper, title)
+        rows = {"mqar-order": order_table, "mqar-state": state_table}.get(grid, _study)(ours, paper)
     figures[grid] = draw
-    for name, only in ((grid, "light"), (f"{grid}-dark", "dark")):
-        parts.append(f"```{{image}} {name}.png\n:class: only-{only} picture\n:alt: {what}\n```")
-    tables: dict[str, Callable[[], str]] = {
-        "mqar-order": lambda: order_table(ours, paper),
-        "mqar-state": lambda: state_table(ours, paper),
-    }
-    parts.append(tables.get(grid, lambda: study_table(ours))())
+    parts += [*_images(grid, what), rows]
     parts += [part for part in (ends_of(ours), provenance(runs)) if part]
-    parts.append(_folded("Accuracy on each test setting", settings_table(ours)))
+    each = "All numbers of the test" if ours[0].run.task == "text" else "Accuracy on each test setting"
+    parts.append(_folded(each, settings_table(ours)))
     parts.append(_folded("How each point chose its learning rate and settings", search_table(ours)))
     parts.append(_folded("Settings that all of these runs share", f"```toml\n{shared_settings(ours)}\n```"))
     return "\n\n".join(parts)
+
+
+def _study(ours: Sequence[Result], _: Mapping[str, Any]) -> str:
+    return study_table(ours)
 
 
 def _folded(title: str, text: str) -> str:

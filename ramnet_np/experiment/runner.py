@@ -15,12 +15,17 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ramnet_np.core.arrays import gpu_namespace
-from ramnet_np.experiment.grid import Grid, GridRun, load_grid, together
+from ramnet_np.data.corpus import read_corpus
+from ramnet_np.experiment.grid import Grid, load_grid, together
 from ramnet_np.experiment.one_run import Progress, checkpoints_of
-from ramnet_np.experiment.records import Record, append_record, read_records, run_of
+from ramnet_np.experiment.points import GridRun
+from ramnet_np.experiment.ray_pool import RayPool
+from ramnet_np.experiment.records import Record, read_records, run_of
 from ramnet_np.experiment.sweep import count_left, wanted_runs
+from ramnet_np.experiment.tasks import figure
 from ramnet_np.experiment.workers import WorkerPool
 from ramnet_np.model.checks import SMALLEST, check_integer, check_number
+from ramnet_np.model.files import append_record
 from ramnet_np.model.network import Device
 from ramnet_np.train.checkpoint import checkpoint_step, latest_checkpoint
 from ramnet_np.train.folder import held_folder
@@ -55,16 +60,27 @@ class Options:
     quick: bool = False
     """The reduced grid, in minutes on a CPU: small vocabulary, few pairs, few steps. Its figures say nothing about the
     paper's."""
+    text: Path | None = None
+    """What grids on text read: a folder of tokens or of .txt files, or a file; none: a text that is made here."""
+    keep_models: bool = False
+    """Leave the models of runs at full length in OUT/models, for ramnet-np evaluate and generate."""
     epochs: float | None = None
-    """Passes over the training sets, in place of the grid's."""
+    """Passes over the training sets, or over the text, in place of the grid's."""
     grid: Path | None = None
     """A grid file of your own, in place of the one that comes with the command."""
+    ray: tuple[str, ...] | None = None
+    """Run on all GPUs of a Ray cluster, or with device cpu on all its hosts: its address, or nothing for the cluster
+    that this host is part of; where there is none, one is started on this host. Needs Ray: pip install
+    'ramnet-np[ray]'."""
 
     def __post_init__(self) -> None:
         for name in ("max_minutes", "epochs"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), SMALLEST)
         check_integer("side_by_side", self.side_by_side, 1, MOST_SIDE_BY_SIDE)
+        if self.ray is not None and (len(self.ray) > 1 or self.gpus):
+            got = f"gpus {list(self.gpus)}" if self.gpus else f"{len(self.ray)} addresses"
+            raise ValueError(f"ray must have one address or none, and no gpus beside it, got {got}")
         for gpu in self.gpus:
             check_integer("gpus", gpu, 0)
 
@@ -118,9 +134,10 @@ def run_experiment(
         if len(sources) > 1:
             raise ValueError(f"grid takes the place of one grid, got {len(sources)}: {', '.join(map(str, sources))}")
         sources = [options.grid]
-    grids = [load_grid(source, quick=options.quick, epochs=options.epochs) for source in sources]
+    corpus = None if options.text is None else read_corpus(options.text, argument="text")
+    grids = [load_grid(source, quick=options.quick, epochs=options.epochs, corpus=corpus) for source in sources]
     grid = together(grids).only(options.only)
-    gpus = _gpus(options) if options.device == "gpu" else ()
+    gpus = _gpus(options) if options.device == "gpu" and options.ray is None else ()
     out = options.out or Path("runs") / (grid.name + "-quick" * grid.quick)
     results = out / "results.jsonl"
     with held_folder(out):
@@ -134,7 +151,7 @@ def run_experiment(
         elif options.device == "cpu":
             log("on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look")
         if work.left() and not work.time_is_up():
-            pool = WorkerPool(options.device, gpus, options.side_by_side, out, work.invocation)
+            pool = _pool(options, gpus, out, work.invocation)
             with (
                 DeferredInterrupt(ON_SIGNAL) as interrupt,
                 pool,
@@ -143,6 +160,14 @@ def run_experiment(
                 work.run(pool, bar, interrupt)
         work.conclude()
     return Outcome(results, work.finished, work.left(), len(work.failed), work.signal)
+
+
+def _pool(options: Options, gpus: tuple[int, ...], out: Path, invocation: str) -> WorkerPool | RayPool:
+    text, keep = options.text, options.keep_models
+    if options.ray is None:
+        return WorkerPool(options.device, gpus, options.side_by_side, out, invocation, text, keep)
+    address = options.ray[0] if options.ray else None
+    return RayPool(address, options.device, options.side_by_side, out, invocation, text, keep)
 
 
 def _gpus(options: Options) -> tuple[int, ...]:
@@ -186,7 +211,7 @@ class _GridWork:
     def time_is_up(self) -> bool:
         return self._deadline is not None and time.perf_counter() >= self._deadline
 
-    def run(self, pool: WorkerPool, bar: tqdm, interrupt: DeferredInterrupt) -> None:
+    def run(self, pool: WorkerPool | RayPool, bar: tqdm, interrupt: DeferredInterrupt) -> None:
         """Start runs and take in what they send, until nothing is left to do, time is up, or Ctrl-C is pressed."""
         every = 0.5 if sys.stderr.isatty() else 20.0  # seconds between two updates of the bar
         shown = 0.0
@@ -203,7 +228,7 @@ class _GridWork:
                 shown = time.perf_counter()
         self._given_up, self.signal = pool.running, interrupt.signal
 
-    def _next(self, pool: WorkerPool) -> GridRun | None:
+    def _next(self, pool: WorkerPool | RayPool) -> GridRun | None:
         """The first wanted run that would end in time; if none would, the first wanted one: it can resume later."""
         taken = [*(run.key for run in pool.running), *self.failed]
         runs = wanted_runs(self._grid, self._done, taken)
@@ -250,9 +275,10 @@ class _GridWork:
         if record["status"] == "diverged":
             self._log(f"{run.label}: diverged after {record['steps']} steps")
             return
-        test = f"accuracy {record['accuracy']['mean']:.3f}, " if record["accuracy"] else ""
+        what = "bits a byte" if run.task == "text" else "accuracy"
+        test = f"{what} {figure(record['accuracy']):.3f}, " if record["accuracy"] else ""
         self._log(
-            f"{run.label}: {test}validation {record['validation']['mean']:.3f}, {record['epochs']:g} epochs, "
+            f"{run.label}: {test}validation {figure(record['validation']):.3f}, {record['epochs']:g} epochs, "
             f"{record['seconds']:.0f} s, {record['tokens_per_second']:,} tokens/s"
         )
 
@@ -279,7 +305,7 @@ class _GridWork:
         elif left:
             self._log(f"{runs}, of which {len(self.failed)} failed; the same command tries again")
 
-    def _running(self, pool: WorkerPool) -> str:
+    def _running(self, pool: WorkerPool | RayPool) -> str:
         """How far each run is that has not ended, and its accuracy."""
         parts = []
         for run in pool.running:

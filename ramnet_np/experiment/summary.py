@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from ramnet_np.experiment.grid import GridRun
+from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.records import Record, run_of
 from ramnet_np.experiment.sweep import Choice, best_of, end_of, score
+from ramnet_np.experiment.tasks import figure
 from ramnet_np.model.mixers import MIXERS
 
 _Pair = tuple[Record, GridRun]
@@ -29,15 +30,19 @@ class Result:
         Choice, float | None
     ]  # all that the first seed tried: validation of the short runs; None: diverged
     finals: Mapping[Choice, float | None]  # the same of the runs at full length
-    accuracies: tuple[float, ...]  # of every seed of those chosen that did not diverge: mean of the test settings
+    accuracies: tuple[float, ...]  # of every seed of those chosen that did not diverge: mean of the test settings,
+    # or bits a byte of text
     by_setting: dict[str, float]  # mean over those seeds
+    records: tuple[Record, ...]  # of those runs
     epochs: float  # most of those runs
     tokens_per_second: int  # fewest of those runs
 
     @property
     def kind(self) -> str:
         """Which model it is, as tables and figures name it."""
-        return MIXERS[self.run.model.mixer].variant(self.run.model).label
+        model = self.run.model
+        label = MIXERS[model.mixer].variant(model).label
+        return label if model.hybrid is None else f"{label} with {MIXERS[model.hybrid].variants[0].label}"
 
     @property
     def accuracy(self) -> float:
@@ -123,8 +128,9 @@ def _result(grid: str, name: str, runs: Sequence[_Pair]) -> Result | None:
         chosen=chosen,
         searched={_choice(run): score(r) for r, run in _current([pair for pair in runs if pair[1].search])},
         finals=finals,
-        accuracies=tuple(r["accuracy"]["mean"] for r in kept),
+        accuracies=tuple(figure(r["accuracy"]) for r in kept),
         by_setting={s: sum(r["accuracy"][s] for r in kept) / len(kept) for s in settings if s != "mean"},
+        records=tuple(kept),
         epochs=max(r["epochs"] for r in kept),
         tokens_per_second=min(r["tokens_per_second"] for r in kept),
     )

@@ -1,7 +1,7 @@
 """Which runs a grid still wants, in which order, and how learning rates and variants are chosen.
 
-By validation alone: the mean accuracy on held-out sequences of the TRAINING settings. The test sets play no part. A run
-that diverged cannot be chosen. The rule is the same for every point:
+By validation alone: the mean accuracy on held-out sequences of the TRAINING settings, or the bits a byte of windows of
+held-out text. The test sets play no part. A run that diverged cannot be chosen. The rule is the same for every point:
 
 1. **Search.** Every listed learning rate runs with the point's first seed and its own settings, the middle ones first.
    While the best is the lowest or the highest tried, the next one outwards (half or double) is tried too, within the
@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from typing import NamedTuple
 
-from ramnet_np.experiment.grid import Grid, GridRun, Point
+from ramnet_np.experiment.grid import Grid
+from ramnet_np.experiment.points import GridRun, Point
 from ramnet_np.experiment.records import Record
 
 SEARCH, FIRST, VARIANTS, FINAL = 0, 2, 4, 6  # the steps above; those but the last have two halves
@@ -43,12 +44,17 @@ class Asked(NamedTuple):
 
 
 def score(record: Record) -> float | None:
-    """What chooses; None for a run that diverged.
+    """What chooses, the higher the better: the mean accuracy, or minus the bits a byte; None for a run that diverged.
 
     >>> score({"status": "finished", "validation": {"mean": 0.5}})
     0.5
+    >>> score({"status": "finished", "validation": {"mean": 0.5, "bits_per_byte": 2.0}})
+    -2.0
     """
-    return None if record["status"] == "diverged" else record["validation"]["mean"]
+    validation = record["validation"]
+    if record["status"] == "diverged":
+        return None
+    return -validation["bits_per_byte"] if "bits_per_byte" in validation else validation["mean"]
 
 
 def best_of(scores: Mapping[Choice, float]) -> Choice:

@@ -44,10 +44,10 @@ def order_table(results: Sequence[Result], paper: Paper) -> str:
         rows.append(
             [
                 str(model.slots), str(model.order), _ABSENT if theirs is None else f"{theirs:g}", *_ours(result),
-                _ABSENT if theirs is None else f"{result.accuracy - theirs:+.3f}", *_how(result, results),
+                _ABSENT if theirs is None else f"{result.accuracy - theirs:+.3f}", *how(result, results),
             ]
         )  # fmt: skip
-    return table(["M", "U", "paper", "ours", "each seed", "ours - paper", *_how_head(results)], rows)
+    return table(["M", "U", "paper", "ours", "each seed", "ours - paper", *how_head(results)], rows)
 
 
 def state_table(results: Sequence[Result], paper: Paper) -> str:
@@ -65,8 +65,8 @@ def state_table(results: Sequence[Result], paper: Paper) -> str:
         if near and abs(near[0] - result.state) <= NEAR * result.state:
             size, low, high = near
             theirs, at = (f"{low:g}" if low == high else f"{low:g} to {high:g}"), f"{size:,}"
-        rows.append([result.kind, f"{result.state:,}", *_ours(result), theirs, at, *_how(result, results)])
-    return table(["model", "elements", "ours", "each seed", "paper", "its elements", *_how_head(results)], rows)
+        rows.append([result.kind, f"{result.state:,}", *_ours(result), theirs, at, *how(result, results)])
+    return table(["model", "elements", "ours", "each seed", "paper", "its elements", *how_head(results)], rows)
 
 
 def study_table(results: Sequence[Result]) -> str:
@@ -85,8 +85,8 @@ def study_table(results: Sequence[Result]) -> str:
         change = _ABSENT if base is None or setting_of(result.name) == first else f"{result.accuracy - base:+.3f}"
         model = result.run.model
         size = [str(model.slots), str(model.order)]
-        rows.append([setting_of(result.name), *size, *_ours(result), change, *_how(result, results)])
-    return table(["setting", "M", "U", "ours", "each seed", f"ours - {first}", *_how_head(results)], rows)
+        rows.append([setting_of(result.name), *size, *_ours(result), change, *how(result, results)])
+    return table(["setting", "M", "U", "ours", "each seed", f"ours - {first}", *how_head(results)], rows)
 
 
 def setting_of(name: str) -> str:
@@ -143,7 +143,8 @@ def ends_of(results: Sequence[Result]) -> str:
 def _tried(scores: Mapping[Choice, float | None], variant: str) -> str:
     """Such as "0.001: 0.53, 0.002: diverged"."""
     parts = [
-        f"{choice.rate:g}: {'diverged' if value is None else f'{value:.3f}'}"
+        # bits a byte count down: as scores they are negative
+        f"{choice.rate:g}: {'diverged' if value is None else f'{abs(value):.3f}'}"
         for choice, value in sorted(scores.items(), key=lambda pair: pair[0])
         if choice.variant == variant
     ]
@@ -206,12 +207,23 @@ def _ours(result: Result) -> list[str]:
     return [f"{result.accuracy:.3f}", ", ".join(f"{accuracy:.3f}" for accuracy in result.accuracies)]
 
 
-def _how_head(results: Sequence[Result]) -> list[str]:
+def how_head(results: Sequence[Result]) -> list[str]:
+    """The heads of the columns of :func:`how`.
+
+    >>> how_head([])
+    ['learning rate', 'epochs']
+    """
     return [*["settings"] * _has_variants(results), "learning rate", "epochs"]
 
 
-def _how(result: Result, results: Sequence[Result]) -> list[str]:
-    """The variant, if any of the ``results`` tried several; the rate, of how many, and whether it is at their end."""
+def how(result: Result, results: Sequence[Result]) -> list[str]:
+    """The variant, if any of the ``results`` tried several; the rate, of how many, and whether it is at their end.
+
+    >>> from types import SimpleNamespace
+    >>> result = SimpleNamespace(rates=(1e-3, 2e-3), end="", chosen=Choice("", 1e-3), variants=("",), epochs=6.0)
+    >>> how(result, [result])
+    ['0.001 (of 2)', '6']
+    """
     tried = f" ({f'{result.end} ' if result.end else ''}of {len(result.rates)})" if len(result.rates) > 1 else ""
     variant = f"{result.chosen.variant or OWN}{f' (of {n})' if (n := len(result.variants)) > 1 else ''}"
     return [*[variant] * _has_variants(results), f"{result.chosen.rate:g}{tried}", f"{result.epochs:g}"]

@@ -19,8 +19,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from ramnet_np.experiment.grid import GridRun
 from ramnet_np.experiment.one_run import run_one
+from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.records import Record
 from ramnet_np.model.network import Device
 
@@ -42,11 +42,18 @@ class WorkerPool:
     """Processes that wait for runs. Used as a context: its end kills them, with whatever still runs.
 
     ``gpus``: which of the visible ones, for ``device`` "gpu"; ``side_by_side``: runs on each GPU, or on the CPU;
-    ``out``, ``invocation``: as in :func:`~ramnet_np.experiment.one_run.run_one`.
+    ``out``, ``invocation``, ``text``, ``keep_model``: as in :func:`~ramnet_np.experiment.one_run.run_one`.
     """
 
     def __init__(
-        self, device: Device, gpus: Sequence[int], side_by_side: int, out: Path | None = None, invocation: str = ""
+        self,
+        device: Device,
+        gpus: Sequence[int],
+        side_by_side: int,
+        out: Path | None = None,
+        invocation: str = "",
+        text: Path | None = None,
+        keep_model: bool = False,
     ):
         if side_by_side < 1:
             raise ValueError(f"side_by_side must be at least 1, got {side_by_side}")
@@ -59,7 +66,7 @@ class WorkerPool:
             threads, environments = side_by_side, [{"CUDA_VISIBLE_DEVICES": name} for name in names]
         else:
             threads, environments = 1, [{"NUMBA_NUM_THREADS": str(max(1, cores // side_by_side))}] * side_by_side
-        one = partial(run_one, device=device, out=out, invocation=invocation)
+        one = partial(run_one, device=device, out=out, invocation=invocation, text=text, keep_model=keep_model)
         self._workers = [_Worker(one, threads, environment) for environment in environments]
 
     @property
@@ -167,7 +174,7 @@ def _work(connection: Connection, one: RunOne, threads: int) -> None:
 
     with threadpool_limits(1, user_api="blas"):
         for _ in range(threads):
-            threading.Thread(target=_serve, args=(runs, one, send), daemon=True).start()
+            threading.Thread(target=serve, args=(runs, one, send), daemon=True).start()
         while True:
             try:
                 runs.put(connection.recv())
@@ -175,8 +182,16 @@ def _work(connection: Connection, one: RunOne, threads: int) -> None:
                 os._exit(0)
 
 
-def _serve(runs: SimpleQueue[GridRun], one: RunOne, send: Any) -> None:
-    """What a thread of a worker does: its runs, one after the other."""
+def serve(runs: SimpleQueue[GridRun], one: RunOne, send: Callable[[str, GridRun, Any], None]) -> None:
+    """What a thread of a worker does: its runs, one after the other; ``send`` gets the parts of an :class:`Event`.
+
+    >>> runs, sent = SimpleQueue(), SimpleQueue()
+    >>> arguments = runs, lambda run, on_progress: {"status": "finished"}, lambda *event: sent.put(event)
+    >>> threading.Thread(target=serve, args=arguments, daemon=True).start()
+    >>> runs.put("a run")
+    >>> sent.get()
+    ('done', 'a run', {'status': 'finished'})
+    """
     while True:
         run = runs.get()
         try:

@@ -225,6 +225,8 @@ MODELS |= {
     for name, (mixer, variant) in VARIANTS.items()
     if name in ("gated delta", "gla", "mamba2")
 }
+MODELS["learned slots"] = {"learned_slots": True, "cape": (1, 0), "ffn": "none"}
+MODELS["hybrid"] = {"hybrid": "window", "hybrid_every": 2, "window": 3, "key_channels": 4, "ffn": "none"}
 MODELS["linear attention, no normaliser, tied"] = {
     "mixer": "linear",
     "feature_map": "identity",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated, accelerated_everywhere
 from ramnet_np.core.placement import on_gpu_of_arrays
@@ -18,6 +20,7 @@ from ramnet_np.core.require import (
 )
 
 FEW_ROWS = 8  # up to which a product takes the time of reading its matrix
+FEW_ROWS_ON_GPU = 64  # the same where tensor cores compute
 WORTH_A_KERNEL = 2**14  # elements of a matrix; smaller ones are multiplied before a kernel would have been found
 
 
@@ -58,7 +61,8 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     outputs, width = weight.shape
     # one product of two matrices, whatever the leading axes are
     rows = x.reshape(-1, width)
-    if len(rows) <= FEW_ROWS and weight.size >= WORTH_A_KERNEL:
+    few = FEW_ROWS if type(x) is np.ndarray else FEW_ROWS_ON_GPU
+    if len(rows) <= few and weight.size >= WORTH_A_KERNEL:
         y = few_rows_product(rows, weight)
     else:
         y = matrix_product(rows, weight.T)
@@ -154,8 +158,8 @@ def matrix_product(a: Array, b: Array, accumulate_into: Array | None = None) -> 
 def few_rows_product(x: Array, weight: Array) -> Array:
     """x W^T for so few rows that reading W takes the time: of one token, of a few sequences.
 
-    ``x``: (N, D), N up to FEW_ROWS; ``weight``: (E, D), of one dtype. Returns (N, E). On a CPU a row of the result is
-    the same bits whatever N is.
+    ``x``: (N, D), N up to FEW_ROWS, on a GPU FEW_ROWS_ON_GPU; ``weight``: (E, D), of one dtype. Returns (N, E). A row
+    of the result is the same bits whatever N is; on a GPU for N up to 16, in 16-bit types up to 64.
 
     >>> import numpy as np
     >>> few_rows_product(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])).tolist()

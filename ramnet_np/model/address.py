@@ -87,7 +87,7 @@ def settled_addresses(params: Params, config: RAMNetConfig) -> tuple[Params, RAM
     """
     settled = {name: p for name, p in params.items() if name not in ("r_scale", "w_scale")}
     for side in "rw":
-        weight, bias, _ = _scaled(params, side, config)
+        weight, bias, _ = address_map(params, side, config)
         settled[f"{side}_proj.weight"] = weight
         if bias is not None:
             settled[f"{side}_proj.bias"] = bias
@@ -110,14 +110,20 @@ def address_forward(x: Array, params: Params, side: str, config: RAMNetConfig) -
     """
     digits = (config.heads, config.order, config.radix)
     # 1. exp(a) / tau, times the weights
-    weight, bias, scale_ctx = _scaled(params, side, config)
+    weight, bias, scale_ctx = address_map(params, side, config)
     # 2. one linear map
     logits, ctx = linear_forward(x, weight, bias)
     return logits.reshape(*x.shape[:-1], *digits), AddressContext(ctx, scale_ctx, config.tau)
 
 
-def _scaled(params: Params, side: str, config: RAMNetConfig) -> tuple[Array, Array | None, ScaleContext | None]:
-    """Weight and bias times exp(a) / tau."""
+def address_map(params: Params, side: str, config: RAMNetConfig) -> tuple[Array, Array | None, ScaleContext | None]:
+    """Weight and bias of one side's projection, times exp(a) / tau; and ctx of the scales, None without any.
+
+    >>> weight = np.ones((8, 2))
+    >>> scaled, bias, ctx = address_map({"w_proj.weight": weight}, "w", RAMNetConfig(temperature=0.5))
+    >>> float(scaled[0, 0]), bias, ctx
+    (2.0, None, None)
+    """
     weight, bias, scale = params[f"{side}_proj.weight"], params.get(f"{side}_proj.bias"), params.get(f"{side}_scale")
     if scale is not None:
         return scale_forward(weight, bias, scale, config.tau)

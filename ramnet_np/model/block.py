@@ -17,6 +17,8 @@ import numpy as np
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import ArraySpec, readable, require_like
+from ramnet_np.core.sparse_state import SparseRAMState
+from ramnet_np.layers.few_rows import normed_gated_product, product_added
 from ramnet_np.layers.linear import add_in_place
 from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
 from ramnet_np.layers.norm import (
@@ -66,10 +68,11 @@ class ConvState(NamedTuple):
 class BlockContext(NamedTuple):
     """What ``block_backward`` needs."""
 
-    attn_norm: NormContext
+    attn_norm: NormContext | None  # None after a call in place that kept nothing
     attn_conv: ShortConvContext | None  # None without one
     mixer: Mixer
     attn: Any  # the mixer's, None after a call in place
+    options: CallOptions
     mlp_norm: NormContext | None  # None if the block has no feed-forward network, or computes it again
     mlp: FFNContext | RecomputedFFN | None
 
@@ -119,24 +122,29 @@ def block_forward(
     if options.recompute == "block":
         kept = RecomputedBlock(x, params, config, layer, state, options._replace(recompute="none"))
         return *block_forward(x, params, config, layer, state=state, options=kept.options)[:2], kept
-    # 1. layer
-    n, norm_ctx, conv_ctx = layer_input_forward(x, params, config, state)
-    memory = state.memory if conv_ctx is not None and state is not None else state
     mixer = MIXERS[config.mixer]
+    if options.in_place and mixer.step is not None and config.norm == "rmsnorm" and not config.short_conv:
+        out, state = _step(x, params, config, layer, state, options)
+        return out, state, BlockContext(None, None, mixer, None, options, None, None)
+    # 1. layer
+    n, norm_ctx, conv_ctx = layer_input_forward(x, params, config, state, options)
+    memory = state.memory if conv_ctx is not None and state is not None else state
     h, memory, attn_ctx = mixer.forward(n, subset(params, "attn."), config, layer, state=memory, options=options)
     if conv_ctx is not None and memory is not None:
         reach = min(conv_ctx.x.shape[1], config.short_conv - 1)
         memory = ConvState(conv_ctx.x[:, conv_ctx.x.shape[1] - reach :].copy(), memory)
+    if options.layer_rows is not None:
+        h = options.layer_rows.together(h)
     h = add_in_place(h, x)
     if config.ffn == "none":
-        return h, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, None, None)
+        return h, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, options, None, None)
     # 2. feed-forward network
     out, mlp_norm_ctx, mlp_ctx = _ffn_forward(h, params, config)
     out = add_in_place(out, h)
     if options.recompute == "ffn":
         again = RecomputedFFN(h, params, config)
-        return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, None, again)
-    return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, mlp_norm_ctx, mlp_ctx)
+        return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, options, None, again)
+    return out, memory, BlockContext(norm_ctx, conv_ctx, mixer, attn_ctx, options, mlp_norm_ctx, mlp_ctx)
 
 
 def block_backward(dout: Array, ctx: BlockContext | RecomputedBlock) -> tuple[Array, Params]:
@@ -154,10 +162,11 @@ def block_backward(dout: Array, ctx: BlockContext | RecomputedBlock) -> tuple[Ar
     ((1, 5, 8), True)
     """
     if isinstance(ctx, RecomputedBlock):
+        _require_kept(ctx)
         options = ctx.options._replace(return_state=False)
         _, _, ctx = block_forward(ctx.x, ctx.params, ctx.config, ctx.layer, state=ctx.state, options=options)
         assert isinstance(ctx, BlockContext)  # these options keep everything
-    if ctx.attn is None:
+    if ctx.attn is None or ctx.attn_norm is None:
         raise ValueError("ctx must be of a forward; a call in place keeps nothing for a backward")
     grads: Params = {}
     # 2. out = h + ffn(norm(h))
@@ -170,33 +179,43 @@ def block_backward(dout: Array, ctx: BlockContext | RecomputedBlock) -> tuple[Ar
         dh, dnorm = norm_backward(dn, mlp_norm, add=dout)
         grads |= add_prefix("mlp.", dmlp) | add_prefix("mlp_norm.", dnorm)
     # 1. h = x + layer(conv(norm(x)))
-    dn, dattn = ctx.mixer.backward(dh, ctx.attn)
+    layer_rows, conv_rows = ctx.options.layer_rows, ctx.options.conv_rows
+    dn, dattn = ctx.mixer.backward(dh if layer_rows is None else layer_rows.apart(dh), ctx.attn)
     if ctx.attn_conv is not None:
+        dn = dn if conv_rows is None else conv_rows.apart(dn)
         dn, grads["attn_conv.weight"] = short_conv_backward(dn, ctx.attn_conv)
+        dn = dn if conv_rows is None else conv_rows.together(dn)
+    dn = dn if layer_rows is None else layer_rows.together(dn)
     dx, dnorm = norm_backward(dn, ctx.attn_norm, add=dh)
     return dx, grads | add_prefix("attn.", dattn) | add_prefix("attn_norm.", dnorm)
 
 
 def layer_input_forward(
-    x: Array, params: Params, config: RAMNetConfig, state: ConvState | None = None
+    x: Array, params: Params, config: RAMNetConfig, state: ConvState | None, options: CallOptions
 ) -> tuple[Array, NormContext, ShortConvContext | None]:
     """What a block hands to its layer: conv(norm(x)), with what both keep for their backwards.
 
-    ``x``: (B, T, D); ``params``: of the block; ``state``: as left by the tokens before, looked at with ``short_conv``.
+    ``x``: (B, T, D); ``params``: of the block; ``state``: as left by the tokens before, looked at with ``short_conv``;
+    ``options``: say whether tokens of masked or packed rows are moved, see :mod:`ramnet_np.model.live_tokens`.
 
     >>> import numpy as np
     >>> config = RAMNetConfig(width=2, short_conv=2)
     >>> params = {"attn_norm.weight": np.ones(2), "attn_conv.weight": np.array([[1.0, 1.0], [0.0, 1.0]])}
-    >>> layer_input_forward(np.array([[[1.0, 1.0], [-1.0, 1.0]]]), params, config)[0].round(3).tolist()
+    >>> x = np.array([[[1.0, 1.0], [-1.0, 1.0]]])
+    >>> layer_input_forward(x, params, config, None, CallOptions())[0].round(3).tolist()
     [[[1.0, 1.0], [0.0, 1.0]]]
     """
     n, norm_ctx = norm_forward(x, subset(params, "attn_norm."), config)
+    if options.layer_rows is not None:
+        n = options.layer_rows.apart(n)
     if not config.short_conv:
         return n, norm_ctx, None
     if not isinstance(state, ConvState | None):
         raise TypeError(f"state of a block with a short convolution must be a ConvState, got {_type(state)}")
+    if options.conv_rows is not None:
+        n = options.conv_rows.apart(n)
     n, conv_ctx = short_conv_forward(n, params["attn_conv.weight"], None if state is None else state.inputs)
-    return n, norm_ctx, conv_ctx
+    return n if options.conv_rows is None else options.conv_rows.together(n), norm_ctx, conv_ctx
 
 
 def initial_block_state(config: RAMNetConfig, x: Array) -> Any:
@@ -242,6 +261,14 @@ def check_block_state(name: str, state: Any, config: RAMNetConfig, batch: int, l
     check = MIXERS[config.mixer].check_state
     if check is not None:
         check(name, state, config, batch, like)
+
+
+def _require_kept(ctx: RecomputedBlock) -> None:
+    memory = ctx.state.memory if isinstance(ctx.state, ConvState) else ctx.state
+    if ctx.options.return_state and isinstance(memory, SparseRAMState):
+        raise ValueError(
+            "recompute must not be 'block' with a SparseRAMState, which the forward changes and the backward would need"
+        )
 
 
 def norm_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
@@ -350,6 +377,25 @@ def _ffn_forward(h: Array, params: Params, config: RAMNetConfig) -> tuple[Array,
     n, norm_ctx = norm_forward(h, subset(params, "mlp_norm."), config)
     out, ffn_ctx = ffn_forward(n, subset(params, "mlp."), config)
     return out, norm_ctx, ffn_ctx
+
+
+def _step(
+    x: Array, params: Params, config: RAMNetConfig, layer: int, state: Any, options: CallOptions
+) -> tuple[Array, Any]:
+    """One token of each sequence, (B, 1, D): norms and additions are parts of what stands beside them."""
+    rows, step = x[:, 0], MIXERS[config.mixer].step
+    assert step is not None
+    # 1. layer
+    h, state = step(rows, params["attn_norm.weight"], subset(params, "attn."), config, layer, state, options)
+    if config.ffn == "none":
+        return h[:, None], state
+    # 2. feed-forward network
+    if config.ffn != "swiglu":
+        out, _, _ = _ffn_forward(h, params, config)
+        return add_in_place(out, h)[:, None], state
+    gate, up, down = (params[f"mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+    inner = normed_gated_product(h, params["mlp_norm.weight"], config.norm_eps, gate, up)
+    return product_added(inner, down, None, h)[:, None], state
 
 
 def _type(value: Any) -> str:

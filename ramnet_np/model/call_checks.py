@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,45 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array, RAMState
 from ramnet_np.core.arrays import memory_of, namespace_of
-from ramnet_np.core.require import require_array
+from ramnet_np.core.checks import check_mask, check_positions, full_positions
+from ramnet_np.core.packed import check_cu_seqlens, packed_positions
+from ramnet_np.core.require import require_array, require_ids
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model.block import ConvState, check_block_state
-from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.mixers import MIXERS, CallOptions
+from ramnet_np.model.config import RAMNetConfig, of_layer
+from ramnet_np.model.count import state_elements
+from ramnet_np.model.live_tokens import live_tokens
+from ramnet_np.model.memory import require_memory
+from ramnet_np.model.mixers import MIXERS, CallOptions, mixers_of
+
+WORTH_ASKING = 2**28  # bytes from which on the system is asked whether it has them
+
+
+def check_ids(ids: Array, vocab: int, like: Array) -> None:
+    """ValueError or TypeError unless ``ids`` are tokens (B, T) below ``vocab``, on the device of ``like``.
+
+    >>> check_ids(np.array([1]), 8, np.zeros(1))
+    Traceback (most recent call last):
+        ...
+    ValueError: ids must have shape (B, T) with at least one token, got (1,)
+    """
+    require_ids("ids", ids, vocab)
+    namespace_of(ids, like)
+    if ids.ndim != 2 or ids.size == 0:
+        raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")
+
+
+def check_one_per_layer(state: Any, layers: int) -> None:
+    """ValueError unless ``state`` is a list or tuple of as many states.
+
+    >>> check_one_per_layer([None], 2)
+    Traceback (most recent call last):
+        ...
+    ValueError: state must hold one state per layer (2), got 1
+    """
+    got = len(state) if isinstance(state, list | tuple) else type(state).__name__
+    if got != layers:
+        raise ValueError(f"state must hold one state per layer ({layers}), got {got}")
 
 
 def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: Array | None, like: Array) -> None:
@@ -25,15 +61,16 @@ def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: 
         ...
     ValueError: state must hold one state per layer (2), got 0
     """
-    if positions is None and MIXERS[config.mixer].addresses and any(map(config.cape_heads, range(config.layers))):
+    cape = any(mixer.addresses and config.cape_heads(i) for i, mixer in enumerate(mixers_of(config)))
+    if positions is None and cape:
         raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
-    if len(state) != config.layers:
-        raise ValueError(f"state must hold one state per layer ({config.layers}), got {len(state)}")
-    slots = []
+    check_one_per_layer(state, config.layers)
+    slots, sparse = [], []
     for i, memory in enumerate(state):
-        check_block_state(f"state[{i}]", memory, config, batch, like)
+        check_block_state(f"state[{i}]", memory, of_layer(config, i), batch, like)
         slots += _slots_in(memory)
-    if len(set(map(memory_of, slots))) < len(slots):
+        sparse += [id(part) for part in (memory, getattr(memory, "memory", None)) if isinstance(part, SparseRAMState)]
+    if len(set(map(memory_of, slots))) < len(slots) or len(set(sparse)) < len(sparse):
         raise ValueError("state must hold other slots for every layer, got two layers with the same")
 
 
@@ -43,25 +80,94 @@ def _slots_in(memory: Any) -> list[Array]:
     return list(memory) if isinstance(memory, RAMState) and memory.slots.size else []
 
 
-def check_options(config: RAMNetConfig, options: CallOptions) -> None:
-    """ValueError for what the model's mixer cannot do.
+def check_state_memory(config: RAMNetConfig, batch: int, tokens: int, like: Array) -> None:
+    """MemoryError where a state to be returned, which has all slots, does not fit.
+
+    ``like``: an array of the model's dtype and device.
+
+    >>> check_state_memory(RAMNetConfig(), 1, 1, np.zeros(1, np.float32))
+    """
+    needed = batch * state_elements(config, tokens) * like.dtype.itemsize
+    if needed > WORTH_ASKING:
+        require_memory(needed, "the state of this model", "gpu" if array_kind(like) == "cupy" else "cpu")
+
+
+def check_options(config: RAMNetConfig, options: CallOptions, has_state: bool = False) -> None:
+    """ValueError for what the model's mixer cannot do. ``has_state``: one is given, or to be returned.
 
     >>> check_options(RAMNetConfig(mixer="delta"), CallOptions(backend="numba"))
     Traceback (most recent call last):
         ...
     ValueError: backend must be None for mixer 'delta', which NumPy or CuPy computes as the arrays are, got 'numba'
     """
-    has_slots = MIXERS[config.mixer].addresses is not None
-    if options.mask is not None and (not has_slots or config.short_conv):
-        raise ValueError(
-            f"mask must be None unless mixer is {mixers_with_slots()} and short_conv 0: the others let every token "
-            f"through, got a mask with mixer {config.mixer!r} and short_conv {config.short_conv}"
-        )
-    if options.backend is not None and not has_slots:
+    slots = [mixer.addresses is not None for mixer in mixers_of(config)]
+    for name in ("mask", "cu_seqlens"):
+        if getattr(options, name) is not None and any(slots) and not all(slots):
+            raise ValueError(f"{name} must be None for a hybrid, got one with {config.mixer!r} and {config.hybrid!r}")
+        if getattr(options, name) is not None and has_state and (not all(slots) or config.short_conv):
+            raise ValueError(
+                f"{name} must be None where a state is given or returned, unless mixer is {mixers_with_slots()} and "
+                f"short_conv 0, got one with mixer {config.mixer!r} and short_conv {config.short_conv}"
+            )
+    if options.backend is not None and not any(slots):
         raise ValueError(
             f"backend must be None for mixer {config.mixer!r}, which NumPy or CuPy computes as the arrays are, "
             f"got {options.backend!r}"
         )
+
+
+def checked_options(
+    config: RAMNetConfig, options: CallOptions, ids: Array, state: Sequence[Any] | None, like: Array
+) -> CallOptions:
+    """The options of a call for checked ids (B, T) that starts from ``state``; see :func:`with_live_tokens`.
+
+    ``like``: a parameter of the model. ValueError, TypeError or MemoryError where a call cannot be made so.
+
+    >>> checked_options(RAMNetConfig(layers=2), CallOptions(), np.zeros((1, 5), int), [None], np.zeros(1, np.float32))
+    Traceback (most recent call last):
+        ...
+    ValueError: state must hold one state per layer (2), got 1
+    """
+    check_options(config, options, state is not None or options.return_state)
+    # mixers with slots look themselves; what is not used is to be right, too
+    if not all(mixer.addresses for mixer in mixers_of(config)):
+        check_positions(options.positions, ids.shape, like)
+    options = with_live_tokens(config, options, ids, like)
+    if state is None and options.return_state:
+        batch = ids.shape[0] if options.cu_seqlens is None else len(options.cu_seqlens) - 1
+        check_state_memory(config, batch, ids.shape[1], like)
+    if state is not None:
+        check_one_per_layer(state, config.layers)
+    return options
+
+
+def with_live_tokens(config: RAMNetConfig, options: CallOptions, ids: Array, like: Array) -> CallOptions:
+    """Checked options for ids (B, T) with their offsets checked, and with where layers have the tokens of masked or
+    packed rows moved to. ``like``: an array of the model's device.
+
+    >>> options = CallOptions(cu_seqlens=[0, 2, 5])
+    >>> moved = with_live_tokens(RAMNetConfig(mixer="delta"), options, np.zeros((1, 5), int), np.zeros(1))
+    >>> moved.layer_rows.shape
+    (2, 3)
+    """
+    if options.mask is None and options.cu_seqlens is None:
+        return options
+    if options.mask is not None:
+        check_mask(options.mask, ids.shape, array_kind(like))
+    offsets = None if options.cu_seqlens is None else check_cu_seqlens(options.cu_seqlens, ids.shape)
+    if MIXERS[config.mixer].addresses is not None:
+        positions = options.positions
+        if offsets is not None and positions is None:
+            positions = packed_positions(offsets, like)
+        conv_rows = None
+        if config.short_conv:
+            conv_rows = live_tokens(ids.shape, options.mask, offsets).one_row(config.short_conv - 1, like)
+        return options._replace(positions=positions, cu_seqlens=offsets, conv_rows=conv_rows)
+    rows = live_tokens(ids.shape, options.mask, offsets).rows(like)
+    positions = options.positions
+    if positions is not None or offsets is None:  # packed sequences count from 0, and so do their rows
+        positions = rows.apart(full_positions(check_positions(positions, ids.shape, like), ids.shape, like))
+    return options._replace(mask=None, cu_seqlens=None, positions=positions, layer_rows=rows)
 
 
 def mixers_with_slots() -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Literal
 
 from ramnet_np.core.retention import Update
@@ -71,6 +72,8 @@ class RAMNetConfig:
     """tau, by which address logits are divided; none: sqrt(order)."""
     init_mass: float | None = None
     """Mass of a slot before the first write: how strongly its zero content is held on to; none: 1 / M."""
+    learned_slots: bool = False
+    """Learn what every slot holds before the first token, content and mass; it starts as the empty memory."""
     mass_aware: bool = False
     """Weigh what is read by the mass of its slot."""
     output_gate: bool = False
@@ -107,6 +110,10 @@ class RAMNetConfig:
     """What a layer remembers with. ram: the slot memory; the others are there to compare it with: softmax attention
     over all tokens, or over a sliding window, linear attention, delta: DeltaNet, with delta_gate Gated DeltaNet; gla:
     gated linear attention, and mamba2: that of Mamba-2, whose states decay at rates that tokens set."""
+    hybrid: MixerName | None = None
+    """Another mixer for some of the layers; none: all have the one above."""
+    hybrid_every: int = 4
+    """With hybrid: the last of every so many layers has it."""
     key_channels: int | None = None
     """Channels of a query and of a key of each head, for every mixer but ram; none: as many as of a value."""
     window: int = 64
@@ -145,6 +152,10 @@ class RAMNetConfig:
         if self.feature_map is not None:
             check_choice("feature_map", self.feature_map, FeatureMap)
         check_choice("mixer", self.mixer, MIXER_CHECKS)
+        check_integer("hybrid_every", self.hybrid_every, 1)
+        if self.hybrid is not None:
+            check_choice("hybrid", self.hybrid, MIXER_CHECKS)
+            of_layer(self, self.hybrid_every - 1)  # checks its settings, too
         for check in MIXER_CHECKS.values():
             check(self)
         check_number("init_std", self.init_std, low=0)
@@ -204,3 +215,17 @@ class RAMNetConfig:
         if isinstance(self.cape, tuple):
             return self.cape[layer] if layer < len(self.cape) else 0
         return self.cape
+
+
+@lru_cache(maxsize=256)
+def of_layer(config: RAMNetConfig, layer: int) -> RAMNetConfig:
+    """The configuration that block number ``layer`` goes by: its mixer is that of the layer.
+
+    >>> config = RAMNetConfig(layers=4, hybrid="window", hybrid_every=2)
+    >>> [of_layer(config, i).mixer for i in range(4)]
+    ['ram', 'window', 'ram', 'window']
+    """
+    if config.hybrid is None:
+        return config
+    other = (layer + 1) % config.hybrid_every == 0
+    return replace(config, mixer=config.hybrid if other else config.mixer, hybrid=None)

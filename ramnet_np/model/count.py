@@ -16,9 +16,9 @@ from itertools import groupby
 from math import prod
 from typing import NamedTuple
 
-from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.config import RAMNetConfig, of_layer
 from ramnet_np.model.layout import EMBEDDINGS, LAYERS, layer_prefix, model_parameters
-from ramnet_np.model.mixers import MIXERS, StateSize
+from ramnet_np.model.mixers import MIXERS, StateSize, mixers_of
 from ramnet_np.model.parameters import Parameter, subset
 
 CONTEXT = 1024  # tokens of the longest MQAR test
@@ -49,7 +49,7 @@ def count(config: RAMNetConfig, context: int = CONTEXT) -> list[CountRow]:
     rows = _rows(None, {EMBEDDINGS: outside.pop(EMBEDDINGS)})
     for i in range(config.layers):
         rows += _rows(i, subset(parameters, layer_prefix(i)))
-        rows.append(CountRow(i, "memory", 0, *_state_size(config, context)))
+        rows.append(CountRow(i, "memory", 0, *_state_size(of_layer(config, i), context)))
     return rows + _rows(None, outside)
 
 
@@ -68,11 +68,11 @@ def state_elements(config: RAMNetConfig, context: int = CONTEXT) -> int:
     >>> state_elements(replace(ram, mixer="softmax"), context=64), state_elements(replace(ram, short_conv=4))
     (2048, 228)
     """
-    return config.layers * layer_state(config, context)
+    return sum(_state_size(of_layer(config, i), context).total for i in range(config.layers))
 
 
 def layer_state(config: RAMNetConfig, context: int = CONTEXT) -> int:
-    """Elements that one layer remembers; with slots H M (C + 1).
+    """Elements that a layer with the configuration's ``mixer`` remembers; with slots H M (C + 1).
 
     Source: paper table 2 and figure 3.
 
@@ -121,7 +121,7 @@ def format_count(config: RAMNetConfig, context: int = CONTEXT) -> str:
             notes.append(f"Layers {label}: figures are for one layer of {len(layers)}.")
         for i, (kind, *numbers) in enumerate(figures):
             lines.append(_line(label if i == 0 else "", kind, *(f"{n:,}" if n else "-" for n in numbers)))
-    if MIXERS[config.mixer].state_grows:
+    if any(mixer.state_grows for mixer in mixers_of(config)):
         notes.append(f"State after {context:,} tokens.")
     totals = [sum(n) for n in zip(*((row.parameters, row.total_state, row.active_state) for row in rows), strict=True)]
     lines.append(_line("all", "sum", *(f"{n:,}" for n in totals)))
@@ -140,7 +140,9 @@ def describe(config: RAMNetConfig, dtype: str = "float32", device: str = "CPU") 
       RAMNetConfig(vocab=256, order=3, cape=(2, 0), ffn='none'), all else as by default
     """
     mixer = MIXERS[config.mixer]
-    size, parameters = _state_size(config, CONTEXT), sum(row.parameters for row in count(config))
+    rows = count(config)
+    parameters = sum(row.parameters for row in rows)
+    total, active = sum(row.total_state for row in rows), sum(row.active_state for row in rows)
     heads = f"{config.heads} head{'s' * (config.heads > 1)}"
     if mixer.addresses is not None:
         writes, reads = config.top_k if isinstance(config.top_k, tuple) else (config.top_k, config.top_k)
@@ -153,13 +155,13 @@ def describe(config: RAMNetConfig, dtype: str = "float32", device: str = "CPU") 
         for field in fields(config)
         if getattr(config, field.name) != field.default
     ]
-    after = f" after {CONTEXT:,} tokens" if mixer.state_grows else ""
+    after = f" after {CONTEXT:,} tokens" if any(mixer.state_grows for mixer in mixers_of(config)) else ""
     return "\n".join(
         [
             f"RAMNet of {config.layers} layer{'s' * (config.layers > 1)} with mixer {config.mixer!r} "
             f"({mixer.variant(config).label}): {parameters:,} parameters, {dtype} on the {device}",
             f"  vocab {config.vocab:,}, width {config.width:,}; in each layer {heads}",
-            f"  state {config.layers * size.total:,} elements{after}, active per token {config.layers * size.active:,}",
+            f"  state {total:,} elements{after}, active per token {active:,}",
             f"  RAMNetConfig({', '.join(changed)}), all else as by default",
         ]
     )

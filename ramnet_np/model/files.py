@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,6 +67,33 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as (partial,):
         partial.write_text(text, encoding="utf-8")
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line of JSON, in one write that is on disk when this returns.
+
+    A line that was cut off before it is ended first.
+
+    :class:`WriteError` where the disk is full: the lines before are whole.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     append_record(Path(folder) / "results.jsonl", {"name": "a"})
+    ...     (Path(folder) / "results.jsonl").read_text()
+    '{"name": "a"}\\n'
+    """
+    line = json.dumps(record, separators=(", ", ": ")) + "\n"
+    try:
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = "\n" + line
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise WriteError(f"{str(path)!r} could not be written: {why(error)}") from error
 
 
 def sync(path: Path) -> None:

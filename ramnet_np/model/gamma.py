@@ -61,24 +61,33 @@ def gamma_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array
     """
     if config.gamma_mode == "fixed":
         return config.gamma, GammaContext(None, None, fixed=True)
-    xp = namespace_of(x)
     # 1. the modifier
-    linear_ctx = None
     if config.gamma_mode == "dynamic":
         modifier, linear_ctx = linear_forward(x, params["gamma_modifier.weight"], params["gamma_modifier.bias"])
-        modifier = at_least_float32(modifier)
     else:
-        modifier = xp.tile(at_least_float32(params["gamma_modifier"]), (*x.shape[:2], 1))
+        modifier, linear_ctx = namespace_of(x).tile(params["gamma_modifier"], (*x.shape[:2], 1)), None
     # 2. gamma
+    gamma, slope = gamma_of(modifier, config)
+    return gamma, GammaContext(linear_ctx, slope, fixed=False)
+
+
+def gamma_of(modifier: Array, config: RAMNetConfig) -> tuple[Array, Array | None]:
+    """gamma (B, T, H) from a modifier of that shape, and softplus' at it, None where gamma may be any number.
+
+    >>> import numpy as np
+    >>> gamma_of(np.zeros((1, 1, 2)), RAMNetConfig(heads=2, gamma=0.5))[0].round(6).tolist()
+    [[[0.5, 0.5]]]
+    """
+    dtype, modifier = modifier.dtype, at_least_float32(modifier)
     least = RULES[config.update].least_gamma
     if least == -math.inf:
-        return (modifier + config.gamma).astype(x.dtype, copy=False), GammaContext(linear_ctx, None, fixed=False)
+        return (modifier + config.gamma).astype(dtype, copy=False), None
     above = config.gamma - least
-    modifier += above + math.log(-math.expm1(-above))  # softplus^-1(c) = log(exp(c) - 1)
-    slope, _ = sigmoid_forward(modifier)
-    gamma = xp.logaddexp(modifier, modifier.dtype.type(0))
+    shifted = modifier + (above + math.log(-math.expm1(-above)))  # softplus^-1(c) = log(exp(c) - 1)
+    slope, _ = sigmoid_forward(shifted)
+    gamma = namespace_of(shifted).logaddexp(shifted, shifted.dtype.type(0))
     gamma = gamma if least == 0 else gamma + least
-    return gamma.astype(x.dtype, copy=False), GammaContext(linear_ctx, slope, fixed=False)
+    return gamma.astype(dtype, copy=False), slope
 
 
 def gamma_backward(

@@ -1,43 +1,43 @@
 """Generation: prompts in parallel passes, then one token after another, each chosen from the logits after those before.
 
 Prompts may have different lengths. Those of one length are read together; then all whose states have one shape step
-together, which are all of them with every memory of a fixed size.
+together, which are all of them with every memory of a fixed size. On a GPU these choose a token ahead: ahead.py.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
+from ramnet_np.backend import array_kind
+from ramnet_np.contract import Array, MemoryTiers
+from ramnet_np.core.arrays import namespace_of, on_host
+from ramnet_np.core.checks import check_mask
+from ramnet_np.core.cuda_graph import Graphs
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
-from ramnet_np.model.checks import check_integer
+from ramnet_np.layers.sampling import mark_seen
+from ramnet_np.layers.uniform import row_seeds, uniform
+from ramnet_np.model.ahead import TokensAhead
+from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.sampling import Sampling, next_token, token_dtype
 from ramnet_np.model.settled import settled
+from ramnet_np.model.sparse import sparse_state
 from ramnet_np.model.states import alike, with_whole_windows
-from ramnet_np.model.stepping import Stepper, read, together
-from ramnet_np.model.uniform import row_seeds, uniform
-
-
-class Standing(NamedTuple):
-    """Where the sequences of a generation stand: all that is needed to go on."""
-
-    steppers: list[Stepper]  # each sequence is in one of them
-    logits: Array  # (B, V) of the next token
-    positions: Array  # (B,) int64, of the next token
-    seen: Array  # (B, V) bool, the tokens that were there
+from ramnet_np.model.stepping import Standing, Stepper, read, together
 
 
 class Generation:
     """Sequences that a model continues.
 
     ``model``: a RAMNet, whose parameters must stay as they are; ``ids``: prompts, arrays of integers (T,), one for each
-    sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on.
+    sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on;
+    ``memory``: keep touched slots only, in these tiers; None for states of all slots.
+    ``graphs``: on a GPU, whether a token is captured as a CUDA graph: "on" raises RuntimeError where that fails, "auto"
+    then warns and goes on without; a memory that grows does without.
     ValueError or TypeError, naming the argument, for a prompt that is empty or has a token outside the vocabulary.
 
     >>> from ramnet_np.model import RAMNet, RAMNetConfig
@@ -55,9 +55,14 @@ class Generation:
         *,
         backend: str | None = None,
         standing: Standing | None = None,
+        graphs: Graphs = "auto",
+        memory: MemoryTiers | None = None,
     ):
-        self.model, self._settled, self._backend = model, settled(model), backend
+        check_choice("graphs", graphs, Graphs)
+        self.model, self._settled, self._backend, self._graphs = model, settled(model), backend, graphs
+        self._memory = memory
         self._chosen: Array = None  # tokens (B,) that the state does not hold yet
+        self._ahead: TokensAhead | None = None  # on a GPU: its state holds the tokens before anyone has seen them
         if standing is not None:
             self._now = standing
             for stepper in standing.steppers:
@@ -71,22 +76,41 @@ class Generation:
         """B, the number of sequences."""
         return len(self._now.positions)
 
+    @property
+    def params(self) -> Any:
+        """The parameters of the model: they say on which GPU a call runs."""
+        return self.model.params
+
     @on_gpu_of_arrays
     def next(self, sampling: Sampling) -> Array:
         """One more token of every sequence, (B,) int64."""
+        if ahead := self._tokens_ahead():
+            return ahead.next(sampling)
         now = self.standing()
         u = None
         if not sampling.greedy:
             u = uniform(row_seeds(sampling.seed, self.batch, now.logits), now.positions)
         token = next_token(now.logits, sampling, u, now.seen)
-        now.seen[namespace_of(token).arange(self.batch), token] = True
+        mark_seen(now.seen, token)
         self._chosen = token
         return token
 
     @on_gpu_of_arrays
+    def next_on_host(self, sampling: Sampling) -> np.ndarray:
+        """As :meth:`next`, as a NumPy array; a GPU is at the next step while the caller looks at it."""
+        if ahead := self._tokens_ahead():
+            return ahead.next_on_host(sampling)
+        return on_host(self.next(sampling))
+
+    @on_gpu_of_arrays
     def standing(self) -> Standing:
-        """Where the sequences stand, with the tokens that were chosen last taken into the state."""
-        if self._chosen is not None:
+        """Where the sequences stand, with the tokens that were chosen last taken into the state.
+
+        The next token may change these arrays.
+        """
+        if self._ahead is not None:
+            self._ahead.forget()
+        elif self._chosen is not None:
             token, self._chosen, now = self._chosen, None, self._now
             logits = self._step(token)
             self._now = now._replace(logits=logits, positions=now.positions + 1)
@@ -106,7 +130,17 @@ class Generation:
             for length in sorted(set(lengths)):
                 part = stepper.some([place for place, other in enumerate(lengths) if other == length])
                 steppers[tuple(part.rows.tolist())] = part
-        self._now = self._read(ids, steppers, now.positions, now.seen)
+        self._now, self._ahead = self._read(ids, steppers, now.positions, now.seen), None
+
+    def _tokens_ahead(self) -> TokensAhead | None:
+        """What chooses tokens ahead, if the sequences are on a GPU and all step together."""
+        if self._ahead is None and array_kind(self._now.logits) == "cupy" and self._step_together():
+            self._ahead = TokensAhead(self._now, self._graphs)
+        return self._ahead
+
+    def _step_together(self) -> bool:
+        steppers = self._now.steppers
+        return len(steppers) == 1 and bool((steppers[0].rows[1:] > steppers[0].rows[:-1]).all())
 
     def _begin(self, prompts: Sequence[Array] | Array) -> None:
         xp, B = namespace_of(*self.model.params.values()), len(prompts)
@@ -128,6 +162,8 @@ class Generation:
             at = list(rows)
             ids = xp.stack([prompts[row] for row in rows])
             where, state = (None, None) if before is None else (positions[at], before.state)
+            if before is None and self._memory is not None:
+                where, state = positions[at], sparse_state(self._settled, len(at), self._memory)
             stepper, after = read(self._settled, ids, np.array(rows), where, state, self._backend)
             stepper.state = with_whole_windows(stepper.state, width)
             logits = xp.empty((len(positions), after.shape[1]), dtype=after.dtype) if logits is None else logits
@@ -139,7 +175,7 @@ class Generation:
 
     def _step(self, token: Array) -> Array:
         steppers, positions = self._now.steppers, self._now.positions
-        if len(steppers) == 1 and (steppers[0].rows[1:] > steppers[0].rows[:-1]).all():
+        if self._step_together():
             return steppers[0].step(token, positions)
         logits = namespace_of(token).empty_like(self._now.logits)
         for stepper in steppers:
@@ -176,9 +212,30 @@ def tokens(
     check_integer("length", length, 0)
     generation = Generation(model, ids, backend=backend)
     dtype = token_dtype(ids[0].dtype, model.config.vocab)
-    return (generation.next(sampling).astype(dtype) for _ in range(length))
+    return (_converted(generation.next(sampling), dtype) for _ in range(length))
 
 
+@on_gpu_of_arrays
+def without_padding(ids: Array, mask: Array) -> list[Array]:
+    """The prompts of a padded batch: of every row of ``ids`` (B, T) the tokens where ``mask`` (B, T) is True.
+
+    ValueError or TypeError for a mask that does not fit, or that leaves nothing of a row.
+
+    >>> [row.tolist() for row in without_padding(np.array([[0, 5], [6, 7]]), np.array([[False, True], [True, True]]))]
+    [[5], [6, 7]]
+    """
+    shape = getattr(ids, "shape", None)
+    if shape is None or len(shape) != 2:
+        raise ValueError(f"ids must have shape (B, T) with a mask, got {shape or 'a list of prompts'}")
+    check_mask(mask, shape, array_kind(ids))
+    prompts = [row[kept] for row, kept in zip(ids, mask, strict=True)]
+    for row, prompt in enumerate(prompts):
+        if not prompt.size:
+            raise ValueError(f"mask must leave a token of every row, got none in row {row}")
+    return prompts
+
+
+@on_gpu_of_arrays
 def with_tokens(ids: Sequence[Array] | Array, tokens: Sequence[Array]) -> Array | list[Array]:
     """The prompts with the tokens (B,) behind them: (B, T + length), or a list as ``ids`` is one.
 
@@ -186,8 +243,15 @@ def with_tokens(ids: Sequence[Array] | Array, tokens: Sequence[Array]) -> Array 
     [[1, 2, 3]]
     """
     xp = namespace_of(*ids, *tokens)
-    rows = [xp.concatenate([prompt, *(token[b : b + 1] for token in tokens)]) for b, prompt in enumerate(ids)]
-    return xp.stack(rows) if hasattr(ids, "ndim") else rows
+    added = xp.stack(tokens, axis=1) if tokens else xp.empty((len(ids), 0), dtype=ids[0].dtype)
+    if hasattr(ids, "ndim"):
+        return xp.concatenate([ids, added], axis=1)
+    return [xp.concatenate([prompt, new]) for prompt, new in zip(ids, added, strict=True)]
+
+
+@on_gpu_of_arrays
+def _converted(token: Array, dtype: np.dtype) -> Array:
+    return token.astype(dtype)
 
 
 def _joined(steppers: list[Stepper]) -> list[Stepper]:

@@ -13,7 +13,7 @@ import numpy as np
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import require_array
 from ramnet_np.model.block import block_parameters, norm_parameters
-from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.config import RAMNetConfig, of_layer
 from ramnet_np.model.parameters import Parameter, Params, Shape, add_prefix, normal, shapes_of
 
 EMBEDDINGS, HEAD, NORM = "model.embeddings.weight", "lm_head.weight", "model.norm."
@@ -41,7 +41,7 @@ def model_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
     table = (config.vocab, config.width)
     parameters = {EMBEDDINGS: Parameter(table, "embeddings", normal(config.init_std))}
     for i in range(config.layers):
-        parameters |= add_prefix(layer_prefix(i), block_parameters(config, i))
+        parameters |= add_prefix(layer_prefix(i), block_parameters(of_layer(config, i), i))
     parameters |= add_prefix(NORM, norm_parameters(config))
     if not config.tie_embeddings:
         parameters[HEAD] = Parameter(table, "head", normal(config.init_std))

@@ -16,9 +16,8 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Address, Array
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
-from ramnet_np.core.checks import check_positions
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import readable, require_context, require_ids, require_like
+from ramnet_np.core.require import readable, require_context, require_like
 from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.block import (
@@ -28,15 +27,20 @@ from ramnet_np.model.block import (
     block_backward,
     block_forward,
     initial_block_state,
-    layer_input_forward,
     norm_backward,
     norm_forward,
 )
-from ramnet_np.model.call_checks import check_options, check_select, check_states, mixers_with_slots
+from ramnet_np.model.call_checks import (
+    check_ids,
+    check_select,
+    check_state_memory,
+    check_states,
+    checked_options,
+)
 from ramnet_np.model.checks import check_choice, check_integer
-from ramnet_np.model.config import RAMNetConfig
-from ramnet_np.model.count import describe, state_elements
-from ramnet_np.model.generation import tokens, with_tokens
+from ramnet_np.model.config import RAMNetConfig, of_layer
+from ramnet_np.model.count import describe
+from ramnet_np.model.generation import tokens, with_tokens, without_padding
 from ramnet_np.model.layout import (
     EMBEDDINGS,
     HEAD,
@@ -47,14 +51,13 @@ from ramnet_np.model.layout import (
     require_parameters,
 )
 from ramnet_np.model.memory import parameter_bytes, require_memory
-from ramnet_np.model.mixers import MIXERS, CallOptions
+from ramnet_np.model.mixers import CallOptions
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
 from ramnet_np.model.sampling import Sampling
+from ramnet_np.model.tracing import trace
 
 Device = Literal["cpu", "gpu"]
-
-WORTH_ASKING = 2**28  # bytes from which on the system is asked whether it has them
 
 
 @readable
@@ -112,25 +115,27 @@ class RAMNet:
         select: Array | None = None,
         positions: Array | None = None,
         state: Sequence[Any] | None = None,
+        cu_seqlens: Array | None = None,
         backend: str | None = None,
         recompute: Recompute = "none",
     ) -> tuple[Array, NetworkContext]:
         """Logits of the next token after each one. Returns (logits, ctx).
 
         ``ids``: (B, T) integers in [0, vocab).
-        ``mask``: (B, T) bool; where False a token neither writes to nor reads from the memories. For mixer "ram"
-            without a short convolution alone.
+        ``mask``: (B, T) bool; where False a token is not there for the others, as in a left-padded batch.
         ``select``: compute logits at N tokens only, (N, V): either (B, T) bool, then in the order of the rows, or
             (N,) distinct integers below B*T, b*T + t for token t of row b. Training asks for the labelled ones: the
             head is the dearest matrix of a small model.
-        ``positions``: (T,) or (B, T) integers, for CAPE and rotary positions; None counts from 0.
+        ``positions``: (T,) or (B, T) integers, for CAPE and rotary positions; None counts from 0, masked tokens too.
         ``state``: what :meth:`forward_with_state` returned, per layer a RAMState (or what another mixer remembers,
             as its module in :mod:`~ramnet_np.model.mixers` says), to start from; it is left alone.
+        ``cu_seqlens``: (N + 1,) integers, the offsets of N sequences that are packed into one row (B = 1): none sees
+            another, and positions count from 0 in each. With it, or a mask, mixer "ram" alone takes a state, of N rows.
         ``recompute``: what the backward computes again in place of the forward keeping it, to the same bits: "ffn", the
             feed-forward networks; "block", everything but the input of each block; "none".
         """
         check_choice("recompute", recompute, Recompute)
-        options = CallOptions(positions, mask, backend, recompute=recompute)
+        options = CallOptions(positions, mask, backend, recompute=recompute, cu_seqlens=cu_seqlens)
         logits, _, ctx = self._run(ids, select, state, options)
         return logits, ctx
 
@@ -143,6 +148,7 @@ class RAMNet:
         mask: Array | None = None,
         select: Array | None = None,
         positions: Array | None = None,
+        cu_seqlens: Array | None = None,
         backend: str | None = None,
     ) -> tuple[Array, list[Any]]:
         """As :meth:`forward`, for a sequence that comes in pieces. Returns (logits, state after the last token).
@@ -156,7 +162,8 @@ class RAMNet:
         >>> np.allclose(last[:, 0], model.forward(np.array([[1, 2, 3]]))[0][:, 2])
         True
         """
-        options = CallOptions(positions, mask, backend, return_state=True)
+        # nothing is kept for a backward; with "block" that is dropped layer by layer
+        options = CallOptions(positions, mask, backend, return_state=True, recompute="block", cu_seqlens=cu_seqlens)
         logits, states, _ = self._run(ids, select, state, options)
         return logits, states
 
@@ -168,6 +175,7 @@ class RAMNet:
         *,
         select: Array | None = None,
         positions: Array | None = None,
+        cu_seqlens: Array | None = None,
         backend: str | None = None,
         recompute: Recompute = "none",
     ) -> tuple[Array, list[Any], NetworkContext]:
@@ -184,7 +192,7 @@ class RAMNet:
         ((1, 2, 8), (1, 2, 16, 4))
         """
         check_choice("recompute", recompute, Recompute)
-        options = CallOptions(positions, None, backend, state is not None, recompute=recompute)
+        options = CallOptions(positions, None, backend, state is not None, recompute=recompute, cu_seqlens=cu_seqlens)
         return self._hidden(ids, select, state, options)
 
     @on_gpu_of_arrays
@@ -198,9 +206,9 @@ class RAMNet:
         (3, 2, 16, 4)
         """
         check_integer("batch", batch, 1)
-        self._require_state_memory(batch, 1)
+        check_state_memory(self.config, batch, 1, self.params[EMBEDDINGS])
         like = namespace_of(self.params[EMBEDDINGS]).empty((batch, 1, self.config.width), self.params[EMBEDDINGS].dtype)
-        return [initial_block_state(self.config, like) for _ in range(self.config.layers)]
+        return [initial_block_state(of_layer(self.config, i), like) for i in range(self.config.layers)]
 
     @on_gpu_of_arrays
     def step(self, ids: Array, state: list[Any], positions: Array, *, backend: str | None = None) -> Array:
@@ -221,7 +229,7 @@ class RAMNet:
             raise ValueError("state must be the list that forward_with_state returned: a step goes on from it")
         if getattr(ids, "ndim", None) == 2 and ids.shape[1] != 1:
             raise ValueError(f"ids must have shape (B, 1) in a step, got {ids.shape}")
-        self._check_ids(ids)
+        check_ids(ids, self.config.vocab, self.params[EMBEDDINGS])
         # all states before any changes
         check_states(state, self.config, ids.shape[0], positions, self.params[EMBEDDINGS])
         return self.step_checked(ids, state, positions, backend=backend)
@@ -253,11 +261,27 @@ class RAMNet:
     @on_gpu_of_arrays
     def backward_hidden(self, dx: Array, dhead: Array, ctx: NetworkContext) -> Params:
         """As :meth:`backward`, given the gradients of what :meth:`forward_hidden` returned and of the head's weight."""
+        grads: Params = {}
+        for some in self.backward_in_order(dx, dhead, ctx):
+            grads |= some
+        return {name: grads[name] for name in self.params}
+
+    def backward_in_order(self, dx: Array, dhead: Array, ctx: NetworkContext) -> Iterator[Params]:
+        """The gradients of :meth:`backward_hidden`, some after the others as they are made: last block first.
+
+        What becomes of them meanwhile, such as their sum over several processes, may run beside the rest. The GPU of
+        the model must be the current one.
+
+        >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=2, order=2, ffn="none"), seed=0)
+        >>> x, _, ctx = model.forward_hidden(np.array([[1, 2]]))
+        >>> order = [min(grads) for grads in model.backward_in_order(x, np.zeros((16, 8), np.float32), ctx)]
+        >>> order[0], order[1].partition(".attn")[0], order[-1]
+        ('model.norm.weight', 'model.layers.1', 'model.embeddings.weight')
+        """
         require_context(ctx, NetworkContext, "RAMNet.forward_hidden")
         xp = namespace_of(dx)
-        grads: Params = {}
         dx, dnorm = norm_backward(dx, ctx.norm)
-        grads |= add_prefix(NORM, dnorm)
+        yield add_prefix(NORM, dnorm) | ({} if self.config.tie_embeddings else {HEAD: dhead})
         # 3. x = x[select]: a token is selected once, so plain assignment is safe
         if ctx.select is not None:
             selected, dx = dx, xp.zeros(ctx.hidden_shape, dtype=dx.dtype)
@@ -265,14 +289,12 @@ class RAMNet:
         # 2. blocks, last to first
         for i, block_ctx in reversed(list(enumerate(ctx.blocks))):
             dx, dblock = block_backward(dx, block_ctx)
-            grads |= add_prefix(layer_prefix(i), dblock)
+            yield add_prefix(layer_prefix(i), dblock)
         # 1. x = embeddings[ids]; a tied table was used twice, so its gradients add up
-        grads[EMBEDDINGS] = embedding_backward(dx, ctx.embedding)
+        dembeddings = embedding_backward(dx, ctx.embedding)
         if self.config.tie_embeddings:
-            grads[EMBEDDINGS] += dhead
-        else:
-            grads[HEAD] = dhead
-        return {name: grads[name] for name in self.params}
+            dembeddings += dhead
+        yield {EMBEDDINGS: dembeddings}
 
     @property
     def head(self) -> Array:
@@ -281,11 +303,18 @@ class RAMNet:
 
     @on_gpu_of_arrays
     def generate(
-        self, ids: Array | Sequence[Array], length: int, *, backend: str | None = None, **sampling: Any
+        self,
+        ids: Array | Sequence[Array],
+        length: int,
+        *,
+        mask: Array | None = None,
+        backend: str | None = None,
+        **sampling: Any,
     ) -> Array | list[Array]:
         """Continue each row of ``ids`` by ``length`` tokens; returns (B, T + length).
 
         ``ids``: (B, T), or a list of prompts (T,) of any lengths: then a list of arrays is returned.
+        ``mask``: (B, T) bool, False where a token is no part of its prompt, as the padding before a short one.
         ``sampling``: how tokens are chosen, fields of :class:`~ramnet_np.model.sampling.Sampling`; without any the
         likeliest is taken.
         The prompt runs at once; every further token is one step, whose cost grows with the context only with mixer
@@ -299,10 +328,16 @@ class RAMNet:
         >>> [row.shape for row in ragged]
         [(5,), (3,)]
         """
-        return with_tokens(ids, list(self.stream(ids, length, backend=backend, **sampling)))
+        return with_tokens(ids, list(self.stream(ids, length, mask=mask, backend=backend, **sampling)))
 
     def stream(
-        self, ids: Array | Sequence[Array], length: int, *, backend: str | None = None, **sampling: Any
+        self,
+        ids: Array | Sequence[Array],
+        length: int,
+        *,
+        mask: Array | None = None,
+        backend: str | None = None,
+        **sampling: Any,
     ) -> Iterator[Array]:
         """The tokens of :meth:`generate` one after the other, as they are made: (B,) each, of the dtype of ``ids``.
 
@@ -314,34 +349,26 @@ class RAMNet:
         >>> [token.shape for token in model.stream(ids, 2)]
         [(1,), (1,)]
         """
-        return tokens(self, ids, length, Sampling(**sampling), backend)
+        return tokens(self, ids if mask is None else without_padding(ids, mask), length, Sampling(**sampling), backend)
 
     @on_gpu_of_arrays
     def trace(
-        self, ids: Array, *, mask: Array | None = None, positions: Array | None = None, backend: str | None = None
+        self,
+        ids: Array,
+        *,
+        mask: Array | None = None,
+        positions: Array | None = None,
+        state: Sequence[Any] | None = None,
+        cu_seqlens: Array | None = None,
+        backend: str | None = None,
     ) -> list[dict[str, Address]]:
-        """Which slots every token writes and reads: per layer {"write": Address, "read": Address}, (B, T, H, K).
+        """Which slots tokens write and read: per layer {"write": Address, "read": Address}, (B, T, H, K), or {}.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
         >>> model.trace(np.array([[1, 2, 3]]))[0]["write"].index.shape
         (1, 3, 2, 8)
         """
-        self._check_ids(ids)
-        addresses = MIXERS[self.config.mixer].addresses
-        if addresses is None:
-            raise ValueError(
-                f"trace needs mixer {mixers_with_slots()}, which alone has slots, got mixer {self.config.mixer!r}"
-            )
-        options = CallOptions(positions, mask, backend)
-        check_options(self.config, options)
-        x, _ = embedding_forward(ids, self.params[EMBEDDINGS])
-        accesses = []
-        for i in range(self.config.layers):
-            params = subset(self.params, layer_prefix(i))
-            n, _, _ = layer_input_forward(x, params, self.config)
-            accesses.append(addresses(n, subset(params, "attn."), self.config, i, options))
-            x, _, _ = block_forward(x, params, self.config, i, options=options)
-        return accesses
+        return trace(self.params, self.config, ids, CallOptions(positions, mask, backend, cu_seqlens=cu_seqlens), state)
 
     def to(self, device: Device, dtype: Any = None) -> RAMNet:
         """The model on ``device``, "cpu" or "gpu", in ``dtype``: itself if it is so already, else with copies.
@@ -400,16 +427,9 @@ class RAMNet:
         self, ids: Array, select: Array | None, state: Sequence[Any] | None, options: CallOptions
     ) -> tuple[Array, list[Any], NetworkContext]:
         """What the head takes, the state of every layer, and ctx without the head's."""
-        self._check_ids(ids)
         config = self.config
-        check_options(config, options)
-        if MIXERS[config.mixer].addresses is None:  # the others look themselves; what is not used is to be right, too
-            check_positions(options.positions, ids.shape, self.params[EMBEDDINGS])
-        if state is None and options.return_state:
-            self._require_state_memory(*ids.shape)
-        if state is not None and (not isinstance(state, list | tuple) or len(state) != config.layers):
-            got = len(state) if isinstance(state, list | tuple) else type(state).__name__
-            raise ValueError(f"state must hold one state per layer ({config.layers}), got {got}")
+        check_ids(ids, config.vocab, self.params[EMBEDDINGS])
+        options = checked_options(config, options, ids, state, self.params[EMBEDDINGS])
         if select is not None:
             select = check_select(select, ids)
         # 1. embeddings
@@ -418,14 +438,8 @@ class RAMNet:
         # 2. blocks
         states, blocks = [], []
         for i in range(config.layers):
-            x, new_state, block_ctx = block_forward(
-                x,
-                subset(self.params, layer_prefix(i)),
-                config,
-                i,
-                state=None if state is None else state[i],
-                options=options,
-            )
+            params, before = subset(self.params, layer_prefix(i)), None if state is None else state[i]
+            x, new_state, block_ctx = block_forward(x, params, of_layer(config, i), i, state=before, options=options)
             states.append(new_state)
             blocks.append(block_ctx)
         # 3. the tokens that are asked for
@@ -434,16 +448,3 @@ class RAMNet:
         # 4. norm, and outside of here the head
         x, norm_ctx = norm_forward(x, subset(self.params, NORM), config)
         return x, states, NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, None, hidden_shape)
-
-    def _require_state_memory(self, batch: int, tokens: int) -> None:
-        """MemoryError where the state to be returned, which has all slots, does not fit."""
-        parameter = self.params[EMBEDDINGS]
-        needed = batch * state_elements(self.config, tokens) * parameter.dtype.itemsize
-        if needed > WORTH_ASKING:
-            require_memory(needed, "the state of this model", "gpu" if array_kind(parameter) == "cupy" else "cpu")
-
-    def _check_ids(self, ids: Array) -> None:
-        require_ids("ids", ids, self.config.vocab)
-        namespace_of(ids, self.params[EMBEDDINGS])  # both on one device
-        if ids.ndim != 2 or ids.size == 0:
-            raise ValueError(f"ids must have shape (B, T) with at least one token, got {ids.shape}")

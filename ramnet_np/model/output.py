@@ -16,6 +16,7 @@ import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.require import ArraySpec
+from ramnet_np.layers.few_rows import product_added
 from ramnet_np.layers.gate import GateContext, gate_backward, gate_forward
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.layers.norm import RMSNormContext, rmsnorm_backward, rmsnorm_forward
@@ -94,6 +95,25 @@ def output_forward(y: Array, x: Array | None, params: Params, config: RAMNetConf
     # 3. out
     out, out_ctx = linear_forward(y, params["o_proj.weight"], params.get("o_proj.bias"))
     return out, OutputContext(norm_ctx, gate_map_ctx, gate_ctx, out_ctx, recalled)
+
+
+def output_step(y: Array, logit: Array | None, params: Params, config: RAMNetConfig, stream: Array) -> Array:
+    """:func:`output_forward` of one token, added to the stream: out (B, D).
+
+    ``y``: (B, 1, H, C); ``logit``: (B, H C), the gate's map of the layer's input, where there is a gate; ``stream``:
+    (B, D).
+
+    >>> params = {"o_proj.weight": np.ones((8, 8))}
+    >>> output_step(np.ones((1, 1, 2, 4)), None, params, RAMNetConfig(), np.ones((1, 8))).tolist()
+    [[9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0]]
+    """
+    y = y.astype(params["o_proj.weight"].dtype, copy=False)
+    if config.output_norm:
+        y, _ = rmsnorm_forward(y, params["o_norm.weight"], OUTPUT_NORM_EPS)
+    y = y.reshape(len(y), -1)
+    if logit is not None:
+        y, _ = gate_forward(logit, y, silu=config.gate_activation == "silu")
+    return product_added(y, params["o_proj.weight"], params.get("o_proj.bias"), stream)
 
 
 def output_backward(dout: Array, ctx: OutputContext) -> tuple[Array, Array | None, Params]:

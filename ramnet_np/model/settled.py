@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ramnet_np.model.layout import layer_prefix
-from ramnet_np.model.mixers import MIXERS
+from ramnet_np.model.mixers import mixers_of
 from ramnet_np.model.parameters import Grouped, add_prefix, subset
 
 
@@ -20,13 +20,14 @@ def settled(model: Any) -> Any:
     >>> bool((settled(model).forward(ids)[0] == model.forward(ids)[0]).all())
     True
     """
-    config, params, settle = model.config, dict(model.params), MIXERS[model.config.mixer].settle
-    if settle is not None:
-        for i in range(model.config.layers):
-            prefix = layer_prefix(i) + "attn."
-            layer = subset(params, prefix)
-            own, config = settle(layer, model.config)
-            for name in layer:
-                del params[prefix + name]
-            params |= add_prefix(prefix, own)
+    config, params = model.config, dict(model.params)
+    for i, mixer in enumerate(mixers_of(model.config)):
+        if mixer.settle is None:
+            continue
+        prefix = layer_prefix(i) + "attn."
+        layer = subset(params, prefix)
+        own, config = mixer.settle(layer, model.config)
+        for name in layer:
+            del params[prefix + name]
+        params |= add_prefix(prefix, own)
     return type(model)(config, params=Grouped(params))

@@ -1,6 +1,7 @@
 """Where a generation stands, in a file: sequences that are gone on with later give the bits that they would have given.
 
 A safetensors file: the state of every layer, the logits of the next token, its position and the tokens that were there.
+Of a sparse memory it holds every slot that was written, those on the disk too, so that it is whole in itself.
 Its metadata name the format, the model by a checksum of configuration and parameters, and a checksum of the arrays.
 """
 
@@ -9,25 +10,34 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from ramnet_np.contract import Array
+from ramnet_np.contract import MemoryTiers
 from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.core.placement import on_gpu_of_arrays
+from ramnet_np.core.sparse_state import BLOCK, SparseRAMState
 from ramnet_np.model.checkpoint import config_to_json
 from ramnet_np.model.files import replacing, why
-from ramnet_np.model.generation import Generation, Standing
+from ramnet_np.model.generation import Generation
+from ramnet_np.model.sparse import sparse_state, with_tiers
 from ramnet_np.model.states import arrays_of, each_array, with_whole_windows
-from ramnet_np.model.stepping import Stepper
+from ramnet_np.model.stepping import Standing, Stepper
+from ramnet_np.model.streamed_file import Streamed, write_streamed
 
 FORMAT = "ramnet-np generation 1"
+_DTYPES = {
+    "BOOL": "?",
+    "I32": "i4",
+    "I64": "i8",
+    "F32": "f4",
+    "F64": "f8",
+}  # those of a state, by their names in a file
 
 
 @on_gpu_of_arrays
@@ -39,7 +49,8 @@ def fingerprint(model: Any) -> str:
     >>> fingerprint(RAMNet(config, seed=0)) == fingerprint(RAMNet(config, seed=1))
     False
     """
-    return _checksum(json.dumps(config_to_json(model.config), sort_keys=True), model.params)
+    params = {name: Streamed.of(on_host(array)) for name, array in model.params.items()}
+    return _checksum(json.dumps(config_to_json(model.config), sort_keys=True), params)
 
 
 def save_generation(path: str | PathLike[str], generation: Generation) -> None:
@@ -61,16 +72,24 @@ def save_generation(path: str | PathLike[str], generation: Generation) -> None:
     for g, stepper in enumerate(now.steppers):
         arrays[f"{g}.rows"] = stepper.rows
         arrays |= {f"{g}.{n}": array for n, array in enumerate(arrays_of(stepper.state))}
-    saved = {name: np.ascontiguousarray(_widened(on_host(array))) for name, array in arrays.items()}
+    saved: dict[str, Streamed] = {}
+    for name, array in arrays.items():
+        if isinstance(array, SparseRAMState):
+            saved |= _of_sparse(name, array)
+        else:
+            saved[name] = Streamed.of(_widened(on_host(array)))
     about = {"format": FORMAT, "model": fingerprint(generation.model), "sha256": _checksum(FORMAT, saved)}
     with replacing(Path(path)) as (partial,):
-        save_file(saved, partial, metadata=about)
+        write_streamed(partial, saved, about)
 
 
 @on_gpu_of_arrays
-def load_generation(path: str | PathLike[str], model: Any, *, backend: str | None = None) -> Generation:
+def load_generation(
+    path: str | PathLike[str], model: Any, *, backend: str | None = None, memory: MemoryTiers | None = None
+) -> Generation:
     """The generation that :func:`save_generation` wrote, for the same ``model``; ``backend``: of the operation.
 
+    ``memory``: the tiers of its sparse memory, which may be others than before; a state of all slots becomes sparse.
     FileNotFoundError, OSError or ValueError, naming the file, for one that is missing, cut short, damaged, of another
     program or of another model.
 
@@ -82,17 +101,24 @@ def load_generation(path: str | PathLike[str], model: Any, *, backend: str | Non
     """
     saved = _read(Path(path), model)
     xp = namespace_of(*model.params.values())
-    pattern = _pattern(model, backend)
+    is_sparse = any(name.endswith(".keys") for name in saved)
+    pattern = None if is_sparse else _pattern(model, backend)
     steppers: list[Stepper] = []
     while (rows := saved.get(f"{len(steppers)}.rows")) is not None:
-        steppers.append(Stepper(model, rows, _state(saved, f"{len(steppers)}.", pattern), backend))
-    logits = xp.asarray(saved["logits"]).astype(next(iter(model.params.values())).dtype)
-    standing = Standing(steppers, logits, xp.asarray(saved["positions"]), xp.asarray(saved["seen"]))
-    return Generation(model, backend=backend, standing=standing)
+        prefix = f"{len(steppers)}."
+        if is_sparse:
+            state = _sparse_state(saved, prefix, sparse_state(model, rows.shape[0], memory))
+        else:
+            state = _state(saved, prefix, pattern)
+            state = state if memory is None else with_tiers(state, memory, model.config)
+        steppers.append(Stepper(model, _whole(rows), state, backend))
+    logits = xp.asarray(_whole(saved["logits"])).astype(next(iter(model.params.values())).dtype)
+    standing = Standing(steppers, logits, xp.asarray(_whole(saved["positions"])), xp.asarray(_whole(saved["seen"])))
+    return Generation(model, backend=backend, standing=standing, memory=memory)
 
 
-def _read(path: Path, model: Any) -> dict[str, np.ndarray]:
-    """The arrays of a state of this model, known to be whole."""
+def _read(path: Path, model: Any) -> dict[str, Streamed]:
+    """The arrays of a state of this model, known to be whole; they come from the file when they are asked for."""
     shown = repr(str(path))
     if not path.is_file():
         got = "a folder" if path.is_dir() else "no file"
@@ -108,7 +134,7 @@ def _read(path: Path, model: Any) -> dict[str, np.ndarray]:
                     f"{shown} must be a state of this model, got that of another one: other weights or dtype"
                 )
             names = file.keys()
-            saved = {name: file.get_tensor(name) for name in names}
+            saved = {name: _stored(path, name, file.get_slice(name)) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{shown} must be a state of a generation, got a file cut short or of another kind") from error
     except OSError as error:
@@ -118,12 +144,56 @@ def _read(path: Path, model: Any) -> dict[str, np.ndarray]:
     return saved
 
 
-def _state(saved: dict[str, np.ndarray], prefix: str, pattern: list[Any]) -> list[Any]:
+def _stored(path: Path, name: str, stored: Any) -> Streamed:
+    """An array of a file."""
+    shape = tuple(stored.get_shape())
+
+    def blocks() -> Iterator[np.ndarray]:
+        with safe_open(path, framework="numpy") as file:
+            if not shape or shape[0] == 0:
+                yield file.get_tensor(name)
+            for start in range(0, shape[0] if shape else 0, BLOCK):
+                yield file.get_slice(name)[start : min(start + BLOCK, shape[0])]
+
+    return Streamed(np.dtype(_DTYPES[stored.get_dtype()]), shape, blocks)
+
+
+def _whole(array: Streamed) -> np.ndarray:
+    return np.concatenate(list(array.blocks())) if array.shape else next(array.blocks())
+
+
+def _state(saved: dict[str, Streamed], prefix: str, pattern: Any) -> list[Any]:
     """The arrays under ``prefix`` in the places, of the dtypes and on the device of ``pattern``."""
     numbers = itertools.count()
     return each_array(
-        lambda like: namespace_of(like).asarray(saved[f"{prefix}{next(numbers)}"]).astype(like.dtype), pattern
+        lambda like: namespace_of(like).asarray(_whole(saved[f"{prefix}{next(numbers)}"])).astype(like.dtype), pattern
     )
+
+
+def _sparse_state(saved: dict[str, Streamed], prefix: str, empty: list[Any]) -> list[Any]:
+    """As :func:`_state`, with the rows under ``prefix`` put into ``empty``, a sparse state of the model."""
+    numbers = itertools.count()
+
+    def filled(like: Any) -> Any:
+        name = f"{prefix}{next(numbers)}"
+        if not isinstance(like, SparseRAMState):
+            return namespace_of(like).asarray(_whole(saved[name])).astype(like.dtype)
+        keys, start = _whole(saved[f"{name}.keys"]), 0
+        for rows in saved[f"{name}.values"].blocks():
+            like.scatter(*map(like.xp.asarray, (keys[start : start + len(rows)], rows)))
+            start += len(rows)
+        return like
+
+    return each_array(filled, empty)
+
+
+def _of_sparse(name: str, state: SparseRAMState) -> dict[str, Streamed]:
+    """The keys of the slots that were written, and their rows block by block."""
+    keys = np.concatenate([on_host(keys) for keys, _ in state.blocks()] or [np.empty(0, dtype=np.int64)])
+    values = Streamed(
+        state.dtype, (len(keys), state.shape[3] + 1), lambda: (on_host(rows) for _, rows in state.blocks())
+    )
+    return {f"{name}.keys": Streamed.of(keys), f"{name}.values": values}
 
 
 def _widened(array: np.ndarray) -> np.ndarray:
@@ -138,10 +208,11 @@ def _pattern(model: Any, backend: str | None) -> list[Any]:
     return with_whole_windows(state, model.config.short_conv)
 
 
-def _checksum(text: str, arrays: Mapping[str, Array]) -> str:
+def _checksum(text: str, arrays: Mapping[str, Streamed]) -> str:
     total = hashlib.sha256(text.encode())
     for name in sorted(arrays):
-        array = np.ascontiguousarray(on_host(arrays[name]))
+        array = arrays[name]
         total.update(f"{name} {array.dtype} {array.shape}".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
+        for block in array.blocks():
+            total.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return total.hexdigest()

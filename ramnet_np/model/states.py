@@ -1,6 +1,6 @@
 """The states of several sequences as one batch, apart again, and as arrays with names.
 
-A layer's state is an array whose first axis is the batch, or a tuple of such; each mixer knows which.
+A layer's state is an array whose first axis is the batch, a sparse state, or a tuple of such; each mixer knows which.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model.block import ConvState
 
 
@@ -42,13 +43,20 @@ def arrays_of(state: Any) -> list[Array]:
 
 
 def rows_of(state: list[Any], rows: Sequence[int]) -> list[Any]:
-    """Some sequences of a batch, as copies.
+    """Some sequences of a batch, as copies; a sparse state of all of them is itself, as a copy may not fit.
 
     >>> import numpy as np
     >>> rows_of([np.array([[1], [2], [3]])], [2, 0])[0].tolist()
     [[3], [1]]
     """
-    return each_array(lambda array: array[list(rows)], state)
+    wanted = list(rows)
+
+    def some(array: Any) -> Any:
+        if not isinstance(array, SparseRAMState):
+            return array[wanted]
+        return array if wanted == list(range(array.shape[0])) else array.take(wanted)
+
+    return each_array(some, state)
 
 
 def stacked(states: Sequence[list[Any]]) -> list[Any]:
@@ -60,7 +68,13 @@ def stacked(states: Sequence[list[Any]]) -> list[Any]:
     """
     if len(states) == 1:
         return states[0]
-    return each_array(lambda *arrays: namespace_of(*arrays).concatenate(arrays), *states)
+
+    def joined(*arrays: Any) -> Any:
+        if isinstance(arrays[0], SparseRAMState):
+            return SparseRAMState.joined(arrays)
+        return namespace_of(*arrays).concatenate(arrays)
+
+    return each_array(joined, *states)
 
 
 def alike(a: list[Any], b: list[Any]) -> bool:

@@ -6,7 +6,7 @@ stays on the device, and nothing waits for it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,17 @@ from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.model.states import rows_of, stacked
 
-PIECE = 8192  # tokens of a prompt in one pass: a longer one goes through in pieces, so that its activations fit
+# Tokens in one pass, of a sequence and of all together: longer prompts go through in pieces, so that activations fit.
+PIECE, PIECES = 8192, 2**16
+
+
+class Standing(NamedTuple):
+    """Where the sequences of a generation stand: all that is needed to go on."""
+
+    steppers: list[Stepper]  # each sequence is in one of them
+    logits: Array  # (B, V) of the next token
+    positions: Array  # (B,) int64, of the next token
+    seen: Array  # (B, V) bool, the tokens that were there
 
 
 class Stepper:
@@ -48,7 +58,8 @@ def read(
     """Run prompts of one length, ``ids`` (B, T), in one parallel pass.
 
     ``positions``: (B,), where each begins, None for 0; ``state``: what was before, None for nothing.
-    Returns what steps on from there, and logits (B, V). A prompt of more than PIECE tokens takes a pass for each piece.
+    Returns what steps on from there, and logits (B, V). More than PIECE tokens of a sequence, or PIECES of all, take a
+    pass for each piece.
 
     >>> from ramnet_np.model import RAMNet, RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
@@ -57,8 +68,9 @@ def read(
     """
     xp = namespace_of(ids)
     logits: Array = None
-    for start in range(0, ids.shape[1], PIECE):
-        piece = ids[:, start : start + PIECE]
+    length = min(PIECE, max(1, PIECES // len(ids)))
+    for start in range(0, ids.shape[1], length):
+        piece = ids[:, start : start + length]
         last = xp.zeros(piece.shape, dtype=bool)
         last[:, -1] = True
         where = None

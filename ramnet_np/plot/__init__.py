@@ -11,6 +11,7 @@ apart; their shapes differ too. ``with theme("dark"):`` (``style.py``) draws for
 from ramnet_np.plot.address import address_tree, beam_merge, cape_grid, digit_product
 from ramnet_np.plot.chunk import chunk_accesses
 from ramnet_np.plot.curves import bars, curves, heatmaps
+from ramnet_np.plot.language import lines_by_range, scores_by_model
 from ramnet_np.plot.memory import slot_adjoint, slot_jars, slot_life
 from ramnet_np.plot.picture import ramnet_picture
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_setting, accuracy_by_state
@@ -32,10 +33,12 @@ __all__ = [
     "curves",
     "digit_product",
     "heatmaps",
+    "lines_by_range",
     "pigeonholes",
     "rack",
     "ramnet_picture",
     "roofline",
+    "scores_by_model",
     "slot_adjoint",
     "slot_jars",
     "slot_life",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -18,21 +19,24 @@ from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.data.checks import check_count
 from ramnet_np.data.codec import BPECodec, Codec
 from ramnet_np.data.corpus import Corpus, Document, HeldOut, check_held_out, chosen_names, read_corpus, some_names
+from ramnet_np.model import RAMNet
 from ramnet_np.model.checks import check_choice
 from ramnet_np.model.files import write_text
 from ramnet_np.model.network import Device
 from ramnet_np.runs.text import load_codec, load_text_model, reading_bar
 from ramnet_np.train.text_loss import EDGES, DocumentsLoss, documents_loss
 
+Test = Literal["positions", "names", "needles", "slots"]
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Measure a language model on whole documents: nats a token, bits a byte, perplexity, and all by position.
 
-    Some files of a folder; the files that a tokenised folder kept aside; windows that each start with an empty memory:
+    Some files of a folder; those that a tokenised folder kept aside; windows that each start with an empty memory:
       ramnet-np evaluate runs/book --path novels --files emma.txt kim.txt
-      ramnet-np evaluate runs/book --path tokens
       ramnet-np evaluate runs/book --path new.txt --no-carry-state
+      ramnet-np evaluate runs/book --path tokens --tests names needles
 
     A document is read from its first token on, in windows, and its memory is carried from each to the next. Bits a byte
     compare models of bytes and of any tokens. A position is the number of bytes before a token in its document.
@@ -41,11 +45,10 @@ class EvaluateOptions:
     folder: tyro.conf.Positional[Path]
     """A run of `ramnet-np train text`, or one of its checkpoints."""
     path: Path
-    """A text file or a folder of .txt files, which the model's tokenizer encodes if it has one; or a folder of tokens
-    of the same tokenizer."""
+    """A text file or a folder of .txt files; or a folder of tokens of the model's tokenizer."""
     files: HeldOut | None = None
-    """Which documents: their names, in which * and ? may stand for others; a number, the last by name; or a share.
-    None: those that a folder of tokens kept aside, else all."""
+    """Which documents: their names, in which * and ? may stand for others; a number, the last by name; or a share;
+    none: those that a folder of tokens kept aside, else all."""
     length: int = 1024
     """Tokens of a window."""
     carry_state: bool = True
@@ -55,7 +58,9 @@ class EvaluateOptions:
     batch: int | None = None
     """Tokens computed at a time, in windows side by side; none: 8192, or 65536 on a GPU."""
     json: Path | None = None
-    """Write the numbers into this file, too."""
+    """Write the numbers into this file; tests append a line each, once."""
+    tests: tuple[Test, ...] = ()
+    """Tests of what a model keeps of a book, in place of the above (docs/guide/text.md)."""
     device: Device = "cpu"
     """Where the model lives; gpu needs CuPy and an NVIDIA GPU."""
     backend: str | None = None
@@ -66,6 +71,8 @@ class EvaluateOptions:
         check_choice("device", self.device, Device)
         if self.batch is not None:
             check_count("batch", self.batch)
+        for test in self.tests:
+            check_choice("tests", test, Test)
         if self.files is not None:
             check_held_out("files", self.files)
         for low, high in zip((0, *self.edges), self.edges, strict=False):
@@ -113,6 +120,32 @@ def evaluate_text(options: EvaluateOptions, *, progress: bool = True) -> Evaluat
     >>> found.result.loss.tokens, round(found.result.loss.bits_per_byte, 6)
     (13, 8.0)
     """
+    model, corpus, documents = load_evaluated(options, progress)
+    total = sum(document.size - 1 for document in documents)
+    with computing(options), measuring_bar(total, corpus.codec.unit, progress) as bar:
+        result = documents_loss(
+            model, corpus, documents, options.length, carry=options.carry_state,
+            edges=options.edges, tokens=options.batch, advance=bar.update,
+        )  # fmt: skip
+    found = Evaluation(tuple(document.name for document in documents), corpus.codec.unit, result)
+    if options.json is not None:
+        write_text(options.json, json.dumps(found.record(), indent=1) + "\n")
+    return found
+
+
+def load_evaluated(options: EvaluateOptions, progress: bool) -> tuple[RAMNet, Corpus, list[Document]]:
+    """The model on its device, the text in its tokens, and the documents of it that are to be measured.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> model = RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2))
+    >>> with TemporaryDirectory() as folder:
+    ...     model.save_pretrained(folder)
+    ...     _ = Path(folder, "new.txt").write_text("Tom has a fox.")
+    ...     options = EvaluateOptions(Path(folder), Path(folder, "new.txt"))
+    ...     [document.name for document in load_evaluated(options, progress=False)[2]]
+    ['new.txt']
+    """
     if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
         raise ValueError(f"json must be a file in a folder that is there, got {str(options.json)!r}")
     if options.device == "gpu":
@@ -120,21 +153,26 @@ def evaluate_text(options: EvaluateOptions, *, progress: bool = True) -> Evaluat
     model, codec = load_text_model(options.folder), load_codec(options.folder)
     with reading_bar("reading", progress) as watch:
         corpus = _in_tokens_of(codec, read_corpus(options.path, watch, "path"))
-    documents = _chosen(corpus, options.files)
-    total = sum(document.size - 1 for document in documents)
-    with (
-        use_backend(options.backend) if options.backend else nullcontext(),
-        threadpool_limits(1, user_api="blas"),
-        tqdm(total=total, desc="measuring", unit=codec.unit, unit_scale=True, disable=not progress) as bar,
-    ):
-        result = documents_loss(
-            model.to(options.device), corpus, documents, options.length, carry=options.carry_state,
-            edges=options.edges, tokens=options.batch, advance=bar.update,
-        )  # fmt: skip
-    found = Evaluation(tuple(document.name for document in documents), codec.unit, result)
-    if options.json is not None:
-        write_text(options.json, json.dumps(found.record(), indent=1) + "\n")
-    return found
+    return model.to(options.device), corpus, _chosen(corpus, options.files)
+
+
+@contextmanager
+def computing(options: EvaluateOptions) -> Iterator[None]:
+    """The backend that is asked for, and one thread for NumPy's own products.
+
+    >>> with computing(EvaluateOptions(Path("runs/book"), Path("novels"))):
+    ...     pass
+    """
+    with use_backend(options.backend) if options.backend else nullcontext(), threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def measuring_bar(total: int, unit: str, progress: bool) -> tqdm:
+    """A progress bar over tokens.
+
+    >>> measuring_bar(10, "byte", progress=False).update(1)
+    """
+    return tqdm(total=total, desc="measuring", unit=unit, unit_scale=True, disable=not progress)
 
 
 def _in_tokens_of(codec: Codec, corpus: Corpus) -> Corpus:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from ramnet_np.contract import MemoryTiers
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.data.codec import Codec, prompt_bytes
 from ramnet_np.data.stop import check_stop
@@ -20,6 +21,7 @@ from ramnet_np.model.generation import Generation
 from ramnet_np.model.network import Device
 from ramnet_np.model.sampling import Sampling
 from ramnet_np.model.state_file import load_generation, save_generation
+from ramnet_np.runs.memory_options import MemoryOptions
 from ramnet_np.runs.text import load_codec, load_text_model
 from ramnet_np.runs.writing import encode_prompts, write
 
@@ -46,6 +48,11 @@ how to choose tokens, in this order:
   --top-p X                 only the fewest likeliest that have this share of the probability [1]
   --min-p X                 only those at least this many times as likely as the likeliest [0]
   --seed N                  decides the draws; text number b, from 0, draws with N + b [0]
+where slots are kept: touched ones only, if one of these is given. The text is the same, whatever they are;
+only how many slots there are cannot change after training, as the addresses are learned for them:
+  --memory.host SIZE        in the host's memory, such as 64GiB, or all
+  --memory.disk FOLDER      what was not used longest, in a file there; --memory.disk-limit SIZE
+  --memory.gpu SIZE         with --device gpu, on the GPU
 where to go on, and where to run:
   --state FILE              go on from this file if it exists, and write it at the end [none]
   --keep-state              go on from --state without writing it
@@ -69,6 +76,7 @@ class GenerateOptions:
     length: int = 400
     stop: Texts = ()
     sampling: Annotated[Sampling, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: Sampling(temperature=0.8))
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     state: Path | None = None
     keep_state: bool = False
     device: Device = "cpu"
@@ -102,7 +110,7 @@ def run_generate(options: GenerateOptions) -> None:
     goes_on = options.state is not None and options.state.is_file()
     if not prompts and not goes_on:
         prompts = ["\n"]
-    _load_kernels(model)
+    _load_kernels(model, options.memory.tiers())
     start = time.perf_counter()
     generation, read = _begin(model, codec, prompts, options, goes_on)
     ready = time.perf_counter()
@@ -112,9 +120,9 @@ def run_generate(options: GenerateOptions) -> None:
     print(_speed(codec, read, ready - start, tokens, generation.batch, time.perf_counter() - ready), file=sys.stderr)
 
 
-def _load_kernels(model: RAMNet) -> None:
+def _load_kernels(model: RAMNet, memory: MemoryTiers | None) -> None:
     """Compile or load what a pass and a step launch, so that the speeds are those of the model."""
-    generation = Generation(model, namespace_of(*model.params.values()).zeros((1, 2), dtype=int))
+    generation = Generation(model, namespace_of(*model.params.values()).zeros((1, 2), dtype=int), memory=memory)
     for _ in range(2):
         generation.next(Sampling())
 
@@ -127,9 +135,9 @@ def _begin(
     ids = [xp.asarray(one) for one in encode_prompts(prompts, codec)]
     read = sum(map(len, ids))
     if not goes_on:
-        return Generation(model, ids), read
+        return Generation(model, ids, memory=options.memory.tiers()), read
     assert options.state is not None  # there is one to go on from
-    generation = load_generation(options.state, model)
+    generation = load_generation(options.state, model, memory=options.memory.tiers())
     if ids and len(ids) != generation.batch:
         raise ValueError(
             f"prompt must be given never, or once for each text of state ({generation.batch}), got {len(ids)}"

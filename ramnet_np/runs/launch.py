@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,29 @@ def run_on_ranks(
     elif wanted is None or wanted == 1:
         call(ONE)
     else:
-        if device == "gpu" and wanted > (there := gpu_namespace().cuda.runtime.getDeviceCount()):
-            raise ValueError(f"gpus must be at most the {there} of this host, got {wanted}")
-        raise SystemExit(_start(wanted, device, timeout, command))
+        raise SystemExit(start(wanted, device, timeout, command))
+
+
+def start(size: int, device: str, timeout: float, command: Sequence[str]) -> int:
+    """Start ``size`` processes, ranks of each other, that each run ``command``; returns the status to exit with.
+
+    ValueError for more GPUs than this host has.
+    """
+    if device == "gpu" and size > (there := gpu_namespace().cuda.runtime.getDeviceCount()):
+        raise ValueError(f"gpus must be at most the {there} of this host, got {size}")
+    environment = {"COLUMNS": str(shutil.get_terminal_size().columns)} | os.environ
+    environment.setdefault("NUMBA_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    with Watch(size, timeout) as watch:
+        environment |= watch.environment
+        watch.processes += (_gpu_ranks if device == "gpu" else _cpu_ranks)(size, environment, command)
+        return watch.status()
 
 
 def _run_rank(place: Place, device: str, timeout: float, call: Callable[[Ranks], None]) -> None:
     """``call``; where it fails, say which rank this is and end all of them."""
     starter, ranks, status = Starter(os.environ, place.rank), None, 0
     try:
-        ranks = _joined(place, device, timeout)
+        ranks = _joined(place, device, timeout, partial(_fail, place, starter, None))
         call(ranks)
     except SystemExit as end:  # a signal has ended the run, on all ranks alike
         status = end.code if isinstance(end.code, int) else FAILED
@@ -61,12 +75,12 @@ def _run_rank(place: Place, device: str, timeout: float, call: Callable[[Ranks],
     raise SystemExit(0 if starter.listens else status)
 
 
-def _joined(place: Place, device: str, timeout: float) -> Ranks:
+def _joined(place: Place, device: str, timeout: float, on_hang: Callable[[str], None]) -> Ranks:
     """The ranks, once all of them are there."""
     if device == "gpu":
         from ramnet_np.train.nccl_ranks import NCCLRanks
 
-        return NCCLRanks(place, os.environ, timeout)
+        return NCCLRanks(place, os.environ, timeout, on_hang)
     from ramnet_np.train.mpi_ranks import MPIRanks
 
     ranks = MPIRanks(place.local_rank, timeout)
@@ -86,16 +100,6 @@ def _fail(place: Place, starter: Starter, ranks: Ranks | None, words: str) -> No
         if ranks is not None:
             ranks.abort(FAILED)
     os._exit(FAILED)  # the usual end of a program with MPI would wait for the others
-
-
-def _start(size: int, device: str, timeout: float, command: Sequence[str]) -> int:
-    """Start the ranks and wait for them; returns the status to exit with."""
-    environment = {"COLUMNS": str(shutil.get_terminal_size().columns)} | os.environ
-    environment.setdefault("NUMBA_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
-    with Watch(size, timeout) as watch:
-        environment |= watch.environment
-        watch.processes += (_gpu_ranks if device == "gpu" else _cpu_ranks)(size, environment, command)
-        return watch.status()
 
 
 def _gpu_ranks(size: int, environment: Mapping[str, str], command: Sequence[str]) -> list[subprocess.Popen[bytes]]:

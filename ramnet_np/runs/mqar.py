@@ -20,7 +20,7 @@ from ramnet_np.data.batches import Batch, DataSource, Share, ShuffledSets
 from ramnet_np.data.mqar import MQAR_PRESETS, MQARSettings, mqar_data, setting_names
 from ramnet_np.model import RAMNet, RAMNetConfig, preset
 from ramnet_np.model.checks import SMALLEST, check_choice, check_integer, check_number
-from ramnet_np.model.mixers import MIXERS
+from ramnet_np.model.mixers import mixers_of
 from ramnet_np.model.network import Device
 from ramnet_np.runs.workload import Workload, announcement, require_run_memory
 from ramnet_np.train.config import TrainConfig
@@ -196,7 +196,7 @@ def train_run(
     if run.device == "gpu":
         gpu_namespace()
     require_rows(ranks.size, run.train.batch, run.train.accumulate)
-    require_run_memory(work, run.model, run.train, run.device)
+    require_run_memory(work, run.model, run.train, run.device, ranks.size)
     is_first = ranks.rank == 0
     progress = progress and is_first
     if is_first:
@@ -269,8 +269,8 @@ def _draw_pictures(run: Run, result: TrainResult, data: DataSource, accuracy: st
         try_picture(lambda: training_curves(records, accuracy=accuracy), curves)
     else:  # interrupted before its first record: no curve yet, and an earlier run's is not this one's
         curves.unlink(missing_ok=True)
-    if MIXERS[config.mixer].addresses is not None:
-        cape = [config.cape_heads(layer) for layer in range(config.layers)]
+    if any(slotted := [mixer.addresses is not None for mixer in mixers_of(config)]):
+        cape = [config.cape_heads(layer) for layer in range(config.layers) if slotted[layer]]
         try_picture(lambda: slot_trace(_accesses(result.model, data), config.slots, cape_heads=cape), trace)
 
 
@@ -278,4 +278,4 @@ def _accesses(model: RAMNet, data: DataSource) -> list[dict[str, Address]]:
     """The slots that the first held-out sequence touches."""
     first = next(iter(data.held_out().values()))
     shown = namespace_of(*model.params.values()).asarray(first.ids[:1])
-    return [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown)]
+    return [{name: Address(*map(on_host, a)) for name, a in layer.items()} for layer in model.trace(shown) if layer]

@@ -22,7 +22,7 @@ from ramnet_np.model import RAMNet, RAMNetConfig, preset
 from ramnet_np.model.checkpoint import CONFIG, hub_hint
 from ramnet_np.model.checks import check_integer
 from ramnet_np.model.generation import Generation
-from ramnet_np.model.mixers import MIXERS
+from ramnet_np.model.mixers import MIXERS, mixers_of
 from ramnet_np.model.sampling import Sampling
 from ramnet_np.runs.hardware import hardware, peak_flops
 from ramnet_np.runs.mqar import Run, run_settings, train_run
@@ -32,6 +32,7 @@ from ramnet_np.train.checkpoint import latest_checkpoint
 from ramnet_np.train.loop import Extras, TrainResult
 from ramnet_np.train.metrics import Measured, Meter
 from ramnet_np.train.ranks import ONE, Ranks, require_rows
+from ramnet_np.train.slot_use import WINDOWS, has_slots, slot_use
 from ramnet_np.train.text_loss import documents_loss, windows_loss
 
 
@@ -56,12 +57,14 @@ class TextRun(Run):
             object.__setattr__(self, "model", replace(self.model, vocab=vocab))
         if self.model.vocab != vocab:
             raise ValueError(f"model.vocab must be {vocab}, one for each {each}, got {self.model.vocab}")
-        if self.data.carry_state and MIXERS[self.model.mixer].initial_state is None:
+        if self.data.carry_state and not all(mixer.initial_state for mixer in mixers_of(self.model)):
             fixed = ", ".join(repr(name) for name, mixer in MIXERS.items() if mixer.initial_state)
             raise ValueError(
                 f"data.carry_state needs a memory whose shape does not change, that of mixer {fixed}, "
-                f"got mixer {self.model.mixer!r}"
+                f"got mixer {' and '.join(dict.fromkeys(repr(mixer.name) for mixer in mixers_of(self.model)))}"
             )
+        if self.data.carry_state and self.model.learned_slots:
+            raise ValueError("model.learned_slots must be False with data.carry_state, whose memories begin empty")
         super().__post_init__()
 
 
@@ -79,7 +82,7 @@ def run_text(run: TextRun, *, progress: bool = True, ranks: Ranks = ONE) -> Trai
     >>> with TemporaryDirectory() as folder:
     ...     result = run_text(replace(run, out=Path(folder)), progress=False)
     >>> result.status, list(result.accuracy), list(result.measured)
-    ('finished', ['next byte', 'mean'], ['nats', 'bits_per_byte', 'perplexity'])
+    ('finished', ['next byte', 'mean'], ['nats', 'bits_per_byte', 'perplexity', 'slots'])
     """
     require_rows(ranks.size, run.train.batch, run.train.accumulate)
     progress = progress and ranks.rank == 0
@@ -94,27 +97,42 @@ def run_text(run: TextRun, *, progress: bool = True, ranks: Ranks = ONE) -> Trai
     peak = peak_flops(hardware("gpu")["name"], run.train.dtype) if run.device == "gpu" else None
     peak = peak and peak * ranks.size
     files = {TOKENIZER: data.codec.text} if isinstance(data.codec, BPECodec) else {}
-    extras = Extras(_measurement(run, data, ranks), Meter(flops_per_token(run.model), peak), files)
+    extras = Extras(
+        text_measurement(data, run.data, run.by_position, ranks), Meter(flops_per_token(run.model), peak), files
+    )
     name = f"next-{data.codec.unit} accuracy"
     return train_run(run, lambda: data, settings, work, accuracy=name, progress=progress, extras=extras, ranks=ranks)
 
 
-def _measurement(run: TextRun, data: TextData, ranks: Ranks) -> Callable[[RAMNet], Measured]:
-    """How the run measures: the held-out windows, or where state is carried or positions are asked for, documents."""
+def text_measurement(
+    data: TextData, settings: TextSettings, by_position: bool = False, ranks: Ranks = ONE
+) -> Callable[[RAMNet], Measured]:
+    """How a run measures: the held-out windows, or where state is carried or positions are asked for, documents.
+
+    A model with slots also has how its layers use them, on the first few windows.
+
+    >>> settings = TextSettings(length=4)
+    >>> measure = text_measurement(TextData(b"Tom has a fox. " * 9, settings, batch=1, seed=0), settings)
+    >>> sorted(measure(RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2))).more)
+    ['bits_per_byte', 'nats', 'perplexity', 'slots']
+    """
     [(name, windows)] = data.held_out().items()
-    most = max(1, run.data.held_out_sequences // len(data.aside))
+    most = max(1, settings.held_out_sequences // len(data.aside))
 
     def measure(model: RAMNet) -> Measured:
-        more = {}
-        if run.data.carry_state or run.by_position:
+        more: dict[str, Any] = {}
+        if settings.carry_state or by_position:
             result = documents_loss(
-                model, data.corpus, data.aside, run.data.length, carry=run.data.carry_state, most_windows=most,
+                model, data.corpus, data.aside, settings.length, carry=settings.carry_state, most_windows=most,
                 ranks=ranks,
             )  # fmt: skip
             loss = result.loss
-            more = {"by_position": result.table()} if run.by_position else {}
+            more = {"by_position": result.table()} if by_position else {}
         else:
             loss = windows_loss(model, windows, data.codec.token_bytes, ranks=ranks)
+        if has_slots(model):
+            ids = namespace_of(*model.params.values()).asarray(windows.ids[:WINDOWS])
+            more["slots"] = slot_use(model, ids)
         return Measured({name: loss.accuracy, "mean": loss.accuracy}, loss.record() | more)
 
     return measure

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.layout import parameter_shapes
 from ramnet_np.model.memory import parameter_bytes, require_memory
-from ramnet_np.model.mixers import MIXERS
+from ramnet_np.model.mixers import mixers_of
 from ramnet_np.train.config import TrainConfig
 
 FLOPS, HEAD_SECONDS = 15e9, 2e-6
@@ -33,8 +33,8 @@ class Workload(NamedTuple):
     data_bytes: int  # that the data set takes
 
 
-def require_run_memory(work: Workload, model: RAMNetConfig, train: TrainConfig, device: str) -> None:
-    """MemoryError, in one sentence, where a run cannot fit.
+def require_run_memory(work: Workload, model: RAMNetConfig, train: TrainConfig, device: str, ranks: int = 1) -> None:
+    """MemoryError, in one sentence, where a run on so many ranks cannot fit.
 
     Counted are weights, gradients and two moments, and of one part of the batch the logits twice, and the addresses, of
     which every layer that is not computed again keeps the slots and the weights.
@@ -44,9 +44,10 @@ def require_run_memory(work: Workload, model: RAMNetConfig, train: TrainConfig, 
     logits = 2 * 4 * work.most_labels // train.accumulate * model.vocab
     layers = 1 if train.recompute == "block" else model.layers
     writes, reads = model.top_k if isinstance(model.top_k, tuple) else (model.top_k, model.top_k)
-    has_slots = MIXERS[model.mixer].addresses is not None
+    has_slots = any(mixer.addresses for mixer in mixers_of(model))
     addresses = 8 * int(work.tokens) // train.accumulate * layers * model.heads * (writes + reads) * has_slots
-    training = 4 * parameter_bytes(model) + logits + addresses
+    moments = 2 * parameter_bytes(model) // (ranks if train.shard_optimizer else 1)
+    training = 2 * parameter_bytes(model) + moments + logits + addresses
     require_memory(training + work.data_bytes * (device == "cpu"), "training a model of this size on this data", device)
 
 

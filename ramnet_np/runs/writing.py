@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ramnet_np.core.arrays import on_host
 from ramnet_np.data.codec import Codec, TextDecoder
 from ramnet_np.data.stop import StopScan
 from ramnet_np.model.generation import Generation
@@ -48,6 +47,6 @@ def write(
     for _ in range(length):
         if all(scan.stopped for _, scan in rows):
             break
-        tokens = on_host(generation.next(sampling)).tolist()
+        tokens = generation.next_on_host(sampling).tolist()
         yield [scan.feed(text.feed(token)) for token, (text, scan) in zip(tokens, rows, strict=True)]
     yield [scan.feed(text.end()) + scan.end() for text, scan in rows]

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
@@ -43,8 +43,9 @@ _HIDDEN = re.compile(r"\.step-[0-9]+\.(partial|replaced|removed)")  # what save_
 _FORMAT = 1
 STEPS = "train.steps"  # the one setting that may grow when a run is resumed
 # they decide no bits: a resumed run may change them
-_FREE_SETTINGS = ("train.log_every", "train.checkpoint_every", "train.recompute")
-_ADDED = {"data.carry_state": False}  # settings of data that older versions did not have, and how these ran
+_FREE_SETTINGS = ("train.log_every", "train.checkpoint_every", "train.recompute", "train.shard_optimizer")
+# settings of data that older versions did not have, and how these ran
+_ADDED = {"data.carry_state": False, "data.pack": False}
 KEPT = 2  # newest checkpoints that stay, beside the best one
 
 
@@ -152,11 +153,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def restore(
-    model: RAMNet, checkpoints: Path, settings: Mapping[str, Any], log: Callable[[str], None] = print
+    model: RAMNet,
+    checkpoints: Path,
+    settings: Mapping[str, Any],
+    log: Callable[[str], None] = print,
+    names: Collection[str] | None = None,
 ) -> Checkpoint:
     """Give ``model`` the parameters of the last whole checkpoint in the folder, and return the checkpoint.
 
-    Its model is then ``model`` and its moments are where the model is. ``settings`` must be the checkpoint's, save for
+    Its model is then ``model`` and its moments are where the model is, those of ``names`` alone if they are given.
+    ``settings`` must be the checkpoint's, save for
     how often the run logs and saves, and for ``train.steps``, which may be more.
     A damaged checkpoint is renamed ``step-...-damaged``, the one before takes its place, and ``log`` is told so.
     FileNotFoundError without a checkpoint; ValueError where all are damaged or they belong to other settings.
@@ -174,7 +180,8 @@ def restore(
     checkpoint, damaged = _last_whole(checkpoints)
     require_same_settings(settings, checkpoint.settings)
     xp = namespace_of(*model.params.values())
-    mean, square = ({n: xp.asarray(m) for n, m in moments.items()} for moments in checkpoint.optimizer[1:])
+    names = model.params if names is None else names
+    mean, square = ({n: xp.asarray(moments[n]) for n in names} for moments in checkpoint.optimizer[1:])
     for name, param in model.params.items():
         param[...] = xp.asarray(checkpoint.model.params[name])
     for folder, fault in damaged.items():

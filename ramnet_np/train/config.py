@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ramnet_np.model.checks import SMALLEST, check_choice, check_integer, check_number
+from ramnet_np.model.checks import SMALLEST, check_choice, check_flag, check_integer, check_number
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.train.schedule import cosine_with_warmup
 
@@ -44,6 +44,9 @@ class TrainConfig:
     dtype: Precision = "float32"
     """What a step computes in: "bfloat16", on a GPU, takes less time and memory. Sums, the optimiser, checkpoints and
     the parameters that it updates are float32 either way."""
+    shard_optimizer: bool = False
+    """Where several ranks train together, each keeps the optimiser's moments of its own share of the parameters alone
+    (ZeRO-1): less memory on each, to the same bits, and the parameters are sent to all ranks in every step."""
     clip: float = 1.0
     """Largest allowed norm of all gradients together; longer ones are scaled down to it."""
     log_every: int = 20
@@ -69,6 +72,7 @@ class TrainConfig:
                 "batch have equally many sequences"
             )
         check_choice("train.recompute", self.recompute, Recompute)
+        check_flag("train.shard_optimizer", self.shard_optimizer)
         for name in ("learning_rate", "clip"):
             check_number(f"train.{name}", getattr(self, name), SMALLEST)
         for name in ("learning_rate_floor", "weight_decay"):

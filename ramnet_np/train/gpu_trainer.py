@@ -8,7 +8,11 @@ more than half of the tokens have a label, by all others.
     device                     fixed inputs ─┴▶ forward ▶ loss ▶ backward ▶ AdamW ─▶ numbers ──▶ report()
                                                └──────────── one graph ───────────┘
 
-Where several ranks train together, the sum of their gradients stands between the backward and AdamW, within the graph.
+Where several ranks train together, the sums of their gradients run beside the backward, on a stream of their own, and
+AdamW waits for them; the graph is cut there (:mod:`~ramnet_np.train.step_graph`). Everything here that waits for the
+GPU then waits for other ranks too, so it goes through :meth:`Ranks.wait`, which notices a rank that does not come.
+
+The kernels of packed rows follow the lengths of their sequences, so their steps are no graphs.
 
 A graph allocates from a memory pool of its own, so that work between two launches gets other memory.
 
@@ -19,31 +23,31 @@ its own.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import on_host
+from ramnet_np.core.cuda_graph import Graphs, capture, graph_pool, own_stream, why_not_captured
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
-from ramnet_np.data.batches import Batch, StreamBatch
+from ramnet_np.data.batches import Batch, PackedBatch, StreamBatch
 from ramnet_np.data.gpu_dataset import GPUBatch, GPUDataset
 from ramnet_np.layers.loss import IGNORE_INDEX
 from ramnet_np.model import RAMNet
 from ramnet_np.train.carried import CarriedState, carried_from
 from ramnet_np.train.config import TrainConfig, learning_rate
 from ramnet_np.train.gradient_sum import GradientSum
-from ramnet_np.train.gradients import Part, loss_and_gradients
+from ramnet_np.train.gradients import Part, loss_and_gradients, packed_part
 from ramnet_np.train.optim import ADAMW_EPS, AdamWState, has_weight_decay
-from ramnet_np.train.ranks import ONE, Ranks
+from ramnet_np.train.ranks import ONE, RankError, Ranks
+from ramnet_np.train.shards import Shards
+from ramnet_np.train.step_graph import RanksBetweenGraphs, StepGraph
 from ramnet_np.train.trainer import Diverged, Report, not_finite, part_rows
 
-Graphs = Literal["auto", "on", "off"]
 Inputs = tuple[list[Part], Array | None]  # of a step: its parts, and of streams where each row starts
 
 MAX_GRAPHS = 16  # batches of further shapes run without
@@ -66,18 +70,21 @@ class BatchBuffers:
         self._hosts = [cupyx.empty_pinned(self._device.shape, dtype=np.int32) for _ in range(2)]
         self._copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
         self._current = 0
-        self.graph: CapturedStep | None = None
+        self.graph: StepGraph | None = None
         self.warmed_up = False  # whether a step of this shape has run, and so compiled what it needs
 
     def inputs(self) -> Inputs:
         """Those of the batch that was uploaded."""
         return self._unpack(self._device)
 
-    def upload(self, parts: Sequence[Array], stream: Any) -> None:
-        """Copy a batch to the device. On the stream, the copy waits for the work that still reads the batch before."""
+    def upload(self, parts: Sequence[Array], stream: Any, wait: Callable[[Any], None]) -> None:
+        """Copy a batch to the device. On the stream, the copy waits for the work that still reads the batch before.
+
+        ``wait``: waits for an event.
+        """
         self._current = 1 - self._current
         host, copied = self._hosts[self._current], self._copied[self._current]
-        copied.synchronize()  # the copy out of this host array, two batches ago
+        wait(copied)  # the copy out of this host array, two batches ago
         np.concatenate(parts, out=host, casting="unsafe")
         self._device.set(host, stream=stream)
         copied.record(stream)
@@ -91,7 +98,8 @@ class GPUTrainer:
 
     With ``config.dtype`` "bfloat16" the steps compute with copies of the parameters, those of ``model``; an update
     changes the float32 parameters of the model that was given, and rounds them to the copies.
-    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows.
+    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows; ``state``: with
+    the moments of the parameters that this rank updates.
     """
 
     report_is_free = False
@@ -114,11 +122,15 @@ class GPUTrainer:
         self._carried: CarriedState | None = None
         self._must_capture, self._captures = graphs == "on", graphs != "off"
         self._step, self._moments = state.step, (state.mean, state.square)
-        self._gpu, self._stream = cupy.cuda.Device(), _own_stream()
-        self._pool = cupy.cuda.MemoryPool(_graph_memory)  # shared by the graphs, which run one after another
+        self._gpu, self._stream = cupy.cuda.Device(), own_stream()
+        self._pool = graph_pool()  # shared by the graphs, which run one after another
         self._buffers: dict[tuple[Any, ...], BatchBuffers] = {}
         model.params.update({name: cupy.ascontiguousarray(p) for name, p in model.params.items()})
-        self._add_up = GradientSum(ranks, model.params) if ranks.size > 1 else None
+        self._exchange = RanksBetweenGraphs(ranks)
+        self._shards = Shards(ranks, model.params) if ranks.size > 1 and config.shard_optimizer else None
+        if self._shards:
+            model.params.update(self._shards.params)
+        self._over_ranks = GradientSum(self._exchange, model.params) if ranks.size > 1 else None
         self._model = model if config.dtype == "float32" else model.to("gpu", dtype=config.dtype)
         self._optimizer = _gpu_adamw(model.params, config, state, self._model.params)
         self._addresses = self._optimizer.addresses()  # of the gradients of steps that are not graphs
@@ -126,6 +138,9 @@ class GPUTrainer:
     @property
     def state(self) -> AdamWState:
         return AdamWState(self._step, *self._moments)
+
+    def whole_state(self) -> AdamWState:
+        return self._shards.whole(self.state) if self._shards else self.state
 
     @property
     def model(self) -> RAMNet:
@@ -140,16 +155,20 @@ class GPUTrainer:
         """How many shapes of batch have been captured."""
         return sum(buffers.graph is not None for buffers in self._buffers.values())
 
-    def step(self, batch: Batch | StreamBatch | GPUBatch) -> None:
+    def step(self, batch: Batch | StreamBatch | PackedBatch | GPUBatch) -> None:
+        packed = batch if isinstance(batch, PackedBatch) else None
+        if packed is not None and self._must_capture:
+            raise RuntimeError("a training step of packed rows (data.pack) cannot be captured as a CUDA graph")
         if isinstance(batch, StreamBatch) and self._carried is None:  # before a capture, which gives memory of its own
             self._carried = carried_from(self._model, batch, self._saved)
         buffers = self._upload_rows(batch) if isinstance(batch, GPUBatch) else self._upload_tokens(batch)
-        if self._captures and buffers.graph is None and buffers.warmed_up:
+        if self._captures and packed is None and buffers.graph is None and buffers.warmed_up:
+            self._ranks.wait()  # a capture may wait for the GPU
             self._capture(buffers)
-        if buffers.graph is not None:
+        if packed is None and buffers.graph is not None:
             buffers.graph.launch()
         else:
-            self._compute(buffers, self._addresses, bind=True)
+            self._compute(buffers, self._addresses, bind=True, packed=packed)
         buffers.warmed_up = True
         self._step += 1
 
@@ -157,7 +176,7 @@ class GPUTrainer:
         self._ranks.wait()
         numbers = self._optimizer.numbers()
         if numbers["stopped"]:
-            where = self._add_up.where() if self._add_up else ""
+            where = self._over_ranks.where() if self._over_ranks else ""
             raise Diverged(int(numbers["updates"]), not_finite(numbers["loss"], numbers["norm"]) + where)
         accuracy = numbers["correct"] / max(1, numbers["labels"])
         return Report(numbers["loss"], accuracy, numbers["rate"], numbers["norm"])
@@ -174,6 +193,11 @@ class GPUTrainer:
     def __exit__(self, *exc_info: object) -> None:
         import cupy
 
+        if any(isinstance(part, RankError) for part in exc_info):  # the GPU waits for a rank that does not come
+            self._stream.__exit__(*exc_info)
+            self._gpu.__exit__(*exc_info)
+            return
+        self._ranks.wait()
         self._stream.synchronize()
         self._stream.__exit__(*exc_info)
         # A pool's blocks refer to one another, so without this the graphs' memory would wait for Python's garbage
@@ -183,7 +207,7 @@ class GPUTrainer:
         cupy.get_default_memory_pool().free_all_blocks(self._stream)  # no other stream would use them
         self._gpu.__exit__(*exc_info)
 
-    def _upload_tokens(self, batch: Batch | StreamBatch) -> BatchBuffers:
+    def _upload_tokens(self, batch: Batch | StreamBatch | PackedBatch) -> BatchBuffers:
         """Copy ids of a batch on the host, positions and labels of each part, and where rows of streams start."""
         ids, labels, vocab = on_host(batch.ids), on_host(batch.labels), self._model.config.vocab
         rows = part_rows(len(ids), self._config.accumulate)
@@ -198,7 +222,7 @@ class GPUTrainer:
         key = (*ids.shape, tuple(len(positions) for positions, _ in chosen), bool(start))
         if key not in self._buffers:
             self._buffers[key] = BatchBuffers(sum(map(len, sent)), partial(_split, *key))
-        self._buffers[key].upload(sent, self._stream)
+        self._buffers[key].upload(sent, self._stream, self._ranks.wait)
         return self._buffers[key]
 
     def _upload_rows(self, batch: GPUBatch) -> BatchBuffers:
@@ -207,20 +231,29 @@ class GPUTrainer:
         if key not in self._buffers:
             rows = part_rows(len(batch.rows), self._config.accumulate)
             self._buffers[key] = BatchBuffers(len(batch.rows), partial(_gather, batch.source, rows))
-        self._buffers[key].upload([batch.rows], self._stream)
+        self._buffers[key].upload([batch.rows], self._stream, self._ranks.wait)
         return self._buffers[key]
 
-    def _compute(self, buffers: BatchBuffers, addresses: Array, *, bind: bool) -> dict[str, Array]:
-        """Launch one step. Returns the gradients; the optimiser is told their addresses only if ``bind``."""
+    def _compute(
+        self, buffers: BatchBuffers, addresses: Array, *, bind: bool, packed: PackedBatch | None = None
+    ) -> dict[str, Array]:
+        """Launch one step. Returns the gradients; the optimiser is told their addresses only if ``bind``.
+
+        ``packed``: the batch, if its rows are.
+        """
         parts, start = buffers.inputs()
+        if packed is not None:
+            rows = len(packed.lengths) // len(parts)
+            parts = [packed_part(p, packed.cu_seqlens(i * rows, (i + 1) * rows)) for i, p in enumerate(parts)]
         carried = None if start is None else self._carried
-        result = loss_and_gradients(self._model, parts, self._config.recompute, carried, start)
-        if self._add_up:
-            result = self._add_up(result)
+        result = loss_and_gradients(self._model, parts, self._config.recompute, carried, start, self._over_ranks)
         grads = self._optimizer.contiguous(result.grads)
         if bind:
             self._optimizer.bind(addresses, grads)
         self._optimizer.update(addresses, result.loss, result.correct, result.count)
+        if self._shards:
+            self._exchange.between(self._shards.send)
+            self._optimizer.round_others()
         return grads
 
     def _capture(self, buffers: BatchBuffers) -> None:
@@ -233,34 +266,20 @@ class GPUTrainer:
         # what the first step used; the graph brings its own
         cupy.get_default_memory_pool().free_all_blocks(self._stream)
         try:
-            with cupy.cuda.using_allocator(self._pool.malloc):
-                _begin_capture(self._stream)
-                try:
-                    grads = self._compute(buffers, addresses, bind=False)
-                except BaseException:
-                    with suppress(Exception):
-                        self._stream.end_capture()
-                    raise
-                graph = self._stream.end_capture()
+            graph = self._exchange.graph = StepGraph(self._stream, addresses)
+            last, grads = capture(lambda: self._compute(buffers, addresses, bind=False), self._stream, self._pool)
+            graph.finish(last)
         except Exception as error:
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            why = why_not_captured(error)
             if self._must_capture:
                 raise RuntimeError(f"a training step could not be captured as a CUDA graph ({why})") from error
             self._captures = False
             self._log(f"without CUDA graphs, as a step could not be captured ({why})")
             return
+        finally:
+            self._exchange.graph = None
         self._optimizer.bind(addresses, grads)
-        buffers.graph = CapturedStep(graph, addresses)
-
-
-class CapturedStep:
-    """A step as a CUDA graph, and the table of addresses that the graph reads, which must live as long."""
-
-    def __init__(self, graph: Any, addresses: Array):
-        self._graph, self._addresses = graph, addresses
-
-    def launch(self) -> None:
-        self._graph.launch()
+        buffers.graph = graph
 
 
 def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState, computed: dict[str, Array]) -> Any:
@@ -286,41 +305,6 @@ def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState,
     decayed = {name for name, p in params.items() if has_weight_decay(name, p)}
     copies = None if computed is params else dict(computed)
     return DeviceAdamW(dict(params), state.mean, state.square, decayed, state.step, settings, copies)
-
-
-_streams = threading.local()
-
-
-def _own_stream() -> Any:
-    """This thread's stream on the current GPU, the same for all its runs: cuBLAS keeps memory for every stream."""
-    import cupy
-
-    of_device: dict[int, Any] = _streams.__dict__.setdefault("of_device", {})
-    device = cupy.cuda.runtime.getDevice()
-    if device not in of_device:
-        of_device[device] = cupy.cuda.Stream(non_blocking=True)
-    return of_device[device]
-
-
-def _graph_memory(size: int) -> Any:
-    """New device memory for the pool of the graphs.
-
-    On a failed allocation CuPy's pool frees its unused blocks. Blocks used by a captured graph look unused, so this
-    allocator raises MemoryError instead of the out-of-memory error that the pool waits for.
-    """
-    import cupy
-
-    try:
-        return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise MemoryError(f"no GPU memory for {size:,} bytes more") from error
-
-
-def _begin_capture(stream: Any) -> None:
-    import cupy
-
-    # relaxed: other threads may allocate or load a kernel meanwhile without breaking the capture
-    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
 
 
 def _split(sequences: int, length: int, labelled: tuple[int, ...], is_stream: bool, memory: Array) -> Inputs:

@@ -31,6 +31,7 @@ from ramnet_np.train.interrupt import DeferredInterrupt
 from ramnet_np.train.metrics import Measured, Meter, MetricsWriter, evaluate
 from ramnet_np.train.optim import AdamWState, adamw_init
 from ramnet_np.train.ranks import ONE, Ranks, gathered_rows, of_every_rank, require_rows
+from ramnet_np.train.shards import own
 from ramnet_np.train.trainer import CPUTrainer, Diverged, Report, Trainer
 
 
@@ -188,11 +189,13 @@ def train(
     log = tqdm.write if ranks.rank == 0 else _say_nothing
     measure = extras.measure or (lambda model: Measured(evaluate(model, data.held_out(), ranks=ranks)))
     with _folder(out, resume, overwrite, ranks) as folder:
-        start = Checkpoint(model, adamw_init(model.params), dict(settings), best=0.0, files=extras.files)
+        updated = own(model.params, ranks) if config.shard_optimizer else model.params
+        start = Checkpoint(model, adamw_init(updated), dict(settings), best=0.0, files=extras.files)
         if resume:
             start = _resumed(start, folder, config, ranks, log)
-        for array in (*model.params.values(), *start.optimizer.mean.values(), *start.optimizer.square.values()):
-            ranks.broadcast(array)
+        for arrays in (model.params, *(() if config.shard_optimizer else start.optimizer[1:])):
+            for array in arrays.values():
+                ranks.broadcast(array)
         trainer = trainer_for(model, config, start.optimizer, graphs, log, _own_rows(start.carried, ranks), ranks)
         task = _Task(start, data, config, folder, resume, progress and ranks.rank == 0, measure, extras.meter, ranks)
         try:
@@ -227,7 +230,7 @@ def _resumed(
     """The checkpoint that a run goes on from, with the settings and files of this call."""
     if ranks.rank > 0:  # rank 0 first: it sets a damaged checkpoint aside
         ranks.barrier()
-    saved = restore(new.model, folder.checkpoints, new.settings, log)
+    saved = restore(new.model, folder.checkpoints, new.settings, log, new.optimizer.mean)
     if ranks.rank == 0:
         ranks.barrier()
     _say_if_longer(saved, config, log)
@@ -284,7 +287,8 @@ def _train_from(task: _Task, trainer: Trainer) -> tuple[float, Measured, int | N
         carried = trainer.carried
         if carried is not None:
             carried = {name: gathered_rows(ranks, array) for name, array in carried.items()}
-        task.folder.save(start._replace(optimizer=trainer.state, best=best, accuracy=accuracy, carried=carried))
+        state = trainer.whole_state()
+        task.folder.save(start._replace(optimizer=state, best=best, accuracy=accuracy, carried=carried))
 
     def measure() -> dict[str, float]:
         nonlocal measured

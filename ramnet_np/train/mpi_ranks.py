@@ -55,17 +55,24 @@ class MPIRanks:
         own[...] = total
         self._exchange(dict.fromkeys(others, total), {rank: slices[rank] for rank in others})
 
-    def broadcast(self, array: Array) -> None:
+    def start_all_reduce(self, array: Array) -> None:
+        """At once: a CPU computes the sum itself, so there is nothing to gain beside other work."""
+        self.all_reduce(array)
+
+    def join(self) -> None:
+        """Nothing is under way."""
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
         flat = _flat(array)
-        if self.rank == 0:
-            self._exchange(dict.fromkeys(range(1, self.size), flat), {})
+        if self.rank == root:
+            self._exchange(dict.fromkeys((rank for rank in range(self.size) if rank != root), flat), {})
         else:
-            self._exchange({}, {0: flat})
+            self._exchange({}, {root: flat})
 
     def barrier(self) -> None:
         self.all_reduce(np.zeros(self.size))
 
-    def wait(self) -> None:
+    def wait(self, event: Any = None) -> None:
         """Nothing is left to wait for: every call ends when it is done."""
 
     def abort(self, status: int) -> None:

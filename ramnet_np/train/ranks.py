@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -55,14 +55,20 @@ class Ranks(Protocol):
         """Replace a contiguous array, in place, by its sum over the ranks: the same bits on all of them and in all runs
         of so many ranks."""
 
-    def broadcast(self, array: Array) -> None:
-        """Replace a contiguous array, in place, by that of rank 0."""
+    def start_all_reduce(self, array: Array) -> None:
+        """As :meth:`all_reduce`, beside the calls that follow; the array must be left alone until :meth:`join`."""
+
+    def join(self) -> None:
+        """The arrays of :meth:`start_all_reduce` are their sums for the calls that follow."""
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        """Replace a contiguous array, in place, by that of rank ``root``."""
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
 
-    def wait(self) -> None:
-        """Wait until the calls before are done on this rank's device."""
+    def wait(self, event: Any = None) -> None:
+        """Wait until the calls before are done on this rank's device, or those before a CUDA ``event``."""
 
     def abort(self, status: int) -> None:
         """End all ranks at once."""
@@ -82,14 +88,21 @@ class OneRank:
     def all_reduce(self, array: Array) -> None:
         pass
 
-    def broadcast(self, array: Array) -> None:
+    def start_all_reduce(self, array: Array) -> None:
+        pass
+
+    def join(self) -> None:
+        pass
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
         pass
 
     def barrier(self) -> None:
         pass
 
-    def wait(self) -> None:
-        pass
+    def wait(self, event: Any = None) -> None:
+        if event is not None:
+            event.synchronize()
 
     def abort(self, status: int) -> None:
         raise SystemExit(status)

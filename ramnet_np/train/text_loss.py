@@ -105,7 +105,7 @@ def windows_loss(
     8.0
     """
     sums = _Sums(token_bytes if token_bytes is not None else np.ones(model.config.vocab, np.int64), ())
-    rows = _rows_at_once(model, batch.ids.shape[1], tokens)
+    rows = rows_at_once(model, batch.ids.shape[1], tokens)
     own = Batch(*(x[ranks.rank :: ranks.size] for x in batch))
     for i in range(0, len(own.ids), rows):
         part = Batch(*(on_host(x[i : i + rows]) for x in own))
@@ -149,19 +149,43 @@ def documents_loss(
     sums = _Sums(corpus.codec.token_bytes, tuple(edges))
     by_size = sorted((document for document in documents if document.size > 1), key=lambda one: -one.size)
     length = min(length, max((document.size - 1 for document in by_size), default=1))  # a longer window is padding
-    rows, own = _rows_at_once(model, length, tokens), by_size[ranks.rank :: ranks.size]
+    rows, own = rows_at_once(model, length, tokens), by_size[ranks.rank :: ranks.size]
     for i in range(0, len(own), rows):
-        for logits, window, before in _side_by_side(model, corpus, own[i : i + rows], length, carry, most_windows):
+        for logits, window, before in read_side_by_side(model, corpus, own[i : i + rows], length, carry, most_windows):
             sums.add(logits, window, before)
             advance(int(np.count_nonzero(window.labels >= 0)))
     sums.add_ranks(ranks)
     return DocumentsLoss(sums.total(), sums.ranges())
 
 
-def _side_by_side(
+def label_nats(logits: Array, labels: NDArray[np.int32]) -> NDArray[np.float64]:
+    """-log p of each label, (N,) on the host.
+
+    ``logits``: (N, V), on any device; ``labels``: (N,).
+
+    >>> label_nats(np.zeros((1, 4)), np.array([2])).round(3).tolist()
+    [1.386]
+    """
+    xp = namespace_of(logits)
+    largest = logits.max(axis=-1, keepdims=True)
+    log_sums = xp.log(xp.exp(logits - largest).sum(axis=-1)) + largest[:, 0]
+    return on_host(log_sums - logits[xp.arange(len(labels)), xp.asarray(labels)]).astype(np.float64)
+
+
+def read_side_by_side(
     model: RAMNet, corpus: Corpus, documents: Sequence[Document], length: int, carry: bool, most: int | None
 ) -> Iterator[tuple[Array, Batch, NDArray[np.int64]]]:
-    """Logits and window after window of documents, the longest first; and the bytes before each label's token."""
+    """Logits and window after window of documents, which must come with the longest first; and the bytes before each
+    label's token. Logits are of the tokens with a label alone.
+
+    >>> from ramnet_np.data.corpus import text_corpus
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> model = RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2))
+    >>> corpus = text_corpus(b"Tom has a fox.")
+    >>> windows = read_side_by_side(model, corpus, corpus.documents, length=8, carry=True, most=None)
+    >>> [logits.shape for logits, _, _ in windows]
+    [(8, 256), (5, 256)]
+    """
     state: list[Any] | None = None
     read = np.zeros(len(documents), np.int64)  # bytes of each document in the windows before
     for number in range(-(-(documents[0].size - 1) // length) if most is None else most):
@@ -190,7 +214,13 @@ def _forward(
     return model.forward_with_state(ids, state, select=select, positions=xp.asarray(positions))
 
 
-def _rows_at_once(model: RAMNet, length: int, tokens: int | None) -> int:
+def rows_at_once(model: RAMNet, length: int, tokens: int | None) -> int:
+    """How many windows of ``length`` tokens make ``tokens``; None: 8192, or 65536 on a GPU.
+
+    >>> from ramnet_np.model import RAMNetConfig
+    >>> rows_at_once(RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2)), 1024, None)
+    8
+    """
     on_cpu = namespace_of(*model.params.values()) is np
     return max(1, (tokens or (8192 if on_cpu else 65536)) // length)
 
@@ -206,11 +236,7 @@ class _Sums:
         """``logits``: (N, V) of the labelled tokens, in their order; ``before``: (B, T), bytes before each label."""
         xp, counts = namespace_of(logits), window.labels >= 0
         labels, number = window.labels[counts], np.searchsorted(self._edges, before[counts], side="right")
-        on_device = xp.asarray(labels)
-        largest = logits.max(axis=-1, keepdims=True)
-        log_sums = xp.log(xp.exp(logits - largest).sum(axis=-1)) + largest[:, 0]
-        nats = on_host(log_sums - logits[xp.arange(len(labels)), on_device]).astype(np.float64)
-        correct = on_host(logits.argmax(axis=-1) == on_device)
+        nats, correct = label_nats(logits, labels), on_host(logits.argmax(axis=-1) == xp.asarray(labels))
         for column, values in enumerate((np.ones(len(labels)), self._token_bytes[labels], nats, correct)):
             self._sums[:, column] += np.bincount(number, weights=values, minlength=len(self._sums))
 

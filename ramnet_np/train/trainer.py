@@ -11,14 +11,15 @@ from typing import Any, NamedTuple, Protocol
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
-from ramnet_np.data.batches import Batch, StreamBatch
+from ramnet_np.data.batches import Batch, PackedBatch, StreamBatch
 from ramnet_np.model import RAMNet
 from ramnet_np.train.carried import CarriedState, carried_from
 from ramnet_np.train.config import TrainConfig, learning_rate
 from ramnet_np.train.gradient_sum import GradientSum
-from ramnet_np.train.gradients import Gradients, Part, loss_and_gradients
+from ramnet_np.train.gradients import Gradients, Part, loss_and_gradients, packed_part
 from ramnet_np.train.optim import AdamWState, adamw_update, clip_by_global_norm
 from ramnet_np.train.ranks import ONE, Ranks
+from ramnet_np.train.shards import Shards
 
 
 class Report(NamedTuple):
@@ -53,13 +54,16 @@ class Trainer(Protocol):
 
     @property
     def state(self) -> AdamWState:
-        """The optimiser's state after the last step."""
+        """The optimiser's state after the last step; with ``config.shard_optimizer`` the moments of this rank."""
+
+    def whole_state(self) -> AdamWState:
+        """As :attr:`state`, with the moments of all ranks. Every rank calls this; it is complete on rank 0."""
 
     @property
     def carried(self) -> dict[str, Array] | None:
         """The memories after the last step, by name; None where none are carried from step to step."""
 
-    def step(self, batch: Batch | StreamBatch) -> None:
+    def step(self, batch: Batch | StreamBatch | PackedBatch) -> None:
         """Update the model once, in place. :class:`Diverged` is raised here or by a later report.
 
         The rows of a :class:`StreamBatch` go on from the memories that the step before left.
@@ -77,7 +81,8 @@ class CPUTrainer:
     """Steps in plain Python and NumPy, one operation after the other.
 
     It works on CuPy arrays too, through the same functions, and then waits for the GPU in every step.
-    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows.
+    ``ranks``: those that train together, each on its rows of a batch; ``carried``: of this rank's rows; ``state``: with
+    the moments of the parameters that this rank updates.
     """
 
     report_is_free = True
@@ -91,7 +96,10 @@ class CPUTrainer:
         ranks: Ranks = ONE,
     ):
         self._model, self._config, self._state = model, config, state
-        self._add_up = GradientSum(ranks, model.params) if ranks.size > 1 else None
+        self._over_ranks = GradientSum(ranks, model.params) if ranks.size > 1 else None
+        self._shards = Shards(ranks, model.params) if ranks.size > 1 and config.shard_optimizer else None
+        if self._shards:
+            model.params.update(self._shards.params)
         self._saved = carried
         self._carried: CarriedState | None = None
         self._report: Report | None = None
@@ -104,29 +112,33 @@ class CPUTrainer:
     def state(self) -> AdamWState:
         return self._state
 
+    def whole_state(self) -> AdamWState:
+        return self._shards.whole(self._state) if self._shards else self._state
+
     @property
     def carried(self) -> dict[str, Array] | None:
         return self._carried.arrays() if self._carried else self._saved
 
-    def step(self, batch: Batch | StreamBatch) -> None:
+    def step(self, batch: Batch | StreamBatch | PackedBatch) -> None:
         model, config, step = self._model, self._config, self._state.step
         try:
             result = self._loss_and_gradients(batch)
         except ValueError as error:
             if "must be finite" not in str(error):  # this is how the operation refuses logits that overflowed
                 raise
-            if self._add_up:
-                self._add_up.fail()
+            if self._over_ranks:
+                self._over_ranks.fail()
             raise Diverged(step, f"{error}{self._where()}") from error
-        if self._add_up:
-            result = self._add_up(result)
         loss, grads = float(result.loss), result.grads
         norm = clip_by_global_norm(grads, config.clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(step, not_finite(loss, norm) + self._where())
         rate = learning_rate(config, step)
         optimizer = {"beta1": config.beta1, "beta2": config.beta2, "weight_decay": config.weight_decay}
-        self._state = adamw_update(model.params, grads, self._state, rate, **optimizer)
+        params, grads = ({name: of[name] for name in self._state.mean} for of in (model.params, grads))
+        self._state = adamw_update(params, grads, self._state, rate, **optimizer)
+        if self._shards:
+            self._shards.send()
         self._report = Report(loss, int(result.correct) / max(1, int(result.count)), rate, norm)
 
     def report(self) -> Report:
@@ -134,9 +146,9 @@ class CPUTrainer:
         return self._report
 
     def _where(self) -> str:
-        return self._add_up.where() if self._add_up else ""
+        return self._over_ranks.where() if self._over_ranks else ""
 
-    def _loss_and_gradients(self, batch: Batch | StreamBatch) -> Gradients:
+    def _loss_and_gradients(self, batch: Batch | StreamBatch | PackedBatch) -> Gradients:
         xp = namespace_of(*self._model.params.values())
         ids, labels = xp.asarray(batch.ids), xp.asarray(batch.labels)
         start = None
@@ -148,7 +160,9 @@ class CPUTrainer:
             Part(ids[i : i + rows], (at := labels[i : i + rows] >= 0), labels[i : i + rows][at])
             for i in range(0, len(ids), rows)
         ]
-        return loss_and_gradients(self._model, parts, self._config.recompute, self._carried, start)
+        if isinstance(batch, PackedBatch):
+            parts = [packed_part(p, batch.cu_seqlens(i * rows, (i + 1) * rows)) for i, p in enumerate(parts)]
+        return loss_and_gradients(self._model, parts, self._config.recompute, self._carried, start, self._over_ranks)
 
     def __enter__(self) -> CPUTrainer:
         return self

@@ -149,3 +149,31 @@ def test_wrong_numbers_end_in_an_error_that_quotes_the_sentence():
     write, read, values, gamma, *_ = draw()
     with pytest.raises(Exception, match="gamma must not be negative for update='pdma', got a minimum of"):
         jax.block_until_ready(attend(write, read, values, -gamma))
+
+
+@pytest.mark.parametrize("given_state", [False, True])
+def test_packed_sequences_inside_jit(given_state):
+    write, read, values, gamma, slots, mass = draw()
+    offsets = np.array([0, 3, 3, T], dtype=np.int32)
+    state = RAMState(np.repeat(slots, 3, axis=0), np.repeat(mass, 3, axis=0)) if given_state else None
+
+    def loss(write, read, values, gamma, offsets):
+        given = None if state is None else RAMState(*map(jnp.asarray, state))
+        y, final = bridge.ram_attention(write, read, values, gamma, cu_seqlens=offsets, state=given, backend="numpy")
+        assert final.slots.shape == (3, H, M, C)
+        return y.sum() + (final.slots**2).sum()
+
+    value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(write, read, values, gamma, offsets)
+    y, final, ctx = ram_attention_forward(write, read, values, gamma, cu_seqlens=offsets, state=state, backend="numpy")
+    np.testing.assert_allclose(value, y.sum() + (final.slots**2).sum())
+    expected = ram_attention_backward(np.ones_like(y), ctx, RAMState(2 * final.slots, 0 * final.mass))
+    for grad, own in zip(grads, expected[:4], strict=True):
+        np.testing.assert_array_equal(grad, own)
+
+
+def test_offsets_of_a_wrong_shape_are_refused_when_traced():
+    arrays = draw()[:4]
+    with pytest.raises(ValueError, match=r"cu_seqlens must have shape \(N \+ 1,\) .* got shape \(1, 2\)"):
+        jax.jit(lambda *a: bridge.ram_attention(*a, cu_seqlens=jnp.array([[0, T]])))(*arrays)
+    with pytest.raises(TypeError, match=r"cu_seqlens must be integers, got float"):
+        jax.jit(lambda *a: bridge.ram_attention(*a, cu_seqlens=jnp.array([0.0, T])))(*arrays)

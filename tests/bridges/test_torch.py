@@ -5,6 +5,8 @@ A CPU build of torch is enough (``pip install 'ramnet-np[torch]'``). Tensors on 
 
 import gc
 import importlib
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -113,6 +115,20 @@ def test_on_a_gpu_on_torchs_stream_and_from_its_memory(dtype):
         torch.testing.assert_close(x.grad.double().cpu(), x_.grad, rtol=rtol, atol=rtol)
 
 
+ENDS = """
+import torch
+from ramnet_np.bridges.torch import ram_attention
+logits = torch.zeros(1, 4, 2, 2, 2, device="cuda", requires_grad=True)
+ram_attention(logits, logits, torch.ones(1, 4, 2, 3, device="cuda"), top_k=4)[0].sum().backward()
+"""
+
+
+@pytest.mark.gpu
+@WITHOUT_CUDA
+def test_python_ends_with_memory_of_torchs_still_in_use():
+    assert subprocess.run([sys.executable, "-c", ENDS]).returncode == 0
+
+
 def test_nothing_is_copied(monkeypatch):
     seen = []
 
@@ -133,7 +149,7 @@ def test_torchs_check_of_the_operator(given_state, return_state):
     inputs = [x.requires_grad_() for x in draw(torch.float32)]
     both = where_and_mask()
     tensors = *inputs[:4], both["positions"], both["mask"], *(inputs[4:] if given_state else (None, None))
-    options = 0.0, "gsu", 2, 3, True, False, 1, False, 1e-12, 0.0, return_state, "numpy"
+    options = None, 0.0, "gsu", 2, 3, True, False, 1, False, 1e-12, False, 0.0, return_state, "numpy"
     torch.library.opcheck(torch_ops.forward, (*tensors, *options))
 
 
@@ -361,3 +377,38 @@ def test_a_step_refuses_gradients_and_no_state():
         bridge.ram_attention_step(
             *[a.detach() for a in arrays], state=RAMState(torch.zeros(1, 1, 1, 1).double().expand(B, H, M, C), mass)
         )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("given_state", [False, True])
+def test_packed_sequences_are_the_librarys_to_the_bit(device, given_state):
+    write, read, values, gamma, *_ = (x[:1].requires_grad_() for x in draw(torch.float32, device))
+    offsets = torch.tensor([0, 2, 2, T], dtype=torch.int32, device=device)
+    rng = np.random.default_rng(1)
+    state = None
+    if given_state:
+        slots, mass = rng.normal(size=(3, H, M, C)), rng.uniform(0.1, 1.0, size=(3, H, M))
+        state = RAMState(*(torch.tensor(part, dtype=torch.float32, device=device) for part in (slots, mass)))
+    y, final = bridge.ram_attention(write, read, values, gamma, cu_seqlens=offsets, state=state)
+    (y.sum() + final.slots.square().sum()).backward()
+    arrays = [torch_ops.array_of(x) for x in (write, read, values, gamma)]
+    given = None if state is None else RAMState(*map(torch_ops.array_of, state))
+    expected, states, ctx = ram_attention_forward(*arrays, cu_seqlens=[0, 2, 2, T], state=given)
+    assert torch.equal(y, torch_ops.tensor_of(expected))
+    assert final.slots.shape == (3, H, M, C)
+    dstate = RAMState(2 * states.slots, 0 * states.mass)
+    grads = ram_attention_backward(0 * expected + 1, ctx, dstate)
+    for tensor, grad in zip((write, read, values, gamma), grads[:4], strict=True):
+        assert torch.equal(tensor.grad, torch_ops.tensor_of(grad))
+
+
+def test_torchs_check_of_packed_sequences():
+    write, read, values, *_ = (x[:1].requires_grad_() for x in draw())
+    options = 0.7, "pdma", 4, 4, False, False, 1, False, 1e-12, True, 0.0, True, "numpy"
+    torch.library.opcheck(torch_ops.forward, (write, read, values, *[None] * 5, torch.tensor([0, 2, T]), *options))
+
+
+def test_offsets_that_are_no_tensor_are_refused():
+    write, read, values, *_ = (x[:1] for x in draw())
+    with pytest.raises(TypeError, match=r"cu_seqlens must be a torch.Tensor, got list"):
+        bridge.ram_attention(write, read, values, cu_seqlens=[0, T])

@@ -7,7 +7,7 @@ import pytest
 
 import ramnet_np
 from ramnet_np.data.mqar import MQARSettings, mqar_data, mqar_validation
-from ramnet_np.experiment import one_run
+from ramnet_np.experiment import one_run, tasks
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import checkpoints_of, run_one
 from ramnet_np.model import state_elements
@@ -44,7 +44,7 @@ def test_the_test_sets_are_measured_once_and_after_everything(monkeypatch):
         order.append("test" if "3 pairs, length 20" in held_out else "validation")
         return {name: 1.0 for name in held_out} | {"mean": 1.0}
 
-    monkeypatch.setattr(one_run, "evaluate", evaluate)
+    monkeypatch.setattr(tasks, "evaluate", evaluate)
     run_one(A, "cpu")
     assert order == ["validation", "validation", "test"]
     order.clear()
@@ -60,9 +60,10 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(monkeypatch, tmp_path):
         measured.append({name: p.copy() for name, p in model.params.items()})
         return {name: 0.5 for name in held_out} | {"mean": 0.5}
 
-    monkeypatch.setattr(one_run, "evaluate", evaluate)
+    monkeypatch.setattr(tasks, "evaluate", evaluate)
     monkeypatch.setattr(one_run, "REPORT_EVERY", 3)
     monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(one_run, "SAVE_SHARE", 1e9)
     whole = run_one(A, "cpu")
     whole_params = measured[-1]
     assert "calls" not in whole
@@ -103,6 +104,7 @@ def test_every_run_has_a_place_of_its_own_for_checkpoints(tmp_path):
 
 def test_a_damaged_checkpoint_is_no_obstacle(monkeypatch, tmp_path):
     monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(one_run, "SAVE_SHARE", 1e9)
     whole = run_one(A, "cpu", out=tmp_path)
     [damaged] = tmp_path.rglob("training.json")
     assert damaged.parent.name == "step-00000008"  # after the last step there is only measuring left

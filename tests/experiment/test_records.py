@@ -5,7 +5,8 @@ import json
 import pytest
 
 from ramnet_np.experiment.grid import read_grid
-from ramnet_np.experiment.records import append_record, read_records, run_of
+from ramnet_np.experiment.records import read_records, run_of
+from ramnet_np.model.files import append_record
 from tests.experiment.grids import TINY
 from tests.model.test_files import file_size_limit
 

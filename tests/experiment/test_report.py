@@ -9,8 +9,8 @@ from matplotlib.colors import to_hex
 
 from ramnet_np.cli import main
 from ramnet_np.experiment.grid import load_grid
-from ramnet_np.experiment.records import append_record
 from ramnet_np.experiment.report import BEGIN, END, between_markers, report, write_report
+from ramnet_np.experiment.report import page_of as page_name
 from ramnet_np.experiment.summary import collect, gpu_minutes
 from ramnet_np.experiment.sweep import Choice
 from ramnet_np.experiment.tables import (
@@ -23,6 +23,7 @@ from ramnet_np.experiment.tables import (
     study_table,
 )
 from ramnet_np.model import state_elements
+from ramnet_np.model.files import append_record
 from ramnet_np.model.mixers import variant_labels
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_setting, accuracy_by_state
 from ramnet_np.plot.style import palette, theme
@@ -239,8 +240,8 @@ def test_points_stand_in_the_order_of_the_grid_whichever_ended_first(tmp_path):
 
 
 def test_the_committed_page_has_the_tables_of_the_committed_records():
-    page = (RESULTS / "mqar.md").read_text()
     for grid, text in report(sorted(RESULTS.glob("*.jsonl")), PAPER, {}).items():
+        page = (RESULTS / page_name(grid)).read_text()
         assert between_markers(page, grid, text) == page, f"ramnet-np experiment plot docs/results/*.jsonl: {grid}"
 
 

@@ -14,9 +14,10 @@ from ramnet_np.cli import main
 from ramnet_np.experiment import one_run, runner, workers
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import Progress, checkpoints_of, run_one
-from ramnet_np.experiment.records import append_record, read_records, run_of
+from ramnet_np.experiment.records import read_records, run_of
 from ramnet_np.experiment.runner import Options, run_experiment
 from ramnet_np.experiment.workers import Event, WorkerPool
+from ramnet_np.model.files import append_record
 from ramnet_np.train.folder import held_folder
 from tests.experiment.grids import TINY
 
@@ -95,7 +96,7 @@ def test_options_that_make_no_sense(options, message):
 
 def test_what_the_command_refuses(capsys):
     for arguments, message in (
-        ([], ", mqar-ablations, plot, got 'nothing'"),
+        ([], ", language-bytes, plot, got 'nothing'"),
         (["mqar"], "experiment must be one of mqar-order, "),
         (["mqar-order", "--grid", "no.toml"], "grid must be a file or one of"),
         (["plot", "no.jsonl"], "no results file at no.jsonl"),
@@ -163,7 +164,7 @@ def test_a_run_that_ends_its_thread_has_failed(error):
     def one(run, on_progress):
         raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[error]("no more")
 
-    thread = threading.Thread(target=workers._serve, args=(runs, one, lambda *event: sent.append(event)), daemon=True)
+    thread = threading.Thread(target=workers.serve, args=(runs, one, lambda *event: sent.append(event)), daemon=True)
     thread.start()
     runs.put(run)
     thread.join(0.5)
@@ -403,6 +404,7 @@ def test_an_unfinished_run_goes_on(monkeypatch, grid):
     run = read_grid(TINY, "tiny").points[1].run(5, 3e-3)
     whole = run_one(run, "cpu")
     monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(one_run, "SAVE_SHARE", 1e9)
 
     def end(progress):
         if progress.step == 16:

@@ -81,7 +81,7 @@ def test_from_a_grid_to_its_page_with_a_kill_on_the_way(tmp_path, capsys):
 class Recorded:
     """A pool that only says what it was asked for: each run ends at once on the next of its GPUs."""
 
-    def __init__(self, device, gpus, side_by_side, out, invocation):
+    def __init__(self, device, gpus, side_by_side, out, invocation, text, keep_model):
         Recorded.asked = device, gpus, side_by_side
         self.running, self.free = [], 0
 

@@ -15,7 +15,7 @@ from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
-from tests.operation_cases import CASES, Case, draw, run, run_steps
+from tests.operation_cases import CASES, PACKED, Case, draw, run, run_steps
 
 NAMES = ("plain", "K-pair-read-1", "everything", "C-odd", "M-large", "mask-gsu-per-token", "huge-logits")
 STEPS = (
@@ -29,6 +29,7 @@ OTHERS = (
     Case("segments-of-masses", B=1, T=1100, H=30, U=4, P=2, C=64, dstate=False),
     Case("segments", B=1, T=1024, H=1, U=3, P=3, K=4, C=4, dstate=False),
     Case("K-70", B=1, T=5, H=1, U=5, P=4, K=70, C=8),
+    *PACKED,
 )
 
 

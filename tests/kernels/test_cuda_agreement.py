@@ -8,7 +8,19 @@ from hypothesis import strategies as st
 from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward, ram_attention_step
 from ramnet_np.gradcheck import gradcheck
 from tests.kernels.test_cpu_agreement import cases
-from tests.operation_cases import CASES, Case, assert_agree, assert_same_bits, draw, run, run_steps
+from tests.operation_cases import (
+    CASES,
+    PACKED,
+    Case,
+    assert_agree,
+    assert_same_bits,
+    draw,
+    of_filled,
+    packed,
+    run,
+    run_one_by_one,
+    run_steps,
+)
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.gpu
@@ -31,6 +43,11 @@ EXTRA = [
     Case("lists-in-two-rounds", B=1, T=70, H=2, U=7, P=2, C=24, gamma=0.7),
     Case("tokens-alike", B=1, T=130, H=2, U=2, P=4, K=16, C=32, dstate=False, masked=0.1),
     Case("long", B=1, T=700, H=2, U=5, P=4, C=24, gamma=0.6),
+    Case("alone", B=2, T=1024, H=1, U=5, P=4, C=20, dstate=False, options={"batch_invariant": True}),
+    Case("alone-M-large", B=2, T=40, H=2, U=8, P=4, C=20, dstate=False, options={"batch_invariant": True}),
+    packed("packed-long", 900, 0, 1237, 64, H=2, U=5, P=4, C=64, gamma=0.6, dstate=False, masked=0.1),
+    packed("packed-M-large-long", 600, 0, 1, 1300, H=2, U=8, P=4, C=20, dstate=False, options={"mass_aware": True}),
+    *PACKED,
 ]
 
 
@@ -94,6 +111,40 @@ def test_drawn_cases_equal_numpy(case, seed):
 def test_the_same_inputs_give_the_same_bits(cp, name):
     inputs = draw(CASE[name], np.float32)
     assert_same_bits(on_gpu(cp, inputs), on_gpu(cp, inputs))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("case", [case for case in EXTRA if case.lengths], ids=lambda case: case.name)
+def test_a_packed_sequence_gives_the_bits_that_it_gives_alone(cp, case, dtype):
+    inputs = draw(case, dtype)
+    expected = run_one_by_one(inputs, "cupy", cp.asarray, cp.concatenate)
+    assert_same_bits(of_filled(on_gpu(cp, inputs), case.lengths), {k: cp.asnumpy(v) for k, v in expected.items()})
+
+
+@pytest.mark.parametrize("case", [case for case in EXTRA if case.name.startswith("alone")], ids=lambda case: case.name)
+def test_batch_invariant_bits_do_not_depend_on_the_batch(cp, case):
+    """One row, and the same among many: with one the kernels would cut it into segments, with many not."""
+    inputs = draw(case, np.float32)
+
+    def first(copies):
+        arrays = [cp.asarray(np.concatenate([a, *[a[:1]] * copies])) for a in inputs.arrays]
+        y, _, ctx = ram_attention_forward(*arrays, **inputs.options)
+        grads = ram_attention_backward(cp.ones_like(y), ctx)
+        results = {"y": y, **grads._asdict()}
+        return {name: cp.asnumpy(results[name][:1]) for name in ("y", "write_logits", "read_logits", "values")}
+
+    assert_same_bits(first(0), first(150))
+
+
+def test_offsets_may_be_on_either_side(cp):
+    inputs = draw(PACKED[0], np.float32)
+    arrays, options = [cp.asarray(a) for a in inputs.arrays], dict(inputs.options)
+    offsets = options.pop("cu_seqlens")
+    results = [
+        ram_attention_forward(*arrays, cu_seqlens=given, **options)[0]
+        for given in (offsets, cp.asarray(offsets), offsets.tolist(), offsets.astype(np.int64))
+    ]
+    assert_same_bits({"y": cp.asnumpy(cp.stack(results))}, {"y": cp.asnumpy(cp.stack(results[:1] * 4))})
 
 
 @pytest.mark.parametrize("case", [CASE["plain"], CASE["everything"], CASE["C-odd"], *EXTRA], ids=lambda case: case.name)

@@ -63,7 +63,7 @@ def device(values):
 def declared(source, kernel):
     """The types of a kernel's parameters."""
     text = re.sub("//.*", "", (FOLDER / source).read_text())
-    found = re.search(rf"__global__ void (?:__launch_bounds__\([\w, ]+\) )?{kernel}\(([^)]*)\)", text)
+    found = re.search(rf"__global__ void (?:__launch_bounds__\([^()]+\) )?{kernel}\(([^)]*)\)", text)
     return [" ".join(parameter.split()).rpartition(" ")[0] for parameter in found[1].split(",")]
 
 
@@ -145,6 +145,13 @@ SINGLE = {
     "apply_decay": ((MATRICES, MATRICES, COLUMN, COLUMN), ["apply_decay"]),
     "apply_decay_backward": ((*(MATRICES,) * 4, COLUMN, COLUMN), ["apply_decay_backward"]),
     "unit_lower_inverse": ((MATRICES,), ["unit_lower_inverse"]),
+    "few_rows_product": ((normal(5, 7), normal(3, 7)), ["few_rows"]),
+    "normed_products": (
+        (normal(5, 7), normal(7), 1e-6, (normal(3, 7), normal(9, 7)), (None, normal(9))),
+        ["few_rows"],
+    ),
+    "normed_gated_product": ((normal(5, 7), normal(7), 1e-6, *normal(2, 3, 7)), ["few_rows"]),
+    "product_added": ((normal(5, 7), normal(3, 7), normal(3), normal(5, 3)), ["few_rows"]),
 }
 
 
@@ -164,7 +171,8 @@ def require_same_form(fast, plain):
 
 
 def on_device(arguments):
-    return [device(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    moved = [device(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    return [tuple(on_device(a)) if type(a) is tuple else a for a in moved]
 
 
 @pytest.mark.parametrize("name", PAIRS)

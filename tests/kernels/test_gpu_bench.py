@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tyro
-from ramnet_np.kernels.bench import gpu_peers, gpu_shapes, vs_peers
+from ramnet_np.kernels.bench import few_rows, gpu_peers, gpu_shapes, vs_peers
 from ramnet_np.kernels.bench.cpu import Shape
 
 
@@ -132,3 +132,12 @@ def test_kernels_are_listed_once_each_and_launches_left_as_they_were(tiny, capsy
         for kernel in ("decode_forward", "content_forward", *of_masses, "decode_backward"):
             assert f" {line}".count(f" {kernel} ") == 1
         assert " total " in line
+
+
+@pytest.mark.gpu
+def test_products_of_a_few_rows_are_printed_beside_cublas_and_the_floor(monkeypatch, capsys):
+    monkeypatch.setattr(few_rows, "BEYOND_CACHE", 2**22)
+    few_rows.main(few_rows.Options(preset="text-small", rows=(1, 16)))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["addresses", "out", "gate", "down", "head", "all"] * 2
+    assert all(float(figure) > 0 for line in lines[2:] for figure in line.split()[-3:-1])  # the floor rounds to 0

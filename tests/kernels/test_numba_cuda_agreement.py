@@ -13,7 +13,7 @@ from ramnet_np.kernels.numba_cuda.memory_plain import masses_forward as plain_ma
 from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward
 from ramnet_np.gradcheck import gradcheck
 from tests.kernels.numba_cuda_device import NEEDS_GPU, SIMULATED, on_device, on_host, sized, to_device
-from tests.operation_cases import CASES, Case, assert_agree, assert_same_bits, draw, run, run_steps
+from tests.operation_cases import CASES, PACKED, Case, assert_agree, assert_same_bits, draw, packed, run, run_steps
 from tests.tolerances import assert_close
 
 pytestmark = NEEDS_GPU
@@ -69,6 +69,19 @@ def test_steps_equal_numpy(case):
     assert_close(ys, np.concatenate(expected["y"], axis=1), name="y")
     assert_close(on_host(actual["slots"]), expected["slots"], name="slots")
     assert_close(on_host(actual["mass"]), expected["mass"], name="mass")
+
+
+SMALL_PACKED = [
+    packed("packed", 2, 0, 3, 1, H=1, C=3, U=2),
+    packed("packed-given-state", 0, 2, 1, H=2, C=2, U=2, state=True, gamma="token", masked=0.3, K=(2, 3)),
+    packed("packed-cape", 2, 1, H=1, C=2, U=2, dstate=False, options={"cape_heads": 1, "mass_aware": True}),
+]
+
+
+@pytest.mark.parametrize("case", SMALL_PACKED if SIMULATED else SMALL_PACKED + PACKED, ids=lambda case: case.name)
+def test_packed_sequences_equal_numpy(case):
+    inputs = draw(case, np.float64)
+    assert_agree(on_device(inputs), run(inputs, "numpy"))
 
 
 def plain_kernels_serve(monkeypatch, in_shared=True):

@@ -1,4 +1,6 @@
-"""The tests of the model run on the NumPy core; the kernels have tests of their own."""
+"""The tests of the model run on the NumPy core, but those of a GPU: the kernels for the CPU have tests of their own."""
+
+from contextlib import nullcontext
 
 import pytest
 
@@ -6,6 +8,6 @@ from ramnet_np import use_backend
 
 
 @pytest.fixture(autouse=True)
-def _numpy_backend():
-    with use_backend("numpy"):
+def _numpy_backend(request):
+    with nullcontext() if request.node.get_closest_marker("gpu") else use_backend("numpy"):
         yield

@@ -222,7 +222,7 @@ def test_foreign_configs_are_refused(saved, text, message):
         ({"hidden_size": 10**400}, "must be between 1 and 2147483647, got an integer of 1329 bits"),
         (
             {"ramnet_np": {"pickle": 1}},
-            "ramnet_np may hold update, proxy_eps, gate_activation, address_prior, norm, ffn, .*, got",
+            "ramnet_np may hold update, proxy_eps, learned_slots, gate_activation, address_prior, .*, got",
         ),
     ],
 )

@@ -248,10 +248,8 @@ def test_ram_draws_the_values_that_it_always_drew():
 @pytest.mark.parametrize("name", MIXERS)
 def test_what_a_mixer_cannot_do_is_said(name):
     model = make(name)
-    with pytest.raises(
-        ValueError, match=r"mask must be None unless mixer is 'ram' and short_conv 0: .* got a mask with"
-    ):
-        model.forward(IDS, mask=np.ones(IDS.shape, bool))
+    with pytest.raises(ValueError, match=r"mask must be None where a state is given or returned, .* got one with"):
+        model.forward_with_state(IDS, mask=np.ones(IDS.shape, bool))
     with pytest.raises(ValueError, match=r"state must hold one state per layer \(2\), got 1"):
         model.forward(IDS, state=[None])
     _, state = model.forward_with_state(IDS)

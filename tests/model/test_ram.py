@@ -32,6 +32,8 @@ OPTIONS = {
     "norm": {"output_norm": True},
     "gate": {"output_gate": True},
     "init-mass": {"init_mass": 0.7},
+    "learned-slots": {"learned_slots": True},
+    "learned-slots-mass": {"learned_slots": True, "init_mass": 0.7, "cape": 1, "update": "gsu"},
     "cape": {"cape": 1},
     "K-pair-renorm": {"top_k": (2, 9), "renorm": (True, False)},
     "mass-aware": {"mass_aware": True},

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model.sampling import Sampling, next_token
-from ramnet_np.model.uniform import row_seeds, uniform
 
 RNG = np.random.default_rng(3)
 LOGITS = RNG.normal(size=(40, 23)).astype(np.float32) * 3

@@ -112,7 +112,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ramnet_np.model.state_file.save_file", full)
+    monkeypatch.setattr("ramnet_np.model.state_file.write_streamed", full)
     with pytest.raises(OSError, match="could not be written: No space left on device"):
         save_generation(path, generation)
     assert path.read_bytes() == before

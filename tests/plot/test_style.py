@@ -50,6 +50,10 @@ CALLS = {
         {"RAM-Net": {4224: [0.6], 16896: [0.9]}}, {"RAM-Net": [(18000, 0.9, 0.9)]}
     ),
     "accuracy_by_setting": lambda: plot.accuracy_by_setting({"U = 1": {"base": [0.6, 0.7]}}, {"U = 1": 0.3}),
+    "scores_by_model": lambda: plot.scores_by_model({"a": [1.2, 1.3], "b": [1.4]}, "bits a byte", "models"),
+    "lines_by_range": lambda: plot.lines_by_range(
+        {str(i): {"first 1k": 1.0, "1k on": 0.9} for i in range(8)}, "bytes", "bits a byte", guess=0.1
+    ),
     "roofline": lambda: plot.roofline({"ours": (4.0, 2e12), "theirs": (0.4, 1e12)}, peak=67e12, bandwidth=3e12),
 }
 LOGITS = np.random.default_rng(0).standard_normal((3, 4))

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -48,6 +49,19 @@ def diverge(ranks: Ranks, is_last: bool) -> None:
         trainer.step(Batch(ids, ids))
     finally:
         assert is_last or all((model.params[name] == param).all() for name, param in before.items())
+
+
+def rank_processes(out: Path, variable: str) -> dict[int, int]:
+    """Process ids of the ranks that write to ``out``, by rank, which ``variable`` of their environment says."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+            if str(out) in (folder / "cmdline").read_text() and variable in variables:
+                found[int(variables[variable])] = int(folder.name)
+        except (OSError, UnicodeDecodeError):
+            continue
+    return found
 
 
 if __name__ == "__main__":

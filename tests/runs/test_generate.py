@@ -81,6 +81,17 @@ def test_a_state_is_gone_on_from(generate, folder, tmp_path):
         assert first[:-1] + second == whole
 
 
+def test_a_memory_in_tiers_writes_the_same(generate, folder, tmp_path):
+    state, whole = tmp_path / "a.state", generate(folder, "--prompt", "Tom", "--length", 30)[1]
+    tiers = "--memory.host=36KiB", "--memory.disk", tmp_path
+    assert generate(folder, "--prompt", "Tom", "--length", 30, *tiers)[1] == whole
+    first = generate(folder, "--prompt", "Tom", "--length", 12, "--state", state, *tiers)[1]
+    second = generate(folder, "--length", 18, "--state", state, "--memory.host", "all")[1]
+    if "\N{REPLACEMENT CHARACTER}" not in first[-2:]:  # else a character was cut
+        assert first[:-1] + second == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"a.state"}
+
+
 def test_a_long_prompt_is_paid_for_once(generate, folder, tmp_path):
     state, long, short = tmp_path / "a.state", tmp_path / "long.txt", tmp_path / "short.txt"
     long.write_text("Once upon a time. " * 20)
@@ -102,10 +113,12 @@ def test_a_model_of_pieces_writes(generate, pieces):
 
 def test_the_help_names_every_option():
     flags = {line.split()[0] for line in HELP.splitlines() if line.startswith("  --")}
-    options = GenerateOptions.__dataclass_fields__.keys() - {"folder", "sampling"}
+    options = GenerateOptions.__dataclass_fields__.keys() - {"folder", "sampling", "memory"}
+    options |= {f"memory.{name}" for name in ("gpu", "host", "disk")}
+    assert "--memory.disk-limit" in HELP
     options |= GenerateOptions.__dataclass_fields__["sampling"].default_factory().__dataclass_fields__.keys()
     assert flags == {f"--{name.replace('_', '-')}" for name in options}
-    assert len(HELP.splitlines()) <= 40
+    assert len(HELP.splitlines()) <= 44
     assert max(map(len, HELP.splitlines())) <= 108
 
 
@@ -130,6 +143,14 @@ def spoiled(path, change):
         (("--state", "/nowhere/a.state"), "state must lie in a folder that exists, got '/nowhere/a.state'"),
         (("--state", "nowhere.state", "--keep-state"), "state must be a file to go on from, got 'nowhere.state'"),
         (("--dtype", "int8"), "dtype must be float32 or float64 on the CPU, got int8"),
+        (("--memory.host", "much"), "memory.host must be a size such as 64GiB or 500MB, or all, got 'much'"),
+        (("--memory.host", "1KB"), "memory.host must hold at least 256 slots of a layer, 9216 bytes, got 500 bytes"),
+        (
+            ("--memory.host", "1GB", "--memory.disk", "nowhere"),
+            "memory.disk must be a folder that exists, got 'nowhere'",
+        ),
+        (("--memory.disk", "/"), "memory.host must say how much stays above memory.disk, such as 4GiB, got None"),
+        (("--memory.gpu", "1GB"), "memory.gpu must be None for a state on the CPU"),
         (("--stop=",), "--stop must have a value, got ''"),
     ],
 )

@@ -17,6 +17,7 @@ from ramnet_np.model import RAMNetConfig
 from ramnet_np.runs.mqar import MQARRun
 from ramnet_np.train.checkpoint import latest_checkpoint, load_checkpoint
 from ramnet_np.train.config import TrainConfig
+from tests.runs.launch_case import rank_processes
 
 pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install 'ramnet-np[ranks]'")
 ROOT = Path(__file__).parents[2]
@@ -50,19 +51,6 @@ def test_how_ranks_end(how, size, status, says):
     assert re.fullmatch(says, done.stderr.strip()), done.stderr
 
 
-def rank_processes(out: Path) -> dict[int, int]:
-    """Process ids of the ranks that write to ``out``, by rank."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
-            if str(out) in (folder / "cmdline").read_text() and "PMI_RANK" in variables:
-                found[int(variables["PMI_RANK"])] = int(folder.name)
-        except (OSError, UnicodeDecodeError):
-            continue
-    return found
-
-
 @needs_mpi
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find the ranks")
 @pytest.mark.parametrize("fault", ["Ctrl-C", "killed"])
@@ -77,7 +65,7 @@ def test_the_last_checkpoint_is_whole_whatever_ends_the_run(tmp_path, fault):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        ranks = rank_processes(out)
+        ranks = rank_processes(out, "PMI_RANK")
         assert sorted(ranks) == [0, 1]
         if fault == "killed":
             os.kill(ranks[1], signal.SIGKILL)
@@ -92,7 +80,7 @@ def test_the_last_checkpoint_is_whole_whatever_ends_the_run(tmp_path, fault):
     else:
         assert errors.count("ending this step, then saving") == 1
         assert said.count("interrupted after step") == 1
-    assert not rank_processes(out)
+    assert not rank_processes(out, "PMI_RANK")
     checkpoint = load_checkpoint(latest_checkpoint(out / "checkpoints"))
     assert all(np.isfinite(p).all() for p in checkpoint.model.params.values())
 

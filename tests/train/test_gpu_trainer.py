@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ramnet_np import backend
+from ramnet_np.core.cuda_graph import own_stream
 from ramnet_np.layers.loss import (
     IGNORE_INDEX,
     cross_entropy_and_gradient,
@@ -21,7 +22,7 @@ from ramnet_np.layers.loss import (
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs.mqar import run_mqar
 from ramnet_np.train import loop
-from ramnet_np.train.gpu_trainer import _own_stream, labelled_tokens
+from ramnet_np.train.gpu_trainer import labelled_tokens
 from ramnet_np.train.optim import adamw_init
 from tests.runs.test_mqar import SMALL
 
@@ -70,9 +71,9 @@ def test_a_thread_keeps_its_stream(monkeypatch):
 
     def runs():
         gpu[0] = 0
-        streams = [_own_stream(), _own_stream()]
+        streams = [own_stream(), own_stream()]
         gpu[0] = 1
-        found.append([*streams, _own_stream()])
+        found.append([*streams, own_stream()])
 
     for _ in range(2):
         thread = threading.Thread(target=runs)

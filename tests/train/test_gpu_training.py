@@ -202,7 +202,7 @@ def test_a_capture_that_fails_is_said_and_training_goes_on(cp, monkeypatch):
     def refuse(self, *args):
         raise RuntimeError("not today\nand more")
 
-    monkeypatch.setattr("ramnet_np.train.gpu_trainer._begin_capture", refuse)
+    monkeypatch.setattr("ramnet_np.core.cuda_graph._begin_capture", refuse)
     trainer = GPUTrainer(model, TRAIN, adamw_init(model.params), "auto", said.append)
     with trainer:
         for batch in batches():
@@ -250,7 +250,7 @@ def test_the_memory_of_graphs_ends_with_the_run(cp, monkeypatch):
         asked_for.append(weakref.ref(memory))
         return cp.cuda.MemoryPointer(memory, 0)
 
-    monkeypatch.setattr("ramnet_np.train.gpu_trainer._graph_memory", graph_memory)
+    monkeypatch.setattr("ramnet_np.core.cuda_graph._graph_memory", graph_memory)
     gc.disable()
     try:
         model, trainer = trainer_on("gpu", CONFIGS["mqar"], "on")

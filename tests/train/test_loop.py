@@ -236,7 +236,7 @@ def test_train_config_bad_input(field, value, sentence):
 
 def test_train_config_takes_no_number_that_is_none():
     for field in fields(TrainConfig):
-        for value in (float("nan"), float("inf"), float("-inf"), "3", True):
+        for value in (float("nan"), float("inf"), float("-inf"), "3", 1 if field.type == "bool" else True):
             with pytest.raises((ValueError, TypeError), match=rf"train\.{field.name} must be "):
                 TrainConfig(**{field.name: value})
     TrainConfig(steps=10**9)

@@ -15,3 +15,6 @@ DEVICE ELEMENT narrowed(Acc x) {
     narrow(x, y);
     return y;
 }
+
+DEVICE float reciprocal_root(float x) { return 1 / sqrtf(x); }
+DEVICE double reciprocal_root(double x) { return 1 / sqrt(x); }

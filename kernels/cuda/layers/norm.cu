@@ -29,9 +29,6 @@ struct NormParams {
     Acc eps;
 };
 
-DEVICE Acc reciprocal_root(float x) { return 1 / sqrtf(x); }
-DEVICE Acc reciprocal_root(double x) { return 1 / sqrt(x); }
-
 // y = weight * (x - mean) * rstd + bias; mean and bias with LayerNorm only
 template <int EACH> DEVICE void normalise(const NormParams& p, long long row, int lane) {
     const int width = p.width, first = EACH * lane, step = EACH * 32;

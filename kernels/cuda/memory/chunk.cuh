@@ -42,7 +42,7 @@
 // Writes here move a slot's content toward a value, by an eta that depends on no channel. A rule whose change of content
 // depends on the content itself, such as the delta rule's, does not fit this split.
 #pragma once
-#include "runtime/common.cuh"
+#include "memory/span.cuh"
 #include "runtime/shared.cuh"
 
 // Sizes come from layout.py, which says what they are.
@@ -154,7 +154,8 @@ static_assert(sizeof(ChunkRecord) == RECORD_BYTES, "layout.py and this file coun
 
 // ---- what every kernel of the memory is given ----
 
-DEVICE constexpr int chunks_of(int tokens) { return (tokens + CHUNK - 1) / CHUNK; }
+// An empty sequence of a packed row has a chunk too, whose tokens do nothing.
+DEVICE constexpr int chunks_of(int tokens) { return tokens > CHUNK ? (tokens + CHUNK - 1) / CHUNK : 1; }
 
 struct MemoryParams {
     const int *write_row, *read_row;          // (B, T, H, K); -1: an access that does nothing
@@ -163,24 +164,32 @@ struct MemoryParams {
     const bool* mask;                         // (B, T), or null
     Chain* chains;                            // (B*H, chunks, CHAINS)
     Acc constant_gamma, eps, initial_mass, proxy_eps;
-    int tokens, heads, rows;                  // T, H; rows of the state
-
-    DEVICE int chunks() const { return chunks_of(tokens); }
+    const Span* spans;                        // of a packed row; or null: sequence b is row b of the batch
+    const SpanChunk* span_chunks;             // of a packed row: a head's chunks of all spans, in their order
+    int tokens, heads, rows;                  // T, H; rows of a sequence's state, or 0 (StateRows)
+    int all_chunks;                           // of all sequences and heads
 };
 
-// One (batch, head), and where its tokens stand in arrays (B, T, H), (B, T) and (B*H, chunks).
+// A sequence and head, and where it stands in arrays (B, T, H), (B, T), (B*H, rows) and (B*H, chunks). A packed row has
+// N sequences in the place of B. Their chunks follow one another: span by span, and in each head by head.
 struct Sequence {
     const MemoryParams& memory;
-    long long number, first, first_mask;  // b * H + h; token 0 in (B, T, H) and in (B, T)
+    int tokens, rows;                                // of this sequence
+    long long first, first_mask, first_row, first_chunk;  // token 0 in (B, T, H) and in (B, T); row 0; chunk 0
 
-    DEVICE Sequence(const MemoryParams& memory, unsigned batch, unsigned head)
-        : memory(memory), number((unsigned long long)(batch) * unsigned(memory.heads) + head),
-          first_mask((unsigned long long)(batch) * unsigned(memory.tokens)) {
-        first = first_mask * unsigned(memory.heads) + head;
+    DEVICE Sequence(const MemoryParams& memory, const Span& span, unsigned head)
+        : memory(memory), tokens(span.tokens), first_mask(unsigned(span.begin)) {
+        const unsigned heads = memory.heads;
+        const StateRows state(span, head, heads, memory.rows, WRITES);
+        first = first_mask * heads + head, rows = state.rows, first_row = state.first;
+        first_chunk = (unsigned long long)(unsigned(span.first_chunk)) * heads + head * unsigned(chunks());
     }
+    DEVICE Sequence(const MemoryParams& memory, unsigned span, unsigned head)
+        : Sequence(memory, span_of(memory.spans, span, memory.tokens, chunks_of(memory.tokens)), head) {}
     DEVICE Sequence(const MemoryParams& memory, unsigned number)
         : Sequence(memory, number / unsigned(memory.heads), number % unsigned(memory.heads)) {}
+    DEVICE int chunks() const { return chunks_of(tokens); }
     DEVICE long long token(int t) const { return first + (unsigned long long)(unsigned(t)) * unsigned(memory.heads); }
-    DEVICE bool live(int t) const { return t >= 0 && t < memory.tokens && (!memory.mask || memory.mask[first_mask + t]); }
-    DEVICE long long chunk(int chunk) const { return number * unsigned(memory.chunks()) + unsigned(chunk); }
+    DEVICE bool live(int t) const { return t >= 0 && t < tokens && (!memory.mask || memory.mask[first_mask + t]); }
+    DEVICE long long chunk(int chunk) const { return first_chunk + chunk; }
 };

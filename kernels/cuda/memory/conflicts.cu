@@ -9,8 +9,9 @@
 // The kernel also computes what depends on nothing else for the masses: what a write leaves of its slot's mass (alpha),
 // and what the chunk's writes before an access make of the mass, so that mass_forward.cu follows no chains.
 //
-// Who computes what: block (head, chunk, batch counted from the last), heads first because they share lines of memory;
-// thread token * W + k has write k of a token, and thread token * R + k its read k.
+// Who computes what: block (head, chunk, batch counted from the last), heads first because they share lines of memory. A
+// packed row's chunks are those of all its sequences. Thread token * W + k has write k of a token, and thread token * R + k
+// its read k.
 //
 // Compiled with: what chunk.cuh and retention.cuh ask for.
 #include "memory/mass.cuh"
@@ -263,8 +264,10 @@ DEVICE void store_changes_before(
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 8 : 4)
 find_conflicts(const __grid_constant__ ConflictParams p) {
     __shared__ ConflictTable table;
-    const int chunk = p.first_chunk + blockIdx.y;
-    const Sequence sequence(p.memory, p.first_batch + gridDim.z - 1 - blockIdx.z, blockIdx.x);
+    SpanChunk at_chunk{p.first_batch + int(gridDim.z - 1 - blockIdx.z), p.first_chunk + int(blockIdx.y)};
+    if (p.memory.span_chunks) at_chunk = p.memory.span_chunks[at_chunk.chunk];
+    const int chunk = at_chunk.chunk;
+    const Sequence sequence(p.memory, at_chunk.span, blockIdx.x);
     const long long number = sequence.chunk(chunk), at = number * CHUNK;
     const TokenOfThread write_token(sequence, chunk, W);
     const TokenOfThread read_token = W == R ? write_token : TokenOfThread(sequence, chunk, R);

@@ -50,9 +50,10 @@ def find_conflicts(call: Call, layout: Layout, memory: Any, kept: Kept) -> Array
     import cupy
 
     B, _, H, _ = call.values.shape
+    chunks = kept.chunks[1] if call.packed is None else call.packed.chunks
     change_before = cupy.empty((*kept.writes.shape[:4], 2), dtype=call.acc)
-    for batch, chunk in product(range(0, B, GRID), range(0, kept.chunks, GRID)):
-        grid = H, min(kept.chunks - chunk, GRID), min(B - batch, GRID)
+    for batch, chunk in product(range(0, B, GRID), range(0, chunks, GRID)):
+        grid = H, min(chunks - chunk, GRID), min(B - batch, GRID)
         _launch(layout, call.options.update, grid)(
             conflict_params(call.acc)(
                 memory=memory, writes=kept.writes, change_before=change_before, reads=kept.reads,

@@ -45,7 +45,9 @@ struct ContentParams {
     Acc* dy_dot_s;                       // (slices, B*H, chunks, CHUNK, R): of every read, over the slice
     Acc* d_dot_v;                        // (slices, B*H, chunks, CHUNK, W): of every write, over the slice
     Acc* final_q;                        // (slices, B*H, rows): <dstate, s> after the last token, if there is a dstate
-    int tokens, heads, channels, rows;   // T, H, C; rows of the state
+    const Span* spans;                   // of a packed row, or null, as in MemoryParams
+    int tokens, heads, channels, rows;   // T, H, C; rows of a sequence's state, or 0 (StateRows)
+    int all_chunks;                      // of all sequences and heads
     int segments, chunks_of_segment;
     int first_segment, launched_segments;
     int local_only;  // every segment starts from 0; only the one that truly does so leaves more than final_state
@@ -165,7 +167,7 @@ template <bool RECOMPUTE> struct ForwardPass {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(const __grid_constant__ ContentParams p) {
-    const Lane lane(p, block_from_last());
+    const Lane lane(p, p.spans ? blockIdx.x : block_from_last());
     StateSlice state(lane, p.working);
     state.start(lane, p.given);
     const bool wanted = !(p.local_only && lane.segment);
@@ -197,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
 // <dstate, s> of every row after the last token.
 DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateSlice& state) {
     const Acc* d = p.dstate + state.origin;
-    Acc* q = p.final_q + ((long long)(lane.slice) * (gridDim.x / lane.slices) + lane.sequence) * lane.rows;  // one segment
+    Acc* q = p.final_q + (long long)(lane.slice) * (gridDim.x / lane.slices) * lane.rows + lane.first_row;  // one segment
 #pragma unroll 4
     for (int first = 0; first < lane.rows; first += GROUPS) {
         const int row = first + lane.group;
@@ -362,7 +364,7 @@ struct BackwardPass {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_backward(const __grid_constant__ ContentParams p) {
-    const Lane lane(p, block_from_last());
+    const Lane lane(p, p.spans ? blockIdx.x : block_from_last());
     const StateSlice adjoint(lane, p.working);
     adjoint.start(lane, p.given);
     BackwardPass(p, lane, adjoint).run();

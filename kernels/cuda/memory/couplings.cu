@@ -3,7 +3,7 @@
 //
 // Who computes what: see couplings.cuh; thread c has the lists of the slot of chain c.
 //
-// Compiled with: what chunk.cuh asks for.
+// Compiled with: what chunk.cuh and couplings.cuh ask for.
 #include "memory/couplings.cuh"
 
 

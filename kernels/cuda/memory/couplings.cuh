@@ -8,6 +8,10 @@
 #pragma once
 #include "memory/mass.cuh"
 
+#ifndef IN_SHARED
+#error "IN_SHARED (content.cu has the state in shared memory) must be 0 or 1"
+#endif
+
 struct CouplingParams {
     MemoryParams memory;
     const MassAccess* writes;        // (B*H, chunks, CHUNK, W)
@@ -20,7 +24,7 @@ struct CouplingParams {
                                      // become those of all channels, for the masses
     const Acc *before_heavy, *after_heavy;  // (B, T, H, C): as content.cu left them
     Acc* d_dot_before;               // (B*H, chunks, CHUNK): of a token's first write, or 0 if it is not heavy
-    int channels, slices, sequences;         // C; slices of content.cu; B * H
+    int channels, slices;                    // C; slices of content.cu
     int first_batch, first_chunk;            // of the launch
 };
 
@@ -72,10 +76,11 @@ struct SlotOfAccess {
 // Where an access of a token, which has N, stands in the record, so that content.cu seldom asks for a bank twice. A row of a
 // slice is half of the banks, an even row the lower or an odd row the upper half, and two groups of lanes load at once: e
 // of one part of the token's accesses and e of the next. So even rows go to one part and odd rows to the next, as far as
-// they are as many. ``code``: of the slot. Tokens with a ``heavy`` write keep their order, because it must be first.
+// they are as many. ``code``: of the slot. Tokens with a ``heavy`` write keep their order, because it must be first. A state
+// in device memory has no banks, and its rows may be numbered otherwise in another call with the same sequence.
 template <int N> DEVICE int place_of(int k, int code, bool heavy) {
     constexpr int HALF = N / 2, OWN = N / GROUPS_PER_TOKEN;
-    if (N > 32) return k;
+    if (!IN_SHARED || N > 32) return k;
     const unsigned token = (N < 32 ? (1u << N % 32) - 1 : ~0u) << threadIdx.x % 32 / N * N, lower = (1u << threadIdx.x % 32) - 1;
     const unsigned odd = __ballot_sync(~0u, code & 1) & token, kept = __ballot_sync(~0u, heavy) & token;
     const unsigned own_kind = code & 1 ? odd : token & ~odd;
@@ -83,6 +88,12 @@ template <int N> DEVICE int place_of(int k, int code, bool heavy) {
     const int own_place = rank < HALF ? rank : HALF + others + rank - HALF;  // of its own kind's HALF, or after the others
     const int place = code & 1 ? (own_place + HALF) % N : own_place;
     return kept ? k : (place % HALF / OWN * 2 + place / HALF) * OWN + place % OWN;
+}
+
+// Which sequence's chunk the block has, and which of its chunks.
+DEVICE SpanChunk chunk_of_block(const CouplingParams& p) {
+    const SpanChunk at{p.first_batch + int(blockIdx.z), p.first_chunk + int(blockIdx.y)};
+    return p.memory.span_chunks ? p.memory.span_chunks[at.chunk] : at;
 }
 
 // A chunk and this thread's two accesses of it.
@@ -97,8 +108,9 @@ struct ThreadOfChunk {
     Acc eta, weight;
     int write_place, read_place;  // in arrays (CHUNK, W) and (CHUNK, R), as content.cu has them
 
-    DEVICE explicit ThreadOfChunk(const CouplingParams& p)
-        : p(p), sequence(p.memory, p.first_batch + blockIdx.z, blockIdx.x), chunk(p.first_chunk + blockIdx.y),
+    DEVICE explicit ThreadOfChunk(const CouplingParams& p) : ThreadOfChunk(p, chunk_of_block(p)) {}
+    DEVICE ThreadOfChunk(const CouplingParams& p, const SpanChunk& at_chunk)
+        : p(p), sequence(p.memory, at_chunk.span, blockIdx.x), chunk(at_chunk.chunk),
           number(sequence.chunk(chunk)), at(number * CHUNK), write_token(threadIdx.x / W), write_k(threadIdx.x % W),
           read_token(threadIdx.x / R), read_k(threadIdx.x % R), write(MassAccess::dead()), read(SlotAccess::dead()), eta(0),
           weight(0) {

@@ -25,7 +25,7 @@ def coupling_params(acc: np.dtype) -> ParamStruct:
         "CouplingParams",
         memory=memory_params(acc), writes=POINTER, eta=POINTER, reads=POINTER, read_weight=POINTER, records=POINTER,
         values=POINTER, dy=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER, before_heavy=POINTER, after_heavy=POINTER,
-        d_dot_before=POINTER, channels=INT, slices=INT, sequences=INT, first_batch=INT, first_chunk=INT,
+        d_dot_before=POINTER, channels=INT, slices=INT, first_batch=INT, first_chunk=INT,
     )  # fmt: skip
 
 
@@ -34,7 +34,8 @@ def coupling_specialisation(layout: Layout, name: str) -> Specialisation:
     """The source of the kernel ``name``, couple_forward or couple_backward, for a layout."""
     source = {"couple_forward": "couplings", "couple_backward": "couplings_backward"}[name]
     params = coupling_params(np.dtype(f"f{layout.acc_bytes}"))
-    return Specialisation(f"memory/{source}.cu", (name,), layout.defines, (params,))
+    defines = (*layout.defines, ("IN_SHARED", int(layout.in_shared)))
+    return Specialisation(f"memory/{source}.cu", (name,), defines, (params,))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -56,8 +57,9 @@ def _couple(
     name: str, call: Call, layout: Layout, memory: Any, kept: Kept, dots: Dots | None, dy: Array | None
 ) -> None:
     B, _, H, C = call.values.shape
-    for batch, chunk in product(range(0, B, GRID), range(0, kept.chunks, GRID)):
-        grid = H, min(kept.chunks - chunk, GRID), min(B - batch, GRID)
+    chunks = kept.chunks[1] if call.packed is None else call.packed.chunks
+    for batch, chunk in product(range(0, B, GRID), range(0, chunks, GRID)):
+        grid = H, min(chunks - chunk, GRID), min(B - batch, GRID)
         _launch(layout, name, grid)(
             coupling_params(call.acc)(
                 memory=memory, writes=kept.writes, eta=kept.eta, reads=kept.reads,
@@ -65,6 +67,6 @@ def _couple(
                 values=call.values, dy=dy, dy_dot_s=dots and dots.dy_dot_s, d_dot_v=dots and dots.d_dot_v,
                 before_heavy=dots and dots.before_heavy, after_heavy=dots and dots.after_heavy,
                 d_dot_before=dots and dots.d_dot_before, channels=C, slices=layout.slices,
-                sequences=call.sequences, first_batch=batch, first_chunk=chunk,
+                first_batch=batch, first_chunk=chunk,
             )
         )  # fmt: skip

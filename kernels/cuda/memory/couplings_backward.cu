@@ -7,7 +7,7 @@
 //
 // Who computes what: see couplings.cuh; <dy_t, v_j>: see below.
 //
-// Compiled with: what chunk.cuh asks for.
+// Compiled with: what chunk.cuh and couplings.cuh ask for.
 #include "memory/couplings.cuh"
 #include "memory/tf32.cuh"
 
@@ -32,7 +32,7 @@ DEVICE void load_channels(BackwardShared& shared, const ThreadOfChunk& thread, i
 #pragma unroll
     for (int i = threadIdx.x; i < CHUNK * CHANNELS_AT_ONCE; i += THREADS) {
         const int token = i / CHANNELS_AT_ONCE, channel = i % CHANNELS_AT_ONCE, t = thread.chunk * CHUNK + token;
-        const bool there = t < p.memory.tokens && first + channel < p.channels;
+        const bool there = t < thread.sequence.tokens && first + channel < p.channels;
         const long long from = thread.sequence.token(t) * p.channels + first + channel;
         shared.channels.dy[token][channel] = there ? Acc(widen(p.dy[from])) : Acc(0);
         shared.channels.v[token][channel] = there ? Acc(widen(p.values[from])) : Acc(0);
@@ -192,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 5 : 3)
 couple_backward(const __grid_constant__ CouplingParams p) {
     __shared__ BackwardShared shared;
     const ThreadOfChunk thread(p);
-    const long long stride = (long long)(p.sequences) * p.memory.chunks() * CHUNK;  // from slice to slice, in tokens
+    const long long stride = (long long)(p.memory.all_chunks) * CHUNK;  // from slice to slice, in tokens
     const Acc* const found_d_dot_v = p.d_dot_v + thread.at * W + thread.write_place;
     const Acc* const found_dy_dot_s = p.dy_dot_s + thread.at * R + thread.read_place;
     Acc dot_v = thread.write.live() ? sum_over_slices(found_d_dot_v, stride * W, p.slices) : Acc(0);

@@ -73,9 +73,8 @@ class Layout:
 
     @functools.cached_property
     def chunk(self) -> int:
-        """Tokens of a chunk: with these it has at most 256 writes and 256 reads, one for each thread."""
-        k = max(self.top_k)
-        return next(tokens for tokens in (32, 16, 8, 4) if k * tokens <= THREADS)
+        """Tokens of a chunk."""
+        return chunk_tokens(*self.top_k)
 
     @functools.cached_property
     def groups_per_token(self) -> int:
@@ -140,6 +139,15 @@ class Layout:
             ("GROUPS_PER_TOKEN", self.groups_per_token), ("ENTRIES", self.entries), ("CHAINS", self.chains),
             ("COUPLINGS", self.couplings), ("RECORD_BYTES", self.record_bytes),
         )  # fmt: skip
+
+
+def chunk_tokens(writes: int, reads: int) -> int:
+    """Tokens of a chunk: with these it has at most 256 writes and 256 reads, one for each thread.
+
+    >>> chunk_tokens(8, 8), chunk_tokens(64, 1)
+    (32, 4)
+    """
+    return next(tokens for tokens in (32, 16, 8, 4) if max(writes, reads) * tokens <= THREADS)
 
 
 def require_top_k(writes: int, reads: int) -> None:

@@ -47,16 +47,20 @@ struct alignas(8) SlotAccess {
     DEVICE bool chained() const { return tag & CHAINED; }
 };
 
-// The chunks that a block of the masses works through: all of a (batch, head), or one segment of it. Blocks: (B*H, segments).
+// The chunks that a block of the masses works through: all of a sequence and head, or one segment of it. Blocks: (B*H,
+// segments).
 struct ChunkRange {
-    int sequence, begin, end;
+    const Sequence sequence;
+    int begin, end;
+    long long first_row;  // in arrays (B*H, segments, rows)
 
     DEVICE ChunkRange(const MemoryParams& memory, bool segmented, int segments, int chunks_of_segment)
-        : sequence(blockIdx.x), begin(0), end(memory.chunks()) {
+        : sequence(memory, segmented ? unsigned(blockIdx.x) / unsigned(segments) : blockIdx.x), begin(0),
+          end(sequence.chunks()), first_row(sequence.first_row) {
         if (segmented) {
-            sequence = unsigned(blockIdx.x) / unsigned(segments);
-            begin = (int(blockIdx.x) - sequence * segments) * chunks_of_segment;
+            begin = int(unsigned(blockIdx.x) % unsigned(segments)) * chunks_of_segment;
             end = min(end, begin + chunks_of_segment);
+            first_row = (long long)(blockIdx.x) * memory.rows;
         }
     }
 };

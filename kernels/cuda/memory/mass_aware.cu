@@ -28,10 +28,18 @@ struct Read {
     bool inside, live;
 
     DEVICE explicit Read(const MemoryParams& memory) : memory(memory), k(threadIdx.x % R) {
-        const int chunk = blockIdx.x % memory.chunks(), t = chunk * CHUNK + threadIdx.x / R;
-        const Sequence sequence(memory, blockIdx.x / memory.chunks());
+        const unsigned heads = memory.heads, chunks = chunks_of(memory.tokens);
+        if (memory.span_chunks) {
+            const SpanChunk at = memory.span_chunks[blockIdx.x / heads];
+            find(Sequence(memory, at.span, blockIdx.x % heads), at.chunk);
+        } else {
+            find(Sequence(memory, blockIdx.x / chunks), blockIdx.x % chunks);
+        }
+    }
+    DEVICE void find(const Sequence& sequence, int chunk) {
+        const int t = chunk * CHUNK + threadIdx.x / R;
         number = sequence.chunk(chunk), first = number * CHUNK * R + threadIdx.x - k, row = sequence.token(t) * READS;
-        inside = threadIdx.x < CHUNK * R && k < READS && t < memory.tokens;
+        inside = threadIdx.x < CHUNK * R && k < READS && t < sequence.tokens;
         live = inside && sequence.live(t);
     }
     DEVICE long long at() const { return first + k; }

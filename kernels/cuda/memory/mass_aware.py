@@ -40,7 +40,7 @@ def _launch(layout: Layout, name: str, blocks: int) -> Launch:
 
 def mass_aware_forward(call: Call, layout: Layout, memory: Any, kept: Kept) -> None:
     """Fill ``kept.read_share`` with the weights that reads have by mass."""
-    _launch(layout, "mass_aware_forward", call.sequences * kept.chunks)(
+    _launch(layout, "mass_aware_forward", kept.all_chunks)(
         mass_aware_params(call.acc)(
             memory=memory, reads=kept.reads, read_mass=kept.read_mass, read_share=kept.read_share, dy_dot_s=None,
             gains=None, dr=None,
@@ -56,7 +56,7 @@ def mass_aware_backward(call: Call, layout: Layout, memory: Any, kept: Kept, dy_
     import cupy
 
     gains = cupy.empty((*kept.reads.shape[:4], 2), dtype=call.acc)
-    _launch(layout, "mass_aware_backward", call.sequences * kept.chunks)(
+    _launch(layout, "mass_aware_backward", kept.all_chunks)(
         mass_aware_params(call.acc)(
             memory=memory, reads=kept.reads, read_mass=kept.read_mass, read_share=None, dy_dot_s=dy_dot_s, gains=gains,
             dr=dr,

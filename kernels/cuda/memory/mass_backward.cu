@@ -124,7 +124,7 @@ struct WriteThreads {
         raw.dot = load_read_only(dots + at);
         if (k == 0) raw.dot_before = load_read_only(dots_before + unsigned(chunk) * CHUNK);
         const int t = t_of(chunk);
-        if (gammas && t < block.p.memory.tokens) raw.gamma = gammas[unsigned(t) * unsigned(block.p.memory.heads)];
+        if (gammas && t < block.sequence.tokens) raw.gamma = gammas[unsigned(t) * unsigned(block.p.memory.heads)];
     }
     // From the inputs that are there; then loads those of the chunk after it.
     DEVICE Ready prepare(int chunk) {
@@ -163,7 +163,7 @@ struct WriteThreads {
     // dgamma of tokens whose writes are more than a warp's.
     DEVICE void finish_gamma(int chunk) const {
         const int t = chunk * CHUNK + thread;
-        if (LOCAL_ONLY || W <= 32 || chunk >= block.range.end || thread >= CHUNK || t >= block.p.memory.tokens) return;
+        if (LOCAL_ONLY || W <= 32 || chunk >= block.range.end || thread >= CHUNK || t >= block.sequence.tokens) return;
         constexpr int WARPS = THREADS / 32 / CHUNK ? THREADS / 32 / CHUNK : 1;  // of a token
         Acc sum = 0;
         for (int i = 0; i < WARPS; i++) sum += block.exchange.gamma_of_warp[thread * WARPS + i];
@@ -184,11 +184,11 @@ struct WriteThreads {
         const int t = t_of(chunk);
         Acc dweight = 0;
         const Acc through_gamma = sum_over_token(apply(dweight));
-        if (!LOCAL_ONLY && token < CHUNK && k < WRITES && t < memory.tokens)
+        if (!LOCAL_ONLY && token < CHUNK && k < WRITES && t < block.sequence.tokens)
             dw[unsigned(t) * unsigned(memory.heads * WRITES)] = dweight;
         if (W > 32 && !LOCAL_ONLY) {
             if (thread % 32 == 0) block.exchange.gamma_of_warp[thread / 32] = through_gamma;
-        } else if (!LOCAL_ONLY && k == 0 && token < CHUNK && t < memory.tokens) {
+        } else if (!LOCAL_ONLY && k == 0 && token < CHUNK && t < block.sequence.tokens) {
             narrow(through_gamma, dgamma[unsigned(t) * unsigned(memory.heads)]);
         }
         now = next;
@@ -241,7 +241,7 @@ struct ReadThreads {
         } else {
             const int t = chunk * CHUNK + token;
             raw.dot = load_read_only(dots + at);
-            if (t < block.p.memory.tokens && k < READS)
+            if (t < block.sequence.tokens && k < READS)
                 raw.weight = load_read_only(weights + unsigned(t) * unsigned(block.p.memory.heads * READS));
         }
     }
@@ -268,7 +268,7 @@ struct ReadThreads {
         } else {
             const Acc dot = read.live() ? raw.dot : Acc(0);  // <dy, s>; 0 for a slot that nothing is written to, whatever dy is
             if (read.live()) gain.q = raw.weight * dot;
-            if (!LOCAL_ONLY && chunk >= block.range.begin && token < CHUNK && k < READS && t < memory.tokens)
+            if (!LOCAL_ONLY && chunk >= block.range.begin && token < CHUNK && k < READS && t < block.sequence.tokens)
                 dr[unsigned(t) * unsigned(memory.heads * READS)] = dot;
         }
         now = {read, gain};
@@ -324,9 +324,9 @@ extern "C" __global__ void __launch_bounds__(2 * THREADS, sizeof(Acc) == 4 ? 2 :
 mass_backward(const __grid_constant__ MassBackwardParams p) {
     __shared__ Exchange exchange;
     const ChunkRange range(p.memory, SEGMENTED, p.segments, p.chunks_of_segment);
-    const Sequence sequence(p.memory, range.sequence);
-    const int rows = p.memory.rows;
-    const long long first_row = (long long)(blockIdx.x) * rows, stride = (long long)(gridDim.x) * rows;
+    const Sequence& sequence = range.sequence;
+    const int rows = sequence.rows;
+    const long long first_row = range.first_row, stride = (long long)(gridDim.x) * rows;
     MassAdjoint* const adjoint = MASS_IN_SHARED ? reinterpret_cast<MassAdjoint*>(dynamic_shared()) : p.working + first_row;
     Acc* const decay = reinterpret_cast<Acc*>(adjoint + rows);
     if (MASS_IN_SHARED || p.final_q)
@@ -347,6 +347,6 @@ mass_backward(const __grid_constant__ MassBackwardParams p) {
         if (LOCAL_ONLY)
             p.local_begin[first_row + row] = {decay[row], adjoint[row].dz};
         else if (p.dgiven_mass && range.begin == 0)
-            p.dgiven_mass[sequence.number * rows + row] = adjoint[row].dz;
+            p.dgiven_mass[sequence.first_row + row] = adjoint[row].dz;
     }
 }

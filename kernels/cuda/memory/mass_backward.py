@@ -96,7 +96,7 @@ def mass_backward(
 
     count, length = segments
     options, in_shared = call.options, layout.masses_in_shared(call.rows)
-    working = None if in_shared else cupy.zeros((call.sequences, call.rows, 2), dtype=call.acc)
+    working = None if in_shared else cupy.zeros((*call.state_shape, 2), dtype=call.acc)
     launch = _launch(
         layout, options.update, options.mass_aware, call.rows, call.sequences * count, count > 1,
         local_begin is not None,

@@ -184,9 +184,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_forward(const __grid_
     __shared__ Acc found_mass[2 * ENTRIES];
     __shared__ Acc factors[SEGMENTED ? 2 * ENTRIES : 1];
     const ChunkRange range(p.memory, SEGMENTED, p.segments, p.chunks_of_segment);
-    const Sequence sequence(p.memory, range.sequence);
-    const int rows = p.memory.rows, chunks = range.end - range.begin;
-    const long long first_row = (long long)(blockIdx.x) * rows;
+    const Sequence& sequence = range.sequence;
+    const int rows = sequence.rows, chunks = range.end - range.begin;
+    const long long first_row = range.first_row;
     const MassTable z(MASS_IN_SHARED ? reinterpret_cast<Acc*>(dynamic_shared()) : p.working + first_row);
     const MassTable products(z.at + (SEGMENTED ? rows : 0));
     const ChainMasses chain_mass{shared_address(found_mass)};
@@ -230,8 +230,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_forward(const __grid_
     }
     __syncthreads();
     decay.flush((chunks - 1) % 2);
-    if (MASS_IN_SHARED && p.final_mass && range.end == p.memory.chunks())
-        for (int row = threadIdx.x; row < rows; row += THREADS) p.final_mass[sequence.number * rows + row] = z.get(row);
+    if (MASS_IN_SHARED && p.final_mass && range.end == sequence.chunks())
+        for (int row = threadIdx.x; row < rows; row += THREADS) p.final_mass[sequence.first_row + row] = z.get(row);
     __syncthreads();
     if (SEGMENTED && p.decay_products)
         for (int row = threadIdx.x; row < rows; row += THREADS) p.decay_products[first_row + row] = products.get(row);

@@ -1,7 +1,8 @@
 """The memory on the GPU: every token writes K_w slots, then reads K_r slots; forward and backward of a whole sequence.
 
 Same mathematics as ``ramnet_np/core/memory.py``. Up to K = 64 a chunk of tokens is worked through at a time: here are
-its steps, from top to bottom, and ``chunk.cuh`` has the words. Beyond, ``plain.cu`` goes token after token. Cost:
+its steps, from top to bottom, and ``chunk.cuh`` has the words. Beyond, ``plain.cu`` goes token after token. The
+sequences of a packed row are to them what the rows of a batch are (``span.cuh``). Cost:
 O((K_w + K_r) C) operations per token and head. Nothing of the size of the accesses times C is kept for the backward.
 """
 
@@ -21,6 +22,7 @@ from .layout import (
     MAX_ROWS,
     Layout,
     choose_layout,
+    chunk_tokens,
     processors,
     require_top_k,
     rows_that_fit,
@@ -29,6 +31,7 @@ from .layout import (
 from .mass_aware import mass_aware_backward, mass_aware_forward
 from .mass_backward import Dots, MassGrads, mass_backward
 from .mass_forward import mass_forward
+from .packed import packed_row
 from .plain import plain_backward, plain_forward
 from .renumber import clear_rows, renumber
 from .retention import require_rule
@@ -62,10 +65,11 @@ def memory_forward(
     state: RAMState | None,
     options: MemoryOptions,
     return_state: bool,
+    cu_seqlens: Any = None,
 ) -> tuple[Array, RAMState | None, MemoryContext]:
     """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx."""
-    B, _, H, C = values.shape
-    call = _prepare(write, read, values, gamma, mask, state, options, return_state)
+    _, _, H, C = values.shape
+    call = _prepare(write, read, values, gamma, mask, state, options, return_state, cu_seqlens)
     if max(call.top_k) > MAX_CHUNKED_K:
         content, mass = (_working(call, part) for part in ("slots", "mass"))
         y, chunked = plain_forward(call, content, mass), None
@@ -73,7 +77,7 @@ def memory_forward(
         y, content, mass, chunked = _chunked_forward(call, return_state)
     final = None
     if return_state:
-        final = RAMState(content.reshape(B, H, call.rows, C), mass.reshape(B, H, call.rows))
+        final = RAMState(content.reshape(call.batch, H, call.rows, C), mass.reshape(call.batch, H, call.rows))
     return y, final, MemoryContext(call, chunked)
 
 
@@ -97,6 +101,7 @@ def _prepare(
     state: RAMState | None,
     options: MemoryOptions,
     return_state: bool,
+    cu_seqlens: Any,
 ) -> Call:
     """The inputs as kernels take them: contiguous arrays, and rows where M is too large for an array of that size."""
     require_rule(options.update)
@@ -105,10 +110,14 @@ def _prepare(
     rows = options.slots
     mask = None if mask is None else contiguous_aligned(mask)
     fit = rows_that_fit(values.dtype, shared_memory(values.device.id))
-    renumbered = rows > fit and rows > T * Kw and state is None and not return_state
+    packed = None
+    if cu_seqlens is not None:
+        packed = packed_row(cu_seqlens, chunk_tokens(Kw, Kr) if max(Kw, Kr) <= MAX_CHUNKED_K else T)
+    longest, states = (T, 1) if packed is None else (packed.longest, packed.sequences)
+    renumbered = rows > fit and states * rows > T * Kw and state is None and not return_state
     if renumbered:
-        rows = T * Kw
-        write, read = renumber(write, read, mask, options.slots)
+        rows = longest * Kw
+        write, read = renumber(write, read, mask, options.slots, packed)
     if rows >= MAX_ROWS:
         raise ValueError(f"the state must have fewer than {MAX_ROWS} slots on the GPU, got {rows}")
     return Call(
@@ -121,6 +130,7 @@ def _prepare(
         options,
         rows,
         renumbered,
+        packed,
     )
 
 
@@ -129,9 +139,12 @@ def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, C
     import cupy
 
     (B, T, H, C), device, rows = call.values.shape, call.values.device.id, call.rows
-    layout = choose_layout(call.values.dtype, rows, C, *call.top_k, shared_memory(device))
+    # Sums over channels are made slice by slice, and segments go by products. So the slices of a sequence that is to be
+    # alone follow from M, however long the longest sequence is, and it is never cut into segments.
+    layout_rows = call.options.slots if call.alone else rows
+    layout = choose_layout(call.values.dtype, layout_rows, C, *call.top_k, shared_memory(device))
     segments = Segments(1, -(-T // layout.chunk), 1)
-    if call.state is None and not return_state and not call.renumbered:
+    if call.state is None and not return_state and not call.renumbered and not call.alone:
         segments = choose_segments(layout, B * H, T, rows, processors(device))
     kept = allocate_kept(call, layout)
     memory = fill_memory_params(call, kept)
@@ -181,15 +194,16 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
 
     layout, segments, memory, kept, starts, decay_products = chunked
     (B, _, H, C), rows, acc, (W, R) = call.values.shape, call.rows, call.acc, layout.accesses
-    tokens = (layout.slices, B * H, kept.chunks, layout.chunk)
+    N = call.batch
+    tokens = (layout.slices, *kept.chunks, layout.chunk)
     channels = call.values.shape, acc
     dots = Dots(*allocate_together(((*tokens, R), acc), ((*tokens, W), acc), (tokens[1:], acc), channels, channels))
     dw, dr = allocate_together((call.write.weight.shape, acc), (call.read.weight.shape, acc))
     dv, dgamma = cupy.empty_like(call.values), cupy.empty(call.values.shape[:3], dtype=call.values.dtype)
-    final_q = None if dstate is None else cupy.empty((layout.slices, B * H, rows), dtype=acc)
+    final_q = None if dstate is None else cupy.empty((layout.slices, N * H, rows), dtype=acc)
     dgiven = None
     if call.state is not None:
-        dgiven = RAMState(cupy.empty((B, H, rows, C), dtype=acc), cupy.empty((B, H, rows), dtype=acc))
+        dgiven = RAMState(cupy.empty((N, H, rows, C), dtype=acc), cupy.empty((N, H, rows), dtype=acc))
     if B:
         # 4. contents: once more forward, for the gradients of the reads; then back
         run = call, layout, kept, segments
@@ -211,7 +225,7 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
             skip_last=int(segments.contents > 1), **outputs,
         )  # fmt: skip
         if dgiven is not None and dcontent is not None:
-            dgiven = RAMState(dcontent.reshape(B, H, rows, C), dgiven.mass)
+            dgiven = RAMState(dcontent.reshape(N, H, rows, C), dgiven.mass)
         # 3. couplings
         couple_backward(call, layout, memory, kept, dots, dy)
         # 2. masses
@@ -259,10 +273,10 @@ def _working_adjoint(call: Call, end: Array | None) -> Array:
     if not call.renumbered:
         return cupy.zeros(_shape(call, "slots"), dtype=call.acc)
     adjoint = cupy.empty(_shape(call, "slots"), dtype=call.acc)
-    clear_rows(call.write, adjoint)  # the other rows have no writes
+    clear_rows(call.write, adjoint, call.packed)  # the other rows have no writes
     return adjoint
 
 
 def _shape(call: Call, part: str) -> tuple[int, ...]:
     """(B*H, rows, C) or (B*H, rows)."""
-    return (call.sequences, call.rows, call.values.shape[3])[: 3 if part == "slots" else 2]
+    return (*call.state_shape, call.values.shape[3])[: 3 if part == "slots" else 2]

@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) plain_forward(const __g
     const Head head(p);
     const TokenData data(p);
     data.copy(head, 0);
-    for (int t = 0; t < p.tokens; t++) {
+    for (int t = 0; t < head.tokens; t++) {
         const Accesses now = data.of(t);
         const long long token = head.token(t);
         wait_for_copies<0>();
@@ -129,7 +129,7 @@ DEVICE void recompute_token(const Head& head, const TokenData& data, const Acces
 
 // q = <adjoint, content> of every row after the last token
 DEVICE void start_q(const Head& head, const Acc* adjoint, Acc* q) {
-    for (int row = threadIdx.x / 32; row < head.p.rows; row += THREADS / 32) {
+    for (int row = threadIdx.x / 32; row < head.state.rows; row += THREADS / 32) {
         Acc sum = 0;
         for (int c = threadIdx.x % 32; c < CHANNELS; c += 32)
             sum += adjoint[(long long)(row)*CHANNELS + c] * head.content[(long long)(row)*CHANNELS + c];
@@ -271,17 +271,17 @@ DEVICE void zero_gradients(const PlainParams& p, long long token) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1) plain_backward(const __grid_constant__ PlainParams p) {
     const Head head(p);
     const TokenData data(p);
-    const long long first_row = (long long)(blockIdx.x) * p.rows;
+    const long long first_row = head.state.first;
     Acc *const adjoint = p.dcontent + first_row * CHANNELS, *const dmass = p.dmass + first_row, *const q = p.q + first_row;
     data.copy(head, 0);
-    for (int t = 0; t < p.tokens; t++) {
+    for (int t = 0; t < head.tokens; t++) {
         wait_for_copies<0>();
         __syncthreads();
         data.copy(head, t + 1);
         if (head.live(t)) recompute_token(head, data, data.of(t), head.token(t));
     }
     if (p.has_dstate) start_q(head, adjoint, q);
-    for (int t = p.tokens - 1; t >= 0; t--) {  // the last token's accesses are still here
+    for (int t = head.tokens - 1; t >= 0; t--) {  // the last token's accesses are still here
         wait_for_copies<0>();
         __syncthreads();
         data.copy(head, t - 1);

@@ -7,6 +7,7 @@
 // Compiled with: retention.cuh's UPDATE, and the definitions below.
 #pragma once
 #include "memory/retention.cuh"
+#include "memory/span.cuh"
 #include "runtime/reduce.cuh"
 #include "runtime/shared.cuh"
 
@@ -46,8 +47,9 @@ struct PlainParams {
     Acc* before_first;      // (B, T, H, C): the content before a token's first write
     Acc *dw, *dr;           // (B, T, H, K)
     ELEMENT *dv, *dgamma;   // (B, T, H, C), (B, T, H)
+    const Span* spans;      // of a packed row; or null: sequence b is row b of the batch
     Acc constant_gamma, eps, proxy_eps, initial_mass;
-    int tokens, heads, rows, writes, reads, has_dstate;
+    int tokens, heads, rows, writes, reads, has_dstate;  // rows: of a sequence's state, or 0 (StateRows)
 };
 
 struct alignas(VECTOR * sizeof(Acc)) Vector {
@@ -78,18 +80,22 @@ struct alignas(VECTOR * sizeof(Acc)) Vector {
     }
 };
 
-// The block's (batch, head), and where the thread stands in the block.
+// The block's sequence and head, and where the thread stands in the block.
 struct Head {
     const PlainParams& p;
+    const Span span;
+    const StateRows state;
+    const int tokens;                   // of the sequence
     const long long first, first_mask;  // token 0 in (B, T, H) and (B, T)
     Acc *const content, *const mass;
     const int team, lane;  // lane of the team
 
     DEVICE explicit Head(const PlainParams& p)
-        : p(p), first((long long)(blockIdx.x / p.heads) * p.tokens * p.heads + blockIdx.x % p.heads),
-          first_mask((long long)(blockIdx.x / p.heads) * p.tokens),
-          content(p.content + (long long)(blockIdx.x) * p.rows * CHANNELS), mass(p.mass + (long long)(blockIdx.x) * p.rows),
-          team(threadIdx.x / SPAN), lane(threadIdx.x % SPAN) {}
+        : p(p), span(span_of(p.spans, blockIdx.x / p.heads, p.tokens, 0)),
+          state(span, blockIdx.x % p.heads, p.heads, p.rows, p.writes), tokens(span.tokens),
+          first((long long)(span.begin) * p.heads + blockIdx.x % p.heads), first_mask(span.begin),
+          content(p.content + state.first * CHANNELS), mass(p.mass + state.first), team(threadIdx.x / SPAN),
+          lane(threadIdx.x % SPAN) {}
     DEVICE long long token(int t) const { return first + (long long)(t)*p.heads; }
     DEVICE bool live(int t) const { return !p.mask || p.mask[first_mask + t]; }
     DEVICE Acc gamma(long long token) const { return p.gamma ? Acc(widen(p.gamma[token])) : p.constant_gamma; }
@@ -128,7 +134,7 @@ struct TokenData {
     // Starts to copy token t's accesses, if there is a token t.
     DEVICE void copy(const Head& head, int t) const {
         const PlainParams& p = head.p;
-        if (t >= 0 && t < p.tokens) {
+        if (t >= 0 && t < head.tokens) {
             const Accesses to = of(t);
             const long long write = head.token(t) * p.writes, read = head.token(t) * p.reads;
             for (int k = threadIdx.x; k < p.writes; k += THREADS) {

@@ -26,7 +26,7 @@ def plain_params(acc: np.dtype) -> ParamStruct:
         "PlainParams",
         write_row=POINTER, read_row=POINTER, write_weight=POINTER, read_weight=POINTER, values=POINTER, gamma=POINTER,
         mask=POINTER, content=POINTER, mass=POINTER, y=POINTER, dy=POINTER, dcontent=POINTER, dmass=POINTER, q=POINTER,
-        mass_before=POINTER, before_first=POINTER, dw=POINTER, dr=POINTER, dv=POINTER, dgamma=POINTER,
+        mass_before=POINTER, before_first=POINTER, dw=POINTER, dr=POINTER, dv=POINTER, dgamma=POINTER, spans=POINTER,
         constant_gamma=acc, eps=acc, proxy_eps=acc, initial_mass=acc,
         tokens=INT, heads=INT, rows=INT, writes=INT, reads=INT, has_dstate=INT,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def plain_backward(dy: Array, dstate: RAMState | None, content: Array, mass: Arr
     """
     import cupy
 
-    B, _, H, C = call.values.shape
+    _, _, H, C = call.values.shape
     acc = call.acc
     if dstate is None:
         dcontent, dmass = cupy.zeros(content.shape, dtype=acc), cupy.zeros(mass.shape, dtype=acc)
@@ -117,7 +117,7 @@ def plain_backward(dy: Array, dstate: RAMState | None, content: Array, mass: Arr
     )  # fmt: skip
     dgiven = None
     if call.state is not None:
-        dgiven = RAMState(dcontent.reshape(B, H, call.rows, C), dmass.reshape(B, H, call.rows))
+        dgiven = RAMState(dcontent.reshape(call.batch, H, call.rows, C), dmass.reshape(call.batch, H, call.rows))
     return MemoryGrads(dw, dr, dv, dgamma, dgiven)
 
 
@@ -138,7 +138,8 @@ def _launch(name: str, call: Call, **arrays: Any) -> None:
         **_NOTHING | arrays, write_row=call.write.index, read_row=call.read.index, write_weight=call.write.weight,
         read_weight=call.read.weight, values=call.values, gamma=call.gamma_array, mask=call.mask,
         constant_gamma=call.constant_gamma, eps=options.eps, proxy_eps=options.proxy_eps,
-        initial_mass=1 / options.slots, tokens=T, heads=H, rows=call.rows, writes=writes, reads=reads,
+        initial_mass=1 / options.slots, spans=call.packed and call.packed.spans, tokens=T, heads=H,
+        rows=call.rows_of_state, writes=writes, reads=reads,
     )  # fmt: skip
     itemsize = call.acc.itemsize
     require_block_fits(call.top_k, C, itemsize, shared_memory(call.values.device.id).block)

@@ -19,7 +19,7 @@
 // renumber_clear: 32 accesses a warp, which sets the rows of those among them that are first writes to 0.
 //
 // Compiled with: THREADS.
-#include "runtime/common.cuh"
+#include "memory/span.cuh"
 
 #ifndef THREADS
 #error "THREADS must be defined"
@@ -37,8 +37,10 @@ struct RenumberParams {
     int* keys;         // (B*H, cells): slots or -1; or null, then slot s is in cell s
     Use* uses;         // (B*H, cells)
     unsigned* state;   // (B*H, rows_of_state, words) of renumber_clear
+    const Span* spans;         // of a packed row, or null: sequence b is row b of the batch
+    const int* span_of_token;  // (T,) of a packed row, or null
     long long count, rows_of_state;
-    unsigned cells;  // a power of two if there are keys
+    unsigned cells;  // a power of two if there are keys; of a packed row, 2 for every write of a sequence
     int tokens, heads, top_k;
     int writes;  // of a token
     int words;   // of a row of the state, of 4 bytes
@@ -46,32 +48,37 @@ struct RenumberParams {
 
 // One access of (B, T, H, K).
 struct Access {
-    long long sequence;  // b * H + h
-    long long position;  // b * T + t
-    int token, number;   // t, t * K + k
+    long long position;    // b * T + t
+    long long first_row;   // of the sequence's rows of the state
+    long long first_cell;  // of its table
+    unsigned cells;        // there
+    int token, number;     // t, t * K + k
 
     DEVICE Access(const RenumberParams& p, long long i) {
         const long long token_head = i / p.top_k;
         position = token_head / p.heads;
-        const int batch = int(position / p.tokens), head = int(token_head - position * p.heads);
-        token = int(position - (long long)(batch)*p.tokens);
-        sequence = (long long)(batch)*p.heads + head;
-        number = token * p.top_k + int(i - token_head * p.top_k);
+        const int at = p.spans ? p.span_of_token[position] : int(position / p.tokens);
+        const int head = int(token_head - position * p.heads);
+        const Span span = span_of(p.spans, at, p.tokens, 0);
+        const StateRows rows(span, head, p.heads, p.spans ? 0 : int(p.rows_of_state), p.writes);
+        token = int(position - span.begin), number = token * p.top_k + int(i - token_head * p.top_k);
+        first_row = rows.first, cells = p.spans ? 2 * unsigned(rows.rows) : p.cells;
+        first_cell = p.spans ? 2 * first_row : ((long long)(at)*p.heads + head) * p.cells;
     }
     DEVICE bool live(const RenumberParams& p) const { return !p.mask || p.mask[position]; }
 };
 
 // The cell of a slot. If CLAIM is not set and there is none, -1.
 template <bool CLAIM> DEVICE long long cell_of(const RenumberParams& p, const Access& access, int slot) {
-    const long long begin = access.sequence * p.cells;
+    const long long begin = access.first_cell;
     if (!p.keys) return begin + slot;
-    unsigned cell = unsigned(slot) * 2654435769u % p.cells;
+    unsigned cell = unsigned(slot) * 2654435769u % access.cells;
     for (;;) {
         int* const key = p.keys + begin + cell;
         const int seen = CLAIM ? atomicCAS(key, -1, slot) : *key;
         if (seen == slot || (CLAIM && seen == -1)) return begin + cell;
         if (seen == -1) return -1;
-        cell = (cell + 1) % p.cells;
+        cell = (cell + 1) % access.cells;
     }
 }
 
@@ -118,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) renumber_clear(const __gri
     long long row = -1;
     if (i < p.count) {
         const Access access(p, i);
-        if (p.slots[i] == access.number) row = access.sequence * p.rows_of_state + access.number;
+        if (p.slots[i] == access.number) row = access.first_row + access.number;
     }
     for (unsigned left = __ballot_sync(~0u, row >= 0); left; left &= left - 1) {
         unsigned* const to = p.state + __shfl_sync(~0u, row, __ffs(left) - 1) * p.words;

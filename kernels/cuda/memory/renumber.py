@@ -11,12 +11,14 @@ from ramnet_np.contract import Address, Array
 from ..runtime.arrays import contiguous_aligned
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
+from .packed import PackedRow
 
 THREADS = 256
 RENUMBER_PARAMS = ParamStruct(
     "RenumberParams",
-    slots=POINTER, mask=POINTER, rows=POINTER, keys=POINTER, uses=POINTER, state=POINTER, count=LONG,
-    rows_of_state=LONG, cells=UNSIGNED, tokens=INT, heads=INT, top_k=INT, writes=INT, words=INT,
+    slots=POINTER, mask=POINTER, rows=POINTER, keys=POINTER, uses=POINTER, state=POINTER, spans=POINTER,
+    span_of_token=POINTER, count=LONG, rows_of_state=LONG, cells=UNSIGNED, tokens=INT, heads=INT, top_k=INT, writes=INT,
+    words=INT,
 )  # fmt: skip
 RENUMBER = Specialisation(
     "memory/renumber.cu",
@@ -26,7 +28,9 @@ RENUMBER = Specialisation(
 )
 
 
-def renumber(write: Address, read: Address, mask: Array | None, slots: int) -> tuple[Address, Address]:
+def renumber(
+    write: Address, read: Address, mask: Array | None, slots: int, packed: PackedRow | None
+) -> tuple[Address, Address]:
     """The same addresses with rows for slots.
 
     A slot's row is the number t * K_w + k of its first write, below T * K_w; -1 for a read of a slot that nothing was
@@ -35,23 +39,36 @@ def renumber(write: Address, read: Address, mask: Array | None, slots: int) -> t
     import cupy
 
     B, T, H, Kw = write.index.shape
-    cells = 1 << (2 * T * Kw - 1).bit_length()  # so that at most half of a hash table is taken
-    hashed = slots > cells
-    cells = min(cells, slots)
+    if packed is None:
+        cells = 1 << (2 * T * Kw - 1).bit_length()  # so that at most half of a hash table is taken
+        hashed = slots > cells
+        cells = min(cells, slots)
+    else:
+        cells, hashed = 2 * T * Kw, True  # each sequence has its part
     keys = _all_bits(B * H, cells) if hashed else None
-    table = {"keys": keys, "uses": _all_bits(B * H, cells, 2), "cells": cells, "mask": mask}
+    table = {
+        "keys": keys, "uses": _all_bits(B * H, cells, 2), "cells": cells, "mask": mask, "writes": Kw, **_spans(packed)
+    }  # fmt: skip
     writes, reads = contiguous_aligned(write.index), contiguous_aligned(read.index)
     write_rows, read_rows = cupy.empty_like(writes), cupy.empty_like(reads)
     _launch("renumber_writes", writes, **table)
-    _launch("renumber_reads", reads, **table, writes=Kw, rows=read_rows)
+    _launch("renumber_reads", reads, **table, rows=read_rows)
     _launch("renumber_seen", writes, **table, rows=write_rows)
     return Address(write_rows, write.weight), Address(read_rows, read.weight)
 
 
-def clear_rows(write: Address, state: Array) -> None:
+def clear_rows(write: Address, state: Array, packed: PackedRow | None) -> None:
     """Set those rows of ``state`` (B*H, rows, C) to 0 that renumbered writes have; the others are left as they are."""
     _, rows, channels = state.shape
-    _launch("renumber_clear", write.index, rows_of_state=rows, words=channels * state.itemsize // 4, state=state)
+    _launch(
+        "renumber_clear", write.index, rows_of_state=rows, words=channels * state.itemsize // 4, state=state,
+        writes=write.index.shape[3], **_spans(packed),
+    )  # fmt: skip
+
+
+def _spans(packed: PackedRow | None) -> dict[str, Any]:
+    """The members of ``RenumberParams`` that tell the sequences of a packed row."""
+    return {} if packed is None else {"spans": packed.spans, "span_of_token": packed.span_of_token}
 
 
 def _all_bits(*shape: int) -> Array:
@@ -65,8 +82,8 @@ def _all_bits(*shape: int) -> Array:
 
 
 _NOTHING: dict[str, Any] = {
-    "mask": None, "rows": None, "keys": None, "uses": None, "state": None, "rows_of_state": 0, "cells": 0, "writes": 0,
-    "words": 0,
+    "mask": None, "spans": None, "span_of_token": None, "rows": None, "keys": None, "uses": None, "state": None,
+    "rows_of_state": 0, "cells": 0, "writes": 0, "words": 0,
 }  # fmt: skip
 
 

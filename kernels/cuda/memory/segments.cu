@@ -71,7 +71,7 @@ struct Stage {
 
 extern "C" __global__ void __launch_bounds__(THREADS) mass_local_end(const __grid_constant__ LocalEndParams p) {
     const ChunkRange range(p.memory, true, p.segments, p.chunks_of_segment);
-    const Sequence sequence(p.memory, range.sequence);
+    const Sequence& sequence = range.sequence;
     Affine* const of_row = reinterpret_cast<Affine*>(dynamic_shared());
     for (int row = threadIdx.x; row < p.memory.rows; row += THREADS) of_row[row] = {1, 0};
     const int chunks = range.end - range.begin;

@@ -28,7 +28,7 @@ struct StateSlice {
 
     DEVICE StateSlice(const Lane& lane, Acc* working)
         : address(shared_address(dynamic_shared() + BYTES_BEFORE_ROWS + lane.lane * sizeof(Tile))),
-          origin((long long)(lane.sequence) * lane.rows * lane.channels + lane.slice * CHANNELS + lane.lane * TILE),
+          origin(lane.first_row * lane.channels + lane.slice * CHANNELS + lane.lane * TILE),
           state(working + origin), first_unset_row(lane.rows) {}
 
     DEVICE static int token_row(const Lane& lane, int chunk, int token) {

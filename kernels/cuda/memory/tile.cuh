@@ -45,9 +45,10 @@ struct alignas(TILE * sizeof(Acc)) Tile {
 struct Lane {
     int tokens, channels, rows;  // of the segment; C; rows of the state
     int chunks, slice, slices;
-    int segment, sequence;    // sequence: (batch * H + head) * segments + segment
+    int segment;
     int group, lane;          // the block's group; the group's lane
     int token, part;          // of a chunk: the group's token, and which of its accesses
+    long long first_row;      // in arrays (B*H, segments, rows)
     long long first_chunk;    // in arrays (B*H, chunks)
     long long before_slice;   // chunks of other slices, in arrays (slices, B*H, chunks)
     long long first;          // the lane's first channel of the group's token of chunk 0, in arrays (B, T, H, C)
@@ -57,21 +58,24 @@ struct Lane {
 
     template <class Params>
     DEVICE Lane(const Params& p, unsigned block)
-        : channels(p.channels), rows(p.rows), slices((p.channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES),
+        : channels(p.channels), slices((p.channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES),
           lane(threadIdx.x % LANES), token(group / GROUPS_PER_TOKEN), part(group % GROUPS_PER_TOKEN),
           stride(CHUNK * p.heads * p.channels) {
-        const int number = block / slices, all_chunks = chunks_of(p.tokens);
-        const int batch_head = number / p.launched_segments;
+        const int number = block / slices;
+        const unsigned span_head = number / p.launched_segments, heads = p.heads, head = span_head % heads;
+        const Span span = span_of(p.spans, span_head / heads, p.tokens, chunks_of(p.tokens));
+        const int all_chunks = chunks_of(span.tokens);
         slice = block % slices, segment = p.first_segment + number % p.launched_segments;
-        sequence = batch_head * p.segments + segment;
+        const StateRows state(span, head, heads, p.rows, WRITES);
+        rows = state.rows, first_row = state.first * p.segments + (long long)(segment)*rows;
         const int begin = segment * p.chunks_of_segment;
         chunks = min(p.chunks_of_segment, all_chunks - begin);
-        tokens = min(chunks * CHUNK, p.tokens - begin * CHUNK);
-        first_chunk = (long long)(batch_head)*all_chunks + begin;
-        before_slice = (long long)(gridDim.x / slices / p.launched_segments) * all_chunks * slice;
+        tokens = min(chunks * CHUNK, span.tokens - begin * CHUNK);
+        first_chunk = (unsigned long long)(unsigned(span.first_chunk)) * heads + head * unsigned(all_chunks) + unsigned(begin);
+        before_slice = (long long)(p.all_chunks) * slice;
         const int channel = slice * CHANNELS + lane * TILE;
-        first_mask = (long long)(batch_head / p.heads) * p.tokens + begin * CHUNK + token;
-        first = (first_mask * p.heads + batch_head % p.heads) * channels + channel;
+        first_mask = (long long)(span.begin) + begin * CHUNK + token;
+        first = (first_mask * heads + head) * channels + channel;
 #pragma unroll
         for (int i = 0; i < TILE; i++) inside[i] = channel + i < channels;
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -64,10 +64,11 @@ class AdamWSettings(NamedTuple):
 class DeviceAdamW:
     """Parameters and moments of one run on the device, updated in place, after ``step`` updates made before.
 
-    ``params``, ``mean``, ``square``: C-contiguous float32 or float64 arrays by name; ``decays``: those whose weights
-    decay; ``copies``: the same parameters in a 16-bit type, which every update writes too, or None. An update reads
-    where its gradients are from a table on the device, :meth:`addresses`: one that is captured in a graph can be
-    recorded before the table is filled (:meth:`bind`), which a capture does not allow.
+    ``params``, ``mean``, ``square``: C-contiguous float32 or float64 arrays by name; those without moments are not
+    updated, and their gradients count in the norm alone. ``decays``: those whose weights decay; ``copies``: the same
+    parameters in a 16-bit type, which every update writes too, or None. An update reads where its gradients are from a
+    table on the device, :meth:`addresses`: one that is captured in a graph can be recorded before the table is filled
+    (:meth:`bind`), which a capture does not allow.
     """
 
     def __init__(
@@ -86,12 +87,13 @@ class DeviceAdamW:
         self._dtype = next(iter(params.values())).dtype
         self._copy_type = "bfloat16" if copies is None else type_name(next(iter(copies.values())).dtype)
         self._kept = params, mean, square, copies  # their addresses are in the table
+        tables: tuple[Mapping[str, Array], ...] = params, mean, square, {}, copies or {}
         self._rows = [
-            [*(0 if of is None else of[n].data.ptr for of in (params, mean, square, None, copies)), p.size, n in decays]
-            for n, p in params.items()
+            [*(of[n].data.ptr if n in of else 0 for of in tables), p.size, n in decays] for n, p in params.items()
         ]
-        chunks = [(i, c) for i, n in enumerate(params) for c in range(-(-params[n].size // CHUNK))]
-        self._chunks = cupy.asarray(np.array(chunks, dtype=np.int32))
+        chunks = [(i, c, n in mean) for i, n in enumerate(params) for c in range(-(-params[n].size // CHUNK))]
+        self._chunks = cupy.asarray(np.array([chunk[:2] for chunk in chunks], dtype=np.int32))
+        self._updated = cupy.asarray(np.array([chunk[:2] for chunk in chunks if chunk[2]], dtype=np.int32))
         self._squares = empty((len(chunks),), np.float64)
         self._rates = cupy.asarray(np.array(settings.rates, dtype=np.float64))
         self._settings = settings
@@ -122,17 +124,26 @@ class DeviceAdamW:
         :meth:`numbers`.
         """
         settings, blocks = self._settings, len(self._chunks)
-        params = adamw_params(self._dtype)(
-            arrays=addresses, chunks=self._chunks, squares=self._squares, rates=self._rates, loss=loss,
+        params = partial(
+            adamw_params(self._dtype), arrays=addresses, squares=self._squares, rates=self._rates, loss=loss,
             correct=correct, labels=labels, status=self._status, beta1=settings.beta1, beta2=settings.beta2,
             clip=settings.clip, weight_decay=settings.weight_decay, m_decay=settings.beta1, m_gain=1 - settings.beta1,
             v_decay=settings.beta2, v_gain=1 - settings.beta2, eps=settings.eps, chunk_count=blocks,
             rate_count=len(settings.rates),
         )  # fmt: skip
         specialisation = adamw_specialisation(type_name(self._dtype), self._copy_type)
-        get_kernel(specialisation, "gradient_squares")((blocks,), (THREADS,), (params,))
-        get_kernel(specialisation, "adamw_prepare")((1,), (ONE_BLOCK,), (params,))
-        get_kernel(specialisation, "adamw_update")((blocks,), (THREADS,), (params,))
+        every, updated = params(chunks=self._chunks), params(chunks=self._updated)
+        get_kernel(specialisation, "gradient_squares")((blocks,), (THREADS,), (every,))
+        get_kernel(specialisation, "adamw_prepare")((1,), (ONE_BLOCK,), (every,))
+        if len(self._updated):
+            get_kernel(specialisation, "adamw_update")((len(self._updated),), (THREADS,), (updated,))
+
+    def round_others(self) -> None:
+        """Round the parameters that have no moments to their copies, after another process has updated them."""
+        params, mean, _, copies = self._kept
+        for name, copy in (copies or {}).items():
+            if name not in mean:
+                copy[...] = params[name]
 
     def numbers(self) -> dict[str, float]:
         """The last update's loss, correct, labels, norm and rate; and updates made, stopped. Waits for the device."""

@@ -10,17 +10,22 @@
 //     the others                    │ load rows                       │ write, partial sums │ y
 //
 // Compiled with: ELEMENT, the type of logits, values and y; ORDER and RADIX, the sizes U and P; WRITES and READS, K of
-// each; CHANNELS, the size C; THREADS of a block; UPDATE, the update rule.
+// each; CHANNELS, the size C; THREADS of a block; UPDATE, the update rule; SPARSE, 1 for a sparse state, whose rows a table
+// finds (sparse/rows.cuh), else 0. All else is the same then, and so are the bits.
 #include "address/cape.cuh"
 #include "address/search.cuh"
 #include "memory/retention.cuh"
 #include "runtime/shared.cuh"
+#include "sparse/rows.cuh"
 
 #ifndef ELEMENT
 #error "ELEMENT must be defined as the type of logits, values and y"
 #endif
 #if !defined(ORDER) || !defined(RADIX) || !defined(WRITES) || !defined(READS) || !defined(CHANNELS) || !defined(THREADS)
 #error "ORDER, RADIX, WRITES, READS, CHANNELS and THREADS must be defined"
+#endif
+#ifndef SPARSE
+#error "SPARSE must be defined"
 #endif
 
 using Acc = AccOf<ELEMENT>::type;
@@ -49,7 +54,11 @@ struct StepParams {
     const ELEMENT* gamma;                       // (B, 1, H), or null: constant_gamma
     const bool* mask;                           // (B, 1), or null
     const long long* positions;                 // (B, 1), or null: 0
+#if SPARSE
+    const RowTable* table;                      // whose rows are updated
+#else
     Acc *s, *z;                                 // (B, H, M, C) and (B, H, M), updated
+#endif
     ELEMENT* y;                                 // (B, 1, H, C)
     long long batch_stride;                     // of positions
     Acc constant_gamma, eps;
@@ -64,6 +73,38 @@ struct StepParams {
         return Cape{positions, batch_stride, 0, 1, heads, cape_heads}.position(sequence);
     }
 };
+
+// Where the contents and masses of a sequence's slots are: for access e (the writes, then the reads) of a slot, what it
+// was before and where it goes to.
+#if SPARSE
+struct Memory {
+    const Acc* from[ACCESSES];  // C contents and a mass
+    Acc* to[WRITES];
+
+    // A read may find a row that the block's write is adding: it is loaded for nothing, as the write serves the read.
+    DEVICE void find(const RowTable& table, int e, long long key) {
+        bool added = false;
+        const int row = e < WRITES ? table.find_or_add(key, added) : table.find(key);
+        table.note_use(row);
+        Acc* const there = row < 0 ? nullptr : reinterpret_cast<Acc*>(table.row(row));
+        from[e] = row < 0 || added ? reinterpret_cast<const Acc*>(table.initial) : there;
+        if (e < WRITES) to[e] = there;
+    }
+    DEVICE const Acc* content(int e, int) const { return from[e]; }
+    DEVICE Acc mass(int e, int) const { return from[e][CHANNELS]; }
+    DEVICE Acc* new_content(int e, int) const { return to[e]; }
+    DEVICE Acc* new_mass(int e, int) const { return to[e] + CHANNELS; }
+};
+#else
+struct Memory {
+    Acc *s, *z;
+
+    DEVICE const Acc* content(int, int slot) const { return s + (long long)(slot)*CHANNELS; }
+    DEVICE Acc mass(int, int slot) const { return z[slot]; }
+    DEVICE Acc* new_content(int, int slot) const { return s + (long long)(slot)*CHANNELS; }
+    DEVICE Acc* new_mass(int, int slot) const { return z + slot; }
+};
+#endif
 
 // What the threads of a block share.
 struct Shared {
@@ -94,12 +135,18 @@ template <int N> DEVICE int index_of(int slot, const int (&slots)[N]) {
     return index;
 }
 
-// 1. One warp finds the slots of one side, and starts to load their masses if they are needed.
+// 1. One warp finds the slots of one side, whose first access has number ``first``, and starts to load their masses if
+// they are needed. A token that is not live adds no rows.
 template <class Search, int K>
 DEVICE void find_slots(
-    Search& search, const ELEMENT* logits, long long position, const Acc* z, bool needed, int lane, int (&slot)[K],
-    Acc (&mass)[Search::OWN]
+    const StepParams& p, Search& search, const ELEMENT* logits, long long position, Memory& memory, int first,
+    bool needed, int (&slot)[K], Acc (&mass)[Search::OWN]
 ) {
+    const int lane = threadIdx.x % 32;
+#if SPARSE
+    const RowTable table = *p.table;
+    const bool live = p.live(blockIdx.x);
+#endif
     search.run(logits, lane);
     const unsigned shift = Cape::shift_at(position, M);
 #pragma unroll
@@ -107,12 +154,18 @@ DEVICE void find_slots(
         const int k = lane + 32 * e;
         if (k >= K) continue;
         slot[k] = cape_shift(search.best[k].slot(), shift, M);
-        if (needed) mass[e] = z[slot[k]];
+#if SPARSE
+        if (!live) continue;
+        memory.find(table, first + k, blockIdx.x * (long long)(M) + slot[k]);
+#endif
+        if (needed) mass[e] = memory.mass(first + k, slot[k]);
     }
 }
 
 // Starts to load the rows of the team's accesses first, first + 1, ...: of a slot that is written and read, once.
-DEVICE void load_rows(const Shared& shared, const Acc* s, Member member, int first, int vector, Rows& rows) {
+DEVICE void load_rows(
+    const Shared& shared, const Memory& memory, Member member, int first, int vector, Rows& rows
+) {
 #pragma unroll
     for (int o = 0; o < AT_ONCE; o++) {
         const int e = member.team + TEAMS * (first + o);
@@ -121,13 +174,13 @@ DEVICE void load_rows(const Shared& shared, const Acc* s, Member member, int fir
         rows.partner[o] =
             e < WRITES ? index_of(rows.slot[o], shared.read_slot) : index_of(rows.slot[o], shared.write_slot);
         if (e < WRITES || rows.partner[o] < 0)
-            load(s + (long long)(rows.slot[o]) * CHANNELS + vector * VECTOR, rows.content[o]);
+            load(memory.content(e, rows.slot[o]) + vector * VECTOR, rows.content[o]);
     }
 }
 
 // 2. Masses of the written slots, and eta, by warp 0.
 DEVICE void write_masses(
-    const StepParams& p, Shared& shared, Acc gamma, const Acc (&before)[WriteSearch::OWN], int lane, Acc* z
+    const StepParams& p, Shared& shared, Acc gamma, const Acc (&before)[WriteSearch::OWN], int lane, const Memory& memory
 ) {
     Acc w[WriteSearch::OWN];
     shared.write_search.weigh(lane, p.write_renorm, w);
@@ -136,7 +189,7 @@ DEVICE void write_masses(
         const int k = lane + 32 * e;
         if (k >= WRITES) continue;
         shared.mass[k] = Retention<Acc>::alpha(w[e], gamma) * before[e] + w[e];
-        z[shared.write_slot[k]] = shared.mass[k];
+        *memory.new_mass(k, shared.write_slot[k]) = shared.mass[k];
         shared.eta[k] = w[e] / (shared.mass[k] + p.eps);
     }
 }
@@ -162,11 +215,12 @@ DEVICE void read_weights(const StepParams& p, Shared& shared, const Acc (&mass)[
 
 // 3. The contents of a thread's vector in the rows of its team's accesses: written, stored, and read into ``sum``.
 DEVICE void write_and_read(
-    const Shared& shared, Member member, int vector, const Acc (&v)[VECTOR], Rows& rows, Acc* s, Acc (&sum)[VECTOR]
+    const Shared& shared, const Memory& memory, Member member, int vector, const Acc (&v)[VECTOR], Rows& rows,
+    Acc (&sum)[VECTOR]
 ) {
 #pragma unroll 1
     for (int first = 0; first < OWN; first += AT_ONCE) {
-        if (first > 0) load_rows(shared, s, member, first, vector, rows);
+        if (first > 0) load_rows(shared, memory, member, first, vector, rows);
 #pragma unroll
         for (int o = 0; o < AT_ONCE; o++) {
             const int e = member.team + TEAMS * (first + o);
@@ -174,7 +228,7 @@ DEVICE void write_and_read(
             if (e < WRITES) {
 #pragma unroll
                 for (int c = 0; c < VECTOR; c++) rows.content[o][c] += shared.eta[e] * (v[c] - rows.content[o][c]);
-                store(rows.content[o], s + (long long)(rows.slot[o]) * CHANNELS + vector * VECTOR);
+                store(rows.content[o], memory.new_content(e, rows.slot[o]) + vector * VECTOR);
                 if (rows.partner[o] < 0) continue;
             }
             const Acc r = shared.weight[e < WRITES ? rows.partner[o] : e - WRITES];
@@ -199,7 +253,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     const long long sequence = blockIdx.x;  // b * H + h
     const int warp = warp_of_thread(), lane = threadIdx.x % 32;
     const Member member;
-    Acc *s = p.s + sequence * M * CHANNELS, *z = p.z + sequence * M;
+#if SPARSE
+    __shared__ Memory memory;
+#else
+    Memory memory{p.s + sequence * M * CHANNELS, p.z + sequence * M};
+#endif
     const ELEMENT* values = p.values + sequence * CHANNELS;
     ELEMENT* y = p.y + sequence * CHANNELS;
 
@@ -214,19 +272,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     const long long row = sequence * (ORDER * RADIX);
     Acc written_mass[WriteSearch::OWN], read_mass[ReadSearch::OWN];
     if (warp == 0)
-        find_slots(shared.write_search, p.write_logits + row, position, z, true, lane, shared.write_slot, written_mass);
+        find_slots(
+            p, shared.write_search, p.write_logits + row, position, memory, 0, true, shared.write_slot, written_mass
+        );
     else if (warp == 1)
-        find_slots(shared.read_search, p.read_logits + row, position, z, p.mass_aware, lane, shared.read_slot, read_mass);
+        find_slots(
+            p, shared.read_search, p.read_logits + row, position, memory, WRITES, p.mass_aware, shared.read_slot, read_mass
+        );
     __syncthreads();
     if (!live) {
         for (int c = threadIdx.x; c < CHANNELS; c += THREADS) narrow(Acc(0), y[c]);
         return;
     }
     Rows rows;
-    load_rows(shared, s, member, 0, member.vector, rows);
+    load_rows(shared, memory, member, 0, member.vector, rows);
 
     // 2. weights and masses
-    if (warp == 0) write_masses(p, shared, gamma, written_mass, lane, z);
+    if (warp == 0) write_masses(p, shared, gamma, written_mass, lane, memory);
     if (p.mass_aware) __syncthreads();
     if (warp == 1) read_weights(p, shared, read_mass, lane);
     __syncthreads();
@@ -237,10 +299,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
         if (member.team < TEAMS && vector < VECTORS) {
             if (first > 0) {
                 load_read_only(values + vector * VECTOR, v);
-                load_rows(shared, s, member, 0, vector, rows);
+                load_rows(shared, memory, member, 0, vector, rows);
             }
             Acc sum[VECTOR] = {};
-            write_and_read(shared, member, vector, v, rows, s, sum);
+            write_and_read(shared, memory, member, vector, v, rows, sum);
             store(sum, shared.partial + (member.team * SPAN + member.vector) * VECTOR);
         }
         __syncthreads();

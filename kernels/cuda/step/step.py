@@ -2,7 +2,7 @@
 
 Up to K = P = 64 that is one launch (``step.cu``), compiled for U, P, K and C; beyond, two of the decoder and one for
 the memory (``step_plain.cu``). What the launch needs beside its arrays is worked out once for each signature of a call,
-in ``_plan``.
+in ``step_plan``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ MAX_FUSED_K = 64  # K and P of step.cu
 
 
 @functools.cache
-def step_params(acc: np.dtype) -> ParamStruct:
+def step_params(acc: np.dtype, sparse: bool = False) -> ParamStruct:
     """``StepParams`` of step.cu, for accumulators of this dtype."""
+    memory = {"table": POINTER} if sparse else {"s": POINTER, "z": POINTER}
     return ParamStruct(
         "StepParams",
         write_logits=POINTER, read_logits=POINTER, values=POINTER, gamma=POINTER, mask=POINTER, positions=POINTER,
-        s=POINTER, z=POINTER, y=POINTER, batch_stride=LONG, constant_gamma=acc, eps=acc,
+        **memory, y=POINTER, batch_stride=LONG, constant_gamma=acc, eps=acc,
         heads=UNSIGNED, cape_heads=UNSIGNED, write_renorm=INT, read_renorm=INT, mass_aware=INT,
     )  # fmt: skip
 
@@ -48,9 +49,12 @@ def plain_step_params(acc: np.dtype) -> ParamStruct:
 
 @functools.cache
 def step_specialisation(
-    element: str, order: int, radix: int, write_k: int, read_k: int, channels: int, update: str
+    element: str, order: int, radix: int, write_k: int, read_k: int, channels: int, update: str, sparse: bool = False
 ) -> Specialisation:
-    """``step.cu`` for values of the type ``element`` if it serves U, P, K and C, else ``step_plain.cu``."""
+    """``step.cu`` for values of the type ``element`` if it serves U, P, K and C, else ``step_plain.cu``.
+
+    ``sparse``: over the rows of a sparse state, which step.cu alone can find.
+    """
     acc = np.dtype(np.float64 if element == "double" else np.float32)
     if max(radix, write_k, read_k) > MAX_FUSED_K:
         return Specialisation(
@@ -62,8 +66,9 @@ def step_specialisation(
         (
             ("ELEMENT", element), ("ORDER", order), ("RADIX", radix), ("WRITES", write_k), ("READS", read_k),
             ("CHANNELS", channels), ("THREADS", _threads(element, write_k + read_k, channels)), ("UPDATE", update),
+            ("SPARSE", int(sparse)),
         ),
-        (step_params(acc),),
+        (step_params(acc, sparse),),
     )  # fmt: skip
 
 
@@ -77,7 +82,7 @@ def _threads(element: str, accesses: int, channels: int) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(
+def step_plan(
     shape: tuple[int, ...],  # of logits
     channels: int,
     dtype: np.dtype,
@@ -85,12 +90,13 @@ def _plan(
     batch_stride: int,  # of positions
     decode: DecodeOptions,
     options: MemoryOptions,
+    sparse: bool = False,
 ) -> tuple[Launch, Callable[..., Any]]:
     """The launch for calls of one signature, and what makes its parameters from the addresses of the arrays."""
     B, _, H, U, P = shape
     write_k, read_k, write_renorm, read_renorm, cape_heads = decode
     specialisation = step_specialisation(
-        type_name(dtype), U, P, write_k, read_k, channels, require_rule(options.update)
+        type_name(dtype), U, P, write_k, read_k, channels, require_rule(options.update), sparse
     )
     [name], [params] = specialisation.kernels, specialisation.params
     constants = {
@@ -126,7 +132,7 @@ def step(
     if not y.size:
         return y
     number, gamma = (gamma, None) if isinstance(gamma, float) else (None, contiguous_aligned(gamma))
-    launch, fill = _plan(
+    launch, fill = step_plan(
         write_logits.shape, values.shape[3], values.dtype, number, token_strides(positions)[0], decode, options
     )
     slots, mass = contiguous_aligned(state.slots), contiguous_aligned(state.mass)

@@ -4,11 +4,11 @@
 ``MixerName`` of model/config.py, and its settings, if it has any, among the fields of ``RAMNetConfig``.
 """
 
-from ramnet_np.model.config import MIXER_CHECKS
+from ramnet_np.model.config import MIXER_CHECKS, RAMNetConfig, of_layer
 from ramnet_np.model.mixers import delta, gla, linear, mamba2, ram, softmax, window
 from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
 
-__all__ = ["MIXERS", "CallOptions", "Mixer", "StateSize", "Variant", "add_mixer", "variant_labels"]
+__all__ = ["MIXERS", "CallOptions", "Mixer", "StateSize", "Variant", "add_mixer", "mixers_of", "variant_labels"]
 
 MIXERS: dict[str, Mixer] = {}
 
@@ -27,6 +27,15 @@ def add_mixer(mixer: Mixer) -> None:
         raise ValueError(f"name must be none of {', '.join(map(repr, MIXERS))}, got {mixer.name!r}")
     MIXERS[mixer.name] = mixer
     MIXER_CHECKS[mixer.name] = mixer.check
+
+
+def mixers_of(config: RAMNetConfig) -> list[Mixer]:
+    """The mixer of every layer.
+
+    >>> [mixer.name for mixer in mixers_of(RAMNetConfig(layers=3, hybrid="window", hybrid_every=3))]
+    ['ram', 'ram', 'window']
+    """
+    return [MIXERS[of_layer(config, i).mixer] for i in range(config.layers)]
 
 
 def variant_labels() -> list[str]:

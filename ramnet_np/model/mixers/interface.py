@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from ramnet_np.contract import Address, Array
 from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.live_tokens import Rows
 from ramnet_np.model.parameters import Parameter, Params
 
 Recompute = Literal["none", "ffn", "block"]
@@ -25,6 +26,9 @@ class CallOptions(NamedTuple):
     return_state: bool = False
     in_place: bool = False  # T = 1: update the given state; there is no backward
     recompute: Recompute = "none"  # what a block computes again in its backward in place of keeping it
+    cu_seqlens: Any = None  # (N + 1,) int64 on the CPU: offsets of packed sequences
+    layer_rows: Rows | None = None  # where a layer's tokens are moved to, if it takes no mask and no packed row itself
+    conv_rows: Rows | None = None  # where those of the short convolution are, if only it has them moved
 
 
 class StateSize(NamedTuple):
@@ -71,6 +75,17 @@ class Forward(Protocol):
         ``options`` ask for it) and ctx (None if in place)."""
 
 
+class Step(Protocol):
+    """One token through a norm and a layer, added to the stream."""
+
+    def __call__(
+        self, x: Array, norm: Array, params: Params, config: RAMNetConfig, layer: int, state: Any, options: CallOptions
+    ) -> tuple[Array, Any]:
+        """``x``: (B, D), the stream; ``norm``: (D,), the weight of the RMSNorm; the others as of a forward.
+
+        UPDATES ``state`` IN PLACE. Returns x + layer(norm(x)), (B, D), and the state."""
+
+
 class Addresses(Protocol):
     """Where the tokens of a layer with slots write and read."""
 
@@ -106,7 +121,9 @@ class Mixer:
     initial_state: Callable[[RAMNetConfig, Array], Any] | None = None
     # Parameters of a layer and a configuration that give the same bits with less work a token; None: there are none.
     settle: Callable[[Params, RAMNetConfig], tuple[Params, RAMNetConfig]] | None = None
-    addresses: Addresses | None = None  # of a mixer with slots: it alone takes a mask and a backend, and can be traced
+    # One token in few launches, the numbers that ``forward`` gives in place; None: the forward serves it.
+    step: Step | None = None
+    addresses: Addresses | None = None  # of a mixer with slots, which takes masks, packed rows and a backend itself
 
     def variant(self, config: RAMNetConfig) -> Variant:
         """Which of the variants ``config`` is.

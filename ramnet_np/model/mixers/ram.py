@@ -27,19 +27,34 @@ from ramnet_np.core.attention import (
 )
 from ramnet_np.core.retention import RULES
 from ramnet_np.core.state_checks import check_in_place, check_state
+from ramnet_np.layers.few_rows import normed_products
 from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
 from ramnet_np.model.address import (
     AddressContext,
     address_backward,
     address_forward,
+    address_map,
     address_parameters,
     settled_addresses,
 )
 from ramnet_np.model.checks import SMALLEST, check_choice, check_flag, check_integer, check_number, pair
 from ramnet_np.model.config import AddressPrior, GammaMode, RAMNetConfig
-from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward, gamma_parameters
+from ramnet_np.model.gamma import GammaContext, gamma_backward, gamma_forward, gamma_of, gamma_parameters
+from ramnet_np.model.initial_slots import (
+    InitialSlotsContext,
+    initial_slots_backward,
+    initial_slots_forward,
+    initial_slots_parameters,
+)
 from ramnet_np.model.mixers.interface import CallOptions, Mixer, StateSize, Variant
-from ramnet_np.model.output import OutputContext, output_backward, output_forward, output_parameters, value_parameters
+from ramnet_np.model.output import (
+    OutputContext,
+    output_backward,
+    output_forward,
+    output_parameters,
+    output_step,
+    value_parameters,
+)
 from ramnet_np.model.parameters import Parameter, Params
 
 MOST_DIGITS = 31  # of an address of fewer than 2**31 slots
@@ -54,6 +69,7 @@ class RAMLayerContext(NamedTuple):
     gamma: GammaContext
     attention: RAMAttentionContext
     out: OutputContext
+    initial: InitialSlotsContext | None  # where the layer made the state that it starts from, of learned slots
 
 
 def ram_layer_forward(
@@ -90,8 +106,13 @@ def ram_layer_forward(
     values, values_ctx = linear_forward(x, params["v_proj.weight"], params.get("v_proj.bias"))
     gamma, gamma_ctx = gamma_forward(x, params, config)
     # 2. memory
-    if state is None and config.init_mass is not None:
-        state = initial_state(config, x)
+    initial_ctx = None
+    if state is None and (config.learned_slots or config.init_mass is not None):
+        sequences = B if options.cu_seqlens is None else len(options.cu_seqlens) - 1
+        if config.learned_slots:
+            state, initial_ctx = initial_slots_forward(sequences, params, config)
+        else:
+            state = initial_state(config, x, sequences)
         if options.positions is None:  # a memory that is still empty: these tokens are the first
             options = options._replace(positions=namespace_of(x).arange(T))
     y, state, attention_ctx = _attend(
@@ -101,7 +122,54 @@ def ram_layer_forward(
     out, out_ctx = output_forward(y, x, params, config)
     if attention_ctx is None:
         return out, state, None
-    return out, state, RAMLayerContext(write_ctx, read_ctx, values_ctx, gamma_ctx, attention_ctx, out_ctx)
+    return out, state, RAMLayerContext(write_ctx, read_ctx, values_ctx, gamma_ctx, attention_ctx, out_ctx, initial_ctx)
+
+
+def ram_layer_step(
+    x: Array,
+    norm: Array,
+    params: Params,
+    config: RAMNetConfig,
+    layer: int,
+    state: RAMState,
+    options: CallOptions,
+) -> tuple[Array, RAMState]:
+    """One token of each sequence: x + layer(rmsnorm(x)) (B, D), and ``state``, UPDATED IN PLACE.
+
+    On a GPU three launches, of the projections, the memory and the way out; learned gammas, gates and norms of y add
+    theirs. Arguments as of a mixer's :class:`~ramnet_np.model.mixers.interface.Step`.
+
+    >>> from ramnet_np.model.parameters import init_parameters
+    >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)
+    >>> params = init_parameters(ram_parameters(config), seed=0, dtype=np.float64)
+    >>> state = initial_state(config, np.ones((1, 1, 8)))
+    >>> out, state = ram_layer_step(np.ones((1, 8)), np.ones(8), params, config, 0, state, CallOptions(in_place=True))
+    >>> out.shape
+    (1, 8)
+    """
+    B, H, C = len(x), config.heads, config.head_channels
+    # 1. projections
+    maps = {side: address_map(params, side, config)[:2] for side in ("w", "r")}
+    maps["v"] = params["v_proj.weight"], params.get("v_proj.bias")
+    if config.output_gate:
+        maps["gate"] = params["o_gate.0.weight"], params["o_gate.0.bias"]
+    if config.gamma_mode == "dynamic":
+        maps["gamma"] = params["gamma_modifier.weight"], params["gamma_modifier.bias"]
+    weights, biases = zip(*maps.values(), strict=True)
+    projected = dict(zip(maps, normed_products(x, norm, config.norm_eps, weights, biases), strict=True))
+    if config.gamma_mode == "dynamic":
+        gamma, _ = gamma_of(projected["gamma"].reshape(B, 1, H), config)
+    else:
+        gamma, _ = gamma_forward(x[:, None], params, config)
+    # 2. memory
+    digits = (B, 1, H, config.order, config.radix)
+    write_logits, read_logits = projected["w"].reshape(digits), projected["r"].reshape(digits)
+    y, updated, _ = _attend(
+        write_logits, read_logits, projected["v"].reshape(B, 1, H, C), gamma, state, config, layer, options
+    )
+    assert updated is not None  # a step returns the state that it was given
+    # 3. out
+    return output_step(y, projected.get("gate"), params, config, x), updated
 
 
 def ram_layer_backward(dout: Array, ctx: RAMLayerContext) -> tuple[Array, Params]:
@@ -122,6 +190,8 @@ def ram_layer_backward(dout: Array, ctx: RAMLayerContext) -> tuple[Array, Params
     dy, dx, grads = output_backward(dout, ctx.out)
     # 2. memory
     d = ram_attention_backward(dy, ctx.attention)
+    if ctx.initial is not None and d.state is not None:
+        grads |= initial_slots_backward(d.state, ctx.initial)
     # 1. projections: each adds its gradient of x
     dx, dmodifier = gamma_backward(d.gamma, ctx.gamma, accumulate_into=dx)
     dvalues = d.values.reshape(*d.values.shape[:2], -1)
@@ -170,21 +240,27 @@ def ram_parameters(config: RAMNetConfig, layer: int = 0) -> dict[str, Parameter]
         address_parameters("r", config, layer)
         | address_parameters("w", config, layer)
         | value_parameters(config)
+        | initial_slots_parameters(config)
         | gamma_parameters(config)
         | output_parameters(config)
     )
 
 
-def initial_state(config: RAMNetConfig, x: Array) -> RAMState:
+def initial_state(config: RAMNetConfig, x: Array, sequences: int | None = None) -> RAMState:
     """The empty memory of one layer for the sequences of ``x`` (B, T, D): s = 0, z = ``init_mass``.
+
+    ``sequences``: how many, where they are packed; None is B. ValueError with ``learned_slots``, which are parameters.
 
     >>> import numpy as np
     >>> state = initial_state(RAMNetConfig(width=8, heads=2, order=2, init_mass=0.5), np.zeros((1, 5, 8)))
     >>> state.slots.shape, float(state.mass[0, 0, 0])
     ((1, 2, 16, 4), 0.5)
     """
+    if config.learned_slots:
+        raise ValueError("learned_slots must be False for a state without parameters: a layer makes it from None")
     dtype = x.dtype if x.dtype.itemsize > 4 else np.float32  # of 16-bit models too
-    state = RAMState.initial(x.shape[0], config.heads, config.slots, config.head_channels, dtype, namespace_of(x))
+    batch = x.shape[0] if sequences is None else sequences
+    state = RAMState.initial(batch, config.heads, config.slots, config.head_channels, dtype, namespace_of(x))
     if config.init_mass is not None:
         state.mass[...] = config.init_mass
     return state
@@ -218,7 +294,7 @@ def _attend(
         return y, state, None
     return ram_attention_forward(
         write_logits, read_logits, values, gamma, state=state, proxy_eps=config.proxy_eps,
-        return_state=options.return_state, **settings,
+        return_state=options.return_state, cu_seqlens=options.cu_seqlens, **settings,
     )  # fmt: skip
 
 
@@ -245,7 +321,7 @@ def _check(config: RAMNetConfig) -> None:
         check_integer("top_k", k, 1, config.slots)
     for flag in pair("renorm", config.renorm):
         check_flag("renorm", flag)
-    for name in ("mass_aware", "address_bias", "address_scale"):
+    for name in ("mass_aware", "address_bias", "address_scale", "learned_slots"):
         check_flag(name, getattr(config, name))
     _check_cape(config)
     check_choice("gamma_mode", config.gamma_mode, GammaMode)
@@ -283,6 +359,7 @@ MIXER = Mixer(
     state_size=_state_size,
     check=_check,
     check_state=_check_state,
+    step=ram_layer_step,
     addresses=ram_layer_addresses,
     initial_state=initial_state,
     settle=settled_addresses,

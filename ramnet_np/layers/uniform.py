@@ -12,12 +12,14 @@ from __future__ import annotations
 import numpy as np
 
 from ramnet_np.contract import Array
+from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _BITS = 52  # so few that a product with a number of float64 stays below that number
 
 
+@accelerated
 def uniform(seeds: Array, positions: Array) -> Array:
     """One number in [0, 1) for each row, (B,) float64. ``seeds``: (B,) uint64; ``positions``: (B,) integers from 0.
 

@@ -1,0 +1,183 @@
+"""A state that holds touched slots only: memory follows the slots ever written, whatever M is.
+
+Every row is under the key (b * H + h) * M + slot. A slot that was never written is not held: it is s = 0 and z = the
+initial mass, as in a dense state. Rows may lie in tiers (``tiered_rows.py``). Whatever their capacities, the bits are
+the same. Source: paper section 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ramnet_np.backend import backend_for
+from ramnet_np.contract import Array, MemoryTiers, RAMState
+from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.tiered_rows import TieredRows
+
+BLOCK = 2**16  # rows that are moved at once where all are
+
+
+class SparseRAMState:
+    """The memory of every head, as :class:`RAMState`, of which only touched slots take memory.
+
+    It goes wherever a RAMState goes, with three differences. A forward that returns the state updates the given one in
+    place. Gradients end where it came in. M may be up to 2**31 - 1 everywhere.
+
+    ``shape``: (B, H, M, C); ``initial_mass``: z of a slot that was never written, None for 1/M; ``tiers``: where rows
+    may be. ValueError or OSError, naming the argument. Source: paper section 7; spec section 4.
+
+    >>> state = SparseRAMState.initial(batch=1, heads=2, slots=2**31 - 1, channels=4)
+    >>> state.shape, state.written
+    ((1, 2, 2147483647, 4), 0)
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        dtype: Any = np.float32,
+        xp: Any = np,
+        *,
+        initial_mass: float | None = None,
+        tiers: MemoryTiers | None = None,
+    ):
+        tiers = tiers or MemoryTiers()
+        for name, size, least in zip(("batch", "heads", "slots", "channels"), shape, (0, 0, 1, 0), strict=True):
+            if not least <= size < 2**31:
+                raise ValueError(f"{name} must be between {least} and {2**31 - 1}, got {size}")
+        self.shape, self.dtype, self.xp, self.tiers = shape, np.dtype(dtype), xp, tiers
+        self.initial_mass = 1 / shape[2] if initial_mass is None else initial_mass
+        self._lost = ""
+        self.rows = _rows_for(xp)(shape[3], self.dtype, self.initial_mass, tiers)
+
+    @classmethod
+    def initial(
+        cls, batch: int, heads: int, slots: int, channels: int, dtype: Any = np.float32, xp: Any = np, **options: Any
+    ) -> SparseRAMState:
+        """The state before the first token, as of :meth:`RAMState.initial`; ``options``: as of the class."""
+        return cls((batch, heads, slots, channels), dtype, xp, **options)
+
+    def __repr__(self) -> str:
+        B, H, M, C = self.shape
+        return f"SparseRAMState(B={B}, H={H}, M={M}, C={C}, {self.dtype}, {self.written:,} slots written)"
+
+    @property
+    def written(self) -> int:
+        """How many slots were ever written."""
+        return self.rows.written
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the host's or the GPU's memory."""
+        return self.rows.nbytes
+
+    @property
+    def disk_nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.rows.disk_nbytes
+
+    def gather(self, keys: Array) -> Array:
+        """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ."""
+        self._require_whole()
+        return self.rows.gather(keys)
+
+    def scatter(self, keys: Array, rows: Array) -> None:
+        """Store ``rows`` (N, C + 1) of slots that were written; their ``keys`` (N,) differ.
+
+        MemoryError or OSError where there is no room: then some rows are new and some old, and every later use of the
+        state says so.
+        """
+        self._require_whole()
+        try:
+            self.rows.scatter(keys, rows)
+        except (MemoryError, OSError) as error:
+            self._lost = f"that a segment left half written: {error}"
+            raise
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[Array, Array]]:
+        """Every slot that was written, keys and rows (N, C + 1), about ``size`` at a time; nothing moves."""
+        self._require_whole()
+        return self.rows.blocks(size)
+
+    def take(self, sequences: Sequence[int], tiers: MemoryTiers | None = None) -> SparseRAMState:
+        """A copy of some sequences of the batch, by default in the same tiers."""
+        return SparseRAMState.joined([self], [sequences], tiers)
+
+    def copy(self) -> SparseRAMState:
+        """A state of its own with the same rows, in the same tiers."""
+        return self.take(range(self.shape[0]))
+
+    @classmethod
+    def joined(
+        cls,
+        states: Sequence[SparseRAMState],
+        sequences: Sequence[Sequence[int]] | None = None,
+        tiers: MemoryTiers | None = None,
+    ) -> SparseRAMState:
+        """One batch of copies of all ``states``, or of some ``sequences`` of each; the others stay as they are.
+
+        >>> states = [SparseRAMState.initial(batch=b, heads=1, slots=8, channels=2) for b in (1, 2)]
+        >>> SparseRAMState.joined(states).shape
+        (3, 1, 8, 2)
+        """
+        first = states[0]
+        if sequences is None:
+            sequences = [range(state.shape[0]) for state in states]
+        batch, per_sequence = sum(map(len, sequences)), first.shape[1] * first.shape[2]
+        mass, begin = first.initial_mass, 0
+        result = cls((batch, *first.shape[1:]), first.dtype, first.xp, initial_mass=mass, tiers=tiers or first.tiers)
+        for state, wanted in zip(states, sequences, strict=True):
+            for keys, rows in state.blocks():
+                for place, sequence in enumerate(wanted, begin):
+                    own = keys // per_sequence == sequence
+                    result.scatter(keys[own] + (place - sequence) * per_sequence, rows[own])
+            begin += len(wanted)
+        return result
+
+    @classmethod
+    def of_dense(
+        cls, state: RAMState, tiers: MemoryTiers | None = None, initial_mass: float | None = None
+    ) -> SparseRAMState:
+        """The slots of a dense state that differ from s = 0, z = ``initial_mass`` (None: 1/M).
+
+        >>> dense = RAMState.initial(batch=1, heads=1, slots=16, channels=2)
+        >>> dense.slots[0, 0, 9] = 3
+        >>> SparseRAMState.of_dense(dense).written
+        1
+        """
+        xp, C = namespace_of(state.slots), state.slots.shape[3]
+        result = cls(state.slots.shape, state.slots.dtype, xp, initial_mass=initial_mass, tiers=tiers)
+        slots, mass = state.slots.reshape(-1, C), state.mass.reshape(-1)
+        empty = mass.dtype.type(result.initial_mass)
+        for start in range(0, len(mass), BLOCK):
+            part = slice(start, start + BLOCK)
+            keys = xp.nonzero(slots[part].any(axis=1) | (mass[part] != empty))[0]
+            result.scatter(start + keys, xp.concatenate([slots[part][keys], mass[part][keys, None]], axis=1))
+        return result
+
+    def dense(self) -> RAMState:
+        """The same state with all slots. MemoryError where they do not fit."""
+        B, H, M, C = self.shape
+        state = RAMState.initial(B, H, M, C, self.dtype, self.xp)
+        state.mass[...] = self.initial_mass
+        for keys, rows in self.blocks():
+            state.slots.reshape(-1, C)[keys], state.mass.reshape(-1)[keys] = rows[:, :-1], rows[:, -1]
+        return state
+
+    def close(self) -> None:
+        """Give the room in the file back; the state is of no use then."""
+        self.rows.close()
+        self._lost = "that was closed"
+
+    def _require_whole(self) -> None:
+        if self._lost:
+            raise ValueError(f"state must be whole, got one {self._lost}")
+
+
+def _rows_for(xp: Any) -> Any:
+    """What makes the rows of a state for arrays of ``xp``: the backend's own, or those of the core."""
+    made = None if xp is np else backend_for(xp.empty(0)).sparse_rows
+    return made or partial(TieredRows, xp=xp)

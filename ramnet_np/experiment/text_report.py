@@ -1,0 +1,116 @@
+"""The sections of docs/results/language.md: grids on text, and tests on books."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ramnet_np.data.needles import WORDS
+from ramnet_np.experiment.summary import Result
+from ramnet_np.experiment.text_tables import (
+    Book,
+    book_lines,
+    books_table,
+    by_position,
+    past_table,
+    recipe_table,
+    rivals_table,
+    slots_table,
+)
+from ramnet_np.plot.language import lines_by_range, scores_by_model
+
+Draw = Callable[[], Figure]
+
+_NUMBERS = {"positions": "bits_per_byte", "names": "bits_per_byte", "needles": "accuracy"}
+_XLABELS = {
+    "positions": "bytes of the book before the token",
+    "names": "bytes since the name was mentioned before",
+    "needles": "tokens since the facts",
+}
+_WHAT = {
+    "positions": "Bits a byte against the position in the book, a line for each model.",
+    "names": "Bits a byte of names against the distance to the mention before, a line for each model.",
+    "needles": "Share of right answers against the distance to the facts, a line for each model.",
+}
+
+
+def text_section(grid: str, results: Sequence[Result], title: str = "") -> tuple[str, Draw, str]:
+    """The table of a grid on text, how to draw its figure, and what is to be seen in it.
+
+    >>> text_section("language-past", [])[2]
+    'Bits a byte against the position in the book, a line for each model.'
+    """
+    bits, what = "bits a byte of the held-out books", "Bits a byte of every model."
+    if grid == "language-past":
+        lines = {result.name: by_position(result) for result in results}
+        what = "Bits a byte against the position in the book, a line for each model."
+        return past_table(results), lambda: lines_by_range(lines, _XLABELS["positions"], "bits a byte", title), what
+    if grid == "language-recipe":
+        scores = {result.name: result.accuracies for result in results}
+        return recipe_table(results), lambda: scores_by_model(scores, bits, title), what
+    ordered = sorted(results, key=lambda r: (round(r.records[0]["parameters"] / 10e6), r.accuracy))
+    scores = {result.name: result.accuracies for result in ordered}
+    return rivals_table(results), lambda: scores_by_model(scores, bits, title), what
+
+
+def read_books(paths: Sequence[Path]) -> list[Book]:
+    """The records of tests on books in some files; other lines are left out.
+
+    >>> read_books([])
+    []
+    """
+    found = []
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("tables"), Mapping):
+                    found.append(record)
+    return found
+
+
+def book_sections(books: Sequence[Book], figures: dict[str, Draw]) -> dict[str, tuple[str, str]]:
+    """For each test on books that has records: its Markdown, and what is to be seen in its figure ("" without one).
+
+    Figures are added to ``figures`` under the name of the section, "books-" and the test.
+
+    >>> book_sections([], {})
+    {}
+    """
+    sections = {}
+    for test, value in _NUMBERS.items():
+        lines = book_lines(books, test, value)
+        if lines:
+            shown = {f"{model}, {way}": line for (model, way), line in lines.items()}
+            guess = 1 / len(WORDS) if test == "needles" else None
+            ylabel = "share of right answers" if test == "needles" else "bits a byte"
+            name = f"books-{test}"
+            figures[name] = _draw(shown, _XLABELS[test], ylabel, guess)
+            sections[name] = books_table(books, test, value) + _note(books, test), _WHAT[test]
+    if any(book["test"] == "slots" for book in books):
+        sections["books-slots"] = slots_table(books), ""
+    return sections
+
+
+def _draw(lines: Mapping[str, Mapping[str, float]], xlabel: str, ylabel: str, guess: float | None) -> Draw:
+    return lambda: lines_by_range(lines, xlabel, ylabel, guess=guess)
+
+
+def _note(books: Sequence[Book], test: str) -> str:
+    """How much the test measured, in a sentence."""
+    tables = [rows for book in books if book["test"] == test for rows in book["tables"].values()]
+    if test == "needles":
+        asked = max(row["asked"] for row in tables[0])
+        return f"\n\n{asked} questions at each distance, {len(WORDS)} answers each: a guess is right in {_guess()}."
+    unit = "mentions" if test == "names" else "tokens"
+    counts = ", ".join(f"{row[unit]:,}" for row in tables[0])
+    return f"\n\nThe columns have {counts} {unit}."
+
+
+def _guess() -> str:
+    return f"{1 / len(WORDS):.1%} of them, and costs {math.log(len(WORDS)):.2f} nats"

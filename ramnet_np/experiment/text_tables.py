@@ -1,0 +1,177 @@
+"""Results of grids on text, and of tests on books, as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ramnet_np.experiment.summary import Result
+from ramnet_np.experiment.tables import how, how_head, table
+
+_ABSENT = "-"
+_BYTES = 4  # of an element of state: memories are float32 in generation
+
+Book = dict[str, Any]  # the record of a test on books
+
+
+def rivals_table(results: Sequence[Result]) -> str:
+    """Models of like sizes beside each other, the best first: bits a byte of the held-out books, and what they cost.
+
+    >>> rivals_table([]).count("|")
+    22
+    """
+    rows = []
+    for result in sorted(results, key=lambda r: (round(_parameters(r) / 10e6), r.accuracy)):
+        mega = f"{_BYTES * result.state / 1e6:.1f}"
+        cells = [f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}", mega, *_bits(result), _carried(result)]
+        rows.append([f"{result.kind} ({result.name})", *cells, *how(result, results), f"{result.tokens_per_second:,}"])
+    head = ["model", "million parameters", "elements of state", "MB in generation", "bits a byte", "each seed"]
+    return table([*head, "memory carried", *how_head(results), "tokens/s"], rows)
+
+
+def past_table(results: Sequence[Result]) -> str:
+    """The loss by the position in the book, with the memory carried through the book where that can be.
+
+    >>> past_table([])
+    ''
+    """
+    if not results:
+        return ""
+    ranges = list(dict.fromkeys(name for result in results for name in by_position(result)))
+    rows = []
+    for result in results:
+        line = by_position(result)
+        cells = [f"{line[name]:.4f}" if name in line else _ABSENT for name in ranges]
+        rows.append([result.name, f"{result.state:,}", _way_of(result), *cells, f"{result.chosen.rate:g}"])
+    return table(["model", "elements of state", "memory", *ranges, "learning rate"], rows)
+
+
+def recipe_table(results: Sequence[Result]) -> str:
+    """Every setting beside the first one: bits a byte, and how evenly the layers' writes use the slots.
+
+    >>> recipe_table([])
+    ''
+    """
+    if not results:
+        return ""
+    base, rows = results[0], []
+    for result in results:
+        change = _ABSENT if result is base else f"{result.accuracy - base.accuracy:+.4f}"
+        use = _slot_use(result)
+        cells = [*_bits(result), _carried(result), change, f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}"]
+        rows.append([result.name, *cells, *use, f"{result.chosen.rate:g}"])
+    head = ["setting", "bits a byte", "each seed", "memory carried", f"- {base.name}", "million parameters"]
+    return table([*head, "elements of state", "touched", "entropy", "learning rate"], rows)
+
+
+def _bits(result: Result) -> list[str]:
+    """Bits a byte of the held-out books: the mean, and each seed."""
+    return [f"{result.accuracy:.4f}", ", ".join(f"{one:.4f}" for one in result.accuracies)]
+
+
+def _carried(result: Result) -> str:
+    """The same with the memory carried through the books, mean over the seeds."""
+    found = result.by_setting.get("carried bits_per_byte")
+    return _ABSENT if found is None else f"{found:.4f}"
+
+
+def _way_of(result: Result) -> str:
+    """How the memory of the first seed's test was used: "carried" where that was tested."""
+    return "carried" if "carried" in result.records[0].get("by_position", {}) else "windows"
+
+
+def by_position(result: Result) -> dict[str, float]:
+    """Bits a byte by ranges of bytes before the token, of the first seed.
+
+    >>> from types import SimpleNamespace
+    >>> rows = [{"begin": 0, "end": 1000, "bits_per_byte": 2.0}]
+    >>> by_position(SimpleNamespace(records=[{"by_position": {"windows": rows}}]))
+    {'up to 1k': 2.0}
+    """
+    rows = result.records[0].get("by_position", {}).get(_way_of(result), [])
+    return {range_name(row["begin"], row["end"]): row["bits_per_byte"] for row in rows}
+
+
+def _slot_use(result: Result) -> list[str]:
+    """Touched slots and entropy of writes at the end of training, mean over the layers that have slots."""
+    measured = result.records[0].get("slots", [])
+    layers = [layer for layer in (measured[-1]["layers"] if measured else []) if layer]
+    if not layers:
+        return [_ABSENT, _ABSENT]
+    return [f"{sum(layer[name] for layer in layers) / len(layers):.2f}" for name in ("touched", "entropy")]
+
+
+def range_name(begin: int | None, end: int | None) -> str:
+    """Such as "1k to 10k".
+
+    >>> range_name(0, 1000), range_name(1000, 10_000), range_name(100_000, None), range_name(None, None)
+    ('up to 1k', '1k to 10k', '100k on', 'first mention')
+    """
+    if begin is None:
+        return "first mention"
+    if end is None:
+        return f"{_short(begin)} on"
+    return f"{_short(begin)} to {_short(end)}" if begin else f"up to {_short(end)}"
+
+
+def books_table(books: Sequence[Book], test: str, value: str) -> str:
+    """A row for each model and way of its memory, a column for each range or distance of the test.
+
+    ``value``: which number of a row of the test.
+
+    >>> rows = [{"begin": 0, "end": 100, "bits_per_byte": 1.5}]
+    >>> print(books_table([{"test": "names", "model": "a", "tables": {"carried": rows}}], "names", "bits_per_byte"))
+    | model | memory | up to 100 |
+    | --- | --- | --- |
+    | a | carried | 1.500 |
+    """
+    lines = book_lines(books, test, value)
+    ranges = list(dict.fromkeys(name for line in lines.values() for name in line))
+    rows = [[*who, *(f"{line[r]:.3f}" if r in line else _ABSENT for r in ranges)] for who, line in lines.items()]
+    return table(["model", "memory", *ranges], rows)
+
+
+def book_lines(books: Sequence[Book], test: str, value: str) -> dict[tuple[str, str], dict[str, float]]:
+    """The numbers of a test by model and way, and then by range or distance; later records replace earlier ones.
+
+    >>> rows = [{"tokens": 1000, "asked": 64, "accuracy": 0.25}]
+    >>> book_lines([{"test": "needles", "model": "a", "tables": {"carried": rows}}], "needles", "accuracy")
+    {('a', 'carried'): {'1k tokens': 0.25}}
+    """
+    lines = {}
+    for book in books:
+        if book["test"] == test:
+            for way, rows in book["tables"].items():
+                lines[book["model"], way] = {_place(row): float(row[value]) for row in rows}
+    return lines
+
+
+def slots_table(books: Sequence[Book]) -> str:
+    """The layers of every model whose slots were tested, a row each.
+
+    >>> rows = [{"layer": 0, "touched": 0.5}]
+    >>> print(slots_table([{"test": "slots", "model": "a", "tables": {"carried": rows}}]))
+    | model | layer | touched |
+    | --- | --- | --- |
+    | a | 0 | 0.500 |
+    """
+    tests = {book["model"]: book["tables"]["carried"] for book in books if book["test"] == "slots"}
+    names = list(dict.fromkeys(name for rows in tests.values() for row in rows for name in row))
+    found = [[model, *(_cell(row.get(name)) for name in names)] for model, rows in tests.items() for row in rows]
+    return table(["model", *names], found)
+
+
+def _place(row: dict[str, Any]) -> str:
+    return f"{_short(row['tokens'])} tokens" if "asked" in row else range_name(row["begin"], row["end"])
+
+
+def _cell(value: Any) -> str:
+    return _ABSENT if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _short(number: int) -> str:
+    return f"{number / 1000:g}k" if number >= 1000 else str(number)
+
+
+def _parameters(result: Result) -> int:
+    return result.records[0]["parameters"]

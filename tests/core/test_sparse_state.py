@@ -1,0 +1,252 @@
+"""A sparse state against the dense one: the same bits, memory for what was written, tiers that change nothing."""
+
+import os
+
+import numpy as np
+import pytest
+
+from ramnet_np import (
+    MemoryTiers,
+    RAMState,
+    SparseRAMState,
+    backends,
+    ram_attention_backward,
+    ram_attention_forward,
+    ram_attention_step,
+    use_backend,
+)
+from ramnet_np.core.accelerated import ACCELERATED
+from ramnet_np.core.slot_numbers import number_slots
+from ramnet_np.core.slot_rows import enter_rows, find_rows
+from tests.operation_cases import CASES, draw
+
+ON_CPU = [name for name in ("numpy", "numba") if backends()[name].startswith("available")]
+NAMES = ["plain", "mask", "cape-all-positions", "mass-aware", "gsu-per-token", "K-is-M", "M-large", "empty-batch"]
+
+
+def segment(inputs, state, backend, start=0, stop=None):
+    """The operation over some tokens of a case, from ``state``."""
+    now, T = slice(start, stop), inputs.dy.shape[1]
+    options = {k: v for k, v in inputs.options.items() if k not in ("return_state", "state")}
+    positions = options.pop("positions", np.broadcast_to(np.arange(T), inputs.dy.shape[:2]))[:, now]
+    if "mask" in options:
+        options["mask"] = options["mask"][:, now]
+    gamma = inputs.gamma if isinstance(inputs.gamma, float) else inputs.gamma[:, now]
+    arrays = [array[:, now] for array in inputs.arrays]
+    return ram_attention_forward(*arrays, gamma, positions=positions, state=state, backend=backend, **options)
+
+
+def initial(kind, case, dtype, **options):
+    return kind.initial(case.B, case.H, case.slots, case.C, dtype, **options)
+
+
+def assert_same_state(sparse, dense):
+    for ours, theirs in zip(sparse.dense(), dense, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def small(folder, rows=256):
+    """Tiers with room for so many rows of 16 channels of float32 in the host."""
+    return MemoryTiers(host=rows * 17 * 4, disk=folder)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bits_of_a_dense_state(name, backend):
+    case = next(case for case in CASES if case.name == name)
+    inputs, cut = draw(case, np.float32), case.T // 3
+    sparse, dense = initial(SparseRAMState, case, np.float32), initial(RAMState, case, np.float32)
+    with use_backend(backend):
+        for start, stop in ((0, cut), (cut, None)):
+            y, sparse_after, ctx = segment(inputs, sparse, backend, start, stop)
+            expected, dense, dense_ctx = segment(inputs, dense, backend, start, stop)
+            assert sparse_after is sparse
+            np.testing.assert_array_equal(y, expected)
+            assert_same_state(sparse, dense)
+            dy = inputs.dy[:, start:stop]
+            grads, theirs = ram_attention_backward(dy, ctx), ram_attention_backward(dy, dense_ctx)
+            assert grads.state is None
+            for ours, expected in zip(grads[:4], theirs[:4], strict=True):
+                np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_steps_give_the_bits_of_steps_of_a_dense_state(backend):
+    case = next(case for case in CASES if case.name == "cape")
+    inputs = draw(case, np.float32)
+    sparse, dense = initial(SparseRAMState, case, np.float32), initial(RAMState, case, np.float32)
+    for t in range(12):
+        arrays, options = [a[:, t : t + 1] for a in inputs.arrays], dict(positions=np.array([t]), backend=backend)
+        y, returned = ram_attention_step(*arrays, state=sparse, cape_heads=2, **options)
+        expected, _ = ram_attention_step(*arrays, state=dense, cape_heads=2, **options)
+        assert returned is sparse
+        np.testing.assert_array_equal(y, expected)
+    assert_same_state(sparse, dense)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_tiers_change_no_bit(backend, tmp_path):
+    case = next(case for case in CASES if case.name == "M-large")
+    inputs = draw(case, np.float32)
+    above, tiered = (
+        initial(SparseRAMState, case, np.float32),
+        initial(SparseRAMState, case, np.float32, tiers=small(tmp_path)),
+    )
+    pieces = [(0, None)] + [
+        (start, start + 5) for start in range(0, case.T, 5)
+    ]  # the later ones find slots that went down
+    for start, stop in pieces:
+        y, *_ = segment(inputs, tiered, backend, start, stop)
+        np.testing.assert_array_equal(y, segment(inputs, above, backend, start, stop)[0])
+    assert above.written == tiered.written > 4 * tiered.rows._up.count
+    assert tiered.disk_nbytes > 0
+    for ours, theirs in zip(_sorted(tiered), _sorted(above), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def _sorted(state):
+    blocks = list(state.blocks(64))
+    keys, rows = np.concatenate([keys for keys, _ in blocks]), np.concatenate([rows for _, rows in blocks])
+    order = np.argsort(keys)
+    assert len(np.unique(keys)) == len(keys)
+    return keys[order], rows[order]
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_memory_follows_what_was_written(backend):
+    rng = np.random.default_rng(0)
+    logits, values = rng.normal(size=(2, 1, 9, 2, 30, 2)), rng.normal(size=(1, 9, 2, 4))
+    slots = 2**30
+    state = SparseRAMState.initial(1, 2, slots, 4, np.float64)
+    y, state, ctx = ram_attention_forward(*logits, values, state=state, top_k=3, backend=backend)
+    expected, _, _ = ram_attention_forward(*logits, values, top_k=3, return_state=False, backend=backend)
+    np.testing.assert_array_equal(y, expected)
+    assert 0 < state.written <= 9 * 2 * 3
+    assert state.nbytes < 100000
+    assert ram_attention_backward(y, ctx).values.shape == values.shape
+
+
+def test_the_largest_memory_has_slots_below_2_to_the_31():
+    logits = np.zeros((1, 2, 1, 19, 3))  # 3**19 is above 2**30
+    logits[..., 2] = 1  # slot M - 1
+    state = SparseRAMState.initial(1, 1, 3**19, 2, np.float64)
+    ram_attention_forward(logits, logits, np.ones((1, 2, 1, 2)), state=state, top_k=1)
+    assert _sorted(state)[0].tolist() == [3**19 - 1]
+
+
+def test_a_state_is_left_alone_where_it_is_not_returned():
+    case = CASES[0]
+    inputs, state = draw(case, np.float32), initial(SparseRAMState, case, np.float32)
+    inputs.options["return_state"] = False
+    logits = [array[:, :4] for array in inputs.arrays]
+    _, none, _ = ram_attention_forward(*logits, state=state, return_state=False)
+    assert none is None
+    assert state.written == 0
+
+
+def test_copies_and_batches_hold_the_same_rows(tmp_path):
+    case = next(case for case in CASES if case.name == "M-large")
+    inputs, state = draw(case, np.float32), initial(SparseRAMState, case, np.float32, tiers=small(tmp_path))
+    segment(inputs, state, None)
+    keys, rows = _sorted(state)
+    copy, swapped = state.copy(), state.take([1, 0, 1])
+    again = SparseRAMState.joined([swapped.take([1]), swapped.take([2])])
+    for other in (copy, again):
+        for ours, theirs in zip(_sorted(other), (keys, rows), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    before = rows.copy()
+    segment(inputs, copy, None)
+    np.testing.assert_array_equal(_sorted(state)[1], before)
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"slots must be between 1 and 2147483647, got 2147483648"):
+        SparseRAMState.initial(1, 1, 2**31, 4)
+    with pytest.raises(ValueError, match=r"memory.host must hold at least 256 slots of a layer, 5120 bytes, got 5119"):
+        SparseRAMState.initial(1, 1, 16, 4, tiers=MemoryTiers(host=5119))
+    with pytest.raises(OSError, match=r"memory.disk must be a folder to write in, got .*nowhere"):
+        SparseRAMState.initial(1, 1, 16, 4, tiers=MemoryTiers(disk=tmp_path / "nowhere"))
+    logits, values = np.zeros((1, 2, 1, 2, 4)), np.zeros((1, 2, 1, 3))
+    with pytest.raises(ValueError, match=r"state must have shape .* = \(1, 1, 16, 3\) and be float64, got SparseRAMS"):
+        ram_attention_forward(logits, logits, values, state=SparseRAMState.initial(1, 1, 16, 4, np.float64))
+    state = SparseRAMState.initial(1, 1, 16, 3, np.float64)
+    y, _, ctx = ram_attention_forward(logits, logits, values, state=state)
+    with pytest.raises(ValueError, match=r"dstate must be None where state is a SparseRAMState"):
+        ram_attention_backward(y, ctx, state.dense())
+    with pytest.raises(ValueError, match=r"cu_seqlens must be None where state is a SparseRAMState"):
+        ram_attention_forward(logits, logits, values, state=state, cu_seqlens=np.array([0, 2]))
+    state.close()
+    with pytest.raises(ValueError, match=r"state must be whole, got one that was closed"):
+        ram_attention_forward(logits, logits, values, state=state)
+
+
+def test_a_host_without_a_disk_says_when_it_is_full():
+    case = next(case for case in CASES if case.name == "M-large")
+    state = initial(SparseRAMState, case, np.float32, tiers=small(None))
+    with pytest.raises(MemoryError, match=r"memory.host must hold every slot .* room for 256 slots of a layer"):
+        segment(draw(case, np.float32), state, None)
+    with pytest.raises(ValueError, match=r"state must be whole, got one that a segment left half written"):
+        segment(draw(case, np.float32), state, None)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled_numbers_are_those_of_the_core(masked):
+    if "numba" not in ON_CPU:
+        pytest.skip("without Numba there are no compiled ones")
+    rng = np.random.default_rng(0)
+    for slots, T in ((50, 40), (2**31 - 1, 300)):
+        accesses = rng.integers(0, slots, (2, 2, T, 3, 5), dtype=np.int32)
+        accesses[..., 1:3] = accesses[:, :, :1, :, 1:3]
+        mask = rng.random((2, T)) < 0.6 if masked else None
+        with use_backend("numba"):
+            compiled = number_slots(*accesses, mask, slots)
+        plain = ACCELERATED["number_slots"](*accesses, mask, slots)
+        for name, ours, theirs in zip(plain._fields, compiled, plain, strict=True):
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_rows_are_found_and_others_are_not(backend):
+    rng = np.random.default_rng(0)
+    keys = np.concatenate([np.arange(500), 2**40 + 16 * np.arange(500), rng.integers(2**41, 2**62, 500)])
+    entries = np.full(4096, -1, np.int32)
+    with use_backend(backend):
+        enter_rows(keys, entries, 0, 700)
+        enter_rows(keys, entries, 700, 1500)
+        assert sorted(entries[entries >= 0]) == list(range(1500))
+        found = find_rows(np.concatenate([keys[::-1], keys + 1000]), keys, entries)
+    np.testing.assert_array_equal(found[:1500], np.arange(1500)[::-1])
+    missing = ~np.isin(keys + 1000, keys)
+    assert missing.any()
+    assert (found[1500:][missing] == -1).all()
+    assert (found[1500:][~missing] >= 0).all()
+
+
+def full(folder, monkeypatch):
+    """Tiers whose file finds no room on the disk."""
+
+    def refuse(file, start, stop):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ramnet_np.core.disk_pages._allocate", refuse)
+    return small(folder)
+
+
+def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
+    case = next(case for case in CASES if case.name == "M-large")
+    inputs = draw(case, np.float32)
+    bounded = initial(SparseRAMState, case, np.float32, tiers=small(tmp_path)._replace(disk_bytes=20000))
+    with pytest.raises(OSError, match=r"memory.disk must have room for .* got 20000 bytes, which hold 18 pages"):
+        segment(inputs, bounded, None)
+    no_room = initial(SparseRAMState, case, np.float32, tiers=full(tmp_path, monkeypatch))
+    with pytest.raises(OSError, match=r"memory.disk '.*' must have room for .* bytes, got: No space left on device"):
+        segment(inputs, no_room, None)
+
+
+def test_a_page_that_has_changed_on_the_disk_is_refused(tmp_path):
+    case = next(case for case in CASES if case.name == "M-large")
+    inputs, state = draw(case, np.float32), initial(SparseRAMState, case, np.float32, tiers=small(tmp_path))
+    segment(inputs, state, None)
+    os.pwrite(state.rows._disk._file.fileno(), b"\x55", 40 * 16 * 17 * 4 + 3)
+    with pytest.raises(OSError, match=r"memory.disk '.*' is damaged: the page of slots from key .* has changed since"):
+        segment(inputs, state, None)

@@ -1,0 +1,193 @@
+"""Grids of runs on text: their runs and records, that a run goes on to the same bits, and what the grids hold."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ramnet_np.cli import main
+from ramnet_np.data.corpus import read_corpus
+from ramnet_np.data.text import read_data
+from ramnet_np.experiment import one_run
+from ramnet_np.experiment.grid import GRIDS, load_grid, read_grid
+from ramnet_np.experiment.one_run import run_one
+from ramnet_np.experiment.points import run_from
+from ramnet_np.experiment.records import read_records, run_of
+from ramnet_np.experiment.sweep import score
+from ramnet_np.experiment.tasks import task_data
+from ramnet_np.model import RAMNet
+from ramnet_np.model.count import count
+from ramnet_np.runs.text import load_text_model
+from ramnet_np.train.text_loss import documents_loss, windows_loss
+
+TINY = """
+task = "text"
+epochs = 1
+seeds = [0]
+learning_rates = [3e-3]
+evaluations = 2
+
+[model]
+width = 8
+layers = 2
+heads = 1
+order = 2
+radix = 2
+top_k = 2
+ffn = "none"
+
+[data]
+length = 16
+held_out = ["z*"]
+held_out_sequences = 4
+
+[train]
+batch = 2
+warmup = 2
+
+[[points]]
+name = "plain"
+
+[[points]]
+name = "carried"
+data = { carry_state = true }
+
+[[points]]
+name = "hybrid"
+model = { hybrid = "window", hybrid_every = 2, window = 4 }
+
+[[points]]
+name = "softmax"
+model = { mixer = "softmax" }
+
+[quick]
+epochs = 0.5
+"""
+
+
+@pytest.fixture
+def texts(tmp_path):
+    return write_texts(tmp_path)
+
+
+def write_texts(parent):
+    folder = parent / "texts"
+    folder.mkdir()
+    for name, often in (("a", 30), ("b", 20), ("z1", 12), ("z2", 9)):
+        (folder / f"{name}.txt").write_text(f"Tom {name} has a fox. " * often)
+    return folder
+
+
+def points(texts):
+    grid = read_grid(TINY, "tiny", corpus=read_corpus(texts))
+    return {point.name: point.base for point in grid.points}
+
+
+def test_a_pass_is_over_the_text_to_train_on(texts):
+    run = points(texts)["plain"]
+    size = sum((texts / f"{name}.txt").stat().st_size for name in "ab")
+    assert run.train.steps == round(size / (2 * 16))
+    assert (run.task, run.model.vocab, run.corpus) == ("text", 256, read_corpus(texts).sha256)
+    assert run_from(json.loads(json.dumps(run.settings))) == run
+    assert read_grid(TINY, "tiny", epochs=2, corpus=read_corpus(texts)).points[0].base.train.steps == round(size / 16)
+
+
+@pytest.mark.parametrize("name", ["plain", "carried", "hybrid", "softmax"])
+def test_the_record_of_a_run(texts, name, tmp_path):
+    run = points(texts)[name]
+    record = run_one(run, "cpu", out=tmp_path, text=texts, keep_model=True)
+    assert record["status"] == "finished"
+    assert run_of(json.loads(json.dumps(record))) == run
+    assert score(record) == -record["validation"]["bits_per_byte"]
+    model = load_text_model(tmp_path / "models" / f"{name}-seed0")
+    data = read_data(replace(run.data, path=texts), run.train.batch)
+    windows = documents_loss(model, data.corpus, data.aside, 16, carry=False)
+    assert record["accuracy"]["bits_per_byte"] == pytest.approx(windows.loss.bits_per_byte, rel=1e-5)
+    assert record["by_position"]["windows"][0]["tokens"] == windows.loss.tokens
+    assert ("carried" in record["by_position"]) == (name != "softmax")
+    if name in ("plain", "hybrid"):
+        found = windows_loss(model, next(iter(data.held_out().values())))
+        assert record["validation"]["bits_per_byte"] == pytest.approx(found.bits_per_byte, rel=1e-5)
+    if name != "softmax":
+        carried = documents_loss(model, data.corpus, data.aside, 16).loss.bits_per_byte
+        assert record["accuracy"]["carried bits_per_byte"] == pytest.approx(carried, rel=1e-5)
+        assert [use["step"] for use in record["slots"]] == [round(run.train.steps / 2), run.train.steps]
+        assert [bool(layer) for layer in record["slots"][0]["layers"]] == [True, name != "hybrid"]
+
+
+@pytest.mark.parametrize("name", ["plain", "carried"])
+def test_a_run_that_was_ended_goes_on_to_the_same_bits(texts, name, tmp_path, monkeypatch):
+    run = points(texts)[name]
+    monkeypatch.setattr(one_run, "REPORT_EVERY", 3)
+    monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(one_run, "SAVE_SHARE", 1e9)
+    whole = run_one(run, "cpu", out=tmp_path / "whole", text=texts, keep_model=True)
+
+    def stop(progress):
+        if progress.step == 9:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_one(run, "cpu", stop, tmp_path / "parts", text=texts)
+    told = []
+    again = run_one(run, "cpu", told.append, tmp_path / "parts", text=texts, keep_model=True)
+    assert (told[0].step, told[0].pace) == (6, None)
+    assert (again["validation"], again["accuracy"]) == (whole["validation"], whole["accuracy"])
+    models = [RAMNet.from_pretrained(tmp_path / way / "models" / f"{name}-seed0") for way in ("whole", "parts")]
+    for key, value in models[0].params.items():
+        np.testing.assert_array_equal(models[1].params[key], value, err_msg=key)
+
+
+def test_a_changed_text_is_no_text_of_the_grid(texts):
+    run = points(texts)["plain"]
+    other = texts.with_name("other")
+    other.mkdir()
+    (other / "a.txt").write_text("Another text. " * 50)
+    (other / "z.txt").write_text("And its end. " * 50)
+    with pytest.raises(ValueError, match="text must be what the grid was read with"):
+        task_data(run, "cpu", other)
+
+
+def test_the_command(texts, tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text(TINY)
+    command = ["experiment", "language-rivals", "--grid", str(tmp_path / "mine.toml"), "--quick", "--only", "plain"]
+    assert main([*command, "--text", str(texts), "--out", str(tmp_path / "out"), "--keep-models"]) == 0
+    assert "plain, seed 0, learning rate 0.003: bits a byte " in capsys.readouterr().out
+    [record] = read_records([tmp_path / "out" / "results.jsonl"])
+    assert record["settings"]["data"]["path"] is None
+    assert (tmp_path / "out" / "models" / "plain-seed0" / "run.json").is_file()
+    assert main([*command, "--text", str(tmp_path / "none")]) == 2
+    assert "text must be a file or a folder, got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in GRIDS if name.startswith("language")])
+def test_grids_on_text(name):
+    for point in load_grid(name).points:
+        assert point.base.train.dtype == "bfloat16"
+        assert (point.base.train.batch, point.base.data.length) == (16, 2048)
+    assert all(point.base.train.dtype == "float32" for point in load_grid(name, quick=True).points)
+
+
+def test_rivals_are_of_equal_size():
+    for point in load_grid("language-rivals").points:
+        size = float(point.name.rpartition("-")[2].removesuffix("m")) * 1e6
+        for name, model in point.variants.items():
+            parameters = sum(row.parameters for row in count(replace(model, vocab=8192)))
+            assert parameters == pytest.approx(size, rel=0.01), (point.name, name)
+
+
+def test_the_recipe_changes_one_thing_a_point():
+    base, *others = load_grid("language-recipe").points
+    for point in others:
+        ours, theirs = vars(base.base.model), vars(point.base.model)
+        changed = {name for name in ours if ours[name] != theirs[name]}
+        together = (
+            {"order", "radix"},
+            {"heads", "cape"},
+            {"update", "gamma"},
+            {"output_norm", "output_gate"},
+            {"temperature", "address_prior"},
+        )
+        assert len(changed) == 1 or changed in together, point.name
+        assert (point.base.data, point.base.train) == (base.base.data, base.base.train)

@@ -1,0 +1,125 @@
+"""The page on language: tables and figures of grids on text and of tests on books, from records to the markers."""
+
+import json
+
+import pytest
+
+from ramnet_np.data.corpus import read_corpus
+from ramnet_np.experiment.grid import read_grid
+from ramnet_np.experiment.one_run import run_one
+from ramnet_np.experiment.report import report, write_report
+from ramnet_np.experiment.summary import collect
+from ramnet_np.experiment.text_report import read_books
+from ramnet_np.experiment.text_tables import past_table, recipe_table, rivals_table
+from ramnet_np.model.files import append_record
+from ramnet_np.model.mixers import MIXERS
+from tests.experiment.test_text_grids import TINY, write_texts
+
+NEEDLES = [{"tokens": 1000, "asked": 64, "accuracy": 0.25, "nats": 2.5}]
+NAMES = [
+    {"begin": None, "end": None, "mentions": 3, "nats": 9.0, "bits_per_byte": 2.0},
+    {"begin": 100, "end": 1000, "mentions": 5, "nats": 4.0, "bits_per_byte": 1.25},
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The record of each point."""
+    texts = write_texts(tmp_path_factory.mktemp("runs"))
+    grid = read_grid(TINY, "tiny", corpus=read_corpus(texts))
+    return {point.name: run_one(point.base, "cpu", text=texts) for point in grid.points}
+
+
+@pytest.fixture
+def records(runs):
+    """Those of three models, each in three grids; two seeds of the first, whose numbers are set."""
+    found = json.loads(json.dumps([runs[name] for name in ("plain", "carried", "softmax")]))
+    for record, bits in zip(found, (1.5, 1.75, 1.625), strict=True):
+        record["accuracy"]["bits_per_byte"] = bits
+    again = json.loads(json.dumps(found[0]))
+    again["settings"]["seed"], again["accuracy"]["bits_per_byte"] = 7, 1.25
+    return [
+        {"grid": grid, **record}
+        for grid in ("language-rivals", "language-past", "language-recipe")
+        for record in (*found, again)
+    ]
+
+
+def results_of(records, grid):
+    return collect([record for record in records if record["grid"] == grid])
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_rivals_stand_from_the_best_on(records):
+    head, _, *rows = cells(rivals_table(results_of(records, "language-rivals")))
+    assert [row[0] for row in rows] == ["RAM-Net (plain)", "softmax attention (softmax)", "RAM-Net (carried)"]
+    row = dict(zip(head, rows[0], strict=True))
+    assert (row["bits a byte"], row["each seed"]) == ("1.3750", "1.5000, 1.2500")
+    assert row["elements of state"] == str(2 * 4 * 9)
+    assert dict(zip(head, rows[1], strict=True))["memory carried"] == "-"
+    assert dict(zip(head, rows[1], strict=True))["elements of state"] == str(2 * 2 * 8 * 16)  # of a window
+
+
+def test_the_past_by_position(records):
+    results = results_of(records, "language-past")
+    head, _, *rows = cells(past_table(results))
+    assert head[3:-1] == ["up to 1k"]
+    assert [(row[0], row[2]) for row in rows] == [("plain", "carried"), ("carried", "carried"), ("softmax", "windows")]
+    ways = results[0].records[0]["by_position"]
+    assert rows[0][3] == f"{ways['carried'][0]['bits_per_byte']:.4f}" != f"{ways['windows'][0]['bits_per_byte']:.4f}"
+
+
+def test_the_recipe_beside_its_first_point(records):
+    head, _, *rows = cells(recipe_table(results_of(records, "language-recipe")))
+    change = head.index("- plain")
+    assert [row[change] for row in rows] == ["-", "+0.3750", "+0.2500"]
+    use = records[0]["slots"][-1]["layers"]
+    assert rows[0][head.index("touched")] == f"{sum(layer['touched'] for layer in use) / 2:.2f}"
+    assert rows[2][head.index("touched")] == "-"
+
+
+def test_everything_reaches_the_page(records, tmp_path, monkeypatch):
+    drawn = {}  # written files take seconds
+    monkeypatch.setattr("ramnet_np.experiment.report._save", lambda draw, path: drawn.update({path.name: draw()}))
+    for record in records:
+        append_record(tmp_path / "language.jsonl", record)
+    append_record(tmp_path / "language.jsonl", {"of": "another kind"})
+    for model in ("a", "b", "a"):  # the last line of a model counts
+        rows = [replace_bits(row, 1.0 if model == "b" else 1.5) for row in NAMES]
+        for test, table in (("names", rows), ("needles", NEEDLES), ("slots", [{"layer": 0, "touched": 0.5}])):
+            append_record(tmp_path / "books.jsonl", {"test": test, "model": model, "tables": {"carried": table}})
+    files = [tmp_path / "language.jsonl", tmp_path / "books.jsonl"]
+    assert len(read_books(files)) == 9
+    sections = report(files, {}, {})
+    assert list(sections) == [
+        "language-rivals", "language-past", "language-recipe", "books-names", "books-needles", "books-slots",
+    ]  # fmt: skip
+    markers = "".join(f"<!-- {name}: begin -->\nNo results yet.\n<!-- {name}: end -->\n" for name in sections)
+    (tmp_path / "language.md").write_text(markers)
+    write_report(files, tmp_path)
+    page = (tmp_path / "language.md").read_text()
+    assert "No results yet" not in page
+    assert "| a | carried | 1.500 | 1.500 |\n| b | carried | 1.000 | 1.000 |" in page
+    assert "The columns have 3, 5 mentions." in page
+    assert "64 questions at each distance, 16 answers each: a guess is right in 6.2% of them" in page
+    assert "| a | 0 | 0.500 |" in page
+    assert list(drawn) == [f"{name}.png" for name in list(sections)[:-1]]  # slots have none
+    assert [axes.get_xlabel() for axes in drawn["books-names.png"].axes] == [
+        "bytes since the name was mentioned before"
+    ]
+    write_report(files, tmp_path)
+    assert (tmp_path / "language.md").read_text() == page
+    assert list(report(files[1:], {}, {})) == ["books-names", "books-needles", "books-slots"]  # without any grid
+
+
+def replace_bits(row, bits):
+    return {**row, "bits_per_byte": bits}
+
+
+def test_a_hybrid_is_named_by_both_mixers(runs):
+    [result] = collect([{"grid": "mine", **runs["hybrid"]}])
+    assert result.kind == f"{MIXERS['ram'].variants[0].label} with {MIXERS['window'].variants[0].label}"
+    assert result.accuracy == runs["hybrid"]["accuracy"]["bits_per_byte"]

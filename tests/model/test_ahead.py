@@ -1,0 +1,132 @@
+"""Tokens chosen ahead, with a stand-in for CUDA graphs: a launch makes the captured call again, on the same arrays."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ramnet_np.model import ahead, generation
+from ramnet_np.model.generation import Generation
+from ramnet_np.model.sampling import Sampling
+from ramnet_np.model.state_file import load_generation, save_generation
+from ramnet_np.model.states import arrays_of
+from tests.model.test_generation import DRAWN, MODELS, make, prompts
+
+
+class HostCopy:
+    def __init__(self, like):
+        self.host = np.empty_like(like)
+
+    def start(self, array):
+        self.host[...] = array
+
+    def wait(self):
+        return self.host.copy()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that were captured; generations choose ahead as on a GPU."""
+    captured = []
+
+    def capture(call, stream, pool):
+        graph = SimpleNamespace(launches=0)
+
+        def arrays():
+            one = call.__self__
+            return [*one._now[1:], *arrays_of(one._stepper.state), one._token]
+
+        def launch():
+            graph.launches += 1
+            before = arrays()
+            call()
+            assert all(a is b for a, b in zip(before, arrays(), strict=True))  # where a graph would find them
+
+        graph.launch = launch
+        captured.append(graph)
+        return graph, None
+
+    def of_standing(self):
+        if self._ahead is None and self._step_together():
+            self._ahead = ahead.TokensAhead(self._now, self._graphs)
+        return self._ahead
+
+    monkeypatch.setattr(ahead, "own_stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(ahead, "in_order_on", lambda stream: nullcontext())
+    monkeypatch.setattr(ahead, "graph_pool", lambda: None)
+    monkeypatch.setattr(ahead, "free_with", lambda owner, stream, pool: None)
+    monkeypatch.setattr(ahead, "HostCopy", HostCopy)
+    monkeypatch.setattr(ahead, "capture", capture)
+    monkeypatch.setattr(generation.Generation, "_tokens_ahead", of_standing)
+    return captured
+
+
+def tokens(model, sampling, count=8, graphs="auto", **given):
+    one = Generation(model, prompts((4, 2, 4)), graphs=graphs, **given)
+    return np.array([one.next(sampling) for _ in range(count)]), one.standing()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_and_standing_are_those_of_one_after_another(graphs, monkeypatch, name, sampling):
+    model = make(name)
+    got, now = tokens(model, sampling)
+    launched, off = sum(graph.launches for graph in graphs), tokens(model, sampling, graphs="off")
+    monkeypatch.undo()
+    expected, standing = tokens(model, sampling)
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(off[0], expected)
+    for field in ("logits", "positions", "seen"):
+        np.testing.assert_array_equal(getattr(now, field), getattr(standing, field))
+    assert launched == (0 if name.startswith("softmax") else 7)
+
+
+def test_settings_may_change_and_prompts_come_between(graphs, monkeypatch):
+    def texts(one):
+        parts = [one.next(s) for s in (DRAWN, DRAWN, DRAWN, Sampling(), DRAWN, DRAWN)]
+        one.read(prompts((2, 1, 3)))
+        return [*parts, *(one.next_on_host(DRAWN) for _ in range(4))]
+
+    got = texts(Generation(make("ram"), prompts((4, 2, 4))))
+    assert [graph.launches for graph in graphs] == [2, 1, 3]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(got, texts(Generation(make("ram"), prompts((4, 2, 4)))))
+
+
+def test_a_state_is_saved_without_what_was_chosen_ahead(graphs, tmp_path):
+    model = make("ram-conv")
+    whole, _ = tokens(model, DRAWN)
+    one = Generation(model, prompts((4, 2, 4)))
+    first = [one.next_on_host(DRAWN) for _ in range(5)]
+    save_generation(tmp_path / "a.state", one)
+    again = load_generation(tmp_path / "a.state", model)
+    np.testing.assert_array_equal([*first, *(again.next(DRAWN) for _ in range(3))], whole)
+    np.testing.assert_array_equal([one.next(DRAWN) for _ in range(3)], whole[5:])
+
+
+def test_what_was_chosen_ahead_is_chosen_again_where_someone_moves_the_sequences(graphs, monkeypatch):
+    def texts(one):
+        first = [one.next(DRAWN) for _ in range(3)]
+        one.standing().positions[:] = 1000
+        return first + [one.next(DRAWN) for _ in range(4)]
+
+    got = texts(Generation(make("ram"), prompts((4, 4))))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(got, texts(Generation(make("ram"), prompts((4, 4)))))
+
+
+def test_a_capture_that_fails_is_said_and_generation_goes_on(graphs, monkeypatch):
+    expected, _ = tokens(make("delta"), DRAWN)
+
+    def refuse(call, stream, pool):
+        raise RuntimeError("not today\nand more")
+
+    monkeypatch.setattr(ahead, "capture", refuse)
+    with pytest.warns(UserWarning, match=r"without CUDA graphs, as a token could not be captured \(RuntimeError: not"):
+        got, _ = tokens(make("delta"), DRAWN)
+    np.testing.assert_array_equal(got, expected)
+    with pytest.raises(RuntimeError, match=r"could not be captured as a CUDA graph \(RuntimeError: not today\)"):
+        tokens(make("delta"), DRAWN, graphs="on")
+    with pytest.raises(ValueError, match="graphs must be one of 'auto', 'on', 'off', got 'never'"):
+        tokens(make("delta"), DRAWN, graphs="never")
