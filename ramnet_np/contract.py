@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Array: TypeAlias = Any
 """An array of NumPy, CuPy or another library that a backend serves: Python's types have no name for "any of these"."""

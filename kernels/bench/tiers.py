@@ -85,9 +85,9 @@ def main(options: Options) -> None:
 def memory(options: Options) -> Any:
     """One token of all layers' memories: microseconds, dense and by share; bytes from and to the host."""
     cupy, (H, U, P, C) = gpu_namespace(), (options.heads, options.order, 4, options.channels)
-    rng = cupy.random.default_rng(0)
-    trace = 3 * rng.standard_normal((options.tokens, options.layers, 2, 1, 1, H, U, P), dtype=np.float32)
-    values = rng.standard_normal((1, 1, H, C), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    trace = cupy.asarray(3 * rng.standard_normal((options.tokens, options.layers, 2, 1, 1, H, U, P), np.float32))
+    values = cupy.asarray(rng.standard_normal((1, 1, H, C), np.float32))
     dense_ms = None
     for share in (None, *options.shares):
         states = [_full(share, (1, H, P**U, C)) for _ in range(options.layers)]
@@ -110,7 +110,7 @@ def _full(share: float | None, shape: tuple[int, int, int, int]) -> Any:
     rows = B * H * M
     tiers = MemoryTiers() if share == 1 else MemoryTiers(gpu=int(share * rows) * (4 * C + 16))
     state = SparseRAMState(shape, np.float32, cupy, tiers=tiers)
-    order = cupy.random.default_rng(1).permutation(rows)  # which rows are on the GPU is left to chance
+    order = cupy.asarray(np.random.default_rng(1).permutation(rows))  # which rows are on the GPU is left to chance
     for start in range(0, rows, 2**16):
         keys = order[start : start + 2**16]
         state.scatter(keys, cupy.ones((keys.size, C + 1), np.float32))

@@ -10,7 +10,7 @@ from .memory import memory_backward, memory_forward
 from .norm import few_rows_rmsnorm
 from .products import few_rows_product
 from .sparse import enter_rows, find_rows, number_slots
-from .step import step
+from .step import sparse_step, step
 
 # Under GNU OpenMP a thread that waits for the others spins. On a machine with other work to do, the spinning keeps the
 # very thread that it waits for from running, and a call takes ten times as long. Read once, when the threads start.
@@ -27,6 +27,7 @@ BACKEND = Backend(
     memory_forward=memory_forward,
     memory_backward=memory_backward,
     step=step,
+    sparse_step=sparse_step,
     layers={
         "few_rows_product": few_rows_product,
         "few_rows_rmsnorm": few_rows_rmsnorm,

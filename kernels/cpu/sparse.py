@@ -18,13 +18,18 @@ FEW_TOUCHES = 4096  # which one thread numbers in less time than starting the ot
 def find_rows(keys: Array, key_of_row: Array, entries: Array) -> np.ndarray:
     """The row of every key, (N,) int64, or -1 where there is none."""
     rows = np.empty(keys.shape, dtype=np.int64)
-    _find(contiguous(keys), contiguous(key_of_row), entries, 64 - (entries.size.bit_length() - 1), rows)
+    _find(contiguous(keys), contiguous(key_of_row), entries, shift_of(entries), rows)
     return rows
 
 
 def enter_rows(key_of_row: Array, entries: Array, start: int, stop: int) -> None:
     """Put rows ``start`` to ``stop`` - 1 into the table."""
-    _enter(contiguous(key_of_row), entries, 64 - (entries.size.bit_length() - 1), start, stop)
+    _enter(contiguous(key_of_row), entries, shift_of(entries), start, stop)
+
+
+def shift_of(entries: np.ndarray) -> int:
+    """By how many bits a product of 64 bits is shifted to be an entry of a table."""
+    return 64 - (entries.size.bit_length() - 1)
 
 
 def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> SlotNumbers:
@@ -95,19 +100,31 @@ def _number_side(b, h, index, number, mask, live, count, given):
 @kernel
 def _find(keys, key_of_row, entries, shift, rows):
     for n in range(keys.size):
-        entry = _first_entry(keys[n], shift)
-        while entries[entry] >= 0 and key_of_row[entries[entry]] != keys[n]:
-            entry = (entry + 1) & (entries.size - 1)
-        rows[n] = entries[entry]
+        rows[n] = find_row(keys[n], key_of_row, entries, shift)
 
 
 @kernel
 def _enter(key_of_row, entries, shift, start, stop):
     for row in range(start, stop):
-        entry = _first_entry(key_of_row[row], shift)
-        while entries[entry] >= 0:
-            entry = (entry + 1) & (entries.size - 1)
-        entries[entry] = row
+        enter_row(row, key_of_row, entries, shift)
+
+
+@inner
+def find_row(key, key_of_row, entries, shift):
+    """The row of a key, or -1."""
+    entry = _first_entry(key, shift)
+    while entries[entry] >= 0 and key_of_row[entries[entry]] != key:
+        entry = (entry + 1) & (entries.size - 1)  # linear probing
+    return np.int64(entries[entry])
+
+
+@inner
+def enter_row(row, key_of_row, entries, shift):
+    """Put a row, whose key is not there, into the table."""
+    entry = _first_entry(key_of_row[row], shift)
+    while entries[entry] >= 0:
+        entry = (entry + 1) & (entries.size - 1)
+    entries[entry] = row
 
 
 @inner

@@ -30,5 +30,5 @@ BACKEND = Backend(
     accepts_short_positions=True,
     layers=LAYERS,
     sparse_rows=DeviceRows,
-    sparse_step=_of_a_token(sparse_step),
+    sparse_step=sparse_step,
 )

@@ -23,9 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from ramnet_np.core.slot_rows import SlotRows
+from ramnet_np.core.slot_rows import PAGE, SlotRows
 
-PAGE = 16  # slots
 GROWTH = 2**20  # bytes by which the file grows, at least
 
 

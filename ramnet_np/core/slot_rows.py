@@ -19,6 +19,7 @@ from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated_everywhere
 from ramnet_np.core.arrays import namespace_of
 
+PAGE = 16  # neighbouring slots of a head, which move between tiers together
 PAGE_ROWS = 256  # rows that are added at once, at least
 FREE = -1
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: spreads runs of slots over the table
@@ -81,16 +82,22 @@ class SlotRows:
         self.rows = xp.empty((0, width), dtype=dtype)
         self.used = xp.empty(0, dtype=np.int64)  # when a row was last asked for
         self.changed = xp.empty(0, dtype=np.bool_)  # since it came from the disk
-        self._entries = xp.full(2, FREE, dtype=np.int32)
+        self.entries = xp.full(2, FREE, dtype=np.int32)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(array.nbytes for array in (self.key, self.rows, self.used, self.changed, self._entries))
+        return sum(array.nbytes for array in (self.key, self.rows, self.used, self.changed, self.entries))
 
     def find(self, keys: Array) -> Array:
         """The row of every key, or -1: see :func:`find_rows`."""
-        return find_rows(keys, self.key, self._entries) if self.count else self._xp.full(keys.shape, FREE)
+        return find_rows(keys, self.key, self.entries) if self.count else self._xp.full(keys.shape, FREE)
+
+    def reserve(self, new: int) -> None:
+        """Room for ``new`` rows more, in the table too. MemoryError where there is none."""
+        self._reserve(self.count + new)
+        if 2 * (self.count + new) > self.entries.size:
+            self._rebuild(self.count + new)
 
     def put(self, keys: Array, rows: Array, now: int = 0, changed: bool = True) -> None:
         """Store ``rows`` (N, width) under ``keys`` (N,), which differ: in place of those that are there, else anew.
@@ -108,10 +115,10 @@ class SlotRows:
         self.used[at] = now
         self.changed[at] = changed
         self.count = stop
-        if 2 * stop > self._entries.size:
-            self._rebuild()
+        if 2 * stop > self.entries.size:
+            self._rebuild(stop)
         else:
-            enter_rows(self.key, self._entries, start, stop)
+            enter_rows(self.key, self.entries, start, stop)
 
     def forget(self, rows: Array) -> None:
         """Give the places of ``rows``, (N,) distinct numbers, back: the last rows move there."""
@@ -122,7 +129,7 @@ class SlotRows:
         for array in (self.key, self.rows, self.used, self.changed):
             array[holes] = array[movers]
         self.count = count
-        self._rebuild()
+        self._rebuild(count)
 
     def _reserve(self, rows: int) -> None:
         if rows <= len(self.key):
@@ -131,10 +138,10 @@ class SlotRows:
         self.rows = _grown(self.rows, size)  # first what there may be no memory for
         self.used, self.changed, self.key = (_grown(array, size) for array in (self.used, self.changed, self.key))
 
-    def _rebuild(self) -> None:
-        """A table with room for twice the rows that there are."""
-        self._entries = self._xp.full(1 << (4 * max(self.count, 1) - 1).bit_length(), FREE, dtype=np.int32)
-        enter_rows(self.key, self._entries, 0, self.count)
+    def _rebuild(self, rows: int) -> None:
+        """A table with room for twice so many rows."""
+        self.entries = self._xp.full(1 << (4 * max(rows, 1) - 1).bit_length(), FREE, dtype=np.int32)
+        enter_rows(self.key, self.entries, 0, self.count)
 
 
 def _grown(array: Array, size: int) -> Array:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from ramnet_np.contract import Array, MemoryTiers
-from ramnet_np.core.disk_pages import PAGE, DiskPages
-from ramnet_np.core.slot_rows import SlotRows
+from ramnet_np.core.slot_rows import PAGE, SlotRows
 
 LEAST_ROWS = 16 * PAGE  # that the host must hold where it has a capacity
 
@@ -46,8 +45,10 @@ class TieredRows:
                 f"memory.host must hold at least {LEAST_ROWS} slots of a layer, {LEAST_ROWS * row} bytes, "
                 f"got {tiers.host} bytes for each layer"
             )
-        self._disk = None
+        self._disk: Any = None
         if tiers.disk is not None:
+            from ramnet_np.core.disk_pages import DiskPages  # the operation is imported without what files need
+
             self._disk = DiskPages(tiers.disk, tiers.disk_bytes, channels + 1, dtype)
 
     @property
@@ -95,6 +96,13 @@ class TieredRows:
             down = self._disk.down()
             for start in range(0, len(down), max(1, size // PAGE)):
                 yield self._disk.load(down[start : start + max(1, size // PAGE)])
+
+    def all_in_memory(self, new: int) -> SlotRows | None:
+        """The rows with room for ``new`` more, where none is ever in the file, for a kernel that changes them there."""
+        if self._capacity is not None or self._xp is not np:
+            return None
+        self._up.reserve(new)
+        return self._up
 
     def close(self) -> None:
         """Give the room in the file back."""

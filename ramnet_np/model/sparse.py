@@ -20,7 +20,7 @@ def sparse_state(model: Any, batch: int, tiers: MemoryTiers | None = None) -> li
 
     ``tiers``: where the rows of all layers together may be; each layer has an equal share. Tokens that go on from this
     state have positions: ``model.forward_with_state(ids, state, positions=np.arange(T))``.
-    ValueError for a mixer without slots, or tiers too small for its layers. Source: paper section 7.
+    ValueError for a mixer without slots, learned slots, or tiers too small for its layers. Source: paper section 7.
 
     >>> from ramnet_np.model import RAMNet, RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=15), seed=0)
@@ -49,6 +49,7 @@ def with_tiers(state: list[Any], tiers: MemoryTiers, config: RAMNetConfig) -> li
     >>> with_tiers(dense, MemoryTiers(), RAMNetConfig())
     [SparseRAMState(B=1, H=1, M=16, C=2, float32, 0 slots written)]
     """
+    _require_slots(config)
     share = tiers.shared(len(state))
 
     def moved(layer: Any) -> Any:
@@ -64,3 +65,5 @@ def with_tiers(state: list[Any], tiers: MemoryTiers, config: RAMNetConfig) -> li
 def _require_slots(config: RAMNetConfig) -> None:
     if without := [mixer.name for mixer in mixers_of(config) if mixer.addresses is None]:
         raise ValueError(f"mixer must be {mixers_with_slots()} for a sparse memory, got {without[0]!r}")
+    if config.learned_slots:
+        raise ValueError("learned_slots must be False for a sparse memory, whose slots all start alike, got True")

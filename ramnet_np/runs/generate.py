@@ -21,8 +21,8 @@ from ramnet_np.model.generation import Generation
 from ramnet_np.model.network import Device
 from ramnet_np.model.sampling import Sampling
 from ramnet_np.model.state_file import load_generation, save_generation
-from ramnet_np.runs.memory_options import MemoryOptions
 from ramnet_np.runs.text import load_codec, load_text_model
+from ramnet_np.runs.tier_options import TierOptions
 from ramnet_np.runs.writing import encode_prompts, write
 
 HELP = """\
@@ -76,7 +76,7 @@ class GenerateOptions:
     length: int = 400
     stop: Texts = ()
     sampling: Annotated[Sampling, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: Sampling(temperature=0.8))
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    memory: TierOptions = field(default_factory=TierOptions)
     state: Path | None = None
     keep_state: bool = False
     device: Device = "cpu"

@@ -1,7 +1,8 @@
-"""Kernels of CUDA C++ that need no more than warps, compiled for the CPU: 32 threads are the lanes of a warp.
+"""Kernels of CUDA C++ compiled for the CPU: every thread of a block is a thread, one block runs after another.
 
-The source is that of the GPU. What CUDA adds to C++ is defined here: a warp after another runs, its lanes meet where
-they exchange values, and atomics are those of the CPU. Arrays on the "GPU" are NumPy's, with the few methods of CuPy's
+The source is that of the GPU. What CUDA adds to C++ is defined here: the threads of a warp and of a block meet where
+they exchange values or wait for each other, and atomics are those of the CPU. The few lines of PTX are replaced or,
+where a kernel in double does not need them, left out. Arrays on the "GPU" are NumPy's, with the few methods of CuPy's
 that are used.
 """
 
@@ -15,7 +16,9 @@ from ramnet_np.kernels.cuda.runtime.module import FOLDER
 
 SHIM = r"""
 #include <barrier>
+#include <cmath>
 #include <cstring>
+#include <memory>
 #include <thread>
 #include <vector>
 #define __device__
@@ -23,79 +26,88 @@ SHIM = r"""
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
-struct int4 { int x, y, z, w; };
-struct uint4 { unsigned x, y, z, w; };
+#define __shared__ static
+struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct Index { unsigned x; };
 static thread_local Index threadIdx, blockIdx;
-static Index gridDim;
-static std::barrier lanes(32);
-static int exchanged[32];
+static Index gridDim, blockDim{THREADS};
+static std::barrier block_meets(THREADS);
+static std::vector<std::unique_ptr<std::barrier<>>> warp_meets;
+static unsigned long long exchanged[THREADS], now = 1 << 20;
+extern "C" void set_clock(unsigned long long milliseconds) { now = milliseconds << 20; }
 template <class T> T __ldcg(const T* from) { return *from; }
 template <class T> T __ldg(const T* from) { return *from; }
-inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
-inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
-inline float fmaxf(float a, float b) { return a < b ? b : a; }
-inline double fmax(double a, double b) { return a < b ? b : a; }
-float expf(float);
-double exp(double);
-inline void __syncwarp() { lanes.arrive_and_wait(); }
-inline int __shfl_sync(unsigned, int x, int lane) {
-    exchanged[threadIdx.x % 32] = x;
-    lanes.arrive_and_wait();
-    const int result = exchanged[lane];
-    lanes.arrive_and_wait();
-    return result;
+template <class To, class From> To bits_as(From from) { To to; memcpy(&to, &from, sizeof to); return to; }
+inline float __uint_as_float(unsigned bits) { return bits_as<float>(bits); }
+inline float __int_as_float(int bits) { return bits_as<float>(bits); }
+inline unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
+inline double __longlong_as_double(long long bits) { return bits_as<double>(bits); }
+inline long long __double_as_longlong(double x) { return bits_as<long long>(x); }
+inline size_t __cvta_generic_to_shared(const void* shared) { return size_t(shared); }
+inline void __syncwarp() { warp_meets[threadIdx.x / 32]->arrive_and_wait(); }
+inline void __syncthreads() { block_meets.arrive_and_wait(); }
+template <class T> T __shfl_sync(unsigned, T x, int lane) {
+    memcpy(&exchanged[threadIdx.x], &x, sizeof x);
+    __syncwarp();
+    memcpy(&x, &exchanged[threadIdx.x / 32 * 32 + lane % 32], sizeof x);
+    __syncwarp();
+    return x;
 }
+template <class T> T __shfl_xor_sync(unsigned, T x, int mask) { return __shfl_sync(~0u, x, threadIdx.x % 32 ^ mask); }
 inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long expected, unsigned long long wanted) {
     __atomic_compare_exchange_n(at, &expected, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     return expected;
 }
 inline int atomicAdd(int* at, int x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
-static unsigned long long now = 0;
-extern "C" void set_clock(unsigned long long milliseconds) { now = milliseconds << 20; }
 """
 RUN = r"""
 extern "C" void run_{name}(const {params}* p, unsigned blocks) {{
-    std::vector<std::thread> warp;
-    for (unsigned lane = 0; lane < 32; lane++)
-        warp.emplace_back([=] {{
-            for (unsigned block = 0; block < blocks; block++)
-                for (unsigned first = 0; first < THREADS; first += 32) {{
-                    blockIdx.x = block, threadIdx.x = first + lane;
-                    {name}(*p);
-                    lanes.arrive_and_wait();
-                }}
+    warp_meets.clear();
+    for (int warp = 0; warp < THREADS / 32; warp++) warp_meets.push_back(std::make_unique<std::barrier<>>(32));
+    std::vector<std::thread> threads;
+    for (unsigned thread = 0; thread < THREADS; thread++)
+        threads.emplace_back([=] {{
+            for (unsigned block = 0; block < blocks; block++) {{
+                blockIdx.x = block, threadIdx.x = thread;
+                kernel_{name}(*p);
+                block_meets.arrive_and_wait();
+            }}
         }});
-    for (auto& thread : warp) thread.join();
+    for (auto& thread : threads) thread.join();
 }}
 """
+PTX = [
+    (r'asm\("max.f64.*?\);', "a = a < b ? b : a;"),
+    (r'asm volatile\("mov.u64 %0, %%globaltimer.*?\);', "nanoseconds = now;"),
+    (r'asm\("\{.*?\(b_high\)\);', ";"),  # of keys in float
+    (r"asm(?: volatile)?\([^;]*\);", ";"),
+    (r"asm(?: volatile)?\([^;]*;[^;]*\);", ";"),
+    (r"extern __shared__ double shared_memory\[\];", "static double shared_memory[1];"),
+]
 
 
 def compile_for_cpu(specialisation, params, folder):
     """The kernels of a specialisation as a library; ``params``: the name of the struct that all of them take."""
-    text = (FOLDER / specialisation.source).read_text()
-    headers = re.sub(
-        r"asm volatile\(\"mov.u64[^;]*;[^;]*;", "nanoseconds = now;", (FOLDER / "sparse/rows.cuh").read_text()
-    )
-    common = re.sub(r"asm(?: volatile)?\([^;]*;[^;]*;", "", (FOLDER / "runtime/common.cuh").read_text())
-    source = SHIM + common + headers + text + "".join(RUN.format(name=k, params=params) for k in specialisation.kernels)
-    source = re.sub(r'#include "[^"]*"|#pragma once|#pragma unroll', "", source)
-    (folder / "kernels.cpp").write_text(source)
+    found = set()
+
+    def text_of(name):
+        """A source with what it includes, each file once."""
+        if name in found:
+            return ""
+        found.add(name)
+        text = (FOLDER / name).read_text()
+        for ptx, instead in PTX:
+            text = re.sub(ptx, instead, text, flags=re.DOTALL)
+        return re.sub(r'#include "([^"]*)"', lambda include: text_of(include[1]), text)
+
+    source = re.sub(r"#pragma (once|unroll).*", "", text_of(specialisation.source))
+    source = re.sub(r"(__global__ void (?:__launch_bounds__\(THREADS\) )?)(\w+)\(", r"\1kernel_\2(", source)
+    runs = [RUN.format(name=name, params=params) for name in specialisation.kernels]
+    (folder / "kernels.cpp").write_text("".join([SHIM, source, *runs]))
     defines = [f"-D{name}={value}" for name, value in specialisation.defines]
-    command = [
-        "g++",
-        "-std=c++20",
-        "-O1",
-        "-w",
-        "-shared",
-        "-fPIC",
-        "-pthread",
-        *defines,
-        "kernels.cpp",
-        "-o",
-        "kernels.so",
-    ]
-    subprocess.run(command, cwd=folder, check=True)
+    command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", *defines]
+    subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "kernels.so"))
 
 
@@ -118,8 +130,7 @@ class FakeCuPy:
 
     def __init__(self):
         stream = SimpleNamespace(is_capturing=lambda: False)
-        self.pinned = 0
-        self.cuda = SimpleNamespace(get_current_stream=lambda: stream, alloc_pinned_memory=self._pinned_memory)
+        self.cuda = SimpleNamespace(get_current_stream=lambda: stream, alloc_pinned_memory=_pinned_memory)
 
     def __getattr__(self, name):
         function = getattr(np, name)
@@ -130,7 +141,7 @@ class FakeCuPy:
 
         return on_device
 
-    def _pinned_memory(self, size):
-        self.pinned += size
-        memory = np.empty(size, dtype=np.uint8)
-        return SimpleNamespace(ptr=memory.ctypes.data, memory=memory)
+
+def _pinned_memory(size):
+    memory = np.empty(size, dtype=np.uint8)
+    return SimpleNamespace(ptr=memory.ctypes.data, memory=memory)

@@ -23,6 +23,7 @@ from tests.kernels.cuda_on_cpu import FakeCuPy, OnDevice, compile_for_cpu
 from tests.tolerances import assert_close
 
 rows_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.rows")
+step_module = importlib.import_module("ramnet_np.kernels.cuda.step.step")
 ROW = 32  # bytes of a row of 5 numbers
 
 
@@ -131,6 +132,35 @@ def test_what_is_refused(fake, tmp_path):
         rows_module.DeviceRows(4, np.dtype(np.float32), 0.25, MemoryTiers(host=10**6, disk=tmp_path))
     with pytest.raises(ValueError, match=r"memory.gpu must say how much of the GPU may be used where memory.host"):
         rows_module.DeviceRows(4, np.dtype(np.float32), 0.25, MemoryTiers(host=10**6))
+
+
+def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path):
+    (U, P, W, R, C, B, H), dtype = (3, 3, 4, 6, 5, 2, 3), np.dtype(np.float64)
+    slots, mass = np.zeros((B, H, P**U, C)), np.full((B, H, P**U), 1 / P**U)
+    rows, rng = rows_module.DeviceRows(C, dtype, 1 / P**U, MemoryTiers(gpu=0)), np.random.default_rng(0)
+    libraries = []
+    for sparse in (False, True):
+        (tmp_path / str(sparse)).mkdir()
+        step = step_module.step_specialisation("double", U, P, W, R, C, "pdma", sparse)
+        libraries.append(compile_for_cpu(step, "StepParams", tmp_path / str(sparse)))
+    for t in range(20):
+        write, read = map(on, 2 * rng.normal(size=(2, B, 1, H, U, P)))
+        values, gamma, positions = on(rng.normal(size=(B, 1, H, C))), on(rng.uniform(0, 2, (B, 1, H))), on([[t]] * B)
+        mask, ys = on(rng.random((B, 1)) < 0.8), []
+        rows.prepare(B * H * W)
+        for library, memory in zip(libraries, ({"s": on(slots), "z": on(mass)}, {"table": rows.table}), strict=True):
+            ys.append(on(np.full((B, 1, H, C), np.nan)))
+            params = step_module.step_params(dtype, "table" in memory)(
+                write_logits=write, read_logits=read, values=values, gamma=gamma, mask=mask, positions=positions,
+                **memory, y=ys[-1], batch_stride=1, constant_gamma=0, eps=1e-12, heads=H, cape_heads=1,
+                write_renorm=0, read_renorm=1, mass_aware=t % 2,
+            )  # fmt: skip
+            library.run_step(params.tobytes(), B * H)
+        np.testing.assert_array_equal(*ys)
+    found = rows.gather(on(np.arange(B * H * P**U)))
+    np.testing.assert_array_equal(found[:, :C].reshape(slots.shape), slots)
+    np.testing.assert_array_equal(found[:, C].reshape(mass.shape), mass)
+    assert rows.written == (mass != 1 / P**U).sum() > 100
 
 
 # ---- on a GPU ----

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tyro
-from ramnet_np.kernels.bench import few_rows, gpu_peers, gpu_shapes, vs_peers
+from ramnet_np.kernels.bench import few_rows, gpu_peers, gpu_shapes, tiers, vs_peers
 from ramnet_np.kernels.bench.cpu import Shape
 
 
@@ -141,3 +141,11 @@ def test_products_of_a_few_rows_are_printed_beside_cublas_and_the_floor(monkeypa
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["addresses", "out", "gate", "down", "head", "all"] * 2
     assert all(float(figure) > 0 for line in lines[2:] for figure in line.split()[-3:-1])  # the floor rounds to 0
+
+
+@pytest.mark.gpu
+def test_the_memory_in_tiers_is_timed_beside_the_dense_one(capsys):
+    tiers.main(tiers.Options(parts=("memory",), shares=(1.0, 0.5, 0.0), layers=2, heads=8, order=5, tokens=4))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(", ")[1] for line in lines[1:]] == ["share dense", "share 1", "share 0.5", "share 0"]
+    assert all("times dense" in line for line in lines[2:])

@@ -76,7 +76,8 @@ def test_generation_gives_the_bits_of_a_dense_memory(name, tmp_path):
     assert all(part.disk_nbytes for part in arrays_of(stepper.state) if isinstance(part, SparseRAMState))
 
 
-def test_a_saved_memory_goes_on_in_other_tiers(tmp_path):
+def test_a_saved_memory_goes_on_in_other_tiers(tmp_path, monkeypatch):
+    monkeypatch.setattr("ramnet_np.model.state_file.BLOCK", 50)  # rows that are read at once
     model, path = RAMNet(CONFIG, seed=0), tmp_path / "a.state"
     generation = Generation(model, prompts(), memory=tiers(tmp_path))
     drawn(generation, 5)
@@ -157,6 +158,10 @@ def test_training_goes_on_from_a_sparse_state_and_ends_at_its_edge():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="mixer must be 'ram' for a sparse memory, got 'softmax'"):
         sparse_state(RAMNet(RAMNetConfig(mixer="softmax", vocab=29, width=16, layers=2)), 1)
+    with pytest.raises(
+        ValueError, match="learned_slots must be False for a sparse memory, whose slots all start alike"
+    ):
+        sparse_state(RAMNet(replace(CONFIG, learned_slots=True)), 1)
     model, ids = RAMNet(CONFIG, seed=0), prompts((6,))[0][None]
     with pytest.raises(ValueError, match=r"memory.host must hold at least 256 slots of a layer, .* got 50 bytes"):
         sparse_state(model, 1, MemoryTiers(host=100))

@@ -23,12 +23,12 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class MemoryOptions:
+class TierOptions:
     """Where slots are kept: touched ones only, if any of these is given; else all slots of every head.
 
-    >>> MemoryOptions(host="64GiB", disk=Path(".")).tiers().host == 2**36
+    >>> TierOptions(host="64GiB", disk=Path(".")).tiers().host == 2**36
     True
-    >>> MemoryOptions().tiers() is None
+    >>> TierOptions().tiers() is None
     True
     """
 
@@ -50,7 +50,7 @@ class MemoryOptions:
 
     def tiers(self) -> MemoryTiers | None:
         """The tiers of all layers together; None where nothing was given."""
-        if self == MemoryOptions():
+        if self == TierOptions():
             return None
         sizes = {name: getattr(self, name) for name in ("gpu", "host", "disk_limit")}
         gpu, host, limit = (size and number_of_bytes(f"memory.{name}", size) for name, size in sizes.items())
