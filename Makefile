@@ -5,11 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-versions test-gpu sanitize-gpu notebooks lab lint format docs test-site dist install clean
+.PHONY: help demo test test-kill test-mutants test-versions test-gpu sanitize-gpu notebooks lab lint format docs test-site dist install clean
 
 help:
 	@echo "make demo     train a small RAM-Net to recall (about a minute), with figures in demo/"
 	@echo "make test     lint, types and all tests that need no GPU, those of the Numba CUDA kernels in a simulator"
+	@echo "make test-kill  kill 50 training runs, and see that each goes on to the same bits"
+	@echo "make test-mutants  change the code in one place, many times over, and see whether the tests notice"
 	@echo "make test-versions  part of them with the oldest and the newest Python and packages, and with NumPy alone"
 	@echo "make test-gpu the tests that need an NVIDIA GPU and CuPy;  make sanitize-gpu  looks for races and bad accesses"
 	@echo "make notebooks  run the course from scratch, all cells and exercise checks;  make lab  opens it in JupyterLab"
@@ -29,8 +31,17 @@ SIMULATED := tests/kernels/test_numba_cuda_agreement.py tests/kernels/test_numba
 WORKERS := -n logical --maxprocesses 8
 
 test: lint
-	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not site"
+	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not site and not kill"
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(WORKERS) -m "not gpu" $(SIMULATED)
+
+test-kill: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 0 -s -m kill tests/train/test_kill.py
+
+# which mutants: make test-mutants MUTANTS="--sample 40 --seed 3 --only train/checkpoint"
+MUTANTS ?=
+
+test-mutants: $(VENV)/.installed-test
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 # what to run: make test-versions VERSIONS="newest --python python3.13"; tests/versions.py says what there is
 VERSIONS ?=

@@ -18,6 +18,10 @@ import numpy as np
 import tyro
 
 HELP_FLAGS = {"-h", "--help"}
+NOT_A_NUMBER = {  # how Python says it
+    r"invalid literal for int\(\) with base 10": "an integer",
+    "could not convert string to float": "a number",
+}
 MAY_BE_EMPTY = ("--prompt", "--match")  # the first is refused with a sentence of its own
 
 HELP = """\
@@ -185,7 +189,12 @@ def _unboxed(text: str) -> str:
     by_rule = groupby(lines, lambda line: set(line) <= {"─", "-"})
     paragraphs = [" ".join(words) for is_rule, words in by_rule if not is_rule]
     title = 0 if "╭" in text else 1  # a terminal without these lines gets the title as a paragraph
-    return re.sub("^Error parsing (?!-)[^:]*: ", "", paragraphs[title]) if len(paragraphs) > title else text.strip()
+    if len(paragraphs) <= title:
+        return text.strip()
+    for words, kind in NOT_A_NUMBER.items():
+        if found := re.fullmatch(rf"Error parsing (-\S+): {words}: (.*)", paragraphs[title]):
+            return f"{found[1]} must be {kind}, got {found[2]}"
+    return re.sub("^Error parsing (?!-)[^:]*: ", "", paragraphs[title])
 
 
 def _bench(args: list[str]) -> None:

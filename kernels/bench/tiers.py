@@ -44,13 +44,13 @@ class Options:
     parts: tuple[Part, ...] = ("memory", "generation", "prefill")
     """What is timed."""
     shares: tuple[float, ...] = (1.0, 0.5, 0.1, 0.01, 0.0)
-    """Of the rows on the GPU."""
+    """Shares of the rows that the GPU holds, one after the other."""
     layers: int = 27
-    """Memories of "memory"."""
+    """Memories in the part "memory"."""
     heads: int = 16
-    """Of each."""
+    """Heads of each memory."""
     channels: int = 64
-    """Of a slot."""
+    """Channels of a slot."""
     order: int = 7
     """Digits of 4 values: 4**order slots a head."""
     model: Path | None = None
@@ -58,7 +58,7 @@ class Options:
     prompt_file: Path | None = None
     """A text for that model; none: random tokens."""
     dtype: str = "bfloat16"
-    """Of the model."""
+    """What the model computes in."""
     prompt: int = 8192
     """Tokens that are read before tokens are timed."""
     long_prompt: int = 65536

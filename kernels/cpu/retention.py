@@ -85,7 +85,9 @@ class GSU(Options):
         _, total = _gsu_parts(w, gamma)
         if total == 0:
             total = one
-        return -(math.exp(-abs(gamma)) / total) / total, -alpha * (one - alpha)
+        ratio = math.exp(-abs(gamma)) / total
+        steepest = np.finfo(type(w)).max * np.finfo(type(w)).eps  # core/retention.py
+        return -ratio / max(total, ratio / steepest), -alpha * (one - alpha)
 
 
 @inner

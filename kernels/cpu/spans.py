@@ -14,7 +14,7 @@ from .slots import hash_size
 
 
 class Spans(NamedTuple):
-    """Of every sequence, (N,) int64."""
+    """Where every sequence lies, arrays (N,) int64."""
 
     token: np.ndarray  # its first token
     length: np.ndarray
@@ -25,7 +25,7 @@ class Spans(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of all sequences together."""
+    """How much memory all sequences together need."""
 
     rows: int
     versions: int

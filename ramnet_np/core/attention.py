@@ -111,7 +111,8 @@ def ram_attention_forward(
 
     Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
     ``ctx`` holds ``values``, ``gamma`` and ``mask`` themselves, not copies: change them only after the backward.
-    Cost: O(U K log K + U P log P + K C) per token and head, whatever M is.
+    Cost: O(U K log(K)**2 + U P log P + K C) per token and head, whatever M is; a state given or returned costs
+    O(B H M C) once more.
     Raises ValueError or TypeError in one sentence naming the argument. Source: paper eq. 4 to 7; spec sections 2 to 4.
 
     >>> import numpy as np

@@ -39,7 +39,7 @@ def decode_forward(
     """Decode address logits into the K best slots and their weights.
 
     ``logits``: (B, T, H, U, P); ``positions``: (B, T). Returns ``index`` (B, T, H, K) int32, ``weight`` (B, T, H, K),
-    ctx. O(U K log K + U P log P) per token and head; nothing of size M.
+    ctx. O(U K log(K)**2 + U P log P) per token and head; nothing of size M.
     Arguments are taken as checked (``core/checks.py``). Source: paper eq. 4 to 6; spec sections 2 and 3.
 
     >>> import numpy as np

@@ -19,6 +19,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
 
@@ -122,6 +124,7 @@ def gsu_forward(w: Array, gamma: Any) -> Array:
 def gsu_backward(w: Array, gamma: Any, alpha: Array, proxy_eps: float) -> tuple[Array, Array]:
     """(-exp(gamma) / ((1 - w) + exp(gamma) * w)**2, -alpha * (1 - alpha)); finite, so there is no proxy.
 
+    The first is at most ``steepest``: at w = 0 it is exp(gamma), at w = 1 exp(-gamma), which may be beyond the dtype.
     Source: spec section 4.
 
     >>> import numpy as np
@@ -133,8 +136,19 @@ def gsu_backward(w: Array, gamma: Any, alpha: Array, proxy_eps: float) -> tuple[
     xp, gamma = _in_dtype_of(w, gamma)
     _, total = _gsu_parts(xp, w, gamma)
     total = xp.where(total == 0, 1, total)
-    dw = -(xp.exp(-xp.abs(gamma)) / total) / total  # divided twice: the square of a small total would underflow
-    return dw, -alpha * (1 - alpha)
+    ratio = xp.exp(-xp.abs(gamma)) / total  # divided twice: the square of a small total would underflow
+    return -ratio / xp.maximum(total, ratio / steepest(w.dtype)), -alpha * (1 - alpha)
+
+
+def steepest(dtype: Any) -> float:
+    """The largest slope of GSU: the caller multiplies it by an adjoint, and the product should not overflow either.
+
+    >>> import numpy as np
+    >>> f"{steepest(np.float32):.0e}, {steepest(np.float64):.0e}"  # about exp(72), exp(673)
+    '4e+31, 4e+292'
+    """
+    limits = np.finfo(dtype)
+    return float(limits.max) * float(limits.eps)
 
 
 def _gsu_parts(xp: Any, w: Array, gamma: Any) -> tuple[Array, Array]:

@@ -7,7 +7,8 @@ The merge looks at few pairs. With the partial addresses and the digit's values 
 ranks (i, j) has (i+1)*(j+1) - 1 pairs at least as good as itself, so only pairs with (i+1)*(j+1) <= K can be kept:
 about K log K of them (the "staircase").
 
-Cost: O(U K log K + U P log P) per token and head. Ties go to the smaller slot index.
+Cost per token and head: O(U K log K) pairs, which are sorted, so O(U K log(K)**2 + U P log P). Ties go to the smaller
+slot index.
 Source: spec section 2.
 """
 

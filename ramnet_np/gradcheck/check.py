@@ -200,7 +200,7 @@ def _compare(
     checked = analytic.size
     error = float(np.abs(analytic - numeric).max()) if checked else 0.0
     largest = float(np.abs(numeric).max()) if checked else 0.0
-    relative = error / largest if largest else float(error > 0)
+    relative = error / largest if largest else np.inf if error > 0 else 0.0
     if not checked:
         verdict = "pass" if zero and not left_out else "nothing checked"
     elif not np.isfinite(analytic).all():

@@ -14,6 +14,7 @@ import numpy as np
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.placement import on_gpu_of_arrays
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _BITS = 52  # so few that a product with a number of float64 stays below that number
@@ -30,6 +31,7 @@ def uniform(seeds: Array, positions: Array) -> Array:
     return (_mix(counted) >> np.uint64(64 - _BITS)).astype(np.float64) * 2.0**-_BITS
 
 
+@on_gpu_of_arrays
 def row_seeds(seed: int, rows: int, like: Array) -> Array:
     """``seed`` + b for row b, (B,) uint64, on the device of ``like``: a row alone draws the same with that seed.
 

@@ -226,7 +226,7 @@ class RAMNet:
         (1, 1, 16)
         """
         if not isinstance(state, list) or any(memory is None for memory in state):
-            raise ValueError("state must be the list that forward_with_state returned: a step goes on from it")
+            raise ValueError(f"state must be the list that forward_with_state returned, got {str(state)[:40]}")
         if getattr(ids, "ndim", None) == 2 and ids.shape[1] != 1:
             raise ValueError(f"ids must have shape (B, 1) in a step, got {ids.shape}")
         check_ids(ids, self.config.vocab, self.params[EMBEDDINGS])

@@ -118,7 +118,11 @@ def _cpu_ranks(size: int, environment: Mapping[str, str], command: Sequence[str]
     is_mpich = "HYDRA" in subprocess.run([mpiexec, "--version"], capture_output=True, text=True).stdout
     # MPICH's would end the others before it is known which rank died first; Open MPI's wants a core for each rank
     options = ["-disable-auto-cleanup"] if is_mpich else ["--map-by", ":OVERSUBSCRIBE"]
-    return [_started([mpiexec, *options, "-n", str(size), *command], environment, stdout=subprocess.PIPE)]
+    return [
+        _started(
+            [mpiexec, *options, "-n", str(size), *command], environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+    ]
 
 
 def _started(command: Sequence[str], environment: Mapping[str, str], **more: Any) -> subprocess.Popen[bytes]:

@@ -129,7 +129,7 @@ class _Reader:
 
     @on_gpu_of_arrays
     def bits_per_byte(self, window: Batch, first: int, state: list[Any], token_bytes: NDArray[np.int64]) -> float:
-        """Of a window that is read with another memory."""
+        """The loss on a window that is read with another memory."""
         xp, labels = namespace_of(*self.model.params.values()), window.labels[window.labels >= 0]
         positions = xp.arange(first, first + window.ids.shape[1])
         select = xp.asarray(np.flatnonzero(window.labels >= 0))

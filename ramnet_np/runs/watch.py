@@ -23,13 +23,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 from ramnet_np.train.interrupt import SIGNALS, exit_status
 
 SOCKET = "RAMNET_NP_STARTER"  # the variable that names it
 GRACE = 0.3  # seconds in which other ranks may say that the same went wrong there
-_WRITTEN = "written"  # marks a pipe in the selector
+OWN_WORDS = ("[proxy:", "[mpiexec@")  # how lines begin that MPICH's mpiexec adds about a rank that has died
 END = 10.0  # seconds that the processes may take to end after the last words of all ranks
 
 
@@ -61,6 +61,12 @@ class Starter:
     def _send(self, message: dict[str, Any]) -> None:
         assert self._socket is not None
         self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+
+class _Pipe(NamedTuple):
+    """What the processes write comes out of it."""
+
+    target: TextIO
 
 
 class _Rank:
@@ -111,16 +117,18 @@ class Watch:
         self._end_all()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        for key in list(self._selector.get_map().values()):  # the server, connections, pipes
+            key.fileobj.close()  # type: ignore[union-attr]
         self._selector.close()
-        self._server.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def status(self) -> int:
         """Wait; returns the exit status, after a sentence on stderr where a rank has failed."""
         began, is_running = time.monotonic(), True
         for process in self.processes:
-            if process.stdout is not None:
-                self._selector.register(process.stdout, selectors.EVENT_READ, _WRITTEN)
+            for pipe, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+                if pipe is not None:
+                    self._selector.register(pipe, selectors.EVENT_READ, _Pipe(target))
         while len(self._ended) < self._size and not self._failed and len(self._signals) < 2 and is_running:
             is_running = any(process.poll() is None for process in self.processes)
             self._hear(0.2 if is_running else 0)
@@ -154,9 +162,9 @@ class Watch:
 
     def _hear(self, seconds: float) -> None:
         # what the processes wrote comes last: where a rank has failed, it is mpiexec's page about that
-        for key, _ in sorted(self._selector.select(seconds), key=lambda pair: pair[0].data is _WRITTEN):
-            if key.data is _WRITTEN:
-                self._show(key.fileobj)
+        for key, _ in sorted(self._selector.select(seconds), key=lambda pair: isinstance(pair[0].data, _Pipe)):
+            if isinstance(key.data, _Pipe):
+                self._show(key.fileobj, key.data.target)
             elif key.fileobj is self._server:
                 new = _Rank(self._server.accept()[0])
                 self._selector.register(new.connection, selectors.EVENT_READ, new)
@@ -165,14 +173,18 @@ class Watch:
                     self._understand(key.data, message)
 
     def _is_written_to(self) -> bool:
-        return any(key.data is _WRITTEN for key in self._selector.get_map().values())
+        return any(isinstance(key.data, _Pipe) for key in self._selector.get_map().values())
 
-    def _show(self, pipe: Any) -> None:
+    def _show(self, pipe: Any, target: TextIO) -> None:
         if not (data := pipe.read1(65536)):
             self._selector.unregister(pipe)
-        elif not self._failed:
-            sys.stdout.write(data.decode(errors="replace"))
-            sys.stdout.flush()
+            pipe.close()
+            return
+        lines = data.decode(errors="replace").splitlines(keepends=True)
+        if self._failed:  # what the ranks wrote on stderr may tell why
+            lines = [] if target is sys.stdout else [line for line in lines if not line.startswith(OWN_WORDS)]
+        target.write("".join(lines))
+        target.flush()
 
     def _understand(self, one: _Rank, message: dict[str, Any]) -> None:
         if "rank" in message:
@@ -184,6 +196,7 @@ class Watch:
             self._failed.setdefault(one.rank, message["failed"])
         else:
             self._selector.unregister(one.connection)
+            one.connection.close()
             if one.rank not in self._ended and one.rank >= 0:
                 words = f"its process {one.process} was killed or has crashed; the last checkpoint is whole"
                 self._failed.setdefault(one.rank, words)

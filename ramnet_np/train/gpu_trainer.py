@@ -10,7 +10,7 @@ more than half of the tokens have a label, by all others.
 
 Where several ranks train together, the sums of their gradients run beside the backward, on a stream of their own, and
 AdamW waits for them; the graph is cut there (:mod:`~ramnet_np.train.step_graph`). Everything here that waits for the
-GPU then waits for other ranks too, so it goes through :meth:`Ranks.wait`, which notices a rank that does not come.
+GPU then waits for other ranks too, so it goes through ``Ranks.wait``, which notices a rank that does not come.
 
 The kernels of packed rows follow the lengths of their sequences, so their steps are no graphs.
 

@@ -118,7 +118,10 @@ class MetricsWriter:
 
     def sync(self) -> None:
         """Wait until the records are on the disk."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise WriteError(f"{str(self._path)!r} could not be written: {why(error)}") from error
 
     def __enter__(self) -> MetricsWriter:
         return self

@@ -53,7 +53,7 @@ def own(params: Params, ranks: Ranks) -> Params:
 class Shards:
     """The parameters of all ranks in one array, those of rank 0 first, so that each rank's are sent at once.
 
-    ``params``: their values are copied; :attr:`params` then takes their place.
+    ``params``: their values are copied; ``params`` then takes their place.
 
     >>> import numpy as np
     >>> from ramnet_np.train.ranks import ONE

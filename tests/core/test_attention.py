@@ -46,7 +46,6 @@ OPTIONS = {
     "K-1": {"top_k": 1},
     "K-pair": {"top_k": (2, 5)},
     "K-M": {"top_k": 8},
-    "eps": {"eps": 1e-12},
 }
 
 
@@ -84,6 +83,36 @@ def test_forward_equals_dense_oracle_on_random_shapes(seed, shape, radix, update
     gamma = np.random.default_rng(seed).uniform(0, 3, (B, T, H))
     y, final, _ = ram_attention_forward(*inputs, gamma, backend="numpy", **options)
     assert_same_outputs((y, final), dense_ram_attention(*inputs, gamma, **options))
+
+
+@pytest.mark.parametrize("mass_aware", [False, True])
+def test_eps_is_added_to_every_mass_that_divides(mass_aware):
+    """Equal logits and K = 1: each token writes and reads slot 0 of 2 with weight 1/2, and gamma 0 keeps all."""
+    logits, values, eps = np.zeros((1, 4, 1, 1, 2)), np.array([4.0, -1.0, 2.0, 8.0]), 0.25
+    options = {"top_k": 1, "eps": eps, "mass_aware": mass_aware, "backend": "numpy"}
+    arrays = logits, logits, values.reshape(1, 4, 1, 1)
+    y, _, _ = ram_attention_forward(*arrays, 0.0, **options)
+    state, s, z = RAMState.initial(1, 1, 2, 1, np.float64), 0.0, 0.5
+    for t, value in enumerate(values):
+        now = [array[:, t : t + 1] for array in arrays]
+        step, _ = ram_attention_step(*now, 0.0, state=state, positions=np.array([t]), **options)
+        z += 0.5
+        s += 0.5 / (z + eps) * (value - s)
+        r = 0.5 * (0.5 * z) / (0.5 * z + eps) if mass_aware else 0.5
+        assert y[0, t, 0, 0] == pytest.approx(r * s, rel=1e-12)
+        assert step[0, 0, 0, 0] == pytest.approx(r * s, rel=1e-12)
+
+
+def test_proxy_eps_changes_the_gradient_of_the_writes_alone():
+    inputs, found = draw(), []
+    for proxy_eps in (0.0, 0.3):
+        y, _, ctx = ram_attention_forward(*inputs, 1.5, top_k=3, proxy_eps=proxy_eps, backend="numpy")
+        found.append((y, ram_attention_backward(np.ones_like(y), ctx)))
+    (y, true), (same, proxy) = found
+    np.testing.assert_array_equal(y, same)
+    np.testing.assert_array_equal(true.read_logits, proxy.read_logits)
+    assert np.abs(true.write_logits - proxy.write_logits).max() > 1e-3
+    assert np.abs(true.gamma - proxy.gamma) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -172,7 +201,7 @@ def test_a_masked_token_leaves_no_trace():
     other = [a.copy() for a in (write, read, values, dy)]
     for a in other:
         a[~mask] = 1e3 * np.random.default_rng(2).normal(size=a[~mask].shape)
-    other[2][~mask] = np.nan
+    other[2][~mask] = other[3][~mask] = np.nan
     assert all(map(np.array_equal, run(*other), expected))
 
 

@@ -18,6 +18,7 @@ from ramnet_np.experiment.tables import (
     order_table,
     provenance,
     search_table,
+    settings_table,
     shared_settings,
     state_table,
     study_table,
@@ -77,6 +78,33 @@ def test_the_rate_is_that_of_the_best_validation():
     assert collect(records)[0].accuracies == (0.5,)
     records[2] = record(p.run(1, 1e-3), "mqar-order", 0.0, 0.6, "reached stop_at", epochs=2.0)
     assert collect(records)[0].epochs == 6.0  # those of the longest run
+
+
+def test_numbers_that_differ_everywhere_are_summed_up_each_by_its_rule():
+    """Two settings and three seeds, no number twice; the third seed diverged."""
+    p, records = point("mqar-order", "m256-u4"), []
+    for seed, (easy, hard, epochs, speed) in enumerate(
+        [(0.9, 0.2, 4.0, 900), (0.7, 0.36, 6.0, 700), (0.1, 0.05, 9.0, 1)]
+    ):
+        one = record(p.run(seed, 1e-3), "mqar-order", 0.5, 0.0, epochs=epochs, tokens_per_second=speed)
+        one["accuracy"] = {"4 pairs, length 64": easy, "8 pairs, length 64": hard, "mean": (easy + hard) / 2}
+        records.append(one)
+    records[2] |= {"status": "diverged", "accuracy": {}, "validation": {}}
+    [result] = collect(records)
+    assert result.accuracies == (pytest.approx(0.55), pytest.approx(0.53))
+    assert result.accuracy == pytest.approx(0.54)
+    assert result.by_setting == {"4 pairs, length 64": pytest.approx(0.8), "8 pairs, length 64": pytest.approx(0.28)}
+    assert (result.epochs, result.tokens_per_second, len(result.records)) == (6.0, 700, 2)
+    assert settings_table([result]).splitlines() == [
+        "| point | 4 pairs, length 64 | 8 pairs, length 64 |",
+        "| --- | --- | --- |",
+        "| m256-u4 | 0.800 | 0.280 |",
+    ]
+    other = record(point("mqar-order", "m64-u2").run(0, 1e-3), "mqar-order", 0.5, 0.125)
+    rows = order_table(collect([*records, other]), PAPER).splitlines()[2:]
+    assert rows[0].startswith("| 256 | 4 | 0.885 | 0.540 | 0.550, 0.530 | -0.345 |")
+    assert rows[1].startswith("| 64 | 2 | 0.485 | 0.125 | 0.125 | -0.360 |")
+    assert settings_table(collect([*records, other])).endswith("| m64-u2 | 0.125 | - |")
 
 
 def with_variants(short, full, seed=0):

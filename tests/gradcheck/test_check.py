@@ -42,6 +42,19 @@ def test_a_gradient_that_is_zero_everywhere_checks_nothing():
     assert gradcheck(**zeros, may_be_zero=("x",)).passed
 
 
+@pytest.mark.parametrize("wrong", [1.0, 1e-9, np.inf, np.nan])
+def test_an_input_that_may_be_zero_must_have_the_gradient_zero_then(wrong):
+    def forward(x, y):
+        return np.sin(x), x
+
+    def backward(dy, x):
+        return np.cos(x) * dy, np.full(3, wrong)
+
+    inputs = {"x": X, "y": np.ones(3)}
+    report = gradcheck(forward, backward, inputs, may_be_zero=("y",), rtol=2.0)
+    assert [row.verdict for row in report.rows] == ["pass", "not finite" if not np.isfinite(wrong) else "FAIL"]
+
+
 def test_leaves_out_elements_whose_step_switches_a_selection():
     """max is not smooth where two entries meet; the index it keeps tells."""
 

@@ -49,7 +49,7 @@ def each(function, arrays):
 
 
 def results(x, norm, weights, biases, add):
-    """Of all four functions."""
+    """What all four functions return."""
     same = len(weights) == 2 and weights[0].shape == weights[1].shape
     gated = (normed_gated_product(x, norm, EPS, *weights),) if same else ()
     products = normed_products(x, norm, EPS, weights, biases)

@@ -20,7 +20,10 @@ CHUNKS = 7
 
 
 class Launched(dict):
-    """The parameters of every launch, by the kernel's name; and its grid."""
+    """The parameters of every launch, by the kernel's name; and its grid. ``sizes``: of all launches, in order."""
+
+    def __init__(self):
+        self.sizes = []  # (kernel, grid, block, bytes of shared memory)
 
     def of(self, name):
         return [(grid, arguments[0]) for grid, arguments in self[name]]
@@ -35,6 +38,7 @@ def launched(monkeypatch):
             assert all(size >= 1 for size in grid)
             assert shared_mem <= layout.H100.block
             log.setdefault(name, []).append((grid, arguments))
+            log.sizes.append((name, grid, block, shared_mem))
 
         return launch
 

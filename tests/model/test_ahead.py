@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+
 from ramnet_np.model import ahead, generation
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.sampling import Sampling

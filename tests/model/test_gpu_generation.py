@@ -8,6 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+pytest.importorskip("tqdm", reason="tqdm is not installed")
+
 from ramnet_np.core.cuda_graph import own_stream
 from ramnet_np.data.codec import ByteCodec
 from ramnet_np.layers.sampling import mark_seen, sample_tokens
@@ -235,7 +238,7 @@ def test_a_capture_that_fails_is_said_and_generation_goes_on(cp, monkeypatch):
 
 
 def test_memory_comes_back(cp):
-    """Of dozens of generations, each with a graph of its own."""
+    """After several generations, each with a graph of its own."""
     model, left = make("ram"), []
     for _ in range(6):
         tokens(Generation(model, prompts(cp, 64)), DRAWN)

@@ -43,6 +43,7 @@ def test_pieces_steps_and_generation_equal_the_whole(settings):
 
 
 def test_a_hybrid_is_saved(tmp_path):
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
     model = RAMNet(CONFIG, seed=0)
     model.save_pretrained(tmp_path)
     again = RAMNet.from_pretrained(tmp_path)

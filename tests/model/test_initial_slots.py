@@ -5,6 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+pytest.importorskip("tqdm", reason="tqdm is not installed")
+
 from ramnet_np import RAMState, use_backend
 from ramnet_np.data.text import TextSettings
 from ramnet_np.layers.loss import cross_entropy_and_gradient

@@ -48,6 +48,30 @@ def test_training_curves_one_line_per_held_out_set():
     assert labels == ["training batches", "a", "b", "held out"]
 
 
+def test_training_curves_draw_each_number_at_its_step():
+    """Steps at uneven distances, and numbers of which no two are alike."""
+    steps = np.cumsum(1 + np.arange(40) % 3)
+    values = np.random.default_rng(0).uniform(0.1, 0.9, (2, 40))
+    trained = [
+        {"step": int(step), "kind": "train", "loss": loss, "accuracy": right}
+        for step, loss, right in zip(steps, *values, strict=True)
+    ]
+    measured = [
+        {"step": step, "kind": "held_out", "accuracy": {"a": a, "b": b, "mean": (a + b) / 2}}
+        for step, a, b in ((5, 0.1, 0.7), (31, 0.3, 0.2))
+    ]
+    figure = plot.training_curves([*trained[:7], measured[0], *trained[7:], measured[1]])
+    for axes, numbers in zip(figure.axes, values[::-1], strict=True):
+        raw, mean = axes.lines[:2]
+        np.testing.assert_array_equal(raw.get_xydata(), np.stack([steps, numbers], axis=1))
+        pairs = [numbers[max(0, i - 1) : i + 1].mean() for i in range(40)]  # a twentieth of 40
+        np.testing.assert_allclose(mean.get_xydata(), np.stack([steps, pairs], axis=1))
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert drawn["a"] == [[5, 0.1], [31, 0.3]]
+    assert drawn["b"] == [[5, 0.7], [31, 0.2]]
+    np.testing.assert_allclose(drawn["held out"], [[5, 0.4], [31, 0.25]])
+
+
 def test_training_curves_without_records():
     with pytest.raises(ValueError, match="at least one training record, got none"):
         plot.training_curves([])

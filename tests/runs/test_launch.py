@@ -15,6 +15,7 @@ from ramnet_np.cli import main
 from ramnet_np.data.mqar import MQARSettings
 from ramnet_np.model import RAMNetConfig
 from ramnet_np.runs.mqar import MQARRun
+from ramnet_np.runs.watch import Watch
 from ramnet_np.train.checkpoint import latest_checkpoint, load_checkpoint
 from ramnet_np.train.config import TrainConfig
 from tests.runs.launch_case import rank_processes
@@ -49,6 +50,31 @@ def test_how_ranks_end(how, size, status, says):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (status, "" if status == 2 else f"{size} ranks have ended\n"), done.stderr
     assert re.fullmatch(says, done.stderr.strip()), done.stderr
+
+
+DIES = """
+import os, sys, time
+from ramnet_np.runs.watch import Starter
+starter = Starter(os.environ, 0)
+time.sleep(0.5)
+if os.fork():
+    os._exit(1)
+starter._socket.close()
+time.sleep(0.1)
+sys.stderr.write("[proxy:0@host] HYDU_sock_write: write error\\nSegmentation fault\\n[mpiexec@host] main: error\\n")
+print("BAD TERMINATION", flush=True)
+"""
+
+
+def test_words_of_mpiexec_about_a_rank_that_died_are_left_out(capsys):
+    with Watch(1, 30.0) as watch:
+        command, environment = [sys.executable, "-c", DIES], os.environ | watch.environment
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        watch.processes.append(subprocess.Popen(command, env=environment, **pipes))
+        assert watch.status() == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"Segmentation fault\n\nramnet-np: its process [0-9]+ was killed or .*\n", said.err)
 
 
 @needs_mpi

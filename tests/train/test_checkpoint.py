@@ -123,6 +123,27 @@ def test_a_whole_checkpoint_is_there_at_every_instant(tmp_path, monkeypatch, at)
     assert load_checkpoint(latest_checkpoint(tmp_path)).best == 0.75
 
 
+@pytest.mark.parametrize("when", ["while it is written", "before its rename"])
+def test_older_checkpoints_are_there_until_the_new_one_is(tmp_path, monkeypatch, when):
+    """Also those that the new one makes too many: one that fails takes no other with it."""
+    for step, accuracy in ((1, 0.9), (2, 0.1), (3, 0.2)):
+        save_checkpoint(tmp_path, example(step)._replace(accuracy=accuracy))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert steps_in(tmp_path) == [1, 2, 3]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    where = "_write" if when == "while it is written" else "_rename"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ramnet_np.train.checkpoint.{where}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, example(4))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    save_checkpoint(tmp_path, example(4))
+    assert steps_in(tmp_path) == [1, 3, 4]
+
+
 @pytest.mark.parametrize("limit", [100, 1500, 6000, 20_000])
 def test_a_full_disk_leaves_the_old_checkpoints(tmp_path, limit):
     """Whichever file does not fit: the model, the moments, training.json (which is made long), config.json."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "docs/novels.py"
+SCRIPT = Path(__file__).parents[1] / "docs/novels.py"
 SPEC = importlib.util.spec_from_file_location("novels", SCRIPT)
 novels = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(novels)

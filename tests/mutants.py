@@ -1,0 +1,190 @@
+"""Mutation testing: small changes of the code, one at a time, and whether its tests notice: ``make test-mutants``.
+
+    python -m tests.mutants                          # a sample of 150 mutants
+    python -m tests.mutants --sample 40 --seed 3 --only core/retention
+
+The sample is drawn from all mutants of the files in ``TESTS``. Each is made in a copy of the library, in which the
+tests of its file run until the first one fails. A mutant that no test notices has survived.
+
+    comparison   < to <=, == to !=, in to not in           arithmetic   + to -, * to /, // to *
+    constant     0 to 1, n to n + 1, True to False          condition   if x to if not x, and to or
+    statement    an assignment, a call, a raise removed
+"""
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 120  # seconds: a mutant may never end
+_MATHEMATICS = ("tests/core/test_decoder.py", "tests/core/test_attention.py", "tests/test_mathematics.py")
+# file -> what must notice a change of it, the fastest first
+TESTS = {
+    "ramnet_np/core/cape.py": _MATHEMATICS,
+    "ramnet_np/core/decoder.py": _MATHEMATICS,
+    "ramnet_np/core/dense.py": _MATHEMATICS,
+    "ramnet_np/core/memory.py": (*_MATHEMATICS, "tests/kernels/test_packed.py"),
+    "ramnet_np/core/product_softmax.py": _MATHEMATICS,
+    "ramnet_np/core/topk.py": ("tests/core/test_topk.py", *_MATHEMATICS),
+    "ramnet_np/core/retention.py": ("tests/core/test_retention.py", *_MATHEMATICS),
+    "ramnet_np/core/mass_aware.py": ("tests/core/test_retention.py", *_MATHEMATICS),
+    "ramnet_np/core/attention.py": (*_MATHEMATICS, "tests/core/test_checks.py"),
+    "ramnet_np/core/checks.py": ("tests/core/test_checks.py", "tests/core/test_array_kinds.py"),
+    "ramnet_np/core/require.py": ("tests/core/test_checks.py", "tests/core/test_array_kinds.py"),
+    "ramnet_np/core/state_checks.py": ("tests/core/test_state_checks.py",),
+    "ramnet_np/model/checks.py": ("tests/model/test_config.py", "tests/model/test_checkpoint.py"),
+    "ramnet_np/model/files.py": ("tests/model/test_files.py", "tests/train/test_checkpoint.py"),
+    "ramnet_np/train/checkpoint.py": ("tests/train/test_checkpoint.py",),
+    "kernels/cpu/retention.py": ("tests/kernels/test_update_rules.py", "tests/kernels/test_cpu_agreement.py"),
+}
+SWAPPED: dict[type, type] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Pow: ast.Mult, ast.Mod: ast.Mult, ast.USub: ast.UAdd,
+}  # fmt: skip
+
+
+class Mutant(NamedTuple):
+    file: str
+    node: int  # its number in the order of ast.walk
+    way: int
+
+
+def mutants_of(file: str, text: str) -> Iterator[Mutant]:
+    """Every mutant of a file. Annotations, assertions and the words of errors are left as they are."""
+    tree = ast.parse(text)
+    left = untouched(tree)
+    for number, node in enumerate(ast.walk(tree)):
+        if id(node) not in left:
+            yield from (Mutant(file, number, way) for way in range(ways(node)))
+
+
+def made(mutant: Mutant, text: str) -> tuple[str, str]:
+    """The changed file, and in words where and how it was changed."""
+    tree = ast.parse(text)
+    node = next(node for number, node in enumerate(ast.walk(tree)) if number == mutant.node)
+    line, before = getattr(node, "lineno", 0), ast.unparse(node)
+    mutate(node, mutant.way)
+    words = f"{mutant.file}:{line}: {before[:70]} -> {ast.unparse(node)[:70]}"
+    return ast.unparse(tree), " ".join(words.split())
+
+
+def ways(node: ast.AST) -> int:
+    """In how many ways a node can be changed."""
+    if isinstance(node, ast.Compare):
+        return len(node.ops)
+    if isinstance(node, ast.BinOp | ast.BoolOp | ast.UnaryOp):
+        return int(type(node.op) in SWAPPED)
+    if isinstance(node, ast.Constant):
+        return int(isinstance(node.value, bool | int | float))
+    if isinstance(node, ast.Expr):
+        return int(isinstance(node.value, ast.Call))
+    return int(isinstance(node, ast.If | ast.IfExp | ast.Assign | ast.AugAssign | ast.Raise))
+
+
+def mutate(node: ast.AST, way: int) -> None:
+    """Change ``node`` in its tree."""
+    match node:
+        case ast.Compare():
+            node.ops[way] = SWAPPED[type(node.ops[way])]()
+        case ast.BinOp() | ast.BoolOp() | ast.UnaryOp():
+            node.op = SWAPPED[type(node.op)]()
+        case ast.Constant():
+            node.value = not node.value if isinstance(node.value, bool) else node.value + 1
+        case ast.If() | ast.IfExp():
+            node.test = ast.UnaryOp(ast.Not(), node.test)
+        case _:  # a statement that is removed: the object stays in its list, as `pass`
+            node.__class__ = ast.Pass  # type: ignore[assignment]
+
+
+def untouched(tree: ast.AST) -> set[int]:
+    """The nodes, by id, that no test could or should watch."""
+    found: set[int] = set()
+    for node in ast.walk(tree):
+        parts: list[ast.AST | None] = []
+        match node:
+            case ast.arg() | ast.AnnAssign():
+                parts = [node.annotation]
+            case ast.FunctionDef():
+                parts = [node.returns]
+            case ast.JoinedStr() | ast.Assert():
+                parts = [node]
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                parts = [node]
+        found |= {id(inner) for part in parts if part is not None for inner in ast.walk(part)}
+    return found
+
+
+def copied(folder: Path) -> None:
+    """The library and its tests in ``folder``, with the kernels where they are installed."""
+    for name in ("ramnet_np", "kernels", "tests", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "ramnet_np/kernels").symlink_to(folder / "kernels")
+
+
+def outcome(folder: Path, file: str, text: str) -> str:
+    """What the tests of ``file`` say with ``text`` in its place: "noticed", "survived" or "no answer" within LIMIT."""
+    path = folder / file
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", "-m", "not gpu"]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "NUMBA_CACHE_DIR": str(folder / "numba")}
+    examples = ("--doctest-modules", file) if file.startswith("ramnet_np/") else ()
+    try:
+        done = subprocess.run(
+            [*command, *TESTS[file], *examples], cwd=folder, env=environment, timeout=LIMIT, capture_output=True
+        )
+        return "noticed" if done.returncode else "survived"
+    except subprocess.TimeoutExpired:
+        return "no answer"
+    finally:
+        path.write_text(whole, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sample", type=int, default=150, help="how many mutants to try")
+    parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--only", default="", help="a part of the names of the files to change")
+    parser.add_argument("--minutes", type=float, default=60, help="no mutant begins later")
+    options = parser.parse_args()
+    files = {file: (ROOT / file).read_text(encoding="utf-8") for file in TESTS if options.only in file}
+    every = [mutant for file, text in files.items() for mutant in mutants_of(file, text)]
+    chosen = random.Random(options.seed).sample(every, min(options.sample, len(every)))
+    print(f"{len(every)} mutants of {len(files)} files; {len(chosen)} are tried, seed {options.seed}", flush=True)
+    found, began = Counter[tuple[str, str]](), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        copied(Path(folder))
+        for mutant in tqdm(chosen, unit="mutant"):
+            if time.monotonic() - began > 60 * options.minutes:
+                break
+            text, words = made(mutant, files[mutant.file])
+            said = outcome(Path(folder), mutant.file, text)
+            found[mutant.file, said] += 1
+            if said != "noticed":
+                tqdm.write(f"{said}: {words}", file=sys.stdout)
+                sys.stdout.flush()
+    for (file, said), count in sorted(found.items()):
+        print(f"{file}: {count} {said}")
+    sums = Counter[str]()
+    for (_, said), count in found.items():
+        sums[said] += count
+    print(", ".join(f"{count} {said}" for said, count in sums.items()), f"in {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
