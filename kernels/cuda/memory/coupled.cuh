@@ -81,9 +81,10 @@ template <bool TRANSPOSED> DEVICE void store_sums_of_coupled(const Lane& lane, c
     for (int other = TRANSPOSED ? own : 0; other < (TRANSPOSED ? TOKEN_BLOCKS : own + 1); other++) {
         const Acc* const block = shared_couplings() + (TRANSPOSED ? coupling_block(8 * other, 8 * own) : coupling_block(8 * own, 8 * other));
         const Acc* const row = rows + state.token_row(lane, chunk, 8 * other + t) * CHANNELS + g;
-        float x[4] = {row[far], row[near], row[far + 4 * CHANNELS], row[near + 4 * CHANNELS]}, a[4];
+        float x[4] = {row[far], row[near], row[far + 4 * CHANNELS], row[near + 4 * CHANNELS]};
+        float a[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = x[t < 2 ? i : i ^ 1];
+        for (int i = 0; i < 4; i++) a[i] = t < 2 ? x[i] : x[i ^ 1];
         const int at = TRANSPOSED ? coupling_index(t, g) : coupling_index(g, t), step = coupling_index(TRANSPOSED ? 4 : 0, TRANSPOSED ? 0 : 4);
         const float b[2] = {block[at], block[at + step]};
         multiply_add_float32<sizeof(ELEMENT) == 2>(sum, small, a, b);

@@ -19,7 +19,7 @@ struct ListCounts {
 
 struct ForwardShared {
     ChunkSlots slots;
-    Acc coupling[READ_PARTS * CHUNK * CHUNK];  // parts of A_tj
+    alignas(16) Acc coupling[READ_PARTS * CHUNK * CHUNK];  // parts of A_tj
     ListCounts lists_of_warp[THREADS / 32];
     unsigned short write_list[ENTRIES], read_list[ENTRIES];  // where a slot's entries begin, by where its chain does
 
@@ -118,8 +118,7 @@ DEVICE void store_list(SlotList* lists, bool there, int row, int count, unsigned
 }
 
 // The lists of the slot of this thread's chain.
-DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread) {
-    const Chain chain = chain_of_thread(thread);
+DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread, const Chain& chain) {
     const bool there = chain.count() > 0;
     const SlotOfAccess slot(shared.slots, chain.begin());
     const bool write_list = there && slot.has_write_list(), read_list = there && slot.has_read_list();
@@ -135,25 +134,31 @@ DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread) {
     __syncthreads();
 }
 
-// A in blocks, a warp after another.
+// A in blocks, in the order in which they lie.
 DEVICE void store_couplings(ForwardShared& shared, Acc* to) {
-    constexpr int TOKEN_BLOCKS = (CHUNK + 7) / 8;
-    int number = 0;
-    for (int t = threadIdx.x % 64 / 8; t < 8 * TOKEN_BLOCKS; t += 8)
-        for (int j = threadIdx.x % 8; j < t / 8 * 8 + 8; j += 8, number++) {
-            if (number % (THREADS / 64) != int(threadIdx.x / 64)) continue;
-            Acc sum = 0;
-            for (int part = 0; part < READ_PARTS && t < CHUNK && j < CHUNK; part++) sum += shared.part_of(part, t, j);
-            to[coupling_index(t, j)] = sum;
-        }
+#pragma unroll
+    for (int first = 0; first < COUPLINGS; first += THREADS) {
+        const int i = first + threadIdx.x, block = i / 64;
+        if (i >= COUPLINGS) break;
+        int row = 0;  // of blocks
+#pragma unroll
+        for (int next = 1; 8 * next < CHUNK; next++) row += block >= next * (next + 1) / 2;
+        const int t = 8 * row + i % 64 / 8, j = 8 * (block - row * (row + 1) / 2) + i / 2 % 4 + i % 2 * 4;
+        Acc sum = 0;
+#pragma unroll
+        for (int part = 0; part < READ_PARTS; part++)
+            if (t < CHUNK && j < CHUNK) sum += shared.part_of(part, t, j);
+        to[i] = sum;
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) couple_forward(const __grid_constant__ CouplingParams p) {
     __shared__ ForwardShared shared;
     const ThreadOfChunk thread(p);
-    for (int i = threadIdx.x; i < READ_PARTS * CHUNK * CHUNK; i += THREADS) shared.coupling[i] = 0;
+    const Chain chain = chain_of_thread(thread);
+    clear(shared.coupling);
     thread.enter(shared.slots);
-    store_lists(shared, thread);
+    store_lists(shared, thread, chain);
     store_read(shared, thread, couple(shared, thread));
     store_write(shared, thread);
     __syncthreads();

@@ -12,31 +12,42 @@
 #include "memory/tf32.cuh"
 
 
-constexpr int CHANNELS_AT_ONCE = 128 / sizeof(Acc), PAD = 16 / sizeof(Acc);  // in shared memory; rows there are longer by PAD
+constexpr int EACH = 16 / sizeof(ELEMENT);                      // elements that are copied at once
+constexpr int CHANNELS_AT_ONCE = 16 * EACH < 64 ? 16 * EACH : 64;  // in shared memory; rows there are longer by EACH
 constexpr int PAIRS = CHUNK < 16 ? 1 : CHUNK / 16;  // a thread has PAIRS x PAIRS dots <dy_t, v_j>, or a warp 16 x 8
 constexpr int SIDE = CHUNK / PAIRS;                 // threads along t, and along j
 constexpr bool TENSOR_CORES = sizeof(Acc) == 4 && CHUNK >= 16;
+
+using TokenRows = ELEMENT[CHUNK][CHANNELS_AT_ONCE + EACH];
 
 struct BackwardShared {
     ChunkSlots slots;
     Acc dot[ENTRIES];               // as content.cu left it, where ``slots`` has the number of the access
     Acc dy_dot_v[CHUNK][CHUNK + 1];
-    struct alignas(16) {
-        Acc dy[CHUNK][CHANNELS_AT_ONCE + PAD], v[CHUNK][CHANNELS_AT_ONCE + PAD];
-    } channels;
+    alignas(16) TokenRows dy, v;    // a part of the channels of all tokens
 };
 
-// A part of the channels of all tokens.
-DEVICE void load_channels(BackwardShared& shared, const ThreadOfChunk& thread, int first) {
-    const CouplingParams& p = thread.p;
+// Starts to copy channels from ``first`` on of all tokens, of ``from`` (B, T, H, C); 0 where there are none.
+DEVICE void copy_channels(TokenRows& to, const ThreadOfChunk& thread, const ELEMENT* from, int first) {
+    const int channels = thread.p.channels;
+    const bool whole = channels % EACH == 0;
+    const ELEMENT zero{};
 #pragma unroll
-    for (int i = threadIdx.x; i < CHUNK * CHANNELS_AT_ONCE; i += THREADS) {
-        const int token = i / CHANNELS_AT_ONCE, channel = i % CHANNELS_AT_ONCE, t = thread.chunk * CHUNK + token;
-        const bool there = t < thread.sequence.tokens && first + channel < p.channels;
-        const long long from = thread.sequence.token(t) * p.channels + first + channel;
-        shared.channels.dy[token][channel] = there ? Acc(widen(p.dy[from])) : Acc(0);
-        shared.channels.v[token][channel] = there ? Acc(widen(p.values[from])) : Acc(0);
+    for (int i = threadIdx.x; i < CHUNK * CHANNELS_AT_ONCE / EACH; i += THREADS) {
+        const int token = i / (CHANNELS_AT_ONCE / EACH), channel = i % (CHANNELS_AT_ONCE / EACH) * EACH;
+        const int t = thread.chunk * CHUNK + token, there = t < thread.sequence.tokens ? channels - first - channel : 0;
+        const ELEMENT* const here = from + thread.sequence.token(t) * channels + first + channel;
+        if (whole && there > 0)
+            copy_async<16>(&to[token][channel], here);
+        else
+#pragma unroll 1
+            for (int c = 0; c < EACH; c++) to[token][channel + c] = c < there ? here[c] : zero;
     }
+}
+DEVICE void copy_channels(BackwardShared& shared, const ThreadOfChunk& thread, int first) {
+    copy_channels(shared.dy, thread, thread.p.dy, first);
+    copy_channels(shared.v, thread, thread.p.values, first);
+    end_group_of_copies();
 }
 
 // <dy_t, v_j> of pairs of tokens, each thread its own.
@@ -47,19 +58,19 @@ struct PairsOfThread {
     DEVICE void add(const BackwardShared& shared) {
         if (t >= SIDE) return;
 #pragma unroll
-        for (int channel = 0; channel < CHANNELS_AT_ONCE; channel += PAD) {
-            Acc dy[PAIRS][PAD], v[PAIRS][PAD];
+        for (int channel = 0; channel < CHANNELS_AT_ONCE; channel += EACH) {
+            Acc dy[PAIRS][EACH], v[PAIRS][EACH];
 #pragma unroll
             for (int i = 0; i < PAIRS; i++) {
-                load<PAD>(&shared.channels.dy[t + SIDE * i][channel], dy[i]);
-                load<PAD>(&shared.channels.v[j + SIDE * i][channel], v[i]);
+                load<EACH>(&shared.dy[t + SIDE * i][channel], dy[i]);
+                load<EACH>(&shared.v[j + SIDE * i][channel], v[i]);
             }
 #pragma unroll
             for (int a = 0; a < PAIRS; a++)
 #pragma unroll
                 for (int b = 0; b < PAIRS; b++)
 #pragma unroll
-                    for (int c = 0; c < PAD; c++) sum[a][b] += dy[a][c] * v[b][c];
+                    for (int c = 0; c < EACH; c++) sum[a][b] += dy[a][c] * v[b][c];
         }
     }
     DEVICE void store(BackwardShared& shared) const {
@@ -81,15 +92,13 @@ struct PairsOfWarp {
     DEVICE bool needed() const { return t < CHUNK && j < t + 16; }
     DEVICE void add(const BackwardShared& shared) {
         if (!needed()) return;
-        const auto& dy = shared.channels.dy;
-        const auto& v = shared.channels.v;
 #pragma unroll
         for (int channel = column; channel < CHANNELS_AT_ONCE; channel += 8) {
             float a[4], b[2];
 #pragma unroll
-            for (int i = 0; i < 4; i++) a[i] = dy[t + row + i % 2 * 8][channel + i / 2 * 4];
+            for (int i = 0; i < 4; i++) a[i] = widen(shared.dy[t + row + i % 2 * 8][channel + i / 2 * 4]);
 #pragma unroll
-            for (int i = 0; i < 2; i++) b[i] = v[j + row][channel + i * 4];
+            for (int i = 0; i < 2; i++) b[i] = widen(shared.v[j + row][channel + i * 4]);
             multiply_add_float32<sizeof(ELEMENT) == 2>(sum, small, a, b);
         }
     }
@@ -100,13 +109,17 @@ struct PairsOfWarp {
     }
 };
 
+// The first channels are on their way already.
 template <class Pairs> DEVICE void store_pairs(BackwardShared& shared, const ThreadOfChunk& thread) {
     Pairs pairs;
-    for (int first = 0; first < thread.p.channels; first += CHANNELS_AT_ONCE) {
-        __syncthreads();
-        load_channels(shared, thread, first);
+    for (int first = 0;;) {
+        wait_for_copies<0>();
         __syncthreads();
         pairs.add(shared);
+        first += CHANNELS_AT_ONCE;
+        if (first >= thread.p.channels) break;
+        __syncthreads();
+        copy_channels(shared, thread, first);
     }
     pairs.store(shared);
 }
@@ -192,6 +205,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 5 : 3)
 couple_backward(const __grid_constant__ CouplingParams p) {
     __shared__ BackwardShared shared;
     const ThreadOfChunk thread(p);
+    copy_channels(shared, thread, 0);
     const long long stride = (long long)(p.memory.all_chunks) * CHUNK;  // from slice to slice, in tokens
     const Acc* const found_d_dot_v = p.d_dot_v + thread.at * W + thread.write_place;
     const Acc* const found_dy_dot_s = p.dy_dot_s + thread.at * R + thread.read_place;
