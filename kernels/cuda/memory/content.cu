@@ -56,12 +56,12 @@ struct ContentParams {
 // A token's row, of 0 if it is masked: what it holds is multiplied by couplings, also by 0.
 DEVICE void store_token_row(const Lane& lane, const StateSlice& state, int chunk, Tile x, bool live) {
     if (!live) x.clear();
-    if (lane.part == 0 && lane.takes_part()) state[state.token_row(lane, chunk, lane.token)] = x;
+    if (lane.part == 0 && lane.takes_part()) state[state.token_row(chunk, lane.token)] = x;
 }
 
 // What the chunk's other tokens add to ``sum``, the group's part of its token's: after the barrier that ends a look-up.
 DEVICE void add_sums_of_coupled(const Lane& lane, const StateSlice& state, int chunk, Tile& sum) {
-    if (TENSOR_CORES && lane.leads(chunk)) sum.add(1, state[state.token_row(lane, chunk + 1, lane.token)]);
+    if (TENSOR_CORES && lane.leads(chunk)) sum.add(1, state[state.token_row(chunk + 1, lane.token)]);
 }
 
 // The two passes forward in time. RECOMPUTE: that of the backward.
@@ -82,28 +82,35 @@ template <bool RECOMPUTE> struct ForwardPass {
         : p(p), lane(lane), state(state), records(p.records + lane.first_chunk),
           prefetcher(lane, p, records, Changes(), RECOMPUTE ? p.dy : nullptr) {}
 
-    DEVICE void load_for_change(int chunk) {
-        if (lane.takes_part()) write.load(records[chunk].writes + lane.group * OWN_WRITES);
-        Changes::copy_header(lane, records, chunk + 1);
-        Changes::copy_entries(lane, records, chunk);
-        second = Changes::second(lane, records, chunk);
+    DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
+    DEVICE void load_for_change(int chunk, int next) {
+        const ChunkRecord& record = record_of(chunk);
+        if (lane.takes_part()) write.load(record.writes + lane.group * OWN_WRITES);
+        if (copier() >= 0) {
+            if (next != chunk) Changes::copy_headers(record_of(next), next);
+            Changes::copy_entries(record, chunk);
+            end_group_of_copies();
+        }
+        second = Changes::second(lane, record, chunk);
     }
     DEVICE void load_for_look_up(int chunk) {
         if (!lane.takes_part()) return;
-        read.load(records[chunk].reads + lane.group * OWN_READS);
+        read.load(record_of(chunk).reads + lane.group * OWN_READS);
         value.clear(), live = lane.live(p.mask, chunk);
         if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
     DEVICE void copy_couplings(int chunk) const {
-        copy_to_shared<COUPLINGS>(shared_couplings(), records[chunk].couplings, COUPLINGS);
+        if (copier() < 0) return;
+        copy_to_shared<COUPLINGS>(shared_couplings(), record_of(chunk).couplings, COUPLINGS);
+        end_group_of_copies();
     }
     DEVICE void store_value(int chunk) {
         store_token_row(lane, state, chunk, value.widened(), live);
     }
     DEVICE void start() {
-        Changes::copy_header(lane, records, 0);
+        if (copier() >= 0) Changes::copy_headers(record_of(0), 0);
         copy_couplings(0);
         load_for_look_up(0);
         store_value(0);
@@ -118,7 +125,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         write.codes(lane, true, codes);
         state.load_all(lane, codes, s);
         if (RECOMPUTE && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, s[0], p.before_heavy + lane.at(chunk));
-        const Tile v = state[state.token_row(lane, chunk, lane.token)];
+        const Tile v = state[state.token_row(chunk, lane.token)];
 #pragma unroll
         for (int e = 0; e < OWN_WRITES; e++) {
             s[e].approach(write.event[e].coefficient, v);
@@ -146,7 +153,7 @@ template <bool RECOMPUTE> struct ForwardPass {
             const int next = min(chunk + 1, last), in_use = LAZY_ZERO ? next * CHUNK * WRITES : lane.rows;
             if (LAZY_ZERO) state.first_unset_row = chunk * CHUNK * WRITES;
             prefetcher(lane, chunk + PREFETCHED);
-            load_for_change(chunk);
+            load_for_change(chunk, next);
             // 1. what looks slots up
             look_up(chunk);
             write.prefetch_rows(lane, state, state.first_unset_row);
@@ -157,7 +164,7 @@ template <bool RECOMPUTE> struct ForwardPass {
             copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);
-            Changes::for_each(lane, records, chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
+            Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
             read.prefetch_rows(lane, state, in_use);
             if (chunk < last) store_value(next);
             wait_for_copies<0>();
@@ -181,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
         state.load_all(lane, codes, seen);
         sum.clear();
         if constexpr (TENSOR_CORES)
-            store_sums_of_coupled<false>(lane, state, chunk);
+            store_sums_of_coupled<false>(chunk);
         else
             sum = sum_of_coupled<false>(lane, state, chunk);
 #pragma unroll
@@ -257,26 +264,33 @@ struct BackwardPass {
           records(p.records + lane.first_chunk), prefetcher(lane, p, records, Changes(), p.dy),
           d_dot_v(p.d_dot_v + lane.before_slice * (CHUNK * W) + lane.access(OWN_WRITES)) {}
 
-    DEVICE void load_for_change(int chunk) {
-        if (lane.takes_part()) read.load(records[chunk].reads + lane.group * OWN_READS);
-        Changes::copy_header(lane, records, chunk - 1);
-        Changes::copy_entries(lane, records, chunk);
-        second = Changes::second(lane, records, chunk);
+    DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
+    DEVICE void load_for_change(int chunk, int next) {
+        const ChunkRecord& record = record_of(chunk);
+        if (lane.takes_part()) read.load(record.reads + lane.group * OWN_READS);
+        if (copier() >= 0) {
+            if (next != chunk) Changes::copy_headers(record_of(next), next);
+            Changes::copy_entries(record, chunk);
+            end_group_of_copies();
+        }
+        second = Changes::second(lane, record, chunk);
     }
     DEVICE void copy_couplings(int chunk) const {
-        copy_to_shared<COUPLINGS>(shared_couplings(), records[chunk].couplings, COUPLINGS);
+        if (copier() < 0) return;
+        copy_to_shared<COUPLINGS>(shared_couplings(), record_of(chunk).couplings, COUPLINGS);
+        end_group_of_copies();
     }
     DEVICE void load_for_look_up(int chunk) {
         live = lane.live(p.mask, chunk);
         if (!lane.takes_part()) return;
-        write.load(records[chunk].writes + lane.group * OWN_WRITES);
+        write.load(record_of(chunk).writes + lane.group * OWN_WRITES);
         value.clear(), dy.clear();
         if (!lane.has(chunk)) return;
         value.load(lane, p.values + lane.at(chunk)), dy.load(lane, p.dy + lane.at(chunk));
     }
     DEVICE void store_dy(int chunk) { store_token_row(lane, adjoint, chunk, dy.widened(), live); }
     DEVICE void start(int end) {
-        Changes::copy_header(lane, records, end);
+        if (copier() >= 0) Changes::copy_headers(record_of(end), end);
         copy_couplings(end);
         load_for_look_up(end);
         store_dy(end);
@@ -307,7 +321,7 @@ struct BackwardPass {
         store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W));
         if (!lane.takes_part()) return;
         if constexpr (TENSOR_CORES)
-            store_sums_of_coupled<true>(lane, adjoint, chunk);
+            store_sums_of_coupled<true>(chunk);
         else
             sum.add(1, sum_of_coupled<true>(lane, adjoint, chunk));
         sum = sum_over_parts(sum);
@@ -319,7 +333,7 @@ struct BackwardPass {
     }
     DEVICE void change_in_place(int chunk) {
         if (!lane.takes_part()) return;
-        const Tile dy = adjoint[adjoint.token_row(lane, chunk, lane.token)];
+        const Tile dy = adjoint[adjoint.token_row(chunk, lane.token)];
         int codes[OWN_READS];
         Tile d[OWN_READS];
         read.codes(lane, true, codes);
@@ -343,7 +357,7 @@ struct BackwardPass {
         for (int chunk = end; chunk >= 0; chunk--) {
             const int next = max(chunk - 1, 0);
             prefetcher(lane, chunk - PREFETCHED);
-            load_for_change(chunk);
+            load_for_change(chunk, next);
             // 1. what looks the adjoint up
             look_up(chunk);
             read.prefetch_rows(lane, adjoint, lane.rows);
@@ -354,7 +368,7 @@ struct BackwardPass {
             copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);
-            Changes::for_each(lane, records, chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
+            Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
             write.prefetch_rows(lane, adjoint, lane.rows);
             if (chunk > 0) store_dy(next);
             wait_for_copies<0>();

@@ -8,15 +8,18 @@
 
 DEVICE Acc* shared_couplings() { return reinterpret_cast<Acc*>(dynamic_shared() + HEADER_BYTES); }
 
+// The upper half of the warps copies: in phase 1 lower warps multiply on the tensor cores, in phase 2 they have the lists.
+constexpr int COPIERS = THREADS / 2;
+DEVICE int copier() { return int(threadIdx.x) - (THREADS - COPIERS); }  // below 0: none
+
 // Copies ``count`` numbers, of at most MOST, to shared memory.
 template <int MOST, class T> DEVICE void copy_to_shared(T* to, const T* from, int count) {
     constexpr int EACH = 16 / sizeof(T);
 #pragma unroll
-    for (int first = 0; first < MOST; first += THREADS * EACH) {
-        const int i = first + threadIdx.x * EACH;
+    for (int first = 0; first < MOST; first += COPIERS * EACH) {
+        const int i = first + copier() * EACH;
         if (i < count) copy_async<16>(to + i, from + i);
     }
-    end_group_of_copies();
 }
 
 // The sums of the token of this group, of which other groups of the warp have parts; the token's groups still share it.
@@ -58,7 +61,7 @@ template <bool TRANSPOSED> DEVICE Tile sum_of_coupled(const Lane& lane, const St
             a[n] = couplings[TRANSPOSED ? coupling_index(other, own + n) : coupling_index(own + n, other)];
             needed |= a[n] != 0;
         }
-        const Tile row = state.get_if(needed, state.token_row(lane, chunk, other));
+        const Tile row = state.get_if(needed, state.token_row(chunk, other));
 #pragma unroll
         for (int n = 0; n < N; n++) sums[n].add(a[n], row);
     }
@@ -69,34 +72,35 @@ template <bool TRANSPOSED> DEVICE Tile sum_of_coupled(const Lane& lane, const St
 // that wait for the next chunk. There a token's first group takes them after a barrier, before it stores the next chunk's.
 constexpr bool TENSOR_CORES = sizeof(Acc) == 4 && CHUNK >= 8 && CHANNELS == 16;
 
-template <bool TRANSPOSED> DEVICE void store_sums_of_coupled(const Lane& lane, const StateSlice& state, int chunk) {
-    constexpr int TOKEN_BLOCKS = CHUNK / 8;
+template <bool TRANSPOSED> DEVICE void store_sums_of_coupled(int chunk) {
+    constexpr int TOKEN_BLOCKS = CHUNK / 8, BLOCK = 8 * CHANNELS;  // numbers of a block of token rows
     const int own = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;  // own: the warp's block of tokens
     if (own >= TOKEN_BLOCKS) return;
     Acc* const rows = reinterpret_cast<Acc*>(dynamic_shared() + BYTES_BEFORE_ROWS);
     // Rows of tokens an even number apart have the same banks, half of them. So lanes of two rows take channels of the upper
     // half first: no bank is asked for twice.
-    const int far = t < 2 ? 0 : 8, near = 8 - far;
+    const bool lower = t < 2;
+    const int begin = TRANSPOSED ? own : 0, end = TRANSPOSED ? TOKEN_BLOCKS : own + 1;
+    int far = token_place(chunk) * CHANNELS + begin * BLOCK + t * CHANNELS + g + (lower ? 0 : 8);
+    const int in_block = TRANSPOSED ? coupling_index(t, g) : coupling_index(g, t), step = TRANSPOSED ? coupling_index(4, 0) : coupling_index(0, 4);
+    const Acc* block = shared_couplings() + (TRANSPOSED ? coupling_block(8 * own, 8 * own) : coupling_block(8 * own, 0)) + in_block;
     float sum[4] = {}, small[4] = {};
-    for (int other = TRANSPOSED ? own : 0; other < (TRANSPOSED ? TOKEN_BLOCKS : own + 1); other++) {
-        const Acc* const block = shared_couplings() + (TRANSPOSED ? coupling_block(8 * other, 8 * own) : coupling_block(8 * own, 8 * other));
-        const Acc* const row = rows + state.token_row(lane, chunk, 8 * other + t) * CHANNELS + g;
-        float x[4] = {row[far], row[near], row[far + 4 * CHANNELS], row[near + 4 * CHANNELS]};
+    for (int other = begin; other < end; other++) {
+        const float x[4] = {rows[far], rows[far ^ 8], rows[far + 4 * CHANNELS], rows[(far ^ 8) + 4 * CHANNELS]};
         float a[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = t < 2 ? x[i] : x[i ^ 1];
-        const int at = TRANSPOSED ? coupling_index(t, g) : coupling_index(g, t), step = coupling_index(TRANSPOSED ? 4 : 0, TRANSPOSED ? 0 : 4);
-        const float b[2] = {block[at], block[at + step]};
+        for (int i = 0; i < 4; i++) a[i] = lower ? x[i] : x[i ^ 1];
+        const float b[2] = {block[0], block[step]};
         multiply_add_float32<sizeof(ELEMENT) == 2>(sum, small, a, b);
+        far += BLOCK, block += TRANSPOSED ? 64 * (other + 1) : 64;
     }
-    Acc* const to = rows + state.token_row(lane, chunk + 1, 8 * own + 2 * t) * CHANNELS + g;
-    float all[4];
+    // Of lane 4g + t: token 2t, channels g; token 2t + 1; channels g + 8 of both. Each of the four first stores another one.
+    float all[4], of_token[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) all[i] = sum[i] + small[i];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int which = i ^ t;  // of two tokens and two halves of the channels
-        const float first = i / 2 == t / 2 ? all[i % 2] : all[2 + i % 2], second = i / 2 == t / 2 ? all[1 - i % 2] : all[3 - i % 2];
-        to[which % 2 * CHANNELS + which / 2 * 8] = t % 2 ? second : first;
-    }
+    for (int i = 0; i < 4; i++) of_token[i] = t & 1 ? all[i ^ 1] : all[i];
+    const int to = (token_place(chunk + 1) + 8 * own + 2 * t) * CHANNELS + g + (t & 1) * CHANNELS + (t >> 1) * 8;
+#pragma unroll
+    for (int i = 0; i < 4; i++) rows[to ^ ((i & 1) * CHANNELS | (i >> 1) * 8)] = lower ? of_token[i] : of_token[i ^ 2];
 }

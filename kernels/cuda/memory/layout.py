@@ -114,7 +114,7 @@ class Layout:
     def bytes_before_rows(self) -> int:
         """Of the shared memory of a block of ``content.cu``: headers and entries of lists, and couplings."""
         entries = self.chunk * max(self.top_k) * 2
-        return HEADER_BYTES + _whole(self.couplings * self.acc_bytes, 16) + _whole(entries * self.acc_bytes, 16)
+        return _whole(HEADER_BYTES + (self.couplings + entries) * self.acc_bytes, 128)
 
     @functools.cached_property
     def row_bytes(self) -> int:
@@ -122,8 +122,8 @@ class Layout:
         return self.channels * self.acc_bytes
 
     def content_bytes(self, rows: int) -> int:
-        """Shared memory of a block of ``content.cu``; the last rows are zeros, the slice of the state, tokens of two
-        chunks."""
+        """Shared memory of a block of ``content.cu``; the last rows are tokens of two chunks, zeros, the slice of the
+        state."""
         return self.bytes_before_rows + (1 + rows * self.in_shared + 2 * self.chunk) * self.row_bytes
 
     def masses_in_shared(self, rows: int) -> bool:

@@ -4,9 +4,7 @@
 
 // Headers of a round, and the entries of the chunk at hand, come to shared memory: a list's entries then cost no more than
 // the rows of their tokens, and no register waits for them.
-DEVICE SlotList& header_of(const Lane& lane, int chunk) {
-    return reinterpret_cast<SlotList*>(dynamic_shared())[(chunk & 1) * GROUPS + lane.group];
-}
+DEVICE SlotList* shared_headers(int chunk) { return reinterpret_cast<SlotList*>(dynamic_shared()) + (chunk & 1) * GROUPS; }
 DEVICE TokenEvent* shared_entries() {
     return reinterpret_cast<TokenEvent*>(dynamic_shared() + HEADER_BYTES + COUPLING_BYTES);
 }
@@ -15,33 +13,31 @@ DEVICE TokenEvent* shared_entries() {
 template <bool OF_WRITES> struct Lists {
     static constexpr int COUNT = OF_WRITES ? WRITE_ENTRIES : READ_ENTRIES;
 
-    DEVICE static const SlotList* headers(const ChunkRecord* record) { return OF_WRITES ? record->write_lists : record->read_lists; }
-    DEVICE static const TokenEvent* entries(const ChunkRecord* record) {
-        return OF_WRITES ? record->write_entries : record->read_entries;
+    DEVICE static const SlotList* headers(const ChunkRecord& record) { return OF_WRITES ? record.write_lists : record.read_lists; }
+    DEVICE static const TokenEvent* entries(const ChunkRecord& record) {
+        return OF_WRITES ? record.write_entries : record.read_entries;
     }
-    DEVICE static void copy_header(const Lane& lane, const ChunkRecord* records, int chunk) {
-        if (lane.lane == 0 && chunk >= 0 && chunk < lane.chunks)
-            copy_async<sizeof(SlotList)>(&header_of(lane, chunk), headers(records + chunk) + lane.group);
-        end_group_of_copies();
+    DEVICE static void copy_headers(const ChunkRecord& record, int chunk) {
+        copy_to_shared<GROUPS>(shared_headers(chunk), headers(record), GROUPS);
     }
-    DEVICE static void copy_entries(const Lane& lane, const ChunkRecord* records, int chunk) {
-        copy_to_shared<COUNT>(shared_entries(), entries(records + chunk), header_of(lane, chunk).total());
+    DEVICE static void copy_entries(const ChunkRecord& record, int chunk) {
+        copy_to_shared<COUNT>(shared_entries(), entries(record), shared_headers(chunk)->total());
     }
     // The group's list in the second round, or one that is not there. Asked for early, because it comes from device memory.
-    DEVICE static SlotList second(const Lane& lane, const ChunkRecord* records, int chunk) {
+    DEVICE static SlotList second(const Lane& lane, const ChunkRecord& record, int chunk) {
         SlotList list{-1, 0, 1};
-        if (header_of(lane, chunk).more()) list = headers(records + chunk)[list_of_group(1, lane.group)];
+        if (shared_headers(chunk)[lane.group].more()) list = headers(record)[list_of_group(1, lane.group)];
         return list;
     }
     // change(list) for every list of the chunk that is the group's.
     template <class Change>
     DEVICE static void for_each(
-        const Lane& lane, const ChunkRecord* records, int chunk, const SlotList& second, const Change& change) {
-        SlotList list = header_of(lane, chunk);
+        const Lane& lane, const ChunkRecord& record, int chunk, const SlotList& second, const Change& change) {
+        SlotList list = shared_headers(chunk)[lane.group];
         for (int round = 1; list.there(); round++) {
             change(list);
             if (!list.more()) break;
-            list = round == 1 ? second : headers(records + chunk)[list_of_group(round, lane.group)];
+            list = round == 1 ? second : headers(record)[list_of_group(round, lane.group)];
         }
     }
 };
@@ -53,7 +49,7 @@ DEVICE void for_each_entry(const Lane& lane, const StateSlice& state, int chunk,
 #pragma unroll 2
     for (int i = 0; i < list.count(); i++) {
         const TokenEvent e = entries[i];
-        visit(int(e.code), e.coefficient, state[state.token_row(lane, chunk, int(e.code) & ~HEAVY)]);
+        visit(int(e.code), e.coefficient, state[state.token_row(chunk, int(e.code) & ~HEAVY)]);
     }
 }
 
@@ -75,8 +71,8 @@ struct Prefetcher {
         constexpr int EVENT = sizeof(TokenEvent);
         if (warp == 0) part(records->writes, CHUNK * W * EVENT);
         if (warp == 1) part(records->reads, CHUNK * R * EVENT);
-        if (warp == 2) part(Lists<OF_WRITES>::entries(records), Lists<OF_WRITES>::COUNT * EVENT);
-        if (warp == 3) part(Lists<OF_WRITES>::headers(records), GROUPS * sizeof(SlotList));
+        if (warp == 2) part(Lists<OF_WRITES>::entries(*records), Lists<OF_WRITES>::COUNT * EVENT);
+        if (warp == 3) part(Lists<OF_WRITES>::headers(*records), GROUPS * sizeof(SlotList));
         if (warp == 4) part(records->couplings, COUPLINGS * sizeof(Acc));
         const auto rows = [&](const void* first, int size) {
             if (number >= CHUNK) return;

@@ -7,19 +7,20 @@
 #endif
 
 // Shared memory begins with the headers of a round of lists for two chunks, and of a chunk the couplings and lists' entries.
-DEVICE constexpr int whole_16(int bytes) { return (bytes + 15) / 16 * 16; }
-constexpr int HEADER_BYTES = 2 * GROUPS * sizeof(SlotList), COUPLING_BYTES = whole_16(COUPLINGS * sizeof(Acc));
-constexpr int ENTRY_BYTES = whole_16((WRITE_ENTRIES > READ_ENTRIES ? WRITE_ENTRIES : READ_ENTRIES) * sizeof(TokenEvent));
+DEVICE constexpr int whole_128(int bytes) { return (bytes + 127) / 128 * 128; }  // to all banks
+constexpr int HEADER_BYTES = 2 * GROUPS * sizeof(SlotList), COUPLING_BYTES = COUPLINGS * sizeof(Acc);
+constexpr int ENTRY_BYTES = (WRITE_ENTRIES > READ_ENTRIES ? WRITE_ENTRIES : READ_ENTRIES) * sizeof(TokenEvent);
 #ifndef BYTES_BEFORE_ROWS
 #error "BYTES_BEFORE_ROWS must be defined as layout.py counts them"
 #endif
-static_assert(HEADER_BYTES + COUPLING_BYTES + ENTRY_BYTES == BYTES_BEFORE_ROWS, "layout.py and this file count the same bytes");
+static_assert(whole_128(HEADER_BYTES + COUPLING_BYTES + ENTRY_BYTES) == BYTES_BEFORE_ROWS, "layout.py and this file count the same bytes");
 
 // Then rows of CHANNELS, as a lane sees them:
 //
-//     zeros | the slice's state | a row for each token of two chunks
+//     a row for each token of two chunks | zeros | the slice's state
 //
 // The state is in device memory instead, (B*H, rows, C), if it does not fit.
+DEVICE int token_place(int chunk) { return (chunk & 1) * CHUNK; }  // of a chunk's first token among those rows
 struct StateSlice {
     unsigned address;     // the lane's tile of the zeros, in shared memory
     long long origin;     // the lane's first channel in arrays (B*H, rows, C)
@@ -27,13 +28,12 @@ struct StateSlice {
     int first_unset_row;  // in device memory, rows from this one on are still 0, whatever the memory holds
 
     DEVICE StateSlice(const Lane& lane, Acc* working)
-        : address(shared_address(dynamic_shared() + BYTES_BEFORE_ROWS + lane.lane * sizeof(Tile))),
+        : address(shared_address(dynamic_shared() + BYTES_BEFORE_ROWS + (2 * CHUNK * LANES + lane.lane) * sizeof(Tile))),
           origin(lane.first_row * lane.channels + lane.slice * CHANNELS + lane.lane * TILE),
           state(working + origin), first_unset_row(lane.rows) {}
 
-    DEVICE static int token_row(const Lane& lane, int chunk, int token) {
-        return 1 + (IN_SHARED ? lane.rows : 0) + (chunk & 1) * CHUNK + token;
-    }
+    // Counted from the zeros, so below 0.
+    DEVICE static int token_row(int chunk, int token) { return token_place(chunk) + token - 2 * CHUNK; }
     DEVICE Tile& operator[](int code) const {  // the product drops the flags
         return *reinterpret_cast<Tile*>(__cvta_shared_to_generic(address + unsigned(code) * unsigned(LANES * sizeof(Tile))));
     }
