@@ -115,15 +115,16 @@ struct alignas(16) SlotList {
     int row, info;
     Acc kept;
 
-    // ``total``: entries of all lists of the chunk.
-    DEVICE static SlotList make(int row, int begin, int count, bool more, int total, Acc kept) {
-        return {row, begin | count << 10 | int(more) << 16 | total << 17, kept};
+    // ``total``: entries of all lists of the chunk. ``coupled``: see below.
+    DEVICE static SlotList make(int row, int begin, int count, bool more, int total, int coupled, Acc kept) {
+        return {row, begin | count << 10 | int(more) << 16 | total << 17 | coupled << 26, kept};
     }
     DEVICE bool there() const { return row >= 0; }
     DEVICE int begin() const { return info & 1023; }
     DEVICE int count() const { return info >> 10 & 63; }
     DEVICE bool more() const { return info >> 16 & 1; }  // the group has a list in the next round, too
-    DEVICE int total() const { return info >> 17; }
+    DEVICE int total() const { return info >> 17 & 511; }
+    DEVICE int coupled() const { return info >> 26; }
 };
 constexpr int WRITE_ENTRIES = CHUNK * WRITES, READ_ENTRIES = CHUNK * READS;  // the most that lists of writes, or of reads, have
 // The list of a group in a round. Long lists come first, so in every second round groups take them in opposite order.
@@ -138,6 +139,16 @@ DEVICE constexpr int coupling_block(int t, int j) { return 64 * ((t / 8) * (t / 
 DEVICE constexpr int coupling_index(int t, int j) { return coupling_block(t, j) + (t % 8 * 4 + j % 4) * 2 + j % 8 / 4; }
 static_assert(COUPLINGS == coupling_block(CHUNK + 7, 0), "layout.py and this file count the same couplings");
 
+// With random addresses few are not 0. If no token has more than FEW, in its row of A and in its column, the record has
+// lists of them in place of A: of each row, then of each column, as an event for each (1 + the other token; or 0). Each of
+// a token's groups has ``coupled`` of its events.
+constexpr int FEW = 8, OWN_FEW = FEW / GROUPS_PER_TOKEN, MANY = 31;
+constexpr int FEW_AT_ONCE = sizeof(Acc) == 4 && OWN_FEW > 1 ? 2 : 1;  // 16 bytes
+constexpr int FEW_NUMBERS = 2 * FEW * CHUNK;                          // of the lists of all rows
+constexpr int COUPLING_NUMBERS = COUPLINGS > 2 * FEW_NUMBERS ? COUPLINGS : 2 * FEW_NUMBERS;
+// What content.cu needs of it, forward or backward.
+constexpr int COUPLING_PART = COUPLINGS > FEW_NUMBERS ? COUPLINGS : FEW_NUMBERS;
+
 // ---- what couplings.cu leaves of a chunk for content.cu ----
 
 constexpr int WRITE_LISTS = WRITE_ENTRIES / 2 < GROUPS ? GROUPS : WRITE_ENTRIES / 2;  // the most: a list has two writes,
@@ -147,7 +158,7 @@ constexpr int READ_LISTS = CHAINS;                                              
 struct alignas(16) ChunkRecord {
     TokenEvent writes[CHUNK * W], reads[CHUNK * R];
     TokenEvent write_entries[WRITE_ENTRIES], read_entries[READ_ENTRIES];  // of the lists
-    Acc couplings[COUPLINGS];
+    Acc couplings[COUPLING_NUMBERS];
     SlotList write_lists[WRITE_LISTS], read_lists[READ_LISTS];  // of slots with several writes; with several of either
 };
 static_assert(sizeof(ChunkRecord) == RECORD_BYTES, "layout.py and this file count the same bytes");

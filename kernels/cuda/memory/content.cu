@@ -59,9 +59,18 @@ DEVICE void store_token_row(const Lane& lane, const StateSlice& state, int chunk
     if (lane.part == 0 && lane.takes_part()) state[state.token_row(chunk, lane.token)] = x;
 }
 
-// What the chunk's other tokens add to ``sum``, the group's part of its token's: after the barrier that ends a look-up.
-DEVICE void add_sums_of_coupled(const Lane& lane, const StateSlice& state, int chunk, Tile& sum) {
-    if (TENSOR_CORES && lane.leads(chunk)) sum.add(1, state[state.token_row(chunk + 1, lane.token)]);
+// What the chunk's other tokens add to ``sum``, the group's part of its token's; of many, the tensor cores leave it elsewhere.
+template <bool TRANSPOSED> DEVICE void add_coupled(const Lane& lane, const StateSlice& state, int chunk, int coupled, Tile& sum) {
+    if (coupled != MANY)
+        add_few(lane, state, chunk, coupled, sum);
+    else if constexpr (TENSOR_CORES)
+        store_sums_of_coupled<TRANSPOSED>(chunk);
+    else
+        sum.add(1, sum_of_coupled<TRANSPOSED>(lane, state, chunk));
+}
+// There it is after the barrier that ends a look-up.
+DEVICE void add_sums_of_coupled(const Lane& lane, const StateSlice& state, int chunk, int coupled, Tile& sum) {
+    if (TENSOR_CORES && coupled == MANY && lane.leads(chunk)) sum.add(1, state[state.token_row(chunk + 1, lane.token)]);
 }
 
 // The two passes forward in time. RECOMPUTE: that of the backward.
@@ -101,16 +110,18 @@ template <bool RECOMPUTE> struct ForwardPass {
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
+    DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
     DEVICE void copy_couplings(int chunk) const {
-        if (copier() < 0) return;
-        copy_to_shared<COUPLINGS>(shared_couplings(), record_of(chunk).couplings, COUPLINGS);
-        end_group_of_copies();
+        if (!RECOMPUTE) ::copy_couplings(record_of(chunk).couplings, record_of(chunk).couplings, coupled(chunk));
     }
     DEVICE void store_value(int chunk) {
         store_token_row(lane, state, chunk, value.widened(), live);
     }
     DEVICE void start() {
         if (copier() >= 0) Changes::copy_headers(record_of(0), 0);
+        end_group_of_copies();
+        wait_for_copies<0>();
+        __syncthreads();
         copy_couplings(0);
         load_for_look_up(0);
         store_value(0);
@@ -187,17 +198,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
         sum.clear();
-        if constexpr (TENSOR_CORES)
-            store_sums_of_coupled<false>(chunk);
-        else
-            sum = sum_of_coupled<false>(lane, state, chunk);
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
+        add_coupled<false>(lane, state, chunk, pass.coupled(chunk), sum);
         sum = sum_over_parts(sum);
     };
     pass.run(look_up, [&](int chunk) {
         if (!wanted || !lane.leads(chunk)) return;
-        add_sums_of_coupled(lane, state, chunk, sum);
+        add_sums_of_coupled(lane, state, chunk, pass.coupled(chunk), sum);
         store_channels(lane, sum, p.y + lane.at(chunk));
     });
     state.finish(lane, p.final_state);
@@ -275,10 +283,10 @@ struct BackwardPass {
         }
         second = Changes::second(lane, record, chunk);
     }
+    DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
     DEVICE void copy_couplings(int chunk) const {
-        if (copier() < 0) return;
-        copy_to_shared<COUPLINGS>(shared_couplings(), record_of(chunk).couplings, COUPLINGS);
-        end_group_of_copies();
+        const Acc* const all = record_of(chunk).couplings;
+        ::copy_couplings(all, all + FEW_NUMBERS, coupled(chunk));
     }
     DEVICE void load_for_look_up(int chunk) {
         live = lane.live(p.mask, chunk);
@@ -291,6 +299,9 @@ struct BackwardPass {
     DEVICE void store_dy(int chunk) { store_token_row(lane, adjoint, chunk, dy.widened(), live); }
     DEVICE void start(int end) {
         if (copier() >= 0) Changes::copy_headers(record_of(end), end);
+        end_group_of_copies();
+        wait_for_copies<0>();
+        __syncthreads();
         copy_couplings(end);
         load_for_look_up(end);
         store_dy(end);
@@ -320,15 +331,12 @@ struct BackwardPass {
         if (!wanted) return;
         store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W));
         if (!lane.takes_part()) return;
-        if constexpr (TENSOR_CORES)
-            store_sums_of_coupled<true>(chunk);
-        else
-            sum.add(1, sum_of_coupled<true>(lane, adjoint, chunk));
+        add_coupled<true>(lane, adjoint, chunk, coupled(chunk), sum);
         sum = sum_over_parts(sum);
     }
     DEVICE void store_dv(int chunk) {
         if (!wanted || !lane.leads(chunk)) return;
-        add_sums_of_coupled(lane, adjoint, chunk, sum);
+        add_sums_of_coupled(lane, adjoint, chunk, coupled(chunk), sum);
         store_channels(lane, sum, p.dv + lane.at(chunk));
     }
     DEVICE void change_in_place(int chunk) {

@@ -22,6 +22,31 @@ template <int MOST, class T> DEVICE void copy_to_shared(T* to, const T* from, in
     }
 }
 
+// Copies what a pass needs of a chunk's couplings: ``many``, or the lists ``few``.
+DEVICE void copy_couplings(const Acc* many, const Acc* few, int coupled) {
+    if (copier() < 0) return;
+    const bool all = coupled == MANY;
+    copy_to_shared<COUPLING_PART>(shared_couplings(), all ? many : few, all ? COUPLINGS : 2 * CHUNK * GROUPS_PER_TOKEN * coupled);
+    end_group_of_copies();
+}
+
+// Adds the group's few couplings, times the other tokens' rows.
+DEVICE void add_few(const Lane& lane, const StateSlice& state, int chunk, int coupled, Tile& sum) {
+    struct alignas(FEW_AT_ONCE * sizeof(TokenEvent)) Some {
+        TokenEvent event[FEW_AT_ONCE];
+    };
+    const TokenEvent* const events = reinterpret_cast<const TokenEvent*>(shared_couplings()) + lane.group * coupled;
+#pragma unroll 1
+    for (int first = 0; first < coupled; first += FEW_AT_ONCE) {
+        const Some some = *reinterpret_cast<const Some*>(events + first);
+#pragma unroll
+        for (int e = 0; e < FEW_AT_ONCE; e++) {
+            const int other = int(some.event[e].code);
+            sum.add(some.event[e].coefficient, state[other ? state.token_row(chunk, other - 1) : 0]);
+        }
+    }
+}
+
 // The sums of the token of this group, of which other groups of the warp have parts; the token's groups still share it.
 template <int N> DEVICE Tile sum_of_own_token(const Tile (&sums)[N]) {
     if constexpr (N == 1) {

@@ -17,13 +17,25 @@ struct ListCounts {
     DEVICE void add(const ListCounts& x) { writes += x.writes, reads += x.reads; }
 };
 
+struct Coupled {
+    int forward, backward;  // SlotList::coupled
+};
+
 struct ForwardShared {
     ChunkSlots slots;
-    alignas(16) Acc coupling[READ_PARTS * CHUNK * CHUNK];  // parts of A_tj
+    alignas(16) Acc coupling[READ_PARTS * CHUNK * (CHUNK + 1)];  // parts of A_tj
+    int most_of_row, most_of_column;                             // couplings that are not 0
     ListCounts lists_of_warp[THREADS / 32];
     unsigned short write_list[ENTRIES], read_list[ENTRIES];  // where a slot's entries begin, by where its chain does
 
-    DEVICE Acc& part_of(int part, int t, int j) { return coupling[(part * CHUNK + t) * CHUNK + j]; }
+    DEVICE Acc& part_of(int part, int t, int j) { return coupling[(part * CHUNK + t) * (CHUNK + 1) + j]; }
+    DEVICE Acc coupling_of(int t, int j) {
+        Acc sum = 0;
+#pragma unroll
+        for (int part = 0; part < READ_PARTS; part++)
+            if (t < CHUNK && j < CHUNK) sum += part_of(part, t, j);
+        return sum;
+    }
 };
 
 // A_tj of this thread's token t, from the last j to the first; the lanes of a warp go through j together, so that the reads
@@ -109,16 +121,16 @@ DEVICE ListCounts counts_before(ForwardShared& shared, const ListCounts& own, Li
 }
 
 // The list that a thread has, if it has one, and unused ones. ``before``, ``total``: counts. Lists keep the order of chains.
-DEVICE void store_list(SlotList* lists, bool there, int row, int count, unsigned before, unsigned total, Acc kept) {
+DEVICE void store_list(SlotList* lists, bool there, int row, int count, unsigned before, unsigned total, int coupled, Acc kept) {
     const int number = before & 0xffff, all = total & 0xffff, entries = total >> 16;
     const int round = number / GROUPS, group = round % 2 ? GROUPS - 1 - number % GROUPS : number % GROUPS;
     const bool more = list_of_group(round + 1, group) < all;
-    if (there) lists[number] = SlotList::make(row, before >> 16, count, more, entries, kept);
-    if (int(threadIdx.x) >= all && threadIdx.x < GROUPS) lists[threadIdx.x] = SlotList::make(-1, 0, 0, false, entries, 1);
+    if (there) lists[number] = SlotList::make(row, before >> 16, count, more, entries, coupled, kept);
+    if (int(threadIdx.x) >= all && threadIdx.x < GROUPS) lists[threadIdx.x] = SlotList::make(-1, 0, 0, false, entries, coupled, 1);
 }
 
 // The lists of the slot of this thread's chain.
-DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread, const Chain& chain) {
+DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread, const Chain& chain, const Coupled& coupled) {
     const bool there = chain.count() > 0;
     const SlotOfAccess slot(shared.slots, chain.begin());
     const bool write_list = there && slot.has_write_list(), read_list = there && slot.has_read_list();
@@ -127,15 +139,58 @@ DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread, cons
     const ListCounts before = counts_before(shared, own, total);
     const Acc kept = write_list ? slot.kept() : Acc(1);
     ChunkRecord& record = thread.record();
-    store_list(record.write_lists, write_list, chain.row, slot.writes(), before.writes, total.writes, kept);
-    store_list(record.read_lists, read_list, chain.row, slot.reads(), before.reads, total.reads, kept);
+    store_list(record.write_lists, write_list, chain.row, slot.writes(), before.writes, total.writes, coupled.forward, kept);
+    store_list(record.read_lists, read_list, chain.row, slot.reads(), before.reads, total.reads, coupled.backward, kept);
     if (write_list) shared.write_list[slot.begin] = before.writes >> 16;
     if (read_list) shared.read_list[slot.begin] = before.reads >> 16;
     __syncthreads();
 }
 
-// A in blocks, in the order in which they lie.
-DEVICE void store_couplings(ForwardShared& shared, Acc* to) {
+// Rows of A, or columns if TRANSPOSED, that a warp has; a lane has the number of its own other token.
+template <bool TRANSPOSED> struct Lines {
+    static constexpr int WARPS = THREADS / 32, COUNT = (CHUNK + WARPS - 1) / WARPS;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    Acc number[COUNT];
+    unsigned others[COUNT];  // a mask: where it is not 0
+
+    DEVICE explicit Lines(ForwardShared& shared, int& most) {
+        int count = 0;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const int own = warp + i * WARPS;
+            number[i] = TRANSPOSED ? shared.coupling_of(lane, own) : shared.coupling_of(own, lane);
+            others[i] = __ballot_sync(~0u, number[i] != 0);
+            count = max(count, __popc(others[i]));
+        }
+        if (lane == 0) atomicMax(&most, count);
+    }
+    // Lists with ``each`` events for each group of a token.
+    DEVICE void store(TokenEvent* lists, int each) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const bool there = others[i] >> lane & 1;
+            const int own = warp + i * WARPS, before = __popc(others[i] & ((1u << lane) - 1));
+            const int place = there ? before : __popc(others[i]) + lane - before;  // after them, events that do nothing
+            if (own >= CHUNK || place >= GROUPS_PER_TOKEN * each) continue;
+            lists[(own * GROUPS_PER_TOKEN + place % GROUPS_PER_TOKEN) * each + place / GROUPS_PER_TOKEN] = {there ? 1 + lane : 0, number[i]};
+        }
+    }
+};
+
+// A group's share of a token's couplings.
+DEVICE int share_of(int most) { return (most + FEW_AT_ONCE * GROUPS_PER_TOKEN - 1) / (FEW_AT_ONCE * GROUPS_PER_TOKEN) * FEW_AT_ONCE; }
+
+// A in blocks, in the order in which they lie; or lists of its few numbers.
+DEVICE Coupled store_couplings(ForwardShared& shared, Acc* to) {
+    const Lines<false> rows(shared, shared.most_of_row);
+    const Lines<true> columns(shared, shared.most_of_column);
+    __syncthreads();
+    const Coupled share{share_of(shared.most_of_row), share_of(shared.most_of_column)};
+    if (max(share.forward, share.backward) <= OWN_FEW) {
+        rows.store(reinterpret_cast<TokenEvent*>(to), share.forward);
+        columns.store(reinterpret_cast<TokenEvent*>(to + FEW_NUMBERS), share.backward);
+        return share;
+    }
 #pragma unroll
     for (int first = 0; first < COUPLINGS; first += THREADS) {
         const int i = first + threadIdx.x, block = i / 64;
@@ -144,23 +199,22 @@ DEVICE void store_couplings(ForwardShared& shared, Acc* to) {
 #pragma unroll
         for (int next = 1; 8 * next < CHUNK; next++) row += block >= next * (next + 1) / 2;
         const int t = 8 * row + i % 64 / 8, j = 8 * (block - row * (row + 1) / 2) + i / 2 % 4 + i % 2 * 4;
-        Acc sum = 0;
-#pragma unroll
-        for (int part = 0; part < READ_PARTS; part++)
-            if (t < CHUNK && j < CHUNK) sum += shared.part_of(part, t, j);
-        to[i] = sum;
+        to[i] = shared.coupling_of(t, j);
     }
+    return {MANY, MANY};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) couple_forward(const __grid_constant__ CouplingParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 8 : 4)
+couple_forward(const __grid_constant__ CouplingParams p) {
     __shared__ ForwardShared shared;
     const ThreadOfChunk thread(p);
     const Chain chain = chain_of_thread(thread);
     clear(shared.coupling);
+    if (threadIdx.x == 0) shared.most_of_row = shared.most_of_column = 0;
     thread.enter(shared.slots);
-    store_lists(shared, thread, chain);
-    store_read(shared, thread, couple(shared, thread));
-    store_write(shared, thread);
+    const Acc weight = couple(shared, thread);
     __syncthreads();
-    store_couplings(shared, thread.record().couplings);
+    store_lists(shared, thread, chain, store_couplings(shared, thread.record().couplings));
+    store_read(shared, thread, weight);
+    store_write(shared, thread);
 }

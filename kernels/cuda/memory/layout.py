@@ -21,7 +21,8 @@ MAX_CHUNKED_K = 64  # beyond, the plain kernels serve
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
 CHAIN_BYTES = 8  # of a chain's header
 LIST_BYTES = 16  # of a list's header
-HEADER_BYTES = 2 * GROUPS * LIST_BYTES  # a round of lists of two chunks: see list_cursor.cuh
+HEADER_BYTES = 2 * GROUPS * LIST_BYTES  # a round of lists of two chunks: see lists.cuh
+FEW = 8  # couplings of a token that have a list of their own
 MAX_ROWS = 2**26 - 1
 
 _SLICE_CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # widest first, by the bytes of an accumulator
@@ -104,17 +105,24 @@ class Layout:
         return 64 * blocks * (blocks + 1) // 2
 
     @functools.cached_property
+    def few_numbers(self) -> int:
+        """The numbers of lists of few couplings, of a chunk one way."""
+        return 2 * FEW * self.chunk
+
+    @functools.cached_property
     def record_bytes(self) -> int:
         """Of ``ChunkRecord``: events, entries of lists, couplings, headers of lists."""
         entries = self.chunk * sum(self.accesses) + self.entries
         lists = max(GROUPS, self.chunk * self.top_k[0] // 2) + self.chains
-        return _whole((2 * entries + self.couplings) * self.acc_bytes, 16) + lists * LIST_BYTES
+        couplings = max(self.couplings, 2 * self.few_numbers)
+        return _whole((2 * entries + couplings) * self.acc_bytes, 16) + lists * LIST_BYTES
 
     @functools.cached_property
     def bytes_before_rows(self) -> int:
         """Of the shared memory of a block of ``content.cu``: headers and entries of lists, and couplings."""
         entries = self.chunk * max(self.top_k) * 2
-        return _whole(HEADER_BYTES + (self.couplings + entries) * self.acc_bytes, 128)
+        couplings = max(self.couplings, self.few_numbers)
+        return _whole(HEADER_BYTES + (couplings + entries) * self.acc_bytes, 128)
 
     @functools.cached_property
     def row_bytes(self) -> int:
