@@ -105,14 +105,17 @@ template <bool RECOMPUTE> struct ForwardPass {
     DEVICE void load_for_look_up(int chunk) {
         if (!lane.takes_part()) return;
         read.load(record_of(chunk).reads + lane.group * OWN_READS);
-        value.clear(), live = lane.live(p.mask, chunk);
-        if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
     DEVICE void copy_couplings(int chunk) const {
         if (!RECOMPUTE) ::copy_couplings(record_of(chunk).couplings, record_of(chunk).couplings, coupled(chunk));
+    }
+    // A phase before it is stored, so that nobody waits for it.
+    DEVICE void load_value(int chunk) {
+        value.clear(), live = lane.live(p.mask, chunk);
+        if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
     }
     DEVICE void store_value(int chunk) {
         store_token_row(lane, state, chunk, value.widened(), live);
@@ -124,6 +127,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         __syncthreads();
         copy_couplings(0);
         load_for_look_up(0);
+        load_value(0);
         store_value(0);
         for (int chunk = 1; chunk < PREFETCHED; chunk++) prefetcher(lane, chunk);
         wait_for_copies<0>();
@@ -165,6 +169,7 @@ template <bool RECOMPUTE> struct ForwardPass {
             if (LAZY_ZERO) state.first_unset_row = chunk * CHUNK * WRITES;
             prefetcher(lane, chunk + PREFETCHED);
             load_for_change(chunk, next);
+            load_value(next);
             // 1. what looks slots up
             look_up(chunk);
             write.prefetch_rows(lane, state, state.first_unset_row);
@@ -289,12 +294,15 @@ struct BackwardPass {
         ::copy_couplings(all, all + FEW_NUMBERS, coupled(chunk));
     }
     DEVICE void load_for_look_up(int chunk) {
-        live = lane.live(p.mask, chunk);
         if (!lane.takes_part()) return;
         write.load(record_of(chunk).writes + lane.group * OWN_WRITES);
-        value.clear(), dy.clear();
-        if (!lane.has(chunk)) return;
-        value.load(lane, p.values + lane.at(chunk)), dy.load(lane, p.dy + lane.at(chunk));
+        value.clear();
+        if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
+    }
+    // A phase before it is stored, so that nobody waits for it.
+    DEVICE void load_dy(int chunk) {
+        dy.clear(), live = lane.live(p.mask, chunk);
+        if (lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
     DEVICE void store_dy(int chunk) { store_token_row(lane, adjoint, chunk, dy.widened(), live); }
     DEVICE void start(int end) {
@@ -304,6 +312,7 @@ struct BackwardPass {
         __syncthreads();
         copy_couplings(end);
         load_for_look_up(end);
+        load_dy(end);
         store_dy(end);
         for (int chunk = end - 1; chunk > end - PREFETCHED; chunk--) prefetcher(lane, chunk);
         wait_for_copies<0>();
@@ -366,6 +375,7 @@ struct BackwardPass {
             const int next = max(chunk - 1, 0);
             prefetcher(lane, chunk - PREFETCHED);
             load_for_change(chunk, next);
+            load_dy(next);
             // 1. what looks the adjoint up
             look_up(chunk);
             read.prefetch_rows(lane, adjoint, lane.rows);

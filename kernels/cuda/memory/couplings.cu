@@ -204,7 +204,7 @@ DEVICE Coupled store_couplings(ForwardShared& shared, Acc* to) {
     return {MANY, MANY};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 8 : 4)
+extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 6 : 4)
 couple_forward(const __grid_constant__ CouplingParams p) {
     __shared__ ForwardShared shared;
     const ThreadOfChunk thread(p);
