@@ -146,33 +146,33 @@ DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread, cons
     __syncthreads();
 }
 
-// Rows of A, or columns if TRANSPOSED, that a warp has; a lane has the number of its own other token.
+// Rows of A, or columns if TRANSPOSED, that a warp has; a lane has one number of each.
 template <bool TRANSPOSED> struct Lines {
     static constexpr int WARPS = THREADS / 32, COUNT = (CHUNK + WARPS - 1) / WARPS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    Acc number[COUNT];
     unsigned others[COUNT];  // a mask: where it is not 0
 
+    DEVICE Acc number(ForwardShared& shared, int own) const {
+        return TRANSPOSED ? shared.coupling_of(lane, own) : shared.coupling_of(own, lane);
+    }
     DEVICE explicit Lines(ForwardShared& shared, int& most) {
         int count = 0;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const int own = warp + i * WARPS;
-            number[i] = TRANSPOSED ? shared.coupling_of(lane, own) : shared.coupling_of(own, lane);
-            others[i] = __ballot_sync(~0u, number[i] != 0);
+            others[i] = __ballot_sync(~0u, number(shared, warp + i * WARPS) != 0);
             count = max(count, __popc(others[i]));
         }
         if (lane == 0) atomicMax(&most, count);
     }
     // Lists with ``each`` events for each group of a token.
-    DEVICE void store(TokenEvent* lists, int each) const {
+    DEVICE void store(ForwardShared& shared, TokenEvent* lists, int each) const {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             const bool there = others[i] >> lane & 1;
             const int own = warp + i * WARPS, before = __popc(others[i] & ((1u << lane) - 1));
             const int place = there ? before : __popc(others[i]) + lane - before;  // after them, events that do nothing
             if (own >= CHUNK || place >= GROUPS_PER_TOKEN * each) continue;
-            lists[(own * GROUPS_PER_TOKEN + place % GROUPS_PER_TOKEN) * each + place / GROUPS_PER_TOKEN] = {there ? 1 + lane : 0, number[i]};
+            lists[(own * GROUPS_PER_TOKEN + place % GROUPS_PER_TOKEN) * each + place / GROUPS_PER_TOKEN] = {there ? 1 + lane : 0, number(shared, own)};
         }
     }
 };
@@ -187,8 +187,8 @@ DEVICE Coupled store_couplings(ForwardShared& shared, Acc* to) {
     __syncthreads();
     const Coupled share{share_of(shared.most_of_row), share_of(shared.most_of_column)};
     if (max(share.forward, share.backward) <= OWN_FEW) {
-        rows.store(reinterpret_cast<TokenEvent*>(to), share.forward);
-        columns.store(reinterpret_cast<TokenEvent*>(to + FEW_NUMBERS), share.backward);
+        rows.store(shared, reinterpret_cast<TokenEvent*>(to), share.forward);
+        columns.store(shared, reinterpret_cast<TokenEvent*>(to + FEW_NUMBERS), share.backward);
         return share;
     }
 #pragma unroll
