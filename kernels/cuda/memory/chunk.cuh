@@ -52,8 +52,8 @@
 #if !defined(WRITES_PADDED) || !defined(READS_PADDED) || !defined(GROUPS_PER_TOKEN) || !defined(ENTRIES)
 #error "WRITES_PADDED, READS_PADDED, GROUPS_PER_TOKEN and ENTRIES must be defined"
 #endif
-#if !defined(CHAINS) || !defined(COUPLINGS) || !defined(RECORD_BYTES)
-#error "CHAINS, COUPLINGS and RECORD_BYTES must be defined"
+#if !defined(CHAINS) || !defined(RECORD_BYTES)
+#error "CHAINS and RECORD_BYTES must be defined"
 #endif
 
 using Acc = AccOf<ELEMENT>::type;  // accumulators, weights, masses, contents
@@ -115,7 +115,7 @@ struct alignas(16) SlotList {
     int row, info;
     Acc kept;
 
-    // ``total``: entries of all lists of the chunk. ``coupled``: see below.
+    // ``total``: entries of all lists of the chunk. ``coupled``: pairs of its coupling lists, in PAIRS_AT_ONCE.
     DEVICE static SlotList make(int row, int begin, int count, bool more, int total, int coupled, Acc kept) {
         return {row, begin | count << 10 | int(more) << 16 | total << 17 | coupled << 26, kept};
     }
@@ -132,22 +132,14 @@ DEVICE constexpr int list_of_group(int round, int group) { return round * GROUPS
 
 // ---- couplings ----
 
-// A of a chunk in blocks of 8 tokens t by 8 tokens j, up to the diagonal, row after row of blocks. In a block lane 4n + k of
-// a warp has t = n, and j = k and k + 4: what the tensor cores want of the right factor of a product.
-constexpr int TOKENS_OF_WARP = 32 / LANES / GROUPS_PER_TOKEN;  // in content.cu
-DEVICE constexpr int coupling_block(int t, int j) { return 64 * ((t / 8) * (t / 8 + 1) / 2 + j / 8); }
-DEVICE constexpr int coupling_index(int t, int j) { return coupling_block(t, j) + (t % 8 * 4 + j % 4) * 2 + j % 8 / 4; }
-static_assert(COUPLINGS == coupling_block(CHUNK + 7, 0), "layout.py and this file count the same couplings");
+// The numbers of A that are not 0, forward token after token t, and backward token after token j: the other token, and A_tj.
+constexpr int MOST_PAIRS = CHUNK * (CHUNK + 1) / 2;
+constexpr int PAIRS_AT_ONCE = 16;               // are copied to shared memory
 
-// With random addresses few are not 0. If no token has more than FEW, in its row of A and in its column, the record has
-// lists of them in place of A: of each row, then of each column, as an event for each (1 + the other token; or 0). Each of
-// a token's groups has ``coupled`` of its events.
-constexpr int FEW = 8, OWN_FEW = FEW / GROUPS_PER_TOKEN, MANY = 31;
-constexpr int FEW_AT_ONCE = sizeof(Acc) == 4 && OWN_FEW > 1 ? 2 : 1;  // 16 bytes
-constexpr int FEW_NUMBERS = 2 * FEW * CHUNK;                          // of the lists of all rows
-constexpr int COUPLING_NUMBERS = COUPLINGS > 2 * FEW_NUMBERS ? COUPLINGS : 2 * FEW_NUMBERS;
-// What content.cu needs of it, forward or backward.
-constexpr int COUPLING_PART = COUPLINGS > FEW_NUMBERS ? COUPLINGS : FEW_NUMBERS;
+struct alignas(16) CouplingLists {
+    int of_token[CHUNK];  // begin | count << 16
+    TokenEvent pairs[(MOST_PAIRS + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE * PAIRS_AT_ONCE];
+};
 
 // ---- what couplings.cu leaves of a chunk for content.cu ----
 
@@ -158,7 +150,7 @@ constexpr int READ_LISTS = CHAINS;                                              
 struct alignas(16) ChunkRecord {
     TokenEvent writes[CHUNK * W], reads[CHUNK * R];
     TokenEvent write_entries[WRITE_ENTRIES], read_entries[READ_ENTRIES];  // of the lists
-    Acc couplings[COUPLING_NUMBERS];
+    CouplingLists by_reader, by_writer;
     SlotList write_lists[WRITE_LISTS], read_lists[READ_LISTS];  // of slots with several writes; with several of either
 };
 static_assert(sizeof(ChunkRecord) == RECORD_BYTES, "layout.py and this file count the same bytes");

@@ -59,20 +59,6 @@ DEVICE void store_token_row(const Lane& lane, const StateSlice& state, int chunk
     if (lane.part == 0 && lane.takes_part()) state[state.token_row(chunk, lane.token)] = x;
 }
 
-// What the chunk's other tokens add to ``sum``, the group's part of its token's; of many, the tensor cores leave it elsewhere.
-template <bool TRANSPOSED> DEVICE void add_coupled(const Lane& lane, const StateSlice& state, int chunk, int coupled, Tile& sum) {
-    if (coupled != MANY)
-        add_few(lane, state, chunk, coupled, sum);
-    else if constexpr (TENSOR_CORES)
-        store_sums_of_coupled<TRANSPOSED>(chunk);
-    else
-        sum.add(1, sum_of_coupled<TRANSPOSED>(lane, state, chunk));
-}
-// There it is after the barrier that ends a look-up.
-DEVICE void add_sums_of_coupled(const Lane& lane, const StateSlice& state, int chunk, int coupled, Tile& sum) {
-    if (TENSOR_CORES && coupled == MANY && lane.leads(chunk)) sum.add(1, state[state.token_row(chunk + 1, lane.token)]);
-}
-
 // The two passes forward in time. RECOMPUTE: that of the backward.
 template <bool RECOMPUTE> struct ForwardPass {
     const ContentParams& p;
@@ -110,7 +96,7 @@ template <bool RECOMPUTE> struct ForwardPass {
     }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
     DEVICE void copy_couplings(int chunk) const {
-        if (!RECOMPUTE) ::copy_couplings(record_of(chunk).couplings, record_of(chunk).couplings, coupled(chunk));
+        if (!RECOMPUTE) ::copy_couplings(record_of(chunk).by_reader, coupled(chunk));
     }
     // A phase before it is stored, so that nobody waits for it.
     DEVICE void load_value(int chunk) {
@@ -205,12 +191,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
         sum.clear();
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
-        add_coupled<false>(lane, state, chunk, pass.coupled(chunk), sum);
+        add_coupled(lane, state, chunk, pass.record_of(chunk).by_reader, sum);
         sum = sum_over_parts(sum);
     };
     pass.run(look_up, [&](int chunk) {
         if (!wanted || !lane.leads(chunk)) return;
-        add_sums_of_coupled(lane, state, chunk, pass.coupled(chunk), sum);
         store_channels(lane, sum, p.y + lane.at(chunk));
     });
     state.finish(lane, p.final_state);
@@ -290,8 +275,7 @@ struct BackwardPass {
     }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
     DEVICE void copy_couplings(int chunk) const {
-        const Acc* const all = record_of(chunk).couplings;
-        ::copy_couplings(all, all + FEW_NUMBERS, coupled(chunk));
+        ::copy_couplings(record_of(chunk).by_writer, coupled(chunk));
     }
     DEVICE void load_for_look_up(int chunk) {
         if (!lane.takes_part()) return;
@@ -340,12 +324,11 @@ struct BackwardPass {
         if (!wanted) return;
         store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W));
         if (!lane.takes_part()) return;
-        add_coupled<true>(lane, adjoint, chunk, coupled(chunk), sum);
+        add_coupled(lane, adjoint, chunk, record_of(chunk).by_writer, sum);
         sum = sum_over_parts(sum);
     }
     DEVICE void store_dv(int chunk) {
         if (!wanted || !lane.leads(chunk)) return;
-        add_sums_of_coupled(lane, adjoint, chunk, coupled(chunk), sum);
         store_channels(lane, sum, p.dv + lane.at(chunk));
     }
     DEVICE void change_in_place(int chunk) {

@@ -17,14 +17,10 @@ struct ListCounts {
     DEVICE void add(const ListCounts& x) { writes += x.writes, reads += x.reads; }
 };
 
-struct Coupled {
-    int forward, backward;  // SlotList::coupled
-};
-
 struct ForwardShared {
     ChunkSlots slots;
     alignas(16) Acc coupling[READ_PARTS * CHUNK * (CHUNK + 1)];  // parts of A_tj
-    int most_of_row, most_of_column;                             // couplings that are not 0
+    int others_of_row[32], others_of_column[32];                 // couplings that are not 0
     ListCounts lists_of_warp[THREADS / 32];
     unsigned short write_list[ENTRIES], read_list[ENTRIES];  // where a slot's entries begin, by where its chain does
 
@@ -130,7 +126,7 @@ DEVICE void store_list(SlotList* lists, bool there, int row, int count, unsigned
 }
 
 // The lists of the slot of this thread's chain.
-DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread, const Chain& chain, const Coupled& coupled) {
+DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread, const Chain& chain, int coupled) {
     const bool there = chain.count() > 0;
     const SlotOfAccess slot(shared.slots, chain.begin());
     const bool write_list = there && slot.has_write_list(), read_list = there && slot.has_read_list();
@@ -139,70 +135,49 @@ DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread, cons
     const ListCounts before = counts_before(shared, own, total);
     const Acc kept = write_list ? slot.kept() : Acc(1);
     ChunkRecord& record = thread.record();
-    store_list(record.write_lists, write_list, chain.row, slot.writes(), before.writes, total.writes, coupled.forward, kept);
-    store_list(record.read_lists, read_list, chain.row, slot.reads(), before.reads, total.reads, coupled.backward, kept);
+    store_list(record.write_lists, write_list, chain.row, slot.writes(), before.writes, total.writes, coupled, kept);
+    store_list(record.read_lists, read_list, chain.row, slot.reads(), before.reads, total.reads, coupled, kept);
     if (write_list) shared.write_list[slot.begin] = before.writes >> 16;
     if (read_list) shared.read_list[slot.begin] = before.reads >> 16;
     __syncthreads();
 }
 
-// Rows of A, or columns if TRANSPOSED, that a warp has; a lane has one number of each.
+// The lists of rows of A, or of columns if TRANSPOSED: a warp has some of them, a lane one number of each.
 template <bool TRANSPOSED> struct Lines {
     static constexpr int WARPS = THREADS / 32, COUNT = (CHUNK + WARPS - 1) / WARPS;
+    ForwardShared& shared;
+    int* const count_of;  // every line's numbers that are not 0
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    unsigned others[COUNT];  // a mask: where it is not 0
+    unsigned others[COUNT];  // a mask: where a line is not 0
 
-    DEVICE Acc number(ForwardShared& shared, int own) const {
-        return TRANSPOSED ? shared.coupling_of(lane, own) : shared.coupling_of(own, lane);
-    }
-    DEVICE explicit Lines(ForwardShared& shared, int& most) {
-        int count = 0;
+    DEVICE explicit Lines(ForwardShared& shared)
+        : shared(shared), count_of(TRANSPOSED ? shared.others_of_column : shared.others_of_row) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            others[i] = __ballot_sync(~0u, number(shared, warp + i * WARPS) != 0);
-            count = max(count, __popc(others[i]));
+            others[i] = __ballot_sync(~0u, number(warp + i * WARPS) != 0);
+            if (lane == 0) count_of[warp + i * WARPS] = __popc(others[i]);
         }
-        if (lane == 0) atomicMax(&most, count);
     }
-    // Lists with ``each`` events for each group of a token.
-    DEVICE void store(ForwardShared& shared, TokenEvent* lists, int each) const {
+    DEVICE Acc number(int own) const { return TRANSPOSED ? shared.coupling_of(lane, own) : shared.coupling_of(own, lane); }
+    // After a barrier. Returns the number of all, in PAIRS_AT_ONCE.
+    DEVICE int store(CouplingLists& lists) const {
+        const int count = lane < CHUNK ? count_of[lane] : 0;
+        int end = count;
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const int lower = __shfl_up_sync(~0u, end, distance);
+            if (lane >= distance) end += lower;
+        }
+        if (warp == 0 && lane < CHUNK) lists.of_token[lane] = (end - count) | count << 16;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const bool there = others[i] >> lane & 1;
-            const int own = warp + i * WARPS, before = __popc(others[i] & ((1u << lane) - 1));
-            const int place = there ? before : __popc(others[i]) + lane - before;  // after them, events that do nothing
-            if (own >= CHUNK || place >= GROUPS_PER_TOKEN * each) continue;
-            lists[(own * GROUPS_PER_TOKEN + place % GROUPS_PER_TOKEN) * each + place / GROUPS_PER_TOKEN] = {there ? 1 + lane : 0, number(shared, own)};
+            const int own = warp + i * WARPS, begin = __shfl_sync(~0u, end - count, own);
+            if (own < CHUNK && others[i] >> lane & 1)
+                lists.pairs[begin + __popc(others[i] & ((1u << lane) - 1))] = {lane, number(own)};
         }
+        return (__shfl_sync(~0u, end, 31) + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE;
     }
 };
-
-// A group's share of a token's couplings.
-DEVICE int share_of(int most) { return (most + FEW_AT_ONCE * GROUPS_PER_TOKEN - 1) / (FEW_AT_ONCE * GROUPS_PER_TOKEN) * FEW_AT_ONCE; }
-
-// A in blocks, in the order in which they lie; or lists of its few numbers.
-DEVICE Coupled store_couplings(ForwardShared& shared, Acc* to) {
-    const Lines<false> rows(shared, shared.most_of_row);
-    const Lines<true> columns(shared, shared.most_of_column);
-    __syncthreads();
-    const Coupled share{share_of(shared.most_of_row), share_of(shared.most_of_column)};
-    if (max(share.forward, share.backward) <= OWN_FEW) {
-        rows.store(shared, reinterpret_cast<TokenEvent*>(to), share.forward);
-        columns.store(shared, reinterpret_cast<TokenEvent*>(to + FEW_NUMBERS), share.backward);
-        return share;
-    }
-#pragma unroll
-    for (int first = 0; first < COUPLINGS; first += THREADS) {
-        const int i = first + threadIdx.x, block = i / 64;
-        if (i >= COUPLINGS) break;
-        int row = 0;  // of blocks
-#pragma unroll
-        for (int next = 1; 8 * next < CHUNK; next++) row += block >= next * (next + 1) / 2;
-        const int t = 8 * row + i % 64 / 8, j = 8 * (block - row * (row + 1) / 2) + i / 2 % 4 + i % 2 * 4;
-        to[i] = shared.coupling_of(t, j);
-    }
-    return {MANY, MANY};
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 6 : 4)
 couple_forward(const __grid_constant__ CouplingParams p) {
@@ -210,11 +185,14 @@ couple_forward(const __grid_constant__ CouplingParams p) {
     const ThreadOfChunk thread(p);
     const Chain chain = chain_of_thread(thread);
     clear(shared.coupling);
-    if (threadIdx.x == 0) shared.most_of_row = shared.most_of_column = 0;
     thread.enter(shared.slots);
     const Acc weight = couple(shared, thread);
     __syncthreads();
-    store_lists(shared, thread, chain, store_couplings(shared, thread.record().couplings));
+    const Lines<false> rows(shared);
+    const Lines<true> columns(shared);
+    __syncthreads();
+    columns.store(thread.record().by_writer);
+    store_lists(shared, thread, chain, rows.store(thread.record().by_reader));
     store_read(shared, thread, weight);
     store_write(shared, thread);
 }

@@ -22,7 +22,8 @@ MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more li
 CHAIN_BYTES = 8  # of a chain's header
 LIST_BYTES = 16  # of a list's header
 HEADER_BYTES = 2 * GROUPS * LIST_BYTES  # a round of lists of two chunks: see lists.cuh
-FEW = 8  # couplings of a token that have a list of their own
+PAIRS_AT_ONCE = 16  # couplings that are copied to shared memory
+COUPLING_BYTES = 2816  # of a chunk's couplings in shared memory; further ones stay in device memory
 MAX_ROWS = 2**26 - 1
 
 _SLICE_CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # widest first, by the bytes of an accumulator
@@ -99,30 +100,19 @@ class Layout:
         return _whole(self.entries // 2, GROUPS)
 
     @functools.cached_property
-    def couplings(self) -> int:
-        """The numbers of a chunk's couplings, in blocks of 8 by 8 tokens up to the diagonal."""
-        blocks = -(-self.chunk // 8)
-        return 64 * blocks * (blocks + 1) // 2
-
-    @functools.cached_property
-    def few_numbers(self) -> int:
-        """The numbers of lists of few couplings, of a chunk one way."""
-        return 2 * FEW * self.chunk
-
-    @functools.cached_property
     def record_bytes(self) -> int:
         """Of ``ChunkRecord``: events, entries of lists, couplings, headers of lists."""
         entries = self.chunk * sum(self.accesses) + self.entries
         lists = max(GROUPS, self.chunk * self.top_k[0] // 2) + self.chains
-        couplings = max(self.couplings, 2 * self.few_numbers)
-        return _whole((2 * entries + couplings) * self.acc_bytes, 16) + lists * LIST_BYTES
+        pairs = _whole(self.chunk * (self.chunk + 1) // 2, PAIRS_AT_ONCE)
+        couplings = 2 * _whole(4 * self.chunk + 2 * pairs * self.acc_bytes, 16)
+        return _whole(2 * entries * self.acc_bytes, 16) + couplings + lists * LIST_BYTES
 
     @functools.cached_property
     def bytes_before_rows(self) -> int:
         """Of the shared memory of a block of ``content.cu``: headers and entries of lists, and couplings."""
         entries = self.chunk * max(self.top_k) * 2
-        couplings = max(self.couplings, self.few_numbers)
-        return _whole(HEADER_BYTES + (couplings + entries) * self.acc_bytes, 128)
+        return _whole(HEADER_BYTES + COUPLING_BYTES + entries * self.acc_bytes, 128)
 
     @functools.cached_property
     def row_bytes(self) -> int:
@@ -145,7 +135,7 @@ class Layout:
             ("ELEMENT", self.element), ("THREADS", THREADS), ("CHUNK", self.chunk), ("WRITES", self.top_k[0]),
             ("READS", self.top_k[1]), ("WRITES_PADDED", self.accesses[0]), ("READS_PADDED", self.accesses[1]),
             ("GROUPS_PER_TOKEN", self.groups_per_token), ("ENTRIES", self.entries), ("CHAINS", self.chains),
-            ("COUPLINGS", self.couplings), ("RECORD_BYTES", self.record_bytes),
+            ("RECORD_BYTES", self.record_bytes),
         )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ struct Prefetcher {
         if (warp == 1) part(records->reads, CHUNK * R * EVENT);
         if (warp == 2) part(Lists<OF_WRITES>::entries(*records), Lists<OF_WRITES>::COUNT * EVENT);
         if (warp == 3) part(Lists<OF_WRITES>::headers(*records), GROUPS * sizeof(SlotList));
-        if (warp == 4) part(records->couplings, (OF_WRITES ? COUPLINGS : COUPLING_NUMBERS) * sizeof(Acc));
+        if (warp == 4) part(OF_WRITES ? &records->by_reader : &records->by_writer, COUPLING_BYTES);
         const auto rows = [&](const void* first, int size) {
             if (number >= CHUNK) return;
             const long long row = lane.at(0, number) - lane.lane * TILE;

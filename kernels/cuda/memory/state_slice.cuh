@@ -8,7 +8,7 @@
 
 // Shared memory begins with the headers of a round of lists for two chunks, and of a chunk the couplings and lists' entries.
 DEVICE constexpr int whole_128(int bytes) { return (bytes + 127) / 128 * 128; }  // to all banks
-constexpr int HEADER_BYTES = 2 * GROUPS * sizeof(SlotList), COUPLING_BYTES = COUPLING_PART * sizeof(Acc);
+constexpr int HEADER_BYTES = 2 * GROUPS * sizeof(SlotList), COUPLING_BYTES = 2816;
 constexpr int ENTRY_BYTES = (WRITE_ENTRIES > READ_ENTRIES ? WRITE_ENTRIES : READ_ENTRIES) * sizeof(TokenEvent);
 #ifndef BYTES_BEFORE_ROWS
 #error "BYTES_BEFORE_ROWS must be defined as layout.py counts them"
