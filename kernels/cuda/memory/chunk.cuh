@@ -124,7 +124,7 @@ struct alignas(16) SlotList {
     DEVICE int count() const { return info >> 10 & 63; }
     DEVICE bool more() const { return info >> 16 & 1; }  // the group has a list in the next round, too
     DEVICE int total() const { return info >> 17 & 511; }
-    DEVICE int coupled() const { return info >> 26; }
+    DEVICE int coupled() const { return int(unsigned(info) >> 26); }
 };
 constexpr int WRITE_ENTRIES = CHUNK * WRITES, READ_ENTRIES = CHUNK * READS;  // the most that lists of writes, or of reads, have
 // The list of a group in a round. Long lists come first, so in every second round groups take them in opposite order.
