@@ -34,7 +34,6 @@
 struct ContentParams {
     const ChunkRecord* records;          // (B*H, chunks)
     const ELEMENT *values, *dy;          // (B, T, H, C)
-    const bool* mask;                    // (B, T), or null
     Acc* before_heavy;                   // (B, T, H, C): content, before the chunk, of the slot of a token's heavy write
     Acc* after_heavy;                    // likewise: its adjoint after the chunk
     const Acc* given;                    // (B*H, segments, rows, C): contents, or their adjoint, to start from; null: 0
@@ -53,9 +52,7 @@ struct ContentParams {
     int local_only;  // every segment starts from 0; only the one that truly does so leaves more than final_state
 };
 
-// A token's row, of 0 if it is masked: what it holds is multiplied by couplings, also by 0.
-DEVICE void store_token_row(const Lane& lane, const StateSlice& state, int chunk, Tile x, bool live) {
-    if (!live) x.clear();
+DEVICE void store_token_row(const Lane& lane, const StateSlice& state, int chunk, const Tile& x) {
     if (lane.part == 0 && lane.takes_part()) state[state.token_row(chunk, lane.token)] = x;
 }
 
@@ -71,7 +68,6 @@ template <bool RECOMPUTE> struct ForwardPass {
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
     TileInput<ELEMENT> value, dy;
-    bool live;  // the token that ``value`` is of
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
         : p(p), lane(lane), state(state), records(p.records + lane.first_chunk),
@@ -100,12 +96,10 @@ template <bool RECOMPUTE> struct ForwardPass {
     }
     // A phase before it is stored, so that nobody waits for it.
     DEVICE void load_value(int chunk) {
-        value.clear(), live = lane.live(p.mask, chunk);
+        value.clear();
         if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
     }
-    DEVICE void store_value(int chunk) {
-        store_token_row(lane, state, chunk, value.widened(), live);
-    }
+    DEVICE void store_value(int chunk) { store_token_row(lane, state, chunk, value.widened()); }
     DEVICE void start() {
         if (copier() >= 0) Changes::copy_headers(record_of(0), 0);
         end_group_of_copies();
@@ -146,8 +140,8 @@ template <bool RECOMPUTE> struct ForwardPass {
         state.store(lane, code, s);
     }
 
-    // look_up(chunk): what the pass does with the reads; finish(chunk): after a barrier.
-    template <class LookUp, class Finish> DEVICE void run(const LookUp& look_up, const Finish& finish) {
+    // look_up(chunk): what the pass does with the reads.
+    template <class LookUp> DEVICE void run(const LookUp& look_up) {
         start();
         const int last = lane.chunks - 1;
         for (int chunk = 0; chunk <= last; chunk++) {
@@ -162,7 +156,6 @@ template <bool RECOMPUTE> struct ForwardPass {
             wait_for_copies<0>();
             __syncthreads();
             // 2. what changes them
-            finish(chunk);
             copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);
@@ -181,11 +174,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
     state.start(lane, p.given);
     const bool wanted = !(p.local_only && lane.segment);
     ForwardPass<false> pass(p, lane, state);
-    Tile sum;
-    const auto look_up = [&](int chunk) {
+    pass.run([&](int chunk) {
         if (!wanted || !lane.takes_part()) return;
         int codes[OWN_READS];
-        Tile seen[OWN_READS];
+        Tile seen[OWN_READS], sum;
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
         sum.clear();
@@ -193,10 +185,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
         add_coupled(lane, state, chunk, pass.record_of(chunk).by_reader, sum);
         sum = sum_over_parts(sum);
-    };
-    pass.run(look_up, [&](int chunk) {
-        if (!wanted || !lane.leads(chunk)) return;
-        store_channels(lane, sum, p.y + lane.at(chunk));
+        if (lane.leads(chunk)) store_channels(lane, sum, p.y + lane.at(chunk));
     });
     state.finish(lane, p.final_state);
 }
@@ -236,7 +225,7 @@ content_backward_recompute(const __grid_constant__ ContentParams p) {
         for (int e = 0; e < OWN_READS; e++) dots[e] = seen[e].dot(dy);
         store_dots(lane, dots, dy_dot_s + at_chunk(chunk, CHUNK * R));
     };
-    pass.run(look_up, [](int) {});
+    pass.run(look_up);
     if (p.dstate) store_final_q(p, lane, state);
 }
 
@@ -254,8 +243,6 @@ struct BackwardPass {
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
     TileInput<ELEMENT> value, dy;
-    Tile sum;   // dv
-    bool live;  // the token that ``dy`` is of
 
     DEVICE BackwardPass(const ContentParams& p, const Lane& lane, const StateSlice& adjoint)
         : p(p), lane(lane), adjoint(adjoint), wanted(!(p.local_only && lane.segment + 1 < p.segments)),
@@ -285,10 +272,10 @@ struct BackwardPass {
     }
     // A phase before it is stored, so that nobody waits for it.
     DEVICE void load_dy(int chunk) {
-        dy.clear(), live = lane.live(p.mask, chunk);
+        dy.clear();
         if (lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
-    DEVICE void store_dy(int chunk) { store_token_row(lane, adjoint, chunk, dy.widened(), live); }
+    DEVICE void store_dy(int chunk) { store_token_row(lane, adjoint, chunk, dy.widened()); }
     DEVICE void start(int end) {
         if (copier() >= 0) Changes::copy_headers(record_of(end), end);
         end_group_of_copies();
@@ -311,6 +298,7 @@ struct BackwardPass {
         adjoint.load_all(lane, codes, d);
         const Tile v = value.widened();
         if (wanted && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, d[0], p.after_heavy + lane.at(chunk));
+        Tile sum;  // dv
         sum.clear();
 #pragma unroll
         for (int e = 0; e < OWN_WRITES; e++) {
@@ -326,10 +314,7 @@ struct BackwardPass {
         if (!lane.takes_part()) return;
         add_coupled(lane, adjoint, chunk, record_of(chunk).by_writer, sum);
         sum = sum_over_parts(sum);
-    }
-    DEVICE void store_dv(int chunk) {
-        if (!wanted || !lane.leads(chunk)) return;
-        store_channels(lane, sum, p.dv + lane.at(chunk));
+        if (lane.leads(chunk)) store_channels(lane, sum, p.dv + lane.at(chunk));
     }
     DEVICE void change_in_place(int chunk) {
         if (!lane.takes_part()) return;
@@ -365,7 +350,6 @@ struct BackwardPass {
             wait_for_copies<0>();
             __syncthreads();
             // 2. what changes it
-            store_dv(chunk);
             copy_couplings(next);
             load_for_look_up(next);
             change_in_place(chunk);

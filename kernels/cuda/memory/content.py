@@ -14,7 +14,7 @@ PASSES = ("content_forward", "content_backward_recompute", "content_backward")
 
 CONTENT = ParamStruct(
     "ContentParams",
-    records=POINTER, values=POINTER, dy=POINTER, mask=POINTER, before_heavy=POINTER, after_heavy=POINTER, given=POINTER,
+    records=POINTER, values=POINTER, dy=POINTER, before_heavy=POINTER, after_heavy=POINTER, given=POINTER,
     working=POINTER, final_state=POINTER, dstate=POINTER, y=POINTER, dv=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER,
     final_q=POINTER, spans=POINTER, tokens=INT, heads=INT, channels=INT, rows=INT, all_chunks=INT, segments=INT,
     chunks_of_segment=INT,
@@ -63,7 +63,7 @@ def content_pass(
     blocks = call.sequences * launched * layout.slices
     _launch(layout, call.renumbered, name, call.rows, blocks)(
         CONTENT(
-            **_NO_ARRAYS | arrays, records=kept.records, values=call.values, mask=call.mask,
+            **_NO_ARRAYS | arrays, records=kept.records, values=call.values,
             spans=call.packed and call.packed.spans, tokens=T, heads=H, channels=C, rows=call.rows_of_state,
             all_chunks=kept.all_chunks, segments=segments.contents, chunks_of_segment=segments.chunks,
             first_segment=skip_first, launched_segments=launched, local_only=local_only,

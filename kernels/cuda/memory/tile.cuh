@@ -52,7 +52,6 @@ struct Lane {
     long long first_chunk;    // in arrays (B*H, chunks)
     long long before_slice;   // chunks of other slices, in arrays (slices, B*H, chunks)
     long long first;          // the lane's first channel of the group's token of chunk 0, in arrays (B, T, H, C)
-    long long first_mask;     // that token in arrays (B, T)
     unsigned stride;          // from chunk to chunk there
     bool inside[TILE];        // channels that C has
 
@@ -74,17 +73,13 @@ struct Lane {
         first_chunk = (unsigned long long)(unsigned(span.first_chunk)) * heads + head * unsigned(all_chunks) + unsigned(begin);
         before_slice = (long long)(p.all_chunks) * slice;
         const int channel = slice * CHANNELS + lane * TILE;
-        first_mask = (long long)(span.begin) + begin * CHUNK + token;
-        first = (first_mask * heads + head) * channels + channel;
+        first = (((long long)(span.begin) + begin * CHUNK + token) * heads + head) * channels + channel;
 #pragma unroll
         for (int i = 0; i < TILE; i++) inside[i] = channel + i < channels;
     }
     // Whether the group has a token; known to the compiler where all groups do.
     DEVICE bool takes_part() const { return CHUNK * GROUPS_PER_TOKEN >= GROUPS || token < CHUNK; }
     DEVICE bool has(int chunk) const { return chunk >= 0 && takes_part() && chunk * CHUNK + token < tokens; }
-    DEVICE bool live(const bool* mask, int chunk) const {
-        return has(chunk) && (!mask || mask[first_mask + (long long)(chunk)*CHUNK]);
-    }
     DEVICE bool leads(int chunk) const { return part == 0 && has(chunk); }  // one group for each token
     DEVICE long long at(int chunk) const { return first + (unsigned long long)(unsigned(chunk)) * stride; }
     DEVICE long long at(int chunk, int other_token) const {
