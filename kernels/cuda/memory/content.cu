@@ -16,7 +16,7 @@
 //     token     0          0          1          1         ..  31         CHUNK = 32: two groups a token
 //     accesses  0 1 2 3    4 5 6 7    0 1 2 3    4 5 6 7   ..
 //
-//     1  look up: reads, and values of the chunk by couplings       (backward: writes, and dy)
+//     1  look up: reads, and by couplings the chunk's values        (backward: writes, and dy)
 //     2  change:  writes that alone change their slots; then lists, one a group, of slots with several writes  (reads)
 //
 // with a barrier between. Loads for the next phase are under way meanwhile. If all tokens share a slot, its list has a

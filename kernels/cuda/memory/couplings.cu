@@ -67,7 +67,7 @@ DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread,
         if (in_list) thread.record().read_entries[entry] = {thread.read_token, weight};
     }
     if (thread.read_token >= CHUNK) return;
-    thread.record().reads[thread.read_place] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
+    thread.record().reads[threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
 }
 
 DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread) {
@@ -83,7 +83,7 @@ DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread
         if (in_list) thread.record().write_entries[entry] = {token, eta};
     }
     if (thread.write_token >= CHUNK) return;
-    thread.record().writes[thread.write_place] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
+    thread.record().writes[threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
 }
 
 // This thread's chain, or one without accesses.

@@ -8,10 +8,6 @@
 #pragma once
 #include "memory/mass.cuh"
 
-#ifndef IN_SHARED
-#error "IN_SHARED (content.cu has the state in shared memory) must be 0 or 1"
-#endif
-
 struct CouplingParams {
     MemoryParams memory;
     const MassAccess* writes;        // (B*H, chunks, CHUNK, W)
@@ -81,23 +77,6 @@ struct SlotOfAccess {
     DEVICE bool has_read_list() const { return writes() > 1 || reads() > 1; }
 };
 
-// Where an access of a token, which has N, stands in the record, so that content.cu seldom asks for a bank twice. A row of a
-// slice is half of the banks, an even row the lower or an odd row the upper half, and two groups of lanes load at once: e
-// of one part of the token's accesses and e of the next. So even rows go to one part and odd rows to the next, as far as
-// they are as many. ``code``: of the slot. Tokens with a ``heavy`` write keep their order, because it must be first. A state
-// in device memory has no banks, and its rows may be numbered otherwise in another call with the same sequence.
-template <int N> DEVICE int place_of(int k, int code, bool heavy) {
-    constexpr int HALF = N / 2, OWN = N / GROUPS_PER_TOKEN;
-    if (!IN_SHARED || N > 32) return k;
-    const unsigned token = (N < 32 ? (1u << N % 32) - 1 : ~0u) << threadIdx.x % 32 / N * N, lower = (1u << threadIdx.x % 32) - 1;
-    const unsigned odd = __ballot_sync(~0u, code & 1) & token, kept = __ballot_sync(~0u, heavy) & token;
-    const unsigned own_kind = code & 1 ? odd : token & ~odd;
-    const int rank = __popc(own_kind & lower), others = N - __popc(own_kind);
-    const int own_place = rank < HALF ? rank : HALF + others + rank - HALF;  // of its own kind's HALF, or after the others
-    const int place = code & 1 ? (own_place + HALF) % N : own_place;
-    return kept ? k : (place % HALF / OWN * 2 + place / HALF) * OWN + place % OWN;
-}
-
 // Which sequence's chunk the block has, and which of its chunks.
 DEVICE SpanChunk chunk_of_block(const CouplingParams& p) {
     const SpanChunk at{p.first_batch + int(blockIdx.z), p.first_chunk + int(blockIdx.y)};
@@ -114,7 +93,6 @@ struct ThreadOfChunk {
     MassAccess write;
     SlotAccess read;
     Acc eta, weight;
-    int write_place, read_place;  // in arrays (CHUNK, W) and (CHUNK, R), as content.cu has them
 
     DEVICE explicit ThreadOfChunk(const CouplingParams& p) : ThreadOfChunk(p, chunk_of_block(p)) {}
     DEVICE ThreadOfChunk(const CouplingParams& p, const SpanChunk& at_chunk)
@@ -126,9 +104,6 @@ struct ThreadOfChunk {
         if (read_token < CHUNK) read = load_read_only(p.reads + at * R + threadIdx.x);
         const int t = chunk * CHUNK + read_token;
         if (read.live()) weight = p.read_weight[sequence.token(t) * READS + read_k];
-        const bool heavy = write_k == 0 && write.heavy();
-        write_place = write_token * W + place_of<W>(write_k, write.live() ? code_of(int(write.row)) : 0, heavy);
-        read_place = read_token * R + place_of<R>(read_k, read.live() ? code_of(read.row) : 0, false);
     }
     DEVICE ChunkRecord& record() const { return p.records[number]; }
     DEVICE bool chained_write() const { return write.live() && write.chained(); }

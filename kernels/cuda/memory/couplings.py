@@ -34,8 +34,7 @@ def coupling_specialisation(layout: Layout, name: str) -> Specialisation:
     """The source of the kernel ``name``, couple_forward or couple_backward, for a layout."""
     source = {"couple_forward": "couplings", "couple_backward": "couplings_backward"}[name]
     params = coupling_params(np.dtype(f"f{layout.acc_bytes}"))
-    defines = (*layout.defines, ("IN_SHARED", int(layout.in_shared)))
-    return Specialisation(f"memory/{source}.cu", (name,), defines, (params,))
+    return Specialisation(f"memory/{source}.cu", (name,), layout.defines, (params,))
 
 
 @functools.lru_cache(maxsize=1024)

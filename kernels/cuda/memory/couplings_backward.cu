@@ -207,8 +207,8 @@ couple_backward(const __grid_constant__ CouplingParams p) {
     const ThreadOfChunk thread(p);
     copy_channels(shared, thread, 0);
     const long long stride = (long long)(p.memory.all_chunks) * CHUNK;  // from slice to slice, in tokens
-    const Acc* const found_d_dot_v = p.d_dot_v + thread.at * W + thread.write_place;
-    const Acc* const found_dy_dot_s = p.dy_dot_s + thread.at * R + thread.read_place;
+    const Acc* const found_d_dot_v = p.d_dot_v + thread.at * W + threadIdx.x;
+    const Acc* const found_dy_dot_s = p.dy_dot_s + thread.at * R + threadIdx.x;
     Acc dot_v = thread.write.live() ? sum_over_slices(found_d_dot_v, stride * W, p.slices) : Acc(0);
     Acc dot_s = thread.read.live() ? sum_over_slices(found_dy_dot_s, stride * R, p.slices) : Acc(0);
     thread.enter(shared.slots);
