@@ -87,6 +87,7 @@ def main(options: Options) -> None:
 
     from ramnet_np.bridges.ramnet_ops import random_access_memory_attention, use_in
 
+    print("about three minutes, most of them for compilers and tuners of kernels", flush=True)
     torch.manual_seed(0)
     model = authors()
     operations: dict[str, Callable[..., Any]] = {
@@ -96,7 +97,8 @@ def main(options: Options) -> None:
     ids = torch.randint(3, VOCAB, (2, 512), device="cuda")
     results = {name: gradients_of(use_in(model, operation), ids) for name, operation in operations.items()}
     agreement = distances(results.pop("ramnet_np"), results.pop("authors"))
-    print("float32, difference over norm:", ", ".join(f"{name} {value:.1e}" for name, value in agreement.items()))
+    said = ", ".join(f"{name} {value:.1e}" for name, value in agreement.items())
+    print("float32, difference over norm:", said, flush=True)
 
     rows, tokens = [], {}
     for name, operation in operations.items():
@@ -107,7 +109,7 @@ def main(options: Options) -> None:
         rows.append(row)
     for batch in (1, 16):
         same = (tokens["authors", batch] == tokens["ramnet_np", batch]).float().mean().item()
-        print(f"greedy tokens, B {batch}: {same:.1%} the same")
+        print(f"greedy tokens, B {batch}: {same:.1%} the same", flush=True)
     model.zero_grad(set_to_none=True)
     for row, (_, operation) in zip(rows, operations.items(), strict=True):
         use_in(model, operation)

@@ -8,7 +8,7 @@ from . import decode
 from .cache import WHY_NOT_KEPT, KernelCache
 from .memory import memory_backward, memory_forward
 from .norm import few_rows_rmsnorm
-from .products import few_rows_product
+from .products import few_rows_product, normed_gated_product, normed_products, product_added
 from .sparse import enter_rows, find_rows, number_slots
 from .step import sparse_step, step
 
@@ -31,6 +31,9 @@ BACKEND = Backend(
     layers={
         "few_rows_product": few_rows_product,
         "few_rows_rmsnorm": few_rows_rmsnorm,
+        "normed_products": normed_products,
+        "normed_gated_product": normed_gated_product,
+        "product_added": product_added,
         "find_rows": find_rows,
         "enter_rows": enter_rows,
         "number_slots": number_slots,

@@ -19,17 +19,23 @@ def few_rows_rmsnorm(rows: Array, weight: Array, eps: float) -> tuple[np.ndarray
 
 @kernel
 def _rmsnorm(rows, weight, eps, y, rstd):
-    one = y.dtype.type(1)
     for n in range(rows.shape[0]):
-        row, size = rows[n], y.dtype.type(rows.shape[1])
-        largest = one
-        mean_square = _sum_of_squares(row, one) / size
-        if not mean_square < np.inf:  # a square overflowed: relative to the largest number
-            largest = np.abs(row).max()
-            mean_square = _sum_of_squares(row, largest) / size
-        rstd[n, 0] = one / np.sqrt(mean_square + eps / largest / largest) / largest
-        for d in range(row.size):
-            y[n, d] = row[d] * rstd[n, 0] * weight[d]
+        rstd[n, 0] = norm_row(rows[n], weight, eps, y[n])
+
+
+@inner
+def norm_row(row, weight, eps, y):
+    """Write the normed row, times the weight, to ``y``; returns 1 / sqrt(mean square + eps)."""
+    one, size = y.dtype.type(1), y.dtype.type(row.size)
+    largest = one
+    mean_square = _sum_of_squares(row, one) / size
+    if not mean_square < np.inf:  # a square overflowed: relative to the largest number
+        largest = np.abs(row).max()
+        mean_square = _sum_of_squares(row, largest) / size
+    rstd = one / np.sqrt(mean_square + eps / largest / largest) / largest
+    for d in range(row.size):
+        y[d] = row[d] * rstd * weight[d]
+    return rstd
 
 
 @inner(fastmath={"reassoc", "contract"})

@@ -14,7 +14,7 @@ from .layers.add import add_specialisation
 from .layers.attention import attention_specialisation
 from .layers.delta import delta_specialisation
 from .layers.embedding import ORDER, embedding_specialisation
-from .layers.few_rows import few_rows_specialisation
+from .layers.few_rows import few_rows_mma_specialisation, few_rows_specialisation, few_rows_tile_specialisation
 from .layers.flash_attention import flash_specialisation
 from .layers.gate import gate_specialisation
 from .layers.loss import loss_specialisation
@@ -93,10 +93,16 @@ def _memory() -> list[Specialisation]:
 def _few_rows() -> list[Specialisation]:
     """One sequence and many, plain and gated, of every type; rows that cannot be loaded 16 bytes at a time."""
     return [
-        few_rows_specialisation("bfloat16", 16),
-        few_rows_specialisation("bfloat16", 16, 2, gated=True),
-        few_rows_specialisation("bfloat16", 64, 4, gated=True),
-        few_rows_specialisation("float16", 32, 4, wide=False),
+        few_rows_mma_specialisation("bfloat16", 1, 6, 6),
+        few_rows_mma_specialisation("bfloat16", 2, 2, 2, norm=True),
+        few_rows_mma_specialisation("bfloat16", 6, 2, 2, norm=True, gated=True),
+        few_rows_mma_specialisation("float16", 2, 9, 4),
+        few_rows_mma_specialisation("float16", 1, 2, 1, wide=False),
+        few_rows_tile_specialisation("bfloat16", 2816, 64, 8, 8, 6),
+        few_rows_tile_specialisation("bfloat16", 1024, 64, 12, 2, 5, norm=True, gated=True),
+        few_rows_tile_specialisation("bfloat16", 1024, 128, 12, 1, 7, norm=True, gated=True),
+        few_rows_tile_specialisation("bfloat16", 2816, 128, 16, 8, 6),
+        few_rows_tile_specialisation("float16", 513, 64, 2, 2, 5, norm=True),
         few_rows_specialisation("float", 1),
         few_rows_specialisation("float", 16, gated=True),
         few_rows_specialisation("double", 16, wide=False),

@@ -52,6 +52,7 @@ def pdma(number) -> Retention:
 def gsu(number) -> Retention:
     """alpha = (1 - w) / ((1 - w) + exp(gamma) w)."""
     one = number(1)
+    steepest = number(2.0 ** (105 if number.bitwidth == 32 else 972))  # leaves room for the adjoint, as in the core
 
     @cuda.jit(device=True)
     def parts(w, gamma):
@@ -72,7 +73,8 @@ def gsu(number) -> Retention:
         _, total = parts(w, gamma)
         if total == 0:
             total = one
-        return -(number(math.exp(-abs(gamma))) / total) / total, -alpha * (one - alpha)
+        ratio = number(math.exp(-abs(gamma))) / total
+        return -ratio / max(total, ratio / steepest), -alpha * (one - alpha)
 
     return Retention(alpha_of, slopes_of)
 

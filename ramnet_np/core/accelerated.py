@@ -80,7 +80,8 @@ def accelerated_everywhere(function: Callable[_Arguments, _Result]) -> Callable[
     @on_gpu_of_arrays
     @functools.wraps(function)  # an error names the arguments
     def elsewhere(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        return backend_for(args[0]).layers.get(name, function)(*args, **kwargs)
+        result = backend_for(args[0]).layers.get(name, function)(*args, **kwargs)
+        return function(*args, **kwargs) if result is NotImplemented else result
 
     @functools.wraps(function)
     def dispatched(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -89,7 +90,8 @@ def accelerated_everywhere(function: Callable[_Arguments, _Result]) -> Callable[
         selected = selected_backend()
         if selected not in for_numpy:
             for_numpy[selected] = backend_for(args[0]).layers.get(name, function)
-        return for_numpy[selected](*args, **kwargs)
+        result = for_numpy[selected](*args, **kwargs)
+        return function(*args, **kwargs) if result is NotImplemented else result
 
     return dispatched
 

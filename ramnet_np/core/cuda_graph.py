@@ -89,6 +89,33 @@ def capture(call: Callable[[], T], stream: Any, pool: Any) -> tuple[Any, T]:
         return stream.end_capture(), result
 
 
+@contextmanager
+def weights_stay() -> Iterator[None]:
+    """Within this block no call writes weights: a kernel may read its own while the launch before it still runs.
+
+    >>> with weights_stay():
+    ...     inside = weights_are_staying()
+    >>> inside, weights_are_staying()
+    (True, False)
+    """
+    before = weights_are_staying()
+    _weights.stay = True
+    try:
+        yield
+    finally:
+        _weights.stay = before
+
+
+def weights_are_staying() -> bool:
+    """Whether this thread is within :func:`weights_stay`.
+
+    >>> with weights_stay():
+    ...     weights_are_staying()
+    True
+    """
+    return getattr(_weights, "stay", False)
+
+
 class HostCopy:
     """Memory on the host for a small array of a GPU, which is copied there while the device goes on.
 
@@ -123,6 +150,7 @@ def why_not_captured(error: Exception) -> str:
 
 
 _streams = threading.local()
+_weights = threading.local()
 
 
 def _free(gpu: Any, stream: Any, pool: Any) -> None:

@@ -97,7 +97,7 @@ class SlotRows:
         """Room for ``new`` rows more, in the table too. MemoryError where there is none."""
         self._reserve(self.count + new)
         if 2 * (self.count + new) > self.entries.size:
-            self._rebuild(self.count + new)
+            self.entries = self._table(self.count + new)
 
     def put(self, keys: Array, rows: Array, now: int = 0, changed: bool = True) -> None:
         """Store ``rows`` (N, width) under ``keys`` (N,), which differ: in place of those that are there, else anew.
@@ -108,17 +108,14 @@ class SlotRows:
         at = self.find(keys)
         new = at < 0
         start, stop = self.count, self.count + int(new.sum())
-        self._reserve(stop)
+        self.reserve(stop - start)
         at[new] = self._xp.arange(start, stop)
         self.key[at] = keys
         self.rows[at] = rows
         self.used[at] = now
         self.changed[at] = changed
+        enter_rows(self.key, self.entries, start, stop)
         self.count = stop
-        if 2 * stop > self.entries.size:
-            self._rebuild(stop)
-        else:
-            enter_rows(self.key, self.entries, start, stop)
 
     def forget(self, rows: Array) -> None:
         """Give the places of ``rows``, (N,) distinct numbers, back: the last rows move there."""
@@ -129,7 +126,7 @@ class SlotRows:
         for array in (self.key, self.rows, self.used, self.changed):
             array[holes] = array[movers]
         self.count = count
-        self._rebuild(count)
+        self.entries = self._table(count)
 
     def _reserve(self, rows: int) -> None:
         if rows <= len(self.key):
@@ -138,10 +135,11 @@ class SlotRows:
         self.rows = _grown(self.rows, size)  # first what there may be no memory for
         self.used, self.changed, self.key = (_grown(array, size) for array in (self.used, self.changed, self.key))
 
-    def _rebuild(self, rows: int) -> None:
-        """A table with room for twice so many rows."""
-        self.entries = self._xp.full(1 << (4 * max(rows, 1) - 1).bit_length(), FREE, dtype=np.int32)
-        enter_rows(self.key, self.entries, 0, self.count)
+    def _table(self, rows: int) -> Array:
+        """The rows that are held, in a table with room for twice so many as ``rows``."""
+        entries = self._xp.full(1 << (4 * max(rows, 1) - 1).bit_length(), FREE, dtype=np.int32)
+        enter_rows(self.key, entries, 0, self.count)
+        return entries
 
 
 def _grown(array: Array, size: int) -> Array:

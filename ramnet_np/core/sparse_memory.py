@@ -91,9 +91,14 @@ def sparse_step(
     >>> sparse_step(BACKEND, logits, logits, v, 1.0, position, None, state, decode, MemoryOptions(slots=4)).item()
     0.14285714285681633
     """
+    state.require_whole()
     token = write_logits, read_logits, values, gamma, positions, mask
     if backend.sparse_step is not None:
-        y = backend.sparse_step(*token, state, decode, options)
+        try:
+            y = backend.sparse_step(*token, state, decode, options)
+        except (KeyboardInterrupt, SystemExit) as error:  # rows may be new before the state counts them
+            state.lose(error)
+            raise
         if y is not NotImplemented:
             return y
     logits, cape_heads = (write_logits, read_logits), decode.cape_heads

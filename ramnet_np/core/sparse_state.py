@@ -16,6 +16,7 @@ import numpy as np
 from ramnet_np.backend import backend_for
 from ramnet_np.contract import Array, MemoryTiers, RAMState
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.sparse_checks import check_tiers, checked_dtype, checked_mass, checked_sequences, checked_shape
 from ramnet_np.core.tiered_rows import TieredRows
 
 BLOCK = 2**16  # rows that are moved at once where all are
@@ -28,7 +29,7 @@ class SparseRAMState:
     place. Gradients end where it came in. M may be up to 2**31 - 1 everywhere.
 
     ``shape``: (B, H, M, C); ``initial_mass``: z of a slot that was never written, None for 1/M; ``tiers``: where rows
-    may be. ValueError or OSError, naming the argument. Source: paper section 7; spec section 4.
+    may be. TypeError, ValueError or OSError, naming the argument. Source: paper section 7; spec section 4.
 
     >>> state = SparseRAMState.initial(batch=1, heads=2, slots=2**31 - 1, channels=4)
     >>> state.shape, state.written
@@ -44,14 +45,12 @@ class SparseRAMState:
         initial_mass: float | None = None,
         tiers: MemoryTiers | None = None,
     ):
-        tiers = tiers or MemoryTiers()
-        for name, size, least in zip(("batch", "heads", "slots", "channels"), shape, (0, 0, 1, 0), strict=True):
-            if not least <= size < 2**31:
-                raise ValueError(f"{name} must be between {least} and {2**31 - 1}, got {size}")
-        self.shape, self.dtype, self.xp, self.tiers = shape, np.dtype(dtype), xp, tiers
-        self.initial_mass = 1 / shape[2] if initial_mass is None else initial_mass
+        self.tiers = MemoryTiers() if tiers is None else tiers
+        check_tiers(self.tiers)
+        self.shape, self.dtype, self.xp = checked_shape(shape), checked_dtype(dtype), xp
+        self.initial_mass = 1 / self.shape[2] if initial_mass is None else checked_mass(initial_mass)
         self._lost = ""
-        self.rows = _rows_for(xp)(shape[3], self.dtype, self.initial_mass, tiers)
+        self.rows = _rows_for(xp)(self.shape[3], self.dtype, self.initial_mass, self.tiers)
 
     @classmethod
     def initial(
@@ -80,30 +79,49 @@ class SparseRAMState:
         return self.rows.disk_nbytes
 
     def gather(self, keys: Array) -> Array:
-        """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ."""
-        self._require_whole()
-        return self.rows.gather(keys)
+        """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ.
+
+        OSError where they cannot be read, or where no room can be made for them; then nothing has changed.
+        """
+        self.require_whole()
+        try:
+            return self.rows.gather(keys)
+        except OSError:
+            raise
+        except BaseException as error:  # Ctrl-C may come while rows move between tiers
+            self.lose(error)
+            raise
 
     def scatter(self, keys: Array, rows: Array) -> None:
         """Store ``rows`` (N, C + 1) of slots that were written; their ``keys`` (N,) differ.
 
         MemoryError or OSError where there is no room: then some rows are new and some old, and every later use of the
-        state says so.
+        state says so. The same holds where Ctrl-C interrupts it.
         """
-        self._require_whole()
+        self.require_whole()
         try:
             self.rows.scatter(keys, rows)
-        except (MemoryError, OSError) as error:
-            self._lost = f"that a segment left half written: {error}"
+        except BaseException as error:
+            self.lose(error)
             raise
+
+    def lose(self, error: BaseException) -> None:
+        """Note that the state is half written, as ``error`` came between: every later use says so."""
+        why = " ".join(str(error).split()) or type(error).__name__
+        self._lost = self._lost or f"that a segment left half written: {why}"
+
+    def require_whole(self) -> None:
+        """ValueError for a state that was closed or is half written."""
+        if self._lost:
+            raise ValueError(f"state must be whole, got one {self._lost}")
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[Array, Array]]:
         """Every slot that was written, keys and rows (N, C + 1), about ``size`` at a time; nothing moves."""
-        self._require_whole()
+        self.require_whole()
         return self.rows.blocks(size)
 
     def take(self, sequences: Sequence[int], tiers: MemoryTiers | None = None) -> SparseRAMState:
-        """A copy of some sequences of the batch, by default in the same tiers."""
+        """A copy of some sequences of the batch, by default in the same tiers. ValueError for one that is not there."""
         return SparseRAMState.joined([self], [sequences], tiers)
 
     def copy(self) -> SparseRAMState:
@@ -119,13 +137,16 @@ class SparseRAMState:
     ) -> SparseRAMState:
         """One batch of copies of all ``states``, or of some ``sequences`` of each; the others stay as they are.
 
+        TypeError or ValueError for states that differ in more than their batch.
+
         >>> states = [SparseRAMState.initial(batch=b, heads=1, slots=8, channels=2) for b in (1, 2)]
         >>> SparseRAMState.joined(states).shape
         (3, 1, 8, 2)
         """
+        _check_alike(states)
         first = states[0]
-        if sequences is None:
-            sequences = [range(state.shape[0]) for state in states]
+        sequences = [range(state.shape[0]) for state in states] if sequences is None else sequences
+        sequences = [checked_sequences(*pair) for pair in zip(sequences, (s.shape[0] for s in states), strict=True)]
         batch, per_sequence = sum(map(len, sequences)), first.shape[1] * first.shape[2]
         mass, begin = first.initial_mass, 0
         result = cls((batch, *first.shape[1:]), first.dtype, first.xp, initial_mass=mass, tiers=tiers or first.tiers)
@@ -148,6 +169,8 @@ class SparseRAMState:
         >>> SparseRAMState.of_dense(dense).written
         1
         """
+        if not isinstance(state, RAMState):
+            raise TypeError(f"state must be a RAMState (slots, mass), got {type(state).__name__}")
         xp, C = namespace_of(state.slots), state.slots.shape[3]
         result = cls(state.slots.shape, state.slots.dtype, xp, initial_mass=initial_mass, tiers=tiers)
         slots, mass = state.slots.reshape(-1, C), state.mass.reshape(-1)
@@ -172,12 +195,19 @@ class SparseRAMState:
         self.rows.close()
         self._lost = "that was closed"
 
-    def _require_whole(self) -> None:
-        if self._lost:
-            raise ValueError(f"state must be whole, got one {self._lost}")
+
+def _check_alike(states: Sequence[SparseRAMState]) -> None:
+    if not states or not all(isinstance(state, SparseRAMState) for state in states):
+        got = ", ".join(type(state).__name__ for state in states) or "none"
+        raise TypeError(f"states must be one SparseRAMState or more, got {got}")
+    kinds = [(*state.shape[1:], state.dtype.name, state.xp.__name__, state.initial_mass) for state in states]
+    if different := [kind for kind in kinds if kind != kinds[0]]:
+        raise ValueError(f"states must differ in their batch alone, got {kinds[0]} and {different[0]}")
 
 
 def _rows_for(xp: Any) -> Any:
     """What makes the rows of a state for arrays of ``xp``: the backend's own, or those of the core."""
+    if not hasattr(xp, "empty"):
+        raise TypeError(f"xp must be numpy or cupy, got {xp!r}")
     made = None if xp is np else backend_for(xp.empty(0)).sparse_rows
     return made or partial(TieredRows, xp=xp)

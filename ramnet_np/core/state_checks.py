@@ -29,6 +29,7 @@ def check_state(name: str, state: Any, shape: tuple[int, int, int, int], like: A
         raise TypeError(f"{name} must be a RAMState (slots, mass), got {type(state).__name__}")
     dtype = like.dtype if like.dtype.itemsize >= 4 else np.dtype(np.float32)
     if isinstance(state, SparseRAMState):
+        state.require_whole()
         if packed:
             raise ValueError(f"cu_seqlens must be None where {name} is a SparseRAMState, got packed sequences")
         if state.xp is not namespace_of(like):

@@ -8,12 +8,14 @@ one place. Source: paper section 7; least recently used: P. Denning, The working
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ramnet_np.contract import Array, MemoryTiers
 from ramnet_np.core.slot_rows import PAGE, SlotRows
+from ramnet_np.core.sparse_checks import check_tiers_of_cpu
 
 LEAST_ROWS = 16 * PAGE  # that the host must hold where it has a capacity
 
@@ -35,9 +37,9 @@ class TieredRows:
     def __init__(self, channels: int, dtype: np.dtype, initial_mass: float, tiers: MemoryTiers, xp: Any = np):
         self._up, self._now, self._xp, self._initial_mass = SlotRows(channels + 1, dtype, xp), 0, xp, initial_mass
         row = (channels + 1) * dtype.itemsize
-        if tiers.gpu is not None and xp is np:
-            raise ValueError(f"memory.gpu must be None for a state on the CPU, got {tiers.gpu} bytes for each layer")
-        if xp is not np and tiers != MemoryTiers():
+        if xp is np:
+            check_tiers_of_cpu(tiers)
+        elif tiers != MemoryTiers():
             raise ValueError("memory must have no limits for arrays on the GPU without backend 'cupy'")
         self._capacity = None if tiers.host is None else tiers.host // row
         if self._capacity is not None and self._capacity < LEAST_ROWS:
@@ -49,7 +51,7 @@ class TieredRows:
         if tiers.disk is not None:
             from ramnet_np.core.disk_pages import DiskPages  # the operation is imported without what files need
 
-            self._disk = DiskPages(tiers.disk, tiers.disk_bytes, channels + 1, dtype)
+            self._disk = DiskPages(Path(tiers.disk), tiers.disk_bytes, channels + 1, dtype)
 
     @property
     def written(self) -> int:

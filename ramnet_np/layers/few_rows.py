@@ -8,14 +8,14 @@ that one launch can take. They keep nothing for a backward.
 from __future__ import annotations
 
 from ramnet_np.contract import Array
-from ramnet_np.core.accelerated import accelerated
+from ramnet_np.core.accelerated import accelerated_everywhere
 from ramnet_np.core.require import ArraySpec, require_like
 from ramnet_np.layers.gate import gate_forward
 from ramnet_np.layers.linear import add_in_place, linear_forward
 from ramnet_np.layers.norm import rmsnorm_forward
 
 
-@accelerated
+@accelerated_everywhere
 def normed_products(
     x: Array, norm: Array, eps: float, weights: tuple[Array, ...], biases: tuple[Array | None, ...]
 ) -> tuple[Array, ...]:
@@ -37,7 +37,7 @@ def normed_products(
     return tuple(linear_forward(n, weight, bias)[0] for weight, bias in zip(weights, biases, strict=True))
 
 
-@accelerated
+@accelerated_everywhere
 def normed_gated_product(x: Array, norm: Array, eps: float, gate: Array, up: Array) -> Array:
     """The inner layer of SwiGLU, of a normed input.
 
@@ -55,7 +55,7 @@ def normed_gated_product(x: Array, norm: Array, eps: float, gate: Array, up: Arr
     return gate_forward(linear_forward(n, gate)[0], linear_forward(n, up)[0], silu=True)[0]
 
 
-@accelerated
+@accelerated_everywhere
 def product_added(x: Array, weight: Array, bias: Array | None, add: Array) -> Array:
     """A linear map, added to the stream.
 

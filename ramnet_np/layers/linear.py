@@ -20,7 +20,7 @@ from ramnet_np.core.require import (
 )
 
 FEW_ROWS = 8  # up to which a product takes the time of reading its matrix
-FEW_ROWS_ON_GPU = 64  # the same where tensor cores compute
+FEW_ROWS_ON_GPU = 16  # the same on a GPU
 WORTH_A_KERNEL = 2**14  # elements of a matrix; smaller ones are multiplied before a kernel would have been found
 
 
@@ -159,7 +159,7 @@ def few_rows_product(x: Array, weight: Array) -> Array:
     """x W^T for so few rows that reading W takes the time: of one token, of a few sequences.
 
     ``x``: (N, D), N up to FEW_ROWS, on a GPU FEW_ROWS_ON_GPU; ``weight``: (E, D), of one dtype. Returns (N, E). A row
-    of the result is the same bits whatever N is; on a GPU for N up to 16, in 16-bit types up to 64.
+    of the result is the same bits whatever N is.
 
     >>> import numpy as np
     >>> few_rows_product(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])).tolist()

@@ -29,6 +29,7 @@ from ramnet_np.core.cuda_graph import (
     graph_pool,
     in_order_on,
     own_stream,
+    weights_stay,
     why_not_captured,
 )
 from ramnet_np.core.sparse_state import SparseRAMState
@@ -113,9 +114,12 @@ class TokensAhead:
     def _capture(self) -> None:
         state = list(self._stepper.state)
         try:
-            self._graph, _ = capture(self._take_in_and_choose, self._stream, self._pool)
-        except Exception as error:
+            with weights_stay():
+                self._graph, _ = capture(self._take_in_and_choose, self._stream, self._pool)
+        except BaseException as error:
             self._stepper.state[:] = state
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
             why = why_not_captured(error)
             if self._graphs == "on":
                 raise RuntimeError(f"a token could not be captured as a CUDA graph ({why})") from error

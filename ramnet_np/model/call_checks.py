@@ -21,6 +21,7 @@ from ramnet_np.model.live_tokens import live_tokens
 from ramnet_np.model.memory import require_memory
 from ramnet_np.model.mixers import MIXERS, CallOptions, mixers_of
 
+_SAME_SLOTS = "state must hold other slots for every layer, got two layers with the same"
 WORTH_ASKING = 2**28  # bytes from which on the system is asked whether it has them
 
 
@@ -65,13 +66,21 @@ def check_states(state: list[Any], config: RAMNetConfig, batch: int, positions: 
     if positions is None and cape:
         raise ValueError("positions must say where these tokens are, as heads use CAPE, got None")
     check_one_per_layer(state, config.layers)
-    slots, sparse = [], []
+    slots = []
     for i, memory in enumerate(state):
         check_block_state(f"state[{i}]", memory, of_layer(config, i), batch, like)
         slots += _slots_in(memory)
-        sparse += [id(part) for part in (memory, getattr(memory, "memory", None)) if isinstance(part, SparseRAMState)]
-    if len(set(map(memory_of, slots))) < len(slots) or len(set(sparse)) < len(sparse):
-        raise ValueError("state must hold other slots for every layer, got two layers with the same")
+    if len(set(map(memory_of, slots))) < len(slots):
+        raise ValueError(_SAME_SLOTS)
+    _check_sparse_apart(state)
+
+
+def _check_sparse_apart(state: Sequence[Any]) -> None:
+    """ValueError where two layers would update one sparse state."""
+    parts = [getattr(memory, "memory", memory) for memory in state]
+    sparse = [id(part) for part in parts if isinstance(part, SparseRAMState)]
+    if len(set(sparse)) < len(sparse):
+        raise ValueError(_SAME_SLOTS)
 
 
 def _slots_in(memory: Any) -> list[Array]:
@@ -138,6 +147,7 @@ def checked_options(
         check_state_memory(config, batch, ids.shape[1], like)
     if state is not None:
         check_one_per_layer(state, config.layers)
+        _check_sparse_apart(state)
     return options
 
 

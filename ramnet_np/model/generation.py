@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from ramnet_np.core.checks import check_mask
 from ramnet_np.core.cuda_graph import Graphs
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import require_ids
+from ramnet_np.core.sparse_checks import check_tiers
 from ramnet_np.layers.sampling import mark_seen
 from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model.ahead import TokensAhead
 from ramnet_np.model.checks import check_choice, check_integer
-from ramnet_np.model.sampling import Sampling, next_token, token_dtype
+from ramnet_np.model.sampling import Sampling, check_sampling, next_token, token_dtype
 from ramnet_np.model.settled import settled
 from ramnet_np.model.sparse import sparse_state
 from ramnet_np.model.states import alike, with_whole_windows
@@ -39,6 +41,7 @@ class Generation:
     ``graphs``: on a GPU, whether a token is captured as a CUDA graph: "on" raises RuntimeError where that fails, "auto"
     then warns and goes on without; a memory that grows does without.
     ValueError or TypeError, naming the argument, for a prompt that is empty or has a token outside the vocabulary.
+    A call that fails or is interrupted once it computes leaves the sequences half written: every later one says so.
 
     >>> from ramnet_np.model import RAMNet, RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)
@@ -59,10 +62,13 @@ class Generation:
         memory: MemoryTiers | None = None,
     ):
         check_choice("graphs", graphs, Graphs)
+        if memory is not None:
+            check_tiers(memory)
         self.model, self._settled, self._backend, self._graphs = model, settled(model), backend, graphs
         self._memory = memory
         self._chosen: Array = None  # tokens (B,) that the state does not hold yet
         self._ahead: TokensAhead | None = None  # on a GPU: its state holds the tokens before anyone has seen them
+        self._lost = ""
         if standing is not None:
             self._now = standing
             for stepper in standing.steppers:
@@ -84,22 +90,26 @@ class Generation:
     @on_gpu_of_arrays
     def next(self, sampling: Sampling) -> Array:
         """One more token of every sequence, (B,) int64."""
-        if ahead := self._tokens_ahead():
-            return ahead.next(sampling)
-        now = self.standing()
-        u = None
-        if not sampling.greedy:
-            u = uniform(row_seeds(sampling.seed, self.batch, now.logits), now.positions)
-        token = next_token(now.logits, sampling, u, now.seen)
-        mark_seen(now.seen, token)
-        self._chosen = token
-        return token
+        check_sampling(sampling)
+        with self._whole_or_lost():
+            if ahead := self._tokens_ahead():
+                return ahead.next(sampling)
+            now = self._taken_in()
+            u = None
+            if not sampling.greedy:
+                u = uniform(row_seeds(sampling.seed, self.batch, now.logits), now.positions)
+            token = next_token(now.logits, sampling, u, now.seen)
+            mark_seen(now.seen, token)
+            self._chosen = token
+            return token
 
     @on_gpu_of_arrays
     def next_on_host(self, sampling: Sampling) -> np.ndarray:
         """As :meth:`next`, as a NumPy array; a GPU is at the next step while the caller looks at it."""
-        if ahead := self._tokens_ahead():
-            return ahead.next_on_host(sampling)
+        check_sampling(sampling)
+        with self._whole_or_lost():
+            if ahead := self._tokens_ahead():
+                return ahead.next_on_host(sampling)
         return on_host(self.next(sampling))
 
     @on_gpu_of_arrays
@@ -108,6 +118,10 @@ class Generation:
 
         The next token may change these arrays.
         """
+        with self._whole_or_lost():
+            return self._taken_in()
+
+    def _taken_in(self) -> Standing:
         if self._ahead is not None:
             self._ahead.forget()
         elif self._chosen is not None:
@@ -123,14 +137,27 @@ class Generation:
         ``ids``: as of the class, one for each sequence.
         """
         self._require_prompts(ids, self.batch)
-        now = self.standing()
-        steppers: dict[tuple[int, ...], Stepper | None] = {}
-        for stepper in now.steppers:
-            lengths = [len(ids[row]) for row in stepper.rows]
-            for length in sorted(set(lengths)):
-                part = stepper.some([place for place, other in enumerate(lengths) if other == length])
-                steppers[tuple(part.rows.tolist())] = part
-        self._now, self._ahead = self._read(ids, steppers, now.positions, now.seen), None
+        with self._whole_or_lost():
+            now = self._taken_in()
+            steppers: dict[tuple[int, ...], Stepper | None] = {}
+            for stepper in now.steppers:
+                lengths = [len(ids[row]) for row in stepper.rows]
+                for length in sorted(set(lengths)):
+                    part = stepper.some([place for place, other in enumerate(lengths) if other == length])
+                    steppers[tuple(part.rows.tolist())] = part
+            self._now, self._ahead = self._read(ids, steppers, now.positions, now.seen), None
+
+    @contextmanager
+    def _whole_or_lost(self) -> Iterator[None]:
+        """What fails on the way, or is interrupted, may leave layers that have taken a token and others that have not:
+        every later use then says so."""
+        if self._lost:
+            raise ValueError(f"generation must be whole, got one that was ended by {self._lost}; begin it again")
+        try:
+            yield
+        except BaseException as error:
+            self._lost = f"{type(error).__name__} {' '.join(str(error).split())}".strip()
+            raise
 
     def _tokens_ahead(self) -> TokensAhead | None:
         """What chooses tokens ahead, if the sequences are on a GPU and all step together."""

@@ -30,13 +30,7 @@ from ramnet_np.model.block import (
     norm_backward,
     norm_forward,
 )
-from ramnet_np.model.call_checks import (
-    check_ids,
-    check_select,
-    check_state_memory,
-    check_states,
-    checked_options,
-)
+from ramnet_np.model.call_checks import check_ids, check_select, check_state_memory, check_states, checked_options
 from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.config import RAMNetConfig, of_layer
 from ramnet_np.model.count import describe
@@ -55,6 +49,7 @@ from ramnet_np.model.mixers import CallOptions
 from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
 from ramnet_np.model.sampling import Sampling
+from ramnet_np.model.states import lose_sparse
 from ramnet_np.model.tracing import trace
 
 Device = Literal["cpu", "gpu"]
@@ -437,11 +432,16 @@ class RAMNet:
         hidden_shape = x.shape
         # 2. blocks
         states, blocks = [], []
-        for i in range(config.layers):
-            params, before = subset(self.params, layer_prefix(i)), None if state is None else state[i]
-            x, new_state, block_ctx = block_forward(x, params, of_layer(config, i), i, state=before, options=options)
-            states.append(new_state)
-            blocks.append(block_ctx)
+        try:
+            for i in range(config.layers):
+                params, before = subset(self.params, layer_prefix(i)), None if state is None else state[i]
+                x, new, block_ctx = block_forward(x, params, of_layer(config, i), i, state=before, options=options)
+                states.append(new)
+                blocks.append(block_ctx)
+        except BaseException as error:
+            if any(new is not None for new in states):  # the layers before have taken the tokens
+                lose_sparse(state, error)
+            raise
         # 3. the tokens that are asked for
         if select is not None:
             x = x.reshape(-1, x.shape[-1])[select]

@@ -83,6 +83,18 @@ def next_token(logits: Array, sampling: Sampling, u: Array = None, seen: Array |
     )  # fmt: skip
 
 
+def check_sampling(sampling: Any) -> None:
+    """TypeError unless ``sampling`` says how tokens are chosen.
+
+    >>> check_sampling("greedy")
+    Traceback (most recent call last):
+        ...
+    TypeError: sampling must be a Sampling, such as Sampling(temperature=0.8), got 'greedy'
+    """
+    if not isinstance(sampling, Sampling):
+        raise TypeError(f"sampling must be a Sampling, such as Sampling(temperature=0.8), got {sampling!r}")
+
+
 def token_dtype(dtype: Any, vocab: int) -> np.dtype:
     """``dtype`` where it holds every token, else the next wider integers that do.
 

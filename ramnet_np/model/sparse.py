@@ -8,6 +8,7 @@ import numpy as np
 
 from ramnet_np.contract import MemoryTiers, RAMState
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.sparse_checks import check_tiers
 from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model.block import ConvState
 from ramnet_np.model.call_checks import mixers_with_slots
@@ -31,7 +32,9 @@ def sparse_state(model: Any, batch: int, tiers: MemoryTiers | None = None) -> li
     config, xp = model.config, namespace_of(*model.params.values())
     dtype = next(iter(model.params.values())).dtype
     _require_slots(config)
-    share = (tiers or MemoryTiers()).shared(config.layers)
+    tiers = MemoryTiers() if tiers is None else tiers
+    check_tiers(tiers)
+    share = tiers.shared(config.layers)
     shape = batch, config.heads, config.slots, config.head_channels
     state: list[Any] = []
     for _ in range(config.layers):
@@ -50,6 +53,7 @@ def with_tiers(state: list[Any], tiers: MemoryTiers, config: RAMNetConfig) -> li
     [SparseRAMState(B=1, H=1, M=16, C=2, float32, 0 slots written)]
     """
     _require_slots(config)
+    check_tiers(tiers)
     share = tiers.shared(len(state))
 
     def moved(layer: Any) -> Any:

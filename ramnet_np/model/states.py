@@ -42,6 +42,21 @@ def arrays_of(state: Any) -> list[Array]:
     return [state]
 
 
+def lose_sparse(state: Any, error: BaseException) -> None:
+    """Note in the sparse states among ``state`` that ``error`` ended a pass which some layers had already written.
+
+    >>> memory = SparseRAMState.initial(1, 1, 4, 2)
+    >>> lose_sparse([memory], MemoryError("no more"))
+    >>> memory.copy()
+    Traceback (most recent call last):
+        ...
+    ValueError: state must be whole, got one that a segment left half written: no more
+    """
+    for memory in arrays_of(state):
+        if isinstance(memory, SparseRAMState):
+            memory.lose(error)
+
+
 def rows_of(state: list[Any], rows: Sequence[int]) -> list[Any]:
     """Some sequences of a batch, as copies; a sparse state of all of them is itself, as a copy may not fit.
 

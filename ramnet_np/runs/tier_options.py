@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from ramnet_np.contract import MemoryTiers
@@ -73,4 +74,4 @@ def number_of_bytes(name: str, text: str) -> int | None:
     unit = UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
         raise ValueError(f"{name} must be a size such as 64GiB or 500MB, or all, got {text!r}")
-    return int(float(found[1]) * unit)
+    return int(Decimal(found[1]) * unit)

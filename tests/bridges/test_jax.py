@@ -122,6 +122,33 @@ def test_buffers_are_read_and_filled_where_they_lie(monkeypatch):
         np.testing.assert_array_equal(ours, other)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
+def test_on_a_gpu_where_the_arrays_lie(dtype, jit):
+    """The same bits as CuPy's arrays give; callbacks of NumPy play no part."""
+    cupy = pytest.importorskip("cupy")
+    try:
+        gpu = jax.devices("gpu")[0]
+    except RuntimeError:
+        pytest.skip("JAX sees no GPU")
+    options = OPTIONS["cape, mass"] | {"positions": np.arange(7, 7 + T), "mask": where_and_mask()["mask"]}
+    arrays = [jax.device_put(a, gpu) for a in draw(dtype)]
+
+    def loss(write, read, values, gamma, slots, mass):
+        y, state = bridge.ram_attention(write, read, values, gamma, state=RAMState(slots, mass), **options)
+        return y.sum() + (state.slots**2).sum(), (y, *state)
+
+    (_, made), grads = jit(jax.value_and_grad(loss, argnums=tuple(range(6)), has_aux=True))(*arrays)
+    assert {a.device for a in (*made, *grads)} == {gpu}
+    *inputs, slots, mass = map(cupy.asarray, draw(dtype))
+    on_gpu = options | {name: cupy.asarray(options[name]) for name in ("positions", "mask")}
+    y, state, ctx = ram_attention_forward(*inputs, state=RAMState(slots, mass), **on_gpu)
+    d = ram_attention_backward(cupy.ones_like(y), ctx, RAMState(2 * state.slots, 0 * state.mass))
+    for ours, other in zip((*made, *grads), (y, *state, *d[:4], *d.state), strict=True):
+        np.testing.assert_array_equal(ours, other.get())
+
+
 ERRORS = [
     ({"values": [1.0]}, TypeError, "values must be an array of JAX or NumPy, got list"),
     ({"values": np.zeros((B, T, H, C), np.float32)}, TypeError, "values must have the dtype of write_logits"),

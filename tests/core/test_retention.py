@@ -159,7 +159,7 @@ def test_nan_stays_nan_and_a_gamma_out_of_use_has_its_limit(update):
         assert retention_forward(w, np.array(-1e4), update).tolist() == [1, 1, 0]
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("backend", ["numpy", "numba"])  # of Numba CUDA: tests/kernels/test_numba_cuda_agreement.py
 @pytest.mark.parametrize("gamma", [-103.0, -95.0, -88.0, 72.0, 88.0, 90.0, 103.0])
 def test_gsu_has_gradients_where_a_weight_is_0_or_1_and_the_slope_is_past_float32(gamma, backend):
     write_logits, read_logits = np.random.default_rng(0).standard_normal((2, 1, 6, 1, 2, 4), dtype=np.float32)

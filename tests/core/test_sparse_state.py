@@ -165,7 +165,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"memory.host must hold at least 256 slots of a layer, 5120 bytes, got 5119"):
         SparseRAMState.initial(1, 1, 16, 4, tiers=MemoryTiers(host=5119))
     with pytest.raises(OSError, match=r"memory.disk must be a folder to write in, got .*nowhere"):
-        SparseRAMState.initial(1, 1, 16, 4, tiers=MemoryTiers(disk=tmp_path / "nowhere"))
+        SparseRAMState.initial(1, 1, 16, 4, tiers=MemoryTiers(host=5120, disk=tmp_path / "nowhere"))
     logits, values = np.zeros((1, 2, 1, 2, 4)), np.zeros((1, 2, 1, 3))
     with pytest.raises(ValueError, match=r"state must have shape .* = \(1, 1, 16, 3\) and be float64, got SparseRAMS"):
         ram_attention_forward(logits, logits, values, state=SparseRAMState.initial(1, 1, 16, 4, np.float64))

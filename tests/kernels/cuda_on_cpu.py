@@ -87,21 +87,21 @@ PTX = [
 ]
 
 
+def source_for_cpu(name, found=None):
+    """A source with what it includes, each file once, without PTX; ``found``: names that are included already."""
+    found = set() if found is None else found
+    if name in found:
+        return ""
+    found.add(name)
+    text = (FOLDER / name).read_text()
+    for ptx, instead in PTX:
+        text = re.sub(ptx, instead, text, flags=re.DOTALL)
+    return re.sub(r'#include "([^"]*)"', lambda include: source_for_cpu(include[1], found), text)
+
+
 def compile_for_cpu(specialisation, params, folder):
     """The kernels of a specialisation as a library; ``params``: the name of the struct that all of them take."""
-    found = set()
-
-    def text_of(name):
-        """A source with what it includes, each file once."""
-        if name in found:
-            return ""
-        found.add(name)
-        text = (FOLDER / name).read_text()
-        for ptx, instead in PTX:
-            text = re.sub(ptx, instead, text, flags=re.DOTALL)
-        return re.sub(r'#include "([^"]*)"', lambda include: text_of(include[1]), text)
-
-    source = re.sub(r"#pragma (once|unroll).*", "", text_of(specialisation.source))
+    source = re.sub(r"#pragma (once|unroll).*", "", source_for_cpu(specialisation.source))
     source = re.sub(r"(__global__ void (?:__launch_bounds__\(THREADS\) )?)(\w+)\(", r"\1kernel_\2(", source)
     runs = [RUN.format(name=name, params=params) for name in specialisation.kernels]
     (folder / "kernels.cpp").write_text("".join([SHIM, source, *runs]))

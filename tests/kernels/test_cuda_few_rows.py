@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 from ramnet_np.kernels.cuda.layers import few_rows
+from ramnet_np.kernels.cuda.runtime import overlap
 
 from ramnet_np.core.accelerated import ACCELERATED
+from ramnet_np.core.cuda_graph import capture, graph_pool, own_stream, weights_stay
 from ramnet_np.layers.few_rows import normed_gated_product, normed_products, product_added
 from ramnet_np.layers.linear import few_rows_product
+from ramnet_np.layers.norm import rmsnorm_forward
 from ramnet_np.model import RAMNet, RAMNetConfig
 
 pytestmark = pytest.mark.gpu
 
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6, "float16": 2e-3, "bfloat16": 1.5e-2}  # of the largest number
-ROWS = (1, 2, 3, 4, 8, 9, 15, 16, 17, 31, 33, 64, 65, 70)  # to both sides of the sizes of blocks, and beyond them
+ROWS = (1, 2, 3, 4, 8, 9, 15, 16, 17, 31, 33, 64, 65, 130)  # to both sides of the sizes of blocks, and beyond them
 WIDTHS = (1, 7, 8, 64, 100, 513, 1024, 2816)
 OUTPUTS = ((1,), (8, 3), (40, 33, 16, 5), (2816, 2816))
 EPS = 1e-6
@@ -77,13 +80,15 @@ def test_as_the_mathematics_and_the_same_bits_for_a_row_beside_any_others(cp, dt
         arrays = draw(dtype, max(ROWS), width, outputs)
         expected = results(*each(lambda a: a.astype(np.float64), arrays))
         on_gpu = each(cp.asarray, arrays)
-        first = each(cp.asnumpy, results(on_gpu[0][:1], *on_gpu[1:4], on_gpu[4][:1]))
+        few, more = (each(cp.asnumpy, results(on_gpu[0][:n], *on_gpu[1:4], on_gpu[4][:n])) for n in (1, 17))
         for rows in ROWS:
             part = (on_gpu[0][:rows], *on_gpu[1:4], on_gpu[4][:rows])
             got = each(cp.asnumpy, results(*part))
             check(got, [e[:rows] for e in expected], dtype)
             if rows <= few_rows.MOST_ROWS[dtype_of(dtype).itemsize]:
-                assert [a[:1].tobytes() for a in got] == [a.tobytes() for a in first]
+                alike = few if rows <= few_rows.ROWS else more[:-1]  # more rows of a product alone are cuBLAS's
+                for one, same in zip(got, alike, strict=False):
+                    assert rows > few_rows.TILE_ROWS or one[: len(same)].tobytes() == same.tobytes()
                 with monkeypatch.context() as patch:
                     patch.setattr(cp, "empty", poisoned)
                     again = each(cp.asnumpy, results(*part))
@@ -119,6 +124,32 @@ def test_arrays_that_are_not_contiguous_or_aligned(cp, dtype):
     for laid_out in (shifted, strided):
         got = [a.get() for a in results(*laid_out, add)]
         check(got, [e.astype(np.float64) for e in expected], dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_launches_that_overlap_give_the_bits_of_those_that_do_not(cp, dtype, monkeypatch):
+    x, norm, weights, biases, add = each(cp.asarray, draw(dtype, 3, 512, (512, 512)))
+    overlapped, driver, pool = [], overlap._driver, graph_pool()  # the graph's memory stays
+    cp.cuda.Device().synchronize()
+
+    def chain():
+        y = x
+        for _ in range(20):
+            y = product_added(normed_gated_product(y, norm, EPS, *weights), weights[0], biases[0], add)
+            y = rmsnorm_forward(normed_products(y, norm, EPS, weights, biases)[0], norm, EPS)[0]
+        return y
+
+    monkeypatch.setattr(overlap, "_driver", lambda: [overlapped.append(1), driver()][1])
+    with own_stream() as stream:
+        expected = chain().get()
+        assert not overlapped
+        with weights_stay():
+            graph, got = capture(chain, stream, pool)
+        assert len(overlapped) == (80 if overlap._possible(0) else 0)
+        for _ in range(20):
+            got.fill(0)
+            graph.launch()
+            assert got.get().tobytes() == expected.tobytes()
 
 
 def test_no_rows(cp):

@@ -98,6 +98,20 @@ def test_plain_kernels_equal_numpy(case, monkeypatch):
     assert_agree(on_device(inputs), run(inputs, "numpy"))
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_gsu_has_gradients_where_a_weight_is_0_or_1_and_the_slope_is_past_float32(plain, monkeypatch):
+    if plain:
+        plain_kernels_serve(monkeypatch)
+    inputs = draw(
+        Case("gsu-far", B=1, T=4, H=1, U=1, P=3, C=2, K=3, gamma="token", options={"update": "gsu"}), np.float32
+    )
+    write_logits, _, values = inputs.arrays
+    write_logits[..., 0] += 120  # one slot has weight 1, the others 0, exactly
+    values[...], inputs.dy[...], inputs.gamma[...] = 100, 100, np.array([-90, 72, 90, 103]).reshape(1, 4, 1)
+    actual = on_device(inputs)
+    assert all(np.isfinite(actual[name]).all() for name in actual if name.startswith("d"))
+
+
 @pytest.mark.parametrize("name", ["everything", "gsu-per-token", "given-state", "no-state-returned", "M-large"])
 def test_plain_kernels_with_the_state_in_device_memory_equal_numpy(name, monkeypatch):
     plain_kernels_serve(monkeypatch, in_shared=False)

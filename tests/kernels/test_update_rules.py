@@ -1,6 +1,9 @@
 """Update rules in every tier: each has all rules of the core's table, and refuses one that it does not know."""
 
+import ctypes
 import itertools
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from numba import njit
 from ramnet_np.kernels import cpu
 from ramnet_np.kernels.cpu.retention import kernel_options
 from ramnet_np.kernels.cuda.memory.retention import known_rules, require_rule
+from ramnet_np.kernels.numba_cuda.compiler import float32
 from ramnet_np.kernels.numba_cuda.retention import RULES as NUMBA_CUDA_RULES
 from ramnet_np.kernels.numba_cuda.retention import retention_of
 
@@ -15,6 +19,7 @@ from ramnet_np import RAMState, ram_attention_forward, ram_attention_step
 from ramnet_np.contract import MemoryOptions
 from ramnet_np.core import dense
 from ramnet_np.core.retention import RULES
+from tests.kernels.cuda_on_cpu import source_for_cpu
 from tests.tolerances import assert_close
 
 TABLES = {
@@ -26,7 +31,7 @@ TABLES = {
 REFUSALS = {
     "numba": lambda update: kernel_options(MemoryOptions(4, update), np.dtype(np.float32)),
     "cupy": require_rule,
-    "numba-cuda": lambda update: retention_of(update, np.float32),
+    "numba-cuda": lambda update: retention_of(update, float32),
 }
 
 
@@ -67,6 +72,54 @@ def test_numba_rules_are_those_of_the_core(update, dtype):
         )
         for actual, expected in zip(slopes.T, rule.backward(w, gamma, alpha, proxy_eps), strict=True):
             assert_close(actual, expected, gradient=True)
+
+
+SLOPES_ON_CPU = r"""
+extern "C" void gsu_slopes_NUMBER(NUMBER w, NUMBER gamma, NUMBER* into) {
+    const Slopes<NUMBER> slopes = rules::gsu<NUMBER>::slopes(w, gamma, rules::gsu<NUMBER>::alpha(w, gamma), 0);
+    into[0] = slopes.w, into[1] = slopes.gamma;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def gsu_of_cuda(tmp_path_factory):
+    """(w, gamma) -> slopes, of the CUDA C++ source, compiled for the CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler here")
+    folder = tmp_path_factory.mktemp("gsu")
+    shim = (
+        "#include <cmath>\n#include <cstring>\n#define __device__\n#define __forceinline__ inline\n#define UPDATE gsu\n"
+    )
+    shim += "struct { unsigned x; } blockIdx, gridDim;\nstruct int4 {}; struct uint4 {};\n"
+    shim += "inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }\n"
+    shim += "inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }\n"
+    source = source_for_cpu("memory/retention.cuh") + "".join(
+        SLOPES_ON_CPU.replace("NUMBER", number) for number in ("float", "double")
+    )
+    (folder / "gsu.cpp").write_text(shim + source)
+    command = ["g++", "-std=c++20", "-w", "-shared", "-fPIC", "gsu.cpp", "-o", "gsu.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    library = ctypes.CDLL(str(folder / "gsu.so"))
+
+    def slopes(w, gamma):
+        into, name = np.empty(2, w.dtype), "float" if w.dtype == np.float32 else "double"
+        kind = getattr(ctypes, f"c_{name}")
+        getattr(library, f"gsu_slopes_{name}")(kind(w), kind(gamma), into.ctypes.data_as(ctypes.c_void_p))
+        return into
+
+    return slopes
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_slopes_of_gsu_in_cuda_are_those_of_the_core_and_finite(gsu_of_cuda, dtype):
+    w, far = np.array([0.0, 1e-12, 0.3, 0.9, 1.0], dtype), 1 if dtype == np.float32 else 8
+    for gamma in (-103.0, -90.0, -72.0, -3.0, 0.0, 2.5, 72.0, 90.0, 103.0):
+        g = dtype(far * gamma)
+        expected = np.array(RULES["gsu"].backward(w, g, RULES["gsu"].forward(w, g), 0.0))
+        actual = np.array([gsu_of_cuda(x, g) for x in w]).T
+        assert np.isfinite(actual * 1e6).all()  # an adjoint has room
+        assert_close(actual, expected, gradient=True)
 
 
 def test_numba_refuses_before_it_changes_a_state(extra_rule):

@@ -229,7 +229,7 @@ def test_a_capture_that_fails_is_said_and_generation_goes_on(cp, monkeypatch):
     def refuse(stream):
         raise RuntimeError("not today\nand more")
 
-    monkeypatch.setattr("ramnet_np.core.cuda_graph._begin_capture", refuse)
+    monkeypatch.setattr("ramnet_np.core.cuda_graph.begin_capture", refuse)
     with pytest.warns(UserWarning, match=r"a token could not be captured \(RuntimeError: not today\)"):
         got = tokens(Generation(make("delta"), prompts(cp, 3)), DRAWN)
     np.testing.assert_array_equal(got, expected)

@@ -202,7 +202,7 @@ def test_a_capture_that_fails_is_said_and_training_goes_on(cp, monkeypatch):
     def refuse(self, *args):
         raise RuntimeError("not today\nand more")
 
-    monkeypatch.setattr("ramnet_np.core.cuda_graph._begin_capture", refuse)
+    monkeypatch.setattr("ramnet_np.core.cuda_graph.begin_capture", refuse)
     trainer = GPUTrainer(model, TRAIN, adamw_init(model.params), "auto", said.append)
     with trainer:
         for batch in batches():

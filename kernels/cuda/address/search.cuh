@@ -52,8 +52,8 @@ template <class Acc, int U, int P, int K> struct WarpSearch {
         for (int v = lane; v < U * P; v += 32) {
             const int u = v / P;
             Acc x[P];
-            load_read_only(logits + u * P, x);
-            const Acc mine = widen(load_read_only(logits + v));
+            load(logits + u * P, x);
+            const Acc mine = widen(logits[v]);
             Acc top = x[0];
 #pragma unroll
             for (int p = 1; p < P; p++) top = max_no_ftz(top, x[p]);

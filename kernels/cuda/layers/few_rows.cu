@@ -21,9 +21,26 @@ struct Weights {
 #pragma unroll
         for (int a = 0; a < AHEAD; a++)
 #pragma unroll
-            for (int o = 0; o < OUTPUTS; o++) part[a][o] = vector_at(row[o], k + a * 32 * VECTOR, width);
+            for (int o = 0; o < OUTPUTS; o++) part[a][o] = constant_at(row[o], k + a * 32 * VECTOR, width);
     }
 };
+
+// rstd = 1 / sqrt(mean(x^2) + eps) of COUNT rows of x from ``first`` on, one warp a row.
+template <int COUNT> DEVICE void find_rstd(const FewRowsParams& p, int first, Acc (&rstd)[COUNT]) {
+    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    for (int n = threadIdx.x / 32; n < COUNT && first + n < p.rows; n += warps) {
+        const ELEMENT* row = x_row(p, first + n);
+        Acc squares = 0;
+#pragma unroll 4
+        for (int k = VECTOR * lane; k < p.width; k += VECTOR * 32) {
+            const Pack<ELEMENT, VECTOR> pack = vector_at(row, k, p.width);
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) squares += widen(pack.element[j]) * widen(pack.element[j]);
+        }
+        squares = warp_sum(squares);
+        if (lane == 0) rstd[n] = reciprocal_root(squares / p.width + p.eps);
+    }
+}
 
 // Adds the products of one vector of x with those of the matrix, which stand at the same place.
 DEVICE void multiply(
@@ -31,7 +48,7 @@ DEVICE void multiply(
     Acc (&sums)[OUTPUTS][ROWS]
 ) {
     Pack<ELEMENT, VECTOR> norm;
-    if (p.norm) norm = vector_at(p.norm, k, p.width);
+    if (p.norm) norm = constant_at(p.norm, k, p.width);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         Pack<ELEMENT, VECTOR> x = vector_at(x_row(p, first_row + r), k, p.width);
@@ -47,7 +64,7 @@ DEVICE void multiply(
 extern "C" __global__ void __launch_bounds__(32 * WARPS) few_rows(const __grid_constant__ FewRowsParams p) {
     __shared__ Acc rstd[ROWS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first_row = blockIdx.y * ROWS;
-    const Place place(p, EACH);
+    const Place place(p, EACH, blockIdx.x);
     const int first = place.first + warp * OUTPUTS / (1 + GATED);
     const ELEMENT* row[OUTPUTS];
 #pragma unroll
@@ -55,6 +72,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) few_rows(const __grid_c
 
     Acc sums[OUTPUTS][ROWS] = {};
     Weights weights(row, VECTOR * lane, p.width);  // under way while the norm is found
+    let_next_launch_begin();
+    wait_for_launch_before();
     if (p.norm) {
         find_rstd(p, first_row, rstd);
         __syncthreads();
@@ -77,10 +96,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) few_rows(const __grid_c
             if (lane == r) own[o] = sum;
         }
     if (lane >= ROWS) return;
+    const int n = first_row + lane;
     if constexpr (GATED) {
-        finish_gated(p, first_row + lane, first, own[0], own[1]);
+        if (there(p, 0, n, first)) put(p, 0, n, first, gated(own[0], own[1]));
     } else {
 #pragma unroll
-        for (int o = 0; o < OUTPUTS; o++) finish(p, place.which, first_row + lane, first + o, own[o]);
+        for (int o = 0; o < OUTPUTS; o++) {
+            const int e = first + o, which = place.which;
+            if (there(p, which, n, e)) put(p, which, n, e, own[o] + bias_of(p, which, e) + added(p, which, n, e));
+        }
     }
 }

@@ -1,16 +1,19 @@
-// Products of a few rows with matrices, x W^T: what the kernels for 16-bit types (few_rows_mma.cu) and for the others
-// (few_rows.cu) share.
+// Products of a few rows with matrices, x W^T: what the kernels for 16-bit types (few_rows_mma.cu, of more than 16 rows
+// few_rows_tile.cu) and for the others (few_rows.cu) share.
 //
 // So few rows that reading W takes the time. The kernels read it once, 16 bytes a load and many loads under way, and add
-// in an order that the width D alone decides: a row gives the same bits beside any others. What stands before and behind
+// in an order that the matrix alone decides: a row gives the same bits beside any others. What stands before and behind
 // a product is done on the way:
 //
-//   before   an RMSNorm of x: every block computes it anew, x is small and in the L2 cache
+//   before   an RMSNorm of x: every block finds it anew, x is small and in the L2 cache
 //   several  up to MOST_WEIGHTS matrices that multiply the same x share a launch; a block works on one of them
 //   gated    two matrices, G and U: y = silu(x G^T) * (x U^T); a block works on the same rows of both
 //   behind   a bias, and with one matrix an array like y (a residual) is added before y is rounded
+//
+// A block asks for its matrices before the launch before it has ended: see runtime/overlap.py.
 #pragma once
 #include "layers/element.cuh"
+#include "runtime/overlap.cuh"
 
 #if !defined(GATED) || !defined(WIDE)
 #error "GATED, 1 for the gated product of two matrices, and WIDE, 1 where VECTOR divides D, must be defined; else they are 0"
@@ -31,12 +34,11 @@ struct FewRowsParams {
     Acc eps;
 };
 
-// Which matrix a block works on, and its first row there. ``each``: rows of a block.
+// Which matrix block number ``block`` works on, and its first row there. ``each``: rows of a block.
 struct Place {
     int which = 0, first;
 
-    DEVICE Place(const FewRowsParams& p, int each) {
-        int block = blockIdx.x;
+    DEVICE Place(const FewRowsParams& p, int each, int block) {
         const auto blocks = [&](int matrix) { return (p.outputs[matrix] + each - 1) / each; };
         while (!GATED && block >= blocks(which)) block -= blocks(which++);
         first = block * each;
@@ -58,7 +60,7 @@ DEVICE const ELEMENT* x_row(const FewRowsParams& p, int n) {
 DEVICE Pack<ELEMENT, VECTOR> vector_at(const ELEMENT* row, int k, int width) {
     Pack<ELEMENT, VECTOR> pack = {};
     if constexpr (WIDE) {
-        if (k < width) pack = load_read_only(reinterpret_cast<const Pack<ELEMENT, VECTOR>*>(row + k));
+        if (k < width) pack = *reinterpret_cast<const Pack<ELEMENT, VECTOR>*>(row + k);
     } else {
 #pragma unroll
         for (int j = 0; j < VECTOR; j++)
@@ -67,32 +69,22 @@ DEVICE Pack<ELEMENT, VECTOR> vector_at(const ELEMENT* row, int k, int width) {
     return pack;
 }
 
-// rstd = 1 / sqrt(mean(x^2) + eps) of COUNT rows of x from ``first`` on, one warp a row.
-template <int COUNT> DEVICE void find_rstd(const FewRowsParams& p, int first, Acc (&rstd)[COUNT]) {
-    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    for (int n = threadIdx.x / 32; n < COUNT && first + n < p.rows; n += warps) {
-        const ELEMENT* row = x_row(p, first + n);
-        Acc squares = 0;
-#pragma unroll 4
-        for (int k = VECTOR * lane; k < p.width; k += VECTOR * 32) {
-            const Pack<ELEMENT, VECTOR> pack = vector_at(row, k, p.width);
-#pragma unroll
-            for (int j = 0; j < VECTOR; j++) squares += widen(pack.element[j]) * widen(pack.element[j]);
-        }
-        squares = warp_sum(squares);
-        if (lane == 0) rstd[n] = reciprocal_root(squares / p.width + p.eps);
-    }
+// The same of what no launch writes: weights.
+DEVICE Pack<ELEMENT, VECTOR> constant_at(const ELEMENT* row, int k, int width) {
+    Pack<ELEMENT, VECTOR> pack = {};
+    if (WIDE && k < width) pack = load_read_only(reinterpret_cast<const Pack<ELEMENT, VECTOR>*>(row + k));
+    return WIDE ? pack : vector_at(row, k, width);
 }
 
-// The last step of one number of y: output ``e`` of row ``n``.
-DEVICE void finish(const FewRowsParams& p, int which, int n, int e, Acc sum) {
-    if (n >= p.rows || e >= p.outputs[which]) return;
-    const long long at = (long long)(n) * p.outputs[which] + e;
-    if (p.bias[which]) sum += widen(p.bias[which][e]);
-    if (p.add) sum += widen(p.add[at]);
-    p.y[which][at] = narrowed(sum);
+// Output ``e`` of row ``n``: whether there is one, what is added to it, as it is stored, and its place in y.
+DEVICE bool there(const FewRowsParams& p, int which, int n, int e) { return n < p.rows && e < p.outputs[which]; }
+DEVICE ELEMENT bias_of(const FewRowsParams& p, int which, int e) {
+    return p.bias[which] && e < p.outputs[which] ? p.bias[which][e] : ELEMENT{};
 }
-DEVICE void finish_gated(const FewRowsParams& p, int n, int e, Acc gate, Acc up) {
-    if (n >= p.rows || e >= p.outputs[0]) return;
-    p.y[0][(long long)(n) * p.outputs[0] + e] = narrowed(gate / (1 + exp_(-gate)) * up);
+DEVICE ELEMENT added(const FewRowsParams& p, int which, int n, int e) {
+    return p.add && there(p, which, n, e) ? p.add[(long long)(n) * p.outputs[which] + e] : ELEMENT{};
 }
+DEVICE void put(const FewRowsParams& p, int which, int n, int e, Acc y) {
+    p.y[which][(long long)(n) * p.outputs[which] + e] = narrowed(y);
+}
+DEVICE Acc gated(Acc gate, Acc up) { return gate / (1 + exp_(-gate)) * up; }

@@ -1,13 +1,14 @@
 """Products of a few rows with matrices on the GPU, and the steps around them, one launch each.
 
-See ``few_rows.cuh``; ``few_rows_mma.cu`` serves 16-bit types, ``few_rows.cu`` the others. For more rows than MOST_ROWS
-cuBLAS takes over. A row gives the same bits beside any others, up to that number.
+See ``few_rows.cuh``; for 16-bit types ``few_rows_mma.cu`` serves up to ROWS rows of x, ``few_rows_tile.cu`` more of
+them; ``few_rows.cu`` serves the other types. For more rows than MOST_ROWS cuBLAS takes over. A row gives the same bits
+beside any others: the same kernel serves 1 to ROWS rows, and another one all from there to TILE_ROWS.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,12 +17,23 @@ from ramnet_np.core.require import ArraySpec, require_array, require_like, requi
 
 from ..runtime.arrays import ALIGNMENT, contiguous_aligned, empty, ptr
 from ..runtime.module import Specialisation, get_kernel, sum_dtype, type_name
+from ..runtime.overlap import launch
 from ..runtime.params import INT, POINTER, ParamStruct
 from .blas import matrix_product
 
 MOST_WEIGHTS = 8  # of few_rows.cuh
-MOST_ROWS = {2: 64, 4: 16, 8: 16}  # by the bytes of a number: where reading the matrix stops to take the time
-MULTIPROCESSORS = 132  # of an H100: blocks are as large as leaves some for each
+MOST_ROWS = {2: 256, 4: 16, 8: 16}  # by the bytes of a number; cuBLAS takes more
+MULTIPROCESSORS = 132  # of an H100: where all blocks run at once, one on each
+
+ROWS, WARPS, STEP = 16, 8, 512  # of few_rows_mma.cu: rows of x, warps, and numbers of a row in a step
+STEP_BYTES = 2**13  # that a block copies for a step, of 8 rows of a matrix or of the norm's weight
+MOST_TILES = {False: 4, True: 6}  # of a block, 8 rows each, where a launch has many; gated: of both matrices
+MOST_SHARED = 140 * 2**10  # bytes of a block, so that one of the next launch finds room beside it
+
+TILE_ROWS, SLICE = 64, 64  # of few_rows_tile.cu: rows of x, twice as many of more; and numbers of a row in a slice
+SLICE_BYTES = 2**7  # of a row
+TILES, SPLITS = (2, 4, 8, 12, 16), (1, 2, 4, 8)  # of a block: 8 rows of the matrices each; blocks that share out D
+MOST_STAGES = 108 * 2**10  # bytes of a block of TILE_ROWS: two of them share a multiprocessor, one of the next launch
 
 
 @cache
@@ -35,26 +47,47 @@ def few_rows_params(sums: np.dtype) -> ParamStruct:
 
 
 @cache
-def few_rows_specialisation(
-    element: str, rows: int, tiles: int = 1, gated: bool = False, wide: bool = True
-) -> Specialisation:
-    """For ``rows`` rows of x a block: 16, 32 or 64 of the 16-bit types, where ``tiles`` counts; else 1, 2, 4, 8, 16.
+def few_rows_specialisation(element: str, rows: int, gated: bool = False, wide: bool = True) -> Specialisation:
+    """For float and double, for ``rows`` rows of x a block: 1, 2, 4, 8 or 16.
 
     ``wide``: rows of a matrix are whole accesses of 16 bytes.
     """
-    defines: tuple[tuple[str, str | int], ...] = (
-        ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("ROWS", rows),
-    )  # fmt: skip
-    source = "layers/few_rows.cu"
-    if element in ("float16", "bfloat16"):
-        source, defines = "layers/few_rows_mma.cu", (*defines, ("TILES", tiles))
+    defines = ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("ROWS", rows)
     sums = np.dtype(np.float64 if element == "double" else np.float32)
-    return Specialisation(source, ("few_rows",), defines, (few_rows_params(sums),))
+    return Specialisation("layers/few_rows.cu", ("few_rows",), defines, (few_rows_params(sums),))
+
+
+@cache
+def few_rows_mma_specialisation(
+    element: str, tiles: int, steps: int, depth: int, norm: bool = False, gated: bool = False, wide: bool = True
+) -> Specialisation:
+    """For 16-bit types, 8 ``tiles`` rows of the matrices a block, ``depth`` of ``steps`` in shared memory."""
+    defines = (
+        ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("TILES", tiles), ("STEPS", steps),
+        ("DEPTH", depth), ("NORM", int(norm)),
+    )  # fmt: skip
+    return Specialisation("layers/few_rows_mma.cu", ("few_rows",), defines, (few_rows_params(np.dtype(np.float32)),))
+
+
+@cache
+def few_rows_tile_specialisation(
+    element: str, width: int, rows: int, tiles: int, split: int, stages: int, norm: bool = False, gated: bool = False
+) -> Specialisation:
+    """For 16-bit types and more rows: ``rows`` of x a block and 8 ``tiles`` of the matrices, ``stages`` slices of both.
+
+    ``split``: blocks that share out D; more than 1 on GPUs with clusters alone.
+    """
+    wide = 2 * width % ALIGNMENT == 0
+    defines = (
+        ("ELEMENT", element), ("GATED", int(gated)), ("WIDE", int(wide)), ("INPUTS", width), ("ROWS", rows),
+        ("TILES", tiles), ("SPLIT", split), ("STAGES", stages), ("NORM", int(norm)),
+    )  # fmt: skip
+    return Specialisation("layers/few_rows_tile.cu", ("few_rows",), defines, (few_rows_params(np.dtype(np.float32)),))
 
 
 def few_rows_product(x: Array, weight: Array) -> Array:
     """x W^T: (N, E) of x (N, D) and ``weight`` (E, D)."""
-    if len(x) > MOST_ROWS[x.dtype.itemsize] or not weight.flags.c_contiguous:
+    if len(x) > min(ROWS, MOST_ROWS[x.dtype.itemsize]) or not weight.flags.c_contiguous:
         return matrix_product(x, weight.T)
     return _launch(x, (weight,), (None,))[0]
 
@@ -99,6 +132,7 @@ def _launch(
 ) -> tuple[Array, ...]:
     """The results of every matrix or, gated, of the two together."""
     rows, width = x.shape
+    given = weights, biases, norm
     x, add, norm = contiguous_aligned(x), _aligned(add), _aligned(norm)
     weights, biases = tuple(map(contiguous_aligned, weights)), tuple(map(_aligned, biases))
     outputs = [len(weight) for weight in weights]
@@ -106,37 +140,108 @@ def _launch(
     if not rows:
         return results
     wide = width * x.dtype.itemsize % ALIGNMENT == 0
-    specialisation, each, together = _shape(type_name(x.dtype), rows, tuple(outputs), gated, wide)
+    limits = _limits(x.device.id)
+    shape = _shape(type_name(x.dtype), rows, width, tuple(outputs), norm is not None, gated, wide, limits)
     params = few_rows_params(sum_dtype(x.dtype))(
         x=x, norm=norm, add=add, weight=_addresses(weights), bias=_addresses(biases), y=_addresses(results),
         outputs=_padded(outputs), rows=rows, width=width, eps=eps,
     )  # fmt: skip
-    blocks = sum(-(-count // each) for count in outputs[: len(results)])
-    kernel = get_kernel(specialisation, "few_rows")
-    kernel((blocks, -(-rows // together)), (32 * (8 if x.dtype.itemsize == 2 else 4),), (params,))
+    copied = any(a is not b for a, b in zip((*given[0], *given[1], given[2]), (*weights, *biases, norm), strict=True))
+    blocks = sum(-(-count // shape.each) for count in outputs[: len(results)])
+    grid = blocks * shape.split, -(-rows // shape.together)
+    launch(get_kernel(shape.specialisation, "few_rows"), grid, shape.threads, params, shape.shared, early=not copied)
     return results
+
+
+class Limits(NamedTuple):
+    """What a GPU offers."""
+
+    block_bytes: int  # of shared memory
+    clusters: bool
+
+
+class _Shape(NamedTuple):
+    """What is launched. Up to TILE_ROWS rows of x their number changes nothing in the order of a sum."""
+
+    specialisation: Specialisation
+    each: int  # outputs of a block
+    together: int  # rows of x of a block
+    threads: int
+    shared: int = 0  # bytes
+    split: int = 1  # blocks that share out D
 
 
 @cache
 def _shape(
-    element: str, rows: int, outputs: tuple[int, ...], gated: bool, wide: bool
-) -> tuple[Specialisation, int, int]:
-    """What is launched, the outputs of a block and its rows of x. None of it changes the order of a sum.
+    element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, wide: bool, limits: Limits
+) -> _Shape:
+    """The shape of a launch within the limits of a GPU.
 
-    >>> _shape("bfloat16", 1, (320, 320, 1024), False, True)[1:], _shape("bfloat16", 64, (2816, 2816), True, True)[1:]
-    ((8, 16), (16, 64))
+    >>> _shape("bfloat16", 1, 1024, (2816, 2816), True, True, True, Limits(232448, True))[1:]
+    (24, 16, 256, 114688, 1)
     """
-    most = 64 if element in ("float16", "bfloat16") else 16
-    together = min(most, 1 << (rows - 1).bit_length())
-    if most == 16:
-        return few_rows_specialisation(element, together, 1, gated, wide), 4 if gated else 8, together
-    together = max(16, together)
-    # A block that takes more rows of the matrices reads x less often. But there must be enough blocks, of 16 rows of x
-    # two for each multiprocessor, whose registers they share.
-    sizes, least = ((2,), 2 * MULTIPROCESSORS) if together == 16 else ((4, 2), MULTIPROCESSORS)
-    available = sum(-(-count // 8) for count in outputs)
-    tiles = next((size for size in sizes if available // size >= least), 2 if gated else 1)
-    return few_rows_specialisation(element, together, tiles, gated, wide), 8 * tiles // (2 if gated else 1), together
+    if element not in ("float16", "bfloat16"):
+        together = min(16, 1 << (rows - 1).bit_length())
+        return _Shape(few_rows_specialisation(element, together, gated, wide), 4 if gated else 8, together, 32 * 4)
+    if rows > ROWS:
+        return _tile_shape(element, rows, width, outputs, norm, gated, limits)
+    available, sides = sum(-(-count // 8) for count in outputs), 2 if gated else 1
+    # as many blocks as run at once, or small ones of which one reads while another computes
+    most = MOST_TILES[gated] if wide else 2
+    tiles = min(most, max(sides, -(-available // MULTIPROCESSORS // sides) * sides))
+    step, sums = STEP_BYTES * (tiles + norm), 4 * WARPS * ROWS * (8 * tiles + 1)
+    steps = -(-width // STEP)
+    depth = max(1, min(steps, (min(MOST_SHARED, limits.block_bytes) - sums) // step))
+    specialisation = few_rows_mma_specialisation(element, tiles, steps, depth, norm, gated, wide)
+    return _Shape(specialisation, 8 * tiles // sides, ROWS, 32 * WARPS, depth * step)
+
+
+def _tile_shape(
+    element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, limits: Limits
+) -> _Shape:
+    """Of all shapes the one whose busiest multiprocessor reads the fewest bytes.
+
+    >>> for rows in (64, 256):
+    ...     shape = _tile_shape("bfloat16", rows, 2816, (1024,), False, False, Limits(232448, True))
+    ...     print(shape.each, shape.together, shape.threads, shape.split)
+    64 64 256 8
+    128 128 512 8
+    """
+    together = TILE_ROWS if rows <= TILE_ROWS else 2 * TILE_ROWS
+    most = min(MOST_STAGES * together // TILE_ROWS, limits.block_bytes - 2**10)
+    sides, slices = 2 if gated else 1, -(-width // SLICE)
+
+    def stage(tiles: int) -> int:
+        return SLICE_BYTES * (together + 8 * tiles + norm)
+
+    def sums(tiles: int) -> int:  # Partial of few_rows_tile.cu
+        return 4 * together * (8 * tiles + 8 + 2)
+
+    def bytes_of_busiest(shape: tuple[int, int]) -> int:
+        tiles, split = shape
+        blocks = sum(-(-count * sides // (8 * tiles)) for count in outputs[: len(outputs) // sides])
+        each = -(-slices // split) * stage(tiles) + (2 * sums(tiles) if split > 1 else 0)
+        return -(-blocks * split * -(-rows // together) // MULTIPROCESSORS) * each
+
+    fitting = [
+        (tiles, split)
+        for tiles in TILES
+        for split in (SPLITS if limits.clusters else (1,))
+        if tiles * TILE_ROWS % (2 * together) == 0 and split <= slices and max(2 * stage(tiles), sums(tiles)) <= most
+    ]  # fmt: skip
+    tiles, split = min(fitting, key=bytes_of_busiest)
+    stages = max(2, min(-(-slices // split) + 1, most // stage(tiles)))
+    specialisation = few_rows_tile_specialisation(element, width, together, tiles, split, stages, norm, gated)
+    threads, shared = 4 * together, max(stages * stage(tiles), sums(tiles))
+    return _Shape(specialisation, 8 * tiles // sides, together, threads, shared, split)
+
+
+@cache
+def _limits(device: int) -> Limits:
+    import cupy
+
+    gpu = cupy.cuda.Device(device)
+    return Limits(gpu.attributes["MaxSharedMemoryPerBlockOptin"], int(gpu.compute_capability) >= 90)
 
 
 def _aligned(array: Array | None) -> Array | None:

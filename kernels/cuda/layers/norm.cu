@@ -8,6 +8,7 @@
 // Same mathematics as ramnet_np/layers/norm.py. LAYERNORM is 1 for LayerNorm and 0 for RMSNorm, which has no mean and
 // no bias.
 #include "layers/token_sums.cuh"
+#include "runtime/overlap.cuh"
 
 #ifndef LAYERNORM
 #error "LAYERNORM must be defined: 1 for LayerNorm, 0 for RMSNorm"
@@ -62,6 +63,8 @@ template <int EACH> DEVICE void normalise(const NormParams& p, long long row, in
 }
 
 extern "C" __global__ void norm_forward(const __grid_constant__ NormParams p) {
+    let_next_launch_begin();
+    wait_for_launch_before();
     const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
     const long long row = blockIdx.x * (long long)(warps) + threadIdx.x / 32;
     if (row >= p.rows) return;

@@ -15,6 +15,7 @@ from ramnet_np.layers.norm import LayerNormContext, LayerNormGrads, RMSNormConte
 
 from ..runtime.arrays import contiguous_aligned, empty, zeros
 from ..runtime.module import Specialisation, get_kernel, sum_dtype, type_name
+from ..runtime.overlap import launch
 from ..runtime.params import INT, LONG, POINTER, ParamStruct
 from .token_sums import add_parts, split
 
@@ -81,7 +82,7 @@ def _forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, A
             x=x, weight=weight, bias=bias, y=y, mean=mean, rstd=rstd, dy=None, add=None, dx=None, parts=None, rows=rows,
             width=width, eps=eps,
         )  # fmt: skip
-        kernel((-(-rows // WARPS),), (32 * WARPS,), (params,))
+        launch(kernel, (-(-rows // WARPS),), 32 * WARPS, params)
     return y, mean, rstd
 
 

@@ -10,6 +10,8 @@
 // Nothing is sorted either. The n likeliest tokens are those above some weight and the first few of those that equal it;
 // that weight is found digit by digit, the highest first, from how much each of the BINS values of a digit holds.
 #include "layers/element.cuh"
+#include "runtime/overlap.cuh"
+#include "runtime/shared.cuh"
 
 using Whole = unsigned long long;
 
@@ -20,7 +22,7 @@ struct SamplingParams {
     const ELEMENT* logits;  // (B, V)
     const bool* seen;       // (B, V), or null
     const double* u;        // (B,)
-    Acc* weights;           // (B, V), scratch
+    Acc* weights;           // (B, V), scratch, or null: a row of it in dynamic shared memory
     long long* tokens;      // (B,)
     double temperature, top_p, min_p, penalty;
     int width;  // V
@@ -57,6 +59,8 @@ DEVICE Largest<double> largest_of_row(const SamplingParams& p, Largest<double>* 
 
 extern "C" __global__ void likeliest(const __grid_constant__ SamplingParams p) {
     __shared__ Largest<double> scratch[32];
+    let_next_launch_begin();
+    wait_for_launch_before();
     const Largest<double> largest = largest_of_row(p, scratch);
     if (threadIdx.x == 0) p.tokens[blockIdx.x] = largest.index;
 }
@@ -83,10 +87,19 @@ DEVICE Whole block_scan(Whole x, Whole* scratch) {
     return x;
 }
 
+// Adds to a sum in shared memory. An atomic addition of 64 bits would be a loop there, which tries again where another
+// thread came between; those of 32 bits are one instruction each. Whoever makes the lower half overflow adds the carry.
+DEVICE void add_shared(Whole* sum, Whole x) {
+    unsigned* const halves = reinterpret_cast<unsigned*>(sum);
+    const unsigned low = unsigned(x), before = atomicAdd(halves, low);
+    const unsigned high = unsigned(x >> 32) + (before + low < before);
+    if (high) atomicAdd(halves + 1, high);
+}
+
 // Of the tokens whose higher digits are ``prefix``: how many, or how much weight, has each value of the digit at ``shift``.
 DEVICE void fill_bins(const Acc* weights, int width, Whole prefix, int shift, bool by_number, Shared& shared) {
     shared.bins[threadIdx.x] = 0;
-    if (threadIdx.x == 0) shared.found = shared.above = 0;  // where no bin reaches: of logits that are not finite
+    if (threadIdx.x == 0) shared.found = 0;
     __syncthreads();
     Whole lowest = 0;  // where most tokens are: in registers, as atomics on one address queue
 #pragma unroll 4
@@ -94,7 +107,7 @@ DEVICE void fill_bins(const Acc* weights, int width, Whole prefix, int shift, bo
         const Whole weight = whole(weights[i]), measure = by_number ? 1 : weight;
         if (weight >> (shift + BITS) != prefix) continue;
         const int bin = weight >> shift & (BINS - 1);
-        if (bin) atomicAdd(shared.bins + bin, measure);
+        if (bin) add_shared(shared.bins + bin, measure);
         else lowest += measure;
     }
     lowest = block_sum(lowest, shared.scratch);
@@ -197,8 +210,10 @@ DEVICE void find(const Acc* weights, int width, Kept kept, Whole target, Shared&
 
 extern "C" __global__ void __launch_bounds__(BINS) draw(const __grid_constant__ SamplingParams p) {
     __shared__ Shared shared;
+    let_next_launch_begin();
+    wait_for_launch_before();
     const long long row = blockIdx.x * (long long)(p.width);
-    Acc* const weights = p.weights + row;
+    Acc* const weights = p.weights ? p.weights + row : reinterpret_cast<Acc*>(dynamic_shared());
     if (threadIdx.x == 0) p.tokens[blockIdx.x] = 0;  // stays where logits are not finite
     // 2. temperature
     const double largest = largest_of_row(p, shared.largest).value;

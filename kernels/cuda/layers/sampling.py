@@ -10,6 +10,7 @@ from ramnet_np.contract import Array
 
 from ..runtime.arrays import contiguous_aligned, empty
 from ..runtime.module import Specialisation, get_kernel, sum_dtype, type_name
+from ..runtime.overlap import launch
 from ..runtime.params import INT, POINTER, ParamStruct
 
 THREADS = 1024  # of a block with a row of logits: one for each bin of a draw
@@ -45,15 +46,19 @@ def sample_tokens(
     rows, width = logits.shape
     seen = None if seen is None or repetition_penalty == 1 else contiguous_aligned(seen)
     u = None if greedy else contiguous_aligned(u)
-    weights = None if greedy else empty(logits.shape, sum_dtype(logits.dtype))
     tokens = empty((rows,), np.int64)
+    if not rows:
+        return tokens
+    kernel = get_kernel(sampling_specialisation(type_name(logits.dtype)), "likeliest" if greedy else "draw")
+    sums = sum_dtype(logits.dtype)
+    row_bytes = 0 if greedy else width * sums.itemsize
+    in_shared = row_bytes <= kernel.max_dynamic_shared_size_bytes
+    weights = None if in_shared else empty(logits.shape, sums)
     params = SAMPLING_PARAMS(
         logits=logits, seen=seen, u=u, weights=weights, tokens=tokens, temperature=temperature, top_p=top_p,
         min_p=min_p, penalty=repetition_penalty, width=width, top_k=min(top_k or width, width),
     )  # fmt: skip
-    if rows:
-        kernel = get_kernel(sampling_specialisation(type_name(logits.dtype)), "likeliest" if greedy else "draw")
-        kernel((rows,), (THREADS,), (params,))
+    launch(kernel, (rows,), THREADS, params, row_bytes if in_shared else 0)
     return tokens
 
 

@@ -51,7 +51,9 @@ template <class Acc> struct gsu {
     DEVICE static Slopes<Acc> slopes(Acc w, Acc gamma, Acc alpha, Acc) {
         Acc total = kept_part(w, gamma) + lost_part(w, gamma);
         if (total == 0) total = 1;  // both parts underflow only for |gamma| far beyond use
-        return {-(exp_(-(gamma < 0 ? -gamma : gamma)) / total) / total, -alpha * (1 - alpha)};
+        constexpr Acc steepest = sizeof(Acc) == 4 ? 0x1p105 : 0x1p972;  // leaves room for the adjoint, as in the core
+        const Acc ratio = exp_(-(gamma < 0 ? -gamma : gamma)) / total;
+        return {-ratio / max_(total, ratio / steepest), -alpha * (1 - alpha)};
     }
     DEVICE static Acc kept_part(Acc w, Acc gamma) { return (1 - w) * exp_(gamma < 0 ? Acc(0) : -gamma); }
     DEVICE static Acc lost_part(Acc w, Acc gamma) { return w * exp_(gamma > 0 ? Acc(0) : gamma); }

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import why_not_compiled
+from .overlap import launch
 from .params import ParamStruct
 
 FOLDER = Path(__file__).parent.parent
@@ -78,9 +79,10 @@ class Launch:
         grid: tuple[int, ...],
         threads: int,
         shared: int = 0,
+        overlaps: bool = False,  # its kernel takes part in what overlap.py says
     ):
         self.specialisation, self.name = specialisation, name
-        self.grid, self.block, self.shared = grid, (threads,), shared
+        self.grid, self.threads, self.shared, self.overlaps = grid, threads, shared, overlaps
         self._kernels: dict[int, Any] = {}  # one for each device
 
     def __call__(self, *arguments: Any) -> None:
@@ -91,7 +93,11 @@ class Launch:
         kernel = self._kernels.get(device)
         if kernel is None:
             kernel = self._kernels[device] = get_kernel(self.specialisation, self.name)
-        kernel(self.grid, self.block, arguments, shared_mem=self.shared)
+        if self.overlaps:
+            [params] = arguments
+            launch(kernel, self.grid, self.threads, params, self.shared)
+        else:
+            kernel(self.grid, (self.threads,), arguments, shared_mem=self.shared)
 
 
 @functools.cache

@@ -15,6 +15,7 @@
 #include "address/cape.cuh"
 #include "address/search.cuh"
 #include "memory/retention.cuh"
+#include "runtime/overlap.cuh"
 #include "runtime/shared.cuh"
 #include "sparse/rows.cuh"
 
@@ -65,9 +66,9 @@ struct StepParams {
     unsigned heads, cape_heads;
     int write_renorm, read_renorm, mass_aware;
 
-    DEVICE bool live(unsigned sequence) const { return !mask || load_read_only(mask + sequence / heads); }
+    DEVICE bool live(unsigned sequence) const { return !mask || mask[sequence / heads]; }
     DEVICE Acc gamma_of(unsigned sequence) const {
-        return gamma ? Acc(widen(load_read_only(gamma + sequence))) : constant_gamma;
+        return gamma ? Acc(widen(gamma[sequence])) : constant_gamma;
     }
     DEVICE long long position_of(unsigned sequence) const {
         return Cape{positions, batch_stride, 0, 1, heads, cape_heads}.position(sequence);
@@ -261,12 +262,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     const ELEMENT* values = p.values + sequence * CHANNELS;
     ELEMENT* y = p.y + sequence * CHANNELS;
 
+    let_next_launch_begin();
+    wait_for_launch_before();
     // 0. what is needed later is loaded first
     const bool live = p.live(sequence);
     const Acc gamma = p.gamma_of(sequence);
     const long long position = p.position_of(sequence);
     Acc v[VECTOR];
-    load_read_only(values + member.vector * VECTOR, v);
+    load(values + member.vector * VECTOR, v);
 
     // 1. slots, and the masses that they have
     const long long row = sequence * (ORDER * RADIX);
@@ -298,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
         const int vector = first + member.vector;
         if (member.team < TEAMS && vector < VECTORS) {
             if (first > 0) {
-                load_read_only(values + vector * VECTOR, v);
+                load(values + vector * VECTOR, v);
                 load_rows(shared, memory, member, 0, vector, rows);
             }
             Acc sum[VECTOR] = {};

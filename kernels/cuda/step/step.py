@@ -108,7 +108,8 @@ def step_plan(
             **constants, batch_stride=batch_stride, cape_heads=cape_heads, write_renorm=write_renorm,
             read_renorm=read_renorm,
         )  # fmt: skip
-        return Launch(specialisation, name, (B * H,), _threads(type_name(dtype), write_k + read_k, channels)), fill
+        threads = _threads(type_name(dtype), write_k + read_k, channels)
+        return Launch(specialisation, name, (B * H,), threads, overlaps=True), fill
     fill = params.partial(**constants, slots=options.slots, writes=write_k, reads=read_k, channels=channels)
     threads = min(256, max(32, -(-max(channels, write_k, read_k) // 32) * 32))
     return Launch(specialisation, name, (B * H,), threads, (write_k + read_k) * sum_dtype(dtype).itemsize), fill
