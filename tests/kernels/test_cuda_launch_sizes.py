@@ -31,8 +31,8 @@ def run(B, T, H, *, return_state=False):
     return ctx.chunked
 
 
-# content: 64 headers of lists for two chunks, couplings, 32 * 8 entries of lists; and rows of 16 channels: 32 tokens of two
-# chunks, 1 of zeros, M of the state
+# content: 64 headers of lists for two chunks, couplings, 32 * 8 entries of lists; and rows of 16 channels: 32 tokens of
+# two chunks, 1 of zeros, M of the state
 CONTENT_BYTES = 2 * 64 * 16 + 2816 + 32 * 8 * 8 + (2 * 32 + 1 + M) * 16 * 4
 
 
