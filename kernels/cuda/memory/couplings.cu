@@ -29,7 +29,7 @@ struct ForwardShared {
         Acc sum = 0;
 #pragma unroll
         for (int part = 0; part < READ_PARTS; part++)
-            if (t < CHUNK && j < CHUNK) sum += part_of(part, t, j);
+            sum += part_of(part, t, j);
         return sum;
     }
 };
@@ -57,20 +57,20 @@ DEVICE Acc couple(ForwardShared& shared, const ThreadOfChunk& thread) {
     }
 }
 
-DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread, Acc weight) {
+DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record, Acc weight) {
     const SlotAccess& read = thread.read;
     bool in_list = false;
     if (thread.listed_read()) {
         const SlotOfAccess slot = thread.read_slot(shared.slots);
         const int entry = shared.read_list[slot.begin] + slot.read_rank(thread.read_token) - slot.writes();
         in_list = slot.has_read_list();
-        if (in_list) thread.record().read_entries[entry] = {thread.read_token, weight};
+        if (in_list) record.read_entries[entry] = {thread.read_token, weight};
     }
     if (thread.read_token >= CHUNK) return;
-    thread.record().reads[threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
+    record.reads[threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
 }
 
-DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread) {
+DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record) {
     const MassAccess& write = thread.write;
     const bool heavy = thread.write_k == 0 && write.heavy();
     bool in_list = false;
@@ -80,10 +80,10 @@ DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread
         const int entry = shared.write_list[slot.begin] + slot.write_rank(thread.write_token);
         const int token = thread.write_token | (heavy ? HEAVY : 0);
         eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
-        if (in_list) thread.record().write_entries[entry] = {token, eta};
+        if (in_list) record.write_entries[entry] = {token, eta};
     }
     if (thread.write_token >= CHUNK) return;
-    thread.record().writes[threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
+    record.writes[threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
 }
 
 // This thread's chain, or one without accesses.
@@ -126,7 +126,7 @@ DEVICE void store_list(SlotList* lists, bool there, int row, int count, unsigned
 }
 
 // The lists of the slot of this thread's chain.
-DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread, const Chain& chain, int coupled) {
+DEVICE void store_lists(ForwardShared& shared, ChunkRecord& record, const Chain& chain, int coupled) {
     const bool there = chain.count() > 0;
     const SlotOfAccess slot(shared.slots, chain.begin());
     const bool write_list = there && slot.has_write_list(), read_list = there && slot.has_read_list();
@@ -134,7 +134,6 @@ DEVICE void store_lists(ForwardShared& shared, const ThreadOfChunk& thread, cons
     const ListCounts own{ListCounts::of(write_list, slot.writes()), ListCounts::of(read_list, slot.reads())};
     const ListCounts before = counts_before(shared, own, total);
     const Acc kept = write_list ? slot.kept() : Acc(1);
-    ChunkRecord& record = thread.record();
     store_list(record.write_lists, write_list, chain.row, slot.writes(), before.writes, total.writes, coupled, kept);
     store_list(record.read_lists, read_list, chain.row, slot.reads(), before.reads, total.reads, coupled, kept);
     if (write_list) shared.write_list[slot.begin] = before.writes >> 16;
@@ -154,10 +153,11 @@ template <bool TRANSPOSED> struct Lines {
         : shared(shared), count_of(TRANSPOSED ? shared.others_of_column : shared.others_of_row) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            others[i] = __ballot_sync(~0u, number(warp + i * WARPS) != 0);
+            others[i] = __ballot_sync(~0u, there(i) && number(warp + i * WARPS) != 0);
             if (lane == 0) count_of[warp + i * WARPS] = __popc(others[i]);
         }
     }
+    DEVICE bool there(int i) const { return CHUNK == 32 || (lane < CHUNK && warp + i * WARPS < CHUNK); }
     DEVICE Acc number(int own) const { return TRANSPOSED ? shared.coupling_of(lane, own) : shared.coupling_of(own, lane); }
     // After a barrier. Returns the number of all, in PAIRS_AT_ONCE.
     DEVICE int store(CouplingLists& lists) const {
@@ -172,7 +172,7 @@ template <bool TRANSPOSED> struct Lines {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             const int own = warp + i * WARPS, begin = __shfl_sync(~0u, end - count, own);
-            if (own < CHUNK && others[i] >> lane & 1)
+            if (others[i] >> lane & 1)
                 lists.pairs[begin + __popc(others[i] & ((1u << lane) - 1))] = {lane, number(own)};
         }
         return (__shfl_sync(~0u, end, 31) + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE;
@@ -191,8 +191,9 @@ couple_forward(const __grid_constant__ CouplingParams p) {
     const Lines<false> rows(shared);
     const Lines<true> columns(shared);
     __syncthreads();
-    columns.store(thread.record().by_writer);
-    store_lists(shared, thread, chain, rows.store(thread.record().by_reader));
-    store_read(shared, thread, weight);
-    store_write(shared, thread);
+    ChunkRecord& record = *computed_once(p.records + thread.number);
+    columns.store(record.by_writer);
+    store_lists(shared, record, chain, rows.store(record.by_reader));
+    store_read(shared, thread, record, weight);
+    store_write(shared, thread, record);
 }

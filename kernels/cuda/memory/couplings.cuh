@@ -105,7 +105,6 @@ struct ThreadOfChunk {
         const int t = chunk * CHUNK + read_token;
         if (read.live()) weight = p.read_weight[sequence.token(t) * READS + read_k];
     }
-    DEVICE ChunkRecord& record() const { return p.records[number]; }
     DEVICE bool chained_write() const { return write.live() && write.chained(); }
     DEVICE bool listed_read() const { return read.live() && read.listed(); }
     DEVICE SlotOfAccess write_slot(const ChunkSlots& slots) const { return {slots, chain_begin(int(write.tag))}; }
