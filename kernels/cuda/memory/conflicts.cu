@@ -30,9 +30,6 @@ DEVICE constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two(
 constexpr int CELLS = 2 * power_of_two(ENTRIES);
 constexpr int LENGTHS = 32;  // of chains that are told apart, a lane each; longer ones count as the longest
 
-// Whether a thread's token is one of the chunk; known to the compiler where all threads have one.
-DEVICE constexpr bool in_chunk(int token, int width) { return CHUNK * width >= THREADS || token < CHUNK; }
-
 struct TokenOfThread {
     int number;  // in the chunk
     bool live;

@@ -20,41 +20,53 @@ struct ListCounts {
 struct ForwardShared {
     ChunkSlots slots;
     alignas(16) Acc coupling[READ_PARTS * CHUNK * (CHUNK + 1)];  // parts of A_tj
-    int others_of_row[32], others_of_column[32];                 // couplings that are not 0
+    unsigned row[32], column[32];                                // masks: where a row of A, and a column, is not 0
     ListCounts lists_of_warp[THREADS / 32];
+    int pairs;                                               // of A that are not 0
     unsigned short write_list[ENTRIES], read_list[ENTRIES];  // where a slot's entries begin, by where its chain does
 
-    DEVICE Acc& part_of(int part, int t, int j) { return coupling[(part * CHUNK + t) * (CHUNK + 1) + j]; }
-    DEVICE Acc coupling_of(int t, int j) {
-        Acc sum = 0;
+    DEVICE static int place_of(int part, int t, int j) { return (part * CHUNK + t) * (CHUNK + 1) + j; }
+    DEVICE void add_part(int part, int t, int j, Acc a) {
+        coupling[place_of(part, t, j)] = a;
+        atomicOr(row + t, 1u << j), atomicOr(column + j, 1u << t);
+    }
+    // Not 0, of those that ``row`` and ``column`` name. Nobody sets the others, unless a token has several parts.
+    DEVICE Acc coupling_of(int t, int j) const {
+        Acc sum = coupling[place_of(0, t, j)];
 #pragma unroll
-        for (int part = 0; part < READ_PARTS; part++)
-            sum += part_of(part, t, j);
+        for (int part = 1; part < READ_PARTS; part++) sum += coupling[place_of(part, t, j)];
         return sum;
     }
 };
 
-// A_tj of this thread's token t, from the last j to the first; the lanes of a warp go through j together, so that the reads
-// of a token add up in a fixed order. Returns r~.
+// The largest number of a token's lanes.
+DEVICE int max_of_token(int x) {
+    if (READ_LANES == 32) return __reduce_max_sync(~0u, x);
+#pragma unroll
+    for (int distance = 1; distance < READ_LANES; distance *= 2) x = max(x, __shfl_xor_sync(~0u, x, distance));
+    return x;
+}
+
+// A_tj of this thread's token t, from the last j to the first; the lanes of a token go through its j together, so that its
+// reads add up in a fixed order. Returns r~.
 DEVICE Acc couple(ForwardShared& shared, const ThreadOfChunk& thread) {
-    const int token = thread.read_token;
     const bool coupled = thread.read.live() && thread.read.chained();
     const SlotOfAccess slot(shared.slots, coupled ? chain_begin(thread.read.tag) : 0);
-    unsigned left = coupled ? slot.writers & tokens_to(token) : 0;
+    unsigned left = coupled ? slot.writers & tokens_to(thread.read_token) : 0;
     Acc weight = thread.weight;
-    for (;;) {
-        const int last = last_token(left), j = __reduce_max_sync(~0u, last);
-        if (j < 0) return weight;
+    while (__any_sync(~0u, left)) {
+        const int last = last_token(left), j = max_of_token(last);
         Acc part = 0;
-        if (last == j) {
+        if (last == j && left) {
             const Acc eta = slot.number[__popc(left) - 1];
             part = weight * eta, weight *= 1 - eta, left ^= 1u << j;
         }
 #pragma unroll
         for (int distance = 1; distance < READ_LANES; distance *= 2) part += __shfl_xor_sync(~0u, part, distance);
-        if (thread.read_k % READ_LANES == 0 && j <= token && token < CHUNK)
-            shared.part_of(thread.read_k / READ_LANES, token, j) = part;
+        if (thread.read_k % READ_LANES == 0 && part != 0)
+            shared.add_part(thread.read_k / READ_LANES, thread.read_token, j, part);
     }
+    return weight;
 }
 
 DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record, Acc weight) {
@@ -66,7 +78,7 @@ DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread,
         in_list = slot.has_read_list();
         if (in_list) record.read_entries[entry] = {thread.read_token, weight};
     }
-    if (thread.read_token >= CHUNK) return;
+    if (!in_chunk(thread.read_token, R)) return;
     record.reads[threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
 }
 
@@ -82,36 +94,32 @@ DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread
         eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
         if (in_list) record.write_entries[entry] = {token, eta};
     }
-    if (thread.write_token >= CHUNK) return;
+    if (!in_chunk(thread.write_token, W)) return;
     record.writes[threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
 }
 
-// This thread's chain, or one without accesses.
-DEVICE Chain chain_of_thread(const ThreadOfChunk& thread) {
-    const Chain* const chains = thread.p.memory.chains + thread.number * CHAINS;
-    const int round = threadIdx.x / CHAINS_PER_ROUND, always = MIN_ROUNDS * CHAINS_PER_ROUND;
-    const Chain none = Chain::make(-1, 0, 0, 0);
-    if (threadIdx.x >= CHAINS) return none;
-    if (int(threadIdx.x) < always) return chains[threadIdx.x];
-    return round <= chains[0].last_round() ? chains[threadIdx.x] : none;
-}
+// The chains that are always there are asked for with everything else; the others when they are needed.
+struct ChainOfThread {
+    static constexpr int ALWAYS = MIN_ROUNDS * CHAINS_PER_ROUND;
+    const Chain* const chains;  // of the chunk
+    Chain chain = Chain::make(-1, 0, 0, 0);
 
-// The counts of all threads before this one; ``total``: of all.
-DEVICE ListCounts counts_before(ForwardShared& shared, const ListCounts& own, ListCounts& total) {
-    const int lane = threadIdx.x % 32, own_warp = threadIdx.x / 32;
-    ListCounts sum = own;
+    DEVICE explicit ChainOfThread(const ThreadOfChunk& thread) : chains(thread.p.memory.chains + thread.number * CHAINS) {
+        if (threadIdx.x < ALWAYS) chain = chains[threadIdx.x];
+    }
+    // The thread's chain, or one without accesses.
+    DEVICE Chain get() const {
+        if (int(threadIdx.x) < ALWAYS || int(threadIdx.x) >= CHAINS) return chain;
+        return int(threadIdx.x) / CHAINS_PER_ROUND <= chains[0].last_round() ? chains[threadIdx.x] : chain;
+    }
+};
+
+// The counts of this thread and those before it in its warp.
+DEVICE ListCounts counts_in_warp(ListCounts sum) {
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
         const ListCounts lower{__shfl_up_sync(~0u, sum.writes, distance), __shfl_up_sync(~0u, sum.reads, distance)};
-        if (lane >= distance) sum.add(lower);
-    }
-    if (lane == 31) shared.lists_of_warp[own_warp] = sum;
-    __syncthreads();
-    sum = {sum.writes - own.writes, sum.reads - own.reads}, total = {0, 0};
-#pragma unroll
-    for (int warp = 0; warp < THREADS / 32; warp++) {
-        if (warp < own_warp) sum.add(shared.lists_of_warp[warp]);
-        total.add(shared.lists_of_warp[warp]);
+        if (int(threadIdx.x) % 32 >= distance) sum.add(lower);
     }
     return sum;
 }
@@ -125,75 +133,73 @@ DEVICE void store_list(SlotList* lists, bool there, int row, int count, unsigned
     if (int(threadIdx.x) >= all && threadIdx.x < GROUPS) lists[threadIdx.x] = SlotList::make(-1, 0, 0, false, entries, coupled, 1);
 }
 
-// The lists of the slot of this thread's chain.
-DEVICE void store_lists(ForwardShared& shared, ChunkRecord& record, const Chain& chain, int coupled) {
-    const bool there = chain.count() > 0;
+// The lists of the slot of this thread's chain; warps without chains have nothing to count or store.
+DEVICE void store_lists(ForwardShared& shared, ChunkRecord& record, const ChainOfThread& of_thread) {
+    const int own_warp = threadIdx.x / 32;
+    const Chain chain = of_thread.get();
+    const bool there = chain.count() > 0, needed = __any_sync(~0u, there);
     const SlotOfAccess slot(shared.slots, chain.begin());
     const bool write_list = there && slot.has_write_list(), read_list = there && slot.has_read_list();
-    ListCounts total;
     const ListCounts own{ListCounts::of(write_list, slot.writes()), ListCounts::of(read_list, slot.reads())};
-    const ListCounts before = counts_before(shared, own, total);
-    const Acc kept = write_list ? slot.kept() : Acc(1);
-    store_list(record.write_lists, write_list, chain.row, slot.writes(), before.writes, total.writes, coupled, kept);
-    store_list(record.read_lists, read_list, chain.row, slot.reads(), before.reads, total.reads, coupled, kept);
-    if (write_list) shared.write_list[slot.begin] = before.writes >> 16;
-    if (read_list) shared.read_list[slot.begin] = before.reads >> 16;
+    ListCounts before{0, 0}, total{0, 0};
+    if (needed) before = counts_in_warp(own);
+    if (threadIdx.x % 32 == 31) shared.lists_of_warp[own_warp] = before;
+    __syncthreads();
+    if (needed || threadIdx.x < GROUPS) {
+        before = {before.writes - own.writes, before.reads - own.reads};
+#pragma unroll
+        for (int warp = 0; warp < THREADS / 32; warp++) {
+            if (warp < own_warp) before.add(shared.lists_of_warp[warp]);
+            total.add(shared.lists_of_warp[warp]);
+        }
+        const Acc kept = write_list ? slot.kept() : Acc(1);
+        const int coupled = (shared.pairs + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE;
+        store_list(record.write_lists, write_list, chain.row, slot.writes(), before.writes, total.writes, coupled, kept);
+        store_list(record.read_lists, read_list, chain.row, slot.reads(), before.reads, total.reads, coupled, kept);
+        if (write_list) shared.write_list[slot.begin] = before.writes >> 16;
+        if (read_list) shared.read_list[slot.begin] = before.reads >> 16;
+    }
     __syncthreads();
 }
 
-// The lists of rows of A, or of columns if TRANSPOSED: a warp has some of them, a lane one number of each.
-template <bool TRANSPOSED> struct Lines {
-    static constexpr int WARPS = THREADS / 32, COUNT = (CHUNK + WARPS - 1) / WARPS;
-    ForwardShared& shared;
-    int* const count_of;  // every line's numbers that are not 0
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    unsigned others[COUNT];  // a mask: where a line is not 0
-
-    DEVICE explicit Lines(ForwardShared& shared)
-        : shared(shared), count_of(TRANSPOSED ? shared.others_of_column : shared.others_of_row) {
+// The lists of rows of A, or of columns if TRANSPOSED: each lane of a warp has one. Returns the number of all pairs.
+template <bool TRANSPOSED> DEVICE int store_pairs(const ForwardShared& shared, CouplingLists& lists) {
+    const int lane = threadIdx.x % 32;
+    unsigned others = TRANSPOSED ? shared.column[lane] : shared.row[lane];
+    const int count = __popc(others);
+    int end = count;
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            others[i] = __ballot_sync(~0u, there(i) && number(warp + i * WARPS) != 0);
-            if (lane == 0) count_of[warp + i * WARPS] = __popc(others[i]);
-        }
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const int lower = __shfl_up_sync(~0u, end, distance);
+        if (lane >= distance) end += lower;
     }
-    DEVICE bool there(int i) const { return CHUNK == 32 || (lane < CHUNK && warp + i * WARPS < CHUNK); }
-    DEVICE Acc number(int own) const { return TRANSPOSED ? shared.coupling_of(lane, own) : shared.coupling_of(own, lane); }
-    // After a barrier. Returns the number of all, in PAIRS_AT_ONCE.
-    DEVICE int store(CouplingLists& lists) const {
-        const int count = lane < CHUNK ? count_of[lane] : 0;
-        int end = count;
-#pragma unroll
-        for (int distance = 1; distance < 32; distance *= 2) {
-            const int lower = __shfl_up_sync(~0u, end, distance);
-            if (lane >= distance) end += lower;
-        }
-        if (warp == 0 && lane < CHUNK) lists.of_token[lane] = (end - count) | count << 16;
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            const int own = warp + i * WARPS, begin = __shfl_sync(~0u, end - count, own);
-            if (others[i] >> lane & 1)
-                lists.pairs[begin + __popc(others[i] & ((1u << lane) - 1))] = {lane, number(own)};
-        }
-        return (__shfl_sync(~0u, end, 31) + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE;
+    const int begin = end - count;
+    if (lane < CHUNK) lists.of_token[lane] = begin | count << 16;
+    for (TokenEvent* to = lists.pairs + begin; others; others &= others - 1, to++) {
+        const int other = last_token(others & -others);
+        *to = {other, TRANSPOSED ? shared.coupling_of(other, lane) : shared.coupling_of(lane, other)};
     }
-};
+    return __shfl_sync(~0u, end, 31);
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 6 : 4)
 couple_forward(const __grid_constant__ CouplingParams p) {
     __shared__ ForwardShared shared;
     const ThreadOfChunk thread(p);
-    const Chain chain = chain_of_thread(thread);
-    clear(shared.coupling);
+    const ChainOfThread chain(thread);
+    if (READ_PARTS > 1) clear(shared.coupling);
+    if (threadIdx.x < 32) shared.row[threadIdx.x] = shared.column[threadIdx.x] = 0;
     thread.enter(shared.slots);
     const Acc weight = couple(shared, thread);
     __syncthreads();
-    const Lines<false> rows(shared);
-    const Lines<true> columns(shared);
-    __syncthreads();
     ChunkRecord& record = *computed_once(p.records + thread.number);
-    columns.store(record.by_writer);
-    store_lists(shared, record, chain, rows.store(record.by_reader));
+    // the last two warps, which seldom have chains
+    if (threadIdx.x / 32 == THREADS / 32 - 2) store_pairs<true>(shared, record.by_writer);
+    if (threadIdx.x / 32 == THREADS / 32 - 1) {
+        const int pairs = store_pairs<false>(shared, record.by_reader);
+        if (threadIdx.x % 32 == 0) shared.pairs = pairs;
+    }
+    store_lists(shared, record, chain);
     store_read(shared, thread, record, weight);
     store_write(shared, thread, record);
 }

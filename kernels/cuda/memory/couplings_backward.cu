@@ -166,12 +166,24 @@ DEVICE Acc dot_of_both(const BackwardShared& shared, const SlotOfAccess& slot, i
     return sum + slot.kept(token, CHUNK - 1) * dot_with_content(slot, earlier, dot_d_s, dot_v);
 }
 
-DEVICE Acc sum_over_slices(const Acc* dots, long long stride, int slices) {
-    Acc sum = 0;
+// The thread's two dots over all channels: what content.cu left, summed over slices.
+struct DotsOfThread {
+    Acc v = 0, s = 0;  // <d, v> of its write, <dy, s> of its read
+
+    DEVICE explicit DotsOfThread(const ThreadOfChunk& thread) {
+        const CouplingParams& p = thread.p;
+        const long long tokens = (long long)(p.memory.all_chunks) * CHUNK;  // of a slice
+        const Acc *d_dot_v = p.d_dot_v + thread.at * W + threadIdx.x, *dy_dot_s = p.dy_dot_s + thread.at * R + threadIdx.x;
+        // asked for together, and before it is known which accesses are live
 #pragma unroll 4
-    for (int slice = 0; slice < slices; slice++) sum += dots[slice * stride];
-    return sum;
-}
+        for (int slice = 0; slice < p.slices; slice++, d_dot_v += tokens * W, dy_dot_s += tokens * R) {
+            if (in_chunk(thread.write_token, W)) v += *d_dot_v;
+            if (in_chunk(thread.read_token, R)) s += *dy_dot_s;
+        }
+        if (!thread.write.live()) v = 0;
+        if (!thread.read.live()) s = 0;
+    }
+};
 
 constexpr int WRITE_LANES = W < 32 ? W : 32;  // of a token's writes, in one warp
 
@@ -185,7 +197,7 @@ DEVICE Acc sum_over_write_lanes(Acc x) {
 DEVICE void store_dot_before(const BackwardShared& shared, const ThreadOfChunk& thread) {
     const CouplingParams& p = thread.p;
     const int lane = threadIdx.x % WRITE_LANES, first_lane = threadIdx.x % 32 - lane;
-    const bool first = thread.write_k == 0 && thread.write_token < CHUNK, heavy = first && thread.write.heavy();
+    const bool first = thread.write_k == 0 && in_chunk(thread.write_token, W), heavy = first && thread.write.heavy();
     const int tag = __shfl_sync(~0u, heavy ? int(thread.write.tag) : DEAD, first_lane);
     Acc sum = 0;
     if (__any_sync(~0u, heavy)) {
@@ -206,28 +218,24 @@ couple_backward(const __grid_constant__ CouplingParams p) {
     __shared__ BackwardShared shared;
     const ThreadOfChunk thread(p);
     copy_channels(shared, thread, 0);
-    const long long stride = (long long)(p.memory.all_chunks) * CHUNK;  // from slice to slice, in tokens
-    const Acc* const found_d_dot_v = p.d_dot_v + thread.at * W + threadIdx.x;
-    const Acc* const found_dy_dot_s = p.dy_dot_s + thread.at * R + threadIdx.x;
-    Acc dot_v = thread.write.live() ? sum_over_slices(found_d_dot_v, stride * W, p.slices) : Acc(0);
-    Acc dot_s = thread.read.live() ? sum_over_slices(found_dy_dot_s, stride * R, p.slices) : Acc(0);
+    DotsOfThread dot(thread);
     thread.enter(shared.slots);
     const bool chained_read = thread.listed_read() && thread.read.chained();
     const SlotOfAccess write_slot(shared.slots, thread.chained_write() ? chain_begin(int(thread.write.tag)) : 0);
     const SlotOfAccess read_slot(shared.slots, chained_read ? chain_begin(thread.read.tag) : 0);
-    if (thread.chained_write()) shared.dot[write_slot.begin + write_slot.write_rank(thread.write_token)] = dot_v;
-    if (chained_read) shared.dot[read_slot.begin + read_slot.read_rank(thread.read_token)] = dot_s;
+    if (thread.chained_write()) shared.dot[write_slot.begin + write_slot.write_rank(thread.write_token)] = dot.v;
+    if (chained_read) shared.dot[read_slot.begin + read_slot.read_rank(thread.read_token)] = dot.s;
     if constexpr (TENSOR_CORES)
         store_pairs<PairsOfWarp>(shared, thread);
     else
         store_pairs<PairsOfThread>(shared, thread);
     __syncthreads();
-    if (thread.chained_write()) dot_v = dot_with_adjoint(shared, write_slot, thread.write_token, dot_v);
+    if (thread.chained_write()) dot.v = dot_with_adjoint(shared, write_slot, thread.write_token, dot.v);
     if (chained_read) {
         const auto dot_with_value = [&](int j) { return shared.dy_dot_v[thread.read_token][j]; };
-        dot_s = dot_with_content(read_slot, read_slot.writers & tokens_to(thread.read_token), dot_s, dot_with_value);
+        dot.s = dot_with_content(read_slot, read_slot.writers & tokens_to(thread.read_token), dot.s, dot_with_value);
     }
-    if (thread.write_token < CHUNK) p.d_dot_v[thread.at * W + threadIdx.x] = dot_v;
-    if (thread.read_token < CHUNK) p.dy_dot_s[thread.at * R + threadIdx.x] = dot_s;
+    if (in_chunk(thread.write_token, W)) p.d_dot_v[thread.at * W + threadIdx.x] = dot.v;
+    if (in_chunk(thread.read_token, R)) p.dy_dot_s[thread.at * R + threadIdx.x] = dot.s;
     store_dot_before(shared, thread);
 }

@@ -47,6 +47,9 @@ struct alignas(8) SlotAccess {
     DEVICE bool chained() const { return tag & CHAINED; }
 };
 
+// Whether a thread's token is one of the chunk; known to the compiler where all threads have one.
+DEVICE constexpr bool in_chunk(int token, int width) { return CHUNK * width >= THREADS || token < CHUNK; }
+
 // The chunks that a block of the masses works through: all of a sequence and head, or one segment of it. Blocks: (B*H,
 // segments).
 struct ChunkRange {
