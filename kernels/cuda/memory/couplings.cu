@@ -6,7 +6,6 @@
 // Compiled with: what chunk.cuh and couplings.cuh ask for.
 #include "memory/couplings.cuh"
 
-
 constexpr int READ_LANES = R < 32 ? R : 32, READ_PARTS = R / READ_LANES;  // a token's reads in a warp; warps of a token
 
 // Lists of writes and of reads, and their entries, before a thread's.
@@ -41,10 +40,13 @@ struct ForwardShared {
 
 // The largest number of a token's lanes.
 DEVICE int max_of_token(int x) {
-    if (READ_LANES == 32) return __reduce_max_sync(~0u, x);
+    if constexpr (READ_LANES == 32) {
+        return __reduce_max_sync(~0u, x);
+    } else {
 #pragma unroll
-    for (int distance = 1; distance < READ_LANES; distance *= 2) x = max(x, __shfl_xor_sync(~0u, x, distance));
-    return x;
+        for (int distance = 1; distance < READ_LANES; distance *= 2) x = max(x, __shfl_xor_sync(~0u, x, distance));
+        return x;
+    }
 }
 
 // A_tj of this thread's token t, from the last j to the first; the lanes of a token go through its j together, so that its
