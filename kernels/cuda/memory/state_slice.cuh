@@ -52,9 +52,14 @@ struct StateSlice {
         x.clear();
         if (lane.group == 0) (*this)[0] = x;
         if (!IN_SHARED) return;
-        const Acc* from = given ? given + origin : nullptr;
-        for (int row = lane.group; row < lane.rows; row += GROUPS)
-            (*this)[code_of(row)] = from ? load_channels(lane, from + (long long)(row)*lane.channels) : x;
+        if (given) {
+            const Acc* const from = given + origin;
+            for (int row = lane.group; row < lane.rows; row += GROUPS)
+                (*this)[code_of(row)] = load_channels(lane, from + (long long)(row)*lane.channels);
+        } else {  // a short sequence spends a good part of its time here
+#pragma unroll 8
+            for (int row = lane.group; row < lane.rows; row += GROUPS) (*this)[code_of(row)] = x;
+        }
     }
     DEVICE void finish(const Lane& lane, Acc* to) const {
         if (!IN_SHARED || !to) return;
