@@ -134,11 +134,12 @@ DEVICE constexpr int list_of_group(int round, int group) { return round * GROUPS
 
 // The numbers of A that are not 0, forward token after token t, and backward token after token j: the other token, and A_tj.
 constexpr int MOST_PAIRS = CHUNK * (CHUNK + 1) / 2;
-constexpr int PAIRS_AT_ONCE = 16;               // are copied to shared memory
+constexpr int PAIRS_AT_ONCE = 16;  // are copied to shared memory
+constexpr int MOST_COUPLED = (MOST_PAIRS + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE;
 
 struct alignas(16) CouplingLists {
     int of_token[CHUNK];  // begin | count << 16
-    TokenEvent pairs[(MOST_PAIRS + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE * PAIRS_AT_ONCE];
+    TokenEvent pairs[MOST_COUPLED * PAIRS_AT_ONCE];
 };
 
 // ---- what couplings.cu leaves of a chunk for content.cu ----

@@ -91,8 +91,8 @@ template <bool RECOMPUTE> struct ForwardPass {
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
-    DEVICE void copy_couplings(int chunk) const {
-        if (!RECOMPUTE) ::copy_couplings(record_of(chunk).by_reader, coupled(chunk));
+    DEVICE void copy_couplings(int chunk, int coupled) const {
+        if (!RECOMPUTE) ::copy_couplings(record_of(chunk).by_reader, coupled);
     }
     // A phase before it is stored, so that nobody waits for it.
     DEVICE void load_value(int chunk) {
@@ -103,9 +103,7 @@ template <bool RECOMPUTE> struct ForwardPass {
     DEVICE void start() {
         if (copier() >= 0) Changes::copy_headers(record_of(0), 0);
         end_group_of_copies();
-        wait_for_copies<0>();
-        __syncthreads();
-        copy_couplings(0);
+        copy_couplings(0, MOST_COUPLED);  // nobody knows yet how many there are
         load_for_look_up(0);
         load_value(0);
         store_value(0);
@@ -156,7 +154,7 @@ template <bool RECOMPUTE> struct ForwardPass {
             wait_for_copies<0>();
             __syncthreads();
             // 2. what changes them
-            copy_couplings(next);
+            copy_couplings(next, coupled(next));
             load_for_look_up(next);
             change_in_place(chunk);
             Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
@@ -261,9 +259,7 @@ struct BackwardPass {
         second = Changes::second(lane, record, chunk);
     }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
-    DEVICE void copy_couplings(int chunk) const {
-        ::copy_couplings(record_of(chunk).by_writer, coupled(chunk));
-    }
+    DEVICE void copy_couplings(int chunk, int coupled) const { ::copy_couplings(record_of(chunk).by_writer, coupled); }
     DEVICE void load_for_look_up(int chunk) {
         if (!lane.takes_part()) return;
         write.load(record_of(chunk).writes + lane.group * OWN_WRITES);
@@ -279,9 +275,7 @@ struct BackwardPass {
     DEVICE void start(int end) {
         if (copier() >= 0) Changes::copy_headers(record_of(end), end);
         end_group_of_copies();
-        wait_for_copies<0>();
-        __syncthreads();
-        copy_couplings(end);
+        copy_couplings(end, MOST_COUPLED);  // nobody knows yet how many there are
         load_for_look_up(end);
         load_dy(end);
         store_dy(end);
@@ -350,7 +344,7 @@ struct BackwardPass {
             wait_for_copies<0>();
             __syncthreads();
             // 2. what changes it
-            copy_couplings(next);
+            copy_couplings(next, coupled(next));
             load_for_look_up(next);
             change_in_place(chunk);
             Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
