@@ -42,8 +42,9 @@ def past_table(results: Sequence[Result]) -> str:
     for result in results:
         line = by_position(result)
         cells = [f"{line[name]:.4f}" if name in line else _ABSENT for name in ranges]
-        rows.append([result.name, f"{result.state:,}", _way_of(result), *cells, f"{result.chosen.rate:g}"])
-    return table(["model", "elements of state", "memory", *ranges, "learning rate"], rows)
+        use, rate = _slot_use(result), f"{result.chosen.rate:g}"
+        rows.append([result.name, f"{result.state:,}", _way_of(result), *cells, *use, rate])
+    return table(["model", "elements of state", "memory", *ranges, "touched", "entropy", "learning rate"], rows)
 
 
 def recipe_table(results: Sequence[Result]) -> str:
@@ -99,6 +100,29 @@ def _slot_use(result: Result) -> list[str]:
     if not layers:
         return [_ABSENT, _ABSENT]
     return [f"{sum(layer[name] for layer in layers) / len(layers):.2f}" for name in ("touched", "entropy")]
+
+
+def training_slots_table(results: Sequence[Result]) -> str:
+    """How evenly the writes used the slots whenever a run was measured: the mean over its layers, and the lowest layer.
+
+    Of the first seed; "" without a model that has slots.
+
+    >>> from types import SimpleNamespace
+    >>> layers = [{"touched": 0.5, "entropy": 0.75}, {"touched": 1.0, "entropy": 0.5}, {}]
+    >>> print(training_slots_table([SimpleNamespace(name="a", records=[{"slots": [{"step": 10, "layers": layers}]}])]))
+    | model | step | touched | lowest layer | entropy | lowest layer |
+    | --- | --- | --- | --- | --- | --- |
+    | a | 10 | 0.750 | 0.500 | 0.625 | 0.500 |
+    """
+    rows = []
+    for result in results:
+        for measured in result.records[0].get("slots", []):
+            layers = [layer for layer in measured["layers"] if layer]
+            columns = [[layer[name] for layer in layers] for name in ("touched", "entropy")]
+            numbers = [number for column in columns for number in (sum(column) / len(column), min(column))]
+            rows.append([result.name, str(measured["step"]), *(f"{number:.3f}" for number in numbers)])
+    head = ["model", "step", "touched", "lowest layer", "entropy", "lowest layer"]
+    return table(head, rows) if rows else ""
 
 
 def range_name(begin: int | None, end: int | None) -> str:
