@@ -11,7 +11,7 @@ from ramnet_np.backend import use_backend
 from ramnet_np.contract import RAMState
 from ramnet_np.core.accelerated import ACCELERATED
 from ramnet_np.core.bfloat16 import from_bfloat16, to_bfloat16
-from ramnet_np.core.checks import check_options
+from ramnet_np.core.option_checks import check_options
 from ramnet_np.layers.few_rows import normed_products, normed_swiglu_added, product_added
 from ramnet_np.layers.linear import linear_backward, linear_forward
 from ramnet_np.layers.norm import rmsnorm_forward
