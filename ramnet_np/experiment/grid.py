@@ -76,13 +76,19 @@ class Grid:
     points: tuple[Point, ...]
     quick: bool
 
-    def only(self, pattern: str) -> Grid:
-        """The points whose name matches ``pattern``, in which ``*`` stands for anything. ValueError if none does."""
-        kept = tuple(p for p in self.points if fnmatchcase(p.name, pattern))
-        if not kept:
-            names = ", ".join(p.name for p in self.points)
-            raise ValueError(f"only must match a point of grid {self.name!r}, got {pattern!r}; its points are {names}")
-        return replace(self, points=kept)
+    def only(self, *patterns: str) -> Grid:
+        """The points whose name matches one of ``patterns``, in which ``*`` stands for anything. Those of an earlier
+        pattern are run first. ValueError for a pattern that matches none."""
+        kept: dict[str, Point] = {}
+        for place, pattern in enumerate(patterns):
+            found = [point for point in self.points if fnmatchcase(point.name, pattern)]
+            if not found:
+                names = ", ".join(point.name for point in self.points)
+                raise ValueError(
+                    f"only must match a point of grid {self.name!r}, got {pattern!r}; its points are {names}"
+                )
+            kept = {point.name: replace(point, place=place) for point in found} | kept
+        return replace(self, points=tuple(kept[point.name] for point in self.points if point.name in kept))
 
 
 def together(grids: Sequence[Grid]) -> Grid:

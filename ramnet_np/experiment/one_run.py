@@ -25,22 +25,24 @@ from ramnet_np.data.text import TextSettings
 from ramnet_np.data.tokens import TOKENIZER
 from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.records import Record
+from ramnet_np.experiment.sweep import score
 from ramnet_np.experiment.tasks import TaskData, figure, task_data
 from ramnet_np.model import RAMNet, state_elements
 from ramnet_np.model.count import CONTEXT
-from ramnet_np.model.files import write_text
+from ramnet_np.model.files import read_json, write_text
 from ramnet_np.model.network import Device
 from ramnet_np.runs.hardware import hardware
 from ramnet_np.train.checkpoint import Checkpoint, latest_checkpoint, restore, save_checkpoint
-from ramnet_np.train.loop import trainer_for, training
 from ramnet_np.train.metrics import Measured
 from ramnet_np.train.optim import AdamWState, adamw_init
+from ramnet_np.train.steps import trainer_for, training
 from ramnet_np.train.trainer import Diverged, Trainer
 
 REPORT_EVERY = 50  # steps between two reports of loss and accuracy, for which a GPU is waited for
 SAVE_SECONDS = 10.0  # between two checkpoints: a run that is killed loses about as much
 RUN = "run.json"  # in the folder of a kept model: the settings of its run
 SAVE_SHARE = 0.05  # of the time goes into checkpoints at most: a large one is saved less often
+BYTES_A_SECOND = 1e9  # that are written to a disk, until a checkpoint was timed
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def run_one(
     model = RAMNet(run.model, seed=run.seed).to(device)
     trained = _train(run, model, data, saves, on_progress)
     if keep_model and out is not None and trained.accuracy:
-        _keep(model, run, data.tokenizer, out)
+        _keep(model, run, trained, data.tokenizer, out)
     calls = saves.calls()
     return {
         **calls[-1],
@@ -187,13 +189,31 @@ def _train(
     return _Trained(status, steps, epochs, last, validation, tested.accuracy, speed, more)
 
 
-def _keep(model: RAMNet, run: GridRun, tokenizer: str | None, out: Path) -> None:
-    """Leave the model in a folder of its own, with its tokenizer and the settings of the run."""
-    folder = out / "models" / f"{_plain_name(run.name)}-seed{run.seed}"
+def _keep(model: RAMNet, run: GridRun, trained: _Trained, tokenizer: str | None, out: Path) -> None:
+    """Leave the model in a folder of its own, with its tokenizer, the settings of the run and, as "measured", its
+    validation. Runs that differ in the learning rate alone share a folder: the one that validation prefers stays."""
+    variant = f"-{_plain_name(run.variant)}" if run.variant else ""
+    folder = out / "models" / f"{_plain_name(run.name)}{variant}-seed{run.seed}"
+    kept = {**run.settings, "measured": trained.validation}
+    if _is_better(folder / RUN, kept):
+        return
+    (folder / RUN).unlink(missing_ok=True)  # written last: where it is, the folder is whole
     model.save_pretrained(folder)
     if tokenizer is not None:
         write_text(folder / TOKENIZER, tokenizer)
-    write_text(folder / RUN, json.dumps(run.settings, indent=1) + "\n")
+    write_text(folder / RUN, json.dumps(kept, indent=1) + "\n")
+
+
+def _is_better(path: Path, kept: dict[str, Any]) -> bool:
+    """Whether the file is of a run that differs from ``kept`` in the learning rate alone, and was measured better."""
+    try:
+        before = read_json(path)
+        rate, own = before["train"]["learning_rate"], kept["train"]
+        same = {**before, "measured": 0} == {**kept, "measured": 0, "train": {**own, "learning_rate": rate}}
+        earlier, now = (score({"status": "finished", "validation": one["measured"]}) for one in (before, kept))
+    except (OSError, ValueError, LookupError, TypeError):  # no such file, or of something else
+        return False
+    return same and earlier is not None and now is not None and earlier > now
 
 
 def _plain_name(name: str) -> str:
@@ -225,6 +245,9 @@ class _Saves:
         """Save, unless the last checkpoint is younger than ``SAVE_SECONDS`` or than what it took allows, or there is no
         folder."""
         began = time.perf_counter()
+        if not self._took:
+            arrays = *3 * [*model.params.values()], *(trainer.carried or {}).values()  # the moments are as large
+            self._took = sum(array.nbytes for array in arrays) / BYTES_A_SECOND
         if self._folder and began - self._saved >= max(SAVE_SECONDS, self._took / SAVE_SHARE):
             # best: a run that reaches train.stop_at ends, and so is not resumed
             checkpoint = Checkpoint(

@@ -67,6 +67,7 @@ class Point:
     variants: dict[str, RAMNetConfig]  # by name; the first is "", the point's own settings
     base: GridRun  # at full length
     searching: GridRun  # its short form; ``base`` where there is none
+    place: int = 0  # points of a lower one are run first
     _made: dict[Any, GridRun] = field(default_factory=dict, compare=False, repr=False)  # runs: each is made once
 
     def run(self, seed: int, learning_rate: float, variant: str = "") -> GridRun:

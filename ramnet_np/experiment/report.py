@@ -26,6 +26,7 @@ from ramnet_np.experiment.tables import (
     study_table,
 )
 from ramnet_np.experiment.text_report import book_sections, read_books, text_section
+from ramnet_np.experiment.text_tables import training_slots_table
 from ramnet_np.model.files import write_text
 from ramnet_np.model.mixers import variant_labels
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_setting, accuracy_by_state
@@ -34,6 +35,7 @@ from ramnet_np.runs.pictures import save_picture
 
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"  # of a grid
 PAPER = "paper.toml"
+RIVALS = "language-rivals"  # whose models also stand beside those of language-past
 
 
 def write_report(results: Sequence[Path], out: Path | None = None) -> str:
@@ -91,7 +93,8 @@ def report(
     for grid in dict.fromkeys([*GRIDS, *(p.grid for p in points)]):
         if ours := _in_order(grid, [p for p in points if p.grid == grid]):
             runs = [r for r in records if r["grid"] == grid and r["quick"] == ours[0].run.quick]
-            sections[grid] = _section(grid, ours, runs, paper, figures)
+            rivals = _in_order(RIVALS, [p for p in points if p.grid == RIVALS])
+            sections[grid] = _section(grid, ours, runs, paper, figures, rivals)
     for name, (text, what) in book_sections(books, figures).items():
         sections[name] = "\n\n".join([*_images(name, what), text]) if what else text
     return sections
@@ -140,9 +143,9 @@ def between_markers(page: str, grid: str, text: str) -> str:
 
 def _section(
     grid: str, ours: Sequence[Result], runs: Sequence[Record], paper: Mapping[str, Any],
-    figures: dict[str, Callable[[], Figure]],
+    figures: dict[str, Callable[[], Figure]], rivals: Sequence[Result],
 ) -> str:  # fmt: skip
-    """The Markdown of a grid; its figure is added to ``figures``."""
+    """The Markdown of a grid; its figure is added to ``figures``. ``rivals``: results of ``RIVALS``."""
     parts = []
     quick = ours[0].run.quick
     if quick:
@@ -150,7 +153,7 @@ def _section(
         paper = {}
     title = "(reduced by --quick)" if quick else ""
     if ours[0].run.task == "text":
-        rows, draw, what = text_section(grid, ours, title)
+        rows, draw, what = text_section(grid, ours, title, rivals)
     else:
         draw, what = _figure(grid, ours, paper, title)
         rows = {"mqar-order": order_table, "mqar-state": state_table}.get(grid, _study)(ours, paper)
@@ -160,6 +163,8 @@ def _section(
     each = "All numbers of the test" if ours[0].run.task == "text" else "Accuracy on each test setting"
     parts.append(_folded(each, settings_table(ours)))
     parts.append(_folded("How each point chose its learning rate and settings", search_table(ours)))
+    if slots := training_slots_table(ours):
+        parts.append(_folded("How evenly the slots were written while the models trained", slots))
     parts.append(_folded("Settings that all of these runs share", f"```toml\n{shared_settings(ours)}\n```"))
     return "\n\n".join(parts)
 

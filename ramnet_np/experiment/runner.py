@@ -52,8 +52,9 @@ class Options:
     """Which GPUs: runs spread over a process for each; one that is named twice has two. None: all that are visible."""
     side_by_side: int = 1
     """Runs at the same time, on each GPU or on the CPU."""
-    only: str = "*"
-    """Points whose name matches; a star stands for anything, as in `m256-*`."""
+    only: tuple[str, ...] = ("*",)
+    """Points whose name matches; a star stands for anything, as in `m256-*`. Of several patterns, the points of an
+    earlier one are run first."""
     max_minutes: float | None = None
     """Stop after so long, and print how far the runs are that have not ended. Runs that would end in time are started
     first."""
@@ -136,7 +137,7 @@ def run_experiment(
         sources = [options.grid]
     corpus = None if options.text is None else read_corpus(options.text, argument="text")
     grids = [load_grid(source, quick=options.quick, epochs=options.epochs, corpus=corpus) for source in sources]
-    grid = together(grids).only(options.only)
+    grid = together(grids).only(*options.only)
     gpus = _gpus(options) if options.device == "gpu" and options.ray is None else ()
     out = options.out or Path("runs") / (grid.name + "-quick" * grid.quick)
     results = out / "results.jsonl"

@@ -13,7 +13,7 @@ held-out text. The test sets play no part. A run that diverged cannot be chosen.
    with the other seeds, before the finalists of later points.
 
 All points take step 1 before any takes step 2, and so on. So whenever a grid is stopped, as many points as possible
-have a result.
+have a result. Where points have a ``place``, this holds for those of one place, and those of the lowest come first.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def wanted_runs(grid: Grid, done: Mapping[str, Record], taken: Iterable[str] = (
     >>> wanted_runs(grid, {})[0].name == grid.points[0].name
     True
     """
-    asked = [one for point in grid.points for one in asked_of(point, done)]
+    asked = [(point.place, one.turn, one.run) for point in grid.points for one in asked_of(point, done)]
     skipped = {*done, *taken}
-    runs = {one.run.key: one.run for one in sorted(asked, key=lambda one: one.turn)}
+    runs = {run.key: run for _, _, run in sorted(asked, key=lambda one: one[:2])}
     return [run for key, run in runs.items() if key not in skipped]
 
 

@@ -26,6 +26,7 @@ from ramnet_np.plot.language import lines_by_range, scores_by_model
 
 Draw = Callable[[], Figure]
 
+SIMILAR = 1.5  # times as many parameters
 _NUMBERS = {"positions": "bits_per_byte", "names": "bits_per_byte", "needles": "accuracy"}
 _XLABELS = {
     "positions": "bytes of the book before the token",
@@ -39,17 +40,23 @@ _WHAT = {
 }
 
 
-def text_section(grid: str, results: Sequence[Result], title: str = "") -> tuple[str, Draw, str]:
+def text_section(
+    grid: str, results: Sequence[Result], title: str = "", rivals: Sequence[Result] = ()
+) -> tuple[str, Draw, str]:
     """The table of a grid on text, how to draw its figure, and what is to be seen in it.
+
+    ``rivals``: results of language-rivals, of which those of a like size stand in the table of language-past, too.
 
     >>> text_section("language-past", [])[2]
     'Bits a byte against the position in the book, a line for each model.'
     """
     bits, what = "bits a byte of the held-out books", "Bits a byte of every model."
     if grid == "language-past":
-        lines = {result.name: by_position(result) for result in results}
+        largest = max((result.records[0]["parameters"] for result in results), default=0)
+        shown = [*results, *(rival for rival in rivals if rival.records[0]["parameters"] < SIMILAR * largest)]
+        lines = {result.name: by_position(result) for result in shown}
         what = "Bits a byte against the position in the book, a line for each model."
-        return past_table(results), lambda: lines_by_range(lines, _XLABELS["positions"], "bits a byte", title), what
+        return past_table(shown), lambda: lines_by_range(lines, _XLABELS["positions"], "bits a byte", title), what
     if grid == "language-recipe":
         scores = {result.name: result.accuracies for result in results}
         return recipe_table(results), lambda: scores_by_model(scores, bits, title), what
@@ -86,7 +93,12 @@ def book_sections(books: Sequence[Book], figures: dict[str, Draw]) -> dict[str, 
     for test, value in _NUMBERS.items():
         lines = book_lines(books, test, value)
         if lines:
-            shown = {f"{model}, {way}": line for (model, way), line in lines.items()}
+            carried = {model for model, way in lines if way == "carried"}  # one line a model is enough
+            shown = {
+                f"{model}, {way}": line
+                for (model, way), line in lines.items()
+                if way == "carried" or model not in carried
+            }
             guess = 1 / len(WORDS) if test == "needles" else None
             ylabel = "share of right answers" if test == "needles" else "bits a byte"
             name = f"books-{test}"

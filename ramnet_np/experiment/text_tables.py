@@ -7,6 +7,7 @@ from typing import Any
 
 from ramnet_np.experiment.summary import Result
 from ramnet_np.experiment.tables import how, how_head, table
+from ramnet_np.model.count import active_elements
 
 _ABSENT = "-"
 _BYTES = 4  # of an element of state: memories are float32 in generation
@@ -18,14 +19,17 @@ def rivals_table(results: Sequence[Result]) -> str:
     """Models of like sizes beside each other, the best first: bits a byte of the held-out books, and what they cost.
 
     >>> rivals_table([]).count("|")
-    22
+    24
     """
     rows = []
     for result in sorted(results, key=lambda r: (round(_parameters(r) / 10e6), r.accuracy)):
         mega = f"{_BYTES * result.state / 1e6:.1f}"
-        cells = [f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}", mega, *_bits(result), _carried(result)]
+        active = active_elements(result.run.model, result.settings["data"]["length"])
+        sizes = [f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}", f"{active:,}", mega]
+        cells = [*sizes, *_bits(result), _carried(result)]
         rows.append([f"{result.kind} ({result.name})", *cells, *how(result, results), f"{result.tokens_per_second:,}"])
-    head = ["model", "million parameters", "elements of state", "MB in generation", "bits a byte", "each seed"]
+    head = ["model", "million parameters", "elements of state", "touched by a token", "MB in generation"]
+    head += ["bits a byte", "each seed"]
     return table([*head, "memory carried", *how_head(results), "tokens/s"], rows)
 
 
@@ -42,8 +46,9 @@ def past_table(results: Sequence[Result]) -> str:
     for result in results:
         line = by_position(result)
         cells = [f"{line[name]:.4f}" if name in line else _ABSENT for name in ranges]
-        rows.append([result.name, f"{result.state:,}", _way_of(result), *cells, f"{result.chosen.rate:g}"])
-    return table(["model", "elements of state", "memory", *ranges, "learning rate"], rows)
+        use, rate = _slot_use(result), f"{result.chosen.rate:g}"
+        rows.append([result.name, f"{result.state:,}", _way_of(result), *cells, *use, rate])
+    return table(["model", "elements of state", "memory", *ranges, "touched", "entropy", "learning rate"], rows)
 
 
 def recipe_table(results: Sequence[Result]) -> str:
@@ -99,6 +104,29 @@ def _slot_use(result: Result) -> list[str]:
     if not layers:
         return [_ABSENT, _ABSENT]
     return [f"{sum(layer[name] for layer in layers) / len(layers):.2f}" for name in ("touched", "entropy")]
+
+
+def training_slots_table(results: Sequence[Result]) -> str:
+    """How evenly the writes used the slots whenever a run was measured: the mean over its layers, and the lowest layer.
+
+    Of the first seed; "" without a model that has slots.
+
+    >>> from types import SimpleNamespace
+    >>> layers = [{"touched": 0.5, "entropy": 0.75}, {"touched": 1.0, "entropy": 0.5}, {}]
+    >>> print(training_slots_table([SimpleNamespace(name="a", records=[{"slots": [{"step": 10, "layers": layers}]}])]))
+    | model | step | touched | lowest layer | entropy | lowest layer |
+    | --- | --- | --- | --- | --- | --- |
+    | a | 10 | 0.750 | 0.500 | 0.625 | 0.500 |
+    """
+    rows = []
+    for result in results:
+        for measured in result.records[0].get("slots", []):
+            layers = [layer for layer in measured["layers"] if layer]
+            columns = [[layer[name] for layer in layers] for name in ("touched", "entropy")]
+            numbers = [number for column in columns for number in (sum(column) / len(column), min(column))]
+            rows.append([result.name, str(measured["step"]), *(f"{number:.3f}" for number in numbers)])
+    head = ["model", "step", "touched", "lowest layer", "entropy", "lowest layer"]
+    return table(head, rows) if rows else ""
 
 
 def range_name(begin: int | None, end: int | None) -> str:

@@ -29,7 +29,7 @@ def check_results(folder: Path) -> None:
     """Those of one host; a second call has nothing to do."""
     grid = folder / "tiny.toml"
     grid.write_text(TINY)
-    here = Options(out=folder / "here", grid=grid, only="a", side_by_side=2)
+    here = Options(out=folder / "here", grid=grid, only=("a",), side_by_side=2)
     there = replace(here, out=folder / "there", ray=())
     ended = [
         run_experiment("x", options, log=lambda words: None, progress=False)[1:4] for options in (here, there, there)

@@ -171,6 +171,10 @@ def test_files_that_are_no_grid(tmp_path):
 def test_only_and_missing_files():
     grid = load_grid("mqar-order")
     assert [p.name for p in grid.only("m64-*").points] == ["m64-u6", "m64-u3", "m64-u2", "m64-u1"]
+    places = {p.name: p.place for p in grid.only("m64-u[12]", "m64-*").points}
+    assert places == {"m64-u6": 1, "m64-u3": 1, "m64-u2": 0, "m64-u1": 0}
+    with pytest.raises(ValueError, match="only must match a point of grid 'mqar-order', got 'y'"):
+        grid.only("m64-*", "y")
     with pytest.raises(ValueError, match="only must match a point of grid 'mqar-order', got 'x'; its points are m1024"):
         grid.only("x")
     with pytest.raises(FileNotFoundError, match=r"grid must be a file or one of .* got 'mine'"):

@@ -414,7 +414,7 @@ def test_an_unfinished_run_goes_on(monkeypatch, grid):
         run_one(run, "cpu", end, out, "before")
     assert checkpoints_of(run, "cpu", out).is_dir()
     said = []
-    options = Options(out=out, grid=grid, only="b")
+    options = Options(out=out, grid=grid, only=("b",))
     outcome = run_experiment("x", options, log=said.append, progress=False)
     assert f"{run.label}: goes on from step 8 of 16" in said
     [record] = read_records([outcome.results])

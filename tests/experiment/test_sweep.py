@@ -77,6 +77,17 @@ def test_first_seeds_of_all_points_come_before_second_ones():
     assert count_left(GRID, done) == 0
 
 
+def test_points_of_an_earlier_pattern_take_all_their_steps_first():
+    done, order = {}, []
+    grid = GRID.only("b", "a")
+    while runs := wanted_runs(grid, done):
+        order.append((runs[0].name, runs[0].seed))
+        done[runs[0].key] = record(runs[0], validation=0.5, test=0.0)
+    assert order == [("b", 5), ("a", 0), ("a", 0), ("a", 1)]
+    [first] = [run for run in wanted_runs(GRID.only("a", "b"), {}) if run.name == "b"]
+    assert wanted_runs(GRID.only("a", "b"), {})[-1] == first  # it fills what the search of a leaves free
+
+
 def test_runs_on_their_way_are_not_started_again():
     first, *others = wanted_runs(GRID, {})
     assert wanted_runs(GRID, {}, [first.key]) == others

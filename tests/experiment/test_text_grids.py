@@ -64,6 +64,11 @@ model = { mixer = "softmax" }
 [quick]
 epochs = 0.5
 """
+POINT = """
+[[points]]
+name = "a"
+variants.wide = { top_k = 4 }
+"""
 
 
 @pytest.fixture
@@ -139,6 +144,31 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(texts, name, tmp_path, mo
         np.testing.assert_array_equal(models[1].params[key], value, err_msg=key)
 
 
+def test_of_runs_that_differ_in_the_rate_the_better_model_is_kept(texts, tmp_path):
+    [whole] = read_grid(TINY.split("[[points]]")[0] + POINT, "tiny", corpus=read_corpus(texts)).points
+    runs = [whole.run(0, rate) for rate in (1e-3, 3e-2, 1e-4)] + [whole.run(0, 1e-4, "wide")]
+    measured = [run_one(run, "cpu", out=tmp_path, text=texts, keep_model=True)["validation"] for run in runs]
+    assert measured[1]["bits_per_byte"] < measured[0]["bits_per_byte"] < measured[2]["bits_per_byte"]
+    for folder, number in (("a-seed0", 1), ("a-wide-seed0", 3)):
+        kept = json.loads((tmp_path / "models" / folder / "run.json").read_text())
+        assert kept == {**runs[number].settings, "measured": measured[number]}
+    longer = replace(runs[2], epochs=2.0)  # other settings are another run
+    run_one(longer, "cpu", out=tmp_path, text=texts, keep_model=True)
+    assert json.loads((tmp_path / "models" / "a-seed0" / "run.json").read_text())["epochs"] == 2.0
+
+
+def test_a_large_checkpoint_is_not_saved_early(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_run, "REPORT_EVERY", 3)
+    monkeypatch.setattr(one_run, "SAVE_SECONDS", 0.0)
+    run, saved = points(texts)["carried"], []
+    monkeypatch.setattr(one_run, "save_checkpoint", lambda folder, checkpoint: saved.append(checkpoint))
+    for bytes_a_second in (1e15, 1e-9):
+        monkeypatch.setattr(one_run, "BYTES_A_SECOND", bytes_a_second)
+        saved.clear()
+        run_one(run, "cpu", out=tmp_path, text=texts)
+        assert bool(saved) == (bytes_a_second > 1)
+
+
 def test_a_changed_text_is_no_text_of_the_grid(texts):
     run = points(texts)["plain"]
     other = texts.with_name("other")
@@ -171,10 +201,10 @@ def test_grids_on_text(name):
 
 def test_rivals_are_of_equal_size():
     for point in load_grid("language-rivals").points:
-        size = float(point.name.rpartition("-")[2].removesuffix("m")) * 1e6
-        for name, model in point.variants.items():
-            parameters = sum(row.parameters for row in count(replace(model, vocab=8192)))
-            assert parameters == pytest.approx(size, rel=0.01), (point.name, name)
+        [size] = [int(part[:-1]) for part in point.name.split("-") if part[:-1].isdigit()]
+        assert list(point.variants) == [""]
+        parameters = sum(row.parameters for row in count(replace(point.base.model, vocab=8192)))
+        assert parameters == pytest.approx(size * 1e6, rel=0.01), point.name
 
 
 def test_the_recipe_changes_one_thing_a_point():

@@ -9,8 +9,8 @@ from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.report import report, write_report
 from ramnet_np.experiment.summary import collect
-from ramnet_np.experiment.text_report import read_books
-from ramnet_np.experiment.text_tables import past_table, recipe_table, rivals_table
+from ramnet_np.experiment.text_report import book_sections, read_books, text_section
+from ramnet_np.experiment.text_tables import past_table, recipe_table, rivals_table, training_slots_table
 from ramnet_np.model.files import append_record
 from ramnet_np.model.mixers import MIXERS
 from tests.experiment.test_text_grids import TINY, write_texts
@@ -59,6 +59,7 @@ def test_rivals_stand_from_the_best_on(records):
     row = dict(zip(head, rows[0], strict=True))
     assert (row["bits a byte"], row["each seed"]) == ("1.3750", "1.5000, 1.2500")
     assert row["elements of state"] == str(2 * 4 * 9)
+    assert row["touched by a token"] == str(2 * 2 * 2 * 9)  # layers, slots, written and read
     assert dict(zip(head, rows[1], strict=True))["memory carried"] == "-"
     assert dict(zip(head, rows[1], strict=True))["elements of state"] == str(2 * 2 * 8 * 16)  # of a window
 
@@ -66,8 +67,28 @@ def test_rivals_stand_from_the_best_on(records):
 def test_the_past_by_position(records):
     results = results_of(records, "language-past")
     head, _, *rows = cells(past_table(results))
-    assert head[3:-1] == ["up to 1k"]
+    assert head[3:-1] == ["up to 1k", "touched", "entropy"]
+    assert rows[2][4:6] == ["-", "-"]  # softmax attention has no slots
+    head, _, *measured = cells(training_slots_table(results))
+    first = results[0].records[0]["slots"][0]
+    touched = [layer["touched"] for layer in first["layers"]]
+    assert measured[0] == [
+        "plain",
+        str(first["step"]),
+        f"{sum(touched) / 2:.3f}",
+        f"{min(touched):.3f}",
+        *measured[0][4:],
+    ]
+    assert [row[0] for row in measured] == ["plain", "plain", "carried", "carried"]
+    head, _, *rows = cells(past_table(results))
     assert [(row[0], row[2]) for row in rows] == [("plain", "carried"), ("carried", "carried"), ("softmax", "windows")]
+    rivals = results_of(records, "language-rivals")
+    table, draw, _ = text_section("language-past", results, rivals=rivals)
+    assert [row[0] for row in cells(table)[2:]] == 2 * ["plain", "carried", "softmax"]
+    assert draw().axes[0].get_xlabel() == "bytes of the book before the token"
+    for rival in rivals:
+        rival.records[0]["parameters"] *= 2  # of another size
+    assert cells(text_section("language-past", results, rivals=rivals)[0])[2:] == rows
     ways = results[0].records[0]["by_position"]
     assert rows[0][3] == f"{ways['carried'][0]['bits_per_byte']:.4f}" != f"{ways['windows'][0]['bits_per_byte']:.4f}"
 
@@ -113,6 +134,16 @@ def test_everything_reaches_the_page(records, tmp_path, monkeypatch):
     write_report(files, tmp_path)
     assert (tmp_path / "language.md").read_text() == page
     assert list(report(files[1:], {}, {})) == ["books-names", "books-needles", "books-slots"]  # without any grid
+
+
+def test_a_figure_of_books_has_a_line_a_model():
+    tables = ({"windows": NAMES, "carried": NAMES}, {"windows": NAMES})
+    figures = {}
+    book_sections(
+        [{"test": "names", "model": model, "tables": t} for model, t in zip("ab", tables, strict=True)], figures
+    )
+    legend = figures["books-names"]().legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["a, carried", "b, windows"]
 
 
 def replace_bits(row, bits):
