@@ -7,6 +7,7 @@ from typing import Any
 
 from ramnet_np.experiment.summary import Result
 from ramnet_np.experiment.tables import how, how_head, table
+from ramnet_np.model.count import active_elements
 
 _ABSENT = "-"
 _BYTES = 4  # of an element of state: memories are float32 in generation
@@ -18,14 +19,17 @@ def rivals_table(results: Sequence[Result]) -> str:
     """Models of like sizes beside each other, the best first: bits a byte of the held-out books, and what they cost.
 
     >>> rivals_table([]).count("|")
-    22
+    24
     """
     rows = []
     for result in sorted(results, key=lambda r: (round(_parameters(r) / 10e6), r.accuracy)):
         mega = f"{_BYTES * result.state / 1e6:.1f}"
-        cells = [f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}", mega, *_bits(result), _carried(result)]
+        active = active_elements(result.run.model, result.settings["data"]["length"])
+        sizes = [f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}", f"{active:,}", mega]
+        cells = [*sizes, *_bits(result), _carried(result)]
         rows.append([f"{result.kind} ({result.name})", *cells, *how(result, results), f"{result.tokens_per_second:,}"])
-    head = ["model", "million parameters", "elements of state", "MB in generation", "bits a byte", "each seed"]
+    head = ["model", "million parameters", "elements of state", "touched by a token", "MB in generation"]
+    head += ["bits a byte", "each seed"]
     return table([*head, "memory carried", *how_head(results), "tokens/s"], rows)
 
 

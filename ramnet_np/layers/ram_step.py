@@ -61,4 +61,4 @@ def ram_step(
         top_k=decode.top_k, renorm=decode.renorm, cape_heads=decode.cape_heads, positions=positions,
         mass_aware=options.mass_aware, eps=options.eps,
     )  # fmt: skip
-    return product_added(y.astype(out.dtype, copy=False).reshape(tokens, -1), out, out_bias, x)
+    return product_added(y.astype(x.dtype, copy=False).reshape(tokens, -1), out, out_bias, x)

@@ -71,6 +71,18 @@ def state_elements(config: RAMNetConfig, context: int = CONTEXT) -> int:
     return sum(_state_size(of_layer(config, i), context).total for i in range(config.layers))
 
 
+def active_elements(config: RAMNetConfig, context: int = CONTEXT) -> int:
+    """Elements of the whole model's memories that one token writes or reads.
+
+    ``context``: as in :func:`state_elements`. ValueError below 1. Source: paper, table 2.
+
+    >>> ram = RAMNetConfig(width=8, heads=2, order=2, radix=4, layers=2, top_k=2)
+    >>> active_elements(ram)  # 2 layers * 2 heads * (2 slots written, 2 read) * (4 + 1)
+    80
+    """
+    return sum(_state_size(of_layer(config, i), context).active for i in range(config.layers))
+
+
 def layer_state(config: RAMNetConfig, context: int = CONTEXT) -> int:
     """Elements that a layer with the configuration's ``mixer`` remembers; with slots H M (C + 1).
 

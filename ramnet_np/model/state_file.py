@@ -25,6 +25,7 @@ from ramnet_np.core.sparse_state import BLOCK, SparseRAMState
 from ramnet_np.model.checkpoint import config_to_json
 from ramnet_np.model.files import replacing, why
 from ramnet_np.model.generation import Generation
+from ramnet_np.model.settled import Weights
 from ramnet_np.model.sparse import sparse_state, with_tiers
 from ramnet_np.model.states import arrays_of, each_array, with_whole_windows
 from ramnet_np.model.stepping import Standing, Stepper
@@ -85,11 +86,17 @@ def save_generation(path: str | PathLike[str], generation: Generation) -> None:
 
 @on_gpu_of_arrays
 def load_generation(
-    path: str | PathLike[str], model: Any, *, backend: str | None = None, memory: MemoryTiers | None = None
+    path: str | PathLike[str],
+    model: Any,
+    *,
+    backend: str | None = None,
+    memory: MemoryTiers | None = None,
+    weights: Weights | None = None,
 ) -> Generation:
     """The generation that :func:`save_generation` wrote, for the same ``model``; ``backend``: of the operation.
 
-    ``memory``: the tiers of its sparse memory, which may be others than before; a state of all slots becomes sparse.
+    ``weights``: as of Generation, which may be another than before. ``memory``: the tiers of its sparse memory, which
+    may be others than before; a state of all slots becomes sparse.
     FileNotFoundError, OSError or ValueError, naming the file, for one that is missing, cut short, damaged, of another
     program or of another model.
 
@@ -114,7 +121,7 @@ def load_generation(
         steppers.append(Stepper(model, _whole(rows), state, backend))
     logits = xp.asarray(_whole(saved["logits"])).astype(next(iter(model.params.values())).dtype)
     standing = Standing(steppers, logits, xp.asarray(_whole(saved["positions"])), xp.asarray(_whole(saved["seen"])))
-    return Generation(model, backend=backend, standing=standing, memory=memory)
+    return Generation(model, backend=backend, standing=standing, memory=memory, weights=weights)
 
 
 def _read(path: Path, model: Any) -> _Saved:

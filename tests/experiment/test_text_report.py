@@ -59,6 +59,7 @@ def test_rivals_stand_from_the_best_on(records):
     row = dict(zip(head, rows[0], strict=True))
     assert (row["bits a byte"], row["each seed"]) == ("1.3750", "1.5000, 1.2500")
     assert row["elements of state"] == str(2 * 4 * 9)
+    assert row["touched by a token"] == str(2 * 2 * 2 * 9)  # layers, slots, written and read
     assert dict(zip(head, rows[1], strict=True))["memory carried"] == "-"
     assert dict(zip(head, rows[1], strict=True))["elements of state"] == str(2 * 2 * 8 * 16)  # of a window
 
