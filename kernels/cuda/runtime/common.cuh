@@ -102,23 +102,33 @@ template <> struct WordOf<16> {
     using type = uint4;
 };
 
-// N elements as they lie in memory, in registers. Where a branch loads them, they are widened behind it: to widen is to use,
-// and the thread would wait for the load within the branch.
+// N elements as they lie in memory, in registers. Where a branch loads them, those of 16 bits are widened behind it, into
+// ``room``: to widen is to use, and the thread would wait for the load within the branch.
 template <class T, int N> struct Stored {
     static constexpr int BYTES = access_bytes<T, N>(), WORDS = N * sizeof(T) / BYTES;
     typename WordOf<BYTES>::type word[WORDS];
 
-    DEVICE void load(const T* from) {  // aligned as of load
+    DEVICE void load_from(const T* from) {  // aligned as of load
 #pragma unroll
         for (int i = 0; i < WORDS; i++) word[i] = reinterpret_cast<const typename WordOf<BYTES>::type*>(from)[i];
     }
-    template <class S> DEVICE void widen_to(S (&to)[N]) const {
+    template <class S> DEVICE auto widened(S (&room)[N]) const -> S (&)[N] {
         T element[N];
         memcpy(element, word, sizeof element);
 #pragma unroll
-        for (int i = 0; i < N; i++) to[i] = widen(element[i]);
+        for (int i = 0; i < N; i++) room[i] = widen(element[i]);
+        return room;
     }
 };
+// Of accumulators there is nothing to widen: they are worked on where they are.
+template <class T, int N> struct StoredWide {
+    T element[N];
+
+    DEVICE void load_from(const T* from) { load(from, element); }
+    DEVICE auto widened(T (&)[N]) -> T (&)[N] { return element; }
+};
+template <int N> struct Stored<float, N> : StoredWide<float, N> {};
+template <int N> struct Stored<double, N> : StoredWide<double, N> {};
 
 // Loads of what nothing writes while the kernel runs, through the read-only path (ld.global.nc). The compiler finds it by
 // itself for kernel parameters that are ``const T* __restrict__``; the members of a struct of parameters cannot be that.

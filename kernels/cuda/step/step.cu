@@ -179,7 +179,7 @@ DEVICE void load_rows(
         rows.partner[o] =
             e < WRITES ? index_of(rows.slot[o], shared.read_slot) : index_of(rows.slot[o], shared.write_slot);
         if (e < WRITES || rows.partner[o] < 0)
-            rows.content[o].load(memory.content(e, rows.slot[o]) + vector * VECTOR);
+            rows.content[o].load_from(memory.content(e, rows.slot[o]) + vector * VECTOR);
     }
 }
 
@@ -230,8 +230,8 @@ DEVICE void write_and_read(
         for (int o = 0; o < AT_ONCE; o++) {
             const int e = member.team + TEAMS * (first + o);
             if (e >= ACCESSES || (e >= WRITES && rows.partner[o] >= 0)) continue;  // a read that its write serves
-            Acc content[VECTOR];
-            rows.content[o].widen_to(content);
+            Acc room[VECTOR];
+            Acc(&content)[VECTOR] = rows.content[o].widened(room);
             if (e < WRITES) {
 #pragma unroll
                 for (int c = 0; c < VECTOR; c++) content[c] += shared.eta[e] * (v[c] - content[c]);
