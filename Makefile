@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make demo     train a small RAM-Net to recall (about a minute), with figures in demo/"
 	@echo "make test     lint, types and all tests that need no GPU, those of the Numba CUDA kernels in a simulator"
-	@echo "make test-kill  kill 50 training runs, and see that each goes on to the same bits"
+	@echo "make test-kill  kill 50 training runs and 40 generations, and see that each goes on to the same bits"
 	@echo "make test-mutants  change the code in one place, many times over, and see whether the tests notice"
 	@echo "make test-versions  part of them with the oldest and the newest Python and packages, and with NumPy alone"
 	@echo "make test-gpu the tests that need an NVIDIA GPU and CuPy;  make sanitize-gpu  looks for races and bad accesses"
@@ -37,7 +37,7 @@ test: lint
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(WORKERS) $(SLOWEST) -m "not gpu" $(SIMULATED)
 
 test-kill: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 0 -s -m kill tests/train/test_kill.py
+	$(BIN)/python -m pytest -n 0 -s -m kill tests/train/test_kill.py tests/model/test_kill_tiers.py
 
 # which mutants: make test-mutants MUTANTS="--sample 40 --seed 3 --only train/checkpoint"
 MUTANTS ?=

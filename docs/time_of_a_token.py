@@ -18,11 +18,13 @@ from ramnet_np.plot import curves
 from ramnet_np.plot.style import theme
 from ramnet_np.runs.pictures import save_picture
 
+PEERS = {"transformer": "Transformer in PyTorch, one graph"}
+
 
 def main(records: Path, out: Path) -> None:
     """A line for each mixer."""
     rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if row["batch"] == 1 and row.get("graphs") != "off" and "peer" not in row]
+    rows = [row for row in rows if row["batch"] == 1 and row.get("graphs") != "off" and "context" in row]
     contexts: dict[str, set[int]] = {}
     for row in rows:
         contexts.setdefault(row["dtype"], set()).add(row["context"])
@@ -30,7 +32,8 @@ def main(records: Path, out: Path) -> None:
     rows = [row for row in rows if row["dtype"] in dtypes]
     lines: dict[str, dict[int, float]] = {}
     for row in sorted(rows, key=lambda row: row["context"]):
-        name = f"{MIXERS[row['mixer']].variants[0].label}, {row['parameters'] / 1e6:.1f}M parameters"
+        name = PEERS[row["peer"]] if "peer" in row else MIXERS[row["mixer"]].variants[0].label
+        name += f", {row['parameters'] / 1e6:.1f}M parameters"
         name += f", {row['dtype']}" if len(dtypes) > 1 else ""
         lines.setdefault(name, {})[row["context"]] = row["ms"]
     threads = "" if "cupy" in rows[0]["versions"] else f", {rows[0]['threads']} threads"

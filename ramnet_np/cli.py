@@ -5,25 +5,19 @@ from __future__ import annotations
 import io
 import os
 import platform
-import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
-from functools import partial, wraps
-from itertools import groupby, pairwise, takewhile
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 
-HELP_FLAGS = {"-h", "--help"}
-NOT_A_NUMBER = {  # how Python says it
-    r"invalid literal for int\(\) with base 10": "an integer",
-    "could not convert string to float": "a number",
-}
-MAY_BE_EMPTY = ("--prompt", "--match")  # the first is refused with a sentence of its own
+from ramnet_np.runs.arguments import call, parse, require_values, take_preset
 
+HELP_FLAGS = {"-h", "--help"}
 HELP = """\
 usage: ramnet-np COMMAND [options]
 
@@ -158,49 +152,10 @@ def demo(out: Path = Path("demo"), seed: int = 0) -> None:
     _exit_if_interrupted(run_demo(out, seed=seed).signal)
 
 
-def _call(function: Callable[..., None], args: list[str], name: str = "") -> None:
-    @wraps(function)
-    def collect(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return positional, named
-
-    positional, named = _parse(collect, args, f"ramnet-np {name or function.__name__}")
-    function(*positional, **named)
-
-
-def _parse(what: Any, args: list[str], prog: str, **options: Any) -> Any:
-    """What the arguments describe. ValueError, in a line of its own, for what the parser would put into a box."""
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said):
-            return tyro.cli(what, args=args, prog=prog, **options)
-    except SystemExit as end:
-        if end.code in (0, None):  # it was asked for help
-            raise
-    raise ValueError(_unboxed(said.getvalue()) + f" ({prog} --help)")
-
-
-def _unboxed(text: str) -> str:
-    """The first paragraph of a box of text.
-
-    >>> _unboxed("╭─ Value error ─╮\\n│ Error parsing model: order must │\\n│ be above 0 │\\n│ ──── │\\n│ See x │")
-    'order must be above 0'
-    """
-    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    by_rule = groupby(lines, lambda line: set(line) <= {"─", "-"})
-    paragraphs = [" ".join(words) for is_rule, words in by_rule if not is_rule]
-    title = 0 if "╭" in text else 1  # a terminal without these lines gets the title as a paragraph
-    if len(paragraphs) <= title:
-        return text.strip()
-    for words, kind in NOT_A_NUMBER.items():
-        if found := re.fullmatch(rf"Error parsing (-\S+): {words}: (.*)", paragraphs[title]):
-            return f"{found[1]} must be {kind}, got {found[2]}"
-    return re.sub("^Error parsing (?!-)[^:]*: ", "", paragraphs[title])
-
-
 def _bench(args: list[str]) -> None:
     from ramnet_np.kernels.bench.cpu import BenchOptions, run_bench
 
-    run_bench(_parse(BenchOptions, args, "ramnet-np bench"))
+    run_bench(parse(BenchOptions, args, "ramnet-np bench"))
 
 
 def _train(args: list[str]) -> None:
@@ -236,14 +191,14 @@ def _on_ranks(run: Any, args: list[str], train: Callable[..., Any]) -> None:
     """Train in this process, or in several that run the same command, and print the result once."""
     from ramnet_np.runs.launch import run_on_ranks
 
-    def call(ranks: Any) -> None:
+    def train_and_print(ranks: Any) -> None:
         result = train(run, ranks=ranks)
         if ranks.rank == 0:
             _print_result(run.out, result)
         _exit_if_interrupted(result.signal)
 
     command = [sys.executable, "-m", "ramnet_np.cli", "train", *args]
-    run_on_ranks(run.gpus or run.ranks, run.device, run.rank_timeout, command, call)
+    run_on_ranks(run.gpus or run.ranks, run.device, run.rank_timeout, command, train_and_print)
 
 
 def _read_run(
@@ -252,11 +207,11 @@ def _read_run(
     """The run that the arguments describe, starting from a preset; asked for help, print it and end."""
     from ramnet_np.runs.short_help import short_help
 
-    name, rest = _take_preset(args, presets)
+    name, rest = take_preset(args, presets)
     if not HELP_FLAGS.isdisjoint(rest):
         print(short_help(kind, presets[name], name, presets, data, examples))
         raise SystemExit(0)
-    return _parse(
+    return parse(
         type_,
         ["--help" if arg == "--help-all" else arg for arg in rest],
         f"ramnet-np train {kind}",
@@ -303,11 +258,11 @@ def _experiment(args: list[str]) -> None:
         print(f"usage: ramnet-np experiment {{{known}, plot}} [options]     (... mqar-order --help explains them)")
         return
     if args[:1] == ["plot"]:
-        return _call(plot, args[1:], "experiment plot")
+        return call(plot, args[1:], "experiment plot")
     names = list(takewhile(lambda arg: arg in GRIDS, args))
     if not names:
         raise ValueError(f"experiment must be one of {known}, plot, got {args[0] if args else 'nothing'!r}")
-    options = _parse(Options, args[len(names) :], f"ramnet-np experiment {names[0]}", description=EXPERIMENT_EXAMPLES)
+    options = parse(Options, args[len(names) :], f"ramnet-np experiment {names[0]}", description=EXPERIMENT_EXAMPLES)
     outcome = run_experiment(names, options)
     print(f"{outcome.finished} finished now, {outcome.left} left, {outcome.failed} failed; in {outcome.results}")
     _exit_if_interrupted(outcome.signal)
@@ -331,14 +286,14 @@ def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = Non
 def _tokenize(args: list[str]) -> None:
     from ramnet_np.runs.tokenize import TokenizeOptions, tokenize_folder
 
-    print(tokenize_folder(_parse(TokenizeOptions, args, "ramnet-np tokenize")).in_words())
+    print(tokenize_folder(parse(TokenizeOptions, args, "ramnet-np tokenize")).in_words())
 
 
 def _evaluate(args: list[str]) -> None:
     from ramnet_np.runs.books import run_book_tests
     from ramnet_np.runs.evaluate import EvaluateOptions, evaluate_text
 
-    options = _parse(EvaluateOptions, args, "ramnet-np evaluate")
+    options = parse(EvaluateOptions, args, "ramnet-np evaluate")
     if options.tests:
         print("\n\n".join(one.in_words() for one in run_book_tests(options)))
     else:
@@ -351,18 +306,18 @@ def _generate(args: list[str]) -> None:
     if not HELP_FLAGS.isdisjoint(args):
         print(HELP, end="")
         return
-    run_generate(_parse(GenerateOptions, args, "ramnet-np generate"))
+    run_generate(parse(GenerateOptions, args, "ramnet-np generate"))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "demo": partial(_call, demo),
+    "demo": partial(call, demo),
     "train": _train,
     "experiment": _experiment,
     "tokenize": _tokenize,
     "evaluate": _evaluate,
     "generate": _generate,
-    "info": partial(_call, info),
-    "gradcheck": partial(_call, gradcheck),
+    "info": partial(call, info),
+    "gradcheck": partial(call, gradcheck),
     "bench": _bench,
 }
 
@@ -382,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args[0] not in COMMANDS:
             raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {args[0]!r}")
-        _require_values(args)
+        require_values(args)
         COMMANDS[args[0]](args[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough, as `head` has
@@ -402,32 +357,6 @@ def _write_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _require_values(args: Sequence[str]) -> None:
-    """ValueError for an option with an empty value: ``--out ""`` would mean the current folder."""
-    for before, arg in pairwise(args):
-        name, equals, value = arg.partition("=")
-        if arg == "" and before not in MAY_BE_EMPTY:
-            raise ValueError(f"{before if before.startswith('--') else 'an argument'} must have a value, got ''")
-        if name.startswith("--") and equals and not value and name not in MAY_BE_EMPTY:
-            raise ValueError(f"{name} must have a value, got ''")
-
-
-def _take_preset(args: list[str], presets: dict[str, Any]) -> tuple[str, list[str]]:
-    """The preset named by ``--preset NAME`` or ``--preset=NAME`` (else the first), and the other arguments."""
-    name, rest = next(iter(presets)), []
-    remaining = iter(args)
-    for arg in remaining:
-        if arg == "--preset":
-            name = next(remaining, "")
-        elif arg.startswith("--preset="):
-            name = arg.partition("=")[2]
-        else:
-            rest.append(arg)
-    if name not in presets:
-        raise ValueError(f"preset must be one of {', '.join(presets)}, got {name!r}")
-    return name, rest
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The examples in the docstrings run as shown, and whatever is public has a docstring."""
 
+import builtins
 import doctest
 import importlib
 import importlib.util
@@ -76,6 +77,7 @@ def test_examples_and_docstrings(name):
     module = importlib.import_module(name)
     assert module.__doc__
     assert doctest.testmod(module).failed == 0
+    vars(builtins).pop("_", None)  # the last value, which tyro would look at when it is imported
     for public, item in vars(module).items():
         if getattr(item, "__module__", None) == name and inspect.isroutine(item) and not public.startswith("_"):
             assert item.__doc__, f"{name}.{public} has no docstring"

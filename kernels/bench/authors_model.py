@@ -3,8 +3,9 @@
     pip install torch einops transformers flash-linear-attention && pip install --no-deps --pre ramnet-ops ramnet
     python -m ramnet_np.kernels.bench.authors_model
 
-Before anything is timed, logits, loss and gradients of the two must agree in float32, and greedy tokens are compared.
-The model has 340M parameters; training is bfloat16 autocast, as in ``language_peers.py``.
+Before anything is timed, one layer of each is compared with float64, and the whole model with both in float32: logits,
+loss, gradients and greedy tokens. Tokens are generated in evaluation mode and float32; training is bfloat16 autocast,
+as in ``language_peers.py``. The model has 370M parameters. The last lines are a table in Markdown.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from .cpu import append_jsonl
+from .cpu import append_jsonl, describe_machine
 from .language_peers import VOCAB, authors, measure
 
 
@@ -56,11 +57,11 @@ def distances(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
     return {"logits": distance("logits"), "loss": distance("loss"), "worst gradient": worst}
 
 
-def accuracy(operations: dict[str, Callable[..., Any]], tokens: int, device: str) -> dict[str, tuple[float, float]]:
+def accuracy(operations: dict[str, Callable[..., Any]], tokens: int, device: str) -> dict[str, dict[str, float]]:
     """How far y and the gradient of the values are from those in float64: norm of the difference over the norm.
 
-    In float32, by each operation; in float64 by this library's on the CPU. Rounding decides near ties among addresses,
-    and a model of many layers carries such a difference on. Here there is one layer, with random addresses.
+    In float32 by each operation, in float64 by this library's. Rounding decides near ties among addresses, and a model
+    of many layers carries such a difference on. Here there is one layer, with random addresses.
     """
     import torch
 
@@ -68,19 +69,19 @@ def accuracy(operations: dict[str, Callable[..., Any]], tokens: int, device: str
     shapes = [(1, tokens, 16, 5, 4), (1, tokens, 16, 5, 4), (1, tokens, 16, 64), (1, tokens, 16)]
     drawn = [torch.randn(shape) for shape in shapes]
 
-    def run(operation: Callable[..., Any], dtype: Any, where: str) -> list[Any]:
-        inputs = [x.to(where, dtype, copy=True).requires_grad_() for x in drawn]
+    def run(operation: Callable[..., Any], dtype: Any) -> list[Any]:
+        inputs = [x.to(device, dtype, copy=True).requires_grad_() for x in drawn]
         y, _ = operation(*inputs, embed_num=8, top_k=8)
         y.square().sum().backward()
-        return [x.detach().double().cpu() for x in (y, inputs[2].grad)]
+        return [x.detach().double() for x in (y, inputs[2].grad)]
 
-    exact = run(operations["ramnet_np"], torch.float64, "cpu")
-    results = {name: run(operation, torch.float32, device) for name, operation in operations.items()}
+    exact = run(operations["ramnet_np"], torch.float64)
 
-    def distance(found: list[Any], number: int) -> float:
-        return float((found[number] - exact[number]).norm() / exact[number].norm())
+    def distances_of(operation: Callable[..., Any]) -> list[float]:
+        return [float((x - e).norm() / e.norm()) for x, e in zip(run(operation, torch.float32), exact, strict=True)]
 
-    return {name: (distance(found, 0), distance(found, 1)) for name, found in results.items()}
+    names = "y", "gradient of values"
+    return {who: dict(zip(names, distances_of(operation), strict=True)) for who, operation in operations.items()}
 
 
 def greedy(model: Any, batch: int, count: int) -> tuple[Any, float]:
@@ -123,24 +124,25 @@ def main(options: Options) -> None:
         "authors": ramnet_ops.random_access_memory_attention,
         "ramnet_np": random_access_memory_attention,
     }
-    for name, (y, gradient) in accuracy(operations, 512, "cuda").items():
-        print(f"{name}, float32 from float64, one layer: y {y:.1e}, gradient of values {gradient:.1e}", flush=True)
+    one_layer = accuracy(operations, 512, "cuda")
+    for name, found in one_layer.items():
+        print(f"one layer of {name}, float32 from float64, difference over norm: {_said(found)}", flush=True)
     ids = torch.randint(3, VOCAB, (2, 512), device="cuda")
     results = {name: gradients_of(use_in(model, operation), ids) for name, operation in operations.items()}
     agreement = distances(results.pop("ramnet_np"), results.pop("authors"))
-    said = ", ".join(f"{name} {value:.1e}" for name, value in agreement.items())
-    print("float32, the whole model, difference over norm:", said, flush=True)
+    print(f"the whole model, float32, one from the other, difference over norm: {_said(agreement)}", flush=True)
 
-    rows, tokens = [], {}
+    rows, tokens, same = [], {}, {}
     for name, operation in operations.items():
         use_in(model, operation)
-        row: dict[str, Any] = {"operation": name}
+        row: dict[str, Any] = {"operation": name, "one layer from float64": one_layer[name]}
         for batch in (1, 16):
             tokens[name, batch], row[f"ms a token, B {batch}"] = greedy(model, batch, options.new_tokens)
+            print(f"{name}, a token, B {batch}: {row[f'ms a token, B {batch}']:.1f} ms", flush=True)
         rows.append(row)
     for batch in (1, 16):
-        same = (tokens["authors", batch] == tokens["ramnet_np", batch]).float().mean().item()
-        print(f"greedy tokens, B {batch}: {same:.1%} the same", flush=True)
+        same[batch] = (tokens["authors", batch] == tokens["ramnet_np", batch]).float().mean().item()
+        print(f"greedy tokens, B {batch}: {same[batch]:.1%} the same", flush=True)
     model.zero_grad(set_to_none=True)
     for row, (_, operation) in zip(rows, operations.items(), strict=True):
         use_in(model, operation)
@@ -149,13 +151,20 @@ def main(options: Options) -> None:
             model, lambda ids, _: model(input_ids=ids, labels=ids, use_cache=False).loss,
             options.batch, options.length, options.steps,
         )  # fmt: skip
-    print(f"\n{'operation':12}{'step ms':>10}{'tokens/s':>12}{'GiB':>8}{'ms a token, B 1':>18}{'B 16':>8}")
+        print(f"{row['operation']}, a training step: {row['ms']:.1f} ms, {row['GiB']:.1f} GiB", flush=True)
+    print("\n| operation | training step, ms | tokens/s | GiB | a generated token, B 1, ms | B 16, ms |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:
-        cells = f"{row['ms']:>10.1f}{row['tokens/s']:>12,.0f}{row['GiB']:>8.1f}"
-        print(f"{row['operation']:12}{cells}{row['ms a token, B 1']:>18.1f}{row['ms a token, B 16']:>8.1f}")
+        cells = f"{row['ms']:.0f} | {row['tokens/s']:,.0f} | {row['GiB']:.1f}"
+        print(f"| {row['operation']} | {cells} | {row['ms a token, B 1']:.1f} | {row['ms a token, B 16']:.1f} |")
     if options.out:
-        machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-        append_jsonl(options.out, (row | machine | {"agreement": agreement} for row in rows))
+        machine = describe_machine() | {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+        both = {"agreement": agreement, "same greedy tokens": same}
+        append_jsonl(options.out, (row | machine | both for row in rows))
+
+
+def _said(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1e}" for name, value in found.items())
 
 
 if __name__ == "__main__":

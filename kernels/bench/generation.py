@@ -4,6 +4,8 @@
     python -m ramnet_np.kernels.bench.generation --mixer softmax --context 100 1000 10000
     python -m ramnet_np.kernels.bench.generation --preset paper-340m --device gpu --dtype bfloat16 --graphs on off \
         --batch 1 16 64 256 --context 1000 --authors
+    python -m ramnet_np.kernels.bench.generation --preset paper-340m --device gpu --dtype bfloat16 \
+        --context 1000 16000 256000 --transformer
 
 A context is a prompt of at most ``--prompt`` tokens; behind it the position is set to the length asked for, and keys
 and values, where a mixer has them, are repeated up to it. The floor reads every weight once at the bandwidth of a copy.
@@ -19,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,14 @@ from ramnet_np.model.layout import EMBEDDINGS
 from ramnet_np.model.mixers import MIXERS
 from ramnet_np.model.network import Device
 from ramnet_np.model.sampling import Sampling, next_token
+from ramnet_np.model.settled import Weights
 from ramnet_np.model.states import arrays_of, each_array
 
 from . import gpu_timing
 from .cpu import append_jsonl, copy_bandwidth, describe_machine
 
 ROUNDS = 5  # of tokens, on a GPU
+PEER_TOKENS = 24  # in a round, and what the authors' package writes beyond as many
 TEXT_10M = RAMNetConfig(vocab=256, width=384, layers=6, heads=6, cape=(6, 0))  # 9.5 million parameters
 
 
@@ -70,6 +74,8 @@ class Options:
     """On a GPU: with CUDA graphs (on), without (off), or both in turn."""
     authors: bool = False
     """Also time the authors' package on the GPU, if it is installed (PyPI ramnet with ramnet-ops)."""
+    transformer: bool = False
+    """Also time a Transformer of 341M parameters on the GPU behind each context, if PyTorch is installed."""
     temperature: float = 0.8
     """What the logits are divided by before a token is drawn; 0 takes the likeliest."""
     top_p: float = 0.9
@@ -77,7 +83,7 @@ class Options:
     device: Device = "cpu"
     """Where the model runs."""
     dtype: str = "float32"
-    """What it computes in."""
+    """What it computes in; bfloat16 on a CPU: what its matrices are held in, see ``ramnet-np generate --help``."""
     out: Path | None = None
     """Append the results to this file, one JSON object a line."""
 
@@ -88,31 +94,34 @@ def main(options: Options) -> None:
     layers = options.layers or config.layers
     cape = config.cape[:layers] if isinstance(config.cape, tuple) else config.cape
     config = replace(config, mixer=options.mixer, layers=layers, cape=cape)
-    model = RAMNet(config).to(options.device, options.dtype)
+    weights: Weights | None = "bfloat16" if (options.device, options.dtype) == ("cpu", "bfloat16") else None
+    model = RAMNet(config).to(options.device, "float32" if weights else options.dtype)
     machine, bandwidth = _machine(options.device)
     print(f"{machine['device']}, {model.num_parameters():,} parameters, {options.dtype}")
     for batch, context, graphs in itertools.product(options.batch, options.context, options.graphs):
         if options.device == "gpu":
             gpu_timing.give_back_memory()
-        record = measure(model, batch, context, graphs, options)
-        record["floor_ms"] = 1e3 * sum(p.nbytes for p in model.params.values()) / bandwidth
+        generation = _at(model, batch, context, graphs, options.prompt, weights)
+        record = measure(generation, context, graphs, options)
+        record["floor_ms"] = 1e3 * record["weights_bytes"] / bandwidth
         print_record(record)
         _keep(record | {"bandwidth": bandwidth, **_told(options), **machine}, options)
+    if options.authors or options.transformer:
+        gpu_timing.give_back_memory()
     if options.authors:
-        for batch in options.batch:
-            theirs = measure_authors(batch, options)
-            if theirs is not None:
-                _keep(theirs | {"batch": batch, "peer": "authors", **machine}, options)
+        _time_peer("authors", (min(options.prompt, *options.context),), options, machine)
+    if options.transformer:
+        _time_peer("transformer", options.context, options, machine)
 
 
-def measure(model: RAMNet, batch: int, context: int, graphs: Graphs, options: Options) -> dict[str, Any]:
+def measure(generation: Generation, context: int, graphs: Graphs, options: Options) -> dict[str, Any]:
     """Milliseconds a token, median, 20th to 80th percentile and least, and of its parts, each run by itself."""
+    model, batch = generation.model, generation.batch
     sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
-    generation = _at(model, batch, context, graphs, options.prompt)
     for _ in range(5):
         generation.next(sampling)
     least, p20, median, p80 = _token_times(lambda: generation.next(sampling), options)
-    parts = {name: _part_time(call, options.device) for name, call in _parts(model, generation, sampling).items()}
+    parts = {name: _part_time(call, options.device) for name, call in _parts(generation, sampling).items()}
     itemsize = model.head.dtype.itemsize
     softmax = state_elements(replace(model.config, mixer="softmax", cape=0), context)
     return {
@@ -120,6 +129,7 @@ def measure(model: RAMNet, batch: int, context: int, graphs: Graphs, options: Op
         "context": context,
         "graphs": graphs,
         "parameters": model.num_parameters(),
+        "weights_bytes": sum(p.nbytes for p in _read_by_a_token(generation).values()),
         "ms": median,
         "ms_p20": p20,
         "ms_p80": p80,
@@ -146,24 +156,30 @@ def print_record(record: dict[str, Any]) -> None:
     print(f"  {'state':<24} {state:8,.1f} MiB; keys and values of softmax attention {softmax:,.1f} MiB", flush=True)
 
 
-def measure_authors(batch: int, options: Options) -> dict[str, Any] | None:
-    """How the authors' package generates, in its own process; None, and a line that says why, where it cannot."""
-    command = [sys.executable, "-m", "ramnet_np.kernels.bench.language_peers", "authors-generate", str(batch)]
-    done = subprocess.run([*command, str(min(options.prompt, *options.context)), "50"], capture_output=True, text=True)
+def _time_peer(peer: str, lengths: Sequence[int], options: Options, machine: dict[str, Any]) -> None:
+    """How another program generates, in its own process; a line says why where it does not, or not to the end."""
+    sizes = [",".join(map(str, each)) for each in (options.batch, lengths, (PEER_TOKENS,))]
+    command = [sys.executable, "-m", "ramnet_np.kernels.bench.language_peers", f"{peer}-generate", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            record: dict[str, Any] = json.loads(line)
+            behind = f", context {record['context']:>9,}" if "context" in record else ""
+            rate = f"{1e3 * record['batch'] / record['ms']:,.0f} tokens/s, {record['ms']:.3f} ms a token"
+            print(f"batch {record['batch']:>4}{behind}, {peer}: {rate}", flush=True)
+            _keep(record | {"peer": peer, **machine}, options)
     if done.returncode:
-        print(f"the authors' package: not timed ({(done.stderr.strip().splitlines() or ['no word'])[-1]})", flush=True)
-        return None
-    record: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"batch {batch:>4}, the authors' package: {record['tokens/s']:,.0f} tokens/s, {record['ms']:.2f} ms a token")
-    return record
+        print(f"{peer}: not timed further ({(done.stderr.strip().splitlines() or ['no word'])[-1]})", flush=True)
 
 
-def _at(model: RAMNet, batch: int, context: int, graphs: Graphs, prompt: int) -> Generation:
+def _at(
+    model: RAMNet, batch: int, context: int, graphs: Graphs, prompt: int, weights: Weights | None = None
+) -> Generation:
     """Sequences that stand behind ``context`` tokens."""
     xp = namespace_of(model.params[EMBEDDINGS])
     rng = np.random.default_rng(0)
     ids = xp.asarray(rng.integers(0, model.config.vocab, (batch, min(prompt, context))))
-    generation = Generation(model, ids, graphs=graphs)
+    generation = Generation(model, ids, graphs=graphs, weights=weights)
     now = generation.standing()
     now.positions[:] = context
     if MIXERS[model.config.mixer].state_grows:
@@ -173,12 +189,18 @@ def _at(model: RAMNet, batch: int, context: int, graphs: Graphs, prompt: int) ->
     return generation
 
 
-def _parts(model: RAMNet, generation: Generation, sampling: Sampling) -> dict[str, Callable[[], Any]]:
+def _read_by_a_token(generation: Generation) -> dict[str, Any]:
+    """The parameters that every token reads, in the form in which it reads them: all but embeddings of their own."""
+    model = generation.standing().steppers[0].model
+    return {name: p for name, p in model.params.items() if name != EMBEDDINGS or model.config.tie_embeddings}
+
+
+def _parts(generation: Generation, sampling: Sampling) -> dict[str, Callable[[], Any]]:
     """The products with the weights and the choice of a token, by themselves."""
-    matrices = [p for name, p in model.params.items() if p.ndim == 2 and name != EMBEDDINGS and "conv" not in name]
-    matrices.append(model.head)
-    now, xp = generation.standing(), namespace_of(model.head)
-    rows = {w.shape[1]: xp.ones((generation.batch, w.shape[1]), dtype=w.dtype) for w in matrices}
+    matrices = [p for name, p in _read_by_a_token(generation).items() if p.ndim == 2 and "conv" not in name]
+    now = generation.standing()
+    xp = namespace_of(now.logits)
+    rows = {w.shape[1]: xp.ones((generation.batch, w.shape[1]), dtype=now.logits.dtype) for w in matrices}
     seeds = row_seeds(0, generation.batch, now.logits)
     return {
         "products with weights": lambda: [linear_forward(rows[w.shape[1]], w) for w in matrices],
@@ -235,7 +257,7 @@ def _machine(device: Device) -> tuple[dict[str, Any], float]:
 
 def _told(options: Options) -> dict[str, Any]:
     """The options that a record repeats."""
-    left_out = ("batch", "context", "graphs", "authors", "out")
+    left_out = ("batch", "context", "graphs", "authors", "transformer", "out")
     return {name: value for name, value in asdict(options).items() if name not in left_out}
 
 

@@ -28,12 +28,14 @@ def load_authors() -> Any:
     return random_access_memory_attention
 
 
-def measure_authors(operation: Any, shape: Shape, k: int, dtype: Dtype, repeats: int) -> dict[str, float]:
+def measure_authors(
+    operation: Any, shape: Shape, k: int, dtype: Dtype, repeats: int, alike: bool = False
+) -> dict[str, float]:
     """Medians in ms of forward, and of forward and backward; and the peak memory in MiB, inputs included."""
     import torch
 
     half = itemsize(dtype) == 2  # DLPack does not take NumPy's bfloat16, so 16-bit types go as integers
-    arrays = [torch.from_dlpack(a.view(np.int16) if half else a) for a in draw(shape, dtype)]
+    arrays = [torch.from_dlpack(a.view(np.int16) if half else a) for a in draw(shape, dtype, alike=alike)]
     if half:
         arrays = [a.view(getattr(torch, dtype)) for a in arrays]
     *inputs, dy = arrays

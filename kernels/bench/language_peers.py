@@ -4,13 +4,17 @@
 
 Peers: "transformer-eager", "transformer-compiled" (the usual pre-norm Transformer of the same size: RMSNorm, rotary
 positions, fused causal attention, SwiGLU, fused AdamW) and "authors" (PyPI ramnet with ramnet-ops). Prints one JSON
-object: ms, tokens/s, GiB, loss, parameters. For ``generation.py``, "authors-generate" with a batch, a prompt's length
-and tokens: the likeliest tokens behind random prompts, by the package's own ``generate``.
+object: ms, tokens/s, GiB, loss, parameters.
+
+For ``generation.py`` two take the likeliest tokens, for every batch and every length in turn (1,16 is a list), and
+print an object for each: "authors-generate" behind a random prompt, by the package's own ``generate``, and
+"transformer-generate" with keys and values in a cache of that many tokens and one CUDA graph a token.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -34,14 +38,18 @@ def transformer(length: int) -> Any:
             self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
             self.gate_up, self.down = nn.Linear(WIDTH, 2 * INNER, bias=False), nn.Linear(INNER, WIDTH, bias=False)
 
-        def forward(self, x: Any, cos: Any, sin: Any) -> Any:
+        def forward(self, x: Any, cos: Any, sin: Any, cache: Any = None) -> Any:
             def rotated(x: Any) -> Any:
                 a, b = x.chunk(2, -1)
                 return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
             B, T, _ = x.shape
             q, k, v = self.qkv(self.norms[0](x)).view(B, T, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-            y = functional.scaled_dot_product_attention(rotated(q), rotated(k), v, is_causal=True)
+            q, k = rotated(q), rotated(k)
+            if cache is not None:  # (2, B, H, S, d): the last place is this token's
+                cache[:, :, :, -1:] = torch.stack((k, v))
+                k, v = cache
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
             x = x + self.out(y.transpose(1, 2).reshape(B, T, WIDTH))
             gate, up = self.gate_up(self.norms[1](x)).chunk(2, -1)
             return x + self.down(functional.silu(gate) * up)
@@ -120,6 +128,52 @@ def measure(model: Any, loss_of: Callable[[Any, Any], Any], batch: int, length: 
     }
 
 
+def measure_decoding(batch: int, context: int, tokens: int) -> dict[str, Any]:
+    """Milliseconds of a token behind ``context`` tokens, median of five rounds of CUDA graphs; tokens a second.
+
+    A cache of a fixed size, as whoever serves a model uses it; what it holds does not matter for the time.
+    """
+    import torch
+    from torch.nn import functional
+
+    model = transformer(context).to(torch.bfloat16)
+    cache = torch.randn(LAYERS, 2, batch, HEADS, context, WIDTH // HEADS, device="cuda", dtype=torch.bfloat16)
+    token, graph = torch.zeros(batch, 1, dtype=torch.int64, device="cuda"), torch.cuda.CUDAGraph()
+
+    def step() -> None:
+        x, cos, sin = model.embedding(token), model.cos[-1:], model.sin[-1:]
+        for block, past in zip(model.blocks, cache, strict=True):
+            x = block(x, cos, sin, past)
+        token.copy_(functional.linear(model.norm(x), model.embedding.weight).argmax(-1))
+
+    torch.cuda.synchronize()
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):  # a library chooses its kernels before a graph is captured
+            step()
+        side.synchronize()
+        with torch.cuda.graph(graph):
+            step()
+    times = []
+    for _ in range(6):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(tokens):
+            graph.replay()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - started) / tokens)
+    seconds = sorted(times[1:])[2]
+    return {
+        "ms": 1e3 * seconds,
+        "tokens_per_second": batch / seconds,
+        "context": context,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "keys_and_values_bytes": cache.nbytes,
+        "dtype": "bfloat16",
+        "torch": torch.__version__,
+    }
+
+
 def measure_generation(model: Any, batch: int, length: int, tokens: int) -> dict[str, Any]:
     """Milliseconds of a token: what twice as many take longer, so that the prompt does not count; tokens a second."""
     import torch
@@ -145,15 +199,22 @@ def main() -> None:
     """Time the peer that the command names, and print the record."""
     import torch
 
-    parser = argparse.ArgumentParser(description="Time one peer's training step; prints a JSON object.")
-    parser.add_argument("peer", choices=("transformer-eager", "transformer-compiled", "authors", "authors-generate"))
+    generating = "authors-generate", "transformer-generate"
+    parser = argparse.ArgumentParser(description="Time one peer; prints a JSON object, or several where it generates.")
+    parser.add_argument("peer", choices=("transformer-eager", "transformer-compiled", "authors", *generating))
     for name in ("batch", "length", "steps"):
-        parser.add_argument(name, type=int)
+        parser.add_argument(name, type=lambda word: [int(number) for number in word.split(",")])
     options = parser.parse_args()
+    (steps,), sizes = options.steps, list(itertools.product(options.batch, options.length))
     torch.manual_seed(0)
-    if options.peer == "authors-generate":
-        print(json.dumps(measure_generation(authors().eval(), options.batch, options.length, options.steps)))
+    if options.peer in generating:
+        model: Any = authors().eval() if options.peer == "authors-generate" else None
+        for batch, length in sizes:
+            found = measure_generation(model, batch, length, steps) if model else measure_decoding(batch, length, steps)
+            print(json.dumps({"batch": batch} | found), flush=True)
+            torch.cuda.empty_cache()
         return
+    ((batch, length),) = sizes
     if options.peer == "authors":
         model = authors()  # it shifts the labels itself
 
@@ -161,9 +222,9 @@ def main() -> None:
             return model(input_ids=ids, labels=ids, use_cache=False).loss
 
     else:
-        model = transformer(options.length)
+        model = transformer(length)
         loss_of = torch.compile(model) if options.peer == "transformer-compiled" else model
-    print(json.dumps(measure(model, loss_of, options.batch, options.length, options.steps)))
+    print(json.dumps(measure(model, loss_of, batch, length, steps)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ramnet_np import RAMState, __version__, ram_attention_backward, ram_attenti
 
 from .cpu import Shape, append_jsonl, require_close
 from .gpu_peers import ATTENTION, load_authors, measure_attention, measure_authors
-from .gpu_shapes import GAMMA, SHAPES, STEP, STEP_BATCHES, Dtype, draw, floors
+from .gpu_shapes import ALIKE, GAMMA, SHAPES, STEP, STEP_BATCHES, Dtype, draw, floors
 from .gpu_timing import captured, copy_bandwidth, give_back_memory, kernel_ms, median_ms, peak_mib
 
 MEASURES = ("fwd", "fwd+bwd")
@@ -131,15 +131,15 @@ def format_row(row: dict[str, Any], floor: tuple[float, float]) -> str:
 
 def measure_shape(name: str, dtype: Dtype, authors: Any, options: Options) -> list[dict[str, Any]]:
     """The rows of our backends and of the peers that are installed."""
-    shape, k = SHAPES[name]
+    (shape, k), alike = SHAPES[name], name in ALIKE
     rows: list[dict[str, Any]] = []
     for backend in options.backends:
         check_against_core(shape, k, dtype, backend)
         give_back_memory()
-        rows.append({"implementation": backend, **measure_ours(shape, k, dtype, options.repeats, backend)})
+        rows.append({"implementation": backend, **measure_ours(shape, k, dtype, options.repeats, backend, alike)})
         give_back_memory()
     if authors is not None:
-        theirs = measure_authors(authors, shape, k, dtype, options.repeats)
+        theirs = measure_authors(authors, shape, k, dtype, options.repeats, alike)
         for ours in rows:
             ours["ratio"] = [theirs[m] / ours[m] for m in MEASURES]
         rows.append({"implementation": "authors", **theirs})
@@ -149,9 +149,9 @@ def measure_shape(name: str, dtype: Dtype, authors: Any, options: Options) -> li
     return [{"shape": name, "dtype": dtype, **row} for row in rows]
 
 
-def calls(shape: Shape, k: int, dtype: Dtype, backend: str) -> tuple[Any, Any]:
+def calls(shape: Shape, k: int, dtype: Dtype, backend: str, alike: bool = False) -> tuple[Any, Any]:
     """(forward, forward and backward) as functions without arguments."""
-    write, read, values, dy = draw(shape, dtype)
+    write, read, values, dy = draw(shape, dtype, alike=alike)
 
     def forward() -> Any:
         return ram_attention_forward(
@@ -179,9 +179,11 @@ def check_against_core(shape: Shape, k: int, dtype: Dtype, backend: str, tokens:
     require_close(f"y of {shape}, {dtype}, {backend}", y, expected, TOLERANCE[dtype])
 
 
-def measure_ours(shape: Shape, k: int, dtype: Dtype, repeats: int, backend: str) -> dict[str, float]:
+def measure_ours(
+    shape: Shape, k: int, dtype: Dtype, repeats: int, backend: str, alike: bool = False
+) -> dict[str, float]:
     """Medians in ms, from Python and from a graph, and the peak memory in MiB."""
-    forward, both = calls(shape, k, dtype, backend)
+    forward, both = calls(shape, k, dtype, backend, alike)
     row = {"fwd": median_ms(forward, repeats), "fwd+bwd": median_ms(both, repeats), "MiB": peak_mib(both)}
     for name, call in (("graph fwd", forward), ("graph fwd+bwd", both)):
         row[name] = median_ms(captured(call), repeats)
@@ -213,7 +215,7 @@ def list_kernels(shapes: list[str], options: Options) -> None:
     """Print the milliseconds of every kernel of one forward and backward."""
     for dtype, name, backend in itertools.product(options.dtype, shapes, options.backends):
         shape, k = SHAPES[name]
-        times = kernel_ms(calls(shape, k, dtype, backend)[1])
+        times = kernel_ms(calls(shape, k, dtype, backend, name in ALIKE)[1])
         listed = "   ".join(f"{kernel} {ms:.3f}" for kernel, ms in times.items())
         print(f"{name}, {dtype}, {backend}: {listed}   total {sum(times.values()):.3f}")
         give_back_memory()

@@ -4,12 +4,18 @@ A library's product of matrices arranges both for many rows; for one token that 
 each row of a matrix is read once and multiplied with every row of x. A sum is always taken in the same order, so any
 number of threads and of rows gives the same bits. What a block computes before and behind its products, a norm, biases,
 SiLU, the stream, is part of the same call, as a call from Python takes as long as a hundred kilobytes of a matrix.
+
+Matrices may be bfloat16 in uint16 beside everything else in float32: half the bytes are read, and a number becomes a
+float32 in a register.
+
+Four rows of a matrix, far apart, are multiplied at a time. A core asks for more of its memory ahead behind four places
+than behind one, and a number of x is loaded once for four products.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +23,7 @@ import numpy as np
 from ramnet_np.contract import Array
 
 from .arrays import contiguous
+from .bfloat16 import number
 from .compiling import inner, kernel, parallel_kernel
 from .norm import norm_row
 from .share import share_out
@@ -25,15 +32,14 @@ MOST_ROWS = 8  # of x, up to which reading the matrices takes the time
 WORTH_A_KERNEL = 2**14  # elements of matrices; a library multiplies smaller ones as quickly
 BYTES_PER_PIECE = 2**21  # reading that many takes about a hundred microseconds, starting the threads ten or more
 SHORT = 2 * BYTES_PER_PIECE  # bytes of matrices below which one thread reads them all
-PLACES = 4  # of a matrix that are read by turns: a core asks for more of its memory ahead than behind one place
 
 NOTHING = {dtype: (np.empty(0, dtype), np.empty((0, 0), dtype)) for dtype in map(np.dtype, (np.float32, np.float64))}
 
 
-def few_rows_product(x: Array, weight: Array) -> np.ndarray:
-    """x W^T: (N, E) of x (N, D) and ``weight`` (E, D)."""
+def few_rows_product(x: Array, weight: Array) -> Any:
+    """x W^T: (N, E) of x (N, D) and ``weight`` (E, D), or NotImplemented for another layout of it."""
     if not weight.flags.carray:  # a copy would be read twice
-        return x @ weight.T
+        return NotImplemented
     none, no_rows = NOTHING[x.dtype]
     return _products(contiguous(x), none, 0.0, (weight,), (none,), no_rows)[0]
 
@@ -49,8 +55,9 @@ def normed_products(
     outer = [weight.shape[:1] for weight in weights]
     added = [none if bias is None else bias for bias in biases]
     shapes = [(0,) if bias is None else shape for bias, shape in zip(biases, outer, strict=True)]
-    expected = [x.shape, width, *[shape + width for shape in outer], *shapes]
-    if not fit(x.dtype, (x, norm, *weights, *added), expected):
+    if not fit(x.dtype, (x, norm, *added), [x.shape, width, *shapes]):
+        return NotImplemented
+    if not matrices_fit(x.dtype, weights, [shape + width for shape in outer]):
         return NotImplemented
     return _products(x, norm, eps, weights, tuple(added), no_rows)
 
@@ -62,8 +69,9 @@ def product_added(x: Array, weight: Array, bias: Array | None, add: Array) -> An
     none, _ = NOTHING[x.dtype]
     outer = weight.shape[:1]
     added, shape = (none, (0,)) if bias is None else (bias, outer)
-    expected = x.shape, outer + x.shape[1:], shape, x.shape[:1] + outer
-    if not fit(x.dtype, (x, weight, added, add), expected):
+    if not fit(x.dtype, (x, added, add), (x.shape, shape, x.shape[:1] + outer)):
+        return NotImplemented
+    if not matrices_fit(x.dtype, (weight,), (outer + x.shape[1:],)):
         return NotImplemented
     return _products(x, none, 0.0, (weight,), (added,), add)[0]
 
@@ -73,8 +81,9 @@ def normed_swiglu_added(x: Array, norm: Array, eps: float, gate: Array, up: Arra
     if not are_few(x) or gate.size < WORTH_A_KERNEL or gate.nbytes + up.nbytes >= SHORT:
         return NotImplemented
     width, inside = x.shape[1:], gate.shape[:1]
-    expected = x.shape, width, inside + width, inside + width, width + inside
-    if not fit(x.dtype, (x, norm, gate, up, down), expected):
+    if not fit(x.dtype, (x, norm), (x.shape, width)):
+        return NotImplemented
+    if not matrices_fit(x.dtype, (gate, up, down), (inside + width, inside + width, width + inside)):
         return NotImplemented
     y, none = np.empty(x.shape, dtype=x.dtype), NOTHING[x.dtype][0]
     _swiglu(x, norm, x.dtype.type(eps), gate, up, down, none, y)
@@ -95,6 +104,12 @@ def fit(dtype: np.dtype, arrays: Iterable[Array], shapes: Iterable[tuple[int, ..
         if array.shape != shape or array.dtype != dtype or not array.flags.carray:
             return False
     return True
+
+
+def matrices_fit(dtype: np.dtype, matrices: Sequence[Array], shapes: Iterable[tuple[int, ...]]) -> bool:
+    """As :func:`fit` for matrices, which may all be bfloat16 in uint16 beside float32 instead."""
+    stored = matrices[0].dtype
+    return (stored == dtype or (stored == np.uint16 and dtype == np.float32)) and fit(stored, matrices, shapes)
 
 
 def _products(
@@ -138,15 +153,17 @@ def some_products(piece, x, weights, biases, add, results, each):
         weight, bias, y = weights[m], biases[m], results[m]
         start = max(first, 0)
         count = min(last, weight.shape[0]) - start
-        for i in range(count):
-            e = start + _by_turns(i, count)
+        for i in range(_fours(count)):
+            rows = _four_rows(start, i, count)
             for n in range(x.shape[0]):
-                total = _dot(weight[e], x[n])
-                if bias.size > 0:
-                    total += bias[e]
-                if add.size > 0:
-                    total += add[n, e]
-                y[n, e] = total
+                totals = _four_dots(weight, rows, x[n])
+                for j in range(4):
+                    e, total = rows[j], totals[j]
+                    if bias.size > 0:
+                        total += bias[e]
+                    if add.size > 0:
+                        total += add[n, e]
+                    y[n, e] = total
         first, last = first - weight.shape[0], last - weight.shape[0]
 
 
@@ -159,19 +176,25 @@ def _swiglu(x, norm, eps, gate, up, down, none, y):
 
 @inner
 def _gated(x, gate, up, y):
-    one = y.dtype.type(1)
-    for i in range(gate.shape[0]):
-        e = _by_turns(i, gate.shape[0])
+    one, count = y.dtype.type(1), gate.shape[0]
+    for i in range(_fours(count)):
+        rows = _four_rows(0, i, count)
         for n in range(x.shape[0]):
-            a, b = _dot(gate[e], x[n]), _dot(up[e], x[n])
-            y[n, e] = a * (one / (one + math.exp(-a))) * b
+            gates, ups = _four_dots(gate, rows, x[n]), _four_dots(up, rows, x[n])
+            for j in range(4):
+                y[n, rows[j]] = gates[j] * (one / (one + math.exp(-gates[j]))) * ups[j]
 
 
 @inner
-def _by_turns(i, count):
-    """Which of ``count`` rows is the i-th to be read: those at PLACES places by turns, then what is left over."""
-    each = count // PLACES
-    return (i % PLACES) * each + i // PLACES if i < PLACES * each else i
+def _fours(count):
+    return max(0, count + 3) // 4
+
+
+@inner
+def _four_rows(start, i, count):
+    """The i-th four of ``count`` rows from ``start`` on; behind the last row, that one again."""
+    apart, last, e = _fours(count), start + count - 1, start + i
+    return e, min(e + apart, last), min(e + 2 * apart, last), min(e + 3 * apart, last)
 
 
 @inner
@@ -192,8 +215,12 @@ def _outputs_per_piece(weight):
 
 # Only the order of a sum may change, so that it fills vector registers; not what NaN and infinity do.
 @inner(fastmath={"reassoc", "contract"})
-def _dot(a, b):
-    total = a.dtype.type(0)
-    for d in range(a.size):
-        total += a[d] * b[d]
-    return total
+def _four_dots(weight, rows, x):
+    first, second, third, fourth = weight[rows[0]], weight[rows[1]], weight[rows[2]], weight[rows[3]]
+    a = b = c = d = x.dtype.type(0)
+    for i in range(x.size):
+        a += number(first[i]) * x[i]
+        b += number(second[i]) * x[i]
+        c += number(third[i]) * x[i]
+        d += number(fourth[i]) * x[i]
+    return a, b, c, d

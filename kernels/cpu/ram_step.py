@@ -14,7 +14,7 @@ from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 
 from .arrays import flat_gamma, flat_positions, mask_array
 from .compiling import kernel
-from .products import NOTHING, SHORT, WORTH_A_KERNEL, are_few, fit, normed, some_products
+from .products import NOTHING, SHORT, WORTH_A_KERNEL, are_few, fit, matrices_fit, normed, some_products
 from .retention import kernel_options
 from .step import HEADS_PER_PIECE, NO_TABLE, Table, step_heads
 
@@ -46,8 +46,9 @@ def ram_step(
     added = [none if bias is None else bias for bias in (*biases, out_bias)]
     shapes = [(0,) if bias is none else shape for bias, shape in zip(added, outputs, strict=True)]
     inner = [shape + x.shape[1:] for shape in outputs[:3]]
-    arrays = x, norm, *weights, out, *state, *added
-    if not fit(x.dtype, arrays, (x.shape, (D,), *inner, (D, H * C), (B, H, M, C), (B, H, M), *shapes)):
+    if not fit(x.dtype, (x, norm, *state, *added), (x.shape, (D,), (B, H, M, C), (B, H, M), *shapes)):
+        return NotImplemented
+    if not matrices_fit(x.dtype, (*weights, out), (*inner, (D, H * C))):
         return NotImplemented
     if decode.cape_heads and (positions is None or not fit(np.dtype(np.int64), [positions], [(B, 1)])):
         return NotImplemented

@@ -26,6 +26,7 @@ from .layers.token_sums import token_sums_specialisation
 from .layers.weight_gradient import weight_gradient_specialisation
 from .memory.conflicts import conflict_specialisation
 from .memory.content import content_specialisation
+from .memory.couplings import coupling_specialisation
 from .memory.layout import H100, Layout, choose_layout
 from .memory.mass_aware import mass_aware_specialisation
 from .memory.mass_backward import mass_backward_specialisation
@@ -67,6 +68,7 @@ def _memory() -> list[Specialisation]:
     return [
         *(conflict_specialisation(first, update) for update in rules),
         *(conflict_specialisation(layout, rules[0]) for layout in others),
+        *(coupling_specialisation(layout, f"couple_{way}") for layout in layouts for way in ("forward", "backward")),
         *(content_specialisation(layout, renumbered) for layout in layouts for renumbered in (False, True)),
         *(mass_forward_specialisation(layout, False, True, False) for layout in layouts),
         mass_forward_specialisation(first, mass_aware=True, in_shared=True, renumbered=False),

@@ -26,7 +26,8 @@ from jax.experimental.buffer_callback import buffer_callback
 from ramnet_np.bridges.streams import cupy_stream
 from ramnet_np.contract import Array, RAMState
 from ramnet_np.core.attention import ram_attention_backward, ram_attention_forward
-from ramnet_np.core.checks import check_attention, check_bool
+from ramnet_np.core.checks import check_attention
+from ramnet_np.core.option_checks import check_bool
 
 
 class _Options(NamedTuple):

@@ -18,7 +18,7 @@ import torch
 
 from ramnet_np.bridges import torch_ops
 from ramnet_np.contract import DecodeOptions, RAMState
-from ramnet_np.core.checks import check_bool, check_options
+from ramnet_np.core.option_checks import check_bool, check_options
 
 
 def ram_attention(

@@ -13,15 +13,8 @@ from typing import Any, NamedTuple
 
 from ramnet_np.backend import Backend, array_kind, backend_for
 from ramnet_np.contract import Address, Array, MemoryOptions, RAMState
-from ramnet_np.core.checks import (
-    check_attention,
-    check_bool,
-    check_cape_heads,
-    check_logits,
-    check_positions,
-    check_top_k,
-    full_positions,
-)
+from ramnet_np.core.checks import check_attention, check_logits, check_positions, full_positions
+from ramnet_np.core.option_checks import check_bool, check_cape_heads, check_top_k
 from ramnet_np.core.placement import on_gpu_of_arrays, on_gpu_of_foreign_arrays
 from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
 from ramnet_np.core.sparse_memory import sparse_memory_forward, sparse_step

@@ -16,15 +16,13 @@ import numpy as np
 from ramnet_np.backend import array_kind
 from ramnet_np.contract import Array, DecodeOptions, MemoryOptions, RAMState
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.option_checks import NUMBER, as_float, check_options
 from ramnet_np.core.packed import check_cu_seqlens, packed_positions
 from ramnet_np.core.require import ArraySpec, require_array
 from ramnet_np.core.retention import UpdateRule, rule_named
 from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.core.state_checks import check_state
 
-_INTEGER = (int, np.integer)  # tuples: a union would be made anew at every look
-_BOOL = (bool, np.bool_)
-_NUMBER = (int, float, np.integer, np.floating)
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _LOGIT_AXES = ("B", "T", "H", "U", "P")
 
@@ -103,35 +101,6 @@ def check_attention(
     return Checked(check_positions(positions, (B, T), write_logits), gamma, decode, options, cu_seqlens, state_shape)
 
 
-def check_options(
-    slots: int,
-    heads: int,
-    *,
-    update: str,
-    top_k: Any,
-    renorm: Any,
-    cape_heads: int,
-    eps: float,
-    proxy_eps: float,
-    mass_aware: bool,
-    batch_invariant: bool = False,
-) -> tuple[DecodeOptions, MemoryOptions]:
-    """Every argument that is no array, in canonical form; TypeError or ValueError with one sentence.
-
-    >>> rest = dict(update="pdma", renorm=False, cape_heads=0, eps=1e-12, proxy_eps=0.0, mass_aware=False)
-    >>> check_options(16, 4, top_k=(8, 4), **rest)[0].read_k
-    4
-    """
-    given = (
-        slots, heads, update, *_pair("top_k", top_k), *_pair("renorm", renorm), cape_heads, eps, proxy_eps, mass_aware,
-        batch_invariant,
-    )  # fmt: skip
-    try:
-        return _check_options(*given)
-    except TypeError:  # an argument that cannot be hashed, and so is no option: checked uncached, the error names it
-        return _check_options.__wrapped__(*given)
-
-
 def _check_floats(name: str, spec: ArraySpec, axes: tuple[str, ...]) -> None:
     """Floating-point numbers with these axes; on the CPU only float32 and float64 will do."""
     if len(spec.shape) != len(axes):
@@ -183,39 +152,6 @@ def _check_specs(write: ArraySpec, read: ArraySpec, values: ArraySpec) -> tuple[
     return B, T, H, U, P
 
 
-@functools.lru_cache(maxsize=1024, typed=True)  # typed: True is not 1
-def _check_options(
-    slots: int,
-    heads: int,
-    update: str,
-    k_names: tuple[str, str],
-    write_k: Any,
-    read_k: Any,
-    renorm_names: tuple[str, str],
-    write_renorm: Any,
-    read_renorm: Any,
-    cape_heads: Any,
-    eps: Any,
-    proxy_eps: Any,
-    mass_aware: Any,
-    batch_invariant: Any,
-) -> tuple[DecodeOptions, MemoryOptions]:
-    """All arguments that are no arrays."""
-    write_k, read_k = check_top_k(k_names[0], write_k, slots), check_top_k(k_names[1], read_k, slots)
-    write_renorm, read_renorm = check_bool(renorm_names[0], write_renorm), check_bool(renorm_names[1], read_renorm)
-    rule_named(update)
-    decode = DecodeOptions(write_k, read_k, write_renorm, read_renorm, check_cape_heads(cape_heads, heads))
-    options = MemoryOptions(
-        slots,
-        update,
-        check_bool("mass_aware", mass_aware),
-        _check_real("eps", eps, 0.0, np.inf),
-        _check_real("proxy_eps", proxy_eps, 0.0, 1.0),
-        check_bool("batch_invariant", batch_invariant),
-    )
-    return decode, options
-
-
 def check_logits(name: str, logits: Array) -> tuple[int, int, int, int, int]:
     """Address logits (B, T, H, U, P), finite where that is cheap to see; returns the shape.
 
@@ -233,61 +169,6 @@ def check_logits(name: str, logits: Array) -> tuple[int, int, int, int, int]:
     if spec.kind == "numpy":
         _check_finite(name, logits)
     return shape
-
-
-def check_top_k(name: str, k: Any, slots: int) -> int:
-    """1 <= K <= M.
-
-    TypeError or ValueError otherwise.
-
-    >>> check_top_k("top_k", 8, slots=16)
-    8
-    >>> check_top_k("top_k", 17, slots=16)
-    Traceback (most recent call last):
-        ...
-    ValueError: top_k must be between 1 and the number of slots M = 16, got 17
-    """
-    if not isinstance(k, _INTEGER) or isinstance(k, bool):
-        raise TypeError(f"{name} must be an integer, got {k!r}")
-    if not 1 <= k <= slots:
-        raise ValueError(f"{name} must be between 1 and the number of slots M = {slots}, got {k}")
-    return int(k)
-
-
-def check_bool(name: str, value: Any) -> bool:
-    """True or False.
-
-    TypeError for anything else.
-
-    >>> check_bool("renorm", np.True_)
-    True
-    >>> check_bool("renorm", 1)
-    Traceback (most recent call last):
-        ...
-    TypeError: renorm must be True or False, got 1
-    """
-    if not isinstance(value, _BOOL):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
-
-
-def check_cape_heads(cape_heads: Any, heads: int) -> int:
-    """0 <= cape_heads <= H.
-
-    TypeError or ValueError otherwise.
-
-    >>> check_cape_heads(2, heads=4)
-    2
-    >>> check_cape_heads(5, heads=4)
-    Traceback (most recent call last):
-        ...
-    ValueError: cape_heads must be between 0 and the number of heads H = 4, got 5
-    """
-    if not isinstance(cape_heads, _INTEGER) or isinstance(cape_heads, bool):
-        raise TypeError(f"cape_heads must be an integer, got {cape_heads!r}")
-    if not 0 <= cape_heads <= heads:
-        raise ValueError(f"cape_heads must be between 0 and the number of heads H = {heads}, got {cape_heads}")
-    return int(cape_heads)
 
 
 def check_positions(positions: Array, shape: tuple[int, int], like: Array) -> Array:
@@ -349,8 +230,8 @@ def check_gamma(gamma: Array, shape: tuple[int, int, int], like: Array, update: 
     ValueError: gamma must not be negative for update='pdma', got -1.0
     """
     rule = rule_named(update)
-    if isinstance(gamma, _NUMBER) or getattr(gamma, "shape", None) == ():
-        number = _as_float("gamma", gamma)
+    if isinstance(gamma, NUMBER) or getattr(gamma, "shape", None) == ():
+        number = as_float("gamma", gamma)
         if not math.isfinite(number) or (abs(number) > _LARGEST_FLOAT32 and like.dtype != np.float64):
             raise ValueError(f"gamma must be finite, in the dtype of values ({like.dtype}) too, got {number}")
         if number < rule.least_gamma:
@@ -383,15 +264,6 @@ def _check_finite(name: str, logits: np.ndarray) -> None:
         raise ValueError(f"{name} must be finite, got {logits[tuple(where)]} at index {tuple(where.tolist())}")
 
 
-def _pair(name: str, value: Any) -> tuple[tuple[str, str], Any, Any]:
-    """One value for writes and reads, or a (write, read) pair: what to call them, and both."""
-    if not isinstance(value, (tuple, list)):
-        return (name, name), value, value
-    if len(value) != 2:
-        raise ValueError(f"{name} must be one value or a (write, read) pair, got {len(value)} values")
-    return (f"{name}[0]", f"{name}[1]"), *value
-
-
 def check_mask(mask: Array, shape: tuple[int, int], kind: str) -> None:
     """ValueError or TypeError unless ``mask`` is bool of ``shape`` (B, T), an array of the kind of the others.
 
@@ -401,25 +273,6 @@ def check_mask(mask: Array, shape: tuple[int, int], kind: str) -> None:
         raise TypeError(f"mask must be an array of the kind of values, got {type(mask).__name__}")
     if mask.dtype != bool or mask.shape != shape:
         raise ValueError(f"mask must be bool of shape (B, T) = {shape}, got {mask.dtype} of shape {mask.shape}")
-
-
-def _check_real(name: str, value: Any, low: float, high: float) -> float:
-    if not isinstance(value, _NUMBER):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    number = _as_float(name, value)
-    if not low <= number <= high or not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number between {low:g} and {high:g}, got {value!r}")
-    return number
-
-
-def _as_float(name: str, value: Any) -> float:
-    """A number, or an array of no axes that holds one, as a float."""
-    if hasattr(value, "dtype") and value.dtype.kind not in "fiu" and value.dtype.name != "bfloat16":
-        raise TypeError(f"{name} must be a real number, got {value.dtype}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must be a finite number, got an integer of {value.bit_length()} bits") from None
 
 
 def _first_difference(shape: tuple[int, ...], expected: tuple[int, ...]) -> int:

@@ -18,7 +18,7 @@ import os
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -80,26 +80,46 @@ class DiskPages:
 
     def mark(self, pages: np.ndarray, up: bool) -> None:
         """Note that ``pages`` (P,) are in memory as well, or that they no longer are."""
+        self.marking(pages, up)()
+
+    def marking(self, pages: np.ndarray, up: bool) -> Callable[[], None]:
+        """Find ``pages`` for :meth:`mark`; the call that is returned notes it."""
         at = self._index.find(pages)
-        self.down_pages += int(self._index.rows[at, 2].sum()) - up * len(pages)
-        self._index.rows[at, 2] = up
+
+        def mark() -> None:
+            self.down_pages += int(self._index.rows[at, 2].sum()) - up * len(pages)
+            self._index.rows[at, 2] = up
+
+        return mark
 
     def store(self, keys: np.ndarray, rows: np.ndarray) -> None:
         """Write ``rows`` (N, C + 1) of slots ``keys`` (N,), every row that their pages have; the pages are down then.
 
-        OSError where there is no room; then nothing has changed.
+        OSError or MemoryError where there is no room; then nothing has changed.
         """
+        self.storing(keys, rows)()
+
+    def storing(self, keys: np.ndarray, rows: np.ndarray) -> Callable[[], None]:
+        """Make the room and the records for :meth:`store`, with its errors; the call that is returned writes them."""
         pages, which = np.unique(keys // PAGE, return_inverse=True)
         at = self._index.find(pages)
-        self._reserve(self._index.count + int((at < 0).sum()))
+        is_new = at < 0
+        at[is_new] = self._index.count + np.arange(is_new.sum())
+        self._reserve(self._index.count + int(is_new.sum()))
         records = np.zeros((len(pages), *self._records.shape[1:]), dtype=self._row.base)
         records[which, keys % PAGE] = rows
         index = np.zeros((len(pages), 3), dtype=np.int64)
         index[:, 0] = [zlib.crc32(record) for record in records]
         np.bitwise_or.at(index[:, 1], which, np.int64(1) << (keys % PAGE))
-        self.down_pages += len(pages) - int((self._index.rows[at[at >= 0], 2] == 0).sum())
-        self._index.put(pages, index)
-        self._records[self._index.find(pages)] = records
+        put = self._index.putting(pages, index)
+        more = len(pages) - int((self._index.rows[at[~is_new], 2] == 0).sum())
+
+        def write() -> None:
+            self._records[at] = records
+            put()
+            self.down_pages += more
+
+        return write
 
     def load(self, pages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The slots in use of ``pages`` (P,), each of which has a record: keys (N,) and rows (N, C + 1).

@@ -16,6 +16,7 @@ import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
+from ramnet_np.core.bfloat16 import from_bfloat16, to_bfloat16
 
 FORMATS = (None, "bfloat16")
 
@@ -45,12 +46,9 @@ class RowFormat(NamedTuple):
             return rows
         xp, C = namespace_of(rows), self.channels
         packed = xp.zeros((len(rows), C + C % 2 + 2), dtype=np.uint16)
-        bits = xp.ascontiguousarray(rows).view(np.uint32)
-        contents = bits[:, :C]
-        rounded = (contents + (np.uint32(0x7FFF) + (contents >> np.uint32(16) & np.uint32(1)))) >> np.uint32(16)
-        is_nan = (contents & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        packed[:, :C] = xp.where(is_nan, np.uint32(0x7FFF), rounded)
-        packed[:, -2], packed[:, -1] = bits[:, C] & np.uint32(0xFFFF), bits[:, C] >> np.uint32(16)
+        packed[:, :C] = to_bfloat16(rows[:, :C])
+        mass = xp.ascontiguousarray(rows[:, C]).view(np.uint32)
+        packed[:, -2], packed[:, -1] = mass & np.uint32(0xFFFF), mass >> np.uint32(16)
         return packed
 
     def unpack(self, packed: Array) -> Array:
@@ -58,10 +56,10 @@ class RowFormat(NamedTuple):
         if self.stored is None:
             return packed
         xp, C = namespace_of(packed), self.channels
-        bits = xp.empty((len(packed), C + 1), dtype=np.uint32)
-        bits[:, :C] = packed[:, :C].astype(np.uint32) << np.uint32(16)
-        bits[:, C] = packed[:, -2].astype(np.uint32) | packed[:, -1].astype(np.uint32) << np.uint32(16)
-        return bits.view(self.dtype)
+        rows = xp.empty((len(packed), C + 1), dtype=self.dtype)
+        rows[:, :C] = from_bfloat16(packed[:, :C])
+        rows.view(np.uint32)[:, C] = packed[:, -2].astype(np.uint32) | packed[:, -1].astype(np.uint32) << np.uint32(16)
+        return rows
 
 
 def row_format(channels: int, dtype: Any, stored: str | None) -> RowFormat:

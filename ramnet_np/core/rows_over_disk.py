@@ -19,7 +19,7 @@ import numpy as np
 from ramnet_np.contract import Array, MemoryTiers
 from ramnet_np.core.disk_pages import DiskPages
 from ramnet_np.core.slot_rows import PAGE
-from ramnet_np.core.tiered_rows import leaving
+from ramnet_np.core.tiered_rows import changing, leaving
 
 AT_ONCE = 2**16  # rows that are copied from the GPU together
 
@@ -37,6 +37,7 @@ class RowsOverDisk:
             raise ValueError("memory.host must say how many bytes stay above memory.disk, got None")
         assert tiers.disk is not None  # as the caller looked
         self.up, self._xp = up, xp
+        self.is_whole = True  # as of TieredRows
         self._disk = DiskPages(Path(tiers.disk), tiers.disk_bytes, initial.size, initial.dtype)
 
     @property
@@ -82,8 +83,11 @@ class RowsOverDisk:
         found, rows = self._disk.load(down)
         self._make_room(len(found) + new, keys)
         if len(down):
-            self.up.scatter(self._xp.asarray(found), self._xp.asarray(rows), changed=False)
-            self._disk.mark(down, up=True)
+            arrays = self._xp.asarray(found), self._xp.asarray(rows)
+            mark = self._disk.marking(down, up=True)
+            with changing(self):
+                self.up.scatter(*arrays, changed=False)
+                mark()
 
     def gather(self, keys: Array) -> Array:
         """The rows (N, W) of slots by their ``keys`` (N,), which differ."""
@@ -98,15 +102,18 @@ class RowsOverDisk:
     def scatter(self, keys: Array, rows: Array) -> None:
         """Store ``rows`` (N, W) of slots by their ``keys`` (N,), which differ.
 
-        MemoryError or OSError where there is no room: then some rows are new and some old.
+        MemoryError or OSError where there is no room: unless ``is_whole``, some rows are then new and some old.
         """
         if self.all_up(keys.size):
-            self.up.scatter(keys, rows)
+            with changing(self):
+                self.up.scatter(keys, rows)
             return
         on_host = keys.get()
         for part in self._parts(on_host):
             self.bring_up(on_host[part], len(on_host[part]))
+            self.is_whole = False  # until the last part is there
             self.up.scatter(keys[part], rows[part])
+        self.is_whole = True
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
         """Every slot that was stored, keys and rows (N, W), about ``size`` at a time; nothing moves meanwhile."""
@@ -138,9 +145,12 @@ class RowsOverDisk:
                 f"memory.gpu and memory.host must hold all slots that a token touches, and the {PAGE - 1} beside each, "
                 f"got room for {self.up.most_rows} slots of a layer"
             )
-        self._disk.store(keys[stored], self._on_host(keys[stored]))
-        self._disk.mark(clean, up=False)
-        self.up.forget(np.nonzero(going)[0])
+        store = self._disk.storing(keys[stored], self._on_host(keys[stored]))
+        mark = self._disk.marking(clean, up=False)
+        with changing(self):
+            store()
+            mark()
+            self.up.forget(np.nonzero(going)[0])
 
     def _on_host(self, keys: np.ndarray) -> np.ndarray:
         """The rows (N, W) of slots that are up, AT_ONCE at a time: the GPU need not have room for copies of all."""

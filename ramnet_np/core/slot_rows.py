@@ -11,6 +11,7 @@ Source: D. Knuth, The Art of Computer Programming, vol. 3, section 6.4 (open add
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,9 @@ class SlotRows:
         """Room for ``new`` rows more, in the table too. MemoryError where there is none."""
         self._reserve(self.count + new)
         if 2 * (self.count + new) > self.entries.size:
-            self.entries = self._table(self.count + new)
+            entries = self._empty_table(self.count + new)
+            enter_rows(self.key, entries, 0, self.count)
+            self.entries = entries
 
     def put(self, keys: Array, rows: Array, now: int = 0, changed: bool = True) -> None:
         """Store ``rows`` (N, width) under ``keys`` (N,), which differ: in place of those that are there, else anew.
@@ -105,28 +108,45 @@ class SlotRows:
         ``now``: the time of use that the rows get; ``changed``: whether they differ from what the disk holds.
         MemoryError where there is no memory for them; then nothing has changed.
         """
+        self.putting(keys, rows, now, changed)()
+
+    def putting(self, keys: Array, rows: Array, now: int = 0, changed: bool = True) -> Callable[[], None]:
+        """Make the room for :meth:`put`, with its error; the call that is returned stores the rows."""
         at = self.find(keys)
         new = at < 0
         start, stop = self.count, self.count + int(new.sum())
         self.reserve(stop - start)
         at[new] = self._xp.arange(start, stop)
-        self.key[at] = keys
-        self.rows[at] = rows
-        self.used[at] = now
-        self.changed[at] = changed
-        enter_rows(self.key, self.entries, start, stop)
-        self.count = stop
 
-    def forget(self, rows: Array) -> None:
-        """Give the places of ``rows``, (N,) distinct numbers, back: the last rows move there."""
+        def put() -> None:
+            self.key[at] = keys
+            self.rows[at] = rows
+            self.used[at] = now
+            self.changed[at] = changed
+            enter_rows(self.key, self.entries, start, stop)
+            self.count = stop
+
+        return put
+
+    def forgetting(self, rows: Array) -> Callable[[], None]:
+        """Find what giving back the places of ``rows``, (N,) distinct numbers, takes; the call returned does it.
+
+        The last rows move there. MemoryError where there is no memory for it; then nothing has changed.
+        """
         kept = self._xp.ones(self.count, dtype=np.bool_)
         kept[rows] = False
         count = self.count - rows.size
         holes, movers = self._xp.nonzero(~kept[:count])[0], count + self._xp.nonzero(kept[count:])[0]
-        for array in (self.key, self.rows, self.used, self.changed):
-            array[holes] = array[movers]
-        self.count = count
-        self.entries = self._table(count)
+        moved = [(array, array[movers]) for array in (self.key, self.rows, self.used, self.changed)]
+        entries = self._empty_table(count)
+
+        def forget() -> None:
+            for array, values in moved:
+                array[holes] = values
+            self.count, self.entries = count, entries
+            enter_rows(self.key, entries, 0, count)
+
+        return forget
 
     def _reserve(self, rows: int) -> None:
         if rows <= len(self.key):
@@ -139,11 +159,9 @@ class SlotRows:
             self.rows = _grown(self.rows, size)
         self.used, self.changed, self.key = (_grown(array, size) for array in (self.used, self.changed, self.key))
 
-    def _table(self, rows: int) -> Array:
-        """The rows that are held, in a table with room for twice so many as ``rows``."""
-        entries = self._xp.full(1 << (4 * max(rows, 1) - 1).bit_length(), FREE, dtype=np.int32)
-        enter_rows(self.key, entries, 0, self.count)
-        return entries
+    def _empty_table(self, rows: int) -> Array:
+        """A table with room for twice so many as ``rows``."""
+        return self._xp.full(1 << (4 * max(rows, 1) - 1).bit_length(), FREE, dtype=np.int32)
 
 
 def _grown(array: Array, size: int) -> Array:

@@ -88,7 +88,8 @@ class SparseRAMState:
     def gather(self, keys: Array) -> Array:
         """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ.
 
-        OSError where they cannot be read, or where no room can be made for them; then nothing has changed.
+        OSError or MemoryError where they cannot be read, or where no room can be made for them; then nothing has
+        changed.
         """
         with self._moving_rows():
             return self.format.unpack(self.rows.gather(keys))
@@ -98,28 +99,23 @@ class SparseRAMState:
         with self._moving_rows():
             self.rows.bring_up(keys, new)
 
+    def scatter(self, keys: Array, rows: Array) -> None:
+        """Store ``rows`` (N, C + 1) of slots that were written; their ``keys`` (N,) differ.
+
+        MemoryError or OSError where there is no room. If some rows are then new and some old, every later use of the
+        state says so. The same holds where Ctrl-C interrupts it.
+        """
+        with self._moving_rows():
+            self.rows.scatter(keys, self.format.pack(rows))
+
     @contextmanager
     def _moving_rows(self) -> Iterator[None]:
         self.require_whole()
         try:
             yield
-        except OSError:
-            raise
-        except BaseException as error:  # Ctrl-C may come while rows move between tiers
-            self.lose(error)
-            raise
-
-    def scatter(self, keys: Array, rows: Array) -> None:
-        """Store ``rows`` (N, C + 1) of slots that were written; their ``keys`` (N,) differ.
-
-        MemoryError or OSError where there is no room: then some rows are new and some old, and every later use of the
-        state says so. The same holds where Ctrl-C interrupts it.
-        """
-        self.require_whole()
-        try:
-            self.rows.scatter(keys, self.format.pack(rows))
-        except BaseException as error:
-            self.lose(error)
+        except BaseException as error:  # Ctrl-C too
+            if not getattr(self.rows, "is_whole", False):  # rows of a backend do not say
+                self.lose(error)
             raise
 
     def lose(self, error: BaseException) -> None:

@@ -8,6 +8,7 @@ one place. Source: paper section 7; least recently used: P. Denning, The working
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class TieredRows:
 
     def __init__(self, initial: np.ndarray, tiers: MemoryTiers, xp: Any = np):
         self._up, self._now, self._xp = SlotRows(initial.size, initial.dtype, xp), 0, xp
+        self.is_whole = True  # but for the moments in which rows change, and after an error that came in one of them
         self._initial, row = xp.asarray(initial), initial.nbytes
         if xp is np:
             check_tiers_of_cpu(tiers)
@@ -86,12 +88,15 @@ class TieredRows:
     def scatter(self, keys: Array, rows: Array) -> None:
         """Store ``rows`` (N, W) of slots by their ``keys`` (N,), which differ.
 
-        MemoryError or OSError where there is no room: then some rows are new and some old.
+        MemoryError or OSError where there is no room: unless ``is_whole``, some rows are then new and some old.
         """
         for part in self._parts(keys):
             self._bring_up(keys[part])
             self._make_room(int((self._up.find(keys[part]) < 0).sum()), keys[part])
-            self._up.put(keys[part], rows[part], self._now)
+            put = self._up.putting(keys[part], rows[part], self._now)
+            self.is_whole = False  # until the last part is there
+            put()
+        self.is_whole = True
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
         """Every slot that was written, keys and rows (N, W), about ``size`` at a time; nothing moves meanwhile."""
@@ -132,8 +137,11 @@ class TieredRows:
         if len(down):
             found, rows = self._disk.load(down)
             self._make_room(len(found), keys)
-            self._up.put(found, rows, self._now, changed=False)
-            self._disk.mark(down, up=True)
+            put = self._up.putting(found, rows, self._now, changed=False)
+            mark = self._disk.marking(down, up=True)
+            with changing(self):
+                put()
+                mark()
 
     def _make_room(self, new: int, keys: Array) -> None:
         """Send pages that were not asked for longest, and have none of ``keys``, to the file until ``new`` rows fit."""
@@ -147,9 +155,31 @@ class TieredRows:
         held = slice(self._up.count)
         leave = max(self._up.count + new - self._capacity, self._capacity // 8)  # some more: finding them takes long
         going, stored, clean = leaving(self._up.key[held], self._up.used[held], self._up.changed[held], keys, leave)
-        self._disk.store(self._up.key[held][stored], self._up.rows[held][stored])
-        self._disk.mark(clean, up=False)
-        self._up.forget(np.nonzero(going)[0])
+        store = self._disk.storing(self._up.key[held][stored], self._up.rows[held][stored])
+        mark = self._disk.marking(clean, up=False)
+        forget = self._up.forgetting(np.nonzero(going)[0])
+        with changing(self):
+            store()
+            mark()
+            forget()
+
+
+@contextmanager
+def changing(rows: Any) -> Iterator[None]:
+    """Rows move between tiers within the block: an error there leaves them half moved, with ``is_whole`` False.
+
+    What may fail for want of room is done before.
+
+    >>> rows = TieredRows(np.zeros(2, np.float32), MemoryTiers())
+    >>> with changing(rows):
+    ...     rows.is_whole
+    False
+    >>> rows.is_whole
+    True
+    """
+    before, rows.is_whole = rows.is_whole, False
+    yield
+    rows.is_whole = before
 
 
 def leaving(

@@ -33,9 +33,9 @@ from ramnet_np.model.files import read_json, write_text
 from ramnet_np.model.network import Device
 from ramnet_np.runs.hardware import hardware
 from ramnet_np.train.checkpoint import Checkpoint, latest_checkpoint, restore, save_checkpoint
-from ramnet_np.train.loop import trainer_for, training
 from ramnet_np.train.metrics import Measured
 from ramnet_np.train.optim import AdamWState, adamw_init
+from ramnet_np.train.steps import trainer_for, training
 from ramnet_np.train.trainer import Diverged, Trainer
 
 REPORT_EVERY = 50  # steps between two reports of loss and accuracy, for which a GPU is waited for

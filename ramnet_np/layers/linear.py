@@ -1,4 +1,8 @@
-"""The linear map, y = x W^T + b."""
+"""The linear map, y = x W^T + b.
+
+On a CPU a weight may be in 16 bits beside x in float32: bfloat16 numbers as uint16, see ``core/bfloat16.py``. For few
+rows of x, where reading the weight takes the time, that halves it. Such a map has no backward.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import numpy as np
 
 from ramnet_np.contract import Array
 from ramnet_np.core.accelerated import accelerated, accelerated_everywhere
+from ramnet_np.core.bfloat16 import in_floats, is_bfloat16
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.core.require import (
     ArraySpec,
@@ -15,6 +20,7 @@ from ramnet_np.core.require import (
     readable,
     require_array,
     require_context,
+    require_floats,
     require_like,
     require_width,
 )
@@ -22,6 +28,7 @@ from ramnet_np.core.require import (
 FEW_ROWS = 8  # up to which a product takes the time of reading its matrix
 FEW_ROWS_ON_GPU = 16  # the same on a GPU
 WORTH_A_KERNEL = 2**14  # elements of a matrix; smaller ones are multiplied before a kernel would have been found
+_FLOAT32 = np.empty(0, np.float32)
 
 
 @readable
@@ -49,6 +56,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
         y = x W^T + b
 
     ``x``: (..., D); ``weight``: (E, D), one row per output; ``bias``: (E,) or None. Returns y (..., E) and ctx.
+    ``weight`` may be bfloat16 in uint16 on a CPU, with x and ``bias`` in float32.
     Cost: one matrix product of 2 N D E operations for N tokens.
     ValueError or TypeError where shapes or dtypes do not fit.
 
@@ -65,7 +73,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     if len(rows) <= few and weight.size >= WORTH_A_KERNEL:
         y = few_rows_product(rows, weight)
     else:
-        y = matrix_product(rows, weight.T)
+        y = matrix_product(rows, in_floats(weight).T)
     if bias is not None:
         y = add_in_place(y, bias)
     y = y.reshape(*x.shape[:-1], outputs)
@@ -89,6 +97,7 @@ def linear_backward(dy: Array, ctx: LinearContext, accumulate_into: Array | None
     """
     require_context(ctx, LinearContext, "linear_forward")
     require_like("dy", dy, ctx.y)
+    require_floats("weight", ctx.weight)  # one in 16 bits is for inference
     outputs, width = ctx.weight.shape
     rows = dy.reshape(-1, outputs)
     sums = None if accumulate_into is None else accumulate_into.reshape(-1, width)
@@ -104,9 +113,9 @@ def _require_linear(x: Array, weight: Array, bias: Array | None) -> None:
     spec = require_array("weight", weight)
     if len(spec.shape) != 2 or 0 in spec.shape:
         raise ValueError(f"weight must have shape (E, D), neither of them 0, got {spec.shape}")
-    require_width("x", x, spec.shape[1], weight)
+    require_width("x", x, spec.shape[1], _FLOAT32 if is_bfloat16(weight) else weight)
     if bias is not None:
-        require_like("bias", bias, spec._replace(shape=spec.shape[:1]))
+        require_like("bias", bias, spec._replace(shape=spec.shape[:1], dtype=x.dtype))
 
 
 @accelerated
@@ -158,14 +167,14 @@ def matrix_product(a: Array, b: Array, accumulate_into: Array | None = None) -> 
 def few_rows_product(x: Array, weight: Array) -> Array:
     """x W^T for so few rows that reading W takes the time: of one token, of a few sequences.
 
-    ``x``: (N, D), N up to FEW_ROWS, on a GPU FEW_ROWS_ON_GPU; ``weight``: (E, D), of one dtype. Returns (N, E). A row
-    of the result is the same bits whatever N is.
+    ``x``: (N, D), N up to FEW_ROWS, on a GPU FEW_ROWS_ON_GPU; ``weight``: (E, D), of one dtype, or as of
+    :func:`linear_forward`. Returns (N, E). A row of the result is the same bits whatever N is.
 
     >>> import numpy as np
     >>> few_rows_product(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])).tolist()
     [[11.0, 17.0]]
     """
-    return matrix_product(x, weight.T)
+    return matrix_product(x, in_floats(weight).T)
 
 
 @accelerated

@@ -37,11 +37,11 @@ def ram_step(
     writes and of reads, (H U P, D) each, and of the values, (H C, D); ``biases``: of each or None; ``out`` O: (D, H C);
     ``out_bias`` o: (D,) or None; ``gamma``: a number that the update rule takes, as of a model's configuration, and not
     checked again; ``positions``, ``state``: as of :func:`~ramnet_np.ram_attention_step`; ``digits``: H, U, P;
-    ``decode``, ``options``: as :func:`~ramnet_np.core.checks.check_options` returns them. Returns y (N, D).
+    ``decode``, ``options``: as :func:`~ramnet_np.core.option_checks.check_options` returns them. Returns y (N, D).
     ValueError or TypeError as of the linear maps and of the operation; then the state has not changed.
 
     >>> import numpy as np
-    >>> from ramnet_np.core.checks import check_options
+    >>> from ramnet_np.core.option_checks import check_options
     >>> settings = check_options(
     ...     4, 1, update="pdma", top_k=1, renorm=False, cape_heads=0, eps=1e-12, proxy_eps=0.0, mass_aware=False
     ... )
@@ -61,4 +61,4 @@ def ram_step(
         top_k=decode.top_k, renorm=decode.renorm, cape_heads=decode.cape_heads, positions=positions,
         mass_aware=options.mass_aware, eps=options.eps,
     )  # fmt: skip
-    return product_added(y.astype(out.dtype, copy=False).reshape(tokens, -1), out, out_bias, x)
+    return product_added(y.astype(x.dtype, copy=False).reshape(tokens, -1), out, out_bias, x)

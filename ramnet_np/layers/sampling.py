@@ -34,7 +34,9 @@ def sample_tokens(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
 ) -> Array:
-    """One token (B,) int64 for each row of ``logits`` (B, V), which must be finite.
+    """One token (B,) int64 for each row of ``logits`` (B, V); -1 where the largest logit is NaN or infinite.
+
+    A NaN counts as the largest, so it gives -1 wherever it stands.
 
     ``u``: (B,) float64 in [0, 1), not looked at with temperature 0; ``seen``: (B, V) bool, tokens that the repetition
     penalty holds for, or None. The settings: as :class:`~ramnet_np.model.sampling.Sampling` has checked them.
@@ -50,12 +52,14 @@ def sample_tokens(
     if seen is not None and repetition_penalty != 1:
         logits, r = logits.astype(np.float64), repetition_penalty
         logits = xp.where(seen, xp.where(logits > 0, logits / r, logits * r), logits)
+    logits = at_least_float32(logits)
+    largest = logits.max(axis=-1, keepdims=True)
     if temperature == 0:
-        return at_least_float32(logits).argmax(axis=-1).astype(np.int64)
+        return _or_none(logits.argmax(axis=-1), largest)
     # 2. temperature: from the largest down and in float64; a tiny one then makes infinities of the others alone
     weight = logits.astype(np.float64)
-    weight -= weight.max(axis=-1, keepdims=True)
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        weight -= largest
         weight /= temperature
         weight = xp.exp(weight, out=weight)
     # 3. to 5. the n likeliest
@@ -63,7 +67,7 @@ def sample_tokens(
         weight *= _are_likeliest(weight, *_how_many(weight, top_k, top_p, min_p))
     # 6. draw
     cumulated = weight.cumsum(axis=-1)
-    return (cumulated > u[:, None] * cumulated[:, -1:]).argmax(axis=-1).astype(np.int64)
+    return _or_none((cumulated > u[:, None] * cumulated[:, -1:]).argmax(axis=-1), largest)
 
 
 @accelerated
@@ -76,6 +80,12 @@ def mark_seen(seen: Array, tokens: Array) -> None:
     [[0, 0, 1], [1, 0, 0]]
     """
     seen[namespace_of(seen).arange(len(seen)), tokens] = True
+
+
+def _or_none(token: Array, largest: Array) -> Array:
+    """``token`` (B,), or -1 where the largest logit (B, 1) is not finite."""
+    xp = namespace_of(largest)
+    return xp.where(xp.isfinite(largest[:, 0]), token, -1).astype(np.int64)
 
 
 def _how_many(weight: Array, top_k: int | None, top_p: float, min_p: float) -> tuple[Array, Array]:

@@ -20,22 +20,12 @@ from ramnet_np.core.require import ArraySpec, readable, require_like
 from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.layers.few_rows import normed_swiglu_added
 from ramnet_np.layers.linear import add_in_place
-from ramnet_np.layers.mlp import MLPContext, SwiGLUContext, mlp_backward, mlp_forward, swiglu_backward, swiglu_forward
-from ramnet_np.layers.norm import (
-    LayerNormContext,
-    RMSNormContext,
-    layernorm_backward,
-    layernorm_forward,
-    rmsnorm_backward,
-    rmsnorm_forward,
-)
 from ramnet_np.layers.short_conv import ShortConvContext, short_conv_backward, short_conv_forward
 from ramnet_np.model.config import RAMNetConfig
+from ramnet_np.model.feed_forward import FFNContext, ffn_backward, ffn_forward, ffn_parameters
 from ramnet_np.model.mixers import MIXERS, CallOptions, Mixer
-from ramnet_np.model.parameters import Parameter, Params, Shape, add_prefix, constant, normal, subset
-
-NormContext = RMSNormContext | LayerNormContext
-FFNContext = SwiGLUContext | MLPContext
+from ramnet_np.model.norm import NormContext, norm_backward, norm_forward, norm_parameters
+from ramnet_np.model.parameters import Parameter, Params, Shape, add_prefix, subset
 
 
 class RecomputedFFN(NamedTuple):
@@ -269,108 +259,6 @@ def _require_kept(ctx: RecomputedBlock) -> None:
         raise ValueError(
             "recompute must not be 'block' with a SparseRAMState, which the forward changes and the backward would need"
         )
-
-
-def norm_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
-    """The parameters of one norm.
-
-    >>> list(norm_parameters(RAMNetConfig(norm="layernorm")))
-    ['weight', 'bias']
-    """
-    parameters = {"weight": Parameter((config.width,), "norms", constant(1))}
-    if config.norm == "layernorm":
-        parameters["bias"] = Parameter((config.width,), "norms", constant(0))
-    return parameters
-
-
-def norm_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array, NormContext]:
-    """The normalisation that the model is configured with.
-
-    ``x``: (..., D). Returns y of that shape and ctx.
-
-    >>> import numpy as np
-    >>> y, ctx = norm_forward(np.array([[3.0, 4.0]]), {"weight": np.ones(2)}, RAMNetConfig())
-    >>> y.round(3).tolist()
-    [[0.849, 1.131]]
-    """
-    if config.norm == "layernorm":
-        return layernorm_forward(x, params["weight"], params["bias"], config.norm_eps)
-    return rmsnorm_forward(x, params["weight"], config.norm_eps)
-
-
-def norm_backward(dy: Array, ctx: NormContext, add: Array | None = None) -> tuple[Array, Params]:
-    """Gradient of x and of the norm's parameters by their names.
-
-    ``dy``: (..., D); ``add``: the gradient of x from elsewhere, which is added.
-
-    >>> import numpy as np
-    >>> y, ctx = norm_forward(np.array([[3.0, 4.0]]), {"weight": np.ones(2)}, RAMNetConfig())
-    >>> dx, grads = norm_backward(np.ones_like(y), ctx)
-    >>> dx.shape, list(grads)
-    ((1, 2), ['weight'])
-    """
-    if isinstance(ctx, LayerNormContext):
-        dx, dweight, dbias = layernorm_backward(dy, ctx, add)
-        return dx, {"weight": dweight, "bias": dbias}
-    dx, dweight = rmsnorm_backward(dy, ctx, add)
-    return dx, {"weight": dweight}
-
-
-def ffn_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
-    """The parameters of the feed-forward network.
-
-    >>> list(ffn_parameters(RAMNetConfig(ffn="gelu")))
-    ['0.weight', '0.bias', '2.weight', '2.bias']
-    """
-    D, F = config.width, config.inner_width
-    shapes: dict[str, Shape]
-    if config.ffn == "swiglu":
-        shapes = {"gate_proj.weight": (F, D), "up_proj.weight": (F, D), "down_proj.weight": (D, F)}
-    else:
-        shapes = {"0.weight": (F, D), "0.bias": (F,), "2.weight": (D, F), "2.bias": (D,)}
-    weight, bias = normal(config.init_std), constant(0)
-    return {n: Parameter(shape, "feed-forward", bias if len(shape) == 1 else weight) for n, shape in shapes.items()}
-
-
-def ffn_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array, FFNContext]:
-    """The feed-forward network that the model is configured with.
-
-    ``x``: (..., D). Returns y of that shape and ctx.
-
-    >>> import numpy as np
-    >>> config = RAMNetConfig(width=2, ffn="gelu", ffn_width=3)
-    >>> params = {"0.weight": np.ones((3, 2)), "0.bias": np.zeros(3), "2.weight": np.ones((2, 3))}
-    >>> params["2.bias"] = np.zeros(2)
-    >>> y, ctx = ffn_forward(np.ones((1, 2)), params, config)
-    >>> y.round(3).tolist()
-    [[5.863, 5.863]]
-    """
-    if config.ffn == "swiglu":
-        return swiglu_forward(x, *(params[f"{name}_proj.weight"] for name in ("gate", "up", "down")))
-    return mlp_forward(
-        x, params["0.weight"], params["2.weight"], config.ffn, up_bias=params["0.bias"], down_bias=params["2.bias"]
-    )
-
-
-def ffn_backward(dy: Array, ctx: FFNContext) -> tuple[Array, Params]:
-    """Gradient of x and of the network's parameters by their names.
-
-    ``dy``: (..., D).
-
-    >>> import numpy as np
-    >>> config = RAMNetConfig(width=2, ffn="gelu", ffn_width=3)
-    >>> params = {"0.weight": np.ones((3, 2)), "0.bias": np.zeros(3), "2.weight": np.ones((2, 3))}
-    >>> params["2.bias"] = np.zeros(2)
-    >>> y, ctx = ffn_forward(np.ones((1, 2)), params, config)
-    >>> dx, grads = ffn_backward(np.ones_like(y), ctx)
-    >>> dx.shape, list(grads)
-    ((1, 2), ['0.weight', '0.bias', '2.weight', '2.bias'])
-    """
-    if isinstance(ctx, SwiGLUContext):
-        dx, dgate, dup, ddown = swiglu_backward(dy, ctx)
-        return dx, {"gate_proj.weight": dgate, "up_proj.weight": dup, "down_proj.weight": ddown}
-    dx, dup, ddown, dup_bias, ddown_bias = mlp_backward(dy, ctx)
-    return dx, {"0.weight": dup, "0.bias": dup_bias, "2.weight": ddown, "2.bias": ddown_bias}
 
 
 def _ffn_forward(h: Array, params: Params, config: RAMNetConfig) -> tuple[Array, NormContext, FFNContext]:

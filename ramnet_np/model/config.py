@@ -217,7 +217,6 @@ class RAMNetConfig:
         return self.cape
 
 
-@lru_cache(maxsize=256)
 def of_layer(config: RAMNetConfig, layer: int) -> RAMNetConfig:
     """The configuration that block number ``layer`` goes by: its mixer is that of the layer.
 
@@ -225,7 +224,11 @@ def of_layer(config: RAMNetConfig, layer: int) -> RAMNetConfig:
     >>> [of_layer(config, i).mixer for i in range(4)]
     ['ram', 'window', 'ram', 'window']
     """
-    if config.hybrid is None:
-        return config
+    return config if config.hybrid is None else _of_hybrid(config, layer)
+
+
+@lru_cache(maxsize=256)
+def _of_hybrid(config: RAMNetConfig, layer: int) -> RAMNetConfig:
+    assert config.hybrid is not None
     other = (layer + 1) % config.hybrid_every == 0
     return replace(config, mixer=config.hybrid if other else config.mixer, hybrid=None)

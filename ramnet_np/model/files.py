@@ -1,7 +1,7 @@
 """Files that are whole or as they were before, and JSON whose faults are named.
 
-A file is written under another name, flushed to the disk and then renamed, which is atomic: whenever the program or the
-machine stops, the old file or the new one lies under the name, never a part of one.
+A file is written in a folder of its writer's own, flushed to the disk and then renamed, which is atomic: whenever the
+program or the machine stops, the old file or the new one lies under the name, never a part of one.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from safetensors import SafetensorError
+
+from ramnet_np.model.unfinished import unfinished
 
 
 class WriteError(OSError):
@@ -27,7 +29,8 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
     A new file gets the mode 0666 less the umask, whatever its writer gives it; one that replaces another keeps the
     other's mode. Several files are renamed one right after the other, once all of them are on disk.
-    :class:`WriteError` in one sentence where that fails; then nothing has changed.
+    Of programs that write the same file at once, the last to end wins. :class:`WriteError` in one sentence where a file
+    cannot be written; then nothing has changed.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -36,24 +39,21 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
     ...     print([(path.name, path.read_text()) for path in Path(folder).iterdir()])
     [('a.txt', 'all of it')]
     """
-    partials = tuple(path.with_name(f".{path.name}.partial") for path in paths)
     try:
-        modes = [_new_mode(*pair) for pair in zip(paths, partials, strict=True)]
-        yield partials
-        for partial, mode in zip(partials, modes, strict=True):
-            sync(partial)
-            if stat.S_IMODE(partial.stat().st_mode) != mode:
-                partial.chmod(mode)
-        for path, partial in zip(paths, partials, strict=True):
-            os.replace(partial, path)
-        sync(paths[0].parent)
+        with ExitStack() as folders:
+            partials = tuple(folders.enter_context(unfinished(path)) / path.name for path in paths)
+            modes = [_new_mode(*pair) for pair in zip(paths, partials, strict=True)]
+            yield partials
+            for partial, mode in zip(partials, modes, strict=True):
+                sync(partial)
+                if stat.S_IMODE(partial.stat().st_mode) != mode:
+                    partial.chmod(mode)
+            for path, partial in zip(paths, partials, strict=True):
+                os.replace(partial, path)
+            sync(paths[0].parent)
     except (OSError, SafetensorError) as error:
         names = " and ".join(repr(str(path)) for path in paths)
         raise WriteError(f"{names} could not be written: {why(error)}") from error
-    finally:
-        for partial in partials:
-            with suppress(OSError):
-                partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -141,7 +141,6 @@ def why(error: Exception) -> str:
 
 
 def _new_mode(path: Path, partial: Path) -> int:
-    partial.unlink(missing_ok=True)  # left by a program that was killed while writing
     partial.touch()
     return stat.S_IMODE((path if path.exists() else partial).stat().st_mode)
 

@@ -25,8 +25,8 @@ from ramnet_np.layers.sampling import mark_seen
 from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model.ahead import TokensAhead
 from ramnet_np.model.checks import check_choice, check_integer
-from ramnet_np.model.sampling import Sampling, check_sampling, next_token, token_dtype
-from ramnet_np.model.settled import settled
+from ramnet_np.model.sampling import Sampling, check_sampling, next_token, require_tokens, token_dtype
+from ramnet_np.model.settled import Weights, settled
 from ramnet_np.model.sparse import sparse_state
 from ramnet_np.model.states import alike, with_whole_windows
 from ramnet_np.model.stepping import Standing, Stepper, read, together
@@ -38,6 +38,8 @@ class Generation:
     ``model``: a RAMNet, whose parameters must stay as they are; ``ids``: prompts, arrays of integers (T,), one for each
     sequence, or an array (B, T); ``backend``: of the operation; ``standing``: instead of prompts, where to go on;
     ``memory``: keep touched slots only, in these tiers; None for states of all slots.
+    ``weights``: "bfloat16" holds the matrices of a model in float32 on the CPU in 16 bits, as half the bytes are read
+    sooner; see :func:`~ramnet_np.model.settled.settled`. For a GPU there is ``model.to("gpu", "bfloat16")``.
     ``graphs``: on a GPU, whether a token is captured as a CUDA graph: "on" raises RuntimeError where that fails, "auto"
     then warns and goes on without; a memory that grows does without.
     ValueError or TypeError, naming the argument, for a prompt that is empty or has a token outside the vocabulary.
@@ -60,11 +62,12 @@ class Generation:
         standing: Standing | None = None,
         graphs: Graphs = "auto",
         memory: MemoryTiers | None = None,
+        weights: Weights | None = None,
     ):
         check_choice("graphs", graphs, Graphs)
         if memory is not None:
             check_tiers(memory)
-        self.model, self._settled, self._backend, self._graphs = model, settled(model), backend, graphs
+        self.model, self._settled, self._backend, self._graphs = model, settled(model, weights), backend, graphs
         self._memory = memory
         self._chosen: Array = None  # tokens (B,) that the state does not hold yet
         self._ahead: TokensAhead | None = None  # on a GPU: its state holds the tokens before anyone has seen them
@@ -91,7 +94,10 @@ class Generation:
 
     @on_gpu_of_arrays
     def next(self, sampling: Sampling) -> Array:
-        """One more token of every sequence, (B,) int64."""
+        """One more token of every sequence, (B,) int64.
+
+        FloatingPointError for logits that are not finite. On a GPU, which is not waited for, the token is -1 instead.
+        """
         check_sampling(sampling)
         with self._whole_or_lost():
             if ahead := self._tokens_ahead():
@@ -107,12 +113,15 @@ class Generation:
 
     @on_gpu_of_arrays
     def next_on_host(self, sampling: Sampling) -> np.ndarray:
-        """As :meth:`next`, as a NumPy array; a GPU is at the next step while the caller looks at it."""
+        """As :meth:`next`, as a NumPy array; a GPU is at the next step while the caller looks at it.
+
+        FloatingPointError for logits that are not finite.
+        """
         check_sampling(sampling)
         with self._whole_or_lost():
             if ahead := self._tokens_ahead():
-                return ahead.next_on_host(sampling)
-        return on_host(self.next(sampling))
+                return require_tokens(ahead.next_on_host(sampling))
+            return require_tokens(on_host(self.next(sampling)))
 
     @on_gpu_of_arrays
     def standing(self) -> Standing:

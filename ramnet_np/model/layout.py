@@ -12,8 +12,9 @@ import numpy as np
 
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.require import require_array
-from ramnet_np.model.block import block_parameters, norm_parameters
+from ramnet_np.model.block import block_parameters
 from ramnet_np.model.config import RAMNetConfig, of_layer
+from ramnet_np.model.norm import norm_parameters
 from ramnet_np.model.parameters import Parameter, Params, Shape, add_prefix, normal, shapes_of
 
 EMBEDDINGS, HEAD, NORM = "model.embeddings.weight", "lm_head.weight", "model.norm."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -17,54 +17,24 @@ from ramnet_np.backend import array_kind
 from ramnet_np.contract import Address, Array
 from ramnet_np.core.arrays import gpu_namespace, namespace_of, on_host
 from ramnet_np.core.placement import on_gpu_of_arrays
-from ramnet_np.core.require import readable, require_context, require_like
-from ramnet_np.layers.embedding import EmbeddingContext, embedding_backward, embedding_forward
-from ramnet_np.layers.linear import LinearContext, linear_backward, linear_forward
-from ramnet_np.model.block import (
-    BlockContext,
-    NormContext,
-    RecomputedBlock,
-    block_backward,
-    block_forward,
-    initial_block_state,
-    norm_backward,
-    norm_forward,
-)
+from ramnet_np.core.require import require_context, require_like
+from ramnet_np.layers.linear import linear_backward, linear_forward
+from ramnet_np.model.block import initial_block_state
 from ramnet_np.model.call_checks import check_ids, check_select, check_state_memory, check_states, checked_options
 from ramnet_np.model.checks import check_choice, check_integer
 from ramnet_np.model.config import RAMNetConfig, of_layer
 from ramnet_np.model.count import describe
 from ramnet_np.model.generation import tokens, with_tokens, without_padding
-from ramnet_np.model.layout import (
-    EMBEDDINGS,
-    HEAD,
-    NORM,
-    float_dtype,
-    layer_prefix,
-    model_parameters,
-    require_parameters,
-)
+from ramnet_np.model.hidden import NetworkContext, hidden_backward, hidden_forward
+from ramnet_np.model.layout import EMBEDDINGS, HEAD, float_dtype, model_parameters, require_parameters
 from ramnet_np.model.memory import parameter_bytes, require_memory
 from ramnet_np.model.mixers import CallOptions
 from ramnet_np.model.mixers.interface import Recompute
-from ramnet_np.model.parameters import Params, add_prefix, init_parameters, subset
+from ramnet_np.model.parameters import Params, init_parameters
 from ramnet_np.model.sampling import Sampling
-from ramnet_np.model.states import lose_sparse
 from ramnet_np.model.tracing import trace
 
 Device = Literal["cpu", "gpu"]
-
-
-@readable
-class NetworkContext(NamedTuple):
-    """What ``RAMNet.backward`` needs."""
-
-    embedding: EmbeddingContext
-    blocks: tuple[BlockContext | RecomputedBlock, ...]
-    select: Array | None  # (B*T,) bool or (N,) integers
-    norm: NormContext
-    head: LinearContext | None  # None of a forward without it
-    hidden_shape: tuple[int, ...]  # (B, T, D)
 
 
 class RAMNet:
@@ -120,7 +90,7 @@ class RAMNet:
         ``mask``: (B, T) bool; where False a token is not there for the others, as in a left-padded batch.
         ``select``: compute logits at N tokens only, (N, V): either (B, T) bool, then in the order of the rows, or
             (N,) distinct integers below B*T, b*T + t for token t of row b. Training asks for the labelled ones: the
-            head is the dearest matrix of a small model.
+            head is the largest matrix of a small model.
         ``positions``: (T,) or (B, T) integers, for CAPE and rotary positions; None counts from 0, masked tokens too.
         ``state``: what :meth:`forward_with_state` returned, per layer a RAMState (or what another mixer remembers,
             as its module in :mod:`~ramnet_np.model.mixers` says), to start from; it is left alone.
@@ -274,22 +244,7 @@ class RAMNet:
         ('model.norm.weight', 'model.layers.1', 'model.embeddings.weight')
         """
         require_context(ctx, NetworkContext, "RAMNet.forward_hidden")
-        xp = namespace_of(dx)
-        dx, dnorm = norm_backward(dx, ctx.norm)
-        yield add_prefix(NORM, dnorm) | ({} if self.config.tie_embeddings else {HEAD: dhead})
-        # 3. x = x[select]: a token is selected once, so plain assignment is safe
-        if ctx.select is not None:
-            selected, dx = dx, xp.zeros(ctx.hidden_shape, dtype=dx.dtype)
-            dx.reshape(-1, dx.shape[-1])[ctx.select] = selected
-        # 2. blocks, last to first
-        for i, block_ctx in reversed(list(enumerate(ctx.blocks))):
-            dx, dblock = block_backward(dx, block_ctx)
-            yield add_prefix(layer_prefix(i), dblock)
-        # 1. x = embeddings[ids]; a tied table was used twice, so its gradients add up
-        dembeddings = embedding_backward(dx, ctx.embedding)
-        if self.config.tie_embeddings:
-            dembeddings += dhead
-        yield {EMBEDDINGS: dembeddings}
+        return hidden_backward(dx, dhead, ctx, self.config)
 
     @property
     def head(self) -> Array:
@@ -421,30 +376,10 @@ class RAMNet:
     def _hidden(
         self, ids: Array, select: Array | None, state: Sequence[Any] | None, options: CallOptions
     ) -> tuple[Array, list[Any], NetworkContext]:
-        """What the head takes, the state of every layer, and ctx without the head's."""
+        """Checks, then what :func:`~ramnet_np.model.hidden.hidden_forward` returns."""
         config = self.config
         check_ids(ids, config.vocab, self.params[EMBEDDINGS])
         options = checked_options(config, options, ids, state, self.params[EMBEDDINGS])
         if select is not None:
             select = check_select(select, ids)
-        # 1. embeddings
-        x, embedding_ctx = embedding_forward(ids, self.params[EMBEDDINGS])
-        hidden_shape = x.shape
-        # 2. blocks
-        states, blocks = [], []
-        try:
-            for i in range(config.layers):
-                params, before = subset(self.params, layer_prefix(i)), None if state is None else state[i]
-                x, new, block_ctx = block_forward(x, params, of_layer(config, i), i, state=before, options=options)
-                states.append(new)
-                blocks.append(block_ctx)
-        except BaseException as error:
-            if any(new is not None for new in states):  # the layers before have taken the tokens
-                lose_sparse(state, error)
-            raise
-        # 3. the tokens that are asked for
-        if select is not None:
-            x = x.reshape(-1, x.shape[-1])[select]
-        # 4. norm, and outside of here the head
-        x, norm_ctx = norm_forward(x, subset(self.params, NORM), config)
-        return x, states, NetworkContext(embedding_ctx, tuple(blocks), select, norm_ctx, None, hidden_shape)
+        return hidden_forward(self.params, config, ids, select, state, options)

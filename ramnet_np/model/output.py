@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ramnet_np.contract import Array
+from ramnet_np.core.bfloat16 import is_bfloat16
 from ramnet_np.core.require import ArraySpec
 from ramnet_np.layers.few_rows import product_added
 from ramnet_np.layers.gate import GateContext, gate_backward, gate_forward
@@ -82,7 +83,8 @@ def output_forward(y: Array, x: Array | None, params: Params, config: RAMNetConf
     (1, 3, 8)
     """
     recalled = ArraySpec.of(y)
-    y = y.astype(params["o_proj.weight"].dtype, copy=False)
+    weight = params["o_proj.weight"]
+    y = y.astype(y.dtype if is_bfloat16(weight) else weight.dtype, copy=False)
     # 1. norm per head
     norm_ctx = gate_map_ctx = gate_ctx = None
     if config.output_norm:
@@ -93,7 +95,7 @@ def output_forward(y: Array, x: Array | None, params: Params, config: RAMNetConf
         logit, gate_map_ctx = linear_forward(x, params["o_gate.0.weight"], params["o_gate.0.bias"])
         y, gate_ctx = gate_forward(logit, y, silu=config.gate_activation == "silu")
     # 3. out
-    out, out_ctx = linear_forward(y, params["o_proj.weight"], params.get("o_proj.bias"))
+    out, out_ctx = linear_forward(y, weight, params.get("o_proj.bias"))
     return out, OutputContext(norm_ctx, gate_map_ctx, gate_ctx, out_ctx, recalled)
 
 
@@ -107,7 +109,7 @@ def output_step(y: Array, logit: Array | None, params: Params, config: RAMNetCon
     >>> output_step(np.ones((1, 1, 2, 4)), None, params, RAMNetConfig(), np.ones((1, 8))).tolist()
     [[9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0]]
     """
-    y = y.astype(params["o_proj.weight"].dtype, copy=False)
+    y = y.astype(stream.dtype, copy=False)
     if config.output_norm:
         y, _ = rmsnorm_forward(y, params["o_norm.weight"], OUTPUT_NORM_EPS)
     y = y.reshape(len(y), -1)

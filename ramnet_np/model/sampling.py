@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ramnet_np.contract import Array
-from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.placement import on_gpu_of_arrays
 from ramnet_np.layers.sampling import sample_tokens
 from ramnet_np.model.checks import LARGEST, SMALLEST, check_integer, check_number
@@ -67,20 +66,35 @@ def next_token(logits: Array, sampling: Sampling, u: Array = None, seen: Array |
 
     ``u``: (B,) float64 in [0, 1), not looked at when greedy; ``seen``: (B, V) bool, tokens that the repetition penalty
     holds for, or None.
-    FloatingPointError for logits that are not finite, which on a GPU would have to be waited for and pass.
+    FloatingPointError where the largest logit is NaN or infinite. On a GPU, where nothing is waited for, the token is
+    then -1, and whoever brings tokens to the host calls :func:`require_tokens`.
 
     >>> next_token(np.array([[0.0, 1.0], [2.0, 1.0]]), Sampling()).tolist()
     [1, 0]
     >>> next_token(np.log([[0.1, 0.2, 0.7]]), Sampling(temperature=1.0, top_k=2), np.array([0.2])).tolist()
     [1]
     """
-    xp = namespace_of(logits)
-    if xp is np and not np.isfinite(largest := logits.max(axis=-1)).all():
-        raise FloatingPointError(f"logits must be finite for a token to be chosen, got {largest.max()}: check params")
-    return sample_tokens(
+    token = sample_tokens(
         logits, u, seen, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
         min_p=sampling.min_p, repetition_penalty=sampling.repetition_penalty,
     )  # fmt: skip
+    return require_tokens(token) if type(token) is np.ndarray else token
+
+
+def require_tokens(tokens: np.ndarray) -> np.ndarray:
+    """``tokens`` (B,) of :func:`next_token`; FloatingPointError if logits that were not finite left one out.
+
+    >>> require_tokens(np.array([5, -1]))
+    Traceback (most recent call last):
+        ...
+    FloatingPointError: logits must be finite for a token to be chosen, got NaN or infinity for text 1: check params
+    """
+    if tokens.min() < 0:
+        row = int(tokens.argmin())
+        raise FloatingPointError(
+            f"logits must be finite for a token to be chosen, got NaN or infinity for text {row}: check params"
+        )
+    return tokens
 
 
 def check_sampling(sampling: Any) -> None:

@@ -25,6 +25,7 @@ from ramnet_np.core.sparse_state import BLOCK, SparseRAMState
 from ramnet_np.model.checkpoint import config_to_json
 from ramnet_np.model.files import replacing, why
 from ramnet_np.model.generation import Generation
+from ramnet_np.model.settled import Weights
 from ramnet_np.model.sparse import sparse_state, with_tiers
 from ramnet_np.model.states import arrays_of, each_array, with_whole_windows
 from ramnet_np.model.stepping import Standing, Stepper
@@ -85,11 +86,17 @@ def save_generation(path: str | PathLike[str], generation: Generation) -> None:
 
 @on_gpu_of_arrays
 def load_generation(
-    path: str | PathLike[str], model: Any, *, backend: str | None = None, memory: MemoryTiers | None = None
+    path: str | PathLike[str],
+    model: Any,
+    *,
+    backend: str | None = None,
+    memory: MemoryTiers | None = None,
+    weights: Weights | None = None,
 ) -> Generation:
     """The generation that :func:`save_generation` wrote, for the same ``model``; ``backend``: of the operation.
 
-    ``memory``: the tiers of its sparse memory, which may be others than before; a state of all slots becomes sparse.
+    ``weights``: as of Generation, which may be another than before. ``memory``: the tiers of its sparse memory, which
+    may be others than before; a state of all slots becomes sparse.
     FileNotFoundError, OSError or ValueError, naming the file, for one that is missing, cut short, damaged, of another
     program or of another model.
 
@@ -114,46 +121,75 @@ def load_generation(
         steppers.append(Stepper(model, _whole(rows), state, backend))
     logits = xp.asarray(_whole(saved["logits"])).astype(next(iter(model.params.values())).dtype)
     standing = Standing(steppers, logits, xp.asarray(_whole(saved["positions"])), xp.asarray(_whole(saved["seen"])))
-    return Generation(model, backend=backend, standing=standing, memory=memory)
+    return Generation(model, backend=backend, standing=standing, memory=memory, weights=weights)
 
 
-def _read(path: Path, model: Any) -> dict[str, Streamed]:
+def _read(path: Path, model: Any) -> _Saved:
     """The arrays of a state of this model, known to be whole; they come from the file when they are asked for."""
     shown = repr(str(path))
     if not path.is_file():
         got = "a folder" if path.is_dir() else "no file"
         raise FileNotFoundError(f"{shown} must be a state of a generation, got {got}")
     try:
-        with safe_open(path, framework="numpy") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
-                got = about.get("format") or "a safetensors file of something else"
-                raise ValueError(f"{shown} must be a state of a generation ({FORMAT}), got {got}")
-            if about.get("model") != fingerprint(model):
-                raise ValueError(
-                    f"{shown} must be a state of this model, got that of another one: other weights or dtype"
-                )
-            names = file.keys()
-            saved = {name: _stored(path, name, file.get_slice(name)) for name in names}
+        # left open while the arrays are needed: another program may put a new file in its place
+        file = safe_open(path, framework="numpy")
+        about = file.metadata() or {}
+        if about.get("format") != FORMAT:
+            got = about.get("format") or "a safetensors file of something else"
+            raise ValueError(f"{shown} must be a state of a generation ({FORMAT}), got {got}")
+        if about.get("model") != fingerprint(model):
+            raise ValueError(f"{shown} must be a state of this model, got that of another one: other weights or dtype")
+        saved = _Saved(shown, {name: _stored(file, name, shown) for name in file.keys()})  # noqa: SIM118 - no other way
     except SafetensorError as error:
         raise ValueError(f"{shown} must be a state of a generation, got a file cut short or of another kind") from error
     except OSError as error:
         raise OSError(f"{shown} could not be read: {why(error)}") from error
     if about.get("sha256") != _checksum(FORMAT, saved):
         raise ValueError(f"{shown} is damaged: its numbers have changed since it was written")
+    _require_standing(saved, model.config.vocab)
     return saved
 
 
-def _stored(path: Path, name: str, stored: Any) -> Streamed:
-    """An array of a file."""
+class _Saved(dict[str, Streamed]):
+    """The arrays of a file, by their names. A ValueError names the file for one that it has not."""
+
+    def __init__(self, shown: str, arrays: Mapping[str, Streamed]):
+        super().__init__(arrays)
+        self.shown = shown
+
+    def __missing__(self, name: str) -> Streamed:
+        raise ValueError(f"{self.shown} must be a whole state of a generation, got one without array {name!r}")
+
+
+def _require_standing(saved: _Saved, vocab: int) -> None:
+    """ValueError unless the arrays say where B sequences stand, each in one of the steppers."""
+    groups = itertools.takewhile(lambda name: name in saved, (f"{g}.rows" for g in itertools.count()))
+    rows = np.concatenate([_whole(saved[name]) for name in groups] or [np.empty(0)])
+    B = len(saved["positions"].shape) and saved["positions"].shape[0]
+    wanted = {"positions": ((B,), "i"), "logits": ((B, vocab), "f"), "seen": ((B, vocab), "b")}
+    for name, (shape, kind) in wanted.items():
+        array = saved[name]
+        if array.shape != shape or array.dtype.kind != kind:
+            raise ValueError(
+                f"{saved.shown} must be a whole state of a generation, got {name!r} of shape {array.shape}, "
+                f"{array.dtype}, for {B} sequences and a vocabulary of {vocab}"
+            )
+    if B == 0 or rows.dtype.kind != "i" or not np.array_equal(np.sort(rows, axis=None), np.arange(B)):
+        raise ValueError(f"{saved.shown} must be a whole state of a generation, got {B} sequences with states {rows}")
+
+
+def _stored(file: Any, name: str, shown: str) -> Streamed:
+    """An array of an open file."""
+    stored = file.get_slice(name)
     shape = tuple(stored.get_shape())
+    if stored.get_dtype() not in _DTYPES:
+        raise ValueError(f"{shown} must be a state of a generation, got numbers of type {stored.get_dtype()}")
 
     def blocks() -> Iterator[np.ndarray]:
-        with safe_open(path, framework="numpy") as file:
-            if not shape or shape[0] == 0:
-                yield file.get_tensor(name)
-            for start in range(0, shape[0] if shape else 0, BLOCK):
-                yield file.get_slice(name)[start : min(start + BLOCK, shape[0])]
+        if not shape or shape[0] == 0:
+            yield file.get_tensor(name)
+        for start in range(0, shape[0] if shape else 0, BLOCK):
+            yield stored[start : min(start + BLOCK, shape[0])]
 
     return Streamed(np.dtype(_DTYPES[stored.get_dtype()]), shape, blocks)
 
@@ -162,7 +198,7 @@ def _whole(array: Streamed) -> np.ndarray:
     return np.concatenate(list(array.blocks())) if array.shape else next(array.blocks())
 
 
-def _state(saved: dict[str, Streamed], prefix: str, pattern: Any) -> list[Any]:
+def _state(saved: _Saved, prefix: str, pattern: Any) -> list[Any]:
     """The arrays under ``prefix`` in the places, of the dtypes and on the device of ``pattern``."""
     numbers = itertools.count()
     return each_array(
@@ -170,7 +206,7 @@ def _state(saved: dict[str, Streamed], prefix: str, pattern: Any) -> list[Any]:
     )
 
 
-def _sparse_state(saved: dict[str, Streamed], prefix: str, empty: list[Any]) -> list[Any]:
+def _sparse_state(saved: _Saved, prefix: str, empty: list[Any]) -> list[Any]:
     """As :func:`_state`, with the rows under ``prefix`` put into ``empty``, a sparse state of the model."""
     numbers = itertools.count()
 
@@ -178,13 +214,26 @@ def _sparse_state(saved: dict[str, Streamed], prefix: str, empty: list[Any]) -> 
         name = f"{prefix}{next(numbers)}"
         if not isinstance(like, SparseRAMState):
             return namespace_of(like).asarray(_whole(saved[name])).astype(like.dtype)
-        keys, start = _whole(saved[f"{name}.keys"]), 0
+        keys, start = _keys(saved, name, like.shape), 0
         for rows in saved[f"{name}.values"].blocks():
             like.scatter(*map(like.xp.asarray, (keys[start : start + len(rows)], rows)))
             start += len(rows)
         return like
 
     return each_array(filled, empty)
+
+
+def _keys(saved: _Saved, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The keys of the rows that are saved under ``name``; ValueError unless they fit a state of ``shape``."""
+    keys, values = _whole(saved[f"{name}.keys"]), saved[f"{name}.values"]
+    B, H, M, C = shape
+    fit = keys.dtype == np.int64 and keys.ndim == 1 and values.shape == (len(keys), C + 1)
+    if not (fit and np.unique(keys).size == keys.size and ((keys >= 0) & (keys < B * H * M)).all()):
+        raise ValueError(
+            f"{saved.shown} must be a whole state of a generation, got slots under {name!r} that are not distinct ones "
+            f"of a state of shape {shape}"
+        )
+    return keys
 
 
 def _of_sparse(name: str, state: SparseRAMState) -> dict[str, Streamed]:

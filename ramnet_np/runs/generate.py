@@ -10,7 +10,6 @@ from typing import Annotated
 
 import tyro
 
-from ramnet_np.contract import MemoryTiers
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.data.codec import Codec, prompt_bytes
 from ramnet_np.data.stop import check_stop
@@ -20,6 +19,7 @@ from ramnet_np.model.files import why
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.network import Device
 from ramnet_np.model.sampling import Sampling
+from ramnet_np.model.settled import Weights
 from ramnet_np.model.state_file import load_generation, save_generation
 from ramnet_np.runs.text import load_codec, load_text_model
 from ramnet_np.runs.tier_options import TierOptions
@@ -58,7 +58,8 @@ where to go on, and where to run:
   --state FILE              go on from this file if it exists, and write it at the end [none]
   --keep-state              go on from --state without writing it
   --device cpu|gpu          where the model runs; gpu needs CuPy and an NVIDIA GPU [cpu]
-  --dtype NAME              float32, float64; on a GPU also bfloat16, float16 [that of the folder]
+  --dtype NAME              float32, float64, bfloat16; on a GPU also float16 [that of the folder]
+                            bfloat16 on a CPU rounds the matrices alone; a token takes about 0.6 of the time
 
 The prompt runs at once; a token then costs the same however long the text is. Its speed is said at the end.
 """
@@ -91,6 +92,11 @@ class GenerateOptions:
         if self.state is not None and not self.state.is_file():
             _require_new_file(self.state, self.keep_state)
 
+    @property
+    def weights(self) -> Weights | None:
+        """What the matrices are held in: 16 bits on a CPU with ``dtype`` "bfloat16", where the rest is float32."""
+        return "bfloat16" if self.device == "cpu" and self.dtype == "bfloat16" else None
+
 
 def run_generate(options: GenerateOptions) -> None:
     """Print what the model writes, and on the standard error how fast.
@@ -106,12 +112,12 @@ def run_generate(options: GenerateOptions) -> None:
     Tom
     """
     model, codec = load_text_model(options.folder), load_codec(options.folder)
-    model = model.to(options.device, options.dtype)
+    model = model.to(options.device, "float32" if options.weights else options.dtype)
     prompts = list(options.prompt) + [_text_of(path) for path in options.prompt_file]
     goes_on = options.state is not None and options.state.is_file()
     if not prompts and not goes_on:
         prompts = ["\n"]
-    _load_kernels(model, options.memory.tiers())
+    _load_kernels(model, options)
     start = time.perf_counter()
     generation, read = _begin(model, codec, prompts, options, goes_on)
     ready = time.perf_counter()
@@ -121,9 +127,10 @@ def run_generate(options: GenerateOptions) -> None:
     print(_speed(codec, read, ready - start, tokens, generation.batch, time.perf_counter() - ready), file=sys.stderr)
 
 
-def _load_kernels(model: RAMNet, memory: MemoryTiers | None) -> None:
+def _load_kernels(model: RAMNet, options: GenerateOptions) -> None:
     """Compile or load what a pass and a step launch, so that the speeds are those of the model."""
-    generation = Generation(model, namespace_of(*model.params.values()).zeros((1, 2), dtype=int), memory=memory)
+    ids = namespace_of(*model.params.values()).zeros((1, 2), dtype=int)
+    generation = Generation(model, ids, memory=options.memory.tiers(), weights=options.weights)
     for _ in range(2):
         generation.next(Sampling())
 
@@ -136,9 +143,9 @@ def _begin(
     ids = [xp.asarray(one) for one in encode_prompts(prompts, codec)]
     read = sum(map(len, ids))
     if not goes_on:
-        return Generation(model, ids, memory=options.memory.tiers()), read
+        return Generation(model, ids, memory=options.memory.tiers(), weights=options.weights), read
     assert options.state is not None  # there is one to go on from
-    generation = load_generation(options.state, model, memory=options.memory.tiers())
+    generation = load_generation(options.state, model, memory=options.memory.tiers(), weights=options.weights)
     if ids and len(ids) != generation.batch:
         raise ValueError(
             f"prompt must be given never, or once for each text of state ({generation.batch}), got {len(ids)}"

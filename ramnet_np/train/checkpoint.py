@@ -34,12 +34,13 @@ from safetensors.numpy import load_file, save_file
 from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.model.files import WriteError, read_json, replacing, sync, why, write_text
+from ramnet_np.model.unfinished import remove_abandoned, unfinished
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.optim import AdamWState
 
 CARRIED = "carried.safetensors"
 _NAME = re.compile("step-([0-9]+)")
-_HIDDEN = re.compile(r"\.step-[0-9]+\.(partial|replaced|removed)")  # what save_checkpoint may clean up
+_HIDDEN = re.compile(r"\.step-[0-9]+\.(replaced|removed)")  # what save_checkpoint may clean up
 _FORMAT = 1
 STEPS = "train.steps"  # the one setting that may grow when a run is resumed
 # they decide no bits: a resumed run may change them
@@ -106,21 +107,20 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     'step-00000000'
     """
     target = folder / f"step-{checkpoint.optimizer.step:08d}"
-    partial = folder / f".{target.name}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed while writing
-        partial.mkdir(parents=True)
-        _write(partial, checkpoint)
-        sync(partial)
-        _rename(partial, target)
-        for changed in (folder, folder.parent):
-            sync(changed)
+        folder.mkdir(parents=True, exist_ok=True)
+        with unfinished(target) as own:
+            new = own / target.name
+            new.mkdir()
+            _write(new, checkpoint)
+            sync(new)
+            _rename(new, target)
+            for changed in (folder, folder.parent):
+                sync(changed)
     except WriteError:
         raise
     except OSError as error:
         raise WriteError(f"{str(target)!r} could not be written: {why(error)}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     _clean_up(folder)
     return target
 
@@ -248,14 +248,14 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     write_text(folder / "training.json", json.dumps(training, indent=2) + "\n")
 
 
-def _rename(partial: Path, target: Path) -> None:
-    """Give ``partial`` its name; at every instant it or a checkpoint of the same step has a checkpoint's name."""
+def _rename(new: Path, target: Path) -> None:
+    """Give ``new`` its name; at every instant it or a checkpoint of the same step has a checkpoint's name."""
     aside = target.with_name(target.name.replace("-", "-0"))  # the same step, written with one more zero
     if target.is_dir():
         if aside.is_dir():
             _remove(aside)
         os.replace(target, aside)
-    os.replace(partial, target)
+    os.replace(new, target)
     if aside.is_dir():  # this call's, or that of one that was killed before the line above
         _remove(aside)
 
@@ -279,6 +279,7 @@ def _clean_up(folder: Path) -> None:
     for hidden in folder.glob(".step-*"):
         if _HIDDEN.fullmatch(hidden.name):
             shutil.rmtree(hidden, ignore_errors=True)
+    remove_abandoned(folder, _NAME.pattern)
 
 
 def _accuracy(checkpoint: Path) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ramnet_np import MemoryTiers, RAMState, SparseRAMState, ram_attention_forward, ram_attention_step, use_backend
+from ramnet_np.core import slot_rows
 from ramnet_np.core.slot_rows import SlotRows
 from tests.core.test_sparse_state import ON_CPU, _sorted, small
 
@@ -83,8 +84,8 @@ def test_a_closed_state_is_stepped_on_by_no_backend(backend):
     assert state.written == 0
 
 
-def interrupted(call, moment):
-    """Make ``call``, which Ctrl-C ends at line number ``moment`` of the files of the sparse state; whether it did."""
+def interrupted(call, moment, error=KeyboardInterrupt):
+    """Make ``call``, which ``error`` ends at line ``moment`` of all that run in files of the state; whether it did."""
     left = moment
 
     def local(frame, event, argument):
@@ -92,7 +93,7 @@ def interrupted(call, moment):
         if event == "line":
             left -= 1
             if left == 0:
-                raise KeyboardInterrupt
+                raise error
         return local
 
     def trace(frame, event, argument):
@@ -103,39 +104,101 @@ def interrupted(call, moment):
     sys.settrace(trace)
     try:
         call()
-    except KeyboardInterrupt:
+    except error:
         return True
     finally:
         sys.settrace(before)
     return False
 
 
-def test_ctrl_c_at_any_line_leaves_the_state_as_it_was_or_said_to_be_lost(tmp_path):
-    rng, filled = np.random.default_rng(0), make((1, 1, 2**20, 16), tiers=small(tmp_path))
+@pytest.fixture
+def filled(tmp_path):
+    """A state with most of its rows on the disk, and a call that moves some up and others down."""
+    rng, state = np.random.default_rng(0), make((1, 1, 2**20, 16), tiers=small(tmp_path))
     rows = rng.normal(size=(600, 17)).astype(np.float32)
-    filled.scatter(rng.choice(2**20, 600, replace=False), rows)
-    keys, expected, moment, left_whole, lost = rng.choice(2**20, 20, replace=False), _sorted(filled), 0, 0, 0
+    written = rng.choice(2**20, 600, replace=False)
+    state.scatter(written, rows)
+    keys = rng.permutation(np.concatenate([written[:10], rng.choice(2**20, 10, replace=False)]))
 
-    def read_and_write(state):
-        state.gather(keys)
-        state.scatter(keys, rows[:20])
+    def read_and_write(state, count=20):
+        state.gather(keys[:count])
+        state.scatter(keys[:count], rows[:count])
 
     with use_backend("numpy"):
+        yield state, read_and_write
+
+
+def assert_same_rows(ours, theirs):
+    for our, their in zip(_sorted(ours), _sorted(theirs), strict=True):
+        np.testing.assert_array_equal(our, their)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_error_at_any_line_leaves_the_state_as_it_was_or_said_to_be_lost(filled, error):
+    filled, read_and_write = filled
+    state, moment, left_whole, lost = filled.copy(), 0, 0, 0
+    while interrupted(partial(read_and_write, state), moment := moment + 1 + moment // 5, error):
+        if state._lost:
+            lost += 1
+            with pytest.raises(ValueError, match=f"got one that a segment left half written: {error.__name__}"):
+                state.blocks()
+        else:
+            left_whole += 1
+            assert_same_rows(state, filled)
+        state.close()
         state = filled.copy()
-        while interrupted(partial(read_and_write, state), moment := moment + 1 + moment // 5):
-            if state._lost:
-                lost += 1
-                with pytest.raises(ValueError, match="got one that a segment left half written: KeyboardInterrupt"):
-                    state.blocks()
-            else:
-                left_whole += 1
-                for ours, theirs in zip(_sorted(state), expected, strict=True):
-                    np.testing.assert_array_equal(ours, theirs)
-            state.close()
-            state = filled.copy()
-    assert lost > 10
-    assert left_whole > 0
-    assert len(_sorted(state)[0]) > 600
+    assert lost > 1
+    assert left_whole > 10
+    assert state.written > 600
+
+
+class FullMemory:
+    """Stands in for what takes memory: the ``at``-th call finds none."""
+
+    CALLS = (
+        (np, "empty"), (np, "zeros"), (np, "full"), (np, "ones"), (np, "unique"), (np, "nonzero"),
+        (slot_rows, "_grown"),
+    )  # fmt: skip
+
+    def __init__(self, patch, at=0):
+        self.at, self.calls = at, 0
+        for owner, name in self.CALLS:
+            patch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, call):
+        def counted(*arguments, **options):
+            self.calls += 1
+            if self.calls == self.at:
+                raise MemoryError("no more")
+            return call(*arguments, **options)
+
+        return counted
+
+
+def test_memory_that_runs_out_anywhere_loses_nothing(filled, monkeypatch):
+    """For every n: the n-th array that reading and writing makes has no room. The state is then gone on with.
+
+    Of 8 slots, which are stored together; of more some might be new and some old.
+    """
+    filled, read_and_write = filled[0], partial(filled[1], count=8)
+    expected, failed = filled.copy(), 0
+    read_and_write(expected)
+    for at in range(1, 1000):
+        state = filled.copy()
+        with monkeypatch.context() as patch:
+            memory = FullMemory(patch, at)
+            try:
+                read_and_write(state)
+            except MemoryError:
+                failed += 1
+        if memory.calls < at:
+            break
+        assert_same_rows(state, filled)
+        read_and_write(state)
+        assert_same_rows(state, expected)
+        state.close()
+    assert failed == at - 1 > 15
+    assert expected.disk_nbytes > filled.disk_nbytes
 
 
 def test_room_ahead_is_done_without_where_the_disk_is_nearly_full(tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ from ramnet_np.kernels.cpu.products import few_rows_product
 from ramnet_np.backend import use_backend
 from ramnet_np.contract import RAMState
 from ramnet_np.core.accelerated import ACCELERATED
-from ramnet_np.core.checks import check_options
+from ramnet_np.core.bfloat16 import from_bfloat16, to_bfloat16
+from ramnet_np.core.option_checks import check_options
 from ramnet_np.layers.few_rows import normed_products, normed_swiglu_added, product_added
-from ramnet_np.layers.linear import linear_forward
+from ramnet_np.layers.linear import linear_backward, linear_forward
 from ramnet_np.layers.norm import rmsnorm_forward
 from ramnet_np.layers.ram_step import ram_step
 
@@ -32,7 +33,8 @@ def test_a_product_is_that_of_the_mathematics_for_any_rows_and_threads(dtype, mo
         for rows in (1, 3, 8):
             np.testing.assert_array_equal(few_rows_product(x[:rows], weight), whole[:rows])
     numba.set_num_threads(usual)
-    np.testing.assert_allclose(few_rows_product(x, weight.T.copy().T), whole, atol=50 * TOLERANCE[dtype])
+    assert few_rows_product(x, weight.T.copy().T) is NotImplemented
+    np.testing.assert_allclose(linear_forward(x, weight.T.copy().T)[0], whole, atol=50 * TOLERANCE[dtype])
     assert np.isnan(few_rows_product(np.full_like(x, np.nan), weight)).all()
 
 
@@ -121,6 +123,49 @@ def test_a_step_of_a_layer_leaves_the_state_of_the_mathematics():
         states += [argument for argument in given if isinstance(argument, RAMState)]
     for fast, wanted in zip(*states, strict=True):
         np.testing.assert_allclose(fast, wanted, rtol=1e-9, atol=1e-12)
+
+
+def in_float32(argument, matrix):
+    """An argument of CASES in float32; ``matrix``: what becomes of a matrix of weights, which has more rows than x."""
+    if isinstance(argument, RAMState):
+        return RAMState(*(array.astype(np.float32) for array in argument))
+    if isinstance(argument, tuple) and any(isinstance(part, np.ndarray) for part in argument):
+        return tuple(in_float32(part, matrix) for part in argument)
+    if not isinstance(argument, np.ndarray) or argument.dtype != np.float64:
+        return argument
+    argument = argument.astype(np.float32)
+    return matrix(argument) if argument.ndim == 2 and len(argument) > 8 else argument
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matrices_in_16_bits_are_their_rounded_numbers(case):
+    """In the kernels and in the mathematics; sums may be taken in another order."""
+    name = case.partition(" ")[0]
+    arguments = CASES[case](X)
+    results = []
+    for matrix in (to_bfloat16, lambda weight: from_bfloat16(to_bfloat16(weight))):
+        for layers in (BACKEND.layers, ACCELERATED):
+            y = layers[name](*(in_float32(rows_of(argument, 8), matrix) for argument in arguments))
+            assert y is not NotImplemented
+            results.append(y if isinstance(y, tuple) else (y,))
+    for other in results[1:]:
+        for got, wanted in zip(results[0], other, strict=True):
+            assert got.dtype == np.float32
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9])
+@pytest.mark.parametrize("inputs", [160, 10])
+def test_a_linear_map_takes_a_weight_in_16_bits(rows, inputs):
+    x, weight, bias = (array.astype(np.float32) for array in (normal(rows, inputs), normal(200, inputs), normal(200)))
+    y, ctx = linear_forward(x, to_bfloat16(weight), bias)
+    wanted, _ = linear_forward(x, from_bfloat16(to_bfloat16(weight)), bias)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    assert abs(y - linear_forward(x, weight, bias)[0]).max() > 1e-3  # rounding shows
+    with pytest.raises(TypeError, match="weight must be float32 or float64 on the CPU, got uint16"):
+        linear_backward(y, ctx)
+    with pytest.raises(TypeError, match="x must have the dtype of the weight"):
+        linear_forward(x.astype(np.float64), to_bfloat16(weight))
 
 
 REFUSED = {

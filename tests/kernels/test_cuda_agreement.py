@@ -40,6 +40,8 @@ EXTRA = [
     Case("segments-of-masses", B=1, T=1100, H=30, U=4, P=2, C=64, dstate=False, options={"mass_aware": True}),
     Case("segments-of-both", B=1, T=6300, H=15, U=5, P=2, C=64, gamma=0.8, dstate=False),
     Case("segments-hot-slots", B=1, T=1024, H=2, U=3, P=2, K=4, C=8, dstate=False, options={"mass_aware": True}),
+    Case("lists-in-two-rounds", B=1, T=70, H=2, U=7, P=2, C=24, gamma=0.7),
+    Case("tokens-alike", B=1, T=130, H=2, U=2, P=4, K=16, C=32, dstate=False, masked=0.1),
     Case("long", B=1, T=700, H=2, U=5, P=4, C=24, gamma=0.6),
     Case("alone", B=2, T=1024, H=1, U=5, P=4, C=20, dstate=False, options={"batch_invariant": True}),
     Case("alone-M-large", B=2, T=40, H=2, U=8, P=4, C=20, dstate=False, options={"batch_invariant": True}),

@@ -31,23 +31,23 @@ def run(B, T, H, *, return_state=False):
     return ctx.chunked
 
 
-# content: a row of 16 channels; 1 of zeros, M of the state, one for each of 32 tokens, versions; 2048 bytes of headers
-def content_bytes(versions):
-    return 2048 + (1 + M + 32 + versions) * 16 * 4
+# content: 64 headers of lists for two chunks, couplings, 32 * 8 entries of lists; and rows of 16 channels: 32 tokens of
+# two chunks, 1 of zeros, M of the state
+CONTENT_BYTES = 2 * 64 * 16 + 2816 + 32 * 8 * 8 + (2 * 32 + 1 + M) * 16 * 4
 
 
 def test_a_call_that_is_not_split(launched):  # noqa: F811
     chunked = run(B=40, T=100, H=10)
     assert chunked.segments == Segments(1, 4, 1)
-    versions = chunked.layout.version_capacity
-    assert 32 <= versions <= 256
-    content = (400 * 4,), (256,), content_bytes(versions)
+    content = (400 * 4,), (256,), CONTENT_BYTES
     assert launched.sizes == [
         ("find_conflicts", (10, 4, 40), (256,), 0),
         ("mass_forward", (400,), (256,), 4 * M),  # the masses
+        ("couple_forward", (10, 4, 40), (256,), 0),
         ("content_forward", *content),
         ("content_backward_recompute", *content),
         ("content_backward", *content),
+        ("couple_backward", (10, 4, 40), (256,), 0),
         ("mass_backward", (400,), (512,), 2 * 4 * M),  # q and dz
     ]
 
@@ -59,8 +59,7 @@ def test_a_call_that_is_split(launched):  # noqa: F811
     sizes = {}
     for name, *size in launched.sizes:
         sizes.setdefault(name, []).append(tuple(size))
-    versions = chunked.layout.version_capacity
-    shared = content_bytes(versions)
+    shared = CONTENT_BYTES
     assert {name: found[0] for name, found in sizes.items() if name in NAMES} == {
         "find_conflicts": ((1, 128, 1), (256,), 0),
         "mass_forward": ((16,), (256,), 2 * 4 * M),  # and the products of 1 - eta

@@ -21,7 +21,6 @@ def layout(rows=1024, channels=64, writes=8, reads=8, dtype=np.float32):
 def test_a_block_gets_what_it_asks_for(dtype, rows, top_k):
     chosen = layout(rows, 64, *top_k, dtype=dtype)
     assert chosen.content_bytes(rows) <= H100.shared_by(chosen.blocks)
-    assert 0 <= chosen.version_capacity <= chosen.versions
     assert chosen.slices * chosen.channels >= 64 > (chosen.slices - 1) * chosen.channels
     assert chosen.in_shared or rows > 10000 or dtype == np.float64
 

@@ -84,9 +84,11 @@ def test_a_block_for_each_sequence_head_and_slice(launched):
         "find_conflicts": [(H, CHUNKS, 1)],
         "mass_forward": [(N * H,)],
         "mass_aware_forward": [(CHUNKS * H,)],
+        "couple_forward": [(H, CHUNKS, 1)],
         "content_forward": [(N * H * slices,)],
         "content_backward_recompute": [(N * H * slices,)],
         "content_backward": [(N * H * slices,)],
+        "couple_backward": [(H, CHUNKS, 1)],
         "mass_aware_backward": [(CHUNKS * H,)],
         "mass_backward": [(N * H,)],
     }

@@ -168,7 +168,8 @@ def test_rows_that_did_not_change_are_not_written_again(fake, tmp_path):
     held, keys = over_disk(fake, tmp_path, host=0), np.arange(1300)
     held.scatter(on(keys), on(np.repeat(np.arange(1300, dtype=np.float32)[:, None], 5, axis=1)))
     stored = []
-    store, held._disk.store = held._disk.store, lambda keys, rows: stored.append(len(keys)) or store(keys, rows)
+    storing, rows_of = held._disk.storing, lambda keys, rows: stored.append(len(keys)) or storing(keys, rows)
+    held._disk.storing = rows_of
     for sweep in range(2):
         fake.library.set_clock(ctypes.c_ulonglong(sweep + 9))
         np.testing.assert_array_equal(held.gather(on(keys))[:, 4], keys)

@@ -1,6 +1,7 @@
 """The benchmarks of generation: what they print and record. No test asserts a time."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,12 +24,36 @@ def test_every_batch_and_context_is_recorded(tmp_path, capsys):
     assert capsys.readouterr().out.count("choosing the token") == 4
 
 
+def test_matrices_in_16_bits_are_half_the_bytes(tmp_path, capsys):
+    [whole], [half] = (records(tmp_path / dtype, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert whole["weights_bytes"] == pytest.approx(4 * whole["parameters"], rel=0.01)
+    assert half["parameters"] == whole["parameters"]
+    assert half["weights_bytes"] == pytest.approx(whole["weights_bytes"] / 2, rel=0.01)
+
+
+def test_a_peer_is_recorded_as_far_as_it_comes(tmp_path, capsys, monkeypatch):
+    lines = [json.dumps({"batch": 4, "ms": 2.0, "context": context}) for context in (8, 16)]
+    done = SimpleNamespace(stdout="\n".join(["a warning", *lines]), stderr="trace\nout of memory\n", returncode=1)
+    asked = []
+    monkeypatch.setattr(generation.subprocess, "run", lambda command, **_: asked.append(command) or done)
+    out = tmp_path / "records.jsonl"
+    generation._time_peer("transformer", (8, 16, 32), generation.Options(batch=(4, 5), out=out), {"device": "a GPU"})
+    assert asked[0][-4:-1] == ["transformer-generate", "4,5", "8,16,32"]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["peer"], row["batch"], row["context"], row["device"]) for row in rows] == [
+        ("transformer", 4, 8, "a GPU"), ("transformer", 4, 16, "a GPU"),
+    ]  # fmt: skip
+    assert "context        16, transformer: 2,000 tokens/s" in (said := capsys.readouterr().out)
+    assert said.endswith("transformer: not timed further (out of memory)\n")
+
+
 @pytest.mark.gpu
 def test_with_graphs_and_without(tmp_path, capsys):
     rows = records(tmp_path, device="gpu", dtype="bfloat16", graphs=("on", "off"), context=(8,))
     assert [row["graphs"] for row in rows] == ["on", "off"]
     rows = records(tmp_path, device="gpu", mixer="softmax", context=(8, 700))
-    assert rows[-1]["state_bytes"] > 80 * rows[-2]["state_bytes"] / 2
+    token = 2 * 384 * 4  # bytes of the keys and values of one layer, 700 - 8 times as often behind 700 tokens
+    assert rows[-1]["state_bytes"] - rows[-2]["state_bytes"] == 692 * token
 
 
 def test_prompts_are_passages_of_the_text_in_the_models_tokens(tmp_path):

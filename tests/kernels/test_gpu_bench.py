@@ -1,6 +1,7 @@
 """The benchmark of the GPU backend: what it prints and records. No test asserts a time."""
 
 import json
+import re
 
 import pytest
 import tyro
@@ -141,6 +142,9 @@ def test_products_of_a_few_rows_are_printed_beside_cublas_and_the_floor(monkeypa
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["addresses", "out", "gate", "down", "head", "all"] * 2
     assert all(float(figure) > 0 for line in lines[2:] for figure in line.split()[-3:-1])  # the floor rounds to 0
+    few_rows.main(few_rows.Options(preset="text-small", rows=(20,), shapes=3))
+    ranks = [line for line in capsys.readouterr().out.splitlines() if "by rank of the shape" in line]
+    assert [len(set(re.findall(r"\(\d+ x \d\)", line))) for line in ranks] == [3] * 4
 
 
 @pytest.mark.gpu

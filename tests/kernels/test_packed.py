@@ -4,10 +4,12 @@ On GPUs the same cases are in test_cuda_agreement.py; in Numba's simulator, in t
 """
 
 import itertools
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.cuda.memory.packed import list_spans
+from ramnet_np.kernels.cuda.memory.packed import _packed_row, list_spans, packed_row
 
 from ramnet_np import ram_attention_backward, ram_attention_forward
 from ramnet_np.core.dense import dense_ram_attention
@@ -136,3 +138,23 @@ def test_the_lists_of_the_gpu_kernels_say_where_each_sequence_is(lengths):
     assert all(chunks["span"][span["first_chunk"]] == s for s, span in enumerate(spans))
     for token, span in enumerate(of_token):
         assert spans["begin"][span] <= token < spans["begin"][span] + spans["tokens"][span]
+
+
+def test_the_lists_are_put_on_the_gpu_once_and_told_apart_there(monkeypatch):
+    copies, offsets = [], np.array([0, 3, 3, 70, 72])
+    cuda = SimpleNamespace(
+        runtime=SimpleNamespace(getDevice=lambda: 0), get_current_stream=lambda: SimpleNamespace(ptr=0x1000)
+    )
+    cupy = SimpleNamespace(cuda=cuda, asarray=lambda array: copies.append(array) or array.copy())
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    _packed_row.cache_clear()
+    row, lists = packed_row(offsets, 32), list_spans(offsets, 32)
+    assert packed_row(offsets.copy(), 32) is row
+    assert len(copies) == 1
+    for ours, wanted in zip(row, lists, strict=False):
+        assert ours.dtype == np.int32
+        np.testing.assert_array_equal(ours, wanted.view(np.int32))
+    assert (row.sequences, row.chunks, row.longest) == (4, 6, 67)
+    assert packed_row(offsets, 64).chunks == 5
+    assert packed_row(np.array([0]), 64).longest == 0
+    _packed_row.cache_clear()

@@ -8,6 +8,8 @@ import pytest
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
+from ramnet_np import MemoryTiers
+from ramnet_np.core.tiered_rows import TieredRows
 from ramnet_np.model import ahead, generation
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.sampling import Sampling
@@ -27,10 +29,16 @@ class HostCopy:
         return self.host.copy()
 
 
+class Captured(list):
+    def __init__(self):
+        super().__init__()
+        self.waits, self.freed = [], []
+
+
 @pytest.fixture
 def graphs(monkeypatch):
-    """The graphs that were captured; generations choose ahead as on a GPU."""
-    captured = []
+    """The graphs that were captured, and waits for the stream; generations choose ahead as on a GPU."""
+    captured = Captured()
 
     def capture(call, stream, pool):
         graph = SimpleNamespace(launches=0)
@@ -54,10 +62,10 @@ def graphs(monkeypatch):
             self._ahead = ahead.TokensAhead(self._now, self._graphs)
         return self._ahead
 
-    monkeypatch.setattr(ahead, "own_stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(ahead, "own_stream", lambda: SimpleNamespace(synchronize=lambda: captured.waits.append(None)))
     monkeypatch.setattr(ahead, "in_order_on", lambda stream: nullcontext())
     monkeypatch.setattr(ahead, "graph_pool", lambda: None)
-    monkeypatch.setattr(ahead, "free_with", lambda owner, stream, pool: None)
+    monkeypatch.setattr(ahead, "free_with", lambda owner, stream, pool: captured.freed.append(owner))
     monkeypatch.setattr(ahead, "HostCopy", HostCopy)
     monkeypatch.setattr(ahead, "capture", capture)
     monkeypatch.setattr(generation.Generation, "_tokens_ahead", of_standing)
@@ -92,6 +100,8 @@ def test_settings_may_change_and_prompts_come_between(graphs, monkeypatch):
 
     got = texts(Generation(make("ram"), prompts((4, 2, 4))))
     assert [graph.launches for graph in graphs] == [2, 1, 3]
+    assert len(graphs.waits) == 4  # for the graph of each of the settings before, and once more after the prompts
+    assert len(graphs.freed) == 2
     monkeypatch.undo()
     np.testing.assert_array_equal(got, texts(Generation(make("ram"), prompts((4, 2, 4)))))
 
@@ -118,16 +128,56 @@ def test_what_was_chosen_ahead_is_chosen_again_where_someone_moves_the_sequences
     np.testing.assert_array_equal(got, texts(Generation(make("ram"), prompts((4, 4)))))
 
 
+def test_a_token_is_chosen_once(graphs, monkeypatch):
+    chosen, choose = [], ahead.next_token
+    monkeypatch.setattr(ahead, "next_token", lambda *given: chosen.append(given) or choose(*given))
+    tokens(make("ram"), DRAWN, count=8)
+    assert len(chosen) == 9  # with the one ahead
+
+
+def test_a_memory_whose_rows_move_is_in_no_graph(graphs):
+    expected, _ = tokens(make("ram"), DRAWN)
+    graphs.clear()
+    got, _ = tokens(make("ram"), DRAWN, memory=MemoryTiers())
+    np.testing.assert_array_equal(got, expected)
+    assert graphs == []
+
+
+def test_room_for_rows_is_made_before_each_launch_and_a_graph_goes_when_they_begin_to_move(graphs, monkeypatch):
+    expected, _ = tokens(make("ram"), DRAWN, count=12)
+    graphs.clear()
+    prepared = []
+    monkeypatch.setattr(TieredRows, "prepare", lambda rows: prepared.append(rows), raising=False)
+    monkeypatch.setattr(TieredRows, "stays", True)  # as of rows on a GPU
+    one = Generation(make("ram"), prompts((4, 2, 4)), memory=MemoryTiers())
+    got, waits = [one.next(DRAWN) for _ in range(4)], len(graphs.waits)
+    layers = one.model.config.layers
+    assert ([graph.launches for graph in graphs], len(prepared)) == ([3], 3 * layers)
+    monkeypatch.setattr(TieredRows, "stays", False)  # rows go to a disk
+    got += [one.next(DRAWN) for _ in range(3)]
+    assert [graph.launches for graph in graphs] == [3]
+    assert len(graphs.waits) == waits + 1
+    monkeypatch.setattr(TieredRows, "stays", True)
+    got += [one.next(DRAWN) for _ in range(5)]
+    assert [graph.launches for graph in graphs] == [3, 4]
+    np.testing.assert_array_equal(got, expected)
+
+
 def test_a_capture_that_fails_is_said_and_generation_goes_on(graphs, monkeypatch):
     expected, _ = tokens(make("delta"), DRAWN)
 
+    refused = []
+
     def refuse(call, stream, pool):
+        call.__self__._stepper.state[0] = "half done"
+        refused.append(call)
         raise RuntimeError("not today\nand more")
 
     monkeypatch.setattr(ahead, "capture", refuse)
     with pytest.warns(UserWarning, match=r"without CUDA graphs, as a token could not be captured \(RuntimeError: not"):
         got, _ = tokens(make("delta"), DRAWN)
     np.testing.assert_array_equal(got, expected)
+    assert len(refused) == 1  # and not tried again
     with pytest.raises(RuntimeError, match=r"could not be captured as a CUDA graph \(RuntimeError: not today\)"):
         tokens(make("delta"), DRAWN, graphs="on")
 

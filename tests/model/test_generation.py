@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ramnet_np.core.bfloat16 import from_bfloat16
 from ramnet_np.model import RAMNet, RAMNetConfig, stepping
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.sampling import Sampling
+from ramnet_np.model.settled import settled
 from tests.mixer_cases import MIXERS
 
 SMALL = RAMNetConfig(vocab=29, width=16, heads=2, order=3, radix=3, top_k=4, init_std=0.4, tie_embeddings=False)
@@ -56,6 +58,42 @@ def test_a_prompt_in_parts_is_the_prompt(name):
     expected = [row[-8:] for row in model.generate(whole, 8)]
     np.testing.assert_array_equal([generation.next(Sampling()) for _ in range(8)], np.transpose(expected))
     assert generation.standing().positions.tolist() == [13, 16, 14]
+
+
+def rounded(model):
+    """The model whose matrices, as generation computes with them, are rounded to bfloat16 and held in float32."""
+    ready = settled(model, "bfloat16")
+    floats = {name: from_bfloat16(p) if p.dtype == np.uint16 else p for name, p in ready.params.items()}
+    return RAMNet(ready.config, params=floats)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "wide"])
+def test_weights_in_16_bits_give_the_tokens_of_rounded_weights(name):
+    """Alone and beside others, with matrices that kernels take and such that they leave to the mathematics."""
+    wide = {"width": 160, "ffn_width": 128, "gamma_mode": "dynamic", "output_gate": True, "tie_embeddings": True}
+    model = RAMNet(replace(SMALL, **(wide if name == "wide" else MODELS[name])), seed=1)
+    one = Generation(model, prompts(), weights="bfloat16")
+    wanted = Generation(rounded(model), prompts())
+    assert one.standing().logits.dtype == np.float32
+    for _ in range(8):
+        np.testing.assert_allclose(one.standing().logits, wanted.standing().logits, rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(one.next(DRAWN), wanted.next(DRAWN))
+    assert abs(one.standing().logits - Generation(model, prompts()).standing().logits).max() > 1e-3  # rounding shows
+
+
+def test_weights_in_16_bits_leave_the_rest_as_it_is():
+    ready = settled(RAMNet(replace(SMALL, tie_embeddings=True, short_conv=3), seed=1), "bfloat16")
+    for name, array in ready.params.items():
+        is_matrix = array.ndim == 2 and "embeddings" not in name and "conv" not in name
+        assert array.dtype == (np.uint16 if is_matrix else np.float32), name
+    assert "lm_head.weight" in ready.params
+
+
+@pytest.mark.parametrize("weights", ["float16", "bfloat16"])
+def test_weights_that_are_not_served_are_refused_in_one_sentence(weights):
+    words = "weights must be None but for a model in float32 on a CPU, got 'bfloat16' for one in float64 on a CPU"
+    with pytest.raises(ValueError, match=words if weights == "bfloat16" else "weights must be one of 'bfloat16'"):
+        Generation(RAMNet(SMALL, dtype=np.float64), prompts(), weights=weights)
 
 
 def test_as_many_as_can_step_together_do():

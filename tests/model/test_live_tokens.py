@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ramnet_np.model import RAMNet, RAMNetConfig
+from ramnet_np.model.live_tokens import live_tokens
 from tests.mixer_cases import MIXERS
 from tests.tolerances import assert_close
 
@@ -103,6 +104,12 @@ def test_a_left_padded_batch_is_continued_as_its_prompts_are(name, sampling):
     np.testing.assert_array_equal(written[:, : ids.shape[1]], ids)
     for row, expected in zip(written, model.generate([row[0] for row in FILLED], 5, **sampling), strict=True):
         np.testing.assert_array_equal(row[-5:], expected[-5:])
+
+
+def test_a_packed_sequence_without_a_live_token_is_counted():
+    live = live_tokens((1, 6), np.array([[True, True, False, True, False, False]]), np.array([0, 3, 4, 6]))
+    assert live.counts.tolist() == [2, 1, 0]
+    assert live.rows(np.zeros(1)).shape == (3, 2)
 
 
 def test_masks_and_packed_rows_go_together():

@@ -163,10 +163,12 @@ def test_equal_logits_are_drawn_alike_at_any_temperature():
     assert abs(drawn[0] - 2000) < 4 * np.sqrt(1000)
 
 
-def test_no_token_is_chosen_from_nan():
-    for temperature in (0.0, 1.0):
-        with pytest.raises(FloatingPointError, match="logits must be finite for a token to be chosen, got nan"):
-            next_token(np.array([[0.0, np.nan]]), Sampling(temperature=temperature), np.array([0.5]))
+@pytest.mark.parametrize("bad", [[0.0, np.nan], [np.inf, 0.0], [np.inf, np.nan], [-np.inf, -np.inf]])
+def test_no_token_is_chosen_from_logits_that_are_not_finite(bad):
+    for settings in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 2, "top_p": 0.9, "min_p": 0.1}):
+        words = "logits must be finite for a token to be chosen, got NaN or infinity for text 1"
+        with pytest.raises(FloatingPointError, match=words):
+            next_token(np.array([[0.0, -np.inf], bad]), Sampling(**settings), np.full(2, 0.5))
 
 
 @pytest.mark.parametrize("conv", [0, 3])

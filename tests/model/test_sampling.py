@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ramnet_np.backend import use_backend
 from ramnet_np.layers.uniform import row_seeds, uniform
 from ramnet_np.model.sampling import Sampling, next_token
 
@@ -74,6 +75,20 @@ def test_draws_have_the_distribution_of_the_definition(settings):
         assert stats.chisquare(counted[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"temperature": 1e-3}, {"temperature": 1.0, "top_p": 0.6}])
+def test_large_logits_are_drawn_as_small_ones(settings):
+    """exp(5000) is no number."""
+    u, sampling = np.linspace(0, 0.99, len(LOGITS)), Sampling(**settings)
+    whole = np.round(LOGITS)  # 5000 more is exact
+    np.testing.assert_array_equal(next_token(whole + 5000, sampling, u, SEEN), next_token(whole, sampling, u, SEEN))
+
+
+@pytest.mark.parametrize(("top_p", "last"), [(0.5, 1), (0.5001, 2), (0.4999, 1), (0.25, 0)])
+def test_top_p_stops_where_the_share_is_reached_exactly(top_p, last):
+    got = next_token(np.zeros((1, 4), np.float32), Sampling(temperature=1.0, top_p=top_p), np.array([0.9999]), None)
+    assert got.tolist() == [last]
+
+
 def test_greedy_takes_the_likeliest_after_the_penalty():
     penalised = np.where(SEEN, np.where(LOGITS > 0, LOGITS / 2.0, LOGITS * 2.0), LOGITS.astype(np.float64))
     got = next_token(LOGITS, Sampling(repetition_penalty=2.0, top_k=3), None, SEEN)
@@ -88,6 +103,32 @@ def test_numbers_are_uniform_by_seed_and_by_position():
         assert ((numbers >= 0) & (numbers < 1)).all()
         assert stats.chisquare(np.histogram(numbers, bins=50, range=(0, 1))[0]).pvalue > 1e-3
         assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 4 / np.sqrt(5000)
+
+
+def test_the_largest_number_times_a_sum_is_below_the_sum(monkeypatch):
+    """Else no token would be the one that is drawn."""
+    monkeypatch.setattr("ramnet_np.layers.uniform._mix", lambda z: np.full_like(z, 2**64 - 1))
+    with use_backend("numpy"):
+        [u] = uniform(np.zeros(1, np.uint64), np.zeros(1, np.int64))
+    sums = RNG.random(1000) * 100
+    assert 1 - 1e-15 < u < 1
+    assert (u * sums < sums).all()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_of_which_none_can_be_chosen_are_named(wrong, temperature):
+    logits = LOGITS[:3].copy()
+    logits[1] = wrong
+    with pytest.raises(FloatingPointError, match="logits must be finite for a token to be chosen, got "):
+        next_token(logits, Sampling(temperature=temperature), np.zeros(3))
+    logits[1] = LOGITS[1]
+    logits[:, 5] = -np.inf  # a token that is ruled out
+    assert 5 not in next_token(logits, Sampling(temperature=temperature), np.zeros(3))
+
+
+def test_what_is_not_set_takes_the_likeliest_of_all():
+    assert Sampling() == Sampling(temperature=0.0, top_k=None, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0)
 
 
 @pytest.mark.parametrize(

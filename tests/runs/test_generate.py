@@ -7,9 +7,12 @@ import pytest
 from ramnet_np.cli import main
 from ramnet_np.data.codec import ByteCodec, read_codec
 from ramnet_np.model import RAMNet, RAMNetConfig
+from ramnet_np.model.generation import Generation
+from ramnet_np.model.sampling import Sampling
 from ramnet_np.runs.generate import HELP, GenerateOptions
 from ramnet_np.runs.text import generate_text, load_codec, load_text_model
 from ramnet_np.runs.tokenize import TokenizeOptions, tokenize_folder
+from ramnet_np.runs.writing import encode_prompts, write
 
 CONFIG = {"width": 16, "heads": 2, "layers": 2, "order": 3, "radix": 3, "top_k": 4, "init_std": 0.3, "cape": (2, 0)}
 
@@ -90,6 +93,18 @@ def test_a_memory_in_tiers_writes_the_same(generate, folder, tmp_path):
     if "\N{REPLACEMENT CHARACTER}" not in first[-2:]:  # else a character was cut
         assert first[:-1] + second == whole
     assert {path.name for path in tmp_path.iterdir()} == {"a.state"}
+
+
+def test_weights_in_16_bits_go_on_from_a_state(generate, folder, tmp_path):
+    state, half = tmp_path / "a.state", ("--dtype", "bfloat16", "--temperature", 0)
+    whole = generate(folder, "--prompt", "Tom", "--length", 30, *half)[1]
+    first = generate(folder, "--prompt", "Tom", "--length", 12, "--state", state, *half)[1]
+    second = generate(folder, "--length", 18, "--state", state, *half)[1]
+    if "\N{REPLACEMENT CHARACTER}" not in first[-2:]:  # else a character was cut
+        assert first[:-1] + second == whole
+    model, codec = load_text_model(folder), load_codec(folder)
+    one = Generation(model, encode_prompts(["Tom"], codec), weights="bfloat16")
+    assert whole == f"Tom{''.join(pieces[0] for pieces in write(one, 30, Sampling(), codec))}\n"
 
 
 def test_a_long_prompt_is_paid_for_once(generate, folder, tmp_path):

@@ -73,7 +73,7 @@ def sent(monkeypatch):
     """The signals that are sent to processes, as ranks are this one here."""
     found = []
     monkeypatch.setattr("ramnet_np.runs.watch.os.kill", lambda process, number: found.append((process, number)))
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)}
     yield found
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -96,6 +96,33 @@ def test_a_signal_that_comes_before_rank_0_reaches_it(sent):
         said(watch, 0, ("ended", 130))
         watch._hear(1), watch._hear(1)
         assert sent == [(os.getpid(), signal.SIGINT)]
+
+
+def test_a_second_signal_ends_all_at_once(sent, capsys):
+    with Watch(2, timeout=60.0) as watch:
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        watch.processes.append(process)
+        ranks = [Starter(watch.environment, rank) for rank in range(2)]
+        watch._hear(1), watch._hear(1), watch._hear(1), watch._hear(1)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert watch.status() == 143
+    assert process.returncode == -signal.SIGKILL
+    rank_0 = [(os.getpid(), signal.SIGTERM), (os.getpid(), signal.SIGINT)]
+    assert sent == rank_0 + 2 * [(os.getpid(), signal.SIGKILL)]  # and all that are left
+    assert capsys.readouterr().err == "\nramnet-np: interrupted\n"
+    for one in ranks:
+        one._socket.close()
+
+
+def test_a_process_may_finish_what_it_does_after_its_ranks_have_ended(sent, tmp_path):
+    late = "import pathlib, sys, time; time.sleep(0.5); pathlib.Path(sys.argv[1]).touch()"
+    with Watch(1, timeout=60.0) as watch:
+        command = [sys.executable, "-c", late, str(tmp_path / "late")]
+        watch.processes.append(subprocess.Popen(command, start_new_session=True))
+        said(watch, 0, ("ended", 0))
+        assert watch.status() == 0
+    assert (tmp_path / "late").exists()
 
 
 def test_a_character_that_comes_in_two_parts_is_one(sent, capfd):

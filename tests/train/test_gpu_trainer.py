@@ -21,7 +21,7 @@ from ramnet_np.layers.loss import (
 )
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs.mqar import run_mqar
-from ramnet_np.train import loop
+from ramnet_np.train import steps
 from ramnet_np.train.gpu_trainer import labelled_tokens
 from ramnet_np.train.optim import adamw_init
 from tests.runs.test_mqar import SMALL
@@ -142,12 +142,12 @@ def test_device_and_backend_must_fit():
 )
 def test_the_trainer_follows_the_arrays_and_the_backend(monkeypatch, kind, name, chosen):
     """The NumPy core serves CuPy arrays too, but cannot be captured as a graph."""
-    monkeypatch.setattr(loop, "array_kind", lambda array: kind)
-    monkeypatch.setattr(loop, "backend_for", lambda array: SimpleNamespace(name=name))
+    monkeypatch.setattr(steps, "array_kind", lambda array: kind)
+    monkeypatch.setattr(steps, "backend_for", lambda array: SimpleNamespace(name=name))
     for trainer in ("GPU", "CPU"):
-        monkeypatch.setattr(loop, f"{trainer}Trainer", lambda *args, trainer=trainer: trainer)
+        monkeypatch.setattr(steps, f"{trainer}Trainer", lambda *args, trainer=trainer: trainer)
     model = RAMNet(SMALL.model)
-    assert loop.trainer_for(model, SMALL.train, adamw_init(model.params)) == chosen
+    assert steps.trainer_for(model, SMALL.train, adamw_init(model.params)) == chosen
 
 
 def test_to_a_device():

@@ -10,9 +10,10 @@ import pytest
 from ramnet_np.data.batches import Batch, ShuffledSets
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.train.checkpoint import latest_checkpoint
-from ramnet_np.train.loop import TrainConfig, evaluate, train, trainer_for, training
+from ramnet_np.train.loop import TrainConfig, evaluate, train
 from ramnet_np.train.metrics import read_metrics
 from ramnet_np.train.optim import adamw_init
+from ramnet_np.train.steps import trainer_for, training
 
 VOCAB = 12
 MODEL = RAMNetConfig(vocab=VOCAB, width=16, layers=1, heads=2, order=2, radix=3, top_k=3, ffn="none")

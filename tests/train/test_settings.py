@@ -17,11 +17,12 @@ from ramnet_np.runs.text import TextRun, run_text
 from ramnet_np.train.checkpoint import checkpoints_in, load_checkpoint
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.gradients import Part, loss_and_gradients
-from ramnet_np.train.loop import train, trainer_for
+from ramnet_np.train.loop import train
 from ramnet_np.train.metrics import read_metrics
 from ramnet_np.train.optim import ADAMW_EPS, adamw_init, has_weight_decay
 from ramnet_np.train.ranks import OneRank
 from ramnet_np.train.shards import own
+from ramnet_np.train.steps import trainer_for
 from ramnet_np.train.trainer import CPUTrainer, Diverged
 from tests.runs.test_mqar import SMALL
 

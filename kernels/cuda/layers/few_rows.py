@@ -25,6 +25,9 @@ from .norm import rmsnorm_forward
 
 MOST_WEIGHTS = 8  # of few_rows.cuh
 MOST_ROWS = {2: 256, 4: 16, 8: 16}  # by the bytes of a number; cuBLAS takes more
+# of one matrix with more numbers in a row than LONG: 256 rows of 2816 numbers take 10.4 us here, by cuBLAS and an
+# addition 9.2 (paper-340m on an H200)
+LONG, MOST_ROWS_OF_LONG = 2048, 128
 MULTIPROCESSORS = 132  # of an H100: where all blocks run at once, one on each
 
 ROWS, WARPS, STEP = 16, 8, 512  # of few_rows_mma.cu: rows of x, warps, and numbers of a row in a step
@@ -122,7 +125,7 @@ def product_added(x: Array, weight: Array, bias: Array | None, add: Array) -> Ar
     """x W^T + b + add."""
     require_like("add", add, ArraySpec((len(x), len(weight)), x.dtype))
     _require_products(x, None, (weight,), (bias,))
-    if len(x) > MOST_ROWS[x.dtype.itemsize]:
+    if len(x) > MOST_ROWS[x.dtype.itemsize] or (x.shape[1] > LONG and len(x) > MOST_ROWS_OF_LONG):
         return NotImplemented
     return _launch(x, (weight,), (bias,), add=add)[0]
 
@@ -213,11 +216,19 @@ def _shape(
 
 
 def _tile_shape(
-    element: str, rows: int, width: int, outputs: tuple[int, ...], norm: bool, gated: bool, limits: Limits
+    element: str,
+    rows: int,
+    width: int,
+    outputs: tuple[int, ...],
+    norm: bool,
+    gated: bool,
+    limits: Limits,
+    rank: int = 0,
 ) -> _Shape:
     """The shape that keeps the busiest multiprocessor for the shortest time, by costs fitted to times on an H200.
 
-    A block waits for every slice and reads it. A cluster exchanges sums in the end.
+    A block waits for every slice and reads it. A cluster exchanges sums in the end. ``rank``: 1 is the second best, and
+    so on, for a benchmark.
 
     >>> for rows in (64, 256):
     ...     shape = _tile_shape("bfloat16", rows, 2816, (1024,), False, False, Limits(232448, True))
@@ -249,7 +260,7 @@ def _tile_shape(
         for split in (SPLITS if limits.clusters else (1,))
         if split <= slices and max(2 * stage(tiles), sums(tiles)) <= most
     ]
-    tiles, split = min(fitting, key=cost)
+    tiles, split = sorted(fitting, key=cost)[min(rank, len(fitting) - 1)]
     stages = max(2, min(-(-slices // split) + 1, most // stage(tiles)))
     specialisation = few_rows_tile_specialisation(element, width, together, tiles, split, stages, norm, gated)
     threads, shared = 4 * together, max(stages * stage(tiles), sums(tiles))

@@ -17,6 +17,7 @@ using Whole = unsigned long long;
 
 constexpr int DIGITS = 4, BITS = 10, BINS = 1 << BITS;  // of a weight
 constexpr Whole LARGEST = (Whole(1) << DIGITS * BITS) - 1;
+constexpr int NO_TOKEN = -1;  // of logits whose largest is NaN or infinite; any NaN counts as the largest
 
 struct SamplingParams {
     const ELEMENT* logits;  // (B, V)
@@ -49,6 +50,8 @@ DEVICE double penalised(const SamplingParams& p, long long at) {
     return logit > 0 ? logit / p.penalty : logit * p.penalty;
 }
 
+DEVICE bool is_finite(double x) { return fabs(x) < infinity(double()); }
+
 DEVICE Largest<double> largest_of_row(const SamplingParams& p, Largest<double>* scratch) {
     const long long row = blockIdx.x * (long long)(p.width);
     Largest<double> largest{-infinity(double()), 2147483647};
@@ -62,7 +65,7 @@ extern "C" __global__ void likeliest(const __grid_constant__ SamplingParams p) {
     let_next_launch_begin();
     wait_for_launch_before();
     const Largest<double> largest = largest_of_row(p, scratch);
-    if (threadIdx.x == 0) p.tokens[blockIdx.x] = largest.index;
+    if (threadIdx.x == 0) p.tokens[blockIdx.x] = is_finite(largest.value) ? largest.index : NO_TOKEN;
 }
 
 // The sum over the lanes up to this one.
@@ -99,7 +102,7 @@ DEVICE void add_shared(Whole* sum, Whole x) {
 // Of the tokens whose higher digits are ``prefix``: how many, or how much weight, has each value of the digit at ``shift``.
 DEVICE void fill_bins(const Acc* weights, int width, Whole prefix, int shift, bool by_number, Shared& shared) {
     shared.bins[threadIdx.x] = 0;
-    if (threadIdx.x == 0) shared.found = shared.above = 0;  // where no bin reaches: of logits that are not finite
+    if (threadIdx.x == 0) shared.found = shared.above = 0;  // where rounding lets no bin reach
     __syncthreads();
     Whole lowest = 0;  // where most tokens are: in registers, as atomics on one address queue
 #pragma unroll 4
@@ -214,9 +217,10 @@ extern "C" __global__ void __launch_bounds__(BINS) draw(const __grid_constant__ 
     wait_for_launch_before();
     const long long row = blockIdx.x * (long long)(p.width);
     Acc* const weights = p.weights ? p.weights + row : reinterpret_cast<Acc*>(dynamic_shared());
-    if (threadIdx.x == 0) p.tokens[blockIdx.x] = 0;  // stays where logits are not finite
+    if (threadIdx.x == 0) p.tokens[blockIdx.x] = NO_TOKEN;
     // 2. temperature
     const double largest = largest_of_row(p, shared.largest).value;
+    if (!is_finite(largest)) return;  // a weight of NaN would be made the largest whole number, not 0
 #pragma unroll 4
     for (int i = threadIdx.x; i < p.width; i += BINS)
         weights[i] = exp_(Acc((penalised(p, row + i) - largest) / p.temperature));

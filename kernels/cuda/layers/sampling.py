@@ -41,7 +41,7 @@ def sample_tokens(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
 ) -> Array:
-    """One token (B,) int64 for each row of ``logits`` (B, V); token 0 where logits are not finite."""
+    """One token (B,) int64 for each row of ``logits`` (B, V); -1 where the largest is not finite."""
     logits, greedy = contiguous_aligned(logits), temperature == 0
     rows, width = logits.shape
     seen = None if seen is None or repetition_penalty == 1 else contiguous_aligned(seen)

@@ -4,38 +4,14 @@
 #include "memory/mass.cuh"
 #include "memory/retention.cuh"
 
-#ifndef SLICES
-#error "SLICES, slices of content.cu's channels, must be defined"
-#endif
-
-constexpr int SLICES_AHEAD = SLICES < 4 ? SLICES : 4;  // slices whose parts of a sum are loaded ahead
-
 DEVICE float absolute(float x) { return fabsf(x); }
 DEVICE double absolute(double x) { return fabs(x); }
 DEVICE bool sign_bit(float x) { return __float_as_int(x) < 0; }
 DEVICE bool sign_bit(double x) { return __double_as_longlong(x) < 0; }
 
-// A sum over slices, whose first parts are loaded ahead.
-struct SumOverSlices {
-    Acc part[SLICES_AHEAD];
-
-    DEVICE void load(const Acc* parts, long long stride) {
-#pragma unroll
-        for (int i = 0; i < SLICES_AHEAD; i++) part[i] = load_read_only(parts + i * stride);
-    }
-    DEVICE Acc sum(const Acc* parts, long long stride) const {
-        Acc sum = part[0];
-#pragma unroll
-        for (int i = 1; i < SLICES_AHEAD; i++) sum += part[i];
-#pragma unroll 4
-        for (int slice = SLICES_AHEAD; slice < SLICES; slice++) sum += load_read_only(parts + slice * stride);
-        return sum;
-    }
-};
-
 // What an access does to q and dz of its slot, in reverse time:
 //
-//     q = b if <d, before> is known (a token's first write), else q + b
+//     q = b if <d, before> is known (a heavy write), else q + b
 //     pull = p - g q,   dz = alpha (dz - pull)
 //
 // A read is such an update with alpha = 1 and g = 0.

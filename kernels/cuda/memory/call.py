@@ -102,16 +102,15 @@ class Call(NamedTuple):
 class Kept(NamedTuple):
     """What a chunked forward keeps of its accesses for the backward: see ``chunk.cuh`` and ``mass.cuh``."""
 
-    write_events: Array  # (B*H, chunks, CHUNK, W, 2): code, eta
-    read_events: Array  # (B*H, chunks, CHUNK, R, 2): code, weight
     writes: Array  # (B*H, chunks, CHUNK, W, 4): MassAccess
+    reads: Array  # (B*H, chunks, CHUNK, R, 2) int32: SlotAccess
+    eta: Array  # (B*H, chunks, CHUNK, W)
     mass_before: Array  # (B*H, chunks, CHUNK, W)
     chains: Array  # (B*H, chunks, CHAINS)
-    entries: Array  # (B*H, chunks, ENTRIES, 2)
-    spill: Array  # (B*H * segments * slices, versions of a chunk, CHANNELS): those that do not fit in shared memory
-    read_entries: Array  # (B*H, chunks, CHUNK, R)
-    reads: Array | None  # (B*H, chunks, CHUNK, R, 4): MassAccess, if reads are mass-aware
+    records: Array  # (B*H, chunks, bytes of a ChunkRecord)
+    mass_reads: Array | None  # (B*H, chunks, CHUNK, R, 4): MassAccess, if reads are mass-aware
     read_mass: Array | None  # (B*H, chunks, CHUNK, R), likewise
+    read_share: Array | None  # (B, T, H, R): the weights that reads have by mass, likewise
 
     @property
     def chunks(self) -> tuple[int, int]:
@@ -124,19 +123,17 @@ class Kept(NamedTuple):
         return self.chunks[0] * self.chunks[1]
 
 
-def allocate_kept(call: Call, layout: Layout, segments: Segments) -> Kept:
+def allocate_kept(call: Call, layout: Layout) -> Kept:
     """Memory for all of it, not set, in one allocation."""
-    acc, (W, R) = call.acc, layout.accesses
+    acc, int32, (W, R) = call.acc, np.dtype(np.int32), layout.accesses
     chunks = call.chunks(layout)
-    tokens = (*chunks, layout.chunk)
-    blocks = call.sequences * segments.contents * layout.slices
+    writes, reads = (*chunks, layout.chunk, W), (*chunks, layout.chunk, R)
     wanted = [
-        ((*tokens, W, 2), acc), ((*tokens, R, 2), acc), ((*tokens, W, 4), acc), ((*tokens, W), acc),
-        ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*chunks, layout.entries, 2), acc),
-        ((blocks, layout.versions, layout.channels), acc), ((*tokens, R), np.dtype(np.uint16)),
+        ((*writes, 4), acc), ((*reads, 2), int32), (writes, acc), (writes, acc),
+        ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*chunks, layout.record_bytes), np.dtype(np.uint8)),
     ]  # fmt: skip
     if call.options.mass_aware:
-        wanted += [((*tokens, R, 4), acc), ((*tokens, R), acc)]
+        wanted += [((*reads, 4), acc), (reads, acc), (call.read.weight.shape, acc)]
     arrays = allocate_together(*wanted)
     return Kept(*arrays, *([None] * (len(Kept._fields) - len(arrays))))
 
@@ -147,8 +144,8 @@ def memory_params(acc: np.dtype) -> ParamStruct:
     return ParamStruct(
         "MemoryParams",
         write_row=POINTER, read_row=POINTER, write_weight=POINTER, read_weight=POINTER, gamma=POINTER, mask=POINTER,
-        chains=POINTER, entries=POINTER, constant_gamma=acc, eps=acc, initial_mass=acc, proxy_eps=acc,
-        spans=POINTER, span_chunks=POINTER, tokens=INT, heads=INT, rows=INT, all_chunks=INT,
+        chains=POINTER, constant_gamma=acc, eps=acc, initial_mass=acc, proxy_eps=acc, spans=POINTER,
+        span_chunks=POINTER, tokens=INT, heads=INT, rows=INT, all_chunks=INT,
     )  # fmt: skip
 
 
@@ -158,7 +155,7 @@ def fill_memory_params(call: Call, kept: Kept) -> Any:
     options, packed = call.options, call.packed
     return memory_params(call.acc)(
         write_row=call.write.index, read_row=call.read.index, write_weight=call.write.weight,
-        read_weight=call.read.weight, gamma=call.gamma_array, mask=call.mask, chains=kept.chains, entries=kept.entries,
+        read_weight=call.read.weight, gamma=call.gamma_array, mask=call.mask, chains=kept.chains,
         constant_gamma=call.constant_gamma, eps=options.eps, initial_mass=1 / options.slots,
         proxy_eps=options.proxy_eps, spans=packed and packed.spans, span_chunks=packed and packed.span_chunks, tokens=T,
         heads=H, rows=call.rows_of_state, all_chunks=kept.all_chunks,

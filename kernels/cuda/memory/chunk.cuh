@@ -1,38 +1,46 @@
 // A chunk: up to 32 tokens of one (batch, head), whose accesses are worked through at once.
 //
-// Eleven words, which mean the same in every file of this folder:
+// Twelve words, which mean the same in every file of this folder:
 //
 //     token     one position of a sequence. It writes WRITES slots, then reads READS slots
 //     slot      one of the M places of a head's memory
 //     access    one write or one read of one slot by one token
 //     row       where the state keeps a slot: the slot's number, or a smaller one (renumber.cu)
 //     chunk     CHUNK tokens that follow one another
-//     conflict  two accesses of a chunk to one slot whose order matters
-//     chain     the accesses of a chunk to one slot with a conflict, in order
-//     version   a copy of a slot's content that a chain puts aside for one lookup
+//     chain     the accesses of a chunk to one slot, in order, if the chunk writes it and accesses it again, or reads it twice
+//     coupling  how much of a token's value a later token of the chunk reads, over all slots
+//     list      the writes (backward: the reads) of a chunk to one slot, if there are several
 //     slice     CHANNELS of a slot's C channels; a block works on one slice
 //     segment   chunks that a block works through from a state of their own (segments.cu)
 //     tile      the part of a slice that one lane holds
+//     group     four lanes, which hold a row of a slice
 //
-// Tokens depend on one another only where they conflict, and in a chunk few do. So the kernels take the accesses of a
-// chunk in three groups, which conflicts.cu prepares:
+// Tokens of a chunk depend on one another only through coefficients, which depend on no channel. With eta of a slot's
+// writes j = 1, 2, .. of the chunk, kept(i, j) the product of 1 - eta over the writes after i up to j, and s its content
+// before the chunk,
 //
-//     unconflicted  the only access of the chunk that changes its slot (forward a write; backward a read, whose
-//                   gradient goes to the slot's adjoint): all at once
-//     chains        slots with conflicts: the accesses of each, one after another; all chains at once
-//     lookups       accesses that need what the slot holds (forward reads; backward writes, which need its adjoint):
-//                   all at once, at the end. They find the slot as it is now or, if it changes again in the chunk,
-//                   the version that its chain put aside. A backward write that finds the slot itself scales it
+//     content after write j    kept(0, j) s + sum over i <= j of kept(i, j) eta_i v_i
 //
-//     token        0    1    2    3     (time)
-//     slot 5       W                    unconflicted
-//     slot 9       R         R          two lookups; backward a chain
-//     slot 12      W         R    R     unconflicted, two lookups; backward a chain (of its reads) and a lookup
-//     slot 17      WR   W         R     a chain W R W R; both reads find their versions
+// So a read finds its slot as it was before the chunk, times a number, and values of the chunk's tokens. Summed over a
+// token's reads, the values' factors are the couplings A:
 //
-// Writes here move a slot's content toward a value, by an eta that depends on no channel. That is what lets masses
-// (mass_*.cu) run before contents (content.cu). A rule whose change of content depends on the content itself, such as the
-// delta rule's, does not fit this split.
+//     y_t      = sum over t's reads of r~ s + sum over j <= t of A_tj v_j           r~  = r kept(0, last write before)
+//     s after  = kept(0, all) s + sum over the slot's writes of eta~ v              eta~ = eta kept(own, all)
+//
+// and backward, with the adjoint d of s, exactly the transpose:
+//
+//     dv_j     = sum over j's writes of eta~ d + sum over t >= j of A_tj dy_t
+//     d before = kept(0, all) d + sum over the slot's reads of r~ dy
+//
+// Nothing is divided, so all factors are as exact as eta is, also where a slot forgets everything. The kernels:
+//
+//     conflicts.cu   which accesses of a chunk share a slot: all chunks at once
+//     mass_*.cu      masses, and with them eta, chunk after chunk
+//     couplings.cu   A, r~, eta~ and lists: all chunks at once. couplings_backward.cu: dot products
+//     content.cu     chunk after chunk: first what looks slots up, all at once, then what changes them, all at once
+//
+// Writes here move a slot's content toward a value, by an eta that depends on no channel. A rule whose change of content
+// depends on the content itself, such as the delta rule's, does not fit this split.
 #pragma once
 #include "memory/span.cuh"
 #include "runtime/shared.cuh"
@@ -41,15 +49,18 @@
 #if !defined(ELEMENT) || !defined(THREADS) || !defined(CHUNK) || !defined(WRITES) || !defined(READS)
 #error "ELEMENT, THREADS, CHUNK, WRITES and READS must be defined"
 #endif
-#if !defined(WRITES_PADDED) || !defined(READS_PADDED) || !defined(GROUPS_PER_TOKEN) || !defined(ENTRIES) || !defined(CHAINS)
-#error "WRITES_PADDED, READS_PADDED, GROUPS_PER_TOKEN, ENTRIES and CHAINS must be defined"
+#if !defined(WRITES_PADDED) || !defined(READS_PADDED) || !defined(GROUPS_PER_TOKEN) || !defined(ENTRIES)
+#error "WRITES_PADDED, READS_PADDED, GROUPS_PER_TOKEN and ENTRIES must be defined"
+#endif
+#if !defined(CHAINS) || !defined(RECORD_BYTES)
+#error "CHAINS and RECORD_BYTES must be defined"
 #endif
 
 using Acc = AccOf<ELEMENT>::type;  // accumulators, weights, masses, contents
 
 constexpr int LANES = 4, GROUPS = THREADS / LANES;      // lanes of a group; groups of a block
 constexpr int W = WRITES_PADDED, R = READS_PADDED;      // accesses of a token, with those that do nothing
-constexpr int CHAINS_PER_ROUND = GROUPS;                // a group follows one chain a round
+constexpr int CHAINS_PER_ROUND = GROUPS;
 constexpr int MIN_ROUNDS = CHAINS / CHAINS_PER_ROUND < 2 ? CHAINS / CHAINS_PER_ROUND : 2;  // always written
 static_assert(CHUNK <= 32 && CHUNK * GROUPS_PER_TOKEN <= GROUPS, "masks have a bit for each token");
 static_assert(W >= WRITES && R >= READS && CHUNK * W <= THREADS && CHUNK * R <= THREADS, "one access a thread and side");
@@ -66,65 +77,84 @@ template <> struct RowOf<double> {
 
 // ---- codes: where an access finds its slot ----
 
-// A block of content.cu numbers rows of shared memory, each a slice wide:
-//
-//     0: zeros | the state's rows, if they are there | a row for each token of the chunk | versions
-DEVICE constexpr int shared_row_of_slot(int row) { return 1 + row; }
-DEVICE constexpr int shared_row_of_token(int rows_in_shared, int token) { return 1 + rows_in_shared + token; }
-DEVICE constexpr int shared_row_of_version(int rows_in_shared, int version) { return 1 + rows_in_shared + CHUNK + version; }
-
-// A code is such a number, with flags in bits that the product with a row's bytes drops.
-constexpr int ROW_MASK = (1 << 26) - 1;
-constexpr int SPILLED = 1 << 29;          // beside VERSION: it does not fit shared memory; its number, not a row
-constexpr int VERSION = int(0x80000000);  // a version, beside its row or number
-constexpr int NOTHING = VERSION;          // this alone: an access that does nothing, of the row of zeros
-constexpr int LISTED = 1 << 30;           // beside VERSION: a read in place that the backward has in a chain
-DEVICE constexpr bool is_unconflicted(int code) { return code >= 0; }
-DEVICE constexpr bool in_place(int code) { return is_unconflicted(code) || code & LISTED; }
-DEVICE constexpr bool in_chain(int code) { return !is_unconflicted(code) && code != NOTHING; }
-DEVICE constexpr bool has_version(int code) { return in_chain(code) && !(code & LISTED); }
-DEVICE constexpr int row_of_code(int code) { return (code & ROW_MASK) - 1; }
-DEVICE constexpr int version_code(int version, int rows_in_shared, int version_capacity) {
-    return VERSION | (version < version_capacity ? shared_row_of_version(rows_in_shared, version) : SPILLED | version);
+// 1 + the slot's row, or 0: an access that does nothing, of a row of zeros. IN_LIST: a list changes the slot, not this access.
+// HEAVY: a write of more than half of its token's weight, which is then the token's first (mass.cuh).
+constexpr int IN_LIST = int(0x80000000), HEAVY = 1 << 30;
+DEVICE constexpr int code_of(int row, bool in_list = false, bool heavy = false) {
+    return (1 + row) | (in_list ? IN_LIST : 0) | (heavy ? HEAVY : 0);
 }
+DEVICE constexpr int row_of_code(int code) { return (code & ~(IN_LIST | HEAVY)) - 1; }
 
-// An access: the code of its slot, and eta (a write) or the weight (a read).
+// An access, with eta~ (a write) or r~ (a read). In a list, the token of the chunk stands in the place of 1 + row.
 struct alignas(2 * sizeof(Acc)) TokenEvent {
     RowOf<Acc>::type code;
     Acc coefficient;
 };
 
-// ---- chains ----
+// ---- chains and lists ----
 
-// An access in a chain, packed: the shared rows of its token and of its version, whether it is its token's first access
-// of its side, whether it is a read. In an entry, a TokenEvent, this stands in the place of the code.
-constexpr int ENTRY_ROW = (1 << 15) - 1, ENTRY_SPILLED = 1 << 14;  // a spilled version: its number, not a row
-DEVICE constexpr int entry_of(int token_row, int version_row, bool first, bool is_read) {
-    return token_row | version_row << 15 | int(first) << 30 | int(is_read) << 31;
-}
-DEVICE constexpr int entry_token_row(int entry) { return entry & ENTRY_ROW; }
-DEVICE constexpr int entry_version_row(int entry) { return entry >> 15 & ENTRY_ROW; }
-DEVICE constexpr bool entry_is_first(int entry) { return entry & 1 << 30; }
-DEVICE constexpr bool entry_is_read(int entry) { return entry < 0; }
-
-// The header of a slot's chain: its entries are begin, begin + 1, .. of the chunk's.
+// The header of a slot's chain: its accesses are begin, begin + 1, .. of the chunk's entries, a number that only orders them.
 //
-// Order of the headers of a chunk: chains with writes, long before short, then read-only chains (followed by the backward
-// only), then empty padding (row -1) to whole rounds of CHAINS_PER_ROUND. MIN_ROUNDS are always written: a chunk of random
-// addresses at the paper's sizes has 71 chains.
+// Order of the headers of a chunk: chains with writes, long before short, then read-only chains, then empty padding
+// (row -1) to whole rounds of CHAINS_PER_ROUND. MIN_ROUNDS are always written.
 struct alignas(8) Chain {
     int row, info;
 
-    DEVICE static Chain make(int row, int begin, int count, bool read_only, bool more_with_writes, int last_round) {
-        return {row, begin | count << 10 | int(read_only) << 20 | int(more_with_writes) << 21 | last_round << 22};
+    DEVICE static Chain make(int row, int begin, int count, int last_round) {
+        return {row, begin | count << 10 | last_round << 20};
     }
     DEVICE int begin() const { return info & 1023; }
     DEVICE int count() const { return info >> 10 & 1023; }
-    DEVICE bool read_only() const { return info >> 20 & 1; }
-    DEVICE bool more_with_writes() const { return info >> 21 & 1; }  // the next round has a chain with writes for its group
-    DEVICE int last_round() const { return info >> 22; }             // of the chunk: 0 to 3
+    DEVICE int last_round() const { return info >> 20; }  // of the chunk: 0 to 3
     DEVICE void wait_for_load() { row = ::wait_for_load(row), info = ::wait_for_load(info); }
 };
+
+// What a chunk does to a slot that several of its accesses change: content (backward: its adjoint) times ``kept``, plus the
+// list's entries. A round of lists, one a group, is always written; unused ones have row -1.
+struct alignas(16) SlotList {
+    int row, info;
+    Acc kept;
+
+    // ``total``: entries of all lists of the chunk. ``coupled``: pairs of its coupling lists, in PAIRS_AT_ONCE.
+    DEVICE static SlotList make(int row, int begin, int count, bool more, int total, int coupled, Acc kept) {
+        return {row, begin | count << 10 | int(more) << 16 | total << 17 | coupled << 26, kept};
+    }
+    DEVICE bool there() const { return row >= 0; }
+    DEVICE int begin() const { return info & 1023; }
+    DEVICE int count() const { return info >> 10 & 63; }
+    DEVICE bool more() const { return info >> 16 & 1; }  // the group has a list in the next round, too
+    DEVICE int total() const { return info >> 17 & 511; }
+    DEVICE int coupled() const { return int(unsigned(info) >> 26); }
+};
+constexpr int WRITE_ENTRIES = CHUNK * WRITES, READ_ENTRIES = CHUNK * READS;  // the most that lists of writes, or of reads, have
+// The list of a group in a round. Long lists come first, so in every second round groups take them in opposite order.
+DEVICE constexpr int list_of_group(int round, int group) { return round * GROUPS + (round % 2 ? GROUPS - 1 - group : group); }
+
+// ---- couplings ----
+
+// The numbers of A that are not 0, forward token after token t, and backward token after token j: the other token, and A_tj.
+constexpr int MOST_PAIRS = CHUNK * (CHUNK + 1) / 2;
+constexpr int PAIRS_AT_ONCE = 16;  // are copied to shared memory
+constexpr int MOST_COUPLED = (MOST_PAIRS + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE;
+
+struct alignas(16) CouplingLists {
+    int of_token[CHUNK];  // begin | count << 16
+    TokenEvent pairs[MOST_COUPLED * PAIRS_AT_ONCE];
+};
+
+// ---- what couplings.cu leaves of a chunk for content.cu ----
+
+constexpr int WRITE_LISTS = WRITE_ENTRIES / 2 < GROUPS ? GROUPS : WRITE_ENTRIES / 2;  // the most: a list has two writes,
+constexpr int READ_LISTS = CHAINS;                                                    // or is of a chain
+
+// All of it together, so that one address leads to everything.
+struct alignas(16) ChunkRecord {
+    TokenEvent writes[CHUNK * W], reads[CHUNK * R];
+    TokenEvent write_entries[WRITE_ENTRIES], read_entries[READ_ENTRIES];  // of the lists
+    CouplingLists by_reader, by_writer;
+    SlotList write_lists[WRITE_LISTS], read_lists[READ_LISTS];  // of slots with several writes; with several of either
+};
+static_assert(sizeof(ChunkRecord) == RECORD_BYTES, "layout.py and this file count the same bytes");
 
 // ---- what every kernel of the memory is given ----
 
@@ -137,7 +167,6 @@ struct MemoryParams {
     const ELEMENT* gamma;                     // (B, T, H), or null: constant_gamma
     const bool* mask;                         // (B, T), or null
     Chain* chains;                            // (B*H, chunks, CHAINS)
-    TokenEvent* entries;                      // (B*H, chunks, ENTRIES): of all chains of a chunk
     Acc constant_gamma, eps, initial_mass, proxy_eps;
     const Span* spans;                        // of a packed row; or null: sequence b is row b of the batch
     const SpanChunk* span_chunks;             // of a packed row: a head's chunks of all spans, in their order

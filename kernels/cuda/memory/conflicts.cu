@@ -1,4 +1,4 @@
-// Which accesses of a chunk conflict: the chains, their entries, and for every access the code of its slot (chunk.cuh).
+// Which accesses of a chunk share a slot: the chains, and for every access where it stands in its chain (chunk.cuh).
 // Chunks do not depend on one another here, so all are worked through at once.
 //
 // A hash table in shared memory has a cell for each slot that the chunk touches, with two masks of 32 tokens: which write
@@ -20,20 +20,15 @@
 struct ConflictParams {
     MemoryParams memory;
     MassAccess* writes;            // (B*H, chunks, CHUNK, W)
-    Affine* change_before;         // likewise, chained writes by their version: the change by those before
-    TokenEvent* read_events;       // (B*H, chunks, CHUNK, R), the coefficients those that were given
-    unsigned short* read_entries;  // likewise, reads in chains: index among the entries
-    MassAccess* reads;             // likewise, or null if reads are not mass-aware
-    int rows_in_shared, version_capacity;  // of content.cu: the state's rows, and versions
-    int first_batch, first_chunk;          // of the launch
+    Affine* change_before;         // likewise, chained writes by their number: the change by those before
+    SlotAccess* reads;             // (B*H, chunks, CHUNK, R)
+    MassAccess* mass_reads;        // likewise, or null if reads are not mass-aware
+    int first_batch, first_chunk;  // of the launch
 };
 
 DEVICE constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 constexpr int CELLS = 2 * power_of_two(ENTRIES);
 constexpr int LENGTHS = 32;  // of chains that are told apart, a lane each; longer ones count as the longest
-
-// Whether a thread's token is one of the chunk; known to the compiler where all threads have one.
-DEVICE constexpr bool in_chunk(int token, int width) { return CHUNK * width >= THREADS || token < CHUNK; }
 
 struct TokenOfThread {
     int number;  // in the chunk
@@ -69,20 +64,18 @@ struct Role {
     int size, rank;
 };
 
-// Six running counts packed into two words, for a prefix sum over the block. mixed: entries | chains | read versions of
-// chains with writes. other: write versions | entries | chains of read-only chains.
+// Five running counts packed into two words, for a prefix sum over the block. mixed: entries | chains, of chains with
+// writes. other: writes in chains | entries | chains, the last two of read-only chains.
 struct alignas(8) Tally {
     unsigned mixed, other;
 
     DEVICE static Tally mixed_chain(int entries) { return {unsigned(entries) | 1 << 10, 0}; }
-    DEVICE static Tally read_version() { return {1 << 20, 0}; }
-    DEVICE static Tally write_version() { return {0, 1}; }
+    DEVICE static Tally chained_write() { return {0, 1}; }
     DEVICE static Tally read_only_chain(int entries) { return {0, unsigned(entries) << 10 | 1 << 20}; }
     DEVICE void add(const Tally& x) { mixed += x.mixed, other += x.other; }
     DEVICE int mixed_entries() const { return mixed & 1023; }
-    DEVICE int mixed_chains() const { return mixed >> 10 & 1023; }
-    DEVICE int read_versions() const { return mixed >> 20; }
-    DEVICE int write_versions() const { return other & 1023; }
+    DEVICE int mixed_chains() const { return mixed >> 10; }
+    DEVICE int chained_writes() const { return other & 1023; }
     DEVICE int read_only_entries() const { return other >> 10 & 1023; }
     DEVICE int read_only_chains() const { return other >> 20; }
 };
@@ -152,9 +145,8 @@ struct ConflictTable {
         Role role;
         const unsigned written = access.live ? writers[access.cell] : 0, read = access.live ? readers[access.cell] : 0;
         const unsigned before = (1u << access.token) - 1;
-        const unsigned before_writes = (written & -written) - 1;  // tokens before the first write
-        role.with_writes = (written & (written - 1)) | (written ? read & before_writes : 0);
-        role.listed = role.with_writes | (is_read && read & (read - 1));
+        role.with_writes = written & (written - 1) || (written && read);
+        role.listed = role.with_writes || (is_read && read & (read - 1));
         role.size = (role.with_writes ? __popc(written) : 0) + __popc(read);
         const int writes_before = __popc(written & before) + (is_read ? int(written >> access.token & 1) : 0);
         role.rank = (role.with_writes ? writes_before : 0) + __popc(read & before);
@@ -195,8 +187,7 @@ DEVICE Tally tally_of(const Role& write, const Role& read) {
     Tally own{0, 0};
     if (write.leads) own.add(Tally::mixed_chain(write.size));
     if (read.leads) own.add(read.with_writes ? Tally::mixed_chain(read.size) : Tally::read_only_chain(read.size));
-    if (write.with_writes) own.add(Tally::write_version());
-    if (read.with_writes) own.add(Tally::read_version());
+    if (write.with_writes) own.add(Tally::chained_write());
     return own;
 }
 
@@ -216,74 +207,55 @@ struct ChainHeaders {
         if (!role.leads) return;
         const int number = with_writes ? place : total.mixed_chains() + before.read_only_chains();
         const int begin = with_writes ? before.mixed_entries() : total.mixed_entries() + before.read_only_entries();
-        const int next = number < CHAINS_PER_ROUND ? 2 * CHAINS_PER_ROUND - 1 - number : number + CHAINS_PER_ROUND;
-        const bool more = next < total.mixed_chains();
         table.begin[access.cell] = begin;
-        chains[number] = Chain::make(access.row, begin, role.size, !with_writes, more, last_round);
+        chains[number] = Chain::make(access.row, begin, role.size, last_round);
     }
     // Empty ones, to whole rounds.
     DEVICE void pad() const {
         const int rounds = last_round < MIN_ROUNDS ? MIN_ROUNDS : last_round + 1;
         if (int(threadIdx.x) >= count && int(threadIdx.x) < rounds * CHAINS_PER_ROUND)
-            chains[threadIdx.x] = Chain::make(-1, 0, 0, true, false, last_round);
+            chains[threadIdx.x] = Chain::make(-1, 0, 0, last_round);
     }
 };
 
-// Where an access stands in its chain: its version, its index among the chunk's entries, where the chain begins there.
-struct ChainIndex {
-    int version, entry, begin;
-
-    DEVICE ChainIndex(const ConflictTable& table, const Access& access, const Role& role, bool chained, int version)
-        : version(version), begin(chained ? table.begin[access.cell] : 0) {
-        entry = begin + role.rank;
-    }
-    DEVICE int tag() const { return chained_tag(version, entry, begin); }
-    DEVICE int packed(const ConflictParams& p, const Access& access, bool is_read) const {
-        const int row = version < p.version_capacity ? shared_row_of_version(p.rows_in_shared, version) : version | ENTRY_SPILLED;
-        return entry_of(shared_row_of_token(p.rows_in_shared, access.token), row, access.k == 0, is_read);
-    }
-};
-
-// ``at``: the chunk's first token, in arrays (B*H, chunks, CHUNK).
+// ``at``: the chunk's first token, in arrays (B*H, chunks, CHUNK); ``number``: among the chunk's writes in chains.
 DEVICE void store_write(
-    const ConflictParams& p, ConflictTable& table, TokenEvent* entries, long long at, const Access& write, const Role& role,
-    const ChainIndex& index, const Affine& change
+    const ConflictParams& p, ConflictTable& table, long long at, const Access& write, const Role& role, const Affine& change,
+    int number
 ) {
-    if (role.with_writes) {
-        table.change_at[index.entry] = change;
-        entries[index.entry].code = index.packed(p, write, false);  // mass_forward.cu adds eta
-    }
     int tag = write.live ? (role.last ? LAST : 0) : DEAD;
-    if (role.with_writes) tag |= index.tag();
+    if (role.with_writes) {
+        const int begin = table.begin[write.cell], entry = begin + role.rank;
+        table.change_at[entry] = change;
+        tag |= CHAINED | access_tag(entry, begin, number);
+    }
     if (in_chunk(write.token, W)) p.writes[at * W + threadIdx.x] = {write.live ? write.row : 0, tag, change};
 }
 
-DEVICE void store_read(
-    const ConflictParams& p, ConflictTable& table, TokenEvent* entries, long long at, const Access& read, const Role& role,
-    const ChainIndex& index
-) {
+// Returns the read's tag.
+DEVICE int store_read(const ConflictParams& p, ConflictTable& table, long long at, const Access& read, const Role& role) {
+    int tag = read.live ? 0 : DEAD;
     if (role.listed) {
-        table.change_at[index.entry] = {1, 0};  // a read leaves the mass as it is
-        entries[index.entry] = {index.packed(p, read, true), read.weight};
+        const int begin = table.begin[read.cell], entry = begin + role.rank;
+        table.change_at[entry] = {1, 0};  // a read leaves the mass as it is
+        tag = LISTED | (role.with_writes ? CHAINED : 0) | access_tag(entry, begin, 0);
     }
-    if (!in_chunk(read.token, R)) return;
-    int code = read.live ? shared_row_of_slot(read.row) | (role.listed ? VERSION | LISTED : 0) : NOTHING;
-    if (role.with_writes) code = version_code(index.version, p.rows_in_shared, p.version_capacity);
-    p.read_events[at * R + threadIdx.x] = {code, read.live ? read.weight : Acc(0)};
-    p.read_entries[at * R + threadIdx.x] = (unsigned short)(index.entry);
+    if (in_chunk(read.token, R)) p.reads[at * R + threadIdx.x] = {read.live ? read.row : 0, tag};
+    return tag;
 }
 
 // The changes of the mass by the chunk's writes before a chained write, and before a read.
 DEVICE void store_changes_before(
-    const ConflictParams& p, const ConflictTable& table, long long at, const Role& write_role, const ChainIndex& write,
-    const Access& read, const Role& read_role, const ChainIndex& read_index
+    const ConflictParams& p, const ConflictTable& table, long long at, const Access& write, const Role& write_role, int number,
+    const Access& read, int read_tag
 ) {
-    if (write_role.with_writes) p.change_before[at * W + write.version] = table.change_between(write.begin, write.entry);
-    if (!p.reads || !in_chunk(read.token, R)) return;
-    int tag = read.live ? unchained_tag(read_index.entry) : DEAD;
-    if (read_role.with_writes) tag = read_index.tag();
-    const int begin = read_role.with_writes ? read_index.begin : read_index.entry;  // nothing before it in other chains
-    p.reads[at * R + threadIdx.x] = {read.live ? read.row : 0, tag, table.change_between(begin, read_index.entry)};
+    if (write_role.with_writes) {
+        const int begin = table.begin[write.cell];
+        p.change_before[at * W + number] = table.change_between(begin, begin + write_role.rank);
+    }
+    if (!p.mass_reads || !in_chunk(read.token, R)) return;
+    const int begin = chain_begin(read_tag), end = read_tag & CHAINED ? entry_index(read_tag) : begin;
+    p.mass_reads[at * R + threadIdx.x] = {read.live ? read.row : 0, read_tag, table.change_between(begin, end)};
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 8 : 4)
@@ -328,14 +300,11 @@ find_conflicts(const __grid_constant__ ConflictParams p) {
     headers.pad();
     __syncthreads();
 
-    // 4. entries and events
-    TokenEvent* const entries = p.memory.entries + number * ENTRIES;
-    const ChainIndex write_index(table, write, write_role, write_role.with_writes, before.write_versions());
-    const ChainIndex read_index(table, read, read_role, read_role.listed, before.read_versions());
-    store_write(p, table, entries, at, write, write_role, write_index, change);
-    store_read(p, table, entries, at, read, read_role, read_index);
+    // 4. accesses
+    store_write(p, table, at, write, write_role, change, before.chained_writes());
+    const int read_tag = store_read(p, table, at, read, read_role);
     __syncthreads();
 
     // 5. along chains, up to an access
-    store_changes_before(p, table, at, write_role, write_index, read, read_role, read_index);
+    store_changes_before(p, table, at, write, write_role, before.chained_writes(), read, read_tag);
 }

@@ -24,8 +24,8 @@ def conflict_params(acc: np.dtype) -> ParamStruct:
     """``ConflictParams`` of conflicts.cu."""
     return ParamStruct(
         "ConflictParams",
-        memory=memory_params(acc), writes=POINTER, change_before=POINTER, read_events=POINTER, read_entries=POINTER,
-        reads=POINTER, rows_in_shared=INT, version_capacity=INT, first_batch=INT, first_chunk=INT,
+        memory=memory_params(acc), writes=POINTER, change_before=POINTER, reads=POINTER, mass_reads=POINTER,
+        first_batch=INT, first_chunk=INT,
     )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def _launch(layout: Layout, update: str, grid: tuple[int, int, int]) -> Launch:
 
 
 def find_conflicts(call: Call, layout: Layout, memory: Any, kept: Kept) -> Array:
-    """Fill chains, entries, codes and tags of ``kept``; return the changes of the mass before each chained write.
+    """Fill chains, writes and reads of ``kept``; return the changes of the mass before each chained write.
 
     ``memory``: :func:`~.call.fill_memory_params`. Returns (B*H, chunks, CHUNK, W, 2).
     """
@@ -56,9 +56,8 @@ def find_conflicts(call: Call, layout: Layout, memory: Any, kept: Kept) -> Array
         grid = H, min(chunks - chunk, GRID), min(B - batch, GRID)
         _launch(layout, call.options.update, grid)(
             conflict_params(call.acc)(
-                memory=memory, writes=kept.writes, change_before=change_before, read_events=kept.read_events,
-                read_entries=kept.read_entries, reads=kept.reads, rows_in_shared=call.rows * layout.in_shared,
-                version_capacity=layout.version_capacity, first_batch=batch, first_chunk=chunk,
+                memory=memory, writes=kept.writes, change_before=change_before, reads=kept.reads,
+                mass_reads=kept.mass_reads, first_batch=batch, first_chunk=chunk,
             )
         )  # fmt: skip
     return change_before

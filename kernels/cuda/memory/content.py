@@ -8,16 +8,16 @@ from typing import Any
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call, Kept, Segments
-from .layout import HEADER_BYTES, THREADS, Layout
+from .layout import THREADS, Layout
 
 PASSES = ("content_forward", "content_backward_recompute", "content_backward")
 
 CONTENT = ParamStruct(
     "ContentParams",
-    writes=POINTER, reads=POINTER, chains=POINTER, entries=POINTER, values=POINTER, dy=POINTER,
-    before_first=POINTER, spill=POINTER, given=POINTER, working=POINTER, final_state=POINTER, dstate=POINTER,
-    y=POINTER, dv=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER, d_dot_before=POINTER, final_q=POINTER,
-    spans=POINTER, tokens=INT, heads=INT, channels=INT, rows=INT, all_chunks=INT, segments=INT, chunks_of_segment=INT,
+    records=POINTER, values=POINTER, dy=POINTER, before_heavy=POINTER, after_heavy=POINTER, given=POINTER,
+    working=POINTER, final_state=POINTER, dstate=POINTER, y=POINTER, dv=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER,
+    final_q=POINTER, spans=POINTER, tokens=INT, heads=INT, channels=INT, rows=INT, all_chunks=INT, segments=INT,
+    chunks_of_segment=INT,
     first_segment=INT, launched_segments=INT, local_only=INT,
 )  # fmt: skip
 """``ContentParams`` of content.cu, which says what each is."""
@@ -29,7 +29,7 @@ def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
     defines = (
         *layout.defines, ("CHANNELS", layout.channels), ("ALIGNED", int(layout.aligned)),
         ("IN_SHARED", int(layout.in_shared)), ("LAZY_ZERO", int(renumbered and not layout.in_shared)),
-        ("SHARED_HEADER_BYTES", HEADER_BYTES), ("BLOCKS", layout.blocks),
+        ("BYTES_BEFORE_ROWS", layout.bytes_before_rows), ("BLOCKS", layout.blocks),
     )  # fmt: skip
     return Specialisation("memory/content.cu", PASSES, defines, (CONTENT,))
 
@@ -63,16 +63,15 @@ def content_pass(
     blocks = call.sequences * launched * layout.slices
     _launch(layout, call.renumbered, name, call.rows, blocks)(
         CONTENT(
-            **_NO_ARRAYS | arrays, writes=kept.write_events, reads=kept.read_events, chains=kept.chains,
-            entries=kept.entries, values=call.values, spill=kept.spill, spans=call.packed and call.packed.spans,
-            tokens=T, heads=H, channels=C, rows=call.rows_of_state, all_chunks=kept.all_chunks,
-            segments=segments.contents, chunks_of_segment=segments.chunks, first_segment=skip_first,
-            launched_segments=launched, local_only=local_only,
+            **_NO_ARRAYS | arrays, records=kept.records, values=call.values,
+            spans=call.packed and call.packed.spans, tokens=T, heads=H, channels=C, rows=call.rows_of_state,
+            all_chunks=kept.all_chunks, segments=segments.contents, chunks_of_segment=segments.chunks,
+            first_segment=skip_first, launched_segments=launched, local_only=local_only,
         )
     )  # fmt: skip
 
 
 _NO_ARRAYS = dict.fromkeys(
-    ("dy", "before_first", "given", "working", "final_state", "dstate", "y", "dv", "dy_dot_s", "d_dot_v",
-     "d_dot_before", "final_q")
+    ("dy", "before_heavy", "after_heavy", "given", "working", "final_state", "dstate", "y", "dv", "dy_dot_s", "d_dot_v",
+     "final_q")
 )  # fmt: skip

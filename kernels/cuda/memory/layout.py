@@ -20,9 +20,11 @@ MAX_TOP_K = 1024
 MAX_CHUNKED_K = 64  # beyond, the plain kernels serve
 MASS_BYTES = 64 * 1024  # of masses and their adjoints in shared memory; more live in device memory
 CHAIN_BYTES = 8  # of a chain's header
-HEADER_BYTES = 2 * 2 * GROUPS * CHAIN_BYTES  # two chunks, two rounds: see chain_cursor.cuh
-MIN_VERSIONS = 32  # that should fit in shared memory
-MAX_ROWS = 2**26 - 1  # ROW_MASK in chunk.cuh
+LIST_BYTES = 16  # of a list's header
+HEADER_BYTES = 2 * GROUPS * LIST_BYTES  # a round of lists of two chunks: see lists.cuh
+PAIRS_AT_ONCE = 16  # couplings that are copied to shared memory
+COUPLING_BYTES = 2816  # of a chunk's couplings in shared memory; further ones stay in device memory
+MAX_ROWS = 2**26 - 1
 
 _SLICE_CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # widest first, by the bytes of an accumulator
 
@@ -70,7 +72,6 @@ class Layout:
     aligned: bool  # whether the channels of a lane are all there and aligned, or none is
     in_shared: bool  # whether the slice of the state is in shared memory
     blocks: int  # on a multiprocessor
-    version_capacity: int  # versions in shared memory
 
     @functools.cached_property
     def chunk(self) -> int:
@@ -99,9 +100,19 @@ class Layout:
         return _whole(self.entries // 2, GROUPS)
 
     @functools.cached_property
-    def versions(self) -> int:
-        """The most versions that a chunk's accesses need."""
-        return self.chunk * max(self.accesses)
+    def record_bytes(self) -> int:
+        """Of ``ChunkRecord``: events, entries of lists, couplings, headers of lists."""
+        entries = self.chunk * sum(self.accesses) + self.entries
+        lists = max(GROUPS, self.chunk * self.top_k[0] // 2) + self.chains
+        pairs = _whole(self.chunk * (self.chunk + 1) // 2, PAIRS_AT_ONCE)
+        couplings = 2 * _whole(4 * self.chunk + 2 * pairs * self.acc_bytes, 16)
+        return _whole(2 * entries * self.acc_bytes, 16) + couplings + lists * LIST_BYTES
+
+    @functools.cached_property
+    def bytes_before_rows(self) -> int:
+        """Of the shared memory of a block of ``content.cu``: headers and entries of lists, and couplings."""
+        entries = self.chunk * max(self.top_k) * 2
+        return _whole(HEADER_BYTES + COUPLING_BYTES + entries * self.acc_bytes, 128)
 
     @functools.cached_property
     def row_bytes(self) -> int:
@@ -109,8 +120,9 @@ class Layout:
         return self.channels * self.acc_bytes
 
     def content_bytes(self, rows: int) -> int:
-        """Shared memory of a block of ``content.cu``: headers, zeros, the slice of the state, tokens, versions."""
-        return HEADER_BYTES + (1 + rows * self.in_shared + self.chunk + self.version_capacity) * self.row_bytes
+        """Shared memory of a block of ``content.cu``; the last rows are tokens of two chunks, zeros, the slice of the
+        state."""
+        return self.bytes_before_rows + (1 + rows * self.in_shared + 2 * self.chunk) * self.row_bytes
 
     def masses_in_shared(self, rows: int) -> bool:
         """Whether ``mass_forward.cu`` and ``mass_backward.cu`` have their numbers of the rows there."""
@@ -123,6 +135,7 @@ class Layout:
             ("ELEMENT", self.element), ("THREADS", THREADS), ("CHUNK", self.chunk), ("WRITES", self.top_k[0]),
             ("READS", self.top_k[1]), ("WRITES_PADDED", self.accesses[0]), ("READS_PADDED", self.accesses[1]),
             ("GROUPS_PER_TOKEN", self.groups_per_token), ("ENTRIES", self.entries), ("CHAINS", self.chains),
+            ("RECORD_BYTES", self.record_bytes),
         )  # fmt: skip
 
 
@@ -165,21 +178,14 @@ def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int,
     """
     element, size = type_name(dtype), sum_dtype(dtype).itemsize
     layouts = [
-        Layout(
-            element, size, (writes, reads), -(-channels // width), width, channels % (width // LANES) == 0, True, 1, 0
-        )
+        Layout(element, size, (writes, reads), -(-channels // width), width, channels % (width // LANES) == 0, True, 1)
         for width in _SLICE_CHANNELS[size]
     ]
     # with three blocks a thread has 80 registers: too few for accumulators of 8 bytes, or for more than four accesses
     own = max(layouts[0].accesses) // layouts[0].groups_per_token
     most = 3 if size == 4 and own <= 4 else 2
-    several = (
-        (layout, blocks, min(MIN_VERSIONS, layout.versions)) for layout in layouts for blocks in range(most, 1, -1)
-    )
-    one = ((layout, 1, 0) for layout in layouts)
-    for layout, blocks, least in (*several, *one):
-        capacity = (shared.shared_by(blocks) - layout.content_bytes(rows)) // layout.row_bytes
-        if capacity >= least:
-            return replace(layout, blocks=blocks, version_capacity=min(capacity, layout.versions))
-    layout = replace(layouts[0], in_shared=False, blocks=most)
-    return replace(layout, version_capacity=layout.versions)
+    several = ((layout, blocks) for layout in layouts for blocks in range(most, 1, -1))
+    for layout, blocks in (*several, *((layout, 1) for layout in layouts)):
+        if layout.content_bytes(rows) <= shared.shared_by(blocks):
+            return replace(layout, blocks=blocks)
+    return replace(layouts[0], in_shared=False, blocks=most)

@@ -15,12 +15,12 @@ struct alignas(2 * sizeof(Acc)) MassAdjoint {
     Acc q, dz;
 };
 
-// Where an access stands: its version, its index among the chunk's entries, and where its chain begins there. CHAINED: it
-// is in a chain with writes. LAST: no later write of the chunk changes the slot. DEAD: it does nothing.
-enum AccessTag : int { LAST = 1 << 29, CHAINED = 1 << 30, DEAD = int(1u << 31) };
-DEVICE int chained_tag(int version, int entry, int begin) { return CHAINED | version | entry << 9 | begin << 19; }
-DEVICE int unchained_tag(int entry) { return entry << 9; }  // a read in a read-only chain, or in none
-DEVICE int version_of(int tag) { return tag & 511; }
+// Where an access stands: its index among the chunk's entries, where its chain begins there and, of a write, its number
+// among the chunk's writes in chains. CHAINED: its chain has writes. LAST: a write after which none of the chunk changes
+// the slot. LISTED: a read in a chain, with writes or without. DEAD: an access that does nothing.
+enum AccessTag : int { LAST = 1 << 29, LISTED = LAST, CHAINED = 1 << 30, DEAD = int(1u << 31) };
+DEVICE int access_tag(int entry, int begin, int number) { return number | entry << 9 | begin << 19; }
+DEVICE int number_of(int tag) { return tag & 511; }
 DEVICE int entry_index(int tag) { return tag >> 9 & 1023; }
 DEVICE int chain_begin(int tag) { return tag >> 19 & 1023; }
 
@@ -33,12 +33,22 @@ struct alignas(4 * sizeof(Acc)) MassAccess {
     DEVICE bool live() const { return int(tag) >= 0; }
     DEVICE bool last() const { return int(tag) & LAST; }
     DEVICE bool chained() const { return int(tag) & CHAINED; }
-    // A write's code, as content.cu takes it.
-    DEVICE int code(int rows_in_shared, int version_capacity) const {
-        const int unchained = live() ? shared_row_of_slot(int(row)) : NOTHING;
-        return chained() ? version_code(version_of(int(tag)), rows_in_shared, version_capacity) : unchained;
-    }
+    // A write of more than half of its token's weight. At most a token's first is one.
+    DEVICE bool heavy() const { return live() && change.b > Acc(0.5); }
 };
+
+// A read, without what the masses do to it.
+struct alignas(8) SlotAccess {
+    int row, tag;
+
+    DEVICE static SlotAccess dead() { return {0, DEAD}; }
+    DEVICE bool live() const { return tag >= 0; }
+    DEVICE bool listed() const { return tag & LISTED; }
+    DEVICE bool chained() const { return tag & CHAINED; }
+};
+
+// Whether a thread's token is one of the chunk; known to the compiler where all threads have one.
+DEVICE constexpr bool in_chunk(int token, int width) { return CHUNK * width >= THREADS || token < CHUNK; }
 
 // The chunks that a block of the masses works through: all of a sequence and head, or one segment of it. Blocks: (B*H,
 // segments).

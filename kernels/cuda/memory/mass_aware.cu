@@ -11,13 +11,12 @@
 
 struct MassAwareParams {
     MemoryParams memory;
-    const MassAccess* reads;  // (B*H, chunks, CHUNK, R)
+    const SlotAccess* reads;  // (B*H, chunks, CHUNK, R)
     const Acc* read_mass;     // likewise
-    TokenEvent* read_events;  // likewise
-    const Acc* dy_dot_s;      // (slices, B*H, chunks, CHUNK, R)
-    MassAdjoint* gains;       // (B*H, chunks, CHUNK, R): what a read adds to q and dz
+    Acc* read_share;          // (B, T, H, READS): the weight that a read has by mass
+    const Acc* dy_dot_s;      // (B*H, chunks, CHUNK, R)
+    MassAdjoint* gains;       // likewise: what a read adds to q and dz
     Acc* dr;                  // (B, T, H, READS)
-    int slices;
 };
 
 // This thread's read.
@@ -50,15 +49,10 @@ struct Read {
 extern "C" __global__ void __launch_bounds__(THREADS) mass_aware_forward(const __grid_constant__ MassAwareParams p) {
     const Read read(p.memory);
     if (!read.inside) return;
-    TokenEvent& event = p.read_events[read.at()];
-    if (event.code == NOTHING) return;
     const Acc *r = read.weights(), *mass = p.read_mass + read.first;
     Acc total = 0, weighted = p.memory.eps;
     for (int j = 0; j < READS; j++) total += r[j], weighted += r[j] * mass[j];
-    const Acc weight = r[read.k] * (total * mass[read.k] / weighted);
-    event.coefficient = weight;
-    if (in_chain(int(event.code)))
-        p.memory.entries[read.number * ENTRIES + entry_index(int(p.reads[read.at()].tag))].coefficient = weight;
+    p.read_share[read.row + read.k] = r[read.k] * (total * mass[read.k] / weighted);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) mass_aware_backward(const __grid_constant__ MassAwareParams p) {
@@ -67,12 +61,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_aware_backward(const 
         if (threadIdx.x < CHUNK * R) p.gains[read.at()] = {0, 0};
         return;
     }
-    const long long stride = (long long)(gridDim.x) * CHUNK * R;  // from slice to slice
     const auto dot = [&](int j) {  // <dy, s>; 0 for a slot that nothing is written to, whatever dy is
-        Acc sum = 0;
-        if (p.read_events[read.first + j].code != NOTHING)
-            for (int slice = 0; slice < p.slices; slice++) sum += p.dy_dot_s[slice * stride + read.first + j];
-        return sum;
+        return p.reads[read.first + j].live() ? p.dy_dot_s[read.first + j] : Acc(0);
     };
     const Acc *r = read.weights(), *mass = p.read_mass + read.first;
     Acc total = 0, weighted = p.memory.eps, through = 0;

@@ -10,7 +10,7 @@ import numpy as np
 from ramnet_np.contract import Array
 
 from ..runtime.module import Launch, Specialisation
-from ..runtime.params import INT, POINTER, ParamStruct
+from ..runtime.params import POINTER, ParamStruct
 from .call import Call, Kept, memory_params
 from .layout import THREADS, Layout
 
@@ -20,8 +20,8 @@ def mass_aware_params(acc: np.dtype) -> ParamStruct:
     """``MassAwareParams`` of mass_aware.cu."""
     return ParamStruct(
         "MassAwareParams",
-        memory=memory_params(acc), reads=POINTER, read_mass=POINTER, read_events=POINTER, dy_dot_s=POINTER,
-        gains=POINTER, dr=POINTER, slices=INT,
+        memory=memory_params(acc), reads=POINTER, read_mass=POINTER, read_share=POINTER, dy_dot_s=POINTER,
+        gains=POINTER, dr=POINTER,
     )  # fmt: skip
 
 
@@ -39,11 +39,11 @@ def _launch(layout: Layout, name: str, blocks: int) -> Launch:
 
 
 def mass_aware_forward(call: Call, layout: Layout, memory: Any, kept: Kept) -> None:
-    """Turn the weights of the read events and entries of ``kept`` into shares by mass."""
+    """Fill ``kept.read_share`` with the weights that reads have by mass."""
     _launch(layout, "mass_aware_forward", kept.all_chunks)(
         mass_aware_params(call.acc)(
-            memory=memory, reads=kept.reads, read_mass=kept.read_mass, read_events=kept.read_events, dy_dot_s=None,
-            gains=None, dr=None, slices=layout.slices,
+            memory=memory, reads=kept.reads, read_mass=kept.read_mass, read_share=kept.read_share, dy_dot_s=None,
+            gains=None, dr=None,
         )
     )  # fmt: skip
 
@@ -51,15 +51,15 @@ def mass_aware_forward(call: Call, layout: Layout, memory: Any, kept: Kept) -> N
 def mass_aware_backward(call: Call, layout: Layout, memory: Any, kept: Kept, dy_dot_s: Array, dr: Array) -> Array:
     """Fill ``dr`` (B, T, H, K_r) from <dy, s> of every read; return what reads add to q and dz of their slots.
 
-    ``dy_dot_s``: (slices, B*H, chunks, CHUNK, R). Returns (B*H, chunks, CHUNK, R, 2).
+    ``dy_dot_s``: (B*H, chunks, CHUNK, R). Returns (B*H, chunks, CHUNK, R, 2).
     """
     import cupy
 
-    gains = cupy.empty((*kept.read_events.shape[:4], 2), dtype=call.acc)
+    gains = cupy.empty((*kept.reads.shape[:4], 2), dtype=call.acc)
     _launch(layout, "mass_aware_backward", kept.all_chunks)(
         mass_aware_params(call.acc)(
-            memory=memory, reads=kept.reads, read_mass=kept.read_mass, read_events=kept.read_events, dy_dot_s=dy_dot_s,
-            gains=gains, dr=dr, slices=layout.slices,
+            memory=memory, reads=kept.reads, read_mass=kept.read_mass, read_share=None, dy_dot_s=dy_dot_s, gains=gains,
+            dr=dr,
         )
     )  # fmt: skip
     return gains

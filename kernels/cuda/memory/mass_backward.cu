@@ -14,8 +14,8 @@
 //     e = kappa deta = kappa <d, v> - q
 //     dz -= eta e / (alpha z' + eps),   dalpha = dz z',   dw = e / (z + eps) + dz (before) + dalpha alpha'(w)
 //
-// That is as exact as w stays away from 1. At most one weight of a token is above 1/2, its first. For that one the passes
-// over the contents do compute <d, before>. memory/plain.cu has the same steps token after token.
+// That is as exact as w stays away from 1. At most one weight of a token is above 1/2, its first. For that one couplings.cu
+// does compute <d, before>. memory/plain.cu has the same steps token after token.
 //
 // Only q and dz, the adjoint of z, go from chunk to chunk (chunk.cuh). A block works through the chunks of a (batch, head),
 // or of a segment of it (segments.cu), last to first, with its rows in shared memory (device memory if there are too many).
@@ -24,8 +24,8 @@
 // thread token * R + k read k, and chains, thread c chain c:
 //
 //        write threads                               read threads
-//     1  prepare the next chunk's writes: sums over  unconflicted reads: q += r <dy, s>;
-//        slices, slopes of alpha                     chains, access after access
+//     1  prepare the next chunk's writes: slopes of  reads that share no slot: q += r <dy, s>;
+//        alpha                                       chains, access after access
 //     2  apply this chunk's: q, dz, dw, dgamma       prepare the next chunk's reads: <dy, s>, dr
 //
 // dz at the end of a segment is not known before later segments are done, but dz at its start is a dz + b, where a and b
@@ -41,13 +41,12 @@ static_assert((!SEGMENTED || MASS_IN_SHARED) && (!LOCAL_ONLY || SEGMENTED), "seg
 
 struct MassBackwardParams {
     MemoryParams memory;
-    const Acc* d_dot_v;                  // of every write: (SLICES, B*H, chunks, CHUNK, W)
-    const Acc* d_dot_before;             // of a token's first write: (SLICES, B*H, chunks, CHUNK)
-    const Acc* dy_dot_s;                 // of every read: (SLICES, B*H, chunks, CHUNK, R)
+    const Acc* d_dot_v;                  // of every write: (B*H, chunks, CHUNK, W)
+    const Acc* d_dot_before;             // of a token's first write, if it is heavy: (B*H, chunks, CHUNK)
+    const Acc* dy_dot_s;                 // of every read: (B*H, chunks, CHUNK, R)
     const MassAccess* writes;            // (B*H, chunks, CHUNK, W)
     const Acc* mass_before;              // likewise
-    const TokenEvent* read_events;       // (B*H, chunks, CHUNK, R)
-    const unsigned short* read_entries;  // likewise
+    const SlotAccess* reads;             // (B*H, chunks, CHUNK, R)
     const MassAdjoint* gains;            // likewise: what a read adds, if MASS_AWARE
     const Acc* final_q;                  // (final_q_parts, B*H, segments, rows): q at the end is their sum; or null for 0
     const Acc* dfinal_mass;              // (B*H, segments, rows): dz at the end, or null for 0
@@ -58,8 +57,6 @@ struct MassBackwardParams {
     Affine* local_begin;                 // (B*H, segments, rows): dz at a segment's start, if LOCAL_ONLY
     int final_q_parts, segments, chunks_of_segment;
 };
-
-constexpr int SLICES_AT_ONCE = SLICES < 8 ? SLICES : 8;  // parts of <d, before> that lanes of a token load
 
 // The sum over the lanes that have writes of the same token, of up to a warp.
 DEVICE Acc sum_over_token(Acc x) {
@@ -84,10 +81,7 @@ struct Block {
     MassAdjoint* const adjoint;  // by rows
     Acc* const decay;            // by rows: what dz at the end is multiplied by, if LOCAL_ONLY
 
-    // Tokens of all sequences in one slice, and those before this sequence, in arrays (.., B*H, chunks, CHUNK).
-    DEVICE long long tokens_of_slice() const {
-        return (long long)(p.memory.all_chunks) * CHUNK;
-    }
+    // Tokens before this sequence, in arrays (B*H, chunks, CHUNK).
     DEVICE long long first_token() const { return sequence.chunk(0) * CHUNK; }
 };
 
@@ -99,12 +93,10 @@ struct WriteThreads {
     const ELEMENT* gammas;
     Acc* dw;
     ELEMENT* dgamma;
-    const long long stride;  // from slice to slice, in tokens
 
     struct {
         MassAccess write;
-        Acc mass_before, part_before;  // part of <d, before>: lane k < 8 of a token has slice k
-        SumOverSlices dots;
+        Acc mass_before, dot, dot_before;
         ELEMENT gamma;
     } raw;
     struct Ready {
@@ -114,11 +106,10 @@ struct WriteThreads {
     } now, next;
 
     DEVICE explicit WriteThreads(const Block& block)
-        : block(block), thread(threadIdx.x % THREADS), token(thread / W), k(thread % W), stride(block.tokens_of_slice()) {
+        : block(block), thread(threadIdx.x % THREADS), token(thread / W), k(thread % W) {
         const MassBackwardParams& p = block.p;
         const long long first = block.first_token();
-        dots = p.d_dot_v + first * W + thread;
-        dots_before = p.d_dot_before + (k < SLICES_AT_ONCE ? k : 0) * stride + first + token;
+        dots = p.d_dot_v + first * W + thread, dots_before = p.d_dot_before + first + token;
         writes = p.writes + first * W + thread, mass_before = p.mass_before + first * W + thread;
         gammas = p.memory.gamma ? p.memory.gamma + block.sequence.first : nullptr;
         dw = p.dw + block.sequence.first * WRITES + k, dgamma = p.dgamma + block.sequence.first;
@@ -126,33 +117,27 @@ struct WriteThreads {
     DEVICE int t_of(int chunk) const { return chunk * CHUNK + token; }
 
     DEVICE void load(int chunk) {
-        raw.write = MassAccess::dead(), raw.mass_before = 0, raw.part_before = 0;
+        raw.write = MassAccess::dead(), raw.mass_before = 0, raw.dot = 0, raw.dot_before = 0;
         if (chunk < block.range.begin || thread >= CHUNK * W) return;
         const unsigned at = unsigned(chunk) * (CHUNK * W);
         raw.write = load_read_only(writes + at), raw.mass_before = load_read_only(mass_before + at);
-        raw.dots.load(dots + at, stride * W);
-        raw.part_before = load_read_only(dots_before + unsigned(chunk) * CHUNK);
+        raw.dot = load_read_only(dots + at);
+        if (k == 0) raw.dot_before = load_read_only(dots_before + unsigned(chunk) * CHUNK);
         const int t = t_of(chunk);
         if (gammas && t < block.sequence.tokens) raw.gamma = gammas[unsigned(t) * unsigned(block.p.memory.heads)];
     }
     // From the inputs that are there; then loads those of the chunk after it.
     DEVICE Ready prepare(int chunk) {
-        const unsigned at = unsigned(chunk) * (CHUNK * W);
-        Acc dot_before = k < SLICES_AT_ONCE ? raw.part_before : Acc(0);
         const Acc gamma = gammas ? wait_for_load(widen(raw.gamma)) : block.p.memory.constant_gamma;
+        const Acc mass_before = wait_for_load(raw.mass_before), dot = wait_for_load(raw.dot);
+        const Acc dot_before = wait_for_load(raw.dot_before);
         Ready ready;
         ready.write = raw.write;
-        const Acc mass_before = wait_for_load(raw.mass_before);
-        const Acc dot = ready.write.live() ? raw.dots.sum(dots + at, stride * W) : Acc(0);
-        if (SLICES > 8 && k < 8 && chunk >= block.range.begin && token < CHUNK)
-#pragma unroll 1
-            for (int slice = k + 8; slice < SLICES; slice += 8)
-                dot_before += load_read_only(dots_before + (slice - k) * stride + unsigned(chunk) * CHUNK);
-#pragma unroll
-        for (int distance = 1; distance < 8; distance *= 2) dot_before += __shfl_xor_sync(~0u, dot_before, distance);
         load(chunk - 1);
         if (ready.write.live())
-            prepare_write(block.p.memory, ready.write, gamma, mass_before, k == 0, dot, dot_before, ready.update, ready.terms);
+            prepare_write(
+                block.p.memory, ready.write, gamma, mass_before, k == 0 && ready.write.heavy(), dot, dot_before,
+                ready.update, ready.terms);
         return ready;
     }
     DEVICE void publish() {
@@ -215,33 +200,29 @@ struct WriteThreads {
 struct ReadThreads {
     const Block& block;
     const int thread, token, k, round;
-    const Acc* dots;
-    const TokenEvent* read_events;
-    const unsigned short* read_entries;
+    const Acc *dots, *weights;
+    const SlotAccess* reads;
     const MassAdjoint* gains;
     const Chain* chains;
     Acc* dr;
-    const long long stride;
 
     struct {
-        TokenEvent event;
-        int entry;
-        SumOverSlices dots;
+        SlotAccess read;
+        Acc dot, weight;
         MassAdjoint gain;
     } raw;
     struct {
-        int code;
+        SlotAccess read;
         MassAdjoint gain;
     } now;
     Chain chain, next_chain;
 
     DEVICE explicit ReadThreads(const Block& block)
-        : block(block), thread(threadIdx.x % THREADS), token(thread / R), k(thread % R), round(thread / CHAINS_PER_ROUND),
-          stride(block.tokens_of_slice()) {
+        : block(block), thread(threadIdx.x % THREADS), token(thread / R), k(thread % R), round(thread / CHAINS_PER_ROUND) {
         const MassBackwardParams& p = block.p;
         const long long first = block.first_token();
         dots = p.dy_dot_s + first * R + thread;
-        read_events = p.read_events + first * R + thread, read_entries = p.read_entries + first * R + thread;
+        reads = p.reads + first * R + thread, weights = p.memory.read_weight + block.sequence.first * READS + k;
         dr = p.dr + block.sequence.first * READS + k;
         if (MASS_AWARE) gains = p.gains + first * R + thread;
         const int loaded = round < MIN_ROUNDS ? thread : thread % CHAINS_PER_ROUND;  // further rounds are rare
@@ -251,15 +232,18 @@ struct ReadThreads {
     DEVICE void load(int chunk) {
         // before the first chunk, nobody looks at it
         next_chain = chains[unsigned(chunk < block.range.begin ? block.range.begin : chunk) * CHAINS];
-        raw.event = {NOTHING, 0};
+        raw.read = SlotAccess::dead();
         if (chunk < block.range.begin || thread >= CHUNK * R) return;
         const unsigned at = unsigned(chunk) * (CHUNK * R);
-        raw.event = load_read_only(read_events + at);
-        raw.entry = load_read_only(read_entries + at);
-        if (MASS_AWARE)
+        raw.read = load_read_only(reads + at);
+        if (MASS_AWARE) {
             raw.gain = load_read_only(gains + at);
-        else
-            raw.dots.load(dots + at, stride * R);
+        } else {
+            const int t = chunk * CHUNK + token;
+            raw.dot = load_read_only(dots + at);
+            if (t < block.sequence.tokens && k < READS)
+                raw.weight = load_read_only(weights + unsigned(t) * unsigned(block.p.memory.heads * READS));
+        }
     }
     DEVICE void prepare_chain(int chunk) {
         chain = next_chain;
@@ -276,23 +260,23 @@ struct ReadThreads {
     // What the read adds to q and dz of its slot; and dr, unless reads are mass-aware (mass_aware.cu).
     DEVICE void prepare_read(int chunk) {
         const MemoryParams& memory = block.p.memory;
-        const int code = wait_for_load(int(raw.event.code)), t = chunk * CHUNK + token;
+        const SlotAccess read = raw.read;
+        const int t = chunk * CHUNK + token;
         MassAdjoint gain{0, 0};
         if (MASS_AWARE) {
-            if (code != NOTHING) gain = raw.gain;
+            if (read.live()) gain = raw.gain;
         } else {
-            Acc dot = 0;  // <dy, s>; 0 for a slot that nothing is written to, whatever dy is
-            if (code != NOTHING) dot = raw.dots.sum(dots + unsigned(chunk) * (CHUNK * R), stride * R);
-            gain.q = raw.event.coefficient * dot;
+            const Acc dot = read.live() ? raw.dot : Acc(0);  // <dy, s>; 0 for a slot that nothing is written to, whatever dy is
+            if (read.live()) gain.q = raw.weight * dot;
             if (!LOCAL_ONLY && chunk >= block.range.begin && token < CHUNK && k < READS && t < block.sequence.tokens)
                 dr[unsigned(t) * unsigned(memory.heads * READS)] = dot;
         }
-        now = {code, gain};
-        if (in_chain(code)) block.exchange.update_at[raw.entry] = AdjointUpdate::of_read(gain);
+        now = {read, gain};
+        if (read.live() && read.listed()) block.exchange.update_at[entry_index(read.tag)] = AdjointUpdate::of_read(gain);
     }
     DEVICE void apply_unconflicted() const {
-        if (!is_unconflicted(now.code)) return;
-        MassAdjoint& a = block.adjoint[row_of_code(now.code)];
+        if (!now.read.live() || now.read.listed()) return;
+        MassAdjoint& a = block.adjoint[now.read.row];
         a.q += now.gain.q;
         if (MASS_AWARE) a.dz += now.gain.dz;
     }

@@ -17,11 +17,14 @@ from .retention import require_rule
 
 
 class Dots(NamedTuple):
-    """Dot products over the channels of a slice, which the passes over the contents leave for the masses."""
+    """Dot products over channels. ``content.cu`` leaves those with the slots before or after a chunk, of each slice;
+    ``couplings.cu`` turns the first slice's into those that the masses need, over all channels."""
 
     dy_dot_s: Array  # (slices, B*H, chunks, CHUNK, R): of every read
     d_dot_v: Array  # (slices, B*H, chunks, CHUNK, W): of every write
-    d_dot_before: Array  # (slices, B*H, chunks, CHUNK): of a token's first write
+    d_dot_before: Array  # (B*H, chunks, CHUNK): of a token's first write, by ``couplings.cu`` where it is heavy
+    before_heavy: Array  # (B, T, H, C): content, before the chunk, of the slot of a token's heavy write; else not set
+    after_heavy: Array  # (B, T, H, C): its adjoint after the chunk
 
 
 class MassGrads(NamedTuple):
@@ -39,7 +42,7 @@ def mass_backward_params(acc: np.dtype) -> ParamStruct:
     return ParamStruct(
         "MassBackwardParams",
         memory=memory_params(acc), d_dot_v=POINTER, d_dot_before=POINTER, dy_dot_s=POINTER, writes=POINTER,
-        mass_before=POINTER, read_events=POINTER, read_entries=POINTER, gains=POINTER, final_q=POINTER,
+        mass_before=POINTER, reads=POINTER, gains=POINTER, final_q=POINTER,
         dfinal_mass=POINTER, working=POINTER, dw=POINTER, dr=POINTER, dgamma=POINTER, dgiven_mass=POINTER,
         local_begin=POINTER, final_q_parts=INT, segments=INT, chunks_of_segment=INT,
     )  # fmt: skip
@@ -52,8 +55,7 @@ def mass_backward_specialisation(
     """``mass_backward.cu`` for a layout and a rule; ``in_shared``: whether the adjoints are in shared memory."""
     defines = (
         *layout.defines, ("UPDATE", require_rule(update)), ("MASS_AWARE", int(mass_aware)),
-        ("MASS_IN_SHARED", int(in_shared)), ("SLICES", layout.slices), ("SEGMENTED", int(segmented)),
-        ("LOCAL_ONLY", int(local_only)),
+        ("MASS_IN_SHARED", int(in_shared)), ("SEGMENTED", int(segmented)), ("LOCAL_ONLY", int(local_only)),
     )  # fmt: skip
     params = mass_backward_params(np.dtype(f"f{layout.acc_bytes}"))
     return Specialisation("memory/mass_backward.cu", ("mass_backward",), defines, (params,))
@@ -102,9 +104,9 @@ def mass_backward(
     launch(
         mass_backward_params(call.acc)(
             memory=memory, d_dot_v=dots.d_dot_v, d_dot_before=dots.d_dot_before, dy_dot_s=dots.dy_dot_s,
-            writes=kept.writes, mass_before=kept.mass_before, read_events=kept.read_events,
-            read_entries=kept.read_entries, gains=gains, final_q=final_q, dfinal_mass=dfinal_mass, working=working,
-            dw=grads.dw, dr=grads.dr, dgamma=grads.dgamma, dgiven_mass=grads.dgiven, local_begin=local_begin,
+            writes=kept.writes, mass_before=kept.mass_before, reads=kept.reads, gains=gains, final_q=final_q,
+            dfinal_mass=dfinal_mass, working=working, dw=grads.dw, dr=grads.dr, dgamma=grads.dgamma,
+            dgiven_mass=grads.dgiven, local_begin=local_begin,
             final_q_parts=0 if final_q is None else len(final_q), segments=count, chunks_of_segment=length,
         )
     )  # fmt: skip

@@ -2,8 +2,7 @@
 //
 //     z[row] = alpha z[row] + w,   eta = w / (z[row] + eps)
 //
-// eta goes into the write events and into the entries of chains that conflicts.cu made, for content.cu to work through.
-// Mass-aware reads need z[row] as a token's writes left it (mass_aware.cu).
+// couplings.cu takes eta from here to the contents. Mass-aware reads need z[row] as a token's writes left it (mass_aware.cu).
 //
 // Only z goes from chunk to chunk (chunk.cuh). A block works through the chunks of a (batch, head), or of a segment of it
 // (segments.cu), one after another, with the rows' masses in shared memory (device memory if there are too many rows).
@@ -31,11 +30,9 @@ struct MassForwardParams {
     const MassAccess* writes;        // (B*H, chunks, CHUNK, W), as conflicts.cu left them
     const Affine* change_before;     // likewise
     const MassAccess* reads;         // (B*H, chunks, CHUNK, R) if MASS_AWARE
-    TokenEvent* write_events;        // (B*H, chunks, CHUNK, W)
-    Acc* mass_before;                // likewise: before each write
+    Acc *eta, *mass_before;          // (B*H, chunks, CHUNK, W); the mass before each write
     Acc* read_mass;                  // (B*H, chunks, CHUNK, R) if MASS_AWARE
     int segments, chunks_of_segment;
-    int rows_in_shared, version_capacity;  // of content.cu: the state's rows, versions
 };
 
 constexpr int RING = 4;  // chunks whose loads are under way
@@ -108,19 +105,17 @@ struct Stage {
 struct MassArrays {
     const MassAccess *writes, *reads;
     const Affine* change_before;
-    TokenEvent *write_events, *entries;
-    Acc *mass_before, *read_mass;
+    Acc *eta, *mass_before, *read_mass;
 
     DEVICE MassArrays(const MassForwardParams& p, const Sequence& sequence, int first_chunk) {
         const long long first = sequence.chunk(first_chunk) * CHUNK;
         writes = p.writes + first * W + threadIdx.x, change_before = p.change_before + first * W;
-        write_events = p.write_events + first * W + threadIdx.x, mass_before = p.mass_before + first * W + threadIdx.x;
-        entries = p.memory.entries + sequence.chunk(first_chunk) * ENTRIES;
+        eta = p.eta + first * W + threadIdx.x, mass_before = p.mass_before + first * W + threadIdx.x;
         if (MASS_AWARE) reads = p.reads + first * R, read_mass = p.read_mass + first * R;
     }
     DEVICE void advance() {
         writes += RING * CHUNK * W, change_before += RING * CHUNK * W;
-        write_events += RING * CHUNK * W, mass_before += RING * CHUNK * W, entries += RING * ENTRIES;
+        eta += RING * CHUNK * W, mass_before += RING * CHUNK * W;
         if (MASS_AWARE) reads += RING * CHUNK * R, read_mass += RING * CHUNK * R;
     }
     // ``ahead``: chunks from where the pointers stand.
@@ -130,7 +125,7 @@ struct MassArrays {
     DEVICE void load_change_before(Stage& to, bool there, int ahead) const {
         to.before = {1, 0};
         if (there && to.write.chained())
-            to.before = load_read_only(change_before + ahead * CHUNK * W + version_of(int(to.write.tag)));
+            to.before = load_read_only(change_before + ahead * CHUNK * W + number_of(int(to.write.tag)));
     }
 };
 
@@ -165,9 +160,8 @@ DEVICE Acc store_eta(
     const Acc eta = w / (write.change(mass) + p.memory.eps);  // 0 if nothing is written
     if (threadIdx.x < CHUNK * W) {
         arrays.mass_before[s * CHUNK * W] = mass;
-        arrays.write_events[s * CHUNK * W] = {write.code(p.rows_in_shared, p.version_capacity), eta};
+        arrays.eta[s * CHUNK * W] = eta;
     }
-    if (write.chained()) arrays.entries[s * ENTRIES + entry_index(int(write.tag))].coefficient = eta;
     return eta;
 }
 

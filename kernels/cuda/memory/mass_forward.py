@@ -21,8 +21,8 @@ def mass_forward_params(acc: np.dtype) -> ParamStruct:
     return ParamStruct(
         "MassForwardParams",
         memory=memory_params(acc), given=POINTER, working=POINTER, final_mass=POINTER, decay_products=POINTER,
-        writes=POINTER, change_before=POINTER, reads=POINTER, write_events=POINTER, mass_before=POINTER,
-        read_mass=POINTER, segments=INT, chunks_of_segment=INT, rows_in_shared=INT, version_capacity=INT,
+        writes=POINTER, change_before=POINTER, reads=POINTER, eta=POINTER, mass_before=POINTER, read_mass=POINTER,
+        segments=INT, chunks_of_segment=INT,
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def mass_forward(
     final: Array | None,
     decay_products: Array | None,
 ) -> None:
-    """eta of every write into the events and entries of ``kept``, and the masses before writes (and at reads).
+    """eta of every write into ``kept``, and the masses before writes (and at reads).
 
     ``segments``: how many, and chunks of each; ``given``: (B*H, segments, rows), masses to start from, or None;
     ``final``: (B*H, rows), set to the masses at the end, and worked on where shared memory is too small; or None.
@@ -71,8 +71,7 @@ def mass_forward(
     launch(
         mass_forward_params(call.acc)(
             memory=memory, given=given, working=final, final_mass=final, decay_products=decay_products,
-            writes=kept.writes, change_before=change_before, reads=kept.reads, write_events=kept.write_events,
+            writes=kept.writes, change_before=change_before, reads=kept.mass_reads, eta=kept.eta,
             mass_before=kept.mass_before, read_mass=kept.read_mass, segments=count, chunks_of_segment=length,
-            rows_in_shared=call.rows * layout.in_shared, version_capacity=layout.version_capacity,
         )
     )  # fmt: skip

@@ -16,6 +16,7 @@ from ..runtime.arrays import allocate_together, contiguous_aligned
 from .call import Call, Kept, Segments, allocate_kept, fill_memory_params
 from .conflicts import find_conflicts
 from .content import content_pass
+from .couplings import couple_backward, couple_forward
 from .layout import (
     MAX_CHUNKED_K,
     MAX_ROWS,
@@ -145,14 +146,14 @@ def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, C
     segments = Segments(1, -(-T // layout.chunk), 1)
     if call.state is None and not return_state and not call.renumbered and not call.alone:
         segments = choose_segments(layout, B * H, T, rows, processors(device))
-    kept = allocate_kept(call, layout, segments)
+    kept = allocate_kept(call, layout)
     memory = fill_memory_params(call, kept)
     y = cupy.empty(call.values.shape, dtype=call.values.dtype)
     content = _final(call, "slots", layout.in_shared, return_state)
     mass = _final(call, "mass", layout.masses_in_shared(rows), return_state)
     starts = decay_products = None
     if B:
-        # 1. conflicts
+        # 1. which accesses share a slot
         change_before = find_conflicts(call, layout, memory, kept)
         # 2. masses: eta of every write, weight of every read
         given = None if call.state is None else call.state.mass
@@ -167,7 +168,9 @@ def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, C
         )
         if call.options.mass_aware:
             mass_aware_forward(call, layout, memory, kept)
-        # 3. contents
+        # 3. couplings within chunks
+        couple_forward(call, layout, memory, kept)
+        # 4. contents
         start, run = None if call.state is None else call.state.slots, (call, layout, kept, segments)
         if segments.contents > 1:
             start = starts = cupy.empty((B * H, segments.contents, rows, C), dtype=call.acc)
@@ -193,27 +196,24 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
     (B, _, H, C), rows, acc, (W, R) = call.values.shape, call.rows, call.acc, layout.accesses
     N = call.batch
     tokens = (layout.slices, *kept.chunks, layout.chunk)
-    dots = Dots(*allocate_together(((*tokens, R), acc), ((*tokens, W), acc), (tokens, acc)))
-    before_first, dw, dr = allocate_together(
-        (call.values.shape, acc), (call.write.weight.shape, acc), (call.read.weight.shape, acc)
-    )
+    channels = call.values.shape, acc
+    dots = Dots(*allocate_together(((*tokens, R), acc), ((*tokens, W), acc), (tokens[1:], acc), channels, channels))
+    dw, dr = allocate_together((call.write.weight.shape, acc), (call.read.weight.shape, acc))
     dv, dgamma = cupy.empty_like(call.values), cupy.empty(call.values.shape[:3], dtype=call.values.dtype)
     final_q = None if dstate is None else cupy.empty((layout.slices, N * H, rows), dtype=acc)
     dgiven = None
     if call.state is not None:
         dgiven = RAMState(cupy.empty((N, H, rows, C), dtype=acc), cupy.empty((N, H, rows), dtype=acc))
     if B:
-        # 3. contents: once more forward, for the gradients of the reads; then back
+        # 4. contents: once more forward, for the gradients of the reads; then back
         run = call, layout, kept, segments
         start = starts if starts is not None else None if call.state is None else call.state.slots
         end = None if dstate is None else dstate.slots
         content_pass(
-            "content_backward_recompute", *run, dy=dy, before_first=before_first, given=start, dstate=end,
+            "content_backward_recompute", *run, dy=dy, before_heavy=dots.before_heavy, given=start, dstate=end,
             working=None if layout.in_shared else _working(call, "slots"), dy_dot_s=dots.dy_dot_s, final_q=final_q,
         )  # fmt: skip
-        outputs = {
-            "dy": dy, "before_first": before_first, "dv": dv, "d_dot_v": dots.d_dot_v, "d_dot_before": dots.d_dot_before
-        }  # fmt: skip
+        outputs = {"dy": dy, "dv": dv, "d_dot_v": dots.d_dot_v, "after_heavy": dots.after_heavy}
         if segments.contents > 1:
             end = cupy.empty_like(starts)
             content_pass("content_backward", *run, final_state=end, local_only=True, skip_first=1, **outputs)
@@ -226,8 +226,12 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
         )  # fmt: skip
         if dgiven is not None and dcontent is not None:
             dgiven = RAMState(dcontent.reshape(N, H, rows, C), dgiven.mass)
+        # 3. couplings
+        couple_backward(call, layout, memory, kept, dots, dy)
         # 2. masses
-        gains = mass_aware_backward(call, layout, memory, kept, dots.dy_dot_s, dr) if call.options.mass_aware else None
+        gains = None
+        if call.options.mass_aware:
+            gains = mass_aware_backward(call, layout, memory, kept, dots.dy_dot_s[0], dr)
         dmass = None if dstate is None else dstate.mass
         grads = MassGrads(dw, dr, dgamma, dgiven and dgiven.mass)
         arguments = call, layout, memory, kept, dots, grads, (segments.contents, segments.chunks)

@@ -60,7 +60,7 @@ struct Stage {
     // ``change_before``: of the chunk
     DEVICE void load_change_before(const Affine* change_before) {
         before = {1, 0};
-        if (write.last() && write.chained()) before = load_read_only(change_before + version_of(int(write.tag)));
+        if (write.last() && write.chained()) before = load_read_only(change_before + number_of(int(write.tag)));
     }
     DEVICE void apply(Affine* of_row) const {
         if (!write.last()) return;

@@ -73,8 +73,7 @@ struct Lane {
         first_chunk = (unsigned long long)(unsigned(span.first_chunk)) * heads + head * unsigned(all_chunks) + unsigned(begin);
         before_slice = (long long)(p.all_chunks) * slice;
         const int channel = slice * CHANNELS + lane * TILE;
-        const long long row = (long long)(span.begin) + begin * CHUNK + token;
-        first = (row * heads + head) * channels + channel;
+        first = (((long long)(span.begin) + begin * CHUNK + token) * heads + head) * channels + channel;
 #pragma unroll
         for (int i = 0; i < TILE; i++) inside[i] = channel + i < channels;
     }

@@ -28,6 +28,12 @@ DEVICE void store_shared(unsigned address, double x) {
     asm volatile("st.shared.f64 [%0], %1;" ::"r"(address), "d"(x) : "memory");
 }
 
+// An address that the compiler would otherwise compute anew at each use.
+template <class T> DEVICE T* computed_once(T* address) {
+    asm volatile("" : "+l"(address));
+    return address;
+}
+
 // Forces the wait for this load now, for the whole warp. Loads share a scoreboard counter, so waiting later would also
 // wait for every load issued in between. Use it after a rare branch that loads.
 template <class T> DEVICE T wait_for_load(T x) { return __shfl_sync(~0u, x, threadIdx.x % 32); }

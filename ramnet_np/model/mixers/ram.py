@@ -25,7 +25,7 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
-from ramnet_np.core.checks import check_options
+from ramnet_np.core.option_checks import check_options
 from ramnet_np.core.retention import RULES
 from ramnet_np.core.state_checks import check_in_place, check_state
 from ramnet_np.layers.few_rows import normed_products

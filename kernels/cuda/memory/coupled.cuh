@@ -1,0 +1,40 @@
+// What tokens of a chunk add to one another (chunk.cuh): the sums with the couplings, and copies to shared memory.
+#pragma once
+#include "memory/state_slice.cuh"
+
+// The upper half of the warps copies: the lower half has most of the lists.
+constexpr int COPIERS = THREADS / 2;
+DEVICE int copier() { return int(threadIdx.x) - (THREADS - COPIERS); }  // below 0: none
+
+// Copies ``count`` things, of at most MOST, to shared memory.
+template <int MOST, class T> DEVICE void copy_to_shared(T* to, const T* from, int count) {
+    constexpr int EACH = sizeof(T) < 16 ? 16 / sizeof(T) : 1;
+#pragma unroll
+    for (int first = 0; first < MOST; first += COPIERS * EACH) {
+        const int i = first + copier() * EACH;
+        if (i < count) copy_async<16>(to + i, from + i);
+    }
+}
+
+DEVICE CouplingLists& shared_couplings() { return *reinterpret_cast<CouplingLists*>(dynamic_shared() + HEADER_BYTES); }
+constexpr int SHARED_PAIRS = (COUPLING_BYTES - CHUNK * 4) / (PAIRS_AT_ONCE * sizeof(TokenEvent)) * PAIRS_AT_ONCE;
+
+// ``coupled``: pairs of the chunk, in PAIRS_AT_ONCE.
+DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
+    if (copier() < 0) return;
+    copy_to_shared<CHUNK>(shared_couplings().of_token, lists.of_token, CHUNK);
+    copy_to_shared<SHARED_PAIRS>(shared_couplings().pairs, lists.pairs, min(coupled * PAIRS_AT_ONCE, SHARED_PAIRS));
+    end_group_of_copies();
+}
+
+// Adds the group's share of its token's couplings, times the other tokens' rows. ``lists``: where those are that shared
+// memory does not hold.
+DEVICE void add_coupled(const Lane& lane, const StateSlice& state, int chunk, const CouplingLists& lists, Tile& sum) {
+    const int own = lane.takes_part() ? shared_couplings().of_token[lane.token] : 0;
+    const int begin = own & 0xffff, end = begin + (own >> 16);
+#pragma unroll 2
+    for (int i = begin + lane.part; i < end; i += GROUPS_PER_TOKEN) {
+        const TokenEvent e = i < SHARED_PAIRS ? shared_couplings().pairs[i] : lists.pairs[i];
+        sum.add(e.coefficient, state[state.token_row(chunk, int(e.code))]);
+    }
+}

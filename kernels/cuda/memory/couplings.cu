@@ -1,0 +1,207 @@
+// What the tokens of a chunk mean to one another, once for all channels (chunk.cuh has the equations): A, r~ and eta~ of every
+// access, and lists of the slots that several accesses change.
+//
+// Who computes what: see couplings.cuh; thread c has the lists of the slot of chain c.
+//
+// Compiled with: what chunk.cuh and couplings.cuh ask for.
+#include "memory/couplings.cuh"
+
+constexpr int READ_LANES = R < 32 ? R : 32, READ_PARTS = R / READ_LANES;  // a token's reads in a warp; warps of a token
+
+// Lists of writes and of reads, and their entries, before a thread's.
+struct ListCounts {
+    unsigned writes, reads;  // lists | entries << 16
+
+    DEVICE static unsigned of(bool there, int entries) { return there ? 1 | entries << 16 : 0; }
+    DEVICE void add(const ListCounts& x) { writes += x.writes, reads += x.reads; }
+};
+
+struct ForwardShared {
+    ChunkSlots slots;
+    alignas(16) Acc coupling[READ_PARTS * CHUNK * (CHUNK + 1)];  // parts of A_tj
+    unsigned row[32], column[32];                                // masks: where a row of A, and a column, is not 0
+    ListCounts lists_of_warp[THREADS / 32];
+    int pairs;                                               // of A that are not 0
+    unsigned short write_list[ENTRIES], read_list[ENTRIES];  // where a slot's entries begin, by where its chain does
+
+    DEVICE static int place_of(int part, int t, int j) { return (part * CHUNK + t) * (CHUNK + 1) + j; }
+    DEVICE void add_part(int part, int t, int j, Acc a) {
+        coupling[place_of(part, t, j)] = a;
+        atomicOr(row + t, 1u << j), atomicOr(column + j, 1u << t);
+    }
+    // Not 0, of those that ``row`` and ``column`` name. Nobody sets the others, unless a token has several parts.
+    DEVICE Acc coupling_of(int t, int j) const {
+        Acc sum = coupling[place_of(0, t, j)];
+#pragma unroll
+        for (int part = 1; part < READ_PARTS; part++) sum += coupling[place_of(part, t, j)];
+        return sum;
+    }
+};
+
+// The largest number of a token's lanes.
+DEVICE int max_of_token(int x) {
+    if constexpr (READ_LANES == 32) {
+        return __reduce_max_sync(~0u, x);
+    } else {
+#pragma unroll
+        for (int distance = 1; distance < READ_LANES; distance *= 2) x = max(x, __shfl_xor_sync(~0u, x, distance));
+        return x;
+    }
+}
+
+// A_tj of this thread's token t, from the last j to the first; the lanes of a token go through its j together, so that its
+// reads add up in a fixed order. Returns r~.
+DEVICE Acc couple(ForwardShared& shared, const ThreadOfChunk& thread) {
+    const bool coupled = thread.read.live() && thread.read.chained();
+    const SlotOfAccess slot(shared.slots, coupled ? chain_begin(thread.read.tag) : 0);
+    unsigned left = coupled ? slot.writers & tokens_to(thread.read_token) : 0;
+    Acc weight = thread.weight;
+    while (__any_sync(~0u, left)) {
+        const int last = last_token(left), j = max_of_token(last);
+        Acc part = 0;
+        if (last == j && left) {
+            const Acc eta = slot.number[__popc(left) - 1];
+            part = weight * eta, weight *= 1 - eta, left ^= 1u << j;
+        }
+#pragma unroll
+        for (int distance = 1; distance < READ_LANES; distance *= 2) part += __shfl_xor_sync(~0u, part, distance);
+        if (thread.read_k % READ_LANES == 0 && part != 0)
+            shared.add_part(thread.read_k / READ_LANES, thread.read_token, j, part);
+    }
+    return weight;
+}
+
+DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record, Acc weight) {
+    const SlotAccess& read = thread.read;
+    bool in_list = false;
+    if (thread.listed_read()) {
+        const SlotOfAccess slot = thread.read_slot(shared.slots);
+        const int entry = shared.read_list[slot.begin] + slot.read_rank(thread.read_token) - slot.writes();
+        in_list = slot.has_read_list();
+        if (in_list) record.read_entries[entry] = {thread.read_token, weight};
+    }
+    if (!in_chunk(thread.read_token, R)) return;
+    record.reads[threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
+}
+
+DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record) {
+    const MassAccess& write = thread.write;
+    const bool heavy = thread.write_k == 0 && write.heavy();
+    bool in_list = false;
+    Acc eta = thread.eta;
+    if (thread.chained_write()) {
+        const SlotOfAccess slot = thread.write_slot(shared.slots);
+        const int entry = shared.write_list[slot.begin] + slot.write_rank(thread.write_token);
+        const int token = thread.write_token | (heavy ? HEAVY : 0);
+        eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
+        if (in_list) record.write_entries[entry] = {token, eta};
+    }
+    if (!in_chunk(thread.write_token, W)) return;
+    record.writes[threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
+}
+
+// The chains that are always there are asked for with everything else; the others when they are needed.
+struct ChainOfThread {
+    static constexpr int ALWAYS = MIN_ROUNDS * CHAINS_PER_ROUND;
+    const Chain* const chains;  // of the chunk
+    Chain chain = Chain::make(-1, 0, 0, 0);
+
+    DEVICE explicit ChainOfThread(const ThreadOfChunk& thread) : chains(thread.p.memory.chains + thread.number * CHAINS) {
+        if (threadIdx.x < ALWAYS) chain = chains[threadIdx.x];
+    }
+    // The thread's chain, or one without accesses.
+    DEVICE Chain get() const {
+        if (int(threadIdx.x) < ALWAYS || int(threadIdx.x) >= CHAINS) return chain;
+        return int(threadIdx.x) / CHAINS_PER_ROUND <= chains[0].last_round() ? chains[threadIdx.x] : chain;
+    }
+};
+
+// The counts of this thread and those before it in its warp.
+DEVICE ListCounts counts_in_warp(ListCounts sum) {
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const ListCounts lower{__shfl_up_sync(~0u, sum.writes, distance), __shfl_up_sync(~0u, sum.reads, distance)};
+        if (int(threadIdx.x) % 32 >= distance) sum.add(lower);
+    }
+    return sum;
+}
+
+// The list that a thread has, if it has one, and unused ones. ``before``, ``total``: counts. Lists keep the order of chains.
+DEVICE void store_list(SlotList* lists, bool there, int row, int count, unsigned before, unsigned total, int coupled, Acc kept) {
+    const int number = before & 0xffff, all = total & 0xffff, entries = total >> 16;
+    const int round = number / GROUPS, group = round % 2 ? GROUPS - 1 - number % GROUPS : number % GROUPS;
+    const bool more = list_of_group(round + 1, group) < all;
+    if (there) lists[number] = SlotList::make(row, before >> 16, count, more, entries, coupled, kept);
+    if (int(threadIdx.x) >= all && threadIdx.x < GROUPS) lists[threadIdx.x] = SlotList::make(-1, 0, 0, false, entries, coupled, 1);
+}
+
+// The lists of the slot of this thread's chain; warps without chains have nothing to count or store.
+DEVICE void store_lists(ForwardShared& shared, ChunkRecord& record, const ChainOfThread& of_thread) {
+    const int own_warp = threadIdx.x / 32;
+    const Chain chain = of_thread.get();
+    const bool there = chain.count() > 0, needed = __any_sync(~0u, there);
+    const SlotOfAccess slot(shared.slots, chain.begin());
+    const bool write_list = there && slot.has_write_list(), read_list = there && slot.has_read_list();
+    const ListCounts own{ListCounts::of(write_list, slot.writes()), ListCounts::of(read_list, slot.reads())};
+    ListCounts before{0, 0}, total{0, 0};
+    if (needed) before = counts_in_warp(own);
+    if (threadIdx.x % 32 == 31) shared.lists_of_warp[own_warp] = before;
+    __syncthreads();
+    if (needed || threadIdx.x < GROUPS) {
+        before = {before.writes - own.writes, before.reads - own.reads};
+#pragma unroll
+        for (int warp = 0; warp < THREADS / 32; warp++) {
+            if (warp < own_warp) before.add(shared.lists_of_warp[warp]);
+            total.add(shared.lists_of_warp[warp]);
+        }
+        const Acc kept = write_list ? slot.kept() : Acc(1);
+        const int coupled = (shared.pairs + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE;
+        store_list(record.write_lists, write_list, chain.row, slot.writes(), before.writes, total.writes, coupled, kept);
+        store_list(record.read_lists, read_list, chain.row, slot.reads(), before.reads, total.reads, coupled, kept);
+        if (write_list) shared.write_list[slot.begin] = before.writes >> 16;
+        if (read_list) shared.read_list[slot.begin] = before.reads >> 16;
+    }
+    __syncthreads();
+}
+
+// The lists of rows of A, or of columns if TRANSPOSED: each lane of a warp has one. Returns the number of all pairs.
+template <bool TRANSPOSED> DEVICE int store_pairs(const ForwardShared& shared, CouplingLists& lists) {
+    const int lane = threadIdx.x % 32;
+    unsigned others = TRANSPOSED ? shared.column[lane] : shared.row[lane];
+    const int count = __popc(others);
+    int end = count;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const int lower = __shfl_up_sync(~0u, end, distance);
+        if (lane >= distance) end += lower;
+    }
+    const int begin = end - count;
+    if (lane < CHUNK) lists.of_token[lane] = begin | count << 16;
+    for (TokenEvent* to = lists.pairs + begin; others; others &= others - 1, to++) {
+        const int other = last_token(others & -others);
+        *to = {other, TRANSPOSED ? shared.coupling_of(other, lane) : shared.coupling_of(lane, other)};
+    }
+    return __shfl_sync(~0u, end, 31);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 6 : 4)
+couple_forward(const __grid_constant__ CouplingParams p) {
+    __shared__ ForwardShared shared;
+    const ThreadOfChunk thread(p);
+    const ChainOfThread chain(thread);
+    if (READ_PARTS > 1) clear(shared.coupling);
+    if (threadIdx.x < 32) shared.row[threadIdx.x] = shared.column[threadIdx.x] = 0;
+    thread.enter(shared.slots);
+    const Acc weight = couple(shared, thread);
+    __syncthreads();
+    ChunkRecord& record = *computed_once(p.records + thread.number);
+    // the last two warps, which seldom have chains
+    if (threadIdx.x / 32 == THREADS / 32 - 2) store_pairs<true>(shared, record.by_writer);
+    if (threadIdx.x / 32 == THREADS / 32 - 1) {
+        const int pairs = store_pairs<false>(shared, record.by_reader);
+        if (threadIdx.x % 32 == 0) shared.pairs = pairs;
+    }
+    store_lists(shared, record, chain);
+    store_read(shared, thread, record, weight);
+    store_write(shared, thread, record);
+}
