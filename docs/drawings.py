@@ -62,34 +62,35 @@ class Sheet:
 def pipeline(colours: dict[str, str]) -> Sheet:
     """From logits and values to y: which kernel does what, and what runs at the same time."""
     sheet = Sheet(760, 275, colours)
-    kernels = [(20, 130, "decode"), (210, 120, "find\nconflicts"), (410, 100, "masses"), (590, 120, "contents")]
-    when = ["all tokens\nat once", "all chunks\nat once", "chunk after chunk,\none block per\n(batch, head)",
-            "chunk after chunk,\none block per (batch,\nhead) and slice"]  # fmt: skip
+    kernels = [(10, 100, "decode"), (170, 100, "find\nconflicts"), (330, 90, "masses"), (480, 100, "couplings"),
+               (635, 100, "contents")]  # fmt: skip
+    when = ["all tokens\nat once", "all chunks\nat once", "chunk after\nchunk, a block per\n(batch, head)",
+            "all chunks\nat once", "chunk after chunk,\nblock per (batch,\nhead) and slice"]  # fmt: skip
     for (x, width, name), said in zip(kernels, when, strict=True):
         sheet.box(x, 110, width, 60, name)
         sheet.text(x + width / 2, 225, said, "muted", "middle", 14)
         sheet.line(x + width / 2, 176, x + width / 2, 206, dashed=True)
-    for x, words in ((0, "write logits"), (105, "read logits")):
+    for x, words in ((0, "write logits"), (100, "read logits")):
         sheet.text(x, 60, words, "read" if x else "write")
-    sheet.arrow((50, 68), (50, 108), colour="write")
-    sheet.arrow((120, 68), (120, 108), colour="read")
-    for left, right, words in ((150, 210, "slots,\nweights"), (330, 410, "chains"), (510, 590, "eta")):
+    sheet.arrow((35, 68), (35, 108), colour="write")
+    sheet.arrow((90, 68), (90, 108), colour="read")
+    for left, right, words in ((110, 170, "slots,\nweights"), (270, 330, "chains"), (420, 480, "eta"), (580, 635, "A")):
         sheet.arrow((left + 2, 140), (right - 2, 140))
         sheet.text((left + right) / 2, 130 - 19.5 * words.count("\n"), words, "muted", "middle", 14)
-    sheet.text(615, 60, "values", "write", "middle")
-    sheet.arrow((615, 68), (615, 108), colour="write")
-    sheet.arrow((690, 108), (690, 70), colour="read")
-    sheet.text(690, 60, "y", "read", "middle", 17)
+    sheet.text(660, 60, "values", "write", "middle")
+    sheet.arrow((660, 68), (660, 108), colour="write")
+    sheet.arrow((715, 108), (715, 70), colour="read")
+    sheet.text(715, 60, "y", "read", "middle", 17)
     return sheet
 
 
 def accesses(colours: dict[str, str]) -> Sheet:
-    """Four tokens and four slots: which accesses conflict."""
+    """Four tokens and four slots: what each access of a chunk finds."""
     rows = [
-        (5, ["W", "", "", ""], "no conflict: done at once, with all others"),
-        (9, ["R", "", "R", ""], "reads of the slot as it is"),
-        (12, ["W", "", "R", "R"], "no conflict: reads come after all writes anyway"),
-        (17, ["WR", "W", "", "R"], "a chain W R W R: its first R needs a version,\nbecause a write follows"),
+        (5, ["W", "", "", ""], "written once: changed in place"),
+        (9, ["R", "", "R", ""], "reads find the slot before the chunk"),
+        (12, ["W", "", "R", "R"], "reads find the slot, and by A the value of token 0"),
+        (17, ["WR", "W", "", "R"], "reads as above, the last with two values;\nthe two writes are a list"),
     ]
     sheet = Sheet(760, 250, colours)
     sheet.text(20, 30, "token", "muted")
@@ -111,17 +112,17 @@ def block(colours: dict[str, str]) -> Sheet:
     """A block of content_forward: its state in shared memory and the two phases of a chunk."""
     sheet = Sheet(760, 250, colours)
     sheet.text(20, 28, "shared memory of a block")
-    for i, words in enumerate(("slot 0: 16 channels", "slot 1", "…", "slot 1023", "tokens, versions")):
+    for i, words in enumerate(("slot 0: 16 channels", "slot 1", "…", "slot 1023", "tokens, A, lists")):
         sheet.box(20, 42 + 38 * i, 190, 34, words, "wait" if i == 4 else "box")
     sheet.text(270, 28, "256 threads: 64 groups of 4 lanes, each lane has 4 channels")
-    sheet.box(270, 42, 200, 54, "1  writes without conflict:\n2 groups per token", "box")
-    sheet.box(480, 42, 200, 54, "then chains:\n1 group per chain", "box")
+    sheet.box(270, 42, 200, 54, "1  reads: 2 groups per\ntoken, 4 slots each", "box")
+    sheet.box(480, 42, 200, 54, "couplings times values:\na list for each token", "box")
     sheet.line(262, 112, 690, 112, dashed=True)
     sheet.text(700, 117, "barrier", "muted", size=14)
-    sheet.box(270, 128, 410, 54, "2  reads: 2 groups per token,\n4 slots or versions each", "box")
+    sheet.box(270, 128, 410, 54, "2  writes: 2 groups per token, 4 slots each;\nthen lists: 1 group per list", "box")
     sheet.line(262, 198, 690, 198, dashed=True)
     sheet.text(700, 203, "barrier", "muted", size=14)
-    sheet.text(270, 226, "the next chunk; its inputs were loaded meanwhile", "muted", size=14)
+    sheet.text(270, 226, "the next chunk; what a phase needs was loaded in the one before", "muted", size=14)
     return sheet
 
 

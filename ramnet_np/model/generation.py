@@ -232,7 +232,8 @@ class Generation:
             raise ValueError(f"ids must be one for each sequence ({batch}), got {len(prompts)}")
         for row, prompt in enumerate(prompts):
             require_ids(f"ids[{row}]", prompt, vocab)
-            namespace_of(prompt, next(iter(params.values())))  # both on one device
+            if namespace_of(prompt, next(iter(params.values()))) is not np:  # both on one device
+                require_ids(f"ids[{row}]", on_host(prompt), vocab)  # its range: a prompt is worth waiting for
             if prompt.ndim != 1 or prompt.size == 0:
                 raise ValueError(f"ids[{row}] must have shape (T,) with at least one token, got {prompt.shape}")
 

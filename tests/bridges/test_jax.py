@@ -93,6 +93,13 @@ def test_a_batch_by_vmap_is_the_batch_itself():
     np.testing.assert_array_equal(batched, attend(*arrays)[0])
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_positions_may_be_a_list(kind):
+    arrays, positions = draw()[:4], np.arange(7, 7 + draw()[0].shape[1])
+    got, wanted = (attend(*arrays, positions=p, cape_heads=1)[0] for p in (kind(positions.tolist()), positions))
+    np.testing.assert_array_equal(got, wanted)
+
+
 def test_arrays_larger_than_a_callback_copies_at_once():
     rng = np.random.default_rng(0)
     write, read = rng.normal(size=(2, 1, 256, 4, 5, 4)).astype(np.float32)

@@ -103,6 +103,11 @@ def test_logits_whose_largest_is_not_finite_give_no_token(cp, dtype):
         assert 1000 <= got[5] < 2000
 
 
+def test_a_token_outside_the_vocabulary_is_refused(cp):
+    with pytest.raises(ValueError, match=r"ids\[1\] must lie between 0 and 28, got 29 at index \(2,\)"):
+        Generation(make("ram"), [cp.array([1, 2]), cp.array([3, 4, 29])])
+
+
 @pytest.mark.parametrize("name", ["ram", "softmax"])  # with graphs, and without
 def test_a_model_of_nan_ends_in_one_sentence_where_the_host_looks(cp, name):
     model = make(name)

@@ -1,9 +1,9 @@
 """Products of a few rows with matrices on the GPU, and the steps around them, one launch each.
 
 See ``few_rows.cuh``; for 16-bit types ``few_rows_mma.cu`` serves up to ROWS rows of x, ``few_rows_tile.cu`` more of
-them; ``few_rows.cu`` serves the other types. For more rows than MOST_ROWS cuBLAS takes over. A row gives the same bits
-beside any others as long as one kernel serves them in one shape: 1 to ROWS rows in 16-bit types, those from there to
-TILE_ROWS, and 1 to MOST_ROWS in the other types.
+them; ``few_rows.cu`` serves the other types. For more rows than MOST_ROWS cuBLAS takes over, for a sum over more than
+LONG numbers beyond MOST_ROWS_OF_LONG. A row gives the same bits beside any others as long as one kernel serves them in
+one shape: 1 to ROWS rows in 16-bit types, those from there to TILE_ROWS, and 1 to MOST_ROWS in the other types.
 """
 
 from __future__ import annotations
