@@ -181,7 +181,9 @@ def _train(
                 if config.stop_at is not None and done.best >= config.stop_at:
                     status = "reached stop_at"
                 if not done.is_last:
-                    saves.save_if_due(model, trainer)
+                    # whole books are a long test, and a run that is ended then should not train again for long
+                    ends = run.task == "text" and not run.search and config.steps - steps <= REPORT_EVERY
+                    saves.save_if_due(model, trainer, ends)
             tested = Measured({}) if run.search else data.test(model)
     except Diverged as error:
         status, steps = "diverged", error.step
@@ -241,14 +243,15 @@ class _Saves:
         self._saved = time.perf_counter()
         return state, carried
 
-    def save_if_due(self, model: RAMNet, trainer: Trainer) -> None:
+    def save_if_due(self, model: RAMNet, trainer: Trainer, ends: bool = False) -> None:
         """Save, unless the last checkpoint is younger than ``SAVE_SECONDS`` or than what it took allows, or there is no
-        folder."""
+        folder. ``ends``: it may be younger, unless it takes ``SAVE_SECONDS``."""
         began = time.perf_counter()
         if not self._took:
             arrays = *3 * [*model.params.values()], *(trainer.carried or {}).values()  # the moments are as large
             self._took = sum(array.nbytes for array in arrays) / BYTES_A_SECOND
-        if self._folder and began - self._saved >= max(SAVE_SECONDS, self._took / SAVE_SHARE):
+        due = began - self._saved >= max(SAVE_SECONDS, self._took / SAVE_SHARE)
+        if self._folder and (due or (ends and self._took < SAVE_SECONDS)):
             # best: a run that reaches train.stop_at ends, and so is not resumed
             checkpoint = Checkpoint(
                 model, trainer.state, self._run.settings, best=0.0, calls=self.calls(), carried=trainer.carried

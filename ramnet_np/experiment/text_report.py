@@ -20,6 +20,7 @@ from ramnet_np.experiment.text_tables import (
     past_table,
     recipe_table,
     rivals_table,
+    saved_table,
     slots_table,
 )
 from ramnet_np.plot.language import lines_by_range, scores_by_model
@@ -27,6 +28,7 @@ from ramnet_np.plot.language import lines_by_range, scores_by_model
 Draw = Callable[[], Figure]
 
 SIMILAR = 1.5  # times as many parameters
+SAVES = "What the carried memory saves: bits a byte with an empty memory in every window, less those with it carried."
 _NUMBERS = {"positions": "bits_per_byte", "names": "bits_per_byte", "needles": "accuracy"}
 _XLABELS = {
     "positions": "bytes of the book before the token",
@@ -45,7 +47,8 @@ def text_section(
 ) -> tuple[str, Draw, str]:
     """The table of a grid on text, how to draw its figure, and what is to be seen in it.
 
-    ``rivals``: results of language-rivals, of which those of a like size stand in the table of language-past, too.
+    ``rivals``: results of language-rivals. Of those of a like size, the first of each kind of model stands in the table
+    of language-past, too.
 
     >>> text_section("language-past", [])[2]
     'Bits a byte against the position in the book, a line for each model.'
@@ -53,10 +56,13 @@ def text_section(
     bits, what = "bits a byte of the held-out books", "Bits a byte of every model."
     if grid == "language-past":
         largest = max((result.records[0]["parameters"] for result in results), default=0)
-        shown = [*results, *(rival for rival in rivals if rival.records[0]["parameters"] < SIMILAR * largest)]
+        similar = [rival for rival in rivals if rival.records[0]["parameters"] < SIMILAR * largest]
+        firsts = {rival.kind: rival for rival in reversed(similar)}.values()
+        shown = [*results, *(rival for rival in similar if rival in firsts)]
         lines = {result.name: by_position(result) for result in shown}
         what = "Bits a byte against the position in the book, a line for each model."
-        return past_table(shown), lambda: lines_by_range(lines, _XLABELS["positions"], "bits a byte", title), what
+        rows = "\n\n".join([past_table(shown), *([SAVES, saved] if (saved := saved_table(shown)) else [])])
+        return rows, lambda: lines_by_range(lines, _XLABELS["positions"], "bits a byte", title), what
     if grid == "language-recipe":
         scores = {result.name: result.accuracies for result in results}
         return recipe_table(results), lambda: scores_by_model(scores, bits, title), what

@@ -51,6 +51,23 @@ def past_table(results: Sequence[Result]) -> str:
     return table(["model", "elements of state", "memory", *ranges, "touched", "entropy", "learning rate"], rows)
 
 
+def saved_table(results: Sequence[Result]) -> str:
+    """How many bits a byte the carried memory saves, by the position in the book and in all; of the first seed.
+
+    >>> saved_table([])
+    ''
+    """
+    tested = [result for result in results if _way_of(result) == "carried"]
+    ranges = list(dict.fromkeys(name for result in tested for name in by_position(result)))
+    rows = []
+    for result in tested:
+        windows, carried = by_position(result, "windows"), by_position(result)
+        saved = [f"{windows[name] - carried[name]:+.4f}" if name in carried else _ABSENT for name in ranges]
+        accuracy = result.records[0]["accuracy"]
+        rows.append([result.name, *saved, f"{accuracy['bits_per_byte'] - accuracy['carried bits_per_byte']:+.4f}"])
+    return table(["model", *ranges, "all"], rows) if rows else ""
+
+
 def recipe_table(results: Sequence[Result]) -> str:
     """Every setting beside the first one: bits a byte, and how evenly the layers' writes use the slots.
 
@@ -85,15 +102,17 @@ def _way_of(result: Result) -> str:
     return "carried" if "carried" in result.records[0].get("by_position", {}) else "windows"
 
 
-def by_position(result: Result) -> dict[str, float]:
+def by_position(result: Result, way: str = "") -> dict[str, float]:
     """Bits a byte by ranges of bytes before the token, of the first seed.
+
+    ``way``: "windows" or "carried"; "": carried where that was tested.
 
     >>> from types import SimpleNamespace
     >>> rows = [{"begin": 0, "end": 1000, "bits_per_byte": 2.0}]
     >>> by_position(SimpleNamespace(records=[{"by_position": {"windows": rows}}]))
     {'up to 1k': 2.0}
     """
-    rows = result.records[0].get("by_position", {}).get(_way_of(result), [])
+    rows = result.records[0].get("by_position", {}).get(way or _way_of(result), [])
     return {range_name(row["begin"], row["end"]): row["bits_per_byte"] for row in rows}
 
 

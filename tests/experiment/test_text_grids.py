@@ -169,6 +169,19 @@ def test_a_large_checkpoint_is_not_saved_early(texts, tmp_path, monkeypatch):
         assert bool(saved) == (bytes_a_second > 1)
 
 
+def test_a_checkpoint_is_saved_before_the_test(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_run, "REPORT_EVERY", 5)
+    run, saved = points(texts)["plain"], []
+    monkeypatch.setattr(one_run, "save_checkpoint", lambda folder, checkpoint: saved.append(checkpoint.optimizer.step))
+    for one, steps in ((run, [run.train.steps - run.train.steps % 5]), (replace(run, search=True), [])):
+        saved.clear()
+        run_one(one, "cpu", out=tmp_path, text=texts)
+        assert saved == steps
+    monkeypatch.setattr(one_run, "BYTES_A_SECOND", 1e-9)  # too slow a disk
+    run_one(run, "cpu", out=tmp_path, text=texts)
+    assert not saved
+
+
 def test_a_changed_text_is_no_text_of_the_grid(texts):
     run = points(texts)["plain"]
     other = texts.with_name("other")

@@ -9,7 +9,7 @@ from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.report import report, write_report
 from ramnet_np.experiment.summary import collect
-from ramnet_np.experiment.text_report import book_sections, read_books, text_section
+from ramnet_np.experiment.text_report import SAVES, book_sections, read_books, text_section
 from ramnet_np.experiment.text_tables import past_table, recipe_table, rivals_table, training_slots_table
 from ramnet_np.model.files import append_record
 from ramnet_np.model.mixers import MIXERS
@@ -84,11 +84,20 @@ def test_the_past_by_position(records):
     assert [(row[0], row[2]) for row in rows] == [("plain", "carried"), ("carried", "carried"), ("softmax", "windows")]
     rivals = results_of(records, "language-rivals")
     table, draw, _ = text_section("language-past", results, rivals=rivals)
-    assert [row[0] for row in cells(table)[2:]] == 2 * ["plain", "carried", "softmax"]
+    table, saved = table.split(f"\n\n{SAVES}\n\n")
+    # of the rivals "plain" and "carried" are RAM-Nets, the first of which is the kind's
+    assert {row[0] for row in cells(table)[5:]} == {"plain", "softmax"}
+    ways = results[0].records[0]["by_position"]
+    change = ways["windows"][0]["bits_per_byte"] - ways["carried"][0]["bits_per_byte"]
+    accuracy = results[0].records[0]["accuracy"]
+    whole = accuracy["bits_per_byte"] - accuracy["carried bits_per_byte"]
+    assert cells(saved)[2] == ["plain", f"{change:+.4f}", f"{whole:+.4f}"]
+    assert [row[0] for row in cells(saved)[2:]] == ["plain", "carried", "plain"]
     assert draw().axes[0].get_xlabel() == "bytes of the book before the token"
     for rival in rivals:
         rival.records[0]["parameters"] *= 2  # of another size
-    assert cells(text_section("language-past", results, rivals=rivals)[0])[2:] == rows
+    table = text_section("language-past", results, rivals=rivals)[0].split("\n\n")[0]
+    assert cells(table)[2:] == rows
     ways = results[0].records[0]["by_position"]
     assert rows[0][3] == f"{ways['carried'][0]['bits_per_byte']:.4f}" != f"{ways['windows'][0]['bits_per_byte']:.4f}"
 
