@@ -78,7 +78,9 @@ class Grid:
 
     def only(self, *patterns: str) -> Grid:
         """The points whose name matches one of ``patterns``, in which ``*`` stands for anything. Those of an earlier
-        pattern are run first. ValueError for a pattern that matches none."""
+        pattern are run first. ValueError for a pattern that matches none, or without any."""
+        if not patterns:
+            raise ValueError("only must have at least one pattern, got none")
         kept: dict[str, Point] = {}
         for place, pattern in enumerate(patterns):
             found = [point for point in self.points if fnmatchcase(point.name, pattern)]

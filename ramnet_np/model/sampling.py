@@ -89,7 +89,7 @@ def require_tokens(tokens: np.ndarray) -> np.ndarray:
         ...
     FloatingPointError: logits must be finite for a token to be chosen, got NaN or infinity for text 1: check params
     """
-    if tokens.min() < 0:
+    if (tokens < 0).any():
         row = int(tokens.argmin())
         raise FloatingPointError(
             f"logits must be finite for a token to be chosen, got NaN or infinity for text {row}: check params"

@@ -163,8 +163,10 @@ class _Saved(dict[str, Streamed]):
 
 def _require_standing(saved: _Saved, vocab: int) -> None:
     """ValueError unless the arrays say where B sequences stand, each in one of the steppers."""
-    groups = itertools.takewhile(lambda name: name in saved, (f"{g}.rows" for g in itertools.count()))
-    rows = np.concatenate([_whole(saved[name]) for name in groups] or [np.empty(0)])
+    names = itertools.takewhile(lambda name: name in saved, (f"{g}.rows" for g in itertools.count()))
+    groups = [_whole(saved[name]) for name in names]
+    are_lists = all(group.ndim == 1 and group.dtype.kind == "i" for group in groups)
+    rows = np.concatenate([group.ravel() for group in groups] or [np.empty(0)])
     B = len(saved["positions"].shape) and saved["positions"].shape[0]
     wanted = {"positions": ((B,), "i"), "logits": ((B, vocab), "f"), "seen": ((B, vocab), "b")}
     for name, (shape, kind) in wanted.items():
@@ -174,7 +176,7 @@ def _require_standing(saved: _Saved, vocab: int) -> None:
                 f"{saved.shown} must be a whole state of a generation, got {name!r} of shape {array.shape}, "
                 f"{array.dtype}, for {B} sequences and a vocabulary of {vocab}"
             )
-    if B == 0 or rows.dtype.kind != "i" or not np.array_equal(np.sort(rows, axis=None), np.arange(B)):
+    if B == 0 or not are_lists or not np.array_equal(np.sort(rows), np.arange(B)):
         raise ValueError(f"{saved.shown} must be a whole state of a generation, got {B} sequences with states {rows}")
 
 

@@ -175,6 +175,8 @@ def test_only_and_missing_files():
     assert places == {"m64-u6": 1, "m64-u3": 1, "m64-u2": 0, "m64-u1": 0}
     with pytest.raises(ValueError, match="only must match a point of grid 'mqar-order', got 'y'"):
         grid.only("m64-*", "y")
+    with pytest.raises(ValueError, match="only must have at least one pattern, got none"):
+        grid.only()
     with pytest.raises(ValueError, match="only must match a point of grid 'mqar-order', got 'x'; its points are m1024"):
         grid.only("x")
     with pytest.raises(FileNotFoundError, match=r"grid must be a file or one of .* got 'mine'"):

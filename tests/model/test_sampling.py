@@ -125,6 +125,7 @@ def test_logits_of_which_none_can_be_chosen_are_named(wrong, temperature):
     logits[1] = LOGITS[1]
     logits[:, 5] = -np.inf  # a token that is ruled out
     assert 5 not in next_token(logits, Sampling(temperature=temperature), np.zeros(3))
+    assert next_token(logits[:0], Sampling(temperature=temperature), np.zeros(0)).tolist() == []
 
 
 def test_what_is_not_set_takes_the_likeliest_of_all():

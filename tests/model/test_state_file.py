@@ -126,6 +126,8 @@ SLOTS = r"got slots under '0\.0' that are not distinct ones of a state of shape 
         ("dense", _without("0.rows"), "got 5 sequences with states"),
         ("dense", _as("0.rows", lambda rows: rows * 0), r"got 5 sequences with states \[0 0"),
         ("dense", _as("0.rows", lambda rows: rows.astype("f4")), "got 5 sequences with states"),
+        ("dense", _as("0.rows", lambda rows: rows[0]), "got 5 sequences with states"),
+        ("sparse", _as("0.rows", lambda rows: rows[None]), "got 5 sequences with states"),
         ("dense", _as("seen", lambda seen: seen[:, 1:]), r"got 'seen' of shape \(5, 28\), bool, for 5 sequences"),
         ("dense", _as("seen", lambda seen: seen.astype("f4")), r"got 'seen' of shape \(5, 29\), float32"),
         ("dense", _as("logits", lambda logits: logits[0]), r"got 'logits' of shape \(29,\)"),
