@@ -31,6 +31,7 @@ from ramnet_np.model import RAMNet, state_elements
 from ramnet_np.model.count import CONTEXT
 from ramnet_np.model.files import read_json, write_text
 from ramnet_np.model.network import Device
+from ramnet_np.model.unfinished import in_turn
 from ramnet_np.runs.hardware import hardware
 from ramnet_np.train.checkpoint import Checkpoint, latest_checkpoint, restore, save_checkpoint
 from ramnet_np.train.metrics import Measured
@@ -197,13 +198,15 @@ def _keep(model: RAMNet, run: GridRun, trained: _Trained, tokenizer: str | None,
     variant = f"-{_plain_name(run.variant)}" if run.variant else ""
     folder = out / "models" / f"{_plain_name(run.name)}{variant}-seed{run.seed}"
     kept = {**run.settings, "measured": trained.validation}
-    if _is_better(folder / RUN, kept):
-        return
-    (folder / RUN).unlink(missing_ok=True)  # written last: where it is, the folder is whole
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        write_text(folder / TOKENIZER, tokenizer)
-    write_text(folder / RUN, json.dumps(kept, indent=1) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    with in_turn(folder):  # such runs may end at the same time
+        if _is_better(folder / RUN, kept):
+            return
+        (folder / RUN).unlink(missing_ok=True)  # written last: where it is, the folder is whole
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            write_text(folder / TOKENIZER, tokenizer)
+        write_text(folder / RUN, json.dumps(kept, indent=1) + "\n")
 
 
 def _is_better(path: Path, kept: dict[str, Any]) -> bool:

@@ -292,8 +292,8 @@ class RAMNet:
         """The tokens of :meth:`generate` one after the other, as they are made: (B,) each, of the dtype of ``ids``.
 
         Where that dtype does not hold the vocabulary, they are of the next wider one that does.
-        FloatingPointError for logits that are not finite. On a GPU, which is not waited for, the token is -1 instead; in
-        an unsigned dtype that is its largest number.
+        FloatingPointError for logits that are not finite. On a GPU, which is not waited for, the token is -1 instead;
+        in an unsigned dtype that is its largest number.
         :class:`~ramnet_np.model.generation.Generation` can be stopped, saved and gone on with.
 
         >>> model = RAMNet(RAMNetConfig(vocab=16, width=8, layers=1, order=2), seed=0)

@@ -2,7 +2,8 @@
 
 It lies beside the file because a rename is atomic only within one file system. Its writer holds a lock of the operating
 system on it, which goes with the program, also where that is killed. So the next writer of the same file can tell what
-was left behind from what another one is still writing.
+was left behind from what another one is still writing. By such a lock, programs also write files that belong together
+in turn.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _DAY = 24 * 60 * 60  # seconds
+_MOMENT = 0.05  # seconds, between two looks at a lock
 _ENDING = r"\.([0-9a-f]{8}\.)?partial"  # version 0.1 had one name for all writers, without digits
 
 
@@ -41,6 +43,29 @@ def unfinished(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Programs go through such a block for one ``folder`` one after the other, where locks can tell.
+
+    OSError where there is no such folder.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder, in_turn(Path(folder)):
+    ...     list(Path(folder).iterdir())
+    []
+    """
+    while True:
+        with suppress(BlockingIOError):
+            lock = _lock(folder)
+            break
+        time.sleep(_MOMENT)
+    try:
+        yield
+    finally:
         if lock is not None:
             os.close(lock)
 

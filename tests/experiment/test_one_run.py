@@ -1,6 +1,9 @@
 """One run and its record."""
 
+import sys
 from dataclasses import replace
+from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from ramnet_np.data.mqar import MQARSettings, mqar_data, mqar_validation
 from ramnet_np.experiment import one_run, tasks
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import checkpoints_of, run_one
-from ramnet_np.model import state_elements
+from ramnet_np.model import RAMNet, state_elements
+from ramnet_np.model.files import read_json
 from tests.experiment.grids import TINY
 
 A = read_grid(TINY, "tiny").points[0].run(0, 1e-2)
@@ -138,3 +142,30 @@ def test_validation_is_neither_trained_nor_tested_on():
     again = mqar_validation(A.data, train, 50, seed=0)
     np.testing.assert_array_equal(validation[1].ids, again[1].ids)
     assert (mqar_validation(A.data, train, 50, seed=1)[1].ids != again[1].ids).any()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_of_models_that_are_kept_at_the_same_time_the_better_one_stays(monkeypatch, tmp_path):
+    """While the first one is being saved, a better one ends: it waits, or the files of both would mix."""
+    save, threads = RAMNet.save_pretrained, []
+
+    def keep(rate, mean):
+        run = read_grid(TINY, "tiny").points[0].run(0, rate)
+        trained = SimpleNamespace(validation={"mean": mean})
+        one_run._keep(RAMNet(run.model, seed=round(10 * mean)), run, trained, None, tmp_path)
+
+    def slow_save(model, folder):
+        if not threads:
+            threads.append(Thread(target=keep, args=(2e-2, 0.9)))
+            threads[0].start()
+            threads[0].join(0.3)
+        save(model, folder)
+
+    monkeypatch.setattr(RAMNet, "save_pretrained", slow_save)
+    keep(1e-2, 0.5)
+    threads[0].join()
+    [folder] = (tmp_path / "models").iterdir()
+    assert read_json(folder / "run.json")["measured"] == {"mean": 0.9}
+    model = RAMNet.from_pretrained(folder)
+    for name, parameter in RAMNet(A.model, seed=9).params.items():
+        np.testing.assert_array_equal(model.params[name], parameter, err_msg=name)
