@@ -78,6 +78,8 @@ class Options:
         for name in ("max_minutes", "epochs"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), SMALLEST)
+        if isinstance(self.only, str):
+            raise TypeError(f"only must be a tuple of patterns, such as ('m256-*',), got the string {self.only!r}")
         check_integer("side_by_side", self.side_by_side, 1, MOST_SIDE_BY_SIDE)
         if self.ray is not None and (len(self.ray) > 1 or self.gpus):
             got = f"gpus {list(self.gpus)}" if self.gpus else f"{len(self.ray)} addresses"

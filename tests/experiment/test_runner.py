@@ -85,12 +85,13 @@ def test_two_programs_do_not_write_to_one_folder_of_results(monkeypatch, grid):
         ({"max_minutes": float("inf")}, "max_minutes must be between"),
         ({"epochs": float("nan")}, "epochs must be between"),
         ({"side_by_side": 0}, "side_by_side must be between 1 and 256, got 0"),
+        ({"only": "m256-*"}, r"only must be a tuple of patterns, .* got the string 'm256-\*'"),
         ({"side_by_side": 10**9}, "side_by_side must be between 1 and 256, got 1000000000"),
         ({"gpus": (-1,)}, "gpus must be at least 0, got -1"),
     ],
 )
 def test_options_that_make_no_sense(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         Options(**options)
 
 
