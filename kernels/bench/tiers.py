@@ -322,7 +322,7 @@ def _tokens_per_second(generated: Generation, count: int) -> tuple[float, np.nda
 
 
 def _hit_rate(generated: Generation, count: int = 32) -> float:
-    """Of the rows that a token asks for, the share that is on the GPU; each row counts once for a token."""
+    """The share of a token's rows that is on the GPU. Each row counts once for a token."""
     found = asked = 0
     states = [state.up for state in _sparse(generated)]
     for _ in range(count):

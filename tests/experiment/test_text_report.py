@@ -85,7 +85,7 @@ def test_the_past_by_position(records):
     rivals = results_of(records, "language-rivals")
     table, draw, _ = text_section("language-past", results, rivals=rivals)
     table, saved = table.split(f"\n\n{SAVES}\n\n")
-    # of the rivals "plain" and "carried" are RAM-Nets, the first of which is the kind's
+    # "plain" and "carried" are both RAM-Nets: the first of them stands for its kind among the rivals
     assert {row[0] for row in cells(table)[5:]} == {"plain", "softmax"}
     ways = results[0].records[0]["by_position"]
     change = ways["windows"][0]["bits_per_byte"] - ways["carried"][0]["bits_per_byte"]

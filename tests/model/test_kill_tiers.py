@@ -3,7 +3,6 @@
 `make test-kill` kills 40 at any moment, among them 15 while rows move to and from the disk; `make test` kills two.
 """
 
-import multiprocessing
 import random
 import signal
 import sys
@@ -17,35 +16,16 @@ pytest.importorskip("safetensors")  # a model runs without it
 if sys.platform == "win32":
     pytest.skip("no kill -9", allow_module_level=True)
 
+from tests.killed_process import PROCESSES, ended, killed
 from tests.model.killed_generation import Counted, content, go_on, go_on_until_killed, go_on_up_to_line
 
 SEED = 27
-PROCESSES = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture
 def folder():
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
-
-
-def run(function, *arguments):
-    """In a process of its own; how it ended."""
-    process = PROCESSES.Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    return process.exitcode
-
-
-def killed_after(folder, device, seconds):
-    hears, begun = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=go_on_until_killed, args=(folder, device, begun))
-    process.start()
-    assert hears.recv()
-    time.sleep(seconds)
-    process.kill()
-    process.join()
-    return process.exitcode
 
 
 def lines_of(folder, device, part):
@@ -66,23 +46,23 @@ def kills(folder, device, moving, saving, anywhere):
         whole = folder / part
         whole.mkdir()
         hears, tells = PROCESSES.Pipe(duplex=False)
-        assert run(counted_lines, whole, device, part, tells) == 0
+        assert ended(counted_lines, whole, device, part, tells) == 0
         lines = hears.recv()
         moments += [(go_on_up_to_line, part, draw.randrange(1, lines + 1)) for _ in range(count)]
         ends.add(content(whole))
     seconds = (time.monotonic() - began) / 2
-    moments += [(killed_after, draw.random() * seconds) for _ in range(anywhere)]
+    moments += [(go_on_until_killed, draw.random() * seconds) for _ in range(anywhere)]
     assert len(ends) == 1
     had = 0
     for number, (how, *moment) in enumerate(moments):
         out = folder / str(number)
         out.mkdir()
-        ended = killed_after(out, device, *moment) if how is killed_after else run(how, out, device, *moment)
-        assert ended == -signal.SIGKILL, moment
+        end = killed(*moment, how, out, device) if how is go_on_until_killed else ended(how, out, device, *moment)
+        assert end == -signal.SIGKILL, (how.__name__, moment)
         left = {path.name for path in out.iterdir()}
         had += "a.state" in left
         assert all(name == "a.state" or name.startswith(".a.state.") for name in left), left
-        assert run(go_on, out, device) == 0
+        assert ended(go_on, out, device) == 0
         assert {content(out)} == ends, (how.__name__, moment)
         assert [path.name for path in out.iterdir()] == ["a.state"]
     print(f"{len(moments)} generations killed, seed {SEED}: {moving} while rows moved, {saving} during a save")

@@ -60,7 +60,7 @@ def run(out: Path, steps: int = STEPS, source: Any = None) -> TrainResult:
         )  # fmt: skip
 
 
-def run_until_killed(out: Path, asked: Connection, step: int) -> None:
+def run_until_killed(out: Path, step: int, asked: Connection) -> None:
     """Run, and send word when the batch for ``step`` is asked for."""
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
     run(out, source=Telling(step, asked))

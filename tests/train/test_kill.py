@@ -4,7 +4,6 @@
 """
 
 import errno
-import multiprocessing
 import os
 import random
 import signal
@@ -21,6 +20,7 @@ from ramnet_np.train import checkpoint as train_checkpoint
 from ramnet_np.train import metrics as train_metrics
 from ramnet_np.train.checkpoint import checkpoint_step, latest_checkpoint, load_checkpoint
 from ramnet_np.train.metrics import read_metrics
+from tests.killed_process import PROCESSES, ended, killed
 from tests.train.killed_run import STEPS, Counted, run, run_until_killed, run_up_to_line
 
 SEED = 26
@@ -42,28 +42,17 @@ def what_is_left(out):
     return last.name, {part: (last / part).read_bytes() for part in PARTS}, records
 
 
-PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.train.killed_run"])  # so that no run has to import it
 
 
 def killed_at_step(out, step, seconds):
     """Kill a run so many seconds after it asked for the batch of ``step``."""
-    hears, asked = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=run_until_killed, args=(out, asked, step))
-    process.start()
-    assert hears.recv()
-    time.sleep(seconds)
-    process.kill()
-    process.join()
-    return process.exitcode
+    return killed(seconds, run_until_killed, out, step)
 
 
 def killed_at_line(out, line):
     """Kill a run at a line of Python of its saves."""
-    process = PROCESSES.Process(target=run_up_to_line, args=(out, line))
-    process.start()
-    process.join()
-    return process.exitcode
+    return ended(run_up_to_line, out, line)
 
 
 def kills(folder, anywhere, saving):

@@ -25,10 +25,10 @@ from .norm import rmsnorm_forward
 
 MOST_WEIGHTS = 8  # of few_rows.cuh
 MOST_ROWS = {2: 256, 4: 16, 8: 16}  # by the bytes of a number; cuBLAS takes more
-# of one matrix with more numbers in a row than LONG: 256 rows of 2816 numbers take 10.4 us here, by cuBLAS and an
-# addition 9.2 (paper-340m on an H200)
+# One matrix whose rows have more than LONG numbers goes to cuBLAS earlier: 256 rows of 2816 numbers take 10.4 us here,
+# and 9.2 by cuBLAS (paper-340m on an H200).
 LONG, MOST_ROWS_OF_LONG = 2048, 128
-MULTIPROCESSORS = 132  # of an H100: where all blocks run at once, one on each
+MULTIPROCESSORS = 132  # an H100 has so many: there all blocks run at once, one on each
 
 ROWS, WARPS, STEP = 16, 8, 512  # of few_rows_mma.cu: rows of x, warps, and numbers of a row in a step
 STEP_BYTES = 2**13  # that a block copies for a step, of 8 rows of a matrix or of the norm's weight

@@ -40,8 +40,8 @@ struct Member {
     int first = warp % WARPS_M * PARTS * 16, tile = warp / WARPS_M % WARPS_N * OWN, half = warp / (WARPS_M * WARPS_N);
 };
 
-// What a thread copies: 16 bytes of every slice of some rows of x and of the matrix, RISE rows apart. After the last row
-// of x a block reads the first rows again. If all blocks read the last row instead, they would wait for one another.
+// What a thread copies: 16 bytes of every slice of some rows of x and of the matrix, RISE rows apart. A block whose
+// rows go beyond those of x reads the first rows again. If all blocks read the last one, they would wait for one another.
 struct Copies {
     static constexpr int RISE = THREADS / CHUNKS, OF_X = ROWS / RISE, OF_WEIGHTS = (COLUMNS + RISE - 1) / RISE;
 

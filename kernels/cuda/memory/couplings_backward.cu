@@ -193,7 +193,7 @@ DEVICE Acc sum_over_write_lanes(Acc x) {
     return x;
 }
 
-// Of a token's first write, if it is heavy; all lanes of the token take part.
+// Stores the dot of a token's first write, if that write is heavy. All lanes of the token take part.
 DEVICE void store_dot_before(const BackwardShared& shared, const ThreadOfChunk& thread) {
     const CouplingParams& p = thread.p;
     const int lane = threadIdx.x % WRITE_LANES, first_lane = threadIdx.x % 32 - lane;

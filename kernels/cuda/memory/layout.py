@@ -101,7 +101,7 @@ class Layout:
 
     @functools.cached_property
     def record_bytes(self) -> int:
-        """Of ``ChunkRecord``: events, entries of lists, couplings, headers of lists."""
+        """The size of ``ChunkRecord``: events, entries of lists, couplings, headers of lists."""
         entries = self.chunk * sum(self.accesses) + self.entries
         lists = max(GROUPS, self.chunk * self.top_k[0] // 2) + self.chains
         pairs = _whole(self.chunk * (self.chunk + 1) // 2, PAIRS_AT_ONCE)
@@ -110,7 +110,7 @@ class Layout:
 
     @functools.cached_property
     def bytes_before_rows(self) -> int:
-        """Of the shared memory of a block of ``content.cu``: headers and entries of lists, and couplings."""
+        """Shared memory that a block of ``content.cu`` needs for headers and entries of lists, and for couplings."""
         entries = self.chunk * max(self.top_k) * 2
         return _whole(HEADER_BYTES + COUPLING_BYTES + entries * self.acc_bytes, 128)
 

@@ -120,7 +120,7 @@ template <class T, int N> struct Stored {
         return room;
     }
 };
-// Of accumulators there is nothing to widen: they are worked on where they are.
+// Accumulators are wide already: they are worked on where they are.
 template <class T, int N> struct StoredWide {
     T element[N];
 
