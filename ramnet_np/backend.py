@@ -126,6 +126,11 @@ class Backend:
     total: Callable[[Array], Array] = lambda array: array.sum()  # the sum of an array, an array of no axes
     made_by: str = ""  # what ``backends`` adds to "available", such as the compiler
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of all arrays that it serves."""
+        return self.array_kind, *self.also_serves
+
     def __repr__(self) -> str:
         return f"Backend({self.name!r})"
 
@@ -306,9 +311,8 @@ def backend_for(array: Array, name: str | None = None) -> Backend:
         else:
             name = "numba" if "numba" in _loaded or why_unavailable("numba") is None else "numpy"
     backend = load_backend(name)
-    kinds = (backend.array_kind, *backend.also_serves)
-    if kind not in kinds:
-        raise TypeError(f"backend {name!r} serves {' and '.join(kinds)} arrays, got {kind} arrays")
+    if kind not in backend.kinds:
+        raise TypeError(f"backend {name!r} serves {' and '.join(backend.kinds)} arrays, got {kind} arrays")
     return backend
 
 
