@@ -97,7 +97,7 @@ def accelerated_everywhere(function: Callable[_Arguments, _Result]) -> Callable[
 
 
 def _backend_on_host(array: np.ndarray, selected: str | None) -> Backend:
-    """The selected backend, or the array's own where that serves GPUs alone: a memory on a GPU has tables of NumPy's."""
+    """The selected backend, or the array's own where that serves GPUs alone: a GPU's memory has tables of NumPy's."""
     if selected is None or "numpy" in load_backend(selected).kinds:
         return backend_for(array)
     with use_backend(None):
