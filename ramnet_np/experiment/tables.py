@@ -188,7 +188,7 @@ def provenance(records: Sequence[Record]) -> str:
     """
     if not records:
         return "No runs."
-    where = sorted({_hardware(r["hardware"]) for r in records})
+    where = sorted({hardware_in_words(r["hardware"]) for r in records})
     versions = ", ".join(sorted({r["version"] for r in records}))
     first, last = min(r["date"][:10] for r in records), max(r["date"][:10] for r in records)
     runs = "1 run" if len(records) == 1 else f"{len(records)} runs"
@@ -244,7 +244,12 @@ def _toml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def _hardware(facts: Mapping[str, Any]) -> str:
+def hardware_in_words(facts: Mapping[str, Any]) -> str:
+    """The processor or GPU of a record, and the versions.
+
+    >>> hardware_in_words({"name": "a CPU", "device": "cpu", "numpy": "2.0", "python": "3.11"})
+    'a CPU, NumPy 2.0, Python 3.11'
+    """
     parts = [facts["name"]]
     if facts["device"] == "gpu":
         parts += [f"CUDA {_cuda(facts['cuda'])}", f"CuPy {facts['cupy']}"]
