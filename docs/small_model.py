@@ -1,6 +1,7 @@
-"""The small folder of a trained language model, such as models/novels-20m, from a run of an experiment:
+r"""The small folder of a trained language model, such as models/novels-20m, from a run of an experiment:
 
-    ramnet-np experiment language-longer --only longer-ram-20m --text tokens --device gpu --keep-models --out runs/longer
+    ramnet-np experiment language-longer --only longer-ram-20m --text tokens --device gpu \
+        --keep-models --out runs/longer
     python docs/small_model.py runs/longer/models/longer-ram-20m-seed0 runs/longer/results.jsonl models/novels-20m
 
 Writes the parameters in bfloat16, the tokenizer, and as README.md what the model has read, how it was trained and how
@@ -30,11 +31,11 @@ A language model of pieces of text, {parameters:,} parameters in bfloat16: {what
 
 {quick}## What it has read
 
-75 English novels, 60.4 MB. Nine further ones, of Gaskell, Kipling and Stevenson, are held out: neither the model nor its
-tokenizer has seen them. All 84 are of 1839 to 1930 and out of copyright. They are from the public collection
-[100 English novels](https://github.com/computationalstylistics/100_english_novels) of the Computational Stylistics Group;
-`docs/results/novels.sha256` lists them, and the texts are not in this repository. The tokenizer is a byte-level BPE of
-{vocab:,} pieces, trained on the 75 novels.
+75 English novels, 60.4 MB. Nine further ones, of Gaskell, Kipling and Stevenson, are held out: neither the model nor
+its tokenizer has seen them. All 84 are of 1839 to 1930 and out of copyright. They are from the public collection
+[100 English novels](https://github.com/computationalstylistics/100_english_novels) of the Computational Stylistics
+Group; `docs/results/novels.sha256` lists them, and the texts are not in this repository. The tokenizer is a byte-level
+BPE of {vocab:,} pieces, trained on the 75 novels.
 
 The model writes in the manner of these novels, with their views and prejudices, and knows nothing else.
 The weights are under the repository's licence.
