@@ -195,11 +195,13 @@ def provenance(records: Sequence[Record]) -> str:
     short = sum(r["settings"].get("search", False) for r in records)
     of_them = f"{short} short ones to choose by, " if short else ""
     diverged = sum(r["status"] == "diverged" for r in records)
-    speed = max(r["tokens_per_second"] for r in records)
+    # runs on text share a GPU whose cores they fill, so that their speed says nothing
+    text = any(r["settings"].get("task") == "text" for r in records)
+    speed = "" if text else f" The fastest run trained {max(r['tokens_per_second'] for r in records):,} tokens/s."
     spent = f"{gpu_minutes(records):.1f} GPU minutes" if gpu_minutes(records) else "no GPU"
     return (
         f"{runs} ({of_them}{diverged} diverged), {spent}, {first if first == last else f'{first} to {last}'}, on "
-        f"{'; '.join(where)}; ramnet_np {versions}. The fastest run trained {speed:,} tokens/s."
+        f"{'; '.join(where)}; ramnet_np {versions}.{speed}"
     )
 
 

@@ -1,12 +1,13 @@
-"""The sections of docs/results/language.md: grids on text, and tests on books."""
+"""The sections of docs/results/language.md: grids on text, tests on books, and the speed of each model alone."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -14,6 +15,7 @@ from ramnet_np.data.needles import WORDS
 from ramnet_np.experiment.summary import Result
 from ramnet_np.experiment.text_tables import (
     Book,
+    Speed,
     book_lines,
     books_table,
     by_position,
@@ -22,6 +24,7 @@ from ramnet_np.experiment.text_tables import (
     rivals_table,
     saved_table,
     slots_table,
+    speed_table,
 )
 from ramnet_np.plot.language import lines_by_range, scores_by_model
 
@@ -77,14 +80,43 @@ def read_books(paths: Sequence[Path]) -> list[Book]:
     >>> read_books([])
     []
     """
-    found = []
+    return [record for record in _lines(paths) if isinstance(record.get("tables"), Mapping)]
+
+
+def read_speeds(paths: Sequence[Path]) -> list[Speed]:
+    """The last record of each model that was timed alone; other lines, and models of a reduced grid, are left out.
+
+    >>> read_speeds([])
+    []
+    """
+    return list({one["point"]: one for one in _lines(paths) if "token_ms" in one and not one["quick"]}.values())
+
+
+def _lines(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of some files, a line each."""
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):
                 record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("tables"), Mapping):
-                    found.append(record)
-    return found
+                if isinstance(record, dict):
+                    yield record
+
+
+def speed_section(speeds: Sequence[Speed]) -> str:
+    """The table of models that were timed alone, and how they were timed.
+
+    >>> speed_section([])
+    ''
+    """
+    if not speeds:
+        return ""
+    about = {
+        f"Steps of {one['batch']} windows of {one['length']} tokens in {one['dtype']}, on {one['device']}, "
+        + ", ".join(f"{name} {version}" for name, version in one["versions"].items())
+        + f", {one['date'][:10]}; one text in generation, behind {one['length']} tokens."
+        for one in speeds
+    }
+    return "\n\n".join([speed_table(speeds), *sorted(about)])
 
 
 def book_sections(books: Sequence[Book], figures: dict[str, Draw]) -> dict[str, tuple[str, str]]:

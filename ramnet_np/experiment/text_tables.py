@@ -13,13 +13,14 @@ _ABSENT = "-"
 _BYTES = 4  # of an element of state: memories are float32 in generation
 
 Book = dict[str, Any]  # the record of a test on books
+Speed = dict[str, Any]  # the record of a model that ramnet_np.kernels.bench.points has timed
 
 
 def rivals_table(results: Sequence[Result]) -> str:
     """Models of like sizes beside each other, the best first: bits a byte of the held-out books, and what they cost.
 
     >>> rivals_table([]).count("|")
-    24
+    22
     """
     rows = []
     for result in sorted(results, key=lambda r: (round(_parameters(r) / 10e6), r.accuracy)):
@@ -27,10 +28,27 @@ def rivals_table(results: Sequence[Result]) -> str:
         active = active_elements(result.run.model, result.settings["data"]["length"])
         sizes = [f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}", f"{active:,}", mega]
         cells = [*sizes, *_bits(result), _carried(result)]
-        rows.append([f"{result.kind} ({result.name})", *cells, *how(result, results), f"{result.tokens_per_second:,}"])
+        rows.append([f"{result.kind} ({result.name})", *cells, *how(result, results)])
     head = ["model", "million parameters", "elements of state", "touched by a token", "MB in generation"]
     head += ["bits a byte", "each seed"]
-    return table([*head, "memory carried", *how_head(results), "tokens/s"], rows)
+    return table([*head, "memory carried", *how_head(results)], rows)
+
+
+def speed_table(speeds: Sequence[Speed]) -> str:
+    """A row for each model that was timed alone: a step of training, and a token of one text.
+
+    >>> speed = {"point": "a", "parameters": 20_100_000, "ms": 30.5, "tokens/s": 1_074_000.4, "token_ms": 0.25}
+    >>> print(speed_table([speed]))
+    | model | million parameters | ms a step | tokens/s | GiB | ms a token in generation |
+    | --- | --- | --- | --- | --- | --- |
+    | a | 20.1 | 30.5 | 1,074,000 | - | 0.250 |
+    """
+    rows = []
+    for speed in speeds:
+        memory = f"{speed['GiB']:.1f}" if "GiB" in speed else _ABSENT
+        step = [f"{speed['parameters'] / 1e6:.1f}", f"{speed['ms']:.1f}", f"{speed['tokens/s']:,.0f}", memory]
+        rows.append([speed["point"], *step, f"{speed['token_ms']:.3f}"])
+    return table(["model", "million parameters", "ms a step", "tokens/s", "GiB", "ms a token in generation"], rows)
 
 
 def past_table(results: Sequence[Result]) -> str:

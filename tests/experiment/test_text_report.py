@@ -20,6 +20,10 @@ NAMES = [
     {"begin": None, "end": None, "mentions": 3, "nats": 9.0, "bits_per_byte": 2.0},
     {"begin": 100, "end": 1000, "mentions": 5, "nats": 4.0, "bits_per_byte": 1.25},
 ]
+SPEED = {
+    "parameters": 20_100_000, "tokens/s": 8e5, "GiB": 5.25, "token_ms": 0.25, "batch": 16, "length": 2048,
+    "dtype": "bfloat16", "device": "a GPU", "versions": {"cupy": "14"}, "date": "2026-11-29T01:02:03+00:00",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +125,16 @@ def test_everything_reaches_the_page(records, tmp_path, monkeypatch):
         rows = [replace_bits(row, 1.0 if model == "b" else 1.5) for row in NAMES]
         for test, table in (("names", rows), ("needles", NEEDLES), ("slots", [{"layer": 0, "touched": 0.5}])):
             append_record(tmp_path / "books.jsonl", {"test": test, "model": model, "tables": {"carried": table}})
-    files = [tmp_path / "language.jsonl", tmp_path / "books.jsonl"]
+    for name, ms, quick in (("a", 20.0, False), ("a", 40.0, False), ("b", 10.0, False), ("b", 99.0, True)):
+        append_record(tmp_path / "speed.jsonl", SPEED | {"point": name, "ms": ms, "quick": quick})
+    files = [tmp_path / f"{name}.jsonl" for name in ("language", "books", "speed")]
     assert len(read_books(files)) == 9
     sections = report(files, {}, {})
     assert list(sections) == [
-        "language-rivals", "language-past", "language-recipe", "books-names", "books-needles", "books-slots",
+        "language-rivals", "language-past", "language-recipe", "language-speed",
+        "books-names", "books-needles", "books-slots",
     ]  # fmt: skip
+    assert list(report(files[2:], {}, {})) == ["language-speed"]
     markers = "".join(f"<!-- {name}: begin -->\nNo results yet.\n<!-- {name}: end -->\n" for name in sections)
     (tmp_path / "language.md").write_text(markers)
     write_report(files, tmp_path)
@@ -136,13 +144,19 @@ def test_everything_reaches_the_page(records, tmp_path, monkeypatch):
     assert "The columns have 3, 5 mentions." in page
     assert "64 questions at each distance, 16 answers each: a guess is right in 6.2% of them" in page
     assert "| a | 0 | 0.500 |" in page
-    assert list(drawn) == [f"{name}.png" for name in list(sections)[:-1]]  # slots have none
+    # the last record of a model counts, and none of a reduced grid
+    assert (
+        "| a | 20.1 | 40.0 | 800,000 | 5.2 | 0.250 |\n| b | 20.1 | 10.0 | 800,000 | 5.2 | 0.250 |\n\nSteps of" in page
+    )
+    assert "16 windows of 2048 tokens in bfloat16, on a GPU, cupy 14, 2026-11-29; one text" in page
+    plain = [name for name in sections if name not in ("language-speed", "books-slots")]  # these have no figure
+    assert list(drawn) == [f"{name}.png" for name in plain]
     assert [axes.get_xlabel() for axes in drawn["books-names.png"].axes] == [
         "bytes since the name was mentioned before"
     ]
     write_report(files, tmp_path)
     assert (tmp_path / "language.md").read_text() == page
-    assert list(report(files[1:], {}, {})) == ["books-names", "books-needles", "books-slots"]  # without any grid
+    assert list(report(files[1:2], {}, {})) == ["books-names", "books-needles", "books-slots"]  # without any grid
 
 
 def test_a_figure_of_books_has_a_line_a_model():
