@@ -1,8 +1,8 @@
 r"""The small folder of a trained language model, such as models/novels-20m, from a run of an experiment:
 
-    ramnet-np experiment language-longer --only longer-ram-20m --text tokens --device gpu \
-        --keep-models --out runs/longer
-    python docs/small_model.py runs/longer/models/longer-ram-20m-seed0 runs/longer/results.jsonl models/novels-20m
+    ramnet-np experiment language-long --only ram-20m-long --text tokens --device gpu \
+        --keep-models --out runs/long
+    python docs/small_model.py runs/long/models/ram-20m-long-seed0 runs/long/results.jsonl models/novels-20m
 
 Writes the parameters in bfloat16, the tokenizer, and as README.md what the model has read, how it was trained and how
 well it predicts. The numbers are those of the run's record.
@@ -67,8 +67,8 @@ These are the run's own figures, before the parameters were rounded to 16 bits. 
 
     ramnet-np tokenize novels --out tokens --held-out 'valid/*'
     ramnet-np experiment {grid} --only {name} --text tokens --device gpu \\
-        --keep-models --out runs/longer
-    python docs/small_model.py runs/longer/models/{kept} runs/longer/results.jsonl {folder}
+        --keep-models --out runs/long
+    python docs/small_model.py runs/long/models/{kept} runs/long/results.jsonl {folder}
 
 `docs/results/language.md` says how to make the folder `novels`.
 """

@@ -19,6 +19,7 @@ from ramnet_np.experiment.text_tables import (
     book_lines,
     books_table,
     by_position,
+    long_table,
     past_table,
     recipe_table,
     rivals_table,
@@ -50,8 +51,8 @@ def text_section(
 ) -> tuple[str, Draw, str]:
     """The table of a grid on text, how to draw its figure, and what is to be seen in it.
 
-    ``rivals``: results of language-rivals. Of those of a like size, the first of each kind of model stands in the table
-    of language-past, too.
+    ``rivals``: results of language-rivals, beside which those of language-long stand. Of those of a like size, the
+    first of each kind of model stands in the table of language-past, too.
 
     >>> text_section("language-past", [])[2]
     'Bits a byte against the position in the book, a line for each model.'
@@ -69,6 +70,9 @@ def text_section(
     if grid == "language-recipe":
         scores = {result.name: result.accuracies for result in results}
         return recipe_table(results), lambda: scores_by_model(scores, bits, title), what
+    if grid == "language-long":
+        scores = {result.name: result.accuracies for result in sorted(results, key=lambda r: r.accuracy)}
+        return long_table(results, rivals), lambda: scores_by_model(scores, bits, title), what
     ordered = sorted(results, key=lambda r: (round(r.records[0]["parameters"] / 10e6), r.accuracy))
     scores = {result.name: result.accuracies for result in ordered}
     return rivals_table(results), lambda: scores_by_model(scores, bits, title), what

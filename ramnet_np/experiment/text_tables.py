@@ -51,6 +51,30 @@ def speed_table(speeds: Sequence[Speed]) -> str:
     return table(["model", "million parameters", "ms a step", "tokens/s", "GiB", "ms a token in generation"], rows)
 
 
+def long_table(results: Sequence[Result], rivals: Sequence[Result]) -> str:
+    """Models that were trained longer, the best first, each beside its shorter training with the same first seed.
+
+    ``rivals``: the shorter ones; "a" is that of "a-long".
+
+    >>> long_table([], [])
+    ''
+    """
+    if not results:
+        return ""
+    shorter, rows = {rival.name: rival for rival in rivals}, []
+    for result in sorted(results, key=lambda r: r.accuracy):
+        before = shorter.get(result.name.removesuffix("-long"))
+        cells = [_ABSENT, _ABSENT, _ABSENT]
+        if before is not None:
+            fall = result.accuracies[0] - before.accuracies[0]
+            cells = [f"{before.epochs:g}", f"{before.accuracies[0]:.4f}", f"{fall:+.4f}"]
+        tokens = result.records[0]["steps"] * result.settings["train"]["batch"] * result.settings["data"]["length"]
+        head = [f"{result.kind} ({result.name})", f"{result.epochs:g}", f"{tokens / 1e6:.1f}"]
+        rows.append([*head, *_bits(result)[:1], _carried(result), *cells, f"{result.chosen.rate:g}"])
+    names = ["model", "passes", "million tokens", "bits a byte", "memory carried"]
+    return table([*names, "shorter: passes", "bits a byte", "change", "learning rate"], rows)
+
+
 def past_table(results: Sequence[Result]) -> str:
     """The loss by the position in the book, with the memory carried through the book where that can be.
 

@@ -115,6 +115,34 @@ def test_the_recipe_beside_its_first_point(records):
     assert rows[2][head.index("touched")] == "-"
 
 
+def longer(record, bits, epochs=4.0):
+    """The record of a training of so many passes, with the test's bits a byte."""
+    found = json.loads(json.dumps({**record, "grid": "language-long", "name": f"{record['name']}-long"}))
+    found["settings"] |= {"name": found["name"], "epochs": epochs}
+    found["settings"]["train"]["steps"] = found["steps"] = 40
+    found["epochs"], found["accuracy"]["bits_per_byte"] = epochs, bits
+    return found
+
+
+def test_more_passes_stand_beside_fewer(records):
+    long = [longer(records[0], 1.375), longer(records[2], 1.25), longer(records[1] | {"name": "new"}, 1.3125)]
+    rivals = results_of(records, "language-rivals")
+    text, draw, _ = text_section("language-long", results_of(long, "language-long"), rivals=rivals)
+    head, _, *rows = cells(text)
+    assert [row[0] for row in rows] == [
+        "softmax attention (softmax-long)", "RAM-Net (new-long)", "RAM-Net (plain-long)",
+    ]  # fmt: skip
+    plain = dict(zip([*head[:5], "before", "bits before", *head[7:]], rows[2], strict=True))
+    assert (plain["passes"], plain["bits a byte"]) == ("4", "1.3750")
+    assert plain["million tokens"] == f"{40 * 2 * 16 / 1e6:.1f}"
+    # of the first seed alone: the second one had 1.25
+    assert (plain["bits before"], plain["change"]) == ("1.5000", "-0.1250")
+    assert plain["before"] == f"{records[0]['epochs']:g}"
+    assert rows[1][5:8] == ["-", "-", "-"]  # there is no shorter one
+    names = [label.get_text() for label in draw().axes[0].get_yticklabels()]
+    assert {"softmax-long", "new-long", "plain-long"} <= set(names)
+
+
 def test_everything_reaches_the_page(records, tmp_path, monkeypatch):
     drawn = {}  # written files take seconds
     monkeypatch.setattr("ramnet_np.experiment.report._save", lambda draw, path: drawn.update({path.name: draw()}))
