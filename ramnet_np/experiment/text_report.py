@@ -17,6 +17,7 @@ from ramnet_np.experiment.text_tables import (
     Book,
     Speed,
     book_lines,
+    book_ranges,
     books_table,
     by_position,
     long_table,
@@ -144,15 +145,17 @@ def book_sections(books: Sequence[Book], figures: dict[str, Draw]) -> dict[str, 
             guess = 1 / len(WORDS) if test == "needles" else None
             ylabel = "share of right answers" if test == "needles" else "bits a byte"
             name = f"books-{test}"
-            figures[name] = _draw(shown, _XLABELS[test], ylabel, guess)
+            figures[name] = _draw(shown, _XLABELS[test], ylabel, guess, book_ranges(books, test))
             sections[name] = books_table(books, test, value) + _note(books, test), _WHAT[test]
     if any(book["test"] == "slots" for book in books):
         sections["books-slots"] = slots_table(books), ""
     return sections
 
 
-def _draw(lines: Mapping[str, Mapping[str, float]], xlabel: str, ylabel: str, guess: float | None) -> Draw:
-    return lambda: lines_by_range(lines, xlabel, ylabel, guess=guess)
+def _draw(
+    lines: Mapping[str, Mapping[str, float]], xlabel: str, ylabel: str, guess: float | None, ranges: Sequence[str]
+) -> Draw:
+    return lambda: lines_by_range(lines, xlabel, ylabel, guess=guess, ranges=ranges)
 
 
 def _note(books: Sequence[Book], test: str) -> str:

@@ -214,8 +214,7 @@ def books_table(books: Sequence[Book], test: str, value: str) -> str:
     | --- | --- | --- |
     | a | carried | 1.500 |
     """
-    lines = book_lines(books, test, value)
-    ranges = list(dict.fromkeys(name for line in lines.values() for name in line))
+    lines, ranges = book_lines(books, test, value), book_ranges(books, test)
     rows = [[*who, *(f"{line[r]:.3f}" if r in line else _ABSENT for r in ranges)] for who, line in lines.items()]
     return table(["model", "memory", *ranges], rows)
 
@@ -233,6 +232,18 @@ def book_lines(books: Sequence[Book], test: str, value: str) -> dict[tuple[str, 
             for way, rows in book["tables"].items():
                 lines[book["model"], way] = {_place(row): float(row[value]) for row in rows}
     return lines
+
+
+def book_ranges(books: Sequence[Book], test: str) -> list[str]:
+    """The names of all ranges or distances of a test, the nearest first.
+
+    >>> rows = [{"tokens": 1000, "asked": 64}], [{"tokens": 100, "asked": 64}, {"tokens": 1000, "asked": 64}]
+    >>> book_ranges([{"test": "needles", "model": "a", "tables": {"carried": one}} for one in rows], "needles")
+    ['100 tokens', '1k tokens']
+    """
+    rows = [row for book in books if book["test"] == test for table in book["tables"].values() for row in table]
+    begins = {_place(row): row["tokens"] if "asked" in row else row["begin"] for row in rows}
+    return sorted(begins, key=lambda name: -1 if begins[name] is None else begins[name])  # first mentions come first
 
 
 def slots_table(books: Sequence[Book]) -> str:
