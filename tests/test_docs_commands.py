@@ -43,7 +43,6 @@ BROUGHT = {  # texts, models and results that a page asks its reader to have
     "docs/guide/sampling.md": {"runs/book", "letter.txt", "long.txt", "novel.txt", "models/novels-20m"},
     "docs/guide/text.md": {"novels", "stories", "models/novels-20m"},
     "docs/hierarchical-memory.md": {"runs/book"},
-    "docs/results/language.md": {"models/novels-20m"},
     "docs/scaling.md": {"tokens"},
     "models/README.md": {"models/novels-20m", "tokens"},
 }
