@@ -10,6 +10,7 @@ from ramnet_np.experiment.tables import how, how_head, table
 from ramnet_np.model.count import active_elements
 
 _ABSENT = "-"
+_SLOT_USE = ("touched", "entropy", "slots in use")  # columns
 _BYTES = 4  # of an element of state: memories are float32 in generation
 
 Book = dict[str, Any]  # the record of a test on books
@@ -90,7 +91,7 @@ def past_table(results: Sequence[Result]) -> str:
         cells = [f"{line[name]:.4f}" if name in line else _ABSENT for name in ranges]
         use, rate = _slot_use(result), f"{result.chosen.rate:g}"
         rows.append([result.name, f"{result.state:,}", _way_of(result), *cells, *use, rate])
-    return table(["model", "elements of state", "memory", *ranges, "touched", "entropy", "learning rate"], rows)
+    return table(["model", "elements of state", "memory", *ranges, *_SLOT_USE, "learning rate"], rows)
 
 
 def saved_table(results: Sequence[Result]) -> str:
@@ -125,7 +126,7 @@ def recipe_table(results: Sequence[Result]) -> str:
         cells = [*_bits(result), _carried(result), change, f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}"]
         rows.append([result.name, *cells, *use, f"{result.chosen.rate:g}"])
     head = ["setting", "bits a byte", "each seed", "memory carried", f"- {base.name}", "million parameters"]
-    return table([*head, "elements of state", "touched", "entropy", "learning rate"], rows)
+    return table([*head, "elements of state", *_SLOT_USE, "learning rate"], rows)
 
 
 def _bits(result: Result) -> list[str]:
@@ -159,12 +160,17 @@ def by_position(result: Result, way: str = "") -> dict[str, float]:
 
 
 def _slot_use(result: Result) -> list[str]:
-    """Touched slots and entropy of writes at the end of training, mean over the layers that have slots."""
+    """The cells of ``_SLOT_USE`` at the end of training, mean over the layers that have slots.
+
+    As many slots as M to the power of the entropy, written alike, would have the same entropy: so many are in use.
+    """
     measured = result.records[0].get("slots", [])
     layers = [layer for layer in (measured[-1]["layers"] if measured else []) if layer]
     if not layers:
-        return [_ABSENT, _ABSENT]
-    return [f"{sum(layer[name] for layer in layers) / len(layers):.2f}" for name in ("touched", "entropy")]
+        return [_ABSENT] * len(_SLOT_USE)
+    in_use = sum(result.run.model.slots ** layer["entropy"] for layer in layers) / len(layers)
+    means = [f"{sum(layer[name] for layer in layers) / len(layers):.2f}" for name in ("touched", "entropy")]
+    return [*means, f"{in_use:.0f}"]
 
 
 def training_slots_table(results: Sequence[Result]) -> str:

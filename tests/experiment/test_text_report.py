@@ -71,8 +71,10 @@ def test_rivals_stand_from_the_best_on(records):
 def test_the_past_by_position(records):
     results = results_of(records, "language-past")
     head, _, *rows = cells(past_table(results))
-    assert head[3:-1] == ["up to 1k", "touched", "entropy"]
-    assert rows[2][4:6] == ["-", "-"]  # softmax attention has no slots
+    assert head[3:-1] == ["up to 1k", "touched", "entropy", "slots in use"]
+    used = [4 ** layer["entropy"] for layer in results[0].records[0]["slots"][-1]["layers"]]
+    assert rows[0][6] == f"{sum(used) / 2:.0f}"
+    assert rows[2][4:7] == ["-", "-", "-"]  # softmax attention has no slots
     head, _, *measured = cells(training_slots_table(results))
     first = results[0].records[0]["slots"][0]
     touched = [layer["touched"] for layer in first["layers"]]
