@@ -214,7 +214,7 @@ _launches: dict[Any, Callable[..., bool] | None] = {}  # by all that the checks 
 _REMEMBERED = 1024
 
 
-@torch.library.register_kernel(_STEP, ("cpu", "cuda"))  # type: ignore[untyped-decorator]
+@torch.library.register_kernel(_STEP, ("cpu", "cuda"))
 def _step(*inputs: Any) -> torch.Tensor:
     """y of one token; slots and mass are updated in place.
 
@@ -238,20 +238,17 @@ def _step(*inputs: Any) -> torch.Tensor:
     return y
 
 
-def _checked_step(tensors: Sequence[torch.Tensor | None], options: Sequence[Any]) -> torch.Tensor:
+def _checked_step(tensors: Sequence[Any], options: Sequence[Any]) -> torch.Tensor:
     """The library's step."""
-    values = tensors[2]
-    assert values is not None
-    with as_torch_would(values.device):
+    with as_torch_would(tensors[2].device):
         arrays, named = _arguments(tensors, options[:-1])
         y, _ = ram_attention_step(*arrays, **named, backend=options[-1])
         return tensor_of(y)
 
 
-def _launch_of(tensors: Sequence[torch.Tensor | None], options: Sequence[Any]) -> Callable[..., bool] | None:
+def _launch_of(tensors: Sequence[Any], options: Sequence[Any]) -> Callable[..., bool] | None:
     """The launch for steps like this one, which was checked; None where they must go through the library."""
     logits, _, values, gamma, positions, _, slots, mass = tensors
-    assert logits is not None and values is not None and slots is not None and mass is not None
     number, update, write_k, read_k, write_renorm, read_renorm, cape_heads, mass_aware, eps, backend = options
     prepare = load_backend(backend or selected_backend() or "cupy").step_by_address
     whole = slots.is_contiguous() and mass.is_contiguous() and values.numel() > 0
@@ -266,12 +263,11 @@ def _launch_of(tensors: Sequence[torch.Tensor | None], options: Sequence[Any]) -
     return prepare(tuple(logits.shape), values.shape[3], dtype_of(values.dtype), constant, stride, decode, memory)
 
 
-def _launched_step(launch: Callable[..., bool], tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+def _launched_step(launch: Callable[..., bool], tensors: Sequence[Any]) -> torch.Tensor | None:
     """y by ``launch``; None if it does not take arrays that lie where these do."""
     use_gpu()
     arrays = [None if x is None else x.contiguous() for x in tensors]
-    values = arrays[2]
-    assert values is not None
+    values: Any = arrays[2]
     y = torch.empty_like(values, memory_format=torch.contiguous_format)
     logits, reads, content, gamma, positions, mask, slots, mass = (0 if x is None else x.data_ptr() for x in arrays)
     with on_torchs_stream(values.device):
@@ -279,7 +275,7 @@ def _launched_step(launch: Callable[..., bool], tensors: Sequence[torch.Tensor |
     return y if launched else None
 
 
-@torch.library.register_fake(_STEP)  # type: ignore[untyped-decorator]
+@torch.library.register_fake(_STEP)
 def _(*inputs: Any) -> torch.Tensor:
     return inputs[2].new_empty(inputs[2].shape)
 
