@@ -70,7 +70,14 @@ def as_torch_would(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def on_torchs_stream(device: torch.device) -> Iterator[None]:
-    """Let CuPy run on this GPU and on torch's current stream of it, where it does not already."""
+    """Let CuPy run on this GPU and on torch's current stream of it, where it does not already; nothing on the CPU.
+
+    >>> with on_torchs_stream(torch.device("cpu")):
+    ...     pass
+    """
+    if device.type == "cpu":
+        yield
+        return
     import cupy
 
     stream = torch.cuda.current_stream(device.index).cuda_stream
