@@ -191,7 +191,7 @@ def main(options: Options) -> None:
 
     from ramnet_np.bridges.ramnet_ops import random_access_memory_attention
 
-    print("about four minutes for all parts, one for generation, most of them for compilers and tuners", flush=True)
+    print("a few minutes, most of them for compilers and tuners of kernels", flush=True)
     torch.manual_seed(0)
     model = authors()
     operations: dict[str, Callable[..., Any]] = {
