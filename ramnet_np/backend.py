@@ -117,6 +117,8 @@ class Backend:
     # sparse state, as ``sparse_step`` of ``core/sparse_memory.py``, or NotImplemented; None: the core's serve
     sparse_rows: Callable[..., Any] | None = None
     sparse_step: Callable[..., Array] | None = None
+    # a function of addresses that makes a step of a checked signature, or None: ``kernels/cuda/step/step.py``
+    step_by_address: Callable[..., Callable[..., bool] | None] | None = None
     layers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # fast layers: ``core/accelerated.py``
     # arrays of kind "device" only: the same memory as an array with dtype, shape and ndim as NumPy has them
     from_foreign: Callable[[Array], Array] = lambda array: array
