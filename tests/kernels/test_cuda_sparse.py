@@ -290,11 +290,14 @@ def test_what_is_refused(fake, tmp_path):
         rows_module.DeviceRows(INITIAL, MemoryTiers(host=10**6), 16)
 
 
-def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path):
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path, hashed):
     (U, P, W, R, C, B, H), dtype = (3, 3, 4, 6, 5, 2, 3), np.dtype(np.float64)
     slots, mass = np.zeros((B, H, P**U, C)), np.full((B, H, P**U), 1 / P**U)
     initial = np.array([0.0] * C + [1 / P**U])
-    rows, rng = rows_module.DeviceRows(initial, MemoryTiers(gpu=0), B * H * P**U), np.random.default_rng(0)
+    rows = rows_module.DeviceRows(initial, MemoryTiers(gpu=0), 2**42 if hashed else B * H * P**U)
+    rows._changed[...] = False
+    rng = np.random.default_rng(0)
     libraries = []
     for row in (None, "double"):
         (tmp_path / str(row)).mkdir()
@@ -318,6 +321,9 @@ def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path):
     np.testing.assert_array_equal(found[:, :C].reshape(slots.shape), slots)
     np.testing.assert_array_equal(found[:, C].reshape(mass.shape), mass)
     assert rows.written == (mass != 1 / P**U).sum() > 100
+    asked, changed = rows.listing()[1:]
+    assert asked.all()
+    assert changed.all()
 
 
 # ---- on a GPU ----

@@ -27,8 +27,8 @@ CALLS_AHEAD, ROWS_AHEAD = 32, 16 * PAGE_ROWS  # for which there is room after th
 EXCHANGED = 4096  # rows at once, at most
 ROW_TABLE = ParamStruct(
     "RowTable",
-    entries=POINTER, pages=POINTER, initial=POINTER, key_of_row=POINTER, used=POINTER, changed=POINTER, count=POINTER,
-    mask=UNSIGNED, shift=INT, row_bytes=INT, capacity=INT,
+    entries=POINTER, numbers=POINTER, pages=POINTER, initial=POINTER, key_of_row=POINTER, used=POINTER, changed=POINTER,
+    count=POINTER, mask=UNSIGNED, shift=INT, row_bytes=INT, capacity=INT,
 )  # fmt: skip
 ROWS_PARAMS = ParamStruct(
     "RowsParams",
@@ -40,6 +40,21 @@ ROWS = Specialisation(
     (("THREADS", THREADS),),
     (ROW_TABLE, ROWS_PARAMS),
 )
+
+
+def table_of(rows: int, slots: int) -> tuple[int, int]:
+    """(entries, shift) of a table for so many rows, of ``slots`` slots in all.
+
+    An entry for every slot, whose place is its key (shift 0), or a hash table that is at most half full. Both are even,
+    as entries are looked at in pairs.
+
+    >>> table_of(rows=1000, slots=2047)
+    (2048, 0)
+    >>> table_of(rows=1000, slots=2049)
+    (2048, 53)
+    """
+    bits = max(1, (2 * rows - 1).bit_length())
+    return (slots + slots % 2, 0) if slots <= 1 << bits else (1 << bits, 64 - bits)
 
 
 class DeviceRows:
@@ -68,7 +83,7 @@ class DeviceRows:
         self._gpu_pages, self._calls, self._bound, self._new = 0, 0, 0, 0
         self._key_of_row, self._used = cupy.empty(0, dtype=np.int64), cupy.empty(0, dtype=np.int32)
         self._changed = cupy.empty(0, dtype=np.bool_)
-        self._entries: Any = None
+        self._entries, self._numbers = cupy.empty((0, 2), dtype=np.int64), cupy.empty(0, dtype=np.int32)
         self.table = cupy.zeros(ROW_TABLE.dtype.itemsize, dtype=np.uint8)  # a RowTable
         self._grow(1)
 
@@ -80,7 +95,7 @@ class DeviceRows:
     @property
     def nbytes(self) -> int:
         """Bytes on the GPU."""
-        arrays = (self._key_of_row, self._used, self._changed, self._entries, self._initial)
+        arrays = (self._key_of_row, self._used, self._changed, self._entries, self._numbers, self._initial)
         return self._gpu_pages * self._page_bytes + sum(array.nbytes for array in arrays)
 
     @property
@@ -172,8 +187,7 @@ class DeviceRows:
         self._used[count:] = 0
         self._bound = count
         self._count[...] = count
-        self._entries[...] = -1
-        self._launch("enter_rows", count, warps=False)
+        self._enter(count)
 
     def exchange(self) -> None:
         """Let rows of the host that were asked for last change places with rows of the GPU not asked for longest."""
@@ -229,18 +243,24 @@ class DeviceRows:
             new[: old.size] = old
             setattr(self, name, new)
         self._addresses = cupy.asarray(np.array(self._pages, dtype=np.uint64))
-        entries = 1 << (2 * size - 1).bit_length()
-        is_larger = self._entries is None or entries > self._entries.shape[0]
+        entries, shift = table_of(size, self._slots)
+        is_larger = entries > len(self._entries)
         if is_larger:
-            self._entries = cupy.full((entries, 2), -1, dtype=np.int64)  # of which the second is two numbers of 4 bytes
+            self._entries = cupy.empty((entries, 2), dtype=np.int64)  # a key, an address
+            self._numbers = cupy.empty(entries, dtype=np.int32)
         table = ROW_TABLE(
-            entries=self._entries, pages=self._addresses, initial=self._initial, key_of_row=self._key_of_row,
-            used=self._used, changed=self._changed, count=self._count, mask=self._entries.shape[0] - 1,
-            shift=64 - (self._entries.shape[0].bit_length() - 1), row_bytes=self._row_bytes, capacity=size,
+            entries=self._entries, numbers=self._numbers, pages=self._addresses, initial=self._initial,
+            key_of_row=self._key_of_row, used=self._used, changed=self._changed, count=self._count,
+            mask=entries - 1 if shift else 2**32 - 1, shift=shift, row_bytes=self._row_bytes, capacity=size,
         )  # fmt: skip
         self.table.set(np.frombuffer(table.tobytes(), dtype=np.uint8))
         if is_larger:
-            self._launch("enter_rows", size, warps=False)
+            self._enter(size)
+
+    def _enter(self, most: int) -> None:
+        """Make the table anew, of all rows, of which there are at most so many."""
+        self._entries[:, 0], self._entries[:, 1] = -1, 0
+        self._launch("enter_rows", most, warps=False)
 
     def _add_pages(self, count: int) -> None:
         """Pages on the GPU while there is room, then in the host's memory; fewer than ``count`` where that is all."""

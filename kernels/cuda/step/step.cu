@@ -81,23 +81,28 @@ struct StepParams {
 struct Memory {
     static constexpr int MASS = CHANNELS + CHANNELS % (sizeof(Acc) / sizeof(ROW));  // where it is, behind C contents
     const ROW* from[ACCESSES];
-    ROW* to[WRITES];
+    Found found[ACCESSES];
 
     // A read may find a row that the block's write is adding: it is loaded for nothing, as the write serves the read.
-    DEVICE void find(const RowTable& table, int e, long long key, int now) {
+    DEVICE void find(const RowTable& table, int e, long long key) {
         bool added = false;
-        const int row = e < WRITES ? table.find_or_add(key, added) : table.find(key);
-        table.note_use(row, now);
-        ROW* const there = row < 0 ? nullptr : reinterpret_cast<ROW*>(table.row(row));
-        from[e] = row < 0 || added ? reinterpret_cast<const ROW*>(table.initial) : there;
-        if (e >= WRITES) return;
-        table.note_change(row);
-        to[e] = there;
+        found[e] = e < WRITES ? table.find_or_add(key, added) : table.find(key);
+        from[e] = reinterpret_cast<const ROW*>(!found[e].row || added ? table.initial : found[e].row);
     }
     DEVICE const ROW* content(int e, int) const { return from[e]; }
     DEVICE Acc mass(int e, int) const { return *reinterpret_cast<const Acc*>(from[e] + MASS); }
-    DEVICE ROW* new_content(int e, int) const { return to[e]; }
-    DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(to[e] + MASS); }
+    DEVICE ROW* new_content(int e, int) const { return reinterpret_cast<ROW*>(found[e].row); }
+    DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(new_content(e, 0) + MASS); }
+
+    // By one warp: which rows were asked for ``now``, and which of them change.
+    DEVICE void note(const RowTable& table, int lane, int now) const {
+        for (int e = lane; e < ACCESSES; e += 32) {
+            if (!found[e].row) continue;
+            const int number = table.numbers[found[e].at];
+            table.used[number] = now;
+            if (e < WRITES) table.changed[number] = true;
+        }
+    }
 };
 #else
 struct Memory {
@@ -150,7 +155,6 @@ DEVICE void find_slots(
 #if SPARSE
     const RowTable table = *p.table;
     const bool live = p.live(blockIdx.x);
-    const int now = RowTable::milliseconds();  // the clock takes long to answer: it is asked before the search
 #endif
     search.run(logits, lane);
     const unsigned shift = Cape::shift_at(position, M);
@@ -161,7 +165,7 @@ DEVICE void find_slots(
         slot[k] = cape_shift(search.best[k].slot(), shift, M);
 #if SPARSE
         if (!live) continue;
-        memory.find(table, first + k, blockIdx.x * (long long)(M) + slot[k], now);
+        memory.find(table, first + k, blockIdx.x * (long long)(M) + slot[k]);
 #endif
         if (needed) mass[e] = memory.mass(first + k, slot[k]);
     }
@@ -276,6 +280,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     const long long position = p.position_of(sequence);
     Acc v[VECTOR];
     load(values + member.vector * VECTOR, v);
+#if SPARSE
+    const bool notes = warp == THREADS / 32 - 1;  // this warp has the least to do before rows are loaded
+    const int now = notes ? RowTable::milliseconds() : 0;  // the clock takes long to answer
+#endif
 
     // 1. slots, and the masses that they have
     const long long row = sequence * (ORDER * RADIX);
@@ -295,6 +303,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     }
     Rows rows;
     load_rows(shared, memory, member, 0, member.vector, rows);
+#if SPARSE
+    if (notes) memory.note(*p.table, lane, now);
+#endif
 
     // 2. weights and masses
     if (warp == 0) write_masses(p, shared, gamma, written_mass, lane, memory);
