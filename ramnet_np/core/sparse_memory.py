@@ -14,6 +14,7 @@ Source: paper section 7, which proposes a memory whose slots are kept outside of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,18 +54,14 @@ def sparse_memory_forward(
     ([0.5, 1.167], 1)
     """
     numbers = number_slots(write.index, read.index, mask, options.slots)
-    rows = state.gather(numbers.keys)
-    small, place, stored = _dense(rows, numbers, values)
+    small, put_back = _gathered(state, numbers)
     y, final, ctx = backend.memory_forward(
         write._replace(index=numbers.write), read._replace(index=numbers.read), values, gamma, mask, small,
         options._replace(slots=small.mass.shape[2]), return_state,
     )  # fmt: skip
     if final is None:
         return y, None, ctx
-    at, xp = place[stored], namespace_of(values)
-    rows = xp.empty((at.size, rows.shape[1]), dtype=rows.dtype)
-    rows[:, :-1], rows[:, -1] = final.slots.reshape(-1, values.shape[3])[at], final.mass.reshape(-1)[at]
-    state.scatter(numbers.keys[stored], rows)
+    put_back(final)
     return y, state, ctx
 
 
@@ -134,13 +131,32 @@ def _bring_up(
     state.bring_up((head * M + slots).ravel(), new)
 
 
-def _dense(rows: Array, numbers: SlotNumbers, values: Array) -> tuple[RAMState, Array, Any]:
-    """A dense state of ``rows`` (N, C + 1), where each of them is in it, (N,) of B*H*n, and which of them are written.
+def _gathered(state: SparseRAMState, numbers: SlotNumbers) -> tuple[RAMState, Callable[[RAMState], None]]:
+    """The slots that a segment touches as a dense state (B, H, n, C), and what stores those that it has written.
 
     n: the most slots that a head touches. A head that touches fewer has rows left over, which nothing addresses.
     """
+    if state.takes_segments:
+        return state.segment(numbers)
+    rows = state.gather(numbers.keys)
+    small, place, stored = _dense(rows, numbers, state.shape)
+
+    def put_back(final: RAMState) -> None:
+        at, xp = place[stored], namespace_of(rows)
+        new = xp.empty((at.size, rows.shape[1]), dtype=rows.dtype)
+        new[:, :-1], new[:, -1] = final.slots.reshape(-1, rows.shape[1] - 1)[at], final.mass.reshape(-1)[at]
+        state.scatter(numbers.keys[stored], new)
+
+    return small, put_back
+
+
+def _dense(rows: Array, numbers: SlotNumbers, shape: tuple[int, ...]) -> tuple[RAMState, Array, Any]:
+    """A dense state of ``rows`` (N, C + 1), where each of them is in it, (N,) of B*H*n, and which of them are written.
+
+    ``shape``: (B, H, M, C).
+    """
     xp = namespace_of(rows)
-    B, _, H, C = values.shape
+    B, H, _, C = shape
     counts = np.diff(numbers.start)
     n = max(1, int(counts.max())) if counts.size else 1
     every, start = xp.arange(len(rows)), xp.asarray(numbers.start)

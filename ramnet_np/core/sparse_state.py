@@ -8,14 +8,14 @@ the same. Source: paper section 7.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from ramnet_np.backend import backend_for
-from ramnet_np.contract import Array, MemoryTiers, RAMState
+from ramnet_np.contract import Array, MemoryTiers, RAMState, SlotNumbers
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.row_format import row_format
 from ramnet_np.core.sparse_checks import check_tiers, checked_dtype, checked_mass, checked_sequences, checked_shape
@@ -108,6 +108,26 @@ class SparseRAMState:
         """
         with self._moving_rows():
             self.rows.scatter(keys, self.format.pack(rows))
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether the backend's rows go to a small dense state and back by themselves: :meth:`segment`."""
+        return hasattr(self.rows, "segment")
+
+    def segment(self, numbers: SlotNumbers) -> tuple[RAMState, Callable[[RAMState], None]]:
+        """The slots with these ``numbers`` as a dense state (B, H, n, C), and what stores those that were written.
+
+        Errors as of :meth:`gather` and :meth:`scatter`.
+        """
+        B, H, _, C = self.shape
+        with self._moving_rows():
+            contents, mass, store = self.rows.segment(numbers, C)
+
+        def put_back(final: RAMState) -> None:
+            with self._moving_rows():
+                store(final.slots, final.mass)
+
+        return RAMState(contents.reshape(B, H, *contents.shape[1:]), mass.reshape(B, H, *mass.shape[1:])), put_back
 
     @contextmanager
     def _moving_rows(self) -> Iterator[None]:

@@ -23,11 +23,14 @@ from ramnet_np import (
     ram_attention_forward,
     ram_attention_step,
 )
+from ramnet_np.core import sparse_memory
 from ramnet_np.core.rows_over_disk import RowsOverDisk
+from ramnet_np.core.slot_numbers import number_slots
 from tests.kernels.cuda_on_cpu import FakeCuPy, OnDevice, compile_for_cpu
 from tests.tolerances import assert_close
 
 rows_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.rows")
+segment_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.segment_rows")
 step_module = importlib.import_module("ramnet_np.kernels.cuda.step.step")
 ROW = 32  # bytes of a row of 5 numbers
 INITIAL = np.array([0, 0, 0, 0, 0.25], np.float32)
@@ -163,6 +166,41 @@ def test_there_is_room_for_no_more_rows_than_slots(fake):
         held.scatter(on(np.arange(1500)), on(rows))
     assert len(held._pages) == 2
     assert held.shortage(10**6) < 0
+
+
+@pytest.mark.parametrize(("row", "channels"), [("float", 6), ("double", 5), ("bfloat16", 5), ("bfloat16", 14)])
+def test_a_segment_is_gathered_and_stored_as_by_the_core(fake, monkeypatch, tmp_path, row, channels):
+    library = compile_for_cpu(segment_module.segment_specialisation(row), "SegmentParams", tmp_path)
+
+    def launch(specialisation, name, grid, threads):
+        return lambda params: getattr(library, f"run_{name}")(params.tobytes(), grid[0])
+
+    monkeypatch.setattr(segment_module, "Launch", launch)
+    rng, (B, T, H, M, K) = np.random.default_rng(0), (2, 5, 3, 400, 4)
+    dtype = np.float64 if row == "double" else np.float32
+    stored = {"tiers": MemoryTiers(rows="bfloat16" if row == "bfloat16" else None), "initial_mass": 0.3}
+    expected = SparseRAMState.initial(B, H, M, channels, dtype, **stored)
+    ours = SparseRAMState.initial(B, H, M, channels, dtype, **stored)
+    ours.rows = rows_module.DeviceRows(ours.format.initial(0.3), MemoryTiers(gpu=0), B * H * M)
+    ours.rows._changed[...] = False
+    for segment in range(3):
+        fake.library.set_clock(ctypes.c_ulonglong(segment + 1)), library.set_clock(ctypes.c_ulonglong(segment + 1))
+        write, read = rng.integers(0, M, (2, B, T, H, K), dtype=np.int32) // rng.integers(1, 9, (H, 1))
+        numbers = number_slots(write.astype(np.int32), read.astype(np.int32), rng.random((B, T)) < 0.7, M)
+        written = numbers._replace(keys=on(numbers.keys))
+        (small, put_back), (theirs, put_theirs) = ours.segment(written), sparse_memory._gathered(expected, numbers)
+        for head, count in enumerate(np.diff(numbers.start)):
+            for one, other in zip(small, theirs, strict=True):
+                np.testing.assert_array_equal(*(x.reshape(B * H, *x.shape[2:])[head, :count] for x in (one, other)))
+        final = [on(rng.normal(size=part.shape).astype(dtype)) for part in small]
+        put_back(RAMState(*final)), put_theirs(RAMState(*map(np.asarray, final)))
+        assert ours.written == expected.written
+        keys, used, changed = ours.rows.listing()
+        touched = np.isin(keys, numbers.keys)
+        np.testing.assert_array_equal(used == segment + 1, touched)
+        assert changed.all()
+    every = np.arange(B * H * M)
+    np.testing.assert_array_equal(ours.gather(on(every)), expected.gather(every))
 
 
 def over_disk(fake, folder, gpu=1, host=1, **limits):

@@ -9,15 +9,16 @@ The host knows a bound of how many rows there are, and asks the GPU only when th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from ramnet_np.contract import Array, MemoryTiers
+from ramnet_np.contract import Array, MemoryTiers, SlotNumbers
 
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
+from .segment_rows import SegmentRows
 
 THREADS = 128
 PAGE_ROWS = 1024  # PAGE_BITS of rows.cuh
@@ -163,6 +164,20 @@ class DeviceRows:
         self.prepare(keys.size)
         rows = self._cupy.ascontiguousarray(rows)
         self._launch("scatter_rows", keys.size, keys=keys, rows=rows, changed=changed)
+
+    def segment(self, numbers: SlotNumbers, channels: int) -> tuple[Array, Array, Callable[[Array, Array], None]]:
+        """The rows of a segment's slots as a small dense state, and what stores them again.
+
+        Returns contents (B*H, n, C), masses (B*H, n), n being the most slots that a head touches, and a function that
+        stores the rows of written slots from such arrays; MemoryError if there is no room for them.
+        """
+        rows = SegmentRows(self.table, numbers, channels, self._dtype)
+
+        def put_back(contents: Array, mass: Array) -> None:
+            self.prepare(int(numbers.written.sum()))
+            rows.scatter(contents, mass)
+
+        return *rows.gather(), put_back
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
         """Every slot that was stored, keys and rows (N, W), ``size`` at a time; nothing moves meanwhile."""

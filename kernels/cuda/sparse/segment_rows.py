@@ -1,0 +1,75 @@
+"""The rows of a segment's slots on the GPU, as a small dense state, and back: one launch each way.
+
+Beside ``gather`` and ``scatter`` of rows.py, which know keys alone, these know the numbers of the slots
+(``core/slot_numbers.py``), so a row goes to its place in the dense state, and nothing is computed around the launch.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from ramnet_np.contract import Array, SlotNumbers
+
+from ..runtime.arrays import contiguous_aligned
+from ..runtime.module import Launch, Specialisation, type_name
+from ..runtime.params import INT, LONG, POINTER, ParamStruct
+
+THREADS = 128
+SEGMENT_PARAMS = ParamStruct(
+    "SegmentParams",
+    table=POINTER, keys=POINTER, start=POINTER, written=POINTER, contents=POINTER, mass=POINTER,
+    places=LONG, most=LONG, channels=INT,
+)  # fmt: skip
+
+
+@functools.cache
+def segment_specialisation(row: str) -> Specialisation:
+    """For rows whose contents are of the type ``row``: float, double or bfloat16."""
+    return Specialisation(
+        "sparse/segment_rows.cu",
+        ("gather_segment", "scatter_segment"),
+        (("ROW", row), ("THREADS", THREADS)),
+        (SEGMENT_PARAMS,),
+    )
+
+
+class SegmentRows:
+    """The rows of the slots with these ``numbers``, of C = ``channels`` contents each, in a ``table`` (``RowTable``).
+
+    ``dtype``: of a row as it is kept, uint16 for bfloat16.
+    """
+
+    def __init__(self, table: Array, numbers: SlotNumbers, channels: int, dtype: np.dtype):
+        import cupy
+
+        self._table, self._keys, self._channels = table, numbers.keys, channels
+        self._heads = len(numbers.written)
+        self._most = max(1, int(np.diff(numbers.start).max(initial=0)))  # n: the most slots that a head touches
+        self._bounds = cupy.asarray(np.concatenate([numbers.start, numbers.written]))
+        in_16_bits = dtype == np.uint16
+        self._dtype = np.dtype(np.float32) if in_16_bits else dtype  # of the dense state
+        self._specialisation = segment_specialisation("bfloat16" if in_16_bits else type_name(dtype))
+
+    def gather(self) -> tuple[Array, Array]:
+        """Contents (B*H, n, C) and masses (B*H, n). A place beyond a head's numbers is like a slot never written."""
+        import cupy
+
+        contents = cupy.empty((self._heads, self._most, self._channels), dtype=self._dtype)
+        mass = cupy.empty((self._heads, self._most), dtype=self._dtype)
+        self._launch("gather_segment", contents, mass)
+        return contents, mass
+
+    def scatter(self, contents: Array, mass: Array) -> None:
+        """Store the rows of the slots that are written. There must be room for them."""
+        self._launch("scatter_segment", contiguous_aligned(contents), contiguous_aligned(mass))
+
+    def _launch(self, name: str, contents: Array, mass: Array) -> None:
+        places, heads = self._heads * self._most, self._heads
+        if places:
+            params = SEGMENT_PARAMS(
+                table=self._table, keys=self._keys, start=self._bounds, written=self._bounds[heads + 1 :],
+                contents=contents, mass=mass, places=places, most=self._most, channels=self._channels,
+            )  # fmt: skip
+            Launch(self._specialisation, name, (-(-places * 32 // THREADS),), THREADS)(params)
