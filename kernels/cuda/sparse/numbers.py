@@ -10,15 +10,18 @@ from ramnet_np.contract import Array, SlotNumbers
 
 from ..runtime.arrays import contiguous_aligned
 from ..runtime.module import Launch, Specialisation
-from ..runtime.params import INT, LONG, POINTER, ParamStruct
+from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
 
 THREADS = 256
-MOST = 2**31 - 1  # cells, and places of a head: numbers of them have 4 bytes
+MOST = 2**31 - 1  # accesses, cells, and places of a head: numbers of them have 4 bytes
+SIDE = ParamStruct(
+    "Side",
+    index=POINTER, numbers=POINTER, accesses=UNSIGNED, top_k=INT, live_from=UNSIGNED, masked_from=UNSIGNED,
+)  # fmt: skip
 NUMBERS_PARAMS = ParamStruct(
     "NumbersParams",
-    index=POINTER, mask=POINTER, cells=POINTER, marks=POINTER, sums=POINTER, numbers=POINTER, keys=POINTER,
-    accesses=LONG, cell_count=LONG, slots=LONG, live_from=LONG, masked_from=LONG, places=LONG,
-    tokens=INT, heads=INT, top_k=INT, shift=INT,
+    write=SIDE, read=SIDE, mask=POINTER, cells=POINTER, marks=POINTER, sums=POINTER, keys=POINTER, bounds=POINTER,
+    cell_count=LONG, slots=LONG, places=LONG, tokens=INT, heads=INT, all_heads=INT, shift=INT,
 )  # fmt: skip
 NUMBERS = Specialisation(
     "sparse/numbers.cu",
@@ -36,30 +39,27 @@ def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> S
     count, writes, reads = write.size + read.size, T * Kw, T * read.shape[3]
     cells, shift = table_of(count, B * H * slots)
     places = (writes if mask is None else 2 * writes) + reads
-    if not count or max(cells, places) > MOST:
+    if not count or max(count, cells, places) > MOST:
         return NotImplemented
     write, read = contiguous_aligned(write), contiguous_aligned(read)
-    mask = None if mask is None else contiguous_aligned(mask)
     table = cupy.full((cells, 2), -1, dtype=np.int64)  # of which the second is two numbers of 4 bytes
     marks = cupy.zeros((B * H, places), dtype=np.int32)
     keys = cupy.empty(min(count, B * H * slots), dtype=np.int64)  # as many as there may be, for now
+    bounds = cupy.empty(2 * B * H + 1, dtype=np.int64)
     numbers = [cupy.empty(side.shape, dtype=np.int32) for side in (write, read)]
-    given = {
-        "cells": table, "marks": marks, "sums": None, "keys": keys, "cell_count": cells, "slots": slots,
-        "places": places, "tokens": T, "heads": H, "shift": shift,
+    params = {
+        "write": _side(write, numbers[0], 0, writes), "read": _side(read, numbers[1], places - reads, 0),
+        "mask": None if mask is None else contiguous_aligned(mask), "cells": table, "marks": marks, "sums": None,
+        "keys": keys, "bounds": bounds, "cell_count": cells, "slots": slots, "places": places, "tokens": T, "heads": H,
+        "all_heads": B * H, "shift": shift,
     }  # fmt: skip
-    of_write = given | _side(write, mask, numbers[0], 0, writes)
-    of_read = given | _side(read, None, numbers[1], places - reads, 0)
-    _launch("note_uses", write.size, of_write)
-    _launch("note_uses", read.size, of_read)
-    _launch("mark_firsts", cells, of_write)
-    sums = cupy.cumsum(marks, dtype=np.int32).reshape(marks.shape)
-    _launch("number_cells", cells, of_write | {"sums": sums})
-    _launch("take_numbers", write.size, of_write)
-    _launch("take_numbers", read.size, of_read)
-    last = cupy.concatenate([sums[:, writes - 1], sums[:, -1]]).get().astype(np.int64)  # a write's, a read's
-    start = np.concatenate([np.zeros(1, np.int64), last[B * H :]])
-    return SlotNumbers(numbers[0], numbers[1], keys[: start[-1]], start, last[: B * H] - start[:-1])
+    _launch("note_uses", count, params)
+    _launch("mark_firsts", cells, params)
+    params["sums"] = cupy.cumsum(marks, dtype=np.int32)
+    _launch("number_cells", cells, params)
+    _launch("take_numbers", count, params)
+    start, written = np.split(bounds.get(), [B * H + 1])
+    return SlotNumbers(numbers[0], numbers[1], keys[: start[-1]], start, written)
 
 
 def table_of(count: int, most: int) -> tuple[int, int]:
@@ -76,13 +76,12 @@ def table_of(count: int, most: int) -> tuple[int, int]:
     return (most, 0) if most <= 1 << bits else (1 << bits, 64 - bits)
 
 
-def _side(index: Array, mask: Array | None, numbers: Array, live_from: int, masked_from: int) -> dict[str, Any]:
-    return {
-        "index": index, "mask": mask, "numbers": numbers, "accesses": index.size, "live_from": live_from,
-        "masked_from": masked_from, "top_k": index.shape[3],
-    }  # fmt: skip
+def _side(index: Array, numbers: Array, live_from: int, masked_from: int) -> Any:
+    return SIDE(
+        index=index, numbers=numbers, accesses=index.size, top_k=index.shape[3], live_from=live_from,
+        masked_from=masked_from,
+    )  # fmt: skip
 
 
 def _launch(name: str, count: int, params: dict[str, Any]) -> None:
-    if count:
-        Launch(NUMBERS, name, (-(-count // THREADS),), THREADS)(NUMBERS_PARAMS(**params))
+    Launch(NUMBERS, name, (-(-count // THREADS),), THREADS)(NUMBERS_PARAMS(**params))
