@@ -3,8 +3,6 @@
 import ctypes
 import importlib
 import re
-import shutil
-import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,53 +21,22 @@ from ramnet_np import (
     ram_attention_forward,
     ram_attention_step,
 )
-from ramnet_np.core import sparse_memory
 from ramnet_np.core.rows_over_disk import RowsOverDisk
-from ramnet_np.core.slot_numbers import number_slots
-from tests.kernels.cuda_on_cpu import FakeCuPy, OnDevice, compile_for_cpu
+from tests.kernels.cuda_on_cpu import OnDevice, compile_for_cpu
+from tests.kernels.rows_on_cpu import INITIAL, ROW, device_rows, fake_cupy, on, rows_library, rows_module
 from tests.tolerances import assert_close
 
-rows_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.rows")
-segment_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.segment_rows")
 step_module = importlib.import_module("ramnet_np.kernels.cuda.step.step")
-ROW = 32  # bytes of a row of 5 numbers
-INITIAL = np.array([0, 0, 0, 0, 0.25], np.float32)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    if shutil.which("g++") is None or sys.platform != "linux":
-        pytest.skip("needs g++")
-    return compile_for_cpu(rows_module.ROWS, "RowsParams", tmp_path_factory.mktemp("kernels"))
+    return rows_library(tmp_path_factory)
 
 
 @pytest.fixture
 def fake(library, monkeypatch):
-    """CuPy, and launches that run on the CPU."""
-
-    class Launch:
-        def __init__(self, specialisation, name, grid, threads):
-            self.name, self.grid = name, grid
-
-        def __call__(self, params):
-            getattr(library, f"run_{self.name}")(params.tobytes(), self.grid[0])
-
-    cupy = FakeCuPy()
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(rows_module, "Launch", Launch)
-    cupy.library = library
-    return cupy
-
-
-def device_rows(gpu=None, host=None, slots=2**42):
-    """Rows of 4 contents and a mass, with so many pages."""
-    page = rows_module.PAGE_ROWS * ROW
-    tiers = MemoryTiers(gpu=None if gpu is None else gpu * page, host=None if host is None else host * page)
-    return rows_module.DeviceRows(INITIAL, tiers, slots)
-
-
-def on(array):
-    return np.ascontiguousarray(array).view(OnDevice)
+    return fake_cupy(library, monkeypatch)
 
 
 def drawn(rng, count):
@@ -166,41 +133,6 @@ def test_there_is_room_for_no_more_rows_than_slots(fake):
         held.scatter(on(np.arange(1500)), on(rows))
     assert len(held._pages) == 2
     assert held.shortage(10**6) < 0
-
-
-@pytest.mark.parametrize(("row", "channels"), [("float", 6), ("double", 5), ("bfloat16", 5), ("bfloat16", 14)])
-def test_a_segment_is_gathered_and_stored_as_by_the_core(fake, monkeypatch, tmp_path, row, channels):
-    library = compile_for_cpu(segment_module.segment_specialisation(row), "SegmentParams", tmp_path)
-
-    def launch(specialisation, name, grid, threads):
-        return lambda params: getattr(library, f"run_{name}")(params.tobytes(), grid[0])
-
-    monkeypatch.setattr(segment_module, "Launch", launch)
-    rng, (B, T, H, M, K) = np.random.default_rng(0), (2, 5, 3, 400, 4)
-    dtype = np.float64 if row == "double" else np.float32
-    stored = {"tiers": MemoryTiers(rows="bfloat16" if row == "bfloat16" else None), "initial_mass": 0.3}
-    expected = SparseRAMState.initial(B, H, M, channels, dtype, **stored)
-    ours = SparseRAMState.initial(B, H, M, channels, dtype, **stored)
-    ours.rows = rows_module.DeviceRows(ours.format.initial(0.3), MemoryTiers(gpu=0), B * H * M)
-    ours.rows._changed[...] = False
-    for segment in range(3):
-        fake.library.set_clock(ctypes.c_ulonglong(segment + 1)), library.set_clock(ctypes.c_ulonglong(segment + 1))
-        write, read = rng.integers(0, M, (2, B, T, H, K), dtype=np.int32) // rng.integers(1, 9, (H, 1))
-        numbers = number_slots(write.astype(np.int32), read.astype(np.int32), rng.random((B, T)) < 0.7, M)
-        written = numbers._replace(keys=on(numbers.keys))
-        (small, put_back), (theirs, put_theirs) = ours.segment(written), sparse_memory._gathered(expected, numbers)
-        for head, count in enumerate(np.diff(numbers.start)):
-            for one, other in zip(small, theirs, strict=True):
-                np.testing.assert_array_equal(*(x.reshape(B * H, *x.shape[2:])[head, :count] for x in (one, other)))
-        final = [on(rng.normal(size=part.shape).astype(dtype)) for part in small]
-        put_back(RAMState(*final)), put_theirs(RAMState(*map(np.asarray, final)))
-        assert ours.written == expected.written
-        keys, used, changed = ours.rows.listing()
-        touched = np.isin(keys, numbers.keys)
-        np.testing.assert_array_equal(used == segment + 1, touched)
-        assert changed.all()
-    every = np.arange(B * H * M)
-    np.testing.assert_array_equal(ours.gather(on(every)), expected.gather(every))
 
 
 def over_disk(fake, folder, gpu=1, host=1, **limits):

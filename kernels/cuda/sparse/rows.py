@@ -10,6 +10,7 @@ The host knows a bound of how many rows there are, and asks the GPU only when th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ramnet_np.contract import Array, MemoryTiers, SlotNumbers
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
 from .segment_rows import SegmentRows
+from .write_back import WriteBack
 
 THREADS = 128
 PAGE_ROWS = 1024  # PAGE_BITS of rows.cuh
@@ -84,6 +86,7 @@ class DeviceRows:
         self._gpu_pages, self._calls, self._bound, self._new = 0, 0, 0, 0
         self._key_of_row, self._used = cupy.empty(0, dtype=np.int64), cupy.empty(0, dtype=np.int32)
         self._changed = cupy.empty(0, dtype=np.bool_)
+        self._write_back = WriteBack()
         self._entries, self._numbers = cupy.empty((0, 2), dtype=np.int64), cupy.empty(0, dtype=np.int32)
         self.table = cupy.zeros(ROW_TABLE.dtype.itemsize, dtype=np.uint8)  # a RowTable
         self._grow(1)
@@ -91,6 +94,7 @@ class DeviceRows:
     @property
     def written(self) -> int:
         """How many slots were ever stored; waits for the GPU."""
+        self._write_back.wait()
         return int(self._count.get()[0])
 
     @property
@@ -141,6 +145,7 @@ class DeviceRows:
         """
         if self._cupy.cuda.get_current_stream().is_capturing():
             return
+        self._write_back.wait()
         self._new = new = self._new if new is None else new
         if self._bound_after(new) > self._capacity:
             self._bound = self.written
@@ -152,6 +157,7 @@ class DeviceRows:
 
     def gather(self, keys: Array) -> Array:
         """The rows (N, W) of slots by their ``keys`` (N,), which differ."""
+        self._write_back.wait()
         rows = self._cupy.empty((keys.size, self._width), dtype=self._dtype)
         self._launch("gather_rows", keys.size, keys=keys, rows=rows)
         return rows
@@ -169,13 +175,18 @@ class DeviceRows:
         """The rows of a segment's slots as a small dense state, and what stores them again.
 
         Returns contents (B*H, n, C), masses (B*H, n), n being the most slots that a head touches, and a function that
-        stores the rows of written slots from such arrays; MemoryError if there is no room for them.
+        stores the rows of written slots from such arrays; MemoryError if there is no room for them. Where some rows are
+        in the host's memory, they go there beside the work that follows (``write_back.py``).
         """
+        self._write_back.wait()
         rows = SegmentRows(self.table, numbers, channels, self._dtype)
 
         def put_back(contents: Array, mass: Array) -> None:
             self.prepare(int(numbers.written.sum()))
-            rows.scatter(contents, mass)
+            if self.host_nbytes:
+                self._write_back.run(partial(rows.scatter, contents, mass), (rows, contents, mass))
+            else:
+                rows.scatter(contents, mass)
 
         return *rows.gather(), put_back
 
@@ -206,6 +217,7 @@ class DeviceRows:
 
     def exchange(self) -> None:
         """Let rows of the host that were asked for last change places with rows of the GPU not asked for longest."""
+        self._write_back.wait()
         here, there = self.rows_on_gpu, min(self._bound, self._capacity)
         count = min(EXCHANGED, here, there - here)
         if count <= 0:
@@ -216,6 +228,10 @@ class DeviceRows:
 
     def close(self) -> None:
         """The memory goes with the object."""
+
+    def __del__(self) -> None:
+        if hasattr(self, "_write_back"):  # not where the constructor raised
+            self._write_back.finish()
 
     @property
     def _capacity(self) -> int:

@@ -95,7 +95,8 @@ struct Memory {
     DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(new_content(e, 0) + MASS); }
 
     // By one warp: which rows were asked for ``now``, and which of them change.
-    DEVICE void note(const RowTable& table, int lane, int now) const {
+    DEVICE void note(const StepParams& p, int lane, int now) const {
+        const RowTable& table = *p.table;
         for (int e = lane; e < ACCESSES; e += 32) {
             if (!found[e].row) continue;
             const int number = table.numbers[found[e].at];
@@ -112,6 +113,7 @@ struct Memory {
     DEVICE Acc mass(int, int slot) const { return z[slot]; }
     DEVICE Acc* new_content(int, int slot) const { return s + (long long)(slot)*CHANNELS; }
     DEVICE Acc* new_mass(int, int slot) const { return z + slot; }
+    DEVICE void note(const StepParams&, int, int) const {}
 };
 #endif
 
@@ -280,10 +282,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     const long long position = p.position_of(sequence);
     Acc v[VECTOR];
     load(values + member.vector * VECTOR, v);
-#if SPARSE
-    const bool notes = warp == THREADS / 32 - 1;  // this warp has the least to do before rows are loaded
+    const bool notes = SPARSE && warp == THREADS / 32 - 1;  // this warp has the least to do before rows are loaded
     const int now = notes ? RowTable::milliseconds() : 0;  // the clock takes long to answer
-#endif
 
     // 1. slots, and the masses that they have
     const long long row = sequence * (ORDER * RADIX);
@@ -303,9 +303,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     }
     Rows rows;
     load_rows(shared, memory, member, 0, member.vector, rows);
-#if SPARSE
-    if (notes) memory.note(*p.table, lane, now);
-#endif
+    if (notes) memory.note(p, lane, now);
 
     // 2. weights and masses
     if (warp == 0) write_masses(p, shared, gamma, written_mass, lane, memory);

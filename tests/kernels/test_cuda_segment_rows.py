@@ -1,0 +1,201 @@
+"""The rows of a segment on a GPU, to a small dense state and back: the kernels on the CPU, then on a GPU."""
+
+import ctypes
+import importlib
+import threading
+import weakref
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ramnet_np import MemoryTiers, RAMState, SparseRAMState, ram_attention_forward
+from ramnet_np.contract import SlotNumbers
+from ramnet_np.core import sparse_memory
+from ramnet_np.core.slot_numbers import number_slots
+from tests.kernels.cuda_on_cpu import compile_for_cpu
+from tests.kernels.rows_on_cpu import device_rows, fake_cupy, on, rows_library, rows_module
+
+segment_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.segment_rows")
+write_back = importlib.import_module("ramnet_np.kernels.cuda.sparse.write_back")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return rows_library(tmp_path_factory)
+
+
+@pytest.fixture
+def fake(library, monkeypatch):
+    return fake_cupy(library, monkeypatch)
+
+
+class Second:
+    """The second stream, whose work runs as late as it may: when someone waits for it."""
+
+    def __init__(self, fake):
+        self.fake, self.work, self.first = fake, [], fake.cuda.get_current_stream()
+        self.first.record, self.first.wait_event = (lambda: "before"), lambda event: event.synchronize()
+
+    def __enter__(self):
+        self.fake.cuda.get_current_stream = lambda: self
+
+    def __exit__(self, *error):
+        self.fake.cuda.get_current_stream = lambda: self.first
+
+    def wait_event(self, event):
+        assert event == "before"
+
+    def record(self):
+        return Event(self.work, self.work[-1])
+
+
+class Event:
+    """Behind the last of a stream's work."""
+
+    def __init__(self, work, last):
+        self.work, self.last = work, last
+
+    def synchronize(self):
+        while not self.done:
+            self.work.pop(0)()
+
+    @property
+    def done(self):
+        return self.last not in self.work
+
+
+@pytest.fixture
+def second(fake, monkeypatch):
+    stream = Second(fake)
+    fake.cuda.Stream, fake.cuda.runtime = lambda non_blocking: stream, SimpleNamespace(getDevice=lambda: 0)
+    monkeypatch.setattr(write_back, "_streams", threading.local())
+    monkeypatch.setattr(write_back, "_running", [])
+    return stream
+
+
+def launches_of_segments(fake, second, monkeypatch, kernels):
+    def launch(specialisation, name, grid, threads):
+        def run(params):
+            work = partial(getattr(kernels, f"run_{name}"), params.tobytes(), grid[0])
+            second.work.append(work) if fake.cuda.get_current_stream() is second else work()
+
+        return run
+
+    monkeypatch.setattr(segment_module, "Launch", launch)
+
+
+@pytest.mark.parametrize(("row", "channels"), [("float", 6), ("double", 5), ("bfloat16", 5), ("bfloat16", 14)])
+def test_a_segment_is_gathered_and_stored_as_by_the_core(fake, second, monkeypatch, tmp_path, row, channels):
+    kernels = compile_for_cpu(segment_module.segment_specialisation(row), "SegmentParams", tmp_path)
+    launches_of_segments(fake, second, monkeypatch, kernels)
+    rng, (B, T, H, M, K) = np.random.default_rng(0), (2, 5, 3, 400, 4)
+    dtype = np.float64 if row == "double" else np.float32
+    stored = {"tiers": MemoryTiers(rows="bfloat16" if row == "bfloat16" else None), "initial_mass": 0.3}
+    expected = SparseRAMState.initial(B, H, M, channels, dtype, **stored)
+    ours = SparseRAMState.initial(B, H, M, channels, dtype, **stored)
+    ours.rows = rows_module.DeviceRows(ours.format.initial(0.3), MemoryTiers(gpu=0), B * H * M)
+    ours.rows._changed[...] = False
+    for segment in range(3):
+        fake.library.set_clock(ctypes.c_ulonglong(segment + 1)), kernels.set_clock(ctypes.c_ulonglong(segment + 1))
+        write, read = rng.integers(0, M, (2, B, T, H, K), dtype=np.int32) // rng.integers(1, 9, (H, 1))
+        numbers = number_slots(write.astype(np.int32), read.astype(np.int32), rng.random((B, T)) < 0.7, M)
+        written = numbers._replace(keys=on(numbers.keys))
+        (small, put_back), (theirs, put_theirs) = ours.segment(written), sparse_memory._gathered(expected, numbers)
+        for head, count in enumerate(np.diff(numbers.start)):
+            for one, other in zip(small, theirs, strict=True):
+                np.testing.assert_array_equal(*(x.reshape(B * H, *x.shape[2:])[head, :count] for x in (one, other)))
+        final = [on(rng.normal(size=part.shape).astype(dtype)) for part in small]
+        put_back(RAMState(*final)), put_theirs(RAMState(*map(np.asarray, final)))
+        assert ours.written == expected.written
+        keys, used, changed = ours.rows.listing()
+        touched = np.isin(keys, numbers.keys)
+        np.testing.assert_array_equal(used == segment + 1, touched)
+        assert changed.all()
+    every = np.arange(B * H * M)
+    np.testing.assert_array_equal(ours.gather(on(every)), expected.gather(every))
+
+
+@pytest.fixture(scope="module")
+def segment_library(library, tmp_path_factory):
+    specialisation = segment_module.segment_specialisation("float")
+    return compile_for_cpu(specialisation, "SegmentParams", tmp_path_factory.mktemp("kernels"))
+
+
+def touching(slots):
+    """Numbers of a segment of one head that writes these slots."""
+    start, written = np.array([0, len(slots)]), np.array([len(slots)])
+    return SlotNumbers(None, None, on(np.array(slots)), start, written)
+
+
+USES = {
+    "written": lambda held: held.written,
+    "prepare": lambda held: held.prepare(1),
+    "gather": lambda held: held.gather(on([5])),
+    "scatter": lambda held: held.scatter(on([5]), on(np.ones((1, 5), np.float32))),
+    "segment": lambda held: held.segment(touching([5]), 4),
+    "blocks": lambda held: list(held.blocks(10)),
+    "listing": lambda held: held.listing(),
+    "exchange": lambda held: held.exchange(),
+    "the end": lambda held: held.__del__(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_rows_go_back_before_anyone_uses_them(fake, second, segment_library, monkeypatch, use):
+    launches_of_segments(fake, second, monkeypatch, segment_library)
+    held, gone = device_rows(gpu=0), []
+    contents, mass, put_back = held.segment(touching([3, 5]), 4)
+    contents[...], mass[...] = 7, 8
+    weakref.finalize(contents, gone.append, True)
+    put_back(contents, mass)
+    del contents, mass, put_back
+    assert second.work
+    assert not gone
+    USES[use](held)
+    assert not second.work
+    np.testing.assert_array_equal(held.gather(on([3])), [[7, 7, 7, 7, 8]])
+    put_back = held.segment(touching([9]), 4)[2]
+    put_back(on(np.ones((1, 1, 4), np.float32)), on(np.ones((1, 1), np.float32)))
+    assert gone  # what the work needed is given back by the next one
+
+
+def test_rows_on_the_gpu_are_stored_at_once(fake, second, segment_library, monkeypatch):
+    launches_of_segments(fake, second, monkeypatch, segment_library)
+    held = device_rows()
+    contents, mass, put_back = held.segment(touching([3]), 4)
+    put_back(contents, mass)
+    assert not second.work
+    assert held.written == 1
+
+
+# ---- on a GPU ----
+
+
+@pytest.fixture(scope="module")
+def cp():
+    import cupy
+
+    return cupy
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [None, "bfloat16"])
+@pytest.mark.parametrize("order", [6, 10])
+def test_long_segments_have_the_same_bits_from_any_tier(cp, order, rows):
+    # rows go back to the host while the other memory's next segment, and what it allocates, is under way
+    rng, (B, T, H, P, C) = np.random.default_rng(0), (1, 3000, 4, 4, 64)
+    everywhere = [MemoryTiers(rows=rows), MemoryTiers(gpu=0, rows=rows), MemoryTiers(gpu=3 * 2**20, rows=rows)]
+    memories = [SparseRAMState.initial(B, H, P**order, C, np.float32, cp, tiers=tiers) for tiers in everywhere]
+    for _ in range(6):
+        logits = cp.asarray(2 * rng.normal(size=(2, B, T, H, order, P)).astype(np.float32))
+        values = cp.asarray(rng.normal(size=(B, T, H, C)).astype(np.float32))
+        ys = [ram_attention_forward(*logits, values, state=memory)[0] for memory in memories]
+        for y in ys[1:]:
+            np.testing.assert_array_equal(y.get(), ys[0].get())
+    assert memories[1].rows.host_nbytes > 10**6
+    keys = cp.sort(next(memories[0].blocks(10**7))[0])
+    for memory in memories[1:]:
+        assert memory.written == memories[0].written == len(keys)
+        np.testing.assert_array_equal(memory.gather(keys).get(), memories[0].gather(keys).get())
