@@ -53,10 +53,9 @@ def sparse_memory_forward(
     >>> y.ravel().round(3).tolist(), state.written
     ([0.5, 1.167], 1)
     """
-    numbers = number_slots(write.index, read.index, mask, options.slots)
-    small, put_back = _gathered(state, numbers)
+    write_numbers, read_numbers, small, put_back = _gathered(state, write.index, read.index, mask)
     y, final, ctx = backend.memory_forward(
-        write._replace(index=numbers.write), read._replace(index=numbers.read), values, gamma, mask, small,
+        write._replace(index=write_numbers), read._replace(index=read_numbers), values, gamma, mask, small,
         options._replace(slots=small.mass.shape[2]), return_state,
     )  # fmt: skip
     if final is None:
@@ -131,13 +130,18 @@ def _bring_up(
     state.bring_up((head * M + slots).ravel(), new)
 
 
-def _gathered(state: SparseRAMState, numbers: SlotNumbers) -> tuple[RAMState, Callable[[RAMState], None]]:
-    """The slots that a segment touches as a dense state (B, H, n, C), and what stores those that it has written.
+def _gathered(
+    state: SparseRAMState, write: Array, read: Array, mask: Array | None
+) -> tuple[Array, Array, RAMState, Callable[[RAMState], None]]:
+    """Numbers in place of the slots that a segment touches, these as a dense state, and what stores the written ones.
 
-    n: the most slots that a head touches. A head that touches fewer has rows left over, which nothing addresses.
+    The dense state (B, H, n, C) has room for the most slots that a head touches, or more. What a head has left over is
+    addressed by nothing.
     """
-    if state.takes_segments:
-        return state.segment(numbers)
+    taken = state.segment(write, read, mask)
+    if taken is not NotImplemented:
+        return taken
+    numbers = number_slots(write, read, mask, state.shape[2])
     rows = state.gather(numbers.keys)
     small, place, stored = _dense(rows, numbers, state.shape)
 
@@ -147,13 +151,13 @@ def _gathered(state: SparseRAMState, numbers: SlotNumbers) -> tuple[RAMState, Ca
         new[:, :-1], new[:, -1] = final.slots.reshape(-1, rows.shape[1] - 1)[at], final.mass.reshape(-1)[at]
         state.scatter(numbers.keys[stored], new)
 
-    return small, put_back
+    return numbers.write, numbers.read, small, put_back
 
 
 def _dense(rows: Array, numbers: SlotNumbers, shape: tuple[int, ...]) -> tuple[RAMState, Array, Any]:
     """A dense state of ``rows`` (N, C + 1), where each of them is in it, (N,) of B*H*n, and which of them are written.
 
-    ``shape``: (B, H, M, C).
+    ``shape``: (B, H, M, C). n is the most slots that a head touches.
     """
     xp = namespace_of(rows)
     B, H, _, C = shape

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ramnet_np.backend import backend_for
-from ramnet_np.contract import Array, MemoryTiers, RAMState, SlotNumbers
+from ramnet_np.contract import Array, MemoryTiers, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.row_format import row_format
 from ramnet_np.core.sparse_checks import check_tiers, checked_dtype, checked_mass, checked_sequences, checked_shape
@@ -109,25 +109,29 @@ class SparseRAMState:
         with self._moving_rows():
             self.rows.scatter(keys, self.format.pack(rows))
 
-    @property
-    def takes_segments(self) -> bool:
-        """Whether the backend's rows go to a small dense state and back by themselves: :meth:`segment`."""
-        return hasattr(self.rows, "segment")
+    def segment(
+        self, write: Array, read: Array, mask: Array | None
+    ) -> tuple[Array, Array, RAMState, Callable[[RAMState], None]]:
+        """What a segment touches, by rows of a backend that go to a small dense state and back by themselves.
 
-    def segment(self, numbers: SlotNumbers) -> tuple[RAMState, Callable[[RAMState], None]]:
-        """The slots with these ``numbers`` as a dense state (B, H, n, C), and what stores those that were written.
-
-        Errors as of :meth:`gather` and :meth:`scatter`.
+        ``write``, ``read``: (B, T, H, K) slots; ``mask``: (B, T) or None.
+        Returns both with numbers in place of slots, the dense state (B, H, n, C), and what stores the slots that were
+        written. NotImplemented where rows know keys alone. Errors as of :meth:`gather` and :meth:`scatter`.
         """
-        B, H, _, C = self.shape
+        B, H, M, C = self.shape
+        if not hasattr(self.rows, "segment"):
+            return NotImplemented
         with self._moving_rows():
-            contents, mass, store = self.rows.segment(numbers, C)
+            taken = self.rows.segment(write, read, mask, M, C)
+        if taken is NotImplemented:
+            return NotImplemented
+        write, read, contents, mass, store = taken
 
         def put_back(final: RAMState) -> None:
             with self._moving_rows():
                 store(final.slots, final.mass)
 
-        return RAMState(contents.reshape(B, H, *contents.shape[1:]), mass.reshape(B, H, *mass.shape[1:])), put_back
+        return write, read, RAMState(*(part.reshape(B, H, *part.shape[1:]) for part in (contents, mass))), put_back
 
     @contextmanager
     def _moving_rows(self) -> Iterator[None]:

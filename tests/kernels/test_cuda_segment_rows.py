@@ -4,19 +4,19 @@ import ctypes
 import importlib
 import threading
 import weakref
-from functools import partial
+from functools import cached_property, partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ramnet_np import MemoryTiers, RAMState, SparseRAMState, ram_attention_forward
-from ramnet_np.contract import SlotNumbers
 from ramnet_np.core import sparse_memory
 from ramnet_np.core.slot_numbers import number_slots
 from tests.kernels.cuda_on_cpu import compile_for_cpu
 from tests.kernels.rows_on_cpu import device_rows, fake_cupy, on, rows_library, rows_module
 
+numbers_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.numbers")
 segment_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.segment_rows")
 write_back = importlib.import_module("ramnet_np.kernels.cuda.sparse.write_back")
 
@@ -75,43 +75,78 @@ def second(fake, monkeypatch):
     return stream
 
 
-def launches_of_segments(fake, second, monkeypatch, kernels):
-    def launch(specialisation, name, grid, threads):
-        def run(params):
-            work = partial(getattr(kernels, f"run_{name}"), params.tobytes(), grid[0])
-            second.work.append(work) if fake.cuda.get_current_stream() is second else work()
-
-        return run
-
-    monkeypatch.setattr(segment_module, "Launch", launch)
+@pytest.fixture(scope="module")
+def numbers_library(library, tmp_path_factory):
+    return compile_for_cpu(numbers_module.NUMBERS, "NumbersParams", tmp_path_factory.mktemp("kernels"))
 
 
-@pytest.mark.parametrize(("row", "channels"), [("float", 6), ("double", 5), ("bfloat16", 5), ("bfloat16", 14)])
-def test_a_segment_is_gathered_and_stored_as_by_the_core(fake, second, monkeypatch, tmp_path, row, channels):
+@pytest.fixture
+def launches_of_segments(fake, second, numbers_library, monkeypatch):
+    """Let segments run by these kernels."""
+
+    def by(kernels):
+        def launch(specialisation, name, grid, threads):
+            def run(params):
+                work = partial(getattr(kernels, f"run_{name}"), params.tobytes(), grid[0])
+                second.work.append(work) if fake.cuda.get_current_stream() is second else work()
+
+            return run
+
+        def launch_numbers(specialisation, name, grid, threads):
+            return lambda params: getattr(numbers_library, f"run_{name}")(params.tobytes(), grid[0])
+
+        monkeypatch.setattr(segment_module, "Launch", launch)
+        monkeypatch.setattr(numbers_module, "Launch", launch_numbers)
+
+    return by
+
+
+def dense_of(small):
+    return [part.reshape(-1, *part.shape[2:]) for part in small]
+
+
+@pytest.mark.parametrize(
+    ("row", "channels", "slots", "gpu"),
+    [
+        ("float", 6, 400, None),
+        ("float", 7, 6, 0),
+        ("double", 5, 400, 0),
+        ("bfloat16", 5, 400, 0),
+        ("bfloat16", 14, 5, None),
+    ],
+)
+def test_a_segment_is_gathered_and_stored_as_by_the_core(
+    fake, launches_of_segments, tmp_path, row, channels, slots, gpu
+):
     kernels = compile_for_cpu(segment_module.segment_specialisation(row), "SegmentParams", tmp_path)
-    launches_of_segments(fake, second, monkeypatch, kernels)
-    rng, (B, T, H, M, K) = np.random.default_rng(0), (2, 5, 3, 400, 4)
+    launches_of_segments(kernels)
+    rng, (B, T, H, M, K) = np.random.default_rng(0), (2, 6, 3, slots, 4)
     dtype = np.float64 if row == "double" else np.float32
     stored = {"tiers": MemoryTiers(rows="bfloat16" if row == "bfloat16" else None), "initial_mass": 0.3}
     expected = SparseRAMState.initial(B, H, M, channels, dtype, **stored)
     ours = SparseRAMState.initial(B, H, M, channels, dtype, **stored)
-    ours.rows = rows_module.DeviceRows(ours.format.initial(0.3), MemoryTiers(gpu=0), B * H * M)
+    ours.rows = rows_module.DeviceRows(ours.format.initial(0.3), MemoryTiers(gpu=gpu), B * H * M)
     ours.rows._changed[...] = False
     for segment in range(3):
-        fake.library.set_clock(ctypes.c_ulonglong(segment + 1)), kernels.set_clock(ctypes.c_ulonglong(segment + 1))
-        write, read = rng.integers(0, M, (2, B, T, H, K), dtype=np.int32) // rng.integers(1, 9, (H, 1))
-        numbers = number_slots(write.astype(np.int32), read.astype(np.int32), rng.random((B, T)) < 0.7, M)
-        written = numbers._replace(keys=on(numbers.keys))
-        (small, put_back), (theirs, put_theirs) = ours.segment(written), sparse_memory._gathered(expected, numbers)
-        for head, count in enumerate(np.diff(numbers.start)):
-            for one, other in zip(small, theirs, strict=True):
-                np.testing.assert_array_equal(*(x.reshape(B * H, *x.shape[2:])[head, :count] for x in (one, other)))
+        for kernel in (fake.library, kernels):
+            kernel.set_clock(ctypes.c_ulonglong(segment + 1))
+        write, read = (rng.integers(0, M, (2, B, T, H, K)) // rng.integers(1, 4, (H, 1))).astype(np.int32)
+        mask = rng.random((B, T)) < 0.7
+        numbers = number_slots(write, read, mask, M)
+        *sides, small, put_back = ours.segment(on(write), on(read), on(mask))
+        *expected_sides, theirs, put_theirs = sparse_memory._gathered(expected, write, read, mask)
+        for one, other in zip(sides, expected_sides, strict=True):
+            np.testing.assert_array_equal(one, other)
+        n = small.mass.shape[2]
+        assert n == (M if M <= T else np.diff(numbers.start).max())
+        for one, other in zip(dense_of(small), dense_of(theirs), strict=True):
+            for head, count in enumerate(np.diff(numbers.start)):
+                np.testing.assert_array_equal(one[head, :count], other[head, :count])
         final = [on(rng.normal(size=part.shape).astype(dtype)) for part in small]
-        put_back(RAMState(*final)), put_theirs(RAMState(*map(np.asarray, final)))
+        put_back(RAMState(*final)), put_theirs(RAMState(*(np.asarray(p[:, :, : theirs.mass.shape[2]]) for p in final)))
         assert ours.written == expected.written
         keys, used, changed = ours.rows.listing()
-        touched = np.isin(keys, numbers.keys)
-        np.testing.assert_array_equal(used == segment + 1, touched)
+        np.testing.assert_array_equal(used == segment + 1, np.isin(keys, numbers.keys))
         assert changed.all()
     every = np.arange(B * H * M)
     np.testing.assert_array_equal(ours.gather(on(every)), expected.gather(every))
@@ -123,10 +158,10 @@ def segment_library(library, tmp_path_factory):
     return compile_for_cpu(specialisation, "SegmentParams", tmp_path_factory.mktemp("kernels"))
 
 
-def touching(slots):
-    """Numbers of a segment of one head that writes these slots."""
-    start, written = np.array([0, len(slots)]), np.array([len(slots)])
-    return SlotNumbers(None, None, on(np.array(slots)), start, written)
+def segment(held, *slots):
+    """A segment of one head that writes these slots, and reads the first."""
+    index = on(np.array(slots, np.int32).reshape(1, 1, 1, -1))
+    return held.segment(index, index[..., :1], None, 2**31 - 1, 4)[2:]
 
 
 USES = {
@@ -134,7 +169,7 @@ USES = {
     "prepare": lambda held: held.prepare(1),
     "gather": lambda held: held.gather(on([5])),
     "scatter": lambda held: held.scatter(on([5]), on(np.ones((1, 5), np.float32))),
-    "segment": lambda held: held.segment(touching([5]), 4),
+    "segment": lambda held: segment(held, 5),
     "blocks": lambda held: list(held.blocks(10)),
     "listing": lambda held: held.listing(),
     "exchange": lambda held: held.exchange(),
@@ -143,10 +178,10 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_rows_go_back_before_anyone_uses_them(fake, second, segment_library, monkeypatch, use):
-    launches_of_segments(fake, second, monkeypatch, segment_library)
+def test_rows_go_back_before_anyone_uses_them(second, launches_of_segments, segment_library, use):
+    launches_of_segments(segment_library)
     held, gone = device_rows(gpu=0), []
-    contents, mass, put_back = held.segment(touching([3, 5]), 4)
+    contents, mass, put_back = segment(held, 3, 5)
     contents[...], mass[...] = 7, 8
     weakref.finalize(contents, gone.append, True)
     put_back(contents, mass)
@@ -156,15 +191,34 @@ def test_rows_go_back_before_anyone_uses_them(fake, second, segment_library, mon
     USES[use](held)
     assert not second.work
     np.testing.assert_array_equal(held.gather(on([3])), [[7, 7, 7, 7, 8]])
-    put_back = held.segment(touching([9]), 4)[2]
+    put_back = segment(held, 9)[2]
     put_back(on(np.ones((1, 1, 4), np.float32)), on(np.ones((1, 1), np.float32)))
     assert gone  # what the work needed is given back by the next one
 
 
-def test_rows_on_the_gpu_are_stored_at_once(fake, second, segment_library, monkeypatch):
-    launches_of_segments(fake, second, monkeypatch, segment_library)
+# with T = 4: few slots that fit into the page that is there, few that may not, many
+@pytest.mark.parametrize(("slots", "asked"), [(3, 0), (4, 1), (600, 1)])
+def test_the_host_asks_how_many_slots_there_are_only_where_it_must(
+    launches_of_segments, segment_library, monkeypatch, slots, asked
+):
+    launches_of_segments(segment_library)
+    heads, asks, on_host = 300, [], numbers_module.Numbers.on_host.func
+    counted = cached_property(lambda self: asks.append(1) or on_host(self))
+    counted.__set_name__(numbers_module.Numbers, "on_host")
+    monkeypatch.setattr(numbers_module.Numbers, "on_host", counted)
+    held = device_rows(slots=heads * slots)
+    index = on(np.random.default_rng(0).integers(0, slots, (1, 4, heads, 2), np.int32))
+    *_, contents, mass, put_back = held.segment(index, index, None, slots, 4)
+    put_back(contents, mass)
+    assert len(asks) == asked
+    head = np.arange(heads)[:, None]
+    assert held.written == len(np.unique(head * slots + index))
+
+
+def test_rows_on_the_gpu_are_stored_at_once(second, launches_of_segments, segment_library):
+    launches_of_segments(segment_library)
     held = device_rows()
-    contents, mass, put_back = held.segment(touching([3]), 4)
+    contents, mass, put_back = segment(held, 3)
     put_back(contents, mass)
     assert not second.work
     assert held.written == 1

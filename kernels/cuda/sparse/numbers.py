@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,35 @@ NUMBERS = Specialisation(
 )
 
 
+class Numbers:
+    """The numbers of a segment's slots on the GPU, which need not tell the host how many there are.
+
+    ``write``, ``read``: (B, T, H, K) int32, in place of slots; ``keys``: of the slots, by heads and then by numbers,
+    with room for more; ``bounds``: (2 B*H + 1,) int64, where a head's keys begin, how many there are, and how many of a
+    head's slots are written; ``heads``: B*H.
+    """
+
+    def __init__(self, write: Array, read: Array, keys: Array, bounds: Array, heads: int):
+        self.write, self.read, self.keys, self.bounds, self.heads = write, read, keys, bounds, heads
+
+    @functools.cached_property
+    def on_host(self) -> tuple[np.ndarray, np.ndarray]:
+        """``start`` and ``written``, as of ``SlotNumbers``. Waits for the GPU."""
+        start, written = np.split(self.bounds.get(), [self.heads + 1])
+        return start, written
+
+
 def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> SlotNumbers:
     """Number the slots of a segment. Waits for the GPU once, for how many there are."""
+    numbers = number_on_gpu(write, read, mask, slots)
+    if numbers is NotImplemented:
+        return NotImplemented
+    start, written = numbers.on_host
+    return SlotNumbers(numbers.write, numbers.read, numbers.keys[: start[-1]], start, written)
+
+
+def number_on_gpu(write: Array, read: Array, mask: Array | None, slots: int) -> Numbers:
+    """Number the slots of a segment; the host waits for nothing. NotImplemented for too many accesses, or none."""
     import cupy
 
     B, T, H, Kw = write.shape
@@ -58,8 +86,7 @@ def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> S
     params["sums"] = cupy.cumsum(marks, dtype=np.int32)
     _launch("number_cells", cells, params)
     _launch("take_numbers", count, params)
-    start, written = np.split(bounds.get(), [B * H + 1])
-    return SlotNumbers(numbers[0], numbers[1], keys[: start[-1]], start, written)
+    return Numbers(numbers[0], numbers[1], keys, bounds, B * H)
 
 
 def table_of(count: int, most: int) -> tuple[int, int]:

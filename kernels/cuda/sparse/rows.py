@@ -9,16 +9,17 @@ The host knows a bound of how many rows there are, and asks the GPU only when th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ramnet_np.contract import Array, MemoryTiers, SlotNumbers
+from ramnet_np.contract import Array, MemoryTiers
 
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
+from .numbers import number_on_gpu
 from .segment_rows import SegmentRows
 from .write_back import WriteBack
 
@@ -171,24 +172,32 @@ class DeviceRows:
         rows = self._cupy.ascontiguousarray(rows)
         self._launch("scatter_rows", keys.size, keys=keys, rows=rows, changed=changed)
 
-    def segment(self, numbers: SlotNumbers, channels: int) -> tuple[Array, Array, Callable[[Array, Array], None]]:
-        """The rows of a segment's slots as a small dense state, and what stores them again.
+    def segment(self, write: Array, read: Array, mask: Array | None, slots: int, channels: int) -> tuple[Any, ...]:
+        """A small dense state of the slots that a segment touches: their rows go there, and back.
 
-        Returns contents (B*H, n, C), masses (B*H, n), n being the most slots that a head touches, and a function that
-        stores the rows of written slots from such arrays; MemoryError if there is no room for them. Where some rows are
-        in the host's memory, they go there beside the work that follows (``write_back.py``).
+        ``write``, ``read``: (B, T, H, K) slots; ``mask``: as of ``number_slots``; ``slots``: M; ``channels``: C.
+        Returns ``write`` and ``read`` with numbers in place of slots, contents (B*H, n, C), masses (B*H, n), and a
+        function that stores the rows of written slots from such arrays; MemoryError if there is no room for them. Where
+        some rows are in the host's memory, they go there beside the work that follows (``write_back.py``).
+        n is M where a head has no more slots than tokens: then the host need not wait for how many are touched. Else it
+        is the most that a head touches. NotImplemented where numbers.py is.
         """
         self._write_back.wait()
-        rows = SegmentRows(self.table, numbers, channels, self._dtype)
+        numbers = number_on_gpu(write, read, mask, slots)
+        if numbers is NotImplemented:
+            return NotImplemented
+        most = slots if slots <= write.shape[1] else int(np.diff(numbers.on_host[0]).max())
+        rows = SegmentRows(self.table, numbers, most, channels, self._dtype)
 
         def put_back(contents: Array, mass: Array) -> None:
-            self.prepare(int(numbers.written.sum()))
+            new = min(write.size, numbers.heads * slots)
+            self.prepare(new if self._bound_after(new) <= self._capacity else int(numbers.on_host[1].sum()))
             if self.host_nbytes:
                 self._write_back.run(partial(rows.scatter, contents, mass), (rows, contents, mass))
             else:
                 rows.scatter(contents, mass)
 
-        return *rows.gather(), put_back
+        return numbers.write, numbers.read, *rows.gather(), put_back
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
         """Every slot that was stored, keys and rows (N, W), ``size`` at a time; nothing moves meanwhile."""

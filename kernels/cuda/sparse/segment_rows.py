@@ -10,11 +10,12 @@ import functools
 
 import numpy as np
 
-from ramnet_np.contract import Array, SlotNumbers
+from ramnet_np.contract import Array
 
 from ..runtime.arrays import contiguous_aligned
 from ..runtime.module import Launch, Specialisation, type_name
 from ..runtime.params import INT, LONG, POINTER, ParamStruct
+from .numbers import Numbers
 
 THREADS = 128
 SEGMENT_PARAMS = ParamStruct(
@@ -38,16 +39,13 @@ def segment_specialisation(row: str) -> Specialisation:
 class SegmentRows:
     """The rows of the slots with these ``numbers``, of C = ``channels`` contents each, in a ``table`` (``RowTable``).
 
-    ``dtype``: of a row as it is kept, uint16 for bfloat16.
+    ``most``: n, places for a head's slots, enough for all that it touches; ``dtype``: of a row as it is kept, uint16
+    for bfloat16.
     """
 
-    def __init__(self, table: Array, numbers: SlotNumbers, channels: int, dtype: np.dtype):
-        import cupy
-
-        self._table, self._keys, self._channels = table, numbers.keys, channels
-        self._heads = len(numbers.written)
-        self._most = max(1, int(np.diff(numbers.start).max(initial=0)))  # n: the most slots that a head touches
-        self._bounds = cupy.asarray(np.concatenate([numbers.start, numbers.written]))
+    def __init__(self, table: Array, numbers: Numbers, most: int, channels: int, dtype: np.dtype):
+        self._table, self._keys, self._bounds, self._heads = table, numbers.keys, numbers.bounds, numbers.heads
+        self._most, self._channels = most, channels
         in_16_bits = dtype == np.uint16
         self._dtype = np.dtype(np.float32) if in_16_bits else dtype  # of the dense state
         self._specialisation = segment_specialisation("bfloat16" if in_16_bits else type_name(dtype))
