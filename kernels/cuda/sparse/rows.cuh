@@ -91,9 +91,11 @@ struct RowTable {
         set(found.at, number);
         return found;
     }
-    DEVICE static int milliseconds() {
+    DEVICE static unsigned long long clock() {  // it takes long to answer
         unsigned long long nanoseconds;
         asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
-        return int(nanoseconds >> 20 & 0x7fffffff);
+        return nanoseconds;
     }
+    DEVICE static int milliseconds(unsigned long long clock) { return int(clock >> 20 & 0x7fffffff); }
+    DEVICE static int milliseconds() { return milliseconds(clock()); }
 };
