@@ -193,7 +193,7 @@ class DeviceRows:
             new = min(write.size, numbers.heads * slots)
             self.prepare(new if self._bound_after(new) <= self._capacity else int(numbers.on_host[1].sum()))
             if self.host_nbytes:
-                self._write_back.run(partial(rows.scatter, contents, mass), (rows, contents, mass))
+                self._write_back.run(partial(rows.scatter, contents, mass, beside=True), (rows, contents, mass))
             else:
                 rows.scatter(contents, mass)
 

@@ -18,6 +18,7 @@ from ..runtime.params import INT, LONG, POINTER, ParamStruct
 from .numbers import Numbers
 
 THREADS = 128
+BLOCKS_BESIDE = 64  # where rows go back beside other work: they wait for the bus, and need few multiprocessors for that
 SEGMENT_PARAMS = ParamStruct(
     "SegmentParams",
     table=POINTER, keys=POINTER, start=POINTER, written=POINTER, contents=POINTER, mass=POINTER,
@@ -59,15 +60,18 @@ class SegmentRows:
         self._launch("gather_segment", contents, mass)
         return contents, mass
 
-    def scatter(self, contents: Array, mass: Array) -> None:
-        """Store the rows of the slots that are written. There must be room for them."""
-        self._launch("scatter_segment", contiguous_aligned(contents), contiguous_aligned(mass))
+    def scatter(self, contents: Array, mass: Array, beside: bool = False) -> None:
+        """Store the rows of the slots that are written, for which there must be room; ``beside``: beside other work."""
+        arrays = contiguous_aligned(contents), contiguous_aligned(mass)
+        self._launch("scatter_segment", *arrays, most_blocks=BLOCKS_BESIDE if beside else None)
 
-    def _launch(self, name: str, contents: Array, mass: Array) -> None:
+    def _launch(self, name: str, contents: Array, mass: Array, most_blocks: int | None = None) -> None:
         places, heads = self._heads * self._most, self._heads
         if places:
             params = SEGMENT_PARAMS(
                 table=self._table, keys=self._keys, start=self._bounds, written=self._bounds[heads + 1 :],
                 contents=contents, mass=mass, places=places, most=self._most, channels=self._channels,
             )  # fmt: skip
-            Launch(self._specialisation, name, (-(-places * 32 // THREADS),), THREADS)(params)
+            blocks = -(-places * 32 // THREADS)
+            grid = (blocks if most_blocks is None else min(blocks, most_blocks),)
+            Launch(self._specialisation, name, grid, THREADS)(params)
