@@ -237,11 +237,11 @@ def cp():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [None, "bfloat16"])
-@pytest.mark.parametrize("order", [6, 10])
+@pytest.mark.parametrize("order", [5, 10])  # fewer slots than tokens, and more
 def test_long_segments_have_the_same_bits_from_any_tier(cp, order, rows):
     # rows go back to the host while the other memory's next segment, and what it allocates, is under way
     rng, (B, T, H, P, C) = np.random.default_rng(0), (1, 3000, 4, 4, 64)
-    everywhere = [MemoryTiers(rows=rows), MemoryTiers(gpu=0, rows=rows), MemoryTiers(gpu=3 * 2**20, rows=rows)]
+    everywhere = [MemoryTiers(rows=rows), MemoryTiers(gpu=0, rows=rows), MemoryTiers(gpu=2**19, rows=rows)]
     memories = [SparseRAMState.initial(B, H, P**order, C, np.float32, cp, tiers=tiers) for tiers in everywhere]
     for _ in range(6):
         logits = cp.asarray(2 * rng.normal(size=(2, B, T, H, order, P)).astype(np.float32))
@@ -249,7 +249,7 @@ def test_long_segments_have_the_same_bits_from_any_tier(cp, order, rows):
         ys = [ram_attention_forward(*logits, values, state=memory)[0] for memory in memories]
         for y in ys[1:]:
             np.testing.assert_array_equal(y.get(), ys[0].get())
-    assert memories[1].rows.host_nbytes > 10**6
+    assert all(memory.rows.host_nbytes for memory in memories[1:])
     keys = cp.sort(next(memories[0].blocks(10**7))[0])
     for memory in memories[1:]:
         assert memory.written == memories[0].written == len(keys)
