@@ -55,6 +55,7 @@ struct RowTable {
         memcpy(&entry, &words, sizeof entry);
         return entry;
     }
+    // The row of a key.
     DEVICE Found find(long long key) const {
         for (unsigned at = first(key);; at = (at + 2) & mask) {
             const Entry one = entry(at), other = entry(at + 1);
