@@ -39,6 +39,7 @@ from .optimizer.adamw import adamw_specialisation
 from .runtime.module import Specialisation
 from .sparse.numbers import NUMBERS
 from .sparse.rows import ROWS
+from .sparse.segment_rows import segment_specialisation as segment_rows_specialisation
 from .step.step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")
@@ -149,6 +150,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     *_steps(),
     ROWS,
     NUMBERS,
+    *(segment_rows_specialisation(row) for row in ("float", "double", "bfloat16")),
     *_few_rows(),
     *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
     *(of_type(element) for element in _TYPES for of_type in _LAYERS),

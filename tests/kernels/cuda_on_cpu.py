@@ -70,6 +70,7 @@ RUN = r"""
 extern "C" void run_{name}(const {params}* p, unsigned blocks) {{
     warp_meets.clear();
     for (int warp = 0; warp < THREADS / 32; warp++) warp_meets.push_back(std::make_unique<std::barrier<>>(32));
+    gridDim.x = blocks;
     std::vector<std::thread> threads;
     for (unsigned thread = 0; thread < THREADS; thread++)
         threads.emplace_back([=] {{

@@ -9,6 +9,7 @@ from dataclasses import replace
 import cupy
 import numpy as np
 
+from ramnet_np import MemoryTiers, SparseRAMState, ram_attention_forward, ram_attention_step
 from ramnet_np.data.batches import Batch
 from ramnet_np.data.mqar import mqar_examples
 from ramnet_np.model import RAMNet, RAMNetConfig
@@ -56,7 +57,22 @@ def main() -> None:
         replace(small, mixer="delta", delta_gate=True, ffn="none"),
     ):
         train(config)
+    for memory in (MemoryTiers(), MemoryTiers(gpu=0), MemoryTiers(gpu=0, rows="bfloat16")):
+        for order in (2, 6):  # fewer slots than tokens, and more
+            read_and_step(memory, order)
     cupy.cuda.Device().synchronize()
+
+
+def read_and_step(memory: MemoryTiers, order: int) -> None:
+    """Segments over a sparse state, and tokens behind them."""
+    rng, (B, H, C) = np.random.default_rng(0), (2, 3, 12)
+    state = SparseRAMState.initial(B, H, 4**order, C, np.float32, cupy, tiers=memory)
+    for T in (50, 20, 1, 1):
+        logits = cupy.asarray(2 * rng.normal(size=(2, B, T, H, order, 4)).astype(np.float32))
+        values = cupy.asarray(rng.normal(size=(B, T, H, C)).astype(np.float32))
+        over = ram_attention_forward if T > 1 else ram_attention_step
+        over(*logits, values, state=state)
+    assert state.written > 0
 
 
 def train(config: RAMNetConfig) -> None:
