@@ -38,6 +38,20 @@ def compile_source(specialisation: Specialisation, architecture: str, code: str 
     return result == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
 
 
+def ptx_of(specialisation: Specialisation) -> str:
+    """What NVRTC hands to the assembler, for an H100."""
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    options = *specialisation.options, f"-arch=compute_{H100}"
+    text = (FOLDER / specialisation.source).read_text(encoding="utf-8")
+    _, program = nvrtc.nvrtcCreateProgram(text.encode(), specialisation.source.encode(), 0, None, None)
+    nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    _, size = nvrtc.nvrtcGetPTXSize(program)
+    ptx = bytearray(size)
+    nvrtc.nvrtcGetPTX(program, ptx)
+    nvrtc.nvrtcDestroyProgram(program)
+    return ptx.decode()
+
+
 def without_sizes(specialisation: Specialisation) -> tuple:
     """Types, rules and what is on or off: on these it depends which instructions a kernel has."""
     defines = [
@@ -153,6 +167,18 @@ DEFINED = {(s.source, tuple(dict(s.defines))): s for s in reversed(DEFAULT_SPECI
 @pytest.mark.parametrize("specialisation", DEFINED.values(), ids=lambda s: f"{s.source}-{s.defines[0][0]}")
 def test_a_definition_that_is_left_out_is_named(specialisation):
     assert unguarded(specialisation) == []
+
+
+MEMORY = [s for s in DEFINED.values() if s.source.startswith("memory/")]
+
+
+@pytest.mark.parametrize("specialisation", MEMORY, ids=lambda s: s.source)
+def test_accesses_of_the_memory_name_the_kind_of_memory(specialisation):
+    # one that does not asks at run time which it is, and takes longer: an address that came through asm can become such
+    accesses = re.findall(r"^\s*(?:@\S+\s+)?((?:ld|st|atom|red)\.[\w.:]+)", ptx_of(specialisation), re.MULTILINE)
+    assert len(accesses) > 10
+    kinds = {"global", "shared", "param", "const", "local"}
+    assert [a for a in accesses if not kinds & set(re.split(r"\.|::", a))] == []
 
 
 def test_a_definition_without_a_guard_is_found():
