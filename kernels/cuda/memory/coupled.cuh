@@ -32,9 +32,16 @@ DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
 DEVICE void add_coupled(const Lane& lane, const StateSlice& state, int chunk, const CouplingLists& lists, Tile& sum) {
     const int own = lane.takes_part() ? shared_couplings().of_token[lane.token] : 0;
     const int begin = own & 0xffff, end = begin + (own >> 16);
+    const int shared_end = min(end, SHARED_PAIRS);
+    int i = begin + lane.part;
 #pragma unroll 2
-    for (int i = begin + lane.part; i < end; i += GROUPS_PER_TOKEN) {
-        const TokenEvent e = i < SHARED_PAIRS ? shared_couplings().pairs[i] : lists.pairs[i];
+    for (; i < shared_end; i += GROUPS_PER_TOKEN) {
+        const TokenEvent e = shared_couplings().pairs[i];
+        sum.add(e.coefficient, state[state.token_row(chunk, int(e.code))]);
+    }
+#pragma unroll 1
+    for (; i < end; i += GROUPS_PER_TOKEN) {  // seldom, and apart: a load that may have been made is waited for by all
+        const TokenEvent e = lists.pairs[i];
         sum.add(e.coefficient, state[state.token_row(chunk, int(e.code))]);
     }
 }

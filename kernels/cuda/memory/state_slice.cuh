@@ -109,6 +109,11 @@ template <int OWN> struct GroupAccesses {
             for (int i = 0; i < EACH; i++) event[e + i] = wide.event[i];
         }
     }
+    // ``chunk``, by a computation that needs these accesses: a load whose address comes from it is issued once they are here.
+    // Loads share a counter, so accesses that are used behind newer loads would wait for the newer ones, too.
+    DEVICE int once_here(const Lane& lane, int chunk) const {
+        return lane.takes_part() ? chunk | (int(event[OWN - 1].code) & NO_CODE) : chunk;
+    }
     // Where accesses find their slots; with ``in_place``, those whose slots a list changes find zeros.
     DEVICE void codes(const Lane& lane, bool in_place, int (&codes)[OWN]) const {
 #pragma unroll
