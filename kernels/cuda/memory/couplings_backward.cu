@@ -12,7 +12,6 @@
 #include "memory/tf32.cuh"
 #include "runtime/overlap.cuh"
 
-
 constexpr int EACH = 16 / sizeof(ELEMENT);                      // elements that are copied at once
 constexpr int CHANNELS_AT_ONCE = 16 * EACH < 64 ? 16 * EACH : 64;  // in shared memory; rows there are longer by EACH
 constexpr int PAIRS = CHUNK < 16 ? 1 : CHUNK / 16;  // a thread has PAIRS x PAIRS dots <dy_t, v_j>, or a warp 16 x 8
@@ -216,7 +215,8 @@ DEVICE void store_dot_before(const BackwardShared& shared, const ThreadOfChunk& 
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 5 : 3)
 couple_backward(const __grid_constant__ CouplingParams p) {
-    __shared__ BackwardShared shared;
+    __shared__ BackwardShared of_block;
+    BackwardShared& shared = computed_once(of_block);
     let_next_launch_begin();
     wait_for_launch_before();
     const ThreadOfChunk thread(p);

@@ -36,6 +36,11 @@ template <class T> DEVICE T* computed_once(T* address) {
     return address;
 }
 
+// Something in shared memory, by such an address.
+template <class T> DEVICE T& computed_once(T& shared) {
+    return *reinterpret_cast<T*>(__cvta_shared_to_generic(shared_address(&shared)));
+}
+
 // Forces the wait for this load now, for the whole warp. Loads share a scoreboard counter, so waiting later would also
 // wait for every load issued in between. Use it after a rare branch that loads.
 template <class T> DEVICE T wait_for_load(T x) { return __shfl_sync(~0u, x, threadIdx.x % 32); }
