@@ -24,6 +24,8 @@ DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
     if (copier() < 0) return;
     copy_to_shared<CHUNK>(shared_couplings().of_token, lists.of_token, CHUNK);
     copy_to_shared<SHARED_PAIRS>(shared_couplings().pairs, lists.pairs, min(coupled * PAIRS_AT_ONCE, SHARED_PAIRS));
+    const int beyond = SHARED_PAIRS + copier() * PAIRS_AT_ONCE;  // a line of them
+    if (beyond < coupled * PAIRS_AT_ONCE) prefetch(lists.pairs + beyond);
     end_group_of_copies();
 }
 
@@ -39,9 +41,20 @@ DEVICE void add_coupled(const Lane& lane, const StateSlice& state, int chunk, co
         const TokenEvent e = shared_couplings().pairs[i];
         sum.add(e.coefficient, state[state.token_row(chunk, int(e.code))]);
     }
+    // Seldom, and apart: behind a branch that may have loaded, everybody waits. For the same reason none skips a value here.
+    constexpr int AT_ONCE = 4;
 #pragma unroll 1
-    for (; i < end; i += GROUPS_PER_TOKEN) {  // seldom, and apart: a load that may have been made is waited for by all
-        const TokenEvent e = lists.pairs[i];
-        sum.add(e.coefficient, state[state.token_row(chunk, int(e.code))]);
+    for (; i < end; i += AT_ONCE * GROUPS_PER_TOKEN) {
+        TokenEvent e[AT_ONCE];
+        Tile x[AT_ONCE];
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) e[n] = lists.pairs[min(i + n * GROUPS_PER_TOKEN, end - 1)];
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) {
+            const bool there = i + n * GROUPS_PER_TOKEN < end;
+            x[n] = state[state.token_row(chunk, int(e[n].code))];
+#pragma unroll
+            for (int c = 0; c < TILE; c++) sum.at[c] = there ? sum.at[c] + e[n].coefficient * x[n].at[c] : sum.at[c];
+        }
     }
 }
