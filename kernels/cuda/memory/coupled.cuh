@@ -36,10 +36,15 @@ DEVICE void add_coupled(const Lane& lane, const StateSlice& state, int chunk, co
     const int begin = own & 0xffff, end = begin + (own >> 16);
     const int shared_end = min(end, SHARED_PAIRS);
     int i = begin + lane.part;
-#pragma unroll 2
-    for (; i < shared_end; i += GROUPS_PER_TOKEN) {
-        const TokenEvent e = shared_couplings().pairs[i];
-        sum.add(e.coefficient, state[state.token_row(chunk, int(e.code))]);
+    // One after another: with random addresses a group has one in two chunks. The next is asked for with the row of this one.
+    const auto pair_at = [](int i) { return shared_couplings().pairs[min(i, SHARED_PAIRS - 1)]; };
+    TokenEvent next = pair_at(i);
+#pragma unroll 1
+    while (i < shared_end) {
+        const Tile x = state[state.token_row(chunk, int(next.code))];
+        const Acc coefficient = next.coefficient;
+        i += GROUPS_PER_TOKEN, next = pair_at(i);
+        sum.add(coefficient, x);
     }
     // Seldom, and apart: behind a branch that may have loaded, everybody waits. For the same reason none skips a value here.
     constexpr int AT_ONCE = 4;
