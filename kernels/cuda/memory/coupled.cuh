@@ -9,24 +9,29 @@ DEVICE int copier() { return int(threadIdx.x) - (THREADS - COPIERS); }  // below
 // Copies ``count`` things, of at most MOST, to shared memory.
 template <int MOST, class T> DEVICE void copy_to_shared(T* to, const T* from, int count) {
     constexpr int EACH = sizeof(T) < 16 ? 16 / sizeof(T) : 1;
+    const int own = copier() * EACH;
+    to += own, from += own;
 #pragma unroll
-    for (int first = 0; first < MOST; first += COPIERS * EACH) {
-        const int i = first + copier() * EACH;
-        if (i < count) copy_async<16>(to + i, from + i);
-    }
+    for (int first = 0; first < MOST; first += COPIERS * EACH)
+        if (own < count - first) copy_async<16>(to + first, from + first);
 }
 
 DEVICE CouplingLists& shared_couplings() { return *reinterpret_cast<CouplingLists*>(dynamic_shared() + HEADER_BYTES); }
 constexpr int SHARED_PAIRS = (COUPLING_BYTES - CHUNK * 4) / (PAIRS_AT_ONCE * sizeof(TokenEvent)) * PAIRS_AT_ONCE;
 
-// ``coupled``: pairs of the chunk, in PAIRS_AT_ONCE.
+// ``coupled``: pairs of the chunk, in PAIRS_AT_ONCE. What shared memory does not hold is brought to the L2 cache.
 DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
     if (copier() < 0) return;
-    copy_to_shared<CHUNK>(shared_couplings().of_token, lists.of_token, CHUNK);
-    copy_to_shared<SHARED_PAIRS>(shared_couplings().pairs, lists.pairs, min(coupled * PAIRS_AT_ONCE, SHARED_PAIRS));
-    const int beyond = SHARED_PAIRS + copier() * PAIRS_AT_ONCE;  // a line of them
-    if (beyond < coupled * PAIRS_AT_ONCE) prefetch(lists.pairs + beyond);
+    struct alignas(16) Part {
+        int at[4];
+    };
+    constexpr int BEFORE = sizeof(lists.of_token) / sizeof(Part), EACH = PAIRS_AT_ONCE * sizeof(TokenEvent) / sizeof(Part);
+    constexpr int MOST = BEFORE + SHARED_PAIRS / PAIRS_AT_ONCE * EACH;
+    const auto* const from = reinterpret_cast<const Part*>(&lists);
+    copy_to_shared<MOST>(reinterpret_cast<Part*>(&shared_couplings()), from, min(BEFORE + coupled * EACH, MOST));
     end_group_of_copies();
+    const int beyond = MOST + copier() * EACH;
+    if (beyond < BEFORE + coupled * EACH) prefetch(from + beyond);
 }
 
 // Adds the group's share of its token's couplings, times the other tokens' rows. ``lists``: where those are that shared

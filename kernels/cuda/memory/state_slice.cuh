@@ -39,14 +39,6 @@ struct StateSlice {
         return *reinterpret_cast<Tile*>(__cvta_shared_to_generic(address + unsigned(code) * unsigned(LANES * sizeof(Tile))));
     }
 
-    // A shared row if it is wanted, else zeros. Lanes that want nothing leave the banks to others.
-    DEVICE Tile get_if(bool wanted, int code) const {
-        Tile x;
-        x.clear();
-        if (wanted) x = (*this)[code];
-        return x;
-    }
-
     // Shared memory starts from ``given`` (B*H, rows, C), or from 0 if it is null. Device memory was set by the caller. What
     // needs no device memory is done before the launch before this one has ended.
     DEVICE void start(const Lane& lane, const Acc* given) const {
@@ -73,7 +65,7 @@ struct StateSlice {
 
     // A slot in place; code 0: zeros.
     DEVICE Tile load(const Lane& lane, int code) const {
-        if (IN_SHARED) return get_if(code, code);
+        if (IN_SHARED) return (*this)[code];
         Tile x;
         x.clear();
         const int row = row_of_code(code);
@@ -87,7 +79,7 @@ struct StateSlice {
     }
     template <int N> DEVICE void load_all(const Lane& lane, const int (&codes)[N], Tile (&tiles)[N]) const {
 #pragma unroll
-        for (int e = 0; e < N; e++) tiles[e] = IN_SHARED ? (*this)[codes[e]] : load(lane, codes[e]);
+        for (int e = 0; e < N; e++) tiles[e] = load(lane, codes[e]);
     }
     // Starts to bring a row before ``end`` to the L2 cache, if the state is in device memory.
     DEVICE void prefetch_row(const Lane& lane, int code, int end) const {
