@@ -261,7 +261,8 @@ DEVICE void store_changes_before(
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 8 : 4)
 find_conflicts(const __grid_constant__ ConflictParams p) {
-    __shared__ ConflictTable table;
+    __shared__ ConflictTable of_block;
+    ConflictTable& table = computed_once(of_block);
     let_next_launch_begin();
     SpanChunk at_chunk{p.first_batch + int(gridDim.z - 1 - blockIdx.z), p.first_chunk + int(blockIdx.y)};
     if (p.memory.span_chunks) at_chunk = p.memory.span_chunks[at_chunk.chunk];

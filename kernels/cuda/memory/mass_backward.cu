@@ -323,14 +323,16 @@ template <class Threads> DEVICE void run(const Block& block) {
 
 extern "C" __global__ void __launch_bounds__(2 * THREADS, sizeof(Acc) == 4 ? 2 : 1)
 mass_backward(const __grid_constant__ MassBackwardParams p) {
-    __shared__ Exchange exchange;
+    __shared__ Exchange of_block;
+    Exchange& exchange = computed_once(of_block);
     let_next_launch_begin();
     wait_for_launch_before();
     const ChunkRange range(p.memory, SEGMENTED, p.segments, p.chunks_of_segment);
     const Sequence& sequence = range.sequence;
     const int rows = sequence.rows;
     const long long first_row = range.first_row, stride = (long long)(gridDim.x) * rows;
-    MassAdjoint* const adjoint = MASS_IN_SHARED ? reinterpret_cast<MassAdjoint*>(dynamic_shared()) : p.working + first_row;
+    MassAdjoint* const in_shared = &computed_once(*reinterpret_cast<MassAdjoint*>(dynamic_shared()));
+    MassAdjoint* const adjoint = MASS_IN_SHARED ? in_shared : p.working + first_row;
     Acc* const decay = reinterpret_cast<Acc*>(adjoint + rows);
     if (MASS_IN_SHARED || p.final_q)
         for (int row = threadIdx.x; row < rows; row += 2 * THREADS) {
