@@ -38,6 +38,20 @@ def compile_source(specialisation: Specialisation, architecture: str, code: str 
     return result == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
 
 
+def ptx_of(specialisation: Specialisation) -> str:
+    """What NVRTC hands to the assembler, for an H100."""
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    options = *specialisation.options, f"-arch=compute_{H100}"
+    text = (FOLDER / specialisation.source).read_text(encoding="utf-8")
+    _, program = nvrtc.nvrtcCreateProgram(text.encode(), specialisation.source.encode(), 0, None, None)
+    nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    _, size = nvrtc.nvrtcGetPTXSize(program)
+    ptx = bytearray(size)
+    nvrtc.nvrtcGetPTX(program, ptx)
+    nvrtc.nvrtcDestroyProgram(program)
+    return ptx.decode()
+
+
 def without_sizes(specialisation: Specialisation) -> tuple:
     """Types, rules and what is on or off: on these it depends which instructions a kernel has."""
     defines = [
@@ -92,10 +106,30 @@ def included(name: str) -> set[str]:
 def test_kernels_that_overlap_read_what_launches_write_by_plain_loads():
     # the compiler may move a load of the read-only path to before wait_for_launch_before
     texts = {path.relative_to(FOLDER).as_posix(): path.read_text() for path in FOLDER.rglob("*.cu*")}
-    overlapping = [name for name, text in texts.items() if name.endswith(".cu") and "wait_for_launch_before();" in text]
+    waiting = {name for name, text in texts.items() if "wait_for_launch_before();" in text}
+    overlapping = [name for name in texts if name.endswith(".cu") and waiting & included(name)]
     assert {"step/step.cu", "layers/norm.cu", "layers/sampling.cu", "layers/few_rows.cu"} <= set(overlapping)
+    assert {s.source for s in OVERLAPPING} <= set(overlapping)
     users = {name for source in overlapping for name in included(source) if "load_read_only(" in texts[name]}
     assert users == {"runtime/common.cuh", "layers/few_rows.cuh"}  # which defines it, and which reads weights by it
+
+
+OVERLAP = r"address/decode\.cu|memory/(content|conflicts|couplings|couplings_backward|mass_forward|mass_backward)\.cu"
+OVERLAPPING = [s for s in DEFAULT_SPECIALISATIONS if s in FOR_BOTH and re.fullmatch(OVERLAP, s.source)]
+
+
+@pytest.mark.parametrize("specialisation", OVERLAPPING, ids=label)
+def test_kernels_that_overlap_touch_no_array_before_they_wait(specialisation):
+    kernels = ptx_of(specialisation).split(".entry ")[1:]
+    assert len(kernels) == len(specialisation.kernels)
+    for kernel in kernels:
+        begin, behind = kernel.index("griddepcontrol.launch_dependents"), kernel.index("griddepcontrol.wait")
+        before = kernel[:behind]
+        assert begin < behind
+        accesses = re.findall(r"(?:ld|st|atom|red|cp\.async)\S*global\S*", before)
+        # of a list that no launch writes: where a packed row's sequences stand
+        assert set(accesses) <= {"ld.global.u32", "ld.global.v2.u32"}
+        assert len(accesses) <= 6
 
 
 def test_the_decoder_of_the_language_model_is_a_default():
@@ -153,6 +187,18 @@ DEFINED = {(s.source, tuple(dict(s.defines))): s for s in reversed(DEFAULT_SPECI
 @pytest.mark.parametrize("specialisation", DEFINED.values(), ids=lambda s: f"{s.source}-{s.defines[0][0]}")
 def test_a_definition_that_is_left_out_is_named(specialisation):
     assert unguarded(specialisation) == []
+
+
+MEMORY = [s for s in DEFINED.values() if s.source.startswith("memory/")]
+
+
+@pytest.mark.parametrize("specialisation", MEMORY, ids=lambda s: s.source)
+def test_accesses_of_the_memory_name_the_kind_of_memory(specialisation):
+    # one that does not asks at run time which it is, and takes longer: an address that came through asm can become such
+    accesses = re.findall(r"^\s*(?:@\S+\s+)?((?:ld|st|atom|red)\.[\w.:]+)", ptx_of(specialisation), re.MULTILINE)
+    assert len(accesses) > 10
+    kinds = {"global", "shared", "param", "const", "local"}
+    assert [a for a in accesses if not kinds & set(re.split(r"\.|::", a))] == []
 
 
 def test_a_definition_without_a_guard_is_found():

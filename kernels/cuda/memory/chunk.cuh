@@ -79,7 +79,7 @@ template <> struct RowOf<double> {
 
 // 1 + the slot's row, or 0: an access that does nothing, of a row of zeros. IN_LIST: a list changes the slot, not this access.
 // HEAVY: a write of more than half of its token's weight, which is then the token's first (mass.cuh).
-constexpr int IN_LIST = int(0x80000000), HEAVY = 1 << 30;
+constexpr int IN_LIST = int(0x80000000), HEAVY = 1 << 30, NO_CODE = 1 << 29;  // the last: a bit that no code has
 DEVICE constexpr int code_of(int row, bool in_list = false, bool heavy = false) {
     return (1 + row) | (in_list ? IN_LIST : 0) | (heavy ? HEAVY : 0);
 }
@@ -118,6 +118,12 @@ struct alignas(16) SlotList {
     // ``total``: entries of all lists of the chunk. ``coupled``: pairs of its coupling lists, in PAIRS_AT_ONCE.
     DEVICE static SlotList make(int row, int begin, int count, bool more, int total, int coupled, Acc kept) {
         return {row, begin | count << 10 | int(more) << 16 | total << 17 | coupled << 26, kept};
+    }
+    // In two loads, without the padding behind a float: the compiler would give its register to something else, which would
+    // wait until the load has overwritten it.
+    DEVICE void load_from(const SlotList* from) {
+        asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(row), "=r"(info) : "l"(from));
+        kept = from->kept;
     }
     DEVICE bool there() const { return row >= 0; }
     DEVICE int begin() const { return info & 1023; }

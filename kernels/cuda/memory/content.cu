@@ -70,13 +70,13 @@ template <bool RECOMPUTE> struct ForwardPass {
     TileInput<ELEMENT> value, dy;
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
-        : p(p), lane(lane), state(state), records(p.records + lane.first_chunk),
+        : p(p), lane(lane), state(state), records(computed_once(p.records + lane.first_chunk)),
           prefetcher(lane, p, records, Changes(), RECOMPUTE ? p.dy : nullptr) {}
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {
         const ChunkRecord& record = record_of(chunk);
-        if (lane.takes_part()) write.load(record.writes + lane.group * OWN_WRITES);
+        if (lane.takes_part()) write.load(record_of(read.once_here(lane, chunk)).writes + lane.group * OWN_WRITES);
         if (copier() >= 0) {
             if (next != chunk) Changes::copy_headers(record_of(next), next);
             Changes::copy_entries(record, chunk);
@@ -84,9 +84,10 @@ template <bool RECOMPUTE> struct ForwardPass {
         }
         second = Changes::second(lane, record, chunk);
     }
-    DEVICE void load_for_look_up(int chunk) {
+    // ``after``: the chunk, as once_here has it.
+    DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        read.load(record_of(chunk).reads + lane.group * OWN_READS);
+        read.load(record_of(after).reads + lane.group * OWN_READS);
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
@@ -104,7 +105,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         if (copier() >= 0) Changes::copy_headers(record_of(0), 0);
         end_group_of_copies();
         copy_couplings(0, MOST_COUPLED);  // nobody knows yet how many there are
-        load_for_look_up(0);
+        load_for_look_up(0, 0);
         load_value(0);
         store_value(0);
         for (int chunk = 1; chunk < PREFETCHED; chunk++) prefetcher(lane, chunk);
@@ -146,8 +147,8 @@ template <bool RECOMPUTE> struct ForwardPass {
             const int next = min(chunk + 1, last), in_use = LAZY_ZERO ? next * CHUNK * WRITES : lane.rows;
             if (LAZY_ZERO) state.first_unset_row = chunk * CHUNK * WRITES;
             prefetcher(lane, chunk + PREFETCHED);
+            load_value(read.once_here(lane, next));
             load_for_change(chunk, next);
-            load_value(next);
             // 1. what looks slots up
             look_up(chunk);
             write.prefetch_rows(lane, state, state.first_unset_row);
@@ -155,7 +156,7 @@ template <bool RECOMPUTE> struct ForwardPass {
             __syncthreads();
             // 2. what changes them
             copy_couplings(next, coupled(next));
-            load_for_look_up(next);
+            load_for_look_up(next, write.once_here(lane, next));
             change_in_place(chunk);
             Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
             read.prefetch_rows(lane, state, in_use);
@@ -167,6 +168,7 @@ template <bool RECOMPUTE> struct ForwardPass {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(const __grid_constant__ ContentParams p) {
+    let_next_launch_begin();
     const Lane lane(p, p.spans ? blockIdx.x : block_from_last());
     StateSlice state(lane, p.working);
     state.start(lane, p.given);
@@ -207,6 +209,7 @@ DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateS
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 content_backward_recompute(const __grid_constant__ ContentParams p) {
+    let_next_launch_begin();
     const Lane lane(p, blockIdx.x);
     StateSlice state(lane, p.working);
     state.start(lane, p.given);
@@ -244,13 +247,13 @@ struct BackwardPass {
 
     DEVICE BackwardPass(const ContentParams& p, const Lane& lane, const StateSlice& adjoint)
         : p(p), lane(lane), adjoint(adjoint), wanted(!(p.local_only && lane.segment + 1 < p.segments)),
-          records(p.records + lane.first_chunk), prefetcher(lane, p, records, Changes(), p.dy),
+          records(computed_once(p.records + lane.first_chunk)), prefetcher(lane, p, records, Changes(), p.dy),
           d_dot_v(p.d_dot_v + lane.before_slice * (CHUNK * W) + lane.access(OWN_WRITES)) {}
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {
         const ChunkRecord& record = record_of(chunk);
-        if (lane.takes_part()) read.load(record.reads + lane.group * OWN_READS);
+        if (lane.takes_part()) read.load(record_of(write.once_here(lane, chunk)).reads + lane.group * OWN_READS);
         if (copier() >= 0) {
             if (next != chunk) Changes::copy_headers(record_of(next), next);
             Changes::copy_entries(record, chunk);
@@ -260,9 +263,10 @@ struct BackwardPass {
     }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
     DEVICE void copy_couplings(int chunk, int coupled) const { ::copy_couplings(record_of(chunk).by_writer, coupled); }
-    DEVICE void load_for_look_up(int chunk) {
+    // ``after``: the chunk, as once_here has it.
+    DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        write.load(record_of(chunk).writes + lane.group * OWN_WRITES);
+        write.load(record_of(after).writes + lane.group * OWN_WRITES);
         value.clear();
         if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
     }
@@ -276,7 +280,7 @@ struct BackwardPass {
         if (copier() >= 0) Changes::copy_headers(record_of(end), end);
         end_group_of_copies();
         copy_couplings(end, MOST_COUPLED);  // nobody knows yet how many there are
-        load_for_look_up(end);
+        load_for_look_up(end, end);
         load_dy(end);
         store_dy(end);
         for (int chunk = end - 1; chunk > end - PREFETCHED; chunk--) prefetcher(lane, chunk);
@@ -336,8 +340,8 @@ struct BackwardPass {
         for (int chunk = end; chunk >= 0; chunk--) {
             const int next = max(chunk - 1, 0);
             prefetcher(lane, chunk - PREFETCHED);
+            load_dy(write.once_here(lane, next));
             load_for_change(chunk, next);
-            load_dy(next);
             // 1. what looks the adjoint up
             look_up(chunk);
             read.prefetch_rows(lane, adjoint, lane.rows);
@@ -345,7 +349,7 @@ struct BackwardPass {
             __syncthreads();
             // 2. what changes it
             copy_couplings(next, coupled(next));
-            load_for_look_up(next);
+            load_for_look_up(next, read.once_here(lane, next));
             change_in_place(chunk);
             Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
             write.prefetch_rows(lane, adjoint, lane.rows);
@@ -357,6 +361,7 @@ struct BackwardPass {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_backward(const __grid_constant__ ContentParams p) {
+    let_next_launch_begin();
     const Lane lane(p, p.spans ? blockIdx.x : block_from_last());
     const StateSlice adjoint(lane, p.working);
     adjoint.start(lane, p.given);

@@ -27,7 +27,7 @@ CONTENT = ParamStruct(
 def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
     """``content.cu`` for a layout."""
     defines = (
-        *layout.defines, ("CHANNELS", layout.channels), ("ALIGNED", int(layout.aligned)),
+        *layout.defines, ("CHANNELS", layout.channels), ("WHOLE", int(layout.whole)), ("ALIGNED", int(layout.aligned)),
         ("IN_SHARED", int(layout.in_shared)), ("LAZY_ZERO", int(renumbered and not layout.in_shared)),
         ("BYTES_BEFORE_ROWS", layout.bytes_before_rows), ("BLOCKS", layout.blocks),
     )  # fmt: skip
@@ -37,7 +37,7 @@ def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
 @functools.lru_cache(maxsize=1024)
 def _launch(layout: Layout, renumbered: bool, name: str, rows: int, blocks: int) -> Launch:
     specialisation = content_specialisation(layout, renumbered)
-    return Launch(specialisation, name, (blocks,), THREADS, layout.content_bytes(rows))
+    return Launch(specialisation, name, (blocks,), THREADS, layout.content_bytes(rows), overlaps=True)
 
 
 def content_pass(

@@ -9,22 +9,29 @@ DEVICE int copier() { return int(threadIdx.x) - (THREADS - COPIERS); }  // below
 // Copies ``count`` things, of at most MOST, to shared memory.
 template <int MOST, class T> DEVICE void copy_to_shared(T* to, const T* from, int count) {
     constexpr int EACH = sizeof(T) < 16 ? 16 / sizeof(T) : 1;
+    const int own = copier() * EACH;
+    to += own, from += own;
 #pragma unroll
-    for (int first = 0; first < MOST; first += COPIERS * EACH) {
-        const int i = first + copier() * EACH;
-        if (i < count) copy_async<16>(to + i, from + i);
-    }
+    for (int first = 0; first < MOST; first += COPIERS * EACH)
+        if (own < count - first) copy_async<16>(to + first, from + first);
 }
 
 DEVICE CouplingLists& shared_couplings() { return *reinterpret_cast<CouplingLists*>(dynamic_shared() + HEADER_BYTES); }
 constexpr int SHARED_PAIRS = (COUPLING_BYTES - CHUNK * 4) / (PAIRS_AT_ONCE * sizeof(TokenEvent)) * PAIRS_AT_ONCE;
 
-// ``coupled``: pairs of the chunk, in PAIRS_AT_ONCE.
+// ``coupled``: pairs of the chunk, in PAIRS_AT_ONCE. What shared memory does not hold is brought to the L2 cache.
 DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
     if (copier() < 0) return;
-    copy_to_shared<CHUNK>(shared_couplings().of_token, lists.of_token, CHUNK);
-    copy_to_shared<SHARED_PAIRS>(shared_couplings().pairs, lists.pairs, min(coupled * PAIRS_AT_ONCE, SHARED_PAIRS));
+    struct alignas(16) Part {
+        int at[4];
+    };
+    constexpr int BEFORE = sizeof(lists.of_token) / sizeof(Part), EACH = PAIRS_AT_ONCE * sizeof(TokenEvent) / sizeof(Part);
+    constexpr int MOST = BEFORE + SHARED_PAIRS / PAIRS_AT_ONCE * EACH;
+    const auto* const from = reinterpret_cast<const Part*>(&lists);
+    copy_to_shared<MOST>(reinterpret_cast<Part*>(&shared_couplings()), from, min(BEFORE + coupled * EACH, MOST));
     end_group_of_copies();
+    const int beyond = MOST + copier() * EACH;
+    if (beyond < BEFORE + coupled * EACH) prefetch(from + beyond);
 }
 
 // Adds the group's share of its token's couplings, times the other tokens' rows. ``lists``: where those are that shared
@@ -32,9 +39,32 @@ DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
 DEVICE void add_coupled(const Lane& lane, const StateSlice& state, int chunk, const CouplingLists& lists, Tile& sum) {
     const int own = lane.takes_part() ? shared_couplings().of_token[lane.token] : 0;
     const int begin = own & 0xffff, end = begin + (own >> 16);
-#pragma unroll 2
-    for (int i = begin + lane.part; i < end; i += GROUPS_PER_TOKEN) {
-        const TokenEvent e = i < SHARED_PAIRS ? shared_couplings().pairs[i] : lists.pairs[i];
-        sum.add(e.coefficient, state[state.token_row(chunk, int(e.code))]);
+    const int shared_end = min(end, SHARED_PAIRS);
+    int i = begin + lane.part;
+    // One after another: with random addresses a group has one in two chunks. The next is asked for with the row of this one.
+    const auto pair_at = [](int i) { return shared_couplings().pairs[min(i, SHARED_PAIRS - 1)]; };
+    TokenEvent next = pair_at(i);
+#pragma unroll 1
+    while (i < shared_end) {
+        const Tile x = state[state.token_row(chunk, int(next.code))];
+        const Acc coefficient = next.coefficient;
+        i += GROUPS_PER_TOKEN, next = pair_at(i);
+        sum.add(coefficient, x);
+    }
+    // Seldom, and apart: behind a branch that may have loaded, everybody waits. For the same reason none skips a value here.
+    constexpr int AT_ONCE = 4;
+#pragma unroll 1
+    for (; i < end; i += AT_ONCE * GROUPS_PER_TOKEN) {
+        TokenEvent e[AT_ONCE];
+        Tile x[AT_ONCE];
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) e[n] = lists.pairs[min(i + n * GROUPS_PER_TOKEN, end - 1)];
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) {
+            const bool there = i + n * GROUPS_PER_TOKEN < end;
+            x[n] = state[state.token_row(chunk, int(e[n].code))];
+#pragma unroll
+            for (int c = 0; c < TILE; c++) sum.at[c] = there ? sum.at[c] + e[n].coefficient * x[n].at[c] : sum.at[c];
+        }
     }
 }

@@ -5,6 +5,7 @@
 //
 // Compiled with: what chunk.cuh and couplings.cuh ask for.
 #include "memory/couplings.cuh"
+#include "runtime/overlap.cuh"
 
 constexpr int READ_LANES = R < 32 ? R : 32, READ_PARTS = R / READ_LANES;  // a token's reads in a warp; warps of a token
 
@@ -38,37 +39,52 @@ struct ForwardShared {
     }
 };
 
-// The largest number of a token's lanes.
-DEVICE int max_of_token(int x) {
-    if constexpr (READ_LANES == 32) {
-        return __reduce_max_sync(~0u, x);
-    } else {
-#pragma unroll
-        for (int distance = 1; distance < READ_LANES; distance *= 2) x = max(x, __shfl_xor_sync(~0u, x, distance));
-        return x;
-    }
-}
+// A read's share of A_tj, from the last j to the first.
+struct CoupledRead {
+    const SlotOfAccess slot;
+    unsigned left;  // the earlier tokens that write the read's slot, as a mask
+    Acc weight;     // r~, once none is left
 
-// A_tj of this thread's token t, from the last j to the first; the lanes of a token go through its j together, so that its
-// reads add up in a fixed order. Returns r~.
+    DEVICE Acc take(int j) {
+        const Acc eta = slot.number[__popc(left) - 1], share = weight * eta;
+        weight *= 1 - eta, left ^= 1u << j;
+        return share;
+    }
+};
+
+// A_tj of this thread's token t. Returns r~.
 DEVICE Acc couple(ForwardShared& shared, const ThreadOfChunk& thread) {
     const bool coupled = thread.read.live() && thread.read.chained();
     const SlotOfAccess slot(shared.slots, coupled ? chain_begin(thread.read.tag) : 0);
-    unsigned left = coupled ? slot.writers & tokens_to(thread.read_token) : 0;
-    Acc weight = thread.weight;
-    while (__any_sync(~0u, left)) {
-        const int last = last_token(left), j = max_of_token(last);
-        Acc part = 0;
-        if (last == j && left) {
-            const Acc eta = slot.number[__popc(left) - 1];
-            part = weight * eta, weight *= 1 - eta, left ^= 1u << j;
+    CoupledRead read{slot, coupled ? slot.writers & tokens_to(thread.read_token) : 0, thread.weight};
+    const int t = thread.read_token, part = thread.read_k / READ_LANES;
+    unsigned of_token = read.left, twice = 0;  // the tokens j of any of the token's reads; those of several
+#pragma unroll
+    for (int distance = 1; distance < READ_LANES; distance *= 2) {
+        const unsigned others = __shfl_xor_sync(~0u, of_token, distance);
+        twice |= of_token & others, of_token |= others;
+    }
+    if (READ_LANES <= 8 && !__any_sync(~0u, twice)) {  // as seldom as random addresses: nothing to add up
+        while (read.left) {
+            const int j = last_token(read.left);
+            const Acc share = read.take(j);
+            if (share != 0) shared.add_part(part, t, j, share);
+        }
+        return read.weight;
+    }
+    // the lanes of a token go through its j together, so that its reads add up in a fixed order
+    while (__any_sync(~0u, of_token)) {
+        const int j = last_token(of_token);
+        Acc sum = 0;
+        if (of_token) {
+            of_token ^= 1u << j;
+            if (read.left >> j & 1) sum = read.take(j);
         }
 #pragma unroll
-        for (int distance = 1; distance < READ_LANES; distance *= 2) part += __shfl_xor_sync(~0u, part, distance);
-        if (thread.read_k % READ_LANES == 0 && part != 0)
-            shared.add_part(thread.read_k / READ_LANES, thread.read_token, j, part);
+        for (int distance = 1; distance < READ_LANES; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+        if (thread.read_k % READ_LANES == 0 && sum != 0) shared.add_part(part, t, j, sum);
     }
-    return weight;
+    return read.weight;
 }
 
 DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record, Acc weight) {
@@ -104,15 +120,15 @@ DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread
 struct ChainOfThread {
     static constexpr int ALWAYS = MIN_ROUNDS * CHAINS_PER_ROUND;
     const Chain* const chains;  // of the chunk
-    Chain chain = Chain::make(-1, 0, 0, 0);
+    const Chain chain;          // the thread's; beyond ALWAYS the chunk's first, which says how many there are
 
-    DEVICE explicit ChainOfThread(const ThreadOfChunk& thread) : chains(thread.p.memory.chains + thread.number * CHAINS) {
-        if (threadIdx.x < ALWAYS) chain = chains[threadIdx.x];
-    }
+    DEVICE explicit ChainOfThread(const ThreadOfChunk& thread)
+        : chains(thread.p.memory.chains + thread.number * CHAINS), chain(chains[threadIdx.x < ALWAYS ? threadIdx.x : 0]) {}
     // The thread's chain, or one without accesses.
     DEVICE Chain get() const {
-        if (int(threadIdx.x) < ALWAYS || int(threadIdx.x) >= CHAINS) return chain;
-        return int(threadIdx.x) / CHAINS_PER_ROUND <= chains[0].last_round() ? chains[threadIdx.x] : chain;
+        if (int(threadIdx.x) < ALWAYS) return chain;
+        const bool there = int(threadIdx.x) < CHAINS && int(threadIdx.x) / CHAINS_PER_ROUND <= chain.last_round();
+        return there ? chains[threadIdx.x] : Chain::make(-1, 0, 0, 0);
     }
 };
 
@@ -186,7 +202,10 @@ template <bool TRANSPOSED> DEVICE int store_pairs(const ForwardShared& shared, C
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 6 : 4)
 couple_forward(const __grid_constant__ CouplingParams p) {
-    __shared__ ForwardShared shared;
+    __shared__ ForwardShared of_block;
+    ForwardShared& shared = computed_once(of_block);
+    let_next_launch_begin();
+    wait_for_launch_before();
     const ThreadOfChunk thread(p);
     const ChainOfThread chain(thread);
     if (READ_PARTS > 1) clear(shared.coupling);

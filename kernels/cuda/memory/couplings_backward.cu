@@ -10,7 +10,7 @@
 // Compiled with: what chunk.cuh and couplings.cuh ask for.
 #include "memory/couplings.cuh"
 #include "memory/tf32.cuh"
-
+#include "runtime/overlap.cuh"
 
 constexpr int EACH = 16 / sizeof(ELEMENT);                      // elements that are copied at once
 constexpr int CHANNELS_AT_ONCE = 16 * EACH < 64 ? 16 * EACH : 64;  // in shared memory; rows there are longer by EACH
@@ -215,7 +215,10 @@ DEVICE void store_dot_before(const BackwardShared& shared, const ThreadOfChunk& 
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 5 : 3)
 couple_backward(const __grid_constant__ CouplingParams p) {
-    __shared__ BackwardShared shared;
+    __shared__ BackwardShared of_block;
+    BackwardShared& shared = computed_once(of_block);
+    let_next_launch_begin();
+    wait_for_launch_before();
     const ThreadOfChunk thread(p);
     copy_channels(shared, thread, 0);
     DotsOfThread dot(thread);

@@ -69,6 +69,7 @@ class Layout:
     top_k: tuple[int, int]  # writes, reads
     slices: int
     channels: int  # of a slice
+    whole: bool  # whether there are all channels of every slice
     aligned: bool  # whether the channels of a lane are all there and aligned, or none is
     in_shared: bool  # whether the slice of the state is in shared memory
     blocks: int  # on a multiprocessor
@@ -178,9 +179,12 @@ def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int,
     """
     element, size = type_name(dtype), sum_dtype(dtype).itemsize
     layouts = [
-        Layout(element, size, (writes, reads), -(-channels // width), width, channels % (width // LANES) == 0, True, 1)
+        Layout(
+            element, size, (writes, reads), -(-channels // width), width, channels % width == 0,
+            channels % (width // LANES) == 0, True, 1,
+        )
         for width in _SLICE_CHANNELS[size]
-    ]
+    ]  # fmt: skip
     # with three blocks a thread has 80 registers: too few for accumulators of 8 bytes, or for more than four accesses
     own = max(layouts[0].accesses) // layouts[0].groups_per_token
     most = 3 if size == 4 and own <= 4 else 2

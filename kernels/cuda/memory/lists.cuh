@@ -26,7 +26,7 @@ template <bool OF_WRITES> struct Lists {
     // The group's list in the second round, or one that is not there. Asked for early, because it comes from device memory.
     DEVICE static SlotList second(const Lane& lane, const ChunkRecord& record, int chunk) {
         SlotList list{-1, 0, 1};
-        if (shared_headers(chunk)[lane.group].more()) list = headers(record)[list_of_group(1, lane.group)];
+        if (shared_headers(chunk)[lane.group].more()) list.load_from(headers(record) + list_of_group(1, lane.group));
         return list;
     }
     // change(list) for every list of the chunk that is the group's.

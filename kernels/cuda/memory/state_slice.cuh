@@ -1,6 +1,7 @@
 // What a block of content.cu holds: lists' headers, couplings, the slice of the state, token rows; and a group's accesses.
 #pragma once
 #include "memory/tile.cuh"
+#include "runtime/overlap.cuh"
 
 #if !defined(IN_SHARED) || !defined(LAZY_ZERO)
 #error "IN_SHARED (the state's slice is in shared memory) and LAZY_ZERO (in device memory, rows begin unset) must be 0 or 1"
@@ -38,27 +39,21 @@ struct StateSlice {
         return *reinterpret_cast<Tile*>(__cvta_shared_to_generic(address + unsigned(code) * unsigned(LANES * sizeof(Tile))));
     }
 
-    // A shared row if it is wanted, else zeros. Lanes that want nothing leave the banks to others.
-    DEVICE Tile get_if(bool wanted, int code) const {
-        Tile x;
-        x.clear();
-        if (wanted) x = (*this)[code];
-        return x;
-    }
-
-    // Shared memory starts from ``given`` (B*H, rows, C), or from 0 if it is null. Device memory was set by the caller.
+    // Shared memory starts from ``given`` (B*H, rows, C), or from 0 if it is null. Device memory was set by the caller. What
+    // needs no device memory is done before the launch before this one has ended.
     DEVICE void start(const Lane& lane, const Acc* given) const {
         Tile x;
         x.clear();
         if (lane.group == 0) (*this)[0] = x;
-        if (!IN_SHARED) return;
-        if (given) {
+        if (IN_SHARED && !given) {  // a short sequence spends a good part of its time here
+#pragma unroll 8
+            for (int row = lane.group; row < lane.rows; row += GROUPS) (*this)[code_of(row)] = x;
+        }
+        wait_for_launch_before();
+        if (IN_SHARED && given) {
             const Acc* const from = given + origin;
             for (int row = lane.group; row < lane.rows; row += GROUPS)
                 (*this)[code_of(row)] = load_channels(lane, from + (long long)(row)*lane.channels);
-        } else {  // a short sequence spends a good part of its time here
-#pragma unroll 8
-            for (int row = lane.group; row < lane.rows; row += GROUPS) (*this)[code_of(row)] = x;
         }
     }
     DEVICE void finish(const Lane& lane, Acc* to) const {
@@ -70,7 +65,7 @@ struct StateSlice {
 
     // A slot in place; code 0: zeros.
     DEVICE Tile load(const Lane& lane, int code) const {
-        if (IN_SHARED) return get_if(code, code);
+        if (IN_SHARED) return (*this)[code];
         Tile x;
         x.clear();
         const int row = row_of_code(code);
@@ -84,7 +79,7 @@ struct StateSlice {
     }
     template <int N> DEVICE void load_all(const Lane& lane, const int (&codes)[N], Tile (&tiles)[N]) const {
 #pragma unroll
-        for (int e = 0; e < N; e++) tiles[e] = IN_SHARED ? (*this)[codes[e]] : load(lane, codes[e]);
+        for (int e = 0; e < N; e++) tiles[e] = load(lane, codes[e]);
     }
     // Starts to bring a row before ``end`` to the L2 cache, if the state is in device memory.
     DEVICE void prefetch_row(const Lane& lane, int code, int end) const {
@@ -108,6 +103,11 @@ template <int OWN> struct GroupAccesses {
 #pragma unroll
             for (int i = 0; i < EACH; i++) event[e + i] = wide.event[i];
         }
+    }
+    // ``chunk``, by a computation that needs these accesses: a load whose address comes from it is issued once they are here.
+    // Loads share a counter, so accesses that are used behind newer loads would wait for the newer ones, too.
+    DEVICE int once_here(const Lane& lane, int chunk) const {
+        return lane.takes_part() ? chunk | (int(event[OWN - 1].code) & NO_CODE) : chunk;
     }
     // Where accesses find their slots; with ``in_place``, those whose slots a list changes find zeros.
     DEVICE void codes(const Lane& lane, bool in_place, int (&codes)[OWN]) const {

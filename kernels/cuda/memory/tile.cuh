@@ -2,8 +2,8 @@
 #pragma once
 #include "memory/chunk.cuh"
 
-#if !defined(CHANNELS) || !defined(ALIGNED)
-#error "CHANNELS of a slice and ALIGNED (whether a tile's channels are all there and aligned, or none is) must be defined"
+#if !defined(CHANNELS) || !defined(WHOLE) || !defined(ALIGNED)
+#error "CHANNELS of a slice, WHOLE (C has all channels of every slice) and ALIGNED (all of a tile, or none) must be defined"
 #endif
 
 constexpr int TILE = CHANNELS / LANES;                                   // channels of a lane
@@ -75,11 +75,11 @@ struct Lane {
         const int channel = slice * CHANNELS + lane * TILE;
         first = (((long long)(span.begin) + begin * CHUNK + token) * heads + head) * channels + channel;
 #pragma unroll
-        for (int i = 0; i < TILE; i++) inside[i] = channel + i < channels;
+        for (int i = 0; i < TILE; i++) inside[i] = WHOLE || channel + i < channels;
     }
     // Whether the group has a token; known to the compiler where all groups do.
     DEVICE bool takes_part() const { return CHUNK * GROUPS_PER_TOKEN >= GROUPS || token < CHUNK; }
-    DEVICE bool has(int chunk) const { return chunk >= 0 && takes_part() && chunk * CHUNK + token < tokens; }
+    DEVICE bool has(int chunk) const { return takes_part() && chunk * CHUNK + token < tokens; }
     DEVICE bool leads(int chunk) const { return part == 0 && has(chunk); }  // one group for each token
     DEVICE long long at(int chunk) const { return first + (unsigned long long)(unsigned(chunk)) * stride; }
     DEVICE long long at(int chunk, int other_token) const {

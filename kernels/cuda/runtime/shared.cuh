@@ -28,10 +28,17 @@ DEVICE void store_shared(unsigned address, double x) {
     asm volatile("st.shared.f64 [%0], %1;" ::"r"(address), "d"(x) : "memory");
 }
 
-// An address that the compiler would otherwise compute anew at each use.
+// An address of device memory that the compiler would otherwise compute anew at each use. The assumption keeps its loads and
+// stores from asking which memory it is.
 template <class T> DEVICE T* computed_once(T* address) {
     asm volatile("" : "+l"(address));
+    __builtin_assume(__isGlobal(address));
     return address;
+}
+
+// Something in shared memory, by such an address.
+template <class T> DEVICE T& computed_once(T& shared) {
+    return *reinterpret_cast<T*>(__cvta_shared_to_generic(shared_address(&shared)));
 }
 
 // Forces the wait for this load now, for the whole warp. Loads share a scoreboard counter, so waiting later would also
