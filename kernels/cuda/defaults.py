@@ -27,6 +27,7 @@ from .layers.weight_gradient import weight_gradient_specialisation
 from .memory.conflicts import conflict_specialisation
 from .memory.content import content_specialisation
 from .memory.couplings import coupling_specialisation
+from .memory.dense import Dense, dense_content_specialisation, dense_coupling_specialisation
 from .memory.layout import H100, Layout, choose_layout
 from .memory.mass_aware import mass_aware_specialisation
 from .memory.mass_backward import mass_backward_specialisation
@@ -91,6 +92,18 @@ def _memory() -> list[Specialisation]:
     ]
 
 
+def _dense() -> list[Specialisation]:
+    """Few slots: 64 and 256, with K 8 and 16, every type with sums in float32, one warp and sixteen."""
+    shapes = [("float32", 64, 32, 16), ("float16", 64, 64, 8), ("float32", 256, 64, 16), ("float32", 13, 4, 8)]
+    found = []
+    for dtype, slots, channels, top_k in shapes:
+        layout = choose_layout(np.dtype(dtype), slots, channels, top_k, top_k, H100)
+        found.append(Dense(layout, slots, channels))
+    found.append(replace(found[1], layout=replace(found[1].layout, element="bfloat16")))
+    of = dense_coupling_specialisation, dense_content_specialisation
+    return [specialisation(dense) for dense in found for specialisation in of]
+
+
 def _few_rows() -> list[Specialisation]:
     """One sequence and many, plain and gated, of every type; rows that cannot be loaded 16 bytes at a time."""
     return [
@@ -146,6 +159,7 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     decode_specialisation("float", 2, 32, 32),
     decode_specialisation("double", 2, 16, 16),
     *dict.fromkeys(_memory()),
+    *_dense(),
     *_steps(),
     ROWS,
     NUMBERS,

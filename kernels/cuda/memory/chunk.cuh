@@ -197,3 +197,9 @@ struct Sequence {
     DEVICE bool live(int t) const { return t >= 0 && t < tokens && (!memory.mask || memory.mask[first_mask + t]); }
     DEVICE long long chunk(int chunk) const { return first_chunk + chunk; }
 };
+
+// Which sequence's chunk a block has, of those that work on all chunks at once, and which of its chunks.
+template <class Params> DEVICE SpanChunk chunk_of_block(const Params& p) {
+    const SpanChunk at{p.first_batch + int(blockIdx.z), p.first_chunk + int(blockIdx.y)};
+    return p.memory.span_chunks ? p.memory.span_chunks[at.chunk] : at;
+}

@@ -77,12 +77,6 @@ struct SlotOfAccess {
     DEVICE bool has_read_list() const { return writes() > 1 || reads() > 1; }
 };
 
-// Which sequence's chunk the block has, and which of its chunks.
-DEVICE SpanChunk chunk_of_block(const CouplingParams& p) {
-    const SpanChunk at{p.first_batch + int(blockIdx.z), p.first_chunk + int(blockIdx.y)};
-    return p.memory.span_chunks ? p.memory.span_chunks[at.chunk] : at;
-}
-
 // A chunk and this thread's two accesses of it.
 struct ThreadOfChunk {
     const CouplingParams& p;

@@ -1,0 +1,186 @@
+// The contents of few slots (dense.cuh): the three passes of content.cu, as products of dense matrices.
+//
+// Who computes what: one block a (batch, head), chunk after chunk; a warp has SLOTS_OF_WARP slots and 16 channels, in
+// registers (dense_state.cuh). A pass goes, for every chunk,
+//
+//     1  scatter: r~ and eta~ of the accesses to R~ and W~
+//     2  multiply: the warp's slots with R~ for y (backward: W~, dv); with dy (v) for the dots; then the slots change
+//     3  gather: y is summed over the warps' slots, dots over their channels; R~ and W~ are 0 again
+//
+// with a barrier between. The next chunk's inputs are copied meanwhile.
+//
+// Every sum has a fixed order and no atomics are used: the same inputs give the same bits.
+//
+// Compiled with: what chunk.cuh, dense.cuh and dense_state.cuh ask for.
+#include "memory/dense_state.cuh"
+
+#if !defined(FORWARD_BYTES) || !defined(RECOMPUTE_BYTES) || !defined(BACKWARD_BYTES)
+#error "FORWARD_BYTES, RECOMPUTE_BYTES and BACKWARD_BYTES of shared memory must be defined as dense.py counts them"
+#endif
+
+constexpr int BLOCKS = 512 / DENSE_THREADS;  // on a multiprocessor: a thread may have 128 registers
+
+struct DenseParams {
+    MemoryParams memory;
+    const DenseRecord* records;  // (B*H, chunks)
+    const ELEMENT *values, *dy;  // (B, T, H, C)
+    ELEMENT *y, *dv;             // likewise
+    Acc* dy_dot_s;               // (B*H, chunks, CHUNK, R): of every read with s before the chunk
+    Acc* d_dot_v;                // (B*H, chunks, CHUNK, W): of every write with d after the chunk
+    Acc *before_heavy, *after_heavy;  // (B, T, H, C): that s, and that d, of the slot of a token's heavy write
+};
+
+template <bool SUMS, bool DOTS> struct PassShared {
+    DenseRecord record[2];                        // of two chunks
+    alignas(16) TokenRows rows[DOTS ? 4 : 2];     // of two chunks, those that change slots; then those of the dots
+    alignas(16) Acc change[MATRIX], look_up[SUMS ? MATRIX : 4];
+    Four sums[SUMS ? (PARTS - 1) * SLICES * TOKEN_TILES * 32 + 1 : 1];  // of all parts of the slots but the first
+    alignas(16) Acc dots[DOTS ? SLICES : 1][DOTS ? MATRIX : 4];
+
+    DEVICE Four* sums_of(int part, int slice) { return sums + ((part - 1) * SLICES + slice) * TOKEN_TILES * 32; }
+};
+
+// Copies a chunk's rows of ``from`` (B, T, H, C) to shared memory; 0 where there are none.
+DEVICE void copy_rows(const Sequence& sequence, int chunk, const ELEMENT* from, TokenRows& to) {
+    constexpr int EACH = 16 / sizeof(ELEMENT), COPIES = CHANNELS / EACH;
+    static_assert(CHANNELS % EACH == 0, "16 bytes are copied at once");
+    for (int i = threadIdx.x; i < CHUNK * COPIES; i += DENSE_THREADS) {
+        const int token = i / COPIES, channel = i % COPIES * EACH, t = chunk * CHUNK + token;
+        ELEMENT* const row = &to[token][channel];
+        if (t < sequence.tokens)
+            copy_async<16>(row, from + sequence.token(t) * CHANNELS + channel);
+        else
+            *reinterpret_cast<int4*>(row) = {};
+    }
+}
+
+// BACKWARD: from the last chunk to the first, with reads and writes exchanged. SUMS: y or dv is wanted. DOTS: dots are.
+template <bool BACKWARD, bool SUMS, bool DOTS> struct DensePass {
+    using Shared = PassShared<SUMS, DOTS>;
+    const DenseParams& p;
+    Shared& shared;
+    const Sequence sequence;
+    const DenseLane lane;
+    DenseState state;
+
+    DEVICE DensePass(const DenseParams& p, unsigned block)
+        : p(p), shared(*reinterpret_cast<Shared*>(dynamic_shared())), sequence(p.memory, block) {}
+
+    // of the accesses that change slots, and of those that look them up
+    DEVICE static const Acc* changes(const DenseRecord& record) { return BACKWARD ? record.read : record.write; }
+    DEVICE static const Place* change_places(const DenseRecord& record) {
+        return BACKWARD ? record.read_place : record.write_place;
+    }
+    DEVICE static const Acc* look_ups(const DenseRecord& record) { return BACKWARD ? record.write : record.read; }
+    DEVICE static const Place* look_up_places(const DenseRecord& record) {
+        return BACKWARD ? record.write_place : record.read_place;
+    }
+    static constexpr int CHANGES = CHUNK * (BACKWARD ? R : W), LOOK_UPS = CHUNK * (BACKWARD ? W : R);
+
+    DEVICE void copy(int chunk) {
+        const DenseRecord& from = p.records[sequence.chunk(chunk)];
+        DenseRecord& to = shared.record[chunk & 1];
+        for (int i = threadIdx.x; i < int(sizeof(DenseRecord) / 16); i += DENSE_THREADS)
+            copy_async<16>(reinterpret_cast<int4*>(&to) + i, reinterpret_cast<const int4*>(&from) + i);
+        copy_rows(sequence, chunk, BACKWARD ? p.dy : p.values, shared.rows[chunk & 1]);
+        if (DOTS) copy_rows(sequence, chunk, BACKWARD ? p.values : p.dy, shared.rows[2 + (chunk & 1)]);
+        end_group_of_copies();
+    }
+    // Sets the matrices at the chunk's accesses, or sets them to 0 there again.
+    DEVICE void scatter(const DenseRecord& record, bool set) {
+        for (int i = threadIdx.x; i < CHANGES; i += DENSE_THREADS)
+            shared.change[change_places(record)[i] & ~HEAVY_PLACE] = set ? changes(record)[i] : 0;
+        for (int i = threadIdx.x; SUMS && i < LOOK_UPS; i += DENSE_THREADS)
+            shared.look_up[look_up_places(record)[i] & ~HEAVY_PLACE] = set ? look_ups(record)[i] : 0;
+    }
+    // The slots of heavy writes, before (backward: after) the chunk.
+    DEVICE void store_heavy(int chunk, const Acc* room) const {
+        Acc* const to = BACKWARD ? p.after_heavy : p.before_heavy;
+        const int channel = threadIdx.x % SLICE;
+        for (int token = threadIdx.x % 32 / SLICE; token < CHUNK; token += 32 / SLICE) {
+            const int place = shared.record[chunk & 1].write_place[token * W], slot = (place & ~HEAVY_PLACE) - token * STRIDE;
+            if (!(place & HEAVY_PLACE) || slot / SLOTS_OF_WARP != lane.part || lane.channel + channel >= CHANNELS) continue;
+            to[sequence.token(chunk * CHUNK + token) * CHANNELS + lane.channel + channel] = room[place_of(channel, slot)];
+        }
+        __syncwarp();
+    }
+    DEVICE void multiply(int chunk, TokenSums& sums) {
+        const DenseRecord& record = shared.record[chunk & 1];
+        if (DOTS) {
+            Acc* const room = shared.dots[lane.slice];
+            state.leave(lane, room);
+            store_heavy(chunk, room);
+            multiply_in_place(lane, room, shared.rows[2 + (chunk & 1)]);
+        }
+        const RowsOfWarp rows(lane, shared.rows[chunk & 1]);
+        if (SUMS) {
+            state.look_up(lane, shared.look_up, sums);
+            if (lane.part == 0)
+                sums.add_coupled<BACKWARD>(lane, record.coupling, rows);
+            else
+                sums.leave(shared.sums_of(lane.part, lane.slice));
+        }
+        state.change(lane, shared.change, record.kept, rows);
+    }
+    DEVICE void store_sums(int chunk, TokenSums& sums) {
+        if (lane.part) return;
+        for (int part = 1; part < PARTS; part++) sums.add(shared.sums_of(part, lane.slice));
+        ELEMENT* const to = BACKWARD ? p.dv : p.y;
+        sums.for_each(lane, [&](int token, int channel, Acc sum) {
+            const int t = chunk * CHUNK + token;
+            if (t < sequence.tokens && channel < CHANNELS) narrow(sum, to[sequence.token(t) * CHANNELS + channel]);
+        });
+    }
+    DEVICE void store_dots(int chunk) const {
+        const DenseRecord& record = shared.record[chunk & 1];
+        Acc* const dots_to = (BACKWARD ? p.d_dot_v : p.dy_dot_s) + sequence.chunk(chunk) * LOOK_UPS;
+        for (int i = threadIdx.x; i < LOOK_UPS; i += DENSE_THREADS) {
+            const int place = look_up_places(record)[i] & ~HEAVY_PLACE;
+            Acc sum = 0;
+#pragma unroll
+            for (int slice = 0; slice < SLICES; slice++) sum += shared.dots[slice][place];
+            dots_to[i] = sum;
+        }
+    }
+    DEVICE void run() {
+        const int chunks = sequence.chunks();
+        const auto number = [&](int i) { return BACKWARD ? chunks - 1 - i : i; };
+        for (int i = threadIdx.x; i < int(sizeof(Shared) / 16); i += DENSE_THREADS)
+            reinterpret_cast<int4*>(&shared)[i] = {};
+        __syncthreads();
+        copy(number(0));
+        for (int i = 0; i < chunks; i++) {
+            const int chunk = number(i);
+            wait_for_copies<0>();
+            __syncthreads();
+            if (i + 1 < chunks) copy(number(i + 1));
+            scatter(shared.record[chunk & 1], true);
+            __syncthreads();
+            TokenSums sums;
+            multiply(chunk, sums);
+            __syncthreads();
+            if (SUMS) store_sums(chunk, sums);
+            if (DOTS) store_dots(chunk);
+            scatter(shared.record[chunk & 1], false);
+        }
+    }
+};
+
+using Forward = DensePass<false, true, false>;
+using Recompute = DensePass<false, false, true>;
+using Backward = DensePass<true, true, true>;
+static_assert(sizeof(Forward::Shared) == FORWARD_BYTES && sizeof(Recompute::Shared) == RECOMPUTE_BYTES &&
+              sizeof(Backward::Shared) == BACKWARD_BYTES, "dense.py and this file count the same bytes");
+
+extern "C" __global__ void __launch_bounds__(DENSE_THREADS, BLOCKS) dense_content_forward(const __grid_constant__ DenseParams p) {
+    Forward(p, p.memory.spans ? blockIdx.x : block_from_last()).run();
+}
+
+extern "C" __global__ void __launch_bounds__(DENSE_THREADS, BLOCKS)
+dense_content_backward_recompute(const __grid_constant__ DenseParams p) {
+    Recompute(p, blockIdx.x).run();
+}
+
+extern "C" __global__ void __launch_bounds__(DENSE_THREADS, BLOCKS) dense_content_backward(const __grid_constant__ DenseParams p) {
+    Backward(p, p.memory.spans ? blockIdx.x : block_from_last()).run();
+}
