@@ -48,7 +48,7 @@ EXTRA = [
     Case("dense-gsu-cape", T=40, K=16, C=64, gamma="token", dstate=False, options={"update": "gsu", "cape_heads": 1}),
     Case("dense-M-odd", T=70, U=2, P=5, K=(11, 9), C=20, dstate=False, options={"mass_aware": True, "renorm": True}),
     Case("dense-M-256", T=100, U=4, K=16, C=32, gamma=0.3, dstate=False, options={"batch_invariant": True}),
-    Case("dense-M-256-K-8", T=100, U=4, C=64, dstate=False, options={"proxy_eps": 0.02}),
+    Case("dense-M-125", T=100, P=5, C=64, dstate=False, options={"proxy_eps": 0.02}),
     Case("dense-huge-logits", T=100, K=16, C=32, logits="huge", dstate=False),
     Case("dense-long", B=1, T=700, K=16, C=32, gamma=0.1, dstate=False, options={"batch_invariant": True}),
     packed("packed-dense", 33, 0, 70, 5, H=2, K=16, C=32, gamma=0.7, dstate=False, masked=0.1),

@@ -15,7 +15,7 @@ from .call import Call, Kept, memory_params
 from .conflicts import GRID
 from .layout import THREADS, Layout, SharedMemory
 
-MAX_SLOTS = 256  # beyond, following chains is faster: the products grow with the slots, the chains do not
+SLOTS_AN_ACCESS = 16  # at most: the products take as long as there are slots, chains as there are accesses
 MAX_WARPS = 16  # of a block
 SLICE = 16  # channels of a warp
 SLOTS_OF_WARP = 64  # at most; 32 registers
@@ -81,13 +81,13 @@ class Dense:
 def choose_dense(layout: Layout, slots: int, channels: int, shared: SharedMemory) -> Dense | None:
     """Whether the products of dense matrices serve a call, and are faster than following chains.
 
-    They are where a chunk has as many accesses as there are slots. Only float32 sums go to the tensor cores, and only
-    rows that can be copied 16 bytes at a time.
+    They are with up to SLOTS_AN_ACCESS slots for each of a token's accesses. Only sums in float32 go to the tensor
+    cores, of at least 16 tokens, and only rows that can be copied 16 bytes at a time.
     """
     chunk, itemsize = layout.chunk, 2 if "16" in layout.element else 4
     if layout.acc_bytes != 4 or chunk < 16 or channels * itemsize % 16:
         return None
-    if slots > MAX_SLOTS or min(layout.top_k) * chunk < slots:
+    if slots > SLOTS_AN_ACCESS * min(layout.top_k):
         return None
     dense = Dense(layout, slots, channels)
     fits = dense.slices * dense.parts <= MAX_WARPS and dense.shared_bytes(True, True) <= shared.block
@@ -128,7 +128,7 @@ def dense_content_specialisation(dense: Dense) -> Specialisation:
 
 @functools.lru_cache(maxsize=1024)
 def _couple_launch(dense: Dense, grid: tuple[int, int, int]) -> Launch:
-    return Launch(dense_coupling_specialisation(dense), "dense_couple_forward", grid, THREADS)
+    return Launch(dense_coupling_specialisation(dense), "dense_couple_forward", grid, THREADS, 2 * dense.matrix_bytes)
 
 
 @functools.lru_cache(maxsize=1024)

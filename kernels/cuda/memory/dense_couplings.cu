@@ -98,7 +98,7 @@ DEVICE Acc keep(DenseShared& shared, int slot) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) dense_couple_forward(const __grid_constant__ DenseCouplingParams p) {
-    __shared__ DenseShared shared;
+    DenseShared& shared = *reinterpret_cast<DenseShared*>(dynamic_shared());
     const SpanChunk at = chunk_of_block(p);
     const Sequence sequence(p.memory, at.span, blockIdx.x);
     const long long number = sequence.chunk(at.chunk);
