@@ -48,6 +48,7 @@ _LAYERS = (
     loss_specialisation, embedding_specialisation, attention_specialisation, add_specialisation,
     sampling_specialisation,
 )  # fmt: skip
+_WAYS = "forward", "backward"
 _WITHOUT_HALVES = (
     adamw_specialisation, weight_gradient_specialisation, delta_specialisation,
 )  # fmt: skip
@@ -70,7 +71,7 @@ def _memory() -> list[Specialisation]:
     return [
         *(conflict_specialisation(first, update) for update in rules),
         *(conflict_specialisation(layout, rules[0]) for layout in others),
-        *(coupling_specialisation(layout, f"couple_{way}") for layout in layouts for way in ("forward", "backward")),
+        *(coupling_specialisation(layout, f"couple_{way}") for layout in layouts for way in _WAYS),
         *(content_specialisation(layout, renumbered) for layout in layouts for renumbered in (False, True)),
         *(mass_forward_specialisation(layout, False, True, False) for layout in layouts),
         mass_forward_specialisation(first, mass_aware=True, in_shared=True, renumbered=False),
@@ -100,8 +101,8 @@ def _dense() -> list[Specialisation]:
         layout = choose_layout(np.dtype(dtype), slots, channels, top_k, top_k, H100)
         found.append(Dense(layout, slots, channels))
     found.append(replace(found[1], layout=replace(found[1].layout, element="bfloat16")))
-    of = dense_coupling_specialisation, dense_content_specialisation
-    return [specialisation(dense) for dense in found for specialisation in of]
+    couplings = [dense_coupling_specialisation(dense, f"dense_couple_{way}") for dense in found for way in _WAYS]
+    return couplings + [dense_content_specialisation(dense) for dense in found]
 
 
 def _few_rows() -> list[Specialisation]:

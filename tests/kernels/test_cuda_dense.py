@@ -9,6 +9,7 @@ import pytest
 from ramnet_np.kernels.cuda.memory.call import Call, Kept, fill_memory_params
 from ramnet_np.kernels.cuda.memory.dense import PASSES, Dense, choose_dense
 from ramnet_np.kernels.cuda.memory.layout import H100, choose_layout
+from ramnet_np.kernels.cuda.memory.mass_backward import Dots
 
 from ramnet_np.contract import Address, MemoryOptions
 from tests.kernels.cuda_on_cpu import FakeCuPy, OnDevice, compile_for_cpu
@@ -75,10 +76,12 @@ def by_chunks(array, chunk, width):
 
 
 def one_by_one(call, eta, dy, chunk):
-    """y, dv, dots and what heavy writes need, token after token, in float64."""
+    """What the contents leave, and the couplings of it, token after token, in float64."""
     T, C, (Kw, Kr) = call.values.shape[1], call.values.shape[3], call.top_k
-    y, dv, before_heavy, after_heavy = np.zeros((4, B, T, H, C))
-    dy_dot_s, d_dot_v = np.zeros((B, T, H, Kr)), np.zeros((B, T, H, Kw))
+    y, dv, before_heavy, after_heavy, before_write = np.zeros((5, B, T, H, C))
+    dy_dot_s, read_dot = np.zeros((2, B, T, H, Kr))
+    d_dot_v, write_dot = np.zeros((2, B, T, H, Kw))
+    d_dot_before = np.zeros((B, T, H, 1))
     live = np.asarray(call.mask)[:, :, None, None]
     writes, reads = ((np.asarray(a.index) >= 0) & live for a in (call.write, call.read))
     for h in range(H):
@@ -89,12 +92,12 @@ def one_by_one(call, eta, dy, chunk):
             for k in np.flatnonzero(writes[0, t, h]):
                 slot = call.write.index[0, t, h, k]
                 if k == 0 and call.write.weight[0, t, h, 0] > 0.5:
-                    before_heavy[0, t, h] = before[slot]
+                    before_heavy[0, t, h], before_write[0, t, h] = before[slot], s[slot]
                 s[slot] += eta[0, t, h, k] * (call.values[0, t, h] - s[slot])
             for k in np.flatnonzero(reads[0, t, h]):
                 slot = call.read.index[0, t, h, k]
                 y[0, t, h] += call.read.weight[0, t, h, k] * s[slot]
-                dy_dot_s[0, t, h, k] = before[slot] @ dy[0, t, h]
+                dy_dot_s[0, t, h, k], read_dot[0, t, h, k] = before[slot] @ dy[0, t, h], s[slot] @ dy[0, t, h]
         for t in reversed(range(T)):
             if t == T - 1 or t % chunk == chunk - 1:
                 after = d.copy()
@@ -103,12 +106,29 @@ def one_by_one(call, eta, dy, chunk):
             for k in np.flatnonzero(writes[0, t, h]):
                 slot = call.write.index[0, t, h, k]
                 if k == 0 and call.write.weight[0, t, h, 0] > 0.5:
-                    after_heavy[0, t, h] = after[slot]
-                d_dot_v[0, t, h, k] = after[slot] @ call.values[0, t, h]
+                    after_heavy[0, t, h], d_dot_before[0, t, h] = after[slot], d[slot] @ before_write[0, t, h]
+                v = call.values[0, t, h]
+                d_dot_v[0, t, h, k], write_dot[0, t, h, k] = after[slot] @ v, d[slot] @ v
                 dv[0, t, h] += eta[0, t, h, k] * d[slot]
                 d[slot] *= 1 - eta[0, t, h, k]
-    return {"y": y, "dv": dv, "dy_dot_s": dy_dot_s, "d_dot_v": d_dot_v, "before_heavy": before_heavy,
-            "after_heavy": after_heavy}  # fmt: skip
+    contents = {"y": y, "dv": dv, "dy_dot_s": dy_dot_s, "d_dot_v": d_dot_v, "before_heavy": before_heavy,
+                "after_heavy": after_heavy}  # fmt: skip
+    return contents, {"dy_dot_s": read_dot, "d_dot_v": write_dot, "d_dot_before": d_dot_before}
+
+
+def assert_as_expected(arrays, expected, call, dense):
+    """Of accesses that do nothing, nobody looks at what is left."""
+    widths = {"dy_dot_s": (dense.layout.accesses[1], call.read), "d_dot_v": (dense.layout.accesses[0], call.write)}
+    for name, wanted in expected.items():
+        ours = arrays[name]
+        if name == "d_dot_before":
+            wanted = by_chunks(wanted, dense.layout.chunk, 1)
+        if name in widths:
+            width, address = widths[name]
+            live = (np.asarray(address.index) >= 0) & np.asarray(call.mask)[:, :, None, None]
+            wanted, live = (by_chunks(array, dense.layout.chunk, width) for array in (wanted, live))
+            ours = np.where(live, ours, 0)
+        np.testing.assert_allclose(ours, wanted, rtol=5e-6, atol=5e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(("slots", "channels", "top_k", "T"), SHAPES)
@@ -116,26 +136,21 @@ def test_the_kernels_are_the_recurrence(on_cpu, slots, channels, top_k, T):
     dense = dense_of(slots, channels, top_k)
     call, eta, dy = drawn(slots, channels, top_k, T)
     chunk, (W, R) = dense.layout.chunk, dense.layout.accesses
-    expected = one_by_one(call, eta, dy, chunk)
-    arrays = {name: np.zeros(e.shape, np.float32) for name, e in expected.items()}
-    arrays["dy_dot_s"], arrays["d_dot_v"] = (
-        by_chunks(arrays[n], chunk, w) for n, w in (("dy_dot_s", R), ("d_dot_v", W))
-    )
+    contents, couplings = one_by_one(call, eta, dy, chunk)
+    arrays = {name: np.zeros(wanted.shape, np.float32) for name, wanted in (contents | couplings).items()}
+    for name, width in (("dy_dot_s", R), ("d_dot_v", W), ("d_dot_before", 1)):
+        arrays[name] = by_chunks(arrays[name], chunk, width)
     arrays = {name: array.view(OnDevice) for name, array in arrays.items()}
-    chunks = arrays["d_dot_v"].shape[:2]
-    records = np.full((*chunks, dense.record_bytes), 255, np.uint8).view(OnDevice)  # of NaN
+    records = np.full((*arrays["d_dot_v"].shape[:2], dense.record_bytes), 255, np.uint8).view(OnDevice)  # of NaN
     kept = Kept(arrays["d_dot_v"], None, by_chunks(eta, chunk, W).view(OnDevice), None, None, records, None, None, None)
     memory = fill_memory_params(call, kept)
     module.dense_couple_forward(call, dense, memory, kept)
     for name in PASSES:
-        module.dense_content_pass(name, call, dense, memory, kept, dy=dy, **arrays)
-    for name, wanted in expected.items():
-        if name in ("dy_dot_s", "d_dot_v"):
-            width, address = (R, call.read) if name == "dy_dot_s" else (W, call.write)
-            live = (np.asarray(address.index) >= 0) & np.asarray(call.mask)[:, :, None, None]
-            wanted = by_chunks(wanted, chunk, width)
-            arrays[name] = np.where(by_chunks(live, chunk, width), arrays[name], 0)
-        np.testing.assert_allclose(arrays[name], wanted, rtol=3e-6, atol=3e-6, err_msg=name)
+        module.dense_content_pass(name, call, dense, memory, kept, dy=dy, **{n: arrays[n] for n in contents})
+    assert_as_expected(arrays, contents, call, dense)
+    dots = Dots(**{name: arrays[name] for name in Dots._fields})
+    module.dense_couple_backward(call, dense, memory, kept, dots, dy)
+    assert_as_expected(arrays, couplings, call, dense)
 
 
 def test_dense_serves_float32_sums_and_rows_of_16_bytes_where_slots_are_few():

@@ -65,7 +65,7 @@ def _couple(
                 read_weight=call.read.weight if kept.read_share is None else kept.read_share, records=kept.records,
                 values=call.values, dy=dy, dy_dot_s=dots and dots.dy_dot_s, d_dot_v=dots and dots.d_dot_v,
                 before_heavy=dots and dots.before_heavy, after_heavy=dots and dots.after_heavy,
-                d_dot_before=dots and dots.d_dot_before, channels=C, slices=0 if dots is None else len(dots.dy_dot_s),
+                d_dot_before=dots and dots.d_dot_before, channels=C, slices=layout.slices,
                 first_batch=batch, first_chunk=chunk,
             )
         )  # fmt: skip

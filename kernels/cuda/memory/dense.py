@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from ramnet_np.contract import Array
+
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call, Kept, memory_params
 from .conflicts import GRID
 from .layout import THREADS, Layout, SharedMemory
+from .mass_backward import Dots
 
 SLOTS_AN_ACCESS = 16  # at most: the products take as long as there are slots, chains as there are accesses
 MAX_WARPS = 16  # of a block
@@ -70,6 +73,12 @@ class Dense:
         return 2 * self.record_bytes + rows + change + look_up + of_sums + of_dots
 
     @functools.cached_property
+    def couple_backward_bytes(self) -> int:
+        """The size of ``DenseBackwardShared`` in dense_couplings_backward.cu."""
+        tokens, rows = self.layout.chunk, 144 if "16" in self.layout.element else 272
+        return 4 * self.matrix_bytes + tokens * (tokens + 1) * 4 + 2 * tokens * rows
+
+    @functools.cached_property
     def defines(self) -> tuple[tuple[str, str | int], ...]:
         """What ``dense.cuh`` asks for."""
         return (
@@ -90,7 +99,10 @@ def choose_dense(layout: Layout, slots: int, channels: int, shared: SharedMemory
     if slots > SLOTS_AN_ACCESS * min(layout.top_k):
         return None
     dense = Dense(layout, slots, channels)
-    fits = dense.slices * dense.parts <= MAX_WARPS and dense.shared_bytes(True, True) <= shared.block
+    fits = (
+        dense.slices * dense.parts <= MAX_WARPS
+        and max(dense.shared_bytes(True, True), dense.couple_backward_bytes) <= shared.block
+    )
     return dense if fits else None
 
 
@@ -101,8 +113,9 @@ def _apart(numbers: int) -> int:
 
 DENSE_COUPLINGS = ParamStruct(
     "DenseCouplingParams",
-    memory=memory_params(np.dtype(np.float32)), eta=POINTER, read_weight=POINTER, records=POINTER, first_batch=INT,
-    first_chunk=INT,
+    memory=memory_params(np.dtype(np.float32)), eta=POINTER, read_weight=POINTER, records=POINTER, values=POINTER,
+    dy=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER, before_heavy=POINTER, after_heavy=POINTER, d_dot_before=POINTER,
+    channels=INT, first_batch=INT, first_chunk=INT,
 )  # fmt: skip
 DENSE_CONTENT = ParamStruct(
     "DenseParams",
@@ -112,9 +125,12 @@ DENSE_CONTENT = ParamStruct(
 
 
 @functools.cache
-def dense_coupling_specialisation(dense: Dense) -> Specialisation:
-    """``dense_couplings.cu`` for a layout and so many slots."""
-    return Specialisation("memory/dense_couplings.cu", ("dense_couple_forward",), dense.defines, (DENSE_COUPLINGS,))
+def dense_coupling_specialisation(dense: Dense, name: str) -> Specialisation:
+    """The source of ``name``, dense_couple_forward or dense_couple_backward, for a layout and so many slots."""
+    source, defines = "dense_couplings", dense.defines
+    if name == "dense_couple_backward":
+        source, defines = f"{source}_backward", (*defines, ("COUPLE_BACKWARD_BYTES", dense.couple_backward_bytes))
+    return Specialisation(f"memory/{source}.cu", (name,), defines, (DENSE_COUPLINGS,))
 
 
 @functools.cache
@@ -127,8 +143,9 @@ def dense_content_specialisation(dense: Dense) -> Specialisation:
 
 
 @functools.lru_cache(maxsize=1024)
-def _couple_launch(dense: Dense, grid: tuple[int, int, int]) -> Launch:
-    return Launch(dense_coupling_specialisation(dense), "dense_couple_forward", grid, THREADS, 2 * dense.matrix_bytes)
+def _couple_launch(dense: Dense, name: str, grid: tuple[int, int, int]) -> Launch:
+    shared = 2 * dense.matrix_bytes if name == "dense_couple_forward" else dense.couple_backward_bytes
+    return Launch(dense_coupling_specialisation(dense, name), name, grid, THREADS, shared)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -140,14 +157,24 @@ def _content_launch(dense: Dense, name: str, blocks: int) -> Launch:
 
 def dense_couple_forward(call: Call, dense: Dense, memory: Any, kept: Kept) -> None:
     """Fill the records of ``kept``, from which the contents are computed."""
-    B, _, H, _ = call.values.shape
+    _couple("dense_couple_forward", call, dense, memory, kept)
+
+
+def dense_couple_backward(call: Call, dense: Dense, memory: Any, kept: Kept, dots: Dots, dy: Array) -> None:
+    """Turn ``dots`` into the dot products that the masses need."""
+    _couple("dense_couple_backward", call, dense, memory, kept, dy=dy, **dots._asdict())
+
+
+def _couple(name: str, call: Call, dense: Dense, memory: Any, kept: Kept, **backward: Any) -> None:
+    B, _, H, C = call.values.shape
     chunks = kept.chunks[1] if call.packed is None else call.packed.chunks
     for batch, chunk in product(range(0, B, GRID), range(0, chunks, GRID)):
         grid = H, min(chunks - chunk, GRID), min(B - batch, GRID)
-        _couple_launch(dense, grid)(
+        _couple_launch(dense, name, grid)(
             DENSE_COUPLINGS(
-                memory=memory, eta=kept.eta, records=kept.records, first_batch=batch, first_chunk=chunk,
-                read_weight=call.read.weight if kept.read_share is None else kept.read_share,
+                **dict.fromkeys(("dy", *Dots._fields)) | backward, memory=memory, eta=kept.eta, records=kept.records,
+                read_weight=call.read.weight if kept.read_share is None else kept.read_share, values=call.values,
+                channels=C, first_batch=batch, first_chunk=chunk,
             )
         )  # fmt: skip
 

@@ -1,8 +1,7 @@
 // What the tokens of a chunk mean to one another, as couplings.cu, where slots are few (dense.cuh): every slot is looked at,
 // written or not, so there are no chains to follow.
 //
-// Who computes what: one block a chunk. Thread token * W + k has write k of a token, thread token * R + k read k. For the
-// couplings a token has LANES_OF_TOKEN threads, which share out the slots, four at a time:
+// Who computes what: one block a chunk, whose accesses threads have as dense_accesses.cuh says. For the couplings a token has LANES_OF_TOKEN threads, which share out the slots, four at a time:
 //
 //     thread    0         1         ..  15          16        ..       CHUNK = 16
 //     token     0         0         ..  0           1         ..
@@ -11,44 +10,15 @@
 // Each goes from its token back through the tokens before, with what is left of its reads' weights.
 //
 // Compiled with: what chunk.cuh and dense.cuh ask for.
-#include "memory/dense.cuh"
-
-struct DenseCouplingParams {
-    MemoryParams memory;
-    const Acc* eta;          // (B*H, chunks, CHUNK, W)
-    const Acc* read_weight;  // (B, T, H, READS)
-    DenseRecord* records;    // (B*H, chunks)
-    int first_batch, first_chunk;  // of the launch
-};
+#include "memory/dense_accesses.cuh"
 
 constexpr int LANES_OF_TOKEN = THREADS / CHUNK;
 static_assert(LANES_OF_TOKEN <= 16 && CHUNK % LANES_OF_TOKEN == 0, "in a warp; each ends with as many couplings");
 
-struct DenseShared {
-    alignas(16) Acc eta[MATRIX], weight[MATRIX];  // of writes and reads; then eta~ and r~
-};
 DEVICE Four& four_of(Acc* matrix, int token, int slot) { return *reinterpret_cast<Four*>(matrix + place_of(token, slot)); }
 
-// An access of this thread: its place, and where its number stands in arrays (B, T, H, K).
-struct DenseAccess {
-    int place;
-    long long from;
-    bool live;
-
-    DEVICE DenseAccess(const Sequence& sequence, int chunk, unsigned width, int top_k, const int* rows) : from(0), live(false) {
-        const int token = threadIdx.x / width, k = threadIdx.x % width, t = chunk * CHUNK + token;
-        int row = SLOTS_PADDED;
-        if (in_chunk(token, width) && k < top_k && sequence.live(t)) {
-            from = sequence.token(t) * top_k + k;
-            const int found = rows[from];
-            live = found >= 0, row = live ? found : row;
-        }
-        place = place_of(in_chunk(token, width) ? token : 0, row);
-    }
-};
-
 // A_tj of one token t, of the slots that this thread has; their reads' weights become r~.
-DEVICE void couple(DenseShared& shared, Acc (&coupling)[CHUNK]) {
+DEVICE void couple(AccessMatrices& shared, Acc (&coupling)[CHUNK]) {
     const int t = threadIdx.x / LANES_OF_TOKEN, last_of_warp = (threadIdx.x | 31) / LANES_OF_TOKEN;
     for (int slot = threadIdx.x % LANES_OF_TOKEN * 4; slot < SLOTS_PADDED; slot += LANES_OF_TOKEN * 4) {
         Four weight = four_of(shared.weight, t, slot);
@@ -60,7 +30,7 @@ DEVICE void couple(DenseShared& shared, Acc (&coupling)[CHUNK]) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 coupling[j] += weight.at[i] * eta.at[i];
-                weight.at[i] -= weight.at[i] * eta.at[i];
+                weight.at[i] = forgotten(weight.at[i], eta.at[i]);
             }
         }
         four_of(shared.weight, t, slot) = weight;
@@ -85,35 +55,23 @@ template <int LANES, int N> DEVICE void share_sums(Acc (&x)[N], int& first) {
 }
 
 // eta of a slot's writes becomes eta~; returns kept(0, all).
-DEVICE Acc keep(DenseShared& shared, int slot) {
+DEVICE Acc keep(AccessMatrices& shared, int slot) {
     Acc eta[CHUNK], kept = 1;
 #pragma unroll
     for (int j = 0; j < CHUNK; j++) eta[j] = shared.eta[place_of(j, slot)];
 #pragma unroll
     for (int j = CHUNK - 1; j >= 0; j--) {
         shared.eta[place_of(j, slot)] = eta[j] * kept;
-        kept -= kept * eta[j];
+        kept = forgotten(kept, eta[j]);
     }
     return kept;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) dense_couple_forward(const __grid_constant__ DenseCouplingParams p) {
-    DenseShared& shared = *reinterpret_cast<DenseShared*>(dynamic_shared());
-    const SpanChunk at = chunk_of_block(p);
-    const Sequence sequence(p.memory, at.span, blockIdx.x);
-    const long long number = sequence.chunk(at.chunk);
-    DenseRecord& record = p.records[number];
-    const DenseAccess write(sequence, at.chunk, W, WRITES, p.memory.write_row);
-    const DenseAccess read(sequence, at.chunk, R, READS, p.memory.read_row);
-    const Acc eta = write.live ? p.eta[number * (CHUNK * W) + threadIdx.x] : Acc(0);
-    const Acc weight = read.live ? p.read_weight[read.from] : Acc(0);
-    const bool heavy = threadIdx.x % W == 0 && write.live && p.memory.write_weight[write.from] > Acc(0.5);
-    for (int i = threadIdx.x; i < MATRIX / 4; i += THREADS)
-        reinterpret_cast<Four*>(shared.eta)[i] = reinterpret_cast<Four*>(shared.weight)[i] = {};
-    __syncthreads();
-    if (write.live) shared.eta[write.place] = eta;
-    if (read.live) shared.weight[read.place] = weight;
-    __syncthreads();
+    AccessMatrices& shared = *reinterpret_cast<AccessMatrices*>(dynamic_shared());
+    const DenseThread thread(p);
+    DenseRecord& record = p.records[thread.number];
+    thread.enter(shared);
     // 1. couplings, and r~
     Acc coupling[CHUNK] = {};
     couple(shared, coupling);
@@ -127,11 +85,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) dense_couple_forward(const
     for (int slot = threadIdx.x; slot < SLOTS_PADDED; slot += THREADS) record.kept[slot] = keep(shared, slot);
     __syncthreads();
     // 3. what they are at the accesses
-    if (in_chunk(threadIdx.x / W, W)) {
+    const DenseAccess &write = thread.write, &read = thread.read;
+    if (in_chunk(write.token, W)) {
         record.write[threadIdx.x] = write.live ? shared.eta[write.place] : Acc(0);
-        record.write_place[threadIdx.x] = Place(write.place | (heavy ? HEAVY_PLACE : 0));
+        record.write_place[threadIdx.x] = Place(write.place | (thread.heavy ? HEAVY_PLACE : 0));
     }
-    if (in_chunk(threadIdx.x / R, R)) {
+    if (in_chunk(read.token, R)) {
         record.read[threadIdx.x] = read.live ? shared.weight[read.place] : Acc(0);
         record.read_place[threadIdx.x] = Place(read.place);
     }

@@ -17,7 +17,7 @@ from .call import Call, Kept, Segments, allocate_kept, fill_memory_params
 from .conflicts import find_conflicts
 from .content import content_pass
 from .couplings import couple_backward, couple_forward
-from .dense import Dense, choose_dense, dense_content_pass, dense_couple_forward
+from .dense import Dense, choose_dense, dense_content_pass, dense_couple_backward, dense_couple_forward
 from .layout import (
     MAX_CHUNKED_K,
     MAX_ROWS,
@@ -245,7 +245,10 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
                 after_heavy=dots.after_heavy,
             )  # fmt: skip
         # 3. couplings
-        couple_backward(call, layout, memory, kept, dots, dy)
+        if dense is None:
+            couple_backward(call, layout, memory, kept, dots, dy)
+        else:
+            dense_couple_backward(call, dense, memory, kept, dots, dy)
         # 2. masses
         gains = None
         if call.options.mass_aware:
