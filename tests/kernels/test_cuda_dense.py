@@ -60,6 +60,7 @@ def drawn(slots, channels, top_k, T):
     eta[:, ::4, :, 0] = 1
     values, dy = rng.normal(size=(2, B, T, H, channels)).astype(np.float32)
     mask = rng.random((B, T)) < 0.8
+    values[~mask] = dy[~mask] = np.nan
     options = MemoryOptions(slots=slots)
     addresses = [Address(i.view(OnDevice), w.view(OnDevice)) for i, w in zip((write, read), weights, strict=True)]
     call = Call(*addresses, values.view(OnDevice), 1.0, mask.view(OnDevice), None, options, slots, False, None)

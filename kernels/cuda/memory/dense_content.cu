@@ -40,14 +40,15 @@ template <bool SUMS, bool DOTS> struct PassShared {
     DEVICE Four* sums_of(int part, int slice) { return sums + ((part - 1) * SLICES + slice) * TOKEN_TILES * 32; }
 };
 
-// Copies a chunk's rows of ``from`` (B, T, H, C) to shared memory; 0 where there are none.
+// Copies a chunk's rows of ``from`` (B, T, H, C) to shared memory; 0 for tokens that are not there or masked, whatever they
+// hold: 0 times a number that is none would be none.
 DEVICE void copy_rows(const Sequence& sequence, int chunk, const ELEMENT* from, TokenRows& to) {
     constexpr int EACH = 16 / sizeof(ELEMENT), COPIES = CHANNELS / EACH;
     static_assert(CHANNELS % EACH == 0, "16 bytes are copied at once");
     for (int i = threadIdx.x; i < CHUNK * COPIES; i += DENSE_THREADS) {
         const int token = i / COPIES, channel = i % COPIES * EACH, t = chunk * CHUNK + token;
         ELEMENT* const row = &to[token][channel];
-        if (t < sequence.tokens)
+        if (sequence.live(t))
             copy_async<16>(row, from + sequence.token(t) * CHANNELS + channel);
         else
             *reinterpret_cast<int4*>(row) = {};

@@ -1,7 +1,8 @@
 // What the tokens of a chunk mean to one another, as couplings.cu, where slots are few (dense.cuh): every slot is looked at,
 // written or not, so there are no chains to follow.
 //
-// Who computes what: one block a chunk, whose accesses threads have as dense_accesses.cuh says. For the couplings a token has LANES_OF_TOKEN threads, which share out the slots, four at a time:
+// Who computes what: one block a chunk, whose accesses threads have as dense_accesses.cuh says. For the couplings a token has
+// LANES_OF_TOKEN threads, which share out the slots, four at a time:
 //
 //     thread    0         1         ..  15          16        ..       CHUNK = 16
 //     token     0         0         ..  0           1         ..

@@ -78,7 +78,8 @@ DEVICE void store_dot_before(const DenseCouplingParams& p, const DenseBackwardSh
     if (write.k == 0 && in_chunk(write.token, W)) p.d_dot_before[thread.number * CHUNK + write.token] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) dense_couple_backward(const __grid_constant__ DenseCouplingParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 6)
+dense_couple_backward(const __grid_constant__ DenseCouplingParams p) {
     DenseBackwardShared& shared = *reinterpret_cast<DenseBackwardShared*>(dynamic_shared());
     const DenseThread thread(p);
     const RowsOfChunk rows{thread.sequence, thread.chunk, p.channels, p.dy, p.values};

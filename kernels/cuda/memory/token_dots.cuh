@@ -23,7 +23,8 @@ struct RowsOfChunk {
     const ELEMENT *dy, *values;
 };
 
-// Starts to copy channels from ``first`` on of all tokens, of ``from`` (B, T, H, C); 0 where there are none.
+// Starts to copy channels from ``first`` on of all tokens, of ``from`` (B, T, H, C); 0 where there are
+// none, and for masked tokens.
 DEVICE void copy_channels(TokenRows& to, const RowsOfChunk& rows, const ELEMENT* from, int first) {
     const int channels = rows.channels;
     const bool whole = channels % EACH == 0;
@@ -31,7 +32,7 @@ DEVICE void copy_channels(TokenRows& to, const RowsOfChunk& rows, const ELEMENT*
 #pragma unroll
     for (int i = threadIdx.x; i < CHUNK * CHANNELS_AT_ONCE / EACH; i += THREADS) {
         const int token = i / (CHANNELS_AT_ONCE / EACH), channel = i % (CHANNELS_AT_ONCE / EACH) * EACH;
-        const int t = rows.chunk * CHUNK + token, there = t < rows.sequence.tokens ? channels - first - channel : 0;
+        const int t = rows.chunk * CHUNK + token, there = rows.sequence.live(t) ? channels - first - channel : 0;
         const ELEMENT* const here = from + rows.sequence.token(t) * channels + first + channel;
         if (whole && there > 0)
             copy_async<16>(&to[token][channel], here);
