@@ -27,18 +27,6 @@ struct CouplingParams {
 DEVICE unsigned tokens_to(int token) { return 2u * (1u << token) - 1; }  // a mask
 DEVICE int last_token(unsigned mask) { return 31 - __clz(int(mask)); }    // -1 of none
 
-// Sets an array in shared memory to 0, 16 bytes a thread.
-template <class T, int N> DEVICE void clear(T (&array)[N]) {
-    struct alignas(16) Zeros {
-        int at[4];
-    };
-    constexpr int COUNT = sizeof(array) / sizeof(Zeros);
-    static_assert(COUNT * sizeof(Zeros) == sizeof(array), "whole zeros");
-#pragma unroll
-    for (int first = 0; first < COUNT; first += THREADS)
-        if (first + int(threadIdx.x) < COUNT) reinterpret_cast<Zeros*>(array)[first + threadIdx.x] = {};
-}
-
 // The slots of a chunk that have chains, in shared memory, by where a chain begins.
 struct ChunkSlots {
     alignas(16) unsigned writers[ENTRIES], readers[ENTRIES];  // masks of tokens

@@ -62,8 +62,7 @@ struct DenseThread {
         heavy = write.live && write.k == 0 && p.memory.write_weight[write.from] > Acc(0.5);
     }
     DEVICE void enter(AccessMatrices& matrices) const {
-        for (int i = threadIdx.x; i < MATRIX / 4; i += THREADS)
-            reinterpret_cast<Four*>(matrices.eta)[i] = reinterpret_cast<Four*>(matrices.weight)[i] = {};
+        clear(matrices.eta), clear(matrices.weight);
         __syncthreads();
         if (write.live) matrices.eta[write.place] = eta;
         if (read.live) matrices.weight[read.place] = weight;

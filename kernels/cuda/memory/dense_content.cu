@@ -45,14 +45,28 @@ template <bool SUMS, bool DOTS> struct PassShared {
 DEVICE void copy_rows(const Sequence& sequence, int chunk, const ELEMENT* from, TokenRows& to) {
     constexpr int EACH = 16 / sizeof(ELEMENT), COPIES = CHANNELS / EACH;
     static_assert(CHANNELS % EACH == 0, "16 bytes are copied at once");
-    for (int i = threadIdx.x; i < CHUNK * COPIES; i += DENSE_THREADS) {
+    share_out<CHUNK * COPIES, DENSE_THREADS>([&](int i) {
         const int token = i / COPIES, channel = i % COPIES * EACH, t = chunk * CHUNK + token;
         ELEMENT* const row = &to[token][channel];
         if (sequence.live(t))
             copy_async<16>(row, from + sequence.token(t) * CHANNELS + channel);
         else
             *reinterpret_cast<int4*>(row) = {};
-    }
+    });
+}
+
+// Sets a matrix at the places of N accesses to their numbers, or to 0; a thread has four of them.
+template <int N> DEVICE void scatter_side(Acc* matrix, const Place* places, const Acc* numbers, bool set) {
+    struct alignas(8) FourPlaces {
+        Place at[4];
+    };
+    share_out<N / 4, DENSE_THREADS>([&](int i) {
+        const FourPlaces place = reinterpret_cast<const FourPlaces*>(places)[i];
+        Four number{};
+        if (set) number = reinterpret_cast<const Four*>(numbers)[i];
+#pragma unroll
+        for (int e = 0; e < 4; e++) matrix[place.at[e] & ~HEAVY_PLACE] = number.at[e];
+    });
 }
 
 // BACKWARD: from the last chunk to the first, with reads and writes exchanged. SUMS: y or dv is wanted. DOTS: dots are.
@@ -81,18 +95,17 @@ template <bool BACKWARD, bool SUMS, bool DOTS> struct DensePass {
     DEVICE void copy(int chunk) {
         const DenseRecord& from = p.records[sequence.chunk(chunk)];
         DenseRecord& to = shared.record[chunk & 1];
-        for (int i = threadIdx.x; i < int(sizeof(DenseRecord) / 16); i += DENSE_THREADS)
+        share_out<sizeof(DenseRecord) / 16, DENSE_THREADS>([&](int i) {
             copy_async<16>(reinterpret_cast<int4*>(&to) + i, reinterpret_cast<const int4*>(&from) + i);
+        });
         copy_rows(sequence, chunk, BACKWARD ? p.dy : p.values, shared.rows[chunk & 1]);
         if (DOTS) copy_rows(sequence, chunk, BACKWARD ? p.values : p.dy, shared.rows[2 + (chunk & 1)]);
         end_group_of_copies();
     }
     // Sets the matrices at the chunk's accesses, or sets them to 0 there again.
     DEVICE void scatter(const DenseRecord& record, bool set) {
-        for (int i = threadIdx.x; i < CHANGES; i += DENSE_THREADS)
-            shared.change[change_places(record)[i] & ~HEAVY_PLACE] = set ? changes(record)[i] : 0;
-        for (int i = threadIdx.x; SUMS && i < LOOK_UPS; i += DENSE_THREADS)
-            shared.look_up[look_up_places(record)[i] & ~HEAVY_PLACE] = set ? look_ups(record)[i] : 0;
+        scatter_side<CHANGES>(shared.change, change_places(record), changes(record), set);
+        if (SUMS) scatter_side<LOOK_UPS>(shared.look_up, look_up_places(record), look_ups(record), set);
     }
     // The slots of heavy writes, before (backward: after) the chunk.
     DEVICE void store_heavy(int chunk, const Acc* room) const {
@@ -126,26 +139,27 @@ template <bool BACKWARD, bool SUMS, bool DOTS> struct DensePass {
     DEVICE void store_sums(int chunk, TokenSums& sums) {
         if (lane.part) return;
         for (int part = 1; part < PARTS; part++) sums.add(shared.sums_of(part, lane.slice));
-        ELEMENT* const to = BACKWARD ? p.dv : p.y;
-        sums.for_each(lane, [&](int token, int channel, Acc sum) {
-            const int t = chunk * CHUNK + token;
-            if (t < sequence.tokens && channel < CHANNELS) narrow(sum, to[sequence.token(t) * CHANNELS + channel]);
+        ELEMENT* const to = (BACKWARD ? p.dv : p.y) + sequence.token(chunk * CHUNK) * CHANNELS;
+        const unsigned stride = p.memory.heads * CHANNELS, tokens = sequence.tokens - chunk * CHUNK;
+        sums.for_each(lane, [&](unsigned token, int channel, Acc sum) {
+            if (token < tokens && channel < CHANNELS) narrow(sum, to[token * stride + channel]);
         });
     }
     DEVICE void store_dots(int chunk) const {
         const DenseRecord& record = shared.record[chunk & 1];
         Acc* const dots_to = (BACKWARD ? p.d_dot_v : p.dy_dot_s) + sequence.chunk(chunk) * LOOK_UPS;
-        for (int i = threadIdx.x; i < LOOK_UPS; i += DENSE_THREADS) {
+        share_out<LOOK_UPS, DENSE_THREADS>([&](int i) {
             const int place = look_up_places(record)[i] & ~HEAVY_PLACE;
             Acc sum = 0;
 #pragma unroll
             for (int slice = 0; slice < SLICES; slice++) sum += shared.dots[slice][place];
             dots_to[i] = sum;
-        }
+        });
     }
     DEVICE void run() {
         const int chunks = sequence.chunks();
         const auto number = [&](int i) { return BACKWARD ? chunks - 1 - i : i; };
+#pragma unroll 1
         for (int i = threadIdx.x; i < int(sizeof(Shared) / 16); i += DENSE_THREADS)
             reinterpret_cast<int4*>(&shared)[i] = {};
         __syncthreads();

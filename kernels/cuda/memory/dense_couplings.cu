@@ -21,6 +21,7 @@ DEVICE Four& four_of(Acc* matrix, int token, int slot) { return *reinterpret_cas
 // A_tj of one token t, of the slots that this thread has; their reads' weights become r~.
 DEVICE void couple(AccessMatrices& shared, Acc (&coupling)[CHUNK]) {
     const int t = threadIdx.x / LANES_OF_TOKEN, last_of_warp = (threadIdx.x | 31) / LANES_OF_TOKEN;
+#pragma unroll 1
     for (int slot = threadIdx.x % LANES_OF_TOKEN * 4; slot < SLOTS_PADDED; slot += LANES_OF_TOKEN * 4) {
         Four weight = four_of(shared.weight, t, slot);
 #pragma unroll
@@ -83,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) dense_couple_forward(const
     for (int i = 0; i < CHUNK / LANES_OF_TOKEN; i++) record.coupling[t * COUPLING_STRIDE + first + i] = coupling[i];
     __syncthreads();
     // 2. eta~, and what is kept of slots
-    for (int slot = threadIdx.x; slot < SLOTS_PADDED; slot += THREADS) record.kept[slot] = keep(shared, slot);
+    share_out<SLOTS_PADDED>([&](int slot) { record.kept[slot] = keep(shared, slot); });
     __syncthreads();
     // 3. what they are at the accesses
     const DenseAccess &write = thread.write, &read = thread.read;

@@ -22,21 +22,22 @@ static_assert(sizeof(DenseBackwardShared) == COUPLE_BACKWARD_BYTES, "dense.py an
 // chunk, ``dot_v(j)`` with the values.
 template <class DotV> DEVICE Acc dot_with_content(const Acc* eta, int slot, int last, Acc dot_s, const DotV& dot_v) {
     Acc sum = 0, kept = 1;
+    eta += place_of(last, slot);
 #pragma unroll 4
-    for (int j = last; j >= 0; j--) {
-        const Acc own = eta[place_of(j, slot)];
-        sum += kept * own * dot_v(j), kept = forgotten(kept, own);
+    for (int j = last; j >= 0; j--, eta -= STRIDE) {
+        sum += kept * *eta * dot_v(j), kept = forgotten(kept, *eta);
     }
     return sum + kept * dot_s;
 }
 
 // <adjoint after write ``token``, v of it>.
 DEVICE Acc dot_with_adjoint(const DenseBackwardShared& shared, int slot, int token, Acc dot_d) {
-    Acc sum = 0, kept = 1;
+    const Acc *eta = shared.accesses.eta + place_of(token, slot), *weight = shared.accesses.weight + place_of(token, slot);
+    Acc kept = 1, sum = *weight * shared.tokens.dy_dot_v[token][token];
 #pragma unroll 4
-    for (int t = token; t < CHUNK; t++) {
-        if (t > token) kept = forgotten(kept, shared.accesses.eta[place_of(t, slot)]);
-        sum += kept * shared.accesses.weight[place_of(t, slot)] * shared.tokens.dy_dot_v[t][token];
+    for (int t = token + 1; t < CHUNK; t++) {
+        eta += STRIDE, weight += STRIDE, kept = forgotten(kept, *eta);
+        sum += kept * *weight * shared.tokens.dy_dot_v[t][token];
     }
     return sum + kept * dot_d;
 }
@@ -88,7 +89,7 @@ dense_couple_backward(const __grid_constant__ DenseCouplingParams p) {
     Acc* const d_dot_v = p.d_dot_v + thread.number * (CHUNK * W) + threadIdx.x;
     Acc* const dy_dot_s = p.dy_dot_s + thread.number * (CHUNK * R) + threadIdx.x;
     Acc dot_v = write.live ? *d_dot_v : Acc(0), dot_s = read.live ? *dy_dot_s : Acc(0);
-    for (int i = threadIdx.x; i < MATRIX / 4; i += THREADS) reinterpret_cast<Four*>(shared.d_dot_v)[i] = {};
+    clear(shared.d_dot_v);
     thread.enter(shared.accesses);
     if (write.live) shared.d_dot_v[write.place] = dot_v;
     if (read.live) shared.dy_dot_s[read.place] = dot_s;
