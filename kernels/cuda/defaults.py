@@ -27,7 +27,7 @@ from .layers.weight_gradient import weight_gradient_specialisation
 from .memory.conflicts import conflict_specialisation
 from .memory.content import content_specialisation
 from .memory.couplings import coupling_specialisation
-from .memory.dense import Dense, dense_content_specialisation, dense_coupling_specialisation
+from .memory.dense import PASSES, Dense, dense_content_specialisation, dense_coupling_specialisation
 from .memory.layout import H100, Layout, choose_layout
 from .memory.mass_aware import mass_aware_specialisation
 from .memory.mass_backward import mass_backward_specialisation
@@ -102,7 +102,7 @@ def _dense() -> list[Specialisation]:
         found.append(Dense(layout, slots, channels))
     found.append(replace(found[1], layout=replace(found[1].layout, element="bfloat16")))
     couplings = [dense_coupling_specialisation(dense, f"dense_couple_{way}") for dense in found for way in _WAYS]
-    return couplings + [dense_content_specialisation(dense) for dense in found]
+    return couplings + [dense_content_specialisation(dense, name) for dense in found for name in list(PASSES)[:2]]
 
 
 def _few_rows() -> list[Specialisation]:

@@ -57,6 +57,15 @@ template <class T> T __shfl_sync(unsigned, T x, int lane) {
     return x;
 }
 template <class T> T __shfl_xor_sync(unsigned, T x, int mask) { return __shfl_sync(~0u, x, threadIdx.x % 32 ^ mask); }
+inline unsigned __ballot_sync(unsigned, bool x) {
+    unsigned mask = 0;
+    exchanged[threadIdx.x] = x;
+    __syncwarp();
+    for (int lane = 0; lane < 32; lane++) mask |= unsigned(exchanged[threadIdx.x / 32 * 32 + lane]) << lane;
+    __syncwarp();
+    return mask;
+}
+inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 // Of a product on the tensor cores: what a lane has (tf32.cuh). They see 11 bits of each number, and round sums down.
 struct Fragments { float a[4], b[2]; };
 static Fragments fragments[BLOCK_THREADS];

@@ -8,18 +8,16 @@
 //     <dy, s> of every read: dy s^T           <d, v> of every write: v d^T
 //
 // The tensor cores multiply, and keep the digits of float32 (tf32.cuh). dense_couplings.cu computes A, r~, eta~ and kept,
-// dense_content.cu the rest. No chain and no list is followed, so the time does not depend on who shares a slot.
+// dense_content*.cu the rest. No chain and no list is followed, so the time does not depend on who shares a slot.
 #pragma once
 #include "memory/mass.cuh"
 
-#if !defined(SLOTS) || !defined(SLOTS_OF_WARP) || !defined(DENSE_RECORD_BYTES)
-#error "SLOTS (M), SLOTS_OF_WARP (in steps of 8) and DENSE_RECORD_BYTES must be defined, as dense.py does"
+#if !defined(SLOTS_PADDED) || !defined(DENSE_RECORD_BYTES)
+#error "SLOTS_PADDED (M, in whole products) and DENSE_RECORD_BYTES must be defined, as dense.py does"
 #endif
 
-static_assert(sizeof(Acc) == 4 && CHUNK % 16 == 0 && SLOTS_OF_WARP % 8 == 0, "a product has 16 x 8 numbers in float32");
+static_assert(sizeof(Acc) == 4 && CHUNK % 16 == 0 && SLOTS_PADDED % 8 == 0, "a product has 16 x 8 numbers in float32");
 
-constexpr int PARTS = (SLOTS + SLOTS_OF_WARP - 1) / SLOTS_OF_WARP;  // of the slots, one a warp
-constexpr int SLOTS_PADDED = PARTS * SLOTS_OF_WARP;
 // A warp reads 4 rows x 8 numbers of a matrix, or pairs of 8 rows: no bank is asked twice where rows are 8 or 24 banks apart.
 DEVICE constexpr int apart(int numbers) { return (numbers + 15) / 16 * 16 + 8; }
 constexpr int STRIDE = apart(SLOTS_PADDED), MATRIX = CHUNK * STRIDE;
@@ -35,11 +33,14 @@ struct alignas(16) Four {
     Acc at[4];
 };
 
-// What dense_couplings.cu leaves of a chunk for dense_content.cu.
+// What dense_couplings.cu leaves of a chunk for dense_content*.cu.
 struct DenseRecord {
     alignas(16) Acc coupling[CHUNK * COUPLING_STRIDE];  // A_tj; 0 for j after t
+    Acc read[CHUNK * R];                                // r~
+    // what content_backward_recompute needs begins here
+    Acc write[CHUNK * W];                               // eta~
     Acc kept[SLOTS_PADDED];                             // kept(0, all) of every slot
-    Acc read[CHUNK * R], write[CHUNK * W];              // r~, eta~
     Place read_place[CHUNK * R], write_place[CHUNK * W];
 };
+constexpr int BYTES_BEFORE_WRITES = (CHUNK * COUPLING_STRIDE + CHUNK * R) * sizeof(Acc);
 static_assert(sizeof(DenseRecord) == DENSE_RECORD_BYTES, "dense.py and this file count the same bytes");

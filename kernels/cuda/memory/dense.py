@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,17 +15,28 @@ from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call, Kept, memory_params
 from .conflicts import GRID
-from .layout import THREADS, Layout, SharedMemory
+from .layout import THREADS, Layout, SharedMemory, whole
 from .mass_backward import Dots
 
 SLOTS_AN_ACCESS = 16  # at most: the products take as long as there are slots, chains as there are accesses
 MAX_WARPS = 16  # of a block
 SLICE = 16  # channels of a warp
-SLOTS_OF_WARP = 64  # at most; 32 registers
 
-PASSES = {"dense_content_forward": (True, False), "dense_content_backward_recompute": (False, True),
-          "dense_content_backward": (True, True)}  # fmt: skip
-"""Passes over the contents; whether they leave sums for the tokens, and dot products."""
+
+class Pass(NamedTuple):
+    """A pass over the contents: a kernel of ``source``."""
+
+    source: str
+    sums: bool  # whether it leaves sums for the tokens
+    dots: bool  # whether it leaves dot products
+    slots_of_warp: int  # with more a chunk's rows are read less often, with fewer there are more warps to be at work
+
+
+PASSES = {
+    "dense_content_forward": Pass("dense_content", True, False, 64),
+    "dense_content_backward_recompute": Pass("dense_content_backward", False, True, 32),
+    "dense_content_backward": Pass("dense_content_backward", True, True, 32),
+}
 
 
 @dataclass(frozen=True)
@@ -42,33 +53,39 @@ class Dense:
         return -(-self.channels // SLICE)
 
     @functools.cached_property
-    def slots_of_warp(self) -> int:
-        """Slots that a warp holds; in steps of 8."""
-        return -(-min(SLOTS_OF_WARP, self.slots) // 8) * 8
+    def slots_padded(self) -> int:
+        """M in whole products, and in whole warps where there are several."""
+        return whole(self.slots, 8 if self.slots <= 32 else 64)
 
-    @functools.cached_property
-    def parts(self) -> int:
-        """Warps that share out the slots."""
-        return -(-self.slots // self.slots_of_warp)
+    def slots_of_warp(self, name: str) -> int:
+        """Slots that a warp holds in the pass ``name``; 64 also where the block would have too many warps."""
+        wanted = min(PASSES[name].slots_of_warp, self.slots_padded)
+        return wanted if self.slices * self.slots_padded // wanted <= MAX_WARPS else 64
+
+    def threads(self, name: str) -> int:
+        """Of a block of the pass ``name``."""
+        return 32 * self.slices * self.slots_padded // self.slots_of_warp(name)
 
     @functools.cached_property
     def matrix_bytes(self) -> int:
         """Of a matrix (tokens, slots) in shared memory."""
-        return 4 * self.layout.chunk * _apart(self.parts * self.slots_of_warp)
+        return 4 * self.layout.chunk * _apart(self.slots_padded)
 
     @functools.cached_property
     def record_bytes(self) -> int:
         """The size of ``DenseRecord``."""
         chunk = self.layout.chunk
-        numbers = chunk * (chunk + 4) + self.parts * self.slots_of_warp
-        return -(-(4 * numbers + 6 * chunk * sum(self.layout.accesses)) // 16) * 16
+        numbers = chunk * (chunk + 4) + self.slots_padded
+        return whole(4 * numbers + 6 * chunk * sum(self.layout.accesses), 16)
 
-    def shared_bytes(self, sums: bool, dots: bool) -> int:
-        """The size of ``PassShared`` in dense_content.cu."""
+    def shared_bytes(self, name: str) -> int:
+        """The size of ``PassShared`` in dense_pass.cuh."""
+        _, sums, dots, _ = PASSES[name]
         tokens, element = self.layout.chunk, 2 if "16" in self.layout.element else 4
         rows = (4 if dots else 2) * tokens * _apart(self.slices * SLICE) * element
         change, look_up = self.matrix_bytes, self.matrix_bytes if sums else 16
-        of_sums = (self.parts - 1) * self.slices * tokens * SLICE * 4 + 16 if sums else 16
+        others = self.slots_padded // self.slots_of_warp(name) - 1
+        of_sums = others * self.slices * tokens * SLICE * 4 + 16 if sums else 16
         of_dots = self.slices * self.matrix_bytes if dots else 16
         return 2 * self.record_bytes + rows + change + look_up + of_sums + of_dots
 
@@ -82,8 +99,7 @@ class Dense:
     def defines(self) -> tuple[tuple[str, str | int], ...]:
         """What ``dense.cuh`` asks for."""
         return (
-            *self.layout.defines, ("SLOTS", self.slots), ("SLOTS_OF_WARP", self.slots_of_warp),
-            ("DENSE_RECORD_BYTES", self.record_bytes),
+            *self.layout.defines, ("SLOTS_PADDED", self.slots_padded), ("DENSE_RECORD_BYTES", self.record_bytes),
         )  # fmt: skip
 
 
@@ -99,16 +115,14 @@ def choose_dense(layout: Layout, slots: int, channels: int, shared: SharedMemory
     if slots > SLOTS_AN_ACCESS * min(layout.top_k):
         return None
     dense = Dense(layout, slots, channels)
-    fits = (
-        dense.slices * dense.parts <= MAX_WARPS
-        and max(dense.shared_bytes(True, True), dense.couple_backward_bytes) <= shared.block
-    )
-    return dense if fits else None
+    warps = max(map(dense.threads, PASSES)) // 32
+    most = max(*map(dense.shared_bytes, PASSES), dense.couple_backward_bytes)
+    return dense if warps <= MAX_WARPS and most <= shared.block else None
 
 
 def _apart(numbers: int) -> int:
     """The length of a row in shared memory, as in dense.cuh."""
-    return -(-numbers // 16) * 16 + 8
+    return whole(numbers, 16) + 8
 
 
 DENSE_COUPLINGS = ParamStruct(
@@ -134,12 +148,15 @@ def dense_coupling_specialisation(dense: Dense, name: str) -> Specialisation:
 
 
 @functools.cache
-def dense_content_specialisation(dense: Dense) -> Specialisation:
-    """``dense_content.cu`` for a layout, so many slots and channels."""
-    names = "FORWARD_BYTES", "RECOMPUTE_BYTES", "BACKWARD_BYTES"
-    sizes = (dense.shared_bytes(*wanted) for wanted in PASSES.values())
-    defines = *dense.defines, ("CHANNELS", dense.channels), *zip(names, sizes, strict=True)
-    return Specialisation("memory/dense_content.cu", tuple(PASSES), defines, (DENSE_CONTENT,))
+def dense_content_specialisation(dense: Dense, name: str) -> Specialisation:
+    """The source of the pass ``name``, with all passes of that source, for a layout, so many slots and channels."""
+    source = PASSES[name].source
+    names = tuple(other for other, its in PASSES.items() if its.source == source)
+    sizes = ((f"{other.rpartition('_')[2].upper()}_BYTES", dense.shared_bytes(other)) for other in names)
+    defines = (
+        *dense.defines, ("CHANNELS", dense.channels), ("SLOTS_OF_WARP", dense.slots_of_warp(name)), *sizes,
+    )  # fmt: skip
+    return Specialisation(f"memory/{source}.cu", names, defines, (DENSE_CONTENT,))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -150,9 +167,8 @@ def _couple_launch(dense: Dense, name: str, grid: tuple[int, int, int]) -> Launc
 
 @functools.lru_cache(maxsize=1024)
 def _content_launch(dense: Dense, name: str, blocks: int) -> Launch:
-    threads = 32 * dense.slices * dense.parts
-    specialisation = dense_content_specialisation(dense)
-    return Launch(specialisation, name, (blocks,), threads, dense.shared_bytes(*PASSES[name]))
+    specialisation = dense_content_specialisation(dense, name)
+    return Launch(specialisation, name, (blocks,), dense.threads(name), dense.shared_bytes(name))
 
 
 def dense_couple_forward(call: Call, dense: Dense, memory: Any, kept: Kept) -> None:

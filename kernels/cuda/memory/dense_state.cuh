@@ -11,10 +11,12 @@
 #include "memory/dense.cuh"
 #include "memory/tf32.cuh"
 
-#ifndef CHANNELS
-#error "CHANNELS (C) must be defined"
+#if !defined(CHANNELS) || !defined(SLOTS_OF_WARP)
+#error "CHANNELS (C) and SLOTS_OF_WARP (in steps of 8) must be defined"
 #endif
 
+constexpr int PARTS = SLOTS_PADDED / SLOTS_OF_WARP;  // of the slots, one a warp
+static_assert(PARTS * SLOTS_OF_WARP == SLOTS_PADDED && SLOTS_OF_WARP % 8 == 0, "all warps have as many slots");
 constexpr int SLICE = 16, SLICES = (CHANNELS + SLICE - 1) / SLICE;  // channels of a warp
 constexpr int WARPS = SLICES * PARTS, DENSE_THREADS = 32 * WARPS;
 constexpr int ROW = apart(SLICES * SLICE);      // numbers of a token's row
