@@ -72,6 +72,11 @@ class Dense:
         return 4 * self.layout.chunk * _apart(self.slots_padded)
 
     @functools.cached_property
+    def access_bytes(self) -> int:
+        """The size of ``AccessMatrices``: two, and four rows of zeros."""
+        return 2 * self.matrix_bytes + 4 * self.matrix_bytes // self.layout.chunk
+
+    @functools.cached_property
     def record_bytes(self) -> int:
         """The size of ``DenseRecord``."""
         chunk = self.layout.chunk
@@ -93,7 +98,7 @@ class Dense:
     def couple_backward_bytes(self) -> int:
         """The size of ``DenseBackwardShared`` in dense_couplings_backward.cu."""
         tokens, rows = self.layout.chunk, 144 if "16" in self.layout.element else 272
-        return 4 * self.matrix_bytes + tokens * (tokens + 1) * 4 + 2 * tokens * rows
+        return self.access_bytes + 2 * self.matrix_bytes + tokens * (tokens + 1) * 4 + 2 * tokens * rows
 
     @functools.cached_property
     def defines(self) -> tuple[tuple[str, str | int], ...]:
@@ -161,7 +166,7 @@ def dense_content_specialisation(dense: Dense, name: str) -> Specialisation:
 
 @functools.lru_cache(maxsize=1024)
 def _couple_launch(dense: Dense, name: str, grid: tuple[int, int, int]) -> Launch:
-    shared = 2 * dense.matrix_bytes if name == "dense_couple_forward" else dense.couple_backward_bytes
+    shared = dense.access_bytes if name == "dense_couple_forward" else dense.couple_backward_bytes
     return Launch(dense_coupling_specialisation(dense, name), name, grid, THREADS, shared)
 
 

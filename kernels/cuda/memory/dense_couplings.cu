@@ -18,21 +18,24 @@ static_assert(LANES_OF_TOKEN <= 16 && CHUNK % LANES_OF_TOKEN == 0, "in a warp; e
 
 DEVICE Four& four_of(Acc* matrix, int token, int slot) { return *reinterpret_cast<Four*>(matrix + place_of(token, slot)); }
 
-// A_tj of one token t, of the slots that this thread has; their reads' weights become r~.
+// A_tj of one token t for j = t, t - 1, .., of the slots that this thread has; their reads' weights become r~.
 DEVICE void couple(AccessMatrices& shared, Acc (&coupling)[CHUNK]) {
-    const int t = threadIdx.x / LANES_OF_TOKEN, last_of_warp = (threadIdx.x | 31) / LANES_OF_TOKEN;
+    const int t = threadIdx.x / LANES_OF_TOKEN, last_of_warp = (warp_of_thread() * 32 + 31) / LANES_OF_TOKEN;
 #pragma unroll 1
     for (int slot = threadIdx.x % LANES_OF_TOKEN * 4; slot < SLOTS_PADDED; slot += LANES_OF_TOKEN * 4) {
+        const Four* const eta = &four_of(shared.eta, t, slot);
         Four weight = four_of(shared.weight, t, slot);
 #pragma unroll
-        for (int j = CHUNK - 1; j >= 0; j--) {
-            if (j > last_of_warp) continue;  // the same in the whole warp
-            const Four eta = four_of(shared.eta, j, slot);
-            if (j > t) continue;
+        for (int first = 0; first < CHUNK; first += 4) {  // beyond t are rows of zeros
+            if (first > last_of_warp) break;
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                coupling[j] += weight.at[i] * eta.at[i];
-                weight.at[i] = forgotten(weight.at[i], eta.at[i]);
+            for (int i = first; i < first + 4; i++) {
+                const Four own = eta[-i * (STRIDE / 4)];
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    coupling[i] += weight.at[e] * own.at[e];
+                    weight.at[e] = forgotten(weight.at[e], own.at[e]);
+                }
             }
         }
         four_of(shared.weight, t, slot) = weight;
@@ -81,19 +84,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) dense_couple_forward(const
     share_sums<LANES_OF_TOKEN>(coupling, first);
     const int t = threadIdx.x / LANES_OF_TOKEN;
 #pragma unroll
-    for (int i = 0; i < CHUNK / LANES_OF_TOKEN; i++) record.coupling[t * COUPLING_STRIDE + first + i] = coupling[i];
+    for (int i = 0; i < CHUNK / LANES_OF_TOKEN; i++)  // those beyond t are 0 and fill the rest of the row
+        record.coupling[t * COUPLING_STRIDE + (t - first - i) % unsigned(CHUNK)] = coupling[i];
     __syncthreads();
     // 2. eta~, and what is kept of slots
     share_out<SLOTS_PADDED>([&](int slot) { record.kept[slot] = keep(shared, slot); });
     __syncthreads();
     // 3. what they are at the accesses
     const DenseAccess &write = thread.write, &read = thread.read;
-    if (in_chunk(write.token, W)) {
-        record.write[threadIdx.x] = write.live ? shared.eta[write.place] : Acc(0);
-        record.write_place[threadIdx.x] = Place(write.place | (thread.heavy ? HEAVY_PLACE : 0));
-    }
-    if (in_chunk(read.token, R)) {
-        record.read[threadIdx.x] = read.live ? shared.weight[read.place] : Acc(0);
-        record.read_place[threadIdx.x] = Place(read.place);
-    }
+    record.write[threadIdx.x] = write.live ? shared.eta[write.place] : Acc(0);
+    record.write_place[threadIdx.x] = Place(write.place | (thread.heavy ? HEAVY_PLACE : 0));
+    record.read[threadIdx.x] = read.live ? shared.weight[read.place] : Acc(0);
+    record.read_place[threadIdx.x] = Place(read.place);
 }

@@ -76,7 +76,7 @@ DEVICE void store_dot_before(const DenseCouplingParams& p, const DenseBackwardSh
     for (int c = write.k; heavy && c < p.channels; c += W) sum += p.after_heavy[row + c] * p.before_heavy[row + c];
     const Acc dot = sum_over_write_lanes(sum);
     sum = sum_over_write_lanes(heavy ? dot_of_both(shared, slot, write.token, write.k, W, dot) : Acc(0));
-    if (write.k == 0 && in_chunk(write.token, W)) p.d_dot_before[thread.number * CHUNK + write.token] = sum;
+    if (write.k == 0) p.d_dot_before[thread.number * CHUNK + write.token] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 6)
@@ -88,7 +88,9 @@ dense_couple_backward(const __grid_constant__ DenseCouplingParams p) {
     const DenseAccess &write = thread.write, &read = thread.read;
     Acc* const d_dot_v = p.d_dot_v + thread.number * (CHUNK * W) + threadIdx.x;
     Acc* const dy_dot_s = p.dy_dot_s + thread.number * (CHUNK * R) + threadIdx.x;
-    Acc dot_v = write.live ? *d_dot_v : Acc(0), dot_s = read.live ? *dy_dot_s : Acc(0);
+    Acc dot_v = *d_dot_v, dot_s = *dy_dot_s;
+    if (!write.live) dot_v = 0;
+    if (!read.live) dot_s = 0;
     clear(shared.d_dot_v);
     thread.enter(shared.accesses);
     if (write.live) shared.d_dot_v[write.place] = dot_v;
@@ -99,7 +101,6 @@ dense_couple_backward(const __grid_constant__ DenseCouplingParams p) {
         const auto dot_with_value = [&](int j) { return shared.tokens.dy_dot_v[read.token][j]; };
         dot_s = dot_with_content(shared.accesses.eta, read.row, read.token, dot_s, dot_with_value);
     }
-    if (in_chunk(write.token, W)) *d_dot_v = dot_v;
-    if (in_chunk(read.token, R)) *dy_dot_s = dot_s;
+    *d_dot_v = dot_v, *dy_dot_s = dot_s;
     store_dot_before(p, shared, thread);
 }
