@@ -23,10 +23,10 @@ DEVICE constexpr int apart(int numbers) { return (numbers + 15) / 16 * 16 + 8; }
 constexpr int STRIDE = apart(SLOTS_PADDED), MATRIX = CHUNK * STRIDE;
 constexpr int COUPLING_STRIDE = CHUNK + 4;
 
-// Where an access stands in R~ or W~; one that does nothing stands behind the slots, where nobody looks.
+// Where an access stands in R~ or W~.
 using Place = unsigned short;
-constexpr Place HEAVY_PLACE = 1 << 15;  // of a heavy write
-static_assert(MATRIX < HEAVY_PLACE, "places take 15 bits");
+constexpr Place HEAVY_PLACE = 1 << 15, NOWHERE = HEAVY_PLACE - 1;  // of a heavy write; of an access that does nothing
+static_assert(MATRIX < NOWHERE, "places take 15 bits");
 DEVICE constexpr int place_of(int token, int row) { return token * STRIDE + row; }
 
 struct alignas(16) Four {

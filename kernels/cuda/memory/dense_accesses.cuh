@@ -41,8 +41,7 @@ struct DenseAccess {
           given(in_chunk(token, width) && k < top_k && t < sequence.tokens), from(sequence.token(t) * top_k + k),
           row(given ? rows[from] : -1) {}
     DEVICE void find(const Sequence& sequence) {
-        live = row >= 0 && sequence.live(t), row = live ? row : SLOTS_PADDED;
-        place = place_of(token, row);
+        live = row >= 0 && sequence.live(t), place = live ? place_of(token, row) : NOWHERE;
     }
 };
 

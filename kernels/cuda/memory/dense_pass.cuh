@@ -61,7 +61,10 @@ template <int N> DEVICE void scatter_side(Acc* matrix, const Place* places, cons
         Four number{};
         if (set) number = reinterpret_cast<const Four*>(numbers)[i];
 #pragma unroll
-        for (int e = 0; e < 4; e++) matrix[place.at[e] & ~HEAVY_PLACE] = number.at[e];
+        for (int e = 0; e < 4; e++) {
+            const int at = place.at[e] & ~HEAVY_PLACE;
+            if (at != NOWHERE) matrix[at] = number.at[e];
+        }
     });
 }
 
@@ -107,13 +110,14 @@ template <bool BACKWARD, bool SUMS, bool DOTS> struct DensePass {
     // The slots of heavy writes, before (backward: after) the chunk.
     DEVICE void store_heavy(int chunk, const Acc* room) const {
         const Place* const places = shared.record[chunk & 1].write_place;
-        const int token_of_lane = threadIdx.x % 32, channel = threadIdx.x % SLICE;
-        unsigned heavy = __ballot_sync(~0u, token_of_lane < CHUNK && places[token_of_lane * W] & HEAVY_PLACE);
-        Acc* const to = (BACKWARD ? p.after_heavy : p.before_heavy) + lane.channel + channel;
+        const int number = threadIdx.x % 32;  // of a token, then of a channel
+        unsigned heavy = __ballot_sync(~0u, number < CHUNK && places[number * W] & HEAVY_PLACE);
+        const bool has_channel = number < SLICE && lane.channel + number < CHANNELS;
+        Acc* const to = (BACKWARD ? p.after_heavy : p.before_heavy) + lane.channel + number;
         for (; heavy; heavy &= heavy - 1) {
             const int token = 31 - __clz(int(heavy & -heavy)), slot = (places[token * W] & ~HEAVY_PLACE) - token * STRIDE;
-            if (slot / SLOTS_OF_WARP == lane.part && lane.channel + channel < CHANNELS)
-                to[sequence.token(chunk * CHUNK + token) * CHANNELS] = room[place_of(channel, slot)];
+            if (has_channel && slot / SLOTS_OF_WARP == lane.part)
+                to[sequence.token(chunk * CHUNK + token) * CHANNELS] = room[place_of(number, slot)];
         }
         __syncwarp();
     }
@@ -151,7 +155,7 @@ template <bool BACKWARD, bool SUMS, bool DOTS> struct DensePass {
             const int place = look_up_places(record)[i] & ~HEAVY_PLACE;
             Acc sum = 0;
 #pragma unroll
-            for (int slice = 0; slice < SLICES; slice++) sum += shared.dots[slice][place];
+            for (int slice = 0; slice < SLICES && place != NOWHERE; slice++) sum += shared.dots[slice][place];
             dots_to[i] = sum;
         });
     }
