@@ -204,11 +204,12 @@ template <class Params> DEVICE SpanChunk chunk_of_block(const Params& p) {
     return p.memory.span_chunks ? p.memory.span_chunks[at.chunk] : at;
 }
 
-// visit(i) for every i below COUNT, shared out among a block's threads.
-template <int COUNT, int BLOCK = THREADS, class Visit> DEVICE void share_out(const Visit& visit) {
+// visit(i) for every i below COUNT, shared out among a block's threads; ``thread``: this one's number among them.
+template <int COUNT, int BLOCK = THREADS, class Visit>
+DEVICE void share_out(const Visit& visit, int thread = int(threadIdx.x)) {
 #pragma unroll
     for (int first = 0; first < COUNT; first += BLOCK) {
-        const int i = first + int(threadIdx.x);
+        const int i = first + thread;
         if (first + BLOCK <= COUNT || i < COUNT) visit(i);
     }
 }

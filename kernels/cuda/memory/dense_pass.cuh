@@ -52,11 +52,12 @@ DEVICE void copy_rows(const Sequence& sequence, int chunk, const ELEMENT* from, 
 }
 
 // Sets a matrix at the places of N accesses to their numbers, or to 0; a thread has four of them.
-template <int N> DEVICE void scatter_side(Acc* matrix, const Place* places, const Acc* numbers, bool set) {
+template <int N>
+DEVICE void scatter_side(int thread, Acc* matrix, const Place* places, const Acc* numbers, bool set) {
     struct alignas(8) FourPlaces {
         Place at[4];
     };
-    share_out<N / 4, DENSE_THREADS>([&](int i) {
+    const auto scatter_four = [&](int i) {
         const FourPlaces place = reinterpret_cast<const FourPlaces*>(places)[i];
         Four number{};
         if (set) number = reinterpret_cast<const Four*>(numbers)[i];
@@ -65,7 +66,8 @@ template <int N> DEVICE void scatter_side(Acc* matrix, const Place* places, cons
             const int at = place.at[e] & ~HEAVY_PLACE;
             if (at != NOWHERE) matrix[at] = number.at[e];
         }
-    });
+    };
+    share_out<N / 4, DENSE_THREADS>(scatter_four, thread);
 }
 
 // BACKWARD: from the last chunk to the first, with reads and writes exchanged. SUMS: y or dv is wanted. DOTS: dots are.
@@ -102,10 +104,12 @@ template <bool BACKWARD, bool SUMS, bool DOTS> struct DensePass {
         if (DOTS) copy_rows(sequence, chunk, BACKWARD ? p.values : p.dy, shared.rows[2 + (chunk & 1)]);
         end_group_of_copies();
     }
-    // Sets the matrices at the chunk's accesses, or sets them to 0 there again.
+    // Sets the matrices at the chunk's accesses, or sets them to 0 there again. The two halves of the threads begin with a
+    // side each.
     DEVICE void scatter(const DenseRecord& record, bool set) {
-        scatter_side<CHANGES>(shared.change, change_places(record), changes(record), set);
-        if (SUMS) scatter_side<LOOK_UPS>(shared.look_up, look_up_places(record), look_ups(record), set);
+        const int thread = threadIdx.x, other = unsigned(thread + DENSE_THREADS / 2) % DENSE_THREADS;
+        scatter_side<CHANGES>(thread, shared.change, change_places(record), changes(record), set);
+        if (SUMS) scatter_side<LOOK_UPS>(other, shared.look_up, look_up_places(record), look_ups(record), set);
     }
     // The slots of heavy writes, before (backward: after) the chunk.
     DEVICE void store_heavy(int chunk, const Acc* room) const {
