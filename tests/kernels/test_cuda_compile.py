@@ -63,7 +63,7 @@ def test_default_specialisations_compile_into_registers(specialisation):
         "layers/flash_attention.cu": 48,
         "memory/content.cu": 96,
         "memory/couplings_backward.cu": 32,
-        "memory/dense_content.cu": 8,
+        "memory/dense_content.cu": 16,
         "memory/dense_content_backward.cu": 16,
         "memory/dense_couplings_backward.cu": 16,
         "memory/conflicts.cu": 16,
