@@ -15,12 +15,14 @@ import numpy as np
 from ramnet_np.kernels.cuda.runtime.module import FOLDER
 
 SHIM = r"""
+#include <algorithm>
 #include <barrier>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
+using std::min, std::max;
 #define __device__
 #define __global__
 #define __forceinline__ inline
@@ -29,12 +31,12 @@ SHIM = r"""
 #define __shared__ static
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct Index { unsigned x; };
+struct Index { unsigned x, y, z; };
 static thread_local Index threadIdx, blockIdx;
-static Index gridDim, blockDim{THREADS};
-static std::barrier block_meets(THREADS);
+static Index gridDim, blockDim{BLOCK_THREADS};
+static std::barrier block_meets(BLOCK_THREADS);
 static std::vector<std::unique_ptr<std::barrier<>>> warp_meets;
-static unsigned long long exchanged[THREADS], now = 1 << 20;
+static unsigned long long exchanged[BLOCK_THREADS], now = 1 << 20;
 extern "C" void set_clock(unsigned long long milliseconds) { now = milliseconds << 20; }
 template <class T> T __ldcg(const T* from) { return *from; }
 template <class T> T __ldg(const T* from) { return *from; }
@@ -55,6 +57,35 @@ template <class T> T __shfl_sync(unsigned, T x, int lane) {
     return x;
 }
 template <class T> T __shfl_xor_sync(unsigned, T x, int mask) { return __shfl_sync(~0u, x, threadIdx.x % 32 ^ mask); }
+inline unsigned __ballot_sync(unsigned, bool x) {
+    unsigned mask = 0;
+    exchanged[threadIdx.x] = x;
+    __syncwarp();
+    for (int lane = 0; lane < 32; lane++) mask |= unsigned(exchanged[threadIdx.x / 32 * 32 + lane]) << lane;
+    __syncwarp();
+    return mask;
+}
+inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+// Of a product on the tensor cores: what a lane has (tf32.cuh). They see 11 bits of each number, and round sums down.
+struct Fragments { float a[4], b[2]; };
+static Fragments fragments[BLOCK_THREADS];
+inline double tf32(float x) { return bits_as<float>(bits_as<unsigned>(x) & 0xffffe000u); }
+inline void multiply_add_on_cpu(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x - lane;
+    memcpy(fragments[threadIdx.x].a, a, sizeof a), memcpy(fragments[threadIdx.x].b, b, sizeof b);
+    __syncwarp();
+    for (int i = 0; i < 4; i++) {
+        double sum = c[i];
+        for (unsigned k = 0; k < 8; k++) {
+            const Fragments &of_row = fragments[warp + lane / 4 * 4 + k % 4];
+            const Fragments &of_column = fragments[warp + (lane % 4 * 2 + i % 2) * 4 + k % 4];
+            sum += tf32(of_row.a[i / 2 + k / 4 * 2]) * tf32(of_column.b[k / 4]);
+        }
+        c[i] = float(sum);
+        if (fabs(c[i]) > fabs(sum)) c[i] = nextafterf(c[i], 0);
+    }
+    __syncwarp();
+}
 inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long expected, unsigned long long wanted) {
     __atomic_compare_exchange_n(at, &expected, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     return expected;
@@ -67,15 +98,14 @@ inline unsigned atomicMin(unsigned* at, unsigned x) {
 inline int atomicAdd(int* at, int x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
 """
 RUN = r"""
-extern "C" void run_{name}(const {params}* p, unsigned blocks) {{
-    warp_meets.clear();
-    for (int warp = 0; warp < THREADS / 32; warp++) warp_meets.push_back(std::make_unique<std::barrier<>>(32));
-    gridDim.x = blocks;
+extern "C" void run_{name}(const {params}* p, unsigned x, unsigned y, unsigned z) {{
+    warp_meets.clear(), gridDim = {{x, y, z}};
+    for (int warp = 0; warp < BLOCK_THREADS / 32; warp++) warp_meets.push_back(std::make_unique<std::barrier<>>(32));
     std::vector<std::thread> threads;
-    for (unsigned thread = 0; thread < THREADS; thread++)
+    for (unsigned thread = 0; thread < BLOCK_THREADS; thread++)
         threads.emplace_back([=] {{
-            for (unsigned block = 0; block < blocks; block++) {{
-                blockIdx.x = block, threadIdx.x = thread;
+            for (unsigned block = 0; block < x * y * z; block++) {{
+                blockIdx = {{block % x, block / x % y, block / x / y}}, threadIdx.x = thread;
                 kernel_{name}(*p);
                 block_meets.arrive_and_wait();
             }}
@@ -84,12 +114,14 @@ extern "C" void run_{name}(const {params}* p, unsigned blocks) {{
 }}
 """
 PTX = [
+    (r'asm\("mma\.sync.*?\)\);', "multiply_add_on_cpu(c, a, b);"),
+    (r'asm volatile\("cp\.async\.ca.*?;"[^;]*;', "memcpy(shared, global, BYTES);"),
     (r'asm\("max.f64.*?\);', "a = a < b ? b : a;"),
     (r'asm volatile\("mov.u64 %0, %%globaltimer.*?\);', "nanoseconds = now;"),
     (r'asm\("\{.*?\(b_high\)\);', ";"),  # of keys in float
     (r"asm(?: volatile)?\([^;]*\);", ";"),
     (r"asm(?: volatile)?\([^;]*;[^;]*\);", ";"),
-    (r"extern __shared__ double shared_memory\[\];", "static double shared_memory[1];"),
+    (r"extern __shared__ double shared_memory\[\];", "alignas(16) static double shared_memory[1 << 15];"),
 ]
 
 
@@ -105,13 +137,14 @@ def source_for_cpu(name, found=None):
     return re.sub(r'#include "([^"]*)"', lambda include: source_for_cpu(include[1], found), text)
 
 
-def compile_for_cpu(specialisation, params, folder):
-    """The kernels of a specialisation as a library; ``params``: the name of the struct that all of them take."""
+def compile_for_cpu(specialisation, params, folder, threads="THREADS"):
+    """The kernels of a specialisation as a library; ``params``: the name of the struct that all of them take;
+    ``threads``: of a block."""
     source = re.sub(r"#pragma (once|unroll).*", "", source_for_cpu(specialisation.source))
-    source = re.sub(r"(__global__ void (?:__launch_bounds__\(THREADS\) )?)(\w+)\(", r"\1kernel_\2(", source)
+    source = re.sub(r"(__global__ void (?:__launch_bounds__\([^()]*\)\s+)?)(\w+)\(", r"\1kernel_\2(", source)
     runs = [RUN.format(name=name, params=params) for name in specialisation.kernels]
     (folder / "kernels.cpp").write_text("".join([SHIM, source, *runs]))
-    defines = [f"-D{name}={value}" for name, value in specialisation.defines]
+    defines = [f"-D{name}={value}" for name, value in (*specialisation.defines, ("BLOCK_THREADS", threads))]
     command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", *defines]
     subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "kernels.so"))

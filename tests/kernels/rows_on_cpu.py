@@ -26,7 +26,7 @@ def fake_cupy(library, monkeypatch):
     """CuPy, and launches that run on the CPU."""
 
     def launch(specialisation, name, grid, threads):
-        return lambda params: getattr(library, f"run_{name}")(params.tobytes(), grid[0])
+        return lambda params: getattr(library, f"run_{name}")(params.tobytes(), grid[0], 1, 1)
 
     cupy = FakeCuPy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)

@@ -29,6 +29,8 @@ OTHERS = (
     Case("renumbered-into-device-memory", B=1, T=450, H=1, U=7, P=4, K=32, C=8, dstate=False),
     Case("segments-of-masses", B=1, T=1100, H=30, U=4, P=2, C=64, dstate=False),
     Case("segments", B=1, T=1024, H=1, U=3, P=3, K=4, C=4, dstate=False),
+    Case("dense", B=1, T=40, H=2, K=16, C=20, masked=0.2, dstate=False),
+    Case("dense-M-odd", B=1, T=40, H=1, U=2, P=7, C=4, dstate=False, options={"mass_aware": True}),
     Case("K-70", B=1, T=5, H=1, U=5, P=4, K=70, C=8),
     *PACKED,
 )

@@ -87,13 +87,13 @@ def launches_of_segments(fake, second, numbers_library, monkeypatch):
     def by(kernels):
         def launch(specialisation, name, grid, threads):
             def run(params):
-                work = partial(getattr(kernels, f"run_{name}"), params.tobytes(), grid[0])
+                work = partial(getattr(kernels, f"run_{name}"), params.tobytes(), grid[0], 1, 1)
                 second.work.append(work) if fake.cuda.get_current_stream() is second else work()
 
             return run
 
         def launch_numbers(specialisation, name, grid, threads):
-            return lambda params: getattr(numbers_library, f"run_{name}")(params.tobytes(), grid[0])
+            return lambda params: getattr(numbers_library, f"run_{name}")(params.tobytes(), grid[0], 1, 1)
 
         monkeypatch.setattr(segment_module, "Launch", launch)
         monkeypatch.setattr(numbers_module, "Launch", launch_numbers)

@@ -285,7 +285,7 @@ def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path, hashed):
                 **memory, y=ys[-1], batch_stride=1, constant_gamma=0, eps=1e-12, heads=H, cape_heads=1,
                 write_renorm=0, read_renorm=1, mass_aware=t % 2,
             )  # fmt: skip
-            library.run_step(params.tobytes(), B * H)
+            library.run_step(params.tobytes(), B * H, 1, 1)
         np.testing.assert_array_equal(*ys)
     found = rows.gather(on(np.arange(B * H * P**U)))
     np.testing.assert_array_equal(found[:, :C].reshape(slots.shape), slots)
