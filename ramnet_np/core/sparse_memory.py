@@ -6,8 +6,9 @@
     scatter the rows of written slots back             sparse_state.py
 
 The backend's kernels stay as they are: they see a memory of as many slots as the segment touches, or a few more. Its
-results have the bits of a dense state of all M slots. Rows on a GPU do the first two steps and the last by themselves. The gradient is that of the segment: it ends where the state came in, because the
-state before it may by then be on a disk.
+results have the bits of a dense state of all M slots. Rows on a GPU do the first two steps and the last by themselves.
+The gradient is that of the segment: it ends where the state came in, because the state before it may by then be on a
+disk.
 Cost: that of the dense memory, and a copy of the touched rows each way; time and memory follow the accesses.
 Source: paper section 7, which proposes a memory whose slots are kept outside of the GPU.
 """
