@@ -32,7 +32,6 @@ LIMIT = 120  # seconds: a mutant may never end
 _MATHEMATICS = ("tests/core/test_decoder.py", "tests/core/test_attention.py", "tests/test_mathematics.py")
 _SPARSE = ("tests/core/test_sparse_faults.py", "tests/core/test_sparse_state.py", "tests/model/test_sparse.py")
 _TORCH = ("tests/bridges/test_torch_stand_ins.py", "tests/bridges/test_torch.py")
-_TOO_LONG = "tests/kernels/test_cpu_agreement.py::test_more_writes_than_an_int32_can_number_are_refused"
 _STATES = ("tests/model/test_state_file.py", "tests/model/test_sparse.py")
 # file -> what must notice a change of it, the fastest first
 TESTS = {
@@ -88,7 +87,7 @@ TESTS = {
     "ramnet_np/bridges/torch_ops.py": _TORCH,
     "kernels/cpu/sparse.py": _SPARSE,
     "kernels/cpu/ram_step.py": ("tests/kernels/test_cpu_few_rows.py",),
-    "kernels/cpu/spans.py": ("tests/kernels/test_packed.py", _TOO_LONG),
+    "kernels/cpu/spans.py": ("tests/kernels/test_packed.py",),
     "kernels/cuda/memory/packed.py": ("tests/kernels/test_packed.py",),
     "kernels/cuda/runtime/overlap.py": ("tests/kernels/test_cuda_overlap.py",),
     "kernels/cpu/retention.py": ("tests/kernels/test_update_rules.py", "tests/kernels/test_cpu_agreement.py"),
