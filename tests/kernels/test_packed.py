@@ -126,17 +126,21 @@ def test_a_batch_and_states_of_another_number_are_refused():
         ram_attention_forward(*(a[:1] for a in inputs.arrays), cu_seqlens=[0, 2, 4, 6], state=inputs.options["state"])
 
 
-@pytest.mark.parametrize(("given_state", "most"), [(False, 2**29 - 1), (True, 2**29 - 17)])
-def test_the_longest_sequence_has_as_many_versions_as_an_int32_can_number(given_state, most):
-    """One before the first token, or one of each of 64 slots; and 4 a token."""
+@pytest.mark.parametrize(
+    ("given_state", "writes", "most"), [(False, 4, 2**29 - 1), (True, 4, 2**29 - 17), (False, 1, 2**31 - 2)]
+)
+def test_the_longest_sequence_has_as_many_versions_as_an_int32_can_number(given_state, writes, most):
+    """One before the first token, or one of each of 64 slots; and one for every write."""
 
     def room(*lengths):
         where = np.zeros(len(lengths), np.int64)
-        return spans(where, np.array(lengths), slots=64, writes=4, reads=4, given_state=given_state)[1]
+        return spans(where, np.array(lengths), slots=64, writes=writes, reads=4, given_state=given_state)[1]
 
     before = 64 if given_state else 1
-    assert room(most, 3).versions == before + 4 * most + (24 if given_state else 1) + 12
-    with pytest.raises(ValueError, match=rf"^T must be below {most + 1} on .* for 4 writes a token, got {most + 1}$"):
+    assert room(most, 3).versions == before + writes * most + (24 if given_state else 1) + 3 * writes
+    with pytest.raises(
+        ValueError, match=rf"^T must be below {most + 1} on .* for {writes} writes a token, got {most + 1}$"
+    ):
         room(3, most + 1)
     assert room().versions == 0
 
