@@ -15,6 +15,7 @@ import numpy as np
 from ramnet_np.kernels.cuda.runtime.module import FOLDER
 
 SHIM = r"""
+#include <algorithm>
 #include <barrier>
 #include <cmath>
 #include <cstring>
@@ -24,27 +25,33 @@ SHIM = r"""
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __launch_bounds__(...)
 #define __grid_constant__
 #define __shared__ static
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct Index { unsigned x; };
+struct Index { unsigned x, y, z; };
 static thread_local Index threadIdx, blockIdx;
-static Index gridDim, blockDim{THREADS};
-static std::barrier block_meets(THREADS);
+#ifndef BLOCK_THREADS
+#define BLOCK_THREADS THREADS
+#endif
+static Index gridDim, blockDim{BLOCK_THREADS};
+static std::barrier block_meets(BLOCK_THREADS);
 static std::vector<std::unique_ptr<std::barrier<>>> warp_meets;
-static unsigned long long exchanged[THREADS], now = 1 << 20;
+static unsigned long long exchanged[BLOCK_THREADS], now = 1 << 20;
 extern "C" void set_clock(unsigned long long milliseconds) { now = milliseconds << 20; }
 template <class T> T __ldcg(const T* from) { return *from; }
 template <class T> T __ldg(const T* from) { return *from; }
 template <class To, class From> To bits_as(From from) { To to; memcpy(&to, &from, sizeof to); return to; }
 inline float __uint_as_float(unsigned bits) { return bits_as<float>(bits); }
 inline float __int_as_float(int bits) { return bits_as<float>(bits); }
+inline int __float_as_int(float x) { return bits_as<int>(x); }
 inline unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
 inline double __longlong_as_double(long long bits) { return bits_as<double>(bits); }
 inline long long __double_as_longlong(double x) { return bits_as<long long>(x); }
-inline size_t __cvta_generic_to_shared(const void* shared) { return size_t(shared); }
+static char near_shared;  // addresses in shared memory are counted from here, and take 32 bits
+inline size_t __cvta_generic_to_shared(const void* shared) { return (const char*)shared - &near_shared; }
+inline void* __cvta_shared_to_generic(size_t address) { return &near_shared + int(unsigned(address)); }
+#define __builtin_assume(condition)
 inline void __syncwarp() { warp_meets[threadIdx.x / 32]->arrive_and_wait(); }
 inline void __syncthreads() { block_meets.arrive_and_wait(); }
 template <class T> T __shfl_sync(unsigned, T x, int lane) {
@@ -55,6 +62,17 @@ template <class T> T __shfl_sync(unsigned, T x, int lane) {
     return x;
 }
 template <class T> T __shfl_xor_sync(unsigned, T x, int mask) { return __shfl_sync(~0u, x, threadIdx.x % 32 ^ mask); }
+template <class T> T __shfl_up_sync(unsigned, T x, int distance) {
+    const int lane = threadIdx.x % 32;
+    return __shfl_sync(~0u, x, lane < distance ? lane : lane - distance);
+}
+inline bool __any_sync(unsigned, bool x) {
+    for (int distance = 1; distance < 32; distance *= 2) x |= __shfl_xor_sync(~0u, x, distance);
+    return x;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+using std::min, std::max;
 inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long expected, unsigned long long wanted) {
     __atomic_compare_exchange_n(at, &expected, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     return expected;
@@ -64,17 +82,23 @@ inline unsigned atomicMin(unsigned* at, unsigned x) {
     while (x < before && !__atomic_compare_exchange_n(at, &before, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
     return before;
 }
-inline int atomicAdd(int* at, int x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
+inline int atomicCAS(int* at, int expected, int wanted) {
+    __atomic_compare_exchange_n(at, &expected, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    return expected;
+}
+template <class T> T atomicAdd(T* at, T x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
+inline unsigned atomicOr(unsigned* at, unsigned x) { return __atomic_fetch_or(at, x, __ATOMIC_SEQ_CST); }
 """
 RUN = r"""
-extern "C" void run_{name}(const {params}* p, unsigned blocks) {{
+extern "C" void run_{name}(const {params}* p, unsigned blocks, unsigned along_y, unsigned along_z) {{
+    gridDim = {{blocks, along_y, along_z}};
     warp_meets.clear();
-    for (int warp = 0; warp < THREADS / 32; warp++) warp_meets.push_back(std::make_unique<std::barrier<>>(32));
+    for (int warp = 0; warp < BLOCK_THREADS / 32; warp++) warp_meets.push_back(std::make_unique<std::barrier<>>(32));
     std::vector<std::thread> threads;
-    for (unsigned thread = 0; thread < THREADS; thread++)
+    for (unsigned thread = 0; thread < BLOCK_THREADS; thread++)
         threads.emplace_back([=] {{
-            for (unsigned block = 0; block < blocks; block++) {{
-                blockIdx.x = block, threadIdx.x = thread;
+            for (unsigned block = 0; block < blocks * along_y * along_z; block++) {{
+                blockIdx = {{block % blocks, block / blocks % along_y, block / blocks / along_y}}, threadIdx.x = thread;
                 kernel_{name}(*p);
                 block_meets.arrive_and_wait();
             }}
@@ -83,12 +107,16 @@ extern "C" void run_{name}(const {params}* p, unsigned blocks) {{
 }}
 """
 PTX = [
+    (r'asm volatile\("cp\.async\.ca.*?\);', "memcpy(__cvta_shared_to_generic(to), global, BYTES);"),
+    (r'asm volatile\("ld\.global\.v2\.b32.*?\);', "row = from->row, info = from->info;"),
+    (r'asm volatile\("ld\.shared\.f64.*?\);', "x = *(double*)__cvta_shared_to_generic(address);"),
+    (r'asm volatile\("st\.shared\.f64.*?\);', "*(double*)__cvta_shared_to_generic(address) = x;"),
     (r'asm\("max.f64.*?\);', "a = a < b ? b : a;"),
     (r'asm volatile\("mov.u64 %0, %%globaltimer.*?\);', "nanoseconds = now;"),
     (r'asm\("\{.*?\(b_high\)\);', ";"),  # of keys in float
     (r"asm(?: volatile)?\([^;]*\);", ";"),
     (r"asm(?: volatile)?\([^;]*;[^;]*\);", ";"),
-    (r"extern __shared__ double shared_memory\[\];", "static double shared_memory[1];"),
+    (r"extern __shared__ double shared_memory\[\];", "alignas(128) static double shared_memory[SHARED_BYTES / 8];"),
 ]
 
 
@@ -104,13 +132,18 @@ def source_for_cpu(name, found=None):
     return re.sub(r'#include "([^"]*)"', lambda include: source_for_cpu(include[1], found), text)
 
 
-def compile_for_cpu(specialisation, params, folder):
-    """The kernels of a specialisation as a library; ``params``: the name of the struct that all of them take."""
+def compile_for_cpu(specialisation, params, folder, threads="THREADS", shared=8):
+    """The kernels of a specialisation as a library; ``params``: the name of the struct that all of them take.
+
+    ``threads``: of a block; ``shared``: the bytes of dynamic shared memory that a launch asks for at most.
+    """
     source = re.sub(r"#pragma (once|unroll).*", "", source_for_cpu(specialisation.source))
-    source = re.sub(r"(__global__ void (?:__launch_bounds__\(THREADS\) )?)(\w+)\(", r"\1kernel_\2(", source)
+    source = re.sub(r"__launch_bounds__\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)", "", source)
+    source = re.sub(r"(__global__ void\s+)(\w+)\(", r"\1kernel_\2(", source)
     runs = [RUN.format(name=name, params=params) for name in specialisation.kernels]
     (folder / "kernels.cpp").write_text("".join([SHIM, source, *runs]))
     defines = [f"-D{name}={value}" for name, value in specialisation.defines]
+    defines += [f"-DBLOCK_THREADS={threads}", f"-DSHARED_BYTES={shared}"]
     command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", *defines]
     subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "kernels.so"))

@@ -27,7 +27,7 @@ def on_cpu(tmp_path_factory):
             self.name, self.grid = name, grid
 
         def __call__(self, params):
-            getattr(library, f"run_{self.name}")(params.tobytes(), self.grid[0])
+            getattr(library, f"run_{self.name}")(params.tobytes(), self.grid[0], 1, 1)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", FakeCuPy())

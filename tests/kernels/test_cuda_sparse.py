@@ -49,7 +49,7 @@ def fake(library, monkeypatch):
             self.name, self.grid = name, grid
 
         def __call__(self, params):
-            getattr(library, f"run_{self.name}")(params.tobytes(), self.grid[0])
+            getattr(library, f"run_{self.name}")(params.tobytes(), self.grid[0], 1, 1)
 
     cupy = FakeCuPy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -312,7 +312,7 @@ def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path):
                 **memory, y=ys[-1], batch_stride=1, constant_gamma=0, eps=1e-12, heads=H, cape_heads=1,
                 write_renorm=0, read_renorm=1, mass_aware=t % 2,
             )  # fmt: skip
-            library.run_step(params.tobytes(), B * H)
+            library.run_step(params.tobytes(), B * H, 1, 1)
         np.testing.assert_array_equal(*ys)
     found = rows.gather(on(np.arange(B * H * P**U)))
     np.testing.assert_array_equal(found[:, :C].reshape(slots.shape), slots)
