@@ -117,6 +117,8 @@ class Backend:
     # sparse state, as ``sparse_step`` of ``core/sparse_memory.py``, or NotImplemented; None: the core's serve
     sparse_rows: Callable[..., Any] | None = None
     sparse_step: Callable[..., Array] | None = None
+    # a function of addresses that makes a step of a checked signature, or None: ``kernels/cuda/step/step.py``
+    step_by_address: Callable[..., Callable[..., bool] | None] | None = None
     layers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # fast layers: ``core/accelerated.py``
     # arrays of kind "device" only: the same memory as an array with dtype, shape and ndim as NumPy has them
     from_foreign: Callable[[Array], Array] = lambda array: array
@@ -125,6 +127,11 @@ class Backend:
     on_gpu: Callable[[int], AbstractContextManager[Any]] = lambda gpu: nullcontext()
     total: Callable[[Array], Array] = lambda array: array.sum()  # the sum of an array, an array of no axes
     made_by: str = ""  # what ``backends`` adds to "available", such as the compiler
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of all arrays that it serves."""
+        return self.array_kind, *self.also_serves
 
     def __repr__(self) -> str:
         return f"Backend({self.name!r})"
@@ -306,9 +313,8 @@ def backend_for(array: Array, name: str | None = None) -> Backend:
         else:
             name = "numba" if "numba" in _loaded or why_unavailable("numba") is None else "numpy"
     backend = load_backend(name)
-    kinds = (backend.array_kind, *backend.also_serves)
-    if kind not in kinds:
-        raise TypeError(f"backend {name!r} serves {' and '.join(kinds)} arrays, got {kind} arrays")
+    if kind not in backend.kinds:
+        raise TypeError(f"backend {name!r} serves {' and '.join(backend.kinds)} arrays, got {kind} arrays")
     return backend
 
 

@@ -28,7 +28,10 @@ from ramnet_np import cli
 ROOT = Path(__file__).parent.parent
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for page in [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "models/README.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]
     if "_build" not in page.parts and page.name != "extending.md"
 }
 PROGRAMS = ("ramnet-np", "python", "make", "pip", "git", "cp")
@@ -37,10 +40,11 @@ OUTPUTS = {"out", "json"}  # the options that name what a command makes; every o
 BROUGHT = {  # texts, models and results that a page asks its reader to have
     "docs/gpu-training.md": {"novels"},
     "docs/guide/experiments.md": {"tokens"},
-    "docs/guide/sampling.md": {"runs/book", "letter.txt", "long.txt", "novel.txt"},
-    "docs/guide/text.md": {"novels", "stories"},
+    "docs/guide/sampling.md": {"runs/book", "letter.txt", "long.txt", "novel.txt", "models/novels-20m"},
+    "docs/guide/text.md": {"novels", "stories", "models/novels-20m"},
     "docs/hierarchical-memory.md": {"runs/book"},
     "docs/scaling.md": {"tokens"},
+    "models/README.md": {"models/novels-20m", "tokens"},
 }
 
 

@@ -96,12 +96,13 @@ def main(options: Options) -> None:
     config = replace(config, mixer=options.mixer, layers=layers, cape=cape)
     weights: Weights | None = "bfloat16" if (options.device, options.dtype) == ("cpu", "bfloat16") else None
     model = RAMNet(config).to(options.device, "float32" if weights else options.dtype)
-    machine, bandwidth = _machine(options.device)
+    machine = machine_of(options.device) | {"command": " ".join(["python -m", __spec__.name, *sys.argv[1:]])}
+    bandwidth = gpu_timing.copy_bandwidth() if options.device == "gpu" else copy_bandwidth()
     print(f"{machine['device']}, {model.num_parameters():,} parameters, {options.dtype}")
     for batch, context, graphs in itertools.product(options.batch, options.context, options.graphs):
         if options.device == "gpu":
             gpu_timing.give_back_memory()
-        generation = _at(model, batch, context, graphs, options.prompt, weights)
+        generation = standing_at(model, batch, context, graphs, options.prompt, weights)
         record = measure(generation, context, graphs, options)
         record["floor_ms"] = 1e3 * record["weights_bytes"] / bandwidth
         print_record(record)
@@ -120,7 +121,7 @@ def measure(generation: Generation, context: int, graphs: Graphs, options: Optio
     sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
     for _ in range(5):
         generation.next(sampling)
-    least, p20, median, p80 = _token_times(lambda: generation.next(sampling), options)
+    least, p20, median, p80 = token_times(lambda: generation.next(sampling), options)
     parts = {name: _part_time(call, options.device) for name, call in _parts(generation, sampling).items()}
     itemsize = model.head.dtype.itemsize
     softmax = state_elements(replace(model.config, mixer="softmax", cape=0), context)
@@ -172,7 +173,7 @@ def _time_peer(peer: str, lengths: Sequence[int], options: Options, machine: dic
         print(f"{peer}: not timed further ({(done.stderr.strip().splitlines() or ['no word'])[-1]})", flush=True)
 
 
-def _at(
+def standing_at(
     model: RAMNet, batch: int, context: int, graphs: Graphs, prompt: int, weights: Weights | None = None
 ) -> Generation:
     """Sequences that stand behind ``context`` tokens."""
@@ -208,7 +209,7 @@ def _parts(generation: Generation, sampling: Sampling) -> dict[str, Callable[[],
     }
 
 
-def _token_times(call: Callable[[], Any], options: Options) -> list[float]:
+def token_times(call: Callable[[], Any], options: Options) -> list[float]:
     """Milliseconds of a token, as :func:`_times` has them; of rounds of many tokens on a GPU."""
     if options.device == "cpu":
         return _times(call, options.tokens)
@@ -243,16 +244,16 @@ def _keep(record: dict[str, Any], options: Options) -> None:
         append_jsonl(options.out, [record])
 
 
-def _machine(device: Device) -> tuple[dict[str, Any], float]:
-    """What the records say of the machine, and its bandwidth in bytes a second."""
-    machine = describe_machine() | {"command": " ".join(["python -m", __spec__.name, *sys.argv[1:]])}
+def machine_of(device: Device) -> dict[str, Any]:
+    """What a record says of where and when it was made."""
+    machine = describe_machine()
     if device == "cpu":
         machine["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # of other programs, too
-        return machine, copy_bandwidth()
+        return machine
     cupy = gpu_namespace()
     machine["device"] = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     machine["versions"] |= {"cupy": cupy.__version__, "cuda": cupy.cuda.runtime.runtimeGetVersion()}
-    return machine, gpu_timing.copy_bandwidth()
+    return machine
 
 
 def _told(options: Options) -> dict[str, Any]:

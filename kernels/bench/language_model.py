@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from ramnet_np.model.mixers.interface import Recompute
 from ramnet_np.train.config import Precision, TrainConfig
 from ramnet_np.train.gpu_trainer import GPUTrainer, Graphs
 from ramnet_np.train.optim import adamw_init
+from ramnet_np.train.trainer import Trainer
 
 from .cpu import append_jsonl
-from .gpu_timing import machine_record
+from .gpu_timing import give_back_memory, machine_record
 from .parts import measure_parts, print_parts
 
+WARM = 3  # steps before those that are timed
 PEAK = 989e12  # of an H100 in bfloat16, operations a second
 
 
@@ -119,30 +122,40 @@ def new_trainer(dtype: Precision, graphs: Graphs, options: Options) -> GPUTraine
 
 def measure(dtype: Precision, options: Options) -> dict[str, Any]:
     """How our own step does: median milliseconds, tokens per second, GiB, and the loss after all steps."""
-    import cupy
-
-    data, times = batches(options), []
+    data = batches(options)
     with new_trainer(dtype, "on", options) as trainer:
-        for batch in data[:3]:
-            trainer.step(batch)
-        trainer.report()
-        for _ in range(options.repeats):
-            started = time.perf_counter()
-            for i in range(options.steps):
-                trainer.step(data[i % len(data)])
-            loss = trainer.report().loss  # waits for the device
-            times.append((time.perf_counter() - started) / options.steps)
-        free, total = cupy.cuda.runtime.memGetInfo()
-        parameters = trainer.model.num_parameters()
-    cupy.get_default_memory_pool().free_all_blocks()
+        record = time_steps(trainer, lambda i: data[i % len(data)], options.steps, options.repeats)
+        record["GiB"] = gib_in_use()
+    give_back_memory()
+    return record
+
+
+def time_steps(trainer: Trainer, batch: Callable[[int], Batch], steps: int, repeats: int) -> dict[str, Any]:
+    """The median of ``repeats`` times of so many steps, and the loss after them all; ``batch(i)``: that of step i."""
+    times = []
+    for i in range(WARM):
+        trainer.step(batch(i))
+    trainer.report()
+    for _ in range(repeats):
+        started, tokens = time.perf_counter(), 0
+        for i in range(trainer.state.step, trainer.state.step + steps):
+            trainer.step(one := batch(i))
+            tokens += one.ids.size
+        loss = trainer.report().loss  # waits for the device
+        times.append((time.perf_counter() - started) / steps)
     seconds = float(np.median(times))
     return {
         "ms": 1e3 * seconds,
-        "tokens/s": options.batch * options.length / seconds,
-        "GiB": (total - free) / 2**30,
+        "tokens/s": tokens / steps / seconds,
         "loss": loss,
-        "parameters": parameters,
+        "parameters": trainer.model.num_parameters(),
     }
+
+
+def gib_in_use() -> float:
+    """Of the GPU's memory, by this and other programs."""
+    free, total = gpu_namespace().cuda.runtime.memGetInfo()
+    return (total - free) / 2**30
 
 
 def measure_peers(options: Options, machine: dict[str, Any]) -> None:

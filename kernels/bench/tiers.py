@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +62,8 @@ class Options:
     """Digits of 4 values: 4**order slots a head."""
     model: Path | None = None
     """A folder with a trained model; none: paper-340m as it starts."""
+    model_order: int = 5
+    """Digits of 4 values of that paper-340m: 4**5 slots a head, as it is, or more."""
     prompt_file: Path | None = None
     """A text for that model; none: random tokens."""
     dtype: str = "bfloat16"
@@ -287,7 +289,7 @@ def _insert(state: SparseRAMState, fresh: Iterator[Any], rows: Any) -> None:
 def _model_and_prompt(options: Options, length: int) -> tuple[RAMNet, list[Any]]:
     cupy = gpu_namespace()
     if options.model is None:
-        model = RAMNet(preset("paper-340m"))
+        model = RAMNet(replace(preset("paper-340m"), order=options.model_order))
         ids = np.random.default_rng(0).integers(0, model.config.vocab, length)
     else:
         from ramnet_np.runs.text import load_codec, load_text_model

@@ -9,7 +9,7 @@ from .memory.memory import memory_backward, memory_forward
 from .runtime.errors import import_cupy
 from .sparse.rows import DeviceRows
 from .sparse.step import sparse_step
-from .step.step import step
+from .step.step import step, step_by_address
 
 import_cupy()
 
@@ -31,4 +31,5 @@ BACKEND = Backend(
     layers=LAYERS,
     sparse_rows=DeviceRows,
     sparse_step=sparse_step,
+    step_by_address=step_by_address,
 )

@@ -27,6 +27,7 @@ from .layers.weight_gradient import weight_gradient_specialisation
 from .memory.conflicts import conflict_specialisation
 from .memory.content import content_specialisation
 from .memory.couplings import coupling_specialisation
+from .memory.dense import PASSES, Dense, dense_content_specialisation, dense_coupling_specialisation
 from .memory.layout import H100, Layout, choose_layout
 from .memory.mass_aware import mass_aware_specialisation
 from .memory.mass_backward import mass_backward_specialisation
@@ -39,6 +40,7 @@ from .optimizer.adamw import adamw_specialisation
 from .runtime.module import Specialisation
 from .sparse.numbers import NUMBERS
 from .sparse.rows import ROWS
+from .sparse.segment_rows import segment_specialisation as segment_rows_specialisation
 from .step.step import step_specialisation
 
 _TYPES = ("float", "double", "float16", "bfloat16")
@@ -47,6 +49,7 @@ _LAYERS = (
     loss_specialisation, embedding_specialisation, attention_specialisation, add_specialisation,
     sampling_specialisation,
 )  # fmt: skip
+_WAYS = "forward", "backward"
 _WITHOUT_HALVES = (
     adamw_specialisation, weight_gradient_specialisation, delta_specialisation,
 )  # fmt: skip
@@ -69,7 +72,7 @@ def _memory() -> list[Specialisation]:
     return [
         *(conflict_specialisation(first, update) for update in rules),
         *(conflict_specialisation(layout, rules[0]) for layout in others),
-        *(coupling_specialisation(layout, f"couple_{way}") for layout in layouts for way in ("forward", "backward")),
+        *(coupling_specialisation(layout, f"couple_{way}") for layout in layouts for way in _WAYS),
         *(content_specialisation(layout, renumbered) for layout in layouts for renumbered in (False, True)),
         *(mass_forward_specialisation(layout, False, True, False) for layout in layouts),
         mass_forward_specialisation(first, mass_aware=True, in_shared=True, renumbered=False),
@@ -89,6 +92,18 @@ def _memory() -> list[Specialisation]:
         *(plain_specialisation(np.dtype(dtype), 64, rules[0], False) for dtype in (np.float64, np.float16)),
         *(plain_specialisation(np.dtype(np.float32), 64, update, aware) for update in rules for aware in (False, True)),
     ]
+
+
+def _dense() -> list[Specialisation]:
+    """Few slots: 64 and 256, with K 8 and 16, every type with sums in float32, one warp and sixteen."""
+    shapes = [("float32", 64, 32, 16), ("float16", 64, 64, 8), ("float32", 256, 64, 16), ("float32", 13, 4, 8)]
+    found = []
+    for dtype, slots, channels, top_k in shapes:
+        layout = choose_layout(np.dtype(dtype), slots, channels, top_k, top_k, H100)
+        found.append(Dense(layout, slots, channels))
+    found.append(replace(found[1], layout=replace(found[1].layout, element="bfloat16")))
+    couplings = [dense_coupling_specialisation(dense, f"dense_couple_{way}") for dense in found for way in _WAYS]
+    return couplings + [dense_content_specialisation(dense, name) for dense in found for name in list(PASSES)[:2]]
 
 
 def _few_rows() -> list[Specialisation]:
@@ -146,9 +161,11 @@ DEFAULT_SPECIALISATIONS: list[Specialisation] = [
     decode_specialisation("float", 2, 32, 32),
     decode_specialisation("double", 2, 16, 16),
     *dict.fromkeys(_memory()),
+    *_dense(),
     *_steps(),
     ROWS,
     NUMBERS,
+    *(segment_rows_specialisation(row) for row in ("float", "double", "bfloat16")),
     *_few_rows(),
     *(norm_specialisation(element, layernorm) for element in _TYPES for layernorm in (False, True)),
     *(of_type(element) for element in _TYPES for of_type in _LAYERS),

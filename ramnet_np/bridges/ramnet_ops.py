@@ -10,8 +10,10 @@ these: a masked token's output is 0; logits must be finite; what is wrong ends i
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -58,7 +60,7 @@ def random_access_memory_attention(
     call = _rows(w_addr, r_addr, values, gamma, slot, mass, mask, position_ids, t_dim)
     order, radix = call.write.shape[-2:]
     M = radix**order
-    state = _state(call, slot, mass, M)
+    state = _state(call, mass, M)
     positions = call.positions
     if positions is None and embed_num and state is not None:
         positions = torch.arange(call.values.shape[1], device=values.device)
@@ -70,8 +72,7 @@ def random_access_memory_attention(
     if inplace:
         _check_in_place(slot, mass, state, (*arrays, slot, mass))
         assert state is not None
-        with torch.no_grad():
-            y = _update(arrays, state, options)
+        y = _update(arrays, state, options)
         final = RAMState(*(part for part in (slot, mass) if isinstance(part, torch.Tensor)))
     else:
         if state is not None and call.values.shape[1] == 1 and not _has_gradients((*arrays, *state)):
@@ -117,53 +118,69 @@ class _Rows(NamedTuple):
     gamma: torch.Tensor | float
     mask: torch.Tensor | None
     positions: torch.Tensor | None
+    slot: torch.Tensor | None
+    mass: torch.Tensor | None
     batch: tuple[int, ...]
+
+
+# how many axes a tensor has from time on; those of a state have no time
+_AXES = {"w_addr": 4, "r_addr": 4, "values": 3, "gamma": 2, "mask": 1, "position_ids": 1, "slot": 3, "mass": 2}
+_OF_STATE = "slot", "mass"
 
 
 def _rows(
     w_addr: Any, r_addr: Any, values: Any, gamma: Any, slot: Any, mass: Any, mask: Any, position_ids: Any, t_dim: int
 ) -> _Rows:
     """Time just before the heads, and everything broadcast: no copies where shapes fit and ``t_dim`` is there."""
-    given = {
-        "w_addr": (w_addr, 4), "r_addr": (r_addr, 4), "values": (values, 3), "gamma": (gamma, 2), "mask": (mask, 1),
-        "position_ids": (position_ids, 1),
-    }  # fmt: skip
-    moved: dict[str, Any] = {}
-    for name, (tensor, axes) in given.items():
-        if not isinstance(tensor, torch.Tensor):
-            if name in ("w_addr", "r_addr", "values"):
-                raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-            continue
-        if tensor.ndim < axes or not -tensor.ndim <= t_dim < tensor.ndim or t_dim % tensor.ndim > tensor.ndim - axes:
-            raise ValueError(f"{name} must have time on axis t_dim = {t_dim}, got shape {tuple(tensor.shape)}")
-        moved[name] = tensor.movedim(t_dim, -axes)
-    moved |= {name: x for name, x in {"slot": slot, "mass": mass}.items() if isinstance(x, torch.Tensor)}
-    own = {"w_addr": 4, "r_addr": 4, "values": 3, "gamma": 2, "mask": 1, "position_ids": 1, "slot": 3, "mass": 2}
-    batch = _broadcast([x.shape[: x.ndim - own[name]] for name, x in moved.items()])
-    tokens = _broadcast([_token_shape(name, x, own[name]) for name, x in moved.items()])
-    digits = _broadcast([moved["w_addr"].shape[-2:], moved["r_addr"].shape[-2:]])
-    inner = {"w_addr": digits, "r_addr": digits, "values": values.shape[-1:], "gamma": ()}
-    rows = {name: _row(moved[name], batch, (*tokens, *shape)) for name, shape in inner.items() if name in moved}
-    rows |= {name: _row(moved[name], batch, tokens[:1]) for name in ("mask", "position_ids") if name in moved}
+    for name, x in (("w_addr", w_addr), ("r_addr", r_addr), ("values", values)):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if slot is not None and not isinstance(slot, torch.Tensor):
+        raise TypeError(f"slot of init_ram must be a torch.Tensor or None, got {type(slot).__name__}")
+    named = zip(_AXES, (w_addr, r_addr, values, gamma, mask, position_ids, slot, mass), strict=True)
+    given = {name: x for name, x in named if isinstance(x, torch.Tensor)}
+    batch, shapes = _layout(t_dim, tuple((name, x.shape) for name, x in given.items()))
+    for name, shape in shapes.items():
+        x = given[name] if name in _OF_STATE else given[name].movedim(t_dim, -_AXES[name])
+        given[name] = x.expand(*batch, *shape).reshape(-1, *shape)
     if values.device.type == "cpu":
-        rows |= {name: _at_least_float32(rows[name]) for name in inner if name in rows}
+        given |= {name: _at_least_float32(x) for name, x in given.items() if name not in ("mask", "position_ids")}
     return _Rows(
-        rows["w_addr"], rows["r_addr"], rows["values"], rows.get("gamma", gamma),
-        rows["mask"].to(values.device, torch.bool) if "mask" in rows else None,
-        rows["position_ids"].to(values.device) if "position_ids" in rows else None, batch,
+        given["w_addr"], given["r_addr"], given["values"], given.get("gamma", gamma),
+        given["mask"].to(values.device, torch.bool) if "mask" in given else None,
+        given["position_ids"].to(values.device) if "position_ids" in given else None,
+        given.get("slot"), given.get("mass"), batch,
     )  # fmt: skip
 
 
-def _token_shape(name: str, tensor: torch.Tensor, axes: int) -> tuple[int, int]:
+@lru_cache(maxsize=1024)  # it would take longer than the token itself
+def _layout(t_dim: int, given: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The leading axes of a call; and the other axes, broadcast, of those tensors that are not like that already."""
+    moved: dict[str, list[int]] = {}
+    for name, shape in given:
+        axes, ndim = _AXES[name], len(shape)
+        moved[name] = list(shape)
+        if name not in _OF_STATE:
+            if ndim < axes or not -ndim <= t_dim < ndim or t_dim % ndim > ndim - axes:
+                raise ValueError(f"{name} must have time on axis t_dim = {t_dim}, got shape {tuple(shape)}")
+            moved[name].insert(ndim - axes, moved[name].pop(t_dim))
+    batch = _broadcast([shape[: len(shape) - _AXES[name]] for name, shape in moved.items()])
+    T, H = _broadcast([_token_shape(name, shape) for name, shape in moved.items()])
+    U, P = _broadcast([moved["w_addr"][-2:], moved["r_addr"][-2:]])
+    C = moved["values"][-1]
+    whole = {
+        "w_addr": (T, H, U, P), "r_addr": (T, H, U, P), "values": (T, H, C), "gamma": (T, H), "mask": (T,),
+        "position_ids": (T,), "slot": (H, P**U, C), "mass": (H, P**U),
+    }  # fmt: skip
+    return batch, {name: whole[name] for name, shape in given if shape != (math.prod(batch), *whole[name])}
+
+
+def _token_shape(name: str, shape: list[int]) -> tuple[int, int]:
     """(T, H), 1 where a tensor has no such axis."""
-    first = tensor.shape[tensor.ndim - axes]
-    if name in ("slot", "mass"):
+    first = shape[len(shape) - _AXES[name]]
+    if name in _OF_STATE:
         return 1, first
-    return (first, 1) if axes == 1 else (first, tensor.shape[tensor.ndim - axes + 1])
-
-
-def _row(tensor: torch.Tensor, batch: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-    return tensor.expand(*batch, *shape).reshape(-1, *shape)
+    return first, (1 if _AXES[name] == 1 else shape[len(shape) - _AXES[name] + 1])
 
 
 def _broadcast(shapes: list[Any]) -> tuple[int, ...]:
@@ -174,17 +191,18 @@ def _broadcast(shapes: list[Any]) -> tuple[int, ...]:
         raise ValueError(f"the tensors of a call must broadcast against one another, got axes {got}") from None
 
 
-def _state(call: _Rows, slot: Any, mass: Any, M: int) -> RAMState | None:
+def _state(call: _Rows, mass: Any, M: int) -> RAMState | None:
     """The state to start from, None for the operation's own start: slots of 0, a mass of 1/M."""
-    if slot is None and (mass is None or (not isinstance(mass, torch.Tensor) and mass == 1 / M)):
+    if call.slot is None and call.mass is None and (mass is None or mass == 1 / M):
         return None
-    _, _, H, C = call.values.shape
-    zeros = _at_least_float32(call.values.new_zeros(1))
-    slot = zeros.expand(1, M, C) if slot is None else slot
-    if not isinstance(mass, torch.Tensor):
-        mass = torch.full_like(zeros, 1 / M if mass is None else mass).expand(1, M)
-    dtype = zeros.dtype
-    return RAMState(_row(slot.to(dtype), call.batch, (H, M, C)), _row(mass.to(dtype), call.batch, (H, M)))
+    B, _, H, C = call.values.shape
+    dtype = call.values.dtype if call.values.dtype.itemsize >= 4 else torch.float32
+    slots, masses = call.slot, call.mass
+    if slots is None:
+        slots = call.values.new_zeros(1).expand(B, H, M, C)
+    if masses is None:
+        masses = call.values.new_full((1,), 1 / M if mass is None else mass, dtype=dtype).expand(B, H, M)
+    return RAMState(slots.to(dtype), masses.to(dtype))
 
 
 def _check_in_place(slot: Any, mass: Any, state: RAMState | None, tensors: Sequence[Any]) -> None:

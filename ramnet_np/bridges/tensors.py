@@ -14,9 +14,6 @@ import torch
 from ramnet_np.bridges.streams import cupy_stream
 from ramnet_np.contract import Array
 
-# what DLPack does not take under a name that both sides know goes as integers of the same size
-_AS_INTEGERS = {torch.bfloat16: torch.int16, torch.bool: torch.uint8}
-
 
 def array_of(tensor: torch.Tensor | None) -> Array:
     """A tensor's memory as a NumPy array, or as a CuPy array where it is on a GPU; None for None.
@@ -33,10 +30,11 @@ def array_of(tensor: torch.Tensor | None) -> Array:
         return tensor.numpy()
     import cupy
 
-    if tensor.dtype not in _AS_INTEGERS:
-        return cupy.from_dlpack(tensor)
-    integers = cupy.from_dlpack(tensor.view(_AS_INTEGERS[tensor.dtype]))
-    return integers.view(_bfloat16() if tensor.dtype == torch.bfloat16 else np.dtype(bool))
+    # DLPack would take thirty times as long. The array keeps the tensor, and so the memory.
+    memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, tensor, tensor.get_device())
+    dtype = dtype_of(tensor.dtype)
+    strides = [dtype.itemsize * stride for stride in tensor.stride()]
+    return cupy.ndarray(tensor.shape, dtype, cupy.cuda.MemoryPointer(memory, 0), strides)
 
 
 def tensor_of(array: Array) -> torch.Tensor:
@@ -66,12 +64,27 @@ def as_torch_would(device: torch.device) -> Iterator[None]:
         return
     import cupy
 
-    stream = torch.cuda.current_stream(device).cuda_stream
-    with (
-        cupy.cuda.Device(device.index),
-        cupy_stream(stream),
-        cupy.cuda.using_allocator(_torch_allocator().malloc),
-    ):
+    with on_torchs_stream(device), cupy.cuda.using_allocator(_torch_allocator().malloc):
+        yield
+
+
+@contextmanager
+def on_torchs_stream(device: torch.device) -> Iterator[None]:
+    """Let CuPy run on this GPU and on torch's current stream of it, where it does not already; nothing on the CPU.
+
+    >>> with on_torchs_stream(torch.device("cpu")):
+    ...     pass
+    """
+    if device.type == "cpu":
+        yield
+        return
+    import cupy
+
+    stream = torch.cuda.current_stream(device.index).cuda_stream
+    if device.index == cupy.cuda.runtime.getDevice() and stream == cupy.cuda.get_current_stream().ptr:
+        yield
+        return
+    with cupy.cuda.Device(device.index), cupy_stream(stream):
         yield
 
 
@@ -90,7 +103,15 @@ def _torch_allocator() -> Any:
     return cupy.cuda.PythonFunctionAllocator(allocate, free)
 
 
-def _bfloat16() -> np.dtype:
-    import ml_dtypes
+@cache
+def dtype_of(dtype: torch.dtype) -> np.dtype:
+    """NumPy's dtype for torch's.
 
-    return np.dtype(ml_dtypes.bfloat16)
+    >>> dtype_of(torch.float32)
+    dtype('float32')
+    """
+    if dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return torch.empty(0, dtype=dtype).numpy().dtype

@@ -135,7 +135,7 @@ def _tensors(
     for name, tensor in named.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.layout != torch.strided or tensor.device.type not in ("cpu", "cuda"):
+        if tensor.layout != torch.strided or not (tensor.is_cpu or tensor.is_cuda):
             raise TypeError(
                 f"{name} must be a dense tensor on the CPU or a CUDA GPU, got {tensor.layout} on {tensor.device}"
             )

@@ -11,13 +11,14 @@ saves any tensor; when the ticket's memory is given back, its context goes with 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ramnet_np.bridges.tensors import array_of, as_torch_would, tensor_of
+from ramnet_np.backend import load_backend, selected_backend
+from ramnet_np.bridges.tensors import array_of, as_torch_would, dtype_of, on_torchs_stream, tensor_of
 from ramnet_np.contract import RAMState
 from ramnet_np.core.attention import (
     RAMAttentionContext,
@@ -25,6 +26,8 @@ from ramnet_np.core.attention import (
     ram_attention_forward,
     ram_attention_step,
 )
+from ramnet_np.core.option_checks import check_options
+from ramnet_np.forked import use_gpu
 
 _ARRAYS = (
     "Tensor write_logits, Tensor read_logits, Tensor values, Tensor? gamma, Tensor? positions, Tensor? mask, {state}"
@@ -204,23 +207,80 @@ def _differentiate(ctx: Any, dy: Any, dslots: Any, dmass: Any, _: Any) -> tuple[
 forward.register_autograd(_differentiate, setup_context=_save)
 
 
-@torch.library.custom_op(
-    "ramnet_np::ram_attention_step",
-    mutates_args=("slots", "mass"),
-    schema=f"({_UPDATED}, {_OPTIONS}, str? backend) -> Tensor",
-)
-def step(*inputs: Any) -> torch.Tensor:
-    """y of one token; slots and mass are updated in place."""
-    *options, backend = inputs[_ARRAY_COUNT:]
-    with as_torch_would(inputs[2].device):
-        arrays, named = _arguments(inputs[:_ARRAY_COUNT], options)
-        y, _ = ram_attention_step(*arrays, **named, backend=backend)
+# Not a custom_op: that would add 0.2 ms of Python to a call whose kernel takes 8 us.
+_STEP = "ramnet_np::ram_attention_step"
+torch.library.define(_STEP, f"({_UPDATED}, {_OPTIONS}, str? backend) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+_launches: dict[Any, Callable[..., bool] | None] = {}  # by all that the checks of a step on a GPU look at
+_REMEMBERED = 1024
+
+
+@torch.library.register_kernel(_STEP, ("cpu", "cuda"))
+def _step(*inputs: Any) -> torch.Tensor:
+    """y of one token; slots and mass are updated in place.
+
+    The first step of a kind on a GPU goes through the library, which checks it; the later ones are its launch alone.
+    """
+    tensors, options = inputs[:_ARRAY_COUNT], inputs[_ARRAY_COUNT:]
+    *_, values, _, _, _, slots, mass = tensors
+    torch.autograd.graph.increment_version((slots, mass))
+    if values.device.type == "cpu":
+        return _checked_step(tensors, options)
+    seen = [None if x is None else (x.shape, x.dtype, x.get_device()) for x in tensors]
+    kind = (*seen, slots.is_contiguous(), mass.is_contiguous(), options, selected_backend())
+    launch = _launches.get(kind)
+    y = None if launch is None else _launched_step(launch, tensors)
+    if y is None:
+        y = _checked_step(tensors, options)
+        if kind not in _launches:
+            if len(_launches) >= _REMEMBERED:
+                _launches.clear()
+            _launches[kind] = _launch_of(tensors, options)
+    return y
+
+
+def _checked_step(tensors: Sequence[Any], options: Sequence[Any]) -> torch.Tensor:
+    """The library's step."""
+    with as_torch_would(tensors[2].device):
+        arrays, named = _arguments(tensors, options[:-1])
+        y, _ = ram_attention_step(*arrays, **named, backend=options[-1])
         return tensor_of(y)
 
 
-@step.register_fake
+def _launch_of(tensors: Sequence[Any], options: Sequence[Any]) -> Callable[..., bool] | None:
+    """The launch for steps like this one, which was checked; None where they must go through the library."""
+    logits, _, values, gamma, positions, _, slots, mass = tensors
+    number, update, write_k, read_k, write_renorm, read_renorm, cape_heads, mass_aware, eps, backend = options
+    prepare = load_backend(backend or selected_backend() or "cupy").step_by_address
+    whole = slots.is_contiguous() and mass.is_contiguous() and values.numel() > 0
+    if prepare is None or not whole or (positions is not None and positions.dtype != torch.int64):
+        return None
+    decode, memory = check_options(
+        slots.shape[2], slots.shape[1], update=update, top_k=(write_k, read_k), renorm=(write_renorm, read_renorm),
+        cape_heads=cape_heads, mass_aware=mass_aware, eps=eps, proxy_eps=0.0,
+    )  # fmt: skip
+    stride = int(positions is not None and positions.ndim == 2)  # one position for each sequence, or for all
+    constant = number if gamma is None else None
+    return prepare(tuple(logits.shape), values.shape[3], dtype_of(values.dtype), constant, stride, decode, memory)
+
+
+def _launched_step(launch: Callable[..., bool], tensors: Sequence[Any]) -> torch.Tensor | None:
+    """y by ``launch``; None if it does not take arrays that lie where these do."""
+    use_gpu()
+    arrays = [None if x is None else x.contiguous() for x in tensors]
+    values: Any = arrays[2]
+    y = torch.empty_like(values, memory_format=torch.contiguous_format)
+    logits, reads, content, gamma, positions, mask, slots, mass = (0 if x is None else x.data_ptr() for x in arrays)
+    with on_torchs_stream(values.device):
+        launched = launch(logits, reads, content, gamma, mask, positions, slots, mass, y.data_ptr())
+    return y if launched else None
+
+
+@torch.library.register_fake(_STEP)
 def _(*inputs: Any) -> torch.Tensor:
     return inputs[2].new_empty(inputs[2].shape)
+
+
+step = torch.ops.ramnet_np.ram_attention_step.default
 
 
 def _dtype_of_state(dtype: torch.dtype) -> torch.dtype:

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from ramnet_np.backend import array_kind, backend_for, selected_backend
+from ramnet_np.backend import Backend, array_kind, backend_for, load_backend, selected_backend, use_backend
 from ramnet_np.core.placement import on_gpu_of_arrays
 
 _Arguments = ParamSpec("_Arguments")
@@ -89,11 +89,19 @@ def accelerated_everywhere(function: Callable[_Arguments, _Result]) -> Callable[
             return elsewhere(*args, **kwargs)
         selected = selected_backend()
         if selected not in for_numpy:
-            for_numpy[selected] = backend_for(args[0]).layers.get(name, function)
+            for_numpy[selected] = _backend_on_host(args[0], selected).layers.get(name, function)
         result = for_numpy[selected](*args, **kwargs)
         return function(*args, **kwargs) if result is NotImplemented else result
 
     return dispatched
+
+
+def _backend_on_host(array: np.ndarray, selected: str | None) -> Backend:
+    """The selected backend, or the array's own where that serves GPUs alone: a GPU's memory has tables of NumPy's."""
+    if selected is None or "numpy" in load_backend(selected).kinds:
+        return backend_for(array)
+    with use_backend(None):
+        return backend_for(array)
 
 
 def _register(function: Callable[..., Any]) -> str:

@@ -5,15 +5,17 @@
     write and read as ever, with numbers for slots     the memory of the backend
     scatter the rows of written slots back             sparse_state.py
 
-The backend's kernels stay as they are: they see a memory of as many slots as the segment touches. Its results have the
-bits of a dense state of all M slots. The gradient is that of the segment: it ends where the state came in, because the
-state before it may by then be on a disk.
+The backend's kernels stay as they are: they see a memory of as many slots as the segment touches, or a few more. Its
+results have the bits of a dense state of all M slots. Rows on a GPU do the first two steps and the last by themselves.
+The gradient is that of the segment: it ends where the state came in, because the state before it may by then be on a
+disk.
 Cost: that of the dense memory, and a copy of the touched rows each way; time and memory follow the accesses.
 Source: paper section 7, which proposes a memory whose slots are kept outside of the GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,19 +54,14 @@ def sparse_memory_forward(
     >>> y.ravel().round(3).tolist(), state.written
     ([0.5, 1.167], 1)
     """
-    numbers = number_slots(write.index, read.index, mask, options.slots)
-    rows = state.gather(numbers.keys)
-    small, place, stored = _dense(rows, numbers, values)
+    write_numbers, read_numbers, small, put_back = _gathered(state, write.index, read.index, mask)
     y, final, ctx = backend.memory_forward(
-        write._replace(index=numbers.write), read._replace(index=numbers.read), values, gamma, mask, small,
+        write._replace(index=write_numbers), read._replace(index=read_numbers), values, gamma, mask, small,
         options._replace(slots=small.mass.shape[2]), return_state,
     )  # fmt: skip
     if final is None:
         return y, None, ctx
-    at, xp = place[stored], namespace_of(values)
-    rows = xp.empty((at.size, rows.shape[1]), dtype=rows.dtype)
-    rows[:, :-1], rows[:, -1] = final.slots.reshape(-1, values.shape[3])[at], final.mass.reshape(-1)[at]
-    state.scatter(numbers.keys[stored], rows)
+    put_back(final)
     return y, state, ctx
 
 
@@ -134,13 +131,37 @@ def _bring_up(
     state.bring_up((head * M + slots).ravel(), new)
 
 
-def _dense(rows: Array, numbers: SlotNumbers, values: Array) -> tuple[RAMState, Array, Any]:
+def _gathered(
+    state: SparseRAMState, write: Array, read: Array, mask: Array | None
+) -> tuple[Array, Array, RAMState, Callable[[RAMState], None]]:
+    """Numbers in place of the slots that a segment touches, these as a dense state, and what stores the written ones.
+
+    The dense state (B, H, n, C) has room for the most slots that a head touches, or more. What a head has left over is
+    addressed by nothing.
+    """
+    taken = state.segment(write, read, mask)
+    if taken is not NotImplemented:
+        return taken
+    numbers = number_slots(write, read, mask, state.shape[2])
+    rows = state.gather(numbers.keys)
+    small, place, stored = _dense(rows, numbers, state.shape)
+
+    def put_back(final: RAMState) -> None:
+        at, xp = place[stored], namespace_of(rows)
+        new = xp.empty((at.size, rows.shape[1]), dtype=rows.dtype)
+        new[:, :-1], new[:, -1] = final.slots.reshape(-1, rows.shape[1] - 1)[at], final.mass.reshape(-1)[at]
+        state.scatter(numbers.keys[stored], new)
+
+    return numbers.write, numbers.read, small, put_back
+
+
+def _dense(rows: Array, numbers: SlotNumbers, shape: tuple[int, ...]) -> tuple[RAMState, Array, Any]:
     """A dense state of ``rows`` (N, C + 1), where each of them is in it, (N,) of B*H*n, and which of them are written.
 
-    n: the most slots that a head touches. A head that touches fewer has rows left over, which nothing addresses.
+    ``shape``: (B, H, M, C). n is the most slots that a head touches.
     """
     xp = namespace_of(rows)
-    B, _, H, C = values.shape
+    B, H, _, C = shape
     counts = np.diff(numbers.start)
     n = max(1, int(counts.max())) if counts.size else 1
     every, start = xp.arange(len(rows)), xp.asarray(numbers.start)

@@ -8,7 +8,7 @@ the same. Source: paper section 7.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,6 +108,30 @@ class SparseRAMState:
         """
         with self._moving_rows():
             self.rows.scatter(keys, self.format.pack(rows))
+
+    def segment(
+        self, write: Array, read: Array, mask: Array | None
+    ) -> tuple[Array, Array, RAMState, Callable[[RAMState], None]]:
+        """What a segment touches, by rows of a backend that go to a small dense state and back by themselves.
+
+        ``write``, ``read``: (B, T, H, K) slots; ``mask``: (B, T) or None.
+        Returns both with numbers in place of slots, the dense state (B, H, n, C), and what stores the slots that were
+        written. NotImplemented where rows know keys alone. Errors as of :meth:`gather` and :meth:`scatter`.
+        """
+        B, H, M, C = self.shape
+        if not hasattr(self.rows, "segment"):
+            return NotImplemented
+        with self._moving_rows():
+            taken = self.rows.segment(write, read, mask, M, C)
+        if taken is NotImplemented:
+            return NotImplemented
+        write, read, contents, mass, store = taken
+
+        def put_back(final: RAMState) -> None:
+            with self._moving_rows():
+                store(final.slots, final.mass)
+
+        return write, read, RAMState(*(part.reshape(B, H, *part.shape[1:]) for part in (contents, mass))), put_back
 
     @contextmanager
     def _moving_rows(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ from ramnet_np.train.config import TrainConfig
 
 GRIDS = (
     "mqar-order", "mqar-state", "mqar-digit", "mqar-cape", "mqar-ablations",
-    "language-rivals", "language-past", "language-recipe", "language-bytes",
+    "language-rivals", "language-past", "language-recipe", "language-long", "language-bytes",
 )  # fmt: skip
 
 MOST_VALIDATION = 10**6  # sequences of each training setting

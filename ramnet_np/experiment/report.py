@@ -25,7 +25,7 @@ from ramnet_np.experiment.tables import (
     state_table,
     study_table,
 )
-from ramnet_np.experiment.text_report import book_sections, read_books, text_section
+from ramnet_np.experiment.text_report import book_sections, read_books, read_speeds, speed_section, text_section
 from ramnet_np.experiment.text_tables import training_slots_table
 from ramnet_np.model.files import write_text
 from ramnet_np.model.mixers import variant_labels
@@ -35,6 +35,7 @@ from ramnet_np.runs.pictures import save_picture
 
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"  # of a grid
 PAPER = "paper.toml"
+SPEED = "language-speed"  # the section of models that were timed alone
 RIVALS = "language-rivals"  # whose models also stand beside those of language-past
 
 
@@ -73,8 +74,8 @@ def write_report(results: Sequence[Path], out: Path | None = None) -> str:
 def report(
     results: Sequence[Path], paper: Mapping[str, Any], figures: dict[str, Callable[[], Figure]]
 ) -> dict[str, str]:
-    """The Markdown of each grid and test on books, by its name; how to draw its figure is added to ``figures``.
-    ValueError where there is no result.
+    """The Markdown of each grid, of the speeds and of each test on books, by its name; how to draw its figure is
+    added to ``figures``. ValueError where there is no result.
 
     >>> from ramnet_np.experiment.report import report
     >>> report([], {}, {})
@@ -83,8 +84,8 @@ def report(
     ValueError: results must hold at least one run at full length that did not diverge, got none in
     """
     records = read_records(results)
-    points, books = collect(records), read_books(results)
-    if not points and not books:
+    points, books, speeds = collect(records), read_books(results), read_speeds(results)
+    if not (points or books or speeds):
         names = ", ".join(map(str, results))
         raise ValueError(
             f"results must hold at least one run at full length that did not diverge, got none in {names}".rstrip()
@@ -95,6 +96,8 @@ def report(
             runs = [r for r in records if r["grid"] == grid and r["quick"] == ours[0].run.quick]
             rivals = _in_order(RIVALS, [p for p in points if p.grid == RIVALS])
             sections[grid] = _section(grid, ours, runs, paper, figures, rivals)
+    if speeds:
+        sections[SPEED] = speed_section(speeds)
     for name, (text, what) in book_sections(books, figures).items():
         sections[name] = "\n\n".join([*_images(name, what), text]) if what else text
     return sections

@@ -188,18 +188,20 @@ def provenance(records: Sequence[Record]) -> str:
     """
     if not records:
         return "No runs."
-    where = sorted({_hardware(r["hardware"]) for r in records})
+    where = sorted({hardware_in_words(r["hardware"]) for r in records})
     versions = ", ".join(sorted({r["version"] for r in records}))
     first, last = min(r["date"][:10] for r in records), max(r["date"][:10] for r in records)
     runs = "1 run" if len(records) == 1 else f"{len(records)} runs"
     short = sum(r["settings"].get("search", False) for r in records)
     of_them = f"{short} short ones to choose by, " if short else ""
     diverged = sum(r["status"] == "diverged" for r in records)
-    speed = max(r["tokens_per_second"] for r in records)
+    # runs on text share a GPU whose cores they fill, so that their speed says nothing
+    text = any(r["settings"].get("task") == "text" for r in records)
+    speed = "" if text else f" The fastest run trained {max(r['tokens_per_second'] for r in records):,} tokens/s."
     spent = f"{gpu_minutes(records):.1f} GPU minutes" if gpu_minutes(records) else "no GPU"
     return (
         f"{runs} ({of_them}{diverged} diverged), {spent}, {first if first == last else f'{first} to {last}'}, on "
-        f"{'; '.join(where)}; ramnet_np {versions}. The fastest run trained {speed:,} tokens/s."
+        f"{'; '.join(where)}; ramnet_np {versions}.{speed}"
     )
 
 
@@ -244,7 +246,12 @@ def _toml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def _hardware(facts: Mapping[str, Any]) -> str:
+def hardware_in_words(facts: Mapping[str, Any]) -> str:
+    """The processor or GPU of a record, and the versions.
+
+    >>> hardware_in_words({"name": "a CPU", "device": "cpu", "numpy": "2.0", "python": "3.11"})
+    'a CPU, NumPy 2.0, Python 3.11'
+    """
     parts = [facts["name"]]
     if facts["device"] == "gpu":
         parts += [f"CUDA {_cuda(facts['cuda'])}", f"CuPy {facts['cupy']}"]

@@ -1,12 +1,13 @@
-"""The sections of docs/results/language.md: grids on text, and tests on books."""
+"""The sections of docs/results/language.md: grids on text, tests on books, and the speed of each model alone."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -14,14 +15,18 @@ from ramnet_np.data.needles import WORDS
 from ramnet_np.experiment.summary import Result
 from ramnet_np.experiment.text_tables import (
     Book,
+    Speed,
     book_lines,
+    book_ranges,
     books_table,
     by_position,
+    long_table,
     past_table,
     recipe_table,
     rivals_table,
     saved_table,
     slots_table,
+    speed_table,
 )
 from ramnet_np.plot.language import lines_by_range, scores_by_model
 
@@ -47,8 +52,8 @@ def text_section(
 ) -> tuple[str, Draw, str]:
     """The table of a grid on text, how to draw its figure, and what is to be seen in it.
 
-    ``rivals``: results of language-rivals. Of those of a like size, the first of each kind of model stands in the table
-    of language-past, too.
+    ``rivals``: results of language-rivals, beside which those of language-long stand. Of those of a like size, the
+    first of each kind of model stands in the table of language-past, too.
 
     >>> text_section("language-past", [])[2]
     'Bits a byte against the position in the book, a line for each model.'
@@ -66,6 +71,9 @@ def text_section(
     if grid == "language-recipe":
         scores = {result.name: result.accuracies for result in results}
         return recipe_table(results), lambda: scores_by_model(scores, bits, title), what
+    if grid == "language-long":
+        scores = {result.name: result.accuracies for result in sorted(results, key=lambda r: r.accuracy)}
+        return long_table(results, rivals), lambda: scores_by_model(scores, bits, title), what
     ordered = sorted(results, key=lambda r: (round(r.records[0]["parameters"] / 10e6), r.accuracy))
     scores = {result.name: result.accuracies for result in ordered}
     return rivals_table(results), lambda: scores_by_model(scores, bits, title), what
@@ -77,14 +85,43 @@ def read_books(paths: Sequence[Path]) -> list[Book]:
     >>> read_books([])
     []
     """
-    found = []
+    return [record for record in _lines(paths) if isinstance(record.get("tables"), Mapping)]
+
+
+def read_speeds(paths: Sequence[Path]) -> list[Speed]:
+    """The last record of each model that was timed alone; other lines, and models of a reduced grid, are left out.
+
+    >>> read_speeds([])
+    []
+    """
+    return list({one["point"]: one for one in _lines(paths) if "token_ms" in one and not one["quick"]}.values())
+
+
+def _lines(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of some files, a line each."""
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):
                 record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("tables"), Mapping):
-                    found.append(record)
-    return found
+                if isinstance(record, dict):
+                    yield record
+
+
+def speed_section(speeds: Sequence[Speed]) -> str:
+    """The table of models that were timed alone, and how they were timed.
+
+    >>> speed_section([])
+    ''
+    """
+    if not speeds:
+        return ""
+    about = {
+        f"Steps of {one['batch']} windows of {one['length']} tokens in {one['dtype']}, on {one['device']}, "
+        + ", ".join(f"{name} {version}" for name, version in one["versions"].items())
+        + f", {one['date'][:10]}; one text in generation, behind {one['length']} tokens."
+        for one in speeds
+    }
+    return "\n\n".join([speed_table(speeds), *sorted(about)])
 
 
 def book_sections(books: Sequence[Book], figures: dict[str, Draw]) -> dict[str, tuple[str, str]]:
@@ -108,15 +145,17 @@ def book_sections(books: Sequence[Book], figures: dict[str, Draw]) -> dict[str, 
             guess = 1 / len(WORDS) if test == "needles" else None
             ylabel = "share of right answers" if test == "needles" else "bits a byte"
             name = f"books-{test}"
-            figures[name] = _draw(shown, _XLABELS[test], ylabel, guess)
+            figures[name] = _draw(shown, _XLABELS[test], ylabel, guess, book_ranges(books, test))
             sections[name] = books_table(books, test, value) + _note(books, test), _WHAT[test]
     if any(book["test"] == "slots" for book in books):
         sections["books-slots"] = slots_table(books), ""
     return sections
 
 
-def _draw(lines: Mapping[str, Mapping[str, float]], xlabel: str, ylabel: str, guess: float | None) -> Draw:
-    return lambda: lines_by_range(lines, xlabel, ylabel, guess=guess)
+def _draw(
+    lines: Mapping[str, Mapping[str, float]], xlabel: str, ylabel: str, guess: float | None, ranges: Sequence[str]
+) -> Draw:
+    return lambda: lines_by_range(lines, xlabel, ylabel, guess=guess, ranges=ranges)
 
 
 def _note(books: Sequence[Book], test: str) -> str:

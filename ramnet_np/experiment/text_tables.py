@@ -10,16 +10,18 @@ from ramnet_np.experiment.tables import how, how_head, table
 from ramnet_np.model.count import active_elements
 
 _ABSENT = "-"
+_SLOT_USE = ("touched", "entropy", "slots in use")  # columns
 _BYTES = 4  # of an element of state: memories are float32 in generation
 
 Book = dict[str, Any]  # the record of a test on books
+Speed = dict[str, Any]  # the record of a model that ramnet_np.kernels.bench.points has timed
 
 
 def rivals_table(results: Sequence[Result]) -> str:
     """Models of like sizes beside each other, the best first: bits a byte of the held-out books, and what they cost.
 
     >>> rivals_table([]).count("|")
-    24
+    22
     """
     rows = []
     for result in sorted(results, key=lambda r: (round(_parameters(r) / 10e6), r.accuracy)):
@@ -27,10 +29,51 @@ def rivals_table(results: Sequence[Result]) -> str:
         active = active_elements(result.run.model, result.settings["data"]["length"])
         sizes = [f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}", f"{active:,}", mega]
         cells = [*sizes, *_bits(result), _carried(result)]
-        rows.append([f"{result.kind} ({result.name})", *cells, *how(result, results), f"{result.tokens_per_second:,}"])
+        rows.append([f"{result.kind} ({result.name})", *cells, *how(result, results)])
     head = ["model", "million parameters", "elements of state", "touched by a token", "MB in generation"]
     head += ["bits a byte", "each seed"]
-    return table([*head, "memory carried", *how_head(results), "tokens/s"], rows)
+    return table([*head, "memory carried", *how_head(results)], rows)
+
+
+def speed_table(speeds: Sequence[Speed]) -> str:
+    """A row for each model that was timed alone: a step of training, and a token of one text.
+
+    >>> speed = {"point": "a", "parameters": 20_100_000, "ms": 30.5, "tokens/s": 1_074_000.4, "token_ms": 0.25}
+    >>> print(speed_table([speed]))
+    | model | million parameters | ms a step | tokens/s | GiB | ms a token in generation |
+    | --- | --- | --- | --- | --- | --- |
+    | a | 20.1 | 30.5 | 1,074,000 | - | 0.250 |
+    """
+    rows = []
+    for speed in speeds:
+        memory = f"{speed['GiB']:.1f}" if "GiB" in speed else _ABSENT
+        step = [f"{speed['parameters'] / 1e6:.1f}", f"{speed['ms']:.1f}", f"{speed['tokens/s']:,.0f}", memory]
+        rows.append([speed["point"], *step, f"{speed['token_ms']:.3f}"])
+    return table(["model", "million parameters", "ms a step", "tokens/s", "GiB", "ms a token in generation"], rows)
+
+
+def long_table(results: Sequence[Result], rivals: Sequence[Result]) -> str:
+    """Models that were trained longer, the best first, each beside its shorter training with the same first seed.
+
+    ``rivals``: the shorter ones; "a" is that of "a-long".
+
+    >>> long_table([], [])
+    ''
+    """
+    if not results:
+        return ""
+    shorter, rows = {rival.name: rival for rival in rivals}, []
+    for result in sorted(results, key=lambda r: r.accuracy):
+        before = shorter.get(result.name.removesuffix("-long"))
+        cells = [_ABSENT, _ABSENT, _ABSENT]
+        if before is not None:
+            fall = result.accuracies[0] - before.accuracies[0]
+            cells = [f"{before.epochs:g}", f"{before.accuracies[0]:.4f}", f"{fall:+.4f}"]
+        tokens = result.records[0]["steps"] * result.settings["train"]["batch"] * result.settings["data"]["length"]
+        head = [f"{result.kind} ({result.name})", f"{result.epochs:g}", f"{tokens / 1e6:.1f}"]
+        rows.append([*head, *_bits(result)[:1], _carried(result), *cells, f"{result.chosen.rate:g}"])
+    names = ["model", "passes", "million tokens", "bits a byte", "memory carried"]
+    return table([*names, "shorter: passes", "bits a byte", "change", "learning rate"], rows)
 
 
 def past_table(results: Sequence[Result]) -> str:
@@ -48,7 +91,7 @@ def past_table(results: Sequence[Result]) -> str:
         cells = [f"{line[name]:.4f}" if name in line else _ABSENT for name in ranges]
         use, rate = _slot_use(result), f"{result.chosen.rate:g}"
         rows.append([result.name, f"{result.state:,}", _way_of(result), *cells, *use, rate])
-    return table(["model", "elements of state", "memory", *ranges, "touched", "entropy", "learning rate"], rows)
+    return table(["model", "elements of state", "memory", *ranges, *_SLOT_USE, "learning rate"], rows)
 
 
 def saved_table(results: Sequence[Result]) -> str:
@@ -83,7 +126,7 @@ def recipe_table(results: Sequence[Result]) -> str:
         cells = [*_bits(result), _carried(result), change, f"{_parameters(result) / 1e6:.1f}", f"{result.state:,}"]
         rows.append([result.name, *cells, *use, f"{result.chosen.rate:g}"])
     head = ["setting", "bits a byte", "each seed", "memory carried", f"- {base.name}", "million parameters"]
-    return table([*head, "elements of state", "touched", "entropy", "learning rate"], rows)
+    return table([*head, "elements of state", *_SLOT_USE, "learning rate"], rows)
 
 
 def _bits(result: Result) -> list[str]:
@@ -117,12 +160,17 @@ def by_position(result: Result, way: str = "") -> dict[str, float]:
 
 
 def _slot_use(result: Result) -> list[str]:
-    """Touched slots and entropy of writes at the end of training, mean over the layers that have slots."""
+    """The cells of ``_SLOT_USE`` at the end of training, mean over the layers that have slots.
+
+    As many slots as M to the power of the entropy, written alike, would have the same entropy: so many are in use.
+    """
     measured = result.records[0].get("slots", [])
     layers = [layer for layer in (measured[-1]["layers"] if measured else []) if layer]
     if not layers:
-        return [_ABSENT, _ABSENT]
-    return [f"{sum(layer[name] for layer in layers) / len(layers):.2f}" for name in ("touched", "entropy")]
+        return [_ABSENT] * len(_SLOT_USE)
+    in_use = sum(result.run.model.slots ** layer["entropy"] for layer in layers) / len(layers)
+    means = [f"{sum(layer[name] for layer in layers) / len(layers):.2f}" for name in ("touched", "entropy")]
+    return [*means, f"{in_use:.0f}"]
 
 
 def training_slots_table(results: Sequence[Result]) -> str:
@@ -172,8 +220,7 @@ def books_table(books: Sequence[Book], test: str, value: str) -> str:
     | --- | --- | --- |
     | a | carried | 1.500 |
     """
-    lines = book_lines(books, test, value)
-    ranges = list(dict.fromkeys(name for line in lines.values() for name in line))
+    lines, ranges = book_lines(books, test, value), book_ranges(books, test)
     rows = [[*who, *(f"{line[r]:.3f}" if r in line else _ABSENT for r in ranges)] for who, line in lines.items()]
     return table(["model", "memory", *ranges], rows)
 
@@ -191,6 +238,18 @@ def book_lines(books: Sequence[Book], test: str, value: str) -> dict[tuple[str, 
             for way, rows in book["tables"].items():
                 lines[book["model"], way] = {_place(row): float(row[value]) for row in rows}
     return lines
+
+
+def book_ranges(books: Sequence[Book], test: str) -> list[str]:
+    """The names of all ranges or distances of a test, the nearest first.
+
+    >>> rows = [{"tokens": 1000, "asked": 64}], [{"tokens": 100, "asked": 64}, {"tokens": 1000, "asked": 64}]
+    >>> book_ranges([{"test": "needles", "model": "a", "tables": {"carried": one}} for one in rows], "needles")
+    ['100 tokens', '1k tokens']
+    """
+    rows = [row for book in books if book["test"] == test for table in book["tables"].values() for row in table]
+    begins = {_place(row): row["tokens"] if "asked" in row else row["begin"] for row in rows}
+    return sorted(begins, key=lambda name: -1 if begins[name] is None else begins[name])  # first mentions come first
 
 
 def slots_table(books: Sequence[Book]) -> str:

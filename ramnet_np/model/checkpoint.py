@@ -13,19 +13,23 @@ import os
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from ramnet_np.core.arrays import on_host
-from ramnet_np.model.checks import SMALLEST, check_integer, check_number
+from ramnet_np.core.bfloat16 import from_bfloat16, to_bfloat16
+from ramnet_np.model.checks import SMALLEST, check_choice, check_integer, check_number
 from ramnet_np.model.config import RAMNetConfig
 from ramnet_np.model.files import read_json, replacing, why
 from ramnet_np.model.layout import parameter_shapes, require_parameters
 from ramnet_np.model.memory import require_memory
 from ramnet_np.model.parameters import Params
+from ramnet_np.model.streamed_file import Streamed, write_streamed
+
+Stored = Literal["bfloat16"]  # what a file may hold parameters in, other than as they are
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 OUR_KEY = "ramnet_np"
@@ -66,9 +70,12 @@ _FFN_NAMES = {"swiglu": "SwiGLU", "gelu": "GELU", "silu": "SiLU", "none": "SwiGL
 _FFN_KINDS = {"fuse_swiglu": "swiglu", "swiglu": "swiglu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
 
 
-def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Params) -> None:
+def save_model(
+    folder: str | os.PathLike[str], config: RAMNetConfig, params: Params, dtype: Stored | None = None
+) -> None:
     """Write the two files into ``folder``, which is made if missing.
 
+    ``dtype``: "bfloat16" rounds the parameters to 16 bits: half of the bytes, which load as float32.
     Each is written under another name and renamed when both are whole: a crash leaves no half file.
     OSError where the folder cannot be written to or the disk is full, ValueError or TypeError for ``params`` that could
     not be loaded again. Other files of the folder are left alone. Source: spec section 5.
@@ -85,9 +92,13 @@ def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Par
     """
     _require_path(folder)
     require_parameters(params, config)
+    if dtype is not None:
+        check_choice("dtype", dtype, Stored)
     tensors = {name: np.ascontiguousarray(_at_least_float32(on_host(p))) for name, p in params.items()}
+    if dtype is not None:
+        tensors = {name: to_bfloat16(p.astype(np.float32, copy=False)) for name, p in tensors.items()}
     for name, p in tensors.items():
-        if not _is_finite(p):
+        if not _is_finite(p if dtype is None else from_bfloat16(p)):
             raise ValueError(f"params[{name!r}] must be finite to be saved, got NaN or infinity")
     folder = Path(folder)
     try:
@@ -95,8 +106,12 @@ def save_model(folder: str | os.PathLike[str], config: RAMNetConfig, params: Par
     except OSError as error:
         raise OSError(f"folder must be one that can be written to, got {str(folder)!r}: {why(error)}") from error
     with replacing(folder / WEIGHTS, folder / CONFIG) as (weights, text):
-        # without this entry the authors' loader refuses the file
-        save_file(tensors, weights, metadata={"format": "pt"})
+        about = {"format": "pt"}  # without this entry the authors' loader refuses the file
+        if dtype is None:
+            save_file(tensors, weights, metadata=about)
+        else:
+            halves = {name: Streamed.of(p)._replace(kind="BF16") for name, p in tensors.items()}
+            write_streamed(weights, halves, about)
         text.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
 
 

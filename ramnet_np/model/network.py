@@ -353,11 +353,14 @@ class RAMNet:
         """
         return sum(p.size for p in self.params.values())
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into ``folder``, in the authors' format."""
+    def save_pretrained(self, folder: str | PathLike[str], dtype: Literal["bfloat16"] | None = None) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into ``folder``, in the authors' format.
+
+        ``dtype``: "bfloat16" rounds the parameters to 16 bits: half of the bytes, which load as float32.
+        """
         from ramnet_np.model.checkpoint import save_model  # a model runs where safetensors is missing
 
-        save_model(folder, self.config, self.params)
+        save_model(folder, self.config, self.params, dtype)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> RAMNet:

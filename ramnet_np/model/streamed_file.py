@@ -22,6 +22,7 @@ class Streamed(NamedTuple):
     dtype: np.dtype
     shape: tuple[int, ...]
     blocks: Callable[[], Iterator[np.ndarray]]
+    kind: str = ""  # the format's name of the dtype, where NumPy has no such type; "": that of ``dtype``
 
     @classmethod
     def of(cls, array: np.ndarray) -> Streamed:
@@ -44,7 +45,7 @@ def write_streamed(path: Path, arrays: Mapping[str, Streamed], metadata: Mapping
     for name, array in arrays.items():
         start, end = end, end + prod(array.shape) * array.dtype.itemsize
         kind = "BOOL" if array.dtype == np.bool_ else f"{array.dtype.kind.upper()}{8 * array.dtype.itemsize}"
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": array.kind or kind, "shape": list(array.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:

@@ -39,12 +39,17 @@ def scores_by_model(scores: Mapping[str, Sequence[float]], xlabel: str, title: s
 
 @themed
 def lines_by_range(
-    lines: Mapping[str, Mapping[str, float]], xlabel: str, ylabel: str, title: str = "", guess: float | None = None
+    lines: Mapping[str, Mapping[str, float]],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    guess: float | None = None,
+    ranges: Sequence[str] = (),
 ) -> Figure:
     """A line for each model over ranges of positions or distances, which stand side by side, evenly.
 
-    ``lines``: model -> range -> number; the ranges stand in the order in which they first occur. ``guess``: what a
-    guess would reach, a thin line. ValueError for none.
+    ``lines``: model -> range -> number. ``guess``: what a guess would reach, a thin line. ``ranges``: their order;
+    none: that in which they first occur. ValueError for no model.
 
     >>> figure = lines_by_range({"a": {"0 to 10": 1.0, "10 on": 0.9}, "b": {"0 to 10": 1.1}}, "bytes", "bits a byte")
     >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
@@ -52,7 +57,7 @@ def lines_by_range(
     """
     if not lines:
         raise ValueError("lines must hold at least one model, got none")
-    ranges = list(dict.fromkeys(name for line in lines.values() for name in line))
+    ranges = list(ranges) or list(dict.fromkeys(name for line in lines.values() for name in line))
     figure = Figure(figsize=(5.6, 5.0), layout="constrained")
     axes = figure.subplots()
     for i, ((model, line), color) in enumerate(zip(lines.items(), palette(len(lines)), strict=True)):

@@ -24,7 +24,7 @@ from ramnet_np.model import RAMNet
 from ramnet_np.model.states import arrays_of, each_array
 
 DISTANCES = (100, 1_000, 10_000, 100_000)  # bytes to the mention before: where a range ends
-ASKED_AFTER = (1_000, 4_000, 16_000, 64_000, 256_000, 500_000)  # tokens between the last fact and the question
+ASKED_AFTER = (100, 1_000, 4_000, 16_000, 64_000, 256_000, 500_000)  # tokens between the last fact and the question
 NEEDLES, STARTS, APART = 8, 8, 128  # facts of a text, texts, tokens from a fact to the next
 STATE_BYTES = 2**32  # of copies of a memory that are asked at once, at most
 

@@ -5,7 +5,8 @@
     mass       median of the touched slots' masses at the end
     kept_N     cosine between the content of a slot and its content N tokens later, mean over the touched slots
     erased     bits a byte more in the next window where the hundredth of the layer's slots that were read most are
-               emptied; erased_random: where as many are that are drawn at random
+               emptied; erased_random: where as many are that are drawn at random; erased_all: where the layer's
+               whole memory is, which says how much there is to lose
 
 Slots of heads with CAPE are those of the memory for ``mass``, ``kept`` and ``erased``, and those of the content, before
 they are moved, for ``touched`` and ``entropy``.
@@ -148,12 +149,13 @@ def _cosine(before: RAMState, after: RAMState, written: NDArray[np.bool_]) -> fl
 
 
 def _erased(reader: _Reader, layer: int, window: Batch, first: int, token_bytes: NDArray[np.int64]) -> dict[str, float]:
-    """Bits a byte more of the window where slots of the layer are emptied: the most read ones, or some at random."""
+    """Bits a byte more of the window where slots of the layer are emptied: the most read, some at random, or all."""
     read = reader.read_last[layer]
     count = max(1, round(ERASED * read.shape[-1]))
     chosen = {
         "erased": np.argsort(-read, axis=-1, kind="stable")[..., :count],
         "erased_random": np.argsort(np.random.default_rng(layer).random(read.shape), axis=-1)[..., :count],
+        "erased_all": np.broadcast_to(np.arange(read.shape[-1]), read.shape),
     }
     assert reader.state is not None  # windows have been read
     whole = reader.bits_per_byte(window, first, reader.state, token_bytes)

@@ -121,11 +121,39 @@ def test_one_token_without_gradients_leaves_the_given_state_as_it_was(mass):
         torch.testing.assert_close(one, other.detach(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this PyTorch has no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_in_place_on_a_gpu_are_those_of_copies_to_the_bit(dtype):
+    write, read, values, gamma, slot, mass = (x.cuda() for x in draw(dtype))
+    slot, mass = slot.float(), mass.float()
+    whole = torch.ones(B, T, dtype=torch.bool, device="cuda")
+    whole[1, 2] = False
+    copies = slot.clone(), mass.clone()
+    for t in range(T):  # all but the first are launches alone
+        token = [x[:, t : t + 1] for x in (write, read, values, gamma)]
+        options = {"embed_num": 1, "position_ids": torch.tensor([[t], [t + 2]], device="cuda"), "top_k": (2, 5)}
+        options["mask"] = whole[:, t : t + 1]
+        y, state = ours(*token, init_ram=(slot, mass), inplace=True, **options)
+        assert state[0] is slot
+        assert state[1] is mass
+        y_, copies = ours(*token, init_ram=copies, **options)
+        assert y.dtype == dtype
+        for one, other in zip((y, slot, mass), (y_, *copies), strict=True):
+            assert torch.equal(one, other)
+    sequence, final = ours(
+        write, read, values, gamma, init_ram=tuple(x.cuda().float() for x in draw(dtype)[4:]), embed_num=1,
+        position_ids=torch.arange(T, device="cuda") + torch.tensor([[0], [2]], device="cuda"), top_k=(2, 5), mask=whole,
+    )  # fmt: skip
+    torch.testing.assert_close((y, slot, mass), (sequence[:, -1:], *final), rtol=2e-2, atol=2e-2)
+
+
 ERRORS = [
     ({"values": 1.0}, TypeError, "values must be a torch.Tensor, got float"),
     ({"t_dim": 2}, ValueError, "w_addr must have time on axis t_dim = 2"),
     ({"gamma": torch.zeros(B, T + 1, H).double()}, ValueError, "must broadcast against one another"),
     ({"top_k": 9}, ValueError, "top_k must be between 1 and the number of slots M = 8, got 9"),
+    ({"init_ram": (0.0, None)}, TypeError, "slot of init_ram must be a torch.Tensor or None, got float"),
     ({"inplace": True}, TypeError, "init_ram must hold two tensors with inplace=True"),
     ({"inplace": True, "init_ram": (torch.zeros(H, M, C), torch.ones(H, M))}, ValueError, "slot of init_ram must be"),
 ]

@@ -236,7 +236,7 @@ def test_inputs_that_a_compiler_computes_again_for_the_backward(backend):
     *arrays, slots, mass = draw()
     both = where_and_mask()
     inputs = [*arrays, both["positions"].clone(), both["mask"], slots, mass]
-    options = 0.0, "pdma", 2, 3, True, False, 1, False, 1e-12, 0.0, False, backend
+    options = None, 0.0, "pdma", 2, 3, True, False, 1, False, 1e-12, False, 0.0, False, backend
     again = [x.clone() for x in inputs]
     y, _, _, ticket = torch_ops.forward(*inputs, *options)
     expected = torch_ops.backward(y, None, None, ticket, *inputs)

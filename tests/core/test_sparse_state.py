@@ -1,11 +1,13 @@
 """A sparse state against the dense one: the same bits, memory for what was written, tiers that change nothing."""
 
+import dataclasses
 import mmap
 import os
 
 import numpy as np
 import pytest
 
+import ramnet_np
 from ramnet_np import (
     MemoryTiers,
     RAMState,
@@ -16,7 +18,9 @@ from ramnet_np import (
     ram_attention_step,
     use_backend,
 )
+from ramnet_np.backend import load_backend
 from ramnet_np.core.accelerated import ACCELERATED
+from ramnet_np.core.disk_pages import DiskPages
 from ramnet_np.core.row_format import row_format
 from ramnet_np.core.slot_numbers import number_slots
 from ramnet_np.core.slot_rows import enter_rows, find_rows
@@ -317,3 +321,15 @@ def test_the_disk_reads_the_next_part_behind_this_ones_work(tmp_path):
     assert later
     for known, records in later:
         assert all(at * record in known and (at + 1) * record - 1 in known for at in records.tolist())
+
+
+def test_tables_on_the_host_are_there_where_a_backend_for_gpus_is_selected(tmp_path, monkeypatch):
+    gpu = dataclasses.replace(load_backend("numpy"), name="cupy", array_kind="cupy", also_serves=())
+    monkeypatch.setitem(ramnet_np.backend._loaded, "cupy", gpu)
+    pages, keys, rows = DiskPages(tmp_path, None, 2, np.float32), np.array([5, 900]), np.array([[1, 2], [3, 4]])
+    with use_backend("cupy"):
+        pages.store(keys, rows)
+        found, loaded = pages.load(pages.down(keys))
+    assert found.tolist() == keys.tolist()
+    assert loaded.tolist() == rows.tolist()
+    pages.close()

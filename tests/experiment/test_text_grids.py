@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from ramnet_np.experiment.grid import GRIDS, load_grid, read_grid
 from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.points import run_from
 from ramnet_np.experiment.records import read_records, run_of
+from ramnet_np.experiment.summary import collect
 from ramnet_np.experiment.sweep import score
 from ramnet_np.experiment.tasks import task_data
 from ramnet_np.model import RAMNet
 from ramnet_np.model.count import count
 from ramnet_np.runs.text import load_text_model
 from ramnet_np.train.text_loss import documents_loss, windows_loss
+
+RESULTS = Path(__file__).parents[2] / "docs/results"
 
 TINY = """
 task = "text"
@@ -218,6 +222,20 @@ def test_rivals_are_of_equal_size():
         assert list(point.variants) == [""]
         parameters = sum(row.parameters for row in count(replace(point.base.model, vocab=8192)))
         assert parameters == pytest.approx(size * 1e6, rel=0.01), point.name
+
+
+def test_longer_trainings_change_the_passes_alone():
+    """Each has the model of its rival, and the rate that is in the tables of docs/results/language.md."""
+    rivals = {point.name: point.base for point in load_grid("language-rivals").points}
+    chosen = {result.name: result.chosen.rate for result in collect(read_records([RESULTS / "language.jsonl"]))}
+    for point in load_grid("language-long").points:
+        name = point.name.removesuffix("-long")
+        long, short = point.base, rivals[name]
+        assert point.learning_rates == (chosen[name],)
+        assert (long.model, long.data, long.seed) == (short.model, short.data, short.seed)
+        assert (long.epochs, short.epochs) == (8, 2)
+        train = replace(short.train, steps=long.train.steps, learning_rate=chosen[name])
+        assert long.train == train
 
 
 def test_the_recipe_changes_one_thing_a_point():

@@ -20,6 +20,10 @@ NAMES = [
     {"begin": None, "end": None, "mentions": 3, "nats": 9.0, "bits_per_byte": 2.0},
     {"begin": 100, "end": 1000, "mentions": 5, "nats": 4.0, "bits_per_byte": 1.25},
 ]
+SPEED = {
+    "parameters": 20_100_000, "tokens/s": 8e5, "GiB": 5.25, "token_ms": 0.25, "batch": 16, "length": 2048,
+    "dtype": "bfloat16", "device": "a GPU", "versions": {"cupy": "14"}, "date": "2026-11-29T01:02:03+00:00",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +71,10 @@ def test_rivals_stand_from_the_best_on(records):
 def test_the_past_by_position(records):
     results = results_of(records, "language-past")
     head, _, *rows = cells(past_table(results))
-    assert head[3:-1] == ["up to 1k", "touched", "entropy"]
-    assert rows[2][4:6] == ["-", "-"]  # softmax attention has no slots
+    assert head[3:-1] == ["up to 1k", "touched", "entropy", "slots in use"]
+    used = [4 ** layer["entropy"] for layer in results[0].records[0]["slots"][-1]["layers"]]
+    assert rows[0][6] == f"{sum(used) / 2:.0f}"
+    assert rows[2][4:7] == ["-", "-", "-"]  # softmax attention has no slots
     head, _, *measured = cells(training_slots_table(results))
     first = results[0].records[0]["slots"][0]
     touched = [layer["touched"] for layer in first["layers"]]
@@ -111,6 +117,34 @@ def test_the_recipe_beside_its_first_point(records):
     assert rows[2][head.index("touched")] == "-"
 
 
+def longer(record, bits, epochs=4.0):
+    """The record of a training of so many passes, with the test's bits a byte."""
+    found = json.loads(json.dumps({**record, "grid": "language-long", "name": f"{record['name']}-long"}))
+    found["settings"] |= {"name": found["name"], "epochs": epochs}
+    found["settings"]["train"]["steps"] = found["steps"] = 40
+    found["epochs"], found["accuracy"]["bits_per_byte"] = epochs, bits
+    return found
+
+
+def test_more_passes_stand_beside_fewer(records):
+    long = [longer(records[0], 1.375), longer(records[2], 1.25), longer(records[1] | {"name": "new"}, 1.3125)]
+    rivals = results_of(records, "language-rivals")
+    text, draw, _ = text_section("language-long", results_of(long, "language-long"), rivals=rivals)
+    head, _, *rows = cells(text)
+    assert [row[0] for row in rows] == [
+        "softmax attention (softmax-long)", "RAM-Net (new-long)", "RAM-Net (plain-long)",
+    ]  # fmt: skip
+    plain = dict(zip([*head[:5], "before", "bits before", *head[7:]], rows[2], strict=True))
+    assert (plain["passes"], plain["bits a byte"]) == ("4", "1.3750")
+    assert plain["million tokens"] == f"{40 * 2 * 16 / 1e6:.1f}"
+    # of the first seed alone: the second one had 1.25
+    assert (plain["bits before"], plain["change"]) == ("1.5000", "-0.1250")
+    assert plain["before"] == f"{records[0]['epochs']:g}"
+    assert rows[1][5:8] == ["-", "-", "-"]  # there is no shorter one
+    names = [label.get_text() for label in draw().axes[0].get_yticklabels()]
+    assert {"softmax-long", "new-long", "plain-long"} <= set(names)
+
+
 def test_everything_reaches_the_page(records, tmp_path, monkeypatch):
     drawn = {}  # written files take seconds
     monkeypatch.setattr("ramnet_np.experiment.report._save", lambda draw, path: drawn.update({path.name: draw()}))
@@ -121,12 +155,16 @@ def test_everything_reaches_the_page(records, tmp_path, monkeypatch):
         rows = [replace_bits(row, 1.0 if model == "b" else 1.5) for row in NAMES]
         for test, table in (("names", rows), ("needles", NEEDLES), ("slots", [{"layer": 0, "touched": 0.5}])):
             append_record(tmp_path / "books.jsonl", {"test": test, "model": model, "tables": {"carried": table}})
-    files = [tmp_path / "language.jsonl", tmp_path / "books.jsonl"]
+    for name, ms, quick in (("a", 20.0, False), ("a", 40.0, False), ("b", 10.0, False), ("b", 99.0, True)):
+        append_record(tmp_path / "speed.jsonl", SPEED | {"point": name, "ms": ms, "quick": quick})
+    files = [tmp_path / f"{name}.jsonl" for name in ("language", "books", "speed")]
     assert len(read_books(files)) == 9
     sections = report(files, {}, {})
     assert list(sections) == [
-        "language-rivals", "language-past", "language-recipe", "books-names", "books-needles", "books-slots",
+        "language-rivals", "language-past", "language-recipe", "language-speed",
+        "books-names", "books-needles", "books-slots",
     ]  # fmt: skip
+    assert list(report(files[2:], {}, {})) == ["language-speed"]
     markers = "".join(f"<!-- {name}: begin -->\nNo results yet.\n<!-- {name}: end -->\n" for name in sections)
     (tmp_path / "language.md").write_text(markers)
     write_report(files, tmp_path)
@@ -136,13 +174,19 @@ def test_everything_reaches_the_page(records, tmp_path, monkeypatch):
     assert "The columns have 3, 5 mentions." in page
     assert "64 questions at each distance, 16 answers each: a guess is right in 6.2% of them" in page
     assert "| a | 0 | 0.500 |" in page
-    assert list(drawn) == [f"{name}.png" for name in list(sections)[:-1]]  # slots have none
+    # the last record of a model counts, and none of a reduced grid
+    assert (
+        "| a | 20.1 | 40.0 | 800,000 | 5.2 | 0.250 |\n| b | 20.1 | 10.0 | 800,000 | 5.2 | 0.250 |\n\nSteps of" in page
+    )
+    assert "16 windows of 2048 tokens in bfloat16, on a GPU, cupy 14, 2026-11-29; one text" in page
+    plain = [name for name in sections if name not in ("language-speed", "books-slots")]  # these have no figure
+    assert list(drawn) == [f"{name}.png" for name in plain]
     assert [axes.get_xlabel() for axes in drawn["books-names.png"].axes] == [
         "bytes since the name was mentioned before"
     ]
     write_report(files, tmp_path)
     assert (tmp_path / "language.md").read_text() == page
-    assert list(report(files[1:], {}, {})) == ["books-names", "books-needles", "books-slots"]  # without any grid
+    assert list(report(files[1:2], {}, {})) == ["books-names", "books-needles", "books-slots"]  # without any grid
 
 
 def test_a_figure_of_books_has_a_line_a_model():

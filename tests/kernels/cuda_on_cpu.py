@@ -22,6 +22,7 @@ SHIM = r"""
 #include <memory>
 #include <thread>
 #include <vector>
+using std::min, std::max;
 #define __device__
 #define __global__
 #define __forceinline__ inline
@@ -31,9 +32,6 @@ struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct Index { unsigned x, y, z; };
 static thread_local Index threadIdx, blockIdx;
-#ifndef BLOCK_THREADS
-#define BLOCK_THREADS THREADS
-#endif
 static Index gridDim, blockDim{BLOCK_THREADS};
 static std::barrier block_meets(BLOCK_THREADS);
 static std::vector<std::unique_ptr<std::barrier<>>> warp_meets;
@@ -66,13 +64,37 @@ template <class T> T __shfl_up_sync(unsigned, T x, int distance) {
     const int lane = threadIdx.x % 32;
     return __shfl_sync(~0u, x, lane < distance ? lane : lane - distance);
 }
-inline bool __any_sync(unsigned, bool x) {
-    for (int distance = 1; distance < 32; distance *= 2) x |= __shfl_xor_sync(~0u, x, distance);
-    return x;
+inline unsigned __ballot_sync(unsigned, bool x) {
+    unsigned mask = 0;
+    exchanged[threadIdx.x] = x;
+    __syncwarp();
+    for (int lane = 0; lane < 32; lane++) mask |= unsigned(exchanged[threadIdx.x / 32 * 32 + lane]) << lane;
+    __syncwarp();
+    return mask;
 }
+inline bool __any_sync(unsigned, bool x) { return __ballot_sync(~0u, x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-using std::min, std::max;
+// Of a product on the tensor cores: what a lane has (tf32.cuh). They see 11 bits of each number, and round sums down.
+struct Fragments { float a[4], b[2]; };
+static Fragments fragments[BLOCK_THREADS];
+inline double tf32(float x) { return bits_as<float>(bits_as<unsigned>(x) & 0xffffe000u); }
+inline void multiply_add_on_cpu(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x - lane;
+    memcpy(fragments[threadIdx.x].a, a, sizeof a), memcpy(fragments[threadIdx.x].b, b, sizeof b);
+    __syncwarp();
+    for (int i = 0; i < 4; i++) {
+        double sum = c[i];
+        for (unsigned k = 0; k < 8; k++) {
+            const Fragments &of_row = fragments[warp + lane / 4 * 4 + k % 4];
+            const Fragments &of_column = fragments[warp + (lane % 4 * 2 + i % 2) * 4 + k % 4];
+            sum += tf32(of_row.a[i / 2 + k / 4 * 2]) * tf32(of_column.b[k / 4]);
+        }
+        c[i] = float(sum);
+        if (fabs(c[i]) > fabs(sum)) c[i] = nextafterf(c[i], 0);
+    }
+    __syncwarp();
+}
 inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long expected, unsigned long long wanted) {
     __atomic_compare_exchange_n(at, &expected, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     return expected;
@@ -90,15 +112,14 @@ template <class T> T atomicAdd(T* at, T x) { return __atomic_fetch_add(at, x, __
 inline unsigned atomicOr(unsigned* at, unsigned x) { return __atomic_fetch_or(at, x, __ATOMIC_SEQ_CST); }
 """
 RUN = r"""
-extern "C" void run_{name}(const {params}* p, unsigned blocks, unsigned along_y, unsigned along_z) {{
-    gridDim = {{blocks, along_y, along_z}};
-    warp_meets.clear();
+extern "C" void run_{name}(const {params}* p, unsigned x, unsigned y, unsigned z) {{
+    warp_meets.clear(), gridDim = {{x, y, z}};
     for (int warp = 0; warp < BLOCK_THREADS / 32; warp++) warp_meets.push_back(std::make_unique<std::barrier<>>(32));
     std::vector<std::thread> threads;
     for (unsigned thread = 0; thread < BLOCK_THREADS; thread++)
         threads.emplace_back([=] {{
-            for (unsigned block = 0; block < blocks * along_y * along_z; block++) {{
-                blockIdx = {{block % blocks, block / blocks % along_y, block / blocks / along_y}}, threadIdx.x = thread;
+            for (unsigned block = 0; block < x * y * z; block++) {{
+                blockIdx = {{block % x, block / x % y, block / x / y}}, threadIdx.x = thread;
                 kernel_{name}(*p);
                 block_meets.arrive_and_wait();
             }}
@@ -107,16 +128,18 @@ extern "C" void run_{name}(const {params}* p, unsigned blocks, unsigned along_y,
 }}
 """
 PTX = [
-    (r'asm volatile\("cp\.async\.ca.*?\);', "memcpy(__cvta_shared_to_generic(to), global, BYTES);"),
+    (r'asm\("mma\.sync.*?\)\);', "multiply_add_on_cpu(c, a, b);"),
+    (r'asm volatile\("cp\.async\.ca.*?;"[^;]*;', "memcpy(shared, global, BYTES);"),
     (r'asm volatile\("ld\.global\.v2\.b32.*?\);', "row = from->row, info = from->info;"),
-    (r'asm volatile\("ld\.shared\.f64.*?\);', "x = *(double*)__cvta_shared_to_generic(address);"),
-    (r'asm volatile\("st\.shared\.f64.*?\);', "*(double*)__cvta_shared_to_generic(address) = x;"),
+    (r'asm volatile\("ld\.shared.*?\);', "memcpy(&x, __cvta_shared_to_generic(address), sizeof x);"),
+    (r'asm volatile\("st\.shared.*?\);', "memcpy(__cvta_shared_to_generic(address), &x, sizeof x);"),
+    (r'asm volatile\("st\.global\.v4\.f32.*?\);', "memcpy(to, x, 16);"),
     (r'asm\("max.f64.*?\);', "a = a < b ? b : a;"),
     (r'asm volatile\("mov.u64 %0, %%globaltimer.*?\);', "nanoseconds = now;"),
     (r'asm\("\{.*?\(b_high\)\);', ";"),  # of keys in float
     (r"asm(?: volatile)?\([^;]*\);", ";"),
     (r"asm(?: volatile)?\([^;]*;[^;]*\);", ";"),
-    (r"extern __shared__ double shared_memory\[\];", "alignas(128) static double shared_memory[SHARED_BYTES / 8];"),
+    (r"extern __shared__ double shared_memory\[\];", "alignas(16) static double shared_memory[1 << 15];"),
 ]
 
 
@@ -132,18 +155,15 @@ def source_for_cpu(name, found=None):
     return re.sub(r'#include "([^"]*)"', lambda include: source_for_cpu(include[1], found), text)
 
 
-def compile_for_cpu(specialisation, params, folder, threads="THREADS", shared=8):
-    """The kernels of a specialisation as a library; ``params``: the name of the struct that all of them take.
-
-    ``threads``: of a block; ``shared``: the bytes of dynamic shared memory that a launch asks for at most.
-    """
+def compile_for_cpu(specialisation, params, folder, threads="THREADS"):
+    """The kernels of a specialisation as a library; ``params``: the name of the struct that all of them take;
+    ``threads``: of a block."""
     source = re.sub(r"#pragma (once|unroll).*", "", source_for_cpu(specialisation.source))
     source = re.sub(r"__launch_bounds__\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)", "", source)
     source = re.sub(r"(__global__ void\s+)(\w+)\(", r"\1kernel_\2(", source)
     runs = [RUN.format(name=name, params=params) for name in specialisation.kernels]
     (folder / "kernels.cpp").write_text("".join([SHIM, source, *runs]))
-    defines = [f"-D{name}={value}" for name, value in specialisation.defines]
-    defines += [f"-DBLOCK_THREADS={threads}", f"-DSHARED_BYTES={shared}"]
+    defines = [f"-D{name}={value}" for name, value in (*specialisation.defines, ("BLOCK_THREADS", threads))]
     command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", *defines]
     subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "kernels.so"))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import cupy
 import numpy as np
 
+from ramnet_np import MemoryTiers, SparseRAMState, ram_attention_forward, ram_attention_step
 from ramnet_np.data.batches import Batch
 from ramnet_np.data.mqar import mqar_examples
 from ramnet_np.model import RAMNet, RAMNetConfig
@@ -28,6 +29,8 @@ OTHERS = (
     Case("renumbered-into-device-memory", B=1, T=450, H=1, U=7, P=4, K=32, C=8, dstate=False),
     Case("segments-of-masses", B=1, T=1100, H=30, U=4, P=2, C=64, dstate=False),
     Case("segments", B=1, T=1024, H=1, U=3, P=3, K=4, C=4, dstate=False),
+    Case("dense", B=1, T=40, H=2, K=16, C=20, masked=0.2, dstate=False),
+    Case("dense-M-odd", B=1, T=40, H=1, U=2, P=7, C=4, dstate=False, options={"mass_aware": True}),
     Case("K-70", B=1, T=5, H=1, U=5, P=4, K=70, C=8),
     *PACKED,
 )
@@ -56,7 +59,22 @@ def main() -> None:
         replace(small, mixer="delta", delta_gate=True, ffn="none"),
     ):
         train(config)
+    for memory in (MemoryTiers(), MemoryTiers(gpu=0), MemoryTiers(gpu=0, rows="bfloat16")):
+        for order in (2, 6):  # fewer slots than tokens, and more
+            read_and_step(memory, order)
     cupy.cuda.Device().synchronize()
+
+
+def read_and_step(memory: MemoryTiers, order: int) -> None:
+    """Segments over a sparse state, and tokens behind them."""
+    rng, (B, H, C) = np.random.default_rng(0), (2, 3, 12)
+    state = SparseRAMState.initial(B, H, 4**order, C, np.float32, cupy, tiers=memory)
+    for T in (50, 20, 1, 1):
+        logits = cupy.asarray(2 * rng.normal(size=(2, B, T, H, order, 4)).astype(np.float32))
+        values = cupy.asarray(rng.normal(size=(B, T, H, C)).astype(np.float32))
+        over = ram_attention_forward if T > 1 else ram_attention_step
+        over(*logits, values, state=state)
+    assert state.written > 0
 
 
 def train(config: RAMNetConfig) -> None:

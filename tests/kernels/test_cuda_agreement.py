@@ -26,7 +26,6 @@ from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.gpu
 
-CASE = {case.name: case for case in CASES}
 EXTRA = [
     Case("wide-slices", B=1, H=2, T=80, U=5, P=4, C=64),
     Case("narrow-slices", B=1, H=1, T=80, U=11, P=2, C=20),
@@ -46,10 +45,19 @@ EXTRA = [
     Case("long", B=1, T=700, H=2, U=5, P=4, C=24, gamma=0.6),
     Case("alone", B=2, T=1024, H=1, U=5, P=4, C=20, dstate=False, options={"batch_invariant": True}),
     Case("alone-M-large", B=2, T=40, H=2, U=8, P=4, C=20, dstate=False, options={"batch_invariant": True}),
+    Case("dense", T=70, H=2, K=16, C=32, gamma=0.7, dstate=False, masked=0.1),
+    Case("dense-gsu-cape", T=40, K=16, C=64, gamma="token", dstate=False, options={"update": "gsu", "cape_heads": 1}),
+    Case("dense-M-odd", T=70, U=2, P=5, K=(11, 9), C=20, dstate=False, options={"mass_aware": True, "renorm": True}),
+    Case("dense-M-256", T=100, U=4, K=16, C=32, gamma=0.3, dstate=False, options={"batch_invariant": True}),
+    Case("dense-M-125", T=100, P=5, C=64, dstate=False, options={"proxy_eps": 0.02}),
+    Case("dense-huge-logits", T=100, K=16, C=32, logits="huge", dstate=False),
+    Case("dense-long", B=1, T=700, K=16, C=32, gamma=0.1, dstate=False, options={"batch_invariant": True}),
+    packed("packed-dense", 33, 0, 70, 5, H=2, K=16, C=32, gamma=0.7, dstate=False, masked=0.1),
     packed("packed-long", 900, 0, 1237, 64, H=2, U=5, P=4, C=64, gamma=0.6, dstate=False, masked=0.1),
     packed("packed-M-large-long", 600, 0, 1, 1300, H=2, U=8, P=4, C=20, dstate=False, options={"mass_aware": True}),
     *PACKED,
 ]
+CASE = {case.name: case for case in CASES + EXTRA}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +116,9 @@ def test_drawn_cases_equal_numpy(case, seed):
     assert_agree(on_gpu(cupy, inputs), run(inputs, "numpy"))
 
 
-@pytest.mark.parametrize("name", ["plain", "everything", "slices", "M-large", "gsu-per-token", "huge-logits"])
+@pytest.mark.parametrize(
+    "name", ["plain", "everything", "slices", "M-large", "gsu-per-token", "huge-logits", "dense", "dense-M-256"]
+)
 def test_the_same_inputs_give_the_same_bits(cp, name):
     inputs = draw(CASE[name], np.float32)
     assert_same_bits(on_gpu(cp, inputs), on_gpu(cp, inputs))
@@ -192,12 +202,12 @@ def test_finite_differences(cp, name):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 4e-3), ("bfloat16", 3e-2)])
-@pytest.mark.parametrize("C", [16, 64, 5])
-def test_low_precision_inputs_with_float32_sums(cp, dtype, tolerance, C):
+@pytest.mark.parametrize(("C", "U"), [(16, 5), (64, 5), (5, 5), (16, 3), (64, 3)])
+def test_low_precision_inputs_with_float32_sums(cp, dtype, tolerance, C, U):
     """Against float64 on the rounded inputs: what is left is the rounding of y and of the gradients."""
     if dtype == "bfloat16":
         dtype = pytest.importorskip("ml_dtypes").bfloat16
-    inputs = draw(Case("half", C=C, T=40, U=5, gamma="token", options={"cape_heads": 1}), np.float32)
+    inputs = draw(Case("half", C=C, T=40, U=U, gamma="token", options={"cape_heads": 1}), np.float32)
 
     def rounded(a):
         return a.astype(dtype) if a.dtype == np.float32 else a
@@ -207,9 +217,9 @@ def test_low_precision_inputs_with_float32_sums(cp, dtype, tolerance, C):
 
     arrays, gamma, dy = [to_half(a) for a in inputs.arrays], to_half(inputs.gamma), to_half(inputs.dy)
     options = {key: value for key, value in inputs.options.items() if key != "return_state"}
-    y, state, ctx = ram_attention_forward(*arrays, gamma, **options)
+    y, state, ctx = ram_attention_forward(*arrays, gamma, return_state=U == 5, **options)
     grads = ram_attention_backward(dy, ctx)
-    assert state.slots.dtype == np.float32
+    assert state is None or state.slots.dtype == np.float32
     wide = [rounded(a).astype(np.float64) for a in (*inputs.arrays, inputs.gamma, inputs.dy)]
     y_wide, _, ctx_wide = ram_attention_forward(*wide[:4], backend="numpy", **options)
     expected = ram_attention_backward(wide[4], ctx_wide)

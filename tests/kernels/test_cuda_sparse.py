@@ -3,8 +3,6 @@
 import ctypes
 import importlib
 import re
-import shutil
-import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,49 +22,21 @@ from ramnet_np import (
     ram_attention_step,
 )
 from ramnet_np.core.rows_over_disk import RowsOverDisk
-from tests.kernels.cuda_on_cpu import FakeCuPy, OnDevice, compile_for_cpu
+from tests.kernels.cuda_on_cpu import OnDevice, compile_for_cpu
+from tests.kernels.rows_on_cpu import INITIAL, ROW, device_rows, fake_cupy, on, rows_library, rows_module
 from tests.tolerances import assert_close
 
-rows_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.rows")
 step_module = importlib.import_module("ramnet_np.kernels.cuda.step.step")
-ROW = 32  # bytes of a row of 5 numbers
-INITIAL = np.array([0, 0, 0, 0, 0.25], np.float32)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    if shutil.which("g++") is None or sys.platform != "linux":
-        pytest.skip("needs g++")
-    return compile_for_cpu(rows_module.ROWS, "RowsParams", tmp_path_factory.mktemp("kernels"))
+    return rows_library(tmp_path_factory)
 
 
 @pytest.fixture
 def fake(library, monkeypatch):
-    """CuPy, and launches that run on the CPU."""
-
-    class Launch:
-        def __init__(self, specialisation, name, grid, threads):
-            self.name, self.grid = name, grid
-
-        def __call__(self, params):
-            getattr(library, f"run_{self.name}")(params.tobytes(), self.grid[0], 1, 1)
-
-    cupy = FakeCuPy()
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(rows_module, "Launch", Launch)
-    cupy.library = library
-    return cupy
-
-
-def device_rows(gpu=None, host=None, slots=2**42):
-    """Rows of 4 contents and a mass, with so many pages."""
-    page = rows_module.PAGE_ROWS * ROW
-    tiers = MemoryTiers(gpu=None if gpu is None else gpu * page, host=None if host is None else host * page)
-    return rows_module.DeviceRows(INITIAL, tiers, slots)
-
-
-def on(array):
-    return np.ascontiguousarray(array).view(OnDevice)
+    return fake_cupy(library, monkeypatch)
 
 
 def drawn(rng, count):
@@ -290,11 +260,14 @@ def test_what_is_refused(fake, tmp_path):
         rows_module.DeviceRows(INITIAL, MemoryTiers(host=10**6), 16)
 
 
-def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path):
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path, hashed):
     (U, P, W, R, C, B, H), dtype = (3, 3, 4, 6, 5, 2, 3), np.dtype(np.float64)
     slots, mass = np.zeros((B, H, P**U, C)), np.full((B, H, P**U), 1 / P**U)
     initial = np.array([0.0] * C + [1 / P**U])
-    rows, rng = rows_module.DeviceRows(initial, MemoryTiers(gpu=0), B * H * P**U), np.random.default_rng(0)
+    rows = rows_module.DeviceRows(initial, MemoryTiers(gpu=0), 2**42 if hashed else B * H * P**U)
+    rows._changed[...] = False
+    rng = np.random.default_rng(0)
     libraries = []
     for row in (None, "double"):
         (tmp_path / str(row)).mkdir()
@@ -318,6 +291,9 @@ def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path):
     np.testing.assert_array_equal(found[:, :C].reshape(slots.shape), slots)
     np.testing.assert_array_equal(found[:, C].reshape(mass.shape), mass)
     assert rows.written == (mass != 1 / P**U).sum() > 100
+    asked, changed = rows.listing()[1:]
+    assert asked.all()
+    assert changed.all()
 
 
 # ---- on a GPU ----

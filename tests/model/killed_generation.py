@@ -41,8 +41,8 @@ def go_on(folder: Path, device: str = "cpu") -> None:
     model, path, memory = RAMNet(CONFIG, seed=0).to(device), folder / "a.state", tiers(folder, device)
     ids = np.random.default_rng(1).integers(0, 29, 300 if device == "gpu" else 40)
     prompt = namespace_of(model.head).asarray(ids)
-    backend = None if device == "gpu" else "numpy"
-    with use_backend(backend or "numpy"):
+    backend = "cupy" if device == "gpu" else "numpy"
+    with use_backend(backend):
         if path.exists():
             generation = load_generation(path, model, backend=backend, memory=memory)
         else:

@@ -90,6 +90,38 @@ def test_round_trip_to_the_same_bits(name, dtype, tmp_path):
     assert sorted(f.name for f in (tmp_path / "new" / "folder").iterdir()) == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_16_bits_are_half_of_the_bytes(dtype, tmp_path):
+    model = RAMNet(CONFIG, seed=4, dtype=dtype)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "half", dtype="bfloat16")
+    loaded = RAMNet.from_pretrained(tmp_path / "half")
+    assert loaded.config == model.config
+    for key, p in model.params.items():
+        assert loaded.params[key].dtype == np.float32
+        assert not (loaded.params[key].view(np.uint32) & 0xFFFF).any()
+        np.testing.assert_allclose(loaded.params[key], p, rtol=2**-8)
+    assert any((loaded.params[key] != p).any() for key, p in model.params.items())
+    with safe_open(tmp_path / "half" / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
+    loaded.save_pretrained(tmp_path / "again", dtype="bfloat16")  # what is rounded stays as it is
+    halves = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("half", "again")]
+    assert halves[0] == halves[1]
+    header = int.from_bytes(halves[0][:8], "little") + 8
+    assert len(halves[0]) == header + 2 * model.num_parameters()
+
+
+def test_16_bits_refuse_what_they_cannot_hold(tmp_path):
+    with pytest.raises(ValueError, match="dtype must be one of 'bfloat16', got 'float16'"):
+        RAMNet(CONFIG).save_pretrained(tmp_path, dtype="float16")
+    model = RAMNet(CONFIG)
+    model.params["model.norm.weight"][0] = np.finfo(np.float32).max  # the next number in 16 bits is infinite
+    with pytest.raises(ValueError, match=r"params\['model.norm.weight'\] must be finite"):
+        model.save_pretrained(tmp_path, dtype="bfloat16")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("config", [*VARIANTS.values(), *PRESETS.values()])
 def test_config_round_trip_through_json(config):
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config

@@ -107,7 +107,7 @@ class Kept(NamedTuple):
     eta: Array  # (B*H, chunks, CHUNK, W)
     mass_before: Array  # (B*H, chunks, CHUNK, W)
     chains: Array  # (B*H, chunks, CHAINS)
-    records: Array  # (B*H, chunks, bytes of a ChunkRecord)
+    records: Array  # (B*H, chunks, bytes of a ChunkRecord or DenseRecord)
     mass_reads: Array | None  # (B*H, chunks, CHUNK, R, 4): MassAccess, if reads are mass-aware
     read_mass: Array | None  # (B*H, chunks, CHUNK, R), likewise
     read_share: Array | None  # (B, T, H, R): the weights that reads have by mass, likewise
@@ -123,14 +123,14 @@ class Kept(NamedTuple):
         return self.chunks[0] * self.chunks[1]
 
 
-def allocate_kept(call: Call, layout: Layout) -> Kept:
-    """Memory for all of it, not set, in one allocation."""
+def allocate_kept(call: Call, layout: Layout, record_bytes: int) -> Kept:
+    """Memory for all of it, not set, in one allocation. ``record_bytes``: of what couplings leave of a chunk."""
     acc, int32, (W, R) = call.acc, np.dtype(np.int32), layout.accesses
     chunks = call.chunks(layout)
     writes, reads = (*chunks, layout.chunk, W), (*chunks, layout.chunk, R)
     wanted = [
         ((*writes, 4), acc), ((*reads, 2), int32), (writes, acc), (writes, acc),
-        ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*chunks, layout.record_bytes), np.dtype(np.uint8)),
+        ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*chunks, record_bytes), np.dtype(np.uint8)),
     ]  # fmt: skip
     if call.options.mass_aware:
         wanted += [((*reads, 4), acc), (reads, acc), (call.read.weight.shape, acc)]

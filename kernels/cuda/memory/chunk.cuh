@@ -203,3 +203,29 @@ struct Sequence {
     DEVICE bool live(int t) const { return t >= 0 && t < tokens && (!memory.mask || memory.mask[first_mask + t]); }
     DEVICE long long chunk(int chunk) const { return first_chunk + chunk; }
 };
+
+// Which sequence's chunk a block has, of those that work on all chunks at once, and which of its chunks.
+template <class Params> DEVICE SpanChunk chunk_of_block(const Params& p) {
+    const SpanChunk at{p.first_batch + int(blockIdx.z), p.first_chunk + int(blockIdx.y)};
+    return p.memory.span_chunks ? p.memory.span_chunks[at.chunk] : at;
+}
+
+// visit(i) for every i below COUNT, shared out among a block's threads; ``thread``: this one's number among them.
+template <int COUNT, int BLOCK = THREADS, class Visit>
+DEVICE void share_out(const Visit& visit, int thread = int(threadIdx.x)) {
+#pragma unroll
+    for (int first = 0; first < COUNT; first += BLOCK) {
+        const int i = first + thread;
+        if (first + BLOCK <= COUNT || i < COUNT) visit(i);
+    }
+}
+
+// Sets an array in shared memory to 0, 16 bytes a thread.
+template <class T, int N> DEVICE void clear(T (&array)[N]) {
+    struct alignas(16) Zeros {
+        int at[4];
+    };
+    constexpr int COUNT = sizeof(array) / sizeof(Zeros);
+    static_assert(COUNT * sizeof(Zeros) == sizeof(array), "whole zeros");
+    share_out<COUNT>([&](int i) { reinterpret_cast<Zeros*>(array)[i] = {}; });
+}

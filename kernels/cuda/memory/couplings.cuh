@@ -27,18 +27,6 @@ struct CouplingParams {
 DEVICE unsigned tokens_to(int token) { return 2u * (1u << token) - 1; }  // a mask
 DEVICE int last_token(unsigned mask) { return 31 - __clz(int(mask)); }    // -1 of none
 
-// Sets an array in shared memory to 0, 16 bytes a thread.
-template <class T, int N> DEVICE void clear(T (&array)[N]) {
-    struct alignas(16) Zeros {
-        int at[4];
-    };
-    constexpr int COUNT = sizeof(array) / sizeof(Zeros);
-    static_assert(COUNT * sizeof(Zeros) == sizeof(array), "whole zeros");
-#pragma unroll
-    for (int first = 0; first < COUNT; first += THREADS)
-        if (first + int(threadIdx.x) < COUNT) reinterpret_cast<Zeros*>(array)[first + threadIdx.x] = {};
-}
-
 // The slots of a chunk that have chains, in shared memory, by where a chain begins.
 struct ChunkSlots {
     alignas(16) unsigned writers[ENTRIES], readers[ENTRIES];  // masks of tokens
@@ -76,12 +64,6 @@ struct SlotOfAccess {
     DEVICE bool has_write_list() const { return writes() > 1; }
     DEVICE bool has_read_list() const { return writes() > 1 || reads() > 1; }
 };
-
-// Which sequence's chunk the block has, and which of its chunks.
-DEVICE SpanChunk chunk_of_block(const CouplingParams& p) {
-    const SpanChunk at{p.first_batch + int(blockIdx.z), p.first_chunk + int(blockIdx.y)};
-    return p.memory.span_chunks ? p.memory.span_chunks[at.chunk] : at;
-}
 
 // A chunk and this thread's two accesses of it.
 struct ThreadOfChunk {

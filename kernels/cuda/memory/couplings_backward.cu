@@ -5,124 +5,18 @@
 //     at a write   <adjoint, v_j>      adjoint = kept(j, all) d + sum over later reads t of kept(j, t) r_t dy_t
 //     at a heavy write, a token's first, <adjoint, content before it>, from the same two
 //
-// Who computes what: see couplings.cuh; <dy_t, v_j>: see below.
+// Who computes what: see couplings.cuh; <dy_t, v_j>: see token_dots.cuh.
 //
 // Compiled with: what chunk.cuh and couplings.cuh ask for.
 #include "memory/couplings.cuh"
-#include "memory/tf32.cuh"
+#include "memory/token_dots.cuh"
 #include "runtime/overlap.cuh"
-
-constexpr int EACH = 16 / sizeof(ELEMENT);                      // elements that are copied at once
-constexpr int CHANNELS_AT_ONCE = 16 * EACH < 64 ? 16 * EACH : 64;  // in shared memory; rows there are longer by EACH
-constexpr int PAIRS = CHUNK < 16 ? 1 : CHUNK / 16;  // a thread has PAIRS x PAIRS dots <dy_t, v_j>, or a warp 16 x 8
-constexpr int SIDE = CHUNK / PAIRS;                 // threads along t, and along j
-constexpr bool TENSOR_CORES = sizeof(Acc) == 4 && CHUNK >= 16;
-
-using TokenRows = ELEMENT[CHUNK][CHANNELS_AT_ONCE + EACH];
 
 struct BackwardShared {
     ChunkSlots slots;
-    Acc dot[ENTRIES];               // as content.cu left it, where ``slots`` has the number of the access
-    Acc dy_dot_v[CHUNK][CHUNK + 1];
-    alignas(16) TokenRows dy, v;    // a part of the channels of all tokens
+    Acc dot[ENTRIES];  // as content.cu left it, where ``slots`` has the number of the access
+    TokenDots tokens;
 };
-
-// Starts to copy channels from ``first`` on of all tokens, of ``from`` (B, T, H, C); 0 where there are none.
-DEVICE void copy_channels(TokenRows& to, const ThreadOfChunk& thread, const ELEMENT* from, int first) {
-    const int channels = thread.p.channels;
-    const bool whole = channels % EACH == 0;
-    const ELEMENT zero{};
-#pragma unroll
-    for (int i = threadIdx.x; i < CHUNK * CHANNELS_AT_ONCE / EACH; i += THREADS) {
-        const int token = i / (CHANNELS_AT_ONCE / EACH), channel = i % (CHANNELS_AT_ONCE / EACH) * EACH;
-        const int t = thread.chunk * CHUNK + token, there = t < thread.sequence.tokens ? channels - first - channel : 0;
-        const ELEMENT* const here = from + thread.sequence.token(t) * channels + first + channel;
-        if (whole && there > 0)
-            copy_async<16>(&to[token][channel], here);
-        else
-#pragma unroll 1
-            for (int c = 0; c < EACH; c++) to[token][channel + c] = c < there ? here[c] : zero;
-    }
-}
-DEVICE void copy_channels(BackwardShared& shared, const ThreadOfChunk& thread, int first) {
-    copy_channels(shared.dy, thread, thread.p.dy, first);
-    copy_channels(shared.v, thread, thread.p.values, first);
-    end_group_of_copies();
-}
-
-// <dy_t, v_j> of pairs of tokens, each thread its own.
-struct PairsOfThread {
-    const int t = threadIdx.x / SIDE, j = threadIdx.x % SIDE;
-    Acc sum[PAIRS][PAIRS] = {};
-
-    DEVICE void add(const BackwardShared& shared) {
-        if (t >= SIDE) return;
-#pragma unroll
-        for (int channel = 0; channel < CHANNELS_AT_ONCE; channel += EACH) {
-            Acc dy[PAIRS][EACH], v[PAIRS][EACH];
-#pragma unroll
-            for (int i = 0; i < PAIRS; i++) {
-                load<EACH>(&shared.dy[t + SIDE * i][channel], dy[i]);
-                load<EACH>(&shared.v[j + SIDE * i][channel], v[i]);
-            }
-#pragma unroll
-            for (int a = 0; a < PAIRS; a++)
-#pragma unroll
-                for (int b = 0; b < PAIRS; b++)
-#pragma unroll
-                    for (int c = 0; c < EACH; c++) sum[a][b] += dy[a][c] * v[b][c];
-        }
-    }
-    DEVICE void store(BackwardShared& shared) const {
-        if (t >= SIDE) return;
-#pragma unroll
-        for (int a = 0; a < PAIRS; a++)
-#pragma unroll
-            for (int b = 0; b < PAIRS; b++) shared.dy_dot_v[t + SIDE * a][j + SIDE * b] = sum[a][b];
-    }
-};
-
-// The same on the tensor cores: a warp has 16 tokens t by 8 tokens j, if any j is not after all t.
-struct PairsOfWarp {
-    static constexpr int ALONG_J = (CHUNK + 7) / 8;  // warps
-    const int t = threadIdx.x / 32 / ALONG_J * 16, j = threadIdx.x / 32 % ALONG_J * 8;
-    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4;
-    float sum[4] = {}, small[4] = {};
-
-    DEVICE bool needed() const { return t < CHUNK && j < t + 16; }
-    DEVICE void add(const BackwardShared& shared) {
-        if (!needed()) return;
-#pragma unroll
-        for (int channel = column; channel < CHANNELS_AT_ONCE; channel += 8) {
-            float a[4], b[2];
-#pragma unroll
-            for (int i = 0; i < 4; i++) a[i] = widen(shared.dy[t + row + i % 2 * 8][channel + i / 2 * 4]);
-#pragma unroll
-            for (int i = 0; i < 2; i++) b[i] = widen(shared.v[j + row][channel + i * 4]);
-            multiply_add_float32<sizeof(ELEMENT) == 2>(sum, small, a, b);
-        }
-    }
-    DEVICE void store(BackwardShared& shared) const {
-        if (!needed()) return;
-#pragma unroll
-        for (int i = 0; i < 4; i++) shared.dy_dot_v[t + row + i / 2 * 8][j + 2 * column + i % 2] = sum[i] + small[i];
-    }
-};
-
-// The first channels are on their way already.
-template <class Pairs> DEVICE void store_pairs(BackwardShared& shared, const ThreadOfChunk& thread) {
-    Pairs pairs;
-    for (int first = 0;;) {
-        wait_for_copies<0>();
-        __syncthreads();
-        pairs.add(shared);
-        first += CHANNELS_AT_ONCE;
-        if (first >= thread.p.channels) break;
-        __syncthreads();
-        copy_channels(shared, thread, first);
-    }
-    pairs.store(shared);
-}
 
 // <x, content before write or read ``token``'s> of a slot, for an x of which all dots are known: ``dot_s`` with the content
 // before the chunk, ``dot_v(j)`` with the values. ``writers``: which writes came before.
@@ -143,7 +37,7 @@ DEVICE Acc dot_with_adjoint(const BackwardShared& shared, const SlotOfAccess& sl
     for (unsigned later = (slot.writers | slot.readers) & ~(tokens_to(token) >> 1); later; later &= later - 1) {
         const int t = last_token(later & -later);
         if (t != token && slot.writers >> t & 1) kept *= 1 - slot.eta(t);
-        if (slot.readers >> t & 1) sum += kept * slot.weight(t) * shared.dy_dot_v[t][token];
+        if (slot.readers >> t & 1) sum += kept * slot.weight(t) * shared.tokens.dy_dot_v[t][token];
     }
     return sum + kept * dot_d;
 }
@@ -158,7 +52,7 @@ DEVICE Acc dot_of_both(const BackwardShared& shared, const SlotOfAccess& slot, i
     for (unsigned left = later; left; left &= left - 1, rank++) {
         if (rank % lanes != k) continue;
         const int t = last_token(left & -left);
-        const auto dot_v = [&](int j) { return shared.dy_dot_v[t][j]; };
+        const auto dot_v = [&](int j) { return shared.tokens.dy_dot_v[t][j]; };
         sum += slot.weight(t) * slot.kept(token, t) * dot_with_content(slot, earlier, dot[slot.read_rank(t)], dot_v);
     }
     if (rank % lanes != k) return sum;
@@ -220,7 +114,8 @@ couple_backward(const __grid_constant__ CouplingParams p) {
     let_next_launch_begin();
     wait_for_launch_before();
     const ThreadOfChunk thread(p);
-    copy_channels(shared, thread, 0);
+    const RowsOfChunk rows{thread.sequence, thread.chunk, p.channels, p.dy, p.values};
+    copy_channels(shared.tokens, rows, 0);
     DotsOfThread dot(thread);
     thread.enter(shared.slots);
     const bool chained_read = thread.listed_read() && thread.read.chained();
@@ -228,14 +123,10 @@ couple_backward(const __grid_constant__ CouplingParams p) {
     const SlotOfAccess read_slot(shared.slots, chained_read ? chain_begin(thread.read.tag) : 0);
     if (thread.chained_write()) shared.dot[write_slot.begin + write_slot.write_rank(thread.write_token)] = dot.v;
     if (chained_read) shared.dot[read_slot.begin + read_slot.read_rank(thread.read_token)] = dot.s;
-    if constexpr (TENSOR_CORES)
-        store_pairs<PairsOfWarp>(shared, thread);
-    else
-        store_pairs<PairsOfThread>(shared, thread);
-    __syncthreads();
+    multiply_channels(shared.tokens, rows);
     if (thread.chained_write()) dot.v = dot_with_adjoint(shared, write_slot, thread.write_token, dot.v);
     if (chained_read) {
-        const auto dot_with_value = [&](int j) { return shared.dy_dot_v[thread.read_token][j]; };
+        const auto dot_with_value = [&](int j) { return shared.tokens.dy_dot_v[thread.read_token][j]; };
         dot.s = dot_with_content(read_slot, read_slot.writers & tokens_to(thread.read_token), dot.s, dot_with_value);
     }
     if (in_chunk(thread.write_token, W)) p.d_dot_v[thread.at * W + threadIdx.x] = dot.v;

@@ -88,7 +88,7 @@ class Layout:
     def accesses(self) -> tuple[int, int]:
         """Writes and reads of a token, with those that do nothing: the same number for each lane that shares them."""
         unit = LANES * self.groups_per_token
-        return _whole(self.top_k[0], unit), _whole(self.top_k[1], unit)
+        return whole(self.top_k[0], unit), whole(self.top_k[1], unit)
 
     @functools.cached_property
     def entries(self) -> int:
@@ -98,22 +98,22 @@ class Layout:
     @functools.cached_property
     def chains(self) -> int:
         """The headers of chains of a chunk, in whole rounds."""
-        return _whole(self.entries // 2, GROUPS)
+        return whole(self.entries // 2, GROUPS)
 
     @functools.cached_property
     def record_bytes(self) -> int:
         """The size of ``ChunkRecord``: events, entries of lists, couplings, headers of lists."""
         entries = self.chunk * sum(self.accesses) + self.entries
         lists = max(GROUPS, self.chunk * self.top_k[0] // 2) + self.chains
-        pairs = _whole(self.chunk * (self.chunk + 1) // 2, PAIRS_AT_ONCE)
-        couplings = 2 * _whole(4 * self.chunk + 2 * pairs * self.acc_bytes, 16)
-        return _whole(2 * entries * self.acc_bytes, 16) + couplings + lists * LIST_BYTES
+        pairs = whole(self.chunk * (self.chunk + 1) // 2, PAIRS_AT_ONCE)
+        couplings = 2 * whole(4 * self.chunk + 2 * pairs * self.acc_bytes, 16)
+        return whole(2 * entries * self.acc_bytes, 16) + couplings + lists * LIST_BYTES
 
     @functools.cached_property
     def bytes_before_rows(self) -> int:
         """Shared memory that a block of ``content.cu`` needs for headers and entries of lists, and for couplings."""
         entries = self.chunk * max(self.top_k) * 2
-        return _whole(HEADER_BYTES + COUPLING_BYTES + entries * self.acc_bytes, 128)
+        return whole(HEADER_BYTES + COUPLING_BYTES + entries * self.acc_bytes, 128)
 
     @functools.cached_property
     def row_bytes(self) -> int:
@@ -166,7 +166,7 @@ def rows_that_fit(dtype: Any, shared: SharedMemory) -> int:
     return (shared.block - 16 * 1024) // (4 * sum_dtype(dtype).itemsize)
 
 
-def _whole(size: int, unit: int) -> int:
+def whole(size: int, unit: int) -> int:
     """``size`` up to a multiple of ``unit``."""
     return -(-size // unit) * unit
 

@@ -17,6 +17,7 @@ from .call import Call, Kept, Segments, allocate_kept, fill_memory_params
 from .conflicts import find_conflicts
 from .content import content_pass
 from .couplings import couple_backward, couple_forward
+from .dense import Dense, choose_dense, dense_content_pass, dense_couple_backward, dense_couple_forward
 from .layout import (
     MAX_CHUNKED_K,
     MAX_ROWS,
@@ -47,6 +48,7 @@ class Chunked(NamedTuple):
     kept: Kept
     starts: Array | None  # (B*H, segments, rows, C): contents at each segment's start; None for one segment
     decay_products: Array | None  # (B*H, segments of the masses, rows), likewise
+    dense: Dense | None  # few slots: couplings and contents are products of dense matrices
 
 
 class MemoryContext(NamedTuple):
@@ -146,7 +148,10 @@ def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, C
     segments = Segments(1, -(-T // layout.chunk), 1)
     if call.state is None and not return_state and not call.renumbered and not call.alone:
         segments = choose_segments(layout, B * H, T, rows, processors(device))
-    kept = allocate_kept(call, layout)
+    dense = None
+    if call.state is None and not return_state and segments.contents == 1:
+        dense = choose_dense(layout, call.options.slots, C, shared_memory(device))
+    kept = allocate_kept(call, layout, layout.record_bytes if dense is None else dense.record_bytes)
     memory = fill_memory_params(call, kept)
     y = cupy.empty(call.values.shape, dtype=call.values.dtype)
     content = _final(call, "slots", layout.in_shared, return_state)
@@ -168,66 +173,82 @@ def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, C
         )
         if call.options.mass_aware:
             mass_aware_forward(call, layout, memory, kept)
-        # 3. couplings within chunks
-        couple_forward(call, layout, memory, kept)
-        # 4. contents
-        start, run = None if call.state is None else call.state.slots, (call, layout, kept, segments)
-        if segments.contents > 1:
-            start = starts = cupy.empty((B * H, segments.contents, rows, C), dtype=call.acc)
-            content_pass("content_forward", *run, y=y, final_state=start, local_only=True, skip_last=1)
-            combine_contents(start, decay_products, layout, backward=False)
-        content_pass(
-            "content_forward",
-            *run,
-            y=y,
-            given=start,
-            working=content,
-            final_state=content,
-            skip_first=int(starts is not None),
+        # 3. couplings within chunks; 4. contents
+        if dense is None:
+            starts = _contents_forward(call, layout, segments, memory, kept, y, content, decay_products)
+        else:
+            dense_couple_forward(call, dense, memory, kept)
+            dense_content_pass("dense_content_forward", call, dense, memory, kept, y=y)
+    return y, content, mass, Chunked(layout, segments, memory, kept, starts, decay_products, dense)
+
+
+def _contents_forward(
+    call: Call,
+    layout: Layout,
+    segments: Segments,
+    memory: Any,
+    kept: Kept,
+    y: Array,
+    content: Array | None,
+    decay_products: Array | None,
+) -> Array | None:
+    """Couplings within chunks, then y and the contents, by chains. Returns the contents at each segment's start."""
+    import cupy
+
+    couple_forward(call, layout, memory, kept)
+    starts = None
+    start, run = None if call.state is None else call.state.slots, (call, layout, kept, segments)
+    if segments.contents > 1:
+        start = starts = cupy.empty(
+            (call.sequences, segments.contents, call.rows, call.values.shape[3]), dtype=call.acc
         )
-    return y, content, mass, Chunked(layout, segments, memory, kept, starts, decay_products)
+        content_pass("content_forward", *run, y=y, final_state=start, local_only=True, skip_last=1)
+        combine_contents(start, decay_products, layout, backward=False)
+    content_pass(
+        "content_forward",
+        *run,
+        y=y,
+        given=start,
+        working=content,
+        final_state=content,
+        skip_first=int(starts is not None),
+    )
+    return starts
 
 
 def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: Chunked) -> MemoryGrads:
     """Every gradient."""
     import cupy
 
-    layout, segments, memory, kept, starts, decay_products = chunked
+    layout, segments, memory, kept, _, _, dense = chunked
     (B, _, H, C), rows, acc, (W, R) = call.values.shape, call.rows, call.acc, layout.accesses
     N = call.batch
-    tokens = (layout.slices, *kept.chunks, layout.chunk)
+    tokens = (layout.slices if dense is None else 1, *kept.chunks, layout.chunk)
     channels = call.values.shape, acc
     dots = Dots(*allocate_together(((*tokens, R), acc), ((*tokens, W), acc), (tokens[1:], acc), channels, channels))
     dw, dr = allocate_together((call.write.weight.shape, acc), (call.read.weight.shape, acc))
     dv, dgamma = cupy.empty_like(call.values), cupy.empty(call.values.shape[:3], dtype=call.values.dtype)
-    final_q = None if dstate is None else cupy.empty((layout.slices, N * H, rows), dtype=acc)
-    dgiven = None
+    dgiven = final_q = None
     if call.state is not None:
         dgiven = RAMState(cupy.empty((N, H, rows, C), dtype=acc), cupy.empty((N, H, rows), dtype=acc))
     if B:
         # 4. contents: once more forward, for the gradients of the reads; then back
-        run = call, layout, kept, segments
-        start = starts if starts is not None else None if call.state is None else call.state.slots
-        end = None if dstate is None else dstate.slots
-        content_pass(
-            "content_backward_recompute", *run, dy=dy, before_heavy=dots.before_heavy, given=start, dstate=end,
-            working=None if layout.in_shared else _working(call, "slots"), dy_dot_s=dots.dy_dot_s, final_q=final_q,
-        )  # fmt: skip
-        outputs = {"dy": dy, "dv": dv, "d_dot_v": dots.d_dot_v, "after_heavy": dots.after_heavy}
-        if segments.contents > 1:
-            end = cupy.empty_like(starts)
-            content_pass("content_backward", *run, final_state=end, local_only=True, skip_first=1, **outputs)
-            combine_contents(end, decay_products, layout, backward=True)
-            final_q = boundary_dots(starts, end, layout)
-        dcontent = None if layout.in_shared else _working_adjoint(call, end)
-        content_pass(
-            "content_backward", *run, given=end, working=dcontent, final_state=dgiven and dgiven.slots,
-            skip_last=int(segments.contents > 1), **outputs,
-        )  # fmt: skip
-        if dgiven is not None and dcontent is not None:
-            dgiven = RAMState(dcontent.reshape(N, H, rows, C), dgiven.mass)
+        if dense is None:
+            final_q, dgiven = _contents_backward(dy, dstate, call, chunked, dots, dv, dgiven)
+        else:
+            dense_content_pass(
+                "dense_content_backward_recompute", call, dense, memory, kept, dy=dy, before_heavy=dots.before_heavy,
+                dy_dot_s=dots.dy_dot_s,
+            )  # fmt: skip
+            dense_content_pass(
+                "dense_content_backward", call, dense, memory, kept, dy=dy, dv=dv, d_dot_v=dots.d_dot_v,
+                after_heavy=dots.after_heavy,
+            )  # fmt: skip
         # 3. couplings
-        couple_backward(call, layout, memory, kept, dots, dy)
+        if dense is None:
+            couple_backward(call, layout, memory, kept, dots, dy)
+        else:
+            dense_couple_backward(call, dense, memory, kept, dots, dy)
         # 2. masses
         gains = None
         if call.options.mass_aware:
@@ -241,6 +262,38 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
             dmass = combine_masses(local, 0.0, layout, backward=True)
         mass_backward(*arguments, gains=gains, final_q=final_q, dfinal_mass=dmass)
     return MemoryGrads(dw, dr, dv, dgamma, dgiven)
+
+
+def _contents_backward(
+    dy: Array, dstate: RAMState | None, call: Call, chunked: Chunked, dots: Dots, dv: Array, dgiven: RAMState | None
+) -> tuple[Array | None, RAMState | None]:
+    """The contents by chains: dv and ``dots``. Returns <d, s> where the masses begin, or None, and ``dgiven``."""
+    import cupy
+
+    layout, segments, _, kept, starts, decay_products, _ = chunked
+    run = call, layout, kept, segments
+    start = starts if starts is not None else None if call.state is None else call.state.slots
+    end = final_q = None
+    if dstate is not None:
+        end, final_q = dstate.slots, cupy.empty((layout.slices, call.sequences, call.rows), dtype=call.acc)
+    content_pass(
+        "content_backward_recompute", *run, dy=dy, before_heavy=dots.before_heavy, given=start, dstate=end,
+        working=None if layout.in_shared else _working(call, "slots"), dy_dot_s=dots.dy_dot_s, final_q=final_q,
+    )  # fmt: skip
+    outputs = {"dy": dy, "dv": dv, "d_dot_v": dots.d_dot_v, "after_heavy": dots.after_heavy}
+    if starts is not None and decay_products is not None:
+        end = cupy.empty_like(starts)
+        content_pass("content_backward", *run, final_state=end, local_only=True, skip_first=1, **outputs)
+        combine_contents(end, decay_products, layout, backward=True)
+        final_q = boundary_dots(starts, end, layout)
+    dcontent = None if layout.in_shared else _working_adjoint(call, end)
+    content_pass(
+        "content_backward", *run, given=end, working=dcontent, final_state=dgiven and dgiven.slots,
+        skip_last=int(segments.contents > 1), **outputs,
+    )  # fmt: skip
+    if dgiven is not None and dcontent is not None:
+        dgiven = RAMState(dcontent.reshape(dgiven.slots.shape), dgiven.mass)
+    return final_q, dgiven
 
 
 def _final(call: Call, part: str, in_shared: bool, wanted: bool) -> Array | None:

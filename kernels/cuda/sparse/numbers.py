@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,18 @@ from ramnet_np.contract import Array, SlotNumbers
 
 from ..runtime.arrays import contiguous_aligned
 from ..runtime.module import Launch, Specialisation
-from ..runtime.params import INT, LONG, POINTER, ParamStruct
+from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
 
 THREADS = 256
-MOST = 2**31 - 1  # cells, and places of a head: numbers of them have 4 bytes
+MOST = 2**31 - 1  # accesses, cells, and places of a head: numbers of them have 4 bytes
+SIDE = ParamStruct(
+    "Side",
+    index=POINTER, numbers=POINTER, accesses=UNSIGNED, top_k=INT, live_from=UNSIGNED, masked_from=UNSIGNED,
+)  # fmt: skip
 NUMBERS_PARAMS = ParamStruct(
     "NumbersParams",
-    index=POINTER, mask=POINTER, cells=POINTER, marks=POINTER, sums=POINTER, numbers=POINTER, keys=POINTER,
-    accesses=LONG, cell_count=LONG, slots=LONG, live_from=LONG, masked_from=LONG, places=LONG,
-    tokens=INT, heads=INT, top_k=INT, shift=INT,
+    write=SIDE, read=SIDE, mask=POINTER, cells=POINTER, marks=POINTER, sums=POINTER, keys=POINTER, bounds=POINTER,
+    cell_count=LONG, slots=LONG, places=LONG, tokens=INT, heads=INT, all_heads=INT, shift=INT,
 )  # fmt: skip
 NUMBERS = Specialisation(
     "sparse/numbers.cu",
@@ -28,38 +32,61 @@ NUMBERS = Specialisation(
 )
 
 
+class Numbers:
+    """The numbers of a segment's slots on the GPU, which need not tell the host how many there are.
+
+    ``write``, ``read``: (B, T, H, K) int32, in place of slots; ``keys``: of the slots, by heads and then by numbers,
+    with room for more; ``bounds``: (2 B*H + 1,) int64, where a head's keys begin, how many there are, and how many of a
+    head's slots are written; ``heads``: B*H.
+    """
+
+    def __init__(self, write: Array, read: Array, keys: Array, bounds: Array, heads: int):
+        self.write, self.read, self.keys, self.bounds, self.heads = write, read, keys, bounds, heads
+
+    @functools.cached_property
+    def on_host(self) -> tuple[np.ndarray, np.ndarray]:
+        """``start`` and ``written``, as of ``SlotNumbers``. Waits for the GPU."""
+        start, written = np.split(self.bounds.get(), [self.heads + 1])
+        return start, written
+
+
 def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> SlotNumbers:
     """Number the slots of a segment. Waits for the GPU once, for how many there are."""
+    numbers = number_on_gpu(write, read, mask, slots)
+    if numbers is NotImplemented:
+        return NotImplemented
+    start, written = numbers.on_host
+    return SlotNumbers(numbers.write, numbers.read, numbers.keys[: start[-1]], start, written)
+
+
+def number_on_gpu(write: Array, read: Array, mask: Array | None, slots: int) -> Numbers:
+    """Number the slots of a segment; the host waits for nothing. NotImplemented for too many accesses, or none."""
     import cupy
 
     B, T, H, Kw = write.shape
     count, writes, reads = write.size + read.size, T * Kw, T * read.shape[3]
     cells, shift = table_of(count, B * H * slots)
     places = (writes if mask is None else 2 * writes) + reads
-    if not count or max(cells, places) > MOST:
+    if not count or max(count, cells, places) > MOST:
         return NotImplemented
     write, read = contiguous_aligned(write), contiguous_aligned(read)
-    mask = None if mask is None else contiguous_aligned(mask)
     table = cupy.full((cells, 2), -1, dtype=np.int64)  # of which the second is two numbers of 4 bytes
     marks = cupy.zeros((B * H, places), dtype=np.int32)
     keys = cupy.empty(min(count, B * H * slots), dtype=np.int64)  # as many as there may be, for now
+    bounds = cupy.empty(2 * B * H + 1, dtype=np.int64)
     numbers = [cupy.empty(side.shape, dtype=np.int32) for side in (write, read)]
-    given = {
-        "cells": table, "marks": marks, "sums": None, "keys": keys, "cell_count": cells, "slots": slots,
-        "places": places, "tokens": T, "heads": H, "shift": shift,
+    params = {
+        "write": _side(write, numbers[0], 0, writes), "read": _side(read, numbers[1], places - reads, 0),
+        "mask": None if mask is None else contiguous_aligned(mask), "cells": table, "marks": marks, "sums": None,
+        "keys": keys, "bounds": bounds, "cell_count": cells, "slots": slots, "places": places, "tokens": T, "heads": H,
+        "all_heads": B * H, "shift": shift,
     }  # fmt: skip
-    of_write = given | _side(write, mask, numbers[0], 0, writes)
-    of_read = given | _side(read, None, numbers[1], places - reads, 0)
-    _launch("note_uses", write.size, of_write)
-    _launch("note_uses", read.size, of_read)
-    _launch("mark_firsts", cells, of_write)
-    sums = cupy.cumsum(marks, dtype=np.int32).reshape(marks.shape)
-    _launch("number_cells", cells, of_write | {"sums": sums})
-    _launch("take_numbers", write.size, of_write)
-    _launch("take_numbers", read.size, of_read)
-    last = cupy.concatenate([sums[:, writes - 1], sums[:, -1]]).get().astype(np.int64)  # a write's, a read's
-    start = np.concatenate([np.zeros(1, np.int64), last[B * H :]])
-    return SlotNumbers(numbers[0], numbers[1], keys[: start[-1]], start, last[: B * H] - start[:-1])
+    _launch("note_uses", count, params)
+    _launch("mark_firsts", cells, params)
+    params["sums"] = cupy.cumsum(marks, dtype=np.int32)
+    _launch("number_cells", cells, params)
+    _launch("take_numbers", count, params)
+    return Numbers(numbers[0], numbers[1], keys, bounds, B * H)
 
 
 def table_of(count: int, most: int) -> tuple[int, int]:
@@ -76,13 +103,12 @@ def table_of(count: int, most: int) -> tuple[int, int]:
     return (most, 0) if most <= 1 << bits else (1 << bits, 64 - bits)
 
 
-def _side(index: Array, mask: Array | None, numbers: Array, live_from: int, masked_from: int) -> dict[str, Any]:
-    return {
-        "index": index, "mask": mask, "numbers": numbers, "accesses": index.size, "live_from": live_from,
-        "masked_from": masked_from, "top_k": index.shape[3],
-    }  # fmt: skip
+def _side(index: Array, numbers: Array, live_from: int, masked_from: int) -> Any:
+    return SIDE(
+        index=index, numbers=numbers, accesses=index.size, top_k=index.shape[3], live_from=live_from,
+        masked_from=masked_from,
+    )  # fmt: skip
 
 
 def _launch(name: str, count: int, params: dict[str, Any]) -> None:
-    if count:
-        Launch(NUMBERS, name, (-(-count // THREADS),), THREADS)(NUMBERS_PARAMS(**params))
+    Launch(NUMBERS, name, (-(-count // THREADS),), THREADS)(NUMBERS_PARAMS(**params))

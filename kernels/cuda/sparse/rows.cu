@@ -52,9 +52,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_rows(const __grid_c
     const long long n = warp_of_grid();
     if (n >= p.count) return;
     const RowTable table = *p.table;
-    const int now = RowTable::milliseconds(), number = table.find(p.keys[n]);
-    if (threadIdx.x % 32 == 0) table.note_use(number, now);
-    copy_out(number < 0 ? table.initial : table.row(number), p.rows + n * p.words, p.words);
+    const int now = RowTable::milliseconds();
+    const Found found = table.find(p.keys[n]);
+    if (found.row && threadIdx.x % 32 == 0) table.used[table.numbers[found.at]] = now;
+    copy_out(found.row ? found.row : table.initial, p.rows + n * p.words, p.words);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_constant__ RowsParams p) {
@@ -62,30 +63,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_
     if (n >= p.count) return;
     const RowTable table = *p.table;
     const int now = RowTable::milliseconds();
-    int number = -1;
+    char* row = nullptr;
     if (threadIdx.x % 32 == 0) {
         bool added;
-        number = table.find_or_add(p.keys[n], added);
-        table.note_use(number, now);
-        if (number >= 0) table.changed[number] = p.changed;
+        const Found found = table.find_or_add(p.keys[n], added);
+        row = found.row;
+        if (row) {
+            const int number = table.numbers[found.at];
+            table.used[number] = now;
+            table.changed[number] = p.changed;
+        }
     }
-    number = __shfl_sync(~0u, number, 0);
-    if (number >= 0) copy_in(p.rows + n * p.words, table.row(number), p.words);
+    row = reinterpret_cast<char*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(row), 0));
+    if (row) copy_in(p.rows + n * p.words, row, p.words);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) enter_rows(const __grid_constant__ RowsParams p) {
     const RowTable table = *p.table;
     const long long number = blockIdx.x * (long long)(THREADS) + threadIdx.x;
     if (number >= *table.count) return;
-    const long long key = table.key_of_row[number];
-    for (unsigned at = table.first(key);; at = (at + 1) & table.mask) {
-        const unsigned long long before = atomicCAS(
-            reinterpret_cast<unsigned long long*>(&table.entries[at].key), ~0ull, (unsigned long long)(key)
-        );
-        if (before != ~0ull) continue;
-        table.entries[at].row = int(number);
-        return;
-    }
+    table.set(table.add(table.key_of_row[number]), int(number));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) exchange_rows(const __grid_constant__ RowsParams p) {
@@ -105,8 +102,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) exchange_rows(const __grid
     __syncwarp();  // all lanes have seen when the rows were used
     if (threadIdx.x % 32) return;
     const long long key_here = table.key_of_row[here], key_there = table.key_of_row[there];
-    table.entries[table.entry_of(key_here)].row = there;
-    table.entries[table.entry_of(key_there)].row = here;
+    table.set(table.find(key_here).at, there);
+    table.set(table.find(key_there).at, here);
     table.key_of_row[here] = key_there;
     table.key_of_row[there] = key_here;
     table.used[here] = used_there;

@@ -4,9 +4,14 @@
 // the bus by itself. So whoever has a row's address need not know where it is. A row is C contents, its mass, and what is
 // missing to a multiple of 16 bytes.
 //
-// The table is open addressing with linear probing, at most half full. Different blocks add different keys at the same
-// time; nobody takes one out: rows leave for a disk between launches, and all others are then entered anew. Which row a
-// key gets depends on timing, and nothing depends on that.
+// A token waits for three things one after the other: its slots, their entries in the table, their rows. So an entry holds
+// the row's address; the row's number, which only notes need, lies beside the table. Two entries are seen at a time, 32
+// bytes that the memory brings together.
+//
+// The table has a place for every slot where slots are few, and no two keys meet there. Else it is open addressing with
+// linear probing from an even place, at most half full. Different blocks add different keys at the same time; nobody takes
+// one out: rows leave for a disk between launches, and all others are then entered anew. Which row a key gets depends on
+// timing, and nothing depends on that.
 #pragma once
 #include "runtime/common.cuh"
 
@@ -14,27 +19,34 @@ constexpr int PAGE_BITS = 10;  // twin: PAGE_ROWS of rows.py
 
 struct alignas(16) Entry {
     long long key;  // -1: free
-    int row;        // -1 while the entry is being made
-    int unused;
+    char* row;      // null while the entry is being made
+};
+// A row, null where a key has none, and its entry.
+struct Found {
+    char* row;
+    unsigned at;
 };
 
 // In device memory: it may change between two launches of a graph. Twin: ROW_TABLE of rows.py.
 struct RowTable {
     Entry* entries;
+    int* numbers;           // of the entries' rows
     char** pages;
     const char* initial;    // the row of a slot that was never written
     long long* key_of_row;  // (rows,)
     int* used;              // (rows,): when a row was last asked for
     bool* changed;          // (rows,): since it came from the disk
     int* count;             // of rows that are taken
-    unsigned mask;          // entries - 1
-    int shift, row_bytes, capacity;
+    unsigned mask;          // entries - 1; all bits where a key is its place
+    int shift;              // 64 - log2(entries), or 0: a key is its place
+    int row_bytes, capacity;
 
     DEVICE char* row(int number) const {
         return pages[number >> PAGE_BITS] + (long long)(number & ((1 << PAGE_BITS) - 1)) * row_bytes;
     }
     DEVICE unsigned first(long long key) const {
-        return unsigned((unsigned long long)(key) * 0x9E3779B97F4A7C15ull >> shift);  // 2**64 over the golden ratio
+        const auto spread = (unsigned long long)(key) * 0x9E3779B97F4A7C15ull;  // 2**64 over the golden ratio
+        return unsigned(shift ? spread >> shift : key) & ~1u;
     }
     // From the L2 cache: another block may have made an entry since the L1 cache saw it free.
     DEVICE Entry entry(unsigned at) const {
@@ -43,48 +55,48 @@ struct RowTable {
         memcpy(&entry, &words, sizeof entry);
         return entry;
     }
-    // The entry of a key that is there.
-    DEVICE unsigned entry_of(long long key) const {
-        unsigned at = first(key);
-        while (entry(at).key != key) at = (at + 1) & mask;
-        return at;
-    }
-    // The row of a key, or -1.
-    DEVICE int find(long long key) const {
-        for (unsigned at = first(key);; at = (at + 1) & mask) {
-            const Entry seen = entry(at);
-            if (seen.key == key) return seen.row;
-            if (seen.key == -1) return -1;
+    // The row of a key.
+    DEVICE Found find(long long key) const {
+        for (unsigned at = first(key);; at = (at + 2) & mask) {
+            const Entry one = entry(at), other = entry(at + 1);
+            if (one.key == key) return {one.row, at};
+            if (other.key == key) return {other.row, at + 1};
+            if (one.key == -1 || other.key == -1) return {nullptr, at};
         }
     }
-    // The row of a key, added if it is not there. One thread alone asks for a key. -1: there is no room.
-    DEVICE int find_or_add(long long key, bool& added) const {
-        added = false;
+    // An entry for a key that has none, without its row. One thread alone asks for a key.
+    DEVICE unsigned add(long long key) const {
         for (unsigned at = first(key);; at = (at + 1) & mask) {
-            Entry seen = entry(at);
-            if (seen.key == key) return seen.row;
-            if (seen.key != -1) continue;
+            if (entry(at).key != -1) continue;
             const unsigned long long before = atomicCAS(
                 reinterpret_cast<unsigned long long*>(&entries[at].key), ~0ull, (unsigned long long)(key)
             );
-            if (before != ~0ull) continue;  // another key was quicker
-            const int number = atomicAdd(count, 1);
-            if (number >= capacity) return -1;
-            added = true;
-            key_of_row[number] = key;
-            entries[at].row = number;
-            return number;
+            if (before == ~0ull) return at;  // else another key was quicker
         }
     }
-    DEVICE void note_use(int number, int now) const {
-        if (number >= 0) used[number] = now;
+    // What an entry leads to.
+    DEVICE void set(unsigned at, int number) const {
+        numbers[at] = number;
+        entries[at].row = row(number);
     }
-    DEVICE void note_change(int number) const {
-        if (number >= 0) changed[number] = true;
+    // The row of a key, added if it is not there. One thread alone asks for a key. Null: there is no room.
+    DEVICE Found find_or_add(long long key, bool& added) const {
+        Found found = find(key);
+        added = false;
+        if (found.row) return found;
+        const int number = atomicAdd(count, 1);
+        if (number >= capacity) return found;
+        added = true;
+        key_of_row[number] = key;
+        found = {row(number), add(key)};
+        set(found.at, number);
+        return found;
     }
-    DEVICE static int milliseconds() {
+    DEVICE static unsigned long long clock() {  // it takes long to answer
         unsigned long long nanoseconds;
         asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
-        return int(nanoseconds >> 20 & 0x7fffffff);
+        return nanoseconds;
     }
+    DEVICE static int milliseconds(unsigned long long clock) { return int(clock >> 20 & 0x7fffffff); }
+    DEVICE static int milliseconds() { return milliseconds(clock()); }
 };

@@ -10,6 +10,7 @@ The host knows a bound of how many rows there are, and asks the GPU only when th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from ramnet_np.contract import Array, MemoryTiers
 
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
+from .numbers import number_on_gpu
+from .segment_rows import SegmentRows
+from .write_back import WriteBack
 
 THREADS = 128
 PAGE_ROWS = 1024  # PAGE_BITS of rows.cuh
@@ -27,8 +31,8 @@ CALLS_AHEAD, ROWS_AHEAD = 32, 16 * PAGE_ROWS  # for which there is room after th
 EXCHANGED = 4096  # rows at once, at most
 ROW_TABLE = ParamStruct(
     "RowTable",
-    entries=POINTER, pages=POINTER, initial=POINTER, key_of_row=POINTER, used=POINTER, changed=POINTER, count=POINTER,
-    mask=UNSIGNED, shift=INT, row_bytes=INT, capacity=INT,
+    entries=POINTER, numbers=POINTER, pages=POINTER, initial=POINTER, key_of_row=POINTER, used=POINTER, changed=POINTER,
+    count=POINTER, mask=UNSIGNED, shift=INT, row_bytes=INT, capacity=INT,
 )  # fmt: skip
 ROWS_PARAMS = ParamStruct(
     "RowsParams",
@@ -40,6 +44,21 @@ ROWS = Specialisation(
     (("THREADS", THREADS),),
     (ROW_TABLE, ROWS_PARAMS),
 )
+
+
+def table_of(rows: int, slots: int) -> tuple[int, int]:
+    """(entries, shift) of a table for so many rows, of ``slots`` slots in all.
+
+    An entry for every slot, whose place is its key (shift 0), or a hash table that is at most half full. Both are even,
+    as entries are looked at in pairs.
+
+    >>> table_of(rows=1000, slots=2047)
+    (2048, 0)
+    >>> table_of(rows=1000, slots=2049)
+    (2048, 53)
+    """
+    bits = max(1, (2 * rows - 1).bit_length())
+    return (slots + slots % 2, 0) if slots <= 1 << bits else (1 << bits, 64 - bits)
 
 
 class DeviceRows:
@@ -68,19 +87,21 @@ class DeviceRows:
         self._gpu_pages, self._calls, self._bound, self._new = 0, 0, 0, 0
         self._key_of_row, self._used = cupy.empty(0, dtype=np.int64), cupy.empty(0, dtype=np.int32)
         self._changed = cupy.empty(0, dtype=np.bool_)
-        self._entries: Any = None
+        self._write_back = WriteBack()
+        self._entries, self._numbers = cupy.empty((0, 2), dtype=np.int64), cupy.empty(0, dtype=np.int32)
         self.table = cupy.zeros(ROW_TABLE.dtype.itemsize, dtype=np.uint8)  # a RowTable
         self._grow(1)
 
     @property
     def written(self) -> int:
         """How many slots were ever stored; waits for the GPU."""
+        self._write_back.wait()
         return int(self._count.get()[0])
 
     @property
     def nbytes(self) -> int:
         """Bytes on the GPU."""
-        arrays = (self._key_of_row, self._used, self._changed, self._entries, self._initial)
+        arrays = (self._key_of_row, self._used, self._changed, self._entries, self._numbers, self._initial)
         return self._gpu_pages * self._page_bytes + sum(array.nbytes for array in arrays)
 
     @property
@@ -125,6 +146,7 @@ class DeviceRows:
         """
         if self._cupy.cuda.get_current_stream().is_capturing():
             return
+        self._write_back.wait()
         self._new = new = self._new if new is None else new
         if self._bound_after(new) > self._capacity:
             self._bound = self.written
@@ -136,6 +158,7 @@ class DeviceRows:
 
     def gather(self, keys: Array) -> Array:
         """The rows (N, W) of slots by their ``keys`` (N,), which differ."""
+        self._write_back.wait()
         rows = self._cupy.empty((keys.size, self._width), dtype=self._dtype)
         self._launch("gather_rows", keys.size, keys=keys, rows=rows)
         return rows
@@ -148,6 +171,33 @@ class DeviceRows:
         self.prepare(keys.size)
         rows = self._cupy.ascontiguousarray(rows)
         self._launch("scatter_rows", keys.size, keys=keys, rows=rows, changed=changed)
+
+    def segment(self, write: Array, read: Array, mask: Array | None, slots: int, channels: int) -> tuple[Any, ...]:
+        """A small dense state of the slots that a segment touches: their rows go there, and back.
+
+        ``write``, ``read``: (B, T, H, K) slots; ``mask``: as of ``number_slots``; ``slots``: M; ``channels``: C.
+        Returns ``write`` and ``read`` with numbers in place of slots, contents (B*H, n, C), masses (B*H, n), and a
+        function that stores the rows of written slots from such arrays; MemoryError if there is no room for them. Where
+        some rows are in the host's memory, they go there beside the work that follows (``write_back.py``).
+        n is M where a head has no more slots than tokens: then the host need not wait for how many are touched. Else it
+        is the most that a head touches. NotImplemented where numbers.py is.
+        """
+        self._write_back.wait()
+        numbers = number_on_gpu(write, read, mask, slots)
+        if numbers is NotImplemented:
+            return NotImplemented
+        most = slots if slots <= write.shape[1] else int(np.diff(numbers.on_host[0]).max())
+        rows = SegmentRows(self.table, numbers, most, channels, self._dtype)
+
+        def put_back(contents: Array, mass: Array) -> None:
+            new = min(write.size, numbers.heads * slots)
+            self.prepare(new if self._bound_after(new) <= self._capacity else int(numbers.on_host[1].sum()))
+            if self.host_nbytes:
+                self._write_back.run(partial(rows.scatter, contents, mass, beside=True), (rows, contents, mass))
+            else:
+                rows.scatter(contents, mass)
+
+        return numbers.write, numbers.read, *rows.gather(), put_back
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
         """Every slot that was stored, keys and rows (N, W), ``size`` at a time; nothing moves meanwhile."""
@@ -172,11 +222,11 @@ class DeviceRows:
         self._used[count:] = 0
         self._bound = count
         self._count[...] = count
-        self._entries[...] = -1
-        self._launch("enter_rows", count, warps=False)
+        self._enter(count)
 
     def exchange(self) -> None:
         """Let rows of the host that were asked for last change places with rows of the GPU not asked for longest."""
+        self._write_back.wait()
         here, there = self.rows_on_gpu, min(self._bound, self._capacity)
         count = min(EXCHANGED, here, there - here)
         if count <= 0:
@@ -187,6 +237,10 @@ class DeviceRows:
 
     def close(self) -> None:
         """The memory goes with the object."""
+
+    def __del__(self) -> None:
+        if hasattr(self, "_write_back"):  # not where the constructor raised
+            self._write_back.finish()
 
     @property
     def _capacity(self) -> int:
@@ -229,18 +283,24 @@ class DeviceRows:
             new[: old.size] = old
             setattr(self, name, new)
         self._addresses = cupy.asarray(np.array(self._pages, dtype=np.uint64))
-        entries = 1 << (2 * size - 1).bit_length()
-        is_larger = self._entries is None or entries > self._entries.shape[0]
+        entries, shift = table_of(size, self._slots)
+        is_larger = entries > len(self._entries)
         if is_larger:
-            self._entries = cupy.full((entries, 2), -1, dtype=np.int64)  # of which the second is two numbers of 4 bytes
+            self._entries = cupy.empty((entries, 2), dtype=np.int64)  # a key, an address
+            self._numbers = cupy.empty(entries, dtype=np.int32)
         table = ROW_TABLE(
-            entries=self._entries, pages=self._addresses, initial=self._initial, key_of_row=self._key_of_row,
-            used=self._used, changed=self._changed, count=self._count, mask=self._entries.shape[0] - 1,
-            shift=64 - (self._entries.shape[0].bit_length() - 1), row_bytes=self._row_bytes, capacity=size,
+            entries=self._entries, numbers=self._numbers, pages=self._addresses, initial=self._initial,
+            key_of_row=self._key_of_row, used=self._used, changed=self._changed, count=self._count,
+            mask=entries - 1 if shift else 2**32 - 1, shift=shift, row_bytes=self._row_bytes, capacity=size,
         )  # fmt: skip
         self.table.set(np.frombuffer(table.tobytes(), dtype=np.uint8))
         if is_larger:
-            self._launch("enter_rows", size, warps=False)
+            self._enter(size)
+
+    def _enter(self, most: int) -> None:
+        """Make the table anew, of all rows, of which there are at most so many."""
+        self._entries[:, 0], self._entries[:, 1] = -1, 0
+        self._launch("enter_rows", most, warps=False)
 
     def _add_pages(self, count: int) -> None:
         """Pages on the GPU while there is room, then in the host's memory; fewer than ``count`` where that is all."""

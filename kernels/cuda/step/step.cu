@@ -43,6 +43,7 @@ constexpr int ACCESSES = WRITES + READS;
 constexpr int TEAMS = THREADS / SPAN < ACCESSES ? THREADS / SPAN : ACCESSES;
 constexpr int OWN = (ACCESSES + TEAMS - 1) / TEAMS;  // accesses of a team: team, team + TEAMS, ...
 constexpr int AT_ONCE = OWN < 8 ? OWN : 8;           // of those, in registers
+constexpr int NOTED = (ACCESSES + 31) / 32;          // accesses of a lane of the warp that notes which rows are used
 
 using WriteSearch = WarpSearch<Acc, ORDER, RADIX, WRITES>;
 using ReadSearch = WarpSearch<Acc, ORDER, RADIX, READS>;
@@ -81,23 +82,36 @@ struct StepParams {
 struct Memory {
     static constexpr int MASS = CHANNELS + CHANNELS % (sizeof(Acc) / sizeof(ROW));  // where it is, behind C contents
     const ROW* from[ACCESSES];
-    ROW* to[WRITES];
+    Found found[ACCESSES];
 
     // A read may find a row that the block's write is adding: it is loaded for nothing, as the write serves the read.
-    DEVICE void find(const RowTable& table, int e, long long key, int now) {
+    DEVICE void find(const RowTable& table, int e, long long key) {
         bool added = false;
-        const int row = e < WRITES ? table.find_or_add(key, added) : table.find(key);
-        table.note_use(row, now);
-        ROW* const there = row < 0 ? nullptr : reinterpret_cast<ROW*>(table.row(row));
-        from[e] = row < 0 || added ? reinterpret_cast<const ROW*>(table.initial) : there;
-        if (e >= WRITES) return;
-        table.note_change(row);
-        to[e] = there;
+        found[e] = e < WRITES ? table.find_or_add(key, added) : table.find(key);
+        from[e] = reinterpret_cast<const ROW*>(!found[e].row || added ? table.initial : found[e].row);
     }
     DEVICE const ROW* content(int e, int) const { return from[e]; }
     DEVICE Acc mass(int e, int) const { return *reinterpret_cast<const Acc*>(from[e] + MASS); }
-    DEVICE ROW* new_content(int e, int) const { return to[e]; }
-    DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(to[e] + MASS); }
+    DEVICE ROW* new_content(int e, int) const { return reinterpret_cast<ROW*>(found[e].row); }
+    DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(new_content(e, 0) + MASS); }
+
+    // Notes are one warp's. It starts to load the numbers of the rows that were found ...
+    DEVICE void load_numbers(const StepParams& p, int lane, int (&number)[NOTED]) const {
+#pragma unroll
+        for (int i = 0; i < NOTED; i++) {
+            const int e = lane + 32 * i;
+            number[i] = e < ACCESSES && found[e].row ? p.table->numbers[found[e].at] : -1;
+        }
+    }
+    // ... and notes in the end that they were asked for ``now``, and which of them have changed.
+    DEVICE void note(const StepParams& p, int lane, const int (&number)[NOTED], int now) const {
+#pragma unroll
+        for (int i = 0; i < NOTED; i++) {
+            if (number[i] < 0) continue;
+            p.table->used[number[i]] = now;
+            if (lane + 32 * i < WRITES) p.table->changed[number[i]] = true;
+        }
+    }
 };
 #else
 struct Memory {
@@ -107,6 +121,8 @@ struct Memory {
     DEVICE Acc mass(int, int slot) const { return z[slot]; }
     DEVICE Acc* new_content(int, int slot) const { return s + (long long)(slot)*CHANNELS; }
     DEVICE Acc* new_mass(int, int slot) const { return z + slot; }
+    DEVICE void load_numbers(const StepParams&, int, int (&)[NOTED]) const {}
+    DEVICE void note(const StepParams&, int, const int (&)[NOTED], int) const {}
 };
 #endif
 
@@ -117,6 +133,9 @@ struct Shared {
     alignas(16) int write_slot[WRITES], read_slot[READS];
     Acc mass[WRITES], eta[WRITES], weight[READS];
     alignas(16) Acc partial[TEAMS * SPAN * VECTOR];  // of y
+#if SPARSE
+    Memory memory;
+#endif
 };
 
 // Where a thread works on contents: its team, and its vector among those that the team loads at a time.
@@ -150,7 +169,6 @@ DEVICE void find_slots(
 #if SPARSE
     const RowTable table = *p.table;
     const bool live = p.live(blockIdx.x);
-    const int now = RowTable::milliseconds();  // the clock takes long to answer: it is asked before the search
 #endif
     search.run(logits, lane);
     const unsigned shift = Cape::shift_at(position, M);
@@ -161,7 +179,7 @@ DEVICE void find_slots(
         slot[k] = cape_shift(search.best[k].slot(), shift, M);
 #if SPARSE
         if (!live) continue;
-        memory.find(table, first + k, blockIdx.x * (long long)(M) + slot[k], now);
+        memory.find(table, first + k, blockIdx.x * (long long)(M) + slot[k]);
 #endif
         if (needed) mass[e] = memory.mass(first + k, slot[k]);
     }
@@ -261,7 +279,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     const int warp = warp_of_thread(), lane = threadIdx.x % 32;
     const Member member;
 #if SPARSE
-    __shared__ Memory memory;
+    Memory& memory = shared.memory;
 #else
     Memory memory{p.s + sequence * M * CHANNELS, p.z + sequence * M};
 #endif
@@ -276,6 +294,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     const long long position = p.position_of(sequence);
     Acc v[VECTOR];
     load(values + member.vector * VECTOR, v);
+    const bool notes = SPARSE && warp == THREADS / 32 - 1;  // this warp has the least to do before rows are loaded
+    const unsigned long long clock = notes ? RowTable::clock() : 0;  // long before it must have answered
+    int number[NOTED];
 
     // 1. slots, and the masses that they have
     const long long row = sequence * (ORDER * RADIX);
@@ -295,6 +316,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     }
     Rows rows;
     load_rows(shared, memory, member, 0, member.vector, rows);
+    if (notes) memory.load_numbers(p, lane, number);
 
     // 2. weights and masses
     if (warp == 0) write_masses(p, shared, gamma, written_mass, lane, memory);
@@ -318,4 +340,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
         reduce_teams(shared, first, y);
         if (first + SPAN < VECTORS) __syncthreads();
     }
+    if (notes) memory.note(p, lane, number, RowTable::milliseconds(clock));
 }

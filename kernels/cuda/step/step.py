@@ -17,7 +17,7 @@ from ramnet_np.contract import DecodeOptions, MemoryOptions, RAMState
 
 from ..address.decode import decode_forward
 from ..memory.retention import require_rule
-from ..runtime.arrays import contiguous_aligned, ptr, token_strides
+from ..runtime.arrays import ALIGNMENT, contiguous_aligned, ptr, token_strides
 from ..runtime.module import Launch, Specialisation, sum_dtype, type_name
 from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
 
@@ -113,6 +113,28 @@ def step_plan(
     fill = params.partial(**constants, slots=options.slots, writes=write_k, reads=read_k, channels=channels)
     threads = min(256, max(32, -(-max(channels, write_k, read_k) // 32) * 32))
     return Launch(specialisation, name, (B * H,), threads, (write_k + read_k) * sum_dtype(dtype).itemsize), fill
+
+
+def step_by_address(*signature: Any) -> Callable[..., bool] | None:
+    """A step that takes addresses; None where it is more than one launch. ``signature``: as of :func:`step_plan`.
+
+    For callers that have checked a call of this signature and hold arrays of another library, all contiguous. The
+    step runs on the current device and stream; False: the addresses are not multiples of 16, and nothing was launched.
+    """
+    launch, fill = step_plan(*signature)
+    if launch.name != "step":
+        return None
+
+    def step_at(
+        write_logits: int, read_logits: int, values: int, gamma: int, mask: int, positions: int, slots: int, mass: int,
+        y: int,
+    ) -> bool:  # fmt: skip
+        if (write_logits | read_logits | values | gamma | slots | mass | y) % ALIGNMENT:
+            return False
+        launch(fill(write_logits, read_logits, values, gamma, mask, positions, slots, mass, y))
+        return True
+
+    return step_at
 
 
 def step(

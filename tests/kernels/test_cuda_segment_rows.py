@@ -1,0 +1,256 @@
+"""The rows of a segment on a GPU, to a small dense state and back: the kernels on the CPU, then on a GPU."""
+
+import ctypes
+import importlib
+import threading
+import weakref
+from functools import cached_property, partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ramnet_np import MemoryTiers, RAMState, SparseRAMState, ram_attention_forward
+from ramnet_np.core import sparse_memory
+from ramnet_np.core.slot_numbers import number_slots
+from tests.kernels.cuda_on_cpu import compile_for_cpu
+from tests.kernels.rows_on_cpu import device_rows, fake_cupy, on, rows_library, rows_module
+
+numbers_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.numbers")
+segment_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.segment_rows")
+write_back = importlib.import_module("ramnet_np.kernels.cuda.sparse.write_back")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return rows_library(tmp_path_factory)
+
+
+@pytest.fixture
+def fake(library, monkeypatch):
+    return fake_cupy(library, monkeypatch)
+
+
+class Second:
+    """The second stream, whose work runs as late as it may: when someone waits for it."""
+
+    def __init__(self, fake):
+        self.fake, self.work, self.first = fake, [], fake.cuda.get_current_stream()
+        self.first.record, self.first.wait_event = (lambda: "before"), lambda event: event.synchronize()
+
+    def __enter__(self):
+        self.fake.cuda.get_current_stream = lambda: self
+
+    def __exit__(self, *error):
+        self.fake.cuda.get_current_stream = lambda: self.first
+
+    def wait_event(self, event):
+        assert event == "before"
+
+    def record(self):
+        return Event(self.work, self.work[-1])
+
+
+class Event:
+    """Behind the last of a stream's work."""
+
+    def __init__(self, work, last):
+        self.work, self.last = work, last
+
+    def synchronize(self):
+        while not self.done:
+            self.work.pop(0)()
+
+    @property
+    def done(self):
+        return self.last not in self.work
+
+
+@pytest.fixture
+def second(fake, monkeypatch):
+    stream = Second(fake)
+    fake.cuda.Stream, fake.cuda.runtime = lambda non_blocking: stream, SimpleNamespace(getDevice=lambda: 0)
+    monkeypatch.setattr(write_back, "_streams", threading.local())
+    monkeypatch.setattr(write_back, "_running", [])
+    return stream
+
+
+@pytest.fixture(scope="module")
+def numbers_library(library, tmp_path_factory):
+    return compile_for_cpu(numbers_module.NUMBERS, "NumbersParams", tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def launches_of_segments(fake, second, numbers_library, monkeypatch):
+    """Let segments run by these kernels."""
+
+    def by(kernels):
+        def launch(specialisation, name, grid, threads):
+            def run(params):
+                work = partial(getattr(kernels, f"run_{name}"), params.tobytes(), grid[0], 1, 1)
+                second.work.append(work) if fake.cuda.get_current_stream() is second else work()
+
+            return run
+
+        def launch_numbers(specialisation, name, grid, threads):
+            return lambda params: getattr(numbers_library, f"run_{name}")(params.tobytes(), grid[0], 1, 1)
+
+        monkeypatch.setattr(segment_module, "Launch", launch)
+        monkeypatch.setattr(numbers_module, "Launch", launch_numbers)
+
+    return by
+
+
+def dense_of(small):
+    return [part.reshape(-1, *part.shape[2:]) for part in small]
+
+
+@pytest.mark.parametrize(
+    ("row", "channels", "slots", "gpu"),
+    [
+        ("float", 6, 400, None),
+        ("float", 7, 6, 0),
+        ("double", 5, 400, 0),
+        ("bfloat16", 5, 400, 0),
+        ("bfloat16", 14, 5, None),
+    ],
+)
+def test_a_segment_is_gathered_and_stored_as_by_the_core(
+    fake, launches_of_segments, monkeypatch, tmp_path, row, channels, slots, gpu
+):
+    kernels = compile_for_cpu(segment_module.segment_specialisation(row), "SegmentParams", tmp_path)
+    launches_of_segments(kernels)
+    monkeypatch.setattr(segment_module, "BLOCKS_BESIDE", 3)
+    rng, (B, T, H, M, K) = np.random.default_rng(0), (2, 6, 3, slots, 4)
+    dtype = np.float64 if row == "double" else np.float32
+    stored = {"tiers": MemoryTiers(rows="bfloat16" if row == "bfloat16" else None), "initial_mass": 0.3}
+    expected = SparseRAMState.initial(B, H, M, channels, dtype, **stored)
+    ours = SparseRAMState.initial(B, H, M, channels, dtype, **stored)
+    ours.rows = rows_module.DeviceRows(ours.format.initial(0.3), MemoryTiers(gpu=gpu), B * H * M)
+    ours.rows._changed[...] = False
+    for segment in range(3):
+        for kernel in (fake.library, kernels):
+            kernel.set_clock(ctypes.c_ulonglong(segment + 1))
+        write, read = (rng.integers(0, M, (2, B, T, H, K)) // rng.integers(1, 4, (H, 1))).astype(np.int32)
+        mask = rng.random((B, T)) < 0.7
+        numbers = number_slots(write, read, mask, M)
+        *sides, small, put_back = ours.segment(on(write), on(read), on(mask))
+        *expected_sides, theirs, put_theirs = sparse_memory._gathered(expected, write, read, mask)
+        for one, other in zip(sides, expected_sides, strict=True):
+            np.testing.assert_array_equal(one, other)
+        n = small.mass.shape[2]
+        assert n == (M if M <= T else np.diff(numbers.start).max())
+        for one, other in zip(dense_of(small), dense_of(theirs), strict=True):
+            for head, count in enumerate(np.diff(numbers.start)):
+                np.testing.assert_array_equal(one[head, :count], other[head, :count])
+        final = [on(rng.normal(size=part.shape).astype(dtype)) for part in small]
+        put_back(RAMState(*final)), put_theirs(RAMState(*(np.asarray(p[:, :, : theirs.mass.shape[2]]) for p in final)))
+        assert ours.written == expected.written
+        keys, used, changed = ours.rows.listing()
+        np.testing.assert_array_equal(used == segment + 1, np.isin(keys, numbers.keys))
+        assert changed.all()
+    every = np.arange(B * H * M)
+    np.testing.assert_array_equal(ours.gather(on(every)), expected.gather(every))
+
+
+@pytest.fixture(scope="module")
+def segment_library(library, tmp_path_factory):
+    specialisation = segment_module.segment_specialisation("float")
+    return compile_for_cpu(specialisation, "SegmentParams", tmp_path_factory.mktemp("kernels"))
+
+
+def segment(held, *slots):
+    """A segment of one head that writes these slots, and reads the first."""
+    index = on(np.array(slots, np.int32).reshape(1, 1, 1, -1))
+    return held.segment(index, index[..., :1], None, 2**31 - 1, 4)[2:]
+
+
+USES = {
+    "written": lambda held: held.written,
+    "prepare": lambda held: held.prepare(1),
+    "gather": lambda held: held.gather(on([5])),
+    "scatter": lambda held: held.scatter(on([5]), on(np.ones((1, 5), np.float32))),
+    "segment": lambda held: segment(held, 5),
+    "blocks": lambda held: list(held.blocks(10)),
+    "listing": lambda held: held.listing(),
+    "exchange": lambda held: held.exchange(),
+    "the end": lambda held: held.__del__(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_rows_go_back_before_anyone_uses_them(second, launches_of_segments, segment_library, use):
+    launches_of_segments(segment_library)
+    held, gone = device_rows(gpu=0), []
+    contents, mass, put_back = segment(held, 3, 5)
+    contents[...], mass[...] = 7, 8
+    weakref.finalize(contents, gone.append, True)
+    put_back(contents, mass)
+    del contents, mass, put_back
+    assert second.work
+    assert not gone
+    USES[use](held)
+    assert not second.work
+    np.testing.assert_array_equal(held.gather(on([3])), [[7, 7, 7, 7, 8]])
+    put_back = segment(held, 9)[2]
+    put_back(on(np.ones((1, 1, 4), np.float32)), on(np.ones((1, 1), np.float32)))
+    assert gone  # what the work needed is given back by the next one
+
+
+# with T = 4: few slots that fit into the page that is there, few that may not, many
+@pytest.mark.parametrize(("slots", "asked"), [(3, 0), (4, 1), (600, 1)])
+def test_the_host_asks_how_many_slots_there_are_only_where_it_must(
+    launches_of_segments, segment_library, monkeypatch, slots, asked
+):
+    launches_of_segments(segment_library)
+    heads, asks, on_host = 300, [], numbers_module.Numbers.on_host.func
+    counted = cached_property(lambda self: asks.append(1) or on_host(self))
+    counted.__set_name__(numbers_module.Numbers, "on_host")
+    monkeypatch.setattr(numbers_module.Numbers, "on_host", counted)
+    held = device_rows(slots=heads * slots)
+    index = on(np.random.default_rng(0).integers(0, slots, (1, 4, heads, 2), np.int32))
+    *_, contents, mass, put_back = held.segment(index, index, None, slots, 4)
+    put_back(contents, mass)
+    assert len(asks) == asked
+    head = np.arange(heads)[:, None]
+    assert held.written == len(np.unique(head * slots + index))
+
+
+def test_rows_on_the_gpu_are_stored_at_once(second, launches_of_segments, segment_library):
+    launches_of_segments(segment_library)
+    held = device_rows()
+    contents, mass, put_back = segment(held, 3)
+    put_back(contents, mass)
+    assert not second.work
+    assert held.written == 1
+
+
+# ---- on a GPU ----
+
+
+@pytest.fixture(scope="module")
+def cp():
+    import cupy
+
+    return cupy
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [None, "bfloat16"])
+@pytest.mark.parametrize("order", [5, 10])  # fewer slots than tokens, and more
+def test_long_segments_have_the_same_bits_from_any_tier(cp, order, rows):
+    # rows go back to the host while the other memory's next segment, and what it allocates, is under way
+    rng, (B, T, H, P, C) = np.random.default_rng(0), (1, 3000, 4, 4, 64)
+    everywhere = [MemoryTiers(rows=rows), MemoryTiers(gpu=0, rows=rows), MemoryTiers(gpu=2**19, rows=rows)]
+    memories = [SparseRAMState.initial(B, H, P**order, C, np.float32, cp, tiers=tiers) for tiers in everywhere]
+    for _ in range(6):
+        logits = cp.asarray(2 * rng.normal(size=(2, B, T, H, order, P)).astype(np.float32))
+        values = cp.asarray(rng.normal(size=(B, T, H, C)).astype(np.float32))
+        ys = [ram_attention_forward(*logits, values, state=memory)[0] for memory in memories]
+        for y in ys[1:]:
+            np.testing.assert_array_equal(y.get(), ys[0].get())
+    assert all(memory.rows.host_nbytes for memory in memories[1:])
+    keys = cp.sort(next(memories[0].blocks(10**7))[0])
+    for memory in memories[1:]:
+        assert memory.written == memories[0].written == len(keys)
+        np.testing.assert_array_equal(memory.gather(keys).get(), memories[0].gather(keys).get())
