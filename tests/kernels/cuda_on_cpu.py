@@ -26,7 +26,6 @@ using std::min, std::max;
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __launch_bounds__(...)
 #define __grid_constant__
 #define __shared__ static
 struct alignas(16) int4 { int x, y, z, w; };
@@ -43,10 +42,14 @@ template <class T> T __ldg(const T* from) { return *from; }
 template <class To, class From> To bits_as(From from) { To to; memcpy(&to, &from, sizeof to); return to; }
 inline float __uint_as_float(unsigned bits) { return bits_as<float>(bits); }
 inline float __int_as_float(int bits) { return bits_as<float>(bits); }
+inline int __float_as_int(float x) { return bits_as<int>(x); }
 inline unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
 inline double __longlong_as_double(long long bits) { return bits_as<double>(bits); }
 inline long long __double_as_longlong(double x) { return bits_as<long long>(x); }
-inline size_t __cvta_generic_to_shared(const void* shared) { return size_t(shared); }
+static char near_shared;  // addresses in shared memory are counted from here, and take 32 bits
+inline size_t __cvta_generic_to_shared(const void* shared) { return (const char*)shared - &near_shared; }
+inline void* __cvta_shared_to_generic(size_t address) { return &near_shared + int(unsigned(address)); }
+#define __builtin_assume(condition)
 inline void __syncwarp() { warp_meets[threadIdx.x / 32]->arrive_and_wait(); }
 inline void __syncthreads() { block_meets.arrive_and_wait(); }
 template <class T> T __shfl_sync(unsigned, T x, int lane) {
@@ -57,6 +60,10 @@ template <class T> T __shfl_sync(unsigned, T x, int lane) {
     return x;
 }
 template <class T> T __shfl_xor_sync(unsigned, T x, int mask) { return __shfl_sync(~0u, x, threadIdx.x % 32 ^ mask); }
+template <class T> T __shfl_up_sync(unsigned, T x, int distance) {
+    const int lane = threadIdx.x % 32;
+    return __shfl_sync(~0u, x, lane < distance ? lane : lane - distance);
+}
 inline unsigned __ballot_sync(unsigned, bool x) {
     unsigned mask = 0;
     exchanged[threadIdx.x] = x;
@@ -65,6 +72,8 @@ inline unsigned __ballot_sync(unsigned, bool x) {
     __syncwarp();
     return mask;
 }
+inline bool __any_sync(unsigned, bool x) { return __ballot_sync(~0u, x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 // Of a product on the tensor cores: what a lane has (tf32.cuh). They see 11 bits of each number, and round sums down.
 struct Fragments { float a[4], b[2]; };
@@ -95,7 +104,12 @@ inline unsigned atomicMin(unsigned* at, unsigned x) {
     while (x < before && !__atomic_compare_exchange_n(at, &before, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
     return before;
 }
-inline int atomicAdd(int* at, int x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
+inline int atomicCAS(int* at, int expected, int wanted) {
+    __atomic_compare_exchange_n(at, &expected, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    return expected;
+}
+template <class T> T atomicAdd(T* at, T x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
+inline unsigned atomicOr(unsigned* at, unsigned x) { return __atomic_fetch_or(at, x, __ATOMIC_SEQ_CST); }
 """
 RUN = r"""
 extern "C" void run_{name}(const {params}* p, unsigned x, unsigned y, unsigned z) {{
@@ -116,6 +130,10 @@ extern "C" void run_{name}(const {params}* p, unsigned x, unsigned y, unsigned z
 PTX = [
     (r'asm\("mma\.sync.*?\)\);', "multiply_add_on_cpu(c, a, b);"),
     (r'asm volatile\("cp\.async\.ca.*?;"[^;]*;', "memcpy(shared, global, BYTES);"),
+    (r'asm volatile\("ld\.global\.v2\.b32.*?\);', "row = from->row, info = from->info;"),
+    (r'asm volatile\("ld\.shared.*?\);', "memcpy(&x, __cvta_shared_to_generic(address), sizeof x);"),
+    (r'asm volatile\("st\.shared.*?\);', "memcpy(__cvta_shared_to_generic(address), &x, sizeof x);"),
+    (r'asm volatile\("st\.global\.v4\.f32.*?\);', "memcpy(to, x, 16);"),
     (r'asm\("max.f64.*?\);', "a = a < b ? b : a;"),
     (r'asm volatile\("mov.u64 %0, %%globaltimer.*?\);', "nanoseconds = now;"),
     (r'asm\("\{.*?\(b_high\)\);', ";"),  # of keys in float
@@ -141,7 +159,8 @@ def compile_for_cpu(specialisation, params, folder, threads="THREADS"):
     """The kernels of a specialisation as a library; ``params``: the name of the struct that all of them take;
     ``threads``: of a block."""
     source = re.sub(r"#pragma (once|unroll).*", "", source_for_cpu(specialisation.source))
-    source = re.sub(r"(__global__ void (?:__launch_bounds__\([^()]*\)\s+)?)(\w+)\(", r"\1kernel_\2(", source)
+    source = re.sub(r"__launch_bounds__\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)", "", source)
+    source = re.sub(r"(__global__ void\s+)(\w+)\(", r"\1kernel_\2(", source)
     runs = [RUN.format(name=name, params=params) for name in specialisation.kernels]
     (folder / "kernels.cpp").write_text("".join([SHIM, source, *runs]))
     defines = [f"-D{name}={value}" for name, value in (*specialisation.defines, ("BLOCK_THREADS", threads))]

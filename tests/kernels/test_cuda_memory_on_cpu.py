@@ -1,0 +1,104 @@
+"""The chunked kernels of the memory without a GPU: their C++ on the CPU, forward and backward, against the core.
+
+In double, so that the tensor cores take no part. Dense kernels, for few slots, are in test_cuda_dense.py; what a GPU
+does on top of that is in test_cuda_agreement.py.
+"""
+
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ramnet_np.kernels.cuda.memory import call, layout, memory
+from ramnet_np.kernels.cuda.memory.conflicts import conflict_specialisation
+from ramnet_np.kernels.cuda.memory.content import content_specialisation
+from ramnet_np.kernels.cuda.memory.couplings import coupling_specialisation
+from ramnet_np.kernels.cuda.memory.mass_backward import mass_backward_specialisation
+from ramnet_np.kernels.cuda.memory.mass_forward import mass_forward_specialisation
+from ramnet_np.kernels.cuda.runtime import module
+
+from ramnet_np.contract import Address, MemoryOptions
+from ramnet_np.core.memory import memory_backward, memory_forward
+from tests.kernels.cuda_on_cpu import compile_for_cpu
+from tests.kernels.test_cuda_launches import DeviceArray, device, empty
+from tests.tolerances import assert_close
+
+ROWS, CHANNELS, K, GAMMA = 512, 12, 8, 0.3  # 12 channels: a slice of 8, and one that is half there
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory):
+    if shutil.which("g++") is None or sys.platform != "linux":
+        pytest.skip("needs g++")
+    chosen = layout.choose_layout(np.dtype(np.float64), ROWS, CHANNELS, K, K, layout.H100)
+    specialisations = [
+        conflict_specialisation(chosen, "gsu"),
+        mass_forward_specialisation(chosen, False, True, False),
+        coupling_specialisation(chosen, "couple_forward"),
+        content_specialisation(chosen, False),
+        coupling_specialisation(chosen, "couple_backward"),
+        mass_backward_specialisation(chosen, "gsu", False, True),
+    ]
+
+    def compiled(specialisation):
+        folder, threads = tmp_path_factory.mktemp("kernels"), 512 if "mass_backward" in specialisation.source else 256
+        return compile_for_cpu(specialisation, specialisation.params[0].name, folder, threads)
+
+    with ThreadPoolExecutor(2) as pool:
+        libraries = dict(zip(specialisations, pool.map(compiled, specialisations), strict=True))
+
+    def get_kernel(specialisation, name):
+        run = getattr(libraries[specialisation], f"run_{name}")
+
+        def launch(grid, block, arguments, shared_mem=0):
+            assert shared_mem <= 1 << 18
+            run(arguments[0].tobytes(), *(*grid, 1, 1)[:3])
+
+        return launch
+
+    cuda = SimpleNamespace(
+        get_current_stream=lambda: SimpleNamespace(is_capturing=lambda: False),
+        runtime=SimpleNamespace(getDevice=lambda: 0),
+    )
+    cupy = SimpleNamespace(empty=empty, empty_like=lambda a: empty(a.shape, a.dtype), cuda=cuda)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", cupy)
+        patch.setattr(DeviceArray, "device", SimpleNamespace(id=0), raising=False)
+        patch.setattr(module, "get_kernel", get_kernel)
+        for user in (call, memory):
+            patch.setattr(user, "allocate_together", lambda *wanted: [empty(*each) for each in wanted])
+        patch.setattr(memory, "shared_memory", lambda gpu: layout.H100)
+        yield
+
+
+def drawn(rng, T, H, hot):
+    """Addresses that prefer the first ``hot`` slots. Some tokens have a weight above 1/2."""
+    score = rng.random((1, T, H, ROWS))
+    score[..., :hot] -= 0.6
+    weight = -np.sort(-(rng.random((1, T, H, K)) ** 2), axis=-1)
+    weight /= 1.1 * weight.sum(axis=-1, keepdims=True)
+    heavy = rng.random((1, T, H)) < 0.25
+    weight[heavy] *= 0.3
+    weight[heavy, 0] = 0.7
+    return Address(score.argsort(axis=-1)[..., :K].astype(np.int32), weight)
+
+
+# 0: seldom do two reads of a token need the same earlier token. 8: every token reads what all before it wrote, so a
+# chunk has 528 couplings, more than shared memory holds
+@pytest.mark.parametrize("hot", [0, 8])
+def test_forward_and_backward_are_those_of_the_core(on_cpu, hot):
+    rng = np.random.default_rng(hot)
+    T, H = 45, 2  # a chunk and a part of one
+    write, read = drawn(rng, T, H, hot), drawn(rng, T, H, hot)
+    values, dy = rng.standard_normal((2, 1, T, H, CHANNELS))
+    options = MemoryOptions(slots=ROWS, update="gsu", batch_invariant=True)
+    given = *(Address(*map(device, address)) for address in (write, read)), device(values), GAMMA, None, None
+    y, _, ctx = memory.memory_forward(*given, options, False)
+    grads = memory.memory_backward(device(dy), None, ctx)
+    expected_y, _, expected_ctx = memory_forward(write, read, values, GAMMA, None, None, options, False)
+    expected = memory_backward(dy, None, expected_ctx)
+    assert_close(np.asarray(y), expected_y)
+    for name in ("values", "write_weight", "read_weight"):
+        assert_close(np.asarray(getattr(grads, name)), getattr(expected, name), gradient=True)
