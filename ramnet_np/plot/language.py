@@ -19,7 +19,8 @@ def scores_by_model(
 ) -> Figure:
     """A row for each model: a mark at the mean over its seeds, a bar from the lowest to the highest.
 
-    ``scores``: model -> a number for each seed; rows stand in this order. ``ylabel``: what a row is. ValueError for none.
+    ``scores``: model -> a number for each seed; rows stand in this order. ``ylabel``: what a row is.
+    ValueError for no model.
 
     >>> figure = scores_by_model({"RAM-Net": [1.2, 1.3], "window": [1.4]}, "bits a byte")
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
