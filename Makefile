@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-kill test-mutants test-versions test-gpu sanitize-gpu notebooks lab lint format docs test-site dist install clean
+.PHONY: help demo test test-main test-simulated test-kill test-mutants test-versions test-gpu sanitize-gpu notebooks lab lint format docs test-site dist install install-all clean
 
 help:
 	@echo "make demo     train a small RAM-Net to recall (about a minute), with figures in demo/"
@@ -32,8 +32,12 @@ WORKERS := -n logical --maxprocesses 8
 
 SLOWEST := --durations 15 --durations-min 5
 
-test: lint
+test: lint test-main test-simulated
+
+test-main: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(WORKERS) $(SLOWEST) -m "not gpu and not site and not kill"
+
+test-simulated: $(VENV)/.installed-test
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(WORKERS) $(SLOWEST) -m "not gpu" $(SIMULATED)
 
 test-kill: $(VENV)/.installed-test
@@ -121,6 +125,11 @@ $(VENV)/.installed-notebooks: $(VENV)/.installed-test
 $(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	@touch $@ $(VENV)/.installed
+
+# everything that needs no GPU, at once: pip looks at the whole project anew at every call
+install-all: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test,notebooks,docs,site]"
+	@touch $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-docs $(VENV)/.installed-notebooks
 
 clean:
 	rm -rf $(VENV) docs/_build docs/_lite docs/notebooks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo

@@ -1,5 +1,6 @@
 """Settings that hold for every test."""
 
+import gc
 import importlib.util
 import os
 
@@ -8,6 +9,9 @@ from hypothesis import settings
 
 # Two threads, whatever the machine: races need them. It must be set before numba is imported.
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
+
+# Compilers make many objects that stay: looking through them as often as Python does takes a tenth of their time.
+gc.set_threshold(50_000, 20, 20)
 
 # Shapes, not luck: the same draws every run, and no deadline on a machine that may be busy.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)

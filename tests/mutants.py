@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 LIMIT = 120  # seconds: a mutant may never end
 _MATHEMATICS = ("tests/core/test_decoder.py", "tests/core/test_attention.py", "tests/test_mathematics.py")
 _SPARSE = ("tests/core/test_sparse_faults.py", "tests/core/test_sparse_state.py", "tests/model/test_sparse.py")
+_TORCH = ("tests/bridges/test_torch_stand_ins.py", "tests/bridges/test_torch.py")
 _STATES = ("tests/model/test_state_file.py", "tests/model/test_sparse.py")
 # file -> what must notice a change of it, the fastest first
 TESTS = {
@@ -81,9 +82,9 @@ TESTS = {
     "ramnet_np/layers/uniform.py": ("tests/model/test_sampling.py",),
     "ramnet_np/model/sampling.py": ("tests/model/test_sampling.py",),
     "ramnet_np/bridges/jax.py": ("tests/bridges/test_jax.py",),
-    "ramnet_np/bridges/tensors.py": ("tests/bridges/test_torch.py",),
-    "ramnet_np/bridges/torch.py": ("tests/bridges/test_torch.py",),
-    "ramnet_np/bridges/torch_ops.py": ("tests/bridges/test_torch.py",),
+    "ramnet_np/bridges/tensors.py": _TORCH,
+    "ramnet_np/bridges/torch.py": _TORCH,
+    "ramnet_np/bridges/torch_ops.py": _TORCH,
     "kernels/cpu/sparse.py": _SPARSE,
     "kernels/cpu/ram_step.py": ("tests/kernels/test_cpu_few_rows.py",),
     "kernels/cpu/spans.py": ("tests/kernels/test_packed.py",),
@@ -200,7 +201,8 @@ def passes(folder: Path, files: Iterable[str], limit: float | None = None, keep:
     bytecode = "" if keep else "1"  # empty: it is written
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": bytecode, "NUMBA_CACHE_DIR": str(folder / "numba")}
     tests = dict.fromkeys(test for file in files for test in TESTS[file])
-    if examples := [file for file in files if file.startswith("ramnet_np/")]:
+    where = [file if file.startswith("ramnet_np/") else f"ramnet_np/{file}" for file in files]
+    if examples := [file for file in where if not file.startswith("ramnet_np/kernels/cuda/")]:  # those need a GPU
         examples = ["--doctest-modules", *examples]
     done = subprocess.run(
         [*command, *tests, *examples], cwd=folder, env=environment, timeout=limit, capture_output=True

@@ -115,7 +115,7 @@ def name_of(path: Path) -> str:
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
 def test_python_stays_small(path):
     text = path.read_text(encoding="utf-8")
-    most = LIBRARY_FILE if path.is_relative_to(LIBRARY) and not path.is_relative_to(KERNELS) else FILE
+    most = FILE if path.is_relative_to(TESTS) else LIBRARY_FILE
     assert faults(text, python_functions(text), PYTHON_FUNCTION, most) == []
 
 

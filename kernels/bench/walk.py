@@ -1,8 +1,8 @@
 """The memory update, one step of the way after the other: `python -m ramnet_np.kernels.bench.walk`.
 
 From the NumPy loop over tokens to the kernels of the backends, each step timed on the same addresses and values and
-held to the first one's y. docs/numba-cuda.md walks along. Two of the steps are kernels of numba_cuda/plain.py: the
-first that one would write, and the same with the state where it is quick to reach.
+held to the first one's y. docs/numba-cuda.md walks along. Two of the steps are kernels of numba_cuda/plain_contents.py:
+the first that one would write, and the same with the state where it is quick to reach.
 """
 
 from __future__ import annotations

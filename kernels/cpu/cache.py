@@ -37,6 +37,7 @@ if tuple(map(int, numba.__version__.split(".")[:2])) < (0, 68):
 _log = logging.getLogger("ramnet_np")  # where a program sets up no logging, Python shows warnings on stderr
 _PAUSE = 10.0  # seconds without a compilation, after which the next one is announced again
 _last_compilation = -_PAUSE
+_DIGEST = hashlib.sha256().digest_size  # bytes, before the content of a file: a flipped bit of machine code would run
 WHY_NOT_KEPT = "no folder to keep them in can be written to (NUMBA_CACHE_DIR)"
 _FOLDERS = (caching.UserProvidedCacheLocator, caching.InTreeCacheLocator, caching.UserWideCacheLocator)
 
@@ -61,9 +62,12 @@ class KernelCache(caching._Cache):
         target.refresh()
         if self._folder is not None:
             with contextlib.suppress(Exception):  # no file, or a damaged one, which can raise anything
-                stamp, compiled = pickle.loads(self._path(signature, target.codegen()).read_bytes())
-                if stamp == source_stamp():
-                    return CompileResult._rebuild(target, *pickle.loads(compiled))
+                written = self._path(signature, target.codegen()).read_bytes()
+                digest, content = written[:_DIGEST], written[_DIGEST:]
+                if digest == hashlib.sha256(content).digest():
+                    stamp, compiled = pickle.loads(content)
+                    if stamp == source_stamp():
+                        return CompileResult._rebuild(target, *pickle.loads(compiled))
         _announce(self._folder)
         return None
 
@@ -79,7 +83,7 @@ class KernelCache(caching._Cache):
         with contextlib.suppress(OSError, RuntimeError):
             content = pickle.dumps((source_stamp(), serialize.dumps(compiled._reduce())))
             try:
-                unfinished.write_bytes(content)
+                unfinished.write_bytes(hashlib.sha256(content).digest() + content)
                 unfinished.replace(path)
             finally:
                 unfinished.unlink(missing_ok=True)

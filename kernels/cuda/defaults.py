@@ -95,15 +95,17 @@ def _memory() -> list[Specialisation]:
 
 
 def _dense() -> list[Specialisation]:
-    """Few slots: 64 and 256, with K 8 and 16, every type with sums in float32, one warp and sixteen."""
-    shapes = [("float32", 64, 32, 16), ("float16", 64, 64, 8), ("float32", 256, 64, 16), ("float32", 13, 4, 8)]
+    """Few slots: K 8 and 16, every type with sums in float32, one warp and sixteen."""
+    shapes = [("float32", 64, 32, 16), ("float16", 32, 64, 8), ("float32", 64, 128, 16), ("float32", 13, 4, 8)]
     found = []
     for dtype, slots, channels, top_k in shapes:
         layout = choose_layout(np.dtype(dtype), slots, channels, top_k, top_k, H100)
         found.append(Dense(layout, slots, channels))
     found.append(replace(found[1], layout=replace(found[1].layout, element="bfloat16")))
     couplings = [dense_coupling_specialisation(dense, f"dense_couple_{way}") for dense in found for way in _WAYS]
-    return couplings + [dense_content_specialisation(dense, name) for dense in found for name in list(PASSES)[:2]]
+    return list(dict.fromkeys(couplings)) + [
+        dense_content_specialisation(dense, name) for dense in found for name in list(PASSES)[:2]
+    ]
 
 
 def _few_rows() -> list[Specialisation]:

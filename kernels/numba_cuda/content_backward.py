@@ -5,7 +5,8 @@
     backward    from the last token to the first:  d[row] += r dy_t;  then of every write
                 <d[row], v_t>, dv_t += eta d[row], d[row] *= 1 - eta
 
-Blocks, threads, tiles and barriers are those of ``content_forward.py``. ``plain.py`` has both passes in a few lines.
+Blocks, threads, tiles and barriers are those of ``content_forward.py``. ``plain_contents.py`` has both passes in a few
+lines.
 """
 
 from functools import cache

@@ -2,9 +2,9 @@
 
     s[row] += eta (v_t - s[row]),  y_t = sum r s[row]
 
-``plain.py`` has the same in a dozen lines. Here one block takes a (batch, head) and a slice of ``lanes`` channels, with
-that slice of all slots in shared memory. Its threads are ``groups`` x ``lanes``: a thread owns one channel, and its
-group takes a share of a token's accesses, two of eight:
+``plain_contents.py`` has the same in a dozen lines. Here one block takes a (batch, head) and a slice of ``lanes``
+channels, with that slice of all slots in shared memory. Its threads are ``groups`` x ``lanes``: a thread owns one
+channel, and its group takes a share of a token's accesses, two of eight:
 
     thread       0 .. 15       16 .. 31      32 .. 47      48 .. 63
     group        0             1             2             3

@@ -14,7 +14,7 @@ kappa = 1 - eta = (alpha z' + eps) / (z + eps), z' the mass before, a write take
     dw = u - h q + dz' + slope (dz' - pull)          with dz' the adjoint before, slope = z' alpha'(w)
 
 That is as exact as w stays away from 1. At most one weight of a token is above 1/2, its first; for that one the passes
-over the contents do compute <d, before>. ``plain.py`` has the same, one token after the other.
+over the contents do compute <d, before>. ``plain_masses.py`` has the same, one token after the other.
 
 Only q and dz go token by token; alpha, b, g, p, u and a read's gain need neither, and dw and dgamma follow from both:
 

@@ -2,7 +2,7 @@
 
     z[row] = alpha(w) z[row] + w,  eta = w / (z[row] + eps);  mass-aware reads weigh by z[row]
 
-``plain.py`` has the same in a dozen lines, ``mass_backward.py`` the gradients.
+``plain_masses.py`` has the same in a dozen lines, ``mass_backward.py`` the gradients.
 
 Only z's own recurrence goes token by token. What needs no mass, a power for every write among it, is prepared for all
 tokens at once, and what needs the masses before is finished for all tokens at once:

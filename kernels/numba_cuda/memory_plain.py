@@ -1,4 +1,4 @@
-"""Launches of the plain kernels of the memory, ``plain.py``: the functions of ``memory_fast.py`` for any K."""
+"""Launches of the plain kernels of the memory, ``plain_*.py``: the functions of ``memory_fast.py`` for any K."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from .arrays import NUMBERS
 from .context import ContentResults, MassResults, MemoryContext, mass_of, slots_of, state_pass
 from .launch import THREADS, shared_limit
 from .layout import PLAIN_LANES
-from .plain import (
-    ReadGradients,
+from .plain_contents import (
     plain_contents_backward_kernel,
     plain_contents_in_shared_kernel,
     plain_contents_kernel,
-    plain_masses_backward_kernel,
-    plain_masses_kernel,
     plain_recompute_kernel,
 )
+from .plain_masses import ReadGradients, plain_masses_backward_kernel, plain_masses_kernel
 from .records import (
     ContentDots,
     ContentGradients,

@@ -47,6 +47,13 @@ def token_options(number):
 
 
 @cuda.jit(device=True)
+def token_of(bh, t, sizes):
+    """Where token t of a (batch, head) lies in arrays (B, T, ..), (B, T, H, ..) and (B*H, T, ..)."""
+    token = bh // sizes.H * sizes.T + t
+    return token, token * sizes.H + bh % sizes.H, bh * sizes.T + t
+
+
+@cuda.jit(device=True)
 def gamma_at(options, at):
     """The gamma of a token and head, ``at`` of (B, T, H)."""
     return options.gamma_number if options.one_gamma != 0 else options.gamma[at]
@@ -130,7 +137,7 @@ CONTENT_SIZES = record(ContentSizes, **dict.fromkeys(ContentSizes._fields, int32
 
 
 class PlainSizes(NamedTuple):
-    """Sizes of a call that ``plain.py`` serves: W and R are K_w and K_r as they are."""
+    """Sizes of a call that the plain kernels serve: W and R are K_w and K_r as they are."""
 
     T: Any
     H: Any

@@ -12,7 +12,7 @@ step changes one is left out and counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 STEP = float(np.finfo(np.float64).eps ** (1 / 3))
+_FLOATS = np.ndarray, np.floating, float
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ def gradcheck(
         raise TypeError(f"forward must return a tuple (out, ctx), got {type(results).__name__}")
     out, ctx = results
     dout = _map_arrays(lambda a: rng.standard_normal(a.shape), out)
-    directions = list(_arrays(dout))
+    directions = _arrays(dout)
     choices = [choice.copy() for choice in _choices(ctx)]
     grads = backward(dout, ctx)
-    if not isinstance(grads, np.ndarray | np.floating | float | tuple | list):
+    if not isinstance(grads, (*_FLOATS, tuple, list)):
         raise TypeError(f"backward must return an array or a tuple of one for each input, got {type(grads).__name__}")
     grads = list(grads) if isinstance(grads, tuple | list) else [grads]
     if len(grads) != len(args):
@@ -124,7 +125,7 @@ def gradcheck(
 
     def outputs() -> tuple[list[np.ndarray], bool]:
         out, ctx = forward(*args)
-        now = list(_choices(ctx))
+        now = _choices(ctx)
         same = len(now) == len(choices) and all(map(np.array_equal, now, choices))
         return [np.array(a) for a in _arrays(out)], same
 
@@ -212,25 +213,25 @@ def _compare(
     return InputReport(name, shape, checked, left_out, error, relative, largest, verdict)
 
 
-def _children(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, Mapping):
-        yield from tree.values()
-    elif isinstance(tree, tuple | list):
-        yield from tree
-    elif is_dataclass(tree) and not isinstance(tree, type):
-        yield from (getattr(tree, field.name) for field in fields(tree))
+def _arrays(tree: Any) -> list[np.ndarray]:
+    """Every array anywhere in a tree, and every number of floating point as one."""
+    found, waiting = [], [tree]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, _FLOATS):
+            found.append(np.asarray(part))
+        elif isinstance(part, tuple | list):
+            waiting += part[::-1]
+        elif isinstance(part, Mapping):
+            waiting += list(part.values())[::-1]
+        elif is_dataclass(part) and not isinstance(part, type):
+            waiting += [getattr(part, field.name) for field in reversed(fields(part))]
+    return found
 
 
-def _arrays(tree: Any) -> Iterator[np.ndarray]:
-    if isinstance(tree, np.ndarray | np.floating | float):
-        yield np.asarray(tree)
-    for child in _children(tree):
-        yield from _arrays(child)
-
-
-def _choices(ctx: Any) -> Iterator[np.ndarray]:
+def _choices(ctx: Any) -> list[np.ndarray]:
     """The integer arrays anywhere in a ctx: indices that were selected."""
-    return (a for a in _arrays(ctx) if a.dtype.kind in "iu")
+    return [a for a in _arrays(ctx) if a.dtype.kind in "iu"]
 
 
 def _map_arrays(function: Callable[[np.ndarray], np.ndarray], tree: Any) -> Any:

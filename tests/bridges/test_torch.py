@@ -5,6 +5,7 @@ A CPU build of torch is enough (``pip install 'ramnet-np[torch]'``). Tensors on 
 
 import gc
 import importlib
+import inspect
 import subprocess
 import sys
 import warnings
@@ -248,6 +249,17 @@ def test_inputs_that_a_compiler_computes_again_for_the_backward(backend):
         torch.testing.assert_close(torch_ops.backward(y, None, None, ticket, *now), expected, rtol=0, atol=0)
 
 
+def test_on_the_cpu_only_values_and_gamma_must_lie_where_they_lay(monkeypatch):
+    """The context refers to nothing else there, so nothing is computed again."""
+    *arrays, slots, mass = draw()
+    inputs = [*arrays, None, None, slots, mass]
+    options = None, 0.0, "pdma", 2, 3, True, False, 0, False, 1e-12, False, 0.0, False, "numpy"
+    y, _, _, ticket = torch_ops.forward(*inputs, *options)
+    monkeypatch.setattr(torch_ops, "ram_attention_forward", None)
+    others = [x if i in (2, 3) or x is None else x.clone() for i, x in enumerate(inputs)]
+    torch_ops.backward(y, None, None, ticket, *others)
+
+
 def test_an_input_changed_before_the_backward_is_seen():
     inputs = [x.requires_grad_() for x in draw()[:4]]
     values = inputs[2] * 1
@@ -328,6 +340,25 @@ def test_a_step_is_the_librarys_to_the_bit():
         np.testing.assert_array_equal(ours, other, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("ours", "library"), [("ram_attention", ram_attention_forward), ("ram_attention_step", ram_attention_step)]
+)
+def test_the_defaults_are_the_librarys(ours, library):
+    of_library = {name: one.default for name, one in inspect.signature(library).parameters.items()}
+    for name, one in inspect.signature(getattr(bridge, ours)).parameters.items():
+        assert one.default == of_library[name], name
+
+
+def test_a_number_for_gamma():
+    write, read, values, _, slots, mass = draw(T=1)
+    expected, final = bridge.ram_attention(write, read, values, 0.7, state=RAMState(slots, mass))
+    y, nothing = bridge.ram_attention(write, read, values, 0.7, state=RAMState(slots, mass), return_state=False)
+    assert nothing is None
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    y, state = bridge.ram_attention_step(write, read, values, 0.7, state=RAMState(slots, mass))
+    torch.testing.assert_close((y, *state), (expected, *final))
+
+
 def wrong(**change):
     write, read, values, gamma, *_ = draw()
     call = {"write_logits": write, "read_logits": read, "values": values, "gamma": gamma}
@@ -340,6 +371,7 @@ ERRORS = [
     ({"values": lambda c: c["values"].float()}, TypeError, "values must have the dtype of write_logits"),
     ({"values": lambda c: c["values"].to("meta")}, TypeError, "values must be a dense tensor on the CPU or a CUDA GPU"),
     ({"write_logits": lambda c: c["write_logits"][0]}, ValueError, "write_logits must have 5 axes"),
+    ({"read_logits": lambda c: c["read_logits"][0]}, ValueError, "read_logits must have 5 axes"),
     ({"read_logits": lambda c: c["read_logits"][:, :2]}, ValueError, "axis 1 (T) differs"),
     ({"gamma": "much"}, TypeError, "gamma must be a number or a torch.Tensor, got str"),
     ({"gamma": -1.0}, ValueError, "gamma must not be negative for update='pdma', got -1.0"),

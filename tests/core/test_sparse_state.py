@@ -252,8 +252,10 @@ def test_compiled_numbers_are_those_of_the_core(masked):
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
+@pytest.mark.parametrize("finder", ON_CPU)
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_rows_are_found_and_others_are_not(backend):
+def test_rows_are_found_and_others_are_not(backend, finder):
+    """By each backend in the table that either has filled: a state may go from one to the other."""
     rng = np.random.default_rng(0)
     keys = np.concatenate([np.arange(500), 2**40 + 16 * np.arange(500), rng.integers(2**41, 2**62, 500)])
     entries = np.full(4096, -1, np.int32)
@@ -261,6 +263,7 @@ def test_rows_are_found_and_others_are_not(backend):
         enter_rows(keys, entries, 0, 700)
         enter_rows(keys, entries, 700, 1500)
         assert sorted(entries[entries >= 0]) == list(range(1500))
+    with use_backend(finder):
         found = find_rows(np.concatenate([keys[::-1], keys + 1000]), keys, entries)
     np.testing.assert_array_equal(found[:1500], np.arange(1500)[::-1])
     missing = ~np.isin(keys + 1000, keys)

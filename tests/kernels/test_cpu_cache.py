@@ -1,5 +1,6 @@
 """Compiled kernels on disk: loaded by the next process, compiled anew where a file is old or damaged or cannot be."""
 
+import hashlib
 import os
 import pickle
 import subprocess
@@ -72,21 +73,32 @@ def test_the_word_can_be_silenced(run):
     assert run("import logging; logging.getLogger('ramnet_np').setLevel(logging.ERROR)")[1] == ""
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"no pickle",
-        pickle.dumps((cache.source_stamp(), b"cramnet_np.contract\nNoSuchType\n.")),  # a type that has moved
-        pickle.dumps((b"other sources", b"cos\nabort\n(tR.")),  # of another version: its content is not looked at
-    ],
-    ids=["empty", "damaged", "moved-type", "other-sources"],
-)
-def test_a_file_that_is_no_good_is_written_anew(run_again, content):
+def with_digest(content):
+    return hashlib.sha256(content).digest() + content
+
+
+def one_bit_flipped(good):
+    """In the midst of the machine code."""
+    return good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 1]) + good[len(good) // 2 + 1 :]
+
+
+MOVED = pickle.dumps((cache.source_stamp(), b"cramnet_np.contract\nNoSuchType\n."))
+OTHER = pickle.dumps((b"other sources", b"cos\nabort\n(tR."))  # of another version: its content is not looked at
+NO_GOOD = {
+    "empty": lambda good: b"",
+    "no-pickle": lambda good: with_digest(b"no pickle"),
+    "one-bit": one_bit_flipped,
+    "moved-type": lambda good: with_digest(MOVED),
+    "other-sources": lambda good: with_digest(OTHER),
+}
+
+
+@pytest.mark.parametrize("damage", NO_GOOD)
+def test_a_file_that_is_no_good_is_written_anew(run_again, damage):
     run = run_again
     [file] = run.files()
     good = file.stat().st_size
-    file.write_bytes(content)
+    file.write_bytes(NO_GOOD[damage](file.read_bytes()))
     printed, said = run()
     assert printed.startswith("2.0 ")
     assert said == WORD

@@ -16,7 +16,7 @@ from tests.kernels.cuda_on_cpu import FakeCuPy, OnDevice, compile_for_cpu
 
 module = importlib.import_module("ramnet_np.kernels.cuda.memory.dense")
 B, H = 1, 2
-SHAPES = [(64, 32, (16, 16), 21), (13, 4, (8, 7), 70), (100, 20, (16, 13), 33)]  # M, C, K, T
+SHAPES = [(64, 32, (16, 16), 21), (13, 4, (8, 7), 70), (45, 20, (16, 13), 33)]  # M, C, K, T
 
 
 def dense_of(slots, channels, top_k, dtype="float32"):
@@ -156,10 +156,12 @@ def test_the_kernels_are_the_recurrence(on_cpu, slots, channels, top_k, T):
 
 def test_dense_serves_float32_sums_and_rows_of_16_bytes_where_slots_are_few():
     assert isinstance(dense_of(64, 32, (16, 16)), Dense)
-    assert isinstance(dense_of(256, 64, (16, 16), "float16"), Dense)
+    assert isinstance(dense_of(32, 64, (8, 9), "float16"), Dense)
     assert dense_of(64, 32, (16, 16), "float64") is None
-    assert dense_of(64, 30, (16, 16)) is None
+    assert dense_of(64, 30, (16, 16)) is None  # channels
     assert dense_of(64, 32, (32, 32)) is None  # chunks of 8 tokens
-    assert dense_of(257, 32, (16, 16)) is None
-    assert isinstance(dense_of(128, 64, (8, 9)), Dense)
-    assert dense_of(129, 64, (9, 8)) is None
+    assert dense_of(64, 144, (16, 16)) is None  # eighteen warps
+    assert dense_of(65, 32, (16, 16)) is None
+    assert dense_of(33, 64, (9, 8)) is None
+    assert dense_of(1024, 64, (8, 8), "float16") is None
+    assert dense_of(1024, 64, (32, 32)) is None

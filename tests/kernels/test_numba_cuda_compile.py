@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("numba_cuda_mlir", reason="there is no numba-cuda-mlir for macOS")
 from cuda.pathfinder import DynamicLibNotFoundError
-from ramnet_np.kernels.numba_cuda import launch, plain
+from ramnet_np.kernels.numba_cuda import launch, plain_contents, plain_masses
 from ramnet_np.kernels.numba_cuda.compiler import COMPILER, float32, float64, int32, int64, types
 from ramnet_np.kernels.numba_cuda.content_backward import content_backward_kernel, content_recompute_kernel
 from ramnet_np.kernels.numba_cuda.content_forward import content_forward_kernel
@@ -67,12 +67,12 @@ def fast_kernels(number):
 
 def other_kernels(number):
     for rule in RULES:
-        yield f"{rule}-", plain.plain_masses_kernel(number, rule)
-        yield f"{rule}-", plain.plain_masses_backward_kernel(number, rule)
-    yield "", plain.plain_contents_kernel(number)
-    yield "", plain.plain_contents_in_shared_kernel(number, 16)
-    yield "", plain.plain_recompute_kernel(number)
-    yield "", plain.plain_contents_backward_kernel(number)
+        yield f"{rule}-", plain_masses.plain_masses_kernel(number, rule)
+        yield f"{rule}-", plain_masses.plain_masses_backward_kernel(number, rule)
+    yield "", plain_contents.plain_contents_kernel(number)
+    yield "", plain_contents.plain_contents_in_shared_kernel(number, 16)
+    yield "", plain_contents.plain_recompute_kernel(number)
+    yield "", plain_contents.plain_contents_backward_kernel(number)
     yield "", decode_forward_kernel(number)
     yield "", decode_backward_kernel(number)
     yield "", total_kernel(number)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ramnet_np.kernels.cpu.spans import spans
 from ramnet_np.kernels.cuda.memory.packed import _packed_row, list_spans, packed_row
 
 from ramnet_np import ram_attention_backward, ram_attention_forward
@@ -123,6 +124,25 @@ def test_a_batch_and_states_of_another_number_are_refused():
         ram_attention_forward(*inputs.arrays, cu_seqlens=[0, 6])
     with pytest.raises(ValueError, match=r"state.slots must have shape \(N, H, M, C\) = \(3, 3, 64, 16\), got \(2,"):
         ram_attention_forward(*(a[:1] for a in inputs.arrays), cu_seqlens=[0, 2, 4, 6], state=inputs.options["state"])
+
+
+@pytest.mark.parametrize(
+    ("given_state", "writes", "most"), [(False, 4, 2**29 - 1), (True, 4, 2**29 - 17), (False, 1, 2**31 - 2)]
+)
+def test_the_longest_sequence_has_as_many_versions_as_an_int32_can_number(given_state, writes, most):
+    """One before the first token, or one of each of 64 slots; and one for every write."""
+
+    def room(*lengths):
+        where = np.zeros(len(lengths), np.int64)
+        return spans(where, np.array(lengths), slots=64, writes=writes, reads=4, given_state=given_state)[1]
+
+    before = 64 if given_state else 1
+    assert room(most, 3).versions == before + writes * most + (24 if given_state else 1) + 3 * writes
+    with pytest.raises(
+        ValueError, match=rf"^T must be below {most + 1} on .* for {writes} writes a token, got {most + 1}$"
+    ):
+        room(3, most + 1)
+    assert room().versions == 0
 
 
 @pytest.mark.parametrize("lengths", [(5,), (3, 0, 8, 1), (0, 0, 2), (1,) * 40, (32, 33, 64, 65)])

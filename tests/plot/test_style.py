@@ -72,11 +72,10 @@ def test_every_plot_function_has_a_call():
 @pytest.mark.parametrize("function", CALLS)
 def test_a_users_settings_change_nothing(function, tmp_path):
     """LaTeX, which most machines lack, is the one that would end in an error."""
-    CALLS[function]().savefig(tmp_path / "plain.png")
     with mpl.rc_context({"text.usetex": True, "font.family": "cursive", "axes.grid": True, "lines.linewidth": 9}):
         CALLS[function]().savefig(tmp_path / "theirs.png")
         save_picture(CALLS[function], tmp_path / "ours.png")
-    assert (tmp_path / "plain.png").read_bytes()[:4] == (tmp_path / "theirs.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "theirs.png").read_bytes()[:4] == b"\x89PNG"
     save_picture(CALLS[function], tmp_path / "again.png")
     assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 

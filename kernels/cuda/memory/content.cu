@@ -75,14 +75,8 @@ template <bool RECOMPUTE> struct ForwardPass {
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {
-        const ChunkRecord& record = record_of(chunk);
         if (lane.takes_part()) write.load(record_of(read.once_here(lane, chunk)).writes + lane.group * OWN_WRITES);
-        if (copier() >= 0) {
-            if (next != chunk) Changes::copy_headers(record_of(next), next);
-            Changes::copy_entries(record, chunk);
-            end_group_of_copies();
-        }
-        second = Changes::second(lane, record, chunk);
+        second = Changes::load(lane, records, chunk, next);
     }
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
@@ -250,14 +244,8 @@ struct BackwardPass {
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {
-        const ChunkRecord& record = record_of(chunk);
         if (lane.takes_part()) read.load(record_of(write.once_here(lane, chunk)).reads + lane.group * OWN_READS);
-        if (copier() >= 0) {
-            if (next != chunk) Changes::copy_headers(record_of(next), next);
-            Changes::copy_entries(record, chunk);
-            end_group_of_copies();
-        }
-        second = Changes::second(lane, record, chunk);
+        second = Changes::load(lane, records, chunk, next);
     }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
     DEVICE void copy_couplings(int chunk, int coupled) const { ::copy_couplings(record_of(chunk).by_writer, coupled); }

@@ -2,11 +2,11 @@
 // written or not, so there are no chains to follow.
 //
 // Who computes what: one block a chunk, whose accesses threads have as dense_accesses.cuh says. For the couplings a token has
-// LANES_OF_TOKEN threads, which share out the slots, four at a time:
+// LANES_OF_TOKEN threads, and each of them four slots:
 //
 //     thread    0         1         ..  15          16        ..       CHUNK = 16
 //     token     0         0         ..  0           1         ..
-//     slots     0 .. 3    4 .. 7    ..  60 .. 63    0 .. 3    ..       then 64 .. 67 and so on
+//     slots     0 .. 3    4 .. 7    ..  60 .. 63    0 .. 3    ..
 //
 // Each goes from its token back through the tokens before, with what is left of its reads' weights.
 //
@@ -15,31 +15,31 @@
 
 constexpr int LANES_OF_TOKEN = THREADS / CHUNK;
 static_assert(LANES_OF_TOKEN <= 16 && CHUNK % LANES_OF_TOKEN == 0, "in a warp; each ends with as many couplings");
+static_assert(SLOTS_PADDED <= 4 * LANES_OF_TOKEN, "a thread has four slots");
 
 DEVICE Four& four_of(Acc* matrix, int token, int slot) { return *reinterpret_cast<Four*>(matrix + place_of(token, slot)); }
 
 // A_tj of one token t for j = t, t - 1, .., of the slots that this thread has; their reads' weights become r~.
 DEVICE void couple(AccessMatrices& shared, Acc (&coupling)[CHUNK]) {
     const int t = threadIdx.x / LANES_OF_TOKEN, last_of_warp = (warp_of_thread() * 32 + 31) / LANES_OF_TOKEN;
-#pragma unroll 1
-    for (int slot = threadIdx.x % LANES_OF_TOKEN * 4; slot < SLOTS_PADDED; slot += LANES_OF_TOKEN * 4) {
-        const Four* const eta = &four_of(shared.eta, t, slot);
-        Four weight = four_of(shared.weight, t, slot);
+    const int slot = threadIdx.x % LANES_OF_TOKEN * 4;
+    if (slot >= SLOTS_PADDED) return;
+    const Four* const eta = &four_of(shared.eta, t, slot);
+    Four weight = four_of(shared.weight, t, slot);
 #pragma unroll
-        for (int first = 0; first < CHUNK; first += 4) {  // beyond t are rows of zeros
-            if (first > last_of_warp) break;
+    for (int first = 0; first < CHUNK; first += 4) {  // beyond t are rows of zeros
+        if (first > last_of_warp) break;
 #pragma unroll
-            for (int i = first; i < first + 4; i++) {
-                const Four own = eta[-i * (STRIDE / 4)];
+        for (int i = first; i < first + 4; i++) {
+            const Four own = eta[-i * (STRIDE / 4)];
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    coupling[i] += weight.at[e] * own.at[e];
-                    weight.at[e] = forgotten(weight.at[e], own.at[e]);
-                }
+            for (int e = 0; e < 4; e++) {
+                coupling[i] += weight.at[e] * own.at[e];
+                weight.at[e] = forgotten(weight.at[e], own.at[e]);
             }
         }
-        four_of(shared.weight, t, slot) = weight;
     }
+    four_of(shared.weight, t, slot) = weight;
 }
 
 // Sums N numbers over lanes: of LANES that stand side by side, each ends with N / LANES of the sums, from ``first`` on.
@@ -73,7 +73,7 @@ DEVICE Acc keep(AccessMatrices& shared, int slot) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) dense_couple_forward(const __grid_constant__ DenseCouplingParams p) {
-    AccessMatrices& shared = *reinterpret_cast<AccessMatrices*>(dynamic_shared());
+    __shared__ AccessMatrices shared;
     const DenseThread thread(p);
     DenseRecord& record = p.records[thread.number];
     thread.enter(shared);
@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) dense_couple_forward(const
         record.coupling[t * COUPLING_STRIDE + (t - first - i) % unsigned(CHUNK)] = coupling[i];
     __syncthreads();
     // 2. eta~, and what is kept of slots
-    share_out<SLOTS_PADDED>([&](int slot) { record.kept[slot] = keep(shared, slot); });
+    if (threadIdx.x < SLOTS_PADDED) record.kept[threadIdx.x] = keep(shared, threadIdx.x);
     __syncthreads();
     // 3. what they are at the accesses
     const DenseAccess &write = thread.write, &read = thread.read;

@@ -3,20 +3,15 @@
 //
 // Who computes what: one block a chunk, whose accesses threads have as dense_accesses.cuh says.
 //
-// Compiled with: what chunk.cuh and dense.cuh ask for, and COUPLE_BACKWARD_BYTES.
+// Compiled with: what chunk.cuh and dense.cuh ask for.
 #include "memory/dense_accesses.cuh"
 #include "memory/token_dots.cuh"
-
-#ifndef COUPLE_BACKWARD_BYTES
-#error "COUPLE_BACKWARD_BYTES of shared memory must be defined as dense.py counts them"
-#endif
 
 struct DenseBackwardShared {
     AccessMatrices accesses;
     alignas(16) Acc d_dot_v[MATRIX], dy_dot_s[MATRIX];  // where there is a write, or a read: as dense_content.cu left them
     TokenDots tokens;
 };
-static_assert(sizeof(DenseBackwardShared) == COUPLE_BACKWARD_BYTES, "dense.py and this file count the same bytes");
 
 // <x, content after write ``last``> of a slot, for an x of which all dots are known: ``dot_s`` with the content before the
 // chunk, ``dot_v(j)`` with the values.
@@ -81,7 +76,7 @@ DEVICE void store_dot_before(const DenseCouplingParams& p, const DenseBackwardSh
 
 extern "C" __global__ void __launch_bounds__(THREADS, 6)
 dense_couple_backward(const __grid_constant__ DenseCouplingParams p) {
-    DenseBackwardShared& shared = *reinterpret_cast<DenseBackwardShared*>(dynamic_shared());
+    __shared__ DenseBackwardShared shared;
     const DenseThread thread(p);
     const RowsOfChunk rows{thread.sequence, thread.chunk, p.channels, p.dy, p.values};
     copy_channels(shared.tokens, rows, 0);

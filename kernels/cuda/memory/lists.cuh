@@ -29,6 +29,16 @@ template <bool OF_WRITES> struct Lists {
         if (shared_headers(chunk)[lane.group].more()) list.load_from(headers(record) + list_of_group(1, lane.group));
         return list;
     }
+    // What a change of this chunk needs, and the headers of the chunk that is next; returns the group's second list.
+    DEVICE static SlotList load(const Lane& lane, const ChunkRecord* records, int chunk, int next) {
+        const ChunkRecord& record = records[unsigned(chunk)];
+        if (copier() >= 0) {
+            if (next != chunk) copy_headers(records[unsigned(next)], next);
+            copy_entries(record, chunk);
+            end_group_of_copies();
+        }
+        return second(lane, record, chunk);
+    }
     // change(list) for every list of the chunk that is the group's.
     template <class Change>
     DEVICE static void for_each(

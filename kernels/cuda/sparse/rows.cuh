@@ -92,11 +92,9 @@ struct RowTable {
         set(found.at, number);
         return found;
     }
-    DEVICE static unsigned long long clock() {  // it takes long to answer
+    DEVICE static int milliseconds() {
         unsigned long long nanoseconds;
         asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
-        return nanoseconds;
+        return int(nanoseconds >> 20 & 0x7fffffff);
     }
-    DEVICE static int milliseconds(unsigned long long clock) { return int(clock >> 20 & 0x7fffffff); }
-    DEVICE static int milliseconds() { return milliseconds(clock()); }
 };

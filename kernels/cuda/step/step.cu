@@ -43,7 +43,6 @@ constexpr int ACCESSES = WRITES + READS;
 constexpr int TEAMS = THREADS / SPAN < ACCESSES ? THREADS / SPAN : ACCESSES;
 constexpr int OWN = (ACCESSES + TEAMS - 1) / TEAMS;  // accesses of a team: team, team + TEAMS, ...
 constexpr int AT_ONCE = OWN < 8 ? OWN : 8;           // of those, in registers
-constexpr int NOTED = (ACCESSES + 31) / 32;          // accesses of a lane of the warp that notes which rows are used
 
 using WriteSearch = WarpSearch<Acc, ORDER, RADIX, WRITES>;
 using ReadSearch = WarpSearch<Acc, ORDER, RADIX, READS>;
@@ -95,21 +94,14 @@ struct Memory {
     DEVICE ROW* new_content(int e, int) const { return reinterpret_cast<ROW*>(found[e].row); }
     DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(new_content(e, 0) + MASS); }
 
-    // Notes are one warp's. It starts to load the numbers of the rows that were found ...
-    DEVICE void load_numbers(const StepParams& p, int lane, int (&number)[NOTED]) const {
-#pragma unroll
-        for (int i = 0; i < NOTED; i++) {
-            const int e = lane + 32 * i;
-            number[i] = e < ACCESSES && found[e].row ? p.table->numbers[found[e].at] : -1;
-        }
-    }
-    // ... and notes in the end that they were asked for ``now``, and which of them have changed.
-    DEVICE void note(const StepParams& p, int lane, const int (&number)[NOTED], int now) const {
-#pragma unroll
-        for (int i = 0; i < NOTED; i++) {
-            if (number[i] < 0) continue;
-            p.table->used[number[i]] = now;
-            if (lane + 32 * i < WRITES) p.table->changed[number[i]] = true;
+    // By one warp: which rows were asked for ``now``, and which of them change.
+    DEVICE void note(const StepParams& p, int lane, int now) const {
+        const RowTable& table = *p.table;
+        for (int e = lane; e < ACCESSES; e += 32) {
+            if (!found[e].row) continue;
+            const int number = table.numbers[found[e].at];
+            table.used[number] = now;
+            if (e < WRITES) table.changed[number] = true;
         }
     }
 };
@@ -121,8 +113,7 @@ struct Memory {
     DEVICE Acc mass(int, int slot) const { return z[slot]; }
     DEVICE Acc* new_content(int, int slot) const { return s + (long long)(slot)*CHANNELS; }
     DEVICE Acc* new_mass(int, int slot) const { return z + slot; }
-    DEVICE void load_numbers(const StepParams&, int, int (&)[NOTED]) const {}
-    DEVICE void note(const StepParams&, int, const int (&)[NOTED], int) const {}
+    DEVICE void note(const StepParams&, int, int) const {}
 };
 #endif
 
@@ -133,9 +124,6 @@ struct Shared {
     alignas(16) int write_slot[WRITES], read_slot[READS];
     Acc mass[WRITES], eta[WRITES], weight[READS];
     alignas(16) Acc partial[TEAMS * SPAN * VECTOR];  // of y
-#if SPARSE
-    Memory memory;
-#endif
 };
 
 // Where a thread works on contents: its team, and its vector among those that the team loads at a time.
@@ -279,7 +267,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     const int warp = warp_of_thread(), lane = threadIdx.x % 32;
     const Member member;
 #if SPARSE
-    Memory& memory = shared.memory;
+    __shared__ Memory memory;
 #else
     Memory memory{p.s + sequence * M * CHANNELS, p.z + sequence * M};
 #endif
@@ -295,8 +283,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     Acc v[VECTOR];
     load(values + member.vector * VECTOR, v);
     const bool notes = SPARSE && warp == THREADS / 32 - 1;  // this warp has the least to do before rows are loaded
-    const unsigned long long clock = notes ? RowTable::clock() : 0;  // long before it must have answered
-    int number[NOTED];
+    const int now = notes ? RowTable::milliseconds() : 0;  // the clock takes long to answer
 
     // 1. slots, and the masses that they have
     const long long row = sequence * (ORDER * RADIX);
@@ -316,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     }
     Rows rows;
     load_rows(shared, memory, member, 0, member.vector, rows);
-    if (notes) memory.load_numbers(p, lane, number);
+    if (notes) memory.note(p, lane, now);
 
     // 2. weights and masses
     if (warp == 0) write_masses(p, shared, gamma, written_mass, lane, memory);
@@ -340,5 +327,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
         reduce_teams(shared, first, y);
         if (first + SPAN < VECTORS) __syncthreads();
     }
-    if (notes) memory.note(p, lane, number, RowTable::milliseconds(clock));
 }
