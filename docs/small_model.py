@@ -59,7 +59,7 @@ The weights are under the repository's licence.
 | next token right | {right} |
 | bits a byte with the memory carried through each novel | {carried} |
 
-These are the run's own figures, before the parameters were rounded to 16 bits. The model of the repository has these:
+These are the run's own figures, before the parameters were rounded to 16 bits. This measures the rounded ones:
 
     ramnet-np evaluate {folder} --path tokens --length {length} --no-carry-state
 

@@ -1,4 +1,4 @@
-"""The small folder of a trained language model: made by docs/small_model.py, and what a user starts from."""
+"""The small folder of a trained language model: made by docs/small_model.py, and tested itself where it is there."""
 
 import importlib.util
 import json

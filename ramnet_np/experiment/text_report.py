@@ -69,8 +69,9 @@ def text_section(
         rows = "\n\n".join([past_table(shown), *([SAVES, saved] if (saved := saved_table(shown)) else [])])
         return rows, lambda: lines_by_range(lines, _XLABELS["positions"], "bits a byte", title), what
     if grid == "language-recipe":
-        scores = {result.name: result.accuracies for result in results}
-        return recipe_table(results), lambda: scores_by_model(scores, bits, title), what
+        scores = {result.name: result.accuracies for result in sorted(results, key=lambda r: r.accuracy)}
+        what = "Bits a byte of every setting, the best first."
+        return recipe_table(results), lambda: scores_by_model(scores, bits, title, "setting"), what
     if grid == "language-long":
         scores = {result.name: result.accuracies for result in sorted(results, key=lambda r: r.accuracy)}
         return long_table(results, rivals), lambda: scores_by_model(scores, bits, title), what

@@ -9,15 +9,18 @@ from matplotlib.figure import Figure
 
 from ramnet_np.plot.style import current, palette, themed
 
-_MARKS = "osD^vPX<>"
+_MARKS = "osD^vPX<>ph*"
 _DASHES = ("-", "--", "-.", ":")
 
 
 @themed
-def scores_by_model(scores: Mapping[str, Sequence[float]], xlabel: str, title: str = "") -> Figure:
+def scores_by_model(
+    scores: Mapping[str, Sequence[float]], xlabel: str, title: str = "", ylabel: str = "model"
+) -> Figure:
     """A row for each model: a mark at the mean over its seeds, a bar from the lowest to the highest.
 
-    ``scores``: model -> a number for each seed; rows stand in this order. ValueError for none.
+    ``scores``: model -> a number for each seed; rows stand in this order. ``ylabel``: what a row is.
+    ValueError for no model.
 
     >>> figure = scores_by_model({"RAM-Net": [1.2, 1.3], "window": [1.4]}, "bits a byte")
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -31,7 +34,7 @@ def scores_by_model(scores: Mapping[str, Sequence[float]], xlabel: str, title: s
     axes.hlines(rows, [min(v) for v in scores.values()], [max(v) for v in scores.values()], color=color, linewidth=1.5)
     axes.plot([sum(v) / len(v) for v in scores.values()], rows, color=color, marker="o", linestyle="none", markersize=6)
     axes.set_yticks(rows, list(scores))
-    axes.set(ylim=(len(scores) - 0.5, -0.5), xlabel=xlabel, ylabel="model", title=title)
+    axes.set(ylim=(len(scores) - 0.5, -0.5), xlabel=xlabel, ylabel=ylabel, title=title)
     axes.margins(x=0.08)
     axes.grid(alpha=0.25)
     return figure
@@ -68,5 +71,5 @@ def lines_by_range(
     axes.set_xticks(range(len(ranges)), ranges, fontsize=8)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.25)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False, handlelength=3)
     return figure

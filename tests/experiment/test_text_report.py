@@ -115,6 +115,9 @@ def test_the_recipe_beside_its_first_point(records):
     use = records[0]["slots"][-1]["layers"]
     assert rows[0][head.index("touched")] == f"{sum(layer['touched'] for layer in use) / 2:.2f}"
     assert rows[2][head.index("touched")] == "-"
+    axes = text_section("language-recipe", results_of(records, "language-recipe"))[1]().axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "softmax", "carried"]  # the best first
+    assert axes.get_ylabel() == "setting"
 
 
 def longer(record, bits, epochs=4.0):

@@ -109,30 +109,10 @@ def included(name: str) -> set[str]:
 def test_kernels_that_overlap_read_what_launches_write_by_plain_loads():
     # the compiler may move a load of the read-only path to before wait_for_launch_before
     texts = {path.relative_to(FOLDER).as_posix(): path.read_text() for path in FOLDER.rglob("*.cu*")}
-    waiting = {name for name, text in texts.items() if "wait_for_launch_before();" in text}
-    overlapping = [name for name in texts if name.endswith(".cu") and waiting & included(name)]
+    overlapping = [name for name, text in texts.items() if name.endswith(".cu") and "wait_for_launch_before();" in text]
     assert {"step/step.cu", "layers/norm.cu", "layers/sampling.cu", "layers/few_rows.cu"} <= set(overlapping)
-    assert {s.source for s in OVERLAPPING} <= set(overlapping)
     users = {name for source in overlapping for name in included(source) if "load_read_only(" in texts[name]}
     assert users == {"runtime/common.cuh", "layers/few_rows.cuh"}  # which defines it, and which reads weights by it
-
-
-OVERLAP = r"address/decode\.cu|memory/(content|conflicts|couplings|couplings_backward|mass_forward|mass_backward)\.cu"
-OVERLAPPING = [s for s in DEFAULT_SPECIALISATIONS if s in FOR_BOTH and re.fullmatch(OVERLAP, s.source)]
-
-
-@pytest.mark.parametrize("specialisation", OVERLAPPING, ids=label)
-def test_kernels_that_overlap_touch_no_array_before_they_wait(specialisation):
-    kernels = ptx_of(specialisation).split(".entry ")[1:]
-    assert len(kernels) == len(specialisation.kernels)
-    for kernel in kernels:
-        begin, behind = kernel.index("griddepcontrol.launch_dependents"), kernel.index("griddepcontrol.wait")
-        before = kernel[:behind]
-        assert begin < behind
-        accesses = re.findall(r"(?:ld|st|atom|red|cp\.async)\S*global\S*", before)
-        # of a list that no launch writes: where a packed row's sequences stand
-        assert set(accesses) <= {"ld.global.u32", "ld.global.v2.u32"}
-        assert len(accesses) <= 6
 
 
 def test_the_decoder_of_the_language_model_is_a_default():

@@ -18,7 +18,7 @@ PARAMS = np.array((7,), dtype=[("rows", np.int32)])[()]
 @pytest.fixture
 def launched(monkeypatch):
     """How a kernel was launched: "usual", or what the driver was given; ``status``: what the driver answers."""
-    found = SimpleNamespace(calls=[], status=0, capturing=False)
+    found = SimpleNamespace(calls=[], status=0)
 
     def usual(grid, block, arguments, shared_mem):
         found.calls.append("usual")
@@ -33,8 +33,7 @@ def launched(monkeypatch):
         return found.status
 
     cuda = SimpleNamespace(
-        runtime=SimpleNamespace(getDevice=lambda: 0),
-        get_current_stream=lambda: SimpleNamespace(ptr=0x1000, is_capturing=lambda: found.capturing),
+        runtime=SimpleNamespace(getDevice=lambda: 0), get_current_stream=lambda: SimpleNamespace(ptr=0x1000)
     )
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(overlap, "_possible", lambda device: True)
@@ -70,16 +69,6 @@ def test_a_launch_is_usual_elsewhere(launched, monkeypatch):
     with weights_stay():
         launched.launch()
     assert launched.calls == ["usual"] * 5
-
-
-def test_a_kernel_that_waits_first_overlaps_in_every_graph(launched):
-    launched.launch(waits_first=True)
-    launched.capturing = True
-    launched.launch()
-    launched.launch(waits_first=True, early=False)
-    assert launched.calls == ["usual"] * 3
-    launched.launch(waits_first=True)
-    assert launched.calls[3] == ([5, 2, 1], [128, 1, 1], 4096, 0x1000, 1, 6, 1, 0x2000, 7)
 
 
 def test_a_launch_that_the_driver_refuses_is_said(launched):

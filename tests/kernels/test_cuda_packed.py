@@ -49,8 +49,7 @@ def launched(monkeypatch):
         empty_like=lambda a: empty(a.shape, a.dtype),
         asarray=device,
         cuda=SimpleNamespace(
-            get_current_stream=lambda: SimpleNamespace(ptr=0, is_capturing=lambda: False),
-            runtime=SimpleNamespace(getDevice=lambda: 0),
+            get_current_stream=lambda: SimpleNamespace(ptr=0), runtime=SimpleNamespace(getDevice=lambda: 0)
         ),
     )
     monkeypatch.setitem(sys.modules, "cupy", cupy)

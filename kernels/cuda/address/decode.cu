@@ -10,7 +10,6 @@
 // Compiled with: ELEMENT, the type of the logits; ORDER, RADIX and TOP_K, the sizes U, P and K; THREADS of a block.
 #include "address/cape.cuh"
 #include "address/sort.cuh"
-#include "runtime/overlap.cuh"
 
 #ifndef ELEMENT
 #error "ELEMENT must be defined as the type of the logits"
@@ -203,8 +202,6 @@ DEVICE void weigh(const SlotKey (&best)[K], Acc total, bool renorm, Acc (&rho)[K
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) decode_forward(const __grid_constant__ DecodeParams p) {
-    let_next_launch_begin();
-    wait_for_launch_before();
     const Side side(blockIdx.x, p.both_sides);
     const unsigned row = side.row;
     if (row >= p.rows) return;
@@ -298,8 +295,6 @@ DEVICE void digit_gradient(
 
 // dL/dlogits_u = sum_j g_j * (onehot(digit_u(a_j)) - p_u), g_j = dL/dlog rho_j.
 extern "C" __global__ void __launch_bounds__(THREADS) decode_backward(const __grid_constant__ DecodeParams p) {
-    let_next_launch_begin();
-    wait_for_launch_before();
     const Side side(block_from_last(), p.both_sides);
     const unsigned row = side.row;
     if (row >= p.rows) return;

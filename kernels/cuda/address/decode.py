@@ -147,8 +147,7 @@ def plan_decode(
     if specialisation.source == GENERIC:
         return _plan_generic(specialisation, shape, dtype, top_k, renorms[0], signature)
     forward, backward = (
-        Launch(specialisation, name, (-(-rows // THREADS) * len(renorms),), THREADS, overlaps=True)
-        for name in specialisation.kernels
+        Launch(specialisation, name, (-(-rows // THREADS) * len(renorms),), THREADS) for name in specialisation.kernels
     )
     params = DECODE_PARAMS.partial(
         **signature, write_renorm=renorms[0], read_renorm=renorms[-1], both_sides=len(renorms) - 1

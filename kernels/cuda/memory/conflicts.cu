@@ -16,7 +16,6 @@
 // Compiled with: what chunk.cuh and retention.cuh ask for.
 #include "memory/mass.cuh"
 #include "memory/retention.cuh"
-#include "runtime/overlap.cuh"
 
 struct ConflictParams {
     MemoryParams memory;
@@ -263,20 +262,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 8 : 4)
 find_conflicts(const __grid_constant__ ConflictParams p) {
     __shared__ ConflictTable of_block;
     ConflictTable& table = computed_once(of_block);
-    let_next_launch_begin();
     SpanChunk at_chunk{p.first_batch + int(gridDim.z - 1 - blockIdx.z), p.first_chunk + int(blockIdx.y)};
     if (p.memory.span_chunks) at_chunk = p.memory.span_chunks[at_chunk.chunk];
     const int chunk = at_chunk.chunk;
     const Sequence sequence(p.memory, at_chunk.span, blockIdx.x);
     const long long number = sequence.chunk(chunk), at = number * CHUNK;
-    table.clear();
-    wait_for_launch_before();
     const TokenOfThread write_token(sequence, chunk, W);
     const TokenOfThread read_token = W == R ? write_token : TokenOfThread(sequence, chunk, R);
     Access write(write_token, W, WRITES, p.memory.write_row, p.memory.write_weight);
     Access read(read_token, R, READS, p.memory.read_row, p.memory.read_weight);
     const bool own_gamma = p.memory.gamma && write_token.live;
     const Acc gamma = own_gamma ? widen(p.memory.gamma[write_token.row]) : p.memory.constant_gamma;
+    table.clear();
     __syncthreads();
 
     // 1. a cell for every slot, and its masks

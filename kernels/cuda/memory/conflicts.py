@@ -39,7 +39,7 @@ def conflict_specialisation(layout: Layout, update: str) -> Specialisation:
 
 @functools.lru_cache(maxsize=1024)
 def _launch(layout: Layout, update: str, grid: tuple[int, int, int]) -> Launch:
-    return Launch(conflict_specialisation(layout, update), "find_conflicts", grid, THREADS, overlaps=True)
+    return Launch(conflict_specialisation(layout, update), "find_conflicts", grid, THREADS)
 
 
 def find_conflicts(call: Call, layout: Layout, memory: Any, kept: Kept) -> Array:

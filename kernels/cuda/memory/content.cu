@@ -162,7 +162,6 @@ template <bool RECOMPUTE> struct ForwardPass {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(const __grid_constant__ ContentParams p) {
-    let_next_launch_begin();
     const Lane lane(p, p.spans ? blockIdx.x : block_from_last());
     StateSlice state(lane, p.working);
     state.start(lane, p.given);
@@ -203,7 +202,6 @@ DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateS
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 content_backward_recompute(const __grid_constant__ ContentParams p) {
-    let_next_launch_begin();
     const Lane lane(p, blockIdx.x);
     StateSlice state(lane, p.working);
     state.start(lane, p.given);
@@ -349,7 +347,6 @@ struct BackwardPass {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_backward(const __grid_constant__ ContentParams p) {
-    let_next_launch_begin();
     const Lane lane(p, p.spans ? blockIdx.x : block_from_last());
     const StateSlice adjoint(lane, p.working);
     adjoint.start(lane, p.given);

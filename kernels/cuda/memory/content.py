@@ -37,7 +37,7 @@ def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
 @functools.lru_cache(maxsize=1024)
 def _launch(layout: Layout, renumbered: bool, name: str, rows: int, blocks: int) -> Launch:
     specialisation = content_specialisation(layout, renumbered)
-    return Launch(specialisation, name, (blocks,), THREADS, layout.content_bytes(rows), overlaps=True)
+    return Launch(specialisation, name, (blocks,), THREADS, layout.content_bytes(rows))
 
 
 def content_pass(

@@ -5,7 +5,6 @@
 //
 // Compiled with: what chunk.cuh and couplings.cuh ask for.
 #include "memory/couplings.cuh"
-#include "runtime/overlap.cuh"
 
 constexpr int READ_LANES = R < 32 ? R : 32, READ_PARTS = R / READ_LANES;  // a token's reads in a warp; warps of a token
 
@@ -204,8 +203,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 6 : 4)
 couple_forward(const __grid_constant__ CouplingParams p) {
     __shared__ ForwardShared of_block;
     ForwardShared& shared = computed_once(of_block);
-    let_next_launch_begin();
-    wait_for_launch_before();
     const ThreadOfChunk thread(p);
     const ChainOfThread chain(thread);
     if (READ_PARTS > 1) clear(shared.coupling);

@@ -82,8 +82,8 @@ struct ThreadOfChunk {
           number(sequence.chunk(chunk)), at(number * CHUNK), write_token(threadIdx.x / W), write_k(threadIdx.x % W),
           read_token(threadIdx.x / R), read_k(threadIdx.x % R), write(MassAccess::dead()), read(SlotAccess::dead()), eta(0),
           weight(0) {
-        if (in_chunk(write_token, W)) write = p.writes[at * W + threadIdx.x], eta = p.eta[at * W + threadIdx.x];
-        if (in_chunk(read_token, R)) read = p.reads[at * R + threadIdx.x];
+        if (in_chunk(write_token, W)) write = load_read_only(p.writes + at * W + threadIdx.x), eta = p.eta[at * W + threadIdx.x];
+        if (in_chunk(read_token, R)) read = load_read_only(p.reads + at * R + threadIdx.x);
         const int t = chunk * CHUNK + read_token;  // asked for before it is known whether the read is live
         if (t < sequence.tokens && in_chunk(read_token, R) && read_k < READS) weight = p.read_weight[sequence.token(t) * READS + read_k];
     }

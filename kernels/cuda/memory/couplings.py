@@ -39,7 +39,7 @@ def coupling_specialisation(layout: Layout, name: str) -> Specialisation:
 
 @functools.lru_cache(maxsize=1024)
 def _launch(layout: Layout, name: str, grid: tuple[int, int, int]) -> Launch:
-    return Launch(coupling_specialisation(layout, name), name, grid, THREADS, overlaps=True)
+    return Launch(coupling_specialisation(layout, name), name, grid, THREADS)
 
 
 def couple_forward(call: Call, layout: Layout, memory: Any, kept: Kept) -> None:

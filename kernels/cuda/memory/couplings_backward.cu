@@ -10,7 +10,6 @@
 // Compiled with: what chunk.cuh and couplings.cuh ask for.
 #include "memory/couplings.cuh"
 #include "memory/token_dots.cuh"
-#include "runtime/overlap.cuh"
 
 struct BackwardShared {
     ChunkSlots slots;
@@ -111,8 +110,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 5 : 3)
 couple_backward(const __grid_constant__ CouplingParams p) {
     __shared__ BackwardShared of_block;
     BackwardShared& shared = computed_once(of_block);
-    let_next_launch_begin();
-    wait_for_launch_before();
     const ThreadOfChunk thread(p);
     const RowsOfChunk rows{thread.sequence, thread.chunk, p.channels, p.dy, p.values};
     copy_channels(shared.tokens, rows, 0);

@@ -33,7 +33,6 @@
 //
 // Compiled with: what chunk.cuh, retention.cuh and adjoint.cuh ask for, and the definitions below.
 #include "memory/adjoint.cuh"
-#include "runtime/overlap.cuh"
 
 #if !defined(MASS_AWARE) || !defined(MASS_IN_SHARED) || !defined(SEGMENTED) || !defined(LOCAL_ONLY)
 #error "MASS_AWARE, MASS_IN_SHARED, SEGMENTED and LOCAL_ONLY must be 0 or 1"
@@ -121,9 +120,9 @@ struct WriteThreads {
         raw.write = MassAccess::dead(), raw.mass_before = 0, raw.dot = 0, raw.dot_before = 0;
         if (chunk < block.range.begin || thread >= CHUNK * W) return;
         const unsigned at = unsigned(chunk) * (CHUNK * W);
-        raw.write = writes[at], raw.mass_before = mass_before[at];
-        raw.dot = dots[at];
-        if (k == 0) raw.dot_before = dots_before[unsigned(chunk) * CHUNK];
+        raw.write = load_read_only(writes + at), raw.mass_before = load_read_only(mass_before + at);
+        raw.dot = load_read_only(dots + at);
+        if (k == 0) raw.dot_before = load_read_only(dots_before + unsigned(chunk) * CHUNK);
         const int t = t_of(chunk);
         if (gammas && t < block.sequence.tokens) raw.gamma = gammas[unsigned(t) * unsigned(block.p.memory.heads)];
     }
@@ -236,14 +235,14 @@ struct ReadThreads {
         raw.read = SlotAccess::dead();
         if (chunk < block.range.begin || thread >= CHUNK * R) return;
         const unsigned at = unsigned(chunk) * (CHUNK * R);
-        raw.read = reads[at];
+        raw.read = load_read_only(reads + at);
         if (MASS_AWARE) {
-            raw.gain = gains[at];
+            raw.gain = load_read_only(gains + at);
         } else {
             const int t = chunk * CHUNK + token;
-            raw.dot = dots[at];
+            raw.dot = load_read_only(dots + at);
             if (t < block.sequence.tokens && k < READS)
-                raw.weight = weights[unsigned(t) * unsigned(block.p.memory.heads * READS)];
+                raw.weight = load_read_only(weights + unsigned(t) * unsigned(block.p.memory.heads * READS));
         }
     }
     DEVICE void prepare_chain(int chunk) {
@@ -325,8 +324,6 @@ extern "C" __global__ void __launch_bounds__(2 * THREADS, sizeof(Acc) == 4 ? 2 :
 mass_backward(const __grid_constant__ MassBackwardParams p) {
     __shared__ Exchange of_block;
     Exchange& exchange = computed_once(of_block);
-    let_next_launch_begin();
-    wait_for_launch_before();
     const ChunkRange range(p.memory, SEGMENTED, p.segments, p.chunks_of_segment);
     const Sequence& sequence = range.sequence;
     const int rows = sequence.rows;

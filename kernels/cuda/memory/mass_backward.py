@@ -69,7 +69,7 @@ def _launch(
     numbers = 2 + local_only  # of a row: q and dz, and the factor of dz
     shared = numbers * rows * layout.acc_bytes if in_shared else 0
     specialisation = mass_backward_specialisation(layout, update, mass_aware, in_shared, segmented, local_only)
-    return Launch(specialisation, "mass_backward", (blocks,), 2 * THREADS, shared, overlaps=True)
+    return Launch(specialisation, "mass_backward", (blocks,), 2 * THREADS, shared)
 
 
 def mass_backward(

@@ -16,7 +16,6 @@
 //
 // Compiled with: what chunk.cuh asks for, and the definitions below.
 #include "memory/mass.cuh"
-#include "runtime/overlap.cuh"
 
 #if !defined(MASS_AWARE) || !defined(MASS_IN_SHARED) || !defined(LAZY_ZERO) || !defined(SEGMENTED)
 #error "MASS_AWARE, MASS_IN_SHARED, LAZY_ZERO (rows begin unset, as content.cu) and SEGMENTED must be 0 or 1"
@@ -121,12 +120,12 @@ struct MassArrays {
     }
     // ``ahead``: chunks from where the pointers stand.
     DEVICE void load_write(Stage& to, bool there, int ahead) const {
-        if (there && threadIdx.x < CHUNK * W) to.write = writes[ahead * CHUNK * W];
+        if (there && threadIdx.x < CHUNK * W) to.write = load_read_only(writes + ahead * CHUNK * W);
     }
     DEVICE void load_change_before(Stage& to, bool there, int ahead) const {
         to.before = {1, 0};
         if (there && to.write.chained())
-            to.before = change_before[ahead * CHUNK * W + number_of(int(to.write.tag))];
+            to.before = load_read_only(change_before + ahead * CHUNK * W + number_of(int(to.write.tag)));
     }
 };
 
@@ -170,7 +169,7 @@ DEVICE Acc store_eta(
 DEVICE void store_read_masses(const MassForwardParams& p, const MassArrays& arrays, const MassTable& z, const ChainMasses& chain_mass, int s) {
     if (threadIdx.x >= CHUNK * R) return;
     const int i = s * CHUNK * R + threadIdx.x;
-    const MassAccess read = arrays.reads[i];
+    const MassAccess read = load_read_only(arrays.reads + i);
     Acc mass = p.memory.initial_mass;
     if (read.chained()) {
         load_shared(chain_mass.of(s, read), mass);
@@ -184,8 +183,6 @@ DEVICE void store_read_masses(const MassForwardParams& p, const MassArrays& arra
 extern "C" __global__ void __launch_bounds__(THREADS) mass_forward(const __grid_constant__ MassForwardParams p) {
     __shared__ Acc found_mass[2 * ENTRIES];
     __shared__ Acc factors[SEGMENTED ? 2 * ENTRIES : 1];
-    let_next_launch_begin();
-    wait_for_launch_before();
     const ChunkRange range(p.memory, SEGMENTED, p.segments, p.chunks_of_segment);
     const Sequence& sequence = range.sequence;
     const int rows = sequence.rows, chunks = range.end - range.begin;

@@ -45,7 +45,7 @@ def _launch(layout: Layout, mass_aware: bool, renumbered: bool, rows: int, block
     numbers = 1 + segmented  # of a row: its mass, and the product of 1 - eta
     shared = numbers * rows * layout.acc_bytes if in_shared else 0
     specialisation = mass_forward_specialisation(layout, mass_aware, in_shared, renumbered, segmented)
-    return Launch(specialisation, "mass_forward", (blocks,), THREADS, shared, overlaps=True)
+    return Launch(specialisation, "mass_forward", (blocks,), THREADS, shared)
 
 
 def mass_forward(

@@ -1,7 +1,6 @@
 // What a block of content.cu holds: lists' headers, couplings, the slice of the state, token rows; and a group's accesses.
 #pragma once
 #include "memory/tile.cuh"
-#include "runtime/overlap.cuh"
 
 #if !defined(IN_SHARED) || !defined(LAZY_ZERO)
 #error "IN_SHARED (the state's slice is in shared memory) and LAZY_ZERO (in device memory, rows begin unset) must be 0 or 1"
@@ -39,21 +38,19 @@ struct StateSlice {
         return *reinterpret_cast<Tile*>(__cvta_shared_to_generic(address + unsigned(code) * unsigned(LANES * sizeof(Tile))));
     }
 
-    // Shared memory starts from ``given`` (B*H, rows, C), or from 0 if it is null. Device memory was set by the caller. What
-    // needs no device memory is done before the launch before this one has ended.
+    // Shared memory starts from ``given`` (B*H, rows, C), or from 0 if it is null. Device memory was set by the caller.
     DEVICE void start(const Lane& lane, const Acc* given) const {
         Tile x;
         x.clear();
         if (lane.group == 0) (*this)[0] = x;
-        if (IN_SHARED && !given) {  // a short sequence spends a good part of its time here
-#pragma unroll 8
-            for (int row = lane.group; row < lane.rows; row += GROUPS) (*this)[code_of(row)] = x;
-        }
-        wait_for_launch_before();
-        if (IN_SHARED && given) {
+        if (!IN_SHARED) return;
+        if (given) {
             const Acc* const from = given + origin;
             for (int row = lane.group; row < lane.rows; row += GROUPS)
                 (*this)[code_of(row)] = load_channels(lane, from + (long long)(row)*lane.channels);
+        } else {  // a short sequence spends a good part of its time here
+#pragma unroll 8
+            for (int row = lane.group; row < lane.rows; row += GROUPS) (*this)[code_of(row)] = x;
         }
     }
     DEVICE void finish(const Lane& lane, Acc* to) const {

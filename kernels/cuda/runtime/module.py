@@ -79,7 +79,7 @@ class Launch:
         grid: tuple[int, ...],
         threads: int,
         shared: int = 0,
-        overlaps: bool = False,  # its kernel waits as overlap.py says, before it reads what launches write
+        overlaps: bool = False,  # its kernel takes part in what overlap.py says
     ):
         self.specialisation, self.name = specialisation, name
         self.grid, self.threads, self.shared, self.overlaps = grid, threads, shared, overlaps
@@ -95,7 +95,7 @@ class Launch:
             kernel = self._kernels[device] = get_kernel(self.specialisation, self.name)
         if self.overlaps:
             [params] = arguments
-            launch(kernel, self.grid, self.threads, params, self.shared, waits_first=True)
+            launch(kernel, self.grid, self.threads, params, self.shared)
         else:
             kernel(self.grid, (self.threads,), arguments, shared_mem=self.shared)
 

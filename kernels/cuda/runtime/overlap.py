@@ -8,11 +8,8 @@ A kernel that takes part asks for what no launch before it writes, its weights, 
 Every thread waits, so a launch that has ended says that all before it have. Beside a launch that was made otherwise, a
 kernel that takes part begins when that has ended, and the other way round.
 
-Before it waits, a kernel may find that not only the launch before it is still under way: those before that one may be,
-too. So it writes shared memory alone, and reads weights within ``ramnet_np.contract.weights_stay`` alone. Kernels that
-wait before they read anything overlap in every graph; outside of graphs Python takes longer than they would save. All
-this is done on GPUs from compute capability 9.0 on with a driver of CUDA 12.3 or later; elsewhere the same kernel is
-launched as any other. The bits are the same.
+This is done within ``ramnet_np.contract.weights_stay`` alone, on GPUs from compute capability 9.0 on with a
+driver of CUDA 12.3 or later; elsewhere the same kernel is launched as any other. The bits are the same.
 """
 
 from __future__ import annotations
@@ -41,25 +38,14 @@ class _Config(ctypes.Structure):  # CUlaunchConfig
     )  # fmt: skip
 
 
-def launch(
-    kernel: Any,
-    grid: tuple[int, ...],
-    threads: int,
-    params: Any,
-    shared: int = 0,
-    *,
-    early: bool = True,
-    waits_first: bool = False,
-) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], threads: int, params: Any, shared: int = 0, early: bool = True) -> None:
     """Launch ``kernel`` (``cupy.RawKernel``), which takes the struct ``params``, on the current stream.
 
-    ``shared``: bytes of dynamic shared memory; ``early``: whether no launch just before wrote what it reads early;
-    ``waits_first``: whether it reads nothing early that a launch writes.
+    ``shared``: bytes of dynamic shared memory; ``early``: whether no launch just before wrote what it reads early.
     """
     import cupy
 
-    overlaps = early and (weights_are_staying() or (waits_first and cupy.cuda.get_current_stream().is_capturing()))
-    if not (overlaps and _possible(cupy.cuda.runtime.getDevice())):
+    if not (early and weights_are_staying() and _possible(cupy.cuda.runtime.getDevice())):
         kernel(grid, (threads,), (params,), shared_mem=shared)
         return
     attribute = _Attribute(_SERIALIZATION)
