@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 LIMIT = 120  # seconds: a mutant may never end
 _MATHEMATICS = ("tests/core/test_decoder.py", "tests/core/test_attention.py", "tests/test_mathematics.py")
 _SPARSE = ("tests/core/test_sparse_faults.py", "tests/core/test_sparse_state.py", "tests/model/test_sparse.py")
-_TORCH = ("tests/bridges/test_torch_stand_ins.py", "tests/bridges/test_torch.py")
+_TORCH = tuple(f"tests/bridges/{name}.py" for name in ("test_torch_stand_ins", "test_torch_step", "test_torch"))
 _STATES = ("tests/model/test_state_file.py", "tests/model/test_sparse.py")
 # file -> what must notice a change of it, the fastest first
 TESTS = {

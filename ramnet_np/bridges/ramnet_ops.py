@@ -157,13 +157,19 @@ def _rows(
 def _layout(t_dim: int, given: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The leading axes of a call; and the other axes, broadcast, of those tensors that are not like that already."""
     moved: dict[str, list[int]] = {}
+    elsewhere = set()  # tensors whose shape may fit, but whose time is not just before the heads
     for name, shape in given:
         axes, ndim = _AXES[name], len(shape)
-        moved[name] = list(shape)
-        if name not in _OF_STATE:
-            if ndim < axes or not -ndim <= t_dim < ndim or t_dim % ndim > ndim - axes:
-                raise ValueError(f"{name} must have time on axis t_dim = {t_dim}, got shape {tuple(shape)}")
-            moved[name].insert(ndim - axes, moved[name].pop(t_dim))
+        moved[name], before = list(shape), ndim - axes
+        if name in _OF_STATE:
+            if ndim < axes:
+                raise ValueError(f"{name} of init_ram must have at least {axes} axes, got shape {tuple(shape)}")
+            continue
+        if ndim < axes or not -ndim <= t_dim < ndim or t_dim % ndim > before:
+            raise ValueError(f"{name} must have time on axis t_dim = {t_dim}, got shape {tuple(shape)}")
+        if t_dim % ndim < before:
+            elsewhere.add(name)
+        moved[name].insert(before, moved[name].pop(t_dim))
     batch = _broadcast([shape[: len(shape) - _AXES[name]] for name, shape in moved.items()])
     T, H = _broadcast([_token_shape(name, shape) for name, shape in moved.items()])
     U, P = _broadcast([moved["w_addr"][-2:], moved["r_addr"][-2:]])
@@ -172,7 +178,13 @@ def _layout(t_dim: int, given: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple
         "w_addr": (T, H, U, P), "r_addr": (T, H, U, P), "values": (T, H, C), "gamma": (T, H), "mask": (T,),
         "position_ids": (T,), "slot": (H, P**U, C), "mass": (H, P**U),
     }  # fmt: skip
-    return batch, {name: whole[name] for name, shape in given if shape != (math.prod(batch), *whole[name])}
+    for name in _OF_STATE:
+        own, wanted = moved.get(name, whole[name])[-len(whole[name]) :], whole[name]
+        if not all(n in (1, m) for n, m in zip(own, wanted, strict=True)):
+            raise ValueError(f"{name} of init_ram must end with axes {wanted}, got {tuple(own)}")
+    return batch, {
+        name: whole[name] for name, shape in given if name in elsewhere or shape != (math.prod(batch), *whole[name])
+    }
 
 
 def _token_shape(name: str, shape: list[int]) -> tuple[int, int]:

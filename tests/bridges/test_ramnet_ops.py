@@ -148,12 +148,24 @@ def test_tokens_in_place_on_a_gpu_are_those_of_copies_to_the_bit(dtype):
     torch.testing.assert_close((y, slot, mass), (sequence[:, -1:], *final), rtol=2e-2, atol=2e-2)
 
 
+def test_time_is_where_t_dim_says_though_the_shapes_would_fit():
+    """As many sequences as tokens: a shape alone does not tell which axis is time."""
+    arrays = [x[:, :B] for x in draw()[:4]]
+    mask = torch.tensor([[True, False], [True, True]])
+    y, state = ours(*arrays, mask=mask)
+    moved, state_ = ours(*(x.transpose(0, 1).contiguous() for x in arrays), mask=mask.T, t_dim=0)
+    for one, other in zip((y, *state), (moved.transpose(0, 1), *state_), strict=True):
+        assert torch.equal(one, other)
+
+
 ERRORS = [
     ({"values": 1.0}, TypeError, "values must be a torch.Tensor, got float"),
     ({"t_dim": 2}, ValueError, "w_addr must have time on axis t_dim = 2"),
     ({"gamma": torch.zeros(B, T + 1, H).double()}, ValueError, "must broadcast against one another"),
     ({"top_k": 9}, ValueError, "top_k must be between 1 and the number of slots M = 8, got 9"),
     ({"init_ram": (0.0, None)}, TypeError, "slot of init_ram must be a torch.Tensor or None, got float"),
+    ({"init_ram": (None, torch.zeros(M))}, ValueError, "mass of init_ram must have at least 2 axes, got shape (8,)"),
+    ({"init_ram": (torch.zeros(H, M, C + 1), None)}, ValueError, "slot of init_ram must end with axes (3, 8, 4), got"),
     ({"inplace": True}, TypeError, "init_ram must hold two tensors with inplace=True"),
     ({"inplace": True, "init_ram": (torch.zeros(H, M, C), torch.ones(H, M))}, ValueError, "slot of init_ram must be"),
 ]
