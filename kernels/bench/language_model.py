@@ -153,7 +153,7 @@ def time_steps(trainer: Trainer, batch: Callable[[int], Batch], steps: int, repe
 
 
 def gib_in_use() -> float:
-    """Of the GPU's memory, by this and other programs."""
+    """How much of the GPU's memory this and other programs use."""
     free, total = gpu_namespace().cuda.runtime.memGetInfo()
     return (total - free) / 2**30
 

@@ -1,9 +1,9 @@
 """Kernels of CUDA C++ compiled for the CPU: every thread of a block is a thread, one block runs after another.
 
 The source is that of the GPU. What CUDA adds to C++ is defined here: the threads of a warp and of a block meet where
-they exchange values or wait for each other, and atomics are those of the CPU. The few lines of PTX are replaced or,
-where a kernel in double does not need them, left out. Arrays on the "GPU" are NumPy's, with the few methods of CuPy's
-that are used.
+they exchange values or wait for each other, and atomics are those of the CPU. A block finds NaN in shared memory. The
+few lines of PTX are replaced or, where a kernel in double does not need them, left out. Arrays on the "GPU" are
+NumPy's, with the few methods of CuPy's that are used.
 """
 
 import ctypes
@@ -27,7 +27,9 @@ using std::min, std::max;
 #define __global__
 #define __forceinline__ inline
 #define __grid_constant__
-#define __shared__ static
+#define __shared__ static __attribute__((section("shared")))
+extern char __start_shared[], __stop_shared[];  // of all that is in shared memory
+alignas(16) __shared__ double dynamic_memory[1 << 15] __attribute__((used));
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct Index { unsigned x, y, z; };
@@ -75,7 +77,7 @@ inline unsigned __ballot_sync(unsigned, bool x) {
 inline bool __any_sync(unsigned, bool x) { return __ballot_sync(~0u, x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-// Of a product on the tensor cores: what a lane has (tf32.cuh). They see 11 bits of each number, and round sums down.
+// What a lane has of a product on the tensor cores (tf32.cuh). These see 11 bits of each number, and round sums down.
 struct Fragments { float a[4], b[2]; };
 static Fragments fragments[BLOCK_THREADS];
 inline double tf32(float x) { return bits_as<float>(bits_as<unsigned>(x) & 0xffffe000u); }
@@ -120,6 +122,8 @@ extern "C" void run_{name}(const {params}* p, unsigned x, unsigned y, unsigned z
         threads.emplace_back([=] {{
             for (unsigned block = 0; block < x * y * z; block++) {{
                 blockIdx = {{block % x, block / x % y, block / x / y}}, threadIdx.x = thread;
+                if (thread == 0) memset(__start_shared, 255, __stop_shared - __start_shared);
+                block_meets.arrive_and_wait();
                 kernel_{name}(*p);
                 block_meets.arrive_and_wait();
             }}
@@ -139,7 +143,7 @@ PTX = [
     (r'asm\("\{.*?\(b_high\)\);', ";"),  # of keys in float
     (r"asm(?: volatile)?\([^;]*\);", ";"),
     (r"asm(?: volatile)?\([^;]*;[^;]*\);", ";"),
-    (r"extern __shared__ double shared_memory\[\];", "alignas(16) static double shared_memory[1 << 15];"),
+    (r"extern __shared__ double shared_memory\[\];", "double* const shared_memory = dynamic_memory;"),
 ]
 
 

@@ -3,7 +3,8 @@
 Numba's own are threads of the operating system, run as Python switches between them, and are asked again and again
 whether they wait: that takes several times as long. Here they are greenlets of one thread. The last of a block goes
 first in every second block, so that a thread that reads or overwrites what another has yet to write or to read, for
-want of a barrier, does so in the same way every time.
+want of a barrier, does so in the same way every time. And memory that nobody has written holds NaN: Numba's own is
+often 0, or what the block before has left there.
 """
 
 import threading
@@ -42,12 +43,35 @@ class TurnThread(kernel.BlockThread):
         self.task.switch()
 
 
+def unset(array: np.ndarray) -> np.ndarray:
+    """The array with every bit set: NaN, or -1."""
+    array.reshape(-1).view(np.uint8)[:] = 255
+    return array
+
+
+class SharedArrays(dict[Any, np.ndarray]):
+    """A block's arrays in shared memory."""
+
+    def __setitem__(self, place: Any, array: np.ndarray) -> None:
+        super().__setitem__(place, unset(array))
+
+
+class Local(kernelapi.FakeCUDALocal):
+    """A thread's own memory, as it is found."""
+
+    def array(self, shape: Any, dtype: Any) -> np.ndarray:
+        return unset(super().array(shape, dtype))
+
+
 def run_block(block: Any, where: tuple[int, ...], *arguments: Any) -> None:
     """Run the threads of a block, as ``BlockManager.run``; raises the first error of any, when all have ended."""
 
     def body() -> None:
         block._f(*arguments)
 
+    shared = kernel._get_kernel_context().shared
+    shared._allocations = SharedArrays()
+    unset(shared._dynshared)
     points = list(np.ndindex(*block._block_dim))
     ordered = points if sum(where) % 2 else reversed(points)
     live = [TurnThread(body, block, where, point, block._debug) for point in ordered]
@@ -99,5 +123,6 @@ def take_turns() -> None:
     """From here on, for every launch of this process."""
     kernel.BlockManager.run = run_block
     kernel.FakeCUDAKernel.__call__ = call
+    kernelapi.FakeCUDALocal = Local
     kernelapi.threading = SimpleNamespace(**vars(threading) | {"current_thread": lambda: TurnThread.running})
     types.Integer.__call__ = types.Float.__call__ = convert

@@ -118,7 +118,7 @@ def one_by_one(call, eta, dy, chunk):
 
 
 def assert_as_expected(arrays, expected, call, dense):
-    """Of accesses that do nothing, nobody looks at what is left."""
+    """What is left for accesses that do nothing does not count: nobody looks at it."""
     widths = {"dy_dot_s": (dense.layout.accesses[1], call.read), "d_dot_v": (dense.layout.accesses[0], call.write)}
     for name, wanted in expected.items():
         ours = arrays[name]

@@ -100,5 +100,5 @@ def test_forward_and_backward_are_those_of_the_core(on_cpu, hot):
     expected_y, _, expected_ctx = memory_forward(write, read, values, GAMMA, None, None, options, False)
     expected = memory_backward(dy, None, expected_ctx)
     assert_close(np.asarray(y), expected_y)
-    for name in ("values", "write_weight", "read_weight"):
+    for name in ("values", "write_weight", "read_weight", "gamma"):
         assert_close(np.asarray(getattr(grads, name)), getattr(expected, name), gradient=True)

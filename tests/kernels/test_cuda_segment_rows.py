@@ -4,6 +4,7 @@ import ctypes
 import importlib
 import threading
 import weakref
+from contextlib import contextmanager
 from functools import cached_property, partial
 from types import SimpleNamespace
 
@@ -36,13 +37,21 @@ class Second:
 
     def __init__(self, fake):
         self.fake, self.work, self.first = fake, [], fake.cuda.get_current_stream()
-        self.first.record, self.first.wait_event = (lambda: "before"), lambda event: event.synchronize()
+        self.gpu = 0  # the current one; the rows are on 0
+        self.first.record = lambda: "before"
+        self.first.wait_event = lambda event: self.gpu or event.synchronize()
 
     def __enter__(self):
         self.fake.cuda.get_current_stream = lambda: self
 
     def __exit__(self, *error):
         self.fake.cuda.get_current_stream = lambda: self.first
+
+    @contextmanager
+    def on_gpu(self, gpu):
+        before, self.gpu = self.gpu, gpu
+        yield
+        self.gpu = before
 
     def wait_event(self, event):
         assert event == "before"
@@ -69,7 +78,8 @@ class Event:
 @pytest.fixture
 def second(fake, monkeypatch):
     stream = Second(fake)
-    fake.cuda.Stream, fake.cuda.runtime = lambda non_blocking: stream, SimpleNamespace(getDevice=lambda: 0)
+    fake.cuda.Stream, fake.cuda.Device = (lambda non_blocking: stream), stream.on_gpu
+    fake.cuda.runtime = SimpleNamespace(getDevice=lambda: stream.gpu)
     monkeypatch.setattr(write_back, "_streams", threading.local())
     monkeypatch.setattr(write_back, "_running", [])
     return stream
@@ -195,6 +205,15 @@ def test_rows_go_back_before_anyone_uses_them(second, launches_of_segments, segm
     put_back = segment(held, 9)[2]
     put_back(on(np.ones((1, 1, 4), np.float32)), on(np.ones((1, 1), np.float32)))
     assert gone  # what the work needed is given back by the next one
+
+
+def test_whoever_asks_from_another_gpu_sees_the_rows_that_went_back(second, launches_of_segments, segment_library):
+    launches_of_segments(segment_library)
+    held = device_rows(gpu=0)
+    contents, mass, put_back = segment(held, 3)
+    put_back(contents, mass)
+    with second.on_gpu(1):
+        assert held.written == 1
 
 
 # with T = 4: few slots that fit into the page that is there, few that may not, many

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.numba_cuda.compiler import cuda, int32
+from ramnet_np.kernels.numba_cuda.compiler import cuda, float64, int32
 
 from tests.kernels.numba_cuda_device import NEEDS_SIMULATOR
 
@@ -61,3 +61,16 @@ def test_an_error_that_numba_cannot_word_anew_is_raised_too():
 
     with pytest.raises(TypeError, match="argument"):
         cuda.jit(body)[1, THREADS]()
+
+
+def test_memory_that_nobody_has_written_holds_no_number():
+    """In every block, whatever the one before has left."""
+
+    def body(found):
+        shared, own = cuda.shared.array(2, float64), cuda.local.array(1, float64)
+        found[cuda.blockIdx.x] = shared[0], shared[1], own[0], cuda.shared.array(0, float64)[0]
+        shared[:] = own[0] = 7
+
+    found = np.zeros((3, 4))
+    cuda.jit(body)[3, 1, 0, 8](found)
+    assert np.isnan(found).all()

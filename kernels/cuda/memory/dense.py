@@ -64,12 +64,12 @@ class Dense:
         return min(PASSES[name].slots_of_warp, self.slots_padded)
 
     def threads(self, name: str) -> int:
-        """Of a block of the pass ``name``."""
+        """How many a block of the pass ``name`` has."""
         return 32 * self.slices * self.slots_padded // self.slots_of_warp(name)
 
     @functools.cached_property
     def matrix_bytes(self) -> int:
-        """Of a matrix (tokens, slots) in shared memory."""
+        """The size of a matrix (tokens, slots) in shared memory."""
         return 4 * self.layout.chunk * _apart(self.slots_padded)
 
     @functools.cached_property

@@ -1,7 +1,7 @@
 // The rows of a segment's slots, as a small dense state with a place for each number, and back. Numbers: numbers.cu.
 //
-// Who computes what: a warp a place, or some one after the other, 16 bytes of its row a lane; rows in the host's memory are read and written over the
-// bus in the same launch.
+// Who computes what: a warp a place, or several places one after another, 16 bytes of a row a lane. Rows in the host's
+// memory are read and written over the bus in the same launch.
 //
 //     gather_segment     a place has the row of its slot, or that of a slot which was never written
 //     scatter_segment    rows of slots that the segment has written; keys that are not there are added

@@ -20,12 +20,13 @@ class WriteBack:
 
     def __init__(self) -> None:
         self._done: Any = None  # the event behind the last work, until someone has waited for it
+        self._gpu = 0  # where that work runs, and what waits for it
 
     def run(self, work: Callable[[], None], needs: Any) -> None:
         """Launch ``work`` behind what the current stream has begun; what it ``needs`` lives until it has ended."""
         import cupy
 
-        second = _second_stream()
+        second, self._gpu = _second_stream(), cupy.cuda.runtime.getDevice()
         second.wait_event(cupy.cuda.get_current_stream().record())
         with second:
             work()
@@ -33,12 +34,13 @@ class WriteBack:
         _keep(self._done, needs)
 
     def wait(self) -> None:
-        """What the current stream does from now on comes behind the work."""
+        """What the current stream of the rows' GPU does from now on comes behind the work."""
         if self._done is None:
             return
         import cupy
 
-        cupy.cuda.get_current_stream().wait_event(self._done)
+        with cupy.cuda.Device(self._gpu):  # whoever asks how many rows there are may be on another one
+            cupy.cuda.get_current_stream().wait_event(self._done)
         self._done = None
 
     def finish(self) -> None:
