@@ -140,7 +140,7 @@ def test_more_passes_stand_beside_fewer(records):
     plain = dict(zip([*head[:5], "before", "bits before", *head[7:]], rows[2], strict=True))
     assert (plain["passes"], plain["bits a byte"]) == ("4", "1.3750")
     assert plain["million tokens"] == f"{40 * 2 * 16 / 1e6:.1f}"
-    # of the first seed alone: the second one had 1.25
+    # the change is that of the first seed, as only it was trained longer; the second had 1.25
     assert (plain["bits before"], plain["change"]) == ("1.5000", "-0.1250")
     assert plain["before"] == f"{records[0]['epochs']:g}"
     assert rows[1][5:8] == ["-", "-", "-"]  # there is no shorter one

@@ -82,7 +82,7 @@ template <bool BACKWARD, bool SUMS, bool DOTS> struct DensePass {
     DEVICE DensePass(const DenseParams& p, unsigned block)
         : p(p), shared(*reinterpret_cast<Shared*>(dynamic_shared())), sequence(p.memory, block) {}
 
-    // of the accesses that change slots, and of those that look them up
+    // What the record has of the accesses that change slots, and of those that look slots up.
     DEVICE static const Acc* changes(const DenseRecord& record) { return BACKWARD ? record.read : record.write; }
     DEVICE static const Place* change_places(const DenseRecord& record) {
         return BACKWARD ? record.read_place : record.write_place;
