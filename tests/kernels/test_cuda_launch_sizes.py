@@ -45,8 +45,7 @@ def test_a_call_that_is_not_split(launched):  # noqa: F811
         ("mass_forward", (400,), (256,), 4 * M),  # the masses
         ("couple_forward", (10, 4, 40), (256,), 0),
         ("content_forward", *content),
-        ("content_backward_recompute", *content),
-        ("content_backward", *content),
+        ("content_backward_both", (2 * 400 * 4,), *content[1:]),
         ("couple_backward", (10, 4, 40), (256,), 0),
         ("mass_backward", (400,), (512,), 2 * 4 * M),  # q and dz
     ]
