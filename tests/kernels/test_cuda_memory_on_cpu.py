@@ -96,7 +96,9 @@ def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state):
     options = MemoryOptions(slots=ROWS, update="gsu", batch_invariant=True)
     start = dend = None
     if with_state:
-        start, dend = (RAMState(rng.standard_normal((1, H, ROWS, CHANNELS)), rng.random((1, H, ROWS))) for _ in range(2))
+        start, dend = (
+            RAMState(rng.standard_normal((1, H, ROWS, CHANNELS)), rng.random((1, H, ROWS))) for _ in range(2)
+        )
     on_device = [state and RAMState(*map(device, state)) for state in (start, dend)]
     given = *(Address(*map(device, address)) for address in (write, read)), device(values), GAMMA, None
     y, end, ctx = memory.memory_forward(*given, on_device[0], options, with_state)
