@@ -42,12 +42,14 @@ def on_cpu(tmp_path_factory):
         mass_backward_specialisation(chosen, "gsu", False, True),
     ]
 
-    def compiled(specialisation):
-        folder, threads = tmp_path_factory.mktemp("kernels"), 512 if "mass_backward" in specialisation.source else 256
+    folders = [tmp_path_factory.mktemp("kernels") for _ in specialisations]  # by one thread: pytest makes them in turn
+
+    def compiled(specialisation, folder):
+        threads = 512 if "mass_backward" in specialisation.source else 256
         return compile_for_cpu(specialisation, specialisation.params[0].name, folder, threads)
 
     with ThreadPoolExecutor(2) as pool:
-        libraries = dict(zip(specialisations, pool.map(compiled, specialisations), strict=True))
+        libraries = dict(zip(specialisations, pool.map(compiled, specialisations, folders), strict=True))
 
     def get_kernel(specialisation, name):
         run = getattr(libraries[specialisation], f"run_{name}")
