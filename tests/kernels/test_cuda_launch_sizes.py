@@ -40,13 +40,13 @@ def test_a_call_that_is_not_split(launched):  # noqa: F811
     chunked = run(B=40, T=100, H=10)
     assert chunked.segments == Segments(1, 4, 1)
     content = (400 * 4,), (256,), CONTENT_BYTES
+    both = (2 * 400 * 4,), (256,), CONTENT_BYTES
     assert launched.sizes == [
         ("find_conflicts", (10, 4, 40), (256,), 0),
         ("mass_forward", (400,), (256,), 4 * M),  # the masses
         ("couple_forward", (10, 4, 40), (256,), 0),
         ("content_forward", *content),
-        ("content_backward_recompute", *content),
-        ("content_backward", *content),
+        ("content_backward_both", *both),
         ("couple_backward", (10, 4, 40), (256,), 0),
         ("mass_backward", (400,), (512,), 2 * 4 * M),  # q and dz
     ]

@@ -19,7 +19,7 @@ from ramnet_np.kernels.cuda.memory.mass_backward import mass_backward_specialisa
 from ramnet_np.kernels.cuda.memory.mass_forward import mass_forward_specialisation
 from ramnet_np.kernels.cuda.runtime import module
 
-from ramnet_np.contract import Address, MemoryOptions
+from ramnet_np.contract import Address, MemoryOptions, RAMState
 from ramnet_np.core.memory import memory_backward, memory_forward
 from tests.kernels.cuda_on_cpu import compile_for_cpu
 from tests.kernels.test_cuda_launches import DeviceArray, device, empty
@@ -42,12 +42,14 @@ def on_cpu(tmp_path_factory):
         mass_backward_specialisation(chosen, "gsu", False, True),
     ]
 
-    def compiled(specialisation):
-        folder, threads = tmp_path_factory.mktemp("kernels"), 512 if "mass_backward" in specialisation.source else 256
+    folders = [tmp_path_factory.mktemp("kernels") for _ in specialisations]  # by one thread: pytest makes them in turn
+
+    def compiled(specialisation, folder):
+        threads = 512 if "mass_backward" in specialisation.source else 256
         return compile_for_cpu(specialisation, specialisation.params[0].name, folder, threads)
 
     with ThreadPoolExecutor(2) as pool:
-        libraries = dict(zip(specialisations, pool.map(compiled, specialisations), strict=True))
+        libraries = dict(zip(specialisations, pool.map(compiled, specialisations, folders), strict=True))
 
     def get_kernel(specialisation, name):
         run = getattr(libraries[specialisation], f"run_{name}")
@@ -87,18 +89,29 @@ def drawn(rng, T, H, hot):
 
 # 0: seldom do two reads of a token need the same earlier token. 8: every token reads what all before it wrote, so a
 # chunk has 528 couplings, more than shared memory holds
-@pytest.mark.parametrize("hot", [0, 8])
-def test_forward_and_backward_are_those_of_the_core(on_cpu, hot):
+@pytest.mark.parametrize(("hot", "with_state"), [(0, False), (8, False), (0, True)])
+def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state):
     rng = np.random.default_rng(hot)
     T, H = 45, 2  # a chunk and a part of one
     write, read = drawn(rng, T, H, hot), drawn(rng, T, H, hot)
     values, dy = rng.standard_normal((2, 1, T, H, CHANNELS))
     options = MemoryOptions(slots=ROWS, update="gsu", batch_invariant=True)
-    given = *(Address(*map(device, address)) for address in (write, read)), device(values), GAMMA, None, None
-    y, _, ctx = memory.memory_forward(*given, options, False)
-    grads = memory.memory_backward(device(dy), None, ctx)
-    expected_y, _, expected_ctx = memory_forward(write, read, values, GAMMA, None, None, options, False)
-    expected = memory_backward(dy, None, expected_ctx)
+    start = dend = None
+    if with_state:
+        start, dend = (
+            RAMState(rng.standard_normal((1, H, ROWS, CHANNELS)), rng.random((1, H, ROWS))) for _ in range(2)
+        )
+    on_device = [state and RAMState(*map(device, state)) for state in (start, dend)]
+    given = *(Address(*map(device, address)) for address in (write, read)), device(values), GAMMA, None
+    y, end, ctx = memory.memory_forward(*given, on_device[0], options, with_state)
+    grads = memory.memory_backward(device(dy), on_device[1], ctx)
+    expected_y, expected_end, expected_ctx = memory_forward(
+        write, read, values, GAMMA, None, start, options, with_state
+    )
+    expected = memory_backward(dy, dend, expected_ctx)
     assert_close(np.asarray(y), expected_y)
+    if with_state:
+        for found, wanted in zip((*end, *grads.state), (*expected_end, *expected.state), strict=True):
+            assert_close(np.asarray(found), wanted, gradient=True)
     for name in ("values", "write_weight", "read_weight", "gamma"):
         assert_close(np.asarray(getattr(grads, name)), getattr(expected, name), gradient=True)

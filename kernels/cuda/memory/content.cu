@@ -5,6 +5,7 @@
 //                                 heavy writes (mass.cuh), with s before the chunk
 //     content_backward            dv, and the adjoint d of the contents from the last chunk to the first; <d, v_t> of every
 //                                 write and d of heavy ones, with d after the chunk
+//     content_backward_both       the two of the backward in one launch
 //
 // chunk.cuh has the equations. couplings.cu turns the dot products into those that the masses need.
 //
@@ -183,10 +184,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
     state.finish(lane, p.final_state);
 }
 
-// <dstate, s> of every row after the last token.
-DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateSlice& state) {
+// <dstate, s> of every row after the last token. ``blocks``: of the pass.
+DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateSlice& state, unsigned blocks) {
     const Acc* d = p.dstate + state.origin;
-    Acc* q = p.final_q + (long long)(lane.slice) * (gridDim.x / lane.slices) * lane.rows + lane.first_row;  // one segment
+    Acc* q = p.final_q + (long long)(lane.slice) * (blocks / lane.slices) * lane.rows + lane.first_row;  // one segment
 #pragma unroll 4
     for (int first = 0; first < lane.rows; first += GROUPS) {
         const int row = first + lane.group;
@@ -200,9 +201,9 @@ DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateS
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-content_backward_recompute(const __grid_constant__ ContentParams p) {
-    const Lane lane(p, blockIdx.x);
+// Block ``block`` of the recompute, of so many.
+DEVICE void recompute(const ContentParams& p, unsigned block, unsigned blocks) {
+    const Lane lane(p, block);
     StateSlice state(lane, p.working);
     state.start(lane, p.given);
     Acc* const dy_dot_s = p.dy_dot_s + lane.before_slice * (CHUNK * R) + lane.access(OWN_READS);
@@ -219,7 +220,7 @@ content_backward_recompute(const __grid_constant__ ContentParams p) {
         store_dots(lane, dots, dy_dot_s + at_chunk(chunk, CHUNK * R));
     };
     pass.run(look_up);
-    if (p.dstate) store_final_q(p, lane, state);
+    if (p.dstate) store_final_q(p, lane, state, blocks);
 }
 
 // The pass backward in time, over the adjoint of the contents.
@@ -346,10 +347,31 @@ struct BackwardPass {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_backward(const __grid_constant__ ContentParams p) {
-    const Lane lane(p, p.spans ? blockIdx.x : block_from_last());
+// Block ``block`` of the pass backward, of so many. ``end``: the adjoint to start from, or null.
+DEVICE void go_back(const ContentParams& p, unsigned block, unsigned blocks, const Acc* end) {
+    const Lane lane(p, p.spans ? block : blocks - 1 - block);
     const StateSlice adjoint(lane, p.working);
-    adjoint.start(lane, p.given);
+    adjoint.start(lane, end);
     BackwardPass(p, lane, adjoint).run();
     adjoint.finish(lane, p.final_state);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+content_backward_recompute(const __grid_constant__ ContentParams p) {
+    recompute(p, blockIdx.x, gridDim.x);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_backward(const __grid_constant__ ContentParams p) {
+    go_back(p, blockIdx.x, gridDim.x, p.given);
+}
+
+// Both in one launch, because neither needs the other: where one leaves multiprocessors idle at its end, the other's blocks
+// are there. The pass backward takes longer, so its blocks begin first. Only if IN_SHARED, without segments.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+content_backward_both(const __grid_constant__ ContentParams p) {
+    const unsigned blocks = gridDim.x / 2;
+    if (blockIdx.x < blocks)
+        go_back(p, blockIdx.x, blocks, p.dstate);
+    else
+        recompute(p, blockIdx.x - blocks, blocks);
 }

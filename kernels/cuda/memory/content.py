@@ -10,7 +10,7 @@ from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call, Kept, Segments
 from .layout import THREADS, Layout
 
-PASSES = ("content_forward", "content_backward_recompute", "content_backward")
+PASSES = ("content_forward", "content_backward_recompute", "content_backward", "content_backward_both")
 
 CONTENT = ParamStruct(
     "ContentParams",
@@ -60,7 +60,7 @@ def content_pass(
     """
     _, T, H, C = call.values.shape
     launched = segments.contents - skip_first - skip_last
-    blocks = call.sequences * launched * layout.slices
+    blocks = call.sequences * launched * layout.slices * (2 if name == "content_backward_both" else 1)
     _launch(layout, call.renumbered, name, call.rows, blocks)(
         CONTENT(
             **_NO_ARRAYS | arrays, records=kept.records, values=call.values,

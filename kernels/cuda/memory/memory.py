@@ -276,11 +276,17 @@ def _contents_backward(
     end = final_q = None
     if dstate is not None:
         end, final_q = dstate.slots, cupy.empty((layout.slices, call.sequences, call.rows), dtype=call.acc)
+    outputs = {"dy": dy, "dv": dv, "d_dot_v": dots.d_dot_v, "after_heavy": dots.after_heavy}
+    if layout.in_shared and segments.contents == 1:
+        content_pass(
+            "content_backward_both", *run, given=start, dstate=end, before_heavy=dots.before_heavy,
+            dy_dot_s=dots.dy_dot_s, final_q=final_q, final_state=dgiven and dgiven.slots, **outputs,
+        )  # fmt: skip
+        return final_q, dgiven
     content_pass(
         "content_backward_recompute", *run, dy=dy, before_heavy=dots.before_heavy, given=start, dstate=end,
         working=None if layout.in_shared else _working(call, "slots"), dy_dot_s=dots.dy_dot_s, final_q=final_q,
     )  # fmt: skip
-    outputs = {"dy": dy, "dv": dv, "d_dot_v": dots.d_dot_v, "after_heavy": dots.after_heavy}
     if starts is not None and decay_products is not None:
         end = cupy.empty_like(starts)
         content_pass("content_backward", *run, final_state=end, local_only=True, skip_first=1, **outputs)
