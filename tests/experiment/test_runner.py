@@ -167,13 +167,11 @@ def test_a_run_that_ends_its_thread_has_failed(error):
         raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[error]("no more")
 
     arguments = runs, one, "cpu", lambda *event: sent.append(event)
-    thread = threading.Thread(target=workers.serve, args=arguments, daemon=True)
-    thread.start()
+    (thread := threading.Thread(target=workers.serve, args=arguments, daemon=True)).start()
     runs.put(run)
     thread.join(0.5)
     assert thread.is_alive()
-    [(kind, of, failure)] = sent
-    assert (kind, of, failure.why) == ("failed", run, f"{error}: no more")
+    assert [(kind, of, failure.why) for kind, of, failure in sent] == [("failed", run, f"{error}: no more")]
 
 
 def test_a_process_that_does_not_end_is_killed(monkeypatch):
