@@ -264,7 +264,11 @@ def _experiment(args: list[str]) -> None:
         raise ValueError(f"experiment must be one of {known}, plot, got {args[0] if args else 'nothing'!r}")
     options = parse(Options, args[len(names) :], f"ramnet-np experiment {names[0]}", description=EXPERIMENT_EXAMPLES)
     outcome = run_experiment(names, options)
-    print(f"{outcome.finished} finished now, {outcome.left} left, {outcome.failed} failed; in {outcome.results}")
+    # one file by its name, several by their folder: each run has named its own
+    told = [outcome.results, *(outcome.reports if len(outcome.reports) < 2 else [outcome.reports[0].parent])]
+    print(
+        f"{outcome.finished} finished now, {outcome.left} left, {outcome.failed} failed; in {', '.join(map(str, told))}"
+    )
     _exit_if_interrupted(outcome.signal)
     if outcome.failed:
         raise SystemExit(1)

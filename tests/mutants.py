@@ -82,6 +82,7 @@ TESTS = {
     "ramnet_np/layers/uniform.py": ("tests/model/test_sampling.py",),
     "ramnet_np/model/sampling.py": ("tests/model/test_sampling.py",),
     "ramnet_np/bridges/jax.py": ("tests/bridges/test_jax.py",),
+    "ramnet_np/bridges/ramnet_ops.py": ("tests/bridges/test_ramnet_ops.py",),
     "ramnet_np/bridges/tensors.py": _TORCH,
     "ramnet_np/bridges/torch.py": _TORCH,
     "ramnet_np/bridges/torch_ops.py": _TORCH,

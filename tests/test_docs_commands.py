@@ -110,7 +110,7 @@ class Page:
     def run(self, options: Any, **_: Any) -> SimpleNamespace:
         """In place of everything that the command would start."""
         self.take(options)
-        return SimpleNamespace(signal=None, in_words=lambda: "", finished=0, left=0, failed=0, results="")
+        return SimpleNamespace(signal=None, in_words=lambda: "", finished=0, left=0, failed=0, results="", reports=())
 
     def train(self, run: Any, **_: Any) -> None:
         self.take(run)

@@ -63,8 +63,19 @@ def checkpoints_of(run: GridRun, device: Device, out: Path) -> Path:
     >>> checkpoints_of(load_grid("mqar-order").points[0].base, "cpu", Path("runs")).parent.name
     'unfinished'
     """
-    digest = hashlib.sha256(f"{device} {run.key}".encode()).hexdigest()[:12]
-    return out / "unfinished" / f"{_plain_name(run.name)}-seed{run.seed}-{digest}"
+    return out / "unfinished" / file_name(run, f"{device} ")
+
+
+def file_name(run: GridRun, also: str = "") -> str:
+    """A name for a file or folder of a run: no other run has it. ``also``: what tells several such names apart.
+
+    >>> from ramnet_np.experiment.grid import load_grid
+    >>> run = load_grid("mqar-order").points[0].base
+    >>> file_name(run).rpartition("-")[0] == f"{run.name}-seed{run.seed}"
+    True
+    """
+    digest = hashlib.sha256(f"{also}{run.key}".encode()).hexdigest()[:12]
+    return f"{_plain_name(run.name)}-seed{run.seed}-{digest}"
 
 
 def run_one(

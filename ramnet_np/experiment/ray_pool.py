@@ -215,7 +215,7 @@ class Host:
         self._runs: SimpleQueue[GridRun] = SimpleQueue()
         self._messages: SimpleQueue[_Message] = SimpleQueue()
         for _ in range(threads):
-            threading.Thread(target=serve, args=(self._runs, one, self._send), daemon=True).start()
+            threading.Thread(target=serve, args=(self._runs, one, device, self._send), daemon=True).start()
 
     def start(self, run: GridRun) -> None:
         """Hand a run to the next thread that is free."""

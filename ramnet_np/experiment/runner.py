@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.data.corpus import read_corpus
+from ramnet_np.experiment.failures import Failure, forget_failure, write_failure
 from ramnet_np.experiment.grid import Grid, load_grid, together
 from ramnet_np.experiment.one_run import Progress, checkpoints_of
 from ramnet_np.experiment.points import GridRun
@@ -96,6 +97,7 @@ class Outcome(NamedTuple):
     left: int
     failed: int
     signal: int | None  # that interrupted it: SIGINT for Ctrl-C
+    reports: tuple[Path, ...] = ()  # a text for each run that failed, with its traceback and settings
 
     @property
     def interrupted(self) -> bool:
@@ -129,7 +131,7 @@ def run_experiment(
     ...     run_experiment("mine", options, log=print, progress=False)[1:]
     on a CPU the whole grid takes days: --device gpu is meant for it, --quick for a look
     time is up: 1 run left; the same command goes on with it
-    (0, 1, 0, None)
+    (0, 1, 0, None, ())
     """
     started = time.perf_counter()
     sources: Sequence[Path | str] = [names] if isinstance(names, str) else names
@@ -162,7 +164,7 @@ def run_experiment(
             ):
                 work.run(pool, bar, interrupt)
         work.conclude()
-    return Outcome(results, work.finished, work.left(), len(work.failed), work.signal)
+    return Outcome(results, work.finished, work.left(), len(work.failed), work.signal, tuple(work.reports))
 
 
 def _pool(options: Options, gpus: tuple[int, ...], out: Path, invocation: str) -> WorkerPool | RayPool:
@@ -205,6 +207,7 @@ class _GridWork:
             self._keep_pace(record["settings"]["model"]["mixer"], record)
         self._given_up: list[GridRun] = []
         self.failed: set[str] = set()
+        self.reports: list[Path] = []
         self.finished = 0
         self.signal: int | None = None
 
@@ -254,6 +257,10 @@ class _GridWork:
         last = latest_checkpoint(self._checkpoints(run))
         return checkpoint_step(last) if last else 0
 
+    def _step(self, run: GridRun) -> int:
+        """The step of the last report."""
+        return self._progress[run.key].step if run.key in self._progress else 0
+
     def _checkpoints(self, run: GridRun) -> Path:
         return checkpoints_of(run, self._device, self._results.parent)
 
@@ -272,6 +279,7 @@ class _GridWork:
         [grid] = [point.grid for point in self._grid.points if point.name == run.name]
         append_record(self._results, {"grid": grid, **record})
         shutil.rmtree(self._checkpoints(run), ignore_errors=True)
+        forget_failure(run, self._results.parent)
         self._done[run.key] = record
         self.finished += 1
         self._keep_pace(run.model.mixer, record)
@@ -285,20 +293,25 @@ class _GridWork:
             f"{record['seconds']:.0f} s, {record['tokens_per_second']:,} tokens/s"
         )
 
-    def on_failed(self, run: GridRun, why: str) -> None:
+    def on_failed(self, run: GridRun, failure: Failure) -> None:
         self.failed.add(run.key)
-        self._log(f"{run.label}: failed, and is left out: {why}")
+        try:
+            self.reports.append(write_failure(run, failure, self._step(run), self._results.parent))
+            where = f"see {self.reports[-1]}"
+        except OSError as error:
+            where = f"no file has its traceback, as {error}"
+        self._log(f"{run.label}: failed, and is left out: {failure.why} ({where})")
 
     def on_died(self, run: GridRun, _: None) -> None:
         self._attempts[run.key] = self._attempts.get(run.key, 0) + 1
         if self._attempts[run.key] == ATTEMPTS:
-            self.on_failed(run, f"its process ended {ATTEMPTS} times")
+            self.on_failed(run, Failure(f"its process ended {ATTEMPTS} times"))
 
     def conclude(self) -> None:
         """Log which runs are left and why."""
         for run in self._given_up:
-            at = self._progress[run.key].step if run.key in self._progress else 0
-            self._log(f"{run.label}: stopped at step {at} of {run.train.steps}, to go on from step {self._saved(run)}")
+            at, end = self._step(run), run.train.steps
+            self._log(f"{run.label}: stopped at step {at} of {end}, to go on from step {self._saved(run)}")
         left = self.left()
         runs, them = (f"{left} runs left", "them") if left != 1 else ("1 run left", "it")
         if self.signal is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from ramnet_np.experiment.failures import failure_of
 from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.points import GridRun
 from ramnet_np.experiment.records import Record
@@ -35,7 +36,7 @@ class Event(NamedTuple):
 
     kind: str  # "progress", "done", "failed", or "died": the worker's process ended
     run: GridRun
-    what: Any  # a Progress, a Record, what went wrong, None
+    what: Any  # a Progress, a Record, a Failure, None
 
 
 class WorkerPool:
@@ -67,7 +68,7 @@ class WorkerPool:
         else:
             threads, environments = 1, [{"NUMBA_NUM_THREADS": str(max(1, cores // side_by_side))}] * side_by_side
         one = partial(run_one, device=device, out=out, invocation=invocation, text=text, keep_model=keep_model)
-        self._workers = [_Worker(one, threads, environment) for environment in environments]
+        self._workers = [_Worker(one, device, threads, environment) for environment in environments]
 
     @property
     def running(self) -> list[GridRun]:
@@ -112,8 +113,8 @@ class WorkerPool:
 class _Worker:
     """A process and the runs that it was given."""
 
-    def __init__(self, one: RunOne, threads: int, environment: dict[str, str]):
-        self._one, self._threads, self.environment = one, threads, environment
+    def __init__(self, one: RunOne, device: Device, threads: int, environment: dict[str, str]):
+        self._one, self._device, self._threads, self.environment = one, device, threads, environment
         self.running: dict[str, GridRun] = {}
 
     @property
@@ -128,7 +129,8 @@ class _Worker:
     def begin(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self._one, self._threads), daemon=True)
+        arguments = theirs, self._one, self._device, self._threads
+        self._process = context.Process(target=_work, args=arguments, daemon=True)
         with _environment(self.environment):
             self._process.start()
         theirs.close()
@@ -159,7 +161,7 @@ class _Worker:
         self.connection.close()
 
 
-def _work(connection: Connection, one: RunOne, threads: int) -> None:
+def _work(connection: Connection, one: RunOne, device: Device, threads: int) -> None:
     """What a worker's process does: receive runs, hand them to its threads, send back what becomes of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -174,7 +176,7 @@ def _work(connection: Connection, one: RunOne, threads: int) -> None:
 
     with threadpool_limits(1, user_api="blas"):
         for _ in range(threads):
-            threading.Thread(target=serve, args=(runs, one, send), daemon=True).start()
+            threading.Thread(target=serve, args=(runs, one, device, send), daemon=True).start()
         while True:
             try:
                 runs.put(connection.recv())
@@ -182,11 +184,11 @@ def _work(connection: Connection, one: RunOne, threads: int) -> None:
                 os._exit(0)
 
 
-def serve(runs: SimpleQueue[GridRun], one: RunOne, send: Callable[[str, GridRun, Any], None]) -> None:
+def serve(runs: SimpleQueue[GridRun], one: RunOne, device: Device, send: Callable[[str, GridRun, Any], None]) -> None:
     """What a thread of a worker does: its runs, one after the other; ``send`` gets the parts of an :class:`Event`.
 
     >>> runs, sent = SimpleQueue(), SimpleQueue()
-    >>> arguments = runs, lambda run, on_progress: {"status": "finished"}, lambda *event: sent.put(event)
+    >>> arguments = runs, lambda run, on_progress: {"status": "finished"}, "cpu", lambda *event: sent.put(event)
     >>> threading.Thread(target=serve, args=arguments, daemon=True).start()
     >>> runs.put("a run")
     >>> sent.get()
@@ -197,7 +199,7 @@ def serve(runs: SimpleQueue[GridRun], one: RunOne, send: Callable[[str, GridRun,
         try:
             send("done", run, one(run, on_progress=partial(send, "progress", run)))
         except BaseException as error:  # a thread that ended would leave its run waiting for ever
-            send("failed", run, f"{type(error).__name__}: {error}")
+            send("failed", run, failure_of(error, device))
             if type(error).__name__.startswith("CUDA"):  # such an error may leave the GPU unusable to this process
                 os._exit(1)
 

@@ -5,8 +5,10 @@ pip install torch einops transformers flash-linear-attention && pip install --no
 
 import importlib
 import inspect
+import sys
 import warnings
 from functools import partial
+from types import ModuleType
 
 import pytest
 
@@ -156,6 +158,54 @@ def test_time_is_where_t_dim_says_though_the_shapes_would_fit():
     moved, state_ = ours(*(x.transpose(0, 1).contiguous() for x in arrays), mask=mask.T, t_dim=0)
     for one, other in zip((y, *state), (moved.transpose(0, 1), *state_), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_state_broadcasts_and_either_part_may_be_left_out():
+    arrays = [x.requires_grad_() for x in draw()[:4]]
+    slot, mass = torch.randn(1, M, C).double(), torch.rand(1, M).double() + 0.1
+    whole = slot.expand(B, H, M, C), mass.expand(B, H, M)
+    for given, same in (
+        ((slot, mass), whole),
+        ((None, mass), (torch.zeros(B, H, M, C).double(), whole[1])),
+        ((slot, None), (whole[0], torch.full((B, H, M), 1 / M).double())),
+    ):
+        (y, state), (y_, state_) = (ours(*arrays, init_ram=one) for one in (given, same))
+        for one, other in zip((y, *state), (y_, *state_), strict=True):
+            assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_several_tokens_of_one_head_are_not_taken_for_a_token():
+    arrays = [x[:, :, :1] for x in draw()[:4]]
+    state = tuple(x[:, :1] for x in draw()[4:])
+    y, final = ours(*arrays, init_ram=state)
+    for t in range(T):
+        one, state = ours(*(x[:, t : t + 1] for x in arrays), init_ram=state)
+        torch.testing.assert_close(one, y[:, t : t + 1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state, final, rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_computes_with_the_operation_that_its_module_is_given(monkeypatch):
+    """With a stand-in for the package ramnet: its layers, and those derived from them, look it up by name."""
+    source = """
+import torch
+def random_access_memory_attention(): return "theirs"
+class RAMNetAttention(torch.nn.Module):
+    def forward(self): return random_access_memory_attention()
+"""
+    package = ModuleType("stand_in")
+    exec(source, package.__dict__)
+    package.RAMNetAttention.__module__ = "stand_in"
+    monkeypatch.setitem(sys.modules, "stand_in", package)
+    derived = type("Derived", (package.RAMNetAttention,), {})
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), derived())
+    assert model[1]() == "theirs"
+    assert bridge.use_in(model) is model
+    assert package.random_access_memory_attention is ours
+    assert bridge.use_in(model, lambda: "another")[1]() == "another"
+    del package.random_access_memory_attention
+    with pytest.raises(ValueError, match=r"model must hold layers RAMNetAttention .* got Sequential without one"):
+        bridge.use_in(model)
 
 
 ERRORS = [

@@ -69,7 +69,7 @@ def test_a_grid_on_the_gpu(tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
     options = Options(out=tmp_path, device="gpu", side_by_side=3, grid=tmp_path / "tiny.toml")
     outcome = run_experiment("tiny", options, progress=False)
-    assert outcome[1:] == (4, 0, 0, None)
+    assert outcome[1:5] == (4, 0, 0, None)
     assert {r["hardware"]["device"] for r in read_records([outcome.results])} == {"gpu"}
 
 

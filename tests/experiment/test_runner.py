@@ -12,6 +12,7 @@ import pytest
 
 from ramnet_np.cli import main
 from ramnet_np.experiment import one_run, runner, workers
+from ramnet_np.experiment.failures import Failure
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import Progress, checkpoints_of, run_one
 from ramnet_np.experiment.records import read_records, run_of
@@ -165,12 +166,12 @@ def test_a_run_that_ends_its_thread_has_failed(error):
     def one(run, on_progress):
         raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[error]("no more")
 
-    thread = threading.Thread(target=workers.serve, args=(runs, one, lambda *event: sent.append(event)), daemon=True)
-    thread.start()
+    arguments = runs, one, "cpu", lambda *event: sent.append(event)
+    (thread := threading.Thread(target=workers.serve, args=arguments, daemon=True)).start()
     runs.put(run)
     thread.join(0.5)
     assert thread.is_alive()
-    assert sent == [("failed", run, f"{error}: no more")]
+    assert [(kind, of, failure.why) for kind, of, failure in sent] == [("failed", run, f"{error}: no more")]
 
 
 def test_a_process_that_does_not_end_is_killed(monkeypatch):
@@ -256,7 +257,7 @@ def test_the_sweep_then_the_other_seeds(monkeypatch, grid):
     pool = StandIn(done)
     outcome, said = run_with(monkeypatch, pool, grid)
     assert started(pool) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3), ("a", 1, 1e-2)]
-    assert outcome[1:] == (4, 0, 0, None)
+    assert outcome[1:5] == (4, 0, 0, None)
     assert len(said) == 5
     assert said[1].startswith("a, seed 0, learning rate 0.001: accuracy 0.500, validation 0.001, 2 epochs, 1 s")
 
@@ -280,7 +281,7 @@ def test_ctrl_c_leaves_what_is_finished(monkeypatch, grid):
         return done(run)
 
     outcome, said = run_with(monkeypatch, StandIn(interrupted), grid)
-    assert outcome[1:] == (3, 1, 0, signal.SIGINT)
+    assert outcome[1:5] == (3, 1, 0, signal.SIGINT)
     assert said[-2:] == [
         "a, seed 1, learning rate 0.01: stopped at step 1 of 16, to go on from step 0",
         "interrupted: 1 run left; the same command goes on with it",
@@ -292,10 +293,11 @@ def test_ctrl_c_leaves_what_is_finished(monkeypatch, grid):
 
 
 def test_a_failed_run_does_not_stop_the_others(monkeypatch, grid):
-    pool = StandIn(lambda run: ("failed", run, "MemoryError: no room") if run.name == "b" else done(run))
+    pool = StandIn(lambda run: ("failed", run, Failure("MemoryError: no room")) if run.name == "b" else done(run))
     outcome, said = run_with(monkeypatch, pool, grid)
-    assert outcome[1:] == (3, 1, 1, None)
-    assert "b, seed 5, learning rate 0.003: failed, and is left out: MemoryError: no room" in said
+    assert outcome[1:5] == (3, 1, 1, None)
+    [report] = outcome.reports
+    assert f"b, seed 5, learning rate 0.003: failed, and is left out: MemoryError: no room (see {report})" in said
     assert said[-1] == "1 run left, of which 1 failed; the same command tries again"
     assert started(pool).count(("b", 5, 3e-3)) == 1
 
@@ -303,8 +305,10 @@ def test_a_failed_run_does_not_stop_the_others(monkeypatch, grid):
 def test_a_run_whose_process_ends_is_tried_twice(monkeypatch, grid):
     pool = StandIn(lambda run: ("died", run, None) if run.name == "b" else done(run))
     outcome, said = run_with(monkeypatch, pool, grid)
-    assert outcome[1:] == (3, 1, 1, None)
-    assert "b, seed 5, learning rate 0.003: failed, and is left out: its process ended 2 times" in said
+    assert outcome[1:5] == (3, 1, 1, None)
+    [report] = outcome.reports
+    assert f"b, seed 5, learning rate 0.003: failed, and is left out: its process ended 2 times (see {report})" in said
+    assert "no traceback: the process ended without one" in report.read_text()
     assert started(pool).count(("b", 5, 3e-3)) == 2
 
 
@@ -356,7 +360,7 @@ def test_runs_that_would_end_in_time_come_first(monkeypatch, grid):
     outcome, said = run_with(monkeypatch, pool, grid, max_minutes=0.4)
     # 24 seconds: there is time for the window; then for none, and the first one begins
     assert [run.name for run in pool.started] == ["window", "slow", "unknown"]
-    assert outcome[1:] == (3, 0, 0, None)
+    assert outcome[1:5] == (3, 0, 0, None)
     assert not [line for line in said if "time is up" in line]
 
 
@@ -385,7 +389,7 @@ def test_when_time_is_up_it_is_said_how_far_runs_are(monkeypatch, grid):
     pool = StandIn(clock.takes(30.0), capacity=2)
     outcome, said = run_with(monkeypatch, pool, grid, max_minutes=0.9)
     assert started(pool) == [("a", 0, 1e-3), ("a", 0, 1e-2), ("b", 5, 3e-3)]
-    assert outcome[1:] == (2, 2, 0, None)
+    assert outcome[1:5] == (2, 2, 0, None)
     assert said[-2:] == [
         "b, seed 5, learning rate 0.003: stopped at step 1 of 16, to go on from step 0",
         "time is up: 2 runs left; the same command goes on with them",
@@ -393,9 +397,9 @@ def test_when_time_is_up_it_is_said_how_far_runs_are(monkeypatch, grid):
 
 
 def test_a_seed_that_waits_for_a_failed_one_is_not_for_want_of_time(monkeypatch, grid):
-    pool = StandIn(lambda run: ("failed", run, "MemoryError: no room") if run.name == "a" else done(run))
+    pool = StandIn(lambda run: ("failed", run, Failure("MemoryError: no room")) if run.name == "a" else done(run))
     outcome, said = run_with(monkeypatch, pool, grid, max_minutes=10)
-    assert outcome[1:] == (1, 3, 2, None)
+    assert outcome[1:5] == (1, 3, 2, None)
     assert said[-1] == "3 runs left, of which 2 failed; the same command tries again"
 
 

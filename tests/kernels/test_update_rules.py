@@ -62,7 +62,19 @@ def test_numba_rules_are_those_of_the_core(update, dtype):
     retention, slopes = kernels.retention, kernels.slopes  # parts of kernels: no calls from Python
     compiled_retention = njit(lambda *given: retention(*given))
     compiled_slopes = njit(lambda *given: slopes(*given))
-    gammas = [dtype(gamma) for gamma in (-3.0, 0.0, 0.4, 1.0, 2.5, 40.0, 1e30) if gamma >= rule.least_gamma]
+    far = 1 if dtype == np.float32 else 8  # where exp(-|gamma|) is small, tiny and 0
+    given = (
+        -1e30,
+        *(far * gamma for gamma in (-103.0, -90.0, -72.0, 72.0, 90.0, 103.0)),
+        -3.0,
+        0.0,
+        0.4,
+        1.0,
+        2.5,
+        40.0,
+        1e30,
+    )
+    gammas = [dtype(gamma) for gamma in given if gamma >= rule.least_gamma]
     assert len(gammas) >= 2
     for gamma, proxy_eps in itertools.product(gammas, (dtype(0), dtype(0.05))):
         alpha = rule.forward(w, gamma)
