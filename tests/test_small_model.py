@@ -1,4 +1,4 @@
-"""The small folder of a trained language model, as docs/small_model.py makes it."""
+"""The small folder of a trained language model: made by docs/small_model.py, and tested itself where it is there."""
 
 import importlib.util
 import json
@@ -13,8 +13,10 @@ from ramnet_np.cli import main
 from ramnet_np.data.corpus import read_corpus
 from ramnet_np.experiment.grid import load_grid, read_grid
 from ramnet_np.experiment.one_run import run_one
+from ramnet_np.experiment.records import read_records
 from ramnet_np.model import RAMNet
 from ramnet_np.model.files import append_record
+from ramnet_np.runs.evaluate import EvaluateOptions, evaluate_text
 from ramnet_np.runs.text import load_text_model
 from ramnet_np.runs.tokenize import TokenizeOptions, tokenize_folder
 from tests.experiment.test_text_grids import TINY, write_texts
@@ -23,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("small_model", ROOT / "docs/small_model.py")
 script = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(script)
+MODEL = ROOT / "models/novels-20m"
 LARGEST = 50e6  # bytes
 
 
@@ -101,3 +104,23 @@ def test_a_model_of_the_real_size_fits_and_writes_on_a_cpu(kept, tmp_path):
     )  # a tokenizer has half a million bytes
     loaded = RAMNet.from_pretrained(tmp_path)
     assert loaded.generate(np.array([[1, 2, 3]]), 20).shape == (1, 23)
+
+
+@pytest.mark.skipif(not MODEL.is_dir(), reason="models/novels-20m is not in this copy of the repository")
+def test_the_model_of_the_repository(capsys):
+    assert sum(file.stat().st_size for file in MODEL.iterdir()) < LARGEST
+    with safe_open(MODEL / "model.safetensors", "np") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
+    card = (MODEL / "README.md").read_text(encoding="utf-8")
+    records = read_records([ROOT / "docs/results/language.jsonl"])
+    [record] = [one for one in records if one["name"] == "ram-20m-long" and one["accuracy"]]
+    assert card == script.card(record, "ram-20m-long-seed0", Path("models/novels-20m"))
+    assert main(["generate", str(MODEL), "--prompt", "It was ", "--length", "20"]) == 0
+    assert capsys.readouterr().out.startswith("It was ")
+
+
+@pytest.mark.skipif(not MODEL.is_dir(), reason="models/novels-20m is not in this copy of the repository")
+def test_the_model_of_the_repository_has_learned_to_read():
+    """A page of a novel that it was not trained on; an untrained one needs about 3.5 bits a byte."""
+    found = evaluate_text(EvaluateOptions(MODEL, ROOT / "notebooks/data/passage.txt", length=2048), progress=False)
+    assert found.result.loss.bits_per_byte < 2

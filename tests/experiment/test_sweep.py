@@ -194,7 +194,7 @@ def test_a_finalist_that_diverges_gives_its_place_to_the_next():
 
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
-NOVELS = 496 * 16 * 2048, 8192  # tokens of those to train on, to a step, and how many pieces there are
+NOVELS = 16_255_008, 8192  # tokens of those to train on, and how many pieces there are
 
 
 def like_the_novels(records):
