@@ -24,14 +24,6 @@ CONFIG = TrainConfig(
 SETTINGS = {"train": {"steps": 12}, "seed": 0}
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c_is_not_ignored():
-    """A shell starts what it puts in the background with SIGINT ignored, and a run then leaves it so."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def next_token_data(seed=0):
     """Each label is the token plus one: a rule that needs no memory and is learnt in a few steps."""
     ids = np.random.default_rng(seed).integers(VOCAB, size=(48, 6))
