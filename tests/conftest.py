@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -42,3 +43,9 @@ def extra_rule(monkeypatch):
 
     monkeypatch.setitem(RULES, "extra", UpdateRule("extra", forward, backward, 0.5, "alpha = exp(-(gamma - 1/2) * w)"))
     return "extra"
+
+
+def pytest_configure():
+    """A shell starts what it puts in the background with SIGINT ignored, which runs and their tests would inherit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramnet_np import RAMState, ram_attention_backward, ram_attention_forward, ram_attention_step
+from ramnet_np import RAMState, gradcheck, ram_attention_backward, ram_attention_forward, ram_attention_step
 from ramnet_np.core.dense import dense_ram_attention
 from ramnet_np.core.retention import RULES
 from tests.tolerances import assert_close
@@ -101,6 +101,22 @@ def test_eps_is_added_to_every_mass_that_divides(mass_aware):
         r = 0.5 * (0.5 * z) / (0.5 * z + eps) if mass_aware else 0.5
         assert y[0, t, 0, 0] == pytest.approx(r * s, rel=1e-12)
         assert step[0, 0, 0, 0] == pytest.approx(r * s, rel=1e-12)
+
+
+@pytest.mark.parametrize("mass_aware", [False, True])
+def test_the_gradient_is_that_of_a_large_eps(mass_aware):
+    """By default eps is too small for a backward without it to differ."""
+    write_logits, read_logits, values = draw(B=1, T=4, H=1, P=2, C=2)
+
+    def forward(*inputs):
+        y, _, ctx = ram_attention_forward(*inputs, top_k=3, eps=0.25, mass_aware=mass_aware, backend="numpy")
+        return y, ctx
+
+    gradcheck(
+        forward,
+        lambda dy, ctx: ram_attention_backward(dy, ctx)[:3],
+        {"write_logits": write_logits, "read_logits": read_logits, "values": values},
+    ).raise_if_failed()
 
 
 def test_proxy_eps_changes_the_gradient_of_the_writes_alone():

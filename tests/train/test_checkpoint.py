@@ -51,6 +51,19 @@ def test_checkpoint_round_trip(tmp_path):
     assert {file.suffix for file in path.iterdir()} == {".json", ".safetensors"}
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="asks Linux which file is flushed")
+def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """The names in the new folder are flushed before it is renamed, and its own name after that."""
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda n: (done.append(os.readlink(f"/proc/self/fd/{n}")), fsync(n)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append((str(a), str(b))), replace(a, b)))
+    path = save_checkpoint(tmp_path, example(7))
+    (new,) = [pair[0] for pair in done if isinstance(pair, tuple) and pair[1] == str(path)]
+    renamed = done.index((new, str(path)))
+    assert done[renamed - 1] == new
+    assert str(tmp_path) in done[renamed:]
+
+
 def steps_in(folder):
     return [checkpoint_step(path) for path in checkpoints_in(folder)]
 

@@ -9,9 +9,9 @@ import pytest
 
 from ramnet_np.data.batches import Batch, ShuffledSets
 from ramnet_np.model import RAMNet, RAMNetConfig
-from ramnet_np.train.checkpoint import latest_checkpoint
-from ramnet_np.train.loop import TrainConfig, evaluate, train
-from ramnet_np.train.metrics import read_metrics
+from ramnet_np.train.checkpoint import latest_checkpoint, load_checkpoint
+from ramnet_np.train.loop import Extras, TrainConfig, evaluate, train
+from ramnet_np.train.metrics import Measured, read_metrics
 from ramnet_np.train.optim import adamw_init
 from ramnet_np.train.steps import trainer_for, training
 
@@ -141,6 +141,15 @@ def test_train_resumes_after_being_killed(tmp_path):
     assert latest_checkpoint(tmp_path / "parts" / "checkpoints").name == "step-00000005"
     assert read_metrics(tmp_path / "parts" / "metrics.jsonl")[-1]["step"] == 8
     assert_same_run(whole, run(tmp_path / "parts", resume=True))
+
+
+def test_what_was_measured_before_a_resume_is_kept(tmp_path):
+    """The only measurement is before the first stop; two calls later the checkpoint still has it."""
+    extras = Extras(measure=lambda model: Measured({"mean": 0.75}))
+    for at, resume in ((5, False), (6, True)):
+        run(tmp_path, data=Interrupting(next_token_data(), at), resume=resume, extras=extras)
+    saved = load_checkpoint(latest_checkpoint(tmp_path / "checkpoints"))
+    assert (saved.optimizer.step, saved.best, saved.accuracy) == (7, 0.75, 0.75)
 
 
 def test_train_resumes_a_finished_run(tmp_path):
