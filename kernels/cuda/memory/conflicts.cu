@@ -41,12 +41,12 @@ struct TokenOfThread {
     }
 };
 
-struct Access {
+struct AccessOfThread {
     int token, k, row, cell;
     Acc weight;
     bool live;
 
-    DEVICE Access(const TokenOfThread& token, unsigned width, int top_k, const int* rows, const Acc* weights)
+    DEVICE AccessOfThread(const TokenOfThread& token, unsigned width, int top_k, const int* rows, const Acc* weights)
         : token(token.number), k(int(threadIdx.x % width)), row(-1), cell(0), weight(0) {
         if (token.live && k < top_k) {
             const long long from = token.row * top_k + k;
@@ -131,7 +131,7 @@ struct ConflictTable {
         }
     }
     // Finds or claims the cell of an access' slot, and sets its token's bit in ``masks``.
-    DEVICE void mark(Access& access, unsigned* masks) {
+    DEVICE void mark(AccessOfThread& access, unsigned* masks) {
         if (!access.live) return;
         access.cell = access.row & (CELLS - 1);
         for (;;) {
@@ -141,7 +141,7 @@ struct ConflictTable {
         }
         atomicOr(masks + access.cell, 1u << access.token);
     }
-    DEVICE Role role_of(const Access& access, bool is_read) const {
+    DEVICE Role role_of(const AccessOfThread& access, bool is_read) const {
         Role role;
         const unsigned written = access.live ? writers[access.cell] : 0, read = access.live ? readers[access.cell] : 0;
         const unsigned before = (1u << access.token) - 1;
@@ -203,7 +203,9 @@ struct ChainHeaders {
           last_round((count ? count - 1 : 0) / CHAINS_PER_ROUND) {}
 
     // ``before``: the counts of all accesses before this one; ``place``: among the chains with writes.
-    DEVICE void lead(const Access& access, const Role& role, bool with_writes, const Tally& before, int place) const {
+    DEVICE void lead(
+        const AccessOfThread& access, const Role& role, bool with_writes, const Tally& before, int place
+    ) const {
         if (!role.leads) return;
         const int number = with_writes ? place : total.mixed_chains() + before.read_only_chains();
         const int begin = with_writes ? before.mixed_entries() : total.mixed_entries() + before.read_only_entries();
@@ -220,8 +222,8 @@ struct ChainHeaders {
 
 // ``at``: the chunk's first token, in arrays (B*H, chunks, CHUNK); ``number``: among the chunk's writes in chains.
 DEVICE void store_write(
-    const ConflictParams& p, ConflictTable& table, long long at, const Access& write, const Role& role, const Affine& change,
-    int number
+    const ConflictParams& p, ConflictTable& table, long long at, const AccessOfThread& write, const Role& role,
+    const Affine& change, int number
 ) {
     int tag = write.live ? (role.last ? LAST : 0) : DEAD;
     if (role.with_writes) {
@@ -233,7 +235,9 @@ DEVICE void store_write(
 }
 
 // Returns the read's tag.
-DEVICE int store_read(const ConflictParams& p, ConflictTable& table, long long at, const Access& read, const Role& role) {
+DEVICE int store_read(
+    const ConflictParams& p, ConflictTable& table, long long at, const AccessOfThread& read, const Role& role
+) {
     int tag = read.live ? 0 : DEAD;
     if (role.listed) {
         const int begin = table.begin[read.cell], entry = begin + role.rank;
@@ -246,8 +250,8 @@ DEVICE int store_read(const ConflictParams& p, ConflictTable& table, long long a
 
 // The changes of the mass by the chunk's writes before a chained write, and before a read.
 DEVICE void store_changes_before(
-    const ConflictParams& p, const ConflictTable& table, long long at, const Access& write, const Role& write_role, int number,
-    const Access& read, int read_tag
+    const ConflictParams& p, const ConflictTable& table, long long at, const AccessOfThread& write,
+    const Role& write_role, int number, const AccessOfThread& read, int read_tag
 ) {
     if (write_role.with_writes) {
         const int begin = table.begin[write.cell];
@@ -269,8 +273,8 @@ find_conflicts(const __grid_constant__ ConflictParams p) {
     const long long number = sequence.chunk(chunk), at = number * CHUNK;
     const TokenOfThread write_token(sequence, chunk, W);
     const TokenOfThread read_token = W == R ? write_token : TokenOfThread(sequence, chunk, R);
-    Access write(write_token, W, WRITES, p.memory.write_row, p.memory.write_weight);
-    Access read(read_token, R, READS, p.memory.read_row, p.memory.read_weight);
+    AccessOfThread write(write_token, W, WRITES, p.memory.write_row, p.memory.write_weight);
+    AccessOfThread read(read_token, R, READS, p.memory.read_row, p.memory.read_weight);
     const bool own_gamma = p.memory.gamma && write_token.live;
     const Acc gamma = own_gamma ? widen(p.memory.gamma[write_token.row]) : p.memory.constant_gamma;
     table.clear();
