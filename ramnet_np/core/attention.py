@@ -79,8 +79,9 @@ def ram_attention_forward(
     return_state: bool = True,
     cu_seqlens: Array | None = None,
     batch_invariant: bool = False,
+    gradients: bool = True,
     backend: str | None = None,
-) -> tuple[Array, RAMState | Any | None, RAMAttentionContext]:
+) -> tuple[Array, RAMState | Any | None, RAMAttentionContext | None]:
     """Every token writes its value to K_w slots and reads K_r slots. Returns (y, state, ctx).
 
     ``write_logits``, ``read_logits``: (B, T, H, U, P), digit logits of the addresses (divide them by the temperature).
@@ -100,6 +101,7 @@ def ram_attention_forward(
     ``cu_seqlens``: (N + 1,) integers, the offsets of N sequences packed into one row (B = 1): ``core/packed.py``. Each
         has a memory of its own, counts positions from 0 and may be empty; states are (N, H, M, C).
     ``batch_invariant``: True: the bits of a sequence's results depend on nothing else in the batch, as in a packed row.
+    ``gradients``: False: no backward follows, so ``ctx`` is None, and nothing is kept that only a backward needs.
     ``backend``: a name from ``backends()``; None follows ``use_backend`` and then the kind of arrays.
 
     Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
@@ -122,7 +124,7 @@ def ram_attention_forward(
     checked = check_attention(
         write_logits, read_logits, values, gamma, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads,
         positions=positions, mask=mask, state=state, eps=eps, proxy_eps=proxy_eps, mass_aware=mass_aware,
-        batch_invariant=batch_invariant, cu_seqlens=cu_seqlens,
+        batch_invariant=batch_invariant, gradients=gradients, cu_seqlens=cu_seqlens,
     )  # fmt: skip
     return_state = check_bool("return_state", return_state)
     chosen = backend_for(values, backend)
@@ -135,6 +137,8 @@ def ram_attention_forward(
     y, final, memory_ctx = _memory_forward(
         chosen, addresses, values, checked.gamma, mask, state, checked.options, return_state, checked.cu_seqlens
     )
+    if not checked.options.gradients:
+        return y, final, None
     ctx = RAMAttentionContext(
         chosen, write[2], read[2], memory_ctx, ArraySpec.of(y), checked.state_shape, isinstance(checked.gamma, float),
         return_state, isinstance(state, SparseRAMState),

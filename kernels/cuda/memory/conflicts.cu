@@ -1,8 +1,8 @@
 // Which accesses of a chunk share a slot: the chains, and for every access where it stands in its chain (chunk.cuh).
 // Chunks do not depend on one another here, so all are worked through at once.
 //
-// A hash table in shared memory has a cell for each slot that the chunk touches, with two masks of 32 tokens: which write
-// it and which read it. The masks say all of a slot's accesses in order, so nothing needs sorting: an access' rank in its
+// A table in shared memory has a cell for each slot that the chunk touches, with two masks of 32 tokens: which write it and
+// which read it. With few rows a slot's row says which cell; with many the table is a hash table. The masks say all of a slot's accesses in order, so nothing needs sorting: an access' rank in its
 // chain is the number of bits below its own. Timing decides which access claims a cell, and the order of chains of one
 // length. It decides nothing else, and it changes no result.
 //
@@ -13,9 +13,13 @@
 // packed row's chunks are those of all its sequences. Thread token * W + k has write k of a token, and thread token * R + k
 // its read k.
 //
-// Compiled with: what chunk.cuh and retention.cuh ask for.
+// Compiled with: what chunk.cuh and retention.cuh ask for, and the definitions below.
 #include "memory/mass.cuh"
 #include "memory/retention.cuh"
+
+#if !defined(DIRECT) || !defined(GRADIENTS)
+#error "DIRECT (there are no more rows than cells) and GRADIENTS (a backward follows) must be 0 or 1"
+#endif
 
 struct ConflictParams {
     MemoryParams memory;
@@ -64,20 +68,20 @@ struct Role {
     int size, rank;
 };
 
-// Five running counts packed into two words, for a prefix sum over the block. mixed: entries | chains, of chains with
-// writes. other: writes in chains | entries | chains, the last two of read-only chains.
+// Five running counts packed into two words, for a prefix sum over the block. mixed: entries | chains | writes, of chains
+// with writes. other: entries | chains, of read-only chains, which only a backward needs.
 struct alignas(8) Tally {
     unsigned mixed, other;
 
     DEVICE static Tally mixed_chain(int entries) { return {unsigned(entries) | 1 << 10, 0}; }
-    DEVICE static Tally chained_write() { return {0, 1}; }
-    DEVICE static Tally read_only_chain(int entries) { return {0, unsigned(entries) << 10 | 1 << 20}; }
+    DEVICE static Tally chained_write() { return {1 << 20, 0}; }
+    DEVICE static Tally read_only_chain(int entries) { return {0, unsigned(entries) | 1 << 10}; }
     DEVICE void add(const Tally& x) { mixed += x.mixed, other += x.other; }
     DEVICE int mixed_entries() const { return mixed & 1023; }
-    DEVICE int mixed_chains() const { return mixed >> 10; }
-    DEVICE int chained_writes() const { return other & 1023; }
-    DEVICE int read_only_entries() const { return other >> 10 & 1023; }
-    DEVICE int read_only_chains() const { return other >> 20; }
+    DEVICE int mixed_chains() const { return mixed >> 10 & 1023; }
+    DEVICE int chained_writes() const { return mixed >> 20; }
+    DEVICE int read_only_entries() const { return other & 1023; }
+    DEVICE int read_only_chains() const { return other >> 10; }
 };
 
 // Prefix sums over a block: those over the warps before each warp, and last over all. All 0 to begin with.
@@ -93,13 +97,13 @@ struct WarpTallies {
         Tally sum = own;
 #pragma unroll
         for (int distance = 1; distance < 32; distance *= 2) {
-            const Tally lower{__shfl_up_sync(~0u, sum.mixed, distance), __shfl_up_sync(~0u, sum.other, distance)};
+            const Tally lower{__shfl_up_sync(~0u, sum.mixed, distance), GRADIENTS ? __shfl_up_sync(~0u, sum.other, distance) : 0};
             if (lane >= distance) sum.add(lower);
         }
-        const Tally of_warp{__shfl_sync(~0u, sum.mixed, 31), __shfl_sync(~0u, sum.other, 31)};
+        const Tally of_warp{__shfl_sync(~0u, sum.mixed, 31), GRADIENTS ? __shfl_sync(~0u, sum.other, 31) : 0};
         if (lane > warp && lane <= THREADS / 32) {
             atomicAdd(&before[lane].mixed, of_warp.mixed);
-            atomicAdd(&before[lane].other, of_warp.other);
+            if (GRADIENTS) atomicAdd(&before[lane].other, of_warp.other);
         }
         __syncthreads();
         total = before[THREADS / 32];
@@ -108,9 +112,14 @@ struct WarpTallies {
     }
 };
 
-// The hash table of a chunk, in shared memory.
+// Places of two chains, which a thread's write and its read lead, among the chains with writes.
+struct ChainPlaces {
+    int write, read;
+};
+
+// The table of a chunk, in shared memory.
 struct ConflictTable {
-    alignas(16) int slots[CELLS];                       // or -1
+    alignas(16) int slots[DIRECT ? 4 : CELLS];          // or -1; only of a hash table
     alignas(16) unsigned writers[CELLS], readers[CELLS];  // masks of tokens
     unsigned short begin[CELLS];                        // of the slot's chain
     Affine change_at[ENTRIES];                          // by the entries of chains
@@ -125,7 +134,7 @@ struct ConflictTable {
         tallies.clear();
         if (threadIdx.x < LENGTHS) chains_of_length[threadIdx.x] = 0;
         if (threadIdx.x < CELLS / 4) {
-            reinterpret_cast<Four*>(slots)[threadIdx.x] = {-1, -1, -1, -1};
+            if (!DIRECT) reinterpret_cast<Four*>(slots)[threadIdx.x] = {-1, -1, -1, -1};
             reinterpret_cast<Four*>(writers)[threadIdx.x] = {};
             reinterpret_cast<Four*>(readers)[threadIdx.x] = {};
         }
@@ -134,7 +143,7 @@ struct ConflictTable {
     DEVICE void mark(Access& access, unsigned* masks) {
         if (!access.live) return;
         access.cell = access.row & (CELLS - 1);
-        for (;;) {
+        while (!DIRECT) {
             const int seen = atomicCAS(slots + access.cell, -1, access.row);
             if (seen == -1 || seen == access.row) break;
             access.cell = (access.cell + 1) & (CELLS - 1);
@@ -146,7 +155,7 @@ struct ConflictTable {
         const unsigned written = access.live ? writers[access.cell] : 0, read = access.live ? readers[access.cell] : 0;
         const unsigned before = (1u << access.token) - 1;
         role.with_writes = written & (written - 1) || (written && read);
-        role.listed = role.with_writes || (is_read && read & (read - 1));
+        role.listed = role.with_writes || (GRADIENTS && is_read && read & (read - 1));
         role.size = (role.with_writes ? __popc(written) : 0) + __popc(read);
         const int writes_before = __popc(written & before) + (is_read ? int(written >> access.token & 1) : 0);
         role.rank = (role.with_writes ? writes_before : 0) + __popc(read & before);
@@ -154,12 +163,15 @@ struct ConflictTable {
         role.last = !is_read & (written >> access.token == 1);
         return role;
     }
-    // Chains with writes, long before short: how many are as long as that which an access leads, of those counted so far.
+    // Of the chains with writes that this thread's accesses lead: how many as long were counted before.
+    DEVICE ChainPlaces count_lengths(const Role& write, const Role& read) {
+        return {count_length(write, true), count_length(read, read.with_writes)};
+    }
     DEVICE int count_length(const Role& role, bool with_writes) {
         return role.leads && with_writes ? atomicAdd(&chains_of_length[length_of(role)], 1) : 0;
     }
-    // How many are longer. All lanes ask together; when all chains are counted.
-    DEVICE int longer_than(const Role& write, const Role& read, int& longer_than_read) const {
+    // Their places, long before short. All lanes ask together; when all chains are counted.
+    DEVICE ChainPlaces places(const Role& write, const Role& read, const ChainPlaces& counted) const {
         const int lane = threadIdx.x % 32, own = chains_of_length[LENGTHS - 1 - lane];
         int sum = own;
 #pragma unroll
@@ -167,8 +179,10 @@ struct ConflictTable {
             const int lower = __shfl_up_sync(~0u, sum, distance);
             if (lane >= distance) sum += lower;
         }
-        longer_than_read = __shfl_sync(~0u, sum - own, LENGTHS - 1 - length_of(read));
-        return __shfl_sync(~0u, sum - own, LENGTHS - 1 - length_of(write));
+        const int longer = sum - own;
+        return {
+            counted.write + __shfl_sync(~0u, longer, LENGTHS - 1 - length_of(write)),
+            counted.read + __shfl_sync(~0u, longer, LENGTHS - 1 - length_of(read))};
     }
     DEVICE static int length_of(const Role& role) { return smaller_of(role.size, LENGTHS - 1); }
     // The change of the mass by the entries of a chain from ``begin`` up to ``end``.
@@ -191,7 +205,7 @@ DEVICE Tally tally_of(const Role& write, const Role& read) {
     return own;
 }
 
-// The headers of a chunk's chains; the access that leads a chain writes its header.
+// The headers of a chunk's chains, for a backward; the access that leads a chain writes its header.
 struct ChainHeaders {
     Chain* chains;
     ConflictTable& table;
@@ -202,12 +216,27 @@ struct ChainHeaders {
         : chains(chains), table(table), total(total), count(total.mixed_chains() + total.read_only_chains()),
           last_round((count ? count - 1 : 0) / CHAINS_PER_ROUND) {}
 
-    // ``before``: the counts of all accesses before this one; ``place``: among the chains with writes.
-    DEVICE void lead(const Access& access, const Role& role, bool with_writes, const Tally& before, int place) const {
-        if (!role.leads) return;
-        const int number = with_writes ? place : total.mixed_chains() + before.read_only_chains();
-        const int begin = with_writes ? before.mixed_entries() : total.mixed_entries() + before.read_only_entries();
-        table.begin[access.cell] = begin;
+    // Where an access' chain begins. ``before``: the counts of all accesses before this one.
+    DEVICE int begin_of(bool with_writes, const Tally& before) const {
+        return with_writes ? before.mixed_entries() : total.mixed_entries() + before.read_only_entries();
+    }
+    DEVICE void begin(const Access& access, const Role& role, bool with_writes, const Tally& before) const {
+        if (role.leads) table.begin[access.cell] = begin_of(with_writes, before);
+    }
+    // Chains with writes first, long before short, so that the groups of a warp, which stay together, follow chains of
+    // nearly one length.
+    DEVICE void store(
+        const Access& write, const Role& write_role, const Access& read, const Role& read_role, const Tally& before,
+        const Tally& before_read, const ChainPlaces& counted
+    ) const {
+        const ChainPlaces places = table.places(write_role, read_role, counted);
+        if (write_role.leads) store_at(places.write, write, write_role, begin_of(true, before));
+        const bool with_writes = read_role.with_writes;
+        const int number = with_writes ? places.read : total.mixed_chains() + before_read.read_only_chains();
+        if (read_role.leads) store_at(number, read, read_role, begin_of(with_writes, before_read));
+        pad();
+    }
+    DEVICE void store_at(int number, const Access& access, const Role& role, int begin) const {
         chains[number] = Chain::make(access.row, begin, role.size, last_round);
     }
     // Empty ones, to whole rounds.
@@ -284,21 +313,17 @@ find_conflicts(const __grid_constant__ ConflictParams p) {
 
     // 2. every access: its slot's chain, its rank there; how many chains, entries and versions come before it
     const Role write_role = table.role_of(write, false), read_role = table.role_of(read, true);
-    const int write_place = table.count_length(write_role, true);
-    const int read_place = table.count_length(read_role, read_role.with_writes);
+    const ChainPlaces counted = GRADIENTS ? table.count_lengths(write_role, read_role) : ChainPlaces{0, 0};
     Tally total;
     const Tally before = table.tallies.before_thread(tally_of(write_role, read_role), total);
 
-    // 3. headers: chains with writes first, long before short, so that the groups of a warp, which stay together, follow
-    // chains of nearly one length
-    const ChainHeaders headers(p.memory.chains + number * CHAINS, table, total);
+    // 3. where chains begin, and their headers
     Tally before_read = before;
     if (write_role.leads) before_read.add(Tally::mixed_chain(write_role.size));
-    int longer_than_read;
-    const int longer = table.longer_than(write_role, read_role, longer_than_read);
-    headers.lead(write, write_role, true, before, longer + write_place);
-    headers.lead(read, read_role, read_role.with_writes, before_read, longer_than_read + read_place);
-    headers.pad();
+    const ChainHeaders headers(p.memory.chains + number * CHAINS, table, total);
+    headers.begin(write, write_role, true, before);
+    headers.begin(read, read_role, read_role.with_writes, before_read);
+    if (GRADIENTS) headers.store(write, write_role, read, read_role, before, before_read, counted);
     __syncthreads();
 
     // 4. accesses

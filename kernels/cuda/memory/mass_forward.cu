@@ -17,8 +17,8 @@
 // Compiled with: what chunk.cuh asks for, and the definitions below.
 #include "memory/mass.cuh"
 
-#if !defined(MASS_AWARE) || !defined(MASS_IN_SHARED) || !defined(LAZY_ZERO) || !defined(SEGMENTED)
-#error "MASS_AWARE, MASS_IN_SHARED, LAZY_ZERO (rows begin unset, as content.cu) and SEGMENTED must be 0 or 1"
+#if !defined(GRADIENTS) || !defined(MASS_AWARE) || !defined(MASS_IN_SHARED) || !defined(LAZY_ZERO) || !defined(SEGMENTED)
+#error "GRADIENTS (a backward follows), MASS_AWARE, MASS_IN_SHARED, LAZY_ZERO (rows begin unset, as content.cu) and SEGMENTED must be 0 or 1"
 #endif
 static_assert(!SEGMENTED || MASS_IN_SHARED, "segments keep their masses in shared memory");
 
@@ -30,7 +30,7 @@ struct MassForwardParams {
     const MassAccess* writes;        // (B*H, chunks, CHUNK, W), as conflicts.cu left them
     const Affine* change_before;     // likewise
     const MassAccess* reads;         // (B*H, chunks, CHUNK, R) if MASS_AWARE
-    Acc *eta, *mass_before;          // (B*H, chunks, CHUNK, W); the mass before each write
+    Acc *eta, *mass_before;          // (B*H, chunks, CHUNK, W); the mass before each write, only if GRADIENTS
     Acc* read_mass;                  // (B*H, chunks, CHUNK, R) if MASS_AWARE
     int segments, chunks_of_segment;
 };
@@ -159,7 +159,7 @@ DEVICE Acc store_eta(
     const Acc mass = now.before(before_chunk), w = write.change.b;
     const Acc eta = w / (write.change(mass) + p.memory.eps);  // 0 if nothing is written
     if (threadIdx.x < CHUNK * W) {
-        arrays.mass_before[s * CHUNK * W] = mass;
+        if (GRADIENTS) arrays.mass_before[s * CHUNK * W] = mass;
         arrays.eta[s * CHUNK * W] = eta;
     }
     return eta;
