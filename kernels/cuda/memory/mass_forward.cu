@@ -35,7 +35,7 @@ struct MassForwardParams {
     int segments, chunks_of_segment;
 };
 
-constexpr int RING = 4;  // chunks whose loads are under way
+constexpr int RING = 8;  // chunks whose loads are under way
 
 // A number per row, in shared memory or in device memory.
 struct MassTable {
