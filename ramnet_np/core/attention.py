@@ -81,7 +81,7 @@ def ram_attention_forward(
     batch_invariant: bool = False,
     gradients: bool = True,
     backend: str | None = None,
-) -> tuple[Array, RAMState | Any | None, RAMAttentionContext | None]:
+) -> tuple[Array, RAMState | Any | None, RAMAttentionContext | Any]:
     """Every token writes its value to K_w slots and reads K_r slots. Returns (y, state, ctx).
 
     ``write_logits``, ``read_logits``: (B, T, H, U, P), digit logits of the addresses (divide them by the temperature).
@@ -94,8 +94,7 @@ def ram_attention_forward(
     ``positions``: (T,) or (B, T) integers; None counts from 0, and is an error with a given state and ``cape_heads``.
     ``mask``: (B, T) bool; where False the token writes nothing and its y is 0.
     ``state``: where to start from; None is s = 0, z = 1/M. A SparseRAMState is updated in place if it is returned.
-    ``mass_aware``: weigh reads by mass.
-    ``eps``: keeps the division by a slot's mass defined.
+    ``mass_aware``: weigh reads by mass. ``eps``: keeps the division by a slot's mass defined.
     ``proxy_eps``: e of PDMA's proxy gradient, 0 for the true one.
     ``return_state``: False returns None in its place and keeps nothing of size M.
     ``cu_seqlens``: (N + 1,) integers, the offsets of N sequences packed into one row (B = 1): ``core/packed.py``. Each
@@ -106,8 +105,7 @@ def ram_attention_forward(
 
     Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
     ``ctx`` holds ``values``, ``gamma`` and ``mask`` themselves, not copies: change them only after the backward.
-    Cost: O(U K log(K)**2 + U P log P + K C) per token and head, whatever M is; a state given or returned costs
-    O(B H M C) once more.
+    Cost: O(U K log(K)**2 + U P log P + K C) per token and head, whatever M is, and O(B H M C) for a state.
     Raises ValueError or TypeError in one sentence naming the argument. Source: paper eq. 4 to 7; spec sections 2 to 4.
 
     >>> import numpy as np
@@ -130,20 +128,18 @@ def ram_attention_forward(
     chosen = backend_for(values, backend)
     positions = _positions_for(chosen, checked.positions, write_logits)
     # 1., 2. decode
-    k, renorms = checked.decode.top_k, checked.decode.renorm
-    write, read = chosen.decode_forward((write_logits, read_logits), k, renorms, checked.decode.cape_heads, positions)
+    k, renorms, cape = checked.decode.top_k, checked.decode.renorm, checked.decode.cape_heads
+    write, read = chosen.decode_forward((write_logits, read_logits), k, renorms, cape, positions)
     # 3. write and read
     addresses = Address(*write[:2]), Address(*read[:2])
     y, final, memory_ctx = _memory_forward(
         chosen, addresses, values, checked.gamma, mask, state, checked.options, return_state, checked.cu_seqlens
     )
-    if not checked.options.gradients:
-        return y, final, None
     ctx = RAMAttentionContext(
         chosen, write[2], read[2], memory_ctx, ArraySpec.of(y), checked.state_shape, isinstance(checked.gamma, float),
         return_state, isinstance(state, SparseRAMState),
     )  # fmt: skip
-    return y, final, ctx
+    return y, final, ctx if checked.options.gradients else None
 
 
 @on_gpu_of_arrays
