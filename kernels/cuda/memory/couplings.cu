@@ -126,8 +126,8 @@ DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread,
         in_list = slot.has_read_list();
         if (in_list) record.read_entries[entry] = {thread.read_token, weight};
     }
-    if (!in_chunk(thread.read_token, R)) return;
-    record.reads[threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
+    const int code = read.live() ? code_of(read.row, in_list) : 0, place = place_in_token<R>(thread.read_k, code);
+    if (in_chunk(thread.read_token, R)) record.reads[thread.read_token * R + place] = {code, read.live() ? weight : Acc(0)};
 }
 
 DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record) {
@@ -142,8 +142,8 @@ DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread
         eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
         if (in_list) record.write_entries[entry] = {token, eta};
     }
-    if (!in_chunk(thread.write_token, W)) return;
-    record.writes[threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
+    const int code = write.live() ? code_of(int(write.row), in_list, heavy) : 0, place = place_in_token<W>(thread.write_k, code);
+    if (in_chunk(thread.write_token, W)) record.writes[thread.write_token * W + place] = {code, eta};
 }
 
 // The chains that are always there are asked for with everything else; the others when they are needed.

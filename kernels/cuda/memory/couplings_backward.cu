@@ -73,8 +73,14 @@ struct DotsOfThread {
             if (in_chunk(thread.write_token, W)) v += *d_dot_v;
             if (in_chunk(thread.read_token, R)) s += *dy_dot_s;
         }
-        if (!thread.write.live()) v = 0;
-        if (!thread.read.live()) s = 0;
+        v = in_token<W>(v, thread.write_k, thread.write.live(), int(thread.write.row));
+        s = in_token<R>(s, thread.read_k, thread.read.live(), int(thread.read.row));
+    }
+    // The dot of access k of the token, from the thread that has its place; 0 if the access does nothing.
+    template <int WIDTH> DEVICE static Acc in_token(Acc of_place, int k, bool live, int row) {
+        const int place = place_in_token<WIDTH>(k, live ? code_of(row) : 0);
+        const Acc dot = WIDTH > 32 ? of_place : __shfl_sync(~0u, of_place, int(threadIdx.x) % 32 - k + place);
+        return live ? dot : Acc(0);
     }
 };
 
