@@ -142,8 +142,20 @@ template <class T> struct TileInput<T, true> {
     }
 };
 
-template <class T> DEVICE void store_tile(const Acc (&x)[TILE], T* to) { store<TILE>(x, to); }
-DEVICE void store_tile(const float (&x)[4], float* to) {  // inside a chain the compiler would make four stores of it
+// In one instruction; behind a branch the compiler would make four stores of it.
+template <class T> DEVICE void store_tile(const Acc (&x)[TILE], T* to) {
+    if constexpr (sizeof(T) == 2 && TILE == 4) {
+        T element[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) narrow(x[i], element[i]);
+        const unsigned low = element[0].bits | unsigned(element[1].bits) << 16;
+        const unsigned high = element[2].bits | unsigned(element[3].bits) << 16;
+        asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(low), "r"(high) : "memory");
+    } else {
+        store<TILE>(x, to);
+    }
+}
+DEVICE void store_tile(const float (&x)[4], float* to) {
     asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
 }
 template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T* to) {
