@@ -85,6 +85,46 @@ struct Block {
     DEVICE long long first_token() const { return sequence.chunk(0) * CHUNK; }
 };
 
+constexpr int PREFETCHED = 4;  // chunks whose inputs come to the L2 cache before they are needed; registers hold one
+
+// Brings a chunk's inputs to the L2 cache: each thread at most one line of 128 bytes, the same in every chunk.
+struct MassPrefetcher {
+    const char* line = nullptr;
+    unsigned stride = 0;  // bytes from chunk to chunk
+    const ChunkRange& range;
+
+    DEVICE explicit MassPrefetcher(const Block& block) : range(block.range) {
+        constexpr int LINES = 2 * THREADS / 8;  // for each of eight arrays
+        const MassBackwardParams& p = block.p;
+        const int array = threadIdx.x / LINES, number = threadIdx.x % LINES;
+        // Array n has ``each`` for a chunk, of which ``used`` are loaded.
+        const auto one_of = [&](int n, const auto* first, int each, int used) {
+            constexpr int BYTES = sizeof(*first);
+            if (array != n || number * 128 >= used * BYTES) return;
+            line = reinterpret_cast<const char*>(first) + number * 128, stride = each * BYTES;
+        };
+        const long long first = block.first_token();
+        one_of(0, p.writes + first * W, CHUNK * W, CHUNK * W);
+        one_of(1, p.mass_before + first * W, CHUNK * W, CHUNK * W);
+        one_of(2, p.d_dot_v + first * W, CHUNK * W, CHUNK * W);
+        one_of(3, p.d_dot_before + first, CHUNK, CHUNK);
+        one_of(4, p.reads + first * R, CHUNK * R, CHUNK * R);
+        one_of(5, p.memory.chains + block.sequence.chunk(0) * CHAINS, CHAINS, MIN_ROUNDS * CHAINS_PER_ROUND);
+        if (MASS_AWARE) {
+            one_of(6, p.gains + first * R, CHUNK * R, CHUNK * R);
+            return;
+        }
+        one_of(6, p.dy_dot_s + first * R, CHUNK * R, CHUNK * R);
+        if (array != 7 || number >= CHUNK) return;  // a token's weights are in one line, or two
+        const unsigned of_token = block.p.memory.heads * unsigned(READS * sizeof(Acc));
+        line = reinterpret_cast<const char*>(p.memory.read_weight + block.sequence.first * READS) + number * (unsigned long long)(of_token);
+        stride = CHUNK * of_token;
+    }
+    DEVICE void operator()(int chunk) const {
+        if (chunk >= range.begin && line) prefetch(line + unsigned(chunk) * (unsigned long long)(stride));
+    }
+};
+
 struct WriteThreads {
     const Block& block;
     const int thread, token, k;
@@ -309,9 +349,13 @@ struct ReadThreads {
 
 template <class Threads> DEVICE void run(const Block& block) {
     Threads threads(block);
+    const MassPrefetcher prefetcher(block);
+    const int last = block.range.end - 1;
+    for (int chunk = last - 2; chunk > last - PREFETCHED; chunk--) prefetcher(chunk);
     threads.start();
     __syncthreads();
-    for (int chunk = block.range.end - 1; chunk >= block.range.begin; chunk--) {
+    for (int chunk = last; chunk >= block.range.begin; chunk--) {
+        prefetcher(chunk - PREFETCHED);
         threads.first_half(chunk);
         __syncthreads();
         threads.second_half(chunk);
