@@ -41,7 +41,7 @@ struct NamedLists {
         const SlotOfAccess slot = thread.write_slot(slots);
         if (!slot.has_write_list() || slot.write_rank(thread.write_token)) return;
         const unsigned before = atomicAdd(&of_length[slot.writes() - 1], 1u | unsigned(slot.writes()) << 16);
-        list[atomicAdd(&count, 1)] = {int(thread.write.row), slot.begin, before};
+        list[atomicAdd(&count, 1)] = {thread.write.row, slot.begin, before};
     }
 };
 
@@ -131,7 +131,7 @@ DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread,
 }
 
 DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record) {
-    const MassAccess& write = thread.write;
+    const SlotAccess& write = thread.write;
     const bool heavy = thread.write_k == 0 && write.heavy();
     bool in_list = false;
     Acc eta = thread.eta;
@@ -142,7 +142,7 @@ DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread
         eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
         if (in_list) record.write_entries[entry] = {token, eta};
     }
-    const int code = write.live() ? code_of(int(write.row), in_list, heavy) : 0, place = place_in_token<W>(thread.write_k, code);
+    const int code = write.live() ? code_of(write.row, in_list, heavy) : 0, place = place_in_token<W>(thread.write_k, code);
     if (in_chunk(thread.write_token, W)) record.writes[thread.write_token * W + place] = {code, eta};
 }
 

@@ -10,7 +10,7 @@
 
 struct CouplingParams {
     MemoryParams memory;
-    const MassAccess* writes;        // (B*H, chunks, CHUNK, W)
+    const SlotAccess* writes;        // (B*H, chunks, CHUNK, W)
     const Acc* eta;                  // likewise
     const SlotAccess* reads;         // (B*H, chunks, CHUNK, R)
     const Acc* read_weight;          // (B, T, H, READS)
@@ -88,15 +88,14 @@ struct ThreadOfChunk {
     const int chunk;
     const long long number, at;  // of the chunk in arrays (B*H, chunks); of its first token in (B*H, chunks, CHUNK)
     const int write_token, write_k, read_token, read_k;
-    MassAccess write;
-    SlotAccess read;
+    SlotAccess write, read;
     Acc eta, weight;
 
     DEVICE explicit ThreadOfChunk(const CouplingParams& p) : ThreadOfChunk(p, chunk_of_block(p)) {}
     DEVICE ThreadOfChunk(const CouplingParams& p, const SpanChunk& at_chunk)
         : p(p), sequence(p.memory, at_chunk.span, blockIdx.x), chunk(at_chunk.chunk),
           number(sequence.chunk(chunk)), at(number * CHUNK), write_token(threadIdx.x / W), write_k(threadIdx.x % W),
-          read_token(threadIdx.x / R), read_k(threadIdx.x % R), write(MassAccess::dead()), read(SlotAccess::dead()), eta(0),
+          read_token(threadIdx.x / R), read_k(threadIdx.x % R), write(SlotAccess::dead()), read(SlotAccess::dead()), eta(0),
           weight(0) {
         if (in_chunk(write_token, W)) write = load_read_only(p.writes + at * W + threadIdx.x), eta = p.eta[at * W + threadIdx.x];
         if (in_chunk(read_token, R)) read = load_read_only(p.reads + at * R + threadIdx.x);
@@ -105,14 +104,14 @@ struct ThreadOfChunk {
     }
     DEVICE bool chained_write() const { return write.live() && write.chained(); }
     DEVICE bool listed_read() const { return read.live() && read.listed(); }
-    DEVICE SlotOfAccess write_slot(const ChunkSlots& slots) const { return {slots, chain_begin(int(write.tag))}; }
+    DEVICE SlotOfAccess write_slot(const ChunkSlots& slots) const { return {slots, chain_begin(write.tag)}; }
     DEVICE SlotOfAccess read_slot(const ChunkSlots& slots) const { return {slots, chain_begin(read.tag)}; }
 
     // Masks and numbers of all slots with chains.
     DEVICE void enter(ChunkSlots& slots) const {
         clear(slots.writers), clear(slots.readers);
         __syncthreads();
-        if (chained_write()) atomicOr(slots.writers + chain_begin(int(write.tag)), 1u << write_token);
+        if (chained_write()) atomicOr(slots.writers + chain_begin(write.tag), 1u << write_token);
         if (listed_read()) atomicOr(slots.readers + chain_begin(read.tag), 1u << read_token);
         __syncthreads();
         if (chained_write()) {

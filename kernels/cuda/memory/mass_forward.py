@@ -21,7 +21,8 @@ def mass_forward_params(acc: np.dtype) -> ParamStruct:
     return ParamStruct(
         "MassForwardParams",
         memory=memory_params(acc), given=POINTER, working=POINTER, final_mass=POINTER, decay_products=POINTER,
-        writes=POINTER, change_before=POINTER, reads=POINTER, eta=POINTER, mass_before=POINTER, read_mass=POINTER,
+        writes=POINTER, changes=POINTER, change_before=POINTER, reads=POINTER, eta=POINTER, mass_before=POINTER,
+        read_mass=POINTER,
         segments=INT, chunks_of_segment=INT,
     )  # fmt: skip
 
@@ -77,7 +78,7 @@ def mass_forward(
     launch(
         mass_forward_params(call.acc)(
             memory=memory, given=given, working=final, final_mass=final, decay_products=decay_products,
-            writes=kept.writes, change_before=change_before, reads=kept.mass_reads, eta=kept.eta,
+            writes=kept.writes, changes=kept.changes, change_before=change_before, reads=kept.mass_reads, eta=kept.eta,
             mass_before=kept.mass_before, read_mass=kept.read_mass, segments=count, chunks_of_segment=length,
         )
     )  # fmt: skip
