@@ -178,8 +178,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
         add_coupled(lane, state, chunk, pass.record_of(chunk).by_reader, sum);
-        sum = sum_over_parts(sum);
-        if (lane.leads(chunk)) store_channels(lane, sum, p.y + lane.at(chunk));
+        store_sum(lane, chunk, sum, p.y + lane.at(chunk));
     });
     state.finish(lane, p.final_state);
 }
@@ -298,8 +297,7 @@ struct BackwardPass {
         store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W));
         if (!lane.takes_part()) return;
         add_coupled(lane, adjoint, chunk, record_of(chunk).by_writer, sum);
-        sum = sum_over_parts(sum);
-        if (lane.leads(chunk)) store_channels(lane, sum, p.dv + lane.at(chunk));
+        store_sum(lane, chunk, sum, p.dv + lane.at(chunk));
     }
     DEVICE void change_in_place(int chunk) {
         if (!lane.takes_part()) return;

@@ -142,25 +142,26 @@ template <class T> struct TileInput<T, true> {
     }
 };
 
-// In one instruction; behind a branch the compiler would make four stores of it.
-template <class T> DEVICE void store_tile(const Acc (&x)[TILE], T* to) {
-    if constexpr (sizeof(T) == 2 && TILE == 4) {
-        T element[4];
+// N numbers in one instruction; behind a branch the compiler would make N stores of it.
+template <int N, class T> DEVICE void store_at_once(const Acc (&x)[N], T* to) {
+    T element[N];
 #pragma unroll
-        for (int i = 0; i < 4; i++) narrow(x[i], element[i]);
-        const unsigned low = element[0].bits | unsigned(element[1].bits) << 16;
-        const unsigned high = element[2].bits | unsigned(element[3].bits) << 16;
-        asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(low), "r"(high) : "memory");
-    } else {
-        store<TILE>(x, to);
-    }
-}
-DEVICE void store_tile(const float (&x)[4], float* to) {
-    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
+    for (int i = 0; i < N; i++) narrow(x[i], element[i]);
+    constexpr int BYTES = sizeof(element);
+    unsigned word[(BYTES + 3) / 4];
+    memcpy(word, element, BYTES);
+    if constexpr (BYTES == 16)
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]) : "memory");
+    else if constexpr (BYTES == 8)
+        asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word[0]), "r"(word[1]) : "memory");
+    else if constexpr (BYTES == 4)
+        asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(word[0]) : "memory");
+    else
+        *to = element[0];
 }
 template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T* to) {
     if (ALIGNED) {
-        if (lane.inside[0]) store_tile(x.at, to);
+        if (lane.inside[0]) store_at_once(x.at, to);
     } else {
 #pragma unroll
         for (int i = 0; i < TILE; i++)
@@ -170,13 +171,36 @@ template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T
 
 // ---- sums over lanes ----
 
-// The sum over the groups that share a token.
-DEVICE Tile sum_over_parts(Tile x) {
+// Stores the sums over the groups that share a token. At each step a lane passes on the half of its channels that its
+// partner goes on with, and keeps the other half.
+template <class T> DEVICE void store_sum(const Lane& lane, int chunk, Tile x, T* to) {
+    constexpr int SHARES = ALIGNED ? smaller_of(TILE, GROUPS_PER_TOKEN) : 1, OWN = TILE / SHARES;  // channels in the end
+    int first = 0, kept = TILE;
 #pragma unroll
-    for (int distance = LANES; distance < LANES * GROUPS_PER_TOKEN; distance *= 2)
+    for (int part = 1; part < GROUPS_PER_TOKEN; part *= 2) {
+        const bool upper = lane.part & part;
+        if (kept > OWN) {
+            kept /= 2;
+            first += upper ? kept : 0;
 #pragma unroll
-        for (int i = 0; i < TILE; i++) x.at[i] += __shfl_xor_sync(~0u, x.at[i], distance);
-    return x;
+            for (int i = 0; i < kept; i++) {
+                const Acc passed = upper ? x.at[i] : x.at[i + kept], own = upper ? x.at[i + kept] : x.at[i];
+                x.at[i] = own + __shfl_xor_sync(~0u, passed, LANES * part);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < kept; i++) x.at[i] += __shfl_xor_sync(~0u, x.at[i], LANES * part);
+        }
+    }
+    if (lane.part >= SHARES || !lane.has(chunk)) return;
+    if constexpr (ALIGNED) {
+        Acc own[OWN];
+#pragma unroll
+        for (int i = 0; i < OWN; i++) own[i] = x.at[i];
+        if (lane.inside[0]) store_at_once(own, to + first);
+    } else {
+        store_channels(lane, x, to);
+    }
 }
 
 DEVICE Acc sum_over_lanes(Acc x) {
