@@ -76,13 +76,13 @@ template <bool RECOMPUTE> struct ForwardPass {
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {
-        if (lane.takes_part()) write.load(record_of(read.once_here(lane, chunk)).writes + lane.group * OWN_WRITES);
+        if (lane.takes_part()) write.load(record_of(read.once_here(lane, chunk)).writes + lane.first_access(OWN_WRITES));
         second = Changes::load(lane, records, chunk, next);
     }
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        read.load(record_of(after).reads + lane.group * OWN_READS);
+        read.load(record_of(after).reads + lane.first_access(OWN_READS));
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
@@ -244,7 +244,7 @@ struct BackwardPass {
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {
-        if (lane.takes_part()) read.load(record_of(write.once_here(lane, chunk)).reads + lane.group * OWN_READS);
+        if (lane.takes_part()) read.load(record_of(write.once_here(lane, chunk)).reads + lane.first_access(OWN_READS));
         second = Changes::load(lane, records, chunk, next);
     }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
@@ -252,7 +252,7 @@ struct BackwardPass {
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        write.load(record_of(after).writes + lane.group * OWN_WRITES);
+        write.load(record_of(after).writes + lane.first_access(OWN_WRITES));
         value.clear();
         if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
     }

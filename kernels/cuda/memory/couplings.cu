@@ -126,7 +126,7 @@ DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread,
         in_list = slot.has_read_list();
         if (in_list) record.read_entries[entry] = {thread.read_token, weight};
     }
-    const int code = read.live() ? code_of(read.row, in_list) : 0, place = place_in_token<R>(thread.read_k, code);
+    const int code = read.live() ? code_of(read.row, in_list) : 0, place = place_in_token<R>(thread.read_token, thread.read_k, code);
     if (in_chunk(thread.read_token, R)) record.reads[thread.read_token * R + place] = {code, read.live() ? weight : Acc(0)};
 }
 
@@ -142,7 +142,7 @@ DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread
         eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
         if (in_list) record.write_entries[entry] = {token, eta};
     }
-    const int code = write.live() ? code_of(write.row, in_list, heavy) : 0, place = place_in_token<W>(thread.write_k, code);
+    const int code = write.live() ? code_of(write.row, in_list, heavy) : 0, place = place_in_token<W>(thread.write_token, thread.write_k, code);
     if (in_chunk(thread.write_token, W)) record.writes[thread.write_token * W + place] = {code, eta};
 }
 

@@ -65,20 +65,18 @@ struct SlotOfAccess {
     DEVICE bool has_read_list() const { return writes() > 1 || reads() > 1; }
 };
 
-// Where content.cu has an access among the WIDTH of its token. Lanes of two groups that follow one another ask shared memory
-// for a row each at the same time, and a row of 16 floats has half of the banks: that of an even row, or of an odd one. So
-// accesses to rows like the first one's come to one of the two groups, the others to the other, as far as they go. The first
-// access stays the first. All lanes ask together.
-template <int WIDTH> DEVICE int place_in_token(int k, int code) {
+// Where content.cu has an access among the WIDTH of its token. Two groups ask shared memory for a row each at the same time,
+// and a row of 16 floats has half of the banks: that of an even row, or of an odd one. So where the one group begins with
+// even rows, the other begins with odd ones: a group of another token or, if there is none, of the token's second half. A
+// heavy write stays the first. All lanes ask together.
+template <int WIDTH> DEVICE int place_in_token(int token, int k, int code) {
     if (WIDTH > 32) return k;  // a token has several warps
-    constexpr int OWN = WIDTH / GROUPS_PER_TOKEN;
-    const unsigned odd = __ballot_sync(~0u, code & 1) >> (threadIdx.x % 32 - k);
-    const unsigned like_first = odd & 1 ? odd : ~odd;
-    const bool is_like = like_first >> k & 1;
-    const int rank = __popc((is_like ? like_first : ~like_first) & ((1u << k) - 1)), number = is_like ? rank : WIDTH - 1 - rank;
-    const bool other = number >= WIDTH / 2;
-    const int step = other ? WIDTH - 1 - number : number;  // of the two groups together
-    return step / OWN * (2 * OWN) + step % OWN + (other ? OWN : 0);
+    const int first_lane = int(threadIdx.x) % 32 - k;
+    const unsigned odd = __ballot_sync(~0u, code & 1) >> first_lane, heavy = __ballot_sync(~0u, code & HEAVY) >> first_lane;
+    const bool odd_first = (TOKENS_IN_PAIRS ? unsigned(token) : odd) & 1;
+    const unsigned sooner = ((odd_first ? odd : ~odd) | heavy) & (WIDTH < 32 ? (1u << WIDTH % 32) - 1 : ~0u);
+    const int rank = __popc(sooner & ((1u << k) - 1));
+    return sooner >> k & 1 ? rank : __popc(sooner) + k - rank;
 }
 
 // A chunk and this thread's two accesses of it.

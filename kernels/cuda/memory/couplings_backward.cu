@@ -73,14 +73,16 @@ struct DotsOfThread {
             if (in_chunk(thread.write_token, W)) v += *d_dot_v;
             if (in_chunk(thread.read_token, R)) s += *dy_dot_s;
         }
-        v = in_token<W>(v, thread.write_k, thread.write.live(), thread.write.row);
-        s = in_token<R>(s, thread.read_k, thread.read.live(), thread.read.row);
+        const SlotAccess &write = thread.write, &read = thread.read;
+        const bool heavy = thread.write_k == 0 && write.heavy();
+        v = in_token<W>(v, thread.write_token, thread.write_k, write.live() ? code_of(write.row, false, heavy) : 0);
+        s = in_token<R>(s, thread.read_token, thread.read_k, read.live() ? code_of(read.row) : 0);
     }
     // The dot of access k of the token, from the thread that has its place; 0 if the access does nothing.
-    template <int WIDTH> DEVICE static Acc in_token(Acc of_place, int k, bool live, int row) {
-        const int place = place_in_token<WIDTH>(k, live ? code_of(row) : 0);
+    template <int WIDTH> DEVICE static Acc in_token(Acc of_place, int token, int k, int code) {
+        const int place = place_in_token<WIDTH>(token, k, code);
         const Acc dot = WIDTH > 32 ? of_place : __shfl_sync(~0u, of_place, int(threadIdx.x) % 32 - k + place);
-        return live ? dot : Acc(0);
+        return code ? dot : Acc(0);
     }
 };
 

@@ -58,7 +58,7 @@ struct Lane {
     template <class Params>
     DEVICE Lane(const Params& p, unsigned block)
         : channels(p.channels), slices((p.channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES),
-          lane(threadIdx.x % LANES), token(group / GROUPS_PER_TOKEN), part(group % GROUPS_PER_TOKEN),
+          lane(threadIdx.x % LANES), token(token_of(group)), part(part_of(group)),
           stride(CHUNK * p.heads * p.channels) {
         const int number = block / slices;
         const unsigned span_head = number / p.launched_segments, heads = p.heads, head = span_head % heads;
@@ -77,6 +77,18 @@ struct Lane {
 #pragma unroll
         for (int i = 0; i < TILE; i++) inside[i] = WHOLE || channel + i < channels;
     }
+    // Two groups that follow one another are of two tokens, or have the two halves of a token's accesses.
+    DEVICE static int token_of(int group) {
+        return TOKENS_IN_PAIRS ? group / (2 * GROUPS_PER_TOKEN) * 2 + group % 2 : group / GROUPS_PER_TOKEN;
+    }
+    DEVICE static int part_of(int group) {
+        constexpr int HALF = GROUPS_PER_TOKEN / 2;
+        return TOKENS_IN_PAIRS ? group / 2 % GROUPS_PER_TOKEN : group / 2 % HALF + group % 2 * HALF;
+    }
+    // How many lanes on are those of the part that differs by this power of two.
+    DEVICE static constexpr int distance_to(int part) {
+        return TOKENS_IN_PAIRS || 2 * part < GROUPS_PER_TOKEN ? 2 * LANES * part : LANES;
+    }
     // Whether the group has a token; known to the compiler where all groups do.
     DEVICE bool takes_part() const { return CHUNK * GROUPS_PER_TOKEN >= GROUPS || token < CHUNK; }
     DEVICE bool has(int chunk) const { return takes_part() && chunk * CHUNK + token < tokens; }
@@ -85,8 +97,9 @@ struct Lane {
     DEVICE long long at(int chunk, int other_token) const {
         return at(chunk) + (long long)(other_token - token) * (stride / CHUNK);
     }
-    // The group's first access in chunk 0, in arrays (B*H, chunks, CHUNK, GROUPS_PER_TOKEN * own).
-    DEVICE long long access(int own) const { return first_chunk * (CHUNK * GROUPS_PER_TOKEN * own) + group * own; }
+    // The first of the group's ``own`` accesses among those of a chunk; and of chunk 0 in arrays (B*H, chunks, ..).
+    DEVICE int first_access(int own) const { return (token * GROUPS_PER_TOKEN + part) * own; }
+    DEVICE long long access(int own) const { return first_chunk * (CHUNK * GROUPS_PER_TOKEN * own) + first_access(own); }
 };
 
 // Where a chunk begins in a list that has so many per chunk; unsigned, which takes one instruction.
@@ -185,11 +198,11 @@ template <class T> DEVICE void store_sum(const Lane& lane, int chunk, Tile x, T*
 #pragma unroll
             for (int i = 0; i < kept; i++) {
                 const Acc passed = upper ? x.at[i] : x.at[i + kept], own = upper ? x.at[i + kept] : x.at[i];
-                x.at[i] = own + __shfl_xor_sync(~0u, passed, LANES * part);
+                x.at[i] = own + __shfl_xor_sync(~0u, passed, lane.distance_to(part));
             }
         } else {
 #pragma unroll
-            for (int i = 0; i < kept; i++) x.at[i] += __shfl_xor_sync(~0u, x.at[i], LANES * part);
+            for (int i = 0; i < kept; i++) x.at[i] += __shfl_xor_sync(~0u, x.at[i], lane.distance_to(part));
         }
     }
     if (lane.part >= SHARES || !lane.has(chunk)) return;
