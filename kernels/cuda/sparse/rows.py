@@ -19,9 +19,10 @@ from ramnet_np.contract import Array, MemoryTiers
 
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
+from .beside import Beside
 from .numbers import number_on_gpu
+from .parts import LEAST_BYTES, in_one, in_parts
 from .segment_rows import SegmentRows
-from .write_back import WriteBack
 
 THREADS = 128
 PAGE_ROWS = 1024  # PAGE_BITS of rows.cuh
@@ -87,7 +88,7 @@ class DeviceRows:
         self._gpu_pages, self._calls, self._bound, self._new = 0, 0, 0, 0
         self._key_of_row, self._used = cupy.empty(0, dtype=np.int64), cupy.empty(0, dtype=np.int32)
         self._changed = cupy.empty(0, dtype=np.bool_)
-        self._write_back = WriteBack()
+        self._write_back = Beside("back")
         self._entries, self._numbers = cupy.empty((0, 2), dtype=np.int64), cupy.empty(0, dtype=np.int32)
         self.table = cupy.zeros(ROW_TABLE.dtype.itemsize, dtype=np.uint8)  # a RowTable
         self._grow(1)
@@ -176,9 +177,10 @@ class DeviceRows:
         """A small dense state of the slots that a segment touches: their rows go there, and back.
 
         ``write``, ``read``: (B, T, H, K) slots; ``mask``: as of ``number_slots``; ``slots``: M; ``channels``: C.
-        Returns ``write`` and ``read`` with numbers in place of slots, contents (B*H, n, C), masses (B*H, n), and a
-        function that stores the rows of written slots from such arrays; MemoryError if there is no room for them. Where
-        some rows are in the host's memory, they go there beside the work that follows (``write_back.py``).
+        Returns ``write`` and ``read`` with numbers in place of slots, contents (B*H, n, C), masses (B*H, n), the parts
+        of the segment (``parts.py``), and a function that stores the rows of written slots from such arrays;
+        MemoryError if there is no room for them. Where some rows are in the host's memory, they go there beside the
+        work that follows (``beside.py``).
         n is M where a head has no more slots than tokens: then the host need not wait for how many are touched. Else it
         is the most that a head touches. NotImplemented where numbers.py is.
         """
@@ -197,7 +199,12 @@ class DeviceRows:
             else:
                 rows.scatter(contents, mass)
 
-        return numbers.write, numbers.read, *rows.gather(), put_back
+        T, on_host = write.shape[1], max(0, self._bound - self.rows_on_gpu)
+        if min(rows.nbytes, on_host * self._row_bytes) > LEAST_BYTES:
+            small, parts = in_parts(rows, T, self._held)
+        else:
+            small, parts = rows.gather(), in_one(T)
+        return numbers.write, numbers.read, *small, parts, put_back
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
         """Every slot that was stored, keys and rows (N, W), ``size`` at a time; nothing moves meanwhile."""
