@@ -121,7 +121,7 @@ DEVICE long long key_of_part(const SegmentParams& p, long long place) {
 
 // Grids of any size, as of scatter_segment.
 extern "C" __global__ void __launch_bounds__(THREADS) gather_part(const __grid_constant__ SegmentParams p) {
-    const RowTable table = *p.table;
+    const RowTable& table = *p.table;
     const int lane = threadIdx.x % 32, now = RowTable::milliseconds();
     for (long long place = warp_of_grid() * 32; place < p.places; place += gridDim.x * (long long)(THREADS)) {
         const long long key = key_of_part(p, place + lane);
