@@ -113,6 +113,8 @@ class Backend:
     array_kind: str = "numpy"  # the arrays it serves, as ``array_kind`` names them ...
     also_serves: tuple[str, ...] = ()  # ... and others
     accepts_short_positions: bool = False  # takes positions as the caller gave them: (T,), or None to count from 0
+    # whether its memory_forward takes ``arriving``: what says when the contents of the given state are there
+    takes_arriving: bool = False
     # what holds the rows of a sparse state on a GPU, with the methods of ``core/tiered_rows.py``, and one token over a
     # sparse state, as ``sparse_step`` of ``core/sparse_memory.py``, or NotImplemented; None: the core's serve
     sparse_rows: Callable[..., Any] | None = None

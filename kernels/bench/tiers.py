@@ -29,12 +29,14 @@ import tyro
 from ramnet_np.contract import MemoryTiers, RAMState
 from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.core.attention import ram_attention_step
+from ramnet_np.core.row_format import row_format
 from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model import RAMNet, preset
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.sampling import Sampling
 from ramnet_np.model.states import arrays_of
 
+from ..cuda.sparse.rows import row_bytes
 from .cpu import append_jsonl
 from .dictionary_rows import DictionaryRows
 from .gpu_timing import captured, machine_record, median_ms
@@ -114,8 +116,7 @@ def memory(options: Options) -> Any:
         dense_us = dense_us or us
         record = {"part": "memory", "rows": options.rows or "float32", "share": share, "us a token": us}
         if isinstance(share, float):
-            row = C * (2 if options.rows else 4) + 4
-            moved = (1 - share) * options.layers * H * 24 * row  # 8 rows written: there and back; 8 read
+            moved = (1 - share) * options.layers * H * 24 * _row_bytes(C, options)  # 8 rows written: there and back; 8 read
             record |= {"GB/s over the bus": moved / us / 1e3, "of copies": bus}
         yield record | {"times dense": us / dense_us}
         del states
@@ -138,7 +139,7 @@ def _full(share: float | str, shape: tuple[int, int, int, int], options: Options
     if share == "dense":
         return RAMState(cupy.ones(shape, np.float32), cupy.ones((B, H, M), np.float32))
     rows, tiers = B * H * M, MemoryTiers(rows=options.rows)
-    size = -(-(C * (2 if options.rows else 4) + 4) // 16) * 16
+    size = _row_bytes(C, options)
     if share == "half on disk":
         tiers = tiers._replace(gpu=rows // 4 * size, host=rows // 4 * size, disk=options.disk)
     elif isinstance(share, float) and share != 1:
@@ -153,6 +154,10 @@ def _full(share: float | str, shape: tuple[int, int, int, int], options: Options
         keys = cupy.asarray(order[start : start + 2**16])
         state.scatter(keys, cupy.ones((keys.size, C + 1), np.float32))
     return state
+
+
+def _row_bytes(channels: int, options: Options) -> int:
+    return row_bytes(row_format(channels, np.float32, options.rows).initial(0))
 
 
 def _eager_ms(trace: Any, values: Any, states: list[Any]) -> float:
@@ -304,7 +309,7 @@ def _model_and_prompt(options: Options, length: int) -> tuple[RAMNet, list[Any]]
 def _tiers(model: RAMNet, share: float | str, written: int, options: Options) -> MemoryTiers:
     """Tiers for a model whose prompt wrote so many slots."""
     kept, C = MemoryTiers(rows=options.rows), model.config.head_channels
-    row = -(-(C * (2 if options.rows else 4) + 4) // 16) * 16
+    row = _row_bytes(C, options)
     if share == "half on disk":
         return kept._replace(gpu=written // 4 * row, host=written // 4 * row, disk=options.disk)
     return kept if share == 1 or not written else kept._replace(gpu=int(float(share) * written) * row)

@@ -28,6 +28,7 @@ BACKEND = Backend(
     step=_of_a_token(step),
     array_kind="cupy",
     accepts_short_positions=True,
+    takes_arriving=True,
     layers=LAYERS,
     sparse_rows=DeviceRows,
     sparse_step=sparse_step,

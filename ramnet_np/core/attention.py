@@ -17,7 +17,7 @@ from ramnet_np.core.checks import check_attention, check_logits, check_positions
 from ramnet_np.core.option_checks import check_bool, check_cape_heads, check_top_k
 from ramnet_np.core.placement import on_gpu_of_arrays, on_gpu_of_foreign_arrays
 from ramnet_np.core.require import ArraySpec, readable, require_context, require_like
-from ramnet_np.core.sparse_memory import sparse_memory_backward, sparse_memory_forward, sparse_step
+from ramnet_np.core.sparse_memory import sparse_memory_forward, sparse_step
 from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.core.state_checks import check_in_place, check_state
 
@@ -175,10 +175,7 @@ def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState
             raise ValueError("dstate must be None after a forward with return_state=False, got a RAMState")
         check_state("dstate", dstate, ctx.state_shape, dy)
     # 3. write and read
-    if ctx.sparse:
-        d = sparse_memory_backward(ctx.backend, dy, ctx.memory)
-    else:
-        d = ctx.backend.memory_backward(dy, dstate, ctx.memory)
+    d = ctx.backend.memory_backward(dy, dstate, ctx.memory)
     # 2., 1. decode
     dweights = d.write_weight, d.read_weight
     dwrite_logits, dread_logits = ctx.backend.decode_backward(dweights, (ctx.write, ctx.read))

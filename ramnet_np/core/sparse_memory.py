@@ -17,15 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ramnet_np.backend import Backend
-from ramnet_np.contract import Address, Array, DecodeOptions, MemoryGrads, MemoryOptions, RAMState, SlotNumbers
+from ramnet_np.contract import Address, Array, DecodeOptions, MemoryOptions, RAMState, SlotNumbers
 from ramnet_np.core.arrays import namespace_of, on_host
 from ramnet_np.core.slot_numbers import number_slots
-from ramnet_np.core.sparse_state import Segment, SparseRAMState
+from ramnet_np.core.sparse_state import SparseRAMState
 
 
 def sparse_memory_forward(
@@ -55,61 +55,20 @@ def sparse_memory_forward(
     >>> y.ravel().round(3).tolist(), state.written
     ([0.5, 1.167], 1)
     """
-    segment = _gathered(state, write.index, read.index, mask)
-    write, read = write._replace(index=segment.write), read._replace(index=segment.read)
-    options = options._replace(slots=segment.small.mass.shape[2])
-    forward = partial(_forward, backend, write, read, values, gamma, mask, options)
-    if len(segment.parts) == 1:
-        y, final, ctx = forward(segment.small, return_state)
-    else:
-        y, final = _in_parts(forward, segment)
-        ctx = Later(partial(forward, segment.small, return_state))
-    if not return_state:
+    write_numbers, read_numbers, small, arriving, put_back = _gathered(state, write.index, read.index, mask)
+    forward = backend.memory_forward
+    if arriving is not None and backend.takes_arriving:
+        forward = partial(forward, arriving=arriving)
+    elif arriving is not None:
+        arriving.wait()
+    y, final, ctx = forward(
+        write._replace(index=write_numbers), read._replace(index=read_numbers), values, gamma, mask, small,
+        options._replace(slots=small.mass.shape[2]), return_state,
+    )  # fmt: skip
+    if final is None:
         return y, None, ctx
-    segment.put_back(final)
+    put_back(final)
     return y, state, ctx
-
-
-def sparse_memory_backward(backend: Backend, dy: Array, ctx: Any) -> MemoryGrads:
-    """Every gradient of :func:`sparse_memory_forward` but the state's. ``dy``: (B, T, H, C)."""
-    return backend.memory_backward(dy, None, ctx.forward()[2] if isinstance(ctx, Later) else ctx)
-
-
-class Later(NamedTuple):
-    """The ctx of a segment in parts. The segment in one runs once more where someone asks for gradients, so that their
-    bits are its own too; mostly nobody does."""
-
-    forward: Callable[[], tuple[Array, RAMState | None, Any]]
-
-
-def _forward(
-    backend: Backend,
-    write: Address,
-    read: Address,
-    values: Array,
-    gamma: float | Array,
-    mask: Array | None,
-    options: MemoryOptions,
-    small: RAMState,
-    return_state: bool,
-    tokens: slice = slice(None),
-) -> tuple[Array, RAMState | None, Any]:
-    """The backend's memory over a small dense state, for some of the ``tokens``."""
-    write, read = (Address(*(part[:, tokens] for part in side)) for side in (write, read))
-    gamma = gamma if isinstance(gamma, float) else gamma[:, tokens]
-    mask = None if mask is None else mask[:, tokens]
-    return backend.memory_forward(write, read, values[:, tokens], gamma, mask, small, options, return_state)
-
-
-def _in_parts(forward: Callable[..., tuple[Array, Any, Any]], segment: Segment) -> tuple[Array, RAMState]:
-    """y, and the small dense state behind the last token: part by part, whose rows come beside the work before."""
-    small, ys, start = segment.small, [], 0
-    for end, bring in segment.parts:
-        bring(small)
-        y, small, _ = forward(small, True, slice(start, end))
-        ys.append(y)
-        start = end
-    return namespace_of(small.mass).concatenate(ys, axis=1), small
 
 
 def sparse_step(
@@ -180,8 +139,10 @@ def _bring_up(
 
 def _gathered(
     state: SparseRAMState, write: Array, read: Array, mask: Array | None
-) -> Segment:
-    """The slots that a segment touches.
+) -> tuple[Array, Array, RAMState, Any, Callable[[RAMState], None]]:
+    """Numbers in place of the slots that a segment touches, these as a dense state, and what stores the written ones.
+
+    Before the last: what says when the dense state's contents are there, None where they are.
 
     The dense state (B, H, n, C) has room for the most slots that a head touches, or more. What a head has left over is
     addressed by nothing.
@@ -199,7 +160,7 @@ def _gathered(
         new[:, :-1], new[:, -1] = final.slots.reshape(-1, rows.shape[1] - 1)[at], final.mass.reshape(-1)[at]
         state.scatter(numbers.keys[stored], new)
 
-    return Segment(numbers.write, numbers.read, small, [(write.shape[1], lambda small: None)], put_back)
+    return numbers.write, numbers.read, small, None, put_back
 
 
 def _dense(rows: Array, numbers: SlotNumbers, shape: tuple[int, ...]) -> tuple[RAMState, Array, Any]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,16 +22,6 @@ from ramnet_np.core.sparse_checks import check_tiers, checked_dtype, checked_mas
 from ramnet_np.core.tiered_rows import TieredRows
 
 BLOCK = 2**16  # rows that are moved at once where all are
-
-
-class Segment(NamedTuple):
-    """What a segment touches, as a small dense state (B, H, n, C)."""
-
-    write: Array  # (B, T, H, K), numbers in place of slots
-    read: Array
-    small: RAMState
-    parts: list[tuple[int, Callable[[RAMState], None]]]  # the token where each ends, and what brings its rows
-    put_back: Callable[[RAMState], None]  # stores the slots that were written
 
 
 class SparseRAMState:
@@ -120,11 +109,14 @@ class SparseRAMState:
         with self._moving_rows():
             self.rows.scatter(keys, self.format.pack(rows))
 
-    def segment(self, write: Array, read: Array, mask: Array | None) -> Segment:
+    def segment(
+        self, write: Array, read: Array, mask: Array | None
+    ) -> tuple[Array, Array, RAMState, Any, Callable[[RAMState], None]]:
         """What a segment touches, by rows of a backend that go to a small dense state and back by themselves.
 
         ``write``, ``read``: (B, T, H, K) slots; ``mask``: (B, T) or None.
-        NotImplemented where rows know keys alone. Errors as of :meth:`gather` and :meth:`scatter`.
+        Returns both with numbers in place of slots, the dense state (B, H, n, C), what says when its contents are there
+        (None: they are), and what stores the slots that were written. NotImplemented where rows know keys alone. Errors as of :meth:`gather` and :meth:`scatter`.
         """
         B, H, M, C = self.shape
         if not hasattr(self.rows, "segment"):
@@ -133,15 +125,14 @@ class SparseRAMState:
             taken = self.rows.segment(write, read, mask, M, C)
         if taken is NotImplemented:
             return NotImplemented
-        write, read, contents, mass, parts, store = taken
+        write, read, contents, mass, arriving, store = taken
 
-        def moving(move: Callable[[Array, Array], None], dense: RAMState) -> None:
-            n = dense.mass.shape[2]
+        def put_back(final: RAMState) -> None:
             with self._moving_rows():
-                move(dense.slots.reshape(B * H, n, C), dense.mass.reshape(B * H, n))
+                store(final.slots, final.mass)
 
         small = RAMState(*(part.reshape(B, H, *part.shape[1:]) for part in (contents, mass)))
-        return Segment(write, read, small, [(end, partial(moving, m)) for end, m in parts], partial(moving, store))
+        return write, read, small, arriving, put_back
 
     @contextmanager
     def _moving_rows(self) -> Iterator[None]:

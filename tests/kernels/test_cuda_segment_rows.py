@@ -5,8 +5,8 @@ import importlib
 import threading
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
-from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,14 +18,14 @@ from ramnet_np.contract import Address, MemoryOptions
 from ramnet_np.core import sparse_memory
 from ramnet_np.core.numpy_backend import BACKEND
 from ramnet_np.core.slot_numbers import number_slots
-from ramnet_np.core.sparse_memory import sparse_memory_backward, sparse_memory_forward
+from ramnet_np.core.sparse_memory import sparse_memory_forward
 from tests.kernels.cuda_on_cpu import compile_for_cpu
 from tests.kernels.rows_on_cpu import device_rows, fake_cupy, on, rows_library, rows_module
 
 numbers_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.numbers")
 segment_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.segment_rows")
 beside = importlib.import_module("ramnet_np.kernels.cuda.sparse.beside")
-parts_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.parts")
+arriving_module = importlib.import_module("ramnet_np.kernels.cuda.sparse.arriving")
 
 
 @pytest.fixture(scope="module")
@@ -253,36 +253,47 @@ def test_rows_on_the_gpu_are_stored_at_once(second, launches_of_segments, segmen
     assert held.written == 1
 
 
-# ---- a segment in parts ----
+# ---- rows that come in parts ----
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 31, 32, 33, 64, 100, 8191, 8192])
-def test_parts_cover_all_tokens_and_end_where_chunks_do(tokens):
-    ends = parts_module.part_ends(tokens)
-    assert ends[-1] == tokens
-    assert len(ends) <= parts_module.PARTS
-    assert all(0 < end < after for end, after in pairwise(ends))
-    assert all(end % parts_module.UNIT == 0 for end in ends[:-1])
-
-
-def test_a_part_ends_where_a_chunk_of_the_memory_does():
+@pytest.mark.parametrize("tokens", [1, 31, 32, 33, 256, 257, 8191, 8192])
+def test_parts_end_where_chunks_of_the_memory_do(tokens):
+    size = arriving_module.part_tokens(tokens)
+    assert -(-tokens // size) <= arriving_module.PARTS
     sizes = range(1, MAX_CHUNKED_K + 1)
-    assert all(parts_module.UNIT % chunk_tokens(writes, reads) == 0 for writes in sizes for reads in sizes)
+    assert all(size % chunk_tokens(writes, reads) == 0 for writes in sizes for reads in sizes)
 
 
 @pytest.fixture
 def in_parts(monkeypatch):
-    """Short segments in parts, however little there is on the host. Returns what counts the parts of each segment."""
-    counts, whole = [], parts_module.in_parts
+    """Rows of segments come in parts, however few there are on the host. Returns what counts the parts of each."""
+    counts = []
 
-    def counted(*args):
-        small, parts = whole(*args)
-        counts.append(len(parts))
-        return small, parts
+    class Counted(arriving_module.Arriving):
+        def __init__(self, *args):
+            super().__init__(*args)
+            counts.append(self.parts)
 
     monkeypatch.setattr(rows_module, "LEAST_BYTES", 0)
-    monkeypatch.setattr(rows_module, "in_parts", counted)
+    monkeypatch.setattr(rows_module, "Arriving", Counted)
     return counts
+
+
+def in_order(write, read, values, gamma, mask, state, options, return_state, arriving=None):
+    """The core's memory, each part with the rows that have come until then."""
+    if arriving is None:
+        return BACKEND.memory_forward(write, read, values, gamma, mask, state, options, return_state)
+    working, mass, ys = unset(state.slots.shape, state.slots.dtype), state.mass, []
+    for part in range(arriving.parts):
+        arriving.take(part, working.reshape(-1, *working.shape[2:]))
+        tokens = slice(part * arriving.tokens, (part + 1) * arriving.tokens)
+        sides = (Address(*(array[:, tokens] for array in side)) for side in (write, read))
+        rest = values[:, tokens], gamma[:, tokens], mask[:, tokens], RAMState(working, mass), options, True
+        y, (slots, mass), _ = BACKEND.memory_forward(*sides, *rest)
+        working[...] = slots
+        ys.append(y)
+    _, _, ctx = BACKEND.memory_forward(write, read, values, gamma, mask, state, options, return_state)
+    return np.concatenate(ys, axis=1), RAMState(working, mass) if return_state else None, ctx
 
 
 def unset(shape, dtype):
@@ -291,16 +302,19 @@ def unset(shape, dtype):
 
 
 @pytest.mark.parametrize("early", [False, True])
-@pytest.mark.parametrize(("slots", "gpu"), [(30, 0), (500, 0), (2**31 - 1, 0), (2**31 - 1, 1)])
-def test_a_segment_in_parts_has_the_bits_of_a_dense_state(
-    fake, second, launches_of_segments, in_parts, monkeypatch, tmp_path, slots, gpu, early
+@pytest.mark.parametrize(
+    ("slots", "gpu", "takes"), [(30, 0, True), (500, 0, False), (2**31 - 1, 0, True), (2**31 - 1, 1, True)]
+)
+def test_rows_that_come_in_parts_give_the_bits_of_a_dense_state(
+    fake, second, launches_of_segments, in_parts, monkeypatch, tmp_path, slots, gpu, takes, early
 ):
     launches_of_segments(compile_for_cpu(segment_module.segment_specialisation("double"), "SegmentParams", tmp_path))
-    monkeypatch.setattr(parts_module, "UNIT", 8)
+    monkeypatch.setattr(arriving_module, "UNIT", 8)
     second.early = early
+    backend = replace(BACKEND, memory_forward=in_order, takes_arriving=True) if takes else BACKEND
     rng, (B, T, H, K, C), used = np.random.default_rng(0), (2, 70, 3, 4, 5), min(slots, 900)
     state = SparseRAMState.initial(B, H, slots, C, np.float64, initial_mass=0.3)
-    state.rows = rows_module.DeviceRows(state.format.initial(0.3), MemoryTiers(gpu=gpu * 2**16), B * H * slots)
+    state.rows = rows_module.DeviceRows(state.format.initial(0.3), MemoryTiers(gpu=gpu * 48 * 1024), B * H * slots)
     dense, fake.empty = RAMState(np.zeros((B, H, used, C)), np.full((B, H, used), 0.3)), unset
     for segment in range(4):
         write, read = (
@@ -314,13 +328,13 @@ def test_a_segment_in_parts_has_the_bits_of_a_dense_state(
         ours = [Address(on(side.index), side.weight) for side in (write, read)]
         options = options._replace(slots=slots)
         for keep in (False, True):
-            found, _, ctx = sparse_memory_forward(BACKEND, *ours, values, gamma, on(mask), state, options, keep)
+            found, _, ctx = sparse_memory_forward(backend, *ours, values, gamma, on(mask), state, options, keep)
             np.testing.assert_array_equal(found, y)
-        for name, own, theirs in zip(grads._fields, sparse_memory_backward(BACKEND, dy, ctx), grads, strict=True):
+        for name, own, theirs in zip(grads._fields, BACKEND.memory_backward(dy, None, ctx), grads, strict=True):
             if name != "state":
                 np.testing.assert_array_equal(own, theirs, err_msg=name)
         dense = after
-    assert set(in_parts) == {4}
+    assert set(in_parts) == {5}  # of 16 tokens
     assert len(in_parts) == 6  # the first two find nothing on the host
     keys = (np.arange(B * H)[:, None] * slots + np.arange(used)).ravel()
     rows = state.gather(on(keys))
@@ -328,7 +342,7 @@ def test_a_segment_in_parts_has_the_bits_of_a_dense_state(
     np.testing.assert_array_equal(rows[:, C].reshape(dense.mass.shape), dense.mass)
 
 
-def test_a_segment_whose_rows_are_on_the_gpu_goes_in_one(launches_of_segments, segment_library, in_parts):
+def test_rows_that_are_on_the_gpu_do_not_come_in_parts(launches_of_segments, segment_library, in_parts):
     launches_of_segments(segment_library)
     held = device_rows()
     segment(held, 3, 5)
@@ -347,7 +361,7 @@ def cp():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [None, "bfloat16"])
-@pytest.mark.parametrize("order", [5, 10])  # fewer slots than tokens, and more
+@pytest.mark.parametrize("order", [5, 7, 10])  # contents in shared memory, and in device memory
 def test_long_segments_have_the_same_bits_from_any_tier(cp, in_parts, order, rows):
     # rows go back to the host, and those of later parts come, while the other memory's segment is under way
     rng, (B, T, H, P, C) = np.random.default_rng(0), (1, 3000, 4, 4, 64)
@@ -363,7 +377,7 @@ def test_long_segments_have_the_same_bits_from_any_tier(cp, in_parts, order, row
             for name in ("write_logits", "read_logits", "values"):
                 np.testing.assert_array_equal(getattr(own, name).get(), getattr(grads[0], name).get(), err_msg=name)
     assert len(in_parts) >= 6
-    assert set(in_parts) == {4}
+    assert set(in_parts) == {8}
     assert all(memory.rows.host_nbytes for memory in memories[1:])
     keys = cp.sort(next(memories[0].blocks(10**7))[0])
     for memory in memories[1:]:

@@ -1,10 +1,10 @@
 """Rows that go over the bus beside other work, on a stream of their own.
 
-    stream   rows of part 1 │ memory of part 1 │ memory of part 2 │ way out, network, the next layers ···│ next segment
-    ahead                   └ rows of part 2 comes over the bus ─┘
-    back                                                          └ rows that were written go back ──────┘
+    stream   masses, couplings │ contents │ way out, network, the next layers ···│ next segment
+    ahead    └ rows come over the bus ──┘
+    back                                  └ rows that were written go back ──────┘
 
-What is to come is known before it is needed (``parts.py``), and what a segment has written is of no use to anyone before
+What is to come is known before it is needed (``arriving.py``), and what a segment has written is of no use to anyone before
 the same layer's next segment or token. So the bus, which takes long, works meanwhile. Whoever uses the rows next waits
 for it on the device; the host waits for nothing.
 """

@@ -24,7 +24,7 @@ BLOCKS_AHEAD = 264  # where they come beside other work, which soon waits for th
 SEGMENT_PARAMS = ParamStruct(
     "SegmentParams",
     table=POINTER, keys=POINTER, start=POINTER, written=POINTER, contents=POINTER, mass=POINTER, first=POINTER,
-    taken_contents=POINTER, taken_mass=POINTER, places=LONG, most=LONG, channels=INT, begin=UNSIGNED, end=UNSIGNED,
+    source=POINTER, places=LONG, most=LONG, channels=INT, begin=UNSIGNED, end=UNSIGNED,
 )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def segment_specialisation(row: str) -> Specialisation:
     """For rows whose contents are of the type ``row``: float, double or bfloat16."""
     return Specialisation(
         "sparse/segment_rows.cu",
-        ("gather_segment", "scatter_segment", "gather_part", "take_part"),
+        ("gather_segment", "gather_masses", "scatter_segment", "gather_part", "take_part"),
         (("ROW", row), ("THREADS", THREADS)),
         (SEGMENT_PARAMS,),
     )
@@ -49,30 +49,27 @@ class SegmentRows:
     def __init__(self, table: Array, numbers: Numbers, most: int, channels: int, dtype: np.dtype):
         self._table, self._keys, self._bounds, self._heads = table, numbers.keys, numbers.bounds, numbers.heads
         self._numbers, self._most, self._channels = numbers, most, channels
+        self._first: Array = None  # the first token that uses each slot, where rows come in parts
         in_16_bits = dtype == np.uint16
         self._dtype = np.dtype(np.float32) if in_16_bits else dtype  # of the dense state
         self._specialisation = segment_specialisation("bfloat16" if in_16_bits else type_name(dtype))
 
-    @functools.cached_property
-    def _first(self) -> Array:
-        return self._numbers.first_tokens()
-
     @property
     def nbytes(self) -> int:
-        """Bytes of the dense state."""
-        return self._heads * self._most * (self._channels + 1) * self._dtype.itemsize
-
-    def empty(self) -> tuple[Array, Array]:
-        """Contents (B*H, n, C) and masses (B*H, n), not set."""
-        import cupy
-
-        shape = self._heads, self._most
-        return cupy.empty((*shape, self._channels), dtype=self._dtype), cupy.empty(shape, dtype=self._dtype)
+        """Bytes of the contents."""
+        return self._heads * self._most * self._channels * self._dtype.itemsize
 
     def gather(self) -> tuple[Array, Array]:
-        """Contents and masses of all rows. A place beyond a head's numbers is like a slot never written."""
-        contents, mass = self.empty()
+        """Contents (B*H, n, C) and masses (B*H, n). A place beyond a head's numbers is like a slot never written."""
+        contents, mass = self._empty()
         self._launch("gather_segment", contents, mass)
+        return contents, mass
+
+    def gather_masses(self) -> tuple[Array, Array]:
+        """The same without the contents, for which there is room that is not set; they come with :meth:`gather_part`."""
+        contents, mass = self._empty()
+        self._first = self._numbers.first_tokens()
+        self._launch("gather_masses", contents, mass, lanes=1)
         return contents, mass
 
     def scatter(self, contents: Array, mass: Array, beside: bool = False) -> None:
@@ -80,20 +77,31 @@ class SegmentRows:
         arrays = contiguous_aligned(contents), contiguous_aligned(mass)
         self._launch("scatter_segment", *arrays, most_blocks=BLOCKS_BESIDE if beside else None)
 
-    def gather_part(self, begin: int, end: int, contents: Array, mass: Array, beside: bool = False) -> None:
-        """Rows of the slots that one of the tokens ``begin`` to ``end`` - 1 is the first to use, to their places."""
-        blocks = BLOCKS_AHEAD if beside else None
-        self._launch("gather_part", contents, mass, 1, blocks, first=self._first, begin=begin, end=end)
+    def gather_part(self, begin: int, end: int, contents: Array) -> None:
+        """Beside other work: contents of the slots that one of the tokens ``begin`` to ``end`` - 1 is the first to use."""
+        part = {"first": self._first, "begin": begin, "end": end}
+        self._launch("gather_part", contents, None, lanes=1, most_blocks=BLOCKS_AHEAD, **part)
 
-    def take_part(
-        self, begin: int, end: int, from_contents: Array, from_mass: Array, contents: Array, mass: Array
-    ) -> None:
-        """The same rows from one dense state, where they are gathered, to another, which is changed."""
-        source = {"taken_contents": from_contents, "taken_mass": from_mass}
-        self._launch("take_part", contents, mass, 1, None, **source, first=self._first, begin=begin, end=end)
+    def take_part(self, begin: int, end: int, source: Array, contents: Array) -> None:
+        """The same contents from ``source``, where they were gathered, into ``contents``."""
+        part = {"first": self._first, "begin": begin, "end": end}
+        self._launch("take_part", contents, None, lanes=1, source=source, **part)
+
+    def _empty(self) -> tuple[Array, Array]:
+        import cupy
+
+        shape = self._heads, self._most
+        return cupy.empty((*shape, self._channels), dtype=self._dtype), cupy.empty(shape, dtype=self._dtype)
 
     def _launch(
-        self, name: str, contents: Array, mass: Array, lanes: int = 32, most_blocks: int | None = None, **values: Any
+        self,
+        name: str,
+        contents: Array,
+        mass: Array | None,
+        *,
+        lanes: int = 32,
+        most_blocks: int | None = None,
+        **values: Any,
     ) -> None:
         """``lanes``: of a place."""
         places, heads = self._heads * self._most, self._heads
@@ -108,4 +116,4 @@ class SegmentRows:
             Launch(self._specialisation, name, grid, THREADS)(params)
 
 
-_NO_PART = {"first": None, "taken_contents": None, "taken_mass": None, "begin": 0, "end": 0}
+_NO_PART = {"first": None, "source": None, "begin": 0, "end": 0}

@@ -79,7 +79,6 @@ struct StepParams {
 // was before and where it goes to.
 #if SPARSE
 struct Memory {
-    static constexpr int MASS = CHANNELS + CHANNELS % (sizeof(Acc) / sizeof(ROW));  // where it is, behind C contents
     const ROW* from[ACCESSES];
     Found found[ACCESSES];
 
@@ -87,21 +86,20 @@ struct Memory {
     DEVICE void find(const RowTable& table, int e, long long key) {
         bool added = false;
         found[e] = e < WRITES ? table.find_or_add(key, added) : table.find(key);
-        from[e] = reinterpret_cast<const ROW*>(!found[e].row || added ? table.initial : found[e].row);
+        from[e] = reinterpret_cast<const ROW*>(!found[e].seen.row || added ? table.initial : found[e].seen.row);
     }
     DEVICE const ROW* content(int e, int) const { return from[e]; }
-    DEVICE Acc mass(int e, int) const { return *reinterpret_cast<const Acc*>(from[e] + MASS); }
-    DEVICE ROW* new_content(int e, int) const { return reinterpret_cast<ROW*>(found[e].row); }
-    DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(new_content(e, 0) + MASS); }
+    DEVICE Acc mass(int e, int) const { return found[e].seen.mass_as<Acc>(); }
+    DEVICE ROW* new_content(int e, int) const { return reinterpret_cast<ROW*>(found[e].seen.row); }
+    DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(&found[e].at->mass); }
 
     // By one warp: which rows were asked for ``now``, and which of them change.
     DEVICE void note(const StepParams& p, int lane, int now) const {
         const RowTable& table = *p.table;
         for (int e = lane; e < ACCESSES; e += 32) {
-            if (!found[e].row) continue;
-            const int number = table.numbers[found[e].at];
-            table.used[number] = now;
-            if (e < WRITES) table.changed[number] = true;
+            if (!found[e].seen.row) continue;
+            table.note(found[e], now);
+            if (e < WRITES) table.changed[found[e].seen.number] = true;
         }
     }
 };
