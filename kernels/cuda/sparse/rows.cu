@@ -56,7 +56,7 @@ DEVICE void copy_in(const unsigned* from, void* row, int words) {
 extern "C" __global__ void __launch_bounds__(THREADS) gather_rows(const __grid_constant__ RowsParams p) {
     const long long n = warp_of_grid();
     if (n >= p.count) return;
-    const RowTable table = *p.table;
+    const RowTable& table = *p.table;
     const int now = RowTable::milliseconds();
     const Found found = table.find(p.keys[n]);
     const bool is_there = found.seen.row;
@@ -64,13 +64,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_rows(const __grid_c
     copy_out(is_there ? found.seen.row : table.initial, to, p.content_words());
     if (threadIdx.x % 32) return;
     if (is_there) table.note(found, now);
-    memcpy(to + p.content_words(), &found.seen.mass, p.mass_words * 4);
+    to[p.content_words()] = unsigned(found.seen.mass);
+    if (p.mass_words == 2) to[p.content_words() + 1] = unsigned(found.seen.mass >> 32);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_constant__ RowsParams p) {
     const long long n = warp_of_grid();
     if (n >= p.count) return;
-    const RowTable table = *p.table;
+    const RowTable& table = *p.table;
     const int now = RowTable::milliseconds();
     const unsigned* const from = p.rows + n * p.words;
     char* row = nullptr;
@@ -81,7 +82,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_
         if (row) {
             table.note(found, now);
             table.changed[found.seen.number] = p.changed;
-            memcpy(&found.at->mass, from + p.content_words(), p.mass_words * 4);
+            const unsigned long long high = p.mass_words == 2 ? from[p.content_words() + 1] : 0;
+            found.at->mass = high << 32 | from[p.content_words()];
         }
     }
     row = reinterpret_cast<char*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(row), 0));
