@@ -72,6 +72,8 @@ class Options:
     """What the model computes in."""
     prompt: int = 8192
     """Tokens that are read before tokens are timed."""
+    sequences: int = 1
+    """Sequences that are written at once in "generation"."""
     long_prompt: int = 65536
     """Tokens of "prefill"."""
     tokens: int = 256
@@ -201,13 +203,14 @@ def _replay_ms(trace: Any, values: Any, states: list[Any]) -> float:
 
 def generation(options: Options) -> Any:
     """Tokens per second of a model that writes behind a prompt, dense and by share."""
-    model, prompt = _model_and_prompt(options, options.prompt)
+    model, prompts = _model_and_prompts(options, options.sequences, options.prompt)
     dense, written = None, 0
     shares: list[float | str] = ["dense", *options.shares, *(["half on disk"] if options.disk else [])]
     for share in shares:
         tiers = None if share == "dense" else _tiers(model, share, written, options)
-        generated = Generation(model, prompt, graphs="on", memory=tiers)
-        rate, text = _tokens_per_second(generated, options.tokens)
+        generated = Generation(model, prompts, graphs="on", memory=tiers)
+        steps, text = _steps_per_second(generated, options.tokens)
+        rate = steps * options.sequences
         dense = dense or (rate, text)
         record = {"part": "generation", "rows": options.rows or "float32", "share": share, "tokens/s": rate}
         if tiers is not None:
@@ -228,13 +231,13 @@ def generation(options: Options) -> Any:
 
 def prefill(options: Options) -> Any:
     """Seconds for a long prompt, dense, with all rows on the GPU, and with none."""
-    model, prompt = _model_and_prompt(options, options.long_prompt)
+    model, prompts = _model_and_prompts(options, 1, options.long_prompt)
     cupy, kept = gpu_namespace(), MemoryTiers(rows=options.rows)
     for name, tiers in (("dense", None), (1.0, kept), (0.0, kept._replace(gpu=0))):
         seconds = []
         for _ in range(2):  # the first compiles
             start = time.perf_counter()
-            Generation(model, prompt, memory=tiers)
+            Generation(model, prompts, memory=tiers)
             cupy.cuda.Device().synchronize()
             seconds.append(time.perf_counter() - start)
         record = {"part": "prefill", "rows": options.rows or "float32", "share": name, "s": seconds[-1]}
@@ -291,19 +294,19 @@ def _insert(state: SparseRAMState, fresh: Iterator[Any], rows: Any) -> None:
     state.rows.scatter(next(fresh), rows)
 
 
-def _model_and_prompt(options: Options, length: int) -> tuple[RAMNet, list[Any]]:
+def _model_and_prompts(options: Options, count: int, length: int) -> tuple[RAMNet, list[Any]]:
     cupy = gpu_namespace()
     if options.model is None:
         model = RAMNet(replace(preset("paper-340m"), order=options.model_order))
-        ids = np.random.default_rng(0).integers(0, model.config.vocab, length)
+        ids = np.random.default_rng(0).integers(0, model.config.vocab, (count, length))
     else:
         from ramnet_np.runs.text import load_codec, load_text_model
 
         model, codec = load_text_model(options.model), load_codec(options.model)
-        ids = np.random.default_rng(0).integers(0, model.config.vocab, length)
+        ids = np.random.default_rng(0).integers(0, model.config.vocab, (count, length))
         if options.prompt_file is not None:
-            ids = np.resize(codec.encode(options.prompt_file.read_text(encoding="utf-8")), length)
-    return model.to("gpu", options.dtype), [cupy.asarray(ids)]
+            ids = np.resize(codec.encode(options.prompt_file.read_text(encoding="utf-8")), (count, length))
+    return model.to("gpu", options.dtype), list(cupy.asarray(ids))
 
 
 def _tiers(model: RAMNet, share: float | str, written: int, options: Options) -> MemoryTiers:
@@ -315,8 +318,8 @@ def _tiers(model: RAMNet, share: float | str, written: int, options: Options) ->
     return kept if share == 1 or not written else kept._replace(gpu=int(float(share) * written) * row)
 
 
-def _tokens_per_second(generated: Generation, count: int) -> tuple[float, np.ndarray]:
-    """The host goes ahead, as in use: the time of many tokens divided by their number, after some."""
+def _steps_per_second(generated: Generation, count: int) -> tuple[float, np.ndarray]:
+    """The host goes ahead, as in use: the time of many steps divided by their number, after some."""
     cupy, text = gpu_namespace(), []
     for _ in range(16):
         generated.next(GREEDY)
