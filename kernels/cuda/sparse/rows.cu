@@ -59,13 +59,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_rows(const __grid_c
     const RowTable& table = *p.table;
     const int now = RowTable::milliseconds();
     const Found found = table.find(p.keys[n]);
-    const bool is_there = found.seen.row;
+    const bool is_there = found.row;
     unsigned* const to = p.rows + n * p.words;
-    copy_out(is_there ? found.seen.row : table.initial, to, p.content_words());
+    copy_out(is_there ? found.row : table.initial, to, p.content_words());
     if (threadIdx.x % 32) return;
     if (is_there) table.note(found, now);
-    to[p.content_words()] = unsigned(found.seen.mass);
-    if (p.mass_words == 2) to[p.content_words() + 1] = unsigned(found.seen.mass >> 32);
+    const long long mass = table.mass_of<long long>(found);
+    to[p.content_words()] = unsigned(mass);
+    if (p.mass_words == 2) to[p.content_words() + 1] = unsigned(mass >> 32);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_constant__ RowsParams p) {
@@ -78,10 +79,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_
     if (threadIdx.x % 32 == 0) {
         bool added;
         const Found found = table.find_or_add(p.keys[n], added);
-        row = found.seen.row;
+        row = found.row;
         if (row) {
-            table.note(found, now);
-            table.changed[found.seen.number] = p.changed;
+            table.changed[table.note(found, now)] = p.changed;
             const unsigned long long high = p.mass_words == 2 ? from[p.content_words() + 1] : 0;
             found.at->mass = high << 32 | from[p.content_words()];
         }
@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) enter_rows(const __grid_co
     Entry* const entry = table.add(key);
     RowTable old = table;
     old.entries = p.old, old.mask = p.old_mask, old.shift = p.old_shift;
-    entry->mass = old.find(key).seen.mass;
+    entry->mass = old.find(key).at->mass;
     table.set(entry, int(number));
 }
 

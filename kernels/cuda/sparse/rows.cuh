@@ -23,16 +23,10 @@ struct alignas(32) Entry {
     long long mass;  // an accumulator's bytes, and what is missing to 8
     int number;      // of the row
 
-    template <class Acc> DEVICE Acc mass_as() const {
-        Acc value;
-        memcpy(&value, &mass, sizeof value);
-        return value;
-    }
-    template <class Acc> DEVICE void set_mass(Acc value) { *reinterpret_cast<Acc*>(&mass) = value; }
 };
-// An entry as it was seen, whose row is null where a key has none, and where it is.
+// The row of a key and its entry; null where a key has none.
 struct Found {
-    Entry seen;
+    char* row;
     Entry* at;
 };
 
@@ -57,27 +51,30 @@ struct RowTable {
         const auto spread = (unsigned long long)(key) * 0x9E3779B97F4A7C15ull;  // 2**64 over the golden ratio
         return unsigned(shift ? spread >> shift : key) & ~1u;
     }
-    // From the L2 cache: another block may have made an entry since the L1 cache saw it free.
-    DEVICE Entry entry(unsigned at) const {
-        const int4* const from = reinterpret_cast<const int4*>(entries + at);
-        const int4 words[2] = {__ldcg(from), __ldcg(from + 1)};
-        Entry entry;
-        memcpy(&entry, words, sizeof entry);
-        return entry;
+    // Key and row, from the L2 cache: another block may have made an entry since the L1 cache saw it free.
+    DEVICE Found seen(unsigned at, long long& key) const {
+        const int4 words = __ldcg(reinterpret_cast<const int4*>(entries + at));
+        Found found{nullptr, entries + at};
+        memcpy(&key, &words, sizeof key);
+        memcpy(&found.row, &words.z, sizeof found.row);
+        return found;
     }
-    // The row of a key; for a key that has none, the mass of a slot that was never written.
+    // The row of a key.
     DEVICE Found find(long long key) const {
         for (unsigned at = first(key);; at = (at + 2) & mask) {
-            const Entry one = entry(at), other = entry(at + 1);
-            if (one.key == key) return {one, entries + at};
-            if (other.key == key) return {other, entries + at + 1};
-            if (one.key == -1 || other.key == -1) return {{key, nullptr, initial_mass, -1}, nullptr};
+            long long key_of_one, key_of_other;
+            const Found one = seen(at, key_of_one), other = seen(at + 1, key_of_other);
+            if (key_of_one == key) return one;
+            if (key_of_other == key) return other;
+            if (key_of_one == -1 || key_of_other == -1) return {nullptr, nullptr};
         }
     }
     // An entry for a key that has none, without its row. One thread alone asks for a key.
     DEVICE Entry* add(long long key) const {
         for (unsigned at = first(key);; at = (at + 1) & mask) {
-            if (entry(at).key != -1) continue;
+            long long taken;
+            seen(at, taken);
+            if (taken != -1) continue;
             const unsigned long long before = atomicCAS(
                 reinterpret_cast<unsigned long long*>(&entries[at].key), ~0ull, (unsigned long long)(key)
             );
@@ -89,23 +86,34 @@ struct RowTable {
         entry->number = number;
         entry->row = row(number);
     }
-    // The row of a key, added if it is not there, its mass not set. One thread alone asks for a key. Null: there is no
-    // room.
+    // The row of a key, added if it is not there, with the mass of a slot that was never written. One thread alone asks
+    // for a key. Null: there is no room.
     DEVICE Found find_or_add(long long key, bool& added) const {
         Found found = find(key);
         added = false;
-        if (found.seen.row) return found;
+        if (found.row) return found;
         const int number = atomicAdd(count, 1);
         if (number >= capacity) return found;
         added = true;
         key_of_row[number] = key;
-        found.at = add(key);
-        found.seen.row = row(number), found.seen.number = number;
+        found = {row(number), add(key)};
+        found.at->mass = initial_mass;
         set(found.at, number);
         return found;
     }
-    // Note that a row was asked for ``now``.
-    DEVICE void note(const Found& found, int now) const { used[found.seen.number] = now; }
+    // The mass of a key's slot. It lies beside what was seen, so it is there long before the row.
+    template <class Acc> DEVICE Acc mass_of(const Found& found) const {
+        const long long bytes = found.row ? found.at->mass : initial_mass;
+        Acc value;
+        memcpy(&value, &bytes, sizeof value);
+        return value;
+    }
+    // Note that a row was asked for ``now``; its number.
+    DEVICE int note(const Found& found, int now) const {
+        const int number = found.at->number;
+        used[number] = now;
+        return number;
+    }
     DEVICE static int milliseconds() {
         unsigned long long nanoseconds;
         asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));

@@ -53,15 +53,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_segment(const __gri
     if (place >= p.places) return;
     const RowTable table = *p.table;
     const int lane = threadIdx.x % 32, now = RowTable::milliseconds();
-    Found found{{-1, nullptr, table.initial_mass, -1}};  // also of places that a head has left over: nobody asks for them
+    Found found{};  // also of places that a head has left over: nobody asks for them
     const long long head = place / p.most, key = p.start[head] + place % p.most;
     if (key < p.start[head + 1]) found = table.find(p.keys[key]);
-    const bool is_there = found.seen.row;
+    const bool is_there = found.row;
     if (lane == 0) {
         if (is_there) table.note(found, now);
-        p.mass[place] = found.seen.mass_as<Acc>();
+        p.mass[place] = table.mass_of<Acc>(found);
     }
-    unpack(p, is_there ? found.seen.row : table.initial, place);
+    unpack(p, is_there ? found.row : table.initial, place);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) gather_masses(const __grid_constant__ SegmentParams p) {
@@ -71,8 +71,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_masses(const __grid
     const long long head = place / p.most, key = p.start[head] + place % p.most;
     if (key >= p.start[head + 1]) return;  // nobody asks for places that a head has left over
     const Found found = table.find(p.keys[key]);
-    if (found.seen.row) table.note(found, RowTable::milliseconds());
-    p.mass[place] = found.seen.mass_as<Acc>();
+    if (found.row) table.note(found, RowTable::milliseconds());
+    p.mass[place] = table.mass_of<Acc>(found);
 }
 
 DEVICE void scatter(const SegmentParams& p, const RowTable& table, long long place, int now) {
@@ -83,11 +83,10 @@ DEVICE void scatter(const SegmentParams& p, const RowTable& table, long long pla
     if (lane == 0) {
         bool added;
         const Found found = table.find_or_add(p.keys[p.start[head] + number], added);
-        to = found.seen.row;
+        to = found.row;
         if (to) {
-            table.note(found, now);
-            table.changed[found.seen.number] = true;
-            found.at->set_mass(p.mass[place]);
+            table.changed[table.note(found, now)] = true;
+            *reinterpret_cast<Acc*>(&found.at->mass) = p.mass[place];
         }
     }
     to = reinterpret_cast<char*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(to), 0));
@@ -130,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_part(const __grid_c
         const char* from = table.initial;
         if (key >= 0) {
             const Found found = table.find(p.keys[key]);
-            if (found.seen.row) from = found.seen.row;
+            if (found.row) from = found.row;
         }
         for (unsigned left = __ballot_sync(~0u, key >= 0); left; left &= left - 1) {
             const int other = __ffs(left) - 1;
