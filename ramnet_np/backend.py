@@ -113,12 +113,12 @@ class Backend:
     array_kind: str = "numpy"  # the arrays it serves, as ``array_kind`` names them ...
     also_serves: tuple[str, ...] = ()  # ... and others
     accepts_short_positions: bool = False  # takes positions as the caller gave them: (T,), or None to count from 0
-    # whether its memory_forward takes ``arriving``: what says when the contents of the given state are there
-    takes_arriving: bool = False
     # what holds the rows of a sparse state on a GPU, with the methods of ``core/tiered_rows.py``, and one token over a
     # sparse state, as ``sparse_step`` of ``core/sparse_memory.py``, or NotImplemented; None: the core's serve
     sparse_rows: Callable[..., Any] | None = None
     sparse_step: Callable[..., Array] | None = None
+    # memory_forward with ``arriving``, what says when contents of the given state are there; None: they must be there
+    sparse_forward: Callable[..., tuple[Array, RAMState | None, Any]] | None = None
     # a function of addresses that makes a step of a checked signature, or None: ``kernels/cuda/step/step.py``
     step_by_address: Callable[..., Callable[..., bool] | None] | None = None
     layers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # fast layers: ``core/accelerated.py``

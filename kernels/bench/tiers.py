@@ -118,7 +118,8 @@ def memory(options: Options) -> Any:
         dense_us = dense_us or us
         record = {"part": "memory", "rows": options.rows or "float32", "share": share, "us a token": us}
         if isinstance(share, float):
-            moved = (1 - share) * options.layers * H * 24 * _row_bytes(C, options)  # 8 rows written: there and back; 8 read
+            asked = (1 - share) * options.layers * H * 24  # 8 rows written: there and back; 8 read
+            moved = asked * _row_bytes(C, options)
             record |= {"GB/s over the bus": moved / us / 1e3, "of copies": bus}
         yield record | {"times dense": us / dense_us}
         del states

@@ -28,9 +28,9 @@ BACKEND = Backend(
     step=_of_a_token(step),
     array_kind="cupy",
     accepts_short_positions=True,
-    takes_arriving=True,
     layers=LAYERS,
     sparse_rows=DeviceRows,
     sparse_step=sparse_step,
+    sparse_forward=_of_a_sequence(memory_forward),
     step_by_address=step_by_address,
 )

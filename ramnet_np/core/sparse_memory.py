@@ -56,9 +56,9 @@ def sparse_memory_forward(
     ([0.5, 1.167], 1)
     """
     write_numbers, read_numbers, small, arriving, put_back = _gathered(state, write.index, read.index, mask)
-    forward = backend.memory_forward
-    if arriving is not None and backend.takes_arriving:
-        forward = partial(forward, arriving=arriving)
+    forward: Callable[..., tuple[Array, RAMState | None, Any]] = backend.memory_forward
+    if arriving is not None and backend.sparse_forward is not None:
+        forward = partial(backend.sparse_forward, arriving=arriving)
     elif arriving is not None:
         arriving.wait()
     y, final, ctx = forward(

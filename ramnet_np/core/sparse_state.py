@@ -116,7 +116,8 @@ class SparseRAMState:
 
         ``write``, ``read``: (B, T, H, K) slots; ``mask``: (B, T) or None.
         Returns both with numbers in place of slots, the dense state (B, H, n, C), what says when its contents are there
-        (None: they are), and what stores the slots that were written. NotImplemented where rows know keys alone. Errors as of :meth:`gather` and :meth:`scatter`.
+        (None: they are), and what stores the slots that were written. NotImplemented where rows know keys alone. Errors
+        as of :meth:`gather` and :meth:`scatter`.
         """
         B, H, M, C = self.shape
         if not hasattr(self.rows, "segment"):

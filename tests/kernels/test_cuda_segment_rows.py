@@ -279,10 +279,8 @@ def in_parts(monkeypatch):
     return counts
 
 
-def in_order(write, read, values, gamma, mask, state, options, return_state, arriving=None):
+def in_order(write, read, values, gamma, mask, state, options, return_state, arriving):
     """The core's memory, each part with the rows that have come until then."""
-    if arriving is None:
-        return BACKEND.memory_forward(write, read, values, gamma, mask, state, options, return_state)
     working, mass, ys = unset(state.slots.shape, state.slots.dtype), state.mass, []
     for part in range(arriving.parts):
         arriving.take(part, working.reshape(-1, *working.shape[2:]))
@@ -311,7 +309,7 @@ def test_rows_that_come_in_parts_give_the_bits_of_a_dense_state(
     launches_of_segments(compile_for_cpu(segment_module.segment_specialisation("double"), "SegmentParams", tmp_path))
     monkeypatch.setattr(arriving_module, "UNIT", 8)
     second.early = early
-    backend = replace(BACKEND, memory_forward=in_order, takes_arriving=True) if takes else BACKEND
+    backend = replace(BACKEND, sparse_forward=in_order) if takes else BACKEND
     rng, (B, T, H, K, C), used = np.random.default_rng(0), (2, 70, 3, 4, 5), min(slots, 900)
     state = SparseRAMState.initial(B, H, slots, C, np.float64, initial_mass=0.3)
     state.rows = rows_module.DeviceRows(state.format.initial(0.3), MemoryTiers(gpu=gpu * 48 * 1024), B * H * slots)

@@ -3,11 +3,11 @@
     first stream   masses │ conflicts, masses, couplings of all tokens │ contents, part 1 │ part 2 │ part 3 ...
     ahead                 └ rows of part 1 │ rows of part 2 │ rows of part 3 │ ...              over the bus
 
-All slots of a segment are known before any is touched, and have their places in one small dense state. The masses are on
-the GPU, in the table, and most of the memory's work needs only them. A row's contents come with the part whose tokens are
-the first to use its slot. So no part's work changes a row that is still to come, and no row comes twice. The rows come
-into one array, and each part's go on to where the memory works. A part ends where a chunk of the memory's kernels does,
-and these take chunks one after another, so the bits do not depend on parts.
+All slots of a segment are known before any is touched, and have their places in one small dense state. The masses are
+on the GPU, in the table, and most of the memory's work needs only them. A row's contents come with the part whose
+tokens are the first to use its slot. So no part's work changes a row that is still to come, and no row comes twice. The
+rows come into one array, and each part's go on to where the memory works. A part ends where a chunk of the memory's
+kernels does, and these take chunks one after another, so the bits do not depend on parts.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     ahead    └ rows come over the bus ──┘
     back                                  └ rows that were written go back ──────┘
 
-What is to come is known before it is needed (``arriving.py``), and what a segment has written is of no use to anyone before
-the same layer's next segment or token. So the bus, which takes long, works meanwhile. Whoever uses the rows next waits
-for it on the device; the host waits for nothing.
+What is to come is known before it is needed (``arriving.py``), and what a segment has written is of no use to anyone
+before the same layer's next segment or token. So the bus, which takes long, works meanwhile. Whoever uses the rows next
+waits for it on the device; the host waits for nothing.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ def number_on_gpu(write: Array, read: Array, mask: Array | None, slots: int) -> 
     params = {
         "write": _side(write, numbers[0], 0, writes), "read": _side(read, numbers[1], places - reads, 0),
         "mask": None if mask is None else contiguous_aligned(mask), "cells": table, "marks": marks, "sums": None,
-        "keys": keys, "bounds": bounds, "first_tokens": None, "cell_count": cells, "slots": slots, "places": places, "tokens": T, "heads": H,
-        "all_heads": B * H, "shift": shift,
+        "keys": keys, "bounds": bounds, "first_tokens": None, "cell_count": cells, "slots": slots, "places": places,
+        "tokens": T, "heads": H, "all_heads": B * H, "shift": shift,
     }  # fmt: skip
     _launch("note_uses", count, params)
     _launch("mark_firsts", cells, params)

@@ -66,7 +66,7 @@ class SegmentRows:
         return contents, mass
 
     def gather_masses(self) -> tuple[Array, Array]:
-        """The same without the contents, for which there is room that is not set; they come with :meth:`gather_part`."""
+        """The same, with contents that are not set: they come with :meth:`gather_part`."""
         contents, mass = self._empty()
         self._first = self._numbers.first_tokens()
         self._launch("gather_masses", contents, mass, lanes=1)
@@ -78,7 +78,7 @@ class SegmentRows:
         self._launch("scatter_segment", *arrays, most_blocks=BLOCKS_BESIDE if beside else None)
 
     def gather_part(self, begin: int, end: int, contents: Array) -> None:
-        """Beside other work: contents of the slots that one of the tokens ``begin`` to ``end`` - 1 is the first to use."""
+        """Contents of slots that one of the tokens ``begin`` to ``end`` - 1 is the first to use, beside other work."""
         part = {"first": self._first, "begin": begin, "end": end}
         self._launch("gather_part", contents, None, lanes=1, most_blocks=BLOCKS_AHEAD, **part)
 
