@@ -338,6 +338,28 @@ def segment(colours: dict[str, str]) -> Sheet:
     return sheet
 
 
+def bus(colours: dict[str, str]) -> Sheet:
+    """A segment whose rows are in the host's memory: what comes and goes over the bus beside which work."""
+    sheet = Sheet(760, 250, colours)
+    for y, words in ((65, "work"), (127, "to the GPU"), (189, "to the host")):
+        sheet.text(8, y, words, "muted", size=14)
+    work = ((100, 60, "slots"), (164, 156, "masses, couplings\nof all tokens"), (324, 70, "contents\n1"),
+            (398, 70, "contents\n2"), (472, 70, "contents\n3"), (546, 50, "…"),
+            (600, 146, "rest of the layer,\nnext layers"))  # fmt: skip
+    for x, width, words in work:
+        sheet.box(x, 34, width, 52, words)
+    for x, width, words in ((164, 130, "rows of part 1"), (298, 80, "part 2"), (382, 62, "part 3"), (448, 50, "…")):
+        sheet.box(x, 104, width, 36, words, "read")
+    sheet.box(604, 166, 142, 36, "what was written", "write")
+    for x, begin in ((294, 324), (378, 398), (444, 472)):
+        sheet.arrow((x, 103), (begin + 8, 88))
+    sheet.line(162, 86, 162, 140, dashed=True)
+    sheet.line(602, 86, 602, 202, dashed=True)
+    sheet.arrow((100, 226), (746, 226))
+    sheet.text(8, 231, "time", "muted", size=14)
+    return sheet
+
+
 def overlap(colours: dict[str, str]) -> Sheet:
     """A step of two ranks over time: sums of gradients beside the backward."""
     sheet = Sheet(760, 330, colours)
@@ -372,7 +394,7 @@ DRAWINGS = {
     "numba-cuda.md": (parts, tiles),
     "house.md": (rooms,),
     "scaling.md": (ranks, overlap),
-    "hierarchical-memory.md": (tiers, device, segment),
+    "hierarchical-memory.md": (tiers, device, segment, bus),
 }
 
 

@@ -117,6 +117,8 @@ class Backend:
     # sparse state, as ``sparse_step`` of ``core/sparse_memory.py``, or NotImplemented; None: the core's serve
     sparse_rows: Callable[..., Any] | None = None
     sparse_step: Callable[..., Array] | None = None
+    # memory_forward with ``arriving``, what says when contents of the given state are there; None: they must be there
+    sparse_forward: Callable[..., tuple[Array, RAMState | None, Any]] | None = None
     # a function of addresses that makes a step of a checked signature, or None: ``kernels/cuda/step/step.py``
     step_by_address: Callable[..., Callable[..., bool] | None] | None = None
     layers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # fast layers: ``core/accelerated.py``

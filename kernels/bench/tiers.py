@@ -29,12 +29,14 @@ import tyro
 from ramnet_np.contract import MemoryTiers, RAMState
 from ramnet_np.core.arrays import gpu_namespace
 from ramnet_np.core.attention import ram_attention_step
+from ramnet_np.core.row_format import row_format
 from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.model import RAMNet, preset
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.sampling import Sampling
 from ramnet_np.model.states import arrays_of
 
+from ..cuda.sparse.rows import row_bytes
 from .cpu import append_jsonl
 from .dictionary_rows import DictionaryRows
 from .gpu_timing import captured, machine_record, median_ms
@@ -70,6 +72,8 @@ class Options:
     """What the model computes in."""
     prompt: int = 8192
     """Tokens that are read before tokens are timed."""
+    sequences: int = 1
+    """Sequences that are written at once in "generation"."""
     long_prompt: int = 65536
     """Tokens of "prefill"."""
     tokens: int = 256
@@ -114,8 +118,8 @@ def memory(options: Options) -> Any:
         dense_us = dense_us or us
         record = {"part": "memory", "rows": options.rows or "float32", "share": share, "us a token": us}
         if isinstance(share, float):
-            row = C * (2 if options.rows else 4) + 4
-            moved = (1 - share) * options.layers * H * 24 * row  # 8 rows written: there and back; 8 read
+            asked = (1 - share) * options.layers * H * 24  # 8 rows written: there and back; 8 read
+            moved = asked * _row_bytes(C, options)
             record |= {"GB/s over the bus": moved / us / 1e3, "of copies": bus}
         yield record | {"times dense": us / dense_us}
         del states
@@ -138,7 +142,7 @@ def _full(share: float | str, shape: tuple[int, int, int, int], options: Options
     if share == "dense":
         return RAMState(cupy.ones(shape, np.float32), cupy.ones((B, H, M), np.float32))
     rows, tiers = B * H * M, MemoryTiers(rows=options.rows)
-    size = -(-(C * (2 if options.rows else 4) + 4) // 16) * 16
+    size = _row_bytes(C, options)
     if share == "half on disk":
         tiers = tiers._replace(gpu=rows // 4 * size, host=rows // 4 * size, disk=options.disk)
     elif isinstance(share, float) and share != 1:
@@ -153,6 +157,10 @@ def _full(share: float | str, shape: tuple[int, int, int, int], options: Options
         keys = cupy.asarray(order[start : start + 2**16])
         state.scatter(keys, cupy.ones((keys.size, C + 1), np.float32))
     return state
+
+
+def _row_bytes(channels: int, options: Options) -> int:
+    return row_bytes(row_format(channels, np.float32, options.rows).initial(0))
 
 
 def _eager_ms(trace: Any, values: Any, states: list[Any]) -> float:
@@ -196,13 +204,14 @@ def _replay_ms(trace: Any, values: Any, states: list[Any]) -> float:
 
 def generation(options: Options) -> Any:
     """Tokens per second of a model that writes behind a prompt, dense and by share."""
-    model, prompt = _model_and_prompt(options, options.prompt)
+    model, prompts = _model_and_prompts(options, options.sequences, options.prompt)
     dense, written = None, 0
     shares: list[float | str] = ["dense", *options.shares, *(["half on disk"] if options.disk else [])]
     for share in shares:
         tiers = None if share == "dense" else _tiers(model, share, written, options)
-        generated = Generation(model, prompt, graphs="on", memory=tiers)
-        rate, text = _tokens_per_second(generated, options.tokens)
+        generated = Generation(model, prompts, graphs="on", memory=tiers)
+        steps, text = _steps_per_second(generated, options.tokens)
+        rate = steps * options.sequences
         dense = dense or (rate, text)
         record = {"part": "generation", "rows": options.rows or "float32", "share": share, "tokens/s": rate}
         if tiers is not None:
@@ -223,13 +232,13 @@ def generation(options: Options) -> Any:
 
 def prefill(options: Options) -> Any:
     """Seconds for a long prompt, dense, with all rows on the GPU, and with none."""
-    model, prompt = _model_and_prompt(options, options.long_prompt)
+    model, prompts = _model_and_prompts(options, 1, options.long_prompt)
     cupy, kept = gpu_namespace(), MemoryTiers(rows=options.rows)
     for name, tiers in (("dense", None), (1.0, kept), (0.0, kept._replace(gpu=0))):
         seconds = []
         for _ in range(2):  # the first compiles
             start = time.perf_counter()
-            Generation(model, prompt, memory=tiers)
+            Generation(model, prompts, memory=tiers)
             cupy.cuda.Device().synchronize()
             seconds.append(time.perf_counter() - start)
         record = {"part": "prefill", "rows": options.rows or "float32", "share": name, "s": seconds[-1]}
@@ -286,32 +295,32 @@ def _insert(state: SparseRAMState, fresh: Iterator[Any], rows: Any) -> None:
     state.rows.scatter(next(fresh), rows)
 
 
-def _model_and_prompt(options: Options, length: int) -> tuple[RAMNet, list[Any]]:
+def _model_and_prompts(options: Options, count: int, length: int) -> tuple[RAMNet, list[Any]]:
     cupy = gpu_namespace()
     if options.model is None:
         model = RAMNet(replace(preset("paper-340m"), order=options.model_order))
-        ids = np.random.default_rng(0).integers(0, model.config.vocab, length)
+        ids = np.random.default_rng(0).integers(0, model.config.vocab, (count, length))
     else:
         from ramnet_np.runs.text import load_codec, load_text_model
 
         model, codec = load_text_model(options.model), load_codec(options.model)
-        ids = np.random.default_rng(0).integers(0, model.config.vocab, length)
+        ids = np.random.default_rng(0).integers(0, model.config.vocab, (count, length))
         if options.prompt_file is not None:
-            ids = np.resize(codec.encode(options.prompt_file.read_text(encoding="utf-8")), length)
-    return model.to("gpu", options.dtype), [cupy.asarray(ids)]
+            ids = np.resize(codec.encode(options.prompt_file.read_text(encoding="utf-8")), (count, length))
+    return model.to("gpu", options.dtype), list(cupy.asarray(ids))
 
 
 def _tiers(model: RAMNet, share: float | str, written: int, options: Options) -> MemoryTiers:
     """Tiers for a model whose prompt wrote so many slots."""
     kept, C = MemoryTiers(rows=options.rows), model.config.head_channels
-    row = -(-(C * (2 if options.rows else 4) + 4) // 16) * 16
+    row = _row_bytes(C, options)
     if share == "half on disk":
         return kept._replace(gpu=written // 4 * row, host=written // 4 * row, disk=options.disk)
     return kept if share == 1 or not written else kept._replace(gpu=int(float(share) * written) * row)
 
 
-def _tokens_per_second(generated: Generation, count: int) -> tuple[float, np.ndarray]:
-    """The host goes ahead, as in use: the time of many tokens divided by their number, after some."""
+def _steps_per_second(generated: Generation, count: int) -> tuple[float, np.ndarray]:
+    """The host goes ahead, as in use: the time of many steps divided by their number, after some."""
     cupy, text = gpu_namespace(), []
     for _ in range(16):
         generated.next(GREEDY)

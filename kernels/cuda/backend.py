@@ -31,5 +31,6 @@ BACKEND = Backend(
     layers=LAYERS,
     sparse_rows=DeviceRows,
     sparse_step=sparse_step,
+    sparse_forward=_of_a_sequence(memory_forward),
     step_by_address=step_by_address,
 )

@@ -16,6 +16,7 @@ Source: paper section 7, which proposes a memory whose slots are kept outside of
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,13 @@ def sparse_memory_forward(
     >>> y.ravel().round(3).tolist(), state.written
     ([0.5, 1.167], 1)
     """
-    write_numbers, read_numbers, small, put_back = _gathered(state, write.index, read.index, mask)
-    y, final, ctx = backend.memory_forward(
+    write_numbers, read_numbers, small, arriving, put_back = _gathered(state, write.index, read.index, mask)
+    forward: Callable[..., tuple[Array, RAMState | None, Any]] = backend.memory_forward
+    if arriving is not None and backend.sparse_forward is not None:
+        forward = partial(backend.sparse_forward, arriving=arriving)
+    elif arriving is not None:
+        arriving.wait()
+    y, final, ctx = forward(
         write._replace(index=write_numbers), read._replace(index=read_numbers), values, gamma, mask, small,
         options._replace(slots=small.mass.shape[2]), return_state,
     )  # fmt: skip
@@ -133,8 +139,10 @@ def _bring_up(
 
 def _gathered(
     state: SparseRAMState, write: Array, read: Array, mask: Array | None
-) -> tuple[Array, Array, RAMState, Callable[[RAMState], None]]:
+) -> tuple[Array, Array, RAMState, Any, Callable[[RAMState], None]]:
     """Numbers in place of the slots that a segment touches, these as a dense state, and what stores the written ones.
+
+    Before the last: what says when the dense state's contents are there, None where they are.
 
     The dense state (B, H, n, C) has room for the most slots that a head touches, or more. What a head has left over is
     addressed by nothing.
@@ -152,7 +160,7 @@ def _gathered(
         new[:, :-1], new[:, -1] = final.slots.reshape(-1, rows.shape[1] - 1)[at], final.mass.reshape(-1)[at]
         state.scatter(numbers.keys[stored], new)
 
-    return numbers.write, numbers.read, small, put_back
+    return numbers.write, numbers.read, small, None, put_back
 
 
 def _dense(rows: Array, numbers: SlotNumbers, shape: tuple[int, ...]) -> tuple[RAMState, Array, Any]:

@@ -111,12 +111,13 @@ class SparseRAMState:
 
     def segment(
         self, write: Array, read: Array, mask: Array | None
-    ) -> tuple[Array, Array, RAMState, Callable[[RAMState], None]]:
+    ) -> tuple[Array, Array, RAMState, Any, Callable[[RAMState], None]]:
         """What a segment touches, by rows of a backend that go to a small dense state and back by themselves.
 
         ``write``, ``read``: (B, T, H, K) slots; ``mask``: (B, T) or None.
-        Returns both with numbers in place of slots, the dense state (B, H, n, C), and what stores the slots that were
-        written. NotImplemented where rows know keys alone. Errors as of :meth:`gather` and :meth:`scatter`.
+        Returns both with numbers in place of slots, the dense state (B, H, n, C), what says when its contents are there
+        (None: they are), and what stores the slots that were written. NotImplemented where rows know keys alone. Errors
+        as of :meth:`gather` and :meth:`scatter`.
         """
         B, H, M, C = self.shape
         if not hasattr(self.rows, "segment"):
@@ -125,13 +126,14 @@ class SparseRAMState:
             taken = self.rows.segment(write, read, mask, M, C)
         if taken is NotImplemented:
             return NotImplemented
-        write, read, contents, mass, store = taken
+        write, read, contents, mass, arriving, store = taken
 
         def put_back(final: RAMState) -> None:
             with self._moving_rows():
                 store(final.slots, final.mass)
 
-        return write, read, RAMState(*(part.reshape(B, H, *part.shape[1:]) for part in (contents, mass))), put_back
+        small = RAMState(*(part.reshape(B, H, *part.shape[1:]) for part in (contents, mass)))
+        return write, read, small, arriving, put_back
 
     @contextmanager
     def _moving_rows(self) -> Iterator[None]:

@@ -76,6 +76,7 @@ inline unsigned __ballot_sync(unsigned, bool x) {
 }
 inline bool __any_sync(unsigned, bool x) { return __ballot_sync(~0u, x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 // What a lane has of a product on the tensor cores (tf32.cuh). These see 11 bits of each number, and round sums down.
 struct Fragments { float a[4], b[2]; };

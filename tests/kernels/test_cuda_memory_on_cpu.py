@@ -26,6 +26,7 @@ from tests.kernels.test_cuda_launches import DeviceArray, device, empty
 from tests.tolerances import assert_close
 
 ROWS, CHANNELS, K, GAMMA = 512, 12, 8, 0.3  # 12 channels: a slice of 8, and one that is half there
+MANY = 20000  # rows that shared memory has no room for
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,14 @@ def on_cpu(tmp_path_factory):
     if shutil.which("g++") is None or sys.platform != "linux":
         pytest.skip("needs g++")
     chosen = layout.choose_layout(np.dtype(np.float64), ROWS, CHANNELS, K, K, layout.H100)
+    large = layout.choose_layout(np.dtype(np.float64), MANY, CHANNELS, K, K, layout.H100)
+    assert not large.in_shared
     specialisations = [
         conflict_specialisation(chosen, "gsu", True),
         conflict_specialisation(chosen, "gsu", True, gradients=False),
+        conflict_specialisation(large, "gsu", False),
+        mass_forward_specialisation(large, False, False, False),
+        content_specialisation(large, False),
         mass_forward_specialisation(chosen, False, True, False),
         mass_forward_specialisation(chosen, False, True, False, gradients=False),
         coupling_specialisation(chosen, "couple_forward"),
@@ -119,9 +125,40 @@ def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state):
     for name in ("values", "write_weight", "read_weight", "gamma"):
         assert_close(np.asarray(getattr(grads, name)), getattr(expected, name), gradient=True)
     # the same bits where no backward follows
-    y_alone, end_alone, _ = memory.memory_forward(
-        *given, on_device[0], options._replace(gradients=False), with_state
-    )
+    y_alone, end_alone, _ = memory.memory_forward(*given, on_device[0], options._replace(gradients=False), with_state)
     np.testing.assert_array_equal(np.asarray(y_alone), np.asarray(y))
     for found, wanted in zip(end_alone or (), end or (), strict=True):
         np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+
+
+class Coming:
+    """Rows that are there only when their part is taken."""
+
+    def __init__(self, write, read, contents, tokens):
+        self.tokens, self.contents, self.parts = tokens, contents, -(-write.shape[1] // tokens)
+        self.first = np.full(contents.shape[1:3], 10**6)  # the first token that uses each row
+        for side in (write, read):
+            for (_, t, h, _), row in np.ndenumerate(side):
+                self.first[h, row] = min(t, self.first[h, row])
+
+    def take(self, part, working):
+        own = self.first // self.tokens == part
+        np.asarray(working).reshape(self.contents.shape)[0][own] = self.contents[0][own]
+
+
+def test_contents_that_come_in_parts_have_the_bits_of_those_that_are_there(on_cpu):
+    rng = np.random.default_rng(0)
+    T, H = 107, 2  # three parts of a chunk, and a part of one
+    write, read = drawn(rng, T, H, 8), drawn(rng, T, H, 8)
+    values, gamma = rng.standard_normal((1, T, H, CHANNELS)), rng.random((1, T, H))
+    start = RAMState(rng.standard_normal((1, H, MANY, CHANNELS)), rng.random((1, H, MANY)))
+    given = *(Address(*map(device, address)) for address in (write, read)), device(values), device(gamma), None
+    options = MemoryOptions(slots=MANY, update="gsu")
+    y, end, _ = memory.memory_forward(*given, RAMState(*map(device, start)), options, True)
+    not_there = RAMState(device(np.full_like(start.slots, np.nan)), device(start.mass))
+    coming = Coming(write.index, read.index, start.slots, 32)
+    own_y, own_end, _ = memory.memory_forward(*given, not_there, options, True, arriving=coming)
+    np.testing.assert_array_equal(np.asarray(own_y), np.asarray(y))
+    used = coming.first < T
+    for own, expected in zip(own_end, end, strict=True):
+        np.testing.assert_array_equal(np.asarray(own)[0][used], np.asarray(expected)[0][used])

@@ -55,6 +55,20 @@ def test_numbers_are_those_of_the_core(on_cpu, slots, T, masked):
         np.testing.assert_array_equal(one, other, err_msg=name)
 
 
+@pytest.mark.parametrize(("slots", "T", "masked"), CASES)
+def test_the_first_token_that_uses_a_slot(on_cpu, slots, T, masked):
+    write, read, mask = drawn(slots, T, masked)
+    arrays = (None if array is None else array.view(OnDevice) for array in (write, read, mask))
+    numbers = module.number_on_gpu(*arrays, slots)
+    first = {}
+    for side in (write, read):
+        for (b, t, h, _), slot in np.ndenumerate(side):
+            key = (b * 3 + h) * slots + int(slot)
+            first[key] = min(t, first.get(key, t))
+    count = numbers.on_host[0][-1]
+    assert numbers.first_tokens()[:count].tolist() == [first[key] for key in numbers.keys[:count].tolist()]
+
+
 def test_cells_go_round_at_the_end_of_a_table(on_cpu):
     slots = np.arange(1000, dtype=np.int32)
     places = (slots.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(module.table_of(8, 2**31)[1])

@@ -247,7 +247,7 @@ def test_rows_that_fit_are_held_where_there_is_no_room_ahead(fake, monkeypatch, 
         held.scatter(on(keys[n : n + 256]), on(rows[n : n + 256]))
     np.testing.assert_array_equal(held.gather(on(keys)), rows)
     with pytest.raises(
-        MemoryError, match="out of memory" if where == "gpu" else "memory.host: no room for 32,768 bytes"
+        MemoryError, match="out of memory" if where == "gpu" else "memory.host: no room for 16,384 bytes"
     ):
         held.scatter(on(keys[:1] + 2**41), on(rows[:1]))
     np.testing.assert_array_equal(held.gather(on(keys)), rows)
@@ -318,7 +318,7 @@ def tiers(where, channels, dtype, layers=1):
     """As named; over a disk there is a page on the GPU and one in the host's memory."""
     if where != "disk":
         return TIERS[where]
-    page = layers * rows_module.PAGE_ROWS * -(-(channels + 1) * np.dtype(dtype).itemsize // 16) * 16
+    page = layers * rows_module.PAGE_ROWS * -(-channels * np.dtype(dtype).itemsize // 16) * 16
     return MemoryTiers(gpu=page, host=page, disk=Path(tempfile.gettempdir()))
 
 

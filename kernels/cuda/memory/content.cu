@@ -51,6 +51,7 @@ struct ContentParams {
     int segments, chunks_of_segment;
     int first_segment, launched_segments;
     int local_only;  // every segment starts from 0; only the one that truly does so leaves more than final_state
+    int one_state;   // segments go on with the same state, launch after launch
 };
 
 DEVICE void store_token_row(const Lane& lane, const StateSlice& state, int chunk, const Tile& x) {

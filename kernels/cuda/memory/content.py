@@ -18,7 +18,7 @@ CONTENT = ParamStruct(
     working=POINTER, final_state=POINTER, dstate=POINTER, y=POINTER, dv=POINTER, dy_dot_s=POINTER, d_dot_v=POINTER,
     final_q=POINTER, spans=POINTER, tokens=INT, heads=INT, channels=INT, rows=INT, all_chunks=INT, segments=INT,
     chunks_of_segment=INT,
-    first_segment=INT, launched_segments=INT, local_only=INT,
+    first_segment=INT, launched_segments=INT, local_only=INT, one_state=INT,
 )  # fmt: skip
 """``ContentParams`` of content.cu, which says what each is."""
 
@@ -50,12 +50,14 @@ def content_pass(
     skip_first: int = 0,
     skip_last: int = 0,
     local_only: bool = False,
+    one_state: bool = False,
     **arrays: Any,
 ) -> None:
     """Launch the pass ``name``, one of PASSES, over all tokens.
 
-    ``skip_first``, ``skip_last``: how many segments to leave out at the start and at the end, 0 or 1.
+    ``skip_first``, ``skip_last``: how many segments to leave out at the start and at the end.
     ``local_only``: a segment whose start (backward: end) is not known yet leaves only the state that it makes of zeros.
+    ``one_state``: all segments go on with one and the same state, which they are launched one after another for.
     ``arrays``: the pass's own, by their names in ``ContentParams``; those of other passes are null.
     """
     _, T, H, C = call.values.shape
@@ -67,6 +69,7 @@ def content_pass(
             spans=call.packed and call.packed.spans, tokens=T, heads=H, channels=C, rows=call.rows_of_state,
             all_chunks=kept.all_chunks, segments=segments.contents, chunks_of_segment=segments.chunks,
             first_segment=skip_first, launched_segments=launched, local_only=local_only,
+            one_state=one_state,
         )
     )  # fmt: skip
 

@@ -68,15 +68,21 @@ def memory_forward(
     options: MemoryOptions,
     return_state: bool,
     cu_seqlens: Any = None,
+    arriving: Any = None,
 ) -> tuple[Array, RAMState | None, MemoryContext]:
-    """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx."""
+    """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx.
+
+    ``arriving``: says when the contents of the given state are there, part by part (``sparse/arriving.py``).
+    """
     _, _, H, C = values.shape
     call = _prepare(write, read, values, gamma, mask, state, options, return_state, cu_seqlens)
     if max(call.top_k) > MAX_CHUNKED_K:
+        if arriving is not None:
+            arriving.wait()
         content, mass = (_working(call, part) for part in ("slots", "mass"))
         y, chunked = plain_forward(call, content, mass), None
     else:
-        y, content, mass, chunked = _chunked_forward(call, return_state)
+        y, content, mass, chunked = _chunked_forward(call, return_state, arriving)
     final = None
     if return_state:
         final = RAMState(content.reshape(call.batch, H, call.rows, C), mass.reshape(call.batch, H, call.rows))
@@ -136,7 +142,7 @@ def _prepare(
     )
 
 
-def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, Chunked]:
+def _chunked_forward(call: Call, return_state: bool, arriving: Any) -> tuple[Array, Any, Any, Chunked]:
     """y; content and mass after the last token, where they are wanted; what the backward needs."""
     import cupy
 
@@ -154,7 +160,7 @@ def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, C
     kept = allocate_kept(call, layout, layout.record_bytes if dense is None else dense.record_bytes)
     memory = fill_memory_params(call, kept)
     y = cupy.empty(call.values.shape, dtype=call.values.dtype)
-    content = _final(call, "slots", layout.in_shared, return_state)
+    content = _final(call, "slots", layout.in_shared, return_state, is_set=arriving is None)
     mass = _final(call, "mass", layout.masses_in_shared(rows), return_state)
     starts = decay_products = None
     if B:
@@ -175,7 +181,13 @@ def _chunked_forward(call: Call, return_state: bool) -> tuple[Array, Any, Any, C
             mass_aware_forward(call, layout, memory, kept)
         # 3. couplings within chunks; 4. contents
         if dense is None:
-            starts = _contents_forward(call, layout, segments, memory, kept, y, content, decay_products)
+            couple_forward(call, layout, memory, kept)
+            if arriving is None or layout.in_shared:
+                if arriving is not None:
+                    arriving.wait()
+                starts = _contents_forward(call, layout, segments, kept, y, content, decay_products)
+            else:
+                _contents_as_they_come(call, layout, kept, y, content, arriving)
         else:
             dense_couple_forward(call, dense, memory, kept)
             dense_content_pass("dense_content_forward", call, dense, memory, kept, y=y)
@@ -186,16 +198,14 @@ def _contents_forward(
     call: Call,
     layout: Layout,
     segments: Segments,
-    memory: Any,
     kept: Kept,
     y: Array,
     content: Array | None,
     decay_products: Array | None,
 ) -> Array | None:
-    """Couplings within chunks, then y and the contents, by chains. Returns the contents at each segment's start."""
+    """y and the contents, by chains. Returns the contents at each segment's start."""
     import cupy
 
-    couple_forward(call, layout, memory, kept)
     starts = None
     start, run = None if call.state is None else call.state.slots, (call, layout, kept, segments)
     if segments.contents > 1:
@@ -214,6 +224,17 @@ def _contents_forward(
         skip_first=int(starts is not None),
     )
     return starts
+
+
+def _contents_as_they_come(call: Call, layout: Layout, kept: Kept, y: Array, content: Array, arriving: Any) -> None:
+    """The same for contents in device memory, part by part, each as soon as the rows are there that it uses first."""
+    parts = Segments(arriving.parts, arriving.tokens // layout.chunk, 1)
+    for part in range(arriving.parts):
+        arriving.take(part, content)
+        content_pass(
+            "content_forward", call, layout, kept, parts, skip_first=part, skip_last=arriving.parts - 1 - part,
+            one_state=True, y=y, working=content,
+        )  # fmt: skip
 
 
 def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: Chunked) -> MemoryGrads:
@@ -302,13 +323,16 @@ def _contents_backward(
     return final_q, dgiven
 
 
-def _final(call: Call, part: str, in_shared: bool, wanted: bool) -> Array | None:
-    """Where a part of the state, "slots" or "mass", is worked on or returned; None where neither needs memory."""
+def _final(call: Call, part: str, in_shared: bool, wanted: bool, is_set: bool = True) -> Array | None:
+    """Where a part of the state, "slots" or "mass", is worked on or returned; None where neither needs memory.
+
+    ``is_set``: whether what is worked on begins as the state before the first token; else someone sets it later.
+    """
     import cupy
 
-    if not in_shared:
+    if not in_shared and is_set:
         return _working(call, part)
-    return cupy.empty(_shape(call, part), dtype=call.acc) if wanted else None
+    return cupy.empty(_shape(call, part), dtype=call.acc) if wanted or not in_shared else None
 
 
 def _working(call: Call, part: str) -> Array:

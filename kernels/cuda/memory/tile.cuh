@@ -66,7 +66,7 @@ struct Lane {
         const int all_chunks = chunks_of(span.tokens);
         slice = block % slices, segment = p.first_segment + number % p.launched_segments;
         const StateRows state(span, head, heads, p.rows, WRITES);
-        rows = state.rows, first_row = state.first * p.segments + (long long)(segment)*rows;
+        rows = state.rows, first_row = p.one_state ? state.first : state.first * p.segments + (long long)(segment)*rows;
         const int begin = segment * p.chunks_of_segment;
         chunks = min(p.chunks_of_segment, all_chunks - begin);
         tokens = min(chunks * CHUNK, span.tokens - begin * CHUNK);

@@ -14,6 +14,7 @@
 //                               CuPy adds these up
 //     number_cells   cells      numbers, and keys in their order; where heads begin there, and how many slots they write
 //     take_numbers   accesses   the number of every access
+//     note_tokens    accesses   the first token that uses each slot, where someone asks for it
 //
 // Compiled with: THREADS.
 #include "runtime/common.cuh"
@@ -46,6 +47,7 @@ struct NumbersParams {
     const int* sums;      // (B*H, places): of the marks up to each place, with all heads before
     long long* keys;      // (N,) out
     long long* bounds;    // (2 B*H + 1,) out: where a head's keys begin, and N; how many of its slots are written
+    unsigned* first_tokens;  // (N,) out, of note_tokens: 2**32 - 1 before
     long long cell_count, slots;  // of the table; M
     long long places;     // of a head
     int tokens, heads, all_heads;  // T, H, B*H
@@ -118,4 +120,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) take_numbers(const __grid_
     unsigned i = thread_of_grid();
     const Side side = side_of(p, i);
     if (i < side.accesses) side.numbers[i] = p.cells[side.numbers[i]].number;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) note_tokens(const __grid_constant__ NumbersParams p) {
+    unsigned i = thread_of_grid();
+    const Side side = side_of(p, i);
+    if (i >= side.accesses) return;
+    const unsigned token_head = i / side.top_k, row = token_head / p.heads, head = token_head % p.heads;
+    const unsigned b = row / p.tokens, t = row % p.tokens;
+    unsigned* const first = p.first_tokens + p.bounds[b * p.heads + head] + side.numbers[i];
+    if (t < *first) atomicMin(first, t);
 }

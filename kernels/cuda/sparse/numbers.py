@@ -22,11 +22,11 @@ SIDE = ParamStruct(
 NUMBERS_PARAMS = ParamStruct(
     "NumbersParams",
     write=SIDE, read=SIDE, mask=POINTER, cells=POINTER, marks=POINTER, sums=POINTER, keys=POINTER, bounds=POINTER,
-    cell_count=LONG, slots=LONG, places=LONG, tokens=INT, heads=INT, all_heads=INT, shift=INT,
+    first_tokens=POINTER, cell_count=LONG, slots=LONG, places=LONG, tokens=INT, heads=INT, all_heads=INT, shift=INT,
 )  # fmt: skip
 NUMBERS = Specialisation(
     "sparse/numbers.cu",
-    ("note_uses", "mark_firsts", "number_cells", "take_numbers"),
+    ("note_uses", "mark_firsts", "number_cells", "take_numbers", "note_tokens"),
     (("THREADS", THREADS),),
     (NUMBERS_PARAMS,),
 )
@@ -37,17 +37,26 @@ class Numbers:
 
     ``write``, ``read``: (B, T, H, K) int32, in place of slots; ``keys``: of the slots, by heads and then by numbers,
     with room for more; ``bounds``: (2 B*H + 1,) int64, where a head's keys begin, how many there are, and how many of a
-    head's slots are written; ``heads``: B*H.
+    head's slots are written; ``heads``: B*H; ``params``: of further launches.
     """
 
-    def __init__(self, write: Array, read: Array, keys: Array, bounds: Array, heads: int):
+    def __init__(self, write: Array, read: Array, keys: Array, bounds: Array, heads: int, params: dict[str, Any]):
         self.write, self.read, self.keys, self.bounds, self.heads = write, read, keys, bounds, heads
+        self._params = params
 
     @functools.cached_property
     def on_host(self) -> tuple[np.ndarray, np.ndarray]:
         """``start`` and ``written``, as of ``SlotNumbers``. Waits for the GPU."""
         start, written = np.split(self.bounds.get(), [self.heads + 1])
         return start, written
+
+    def first_tokens(self) -> Array:
+        """The first token that uses each slot, (N,) uint32 in the order of ``keys``."""
+        import cupy
+
+        first = cupy.full(self.keys.size, 2**32 - 1, dtype=np.uint32)
+        _launch("note_tokens", self.write.size + self.read.size, self._params | {"first_tokens": first})
+        return first
 
 
 def number_slots(write: Array, read: Array, mask: Array | None, slots: int) -> SlotNumbers:
@@ -78,15 +87,16 @@ def number_on_gpu(write: Array, read: Array, mask: Array | None, slots: int) -> 
     params = {
         "write": _side(write, numbers[0], 0, writes), "read": _side(read, numbers[1], places - reads, 0),
         "mask": None if mask is None else contiguous_aligned(mask), "cells": table, "marks": marks, "sums": None,
-        "keys": keys, "bounds": bounds, "cell_count": cells, "slots": slots, "places": places, "tokens": T, "heads": H,
-        "all_heads": B * H, "shift": shift,
+        "keys": keys, "bounds": bounds, "first_tokens": None, "cell_count": cells, "slots": slots, "places": places,
+        "tokens": T, "heads": H, "all_heads": B * H, "shift": shift,
     }  # fmt: skip
     _launch("note_uses", count, params)
     _launch("mark_firsts", cells, params)
     params["sums"] = cupy.cumsum(marks, dtype=np.int32)
     _launch("number_cells", cells, params)
     _launch("take_numbers", count, params)
-    return Numbers(numbers[0], numbers[1], keys, bounds, B * H)
+    later = params | dict.fromkeys(("cells", "marks", "sums", "mask"))  # which are of no use then
+    return Numbers(numbers[0], numbers[1], keys, bounds, B * H, later)
 
 
 def table_of(count: int, most: int) -> tuple[int, int]:

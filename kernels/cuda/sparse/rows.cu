@@ -4,7 +4,7 @@
 //
 //     gather_rows     rows by keys, those in the host's memory read over the bus in the same launch
 //     scatter_rows    the other way; keys that are not there are added
-//     enter_rows      all rows into a new table
+//     enter_rows      all rows into a new table, with their masses from the one before
 //     exchange_rows   rows of the GPU that were not asked for against rows of the host that were
 //     move_rows       rows to places that others have left; the table is made anew then
 //
@@ -19,11 +19,16 @@
 struct RowsParams {
     const RowTable* table;
     const long long* keys;  // (N,)
-    unsigned* rows;         // (N, words)
+    unsigned* rows;         // (N, words): contents, then the mass
     const int *here, *there;  // (N,) of exchange_rows: rows on the GPU and on the host; of move_rows: to and from
+    Entry* old;             // of enter_rows: the table before, where masses are
     long long count;        // N; of enter_rows, as of the table
-    int words;              // of a row without what fills it up, of 4 bytes; of gather_rows and scatter_rows
+    unsigned old_mask;
+    int old_shift;
+    int words, mass_words;  // of 4 bytes, of gather_rows and scatter_rows
     int changed;            // of scatter_rows: whether the rows differ from what a disk has
+
+    DEVICE int content_words() const { return words - mass_words; }
 };
 
 DEVICE long long warp_of_grid() { return (blockIdx.x * (long long)(THREADS) + threadIdx.x) / 32; }
@@ -51,38 +56,50 @@ DEVICE void copy_in(const unsigned* from, void* row, int words) {
 extern "C" __global__ void __launch_bounds__(THREADS) gather_rows(const __grid_constant__ RowsParams p) {
     const long long n = warp_of_grid();
     if (n >= p.count) return;
-    const RowTable table = *p.table;
+    const RowTable& table = *p.table;
     const int now = RowTable::milliseconds();
     const Found found = table.find(p.keys[n]);
-    if (found.row && threadIdx.x % 32 == 0) table.used[table.numbers[found.at]] = now;
-    copy_out(found.row ? found.row : table.initial, p.rows + n * p.words, p.words);
+    const bool is_there = found.row;
+    unsigned* const to = p.rows + n * p.words;
+    copy_out(is_there ? found.row : table.initial, to, p.content_words());
+    if (threadIdx.x % 32) return;
+    if (is_there) table.note(found, now);
+    const long long mass = table.mass_of<long long>(found);
+    to[p.content_words()] = unsigned(mass);
+    if (p.mass_words == 2) to[p.content_words() + 1] = unsigned(mass >> 32);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) scatter_rows(const __grid_constant__ RowsParams p) {
     const long long n = warp_of_grid();
     if (n >= p.count) return;
-    const RowTable table = *p.table;
+    const RowTable& table = *p.table;
     const int now = RowTable::milliseconds();
+    const unsigned* const from = p.rows + n * p.words;
     char* row = nullptr;
     if (threadIdx.x % 32 == 0) {
         bool added;
         const Found found = table.find_or_add(p.keys[n], added);
         row = found.row;
         if (row) {
-            const int number = table.numbers[found.at];
-            table.used[number] = now;
-            table.changed[number] = p.changed;
+            table.changed[table.note(found, now)] = p.changed;
+            const unsigned long long high = p.mass_words == 2 ? from[p.content_words() + 1] : 0;
+            found.at->mass = high << 32 | from[p.content_words()];
         }
     }
     row = reinterpret_cast<char*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(row), 0));
-    if (row) copy_in(p.rows + n * p.words, row, p.words);
+    if (row) copy_in(from, row, p.content_words());
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) enter_rows(const __grid_constant__ RowsParams p) {
     const RowTable table = *p.table;
     const long long number = blockIdx.x * (long long)(THREADS) + threadIdx.x;
     if (number >= *table.count) return;
-    table.set(table.add(table.key_of_row[number]), int(number));
+    const long long key = table.key_of_row[number];
+    Entry* const entry = table.add(key);
+    RowTable old = table;
+    old.entries = p.old, old.mask = p.old_mask, old.shift = p.old_shift;
+    entry->mass = old.find(key).at->mass;
+    table.set(entry, int(number));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) exchange_rows(const __grid_constant__ RowsParams p) {

@@ -19,24 +19,27 @@ from ramnet_np.contract import Array, MemoryTiers
 
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, LONG, POINTER, UNSIGNED, ParamStruct
+from .arriving import LEAST_BYTES, Arriving
+from .beside import Beside
 from .numbers import number_on_gpu
 from .segment_rows import SegmentRows
-from .write_back import WriteBack
 
 THREADS = 128
 PAGE_ROWS = 1024  # PAGE_BITS of rows.cuh
+ENTRY = 32  # bytes of an Entry of rows.cuh
 MOST_ROWS = 2**31 - PAGE_ROWS
 EXCHANGE_EVERY = 512  # calls that add rows
 CALLS_AHEAD, ROWS_AHEAD = 32, 16 * PAGE_ROWS  # for which there is room after the host has asked, as asking waits
 EXCHANGED = 4096  # rows at once, at most
 ROW_TABLE = ParamStruct(
     "RowTable",
-    entries=POINTER, numbers=POINTER, pages=POINTER, initial=POINTER, key_of_row=POINTER, used=POINTER, changed=POINTER,
-    count=POINTER, mask=UNSIGNED, shift=INT, row_bytes=INT, capacity=INT,
+    entries=POINTER, pages=POINTER, initial=POINTER, initial_mass=LONG, key_of_row=POINTER, used=POINTER,
+    changed=POINTER, count=POINTER, mask=UNSIGNED, shift=INT, row_bytes=INT, capacity=INT,
 )  # fmt: skip
 ROWS_PARAMS = ParamStruct(
     "RowsParams",
-    table=POINTER, keys=POINTER, rows=POINTER, here=POINTER, there=POINTER, count=LONG, words=INT, changed=INT,
+    table=POINTER, keys=POINTER, rows=POINTER, here=POINTER, there=POINTER, old=POINTER, count=LONG, old_mask=UNSIGNED,
+    old_shift=INT, words=INT, mass_words=INT, changed=INT,
 )  # fmt: skip
 ROWS = Specialisation(
     "sparse/rows.cu",
@@ -44,6 +47,24 @@ ROWS = Specialisation(
     (("THREADS", THREADS),),
     (ROW_TABLE, ROWS_PARAMS),
 )
+
+
+def mass_bytes(dtype: Any) -> int:
+    """Bytes of the mass that ends a row of this dtype, as ``core/row_format.py`` makes it.
+
+    >>> mass_bytes(np.uint16), mass_bytes(np.float64)
+    (4, 8)
+    """
+    return max(4, np.dtype(dtype).itemsize)
+
+
+def row_bytes(initial: np.ndarray) -> int:
+    """Bytes of a row like ``initial`` in a page: its contents alone, since its mass is in the table.
+
+    >>> row_bytes(np.zeros(65, np.float32)), row_bytes(np.zeros(66, np.uint16))
+    (256, 128)
+    """
+    return -(-(initial.nbytes - mass_bytes(initial.dtype)) // 16) * 16
 
 
 def table_of(rows: int, slots: int) -> tuple[int, int]:
@@ -78,17 +99,19 @@ class DeviceRows:
             raise ValueError("memory.gpu must say how much of the GPU may be used where memory.host is given, got None")
         self._cupy, self._dtype, self._width, self._tiers = cupy, initial.dtype, initial.size, tiers
         self._slots = slots
-        self._row_bytes = -(-initial.nbytes // 16) * 16
+        self._mass_bytes, self._row_bytes = mass_bytes(initial.dtype), row_bytes(initial)
+        mass = initial.size - self._mass_bytes // initial.itemsize  # where it is
         filled = np.zeros(self._row_bytes // initial.itemsize, dtype=initial.dtype)
-        filled[: initial.size] = initial
+        filled[:mass] = initial[:mass]
+        self._initial_mass = int.from_bytes(initial[mass:].tobytes(), "little", signed=True)
         self._initial, self._count = cupy.asarray(filled), cupy.zeros(1, dtype=np.int32)
         self._pages: list[int] = []  # addresses: those on the GPU, then those of the host
         self._held: list[Any] = []  # what the pages are parts of
         self._gpu_pages, self._calls, self._bound, self._new = 0, 0, 0, 0
         self._key_of_row, self._used = cupy.empty(0, dtype=np.int64), cupy.empty(0, dtype=np.int32)
         self._changed = cupy.empty(0, dtype=np.bool_)
-        self._write_back = WriteBack()
-        self._entries, self._numbers = cupy.empty((0, 2), dtype=np.int64), cupy.empty(0, dtype=np.int32)
+        self._write_back = Beside("back")
+        self._entries, self._hashed = cupy.empty((0, ENTRY // 8), dtype=np.int64), (0, 0)  # its mask and shift
         self.table = cupy.zeros(ROW_TABLE.dtype.itemsize, dtype=np.uint8)  # a RowTable
         self._grow(1)
 
@@ -101,7 +124,7 @@ class DeviceRows:
     @property
     def nbytes(self) -> int:
         """Bytes on the GPU."""
-        arrays = (self._key_of_row, self._used, self._changed, self._entries, self._numbers, self._initial)
+        arrays = (self._key_of_row, self._used, self._changed, self._entries, self._initial)
         return self._gpu_pages * self._page_bytes + sum(array.nbytes for array in arrays)
 
     @property
@@ -176,9 +199,10 @@ class DeviceRows:
         """A small dense state of the slots that a segment touches: their rows go there, and back.
 
         ``write``, ``read``: (B, T, H, K) slots; ``mask``: as of ``number_slots``; ``slots``: M; ``channels``: C.
-        Returns ``write`` and ``read`` with numbers in place of slots, contents (B*H, n, C), masses (B*H, n), and a
-        function that stores the rows of written slots from such arrays; MemoryError if there is no room for them. Where
-        some rows are in the host's memory, they go there beside the work that follows (``write_back.py``).
+        Returns ``write`` and ``read`` with numbers in place of slots, contents (B*H, n, C), masses (B*H, n), what says
+        when the contents are there (None: they are), and a function that stores the rows of written slots from such
+        arrays; MemoryError if there is no room for them. Where some rows are in the host's memory, they come and go
+        beside other work (``beside.py``).
         n is M where a head has no more slots than tokens: then the host need not wait for how many are touched. Else it
         is the most that a head touches. NotImplemented where numbers.py is.
         """
@@ -197,7 +221,13 @@ class DeviceRows:
             else:
                 rows.scatter(contents, mass)
 
-        return numbers.write, numbers.read, *rows.gather(), put_back
+        arriving, on_host = None, max(0, self._bound - self.rows_on_gpu)
+        if min(rows.nbytes, on_host * self._row_bytes) > LEAST_BYTES:
+            contents, mass = rows.gather_masses()
+            arriving = Arriving(rows, write.shape[1], contents, self._held)
+        else:
+            contents, mass = rows.gather()
+        return numbers.write, numbers.read, contents, mass, arriving, put_back
 
     def blocks(self, size: int) -> Iterator[tuple[Array, Array]]:
         """Every slot that was stored, keys and rows (N, W), ``size`` at a time; nothing moves meanwhile."""
@@ -222,7 +252,7 @@ class DeviceRows:
         self._used[count:] = 0
         self._bound = count
         self._count[...] = count
-        self._enter(count)
+        self._enter(count, len(self._entries), self._hashed[1])
 
     def exchange(self) -> None:
         """Let rows of the host that were asked for last change places with rows of the GPU not asked for longest."""
@@ -284,23 +314,30 @@ class DeviceRows:
             setattr(self, name, new)
         self._addresses = cupy.asarray(np.array(self._pages, dtype=np.uint64))
         entries, shift = table_of(size, self._slots)
-        is_larger = entries > len(self._entries)
-        if is_larger:
-            self._entries = cupy.empty((entries, 2), dtype=np.int64)  # a key, an address
-            self._numbers = cupy.empty(entries, dtype=np.int32)
+        if entries > len(self._entries):
+            self._enter(size, entries, shift)
+        else:
+            self._fill_table()
+
+    def _fill_table(self) -> None:
+        """What a launch is told of all this."""
+        mask, shift = self._hashed
         table = ROW_TABLE(
-            entries=self._entries, numbers=self._numbers, pages=self._addresses, initial=self._initial,
-            key_of_row=self._key_of_row, used=self._used, changed=self._changed, count=self._count,
-            mask=entries - 1 if shift else 2**32 - 1, shift=shift, row_bytes=self._row_bytes, capacity=size,
+            entries=self._entries, pages=self._addresses, initial=self._initial, initial_mass=self._initial_mass,
+            key_of_row=self._key_of_row, used=self._used, changed=self._changed, count=self._count, mask=mask,
+            shift=shift, row_bytes=self._row_bytes, capacity=self._capacity,
         )  # fmt: skip
         self.table.set(np.frombuffer(table.tobytes(), dtype=np.uint8))
-        if is_larger:
-            self._enter(size)
 
-    def _enter(self, most: int) -> None:
+    def _enter(self, most: int, entries: int, shift: int) -> None:
         """Make the table anew, of all rows, of which there are at most so many."""
-        self._entries[:, 0], self._entries[:, 1] = -1, 0
-        self._launch("enter_rows", most, warps=False)
+        old, (mask, old_shift) = self._entries, self._hashed
+        self._entries = self._cupy.zeros((entries, ENTRY // 8), dtype=np.int64)
+        self._entries[:, 0] = -1
+        self._hashed = entries - 1 if shift else 2**32 - 1, shift
+        self._fill_table()
+        if len(old):
+            self._launch("enter_rows", most, warps=False, old=old, old_mask=mask, old_shift=old_shift)
 
     def _add_pages(self, count: int) -> None:
         """Pages on the GPU while there is room, then in the host's memory; fewer than ``count`` where that is all."""
@@ -331,7 +368,10 @@ class DeviceRows:
 
     def _launch(self, name: str, count: int, warps: bool = True, **values: Any) -> None:
         if count:
-            params = {"keys": None, "rows": None, "here": None, "there": None, "changed": True} | values
-            words = self._width * self._dtype.itemsize // 4
+            pointers = dict.fromkeys(("keys", "rows", "here", "there", "old"))
+            params = pointers | {"old_mask": 0, "old_shift": 0, "changed": True} | values
+            words, mass_words = self._width * self._dtype.itemsize // 4, self._mass_bytes // 4
             blocks = -(-count * (32 if warps else 1) // THREADS)
-            Launch(ROWS, name, (blocks,), THREADS)(ROWS_PARAMS(table=self.table, **params, count=count, words=words))
+            Launch(ROWS, name, (blocks,), THREADS)(
+                ROWS_PARAMS(table=self.table, **params, count=count, words=words, mass_words=mass_words)
+            )

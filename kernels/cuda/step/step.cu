@@ -79,28 +79,26 @@ struct StepParams {
 // was before and where it goes to.
 #if SPARSE
 struct Memory {
-    static constexpr int MASS = CHANNELS + CHANNELS % (sizeof(Acc) / sizeof(ROW));  // where it is, behind C contents
     const ROW* from[ACCESSES];
     Found found[ACCESSES];
 
     // A read may find a row that the block's write is adding: it is loaded for nothing, as the write serves the read.
-    DEVICE void find(const RowTable& table, int e, long long key) {
+    DEVICE Found find(const RowTable& table, int e, long long key) {
         bool added = false;
         found[e] = e < WRITES ? table.find_or_add(key, added) : table.find(key);
         from[e] = reinterpret_cast<const ROW*>(!found[e].row || added ? table.initial : found[e].row);
+        return found[e];
     }
     DEVICE const ROW* content(int e, int) const { return from[e]; }
-    DEVICE Acc mass(int e, int) const { return *reinterpret_cast<const Acc*>(from[e] + MASS); }
     DEVICE ROW* new_content(int e, int) const { return reinterpret_cast<ROW*>(found[e].row); }
-    DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(new_content(e, 0) + MASS); }
+    DEVICE Acc* new_mass(int e, int) const { return reinterpret_cast<Acc*>(&found[e].at->mass); }
 
     // By one warp: which rows were asked for ``now``, and which of them change.
     DEVICE void note(const StepParams& p, int lane, int now) const {
         const RowTable& table = *p.table;
         for (int e = lane; e < ACCESSES; e += 32) {
             if (!found[e].row) continue;
-            const int number = table.numbers[found[e].at];
-            table.used[number] = now;
+            const int number = table.note(found[e], now);
             if (e < WRITES) table.changed[number] = true;
         }
     }
@@ -110,7 +108,6 @@ struct Memory {
     Acc *s, *z;
 
     DEVICE const Acc* content(int, int slot) const { return s + (long long)(slot)*CHANNELS; }
-    DEVICE Acc mass(int, int slot) const { return z[slot]; }
     DEVICE Acc* new_content(int, int slot) const { return s + (long long)(slot)*CHANNELS; }
     DEVICE Acc* new_mass(int, int slot) const { return z + slot; }
     DEVICE void note(const StepParams&, int, int) const {}
@@ -167,9 +164,11 @@ DEVICE void find_slots(
         slot[k] = cape_shift(search.best[k].slot(), shift, M);
 #if SPARSE
         if (!live) continue;
-        memory.find(table, first + k, blockIdx.x * (long long)(M) + slot[k]);
+        const Found found = memory.find(table, first + k, blockIdx.x * (long long)(M) + slot[k]);
+        if (needed) mass[e] = table.mass_of<Acc>(found);
+#else
+        if (needed) mass[e] = memory.z[slot[k]];
 #endif
-        if (needed) mass[e] = memory.mass(first + k, slot[k]);
     }
 }
 
