@@ -340,6 +340,17 @@ def test_rows_that_come_in_parts_give_the_bits_of_a_dense_state(
     np.testing.assert_array_equal(rows[:, C].reshape(dense.mass.shape), dense.mass)
 
 
+def test_what_rows_come_into_lives_until_they_are_there(second, launches_of_segments, segment_library, in_parts):
+    launches_of_segments(segment_library)
+    held = device_rows(gpu=0)
+    held.scatter(on([3, 5]), on(np.ones((2, 5), np.float32)))
+    index = on(np.array([3, 5], np.int32).reshape(1, 1, 1, -1))
+    taken = held.segment(index, index, None, 2**31 - 1, 4)
+    assert second.work
+    del taken  # as after an error
+    assert not second.work
+
+
 def test_rows_that_are_on_the_gpu_do_not_come_in_parts(launches_of_segments, segment_library, in_parts):
     launches_of_segments(segment_library)
     held = device_rows()

@@ -42,11 +42,15 @@ class Arriving:
 
     def __init__(self, rows: SegmentRows, tokens: int, contents: Array, needs: object):
         self.tokens = part_tokens(tokens)
-        self._rows, self._contents = rows, contents
+        self._rows, self._contents, self._needs = rows, contents, needs
         self._bounds = list(pairwise([*range(0, tokens, self.tokens), tokens]))
         self._coming = [Beside("ahead") for _ in self._bounds]
         for coming, bounds in zip(self._coming, self._bounds, strict=True):
-            coming.run(partial(rows.gather_part, *bounds, contents), (rows, contents, needs))
+            coming.run(partial(rows.gather_part, *bounds, contents), None)  # this object keeps what it needs
+
+    def __del__(self) -> None:
+        for coming in self._coming:  # where an error came before the rows were taken
+            coming.finish()
 
     @property
     def parts(self) -> int:
@@ -55,7 +59,8 @@ class Arriving:
 
     def wait(self) -> None:
         """What the current stream does from now on finds all rows."""
-        self._coming[-1].wait()
+        for coming in self._coming:
+            coming.wait()
 
     def take(self, part: int, working: Array) -> None:
         """Put the contents of a part, from 0 on, into ``working`` (B*H, n, C), where those of the parts before are."""

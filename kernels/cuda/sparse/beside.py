@@ -26,7 +26,10 @@ class Beside:
         self._gpu = 0  # where that work runs, and what waits for it
 
     def run(self, work: Callable[[], None], needs: Any) -> None:
-        """Launch ``work`` behind what the current stream has begun; what it ``needs`` lives until it has ended."""
+        """Launch ``work`` behind what the current stream has begun; what it ``needs`` lives until it has ended.
+
+        None where someone else sees to that.
+        """
         import cupy
 
         stream, self._gpu = _stream(self._name), cupy.cuda.runtime.getDevice()
@@ -34,7 +37,8 @@ class Beside:
         with stream:
             work()
         self._done = stream.record()
-        _keep(self._done, needs)
+        if needs is not None:
+            _keep(self._done, needs)
 
     def wait(self) -> None:
         """What the current stream of the work's GPU does from now on comes behind the work."""
