@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ramnet_np import __version__
-from ramnet_np.cli import COMMANDS, main
+from ramnet_np.cli import COMMANDS, _print_result, main
 
 
 def run(capsys, *args):
@@ -229,6 +229,39 @@ def test_train_mqar_help_teaches(capsys):
     assert "--device {cpu,gpu}" in out
     assert "--graph {auto,on,off}" in out
     assert "digits of an address" in out
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help", "--help-all"])
+def test_help_of_train_names_its_kinds(capsys, flag):
+    status, out, err = run(capsys, "train", flag)
+    assert (status, err) == (0, "")
+    assert out.startswith("usage: ramnet-np train {mqar,text} [--preset NAME] [options] ")
+
+
+def test_what_a_run_has_reached_is_printed(capsys, tmp_path):
+    reached = {"step": 7, "seconds": 2.6, "accuracy": {"next byte": 0.5}, "checkpoint": tmp_path / "checkpoints/step-7"}
+    measured = {"bits_per_byte": 2.0, "nats": 1.5, "perplexity": 4.25}
+    found = {"status": "finished", "tokens_per_second": 1234.5, "measured": measured, "signal": None}
+    (tmp_path / "curves.png").touch()
+    _print_result(tmp_path, SimpleNamespace(**reached, **found))
+    assert capsys.readouterr().out.splitlines() == [
+        "finished after step 7, 3 s, 1,234 tokens/s",
+        "held-out accuracy, next byte: 50.00%",
+        "held out: 2.0000 bits a byte, 1.5000 nats a token, perplexity 4.25",
+        f"in {tmp_path}: curves.png, metrics.jsonl, checkpoints/step-7",
+    ]
+    (tmp_path / "curves.png").unlink()
+    found = {"status": "interrupted", "tokens_per_second": 0, "measured": {}, "signal": 2}
+    with pytest.raises(SystemExit) as end:
+        _print_result(tmp_path, SimpleNamespace(**reached, **found))
+    assert end.value.code == 130
+    assert capsys.readouterr().out.splitlines() == [
+        "interrupted after step 7, 3 s",
+        "held-out accuracy, next byte: 50.00%",
+        f"in {tmp_path}: metrics.jsonl, checkpoints/step-7",
+        "no curves yet: the first record of the training comes after train.log_every steps",
+        "--resume with the same settings goes on from here",
+    ]
 
 
 TINY = (
