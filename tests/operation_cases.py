@@ -236,9 +236,7 @@ def run(inputs: Inputs, backend: str, convert: Callable[[Any], Any] = lambda a: 
     return results
 
 
-def run_without_gradients(
-    inputs: Inputs, backend: str, convert: Callable[[Any], Any] = lambda a: a
-) -> dict[str, Any]:
+def run_without_gradients(inputs: Inputs, backend: str, convert: Callable[[Any], Any] = lambda a: a) -> dict[str, Any]:
     """y and the state that :func:`run` has, too, of a forward that no backward follows."""
     gamma = convert(inputs.gamma) if isinstance(inputs.gamma, np.ndarray) else inputs.gamma
     options = {

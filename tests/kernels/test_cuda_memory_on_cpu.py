@@ -119,9 +119,7 @@ def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state):
     for name in ("values", "write_weight", "read_weight", "gamma"):
         assert_close(np.asarray(getattr(grads, name)), getattr(expected, name), gradient=True)
     # the same bits where no backward follows
-    y_alone, end_alone, _ = memory.memory_forward(
-        *given, on_device[0], options._replace(gradients=False), with_state
-    )
+    y_alone, end_alone, _ = memory.memory_forward(*given, on_device[0], options._replace(gradients=False), with_state)
     np.testing.assert_array_equal(np.asarray(y_alone), np.asarray(y))
     for found, wanted in zip(end_alone or (), end or (), strict=True):
         np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
