@@ -24,8 +24,8 @@ def conflict_params(acc: np.dtype) -> ParamStruct:
     """``ConflictParams`` of conflicts.cu."""
     return ParamStruct(
         "ConflictParams",
-        memory=memory_params(acc), writes=POINTER, changes=POINTER, change_before=POINTER, reads=POINTER, mass_reads=POINTER,
-        first_batch=INT, first_chunk=INT,
+        memory=memory_params(acc), writes=POINTER, changes=POINTER, change_before=POINTER, reads=POINTER,
+        mass_reads=POINTER, first_batch=INT, first_chunk=INT,
     )  # fmt: skip
 
 

@@ -41,8 +41,8 @@ def mass_backward_params(acc: np.dtype) -> ParamStruct:
     """``MassBackwardParams`` of mass_backward.cu."""
     return ParamStruct(
         "MassBackwardParams",
-        memory=memory_params(acc), d_dot_v=POINTER, d_dot_before=POINTER, dy_dot_s=POINTER, writes=POINTER, changes=POINTER,
-        mass_before=POINTER, reads=POINTER, gains=POINTER, final_q=POINTER,
+        memory=memory_params(acc), d_dot_v=POINTER, d_dot_before=POINTER, dy_dot_s=POINTER, writes=POINTER,
+        changes=POINTER, mass_before=POINTER, reads=POINTER, gains=POINTER, final_q=POINTER,
         dfinal_mass=POINTER, working=POINTER, dw=POINTER, dr=POINTER, dgamma=POINTER, dgiven_mass=POINTER,
         local_begin=POINTER, final_q_parts=INT, segments=INT, chunks_of_segment=INT,
     )  # fmt: skip

@@ -34,8 +34,9 @@ def mass_forward_specialisation(
     """``mass_forward.cu`` for a layout; ``in_shared``: whether the masses are in shared memory; ``gradients``: whether
     a backward follows."""
     defines = (
-        *layout.defines, ("GRADIENTS", int(gradients)), ("MASS_AWARE", int(mass_aware)), ("MASS_IN_SHARED", int(in_shared)),
-        ("LAZY_ZERO", int(renumbered and not in_shared)), ("SEGMENTED", int(segmented)),
+        *layout.defines, ("GRADIENTS", int(gradients)), ("MASS_AWARE", int(mass_aware)),
+        ("MASS_IN_SHARED", int(in_shared)), ("LAZY_ZERO", int(renumbered and not in_shared)),
+        ("SEGMENTED", int(segmented)),
     )  # fmt: skip
     params = mass_forward_params(np.dtype(f"f{layout.acc_bytes}"))
     return Specialisation("memory/mass_forward.cu", ("mass_forward",), defines, (params,))
