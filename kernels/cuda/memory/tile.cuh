@@ -180,7 +180,7 @@ template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T
 // goes on with.
 template <class T> DEVICE void store_sum(const Lane& lane, int chunk, Tile x, T* to) {
     if constexpr (GROUPS_PER_TOKEN == 2 && ALIGNED && TILE % 2 == 0) {
-        constexpr int HALF = TILE / 2;
+        constexpr int HALF = (TILE + 1) / 2;  // the compiler looks at this for a TILE of 1, too
         Acc own[HALF];
 #pragma unroll
         for (int i = 0; i < HALF; i++) {
