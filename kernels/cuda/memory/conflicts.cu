@@ -24,8 +24,7 @@
 
 struct ConflictParams {
     MemoryParams memory;
-    SlotAccess* writes;            // (B*H, chunks, CHUNK, W)
-    Affine* changes;               // likewise: of the mass, by the write
+    MassAccess* writes;            // (B*H, chunks, CHUNK, W)
     Affine* change_before;         // likewise, chained writes by their number: the change by those before
     SlotAccess* reads;             // (B*H, chunks, CHUNK, R)
     MassAccess* mass_reads;        // likewise, or null if reads are not mass-aware
@@ -193,17 +192,14 @@ struct ChainHeaders {
 DEVICE int store_write(
     const ConflictParams& p, ConflictTable& table, long long at, const AccessOfThread& write, const Role& role, const Affine& change
 ) {
-    int tag = write.live ? (role.last ? LAST : 0) | (write.weight > Acc(0.5) ? HEAVY_WRITE : 0) : DEAD;
+    int tag = write.live ? (role.last ? LAST : 0) : DEAD;
     if (role.with_writes) {
         const unsigned before = table.before[write.cell];
         const int begin = entries_of(before), entry = begin + role.rank;
         table.change_at[entry] = change;
         tag |= CHAINED | access_tag(entry, begin, writes_of(before) + role.writes_before);
     }
-    if (in_chunk(write.token, W)) {
-        p.writes[at * W + threadIdx.x] = {write.live ? write.row : 0, tag};
-        p.changes[at * W + threadIdx.x] = change;
-    }
+    if (in_chunk(write.token, W)) p.writes[at * W + threadIdx.x] = {write.live ? write.row : 0, tag, change};
     return tag;
 }
 

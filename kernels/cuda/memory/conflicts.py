@@ -24,8 +24,8 @@ def conflict_params(acc: np.dtype) -> ParamStruct:
     """``ConflictParams`` of conflicts.cu."""
     return ParamStruct(
         "ConflictParams",
-        memory=memory_params(acc), writes=POINTER, changes=POINTER, change_before=POINTER, reads=POINTER,
-        mass_reads=POINTER, first_batch=INT, first_chunk=INT,
+        memory=memory_params(acc), writes=POINTER, change_before=POINTER, reads=POINTER, mass_reads=POINTER,
+        first_batch=INT, first_chunk=INT,
     )  # fmt: skip
 
 
@@ -61,8 +61,8 @@ def find_conflicts(call: Call, layout: Layout, memory: Any, kept: Kept) -> Array
         grid = H, min(chunks - chunk, GRID), min(B - batch, GRID)
         _launch(layout, call.options.update, call.rows <= layout.cells, call.options.gradients, grid)(
             conflict_params(call.acc)(
-                memory=memory, writes=kept.writes, changes=kept.changes, change_before=change_before,
-                reads=kept.reads, mass_reads=kept.mass_reads, first_batch=batch, first_chunk=chunk,
+                memory=memory, writes=kept.writes, change_before=change_before, reads=kept.reads,
+                mass_reads=kept.mass_reads, first_batch=batch, first_chunk=chunk,
             )
         )  # fmt: skip
     return change_before

@@ -14,8 +14,8 @@
 // channels a lane and, of one token, a part of the accesses:
 //
 //     group     0          1          2          3         ..  63
-//     token     0          0          1          1         ..  31         CHUNK = 32: two groups a token
-//     accesses  0 1 2 3    4 5 6 7    0 1 2 3    4 5 6 7   ..
+//     token     0          1          0          1         ..  31         CHUNK = 32: two groups a token
+//     accesses  0 1 2 3    0 1 2 3    4 5 6 7    4 5 6 7   ..
 //
 //     1  look up: reads, and by couplings the chunk's values        (backward: writes, and dy)
 //     2  change:  writes that alone change their slots; then lists, one a group, of slots with several writes  (reads)

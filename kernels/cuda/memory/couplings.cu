@@ -41,7 +41,7 @@ struct NamedLists {
         const SlotOfAccess slot = thread.write_slot(slots);
         if (!slot.has_write_list() || slot.write_rank(thread.write_token)) return;
         const unsigned before = atomicAdd(&of_length[slot.writes() - 1], 1u | unsigned(slot.writes()) << 16);
-        list[atomicAdd(&count, 1)] = {thread.write.row, slot.begin, before};
+        list[atomicAdd(&count, 1)] = {int(thread.write.row), slot.begin, before};
     }
 };
 
@@ -126,12 +126,12 @@ DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread,
         in_list = slot.has_read_list();
         if (in_list) record.read_entries[entry] = {thread.read_token, weight};
     }
-    const int code = read.live() ? code_of(read.row, in_list) : 0, place = place_in_token<R>(thread.read_token, thread.read_k, code);
-    if (in_chunk(thread.read_token, R)) record.reads[thread.read_token * R + place] = {code, read.live() ? weight : Acc(0)};
+    if (!in_chunk(thread.read_token, R)) return;
+    record.reads[threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
 }
 
 DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record) {
-    const SlotAccess& write = thread.write;
+    const MassAccess& write = thread.write;
     const bool heavy = thread.write_k == 0 && write.heavy();
     bool in_list = false;
     Acc eta = thread.eta;
@@ -142,8 +142,8 @@ DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread
         eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
         if (in_list) record.write_entries[entry] = {token, eta};
     }
-    const int code = write.live() ? code_of(write.row, in_list, heavy) : 0, place = place_in_token<W>(thread.write_token, thread.write_k, code);
-    if (in_chunk(thread.write_token, W)) record.writes[thread.write_token * W + place] = {code, eta};
+    if (!in_chunk(thread.write_token, W)) return;
+    record.writes[threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
 }
 
 // The chains that are always there are asked for with everything else; the others when they are needed.

@@ -44,8 +44,7 @@ struct MassBackwardParams {
     const Acc* d_dot_v;                  // of every write: (B*H, chunks, CHUNK, W)
     const Acc* d_dot_before;             // of a token's first write, if it is heavy: (B*H, chunks, CHUNK)
     const Acc* dy_dot_s;                 // of every read: (B*H, chunks, CHUNK, R)
-    const SlotAccess* writes;            // (B*H, chunks, CHUNK, W)
-    const Affine* changes;               // likewise
+    const MassAccess* writes;            // (B*H, chunks, CHUNK, W)
     const Acc* mass_before;              // likewise
     const SlotAccess* reads;             // (B*H, chunks, CHUNK, R)
     const MassAdjoint* gains;            // likewise: what a read adds, if MASS_AWARE
@@ -95,7 +94,7 @@ struct MassPrefetcher {
     const ChunkRange& range;
 
     DEVICE explicit MassPrefetcher(const Block& block) : range(block.range) {
-        constexpr int LINES = 2 * THREADS / 16;  // for each of sixteen arrays
+        constexpr int LINES = 2 * THREADS / 8;  // for each of eight arrays
         const MassBackwardParams& p = block.p;
         const int array = threadIdx.x / LINES, number = threadIdx.x % LINES;
         // Array n has ``each`` for a chunk, of which ``used`` are loaded.
@@ -106,7 +105,6 @@ struct MassPrefetcher {
         };
         const long long first = block.first_token();
         one_of(0, p.writes + first * W, CHUNK * W, CHUNK * W);
-        one_of(8, p.changes + first * W, CHUNK * W, CHUNK * W);
         one_of(1, p.mass_before + first * W, CHUNK * W, CHUNK * W);
         one_of(2, p.d_dot_v + first * W, CHUNK * W, CHUNK * W);
         one_of(3, p.d_dot_before + first, CHUNK, CHUNK);
@@ -131,8 +129,7 @@ struct WriteThreads {
     const Block& block;
     const int thread, token, k;
     const Acc *dots, *dots_before, *mass_before;
-    const SlotAccess* writes;
-    const Affine* changes;
+    const MassAccess* writes;
     const ELEMENT* gammas;
     Acc* dw;
     ELEMENT* dgamma;
@@ -153,8 +150,7 @@ struct WriteThreads {
         const MassBackwardParams& p = block.p;
         const long long first = block.first_token();
         dots = p.d_dot_v + first * W + thread, dots_before = p.d_dot_before + first + token;
-        writes = p.writes + first * W + thread, changes = p.changes + first * W + thread;
-        mass_before = p.mass_before + first * W + thread;
+        writes = p.writes + first * W + thread, mass_before = p.mass_before + first * W + thread;
         gammas = p.memory.gamma ? p.memory.gamma + block.sequence.first : nullptr;
         dw = p.dw + block.sequence.first * WRITES + k, dgamma = p.dgamma + block.sequence.first;
     }
@@ -164,7 +160,7 @@ struct WriteThreads {
         raw.write = MassAccess::dead(), raw.mass_before = 0, raw.dot = 0, raw.dot_before = 0;
         if (chunk < block.range.begin || thread >= CHUNK * W) return;
         const unsigned at = unsigned(chunk) * (CHUNK * W);
-        raw.write = MassAccess::load(writes + at, changes + at), raw.mass_before = load_read_only(mass_before + at);
+        raw.write = load_read_only(writes + at), raw.mass_before = load_read_only(mass_before + at);
         raw.dot = load_read_only(dots + at);
         if (k == 0) raw.dot_before = load_read_only(dots_before + unsigned(chunk) * CHUNK);
         const int t = t_of(chunk);

@@ -27,8 +27,8 @@ struct MassForwardParams {
     const Acc* given;                // (B*H, segments, rows), or null
     Acc *working, *final_mass;       // (B*H, rows) each, or null; working only if not MASS_IN_SHARED
     Acc* decay_products;             // (B*H, segments, rows): products of 1 - eta, or null; only if SEGMENTED
-    const SlotAccess* writes;        // (B*H, chunks, CHUNK, W), as conflicts.cu left them
-    const Affine *changes, *change_before;  // likewise
+    const MassAccess* writes;        // (B*H, chunks, CHUNK, W), as conflicts.cu left them
+    const Affine* change_before;     // likewise
     const MassAccess* reads;         // (B*H, chunks, CHUNK, R) if MASS_AWARE
     Acc *eta, *mass_before;          // (B*H, chunks, CHUNK, W); the mass before each write, only if GRADIENTS
     Acc* read_mass;                  // (B*H, chunks, CHUNK, R) if MASS_AWARE
@@ -103,27 +103,24 @@ struct Stage {
 
 // Where the inputs and outputs of a thread stand, RING chunks at a time.
 struct MassArrays {
-    const SlotAccess* writes;
-    const MassAccess* reads;
-    const Affine *changes, *change_before;
+    const MassAccess *writes, *reads;
+    const Affine* change_before;
     Acc *eta, *mass_before, *read_mass;
 
     DEVICE MassArrays(const MassForwardParams& p, const Sequence& sequence, int first_chunk) {
         const long long first = sequence.chunk(first_chunk) * CHUNK;
-        writes = p.writes + first * W + threadIdx.x, changes = p.changes + first * W + threadIdx.x;
-        change_before = p.change_before + first * W;
+        writes = p.writes + first * W + threadIdx.x, change_before = p.change_before + first * W;
         eta = p.eta + first * W + threadIdx.x, mass_before = p.mass_before + first * W + threadIdx.x;
         if (MASS_AWARE) reads = p.reads + first * R, read_mass = p.read_mass + first * R;
     }
     DEVICE void advance() {
-        writes += RING * CHUNK * W, changes += RING * CHUNK * W, change_before += RING * CHUNK * W;
+        writes += RING * CHUNK * W, change_before += RING * CHUNK * W;
         eta += RING * CHUNK * W, mass_before += RING * CHUNK * W;
         if (MASS_AWARE) reads += RING * CHUNK * R, read_mass += RING * CHUNK * R;
     }
     // ``ahead``: chunks from where the pointers stand.
     DEVICE void load_write(Stage& to, bool there, int ahead) const {
-        if (there && threadIdx.x < CHUNK * W)
-            to.write = MassAccess::load(writes + ahead * CHUNK * W, changes + ahead * CHUNK * W);
+        if (there && threadIdx.x < CHUNK * W) to.write = load_read_only(writes + ahead * CHUNK * W);
     }
     DEVICE void load_change_before(Stage& to, bool there, int ahead) const {
         to.before = {1, 0};

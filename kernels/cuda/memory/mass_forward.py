@@ -21,8 +21,7 @@ def mass_forward_params(acc: np.dtype) -> ParamStruct:
     return ParamStruct(
         "MassForwardParams",
         memory=memory_params(acc), given=POINTER, working=POINTER, final_mass=POINTER, decay_products=POINTER,
-        writes=POINTER, changes=POINTER, change_before=POINTER, reads=POINTER, eta=POINTER, mass_before=POINTER,
-        read_mass=POINTER,
+        writes=POINTER, change_before=POINTER, reads=POINTER, eta=POINTER, mass_before=POINTER, read_mass=POINTER,
         segments=INT, chunks_of_segment=INT,
     )  # fmt: skip
 
@@ -35,8 +34,8 @@ def mass_forward_specialisation(
     a backward follows."""
     defines = (
         *layout.defines, ("GRADIENTS", int(gradients)), ("MASS_AWARE", int(mass_aware)),
-        ("MASS_IN_SHARED", int(in_shared)), ("LAZY_ZERO", int(renumbered and not in_shared)),
-        ("SEGMENTED", int(segmented)),
+        ("MASS_IN_SHARED", int(in_shared)),
+        ("LAZY_ZERO", int(renumbered and not in_shared)), ("SEGMENTED", int(segmented)),
     )  # fmt: skip
     params = mass_forward_params(np.dtype(f"f{layout.acc_bytes}"))
     return Specialisation("memory/mass_forward.cu", ("mass_forward",), defines, (params,))
@@ -79,7 +78,7 @@ def mass_forward(
     launch(
         mass_forward_params(call.acc)(
             memory=memory, given=given, working=final, final_mass=final, decay_products=decay_products,
-            writes=kept.writes, changes=kept.changes, change_before=change_before, reads=kept.mass_reads, eta=kept.eta,
+            writes=kept.writes, change_before=change_before, reads=kept.mass_reads, eta=kept.eta,
             mass_before=kept.mass_before, read_mass=kept.read_mass, segments=count, chunks_of_segment=length,
         )
     )  # fmt: skip

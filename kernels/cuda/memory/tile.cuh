@@ -77,18 +77,10 @@ struct Lane {
 #pragma unroll
         for (int i = 0; i < TILE; i++) inside[i] = WHOLE || channel + i < channels;
     }
-    // Two groups that follow one another are of two tokens, or have the two halves of a token's accesses.
-    DEVICE static int token_of(int group) {
-        return TOKENS_IN_PAIRS ? group / (2 * GROUPS_PER_TOKEN) * 2 + group % 2 : group / GROUPS_PER_TOKEN;
-    }
-    DEVICE static int part_of(int group) {
-        constexpr int HALF = GROUPS_PER_TOKEN / 2;
-        return TOKENS_IN_PAIRS ? group / 2 % GROUPS_PER_TOKEN : group / 2 % HALF + group % 2 * HALF;
-    }
+    DEVICE static int token_of(int group) { return TOKENS_IN_PAIRS ? group / 4 * 2 + group % 2 : group / GROUPS_PER_TOKEN; }
+    DEVICE static int part_of(int group) { return TOKENS_IN_PAIRS ? group / 2 % 2 : group % GROUPS_PER_TOKEN; }
     // How many lanes on are those of the part that differs by this power of two.
-    DEVICE static constexpr int distance_to(int part) {
-        return TOKENS_IN_PAIRS || 2 * part < GROUPS_PER_TOKEN ? 2 * LANES * part : LANES;
-    }
+    DEVICE static constexpr int distance_to(int part) { return (TOKENS_IN_PAIRS ? 2 : 1) * LANES * part; }
     // Whether the group has a token; known to the compiler where all groups do.
     DEVICE bool takes_part() const { return CHUNK * GROUPS_PER_TOKEN >= GROUPS || token < CHUNK; }
     DEVICE bool has(int chunk) const { return takes_part() && chunk * CHUNK + token < tokens; }
@@ -184,35 +176,24 @@ template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T
 
 // ---- sums over lanes ----
 
-// Stores the sums over the groups that share a token. At each step a lane passes on the half of its channels that its
-// partner goes on with, and keeps the other half.
+// Stores the sum over the groups that share a token. Of two groups, each passes on the half of its channels that the other
+// goes on with.
 template <class T> DEVICE void store_sum(const Lane& lane, int chunk, Tile x, T* to) {
-    constexpr int SHARES = ALIGNED ? smaller_of(TILE, GROUPS_PER_TOKEN) : 1, OWN = TILE / SHARES;  // channels in the end
-    int first = 0, kept = TILE;
+    if constexpr (GROUPS_PER_TOKEN == 2 && ALIGNED && TILE % 2 == 0) {
+        constexpr int HALF = (TILE + 1) / 2;  // the compiler looks at this for a TILE of 1, too
+        Acc own[HALF];
 #pragma unroll
-    for (int part = 1; part < GROUPS_PER_TOKEN; part *= 2) {
-        const bool upper = lane.part & part;
-        if (kept > OWN) {
-            kept /= 2;
-            first += upper ? kept : 0;
-#pragma unroll
-            for (int i = 0; i < kept; i++) {
-                const Acc passed = upper ? x.at[i] : x.at[i + kept], own = upper ? x.at[i + kept] : x.at[i];
-                x.at[i] = own + __shfl_xor_sync(~0u, passed, lane.distance_to(part));
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < kept; i++) x.at[i] += __shfl_xor_sync(~0u, x.at[i], lane.distance_to(part));
+        for (int i = 0; i < HALF; i++) {
+            const Acc passed = lane.part ? x.at[i] : x.at[i + HALF];
+            own[i] = (lane.part ? x.at[i + HALF] : x.at[i]) + __shfl_xor_sync(~0u, passed, lane.distance_to(1));
         }
-    }
-    if (lane.part >= SHARES || !lane.has(chunk)) return;
-    if constexpr (ALIGNED) {
-        Acc own[OWN];
-#pragma unroll
-        for (int i = 0; i < OWN; i++) own[i] = x.at[i];
-        if (lane.inside[0]) store_at_once(own, to + first);
+        if (lane.has(chunk) && lane.inside[0]) store_at_once(own, to + (lane.part ? HALF : 0));
     } else {
-        store_channels(lane, x, to);
+#pragma unroll
+        for (int part = 1; part < GROUPS_PER_TOKEN; part *= 2)
+#pragma unroll
+            for (int i = 0; i < TILE; i++) x.at[i] += __shfl_xor_sync(~0u, x.at[i], lane.distance_to(part));
+        if (lane.leads(chunk)) store_channels(lane, x, to);
     }
 }
 
