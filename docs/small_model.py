@@ -25,7 +25,8 @@ from ramnet_np.runs.text import load_text_model
 CARD = """\
 # {title}
 
-A language model of pieces of text, {parameters:,} parameters in bfloat16: {what}. From the repository's root:
+A language model of pieces of text, {parameters:,} parameters in bfloat16: {what}.
+It needs the library tokenizers (`pip install ".[text]"`). From the repository's root:
 
     ramnet-np generate {folder} --prompt "It was a dark evening, and "
 

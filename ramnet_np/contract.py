@@ -116,6 +116,7 @@ class MemoryOptions(NamedTuple):
     eps: float = 1e-12
     proxy_eps: float = 0.0
     batch_invariant: bool = False  # a sequence's bits do not depend on what else the batch holds
+    gradients: bool = True  # a backward follows; if not, a forward may leave out what only that needs
 
 
 class DecodeOptions(NamedTuple):

@@ -31,6 +31,9 @@ ROOT = Path(__file__).parent.parent
 LIMIT = 120  # seconds: a mutant may never end
 _MATHEMATICS = ("tests/core/test_decoder.py", "tests/core/test_attention.py", "tests/test_mathematics.py")
 _SPARSE = ("tests/core/test_sparse_faults.py", "tests/core/test_sparse_state.py", "tests/model/test_sparse.py")
+_CPU = tuple(f"tests/kernels/{name}.py" for name in ("test_cpu_agreement", "test_packed", "test_cpu_repeatability"))
+_FEW_ROWS = ("tests/kernels/test_cpu_few_rows.py",)
+_COMPILED = ("tests/kernels/test_cpu_cache.py", "tests/kernels/test_cpu_threads.py")
 _TORCH = tuple(f"tests/bridges/{name}.py" for name in ("test_torch_stand_ins", "test_torch_step", "test_torch"))
 _STATES = ("tests/model/test_state_file.py", "tests/model/test_sparse.py")
 # file -> what must notice a change of it, the fastest first
@@ -86,6 +89,13 @@ TESTS = {
     "ramnet_np/bridges/tensors.py": _TORCH,
     "ramnet_np/bridges/torch.py": _TORCH,
     "ramnet_np/bridges/torch_ops.py": _TORCH,
+    "ramnet_np/cli.py": ("tests/test_cli.py",),
+    **dict.fromkeys((f"kernels/cpu/{name}.py" for name in ("decode", "beam", "network")), _CPU),
+    **dict.fromkeys((f"kernels/cpu/{name}.py" for name in ("memory", "mass", "content", "mass_aware")), _CPU),
+    **dict.fromkeys((f"kernels/cpu/{name}.py" for name in ("slots", "share", "arrays", "__init__")), _CPU),
+    "kernels/cpu/step.py": (*_CPU, *_SPARSE),
+    **dict.fromkeys((f"kernels/cpu/{name}.py" for name in ("products", "norm", "bfloat16")), _FEW_ROWS),
+    **dict.fromkeys((f"kernels/cpu/{name}.py" for name in ("cache", "compiling", "threads")), _COMPILED),
     "kernels/cpu/sparse.py": _SPARSE,
     "kernels/cpu/ram_step.py": ("tests/kernels/test_cpu_few_rows.py",),
     "kernels/cpu/spans.py": ("tests/kernels/test_packed.py",),

@@ -236,6 +236,20 @@ def run(inputs: Inputs, backend: str, convert: Callable[[Any], Any] = lambda a: 
     return results
 
 
+def run_without_gradients(inputs: Inputs, backend: str, convert: Callable[[Any], Any] = lambda a: a) -> dict[str, Any]:
+    """y and the state that :func:`run` has, too, of a forward that no backward follows."""
+    gamma = convert(inputs.gamma) if isinstance(inputs.gamma, np.ndarray) else inputs.gamma
+    options = {
+        name: RAMState(*map(convert, value)) if isinstance(value, RAMState) else value
+        for name, value in inputs.options.items()
+    }
+    options |= {name: convert(value) for name, value in options.items() if isinstance(value, np.ndarray)}
+    arrays = map(convert, inputs.arrays)
+    y, state, ctx = ram_attention_forward(*arrays, gamma, backend=backend, gradients=False, **options)
+    assert ctx is None
+    return {"y": y} if state is None else {"y": y, "slots": state.slots, "mass": state.mass}
+
+
 def run_one_by_one(
     inputs: Inputs, backend: str, convert: Callable[[Any], Any] = lambda a: a, join: Callable[..., Any] = np.concatenate
 ) -> dict[str, Any]:

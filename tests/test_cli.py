@@ -2,13 +2,17 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from ramnet_np import __version__
-from ramnet_np.cli import COMMANDS, main
+from ramnet_np.cli import COMMANDS, _print_result, main
 
 
 def run(capsys, *args):
@@ -41,6 +45,7 @@ def test_info_shows_version_backends_device_and_threads(capsys):
     status, out, _ = run(capsys, "info")
     assert status == 0
     assert f"ramnet_np   {__version__}" in out
+    assert f"python      {platform.python_version()}, numpy {np.__version__}, " in out
     assert "numba: available, the default for NumPy arrays" in out
     assert "cores" in out
     assert "threads" in out
@@ -63,8 +68,6 @@ def test_gradcheck_fails_with_exit_status_1(capsys, monkeypatch):
     from ramnet_np.gradcheck import cases, gradcheck
 
     def wrong(samples, seed):
-        import numpy as np
-
         return gradcheck(lambda x: (x**2, x), lambda dy, x: 3 * x * dy, {"x": np.ones(3)}, title="wrong")
 
     monkeypatch.setitem(cases.CASES, "wrong", wrong)
@@ -73,9 +76,60 @@ def test_gradcheck_fails_with_exit_status_1(capsys, monkeypatch):
     assert "0 passed, 1 failed" in out
 
 
+def test_gradcheck_tries_24_elements_from_seed_0_and_prints_no_tables(capsys, monkeypatch):
+    from ramnet_np.gradcheck import cases, gradcheck
+
+    def right(samples, seed):
+        asked.append((samples, seed))
+        return gradcheck(lambda x: (x**2, x), lambda dy, x: 2 * x * dy, {"x": np.ones(3)}, title="right")
+
+    asked = []
+    monkeypatch.setitem(cases.CASES, "right", right)
+    status, out, _ = run(capsys, "gradcheck", "--match", "right")
+    assert (status, asked) == (0, [(24, 0)])
+    assert "right: PASS" not in out
+    assert "1 passed, 0 failed" in out
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_experiment_names_the_grids(capsys, flag):
+    from ramnet_np.experiment.grid import GRIDS
+
+    status, out, err = run(capsys, "experiment", flag)
+    assert (status, err) == (0, "")
+    assert f"usage: ramnet-np experiment {{{', '.join(GRIDS)}, plot}} [options]" in out
+
+
+@pytest.mark.parametrize(("failed", "signal", "status"), [(0, None, 0), (2, None, 1), (0, 2, 130), (2, 15, 143)])
+def test_the_status_of_experiment_tells_of_failures_and_signals(capsys, monkeypatch, failed, signal, status):
+    def run_experiment(names, options):
+        reports = ["runs/x/mqar.md", "runs/x/curves.png"] if failed else []
+        reports = [Path(report) for report in reports]
+        asked.append((names, options.out))
+        return SimpleNamespace(
+            finished=3, left=1, failed=failed, results=Path("runs/x/results.jsonl"), reports=reports, signal=signal
+        )
+
+    asked = []
+    monkeypatch.setattr("ramnet_np.experiment.runner.run_experiment", run_experiment)
+    found, out, _ = run(capsys, "experiment", "mqar-order", "mqar-state", "--out", "runs/x")
+    assert (found, asked) == (status, [(["mqar-order", "mqar-state"], Path("runs/x"))])
+    where = "runs/x/results.jsonl, runs/x" if failed else "runs/x/results.jsonl"
+    assert out == f"3 finished now, 1 left, {failed} failed; in {where}\n"
+
+
+def test_plot_of_experiment_draws_what_it_is_given(capsys, monkeypatch):
+    given = []
+    monkeypatch.setattr("ramnet_np.experiment.report.write_report", lambda *args: given.append(args) or "a table")
+    assert run(capsys, "experiment", "plot", "a/results.jsonl", "b.jsonl", "--out", "figures")[:2] == (0, "a table\n")
+    assert given == [((Path("a/results.jsonl"), Path("b.jsonl")), Path("figures"))]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (["experiment"], "experiment must be one of mqar-order, "),
+        (["experiment", "mqar-orders"], "plot, got 'mqar-orders'"),
         (["fly"], "command must be one of demo, train, experiment, tokenize, evaluate, generate, info,"),
         (["train"], "train must be told what to train on, 'mqar' or 'text', got 'nothing'"),
         (["train", "poems"], "train must be told what to train on, 'mqar' or 'text', got 'poems'"),
@@ -175,6 +229,39 @@ def test_train_mqar_help_teaches(capsys):
     assert "--device {cpu,gpu}" in out
     assert "--graph {auto,on,off}" in out
     assert "digits of an address" in out
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help", "--help-all"])
+def test_help_of_train_names_its_kinds(capsys, flag):
+    status, out, err = run(capsys, "train", flag)
+    assert (status, err) == (0, "")
+    assert out.startswith("usage: ramnet-np train {mqar,text} [--preset NAME] [options] ")
+
+
+def test_what_a_run_has_reached_is_printed(capsys, tmp_path):
+    reached = {"step": 7, "seconds": 2.6, "accuracy": {"next byte": 0.5}, "checkpoint": tmp_path / "checkpoints/step-7"}
+    measured = {"bits_per_byte": 2.0, "nats": 1.5, "perplexity": 4.25}
+    found = {"status": "finished", "tokens_per_second": 1234.5, "measured": measured, "signal": None}
+    (tmp_path / "curves.png").touch()
+    _print_result(tmp_path, SimpleNamespace(**reached, **found))
+    assert capsys.readouterr().out.splitlines() == [
+        "finished after step 7, 3 s, 1,234 tokens/s",
+        "held-out accuracy, next byte: 50.00%",
+        "held out: 2.0000 bits a byte, 1.5000 nats a token, perplexity 4.25",
+        f"in {tmp_path}: curves.png, metrics.jsonl, checkpoints/step-7",
+    ]
+    (tmp_path / "curves.png").unlink()
+    found = {"status": "interrupted", "tokens_per_second": 0, "measured": {}, "signal": 2}
+    with pytest.raises(SystemExit) as end:
+        _print_result(tmp_path, SimpleNamespace(**reached, **found))
+    assert end.value.code == 130
+    assert capsys.readouterr().out.splitlines() == [
+        "interrupted after step 7, 3 s",
+        "held-out accuracy, next byte: 50.00%",
+        f"in {tmp_path}: metrics.jsonl, checkpoints/step-7",
+        "no curves yet: the first record of the training comes after train.log_every steps",
+        "--resume with the same settings goes on from here",
+    ]
 
 
 TINY = (

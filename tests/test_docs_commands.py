@@ -3,6 +3,8 @@
 A command is a line of an indented block or of a ```bash block, or `code` in a sentence. ``ramnet-np`` and the
 benchmarks read a page's words as they read a user's, but what they would start then does not run. A file that a command
 reads is in the repository, or a command above it on its page makes it, or the page asks its reader to bring it.
+Of programs that are not ours, which may be missing here, the options are compared with those that their manuals list;
+what one of them starts (``mpiexec``, ``srun``) is read as a command of its own.
 The commands of docs/extending.md are for the library with that page's changes; tests/test_extending.py runs those.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import itertools
 import re
 import shlex
 import tempfile
@@ -24,6 +27,8 @@ import pytest
 import tyro
 
 from ramnet_np import cli
+from ramnet_np.data.tokens import SUMS
+from ramnet_np.model.checkpoint import hub_hint
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -34,7 +39,25 @@ PAGES = {
     ]
     if "_build" not in page.parts and page.name != "extending.md"
 }
-PROGRAMS = ("ramnet-np", "python", "make", "pip", "git", "cp")
+LAUNCHERS = {  # and their options, each with a value; then comes the command that they start
+    "mpiexec": {"-n"},
+    "srun": {"--ntasks", "--ntasks-per-node"},
+    "ray symmetric-run": {"--address", "--min-nodes"},
+}
+TOOLS = {  # options, and the values that they take, or a word of what stands there
+    "hf download": {"--local-dir": None},
+    "sha256sum": {"-c": {SUMS}},
+    "ncu": {"--set": {"basic", "detailed", "full", "none", "nvlink", "pmsampling", "roofline"}},
+    "compute-sanitizer": {"--tool": {"memcheck", "racecheck", "initcheck", "synccheck"}},
+}
+PROGRAMS = (
+    "ramnet-np", "python", "make", "pip", "git", "cp", *(name.split()[0] for name in (*LAUNCHERS, *TOOLS)),
+)  # fmt: skip
+NO_COMMANDS = {  # lines of indented blocks that show something else
+    "docs/guide/frameworks.md": ("use_in(model)",),
+    "docs/results/mqar.md": ("position ", "shown ", "answer "),
+    "docs/scaling.md": ("seconds of a step =", "export MASTER_ADDR=$(scontrol ", "head=$(scontrol "),
+}
 STANDS_FOR = {"S": "3", "NAME": "paper-340m", "/scratch": tempfile.gettempdir()}  # what is left to the reader
 OUTPUTS = {"out", "json"}  # the options that name what a command makes; every other path is read
 BROUGHT = {  # texts, models and results that a page asks its reader to have
@@ -46,6 +69,10 @@ BROUGHT = {  # texts, models and results that a page asks its reader to have
     "docs/scaling.md": {"tokens"},
     "models/README.md": {"tokens"},
 }
+
+
+def settings() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 class Command(NamedTuple):
@@ -63,7 +90,7 @@ def commands_of(text: str) -> Iterator[Command]:
     """
     text = re.sub(r"^```(?!bash)\w+\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     names = "|".join(PROGRAMS)
-    line = rf"^(?: {{4}}|srun |[A-Z_]+=\S+ )*(?P<line>(?:{names}) .*)$"
+    line = rf"^(?: {{4}}|[A-Z_]+=\S+ )*(?P<line>(?:{names}) .*)$"
     for found in re.finditer(rf"{line}|`(?P<code>(?:{names}) [^`]+)`", text.replace("\\\n", " "), re.MULTILINE):
         words = shlex.split(found["line"] or found["code"], comments=True)
         if words[1:] and "{" not in words[1]:
@@ -170,6 +197,9 @@ def check_python(command: Command, page: Page, capsys: pytest.CaptureFixture[str
     else:
         assert importlib.util.find_spec(command.words[2])
         assert all((ROOT / word).exists() for word in command.words if word.startswith("tests/"))
+        if "-m" in (rest := command.words[3:]):
+            asked = set(re.findall(r"\w+", rest[rest.index("-m") + 1])) - {"and", "or", "not"}
+            assert asked <= {line.partition(":")[0] for line in settings()["tool"]["pytest"]["ini_options"]["markers"]}
 
 
 def check_make(command: Command, *_: Any) -> None:
@@ -178,7 +208,7 @@ def check_make(command: Command, *_: Any) -> None:
 
 
 def check_pip(command: Command, *_: Any) -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    extras = settings()["project"]["optional-dependencies"]
     for package in command.words:
         if found := re.fullmatch(r"(?:\.|ramnet-np)\[(.*)\]", package):
             assert set(found[1].split(",")) <= set(extras)
@@ -194,6 +224,30 @@ def check_cp(command: Command, page: Page, capsys: pytest.CaptureFixture[str]) -
     page.made.add(Path(command.words[2]))
 
 
+def check_launcher(command: Command, page: Page, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own options, then what it starts."""
+    name = next(name for name in LAUNCHERS if " ".join(command.words).startswith(f"{name} "))
+    rest = command.words[len(name.split()) :]
+    while rest[0].startswith("-") and rest[0] != "--":
+        assert rest[0] in LAUNCHERS[name], f"{name} has no {rest[0]}"
+        rest = rest[2:]
+    check(Command(rest[rest[0] == "--" :], command.in_sentence), page, capsys)
+
+
+def check_tool(command: Command, *_: Any) -> None:
+    name = next(name for name in TOOLS if " ".join(command.words).startswith(f"{name} "))
+    rest = command.words[len(name.split()) :]
+    for option, value in itertools.pairwise(rest):
+        if option.startswith("-"):
+            assert option in TOOLS[name], f"{name} has no {option}"
+            assert TOOLS[name][option] is None or value in TOOLS[name][option], f"{name} {option} takes no {value}"
+    assert not rest[-1].startswith("-"), f"{rest[-1]} of {name} takes a value"
+
+
+def check(command: Command, page: Page, capsys: pytest.CaptureFixture[str]) -> None:
+    CHECKS[command.words[0]](command, page, capsys)
+
+
 CHECKS = {
     "ramnet-np": check_ramnet_np,
     "python": check_python,
@@ -201,13 +255,15 @@ CHECKS = {
     "pip": check_pip,
     "git": check_git,
     "cp": check_cp,
+    **{name.split()[0]: check_launcher for name in LAUNCHERS},
+    **{name.split()[0]: check_tool for name in TOOLS},
 }
 
 
 def test_the_commands_are_found():
     found = {name: [command.words[0] for command in commands_of(text)] for name, text in PAGES.items()}
     assert found["README.md"].count("ramnet-np") >= 12
-    assert {word for words in found.values() for word in words} == set(CHECKS)
+    assert {word for words in found.values() for word in words} == set(CHECKS) - {"ray"}  # which srun starts
     assert sum(map(len, found.values())) > 130
 
 
@@ -218,7 +274,7 @@ def test_commands_exist_and_find_what_they_read(name, tmp_path, monkeypatch, cap
     page.replace_what_runs(monkeypatch)
     for command in commands_of(PAGES[name]):
         try:
-            CHECKS[command.words[0]](command, page, capsys)
+            check(command, page, capsys)
         except (Exception, SystemExit) as error:
             raise AssertionError(f"{name}: {shlex.join(command.words)}: {error}") from error
     for folder, step in re.findall(r"(runs/[\w/-]+)/checkpoints/step-(\d{8})", PAGES[name]):
@@ -238,12 +294,50 @@ def test_commands_exist_and_find_what_they_read(name, tmp_path, monkeypatch, cap
         "make nothing",
         "pip install '.[cuda11]'",
         "python -m pytest tests/test_none.py",
+        "python -m pytest -m slowest",
+        "mpiexec -n 2 ramnet-np train mqar --model.ordr 3",
+        "mpiexec -ranks 2 ramnet-np train mqar",
+        "srun --ntasks 2 ray symmetric-run --min-nodes 2 -- ramnet-np lab",
+        "srun ray symmetric-run --nodes 2 -- ramnet-np train mqar",
+        "hf download ORG/MODEL --to FOLDER",
+        "hf upload ORG/MODEL FOLDER",
+        "sha256sum -c SHA512SUMS",
+        "ncu --set every",
+        "compute-sanitizer --tool",
     ],
 )
 def test_a_wrong_command_is_found(wrong, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PAGES, "page", f"    {wrong}\n")
     with pytest.raises(AssertionError, match=r"^page: "):
         test_commands_exist_and_find_what_they_read("page", tmp_path, monkeypatch, capsys)
+
+
+def code_lines(text: str) -> Iterator[str]:
+    """The lines of indented blocks and of ```bash blocks, whole, without comments.
+
+    >>> list(code_lines("Text.\\n\\n    make x  # y\\n    # all\\n\\n```bash\\nls\\n```\\n\\n```text\\nno\\n```"))
+    ['make x', 'ls']
+    """
+    within: str | None = None
+    for line in re.sub(r"\\\n *", "", text).splitlines():
+        if fence := re.match(r" *```(\w*)", line):
+            within = fence[1] if within is None else None
+        elif within == "bash" or (within is None and line.startswith("    ")):
+            code = re.sub(r"(?:^| +)#.*", "", line.strip())
+            if code:
+                yield code
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_line_of_a_block_is_a_command_that_is_checked(name):
+    begins = rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) "
+    unknown = [line for line in code_lines(PAGES[name]) if not re.match(begins, line)]
+    assert [line for line in unknown if not line.startswith(NO_COMMANDS.get(name, ("#",)))] == []
+
+
+def test_errors_name_the_commands_of_the_pages():
+    [hint] = commands_of(hub_hint("ORG/MODEL"))
+    assert hint in commands_of(PAGES["docs/guide/checkpoints.md"])
 
 
 def test_files_that_pages_name_exist():

@@ -153,14 +153,14 @@ def calls(shape: Shape, k: int, dtype: Dtype, backend: str, alike: bool = False)
     """(forward, forward and backward) as functions without arguments."""
     write, read, values, dy = draw(shape, dtype, alike=alike)
 
-    def forward() -> Any:
+    def forward(gradients: bool = False) -> Any:
         return ram_attention_forward(
             write, read, values, GAMMA, update="gsu", top_k=k, cape_heads=shape.H // 2, return_state=False,
-            backend=backend,
+            gradients=gradients, backend=backend,
         )  # fmt: skip
 
     def both() -> Any:
-        y, _, ctx = forward()
+        y, _, ctx = forward(gradients=True)
         return y, ram_attention_backward(dy, ctx)
 
     return forward, both

@@ -139,24 +139,24 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _forward(options: _Options, inputs: _Inputs) -> Sequence[Array]:
     """On arrays of NumPy or CuPy."""
-    y, state, _ = _run(options, inputs)
+    y, state, _ = _run(options, inputs, gradients=False)
     return [y] if state is None else [y, *state]
 
 
 def _backward(options: _Options, names: list[str], inputs: _Inputs, dy: Array, *dstate: Array) -> Sequence[Array]:
     """The gradients of the inputs called ``names``, on arrays of NumPy or CuPy."""
-    d = ram_attention_backward(dy, _run(options, inputs)[2], RAMState(*dstate) if dstate else None)
+    d = ram_attention_backward(dy, _run(options, inputs, gradients=True)[2], RAMState(*dstate) if dstate else None)
     grads = d._asdict() | (d.state._asdict() if d.state is not None else {})
     return [grads[name] for name in names]
 
 
-def _run(options: _Options, inputs: _Inputs) -> tuple[Any, ...]:
+def _run(options: _Options, inputs: _Inputs, gradients: bool) -> tuple[Any, ...]:
     write_logits, read_logits, values, gamma, positions, mask, slots, mass, cu_seqlens = inputs
     named: dict[str, Any] = options._asdict()
     number = named.pop("gamma")
     return ram_attention_forward(
         write_logits, read_logits, values, number if gamma is None else gamma, positions=positions, mask=mask,
-        state=None if slots is None else RAMState(slots, mass), cu_seqlens=cu_seqlens, **named,
+        state=None if slots is None else RAMState(slots, mass), cu_seqlens=cu_seqlens, gradients=gradients, **named,
     )  # fmt: skip
 
 

@@ -79,8 +79,9 @@ def ram_attention_forward(
     return_state: bool = True,
     cu_seqlens: Array | None = None,
     batch_invariant: bool = False,
+    gradients: bool = True,
     backend: str | None = None,
-) -> tuple[Array, RAMState | Any | None, RAMAttentionContext]:
+) -> tuple[Array, RAMState | Any | None, RAMAttentionContext | Any]:
     """Every token writes its value to K_w slots and reads K_r slots. Returns (y, state, ctx).
 
     ``write_logits``, ``read_logits``: (B, T, H, U, P), digit logits of the addresses (divide them by the temperature).
@@ -93,19 +94,18 @@ def ram_attention_forward(
     ``positions``: (T,) or (B, T) integers; None counts from 0, and is an error with a given state and ``cape_heads``.
     ``mask``: (B, T) bool; where False the token writes nothing and its y is 0.
     ``state``: where to start from; None is s = 0, z = 1/M. A SparseRAMState is updated in place if it is returned.
-    ``mass_aware``: weigh reads by mass.
-    ``eps``: keeps the division by a slot's mass defined.
+    ``mass_aware``: weigh reads by mass. ``eps``: keeps the division by a slot's mass defined.
     ``proxy_eps``: e of PDMA's proxy gradient, 0 for the true one.
     ``return_state``: False returns None in its place and keeps nothing of size M.
     ``cu_seqlens``: (N + 1,) integers, the offsets of N sequences packed into one row (B = 1): ``core/packed.py``. Each
         has a memory of its own, counts positions from 0 and may be empty; states are (N, H, M, C).
     ``batch_invariant``: True: the bits of a sequence's results depend on nothing else in the batch, as in a packed row.
+    ``gradients``: False: no backward follows, so ``ctx`` is None, and nothing is kept that only a backward needs.
     ``backend``: a name from ``backends()``; None follows ``use_backend`` and then the kind of arrays.
 
     Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
     ``ctx`` holds ``values``, ``gamma`` and ``mask`` themselves, not copies: change them only after the backward.
-    Cost: O(U K log(K)**2 + U P log P + K C) per token and head, whatever M is; a state given or returned costs
-    O(B H M C) once more.
+    Cost: O(U K log(K)**2 + U P log P + K C) per token and head, whatever M is, and O(B H M C) for a state.
     Raises ValueError or TypeError in one sentence naming the argument. Source: paper eq. 4 to 7; spec sections 2 to 4.
 
     >>> import numpy as np
@@ -122,14 +122,14 @@ def ram_attention_forward(
     checked = check_attention(
         write_logits, read_logits, values, gamma, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads,
         positions=positions, mask=mask, state=state, eps=eps, proxy_eps=proxy_eps, mass_aware=mass_aware,
-        batch_invariant=batch_invariant, cu_seqlens=cu_seqlens,
+        batch_invariant=batch_invariant, gradients=gradients, cu_seqlens=cu_seqlens,
     )  # fmt: skip
     return_state = check_bool("return_state", return_state)
     chosen = backend_for(values, backend)
     positions = _positions_for(chosen, checked.positions, write_logits)
     # 1., 2. decode
-    k, renorms = checked.decode.top_k, checked.decode.renorm
-    write, read = chosen.decode_forward((write_logits, read_logits), k, renorms, checked.decode.cape_heads, positions)
+    k, renorms, cape = checked.decode.top_k, checked.decode.renorm, checked.decode.cape_heads
+    write, read = chosen.decode_forward((write_logits, read_logits), k, renorms, cape, positions)
     # 3. write and read
     addresses = Address(*write[:2]), Address(*read[:2])
     y, final, memory_ctx = _memory_forward(
@@ -139,7 +139,7 @@ def ram_attention_forward(
         chosen, write[2], read[2], memory_ctx, ArraySpec.of(y), checked.state_shape, isinstance(checked.gamma, float),
         return_state, isinstance(state, SparseRAMState),
     )  # fmt: skip
-    return y, final, ctx
+    return y, final, ctx if checked.options.gradients else None
 
 
 @on_gpu_of_arrays

@@ -55,6 +55,7 @@ def check_attention(
     proxy_eps: float,
     mass_aware: bool,
     batch_invariant: bool = False,
+    gradients: bool = True,
     cu_seqlens: Any = None,
 ) -> Checked:
     """Check every argument of ``ram_attention_forward``; TypeError or ValueError with one sentence.
@@ -81,7 +82,7 @@ def check_attention(
         _check_finite("read_logits", read_logits)
     decode, options = check_options(
         P**U, H, update=update, top_k=top_k, renorm=renorm, cape_heads=cape_heads, eps=eps, proxy_eps=proxy_eps,
-        mass_aware=mass_aware, batch_invariant=batch_invariant,
+        mass_aware=mass_aware, batch_invariant=batch_invariant, gradients=gradients,
     )  # fmt: skip
     if mask is not None:
         check_mask(mask, (B, T), logits.kind)

@@ -28,6 +28,7 @@ def check_options(
     proxy_eps: float,
     mass_aware: bool,
     batch_invariant: bool = False,
+    gradients: bool = True,
 ) -> tuple[DecodeOptions, MemoryOptions]:
     """Every argument that is no array, in canonical form; TypeError or ValueError with one sentence.
 
@@ -37,7 +38,7 @@ def check_options(
     """
     given = (
         slots, heads, update, *_pair("top_k", top_k), *_pair("renorm", renorm), cape_heads, eps, proxy_eps, mass_aware,
-        batch_invariant,
+        batch_invariant, gradients,
     )  # fmt: skip
     try:
         return _check_options(*given)
@@ -61,6 +62,7 @@ def _check_options(
     proxy_eps: Any,
     mass_aware: Any,
     batch_invariant: Any,
+    gradients: Any,
 ) -> tuple[DecodeOptions, MemoryOptions]:
     """All arguments that are no arrays."""
     write_k, read_k = check_top_k(k_names[0], write_k, slots), check_top_k(k_names[1], read_k, slots)
@@ -74,6 +76,7 @@ def _check_options(
         _check_real("eps", eps, 0.0, np.inf),
         _check_real("proxy_eps", proxy_eps, 0.0, 1.0),
         check_bool("batch_invariant", batch_invariant),
+        check_bool("gradients", gradients),
     )
     return decode, options
 

@@ -111,7 +111,8 @@ def block_forward(
     options = options or CallOptions()
     if options.recompute == "block":
         kept = RecomputedBlock(x, params, config, layer, state, options._replace(recompute="none"))
-        return *block_forward(x, params, config, layer, state=state, options=kept.options)[:2], kept
+        once = kept.options._replace(gradients=False)
+        return *block_forward(x, params, config, layer, state=state, options=once)[:2], kept
     mixer = MIXERS[config.mixer]
     if options.in_place and mixer.step is not None and config.norm == "rmsnorm" and not config.short_conv:
         out, state = _step(x, params, config, layer, state, options)

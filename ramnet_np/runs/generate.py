@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.data.codec import Codec, prompt_bytes
@@ -117,14 +119,16 @@ def run_generate(options: GenerateOptions) -> None:
     goes_on = options.state is not None and options.state.is_file()
     if not prompts and not goes_on:
         prompts = ["\n"]
+    ids = encode_prompts(prompts, codec)  # before kernels are compiled: the library of the tokens may be missing
     _load_kernels(model, options)
     start = time.perf_counter()
-    generation, read = _begin(model, codec, prompts, options, goes_on)
+    generation = _begin(model, ids, options, goes_on)
     ready = time.perf_counter()
     tokens = _print_texts(generation, codec, prompts, options)
     if options.state is not None and not options.keep_state:
         save_generation(options.state, generation)
-    print(_speed(codec, read, ready - start, tokens, generation.batch, time.perf_counter() - ready), file=sys.stderr)
+    reading, writing = ready - start, time.perf_counter() - ready
+    print(_speed(codec, sum(map(len, ids)), reading, tokens, generation.batch, writing), file=sys.stderr)
 
 
 def _load_kernels(model: RAMNet, options: GenerateOptions) -> None:
@@ -135,15 +139,12 @@ def _load_kernels(model: RAMNet, options: GenerateOptions) -> None:
         generation.next(Sampling())
 
 
-def _begin(
-    model: RAMNet, codec: Codec, prompts: list[str], options: GenerateOptions, goes_on: bool
-) -> tuple[Generation, int]:
-    """The sequences with their prompts read, and how many tokens these had."""
+def _begin(model: RAMNet, prompts: list[NDArray[np.int32]], options: GenerateOptions, goes_on: bool) -> Generation:
+    """The sequences with their prompts, given as tokens, read."""
     xp = namespace_of(*model.params.values())
-    ids = [xp.asarray(one) for one in encode_prompts(prompts, codec)]
-    read = sum(map(len, ids))
+    ids = [xp.asarray(one) for one in prompts]
     if not goes_on:
-        return Generation(model, ids, memory=options.memory.tiers(), weights=options.weights), read
+        return Generation(model, ids, memory=options.memory.tiers(), weights=options.weights)
     assert options.state is not None  # there is one to go on from
     generation = load_generation(options.state, model, memory=options.memory.tiers(), weights=options.weights)
     if ids and len(ids) != generation.batch:
@@ -152,7 +153,7 @@ def _begin(
         )
     if ids:
         generation.read(ids)
-    return generation, read
+    return generation
 
 
 def _print_texts(generation: Generation, codec: Codec, prompts: list[str], options: GenerateOptions) -> int:

@@ -235,6 +235,15 @@ def test_backward_may_be_called_twice():
     assert all(np.array_equal(a, b) for a, b in zip(first[:4], second[:4], strict=True))
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_without_gradients_there_is_no_context(backend):
+    inputs = draw()
+    y, state, _ = ram_attention_forward(*inputs, top_k=3, backend=backend)
+    y_alone, state_alone, ctx = ram_attention_forward(*inputs, top_k=3, gradients=False, backend=backend)
+    assert ctx is None
+    assert all(map(np.array_equal, (y, *state), (y_alone, *state_alone)))
+
+
 def test_without_returned_state_nothing_of_size_M_is_kept():
     """2**30 slots: anything of that size would need gigabytes."""
     inputs = draw(T=4, U=30, P=2, dtype=np.float32)

@@ -160,6 +160,7 @@ BAD = {
     "eps": ({"eps": -1e-3}, ValueError, "eps must be a finite number between 0 and inf, got -0.001"),
     "proxy_eps": ({"proxy_eps": 1.5}, ValueError, "proxy_eps must be a finite number between 0 and 1, got 1.5"),
     "mass_aware": ({"mass_aware": 1}, TypeError, "mass_aware must be True or False, got 1"),
+    "gradients": ({"gradients": None}, TypeError, "gradients must be True or False, got None"),
     "backend": ({"backend": "gpu"}, ValueError, "backend must be one of .*, got 'gpu'"),
 }
 

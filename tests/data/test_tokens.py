@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -93,6 +94,16 @@ def test_the_same_files_give_the_same_bytes_in_another_process(novels, tokens, t
     subprocess.run([*command, "--out", str(tmp_path), "--held-out", "valid/*"], check=True, capture_output=True)
     for name in ("tokens.bin", "tokenizer.json", "manifest.json", "SHA256SUMS"):
         assert (tmp_path / name).read_bytes() == (tokens / name).read_bytes(), name
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="there is no sha256sum here")
+def test_sha256sum_checks_the_folder(tokens, tmp_path):
+    folder = shutil.copytree(tokens, tmp_path / "tokens")
+    command = ["sha256sum", "-c", "SHA256SUMS"]
+    found = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    assert sorted(found.stdout.splitlines()) == ["manifest.json: OK", "tokenizer.json: OK", "tokens.bin: OK"]
+    (folder / "tokens.bin").write_bytes(b"others")
+    assert subprocess.run(command, cwd=folder, capture_output=True).returncode != 0
 
 
 def test_a_long_text_is_encoded_as_the_whole_would_be(tokens, novels, monkeypatch):

@@ -138,7 +138,7 @@ PTX = [
     (r'asm volatile\("ld\.global\.v2\.b32.*?\);', "row = from->row, info = from->info;"),
     (r'asm volatile\("ld\.shared.*?\);', "memcpy(&x, __cvta_shared_to_generic(address), sizeof x);"),
     (r'asm volatile\("st\.shared.*?\);', "memcpy(__cvta_shared_to_generic(address), &x, sizeof x);"),
-    (r'asm volatile\("st\.global\.v4\.f32.*?\);', "memcpy(to, x, 16);"),
+    (r'asm volatile\("st\.global.*?\);', "memcpy(to, word, BYTES);"),
     (r'asm\("max.f64.*?\);', "a = a < b ? b : a;"),
     (r'asm volatile\("mov.u64 %0, %%globaltimer.*?\);', "nanoseconds = now;"),
     (r'asm\("\{.*?\(b_high\)\);', ";"),  # of keys in float

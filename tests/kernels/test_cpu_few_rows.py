@@ -114,6 +114,33 @@ def test_a_call_for_several_steps_is_the_mathematics_and_a_row_is_the_same_besid
                 np.testing.assert_array_equal(got.slots, whole.slots[:rows])
 
 
+def test_matrices_that_threads_share_out_are_those_of_the_mathematics():
+    """Pieces begin and end within a matrix; a matrix is one output, and so is the last piece."""
+    width = 1000
+    each = products.BYTES_PER_PIECE // (4 * width)
+    maps = [normal(rows, width).astype(np.float32) for rows in (each + 9, 1, 2 * each - 9)]
+    assert sum(weight.nbytes for weight in maps) >= products.SHORT
+    x, norm, *biases = (
+        normal(*shape).astype(np.float32) for shape in ((2, width), (width,), *[w.shape[:1] for w in maps])
+    )
+    arguments = x, norm, 1e-6, tuple(maps), tuple(biases)
+    fast, wanted = BACKEND.layers["normed_products"](*arguments), ACCELERATED["normed_products"](*arguments)
+    for got, right in zip(fast, wanted, strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-3)
+    usual = numba.get_num_threads()
+    numba.set_num_threads(1)
+    alone = BACKEND.layers["normed_products"](x[1:].copy(), *arguments[1:])
+    numba.set_num_threads(usual)
+    for got, whole in zip(alone, fast, strict=True):
+        np.testing.assert_array_equal(got, whole[1:])
+
+
+def test_one_output_has_its_bias_and_what_is_added():
+    x, weight, bias, add = normal(1, 2**14), normal(1, 2**14), normal(1), normal(1, 1)
+    y = BACKEND.layers["product_added"](x, weight, bias, add)
+    np.testing.assert_allclose(y, x @ weight.T + bias + add, rtol=1e-12)
+
+
 def test_a_step_of_a_layer_leaves_the_state_of_the_mathematics():
     arguments = CASES["ram_step"](X)
     states = []

@@ -20,6 +20,7 @@ from tests.operation_cases import (
     run,
     run_one_by_one,
     run_steps,
+    run_without_gradients,
 )
 from tests.tolerances import assert_close
 
@@ -121,6 +122,14 @@ def test_drawn_cases_equal_numpy(case, seed):
 def test_the_same_inputs_give_the_same_bits(cp, name):
     inputs = draw(CASE[name], np.float32)
     assert_same_bits(on_gpu(cp, inputs), on_gpu(cp, inputs))
+
+
+@pytest.mark.parametrize("case", CASES + EXTRA, ids=lambda case: case.name)
+def test_without_gradients_the_bits_are_the_same(cp, case):
+    inputs = draw(case, np.float32)
+    expected = on_gpu(cp, inputs)
+    found = on_gpu(cp, inputs, run_without_gradients)
+    assert_same_bits(found, {name: expected[name] for name in found})
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])

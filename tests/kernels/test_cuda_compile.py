@@ -70,10 +70,10 @@ def test_default_specialisations_compile_into_registers(specialisation):
         (FOLDER / specialisation.source).read_text(),
     )
     assert set(specialisation.kernels) <= set(in_source)
-    # what must stay in registers does; a few words around the slow path of pow may not, nor those that the backward
+    # what must stay in registers does; a few bytes around the slow path of pow may not, nor those that the backward
     # passes over contents and those over rows in device memory give up so that three blocks share a multiprocessor
     in_double = ("ELEMENT", "double") in specialisation.defines
-    words = {
+    spilled_bytes = {
         "layers/flash_attention.cu": 48,
         "memory/content.cu": 96,
         "memory/couplings_backward.cu": 32,
@@ -88,7 +88,9 @@ def test_default_specialisations_compile_into_registers(specialisation):
         "sparse/rows.cu": 8,
         "step/step.cu": 16,
     }
-    allowed = 64 if in_double and specialisation.source == "step/step.cu" else words.get(specialisation.source, 0)
+    allowed = (
+        64 if in_double and specialisation.source == "step/step.cu" else spilled_bytes.get(specialisation.source, 0)
+    )
     for architecture in (H100, A100) if specialisation in FOR_BOTH else (H100,):
         compiled, log = compile_source(specialisation, architecture)
         assert compiled, log

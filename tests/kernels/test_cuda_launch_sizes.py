@@ -94,7 +94,7 @@ def test_masses_that_do_not_fit_leave_shared_memory(dtype, rows, fits):
     """Both kernels, while two numbers of each row are at most 65,536 bytes."""
     chosen = layout.choose_layout(np.dtype(dtype), rows, C, K, K, layout.H100)
     each = rows * np.dtype(dtype).itemsize * fits
-    forward = mass_forward._launch(chosen, False, False, rows, 7, False)
+    forward = mass_forward._launch(chosen, False, False, rows, 7, False, True)
     backward = mass_backward._launch(chosen, "pdma", False, rows, 7, False, False)
     assert (forward.grid, forward.threads, forward.shared) == ((7,), 256, each)
     assert (backward.grid, backward.threads, backward.shared) == ((7,), 512, 2 * each)

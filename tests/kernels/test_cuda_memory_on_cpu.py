@@ -37,11 +37,15 @@ def on_cpu(tmp_path_factory):
     large = layout.choose_layout(np.dtype(np.float64), MANY, CHANNELS, K, K, layout.H100)
     assert not large.in_shared
     specialisations = [
+        conflict_specialisation(chosen, "gsu", True),
+        conflict_specialisation(chosen, "gsu", True, gradients=False),
+        conflict_specialisation(large, "gsu", False),
         mass_forward_specialisation(large, False, False, False),
         content_specialisation(large, False),
-        conflict_specialisation(chosen, "gsu"),
         mass_forward_specialisation(chosen, False, True, False),
+        mass_forward_specialisation(chosen, False, True, False, gradients=False),
         coupling_specialisation(chosen, "couple_forward"),
+        coupling_specialisation(chosen, "couple_forward", gradients=False),
         content_specialisation(chosen, False),
         coupling_specialisation(chosen, "couple_backward"),
         mass_backward_specialisation(chosen, "gsu", False, True),
@@ -120,6 +124,11 @@ def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state):
             assert_close(np.asarray(found), wanted, gradient=True)
     for name in ("values", "write_weight", "read_weight", "gamma"):
         assert_close(np.asarray(getattr(grads, name)), getattr(expected, name), gradient=True)
+    # the same bits where no backward follows
+    y_alone, end_alone, _ = memory.memory_forward(*given, on_device[0], options._replace(gradients=False), with_state)
+    np.testing.assert_array_equal(np.asarray(y_alone), np.asarray(y))
+    for found, wanted in zip(end_alone or (), end or (), strict=True):
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
 
 
 class Coming:

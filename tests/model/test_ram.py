@@ -95,6 +95,21 @@ def test_ram_layer_gradients_with_mask_state_and_positions():
     )
 
 
+def test_a_block_that_is_computed_again_asks_for_gradients_only_then(monkeypatch):
+    asked = []
+
+    def forward(*arrays, **settings):
+        asked.append(settings["gradients"])
+        return ram_attention_forward(*arrays, **settings)
+
+    monkeypatch.setattr("ramnet_np.model.mixers.ram.ram_attention_forward", forward)
+    config = RAMNetConfig(**SMALL)
+    params = draw(block_parameters(config))
+    out, _, ctx = block_forward(draw_x(), params, config, options=CallOptions(recompute="block"))
+    block_backward(np.ones_like(out), ctx)
+    assert asked == [False, True]
+
+
 @pytest.mark.parametrize("fields", [{}, {"ffn": "gelu", "norm": "layernorm"}, {"ffn": "silu"}, {"ffn": "none"}])
 def test_block_gradients(fields):
     config = RAMNetConfig(**SMALL, ffn_width=7, **fields)

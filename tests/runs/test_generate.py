@@ -1,6 +1,7 @@
 """The command that lets a model write: several texts, stop strings, a state that is taken up again, its errors."""
 
 import re
+import sys
 
 import pytest
 
@@ -204,3 +205,11 @@ def test_bytes_that_are_no_text_are_a_prompt_of_a_model_of_bytes(generate, folde
     assert status == 2
     assert "text must be Unicode for a model of pieces" in err
     assert ByteCodec().encode(path.read_bytes().decode(errors="surrogateescape")).tolist() == [99, 97, 102, 233]
+
+
+def test_without_the_library_of_its_tokens_no_kernel_is_compiled(generate, pieces, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    monkeypatch.setattr("ramnet_np.runs.generate._load_kernels", lambda *_: pytest.fail("kernels were loaded"))
+    status, out, err = generate(pieces)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"ramnet-np: .*must be installed: pip install 'ramnet-np\[text\]' .*\n", err)

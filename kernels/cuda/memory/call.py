@@ -102,7 +102,8 @@ class Call(NamedTuple):
 class Kept(NamedTuple):
     """What a chunked forward keeps of its accesses for the backward: see ``chunk.cuh`` and ``mass.cuh``."""
 
-    writes: Array  # (B*H, chunks, CHUNK, W, 4): MassAccess
+    writes: Array  # (B*H, chunks, CHUNK, W, 2) int32: SlotAccess
+    changes: Array  # (B*H, chunks, CHUNK, W, 2): of the mass, by each write
     reads: Array  # (B*H, chunks, CHUNK, R, 2) int32: SlotAccess
     eta: Array  # (B*H, chunks, CHUNK, W)
     mass_before: Array  # (B*H, chunks, CHUNK, W)
@@ -129,7 +130,7 @@ def allocate_kept(call: Call, layout: Layout, record_bytes: int) -> Kept:
     chunks = call.chunks(layout)
     writes, reads = (*chunks, layout.chunk, W), (*chunks, layout.chunk, R)
     wanted = [
-        ((*writes, 4), acc), ((*reads, 2), int32), (writes, acc), (writes, acc),
+        ((*writes, 2), int32), ((*writes, 2), acc), ((*reads, 2), int32), (writes, acc), (writes, acc),
         ((*chunks, layout.chains), np.dtype(f"u{CHAIN_BYTES}")), ((*chunks, record_bytes), np.dtype(np.uint8)),
     ]  # fmt: skip
     if call.options.mass_aware:

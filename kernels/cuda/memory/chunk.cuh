@@ -60,6 +60,9 @@ using Acc = AccOf<ELEMENT>::type;  // accumulators, weights, masses, contents
 
 constexpr int LANES = 4, GROUPS = THREADS / LANES;      // lanes of a group; groups of a block
 constexpr int W = WRITES_PADDED, R = READS_PADDED;      // accesses of a token, with those that do nothing
+// Two groups that follow one another ask shared memory for a row each at the same time: groups of two tokens or, if a token's
+// groups fill a warp, of one (couplings.cuh says in which order accesses stand for that).
+constexpr bool TOKENS_IN_PAIRS = 2 * GROUPS_PER_TOKEN * LANES <= 32;
 constexpr int CHAINS_PER_ROUND = GROUPS;
 constexpr int MIN_ROUNDS = CHAINS / CHAINS_PER_ROUND < 2 ? CHAINS / CHAINS_PER_ROUND : 2;  // always written
 static_assert(CHUNK <= 32 && CHUNK * GROUPS_PER_TOKEN <= GROUPS, "masks have a bit for each token");

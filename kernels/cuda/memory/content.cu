@@ -77,13 +77,13 @@ template <bool RECOMPUTE> struct ForwardPass {
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {
-        if (lane.takes_part()) write.load(record_of(read.once_here(lane, chunk)).writes + lane.group * OWN_WRITES);
+        if (lane.takes_part()) write.load(record_of(read.once_here(lane, chunk)).writes + lane.first_access(OWN_WRITES));
         second = Changes::load(lane, records, chunk, next);
     }
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        read.load(record_of(after).reads + lane.group * OWN_READS);
+        read.load(record_of(after).reads + lane.first_access(OWN_READS));
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
@@ -179,8 +179,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
         add_coupled(lane, state, chunk, pass.record_of(chunk).by_reader, sum);
-        sum = sum_over_parts(sum);
-        if (lane.leads(chunk)) store_channels(lane, sum, p.y + lane.at(chunk));
+        store_sum(lane, chunk, sum, p.y + lane.at(chunk));
     });
     state.finish(lane, p.final_state);
 }
@@ -246,7 +245,7 @@ struct BackwardPass {
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {
-        if (lane.takes_part()) read.load(record_of(write.once_here(lane, chunk)).reads + lane.group * OWN_READS);
+        if (lane.takes_part()) read.load(record_of(write.once_here(lane, chunk)).reads + lane.first_access(OWN_READS));
         second = Changes::load(lane, records, chunk, next);
     }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
@@ -254,7 +253,7 @@ struct BackwardPass {
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        write.load(record_of(after).writes + lane.group * OWN_WRITES);
+        write.load(record_of(after).writes + lane.first_access(OWN_WRITES));
         value.clear();
         if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
     }
@@ -299,8 +298,7 @@ struct BackwardPass {
         store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W));
         if (!lane.takes_part()) return;
         add_coupled(lane, adjoint, chunk, record_of(chunk).by_writer, sum);
-        sum = sum_over_parts(sum);
-        if (lane.leads(chunk)) store_channels(lane, sum, p.dv + lane.at(chunk));
+        store_sum(lane, chunk, sum, p.dv + lane.at(chunk));
     }
     DEVICE void change_in_place(int chunk) {
         if (!lane.takes_part()) return;

@@ -3,8 +3,12 @@
 //
 // Who computes what: see couplings.cuh; thread c has the lists of the slot of chain c.
 //
-// Compiled with: what chunk.cuh and couplings.cuh ask for.
+// Compiled with: what chunk.cuh and couplings.cuh ask for, and the definition below.
 #include "memory/couplings.cuh"
+
+#ifndef GRADIENTS
+#error "GRADIENTS (a backward follows, which needs lists of reads and couplings by writer) must be 0 or 1"
+#endif
 
 constexpr int READ_LANES = R < 32 ? R : 32, READ_PARTS = R / READ_LANES;  // a token's reads in a warp; warps of a token
 
@@ -16,6 +20,31 @@ struct ListCounts {
     DEVICE void add(const ListCounts& x) { writes += x.writes, reads += x.reads; }
 };
 
+// A list of writes as the slot's first write names it.
+struct NamedList {
+    int row, begin;   // of the slot; of its chain
+    unsigned before;  // lists | entries << 16, of as long lists that were named before
+};
+
+// The lists of writes of a chunk, where no backward follows: then there are no headers of chains.
+struct NamedLists {
+    NamedList list[WRITE_LISTS];
+    unsigned of_length[32];  // lists | entries << 16, by the number of entries, less 1
+    int count;
+
+    DEVICE void clear() {
+        if (threadIdx.x < 32) of_length[threadIdx.x] = 0;
+        if (threadIdx.x == 32) count = 0;
+    }
+    DEVICE void name(const ThreadOfChunk& thread, const ChunkSlots& slots) {
+        if (!thread.chained_write()) return;
+        const SlotOfAccess slot = thread.write_slot(slots);
+        if (!slot.has_write_list() || slot.write_rank(thread.write_token)) return;
+        const unsigned before = atomicAdd(&of_length[slot.writes() - 1], 1u | unsigned(slot.writes()) << 16);
+        list[atomicAdd(&count, 1)] = {thread.write.row, slot.begin, before};
+    }
+};
+
 struct ForwardShared {
     ChunkSlots slots;
     alignas(16) Acc coupling[READ_PARTS * CHUNK * (CHUNK + 1)];  // parts of A_tj
@@ -23,11 +52,13 @@ struct ForwardShared {
     ListCounts lists_of_warp[THREADS / 32];
     int pairs;                                               // of A that are not 0
     unsigned short write_list[ENTRIES], read_list[ENTRIES];  // where a slot's entries begin, by where its chain does
+    NamedLists named;                                        // only without GRADIENTS
 
     DEVICE static int place_of(int part, int t, int j) { return (part * CHUNK + t) * (CHUNK + 1) + j; }
     DEVICE void add_part(int part, int t, int j, Acc a) {
         coupling[place_of(part, t, j)] = a;
-        atomicOr(row + t, 1u << j), atomicOr(column + j, 1u << t);
+        atomicOr(row + t, 1u << j);
+        if (GRADIENTS) atomicOr(column + j, 1u << t);
     }
     // Not 0, of those that ``row`` and ``column`` name. Nobody sets the others, unless a token has several parts.
     DEVICE Acc coupling_of(int t, int j) const {
@@ -89,18 +120,18 @@ DEVICE Acc couple(ForwardShared& shared, const ThreadOfChunk& thread) {
 DEVICE void store_read(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record, Acc weight) {
     const SlotAccess& read = thread.read;
     bool in_list = false;
-    if (thread.listed_read()) {
+    if (GRADIENTS && thread.listed_read()) {
         const SlotOfAccess slot = thread.read_slot(shared.slots);
         const int entry = shared.read_list[slot.begin] + slot.read_rank(thread.read_token) - slot.writes();
         in_list = slot.has_read_list();
         if (in_list) record.read_entries[entry] = {thread.read_token, weight};
     }
-    if (!in_chunk(thread.read_token, R)) return;
-    record.reads[threadIdx.x] = {read.live() ? code_of(read.row, in_list) : 0, read.live() ? weight : Acc(0)};
+    const int code = read.live() ? code_of(read.row, in_list) : 0, place = place_in_token<R>(thread.read_token, thread.read_k, code);
+    if (in_chunk(thread.read_token, R)) record.reads[thread.read_token * R + place] = {code, read.live() ? weight : Acc(0)};
 }
 
 DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread, ChunkRecord& record) {
-    const MassAccess& write = thread.write;
+    const SlotAccess& write = thread.write;
     const bool heavy = thread.write_k == 0 && write.heavy();
     bool in_list = false;
     Acc eta = thread.eta;
@@ -111,8 +142,8 @@ DEVICE void store_write(const ForwardShared& shared, const ThreadOfChunk& thread
         eta *= slot.kept(thread.write_token, CHUNK - 1), in_list = slot.has_write_list();
         if (in_list) record.write_entries[entry] = {token, eta};
     }
-    if (!in_chunk(thread.write_token, W)) return;
-    record.writes[threadIdx.x] = {write.live() ? code_of(int(write.row), in_list, heavy) : 0, eta};
+    const int code = write.live() ? code_of(write.row, in_list, heavy) : 0, place = place_in_token<W>(thread.write_token, thread.write_k, code);
+    if (in_chunk(thread.write_token, W)) record.writes[thread.write_token * W + place] = {code, eta};
 }
 
 // The chains that are always there are asked for with everything else; the others when they are needed.
@@ -179,6 +210,34 @@ DEVICE void store_lists(ForwardShared& shared, ChunkRecord& record, const ChainO
     __syncthreads();
 }
 
+// The same without headers of chains, and of writes only: thread c has the list that was named as number c.
+DEVICE void store_named_lists(ForwardShared& shared, ChunkRecord& record) {
+    const NamedLists& named = shared.named;
+    const bool there = int(threadIdx.x) < named.count, needed = threadIdx.x < GROUPS || __any_sync(~0u, there);
+    const int lane = threadIdx.x % 32;
+    unsigned before = 0, total = 0;
+    NamedList own{-1, 0, 0};
+    SlotOfAccess slot(shared.slots, 0);
+    if (needed) {
+        // long lists come first, so that the groups of a warp, which stay together, have lists of nearly one length
+        const unsigned of_length = named.of_length[31 - lane];
+        unsigned sum = of_length;
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const unsigned longer = __shfl_up_sync(~0u, sum, distance);
+            if (lane >= distance) sum += longer;
+        }
+        total = __shfl_sync(~0u, sum, 31);
+        if (there) own = named.list[threadIdx.x], slot = SlotOfAccess(shared.slots, own.begin);
+        before = own.before + __shfl_sync(~0u, sum - of_length, there ? 32 - slot.writes() : 0);
+        if (there) shared.write_list[slot.begin] = before >> 16;
+    }
+    __syncthreads();
+    if (!needed) return;
+    const int coupled = (shared.pairs + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE;
+    store_list(record.write_lists, there, own.row, slot.writes(), before, total, coupled, there ? slot.kept() : Acc(1));
+}
+
 // The lists of rows of A, or of columns if TRANSPOSED: each lane of a warp has one. Returns the number of all pairs.
 template <bool TRANSPOSED> DEVICE int store_pairs(const ForwardShared& shared, CouplingLists& lists) {
     const int lane = threadIdx.x % 32;
@@ -207,17 +266,22 @@ couple_forward(const __grid_constant__ CouplingParams p) {
     const ChainOfThread chain(thread);
     if (READ_PARTS > 1) clear(shared.coupling);
     if (threadIdx.x < 32) shared.row[threadIdx.x] = shared.column[threadIdx.x] = 0;
+    if (!GRADIENTS) shared.named.clear();
     thread.enter(shared.slots);
     const Acc weight = couple(shared, thread);
+    if (!GRADIENTS) shared.named.name(thread, shared.slots);
     __syncthreads();
     ChunkRecord& record = *computed_once(p.records + thread.number);
     // the last two warps, which seldom have chains
-    if (threadIdx.x / 32 == THREADS / 32 - 2) store_pairs<true>(shared, record.by_writer);
+    if (GRADIENTS && threadIdx.x / 32 == THREADS / 32 - 2) store_pairs<true>(shared, record.by_writer);
     if (threadIdx.x / 32 == THREADS / 32 - 1) {
         const int pairs = store_pairs<false>(shared, record.by_reader);
         if (threadIdx.x % 32 == 0) shared.pairs = pairs;
     }
-    store_lists(shared, record, chain);
+    if (GRADIENTS)
+        store_lists(shared, record, chain);
+    else
+        store_named_lists(shared, record);
     store_read(shared, thread, record, weight);
     store_write(shared, thread, record);
 }

@@ -10,7 +10,7 @@
 
 struct CouplingParams {
     MemoryParams memory;
-    const MassAccess* writes;        // (B*H, chunks, CHUNK, W)
+    const SlotAccess* writes;        // (B*H, chunks, CHUNK, W)
     const Acc* eta;                  // likewise
     const SlotAccess* reads;         // (B*H, chunks, CHUNK, R)
     const Acc* read_weight;          // (B, T, H, READS)
@@ -65,6 +65,20 @@ struct SlotOfAccess {
     DEVICE bool has_read_list() const { return writes() > 1 || reads() > 1; }
 };
 
+// Where content.cu has an access among the WIDTH of its token. Two groups ask shared memory for a row each at the same time,
+// and a row of 16 floats has half of the banks: that of an even row, or of an odd one. So where the one group begins with
+// even rows, the other begins with odd ones: a group of another token or, if there is none, of the token's second half. A
+// heavy write stays the first. All lanes ask together.
+template <int WIDTH> DEVICE int place_in_token(int token, int k, int code) {
+    if (WIDTH > 32) return k;  // a token has several warps
+    const int first_lane = int(threadIdx.x) % 32 - k;
+    const unsigned odd = __ballot_sync(~0u, code & 1) >> first_lane, heavy = __ballot_sync(~0u, code & HEAVY) >> first_lane;
+    const bool odd_first = (TOKENS_IN_PAIRS ? unsigned(token) : odd) & 1;
+    const unsigned sooner = ((odd_first ? odd : ~odd) | heavy) & (WIDTH < 32 ? (1u << WIDTH % 32) - 1 : ~0u);
+    const int rank = __popc(sooner & ((1u << k) - 1));
+    return sooner >> k & 1 ? rank : __popc(sooner) + k - rank;
+}
+
 // A chunk and this thread's two accesses of it.
 struct ThreadOfChunk {
     const CouplingParams& p;
@@ -72,15 +86,14 @@ struct ThreadOfChunk {
     const int chunk;
     const long long number, at;  // of the chunk in arrays (B*H, chunks); of its first token in (B*H, chunks, CHUNK)
     const int write_token, write_k, read_token, read_k;
-    MassAccess write;
-    SlotAccess read;
+    SlotAccess write, read;
     Acc eta, weight;
 
     DEVICE explicit ThreadOfChunk(const CouplingParams& p) : ThreadOfChunk(p, chunk_of_block(p)) {}
     DEVICE ThreadOfChunk(const CouplingParams& p, const SpanChunk& at_chunk)
         : p(p), sequence(p.memory, at_chunk.span, blockIdx.x), chunk(at_chunk.chunk),
           number(sequence.chunk(chunk)), at(number * CHUNK), write_token(threadIdx.x / W), write_k(threadIdx.x % W),
-          read_token(threadIdx.x / R), read_k(threadIdx.x % R), write(MassAccess::dead()), read(SlotAccess::dead()), eta(0),
+          read_token(threadIdx.x / R), read_k(threadIdx.x % R), write(SlotAccess::dead()), read(SlotAccess::dead()), eta(0),
           weight(0) {
         if (in_chunk(write_token, W)) write = load_read_only(p.writes + at * W + threadIdx.x), eta = p.eta[at * W + threadIdx.x];
         if (in_chunk(read_token, R)) read = load_read_only(p.reads + at * R + threadIdx.x);
@@ -89,14 +102,14 @@ struct ThreadOfChunk {
     }
     DEVICE bool chained_write() const { return write.live() && write.chained(); }
     DEVICE bool listed_read() const { return read.live() && read.listed(); }
-    DEVICE SlotOfAccess write_slot(const ChunkSlots& slots) const { return {slots, chain_begin(int(write.tag))}; }
+    DEVICE SlotOfAccess write_slot(const ChunkSlots& slots) const { return {slots, chain_begin(write.tag)}; }
     DEVICE SlotOfAccess read_slot(const ChunkSlots& slots) const { return {slots, chain_begin(read.tag)}; }
 
     // Masks and numbers of all slots with chains.
     DEVICE void enter(ChunkSlots& slots) const {
         clear(slots.writers), clear(slots.readers);
         __syncthreads();
-        if (chained_write()) atomicOr(slots.writers + chain_begin(int(write.tag)), 1u << write_token);
+        if (chained_write()) atomicOr(slots.writers + chain_begin(write.tag), 1u << write_token);
         if (listed_read()) atomicOr(slots.readers + chain_begin(read.tag), 1u << read_token);
         __syncthreads();
         if (chained_write()) {

@@ -30,16 +30,20 @@ def coupling_params(acc: np.dtype) -> ParamStruct:
 
 
 @functools.cache
-def coupling_specialisation(layout: Layout, name: str) -> Specialisation:
-    """The source of the kernel ``name``, couple_forward or couple_backward, for a layout."""
+def coupling_specialisation(layout: Layout, name: str, gradients: bool = True) -> Specialisation:
+    """The source of the kernel ``name``, couple_forward or couple_backward, for a layout.
+
+    ``gradients``: whether a backward follows the forward.
+    """
     source = {"couple_forward": "couplings", "couple_backward": "couplings_backward"}[name]
     params = coupling_params(np.dtype(f"f{layout.acc_bytes}"))
-    return Specialisation(f"memory/{source}.cu", (name,), layout.defines, (params,))
+    defines = (*layout.defines, *((("GRADIENTS", int(gradients)),) if name == "couple_forward" else ()))
+    return Specialisation(f"memory/{source}.cu", (name,), defines, (params,))
 
 
 @functools.lru_cache(maxsize=1024)
-def _launch(layout: Layout, name: str, grid: tuple[int, int, int]) -> Launch:
-    return Launch(coupling_specialisation(layout, name), name, grid, THREADS)
+def _launch(layout: Layout, name: str, gradients: bool, grid: tuple[int, int, int]) -> Launch:
+    return Launch(coupling_specialisation(layout, name, gradients), name, grid, THREADS)
 
 
 def couple_forward(call: Call, layout: Layout, memory: Any, kept: Kept) -> None:
@@ -59,7 +63,7 @@ def _couple(
     chunks = kept.chunks[1] if call.packed is None else call.packed.chunks
     for batch, chunk in product(range(0, B, GRID), range(0, chunks, GRID)):
         grid = H, min(chunks - chunk, GRID), min(B - batch, GRID)
-        _launch(layout, name, grid)(
+        _launch(layout, name, call.options.gradients, grid)(
             coupling_params(call.acc)(
                 memory=memory, writes=kept.writes, eta=kept.eta, reads=kept.reads,
                 read_weight=call.read.weight if kept.read_share is None else kept.read_share, records=kept.records,

@@ -73,8 +73,16 @@ struct DotsOfThread {
             if (in_chunk(thread.write_token, W)) v += *d_dot_v;
             if (in_chunk(thread.read_token, R)) s += *dy_dot_s;
         }
-        if (!thread.write.live()) v = 0;
-        if (!thread.read.live()) s = 0;
+        const SlotAccess &write = thread.write, &read = thread.read;
+        const bool heavy = thread.write_k == 0 && write.heavy();
+        v = in_token<W>(v, thread.write_token, thread.write_k, write.live() ? code_of(write.row, false, heavy) : 0);
+        s = in_token<R>(s, thread.read_token, thread.read_k, read.live() ? code_of(read.row) : 0);
+    }
+    // The dot of access k of the token, from the thread that has its place; 0 if the access does nothing.
+    template <int WIDTH> DEVICE static Acc in_token(Acc of_place, int token, int k, int code) {
+        const int place = place_in_token<WIDTH>(token, k, code);
+        const Acc dot = WIDTH > 32 ? of_place : __shfl_sync(~0u, of_place, int(threadIdx.x) % 32 - k + place);
+        return code ? dot : Acc(0);
     }
 };
 
@@ -91,7 +99,7 @@ DEVICE void store_dot_before(const BackwardShared& shared, const ThreadOfChunk& 
     const CouplingParams& p = thread.p;
     const int lane = threadIdx.x % WRITE_LANES, first_lane = threadIdx.x % 32 - lane;
     const bool first = thread.write_k == 0 && in_chunk(thread.write_token, W), heavy = first && thread.write.heavy();
-    const int tag = __shfl_sync(~0u, heavy ? int(thread.write.tag) : DEAD, first_lane);
+    const int tag = __shfl_sync(~0u, heavy ? thread.write.tag : DEAD, first_lane);
     Acc sum = 0;
     if (__any_sync(~0u, heavy)) {
         const long long row = thread.sequence.token(thread.chunk * CHUNK + thread.write_token) * p.channels;
@@ -116,7 +124,7 @@ couple_backward(const __grid_constant__ CouplingParams p) {
     DotsOfThread dot(thread);
     thread.enter(shared.slots);
     const bool chained_read = thread.listed_read() && thread.read.chained();
-    const SlotOfAccess write_slot(shared.slots, thread.chained_write() ? chain_begin(int(thread.write.tag)) : 0);
+    const SlotOfAccess write_slot(shared.slots, thread.chained_write() ? chain_begin(thread.write.tag) : 0);
     const SlotOfAccess read_slot(shared.slots, chained_read ? chain_begin(thread.read.tag) : 0);
     if (thread.chained_write()) shared.dot[write_slot.begin + write_slot.write_rank(thread.write_token)] = dot.v;
     if (chained_read) shared.dot[read_slot.begin + read_slot.read_rank(thread.read_token)] = dot.s;

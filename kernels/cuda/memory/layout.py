@@ -101,6 +101,11 @@ class Layout:
         return whole(self.entries // 2, GROUPS)
 
     @functools.cached_property
+    def cells(self) -> int:
+        """Cells of the table in ``conflicts.cu``: a power of 2, at least twice the accesses of a chunk."""
+        return 2 * next(1 << power for power in range(16) if 1 << power >= self.entries)
+
+    @functools.cached_property
     def record_bytes(self) -> int:
         """The size of ``ChunkRecord``: events, entries of lists, couplings, headers of lists."""
         entries = self.chunk * sum(self.accesses) + self.entries

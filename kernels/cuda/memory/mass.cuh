@@ -16,28 +16,16 @@ struct alignas(2 * sizeof(Acc)) MassAdjoint {
 };
 
 // Where an access stands: its index among the chunk's entries, where its chain begins there and, of a write, its number
-// among the chunk's writes in chains. CHAINED: its chain has writes. LAST: a write after which none of the chunk changes
-// the slot. LISTED: a read in a chain, with writes or without. DEAD: an access that does nothing.
-enum AccessTag : int { LAST = 1 << 29, LISTED = LAST, CHAINED = 1 << 30, DEAD = int(1u << 31) };
+// among the chunk's writes in chains. HEAVY_WRITE: a write of more than half of its token's weight; at most a token's first
+// is one. CHAINED: its chain has writes. LAST: a write after which none of the chunk changes the slot. LISTED: a read in a
+// chain, with writes or without. DEAD: an access that does nothing.
+enum AccessTag : int { HEAVY_WRITE = 1 << 8, LAST = 1 << 29, LISTED = LAST, CHAINED = 1 << 30, DEAD = int(1u << 31) };
 DEVICE int access_tag(int entry, int begin, int number) { return number | entry << 9 | begin << 19; }
-DEVICE int number_of(int tag) { return tag & 511; }
+DEVICE int number_of(int tag) { return tag & 255; }
 DEVICE int entry_index(int tag) { return tag >> 9 & 1023; }
 DEVICE int chain_begin(int tag) { return tag >> 19 & 1023; }
 
-// A write and its own change of the mass, {alpha, w}; or a read and the change by the chunk's writes before it.
-struct alignas(4 * sizeof(Acc)) MassAccess {
-    RowOf<Acc>::type row, tag;
-    Affine change;
-
-    DEVICE static MassAccess dead() { return {0, DEAD, {1, 0}}; }
-    DEVICE bool live() const { return int(tag) >= 0; }
-    DEVICE bool last() const { return int(tag) & LAST; }
-    DEVICE bool chained() const { return int(tag) & CHAINED; }
-    // A write of more than half of its token's weight. At most a token's first is one.
-    DEVICE bool heavy() const { return live() && change.b > Acc(0.5); }
-};
-
-// A read, without what the masses do to it.
+// An access, without what it does to the mass or the mass does to it.
 struct alignas(8) SlotAccess {
     int row, tag;
 
@@ -45,6 +33,25 @@ struct alignas(8) SlotAccess {
     DEVICE bool live() const { return tag >= 0; }
     DEVICE bool listed() const { return tag & LISTED; }
     DEVICE bool chained() const { return tag & CHAINED; }
+    DEVICE bool heavy() const { return live() && tag & HEAVY_WRITE; }
+};
+
+// A write and its own change of the mass, {alpha, w}; or a read and the change by the chunk's writes before it.
+struct alignas(4 * sizeof(Acc)) MassAccess {
+    RowOf<Acc>::type row, tag;
+    Affine change;
+
+    // Writes and their changes are in arrays of their own: couplings.cu needs no changes.
+    DEVICE static MassAccess load(const SlotAccess* write, const Affine* change) {
+        const SlotAccess access = load_read_only(write);
+        return {access.row, access.tag, load_read_only(change)};
+    }
+
+    DEVICE static MassAccess dead() { return {0, DEAD, {1, 0}}; }
+    DEVICE bool live() const { return int(tag) >= 0; }
+    DEVICE bool last() const { return int(tag) & LAST; }
+    DEVICE bool chained() const { return int(tag) & CHAINED; }
+    DEVICE bool heavy() const { return live() && int(tag) & HEAVY_WRITE; }
 };
 
 // Whether a thread's token is one of the chunk; known to the compiler where all threads have one.

@@ -44,7 +44,8 @@ struct MassBackwardParams {
     const Acc* d_dot_v;                  // of every write: (B*H, chunks, CHUNK, W)
     const Acc* d_dot_before;             // of a token's first write, if it is heavy: (B*H, chunks, CHUNK)
     const Acc* dy_dot_s;                 // of every read: (B*H, chunks, CHUNK, R)
-    const MassAccess* writes;            // (B*H, chunks, CHUNK, W)
+    const SlotAccess* writes;            // (B*H, chunks, CHUNK, W)
+    const Affine* changes;               // likewise
     const Acc* mass_before;              // likewise
     const SlotAccess* reads;             // (B*H, chunks, CHUNK, R)
     const MassAdjoint* gains;            // likewise: what a read adds, if MASS_AWARE
@@ -85,11 +86,53 @@ struct Block {
     DEVICE long long first_token() const { return sequence.chunk(0) * CHUNK; }
 };
 
+constexpr int PREFETCHED = 4;  // chunks whose inputs come to the L2 cache before they are needed; registers hold one
+
+// Brings a chunk's inputs to the L2 cache: each thread at most one line of 128 bytes, the same in every chunk.
+struct MassPrefetcher {
+    const char* line = nullptr;
+    unsigned stride = 0;  // bytes from chunk to chunk
+    const ChunkRange& range;
+
+    DEVICE explicit MassPrefetcher(const Block& block) : range(block.range) {
+        constexpr int LINES = 2 * THREADS / 16;  // for each of sixteen arrays
+        const MassBackwardParams& p = block.p;
+        const int array = threadIdx.x / LINES, number = threadIdx.x % LINES;
+        // Array n has ``each`` for a chunk, of which ``used`` are loaded.
+        const auto one_of = [&](int n, const auto* first, int each, int used) {
+            constexpr int BYTES = sizeof(*first);
+            if (array != n || number * 128 >= used * BYTES) return;
+            line = reinterpret_cast<const char*>(first) + number * 128, stride = each * BYTES;
+        };
+        const long long first = block.first_token();
+        one_of(0, p.writes + first * W, CHUNK * W, CHUNK * W);
+        one_of(8, p.changes + first * W, CHUNK * W, CHUNK * W);
+        one_of(1, p.mass_before + first * W, CHUNK * W, CHUNK * W);
+        one_of(2, p.d_dot_v + first * W, CHUNK * W, CHUNK * W);
+        one_of(3, p.d_dot_before + first, CHUNK, CHUNK);
+        one_of(4, p.reads + first * R, CHUNK * R, CHUNK * R);
+        one_of(5, p.memory.chains + block.sequence.chunk(0) * CHAINS, CHAINS, MIN_ROUNDS * CHAINS_PER_ROUND);
+        if (MASS_AWARE) {
+            one_of(6, p.gains + first * R, CHUNK * R, CHUNK * R);
+            return;
+        }
+        one_of(6, p.dy_dot_s + first * R, CHUNK * R, CHUNK * R);
+        if (array != 7 || number >= CHUNK) return;  // a token's weights are in one line, or two
+        const unsigned of_token = block.p.memory.heads * unsigned(READS * sizeof(Acc));
+        line = reinterpret_cast<const char*>(p.memory.read_weight + block.sequence.first * READS) + number * (unsigned long long)(of_token);
+        stride = CHUNK * of_token;
+    }
+    DEVICE void operator()(int chunk) const {
+        if (chunk >= range.begin && line) prefetch(line + unsigned(chunk) * (unsigned long long)(stride));
+    }
+};
+
 struct WriteThreads {
     const Block& block;
     const int thread, token, k;
     const Acc *dots, *dots_before, *mass_before;
-    const MassAccess* writes;
+    const SlotAccess* writes;
+    const Affine* changes;
     const ELEMENT* gammas;
     Acc* dw;
     ELEMENT* dgamma;
@@ -110,7 +153,8 @@ struct WriteThreads {
         const MassBackwardParams& p = block.p;
         const long long first = block.first_token();
         dots = p.d_dot_v + first * W + thread, dots_before = p.d_dot_before + first + token;
-        writes = p.writes + first * W + thread, mass_before = p.mass_before + first * W + thread;
+        writes = p.writes + first * W + thread, changes = p.changes + first * W + thread;
+        mass_before = p.mass_before + first * W + thread;
         gammas = p.memory.gamma ? p.memory.gamma + block.sequence.first : nullptr;
         dw = p.dw + block.sequence.first * WRITES + k, dgamma = p.dgamma + block.sequence.first;
     }
@@ -120,7 +164,7 @@ struct WriteThreads {
         raw.write = MassAccess::dead(), raw.mass_before = 0, raw.dot = 0, raw.dot_before = 0;
         if (chunk < block.range.begin || thread >= CHUNK * W) return;
         const unsigned at = unsigned(chunk) * (CHUNK * W);
-        raw.write = load_read_only(writes + at), raw.mass_before = load_read_only(mass_before + at);
+        raw.write = MassAccess::load(writes + at, changes + at), raw.mass_before = load_read_only(mass_before + at);
         raw.dot = load_read_only(dots + at);
         if (k == 0) raw.dot_before = load_read_only(dots_before + unsigned(chunk) * CHUNK);
         const int t = t_of(chunk);
@@ -309,9 +353,13 @@ struct ReadThreads {
 
 template <class Threads> DEVICE void run(const Block& block) {
     Threads threads(block);
+    const MassPrefetcher prefetcher(block);
+    const int last = block.range.end - 1;
+    for (int chunk = last - 2; chunk > last - PREFETCHED; chunk--) prefetcher(chunk);
     threads.start();
     __syncthreads();
-    for (int chunk = block.range.end - 1; chunk >= block.range.begin; chunk--) {
+    for (int chunk = last; chunk >= block.range.begin; chunk--) {
+        prefetcher(chunk - PREFETCHED);
         threads.first_half(chunk);
         __syncthreads();
         threads.second_half(chunk);

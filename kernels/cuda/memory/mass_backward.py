@@ -42,7 +42,7 @@ def mass_backward_params(acc: np.dtype) -> ParamStruct:
     return ParamStruct(
         "MassBackwardParams",
         memory=memory_params(acc), d_dot_v=POINTER, d_dot_before=POINTER, dy_dot_s=POINTER, writes=POINTER,
-        mass_before=POINTER, reads=POINTER, gains=POINTER, final_q=POINTER,
+        changes=POINTER, mass_before=POINTER, reads=POINTER, gains=POINTER, final_q=POINTER,
         dfinal_mass=POINTER, working=POINTER, dw=POINTER, dr=POINTER, dgamma=POINTER, dgiven_mass=POINTER,
         local_begin=POINTER, final_q_parts=INT, segments=INT, chunks_of_segment=INT,
     )  # fmt: skip
@@ -104,7 +104,8 @@ def mass_backward(
     launch(
         mass_backward_params(call.acc)(
             memory=memory, d_dot_v=dots.d_dot_v, d_dot_before=dots.d_dot_before, dy_dot_s=dots.dy_dot_s,
-            writes=kept.writes, mass_before=kept.mass_before, reads=kept.reads, gains=gains, final_q=final_q,
+            writes=kept.writes, changes=kept.changes, mass_before=kept.mass_before, reads=kept.reads, gains=gains,
+            final_q=final_q,
             dfinal_mass=dfinal_mass, working=working, dw=grads.dw, dr=grads.dr, dgamma=grads.dgamma,
             dgiven_mass=grads.dgiven, local_begin=local_begin,
             final_q_parts=0 if final_q is None else len(final_q), segments=count, chunks_of_segment=length,

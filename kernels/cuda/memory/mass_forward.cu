@@ -17,8 +17,8 @@
 // Compiled with: what chunk.cuh asks for, and the definitions below.
 #include "memory/mass.cuh"
 
-#if !defined(MASS_AWARE) || !defined(MASS_IN_SHARED) || !defined(LAZY_ZERO) || !defined(SEGMENTED)
-#error "MASS_AWARE, MASS_IN_SHARED, LAZY_ZERO (rows begin unset, as content.cu) and SEGMENTED must be 0 or 1"
+#if !defined(GRADIENTS) || !defined(MASS_AWARE) || !defined(MASS_IN_SHARED) || !defined(LAZY_ZERO) || !defined(SEGMENTED)
+#error "GRADIENTS (a backward follows), MASS_AWARE, MASS_IN_SHARED, LAZY_ZERO (rows begin unset, as content.cu) and SEGMENTED must be 0 or 1"
 #endif
 static_assert(!SEGMENTED || MASS_IN_SHARED, "segments keep their masses in shared memory");
 
@@ -27,15 +27,15 @@ struct MassForwardParams {
     const Acc* given;                // (B*H, segments, rows), or null
     Acc *working, *final_mass;       // (B*H, rows) each, or null; working only if not MASS_IN_SHARED
     Acc* decay_products;             // (B*H, segments, rows): products of 1 - eta, or null; only if SEGMENTED
-    const MassAccess* writes;        // (B*H, chunks, CHUNK, W), as conflicts.cu left them
-    const Affine* change_before;     // likewise
+    const SlotAccess* writes;        // (B*H, chunks, CHUNK, W), as conflicts.cu left them
+    const Affine *changes, *change_before;  // likewise
     const MassAccess* reads;         // (B*H, chunks, CHUNK, R) if MASS_AWARE
-    Acc *eta, *mass_before;          // (B*H, chunks, CHUNK, W); the mass before each write
+    Acc *eta, *mass_before;          // (B*H, chunks, CHUNK, W); the mass before each write, only if GRADIENTS
     Acc* read_mass;                  // (B*H, chunks, CHUNK, R) if MASS_AWARE
     int segments, chunks_of_segment;
 };
 
-constexpr int RING = 4;  // chunks whose loads are under way
+constexpr int RING = 8;  // chunks whose loads are under way
 
 // A number per row, in shared memory or in device memory.
 struct MassTable {
@@ -103,24 +103,27 @@ struct Stage {
 
 // Where the inputs and outputs of a thread stand, RING chunks at a time.
 struct MassArrays {
-    const MassAccess *writes, *reads;
-    const Affine* change_before;
+    const SlotAccess* writes;
+    const MassAccess* reads;
+    const Affine *changes, *change_before;
     Acc *eta, *mass_before, *read_mass;
 
     DEVICE MassArrays(const MassForwardParams& p, const Sequence& sequence, int first_chunk) {
         const long long first = sequence.chunk(first_chunk) * CHUNK;
-        writes = p.writes + first * W + threadIdx.x, change_before = p.change_before + first * W;
+        writes = p.writes + first * W + threadIdx.x, changes = p.changes + first * W + threadIdx.x;
+        change_before = p.change_before + first * W;
         eta = p.eta + first * W + threadIdx.x, mass_before = p.mass_before + first * W + threadIdx.x;
         if (MASS_AWARE) reads = p.reads + first * R, read_mass = p.read_mass + first * R;
     }
     DEVICE void advance() {
-        writes += RING * CHUNK * W, change_before += RING * CHUNK * W;
+        writes += RING * CHUNK * W, changes += RING * CHUNK * W, change_before += RING * CHUNK * W;
         eta += RING * CHUNK * W, mass_before += RING * CHUNK * W;
         if (MASS_AWARE) reads += RING * CHUNK * R, read_mass += RING * CHUNK * R;
     }
     // ``ahead``: chunks from where the pointers stand.
     DEVICE void load_write(Stage& to, bool there, int ahead) const {
-        if (there && threadIdx.x < CHUNK * W) to.write = load_read_only(writes + ahead * CHUNK * W);
+        if (there && threadIdx.x < CHUNK * W)
+            to.write = MassAccess::load(writes + ahead * CHUNK * W, changes + ahead * CHUNK * W);
     }
     DEVICE void load_change_before(Stage& to, bool there, int ahead) const {
         to.before = {1, 0};
@@ -159,7 +162,7 @@ DEVICE Acc store_eta(
     const Acc mass = now.before(before_chunk), w = write.change.b;
     const Acc eta = w / (write.change(mass) + p.memory.eps);  // 0 if nothing is written
     if (threadIdx.x < CHUNK * W) {
-        arrays.mass_before[s * CHUNK * W] = mass;
+        if (GRADIENTS) arrays.mass_before[s * CHUNK * W] = mass;
         arrays.eta[s * CHUNK * W] = eta;
     }
     return eta;

@@ -21,30 +21,35 @@ def mass_forward_params(acc: np.dtype) -> ParamStruct:
     return ParamStruct(
         "MassForwardParams",
         memory=memory_params(acc), given=POINTER, working=POINTER, final_mass=POINTER, decay_products=POINTER,
-        writes=POINTER, change_before=POINTER, reads=POINTER, eta=POINTER, mass_before=POINTER, read_mass=POINTER,
+        writes=POINTER, changes=POINTER, change_before=POINTER, reads=POINTER, eta=POINTER, mass_before=POINTER,
+        read_mass=POINTER,
         segments=INT, chunks_of_segment=INT,
     )  # fmt: skip
 
 
 @functools.cache
 def mass_forward_specialisation(
-    layout: Layout, mass_aware: bool, in_shared: bool, renumbered: bool, segmented: bool = False
+    layout: Layout, mass_aware: bool, in_shared: bool, renumbered: bool, segmented: bool = False, gradients: bool = True
 ) -> Specialisation:
-    """``mass_forward.cu`` for a layout; ``in_shared``: whether the masses are in shared memory."""
+    """``mass_forward.cu`` for a layout; ``in_shared``: whether the masses are in shared memory; ``gradients``: whether
+    a backward follows."""
     defines = (
-        *layout.defines, ("MASS_AWARE", int(mass_aware)), ("MASS_IN_SHARED", int(in_shared)),
-        ("LAZY_ZERO", int(renumbered and not in_shared)), ("SEGMENTED", int(segmented)),
+        *layout.defines, ("GRADIENTS", int(gradients)), ("MASS_AWARE", int(mass_aware)),
+        ("MASS_IN_SHARED", int(in_shared)), ("LAZY_ZERO", int(renumbered and not in_shared)),
+        ("SEGMENTED", int(segmented)),
     )  # fmt: skip
     params = mass_forward_params(np.dtype(f"f{layout.acc_bytes}"))
     return Specialisation("memory/mass_forward.cu", ("mass_forward",), defines, (params,))
 
 
 @functools.lru_cache(maxsize=1024)
-def _launch(layout: Layout, mass_aware: bool, renumbered: bool, rows: int, blocks: int, segmented: bool) -> Launch:
+def _launch(
+    layout: Layout, mass_aware: bool, renumbered: bool, rows: int, blocks: int, segmented: bool, gradients: bool
+) -> Launch:
     in_shared = layout.masses_in_shared(rows)
     numbers = 1 + segmented  # of a row: its mass, and the product of 1 - eta
     shared = numbers * rows * layout.acc_bytes if in_shared else 0
-    specialisation = mass_forward_specialisation(layout, mass_aware, in_shared, renumbered, segmented)
+    specialisation = mass_forward_specialisation(layout, mass_aware, in_shared, renumbered, segmented, gradients)
     return Launch(specialisation, "mass_forward", (blocks,), THREADS, shared)
 
 
@@ -67,11 +72,14 @@ def mass_forward(
     ``decay_products``: (B*H, segments, rows), set to the products of 1 - eta, or None.
     """
     count, length = segments
-    launch = _launch(layout, call.options.mass_aware, call.renumbered, call.rows, call.sequences * count, count > 1)
+    launch = _launch(
+        layout, call.options.mass_aware, call.renumbered, call.rows, call.sequences * count, count > 1,
+        call.options.gradients,
+    )  # fmt: skip
     launch(
         mass_forward_params(call.acc)(
             memory=memory, given=given, working=final, final_mass=final, decay_products=decay_products,
-            writes=kept.writes, change_before=change_before, reads=kept.mass_reads, eta=kept.eta,
+            writes=kept.writes, changes=kept.changes, change_before=change_before, reads=kept.mass_reads, eta=kept.eta,
             mass_before=kept.mass_before, read_mass=kept.read_mass, segments=count, chunks_of_segment=length,
         )
     )  # fmt: skip

@@ -28,8 +28,8 @@
 
 struct LocalEndParams {
     MemoryParams memory;
-    const MassAccess* writes;     // (B*H, chunks, CHUNK, W)
-    const Affine* change_before;  // likewise
+    const SlotAccess* writes;     // (B*H, chunks, CHUNK, W)
+    const Affine *changes, *change_before;  // likewise
     Affine* local_end;            // (B*H, segments, rows)
     int segments, chunks_of_segment;
 };
@@ -46,16 +46,16 @@ struct CombineParams {
     int rows, segments, parts, channels, backward;
 };
 
-constexpr int RING = 4;  // chunks whose loads are under way
+constexpr int RING = 8;  // chunks whose loads are under way
 
 // A thread's write of one chunk, loaded ahead.
 struct Stage {
     MassAccess write;
     Affine before;
 
-    DEVICE void load_write(const MassAccess* writes, bool there) {
+    DEVICE void load_write(const SlotAccess* writes, const Affine* changes, bool there) {
         write = MassAccess::dead();
-        if (there && threadIdx.x < CHUNK * W) write = load_read_only(writes);
+        if (there && threadIdx.x < CHUNK * W) write = MassAccess::load(writes, changes);
     }
     // ``change_before``: of the chunk
     DEVICE void load_change_before(const Affine* change_before) {
@@ -76,12 +76,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_local_end(const __gri
     for (int row = threadIdx.x; row < p.memory.rows; row += THREADS) of_row[row] = {1, 0};
     const int chunks = range.end - range.begin;
     const long long first = sequence.chunk(range.begin) * CHUNK * W;
-    const MassAccess* const writes = p.writes + first + threadIdx.x;
-    const Affine* const change_before = p.change_before + first;
+    const SlotAccess* const writes = p.writes + first + threadIdx.x;
+    const Affine *const changes = p.changes + first + threadIdx.x, *const change_before = p.change_before + first;
 
     Stage ring[RING];
 #pragma unroll
-    for (int s = 0; s < RING; s++) ring[s].load_write(writes + s * CHUNK * W, s < chunks);
+    for (int s = 0; s < RING; s++) ring[s].load_write(writes + s * CHUNK * W, changes + s * CHUNK * W, s < chunks);
 #pragma unroll
     for (int s = 0; s < RING / 2; s++) ring[s].load_change_before(change_before + s * CHUNK * W);
     for (int start = 0; start < chunks; start += RING) {
@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_local_end(const __gri
             __syncthreads();
             ring[s].apply(of_row);
             ring[(s + RING / 2) % RING].load_change_before(change_before + half * CHUNK * W);
-            ring[s].load_write(writes + next * CHUNK * W, next < chunks);
+            ring[s].load_write(writes + next * CHUNK * W, changes + next * CHUNK * W, next < chunks);
         }
     }
     __syncthreads();

@@ -24,8 +24,8 @@ def local_end_params(acc: np.dtype) -> ParamStruct:
     """``LocalEndParams`` of segments.cu."""
     return ParamStruct(
         "LocalEndParams",
-        memory=memory_params(acc), writes=POINTER, change_before=POINTER, local_end=POINTER, segments=INT,
-        chunks_of_segment=INT,
+        memory=memory_params(acc), writes=POINTER, changes=POINTER, change_before=POINTER, local_end=POINTER,
+        segments=INT, chunks_of_segment=INT,
     )  # fmt: skip
 
 
@@ -86,8 +86,8 @@ def mass_local_ends(
     local_end = cupy.empty((call.sequences, count, call.rows, 2), dtype=call.acc)
     _launch(layout, "mass_local_end", call.sequences * count, 2 * call.rows * layout.acc_bytes)(
         local_end_params(call.acc)(
-            memory=memory, writes=kept.writes, change_before=change_before, local_end=local_end, segments=count,
-            chunks_of_segment=length,
+            memory=memory, writes=kept.writes, changes=kept.changes, change_before=change_before,
+            local_end=local_end, segments=count, chunks_of_segment=length,
         )
     )  # fmt: skip
     return local_end

@@ -58,7 +58,7 @@ struct Lane {
     template <class Params>
     DEVICE Lane(const Params& p, unsigned block)
         : channels(p.channels), slices((p.channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES),
-          lane(threadIdx.x % LANES), token(group / GROUPS_PER_TOKEN), part(group % GROUPS_PER_TOKEN),
+          lane(threadIdx.x % LANES), token(token_of(group)), part(part_of(group)),
           stride(CHUNK * p.heads * p.channels) {
         const int number = block / slices;
         const unsigned span_head = number / p.launched_segments, heads = p.heads, head = span_head % heads;
@@ -77,6 +77,18 @@ struct Lane {
 #pragma unroll
         for (int i = 0; i < TILE; i++) inside[i] = WHOLE || channel + i < channels;
     }
+    // Two groups that follow one another are of two tokens, or have the two halves of a token's accesses.
+    DEVICE static int token_of(int group) {
+        return TOKENS_IN_PAIRS ? group / (2 * GROUPS_PER_TOKEN) * 2 + group % 2 : group / GROUPS_PER_TOKEN;
+    }
+    DEVICE static int part_of(int group) {
+        constexpr int HALF = GROUPS_PER_TOKEN / 2;
+        return TOKENS_IN_PAIRS ? group / 2 % GROUPS_PER_TOKEN : group / 2 % HALF + group % 2 * HALF;
+    }
+    // How many lanes on are those of the part that differs by this power of two.
+    DEVICE static constexpr int distance_to(int part) {
+        return TOKENS_IN_PAIRS || 2 * part < GROUPS_PER_TOKEN ? 2 * LANES * part : LANES;
+    }
     // Whether the group has a token; known to the compiler where all groups do.
     DEVICE bool takes_part() const { return CHUNK * GROUPS_PER_TOKEN >= GROUPS || token < CHUNK; }
     DEVICE bool has(int chunk) const { return takes_part() && chunk * CHUNK + token < tokens; }
@@ -85,8 +97,9 @@ struct Lane {
     DEVICE long long at(int chunk, int other_token) const {
         return at(chunk) + (long long)(other_token - token) * (stride / CHUNK);
     }
-    // The group's first access in chunk 0, in arrays (B*H, chunks, CHUNK, GROUPS_PER_TOKEN * own).
-    DEVICE long long access(int own) const { return first_chunk * (CHUNK * GROUPS_PER_TOKEN * own) + group * own; }
+    // The first of the group's ``own`` accesses among those of a chunk; and of chunk 0 in arrays (B*H, chunks, ..).
+    DEVICE int first_access(int own) const { return (token * GROUPS_PER_TOKEN + part) * own; }
+    DEVICE long long access(int own) const { return first_chunk * (CHUNK * GROUPS_PER_TOKEN * own) + first_access(own); }
 };
 
 // Where a chunk begins in a list that has so many per chunk; unsigned, which takes one instruction.
@@ -142,13 +155,26 @@ template <class T> struct TileInput<T, true> {
     }
 };
 
-template <class T> DEVICE void store_tile(const Acc (&x)[TILE], T* to) { store<TILE>(x, to); }
-DEVICE void store_tile(const float (&x)[4], float* to) {  // inside a chain the compiler would make four stores of it
-    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
+// N numbers in one instruction; behind a branch the compiler would make N stores of it.
+template <int N, class T> DEVICE void store_at_once(const Acc (&x)[N], T* to) {
+    T element[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) narrow(x[i], element[i]);
+    constexpr int BYTES = sizeof(element);
+    unsigned word[(BYTES + 3) / 4];
+    memcpy(word, element, BYTES);
+    if constexpr (BYTES == 16)
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]) : "memory");
+    else if constexpr (BYTES == 8)
+        asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word[0]), "r"(word[1]) : "memory");
+    else if constexpr (BYTES == 4)
+        asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(word[0]) : "memory");
+    else
+        *to = element[0];
 }
 template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T* to) {
     if (ALIGNED) {
-        if (lane.inside[0]) store_tile(x.at, to);
+        if (lane.inside[0]) store_at_once(x.at, to);
     } else {
 #pragma unroll
         for (int i = 0; i < TILE; i++)
@@ -158,13 +184,36 @@ template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T
 
 // ---- sums over lanes ----
 
-// The sum over the groups that share a token.
-DEVICE Tile sum_over_parts(Tile x) {
+// Stores the sums over the groups that share a token. At each step a lane passes on the half of its channels that its
+// partner goes on with, and keeps the other half.
+template <class T> DEVICE void store_sum(const Lane& lane, int chunk, Tile x, T* to) {
+    constexpr int SHARES = ALIGNED ? smaller_of(TILE, GROUPS_PER_TOKEN) : 1, OWN = TILE / SHARES;  // channels in the end
+    int first = 0, kept = TILE;
 #pragma unroll
-    for (int distance = LANES; distance < LANES * GROUPS_PER_TOKEN; distance *= 2)
+    for (int part = 1; part < GROUPS_PER_TOKEN; part *= 2) {
+        const bool upper = lane.part & part;
+        if (kept > OWN) {
+            kept /= 2;
+            first += upper ? kept : 0;
 #pragma unroll
-        for (int i = 0; i < TILE; i++) x.at[i] += __shfl_xor_sync(~0u, x.at[i], distance);
-    return x;
+            for (int i = 0; i < kept; i++) {
+                const Acc passed = upper ? x.at[i] : x.at[i + kept], own = upper ? x.at[i + kept] : x.at[i];
+                x.at[i] = own + __shfl_xor_sync(~0u, passed, lane.distance_to(part));
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < kept; i++) x.at[i] += __shfl_xor_sync(~0u, x.at[i], lane.distance_to(part));
+        }
+    }
+    if (lane.part >= SHARES || !lane.has(chunk)) return;
+    if constexpr (ALIGNED) {
+        Acc own[OWN];
+#pragma unroll
+        for (int i = 0; i < OWN; i++) own[i] = x.at[i];
+        if (lane.inside[0]) store_at_once(own, to + first);
+    } else {
+        store_channels(lane, x, to);
+    }
 }
 
 DEVICE Acc sum_over_lanes(Acc x) {

@@ -26,6 +26,7 @@ class CallOptions(NamedTuple):
     return_state: bool = False
     in_place: bool = False  # T = 1: update the given state; there is no backward
     recompute: Recompute = "none"  # what a block computes again in its backward in place of keeping it
+    gradients: bool = True  # whether a backward of this very forward follows; without, a mixer's ctx may be None
     cu_seqlens: Any = None  # (N + 1,) int64 on the CPU: offsets of packed sequences
     layer_rows: Rows | None = None  # where a layer's tokens are moved to, if it takes no mask and no packed row itself
     conv_rows: Rows | None = None  # where those of the short convolution are, if only it has them moved

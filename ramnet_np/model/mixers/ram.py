@@ -315,7 +315,7 @@ def _attend(
         return y, state, None
     return ram_attention_forward(
         write_logits, read_logits, values, gamma, state=state, proxy_eps=config.proxy_eps,
-        return_state=options.return_state, cu_seqlens=options.cu_seqlens, **settings,
+        return_state=options.return_state, cu_seqlens=options.cu_seqlens, gradients=options.gradients, **settings,
     )  # fmt: skip
 
 
