@@ -332,7 +332,7 @@ def test_rows_that_come_in_parts_give_the_bits_of_a_dense_state(
             if name != "state":
                 np.testing.assert_array_equal(own, theirs, err_msg=name)
         dense = after
-    assert set(in_parts) == {5}  # of 16 tokens
+    assert set(in_parts) == {3}  # of 24 tokens
     assert len(in_parts) == 6  # the first two find nothing on the host
     keys = (np.arange(B * H)[:, None] * slots + np.arange(used)).ravel()
     rows = state.gather(on(keys))
@@ -374,7 +374,7 @@ def cp():
 def test_long_segments_have_the_same_bits_from_any_tier(cp, in_parts, order, rows):
     # rows go back to the host, and those of later parts come, while the other memory's segment is under way
     rng, (B, T, H, P, C) = np.random.default_rng(0), (1, 3000, 4, 4, 64)
-    everywhere = [MemoryTiers(rows=rows), MemoryTiers(gpu=0, rows=rows), MemoryTiers(gpu=2**19, rows=rows)]
+    everywhere = [MemoryTiers(rows=rows), MemoryTiers(gpu=0, rows=rows), MemoryTiers(gpu=2**18, rows=rows)]
     memories = [SparseRAMState.initial(B, H, P**order, C, np.float32, cp, tiers=tiers) for tiers in everywhere]
     for n in range(6):
         logits = cp.asarray(2 * rng.normal(size=(2, B, T, H, order, P)).astype(np.float32))
@@ -386,7 +386,7 @@ def test_long_segments_have_the_same_bits_from_any_tier(cp, in_parts, order, row
             for name in ("write_logits", "read_logits", "values"):
                 np.testing.assert_array_equal(getattr(own, name).get(), getattr(grads[0], name).get(), err_msg=name)
     assert len(in_parts) >= 6
-    assert set(in_parts) == {8}
+    assert set(in_parts) == {4}
     assert all(memory.rows.host_nbytes for memory in memories[1:])
     keys = cp.sort(next(memories[0].blocks(10**7))[0])
     for memory in memories[1:]:

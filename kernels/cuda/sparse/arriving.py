@@ -20,16 +20,16 @@ from ramnet_np.contract import Array
 from .beside import Beside
 from .segment_rows import SegmentRows
 
-PARTS = 8
+PARTS = 4
 UNIT = 32  # tokens: chunks of the memory's kernels divide it
-LEAST_BYTES = 2**20  # over the bus, below which rows are gathered before the work: this costs some launches
+LEAST_BYTES = 2**25  # over the bus, below which rows are gathered before the work: parts cost some launches
 
 
 def part_tokens(tokens: int) -> int:
     """Tokens of a part; the last may have fewer.
 
     >>> part_tokens(8192), part_tokens(70)
-    (1024, 32)
+    (2048, 32)
     """
     return max(1, -(-tokens // (PARTS * UNIT))) * UNIT
 
