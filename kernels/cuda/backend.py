@@ -5,7 +5,7 @@ from ramnet_np.backend import Backend
 from ..gpu_errors import explain_out_of_memory
 from .address.decode import decode_backward, decode_forward
 from .layers import LAYERS
-from .memory.memory import memory_backward, memory_forward
+from .memory.memory import memory_backward, memory_forward, memory_forward_of_coming_rows
 from .runtime.errors import import_cupy
 from .sparse.rows import DeviceRows
 from .sparse.step import sparse_step
@@ -31,6 +31,6 @@ BACKEND = Backend(
     layers=LAYERS,
     sparse_rows=DeviceRows,
     sparse_step=sparse_step,
-    sparse_forward=_of_a_sequence(memory_forward),
+    sparse_forward=_of_a_sequence(memory_forward_of_coming_rows),
     step_by_address=step_by_address,
 )

@@ -157,7 +157,7 @@ def test_contents_that_come_in_parts_have_the_bits_of_those_that_are_there(on_cp
     y, end, _ = memory.memory_forward(*given, RAMState(*map(device, start)), options, True)
     not_there = RAMState(device(np.full_like(start.slots, np.nan)), device(start.mass))
     coming = Coming(write.index, read.index, start.slots, 32)
-    own_y, own_end, _ = memory.memory_forward(*given, not_there, options, True, arriving=coming)
+    own_y, own_end, _ = memory.memory_forward_of_coming_rows(*given, not_there, options, True, coming)
     np.testing.assert_array_equal(np.asarray(own_y), np.asarray(y))
     used = coming.first < T
     for own, expected in zip(own_end, end, strict=True):

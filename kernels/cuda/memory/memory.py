@@ -68,14 +68,30 @@ def memory_forward(
     options: MemoryOptions,
     return_state: bool,
     cu_seqlens: Any = None,
-    arriving: Any = None,
 ) -> tuple[Array, RAMState | None, MemoryContext]:
-    """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx.
-
-    ``arriving``: says when the contents of the given state are there, part by part (``sparse/arriving.py``).
-    """
-    _, _, H, C = values.shape
+    """Write and read token by token. Returns y (B, T, H, C), the state after the last token (or None), ctx."""
     call = _prepare(write, read, values, gamma, mask, state, options, return_state, cu_seqlens)
+    return _forward(call, return_state, None)
+
+
+def memory_forward_of_coming_rows(
+    write: Address,
+    read: Address,
+    values: Array,
+    gamma: float | Array,
+    mask: Array | None,
+    state: RAMState,
+    options: MemoryOptions,
+    return_state: bool,
+    arriving: Any,
+) -> tuple[Array, RAMState | None, MemoryContext]:
+    """The same where ``arriving`` says when the contents of ``state`` are there, part by part (sparse/arriving.py)."""
+    call = _prepare(write, read, values, gamma, mask, state, options, return_state, None)
+    return _forward(call, return_state, arriving)
+
+
+def _forward(call: Call, return_state: bool, arriving: Any) -> tuple[Array, RAMState | None, MemoryContext]:
+    H, C = call.values.shape[2:]
     if max(call.top_k) > MAX_CHUNKED_K:
         if arriving is not None:
             arriving.wait()
