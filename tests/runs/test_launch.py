@@ -50,7 +50,9 @@ def test_how_ranks_end(how, size, status, says):
     command = [sys.executable, "-m", "tests.runs.launch_case", how, str(size)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (status, "" if status == 2 else f"{size} ranks have ended\n"), done.stderr
-    assert re.fullmatch(says, done.stderr.strip()), done.stderr
+    # mpiexec itself may add where in its own sources it noticed that a rank was killed
+    ours = "\n".join(line for line in done.stderr.splitlines() if "(/mpich-" not in line)
+    assert re.fullmatch(says, ours.strip()), done.stderr
 
 
 def said(watch, rank, *messages):
