@@ -58,6 +58,7 @@ def evaluate(
         for i in range(0, len(ids), rows):
             wanted = labels[i : i + rows].ravel()
             labelled = np.flatnonzero(wanted >= 0)
+            # no backward follows: with "block" a forward keeps only what goes into each block
             logits, _ = model.forward(xp.asarray(ids[i : i + rows]), select=xp.asarray(labelled), recompute="block")
             correct[name] += hits(logits, xp.asarray(wanted[labelled]))
             counted[name] += len(labelled)

@@ -210,6 +210,7 @@ def _forward(
     xp = namespace_of(*model.params.values())
     ids, select = xp.asarray(window.ids), xp.asarray(np.flatnonzero(window.labels >= 0))
     if positions is None:
+        # no backward follows: with "block" a forward keeps only what goes into each block
         return model.forward(ids, select=select, recompute="block")[0], None
     return model.forward_with_state(ids, state, select=select, positions=xp.asarray(positions))
 
