@@ -128,7 +128,7 @@ def documents_loss(
     advance: Callable[[int], Any] = lambda n: None,
     ranks: Ranks = ONE,
 ) -> DocumentsLoss:
-    """The loss on documents from their first token on, read in windows of ``length`` tokens, several side by side.
+    """The loss on documents from their first token on, read in windows of ``length`` tokens, several at a time.
 
     ``carry``: whether a window goes on from the memory that the one before left; else every window starts with an empty
     one. ``edges``: bytes at which ranges of positions end. ``most_windows``: of each document, from its start; None for
@@ -144,16 +144,11 @@ def documents_loss(
     >>> [(part.begin, part.end, part.loss.tokens) for part in result.by_position]
     [(0, 10, 9), (10, None, 4)]
     """
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
     sums = _Sums(corpus.codec.token_bytes, tuple(edges))
-    by_size = sorted((document for document in documents if document.size > 1), key=lambda one: -one.size)
-    length = min(length, max((document.size - 1 for document in by_size), default=1))  # a longer window is padding
-    rows, own = rows_at_once(model, length, tokens), by_size[ranks.rank :: ranks.size]
-    for i in range(0, len(own), rows):
-        for logits, window, before in read_side_by_side(model, corpus, own[i : i + rows], length, carry, most_windows):
-            sums.add(logits, window, before)
-            advance(int(np.count_nonzero(window.labels >= 0)))
+    own = sorted(documents, key=lambda one: -one.size)[ranks.rank :: ranks.size]
+    for read in read_documents(model, corpus, own, length, carry, most_windows, tokens):
+        sums.add(read.logits, read.window, read.before)
+        advance(int(np.count_nonzero(read.window.labels >= 0)))
     sums.add_ranks(ranks)
     return DocumentsLoss(sums.total(), sums.ranges())
 
@@ -172,22 +167,51 @@ def label_nats(logits: Array, labels: NDArray[np.int32]) -> NDArray[np.float64]:
     return on_host(log_sums - logits[xp.arange(len(labels)), xp.asarray(labels)]).astype(np.float64)
 
 
-def read_side_by_side(
-    model: RAMNet, corpus: Corpus, documents: Sequence[Document], length: int, carry: bool, most: int | None
-) -> Iterator[tuple[Array, Batch, NDArray[np.int64]]]:
-    """Logits and window after window of documents, which must come with the longest first; and the bytes before each
-    label's token. Logits are of the tokens with a label alone.
+class ReadWindows(NamedTuple):
+    """Windows that were read at once, a row for each of ``documents``; a document's windows come in their order."""
+
+    logits: Array  # (N, V), of the tokens with a label alone
+    window: Batch
+    before: NDArray[np.int64]  # (B, T), bytes of the document before each label's token
+    documents: tuple[Document, ...]
+
+
+def read_documents(
+    model: RAMNet,
+    corpus: Corpus,
+    documents: Sequence[Document],
+    length: int,
+    carry: bool,
+    most_windows: int | None = None,
+    tokens: int | None = None,
+) -> Iterator[ReadWindows]:
+    """All windows of documents. Arguments and errors as of :func:`documents_loss`.
 
     >>> from ramnet_np.data.corpus import text_corpus
     >>> from ramnet_np.model import RAMNetConfig
     >>> model = RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2))
     >>> corpus = text_corpus(b"Tom has a fox.")
-    >>> windows = read_side_by_side(model, corpus, corpus.documents, length=8, carry=True, most=None)
-    >>> [logits.shape for logits, _, _ in windows]
+    >>> [read.logits.shape for read in read_documents(model, corpus, corpus.documents, length=8, carry=True)]
     [(8, 256), (5, 256)]
     """
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    by_size = sorted((document for document in documents if document.size > 1), key=lambda one: -one.size)
+    length = min(length, max((document.size - 1 for document in by_size), default=1))  # a longer window is padding
+    rows = rows_at_once(model, length, tokens)
+    if carry:
+        for i in range(0, len(by_size), rows):
+            yield from _side_by_side(model, corpus, by_size[i : i + rows], length, most_windows)
+    else:
+        yield from _apart(model, corpus, by_size, length, most_windows, rows)
+
+
+def _side_by_side(
+    model: RAMNet, corpus: Corpus, documents: Sequence[Document], length: int, most: int | None
+) -> Iterator[ReadWindows]:
+    """A window of every document at a time, each with the memory that the one before left. The longest come first."""
     state: list[Any] | None = None
-    read = np.zeros(len(documents), np.int64)  # bytes of each document in the windows before
+    bytes_read = np.zeros(len(documents), np.int64)  # of each document in the windows before
     for number in range(-(-(documents[0].size - 1) // length) if most is None else most):
         start = number * length
         left = [document for document in documents if document.size - 1 > start]  # the first ones: they are longest
@@ -196,10 +220,28 @@ def read_side_by_side(
         window = windows(corpus, [(document, start) for document in left], length)
         if state is not None:
             state = map_arrays(lambda array: array[: len(left)], state)  # noqa: B023 - called at once
-        logits, state = _forward(model, window, state, np.arange(start, start + length) if carry else None)
-        before = read[: len(left), None] + np.cumsum(corpus.codec.token_bytes[window.ids], axis=1)
-        read = before[:, -1]
-        yield logits, window, before
+        logits, state = _forward(model, window, state, np.arange(start, start + length))
+        before = bytes_read[: len(left), None] + np.cumsum(corpus.codec.token_bytes[window.ids], axis=1)
+        bytes_read = before[:, -1]
+        yield ReadWindows(logits, window, before, tuple(left))
+
+
+def _apart(
+    model: RAMNet, corpus: Corpus, documents: Sequence[Document], length: int, most: int | None, rows: int
+) -> Iterator[ReadWindows]:
+    """``rows`` windows at a time, of any documents: each begins with an empty memory, so none waits for another."""
+    places = [(document, start) for document in documents for start in list(range(0, document.size - 1, length))[:most]]
+    bytes_read = 0  # of the document that is being read
+    for i in range(0, len(places), rows):
+        part = places[i : i + rows]
+        window = windows(corpus, part, length)
+        before = np.cumsum(corpus.codec.token_bytes[window.ids], axis=1)
+        for row, (_, start) in enumerate(part):
+            before[row] += bytes_read if start else 0
+            bytes_read = before[row, -1]
+        yield ReadWindows(
+            _forward(model, window, None, None)[0], window, before, tuple(document for document, _ in part)
+        )
 
 
 @on_gpu_of_arrays

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ramnet_np.data.corpus import Corpus, Document
 from ramnet_np.model import RAMNet
-from ramnet_np.train.text_loss import label_nats, read_side_by_side, rows_at_once
+from ramnet_np.train.text_loss import label_nats, read_documents
 
 
 def documents_nats(
@@ -34,16 +34,12 @@ def documents_nats(
     >>> documents_nats(model, corpus, corpus.documents, length=4)["text"].round(3)[:2].tolist()
     [5.545, 5.545]
     """
-    by_size = sorted((document for document in documents if document.size > 1), key=lambda one: -one.size)
-    found: dict[str, list[NDArray[np.float64]]] = {document.name: [] for document in by_size}
-    rows = rows_at_once(model, length, tokens)
-    for i in range(0, len(by_size), rows):
-        own = by_size[i : i + rows]
-        for logits, window, _ in read_side_by_side(model, corpus, own, length, carry, None):
-            counts = window.labels >= 0
-            nats = label_nats(logits, window.labels[counts])
-            ends = np.cumsum(counts.sum(axis=1))
-            for document, part in zip(own, np.split(nats, ends[:-1]), strict=False):
-                found[document.name].append(part)
-            advance(len(nats))
+    found: dict[str, list[NDArray[np.float64]]] = {one.name: [] for one in documents if one.size > 1}
+    for read in read_documents(model, corpus, documents, length, carry, tokens=tokens):
+        counts = read.window.labels >= 0
+        nats = label_nats(read.logits, read.window.labels[counts])
+        ends = np.cumsum(counts.sum(axis=1))
+        for document, part in zip(read.documents, np.split(nats, ends[:-1]), strict=True):
+            found[document.name].append(part)
+        advance(len(nats))
     return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -83,6 +83,24 @@ def test_without_carried_state_every_window_starts_empty():
     assert result.loss.nats != pytest.approx(documents_loss(model, corpus, corpus.documents, 8).loss.nats, rel=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_windows_apart_know_where_they_are(rows):
+    """Windows of several documents are read at once, and a document's go on in the next batch of windows."""
+    model, corpus = model_of(), corpus_of(31, 5, 64, 1, 17)
+    lengths, bounds = corpus.codec.token_bytes, (0, 10, 40, 10**9)
+    nats, tokens = np.zeros(3), np.zeros(3, int)
+    for document in corpus.documents:
+        for start in range(0, document.size - 1, 8):
+            losses = nats_of(model, document.source[start : start + 9])
+            before = np.cumsum(lengths[document.source])[start : start + len(losses)]
+            part = np.searchsorted(bounds, before, side="right") - 1
+            nats += np.bincount(part, losses, 3)
+            tokens += np.bincount(part, minlength=3)
+    result = documents_loss(model, corpus, corpus.documents, 8, carry=False, edges=bounds[1:3], tokens=8 * rows)
+    assert [part.loss.tokens for part in result.by_position] == tokens.tolist()
+    assert [part.loss.nats for part in result.by_position] == pytest.approx(nats, rel=1e-10)
+
+
 def test_some_windows_of_each_document():
     model, corpus = model_of(), corpus_of(31, 64, 5)
     result = documents_loss(model, corpus, corpus.documents, 8, most_windows=2)
