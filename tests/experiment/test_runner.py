@@ -1,6 +1,8 @@
 """A grid from start to end: in processes, and with a stand-in for them where what matters is what is done with runs."""
 
+import io
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -174,6 +176,13 @@ def test_a_run_that_ends_its_thread_has_failed(error):
     assert [(kind, of, failure.why) for kind, of, failure in sent] == [("failed", run, f"{error}: no more")]
 
 
+def test_processes_end_with_a_program_that_does_not_end_them():
+    """As after an error while further ones begin: Python waits at its end for children that are not daemons."""
+    with WorkerPool("cpu", (), 1) as pool:
+        children = {child.pid: child.daemon for child in multiprocessing.active_children()}
+        assert [children[process] for process in pool.process_ids] == [True]
+
+
 def test_a_process_that_does_not_end_is_killed(monkeypatch):
     monkeypatch.setattr(workers, "END_SECONDS", 0.2)
     with WorkerPool("cpu", (), 1) as pool:
@@ -341,6 +350,17 @@ class Clock:
             return done(run, seconds=seconds)
 
         return outcome
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(1.0, 1), (10.0, 2), (30.0, 4)])
+def test_the_bar_says_how_far_runs_are_every_twenty_seconds_into_a_file(monkeypatch, grid, seconds, shown):
+    clock, words = Clock(monkeypatch), []
+    clock.now = 1000.0
+    monkeypatch.setattr(runner.sys, "stderr", io.StringIO())
+    monkeypatch.setattr(runner.tqdm, "set_postfix_str", lambda bar, text, refresh: words.append(text))
+    run_with(monkeypatch, StandIn(clock.takes(seconds), capacity=1), grid)
+    assert len(words) == shown
+    assert words[0] == ""  # of a run that has just ended, none is left
 
 
 def slow_and_fast(path, seeds="[0]"):
