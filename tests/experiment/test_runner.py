@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -269,6 +270,17 @@ def test_the_sweep_then_the_other_seeds(monkeypatch, grid):
     assert outcome[1:5] == (4, 0, 0, None)
     assert len(said) == 5
     assert said[1].startswith("a, seed 0, learning rate 0.001: accuracy 0.500, validation 0.001, 2 epochs, 1 s")
+
+
+@pytest.mark.parametrize(("ray", "address"), [((), None), (("10.0.0.1:6379",), "10.0.0.1:6379")])
+def test_a_cluster_is_asked_for_by_its_address(monkeypatch, grid, ray, address):
+    pool, given = StandIn(done), []
+    monkeypatch.setattr(runner, "RayPool", lambda *arguments: given.append(arguments) or pool)
+    monkeypatch.setattr(runner, "WorkerPool", None)
+    run_experiment("x", Options(out=grid.parent, grid=grid, ray=ray, side_by_side=3), log=str, progress=False)
+    [(first, device, side_by_side, out, invocation, text, keep)] = given
+    assert (first, device, side_by_side, out, text, keep) == (address, "cpu", 3, grid.parent, None, False)
+    assert datetime.fromisoformat(invocation)
 
 
 def test_runs_with_a_record_are_skipped(monkeypatch, grid):
