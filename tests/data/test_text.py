@@ -78,6 +78,18 @@ def test_fewer_windows_than_held_out_documents_are_of_different_ones():
     assert few.held_out()["next byte"].ids[:, 0].tolist() == [60, 80]  # of 60, 80 and 100
 
 
+def test_documents_that_are_no_longer_than_a_window_are_read_from_their_start():
+    batch = TextData(corpus(), TextSettings(length=10, held_out=1), batch=200, seed=0).batch(0)
+    firsts = batch.ids[:, 0]
+    short = firsts[(firsts >= 20) & (firsts < 60)]  # documents 1 and 2, of 7 and of 2 tokens
+    assert set(short.tolist()) == {20, 40}
+    assert (batch.labels >= 0).any(axis=1).all()
+
+
+def test_facts_are_those_of_seed_0_unless_said():
+    assert facts_text(3) == facts_text(3, seed=0) != facts_text(3, seed=1)
+
+
 def test_text_too_short_for_its_sequences():
     with pytest.raises(ValueError, match=r"data\.length must be below the 5 tokens of the longest .* held out, got 16"):
         TextData(b"x" * 100, TextSettings(length=16), batch=4, seed=0)
