@@ -114,7 +114,7 @@ TESTS = {
     "ramnet_np/experiment/summary.py": _TABLES,
     "ramnet_np/experiment/sweep.py": _GRIDS,
     "ramnet_np/experiment/text_tables.py": _TABLES,
-    "ramnet_np/experiment/workers.py": _GRIDS[1:],
+    "ramnet_np/experiment/workers.py": ("tests/experiment/test_workers.py", *_GRIDS[1:]),
     "ramnet_np/experiment/ray_pool.py": ("tests/experiment/test_ray_pool.py", "tests/experiment/test_ray.py"),
     "ramnet_np/runs/book_tests.py": ("tests/runs/test_books.py",),
     "ramnet_np/runs/slot_tests.py": ("tests/runs/test_books.py",),

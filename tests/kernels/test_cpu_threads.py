@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +138,27 @@ def test_a_child_does_not_wait_for_a_turn_that_a_thread_of_its_parent_had(monkey
     threads._after_fork_in_child()
     assert threads._turns is None
     assert not threads._forked
+
+
+@pytest.mark.parametrize(
+    ("layer", "vendor", "lost"),
+    [("omp", "GNU", True), ("omp", "Intel", False), ("tbb", "GNU", False), ("workqueue", "GNU", False)],
+)
+def test_which_threads_a_fork_loses(monkeypatch, layer, vendor, lost):
+    monkeypatch.setattr(threads.numba, "threading_layer", lambda: layer)
+    pool = SimpleNamespace(openmp_vendor=vendor)
+    monkeypatch.setattr(threads, "importlib", SimpleNamespace(import_module=lambda name: pool))
+    assert threads._threads_were_lost() == lost
+
+
+def test_a_fork_before_any_threads_were_started_loses_none(monkeypatch):
+    """Numba then has no layer: the backend was imported, and no kernel ran that shares work out."""
+
+    def threading_layer():
+        raise ValueError("Threading layer is not initialized.")
+
+    monkeypatch.setattr(threads.numba, "threading_layer", threading_layer)
+    assert not threads._threads_were_lost()
 
 
 def test_a_child_of_a_child_has_no_threads_either(monkeypatch):
