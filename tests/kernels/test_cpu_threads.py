@@ -21,6 +21,7 @@ FORK = """
 import multiprocessing, sys, threading, warnings
 import numba
 import numpy as np
+import ramnet_np.kernels.cpu.threads  # what happens at a fork is known before it
 from ramnet_np import RAMState, ram_attention_forward, ram_attention_step
 
 warnings.simplefilter("ignore")  # newer Pythons warn of a fork with threads
