@@ -35,6 +35,14 @@ _CPU = tuple(f"tests/kernels/{name}.py" for name in ("test_cpu_agreement", "test
 _FEW_ROWS = ("tests/kernels/test_cpu_few_rows.py",)
 _COMPILED = ("tests/kernels/test_cpu_cache.py", "tests/kernels/test_cpu_threads.py")
 _TORCH = tuple(f"tests/bridges/{name}.py" for name in ("test_torch_stand_ins", "test_torch_step", "test_torch"))
+_GRIDS = tuple(f"tests/experiment/{name}.py" for name in ("test_sweep", "test_runner", "test_failures", "test_whole"))
+_RUNS = ("tests/experiment/test_one_run.py", "tests/experiment/test_text_grids.py")
+_TABLES = tuple(f"tests/experiment/{name}.py" for name in ("test_report", "test_text_report", "test_whole"))
+_STEPS = tuple(f"tests/train/{name}.py" for name in ("test_carried", "test_loop", "test_settings"))
+_WHOLE_RUNS = tuple(f"tests/train/{name}.py" for name in ("test_loop", "test_folder", "test_settings", "test_stop"))
+_TEXTS = tuple(f"tests/data/{name}.py" for name in ("test_text", "test_tokens", "test_packed_rows"))
+_PLACES = tuple(f"tests/kernels/test_cuda_{name}.py" for name in ("layout", "launch_sizes", "packed", "launches"))
+_CUDA_ROWS = tuple(f"tests/kernels/test_cuda_{name}.py" for name in ("sparse", "segment_rows", "slot_numbers"))
 _STATES = ("tests/model/test_state_file.py", "tests/model/test_sparse.py")
 # file -> what must notice a change of it, the fastest first
 TESTS = {
@@ -70,10 +78,43 @@ TESTS = {
     "ramnet_np/model/sparse.py": _STATES,
     "ramnet_np/model/state_file.py": _STATES,
     "ramnet_np/model/generation.py": ("tests/model/test_generation.py", *_STATES),
+    "ramnet_np/model/call_checks.py": ("tests/model/test_network.py", "tests/model/test_live_tokens.py", *_STATES),
+    "ramnet_np/model/memory.py": ("tests/model/test_memory.py",),
+    "ramnet_np/train/carried.py": _STEPS,
+    "ramnet_np/train/config.py": ("tests/train/test_settings.py", *_STEPS),
+    **dict.fromkeys((f"ramnet_np/train/{name}.py" for name in ("folder", "interrupt", "loop", "steps")), _WHOLE_RUNS),
+    "ramnet_np/train/gpu_trainer.py": ("tests/train/test_gpu_trainer.py", "tests/train/test_carried.py"),
+    "ramnet_np/train/gradients.py": (*_STEPS, "tests/data/test_packed_rows.py"),
+    "ramnet_np/train/metrics.py": ("tests/train/test_metrics.py", *_WHOLE_RUNS),
+    "ramnet_np/train/optim.py": ("tests/train/test_optim.py", "tests/train/test_loop.py"),
+    "ramnet_np/train/schedule.py": ("tests/train/test_schedule.py",),
+    "ramnet_np/train/slot_use.py": ("tests/train/test_carried.py", "tests/runs/test_books.py"),
+    "ramnet_np/train/text_loss.py": ("tests/train/test_text_loss.py", "tests/train/test_carried.py"),
+    "ramnet_np/train/token_loss.py": ("tests/runs/test_books.py",),
+    "ramnet_np/train/trainer.py": (*_STEPS, "tests/data/test_packed_rows.py"),
     "ramnet_np/train/step_graph.py": ("tests/train/test_step_graph.py",),
     "ramnet_np/train/gradient_sum.py": ("tests/train/test_step_graph.py", "tests/train/test_ranks.py"),
     "ramnet_np/train/shards.py": ("tests/train/test_shards.py",),
     "ramnet_np/data/packed_rows.py": ("tests/data/test_packed_rows.py",),
+    "ramnet_np/data/batches.py": ("tests/data/test_batches.py", "tests/data/test_gpu_dataset.py"),
+    "ramnet_np/data/codec.py": _TEXTS,
+    "ramnet_np/data/corpus.py": _TEXTS,
+    "ramnet_np/data/mqar.py": ("tests/data/test_mqar.py",),
+    "ramnet_np/data/names.py": ("tests/runs/test_books.py",),
+    "ramnet_np/data/needles.py": ("tests/runs/test_books.py",),
+    "ramnet_np/data/stop.py": ("tests/data/test_stop.py", "tests/data/test_text.py"),
+    "ramnet_np/data/streams.py": ("tests/data/test_streams.py",),
+    "ramnet_np/data/synthetic_facts.py": ("tests/data/test_text.py",),
+    "ramnet_np/data/text.py": _TEXTS,
+    "ramnet_np/data/tokens.py": _TEXTS,
+    "ramnet_np/experiment/failures.py": ("tests/experiment/test_failures.py", "tests/experiment/test_runner.py"),
+    "ramnet_np/experiment/one_run.py": (*_RUNS, "tests/experiment/test_runner.py"),
+    "ramnet_np/experiment/records.py": ("tests/experiment/test_records.py", *_TABLES),
+    "ramnet_np/experiment/runner.py": _GRIDS[1:],
+    "ramnet_np/experiment/summary.py": _TABLES,
+    "ramnet_np/experiment/sweep.py": _GRIDS,
+    "ramnet_np/experiment/text_tables.py": _TABLES,
+    "ramnet_np/experiment/workers.py": ("tests/experiment/test_workers.py", *_GRIDS[1:]),
     "ramnet_np/experiment/ray_pool.py": ("tests/experiment/test_ray_pool.py", "tests/experiment/test_ray.py"),
     "ramnet_np/runs/book_tests.py": ("tests/runs/test_books.py",),
     "ramnet_np/runs/slot_tests.py": ("tests/runs/test_books.py",),
@@ -99,7 +140,12 @@ TESTS = {
     "kernels/cpu/sparse.py": _SPARSE,
     "kernels/cpu/ram_step.py": ("tests/kernels/test_cpu_few_rows.py",),
     "kernels/cpu/spans.py": ("tests/kernels/test_packed.py",),
-    "kernels/cuda/memory/packed.py": ("tests/kernels/test_packed.py",),
+    "kernels/cuda/memory/layout.py": _PLACES,
+    "kernels/cuda/memory/packed.py": ("tests/kernels/test_packed.py", *_PLACES),
+    "kernels/cuda/memory/segments.py": _PLACES,
+    **dict.fromkeys(
+        (f"kernels/cuda/sparse/{name}.py" for name in ("arriving", "beside", "numbers", "rows")), _CUDA_ROWS
+    ),
     "kernels/cuda/runtime/overlap.py": ("tests/kernels/test_cuda_overlap.py",),
     "kernels/cpu/retention.py": ("tests/kernels/test_update_rules.py", "tests/kernels/test_cpu_agreement.py"),
 }

@@ -48,7 +48,9 @@ def require_memory(needed: int, what: str, device: str = "cpu") -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still have, swap included; None on a system that does not tell.
+    """Bytes that this process can still have at most, swap included; None on a system that does not tell.
+
+    Of a container's limit nothing is taken off for what it uses already: files that it has read count as used, too.
 
     >>> available_memory() is None or available_memory() > 0
     True

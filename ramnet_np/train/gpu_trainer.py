@@ -208,22 +208,12 @@ class GPUTrainer:
         self._gpu.__exit__(*exc_info)
 
     def _upload_tokens(self, batch: Batch | StreamBatch | PackedBatch) -> BatchBuffers:
-        """Copy ids of a batch on the host, positions and labels of each part, and where rows of streams start."""
-        ids, labels, vocab = on_host(batch.ids), on_host(batch.labels), self._model.config.vocab
-        rows = part_rows(len(ids), self._config.accumulate)
-        # text, whose documents end anywhere, fills up to all tokens: its batches have one shape
-        multiple = rows * ids.shape[1] if 2 * np.count_nonzero(labels >= 0) > labels.size else rows
-        chosen = [labelled_tokens(labels[i : i + rows], multiple) for i in range(0, len(ids), rows)]
-        require_ids("ids", ids, vocab)
-        for _, wanted in chosen:
-            require_ids("labels", wanted[wanted != IGNORE_INDEX], vocab)
-        start = [on_host(batch.start)] if isinstance(batch, StreamBatch) else []
-        sent = [ids.ravel(), *(array for pair in chosen for array in pair), *start]
-        key = (*ids.shape, tuple(len(positions) for positions, _ in chosen), bool(start))
-        if key not in self._buffers:
-            self._buffers[key] = BatchBuffers(sum(map(len, sent)), partial(_split, *key))
-        self._buffers[key].upload(sent, self._stream, self._ranks.wait)
-        return self._buffers[key]
+        """Copy what a step needs of a batch on the host: ``sent_tokens``."""
+        sent, shape = sent_tokens(batch, self._config.accumulate, self._model.config.vocab)
+        if shape not in self._buffers:
+            self._buffers[shape] = BatchBuffers(sum(map(len, sent)), partial(_split, *shape))
+        self._buffers[shape].upload(sent, self._stream, self._ranks.wait)
+        return self._buffers[shape]
 
     def _upload_rows(self, batch: GPUBatch) -> BatchBuffers:
         """Copy the row numbers of a batch whose sequences are on the GPU already."""
@@ -305,6 +295,32 @@ def _gpu_adamw(params: dict[str, Array], config: TrainConfig, state: AdamWState,
     decayed = {name for name, p in params.items() if has_weight_decay(name, p)}
     copies = None if computed is params else dict(computed)
     return DeviceAdamW(dict(params), state.mean, state.square, decayed, state.step, settings, copies)
+
+
+def sent_tokens(
+    batch: Batch | StreamBatch | PackedBatch, accumulate: int, vocab: int
+) -> tuple[list[Array], tuple[int, int, tuple[int, ...], bool]]:
+    """What goes to the GPU of a batch on the host: ids, positions and labels of each part, and where rows of streams
+    start; and the shape, by which ``_split`` finds them there. ValueError for ids and labels that are no tokens.
+
+    >>> batch = Batch(np.array([[1, 2, 3], [4, 5, 6]]), np.array([[-100, 3, -100], [5, -100, -100]]))
+    >>> sent, shape = sent_tokens(batch, accumulate=2, vocab=8)
+    >>> [array.tolist() for array in sent]
+    [[1, 2, 3, 4, 5, 6], [1], [3], [0], [5]]
+    >>> shape
+    (2, 3, (1, 1), False)
+    """
+    ids, labels = on_host(batch.ids), on_host(batch.labels)
+    rows = part_rows(len(ids), accumulate)
+    # text, whose documents end anywhere, fills up to all tokens: its batches have one shape
+    multiple = rows * ids.shape[1] if 2 * np.count_nonzero(labels >= 0) > labels.size else rows
+    chosen = [labelled_tokens(labels[i : i + rows], multiple) for i in range(0, len(ids), rows)]
+    require_ids("ids", ids, vocab)
+    for _, wanted in chosen:
+        require_ids("labels", wanted[wanted != IGNORE_INDEX], vocab)
+    start = [on_host(batch.start)] if isinstance(batch, StreamBatch) else []
+    shape = (*ids.shape, tuple(len(positions) for positions, _ in chosen), bool(start))
+    return [ids.ravel(), *(array for pair in chosen for array in pair), *start], shape
 
 
 def _split(sequences: int, length: int, labelled: tuple[int, ...], is_stream: bool, memory: Array) -> Inputs:

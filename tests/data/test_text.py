@@ -14,6 +14,7 @@ from ramnet_np.runs.text import TextRun, bits_per_byte, generate_text, load_text
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.loop import TrainResult
 from ramnet_np.train.metrics import read_metrics
+from tests.data.test_streams import corpus
 
 TEXT = bytes(range(256)) * 4
 SMALL = TextRun(
@@ -70,6 +71,23 @@ def test_held_out_windows_do_not_overlap():
     assert ids.shape == (12, 10)
     few = TextData(bytes(range(250)), TextSettings(length=10, held_out=0.5, held_out_sequences=3), batch=4, seed=0)
     assert few.held_out()["next byte"].ids.shape == (3, 10)
+
+
+def test_fewer_windows_than_held_out_documents_are_of_different_ones():
+    few = TextData(corpus(), TextSettings(length=5, held_out=3, held_out_sequences=2), batch=4, seed=0)
+    assert few.held_out()["next byte"].ids[:, 0].tolist() == [60, 80]  # of 60, 80 and 100
+
+
+def test_documents_that_are_no_longer_than_a_window_are_read_from_their_start():
+    batch = TextData(corpus(), TextSettings(length=10, held_out=1), batch=200, seed=0).batch(0)
+    firsts = batch.ids[:, 0]
+    short = firsts[(firsts >= 20) & (firsts < 60)]  # documents 1 and 2, of 7 and of 2 tokens
+    assert set(short.tolist()) == {20, 40}
+    assert (batch.labels >= 0).any(axis=1).all()
+
+
+def test_facts_are_those_of_seed_0_unless_said():
+    assert facts_text(3) == facts_text(3, seed=0) != facts_text(3, seed=1)
 
 
 def test_text_too_short_for_its_sequences():

@@ -1,23 +1,22 @@
 """A grid from start to end: in processes, and with a stand-in for them where what matters is what is done with runs."""
 
+import io
 import json
-import os
 import signal
-import threading
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from queue import SimpleQueue
 
 import pytest
 
 from ramnet_np.cli import main
-from ramnet_np.experiment import one_run, runner, workers
+from ramnet_np.experiment import one_run, runner
 from ramnet_np.experiment.failures import Failure
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import Progress, checkpoints_of, run_one
 from ramnet_np.experiment.records import read_records, run_of
 from ramnet_np.experiment.runner import Options, run_experiment
-from ramnet_np.experiment.workers import Event, WorkerPool
+from ramnet_np.experiment.workers import Event
 from ramnet_np.model.files import append_record
 from ramnet_np.train.folder import held_folder
 from tests.experiment.grids import TINY
@@ -111,94 +110,6 @@ def test_what_the_command_refuses(capsys):
         Options(epochs=-1)
 
 
-def test_processes_that_end_are_replaced(grid):
-    runs = [p.run(p.seeds[0], rate) for p in read_grid(TINY, "tiny").points for rate in p.learning_rates]
-    ended = []
-    with WorkerPool("cpu", (), 1) as pool:
-        pool.start(runs[0])
-        [process] = pool.process_ids
-        os.kill(process, signal.SIGKILL)
-        while pool.running:
-            ended += [(event.kind, event.run) for event in pool.events(1)]
-        assert ended == [("died", runs[0])]
-        assert pool.free == 1
-        pool.start(runs[1])
-        while pool.running:
-            ended += [(event.kind, event.run) for event in pool.events(1) if event.kind != "progress"]
-    assert ended[1:] == [("done", runs[1])]
-
-
-def test_ctrl_c_is_not_for_the_processes_that_train():
-    run = read_grid(TINY, "tiny").points[0].base
-    kinds = []
-    with WorkerPool("cpu", (), 1) as pool:
-        [process] = pool.process_ids
-        pool.start(run)
-        while pool.running:
-            for event in pool.events(1):
-                kinds.append(event.kind)
-                if event.kind == "done" and kinds.count("done") < 2:
-                    os.kill(process, signal.SIGINT)  # as a terminal sends it to all
-                    pool.start(run)
-    assert kinds.count("done") == 2
-    assert "died" not in kinds
-
-
-def test_a_run_for_a_process_that_has_ended_has_died_and_no_more(grid):
-    runs = [p.run(p.seeds[0], rate) for p in read_grid(TINY, "tiny").points for rate in p.learning_rates]
-    ended = []
-    with WorkerPool("cpu", (), 1) as pool:
-        [process] = pool.process_ids
-        os.kill(process, signal.SIGKILL)
-        os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
-        pool.start(runs[0])
-        while pool.running:
-            ended += [(event.kind, event.run) for event in pool.events(1)]
-    assert ended == [("died", runs[0])]
-
-
-@pytest.mark.parametrize("error", ["SystemExit", "KeyboardInterrupt"])
-def test_a_run_that_ends_its_thread_has_failed(error):
-    """Nobody would tell of it: the grid would wait for ever."""
-    sent, runs = [], SimpleQueue()
-    run = read_grid(TINY, "tiny").points[0].base
-
-    def one(run, on_progress):
-        raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[error]("no more")
-
-    arguments = runs, one, "cpu", lambda *event: sent.append(event)
-    (thread := threading.Thread(target=workers.serve, args=arguments, daemon=True)).start()
-    runs.put(run)
-    thread.join(0.5)
-    assert thread.is_alive()
-    assert [(kind, of, failure.why) for kind, of, failure in sent] == [("failed", run, f"{error}: no more")]
-
-
-def test_a_process_that_does_not_end_is_killed(monkeypatch):
-    monkeypatch.setattr(workers, "END_SECONDS", 0.2)
-    with WorkerPool("cpu", (), 1) as pool:
-        [process] = pool.process_ids
-        os.kill(process, signal.SIGSTOP)  # it takes no other signal but SIGKILL
-    with pytest.raises(ProcessLookupError):
-        os.kill(process, 0)
-
-
-def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
-    def seen(gpus):
-        return [environment["CUDA_VISIBLE_DEVICES"] for environment in WorkerPool("gpu", gpus, 4).environments]
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert seen((0, 1)) == ["0", "1"]
-    assert WorkerPool("gpu", (0, 1), 4).free == 8
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert seen((1,)) == ["5"]
-    with pytest.raises(ValueError, match="gpus must be below 2, as CUDA_VISIBLE_DEVICES leaves so many, got 2"):
-        seen((2,))
-    for gpus in ((), (-1,)):
-        with pytest.raises(ValueError, match=r"gpus must be numbers from 0 on, got \["):
-            seen(gpus)
-
-
 class StandIn:
     """A pool that needs no processes: each call of ``events`` ends the oldest run, as ``outcome(run)`` says."""
 
@@ -260,6 +171,17 @@ def test_the_sweep_then_the_other_seeds(monkeypatch, grid):
     assert outcome[1:5] == (4, 0, 0, None)
     assert len(said) == 5
     assert said[1].startswith("a, seed 0, learning rate 0.001: accuracy 0.500, validation 0.001, 2 epochs, 1 s")
+
+
+@pytest.mark.parametrize(("ray", "address"), [((), None), (("10.0.0.1:6379",), "10.0.0.1:6379")])
+def test_a_cluster_is_asked_for_by_its_address(monkeypatch, grid, ray, address):
+    pool, given = StandIn(done), []
+    monkeypatch.setattr(runner, "RayPool", lambda *arguments: given.append(arguments) or pool)
+    monkeypatch.setattr(runner, "WorkerPool", None)
+    run_experiment("x", Options(out=grid.parent, grid=grid, ray=ray, side_by_side=3), log=str, progress=False)
+    [(first, device, side_by_side, out, invocation, text, keep)] = given
+    assert (first, device, side_by_side, out, text, keep) == (address, "cpu", 3, grid.parent, None, False)
+    assert datetime.fromisoformat(invocation)
 
 
 def test_runs_with_a_record_are_skipped(monkeypatch, grid):
@@ -341,6 +263,17 @@ class Clock:
             return done(run, seconds=seconds)
 
         return outcome
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(1.0, 1), (10.0, 2), (30.0, 4)])
+def test_the_bar_says_how_far_runs_are_every_twenty_seconds_into_a_file(monkeypatch, grid, seconds, shown):
+    clock, words = Clock(monkeypatch), []
+    clock.now = 1000.0
+    monkeypatch.setattr(runner.sys, "stderr", io.StringIO())
+    monkeypatch.setattr(runner.tqdm, "set_postfix_str", lambda bar, text, refresh: words.append(text))
+    run_with(monkeypatch, StandIn(clock.takes(seconds), capacity=1), grid)
+    assert len(words) == shown
+    assert words[0] == ""  # of a run that has just ended, none is left
 
 
 def slow_and_fast(path, seeds="[0]"):

@@ -91,6 +91,17 @@ def test_points_of_an_earlier_pattern_take_all_their_steps_first():
     assert wanted_runs(GRID.only("a", "b"), {})[-1] == first  # it fills what the search of a leaves free
 
 
+def test_several_workers_get_as_many_finalists_as_the_grid_has():
+    """And not the next best too, as long as those are on their way."""
+    point, done = point_of(SEARCHED), {}
+    for rate, value in ((2e-3, 1.0), (1e-3, 0.5), (4e-3, 0.75)):
+        done[point.search_run(rate, "").key] = record(point.search_run(rate, ""), value, test=0.0)
+    assert asked(point, done) == [("", 2e-3, 0, False)]  # a result comes first
+    for seed in point.seeds:
+        done[point.run(seed, 2e-3, "").key] = record(point.run(seed, 2e-3, ""), 1.0, test=0.0)
+    assert asked(point, done) == [("", 4e-3, 0, False)]
+
+
 def test_runs_on_their_way_are_not_started_again():
     first, *others = wanted_runs(GRID, {})
     assert wanted_runs(GRID, {}, [first.key]) == others
@@ -180,6 +191,21 @@ def test_in_the_last_step_a_point_has_all_seeds_before_the_next_point_begins():
         ("a", 0, first, False), ("b", 0, first, False), ("a", 1, first, False), ("b", 1, first, False),
         ("a", 0, last, False), ("a", 1, last, False), ("b", 0, last, False), ("b", 1, last, False),
     ]  # fmt: skip
+
+
+def test_in_the_last_step_a_point_goes_outwards_before_the_next_point_begins():
+    text = SEARCHED + TINY.replace("[1e-3, 1e-2]", "[1e-3, 2e-3, 4e-3]").replace(
+        "learning_rate = 3e-3\nseeds = [5]\n", ""
+    )
+    grid, done, order = read_grid(text, "tiny"), {}, []
+    while runs := wanted_runs(grid, done):
+        run = runs[0]
+        order.append((run.name, run.seed, run.train.learning_rate, run.search))
+        rate = run.train.learning_rate
+        value = -abs(math.log(rate / 2.1e-3)) if run.search else min(rate, 8e-3)
+        done[run.key] = record(run, value, test=0.0)
+    last = [one[:3] for one in order if not one[3]][4:]
+    assert last == [(name, *run) for name in "ab" for run in ((0, 4e-3), (0, 8e-3), (0, 1.6e-2), (1, 8e-3))]
 
 
 def test_a_finalist_that_diverges_gives_its_place_to_the_next():

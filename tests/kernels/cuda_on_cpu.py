@@ -7,8 +7,11 @@ NumPy's, with the few methods of CuPy's that are used.
 """
 
 import ctypes
+import functools
 import re
 import subprocess
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -167,11 +170,20 @@ def compile_for_cpu(specialisation, params, folder, threads="THREADS"):
     source = re.sub(r"__launch_bounds__\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)", "", source)
     source = re.sub(r"(__global__ void\s+)(\w+)\(", r"\1kernel_\2(", source)
     runs = [RUN.format(name=name, params=params) for name in specialisation.kernels]
-    (folder / "kernels.cpp").write_text("".join([SHIM, source, *runs]))
-    defines = [f"-D{name}={value}" for name, value in (*specialisation.defines, ("BLOCK_THREADS", threads))]
-    command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", *defines]
-    subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
+    defines = tuple(f"-D{name}={value}" for name, value in (*specialisation.defines, ("BLOCK_THREADS", threads)))
+    # a file of its own for each caller, so that no two share the library's variables
+    (folder / "kernels.so").write_bytes(_compiled("".join([SHIM, source, *runs]), defines))
     return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+@functools.cache
+def _compiled(source, defines):
+    """The library of a source, compiled once for all tests of a process."""
+    command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", *defines]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernels.cpp").write_text(source)
+        subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
+        return (Path(folder) / "kernels.so").read_bytes()
 
 
 class OnDevice(np.ndarray):

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from ramnet_np.kernels.cpu import cache
@@ -71,6 +72,60 @@ def umask():
 
 def test_the_word_can_be_silenced(run):
     assert run("import logging; logging.getLogger('ramnet_np').setLevel(logging.ERROR)")[1] == ""
+
+
+class Clock:
+    """What the cache takes for the time, and the words that it says."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.said = 0.0, []
+        monkeypatch.setattr(cache, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(cache, "_last_compilation", -cache._PAUSE)
+        monkeypatch.setattr(cache, "_log", SimpleNamespace(warning=lambda text, *words: self.said.append(text % words)))
+
+    def looks_for_a_kernel(self, cached):
+        cached.load_overload("types", SimpleNamespace(refresh=lambda: None, codegen=codegen))
+        return len(self.said)
+
+
+def codegen():
+    return SimpleNamespace(magic_tuple=lambda: ("a machine",))
+
+
+def test_the_word_is_said_again_where_nothing_was_compiled_for_a_while(monkeypatch, tmp_path):
+    """Ten seconds after the last kernel, not after the first: a call may compile many. A machine may just be up."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    clock, cached = Clock(monkeypatch), cache.KernelCache(umask)
+    compiled = SimpleNamespace(library=SimpleNamespace(has_dynamic_globals=True))
+    for now, words in ((0, 1), (4, 1), (13, 1), (22.5, 1), (32.5, 2)):
+        clock.now = now
+        assert clock.looks_for_a_kernel(cached) == words, now
+        cached.save_overload("types", compiled)
+    assert f"{clock.said[0]}\n" == WORD
+
+
+def test_a_kernel_of_addresses_that_hold_in_one_process_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "_FOLDERS", (SimpleNamespace(
+        from_function=lambda function, file: SimpleNamespace(get_cache_path=lambda: str(tmp_path))
+    ),))  # fmt: skip
+    kept = []
+    for dynamic in (True, False):
+        library = SimpleNamespace(has_dynamic_globals=dynamic, codegen=codegen())
+        cached = cache.KernelCache(umask)
+        cached.save_overload("types", SimpleNamespace(library=library, _reduce=lambda: ()))
+        kept.append([file.name.rpartition("-")[0] for file in tmp_path.iterdir()])
+    assert kept == [[], [f"test_cpu_cache.umask-{sys.implementation.cache_tag}"]]
+
+
+@pytest.mark.parametrize(("version", "refused"), [("0.67.9", True), ("0.68.0", False), ("0.69.0dev0+4.g1", False)])
+def test_a_numba_that_would_end_the_process_is_refused(version, refused):
+    code = f"import numba; numba.__version__ = {version!r}; import ramnet_np.kernels.cpu.cache"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == refused, done.stderr
+    if refused:
+        assert done.stderr.strip().splitlines()[-1] == (
+            "ImportError: Numba is 0.67.9, 0.68 or later is needed (pip install --upgrade numba)"
+        )
 
 
 def with_digest(content):

@@ -5,10 +5,13 @@ import os
 import pkgutil
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ramnet_np.kernels import cpu
+from ramnet_np.kernels.cpu import threads
 from ramnet_np.kernels.cpu.compiling import inner, parallel_kernel
 from ramnet_np.kernels.cpu.share import share_out
 
@@ -18,6 +21,7 @@ FORK = """
 import multiprocessing, sys, threading, warnings
 import numba
 import numpy as np
+import ramnet_np.kernels.cpu.threads  # what happens at a fork is known before it
 from ramnet_np import RAMState, ram_attention_forward, ram_attention_step
 
 warnings.simplefilter("ignore")  # newer Pythons warn of a fork with threads
@@ -109,6 +113,62 @@ print(numba.threading_layer(), len(wrong))
 @pytest.mark.parametrize("layer", ["default", "workqueue"])
 def test_threads_of_python_may_call_at_once(layer):
     assert python(THREADS, NUMBA_THREADING_LAYER=layer) in {f"{layer} 0", "omp 0", "tbb 0", "workqueue 0"}
+
+
+@pytest.mark.parametrize(("layer", "take_turns"), [("workqueue", True), ("omp", False), ("tbb", False)])
+def test_calls_take_turns_until_the_layer_is_known_to_serve_many(monkeypatch, layer, take_turns):
+    monkeypatch.setattr(threads, "_turns", threading.Lock())
+    monkeypatch.setattr(threads.numba, "threading_layer", lambda: layer)
+    alone = []
+    call = threads.parallel_call(lambda: alone.append(threads._turns is not None and threads._turns.locked()))
+    call()
+    call()
+    assert alone == [True, take_turns]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_does_not_wait_for_a_turn_that_a_thread_of_its_parent_had(monkeypatch):
+    monkeypatch.setattr(threads, "_turns", threading.Lock())
+    monkeypatch.setattr(threads, "_forked", False)
+    monkeypatch.setattr(threads, "_threads_were_lost", lambda: False)
+    monkeypatch.setattr(threads, "_settle", lambda: None)
+    with threads._turns:
+        threads._after_fork_in_child()
+        assert not threads._turns.locked()
+    monkeypatch.setattr(threads, "_turns", None)  # of a layer that serves many
+    threads._after_fork_in_child()
+    assert threads._turns is None
+    assert not threads._forked
+
+
+@pytest.mark.parametrize(
+    ("layer", "vendor", "lost"),
+    [("omp", "GNU", True), ("omp", "Intel", False), ("tbb", "GNU", False), ("workqueue", "GNU", False)],
+)
+def test_which_threads_a_fork_loses(monkeypatch, layer, vendor, lost):
+    monkeypatch.setattr(threads.numba, "threading_layer", lambda: layer)
+    pool = SimpleNamespace(openmp_vendor=vendor)
+    monkeypatch.setattr(threads, "importlib", SimpleNamespace(import_module=lambda name: pool))
+    assert threads._threads_were_lost() == lost
+
+
+def test_a_fork_before_any_threads_were_started_loses_none(monkeypatch):
+    """Numba then has no layer: the backend was imported, and no kernel ran that shares work out."""
+
+    def threading_layer():
+        raise ValueError("Threading layer is not initialized.")
+
+    monkeypatch.setattr(threads.numba, "threading_layer", threading_layer)
+    assert not threads._threads_were_lost()
+
+
+def test_a_child_of_a_child_has_no_threads_either(monkeypatch):
+    monkeypatch.setattr(threads, "_forked", True)
+    monkeypatch.setattr(threads, "_turns", None)
+    monkeypatch.setattr(threads, "_threads_were_lost", lambda: False)
+    threads._after_fork_in_child()
+    with pytest.raises(RuntimeError, match='backend "numba" cannot run in a process forked after it started its'):
+        threads.parallel_call(lambda: None)()
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(np.float64, 0.0), (np.float32, 1e-50)])

@@ -12,7 +12,7 @@ from ramnet_np.kernels.cuda.layers import LAYERS, few_rows, flash_attention, nor
 from ramnet_np.kernels.cuda.layers.flash_attention import softmax_attention_backward, softmax_attention_forward
 from ramnet_np.kernels.cuda.memory import layout, mass_backward, mass_forward, memory, packed
 from ramnet_np.kernels.cuda.memory.call import Segments
-from ramnet_np.kernels.cuda.memory.segments import choose_segments
+from ramnet_np.kernels.cuda.memory.segments import choose_segments, combine_contents
 from ramnet_np.kernels.cuda.runtime import module
 
 from ramnet_np.contract import Address, MemoryOptions
@@ -84,6 +84,16 @@ def test_a_call_that_is_split(launched):  # noqa: F811
     launched.sizes.clear()
     assert run(B=1, T=4096, H=1, return_state=True).segments == Segments(1, 128, 1)
     assert ("content_forward", (4,), (256,), shared) in launched.sizes
+
+
+def test_masses_in_more_segments_than_contents(launched):  # noqa: F811
+    """How many segments of the masses make one of the contents: the kernel multiplies so many products."""
+    chosen = layout.choose_layout(np.dtype(np.float32), M, C, K, K, layout.H100)
+    combine_contents(empty((2, 3, M, C), np.float32), empty((2, 12, M), np.float32), chosen, backward=True)
+    [(grid, params)] = launched.of("content_combine")
+    assert grid == (2 * M * C // 256,)
+    names = ("parts", "segments", "rows", "channels", "count", "backward")
+    assert [int(params[name]) for name in names] == [4, 3, M, C, 2 * M * C, 1]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,16 @@ def test_the_papers_layout():
     assert (chosen.chunk, chosen.slices, chosen.channels, chosen.blocks, chosen.in_shared) == (32, 4, 16, 3, True)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 4), (np.float64, 8)])
+def test_the_record_of_a_chunk_of_the_papers_layout(dtype, size):
+    """32 tokens with 8 writes and 8 reads: events and entries of lists, couplings of every two tokens, headers."""
+    chosen = layout(dtype=dtype)
+    events, entries, pairs = 32 * (8 + 8), 32 * (8 + 8), 32 * 33 // 2  # so many pairs are whole sixteens
+    headers = 32 * 8 // 2 + 32 * (8 + 8) // 2  # of lists and of chains
+    couplings = 2 * (4 * 32 + 2 * pairs * size)
+    assert chosen.record_bytes == 2 * (events + entries) * size + couplings + 16 * headers
+
+
 def test_more_top_k_than_the_kernels_take_is_refused():
     with pytest.raises(ValueError, match=r"top_k must be at most 1024 on the GPU, got \(1025, 8\)"):
         require_top_k(1025, 8)

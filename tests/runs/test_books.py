@@ -82,7 +82,7 @@ def test_a_token_counts_that_has_a_byte_of_the_name():
 
 @pytest.mark.parametrize("carry", [True, False])
 def test_nats_of_tokens_sum_to_the_loss_of_documents(carry):
-    corpus = books(b"Tom has a fox, and the fox has Tom. " * 3, b"Mary has a lamb. ", b"A. " * 20)
+    corpus = books(b"Tom has a fox, and the fox has Tom. " * 3, b"Mary has a lamb. ", b"A.\0" * 20)  # token 0 too
     model = model_of()
     nats = documents_nats(model, corpus, corpus.documents, 16, carry=carry, tokens=32)
     assert {name: len(one) for name, one in nats.items()} == {d.name: d.size - 1 for d in corpus.documents}

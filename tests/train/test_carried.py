@@ -149,7 +149,7 @@ def test_the_state_may_be_replaced_after_the_backward_alone():
 
 
 def peak(model, recompute, rows):
-    ids, labels = tokens(rows=8, length=64)
+    ids, labels = tokens(rows=4, length=64)
     loss_and_gradients(model, parts_of(ids, labels, rows), recompute)  # what is compiled stays
     tracemalloc.start()
     try:
@@ -162,7 +162,7 @@ def peak(model, recompute, rows):
 def test_less_is_kept_where_more_is_computed():
     config = RAMNetConfig(vocab=16, width=32, layers=8, heads=1, order=2, top_k=4, ffn="swiglu", ffn_width=128)
     model = RAMNet(replace(config, vocab=256), seed=0)
-    none, ffn, block, parts = (peak(model, *how) for how in (("none", 8), ("ffn", 8), ("block", 8), ("none", 2)))
+    none, ffn, block, parts = (peak(model, *how) for how in (("none", 4), ("ffn", 4), ("block", 4), ("none", 1)))
     assert ffn < 0.7 * none
     assert block < 0.4 * none
     assert parts < 0.5 * none

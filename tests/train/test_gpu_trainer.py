@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ramnet_np import backend
 from ramnet_np.core.cuda_graph import own_stream
+from ramnet_np.data.batches import Batch, StreamBatch
 from ramnet_np.layers.loss import (
     IGNORE_INDEX,
     cross_entropy_and_gradient,
@@ -22,7 +23,7 @@ from ramnet_np.layers.loss import (
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs.mqar import run_mqar
 from ramnet_np.train import steps
-from ramnet_np.train.gpu_trainer import labelled_tokens
+from ramnet_np.train.gpu_trainer import labelled_tokens, sent_tokens
 from ramnet_np.train.optim import adamw_init
 from tests.runs.test_mqar import SMALL
 
@@ -39,6 +40,34 @@ def test_labelled_tokens_are_the_labelled_ones_and_distinct_others(sequences, le
     np.testing.assert_array_equal(wanted[:count], flat[flat >= 0])
     assert (wanted[count:] == IGNORE_INDEX).all()
     assert (flat[positions[count:]] < 0).all()
+
+
+@pytest.mark.parametrize(("labelled", "sent"), [(12, 6), (13, 12), (24, 12), (0, 2)])
+def test_batches_of_text_have_one_shape_and_those_of_few_labels_send_few(labelled, sent):
+    """Two parts of 2 x 6 tokens: up to all of a part where more than half of the tokens have a label."""
+    labels = np.full(24, IGNORE_INDEX)
+    labels[::2][: labelled // 2] = labels[1::2][: labelled - labelled // 2] = 3
+    batch = Batch(np.zeros((4, 6), np.int64), np.roll(labels, 6).reshape(4, 6))
+    arrays, shape = sent_tokens(batch, 2, 8)
+    assert shape[:2] == (4, 6)
+    assert set(shape[2]) == {sent}
+    assert not shape[3]
+    assert [len(array) for array in arrays] == [24, sent, sent, sent, sent]
+
+
+def test_rows_of_streams_send_where_they_start():
+    ids = np.arange(8).reshape(2, 4)
+    arrays, shape = sent_tokens(StreamBatch(ids, ids, np.array([0, 5])), 1, 8)
+    assert shape == (2, 4, (8,), True)
+    assert [array.tolist() for array in arrays] == [[*range(8)]] * 3 + [[0, 5]]
+
+
+@pytest.mark.parametrize(("part", "number"), [("ids", 8), ("ids", -1), ("labels", 8)])
+def test_what_is_no_token_is_refused_before_it_is_sent(part, number):
+    arrays = {name: np.zeros((4, 6), np.int64) for name in ("ids", "labels")}
+    arrays[part][3, 5] = number  # of the last part
+    with pytest.raises(ValueError, match=f"{part} must lie between 0 and 7, got {number} at"):
+        sent_tokens(Batch(**arrays), 2, 8)
 
 
 def test_the_labelled_rows_give_the_loss_and_the_gradients_of_all_of_them():

@@ -9,14 +9,14 @@ import pytest
 
 from ramnet_np.cli import main
 from ramnet_np.data.codec import BPECodec
-from ramnet_np.data.corpus import Corpus, Document
+from ramnet_np.data.corpus import Corpus, Document, text_corpus
 from ramnet_np.data.text import TextSettings
 from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.runs.evaluate import EvaluateOptions, evaluate_text
 from ramnet_np.runs.text import TextRun, generate_text, load_codec, load_text_model, run_text
 from ramnet_np.train.config import TrainConfig
 from ramnet_np.train.metrics import read_metrics
-from ramnet_np.train.text_loss import documents_loss, windows_loss
+from ramnet_np.train.text_loss import EDGES, TextLoss, documents_loss, windows_loss
 
 PIECES = {"a": 0, "b": 1, "c": 2, "Ġ": 3, "ab": 4, "abc": 5}  # "Ġ" is how a byte-level BPE writes a space
 TOKENIZER = json.dumps({
@@ -116,6 +116,21 @@ def test_a_sure_model_and_one_that_guesses():
     assert loss.nats_per_token == pytest.approx(math.log(6), rel=1e-6)
     assert loss.perplexity == pytest.approx(6, rel=1e-6)
     assert loss.bits_per_byte == pytest.approx(loss.tokens * math.log2(6) / loss.bytes, rel=1e-6)
+
+
+@pytest.mark.parametrize(("tokens", "size", "means"), [(1, 1, (2, 4, 1)), (1, 2, (1, 4, 1)), (0, 0, (0, 1, 0))])
+def test_a_single_token_and_none(tokens, size, means):
+    loss = TextLoss(tokens, size, tokens * math.log(4), correct=tokens)
+    assert (loss.bits_per_byte, loss.perplexity, loss.accuracy) == pytest.approx(means)
+
+
+def test_the_ranges_of_positions_that_records_have():
+    """A byte is of the range that the number of bytes before it lies in: records of other ranges fit no table."""
+    model = RAMNet(RAMNetConfig(vocab=256, width=8, layers=1, order=2, ffn="none"), seed=0)
+    corpus = text_corpus(bytes(range(97, 105)) * 125 + b"abc")
+    ranges = documents_loss(model, corpus, corpus.documents, 512).by_position
+    assert [(part.begin, part.end, part.loss.tokens) for part in ranges] == [(0, 1000, 999), (1000, 10_000, 3)]
+    assert EDGES == (1000, 10_000, 100_000)
 
 
 def test_a_run_on_tokens_leaves_what_generate_and_evaluate_need(tmp_path, capsys):
