@@ -69,7 +69,7 @@ template <bool RECOMPUTE> struct ForwardPass {
     SlotList second;
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
-    TileInput<ELEMENT> value, dy;
+    TileInput<ELEMENT> value, next_value, dy;  // of the group's token; the chunk's own value spares a look at shared memory
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
         : p(p), lane(lane), state(state), records(computed_once(p.records + lane.first_chunk)),
@@ -93,10 +93,13 @@ template <bool RECOMPUTE> struct ForwardPass {
     }
     // A phase before it is stored, so that nobody waits for it.
     DEVICE void load_value(int chunk) {
-        value.clear();
-        if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
+        next_value.clear();
+        if (lane.has(chunk)) next_value.load(lane, p.values + lane.at(chunk));
     }
-    DEVICE void store_value(int chunk) { store_token_row(lane, state, chunk, value.widened()); }
+    DEVICE void store_value(int chunk) {
+        store_token_row(lane, state, chunk, next_value.widened());
+        value = next_value;
+    }
     DEVICE void start() {
         if (copier() >= 0) Changes::copy_headers(record_of(0), 0);
         end_group_of_copies();
@@ -115,7 +118,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         write.codes(lane, true, codes);
         state.load_all(lane, codes, s);
         if (RECOMPUTE && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, s[0], p.before_heavy + lane.at(chunk));
-        const Tile v = state[state.token_row(chunk, lane.token)];
+        const Tile v = value.widened();
 #pragma unroll
         for (int e = 0; e < OWN_WRITES; e++) {
             s[e].approach(write.event[e].coefficient, v);
