@@ -66,6 +66,8 @@ template <bool RECOMPUTE> struct ForwardPass {
     using Changes = Lists<true>;
     const ChunkRecord* const records;
     const Prefetcher prefetcher;
+    const OwnAccesses accesses;
+    const TokenChannels<const ELEMENT> values;
     SlotList second;
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
@@ -73,17 +75,17 @@ template <bool RECOMPUTE> struct ForwardPass {
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
         : p(p), lane(lane), state(state), records(computed_once(p.records + lane.first_chunk)),
-          prefetcher(lane, p, records, Changes(), RECOMPUTE ? p.dy : nullptr) {}
+          prefetcher(lane, p, records, Changes(), RECOMPUTE ? p.dy : nullptr), accesses(lane, records), values(lane, p.values) {}
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {
-        if (lane.takes_part()) write.load(record_of(read.once_here(lane, chunk)).writes + lane.first_access(OWN_WRITES));
+        if (lane.takes_part()) write.load(accesses.writes(read.once_here(lane, chunk)));
         second = Changes::load(lane, records, chunk, next);
     }
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        read.load(record_of(after).reads + lane.first_access(OWN_READS));
+        read.load(accesses.reads(lane, after));
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
@@ -94,7 +96,7 @@ template <bool RECOMPUTE> struct ForwardPass {
     // A phase before it is stored, so that nobody waits for it.
     DEVICE void load_value(int chunk) {
         next_value.clear();
-        if (lane.has(chunk)) next_value.load(lane, p.values + lane.at(chunk));
+        if (lane.has(chunk)) next_value.load(lane, values.at(chunk));
     }
     DEVICE void store_value(int chunk) {
         store_token_row(lane, state, chunk, next_value.widened());
@@ -172,6 +174,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
     state.start(lane, p.given);
     const bool wanted = !(p.local_only && lane.segment);
     ForwardPass<false> pass(p, lane, state);
+    const TokenChannels<ELEMENT> y(lane, p.y, first_of_sum(lane));
     pass.run([&](int chunk) {
         if (!wanted || !lane.takes_part()) return;
         int codes[OWN_READS];
@@ -182,7 +185,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
         add_coupled(lane, state, chunk, pass.record_of(chunk).by_reader, sum);
-        store_sum(lane, chunk, sum, p.y + lane.at(chunk));
+        store_sum(lane, chunk, sum, y.at(chunk));
     });
     state.finish(lane, p.final_state);
 }
@@ -301,7 +304,7 @@ struct BackwardPass {
         store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W));
         if (!lane.takes_part()) return;
         add_coupled(lane, adjoint, chunk, record_of(chunk).by_writer, sum);
-        store_sum(lane, chunk, sum, p.dv + lane.at(chunk));
+        store_sum(lane, chunk, sum, p.dv + lane.at(chunk) + first_of_sum(lane));
     }
     DEVICE void change_in_place(int chunk) {
         if (!lane.takes_part()) return;

@@ -53,6 +53,7 @@ struct Lane {
     long long before_slice;   // chunks of other slices, in arrays (slices, B*H, chunks)
     long long first;          // the lane's first channel of the group's token of chunk 0, in arrays (B, T, H, C)
     unsigned stride;          // from chunk to chunk there
+    int chunks_with_token;    // chunks that have the group's token
     bool inside[TILE];        // channels that C has
 
     template <class Params>
@@ -70,6 +71,7 @@ struct Lane {
         const int begin = segment * p.chunks_of_segment;
         chunks = min(p.chunks_of_segment, all_chunks - begin);
         tokens = min(chunks * CHUNK, span.tokens - begin * CHUNK);
+        chunks_with_token = takes_part() ? (tokens - token + CHUNK - 1) / CHUNK : 0;
         first_chunk = (unsigned long long)(unsigned(span.first_chunk)) * heads + head * unsigned(all_chunks) + unsigned(begin);
         before_slice = (long long)(p.all_chunks) * slice;
         const int channel = slice * CHANNELS + lane * TILE;
@@ -83,7 +85,7 @@ struct Lane {
     DEVICE static constexpr int distance_to(int part) { return (TOKENS_IN_PAIRS ? 2 : 1) * LANES * part; }
     // Whether the group has a token; known to the compiler where all groups do.
     DEVICE bool takes_part() const { return CHUNK * GROUPS_PER_TOKEN >= GROUPS || token < CHUNK; }
-    DEVICE bool has(int chunk) const { return takes_part() && chunk * CHUNK + token < tokens; }
+    DEVICE bool has(int chunk) const { return chunk < chunks_with_token; }
     DEVICE bool leads(int chunk) const { return part == 0 && has(chunk); }  // one group for each token
     DEVICE long long at(int chunk) const { return first + (unsigned long long)(unsigned(chunk)) * stride; }
     DEVICE long long at(int chunk, int other_token) const {
@@ -96,6 +98,34 @@ struct Lane {
 
 // Where a chunk begins in a list that has so many per chunk; unsigned, which takes one instruction.
 DEVICE unsigned long long at_chunk(int chunk, unsigned each) { return (unsigned long long)(unsigned(chunk)) * each; }
+
+// What a chunk has so many bytes behind what the chunk before it has, in one instruction.
+template <class T> DEVICE T* of_chunk(T* of_first, int chunk, unsigned bytes) {
+    return (T*)((const char*)(of_first) + at_chunk(chunk, bytes));
+}
+
+// Where a lane's channels of its group's token stand in an array (B, T, H, C): what does not depend on the chunk is added up
+// once.
+template <class T> struct TokenChannels {
+    T* const of_first;
+    const unsigned bytes;
+
+    DEVICE TokenChannels(const Lane& lane, T* array, int beyond = 0)
+        : of_first(computed_once(array + lane.first + beyond)), bytes(lane.stride * sizeof(T)) {}
+    DEVICE T* at(int chunk) const { return of_chunk(of_first, chunk, bytes); }
+};
+
+// Where a group's accesses stand in the records of chunks, likewise.
+struct OwnAccesses {
+    const TokenEvent* const of_first;  // writes
+
+    DEVICE OwnAccesses(const Lane& lane, const ChunkRecord* records)
+        : of_first(computed_once(records->writes + lane.first_access(OWN_WRITES))) {}
+    DEVICE const TokenEvent* writes(int chunk) const { return of_chunk(of_first, chunk, sizeof(ChunkRecord)); }
+    DEVICE const TokenEvent* reads(const Lane& lane, int chunk) const {
+        return writes(chunk) + (CHUNK * W + lane.first_access(OWN_READS) - lane.first_access(OWN_WRITES));
+    }
+};
 
 // ---- a lane's channels in arrays whose rows it has ``inside`` ----
 
@@ -176,18 +206,21 @@ template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T
 
 // ---- sums over lanes ----
 
-// Stores the sum over the groups that share a token. Of two groups, each passes on the half of its channels that the other
-// goes on with.
+// Of two groups that share a token, each passes on the half of its channels that the other goes on with.
+constexpr bool SUMS_IN_HALVES = GROUPS_PER_TOKEN == 2 && ALIGNED && TILE % 2 == 0;
+constexpr int HALF = (TILE + 1) / 2;  // the compiler looks at this for a TILE of 1, too
+DEVICE int first_of_sum(const Lane& lane) { return SUMS_IN_HALVES && lane.part ? HALF : 0; }  // of a lane's channels
+
+// Stores the sum over the groups that share a token. ``to``: the lane's channels from first_of_sum on.
 template <class T> DEVICE void store_sum(const Lane& lane, int chunk, Tile x, T* to) {
-    if constexpr (GROUPS_PER_TOKEN == 2 && ALIGNED && TILE % 2 == 0) {
-        constexpr int HALF = (TILE + 1) / 2;  // the compiler looks at this for a TILE of 1, too
+    if constexpr (SUMS_IN_HALVES) {
         Acc own[HALF];
 #pragma unroll
         for (int i = 0; i < HALF; i++) {
             const Acc passed = lane.part ? x.at[i] : x.at[i + HALF];
             own[i] = (lane.part ? x.at[i + HALF] : x.at[i]) + __shfl_xor_sync(~0u, passed, lane.distance_to(1));
         }
-        if (lane.has(chunk) && lane.inside[0]) store_at_once(own, to + (lane.part ? HALF : 0));
+        if (lane.has(chunk) && lane.inside[0]) store_at_once(own, to);
     } else {
 #pragma unroll
         for (int part = 1; part < GROUPS_PER_TOKEN; part *= 2)
