@@ -109,7 +109,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         load_for_look_up(0, 0);
         load_value(0);
         store_value(0);
-        for (int chunk = 1; chunk < PREFETCHED; chunk++) prefetcher(lane, chunk);
+        for (int chunk = 1; chunk < PREFETCHED; chunk++) prefetcher(chunk);
         wait_for_copies<0>();
         __syncthreads();
     }
@@ -147,7 +147,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         for (int chunk = 0; chunk <= last; chunk++) {
             const int next = min(chunk + 1, last), in_use = LAZY_ZERO ? next * CHUNK * WRITES : lane.rows;
             if (LAZY_ZERO) state.first_unset_row = chunk * CHUNK * WRITES;
-            prefetcher(lane, chunk + PREFETCHED);
+            prefetcher(chunk + PREFETCHED);
             load_value(read.once_here(lane, next));
             load_for_change(chunk, next);
             // 1. what looks slots up
@@ -276,7 +276,7 @@ struct BackwardPass {
         load_for_look_up(end, end);
         load_dy(end);
         store_dy(end);
-        for (int chunk = end - 1; chunk > end - PREFETCHED; chunk--) prefetcher(lane, chunk);
+        for (int chunk = end - 1; chunk > end - PREFETCHED; chunk--) prefetcher(chunk);
         wait_for_copies<0>();
         __syncthreads();
     }
@@ -331,7 +331,7 @@ struct BackwardPass {
         start(end);
         for (int chunk = end; chunk >= 0; chunk--) {
             const int next = max(chunk - 1, 0);
-            prefetcher(lane, chunk - PREFETCHED);
+            prefetcher(chunk - PREFETCHED);
             load_dy(write.once_here(lane, next));
             load_for_change(chunk, next);
             // 1. what looks the adjoint up
