@@ -26,6 +26,7 @@ from tests.kernels.test_cuda_launches import DeviceArray, device, empty
 from tests.tolerances import assert_close
 
 ROWS, CHANNELS, K, GAMMA = 512, 12, 8, 0.3  # 12 channels: a slice of 8, and one that is half there
+WIDE = 16  # channels of a wide slice
 MANY = 20000  # rows that shared memory has no room for
 
 
@@ -36,6 +37,7 @@ def on_cpu(tmp_path_factory):
     chosen = layout.choose_layout(np.dtype(np.float64), ROWS, CHANNELS, K, K, layout.H100)
     large = layout.choose_layout(np.dtype(np.float64), MANY, CHANNELS, K, K, layout.H100)
     assert not large.in_shared
+    whole = layout.choose_layout(np.dtype(np.float64), ROWS, WIDE, K, K, layout.H100)
     specialisations = [
         conflict_specialisation(chosen, "gsu", True),
         conflict_specialisation(chosen, "gsu", True, gradients=False),
@@ -46,7 +48,7 @@ def on_cpu(tmp_path_factory):
         mass_forward_specialisation(chosen, False, True, False, gradients=False),
         coupling_specialisation(chosen, "couple_forward"),
         coupling_specialisation(chosen, "couple_forward", gradients=False),
-        content_specialisation(chosen, False),
+        *(content_specialisation(each, False) for each in (chosen, whole, whole.widened())),
         coupling_specialisation(chosen, "couple_backward"),
         mass_backward_specialisation(chosen, "gsu", False, True),
     ]
@@ -162,3 +164,21 @@ def test_contents_that_come_in_parts_have_the_bits_of_those_that_are_there(on_cp
     used = coming.first < T
     for own, expected in zip(own_end, end, strict=True):
         np.testing.assert_array_equal(np.asarray(own)[0][used], np.asarray(expected)[0][used])
+
+
+def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch):
+    rng = np.random.default_rng(0)
+    T, H = 45, 2
+    write, read = (drawn(rng, T, H, 4) for _ in range(2))
+    start = RAMState(rng.standard_normal((1, H, ROWS, WIDE)), rng.random((1, H, ROWS)))
+    given = *(Address(*map(device, address)) for address in (write, read)), device(rng.standard_normal((1, T, H, WIDE)))
+    arguments = *given, GAMMA, None, RAMState(*map(device, start)), MemoryOptions(slots=ROWS, update="gsu"), True
+    y, end, _ = memory.memory_forward(*arguments)
+    narrow = memory.content_pass
+    monkeypatch.setattr(
+        memory, "content_pass", lambda name, call, chosen, *rest, **kw: narrow(name, call, chosen.widened(), *rest, **kw)
+    )
+    wide_y, wide_end, _ = memory.memory_forward(*arguments)
+    np.testing.assert_array_equal(np.asarray(wide_y), np.asarray(y))
+    for wide, expected in zip(wide_end, end, strict=True):
+        np.testing.assert_array_equal(np.asarray(wide), np.asarray(expected))

@@ -55,7 +55,7 @@ struct ContentParams {
 };
 
 DEVICE void store_token_row(const Lane& lane, const StateSlice& state, int chunk, const Tile& x) {
-    if (lane.part == 0 && lane.takes_part()) state[state.token_row(chunk, lane.token)] = x;
+    if (lane.part == 0 && lane.takes_part()) state.set(state.token_row(chunk, lane.token), x);
 }
 
 // The two passes forward in time. RECOMPUTE: that of the backward.

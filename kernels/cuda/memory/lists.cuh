@@ -87,7 +87,7 @@ struct Prefetcher {
         if (warp == 4) part(OF_WRITES ? &records->by_reader : &records->by_writer, COUPLING_BYTES);
         const auto rows = [&](const void* first, int size) {
             if (number >= CHUNK) return;
-            const long long row = lane.at(0, number) - lane.lane * TILE;
+            const long long row = lane.at(0, number) - lane.channel;
             line = reinterpret_cast<const char*>(first) + row * size, stride = lane.stride * size;
         };
         if (warp == 5) rows(p.values, sizeof(ELEMENT));

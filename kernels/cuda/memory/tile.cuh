@@ -7,12 +7,20 @@
 #endif
 
 constexpr int TILE = CHANNELS / LANES;                                   // channels of a lane
+// A tile of 32 bytes is two pieces, half a row apart. Of two groups that follow one another, one begins with the first half
+// and one with the second: shared memory gives eight lanes 16 bytes each at once, and these then never lie in the same banks.
+constexpr bool TWO_PIECES = TILE * sizeof(Acc) == 32;
+constexpr int PIECE = TWO_PIECES ? TILE / 2 : TILE;
+static_assert(!TWO_PIECES || (WHOLE && ALIGNED), "pieces are there as a whole");
 constexpr int OWN_WRITES = W / GROUPS_PER_TOKEN, OWN_READS = R / GROUPS_PER_TOKEN;  // accesses of a group
 static_assert(OWN_WRITES <= 8 && OWN_READS <= 8, "a group's accesses are held in registers");
 
 struct alignas(TILE * sizeof(Acc)) Tile {
     Acc at[TILE];
 
+    using Piece = Acc[PIECE];
+    DEVICE Piece& piece(int number) { return *reinterpret_cast<Piece*>(at + number * PIECE); }
+    DEVICE const Piece& piece(int number) const { return *reinterpret_cast<const Piece*>(at + number * PIECE); }
     DEVICE void clear() {
 #pragma unroll
         for (int i = 0; i < TILE; i++) at[i] = 0;
@@ -47,6 +55,7 @@ struct Lane {
     int chunks, slice, slices;
     int segment;
     int group, lane;          // the block's group; the group's lane
+    int channel, to_second;   // the lane's first channel, of the slice; and how many on its second piece is
     int token, part;          // of a chunk: the group's token, and which of its accesses
     long long first_row;      // in arrays (B*H, segments, rows)
     long long first_chunk;    // in arrays (B*H, chunks)
@@ -59,7 +68,8 @@ struct Lane {
     template <class Params>
     DEVICE Lane(const Params& p, unsigned block)
         : channels(p.channels), slices((p.channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES),
-          lane(threadIdx.x % LANES), token(token_of(group)), part(part_of(group)),
+          lane(threadIdx.x % LANES), channel(lane * PIECE + (second_half_first() ? CHANNELS / 2 : 0)),
+          to_second(second_half_first() ? -(CHANNELS / 2) : CHANNELS / 2), token(token_of(group)), part(part_of(group)),
           stride(CHUNK * p.heads * p.channels) {
         const int number = block / slices;
         const unsigned span_head = number / p.launched_segments, heads = p.heads, head = span_head % heads;
@@ -74,11 +84,12 @@ struct Lane {
         chunks_with_token = takes_part() ? (tokens - token + CHUNK - 1) / CHUNK : 0;
         first_chunk = (unsigned long long)(unsigned(span.first_chunk)) * heads + head * unsigned(all_chunks) + unsigned(begin);
         before_slice = (long long)(p.all_chunks) * slice;
-        const int channel = slice * CHANNELS + lane * TILE;
-        first = (((long long)(span.begin) + begin * CHUNK + token) * heads + head) * channels + channel;
+        const int of_slice = slice * CHANNELS + channel;
+        first = (((long long)(span.begin) + begin * CHUNK + token) * heads + head) * channels + of_slice;
 #pragma unroll
-        for (int i = 0; i < TILE; i++) inside[i] = WHOLE || channel + i < channels;
+        for (int i = 0; i < TILE; i++) inside[i] = WHOLE || of_slice + i < channels;
     }
+    DEVICE bool second_half_first() const { return TWO_PIECES && group % 2; }
     DEVICE static int token_of(int group) { return TOKENS_IN_PAIRS ? group / 4 * 2 + group % 2 : group / GROUPS_PER_TOKEN; }
     DEVICE static int part_of(int group) { return TOKENS_IN_PAIRS ? group / 2 % 2 : group % GROUPS_PER_TOKEN; }
     // How many lanes on are those of the part that differs by this power of two.
@@ -132,7 +143,9 @@ struct OwnAccesses {
 template <class T> DEVICE Tile load_channels(const Lane& lane, const T* from) {
     Tile x;
     x.clear();
-    if (ALIGNED) {
+    if (TWO_PIECES) {
+        load<PIECE>(from, x.piece(0)), load<PIECE>(from + lane.to_second, x.piece(1));
+    } else if (ALIGNED) {
         if (lane.inside[0]) load<TILE>(from, x.at);
     } else {
 #pragma unroll
@@ -161,7 +174,12 @@ template <class T> struct TileInput<T, true> {
     }
     DEVICE void load(const Lane& lane, const T* from) {
         clear();
-        if (ALIGNED) {
+        if (TWO_PIECES) {
+            constexpr int HALF_OF_PAIRS = (N + 1) / 2;
+            using Half = unsigned[HALF_OF_PAIRS];
+            ::load<HALF_OF_PAIRS>(reinterpret_cast<const unsigned*>(from), *reinterpret_cast<Half*>(pair));
+            ::load<HALF_OF_PAIRS>(reinterpret_cast<const unsigned*>(from + lane.to_second), *reinterpret_cast<Half*>(pair + N / 2));
+        } else if (ALIGNED) {
             if (lane.inside[0]) ::load<N>(reinterpret_cast<const unsigned*>(from), pair);
         } else {
 #pragma unroll
@@ -195,7 +213,9 @@ template <int N, class T> DEVICE void store_at_once(const Acc (&x)[N], T* to) {
         *to = element[0];
 }
 template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T* to) {
-    if (ALIGNED) {
+    if (TWO_PIECES) {
+        store_at_once(x.piece(0), to), store_at_once(x.piece(1), to + lane.to_second);
+    } else if (ALIGNED) {
         if (lane.inside[0]) store_at_once(x.at, to);
     } else {
 #pragma unroll
@@ -209,7 +229,9 @@ template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T
 // Of two groups that share a token, each passes on the half of its channels that the other goes on with.
 constexpr bool SUMS_IN_HALVES = GROUPS_PER_TOKEN == 2 && ALIGNED && TILE % 2 == 0;
 constexpr int HALF = (TILE + 1) / 2;  // the compiler looks at this for a TILE of 1, too
-DEVICE int first_of_sum(const Lane& lane) { return SUMS_IN_HALVES && lane.part ? HALF : 0; }  // of a lane's channels
+DEVICE int first_of_sum(const Lane& lane) {  // of a lane's channels
+    return !SUMS_IN_HALVES || lane.part == 0 ? 0 : TWO_PIECES ? lane.to_second : HALF;
+}
 
 // Stores the sum over the groups that share a token. ``to``: the lane's channels from first_of_sum on.
 template <class T> DEVICE void store_sum(const Lane& lane, int chunk, Tile x, T* to) {
