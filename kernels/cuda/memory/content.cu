@@ -193,17 +193,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
 // <dstate, s> of every row after the last token. ``blocks``: of the pass.
 DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateSlice& state, unsigned blocks) {
     const Acc* d = p.dstate + state.origin;
-    Acc* q = p.final_q + (long long)(lane.slice) * (blocks / lane.slices) * lane.rows + lane.first_row;  // one segment
+    const long long of_slice = (long long)(blocks / lane.slices) * lane.rows;
+    Acc* q = p.final_q + lane.slice * PIECES * of_slice + lane.first_row;  // one segment
 #pragma unroll 4
     for (int first = 0; first < lane.rows; first += GROUPS) {
         const int row = first + lane.group;
-        Acc sum = 0;
-        if (row < lane.rows) {
-            const Tile s = state.load(lane, code_of(row));
-            sum = load_channels(lane, d + (long long)(row)*lane.channels).dot(s);
+        Tile s, end;
+        s.clear(), end.clear();
+        if (row < lane.rows) s = state.load(lane, code_of(row)), end = load_channels(lane, d + (long long)(row)*lane.channels);
+#pragma unroll
+        for (int piece = 0; piece < PIECES; piece++) {
+            const Acc sum = sum_over_lanes(end.dot(s, piece));
+            if (row < lane.rows && lane.lane == 0) q[lane.half_of(piece) * of_slice + row] = sum;
         }
-        sum = sum_over_lanes(sum);
-        if (row < lane.rows && lane.lane == 0) q[row] = sum;
     }
 }
 
@@ -217,13 +219,15 @@ DEVICE void recompute(const ContentParams& p, unsigned block, unsigned blocks) {
     const auto look_up = [&](int chunk) {
         int codes[OWN_READS];
         Tile seen[OWN_READS];
-        Acc dots[OWN_READS];
+        Acc dots[PIECES][OWN_READS];
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
         const Tile dy = pass.dy.widened();
 #pragma unroll
-        for (int e = 0; e < OWN_READS; e++) dots[e] = seen[e].dot(dy);
-        store_dots(lane, dots, dy_dot_s + at_chunk(chunk, CHUNK * R));
+        for (int e = 0; e < OWN_READS; e++)
+#pragma unroll
+            for (int piece = 0; piece < PIECES; piece++) dots[piece][e] = seen[e].dot(dy, piece);
+        store_dots(lane, dots, dy_dot_s + at_chunk(chunk, CHUNK * R), at_chunk(p.all_chunks, CHUNK * R));
     };
     pass.run(look_up);
     if (p.dstate) store_final_q(p, lane, state, blocks);
@@ -284,7 +288,7 @@ struct BackwardPass {
     DEVICE void look_up(int chunk) {
         int codes[OWN_WRITES];
         Tile d[OWN_WRITES];
-        Acc dots[OWN_WRITES];
+        Acc dots[PIECES][OWN_WRITES];
         write.codes(lane, false, codes);
         adjoint.load_all(lane, codes, d);
         const Tile v = value.widened();
@@ -294,14 +298,15 @@ struct BackwardPass {
 #pragma unroll
         for (int e = 0; e < OWN_WRITES; e++) {
             const Acc eta = write.event[e].coefficient;
-            dots[e] = d[e].dot(v);
+#pragma unroll
+            for (int piece = 0; piece < PIECES; piece++) dots[piece][e] = d[e].dot(v, piece);
             if (codes[e] == 0) continue;
             sum.add(eta, d[e]);
             d[e].scale(1 - eta);
             if (write.event[e].code > 0) adjoint.store(lane, codes[e], d[e]);
         }
         if (!wanted) return;
-        store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W));
+        store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W), at_chunk(p.all_chunks, CHUNK * W));
         if (!lane.takes_part()) return;
         add_coupled(lane, adjoint, chunk, record_of(chunk).by_writer, sum);
         store_sum(lane, chunk, sum, p.dv + lane.at(chunk) + first_of_sum(lane));

@@ -10,7 +10,7 @@ constexpr int TILE = CHANNELS / LANES;                                   // chan
 // A tile of 32 bytes is two pieces, half a row apart. Of two groups that follow one another, one begins with the first half
 // and one with the second: shared memory gives eight lanes 16 bytes each at once, and these then never lie in the same banks.
 constexpr bool TWO_PIECES = TILE * sizeof(Acc) == 32;
-constexpr int PIECE = TWO_PIECES ? TILE / 2 : TILE;
+constexpr int PIECES = TWO_PIECES ? 2 : 1, PIECE = TILE / PIECES;
 static_assert(!TWO_PIECES || (WHOLE && ALIGNED), "pieces are there as a whole");
 constexpr int OWN_WRITES = W / GROUPS_PER_TOKEN, OWN_READS = R / GROUPS_PER_TOKEN;  // accesses of a group
 static_assert(OWN_WRITES <= 8 && OWN_READS <= 8, "a group's accesses are held in registers");
@@ -41,10 +41,10 @@ struct alignas(TILE * sizeof(Acc)) Tile {
 #pragma unroll
         for (int i = 0; i < TILE; i++) at[i] += eta * (v.at[i] - at[i]);
     }
-    DEVICE Acc dot(const Tile& x) const {
+    DEVICE Acc dot(const Tile& x, int number) const {  // of a piece
         Acc sum = 0;
 #pragma unroll
-        for (int i = 0; i < TILE; i++) sum += at[i] * x.at[i];
+        for (int i = 0; i < PIECE; i++) sum += piece(number)[i] * x.piece(number)[i];
         return sum;
     }
 };
@@ -59,7 +59,7 @@ struct Lane {
     int token, part;          // of a chunk: the group's token, and which of its accesses
     long long first_row;      // in arrays (B*H, segments, rows)
     long long first_chunk;    // in arrays (B*H, chunks)
-    long long before_slice;   // chunks of other slices, in arrays (slices, B*H, chunks)
+    long long before_slice;   // chunks of other slices, in arrays (slices * PIECES, B*H, chunks): dots are of half slices
     long long first;          // the lane's first channel of the group's token of chunk 0, in arrays (B, T, H, C)
     unsigned stride;          // from chunk to chunk there
     int chunks_with_token;    // chunks that have the group's token
@@ -83,13 +83,14 @@ struct Lane {
         tokens = min(chunks * CHUNK, span.tokens - begin * CHUNK);
         chunks_with_token = takes_part() ? (tokens - token + CHUNK - 1) / CHUNK : 0;
         first_chunk = (unsigned long long)(unsigned(span.first_chunk)) * heads + head * unsigned(all_chunks) + unsigned(begin);
-        before_slice = (long long)(p.all_chunks) * slice;
+        before_slice = (long long)(p.all_chunks) * (slice * PIECES);
         const int of_slice = slice * CHANNELS + channel;
         first = (((long long)(span.begin) + begin * CHUNK + token) * heads + head) * channels + of_slice;
 #pragma unroll
         for (int i = 0; i < TILE; i++) inside[i] = WHOLE || of_slice + i < channels;
     }
     DEVICE bool second_half_first() const { return TWO_PIECES && group % 2; }
+    DEVICE int half_of(int piece) const { return piece ^ int(second_half_first()); }  // of the slice
     DEVICE static int token_of(int group) { return TOKENS_IN_PAIRS ? group / 4 * 2 + group % 2 : group / GROUPS_PER_TOKEN; }
     DEVICE static int part_of(int group) { return TOKENS_IN_PAIRS ? group / 2 % 2 : group % GROUPS_PER_TOKEN; }
     // How many lanes on are those of the part that differs by this power of two.
@@ -274,9 +275,13 @@ template <int N> DEVICE void transpose_sum(const Acc (&x)[N], Acc (&sums)[N / 4]
     }
 }
 
-// Stores the sums over the lanes of a group's dots, one for each of its N accesses.
-template <int N> DEVICE void store_dots(const Lane& lane, const Acc (&dots)[N], Acc* to) {
-    Acc sums[N / 4];
-    transpose_sum(dots, sums);
-    if (lane.takes_part()) store<N / 4>(sums, to + lane.lane * (N / 4));
+// Stores the sums over the lanes of a group's dots, one for each of its N accesses and half of the slice. ``half``: how many
+// numbers on the second half's are.
+template <int N> DEVICE void store_dots(const Lane& lane, const Acc (&dots)[PIECES][N], Acc* to, long long half) {
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++) {
+        Acc sums[N / 4];
+        transpose_sum(dots[piece], sums);
+        if (lane.takes_part()) store<N / 4>(sums, to + (TWO_PIECES ? lane.half_of(piece) * half : 0) + lane.lane * (N / 4));
+    }
 }
