@@ -98,10 +98,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         next_value.clear();
         if (lane.has(chunk)) next_value.load(lane, values.at(chunk));
     }
-    DEVICE void store_value(int chunk) {
-        store_token_row(lane, state, chunk, next_value.widened());
-        value = next_value;
-    }
+    DEVICE void store_value(int chunk) { store_token_row(lane, state, chunk, next_value.widened()); }
     DEVICE void start() {
         if (copier() >= 0) Changes::copy_headers(record_of(0), 0);
         end_group_of_copies();
@@ -109,6 +106,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         load_for_look_up(0, 0);
         load_value(0);
         store_value(0);
+        value = next_value;
         for (int chunk = 1; chunk < PREFETCHED; chunk++) prefetcher(chunk);
         wait_for_copies<0>();
         __syncthreads();
@@ -162,6 +160,7 @@ template <bool RECOMPUTE> struct ForwardPass {
             Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
             read.prefetch_rows(lane, state, in_use);
             if (chunk < last) store_value(next);
+            value = next_value;
             wait_for_copies<0>();
             __syncthreads();
         }
