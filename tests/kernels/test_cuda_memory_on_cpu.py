@@ -182,7 +182,9 @@ def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch):
 
     expected, narrow = results(), memory.content_pass
     monkeypatch.setattr(
-        memory, "content_pass", lambda name, call, chosen, *rest, **kw: narrow(name, call, chosen.widened(), *rest, **kw)
+        memory,
+        "content_pass",
+        lambda name, call, chosen, *rest, **kw: narrow(name, call, chosen.widened(), *rest, **kw),
     )
     for found, wanted in zip(results(), expected, strict=True):
         if wanted is not None:

@@ -75,7 +75,8 @@ template <bool RECOMPUTE> struct ForwardPass {
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
         : p(p), lane(lane), state(state), records(computed_once(p.records + lane.first_chunk)),
-          prefetcher(lane, p, records, Changes(), RECOMPUTE ? p.dy : nullptr), accesses(lane, records), values(lane, p.values) {}
+          prefetcher(lane, p, records, Changes(), RECOMPUTE ? p.dy : nullptr), accesses(lane, records),
+          values(lane, p.values) {}
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {

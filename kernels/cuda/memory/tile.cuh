@@ -11,7 +11,7 @@ constexpr int TILE = CHANNELS / LANES;                                   // chan
 // and one with the second: shared memory gives eight lanes 16 bytes each at once, and these then never lie in the same banks.
 constexpr bool TWO_PIECES = TILE * sizeof(Acc) == 32;
 constexpr int PIECES = TWO_PIECES ? 2 : 1, PIECE = TILE / PIECES;
-static_assert(!TWO_PIECES || (WHOLE && ALIGNED), "pieces are there as a whole");
+static_assert(!TWO_PIECES || (WHOLE && ALIGNED && TOKENS_IN_PAIRS), "whole pieces; groups of a token begin with one half");
 constexpr int OWN_WRITES = W / GROUPS_PER_TOKEN, OWN_READS = R / GROUPS_PER_TOKEN;  // accesses of a group
 static_assert(OWN_WRITES <= 8 && OWN_READS <= 8, "a group's accesses are held in registers");
 
