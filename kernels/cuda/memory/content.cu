@@ -55,7 +55,7 @@ struct ContentParams {
 };
 
 DEVICE void store_token_row(const Lane& lane, const StateSlice& state, int chunk, const Tile& x) {
-    if (lane.part == 0 && lane.takes_part()) state[state.token_row(chunk, lane.token)] = x;
+    if (lane.part == 0 && lane.takes_part()) state.set(state.token_row(chunk, lane.token), x);
 }
 
 // The two passes forward in time. RECOMPUTE: that of the backward.
@@ -66,24 +66,27 @@ template <bool RECOMPUTE> struct ForwardPass {
     using Changes = Lists<true>;
     const ChunkRecord* const records;
     const Prefetcher prefetcher;
+    const OwnAccesses accesses;
+    const TokenChannels<const ELEMENT> values;
     SlotList second;
     GroupAccesses<OWN_WRITES> write;
     GroupAccesses<OWN_READS> read;
-    TileInput<ELEMENT> value, dy;
+    TileInput<ELEMENT> value, next_value, dy;  // of the group's token; the chunk's own value spares a look at shared memory
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
         : p(p), lane(lane), state(state), records(computed_once(p.records + lane.first_chunk)),
-          prefetcher(lane, p, records, Changes(), RECOMPUTE ? p.dy : nullptr) {}
+          prefetcher(lane, p, records, Changes(), RECOMPUTE ? p.dy : nullptr), accesses(lane, records),
+          values(lane, p.values) {}
 
     DEVICE const ChunkRecord& record_of(int chunk) const { return records[unsigned(chunk)]; }
     DEVICE void load_for_change(int chunk, int next) {
-        if (lane.takes_part()) write.load(record_of(read.once_here(lane, chunk)).writes + lane.first_access(OWN_WRITES));
+        if (lane.takes_part()) write.load(accesses.writes(read.once_here(lane, chunk)));
         second = Changes::load(lane, records, chunk, next);
     }
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        read.load(record_of(after).reads + lane.first_access(OWN_READS));
+        read.load(accesses.reads(lane, after));
         if (RECOMPUTE) dy.clear();
         if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
     }
@@ -93,10 +96,10 @@ template <bool RECOMPUTE> struct ForwardPass {
     }
     // A phase before it is stored, so that nobody waits for it.
     DEVICE void load_value(int chunk) {
-        value.clear();
-        if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
+        next_value.clear();
+        if (lane.has(chunk)) next_value.load(lane, values.at(chunk));
     }
-    DEVICE void store_value(int chunk) { store_token_row(lane, state, chunk, value.widened()); }
+    DEVICE void store_value(int chunk) { store_token_row(lane, state, chunk, next_value.widened()); }
     DEVICE void start() {
         if (copier() >= 0) Changes::copy_headers(record_of(0), 0);
         end_group_of_copies();
@@ -104,7 +107,8 @@ template <bool RECOMPUTE> struct ForwardPass {
         load_for_look_up(0, 0);
         load_value(0);
         store_value(0);
-        for (int chunk = 1; chunk < PREFETCHED; chunk++) prefetcher(lane, chunk);
+        value = next_value;
+        for (int chunk = 1; chunk < PREFETCHED; chunk++) prefetcher(chunk);
         wait_for_copies<0>();
         __syncthreads();
     }
@@ -115,7 +119,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         write.codes(lane, true, codes);
         state.load_all(lane, codes, s);
         if (RECOMPUTE && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, s[0], p.before_heavy + lane.at(chunk));
-        const Tile v = state[state.token_row(chunk, lane.token)];
+        const Tile v = value.widened();
 #pragma unroll
         for (int e = 0; e < OWN_WRITES; e++) {
             s[e].approach(write.event[e].coefficient, v);
@@ -142,7 +146,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         for (int chunk = 0; chunk <= last; chunk++) {
             const int next = min(chunk + 1, last), in_use = LAZY_ZERO ? next * CHUNK * WRITES : lane.rows;
             if (LAZY_ZERO) state.first_unset_row = chunk * CHUNK * WRITES;
-            prefetcher(lane, chunk + PREFETCHED);
+            prefetcher(chunk + PREFETCHED);
             load_value(read.once_here(lane, next));
             load_for_change(chunk, next);
             // 1. what looks slots up
@@ -157,6 +161,7 @@ template <bool RECOMPUTE> struct ForwardPass {
             Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
             read.prefetch_rows(lane, state, in_use);
             if (chunk < last) store_value(next);
+            value = next_value;
             wait_for_copies<0>();
             __syncthreads();
         }
@@ -169,6 +174,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
     state.start(lane, p.given);
     const bool wanted = !(p.local_only && lane.segment);
     ForwardPass<false> pass(p, lane, state);
+    const TokenChannels<ELEMENT> y(lane, p.y, first_of_sum(lane));
     pass.run([&](int chunk) {
         if (!wanted || !lane.takes_part()) return;
         int codes[OWN_READS];
@@ -179,7 +185,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
         add_coupled(lane, state, chunk, pass.record_of(chunk).by_reader, sum);
-        store_sum(lane, chunk, sum, p.y + lane.at(chunk));
+        store_sum(lane, chunk, sum, y.at(chunk));
     });
     state.finish(lane, p.final_state);
 }
@@ -187,17 +193,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
 // <dstate, s> of every row after the last token. ``blocks``: of the pass.
 DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateSlice& state, unsigned blocks) {
     const Acc* d = p.dstate + state.origin;
-    Acc* q = p.final_q + (long long)(lane.slice) * (blocks / lane.slices) * lane.rows + lane.first_row;  // one segment
+    const long long of_slice = (long long)(blocks / lane.slices) * lane.rows;
+    Acc* q = p.final_q + lane.slice * PIECES * of_slice + lane.first_row;  // one segment
 #pragma unroll 4
     for (int first = 0; first < lane.rows; first += GROUPS) {
         const int row = first + lane.group;
-        Acc sum = 0;
-        if (row < lane.rows) {
-            const Tile s = state.load(lane, code_of(row));
-            sum = load_channels(lane, d + (long long)(row)*lane.channels).dot(s);
+        Tile s, end;
+        s.clear(), end.clear();
+        if (row < lane.rows) s = state.load(lane, code_of(row)), end = load_channels(lane, d + (long long)(row)*lane.channels);
+#pragma unroll
+        for (int piece = 0; piece < PIECES; piece++) {
+            const Acc sum = sum_over_lanes(end.dot(s, piece));
+            if (row < lane.rows && lane.lane == 0) q[lane.half_of(piece) * of_slice + row] = sum;
         }
-        sum = sum_over_lanes(sum);
-        if (row < lane.rows && lane.lane == 0) q[row] = sum;
     }
 }
 
@@ -211,13 +219,15 @@ DEVICE void recompute(const ContentParams& p, unsigned block, unsigned blocks) {
     const auto look_up = [&](int chunk) {
         int codes[OWN_READS];
         Tile seen[OWN_READS];
-        Acc dots[OWN_READS];
+        Acc dots[PIECES][OWN_READS];
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
         const Tile dy = pass.dy.widened();
 #pragma unroll
-        for (int e = 0; e < OWN_READS; e++) dots[e] = seen[e].dot(dy);
-        store_dots(lane, dots, dy_dot_s + at_chunk(chunk, CHUNK * R));
+        for (int e = 0; e < OWN_READS; e++)
+#pragma unroll
+            for (int piece = 0; piece < PIECES; piece++) dots[piece][e] = seen[e].dot(dy, piece);
+        store_dots(lane, dots, dy_dot_s + at_chunk(chunk, CHUNK * R), at_chunk(p.all_chunks, CHUNK * R));
     };
     pass.run(look_up);
     if (p.dstate) store_final_q(p, lane, state, blocks);
@@ -270,7 +280,7 @@ struct BackwardPass {
         load_for_look_up(end, end);
         load_dy(end);
         store_dy(end);
-        for (int chunk = end - 1; chunk > end - PREFETCHED; chunk--) prefetcher(lane, chunk);
+        for (int chunk = end - 1; chunk > end - PREFETCHED; chunk--) prefetcher(chunk);
         wait_for_copies<0>();
         __syncthreads();
     }
@@ -278,7 +288,7 @@ struct BackwardPass {
     DEVICE void look_up(int chunk) {
         int codes[OWN_WRITES];
         Tile d[OWN_WRITES];
-        Acc dots[OWN_WRITES];
+        Acc dots[PIECES][OWN_WRITES];
         write.codes(lane, false, codes);
         adjoint.load_all(lane, codes, d);
         const Tile v = value.widened();
@@ -288,17 +298,18 @@ struct BackwardPass {
 #pragma unroll
         for (int e = 0; e < OWN_WRITES; e++) {
             const Acc eta = write.event[e].coefficient;
-            dots[e] = d[e].dot(v);
+#pragma unroll
+            for (int piece = 0; piece < PIECES; piece++) dots[piece][e] = d[e].dot(v, piece);
             if (codes[e] == 0) continue;
             sum.add(eta, d[e]);
             d[e].scale(1 - eta);
             if (write.event[e].code > 0) adjoint.store(lane, codes[e], d[e]);
         }
         if (!wanted) return;
-        store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W));
+        store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W), at_chunk(p.all_chunks, CHUNK * W));
         if (!lane.takes_part()) return;
         add_coupled(lane, adjoint, chunk, record_of(chunk).by_writer, sum);
-        store_sum(lane, chunk, sum, p.dv + lane.at(chunk));
+        store_sum(lane, chunk, sum, p.dv + lane.at(chunk) + first_of_sum(lane));
     }
     DEVICE void change_in_place(int chunk) {
         if (!lane.takes_part()) return;
@@ -325,7 +336,7 @@ struct BackwardPass {
         start(end);
         for (int chunk = end; chunk >= 0; chunk--) {
             const int next = max(chunk - 1, 0);
-            prefetcher(lane, chunk - PREFETCHED);
+            prefetcher(chunk - PREFETCHED);
             load_dy(write.once_here(lane, next));
             load_for_change(chunk, next);
             // 1. what looks the adjoint up

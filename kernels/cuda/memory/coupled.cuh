@@ -28,10 +28,12 @@ DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
     constexpr int BEFORE = sizeof(lists.of_token) / sizeof(Part), EACH = PAIRS_AT_ONCE * sizeof(TokenEvent) / sizeof(Part);
     constexpr int MOST = BEFORE + SHARED_PAIRS / PAIRS_AT_ONCE * EACH;
     const auto* const from = reinterpret_cast<const Part*>(&lists);
-    copy_to_shared<MOST>(reinterpret_cast<Part*>(&shared_couplings()), from, min(BEFORE + coupled * EACH, MOST));
+    const int parts = BEFORE + coupled * EACH;
+    if (copier() >= parts) return;  // with random addresses three of four warps have nothing to copy
+    copy_to_shared<MOST>(reinterpret_cast<Part*>(&shared_couplings()), from, min(parts, MOST));
     end_group_of_copies();
     const int beyond = MOST + copier() * EACH;
-    if (beyond < BEFORE + coupled * EACH) prefetch(from + beyond);
+    if (beyond < parts) prefetch(from + beyond);
 }
 
 // Adds the group's share of its token's couplings, times the other tokens' rows. ``lists``: where those are that shared

@@ -125,6 +125,12 @@ class Layout:
         """Bytes of a slice's row."""
         return self.channels * self.acc_bytes
 
+    def widened(self) -> Layout:
+        """The same with slices twice as wide, for blocks that have a multiprocessor for themselves. An access is then
+        looked up once for twice the channels, and no two rows meet in a bank of shared memory.
+        """
+        return replace(self, channels=2 * self.channels, slices=self.slices // 2, blocks=1)
+
     def content_bytes(self, rows: int) -> int:
         """Shared memory of a block of ``content.cu``; the last rows are tokens of two chunks, zeros, the slice of the
         state."""

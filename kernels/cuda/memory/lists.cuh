@@ -68,11 +68,12 @@ constexpr int PREFETCHED = 3;  // chunks whose inputs come to the L2 cache befor
 // Brings a chunk's inputs to the L2 cache: each lane at most one line of 128 bytes, the same in every chunk.
 struct Prefetcher {
     const char* line;
-    int stride;  // bytes from chunk to chunk; 0: none
+    unsigned stride;  // bytes from chunk to chunk
+    unsigned chunks;  // that have all tokens; 0 of a lane without a line
 
     template <bool OF_WRITES, class Params>
     DEVICE Prefetcher(const Lane& lane, const Params& p, const ChunkRecord* records, Lists<OF_WRITES>, const ELEMENT* dy)
-        : line(nullptr), stride(0) {
+        : line(nullptr), stride(0), chunks(0) {
         const int warp = threadIdx.x / 32, number = threadIdx.x % 32;
         const auto part = [&](const void* first, int bytes) {
             if (number * 128 >= bytes) return;
@@ -86,13 +87,14 @@ struct Prefetcher {
         if (warp == 4) part(OF_WRITES ? &records->by_reader : &records->by_writer, COUPLING_BYTES);
         const auto rows = [&](const void* first, int size) {
             if (number >= CHUNK) return;
-            const long long row = lane.at(0, number) - lane.lane * TILE;
+            const long long row = lane.at(0, number) - lane.channel;
             line = reinterpret_cast<const char*>(first) + row * size, stride = lane.stride * size;
         };
         if (warp == 5) rows(p.values, sizeof(ELEMENT));
         if (warp == 6 && dy) rows(dy, sizeof(ELEMENT));
+        if (line) chunks = lane.tokens / CHUNK;
     }
-    DEVICE void operator()(const Lane& lane, int chunk) const {
-        if (chunk >= 0 && (chunk + 1) * CHUNK <= lane.tokens && stride) prefetch(line + (long long)(chunk)*stride);
+    DEVICE void operator()(int chunk) const {  // which may be below 0
+        if (unsigned(chunk) < chunks) prefetch(of_chunk(line, chunk, stride));
     }
 };

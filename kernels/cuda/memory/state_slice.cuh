@@ -20,37 +20,53 @@ static_assert(whole_128(HEADER_BYTES + COUPLING_BYTES + ENTRY_BYTES) == BYTES_BE
 //     a row for each token of two chunks | zeros | the slice's state
 //
 // The state is in device memory instead, (B*H, rows, C), if it does not fit.
+constexpr int ROW_BYTES = LANES * sizeof(Tile);
 DEVICE int token_place(int chunk) { return (chunk & 1) * CHUNK; }  // of a chunk's first token among those rows
 struct StateSlice {
-    unsigned address;     // the lane's tile of the zeros, in shared memory
+    unsigned address;     // the lane's tile of the zeros, in shared memory; its first piece
+    unsigned second;      // and its second, if it has two
     long long origin;     // the lane's first channel in arrays (B*H, rows, C)
     Acc* state;           // there, if the state is in device memory
     int first_unset_row;  // in device memory, rows from this one on are still 0, whatever the memory holds
 
     DEVICE StateSlice(const Lane& lane, Acc* working)
-        : address(shared_address(dynamic_shared() + BYTES_BEFORE_ROWS + (2 * CHUNK * LANES + lane.lane) * sizeof(Tile))),
-          origin(lane.first_row * lane.channels + lane.slice * CHANNELS + lane.lane * TILE),
+        : address(shared_address(dynamic_shared() + BYTES_BEFORE_ROWS + 2 * CHUNK * ROW_BYTES + lane.channel * sizeof(Acc))),
+          second(address + lane.to_second * sizeof(Acc)),
+          origin(lane.first_row * lane.channels + lane.slice * CHANNELS + lane.channel),
           state(working + origin), first_unset_row(lane.rows) {}
 
     // Counted from the zeros, so below 0.
     DEVICE static int token_row(int chunk, int token) { return token_place(chunk) + token - 2 * CHUNK; }
-    DEVICE Tile& operator[](int code) const {  // the product drops the flags
-        return *reinterpret_cast<Tile*>(__cvta_shared_to_generic(address + unsigned(code) * unsigned(LANES * sizeof(Tile))));
+    DEVICE Tile operator[](int code) const {
+        Tile x;
+        reinterpret_cast<Piece&>(x.piece(0)) = piece(address, code);
+        if (TWO_PIECES) reinterpret_cast<Piece&>(x.piece(TWO_PIECES)) = piece(second, code);
+        return x;
+    }
+    DEVICE void set(int code, const Tile& x) const {
+        piece(address, code) = reinterpret_cast<const Piece&>(x.piece(0));
+        if (TWO_PIECES) piece(second, code) = reinterpret_cast<const Piece&>(x.piece(TWO_PIECES));
+    }
+    struct alignas(PIECE * sizeof(Acc)) Piece {
+        Tile::Piece at;
+    };
+    DEVICE static Piece& piece(unsigned of_zeros, int code) {  // the product drops the flags
+        return *reinterpret_cast<Piece*>(__cvta_shared_to_generic(of_zeros + unsigned(code) * unsigned(ROW_BYTES)));
     }
 
     // Shared memory starts from ``given`` (B*H, rows, C), or from 0 if it is null. Device memory was set by the caller.
     DEVICE void start(const Lane& lane, const Acc* given) const {
         Tile x;
         x.clear();
-        if (lane.group == 0) (*this)[0] = x;
+        if (lane.group == 0) set(0, x);
         if (!IN_SHARED) return;
         if (given) {
             const Acc* const from = given + origin;
             for (int row = lane.group; row < lane.rows; row += GROUPS)
-                (*this)[code_of(row)] = load_channels(lane, from + (long long)(row)*lane.channels);
+                set(code_of(row), load_channels(lane, from + (long long)(row)*lane.channels));
         } else {  // a short sequence spends a good part of its time here
 #pragma unroll 8
-            for (int row = lane.group; row < lane.rows; row += GROUPS) (*this)[code_of(row)] = x;
+            for (int row = lane.group; row < lane.rows; row += GROUPS) set(code_of(row), x);
         }
     }
     DEVICE void finish(const Lane& lane, Acc* to) const {
@@ -70,7 +86,7 @@ struct StateSlice {
     }
     DEVICE void store(const Lane& lane, int code, const Tile& x) const {
         if (IN_SHARED)
-            (*this)[code] = x;
+            set(code, x);
         else
             store_channels(lane, x, state + (long long)(row_of_code(code)) * lane.channels);
     }

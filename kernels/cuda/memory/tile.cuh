@@ -7,12 +7,20 @@
 #endif
 
 constexpr int TILE = CHANNELS / LANES;                                   // channels of a lane
+// A tile of 32 bytes is two pieces, half a row apart. Of two groups that follow one another, one begins with the first half
+// and one with the second: shared memory gives eight lanes 16 bytes each at once, and these then never lie in the same banks.
+constexpr bool TWO_PIECES = TILE * sizeof(Acc) == 32;
+constexpr int PIECES = TWO_PIECES ? 2 : 1, PIECE = TILE / PIECES;
+static_assert(!TWO_PIECES || (WHOLE && ALIGNED && TOKENS_IN_PAIRS), "whole pieces; groups of a token begin with one half");
 constexpr int OWN_WRITES = W / GROUPS_PER_TOKEN, OWN_READS = R / GROUPS_PER_TOKEN;  // accesses of a group
 static_assert(OWN_WRITES <= 8 && OWN_READS <= 8, "a group's accesses are held in registers");
 
 struct alignas(TILE * sizeof(Acc)) Tile {
     Acc at[TILE];
 
+    using Piece = Acc[PIECE];
+    DEVICE Piece& piece(int number) { return *reinterpret_cast<Piece*>(at + number * PIECE); }
+    DEVICE const Piece& piece(int number) const { return *reinterpret_cast<const Piece*>(at + number * PIECE); }
     DEVICE void clear() {
 #pragma unroll
         for (int i = 0; i < TILE; i++) at[i] = 0;
@@ -33,10 +41,10 @@ struct alignas(TILE * sizeof(Acc)) Tile {
 #pragma unroll
         for (int i = 0; i < TILE; i++) at[i] += eta * (v.at[i] - at[i]);
     }
-    DEVICE Acc dot(const Tile& x) const {
+    DEVICE Acc dot(const Tile& x, int number) const {  // of a piece
         Acc sum = 0;
 #pragma unroll
-        for (int i = 0; i < TILE; i++) sum += at[i] * x.at[i];
+        for (int i = 0; i < PIECE; i++) sum += piece(number)[i] * x.piece(number)[i];
         return sum;
     }
 };
@@ -47,18 +55,21 @@ struct Lane {
     int chunks, slice, slices;
     int segment;
     int group, lane;          // the block's group; the group's lane
+    int channel, to_second;   // the lane's first channel, of the slice; and how many on its second piece is
     int token, part;          // of a chunk: the group's token, and which of its accesses
     long long first_row;      // in arrays (B*H, segments, rows)
     long long first_chunk;    // in arrays (B*H, chunks)
-    long long before_slice;   // chunks of other slices, in arrays (slices, B*H, chunks)
+    long long before_slice;   // chunks of other slices, in arrays (slices * PIECES, B*H, chunks): dots are of half slices
     long long first;          // the lane's first channel of the group's token of chunk 0, in arrays (B, T, H, C)
     unsigned stride;          // from chunk to chunk there
+    int chunks_with_token;    // chunks that have the group's token
     bool inside[TILE];        // channels that C has
 
     template <class Params>
     DEVICE Lane(const Params& p, unsigned block)
         : channels(p.channels), slices((p.channels + CHANNELS - 1) / CHANNELS), group(threadIdx.x / LANES),
-          lane(threadIdx.x % LANES), token(token_of(group)), part(part_of(group)),
+          lane(threadIdx.x % LANES), channel(lane * PIECE + (second_half_first() ? CHANNELS / 2 : 0)),
+          to_second(second_half_first() ? -(CHANNELS / 2) : CHANNELS / 2), token(token_of(group)), part(part_of(group)),
           stride(CHUNK * p.heads * p.channels) {
         const int number = block / slices;
         const unsigned span_head = number / p.launched_segments, heads = p.heads, head = span_head % heads;
@@ -70,20 +81,23 @@ struct Lane {
         const int begin = segment * p.chunks_of_segment;
         chunks = min(p.chunks_of_segment, all_chunks - begin);
         tokens = min(chunks * CHUNK, span.tokens - begin * CHUNK);
+        chunks_with_token = takes_part() ? (tokens - token + CHUNK - 1) / CHUNK : 0;
         first_chunk = (unsigned long long)(unsigned(span.first_chunk)) * heads + head * unsigned(all_chunks) + unsigned(begin);
-        before_slice = (long long)(p.all_chunks) * slice;
-        const int channel = slice * CHANNELS + lane * TILE;
-        first = (((long long)(span.begin) + begin * CHUNK + token) * heads + head) * channels + channel;
+        before_slice = (long long)(p.all_chunks) * (slice * PIECES);
+        const int of_slice = slice * CHANNELS + channel;
+        first = (((long long)(span.begin) + begin * CHUNK + token) * heads + head) * channels + of_slice;
 #pragma unroll
-        for (int i = 0; i < TILE; i++) inside[i] = WHOLE || channel + i < channels;
+        for (int i = 0; i < TILE; i++) inside[i] = WHOLE || of_slice + i < channels;
     }
+    DEVICE bool second_half_first() const { return TWO_PIECES && group % 2; }
+    DEVICE int half_of(int piece) const { return piece ^ int(second_half_first()); }  // of the slice
     DEVICE static int token_of(int group) { return TOKENS_IN_PAIRS ? group / 4 * 2 + group % 2 : group / GROUPS_PER_TOKEN; }
     DEVICE static int part_of(int group) { return TOKENS_IN_PAIRS ? group / 2 % 2 : group % GROUPS_PER_TOKEN; }
     // How many lanes on are those of the part that differs by this power of two.
     DEVICE static constexpr int distance_to(int part) { return (TOKENS_IN_PAIRS ? 2 : 1) * LANES * part; }
     // Whether the group has a token; known to the compiler where all groups do.
     DEVICE bool takes_part() const { return CHUNK * GROUPS_PER_TOKEN >= GROUPS || token < CHUNK; }
-    DEVICE bool has(int chunk) const { return takes_part() && chunk * CHUNK + token < tokens; }
+    DEVICE bool has(int chunk) const { return chunk < chunks_with_token; }
     DEVICE bool leads(int chunk) const { return part == 0 && has(chunk); }  // one group for each token
     DEVICE long long at(int chunk) const { return first + (unsigned long long)(unsigned(chunk)) * stride; }
     DEVICE long long at(int chunk, int other_token) const {
@@ -97,12 +111,42 @@ struct Lane {
 // Where a chunk begins in a list that has so many per chunk; unsigned, which takes one instruction.
 DEVICE unsigned long long at_chunk(int chunk, unsigned each) { return (unsigned long long)(unsigned(chunk)) * each; }
 
+// What a chunk has so many bytes behind what the chunk before it has, in one instruction.
+template <class T> DEVICE T* of_chunk(T* of_first, int chunk, unsigned bytes) {
+    return (T*)((const char*)(of_first) + at_chunk(chunk, bytes));
+}
+
+// Where a lane's channels of its group's token stand in an array (B, T, H, C): what does not depend on the chunk is added up
+// once.
+template <class T> struct TokenChannels {
+    T* const of_first;
+    const unsigned bytes;
+
+    DEVICE TokenChannels(const Lane& lane, T* array, int beyond = 0)
+        : of_first(computed_once(array + lane.first + beyond)), bytes(lane.stride * sizeof(T)) {}
+    DEVICE T* at(int chunk) const { return of_chunk(of_first, chunk, bytes); }
+};
+
+// Where a group's accesses stand in the records of chunks, likewise.
+struct OwnAccesses {
+    const TokenEvent* const of_first;  // writes
+
+    DEVICE OwnAccesses(const Lane& lane, const ChunkRecord* records)
+        : of_first(computed_once(records->writes + lane.first_access(OWN_WRITES))) {}
+    DEVICE const TokenEvent* writes(int chunk) const { return of_chunk(of_first, chunk, sizeof(ChunkRecord)); }
+    DEVICE const TokenEvent* reads(const Lane& lane, int chunk) const {
+        return writes(chunk) + (CHUNK * W + lane.first_access(OWN_READS) - lane.first_access(OWN_WRITES));
+    }
+};
+
 // ---- a lane's channels in arrays whose rows it has ``inside`` ----
 
 template <class T> DEVICE Tile load_channels(const Lane& lane, const T* from) {
     Tile x;
     x.clear();
-    if (ALIGNED) {
+    if (TWO_PIECES) {
+        load<PIECE>(from, x.piece(0)), load<PIECE>(from + lane.to_second, x.piece(1));
+    } else if (ALIGNED) {
         if (lane.inside[0]) load<TILE>(from, x.at);
     } else {
 #pragma unroll
@@ -131,7 +175,12 @@ template <class T> struct TileInput<T, true> {
     }
     DEVICE void load(const Lane& lane, const T* from) {
         clear();
-        if (ALIGNED) {
+        if (TWO_PIECES) {
+            constexpr int HALF_OF_PAIRS = (N + 1) / 2;
+            using Half = unsigned[HALF_OF_PAIRS];
+            ::load<HALF_OF_PAIRS>(reinterpret_cast<const unsigned*>(from), *reinterpret_cast<Half*>(pair));
+            ::load<HALF_OF_PAIRS>(reinterpret_cast<const unsigned*>(from + lane.to_second), *reinterpret_cast<Half*>(pair + N / 2));
+        } else if (ALIGNED) {
             if (lane.inside[0]) ::load<N>(reinterpret_cast<const unsigned*>(from), pair);
         } else {
 #pragma unroll
@@ -165,7 +214,9 @@ template <int N, class T> DEVICE void store_at_once(const Acc (&x)[N], T* to) {
         *to = element[0];
 }
 template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T* to) {
-    if (ALIGNED) {
+    if (TWO_PIECES) {
+        store_at_once(x.piece(0), to), store_at_once(x.piece(1), to + lane.to_second);
+    } else if (ALIGNED) {
         if (lane.inside[0]) store_at_once(x.at, to);
     } else {
 #pragma unroll
@@ -176,18 +227,23 @@ template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T
 
 // ---- sums over lanes ----
 
-// Stores the sum over the groups that share a token. Of two groups, each passes on the half of its channels that the other
-// goes on with.
+// Of two groups that share a token, each passes on the half of its channels that the other goes on with.
+constexpr bool SUMS_IN_HALVES = GROUPS_PER_TOKEN == 2 && ALIGNED && TILE % 2 == 0;
+constexpr int HALF = (TILE + 1) / 2;  // the compiler looks at this for a TILE of 1, too
+DEVICE int first_of_sum(const Lane& lane) {  // of a lane's channels
+    return !SUMS_IN_HALVES || lane.part == 0 ? 0 : TWO_PIECES ? lane.to_second : HALF;
+}
+
+// Stores the sum over the groups that share a token. ``to``: the lane's channels from first_of_sum on.
 template <class T> DEVICE void store_sum(const Lane& lane, int chunk, Tile x, T* to) {
-    if constexpr (GROUPS_PER_TOKEN == 2 && ALIGNED && TILE % 2 == 0) {
-        constexpr int HALF = (TILE + 1) / 2;  // the compiler looks at this for a TILE of 1, too
+    if constexpr (SUMS_IN_HALVES) {
         Acc own[HALF];
 #pragma unroll
         for (int i = 0; i < HALF; i++) {
             const Acc passed = lane.part ? x.at[i] : x.at[i + HALF];
             own[i] = (lane.part ? x.at[i + HALF] : x.at[i]) + __shfl_xor_sync(~0u, passed, lane.distance_to(1));
         }
-        if (lane.has(chunk) && lane.inside[0]) store_at_once(own, to + (lane.part ? HALF : 0));
+        if (lane.has(chunk) && lane.inside[0]) store_at_once(own, to);
     } else {
 #pragma unroll
         for (int part = 1; part < GROUPS_PER_TOKEN; part *= 2)
@@ -219,9 +275,13 @@ template <int N> DEVICE void transpose_sum(const Acc (&x)[N], Acc (&sums)[N / 4]
     }
 }
 
-// Stores the sums over the lanes of a group's dots, one for each of its N accesses.
-template <int N> DEVICE void store_dots(const Lane& lane, const Acc (&dots)[N], Acc* to) {
-    Acc sums[N / 4];
-    transpose_sum(dots, sums);
-    if (lane.takes_part()) store<N / 4>(sums, to + lane.lane * (N / 4));
+// Stores the sums over the lanes of a group's dots, one for each of its N accesses and half of the slice. ``half``: how many
+// numbers on the second half's are.
+template <int N> DEVICE void store_dots(const Lane& lane, const Acc (&dots)[PIECES][N], Acc* to, long long half) {
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++) {
+        Acc sums[N / 4];
+        transpose_sum(dots[piece], sums);
+        if (lane.takes_part()) store<N / 4>(sums, to + (TWO_PIECES ? lane.half_of(piece) * half : 0) + lane.lane * (N / 4));
+    }
 }
