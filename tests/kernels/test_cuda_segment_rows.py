@@ -101,6 +101,10 @@ def numbers_library(library, tmp_path_factory):
 def launches_of_segments(fake, second, numbers_library, monkeypatch):
     """Let segments run by these kernels."""
 
+    # so many blocks take all rows by turns: on a CPU each block starts its threads anew
+    monkeypatch.setattr(segment_module, "BLOCKS_BESIDE", 3)
+    monkeypatch.setattr(segment_module, "BLOCKS_AHEAD", 5)
+
     def by(kernels):
         def launch(specialisation, name, grid, threads):
             def run(params):
@@ -134,11 +138,10 @@ def dense_of(small):
     ],
 )
 def test_a_segment_is_gathered_and_stored_as_by_the_core(
-    fake, launches_of_segments, monkeypatch, tmp_path, row, channels, slots, gpu
+    fake, launches_of_segments, tmp_path, row, channels, slots, gpu
 ):
     kernels = compile_for_cpu(segment_module.segment_specialisation(row), "SegmentParams", tmp_path)
     launches_of_segments(kernels)
-    monkeypatch.setattr(segment_module, "BLOCKS_BESIDE", 3)
     rng, (B, T, H, M, K) = np.random.default_rng(0), (2, 6, 3, slots, 4)
     dtype = np.float64 if row == "double" else np.float32
     stored = {"tiers": MemoryTiers(rows="bfloat16" if row == "bfloat16" else None), "initial_mass": 0.3}
