@@ -89,6 +89,8 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         check_integer("length", self.length, 0)
         check_stop(self.stop)
+        if self.device == "cpu" and self.dtype not in (None, "float32", "float64", "bfloat16"):
+            raise ValueError(f"dtype must be float32, float64 or bfloat16 on the CPU, got {self.dtype}")
         if self.keep_state and self.state is None:
             raise ValueError("keep_state needs a state to go on from, got none")
         if self.state is not None and not self.state.is_file():

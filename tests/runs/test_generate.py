@@ -158,7 +158,7 @@ def spoiled(path, change):
         (("--state", "/"), "state must be a file, got '/', which is a folder"),
         (("--state", "/nowhere/a.state"), "state must lie in a folder that exists, got '/nowhere/a.state'"),
         (("--state", "nowhere.state", "--keep-state"), "state must be a file to go on from, got 'nowhere.state'"),
-        (("--dtype", "int8"), "dtype must be float32 or float64 on the CPU, got int8"),
+        (("--dtype", "int8"), "dtype must be float32, float64 or bfloat16 on the CPU, got int8"),
         (("--memory.host", "much"), "memory.host must be a size such as 64GiB or 500MB, or all, got 'much'"),
         (("--memory.host", "1KB"), "memory.host must hold at least 256 slots of a layer, 9216 bytes, got 500 bytes"),
         (
