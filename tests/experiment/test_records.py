@@ -62,7 +62,7 @@ def test_a_line_that_is_no_record_is_left_out(tmp_path, line):
     assert run_of(record("x") | {"settings": {"model": 5}}) is None
 
 
-TEXT_SCORES = dict.fromkeys(("accuracy", "validation"), {"mean": 0.5, "bits_per_byte": 2.0, "nats": 1.0})
+TEXT_SCORES = {name: {"mean": 0.5, "bits_per_byte": 2.0, "nats": 1.0} for name in ("accuracy", "validation")}
 
 
 @pytest.mark.parametrize(
