@@ -1,6 +1,7 @@
 """The command that lets a model write: several texts, stop strings, a state that is taken up again, its errors."""
 
 import re
+import signal
 import sys
 
 import pytest
@@ -140,6 +141,29 @@ def test_the_help_names_every_option():
 
 def spoiled(path, change):
     path.write_bytes(change(path.read_bytes()))
+
+
+def test_ctrl_c_while_it_writes_leaves_the_state_behind_the_text(folder, tmp_path, capfd, monkeypatch):
+    command = ["generate", str(folder), "--prompt", "Tom has ", "--temperature", "0", "--length"]
+    assert main([*command, "40"]) == 0
+    whole = capfd.readouterr().out
+    taken = []
+
+    def next_on_host(self, sampling):
+        taken.append(sampling)
+        if len(taken) == 12:
+            signal.raise_signal(signal.SIGINT)
+        return own(self, sampling)
+
+    own = Generation.next_on_host
+    monkeypatch.setattr(Generation, "next_on_host", next_on_host)
+    state = ["--state", str(tmp_path / "a.state")]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "40", *state])
+    assert ended.value.code == 130
+    first = capfd.readouterr().out
+    assert main(["generate", str(folder), "--temperature", "0", "--length", "28", *state]) == 0
+    assert first.removesuffix("\n") + capfd.readouterr().out == whole
 
 
 @pytest.mark.parametrize(
