@@ -164,8 +164,9 @@ def load_evaluated(options: EvaluateOptions, progress: bool) -> tuple[RAMNet, Co
     ...     [document.name for document in load_evaluated(options, progress=False)[2]]
     ['new.txt']
     """
-    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
-        raise ValueError(f"json must be a file in a folder that is there, got {str(options.json)!r}")
+    path = options.json
+    if path is not None and ((path.exists() and not path.is_file()) or not path.parent.is_dir()):
+        raise ValueError(f"json must be a file in a folder that is there, got {str(path)!r}")
     if options.device == "gpu":
         gpu_namespace()
     model, codec = load_text_model(options.folder), load_codec(options.folder)

@@ -235,6 +235,8 @@ def test_another_model_of_the_same_name_is_tested_anew_and_files_of_something_el
     assert json.loads(numbers.read_text())["documents"] == ["book.txt"]
     assert evaluate("a", "--json", str(numbers)) == 0
     capsys.readouterr()
+    assert evaluate("a", "--json", "/dev/null") == 2  # before it measures, as no file may take its place
+    assert "json must be a file in a folder that is there, got '/dev/null'" in capsys.readouterr().err
     other = tmp_path / "other"
     for content in ("Tom has a fox", '{"name": "a"}', "[1]", "3", '{"name": "a"}\n{"name": "b"}\n'):
         other.write_text(content)
