@@ -310,7 +310,7 @@ def _generate(args: list[str]) -> None:
     if not HELP_FLAGS.isdisjoint(args):
         print(HELP, end="")
         return
-    run_generate(parse(GenerateOptions, args, "ramnet-np generate"))
+    _exit_if_interrupted(run_generate(parse(GenerateOptions, args, "ramnet-np generate")))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -69,6 +69,7 @@ CASES = [
     Case("C-odd-slices", B=1, H=1, C=53),
     Case("slices", B=1, H=1, C=64, T=70),
     Case("slices-uneven", B=1, H=3, C=80, T=33),
+    Case("many-sequences", B=34, H=2, C=32, T=35, state=True),  # a GPU takes slices twice as wide
     Case("one-head-given-state-slices", B=1, H=1, C=48, state=True, options={"mass_aware": True}),
     Case("tiles", B=3, T=43, H=2, C=4),
     Case("empty-batch", B=0),

@@ -163,7 +163,7 @@ class Page:
         monkeypatch.setattr("ramnet_np.runs.tokenize.tokenize_folder", self.run)
         monkeypatch.setattr("ramnet_np.runs.evaluate.evaluate_text", self.run)
         monkeypatch.setattr("ramnet_np.runs.books.run_book_tests", lambda options: [self.run(options)])
-        monkeypatch.setattr("ramnet_np.runs.generate.run_generate", self.run)
+        monkeypatch.setattr("ramnet_np.runs.generate.run_generate", lambda options: self.run(options).signal)
         monkeypatch.setattr("ramnet_np.experiment.runner.run_experiment", self.experiment)
         monkeypatch.setattr("ramnet_np.experiment.report.write_report", self.plot)
         monkeypatch.setattr("ramnet_np.kernels.bench.cpu.run_bench", self.run)

@@ -69,13 +69,14 @@ def _memory() -> list[Specialisation]:
     """The chunked kernels and the plain ones; the first layout with every option."""
     layouts, rules = _layouts(), known_rules()
     first, *others = layouts
+    contents = [*layouts, *(layout.widened() for layout in layouts[:4] if layout.acc_bytes == 4)]
     return [
         *(conflict_specialisation(first, update, direct=True) for update in rules),
         *(conflict_specialisation(first, rules[0], direct, gradients=False) for direct in (True, False)),
         *(conflict_specialisation(layout, rules[0], direct=False) for layout in others),
         *(coupling_specialisation(layout, f"couple_{way}") for layout in layouts for way in _WAYS),
         *(coupling_specialisation(layout, "couple_forward", gradients=False) for layout in layouts),
-        *(content_specialisation(layout, renumbered) for layout in layouts for renumbered in (False, True)),
+        *(content_specialisation(layout, renumbered) for layout in contents for renumbered in (False, True)),
         *(mass_forward_specialisation(layout, False, True, False) for layout in layouts),
         mass_forward_specialisation(first, mass_aware=True, in_shared=True, renumbered=False),
         mass_forward_specialisation(first, False, True, False, gradients=False),

@@ -165,7 +165,7 @@ def _train(
     if state.step:
         on_progress(Progress(state.step, 0.0, None, None))
     status, steps, last, speed = "finished", state.step, 0.0, 0
-    validation, tested, slots = dict[str, float](), Measured({}), list[dict[str, Any]]()
+    validation, tested, slots = dict[str, float](), Measured({}), saves.slots
 
     def validate() -> dict[str, float]:
         found = data.validate(model)
@@ -245,6 +245,7 @@ class _Saves:
         self._earlier: tuple[dict[str, Any], ...] = ()
         self._started = self._saved = time.perf_counter()
         self._took = 0.0  # seconds, of the last checkpoint
+        self.slots: list[dict[str, Any]] = []  # how they were used, whenever that was measured
 
     def restore(self, model: RAMNet) -> tuple[AdamWState, dict[str, Any] | None]:
         """The optimiser's state to go on from and the memories, and ``model`` with them; the initial ones without a
@@ -253,7 +254,10 @@ class _Saves:
         if self._folder and latest_checkpoint(self._folder):
             with suppress(OSError, ValueError):  # damaged: the run begins again
                 checkpoint = restore(model, self._folder, self._run.settings, lambda word: None)
-                state, self._earlier, carried = checkpoint.optimizer, checkpoint.calls, checkpoint.carried
+                state, carried = checkpoint.optimizer, checkpoint.carried
+                *earlier, last = checkpoint.calls
+                self.slots += last.pop("slots", [])
+                self._earlier = *earlier, last
         self._saved = time.perf_counter()
         return state, carried
 
@@ -267,8 +271,10 @@ class _Saves:
         due = began - self._saved >= max(SAVE_SECONDS, self._took / SAVE_SHARE)
         if self._folder and (due or (ends and self._took < SAVE_SECONDS)):
             # best: a run that reaches train.stop_at ends, and so is not resumed
+            *earlier, last = self.calls()
+            calls = *earlier, {**last, "slots": self.slots}
             checkpoint = Checkpoint(
-                model, trainer.state, self._run.settings, best=0.0, calls=self.calls(), carried=trainer.carried
+                model, trainer.state, self._run.settings, best=0.0, calls=calls, carried=trainer.carried
             )
             save_checkpoint(self._folder, checkpoint)
             self._saved = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ramnet_np.data.mqar import MQARSettings
 from ramnet_np.data.text import TextSettings
 from ramnet_np.model import RAMNetConfig
+from ramnet_np.model.checks import check_flag
 from ramnet_np.train.config import TrainConfig
 
 Task = Literal["mqar", "text"]
@@ -96,6 +97,9 @@ def run_from(settings: Mapping[str, Any]) -> GridRun:
     """
     if not all(isinstance(settings.get(name, ""), str) for name in ("name", "variant")):
         raise TypeError("a run and its variant must be named by texts")
+    if not isinstance(settings["seed"], int):
+        raise TypeError(f"the seed of a run must be an integer, got {settings['seed']!r}")
+    check_flag("search", settings.get("search", False))
     types = {"model": RAMNetConfig, "data": DATA[settings.get("task", "mqar")], "train": TrainConfig}
     parts = {part: type_(**{k: plain(v) for k, v in settings[part].items()}) for part, type_ in types.items()}
     return GridRun(**{**settings, **parts})

@@ -63,13 +63,17 @@ def _is_record(value: Any) -> bool:
     """Whether a JSON value is a record: each part of it that tables and figures use, and a grid that names files."""
     if not _has(value, _FIELDS):
         return False
-    diverged, search = value["status"] == "diverged", value["settings"].get("search") is True
+    diverged, search = value["status"] == "diverged", value["settings"].get("search", False)
     calls, hardware = value.get("calls", []), value["hardware"]
+    is_text = value["settings"].get("task") == "text"
+    needed = ("mean", "bits_per_byte", "nats") if is_text else ("mean",)
     return (
         Path(value["grid"]).name == value["grid"] != ""
-        and _are_scores(value["validation"], needed=not diverged)
-        and _are_scores(value["accuracy"], needed=not (diverged or search))
+        and _are_scores(value["validation"], () if diverged else needed)
+        and _are_scores(value["accuracy"], () if diverged or search else needed)
         and _has(hardware, _HARDWARE | (_GPU if hardware.get("device") == "gpu" else {}))
+        and isinstance(value.get("parameters", None if is_text else 0), int)
+        and isinstance(search, bool)
         and isinstance(calls, list)
         and all(_has(call, _CALL) and _is_date(call["date"]) for call in (value, *calls))
     )
@@ -79,9 +83,9 @@ def _has(value: Any, types: Mapping[str, Any]) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), type_) for name, type_ in types.items())
 
 
-def _are_scores(scores: dict[str, Any], needed: bool) -> bool:
+def _are_scores(scores: dict[str, Any], needed: tuple[str, ...]) -> bool:
     numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores.values())
-    return numbers and ("mean" in scores or not needed)
+    return numbers and all(name in scores for name in needed)
 
 
 def _is_date(text: str) -> bool:

@@ -27,7 +27,7 @@ from ramnet_np.experiment.tables import (
 )
 from ramnet_np.experiment.text_report import book_sections, read_books, read_speeds, speed_section, text_section
 from ramnet_np.experiment.text_tables import training_slots_table
-from ramnet_np.model.files import write_text
+from ramnet_np.model.files import why, write_text
 from ramnet_np.model.mixers import variant_labels
 from ramnet_np.plot.recall import accuracy_by_order, accuracy_by_setting, accuracy_by_state
 from ramnet_np.plot.style import theme
@@ -63,7 +63,10 @@ def write_report(results: Sequence[Path], out: Path | None = None) -> str:
         page = out / page_of(grid)
         if page.is_file():
             pages[page] = between_markers(pages.get(page) or page.read_text(encoding="utf-8"), grid, text)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out must be a folder that can be written to, got {str(out)!r}: {why(error)}") from error
     for name, draw in figures.items():
         _save(draw, out / f"{name}.png")
     for page, text in pages.items():

@@ -25,6 +25,7 @@ from ramnet_np.experiment.records import Record, read_records, run_of
 from ramnet_np.experiment.sweep import count_left, wanted_runs
 from ramnet_np.experiment.tasks import figure
 from ramnet_np.experiment.workers import WorkerPool
+from ramnet_np.model import RAMNetConfig
 from ramnet_np.model.checks import SMALLEST, check_integer, check_number
 from ramnet_np.model.files import append_record
 from ramnet_np.model.network import Device
@@ -204,7 +205,7 @@ class _GridWork:
         self._pace: dict[tuple[str, str], float] = {}
         self._pace_so_far: dict[tuple[str, str], float] = {}
         for record in done.values():
-            self._keep_pace(record["settings"]["model"]["mixer"], record)
+            self._keep_pace(record["settings"]["model"].get("mixer", RAMNetConfig.mixer), record)
         self._given_up: list[GridRun] = []
         self.failed: set[str] = set()
         self.reports: list[Path] = []

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from queue import SimpleQueue
@@ -131,7 +132,7 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         arguments = theirs, self._one, self._device, self._threads
         self._process = context.Process(target=_work, args=arguments, daemon=True)
-        with _environment(self.environment):
+        with _environment(self.environment), _without_ctrl_c():
             self._process.start()
         theirs.close()
 
@@ -163,7 +164,7 @@ class _Worker:
 
 def _work(connection: Connection, one: RunOne, device: Device, threads: int) -> None:
     """What a worker's process does: receive runs, hand them to its threads, send back what becomes of them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows, where none can be held back from the start
     sys.setswitchinterval(SWITCH_SECONDS)
     from threadpoolctl import threadpool_limits
 
@@ -208,6 +209,21 @@ def _visible(names: Sequence[str], gpu: int) -> str:
     if gpu >= len(names):
         raise ValueError(f"gpus must be below {len(names)}, as CUDA_VISIBLE_DEVICES leaves so many, got {gpu}")
     return names[gpu]
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Hold Ctrl-C back from the processes that are started within the block, from their first instant on: a terminal
+    sends it to all, and it is for this one alone, which hears it behind the block."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # to start it within the block would end what the block is for
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

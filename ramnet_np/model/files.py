@@ -30,7 +30,7 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
     A new file gets the mode 0666 less the umask, whatever its writer gives it; one that replaces another keeps the
     other's mode. Several files are renamed one right after the other, once all of them are on disk.
     Of programs that write the same file at once, the last to end wins. :class:`WriteError` in one sentence where a file
-    cannot be written; then nothing has changed.
+    cannot be written, as a device such as /dev/null, which a file would replace; then nothing has changed.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -40,6 +40,8 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
     [('a.txt', 'all of it')]
     """
     try:
+        for path in paths:
+            _refuse_device(path)
         with ExitStack() as folders:
             partials = tuple(folders.enter_context(unfinished(path)) / path.name for path in paths)
             modes = [_new_mode(*pair) for pair in zip(paths, partials, strict=True)]
@@ -138,6 +140,13 @@ def why(error: Exception) -> str:
     'No space left on device'
     """
     return getattr(error, "strerror", None) or str(error)
+
+
+def _refuse_device(path: Path) -> None:
+    """OSError for a name that stands for a device, a pipe or the like: a file that took its place would end it for all
+    programs. So would one in place of a link as /dev/stdout, whatever that leads to."""
+    if path.exists() and not path.is_dir() and (not path.is_file() or path.absolute().parent == Path("/dev")):
+        raise OSError("it is no ordinary file")
 
 
 def _new_mode(path: Path, partial: Path) -> int:

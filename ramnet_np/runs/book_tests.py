@@ -98,13 +98,10 @@ def needles_table(
     >>> row["tokens"], row["asked"], row["nats"] > 0
     (50, 16, True)
     """
-    text = np.concatenate([corpus.read(document, 0, document.size) for document in documents])
     needles = [make_needles(NEEDLES, seed=number) for number in range(starts)]
-    facts = max(sum(len(corpus.codec.encode(needle.fact)) for needle in some) for some in needles)
-    before = NEEDLES * APART + facts
+    before = tokens_to_last_fact(corpus, documents, asked_after, starts)
     needed = before + max(asked_after)
-    if len(text) < needed:
-        raise ValueError(f"path must hold {needed:,} tokens or more for needles, got {len(text):,}")
+    text = np.concatenate([corpus.read(document, 0, document.size) for document in documents])
     own = [np.roll(text, -(len(text) * number // starts)) for number in range(starts)]
     prefixes = [_planted(corpus.codec, *pair) for pair in zip(needles, own, strict=True)]
     streams = np.stack([
@@ -119,6 +116,24 @@ def needles_table(
         right, nats = np.mean(answers, axis=0).tolist()
         table.append({"tokens": distance, "asked": len(answers), "accuracy": right, "nats": nats})
     return table
+
+
+def tokens_to_last_fact(
+    corpus: Corpus, documents: Sequence[Document], asked_after: Sequence[int] = ASKED_AFTER, starts: int = STARTS
+) -> int:
+    """How many tokens a text of needles has before the questions. ValueError where the documents are too short for it.
+
+    >>> from ramnet_np.data.corpus import text_corpus
+    >>> corpus = text_corpus(b"Tom has a fox. " * 150)
+    >>> tokens_to_last_fact(corpus, corpus.documents, (50,), 1)
+    1508
+    """
+    needles = [make_needles(NEEDLES, seed=number) for number in range(starts)]
+    before = NEEDLES * APART + max(sum(len(corpus.codec.encode(one.fact)) for one in some) for some in needles)
+    needed, size = before + max(asked_after), sum(document.size for document in documents)
+    if size < needed:
+        raise ValueError(f"path must hold {needed:,} tokens or more for needles, got {size:,}")
+    return before
 
 
 class _Memory(NamedTuple):

@@ -26,15 +26,16 @@ from ramnet_np.model import RAMNet
 from ramnet_np.model.files import append_record, read_json
 from ramnet_np.model.mixers import mixers_of
 from ramnet_np.model.state_file import fingerprint
-from ramnet_np.runs.book_tests import ASKED_AFTER, names_table, needles_table
+from ramnet_np.runs.book_tests import ASKED_AFTER, names_table, needles_table, tokens_to_last_fact
 from ramnet_np.runs.evaluate import EvaluateOptions, computing, load_evaluated, measuring_bar, records_in
 from ramnet_np.runs.hardware import hardware
-from ramnet_np.runs.slot_tests import slots_table
+from ramnet_np.runs.slot_tests import slots_table, windows_read
 from ramnet_np.train.slot_use import has_slots
 from ramnet_np.train.text_loss import EDGES
 from ramnet_np.train.token_loss import documents_nats
 
 MOST_TOKENS = 16_000  # to a needle, of a model whose memory grows
+BEGINS = b'{"test": '  # a record
 RUN = "run.json"  # beside a model that an experiment left: the settings of its run
 
 Advance = Callable[[int], Any]
@@ -80,8 +81,7 @@ def run_book_tests(options: EvaluateOptions, *, progress: bool = True) -> list[F
     [8.0]
     """
     model, corpus, documents = load_evaluated(options, progress)
-    if "slots" in options.tests and not has_slots(model):
-        raise ValueError(f"tests must not name slots for a model without them, got mixer {model.config.mixer!r}")
+    _check(options, model, corpus, documents)
     about = _about(options, model, corpus, documents)
     done = _done(options.json)
     found = []
@@ -102,24 +102,42 @@ def run_book_tests(options: EvaluateOptions, *, progress: bool = True) -> list[F
     return found
 
 
+def _check(options: EvaluateOptions, model: RAMNet, corpus: Corpus, documents: Sequence[Document]) -> None:
+    """Refuse a test that could not be made: the others may take hours, and would be lost."""
+    if "slots" in options.tests:
+        if not has_slots(model):
+            raise ValueError(f"tests must not name slots for a model without them, got mixer {model.config.mixer!r}")
+        windows_read(documents, options.length)
+    if "needles" in options.tests:
+        tokens_to_last_fact(corpus, documents, _asked_after(model))
+
+
 def _tables(
     test: str, model: RAMNet, corpus: Corpus, documents: Sequence[Document], options: EvaluateOptions, advance: Advance
 ) -> Tables:
-    grows = any(mixer.state_grows for mixer in mixers_of(model.config))
     if test == "slots":
         return {"carried": slots_table(model, corpus, documents, options.length, advance=advance)}
     if test == "needles":
-        asked = [tokens for tokens in ASKED_AFTER if not grows or tokens <= MOST_TOKENS]
+        asked = _asked_after(model)
         table = needles_table(model, corpus, documents, options.length, asked_after=asked, advance=advance)
         return {"carried": table}
     tables: Tables = {}
-    for way in ("windows", "carried") if options.carry_state and not grows else ("windows",):
+    for way in ("windows", "carried") if options.carry_state and not _grows(model) else ("windows",):
         nats = documents_nats(
             model, corpus, documents, options.length, carry=way == "carried", tokens=options.batch, advance=advance
         )
         make = names_table if test == "names" else positions_table
         tables[way] = make(corpus, documents, nats)
     return tables
+
+
+def _grows(model: RAMNet) -> bool:
+    return any(mixer.state_grows for mixer in mixers_of(model.config))
+
+
+def _asked_after(model: RAMNet) -> list[int]:
+    """How many tokens before their questions needles are planted."""
+    return [tokens for tokens in ASKED_AFTER if tokens <= MOST_TOKENS or not _grows(model)]
 
 
 def positions_table(
@@ -171,7 +189,7 @@ def _done(path: Path | None) -> dict[str, dict[str, Any]]:
     if path is None or not path.is_file():
         return {}
     records = records_in(path)
-    if not records and len(path.read_bytes().splitlines()) > 1:
+    if not records and not BEGINS.startswith(path.read_bytes()[: len(BEGINS)]):  # else the first was cut off
         raise ValueError(f"json must be a file of records of tests, a line each, got {str(path)!r}, which has none")
     return {_key(record): record for record in records}
 

@@ -21,7 +21,7 @@ from ramnet_np.data.codec import BPECodec, Codec
 from ramnet_np.data.corpus import Corpus, Document, HeldOut, check_held_out, chosen_names, read_corpus, some_names
 from ramnet_np.model import RAMNet
 from ramnet_np.model.checks import check_choice
-from ramnet_np.model.files import write_text
+from ramnet_np.model.files import read_json, write_text
 from ramnet_np.model.network import Device
 from ramnet_np.runs.text import load_codec, load_text_model, reading_bar
 from ramnet_np.train.text_loss import EDGES, DocumentsLoss, documents_loss
@@ -124,8 +124,8 @@ def evaluate_text(options: EvaluateOptions, *, progress: bool = True) -> Evaluat
     >>> found.result.loss.tokens, round(found.result.loss.bits_per_byte, 6)
     (13, 8.0)
     """
-    if options.json is not None and options.json.is_file() and records_in(options.json):
-        raise ValueError(f"json must be another file than {str(options.json)!r}, which has records of tests")
+    if options.json is not None and options.json.is_file():
+        _check_replaced(options.json)
     model, corpus, documents = load_evaluated(options, progress)
     total = sum(document.size - 1 for document in documents)
     with computing(options), measuring_bar(total, corpus.codec.unit, progress) as bar:
@@ -137,6 +137,18 @@ def evaluate_text(options: EvaluateOptions, *, progress: bool = True) -> Evaluat
     if options.json is not None:
         write_text(options.json, json.dumps(found.record(), indent=1) + "\n")
     return found
+
+
+def _check_replaced(path: Path) -> None:
+    """ValueError unless a file is empty or has the numbers of an earlier measurement: others are not lost for these."""
+    if records_in(path):
+        raise ValueError(f"json must be another file than {str(path)!r}, which has records of tests")
+    with suppress(ValueError):  # no JSON
+        if not path.stat().st_size or (isinstance(found := read_json(path), dict) and "by_position" in found):
+            return
+    raise ValueError(
+        f"json must be a new file or one of earlier numbers, got {str(path)!r}, which is of something else"
+    )
 
 
 def load_evaluated(options: EvaluateOptions, progress: bool) -> tuple[RAMNet, Corpus, list[Document]]:
@@ -152,8 +164,9 @@ def load_evaluated(options: EvaluateOptions, progress: bool) -> tuple[RAMNet, Co
     ...     [document.name for document in load_evaluated(options, progress=False)[2]]
     ['new.txt']
     """
-    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
-        raise ValueError(f"json must be a file in a folder that is there, got {str(options.json)!r}")
+    path = options.json
+    if path is not None and ((path.exists() and not path.is_file()) or not path.parent.is_dir()):
+        raise ValueError(f"json must be a file in a folder that is there, got {str(path)!r}")
     if options.device == "gpu":
         gpu_namespace()
     model, codec = load_text_model(options.folder), load_codec(options.folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,9 @@ from ramnet_np.model.state_file import load_generation, save_generation
 from ramnet_np.runs.text import load_codec, load_text_model
 from ramnet_np.runs.tier_options import TierOptions
 from ramnet_np.runs.writing import encode_prompts, write
+from ramnet_np.train.interrupt import DeferredInterrupt
+
+ON_SIGNAL = "ending the text, then writing the state; once more stops at once"
 
 HELP = """\
 usage: ramnet-np generate FOLDER [options]
@@ -89,6 +93,8 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         check_integer("length", self.length, 0)
         check_stop(self.stop)
+        if self.device == "cpu" and self.dtype not in (None, "float32", "float64", "bfloat16"):
+            raise ValueError(f"dtype must be float32, float64 or bfloat16 on the CPU, got {self.dtype}")
         if self.keep_state and self.state is None:
             raise ValueError("keep_state needs a state to go on from, got none")
         if self.state is not None and not self.state.is_file():
@@ -100,10 +106,11 @@ class GenerateOptions:
         return "bfloat16" if self.device == "cpu" and self.dtype == "bfloat16" else None
 
 
-def run_generate(options: GenerateOptions) -> None:
+def run_generate(options: GenerateOptions) -> int | None:
     """Print what the model writes, and on the standard error how fast.
 
-    With one prompt the text appears token by token; of several the first does.
+    With one prompt the text appears token by token; of several the first does. Where a state is written, Ctrl-C while
+    the model writes ends the text, and the state follows it; returns the signal that ended it.
     ValueError, OSError or RuntimeError in one sentence before anything is printed or written.
 
     >>> from tempfile import TemporaryDirectory
@@ -124,11 +131,17 @@ def run_generate(options: GenerateOptions) -> None:
     start = time.perf_counter()
     generation = _begin(model, ids, options, goes_on)
     ready = time.perf_counter()
-    tokens = _print_texts(generation, codec, prompts, options)
-    if options.state is not None and not options.keep_state:
-        save_generation(options.state, generation)
+    signal = None
+    if options.state is None or options.keep_state:
+        tokens = _print_texts(generation, codec, prompts, options)
+    else:
+        with DeferredInterrupt(ON_SIGNAL) as interrupt:
+            tokens = _print_texts(generation, codec, prompts, options, lambda: interrupt.requested)
+            save_generation(options.state, generation)
+        signal = interrupt.signal
     reading, writing = ready - start, time.perf_counter() - ready
     print(_speed(codec, sum(map(len, ids)), reading, tokens, generation.batch, writing), file=sys.stderr)
+    return signal
 
 
 def _load_kernels(model: RAMNet, options: GenerateOptions) -> None:
@@ -156,11 +169,17 @@ def _begin(model: RAMNet, prompts: list[NDArray[np.int32]], options: GenerateOpt
     return generation
 
 
-def _print_texts(generation: Generation, codec: Codec, prompts: list[str], options: GenerateOptions) -> int:
-    """Print every text; returns the tokens that each took."""
+def _print_texts(
+    generation: Generation,
+    codec: Codec,
+    prompts: list[str],
+    options: GenerateOptions,
+    ends: Callable[[], bool] = lambda: False,
+) -> int:
+    """Print every text, until ``ends`` says to end it; returns the tokens that each took."""
     starts = [prompt_bytes(prompt).decode(errors="replace") for prompt in prompts] or [""] * generation.batch
     several, others, steps = len(starts) > 1, [""] * len(starts), -1
-    for steps, pieces in enumerate(write(generation, options.length, options.sampling, codec, options.stop)):
+    for steps, pieces in enumerate(write(generation, options.length, options.sampling, codec, options.stop, ends)):
         if steps == 0:
             print(f"--- 1 ---\n{starts[0]}" if several else starts[0], end="")
         print(pieces[0], end="", flush=True)

@@ -59,9 +59,7 @@ def slots_table(
     >>> row["layer"], [name for name in row if name.startswith("kept")], 0 < row["touched"] <= 1
     (0, ['kept_80', 'kept_20'], True)
     """
-    read = min(read, *(document.size // length - 1 for document in documents))
-    if read < 1:
-        raise ValueError(f"length must leave two windows of every document, got {length}")
+    read = windows_read(documents, length, read)
     reader = _Reader(model, len(documents))
     earlier: dict[int, dict[int, RAMState]] = {}
     for number in range(read):
@@ -81,6 +79,22 @@ def slots_table(
         middle = float(np.median(mass)) if mass.size else 0.0
         rows.append({"layer": layer, **reader.use(layer), "mass": middle, **kept, **erased})
     return rows
+
+
+def windows_read(documents: Sequence[Document], length: int, read: int = READ) -> int:
+    """How many windows are read before the one whose loss is measured. ValueError unless every document has two.
+
+    >>> from ramnet_np.data.corpus import text_corpus
+    >>> windows_read(text_corpus(b"Tom has a fox. " * 9).documents, 20)
+    5
+    """
+    shortest = min(documents, key=lambda document: document.size)
+    if shortest.size <= 2 * length:  # the last token of a window is predicted by the one before: one more is needed
+        raise ValueError(
+            f"length must leave two windows of every document for slots, got {length}, "
+            f"and {shortest.name!r} has {shortest.size} tokens"
+        )
+    return min(read, (shortest.size - 1) // length - 1)
 
 
 class _Reader:

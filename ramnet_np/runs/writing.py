@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,17 @@ def encode_prompts(prompts: Sequence[str], codec: Codec) -> list[NDArray[np.int3
 
 
 def write(
-    generation: Generation, length: int, sampling: Sampling, codec: Codec, stop: Sequence[str] = ()
+    generation: Generation,
+    length: int,
+    sampling: Sampling,
+    codec: Codec,
+    stop: Sequence[str] = (),
+    ends: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[str]]:
     """What every sequence writes: a string for each sequence and token, and at last what was held back.
 
-    It ends after ``length`` tokens, or when every sequence has come to a stop string; the sequences that come to one
-    earlier go on unseen.
+    It ends after ``length`` tokens, when ``ends`` says so, or when every sequence has come to a stop string; the
+    sequences that come to one earlier go on unseen.
 
     >>> from ramnet_np.data.codec import ByteCodec
     >>> from ramnet_np.model import RAMNet, RAMNetConfig
@@ -45,7 +50,7 @@ def write(
     """
     rows = [(TextDecoder(codec), StopScan(stop)) for _ in range(generation.batch)]
     for _ in range(length):
-        if all(scan.stopped for _, scan in rows):
+        if ends() or all(scan.stopped for _, scan in rows):
             break
         tokens = generation.next_on_host(sampling).tolist()
         yield [scan.feed(text.feed(token)) for token, (text, scan) in zip(tokens, rows, strict=True)]

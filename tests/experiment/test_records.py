@@ -62,6 +62,9 @@ def test_a_line_that_is_no_record_is_left_out(tmp_path, line):
     assert run_of(record("x") | {"settings": {"model": 5}}) is None
 
 
+TEXT_SCORES = {name: {"mean": 0.5, "bits_per_byte": 2.0, "nats": 1.0} for name in ("accuracy", "validation")}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -74,6 +77,10 @@ def test_a_line_that_is_no_record_is_left_out(tmp_path, line):
         {"hardware": {"device": "gpu", "name": "a GPU", "numpy": "2", "python": "3"}},
         {"date": "yesterday"},
         {"calls": [{}]},
+        {"parameters": None},
+        {"settings": {"search": "x"}},
+        {"settings": {"task": "text"}, **TEXT_SCORES},  # whose tables have the parameters
+        {"settings": {"task": "text"}, "parameters": 3, "validation": {"mean": 0.5}},
     ],
 )
 def test_a_record_with_a_part_that_tables_cannot_use_is_left_out(tmp_path, changes):
@@ -88,9 +95,11 @@ def test_runs_that_have_no_scores_are_records(tmp_path):
     path = tmp_path / "results.jsonl"
     append_record(path, record("a") | {"status": "diverged", "accuracy": {}, "validation": {}})
     append_record(path, record("b") | {"settings": {"search": True}, "accuracy": {}})
-    assert [r["name"] for r in read_records([path])] == ["a", "b"]
+    append_record(path, record("c") | {"settings": {"task": "text"}, "parameters": 3, **TEXT_SCORES})
+    assert [r["name"] for r in read_records([path])] == ["a", "b", "c"]
     run = read_grid(TINY, "tiny").points[0].base
-    assert run_of({"settings": run.settings | {"name": ["a"]}}) is None
+    for changes in ({"name": ["a"]}, {"seed": None}, {"seed": [0]}, {"search": []}, {"search": 0}):
+        assert run_of({"settings": run.settings | changes}) is None, changes
 
 
 def test_a_file_that_is_no_text_and_a_full_disk_are_said(tmp_path):

@@ -317,6 +317,15 @@ def test_what_only_has_the_name_of_ours_is_refused_before_anything_is_written(tm
     assert contents(tmp_path) == before
 
 
+def test_an_out_that_is_no_folder_is_one_sentence(tmp_path):
+    results = tmp_path / "results.jsonl"
+    append_record(results, record(point("mqar-order", "m64-u2").run(0, 1e-3), "mqar-order", 0.9, 0.5))
+    with pytest.raises(
+        ValueError, match=r"^out must be a folder that can be written to, got '.*\.jsonl': File exists$"
+    ):
+        write_report([results], results)
+
+
 def test_quick_results_say_so_and_stand_beside_no_paper(tmp_path):
     (tmp_path / "paper.toml").write_text((RESULTS / "paper.toml").read_text())
     p = load_grid("mqar-order", quick=True).points[0]

@@ -133,16 +133,24 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(texts, name, tmp_path, mo
     monkeypatch.setattr(one_run, "SAVE_SHARE", 1e9)
     whole = run_one(run, "cpu", out=tmp_path / "whole", text=texts, keep_model=True)
 
-    def stop(progress):
-        if progress.step == 9:
-            raise InterruptedError
+    def stop_at(step):
+        def stop(progress):
+            if progress.step == step and progress.pace is not None:
+                raise InterruptedError
 
-    with pytest.raises(InterruptedError):
-        run_one(run, "cpu", stop, tmp_path / "parts", text=texts)
+        return stop
+
+    half = round(run.train.steps / 2)  # where validation is measured first, which is reported too
+    for step in (9, half + 3, half + 6):
+        with pytest.raises(InterruptedError):
+            run_one(run, "cpu", stop_at(step - step % 3), tmp_path / "parts", text=texts)
     told = []
     again = run_one(run, "cpu", told.append, tmp_path / "parts", text=texts, keep_model=True)
-    assert (told[0].step, told[0].pace) == (6, None)
-    assert (again["validation"], again["accuracy"]) == (whole["validation"], whole["accuracy"])
+    assert told[0].step > half
+    assert told[0].pace is None
+    for what in ("validation", "accuracy", "slots"):
+        assert again[what] == whole[what], what
+    assert [list(call) for call in again["calls"]] == [["session", "gpu", "date", "seconds"]] * 4
     models = [RAMNet.from_pretrained(tmp_path / way / "models" / f"{name}-seed0") for way in ("whole", "parts")]
     for key, value in models[0].params.items():
         np.testing.assert_array_equal(models[1].params[key], value, err_msg=key)

@@ -18,7 +18,16 @@ from ramnet_np.train.gpu_trainer import GPUTrainer
 from ramnet_np.train.optim import adamw_init
 from tests.operation_cases import CASES, PACKED, Case, draw, run, run_steps
 
-NAMES = ("plain", "K-pair-read-1", "everything", "C-odd", "M-large", "mask-gsu-per-token", "huge-logits")
+NAMES = (
+    "plain",
+    "K-pair-read-1",
+    "everything",
+    "C-odd",
+    "many-sequences",
+    "M-large",
+    "mask-gsu-per-token",
+    "huge-logits",
+)
 STEPS = (
     Case("steps", T=3, U=5, C=64, options={"mass_aware": True, "cape_heads": 1}, masked=0.3),
     Case("steps-many", T=2, H=1, U=5, C=20, K=(40, 64)),

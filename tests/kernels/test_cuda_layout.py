@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ramnet_np.kernels.cuda.address.decode import plan_decode
 from ramnet_np.kernels.cuda.memory.call import Segments
-from ramnet_np.kernels.cuda.memory.layout import H100, choose_layout, require_top_k
+from ramnet_np.kernels.cuda.memory.layout import H100, choose_layout, layout_of_contents, require_top_k
 from ramnet_np.kernels.cuda.memory.plain import plain_shared_bytes, plain_threads
 from ramnet_np.kernels.cuda.memory.segments import MASS_BLOCKS, MIN_CHUNKS, MIN_SEGMENTS, choose_segments
 
@@ -94,6 +94,26 @@ def test_what_is_cut_into_segments_and_what_is_not():
     assert choose_segments(layout(), 256, 4096, 1024, PROCESSORS) == Segments(1, 128, 1)  # enough for all
     assert choose_segments(layout(), 0, 65536, 1024, PROCESSORS) == Segments(1, 2048, 1)
     assert choose_segments(layout(rows=65536), 1, 65536, 65536, PROCESSORS).is_split is False  # state in device memory
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("rows", "channels", "top_k", "sequences", "is_wide"), [
+    (1024, 64, (8, 8), 34, True), (1024, 64, (8, 8), 33, False), (64, 32, (5, 8), 1000, True),
+    (1500, 64, (8, 8), 1000, True), (1024, 64, (4, 1), 1000, True), (1024, 48, (8, 8), 1000, False),
+    (1024, 60, (8, 8), 1000, False), (1024, 64, (8, 9), 1000, False), (1800, 64, (8, 8), 1000, False),
+    (65536, 64, (8, 8), 1000, False),
+])  # fmt: skip
+def test_contents_in_wide_slices_where_they_fit_and_all_are_at_work(dtype, rows, channels, top_k, sequences, is_wide):
+    narrow = layout(rows, channels, *top_k, dtype=dtype)
+    chosen = layout_of_contents(narrow, channels, rows, sequences, PROCESSORS, H100)
+    assert chosen == (narrow.widened() if is_wide else narrow)
+    assert chosen.content_bytes(rows) <= H100.block
+    assert chosen.slices * chosen.channels >= channels
+
+
+def test_contents_of_float64_stay_narrow():
+    narrow = layout(dtype=np.float64)
+    assert layout_of_contents(narrow, 64, 1024, 1000, PROCESSORS, H100) is narrow
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.cuda.memory import call, layout, memory
+from ramnet_np.kernels.cuda.memory import call, content, layout, memory
 from ramnet_np.kernels.cuda.memory.conflicts import conflict_specialisation
 from ramnet_np.kernels.cuda.memory.content import content_specialisation
 from ramnet_np.kernels.cuda.memory.couplings import coupling_specialisation
@@ -82,7 +82,9 @@ def on_cpu(tmp_path_factory):
         patch.setattr(module, "get_kernel", get_kernel)
         for user in (call, memory):
             patch.setattr(user, "allocate_together", lambda *wanted: [empty(*each) for each in wanted])
-        patch.setattr(memory, "shared_memory", lambda gpu: layout.H100)
+        for user in (content, memory):
+            patch.setattr(user, "shared_memory", lambda gpu: layout.H100)
+        patch.setattr(content, "processors", lambda gpu: 132)
         yield
 
 

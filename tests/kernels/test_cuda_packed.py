@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.cuda.memory import call, layout, memory, packed, plain
+from ramnet_np.kernels.cuda.memory import call, content, layout, memory, packed, plain
 from ramnet_np.kernels.cuda.runtime import module
 
 from ramnet_np.contract import Address, MemoryOptions, RAMState
@@ -57,9 +57,10 @@ def launched(monkeypatch):
     monkeypatch.setattr(module, "get_kernel", get_kernel)
     for user in (call, memory, plain):
         monkeypatch.setattr(user, "allocate_together", lambda *wanted: [empty(*each) for each in wanted])
-    for user in (memory, plain):
+    for user in (content, memory, plain):
         monkeypatch.setattr(user, "shared_memory", lambda gpu: layout.H100)
-    monkeypatch.setattr(memory, "processors", lambda gpu: 132)
+    for user in (content, memory):
+        monkeypatch.setattr(user, "processors", lambda gpu: 132)
     monkeypatch.setattr("ramnet_np.kernels.cuda.memory.renumber._all_bits", lambda *shape: empty(shape, np.int32))
     packed._packed_row.cache_clear()
     yield log

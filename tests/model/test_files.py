@@ -78,6 +78,18 @@ def test_a_full_disk_leaves_the_old_files_and_no_part_of_new_ones(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "x.safetensors"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        with pytest.raises(WriteError, match=f"^{str(path)!r} could not be written: it is no ordinary file$"):
+            write_text(path, "new")
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert (tmp_path / "link").is_symlink()
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="asks Linux which file is flushed")
 def test_what_is_renamed_is_on_the_disk(tmp_path, monkeypatch):
     """The file is flushed before it gets its name, and the name after it."""

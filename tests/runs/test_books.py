@@ -233,9 +233,43 @@ def test_another_model_of_the_same_name_is_tested_anew_and_files_of_something_el
     assert evaluate("a", "--json", str(numbers), "--tests", "positions") == 2
     assert f"json must be a file of records of tests, a line each, got {str(numbers)!r}" in capsys.readouterr().err
     assert json.loads(numbers.read_text())["documents"] == ["book.txt"]
+    assert evaluate("a", "--json", str(numbers)) == 0
+    capsys.readouterr()
+    assert evaluate("a", "--json", "/dev/null") == 2  # before it measures, as no file may take its place
+    assert "json must be a file in a folder that is there, got '/dev/null'" in capsys.readouterr().err
+    other = tmp_path / "other"
+    for content in ("Tom has a fox", '{"name": "a"}', "[1]", "3", '{"name": "a"}\n{"name": "b"}\n'):
+        other.write_text(content)
+        for more, words in (((), "new file or one of earlier numbers"), (positions[4:], "file of records of tests")):
+            assert evaluate("a", "--json", str(other), *more) == 2
+            assert f"json must be a {words}" in capsys.readouterr().err
+        assert other.read_text() == content
     (tmp_path / "a/model/run.json").write_text("{")
     assert evaluate("a", *positions) == 2
     assert "run.json' is damaged or not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("test", "length", "message"),
+    [
+        ("slots", 128, "length must leave two windows of every document for slots, got 128, and 'book.txt' has 256"),
+        ("needles", 64, "path must hold 501,513 tokens or more for needles, got 256"),
+    ],
+)
+def test_a_test_that_cannot_be_made_is_refused_before_the_others(tmp_path, capsys, test, length, message):
+    model_of().save_pretrained(tmp_path / "model")
+    (tmp_path / "book.txt").write_text("Tom has a fox, and Kim has Tom. " * 8)
+    command = ["evaluate", str(tmp_path / "model"), "--path", str(tmp_path / "book.txt"), "--length", str(length)]
+    assert main([*command, "--json", str(tmp_path / "found.jsonl"), "--tests", "positions", test]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "found.jsonl").exists()
+
+
+def test_the_window_that_is_measured_has_a_token_to_predict():
+    corpus = books(b"Tom")
+    assert all(np.isfinite(list(row.values())).all() for row in slots_table(model_of(), corpus, corpus.documents, 1))
+    with pytest.raises(ValueError, match="length must leave two windows of every document"):
+        slots_table(model_of(), books(b"Tom"), books(b"To").documents, 1)
 
 
 @pytest.mark.parametrize("size", [9, 500, 2000])

@@ -1,6 +1,7 @@
 """The command that lets a model write: several texts, stop strings, a state that is taken up again, its errors."""
 
 import re
+import signal
 import sys
 
 import pytest
@@ -142,6 +143,29 @@ def spoiled(path, change):
     path.write_bytes(change(path.read_bytes()))
 
 
+def test_ctrl_c_while_it_writes_leaves_the_state_behind_the_text(folder, tmp_path, capfd, monkeypatch):
+    command = ["generate", str(folder), "--prompt", "Tom has ", "--temperature", "0", "--length"]
+    assert main([*command, "40"]) == 0
+    whole = capfd.readouterr().out
+    taken = []
+
+    def next_on_host(self, sampling):
+        taken.append(sampling)
+        if len(taken) == 12:
+            signal.raise_signal(signal.SIGINT)
+        return own(self, sampling)
+
+    own = Generation.next_on_host
+    monkeypatch.setattr(Generation, "next_on_host", next_on_host)
+    state = ["--state", str(tmp_path / "a.state")]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "40", *state])
+    assert ended.value.code == 130
+    first = capfd.readouterr().out
+    assert main(["generate", str(folder), "--temperature", "0", "--length", "28", *state]) == 0
+    assert first.removesuffix("\n") + capfd.readouterr().out == whole
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -158,7 +182,7 @@ def spoiled(path, change):
         (("--state", "/"), "state must be a file, got '/', which is a folder"),
         (("--state", "/nowhere/a.state"), "state must lie in a folder that exists, got '/nowhere/a.state'"),
         (("--state", "nowhere.state", "--keep-state"), "state must be a file to go on from, got 'nowhere.state'"),
-        (("--dtype", "int8"), "dtype must be float32 or float64 on the CPU, got int8"),
+        (("--dtype", "int8"), "dtype must be float32, float64 or bfloat16 on the CPU, got int8"),
         (("--memory.host", "much"), "memory.host must be a size such as 64GiB or 500MB, or all, got 'much'"),
         (("--memory.host", "1KB"), "memory.host must hold at least 256 slots of a layer, 9216 bytes, got 500 bytes"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call, Kept, Segments
-from .layout import THREADS, Layout
+from .layout import THREADS, Layout, layout_of_contents, processors, shared_memory
 
 PASSES = ("content_forward", "content_backward_recompute", "content_backward", "content_backward_both")
 
@@ -62,7 +62,11 @@ def content_pass(
     """
     _, T, H, C = call.values.shape
     launched = segments.contents - skip_first - skip_last
-    blocks = call.sequences * launched * layout.slices * (2 if name == "content_backward_both" else 1)
+    sequences = call.sequences * (2 if name == "content_backward_both" else 1)
+    if segments.contents == 1:
+        device = call.values.device.id
+        layout = layout_of_contents(layout, C, call.rows, sequences, processors(device), shared_memory(device))
+    blocks = sequences * launched * layout.slices
     _launch(layout, call.renumbered, name, call.rows, blocks)(
         CONTENT(
             **_NO_ARRAYS | arrays, records=kept.records, values=call.values,

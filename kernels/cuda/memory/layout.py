@@ -204,3 +204,19 @@ def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int,
         if layout.content_bytes(rows) <= shared.shared_by(blocks):
             return replace(layout, blocks=blocks)
     return replace(layouts[0], in_shared=False, blocks=most)
+
+
+@functools.cache
+def layout_of_contents(
+    layout: Layout, channels: int, rows: int, sequences: int, processors: int, shared: SharedMemory
+) -> Layout:
+    """``layout``, or the one with slices twice as wide, for a pass over the contents of whole sequences.
+
+    Wide slices need all channels, float32 sums, and two groups of lanes a token (K up to 8). If there are no more narrow
+    blocks than multiprocessors, each has one for itself already, and wide ones would leave half of them idle.
+    """
+    fits = layout.in_shared and layout.acc_bytes == 4 and layout.channels == 16 and layout.groups_per_token == 2
+    if not fits or channels % 32 != 0 or sequences * layout.slices <= processors:
+        return layout
+    wide = layout.widened()
+    return wide if wide.content_bytes(rows) <= shared.block else layout
