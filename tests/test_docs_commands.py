@@ -47,7 +47,10 @@ LAUNCHERS = {  # and their options, each with a value; then comes the command th
 TOOLS = {  # options, and the values that they take, or a word of what stands there
     "hf download": {"--local-dir": None},
     "sha256sum": {"-c": {SUMS}},
-    "ncu": {"--set": {"basic", "detailed", "full", "none", "nvlink", "pmsampling", "roofline"}},
+    "ncu": {
+        "--set": {"basic", "detailed", "full", "none", "nvlink", "pmsampling", "roofline"},
+        "--clock-control": {"base", "none"},
+    },
     "compute-sanitizer": {"--tool": {"memcheck", "racecheck", "initcheck", "synccheck"}},
 }
 PROGRAMS = (
@@ -65,7 +68,7 @@ BROUGHT = {  # texts, models and results that a page asks its reader to have
     "docs/guide/experiments.md": {"tokens"},
     "docs/guide/sampling.md": {"runs/book", "letter.txt", "long.txt", "novel.txt"},
     "docs/guide/text.md": {"novels", "stories", "models/novels-20m"},
-    "docs/hierarchical-memory.md": {"runs/book"},
+    "docs/hierarchical-memory.md": {"runs/book", "novels"},
     "docs/scaling.md": {"tokens"},
     "models/README.md": {"tokens"},
 }
