@@ -212,8 +212,8 @@ def layout_of_contents(
 ) -> Layout:
     """``layout``, or the one with slices twice as wide, for a pass over the contents of whole sequences.
 
-    Wide slices need all channels, float32 sums, and two groups of lanes a token (K up to 8). If there are no more narrow
-    blocks than multiprocessors, each has one for itself already, and wide ones would leave half of them idle.
+    Wide slices need all channels, float32 sums, and two groups of lanes a token (K up to 8). If there are no more
+    narrow blocks than multiprocessors, each has one for itself already, and wide ones would leave half of them idle.
     """
     fits = layout.in_shared and layout.acc_bytes == 4 and layout.channels == 16 and layout.groups_per_token == 2
     if not fits or channels % 32 != 0 or sequences * layout.slices <= processors:
