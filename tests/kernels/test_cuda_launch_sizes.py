@@ -31,16 +31,17 @@ def run(B, T, H, *, return_state=False):
     return ctx.chunked
 
 
-# content: 64 headers of lists for two chunks, couplings, 32 * 8 entries of lists; and rows of 16 channels: 32 tokens of
-# two chunks, 1 of zeros, M of the state
-CONTENT_BYTES = 2 * 64 * 16 + 2816 + 32 * 8 * 8 + (2 * 32 + 1 + M) * 16 * 4
+def content_bytes(channels):
+    """64 headers of lists for two chunks, couplings, 32 * 8 entries of lists; and rows: 32 tokens of two chunks, 1 of
+    zeros, M of the state."""
+    return 2 * 64 * 16 + 2816 + 32 * 8 * 8 + (2 * 32 + 1 + M) * channels * 4
 
 
 def test_a_call_that_is_not_split(launched):  # noqa: F811
     chunked = run(B=40, T=100, H=10)
     assert chunked.segments == Segments(1, 4, 1)
-    content = (400 * 4,), (256,), CONTENT_BYTES
-    both = (2 * 400 * 4,), (256,), CONTENT_BYTES
+    content = (400 * 2,), (256,), content_bytes(32)
+    both = (2 * 400 * 2,), (256,), content_bytes(32)
     assert launched.sizes == [
         ("find_conflicts", (10, 4, 40), (256,), 0),
         ("mass_forward", (400,), (256,), 4 * M),  # the masses
@@ -59,7 +60,7 @@ def test_a_call_that_is_split(launched):  # noqa: F811
     sizes = {}
     for name, *size in launched.sizes:
         sizes.setdefault(name, []).append(tuple(size))
-    shared = CONTENT_BYTES
+    shared = content_bytes(16)
     assert {name: found[0] for name, found in sizes.items() if name in NAMES} == {
         "find_conflicts": ((1, 128, 1), (256,), 0),
         "mass_forward": ((16,), (256,), 2 * 4 * M),  # and the products of 1 - eta
