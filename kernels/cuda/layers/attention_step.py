@@ -52,6 +52,6 @@ def softmax_attention_step(q: Array, k: Array, v: Array, cache: tuple[Array, Arr
         pieces=pieces, scale=d_k**-0.5,
     )  # fmt: skip
     specialisation = attention_step_specialisation(type_name(q.dtype))
-    for name, threads in ("attend_pieces", 32 * rows * pieces), ("join_pieces", rows * d_v):
-        get_kernel(specialisation, name)((-(-threads // THREADS),), (THREADS,), (params,))
+    for name, warps in ("attend_pieces", rows * pieces), ("join_pieces", rows * -(-d_v // 32)):
+        get_kernel(specialisation, name)((-(-32 * warps // THREADS),), (THREADS,), (params,))
     return y
