@@ -12,6 +12,7 @@ import numpy as np
 from .address.decode import decode_specialisation
 from .layers.add import add_specialisation
 from .layers.attention import attention_specialisation
+from .layers.attention_step import attention_step_specialisation
 from .layers.delta import delta_specialisation
 from .layers.embedding import ORDER, embedding_specialisation
 from .layers.few_rows import few_rows_mma_specialisation, few_rows_specialisation, few_rows_tile_specialisation
@@ -47,7 +48,7 @@ _TYPES = ("float", "double", "float16", "bfloat16")
 _LAYERS = (
     gate_specialisation, scale_specialisation, short_conv_specialisation, token_sums_specialisation,
     loss_specialisation, embedding_specialisation, attention_specialisation, add_specialisation,
-    sampling_specialisation,
+    sampling_specialisation, attention_step_specialisation,
 )  # fmt: skip
 _WAYS = "forward", "backward"
 _WITHOUT_HALVES = (

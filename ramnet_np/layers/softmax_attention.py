@@ -131,6 +131,30 @@ def softmax_attention_backward(dy: Array, ctx: SoftmaxAttentionContext) -> Softm
     return SoftmaxAttentionGrads(*(heads_last(d, ctx.heads).astype(dy.dtype, copy=False) for d in grads))
 
 
+@accelerated
+def softmax_attention_step(q: Array, k: Array, v: Array, cache: tuple[Array, Array], used: Array) -> Array:
+    """One token of :func:`softmax_attention_forward`, for inference: UPDATES ``cache`` IN PLACE.
+
+    ``q``, ``k``: (B, 1, H, d_k); ``v``: (B, 1, H, d_v). ``cache``: keys (B, S, H, d_k) and values (B, S, H, d_v) with
+    room for S tokens, C-contiguous, of which the first ``used``, (1,) int64 and below S, are there; the token's own are
+    put behind them. Returns y (B, 1, H, d_v). On a GPU ``used`` is not looked at by the host.
+    ValueError or TypeError where shapes or dtypes do not fit.
+
+    >>> import numpy as np
+    >>> cache = np.zeros((1, 4, 1, 2)), np.array([3.0, 5.0, 0.0, 0.0]).reshape(1, 4, 1, 1)
+    >>> q = k = np.zeros((1, 1, 1, 2))  # all keys alike: a mean
+    >>> y = softmax_attention_step(q, k, np.full((1, 1, 1, 1), 10.0), cache, np.array([2]))
+    >>> y.item(), cache[1].ravel().tolist()
+    (6.0, [3.0, 5.0, 10.0, 0.0])
+    """
+    require_attention_step(q, k, v, cache, used)
+    S = int(used[0])
+    keys, values = cache
+    y, _ = softmax_attention_forward(q, k, v, past=(keys[:, :S], values[:, :S]))
+    keys[:, S : S + 1], values[:, S : S + 1] = k, v
+    return y
+
+
 def _blocks(tokens: int, keys: int, window: int | None) -> Iterator[_Block]:
     """Queries in blocks, each with the keys that it can see; the last query stands at the last key."""
     size = QUERIES if window is None else min(QUERIES, max(FEWEST_QUERIES, window))
@@ -220,6 +244,23 @@ def require_attention(q: Array, k: Array, v: Array, window: int | None, past: tu
     namespace_of(q, k, v)
     if past is not None:
         _require_past(past, k, v)
+
+
+def require_attention_step(q: Array, k: Array, v: Array, cache: tuple[Array, Array], used: Array) -> None:
+    """ValueError or TypeError unless these arguments of :func:`softmax_attention_step` fit.
+
+    >>> import numpy as np
+    >>> require_attention_step(*[np.zeros((1, 2, 1, 2))] * 3, (np.zeros((1, 4, 1, 2)),) * 2, np.array([0]))
+    Traceback (most recent call last):
+        ...
+    ValueError: q must hold one token in a step, got 2
+    """
+    require_attention(q, k, v, None, cache)
+    if q.shape[1] != 1:
+        raise ValueError(f"q must hold one token in a step, got {q.shape[1]}")
+    if not all(part.flags.c_contiguous for part in cache):
+        raise ValueError("cache must be C-contiguous, got a view")
+    require_like("used", used, ArraySpec((1,), np.dtype(np.int64)))
 
 
 def _require_past(past: tuple[Array, Array], k: Array, v: Array) -> None:

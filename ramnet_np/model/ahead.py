@@ -8,9 +8,9 @@ What is chosen ahead is no part of where the sequences stand: it is chosen again
 settings. So the host may stop anywhere, and while it waits for a token or looks at one, the device works.
 
 The first token after a change of settings runs as launches, which compile what they need. The second is captured as a
-CUDA graph, unless the memory grows, as that of softmax attention does. Both give the same bits. A sparse memory makes
-room for its rows before each launch; once rows are on a disk, the host looks at the addresses of each layer, and tokens
-run as launches.
+CUDA graph. Both give the same bits. A memory that grows with every token has room for more (room.py); when it moves to
+a larger one, the graph is captured again. A sparse memory makes room for its rows before each launch; once rows are on
+a disk, the host looks at the addresses of each layer, and tokens run as launches.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from ramnet_np.core.cuda_graph import (
 from ramnet_np.core.sparse_state import SparseRAMState
 from ramnet_np.layers.sampling import mark_seen
 from ramnet_np.layers.uniform import row_seeds, uniform
+from ramnet_np.model.room import Room
 from ramnet_np.model.sampling import Sampling, next_token
 from ramnet_np.model.states import arrays_of
 from ramnet_np.model.stepping import Standing
@@ -53,6 +54,7 @@ class TokensAhead:
         self._seeds: Array = None
         self._chosen = False  # whether ``_token`` is what comes next
         self._stays, self._graph = False, None  # whether a step left the state's shapes as they were; and the graph
+        self._room = Room(self._stepper)
         self._stream, self._pool, self._host = own_stream(), graph_pool(), HostCopy(self._token)
         free_with(self, self._stream, self._pool)
 
@@ -73,28 +75,36 @@ class TokensAhead:
         return self._host.wait()
 
     def forget(self) -> None:
-        """Choose the next token again, as someone may change where the sequences stand."""
+        """Choose the next token again, as someone may look at where the sequences stand, or change it."""
         self._chosen = False
+        self._room.close()
 
     def _require_chosen(self, sampling: Sampling) -> None:
         if sampling != self._sampling:
-            self._stream.synchronize()  # a graph that runs must stay
-            self._sampling, self._chosen, self._stays, self._graph = sampling, False, False, None
+            self._forget_graph()
+            self._sampling, self._chosen = sampling, False
             self._seeds = row_seeds(sampling.seed, len(self._token), self._now.logits)
         if not self._chosen:
             self._choose()
 
     def _go_on(self) -> None:
         """Take the token in and choose the next, by a graph where there is one."""
+        if not self._room.open():
+            self._forget_graph()
         if self._graph is None and self._stays and self._graphs != "off":
             self._capture()
         if self._graph is not None and not self._has_room():
-            self._stream.synchronize()  # a graph that runs must stay
-            self._stays, self._graph = False, None
+            self._forget_graph()
         if self._graph is not None:
             self._graph.launch()
         else:
             self._take_in_and_choose()
+        self._room.tokens += 1
+
+    def _forget_graph(self) -> None:
+        """What the next token finds may lie elsewhere: it runs as launches."""
+        self._stream.synchronize()  # a graph that runs must stay
+        self._stays, self._graph = False, None
 
     def _has_room(self) -> bool:
         """Make room for the rows of sparse memories; whether a graph finds all that it asks for without the host."""
@@ -109,6 +119,7 @@ class TokensAhead:
         before = list(self._stepper.state)
         logits[...] = self._stepper.step(self._token, positions)
         self._stays = _in_place(before, self._stepper.state)
+        self._room.count()
         positions += 1
         self._choose()
 

@@ -41,7 +41,7 @@ class Generation:
     ``weights``: "bfloat16" holds the matrices of a model in float32 on the CPU in 16 bits, as half the bytes are read
     sooner; see :func:`~ramnet_np.model.settled.settled`. For a GPU there is ``model.to("gpu", "bfloat16")``.
     ``graphs``: on a GPU, whether a token is captured as a CUDA graph: "on" raises RuntimeError where that fails, "auto"
-    then warns and goes on without; a memory that grows does without.
+    then warns and goes on without; sequences that cannot step together do without.
     ValueError or TypeError, naming the argument, for a prompt that is empty or has a token outside the vocabulary.
     A call that fails or is interrupted once it computes leaves the sequences half written: every later one says so.
 

@@ -115,7 +115,7 @@ def test_every_public_forward_and_backward_of_a_layer_is_placed():
         "heads.py: from_chunks", "heads.py: heads_first", "heads.py: heads_last", "heads.py: to_chunks",  # views
         "linear.py: require_addable", "loss.py: require_labels", "optim.py: has_weight_decay",
         "short_conv.py: require_short_conv", "softmax_attention.py: require_attention",
-        "triangular.py: require_power_of_two",
+        "softmax_attention.py: require_attention_step", "triangular.py: require_power_of_two",
     ]  # fmt: skip
 
 

@@ -144,6 +144,10 @@ SINGLE = {
     "rotate": ((normal(2, 5, 3, 6), normal(5, 1, 3), normal(5, 1, 3)), ["rotate"]),
     "softmax_rows": ((normal(4, 5, 6), 1, 3, 0.5), ["softmax_rows"]),
     "softmax_rows_backward": ((*normal(2, 4, 5, 6), normal(4, 5, 1), 1, None, 0.5), ["softmax_rows_backward"]),
+    "softmax_attention_step": (
+        (*normal(3, 2, 1, 3, 5), tuple(normal(2, 2, 9, 3, 5)), np.array([7])),
+        ["attend_pieces", "join_pieces"],
+    ),
     "apply_decay": ((MATRICES, MATRICES, COLUMN, COLUMN), ["apply_decay"]),
     "apply_decay_backward": ((*(MATRICES,) * 4, COLUMN, COLUMN), ["apply_decay_backward"]),
     "unit_lower_inverse": ((MATRICES,), ["unit_lower_inverse"]),

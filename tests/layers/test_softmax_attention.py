@@ -3,7 +3,11 @@ import pytest
 
 from ramnet_np.gradcheck import gradcheck
 from ramnet_np.layers import softmax_attention
-from ramnet_np.layers.softmax_attention import softmax_attention_backward, softmax_attention_forward
+from ramnet_np.layers.softmax_attention import (
+    softmax_attention_backward,
+    softmax_attention_forward,
+    softmax_attention_step,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +128,28 @@ def test_refuses():
     y, ctx = softmax_attention_forward(q, k, v)
     with pytest.raises(ValueError, match="dy must be float64 of shape"):
         softmax_attention_backward(y[..., :1], ctx)
+
+
+def test_a_step_is_the_next_token_of_a_sequence():
+    q, k, v = draw(6).values()
+    whole, _ = softmax_attention_forward(q, k, v)
+    cache, used = tuple(np.full((len(x), 9, *x.shape[2:]), np.nan) for x in (k, v)), np.zeros(1, np.int64)
+    for t in range(6):
+        y = softmax_attention_step(*(x[:, t : t + 1] for x in (q, k, v)), cache, used)
+        np.testing.assert_allclose(y[:, 0], whole[:, t], rtol=1e-12, atol=1e-12)
+        used += 1
+    for part, given in zip(cache, (k, v), strict=True):
+        np.testing.assert_array_equal(part[:, :6], given)
+
+
+def test_what_does_not_fit_in_a_step_is_named():
+    q, k, v = (x[:, :1] for x in draw(5).values())
+    cache, used = tuple(np.zeros((len(x), 9, *x.shape[2:])) for x in (k, v)), np.zeros(1, np.int64)
+    with pytest.raises(ValueError, match="q must hold one token in a step, got 2"):
+        softmax_attention_step(*(np.repeat(x, 2, axis=1) for x in (q, k, v)), cache, used)
+    with pytest.raises(ValueError, match="cache must be C-contiguous, got a view"):
+        softmax_attention_step(q, k, v, tuple(x[:, :4] for x in cache), used)
+    with pytest.raises(ValueError, match="past values must be float64 of shape"):
+        softmax_attention_step(q, k, v, (cache[0], cache[1][:, :4]), used)
+    with pytest.raises(ValueError, match=r"used must be int64 of shape \(1,\)"):
+        softmax_attention_step(q, k, v, cache, used[0])

@@ -1,6 +1,7 @@
 """Tokens chosen ahead, with a stand-in for CUDA graphs: a launch makes the captured call again, on the same arrays."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,12 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 
 from ramnet_np import MemoryTiers
 from ramnet_np.core.tiered_rows import TieredRows
-from ramnet_np.model import ahead, generation
+from ramnet_np.model import RAMNet, ahead, generation, room
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.sampling import Sampling
 from ramnet_np.model.state_file import load_generation, save_generation
 from ramnet_np.model.states import arrays_of
-from tests.model.test_generation import DRAWN, MODELS, make, prompts
+from tests.model.test_generation import DRAWN, MODELS, SMALL, make, prompts
 
 
 class HostCopy:
@@ -72,24 +73,29 @@ def graphs(monkeypatch):
     return captured
 
 
-def tokens(model, sampling, count=8, graphs="auto", **given):
-    one = Generation(model, prompts((4, 2, 4)), graphs=graphs, **given)
+def tokens(model, sampling, count=8, graphs="auto", lengths=(4, 2, 4), **given):
+    one = Generation(model, prompts(lengths), graphs=graphs, **given)
     return np.array([one.next(sampling) for _ in range(count)]), one.standing()
+
+
+def bits_of(standing):
+    return [(a.shape, a.tobytes()) for a in arrays_of(standing.steppers[0].state)]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), DRAWN], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_and_standing_are_those_of_one_after_another(graphs, monkeypatch, name, sampling):
-    model = make(name)
-    got, now = tokens(model, sampling)
-    launched, off = sum(graph.launches for graph in graphs), tokens(model, sampling, graphs="off")
+    model, lengths = make(name), (4, 4, 4) if name.startswith("softmax") else (4, 2, 4)
+    got, now = tokens(model, sampling, lengths=lengths)
+    launched, off = sum(graph.launches for graph in graphs), tokens(model, sampling, graphs="off", lengths=lengths)
     monkeypatch.undo()
-    expected, standing = tokens(model, sampling)
+    expected, standing = tokens(model, sampling, lengths=lengths)
     np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(off[0], expected)
     for field in ("logits", "positions", "seen"):
         np.testing.assert_array_equal(getattr(now, field), getattr(standing, field))
-    assert launched == (0 if name.startswith("softmax") else 7)
+    assert bits_of(now) == bits_of(standing)
+    assert launched == 7
 
 
 def test_settings_may_change_and_prompts_come_between(graphs, monkeypatch):
@@ -104,6 +110,52 @@ def test_settings_may_change_and_prompts_come_between(graphs, monkeypatch):
     assert len(graphs.freed) == 2
     monkeypatch.undo()
     np.testing.assert_array_equal(got, texts(Generation(make("ram"), prompts((4, 2, 4)))))
+
+
+GROWING = {
+    "softmax": {"mixer": "softmax"},
+    "conv": {"mixer": "softmax", "short_conv": 3},
+    "hybrid": {"hybrid": "softmax", "hybrid_every": 2, "layers": 2},
+}
+
+
+@pytest.mark.parametrize("settings", GROWING.values(), ids=GROWING)
+def test_a_memory_that_grows_moves_when_its_room_is_full(graphs, monkeypatch, tmp_path, settings):
+    """At 8 and 16 tokens; saved anywhere, also there, it is what it is without room, and goes on as that does."""
+    model = RAMNet(replace(SMALL, **settings), seed=1)
+    monkeypatch.setattr(room, "LEAST", 8)
+    one, got = Generation(model, prompts((4, 4))), []
+    for count in range(16):
+        got.append(one.next_on_host(DRAWN))
+        if count in (0, 3, 4, 5, 11):
+            save_generation(tmp_path / f"{count}.state", one)
+    assert [graph.launches for graph in graphs] == [3, 7, 3]  # a token after each move runs as launches
+    assert 20 in {array.shape[1] for array in arrays_of(one.standing().steppers[0].state)}  # not the room of 32
+    got += [one.next_on_host(DRAWN) for _ in range(2)]
+    assert [graph.launches for graph in graphs] == [3, 7, 5]  # a look at the state moves nothing
+    again = load_generation(tmp_path / "4.state", model)
+    np.testing.assert_array_equal([again.next_on_host(DRAWN) for _ in range(13)], got[5:])
+    monkeypatch.undo()
+    plain, expected = Generation(model, prompts((4, 4))), []
+    for count in range(16):
+        expected.append(plain.next_on_host(DRAWN))
+        if (saved := tmp_path / f"{count}.state").exists():
+            save_generation(tmp_path / "plain.state", plain)
+            assert saved.read_bytes() == (tmp_path / "plain.state").read_bytes()
+    np.testing.assert_array_equal(got[:16], expected)
+
+
+def test_a_prompt_is_read_behind_a_memory_with_room(graphs, monkeypatch):
+    def texts(one):
+        parts = [one.next_on_host(DRAWN) for _ in range(3)]
+        one.read(prompts((5, 5)))
+        return parts + [one.next_on_host(DRAWN) for _ in range(4)]
+
+    monkeypatch.setattr(room, "LEAST", 8)
+    got = texts(Generation(make("softmax"), prompts((4, 4))))
+    assert [graph.launches for graph in graphs] == [2, 3]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(got, texts(Generation(make("softmax"), prompts((4, 4)))))
 
 
 def test_a_state_is_saved_without_what_was_chosen_ahead(graphs, tmp_path):

@@ -15,12 +15,13 @@ from ramnet_np.core.cuda_graph import own_stream
 from ramnet_np.data.codec import ByteCodec
 from ramnet_np.layers.sampling import mark_seen, sample_tokens
 from ramnet_np.layers.uniform import row_seeds, uniform
-from ramnet_np.model import RAMNet, RAMNetConfig, ahead
+from ramnet_np.model import RAMNet, RAMNetConfig, ahead, room
 from ramnet_np.model.generation import Generation
 from ramnet_np.model.sampling import Sampling, next_token
 from ramnet_np.model.state_file import load_generation, save_generation
 from ramnet_np.model.states import arrays_of
 from ramnet_np.runs.writing import encode_prompts, write
+from tests.model.test_ahead import GROWING
 from tests.model.test_generation import DRAWN, MODELS, SMALL
 from tests.model.test_sampling import LOGITS, SEEN, SETTINGS, probabilities
 
@@ -193,9 +194,34 @@ def test_graphs_give_the_bits_of_launches(cp, name, dtype, monkeypatch):
             made, now = tokens(one, sampling), one.standing()
             arrays = [now.logits, now.positions, now.seen, *arrays_of(now.steppers[0].state)]
             found[graphs, sampling] = [made.tobytes(), *(array.get().tobytes() for array in arrays)]
-    assert len(captured) == (0 if name.startswith("softmax") else 2)
+    assert len(captured) == 2
     for sampling in (DRAWN, Sampling()):
         assert found["on", sampling] == found["off", sampling]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("settings", GROWING.values(), ids=GROWING)
+def test_a_memory_that_grows_has_the_same_bits_in_any_room(cp, settings, dtype, monkeypatch, tmp_path):
+    """Captured once, and with room for 8 tokens four times: again at 8, 16 and 32; a state that is saved on the way goes on as it would have."""
+    captured, capture = [], ahead.capture
+    monkeypatch.setattr(ahead, "capture", lambda *given: captured.append(given) or capture(*given))
+    model, ids = RAMNet(replace(SMALL, **settings), seed=1).to("gpu", dtype), prompts(cp, 3, alike=True)
+    found = []
+    for least, graphs in (256, "off"), (256, "on"), (8, "on"):
+        monkeypatch.setattr(room, "LEAST", least)
+        one = Generation(model, ids, graphs=graphs)
+        made = [one.next_on_host(DRAWN).tolist() for _ in range(19)]
+        save_generation(tmp_path / f"{len(found)}.state", one)
+        made += [one.next_on_host(DRAWN).tolist() for _ in range(12)]
+        now = one.standing()
+        arrays = [now.logits, now.positions, now.seen, *arrays_of(now.steppers[0].state)]
+        found.append(
+            (made, [array.get().tobytes() for array in arrays], (tmp_path / f"{len(found)}.state").read_bytes())
+        )
+    assert found[0] == found[1] == found[2]
+    assert len(captured) == 1 + 4
+    again = load_generation(tmp_path / "2.state", model)
+    assert [again.next_on_host(DRAWN).tolist() for _ in range(12)] == found[0][0][19:]
 
 
 def test_settings_may_change_and_prompts_come_between(cp):

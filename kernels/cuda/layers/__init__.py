@@ -12,6 +12,7 @@ from typing import Any
 from ..sparse.numbers import number_slots
 from .add import add_in_place
 from .attention import rotate, softmax_rows, softmax_rows_backward
+from .attention_step import softmax_attention_step
 from .blas import matmul, matrix_product, weight_product
 from .delta import apply_decay, apply_decay_backward, unit_lower_inverse
 from .embedding import embedding_backward
@@ -34,8 +35,8 @@ LAYERS: dict[str, Callable[..., Any]] = {
         gate_forward, gate_backward, scale_forward, scale_backward, short_conv_forward, short_conv_backward,
         cross_entropy_forward, cross_entropy_backward, cross_entropy_and_gradient, embedding_backward,
         rotate, softmax_rows, softmax_rows_backward, softmax_attention_forward, softmax_attention_backward,
-        apply_decay, apply_decay_backward, unit_lower_inverse, sample_tokens, mark_seen, uniform,
-        number_slots,
+        softmax_attention_step, apply_decay, apply_decay_backward, unit_lower_inverse,
+        sample_tokens, mark_seen, uniform, number_slots,
     )
 }  # fmt: skip
 """What ``Backend.layers`` of the backends for CuPy arrays holds."""

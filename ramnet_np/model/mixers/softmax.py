@@ -10,7 +10,7 @@ next one. window.py is the same layer with a shorter memory.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ramnet_np.contract import Array
 from ramnet_np.core.arrays import namespace_of
@@ -19,6 +19,7 @@ from ramnet_np.layers.softmax_attention import (
     SoftmaxAttentionContext,
     softmax_attention_backward,
     softmax_attention_forward,
+    softmax_attention_step,
 )
 from ramnet_np.model.checks import check_flag
 from ramnet_np.model.config import RAMNetConfig
@@ -33,6 +34,14 @@ class KeyValueState(NamedTuple):
 
     keys: Array  # (B, S, H, d_k), turned by their positions
     values: Array  # (B, S, H, C)
+
+
+class KeyValueCache(NamedTuple):
+    """A KeyValueState with room for S tokens: a step in place puts its own behind those that are there."""
+
+    keys: Array  # (B, S, H, d_k)
+    values: Array  # (B, S, H, C)
+    used: Array  # (1,) int64: tokens that are there, below S; whoever steps counts on
 
 
 class SoftmaxLayerContext(NamedTuple):
@@ -50,11 +59,12 @@ def softmax_layer_forward(
     config: RAMNetConfig,
     layer: int = 0,
     *,
-    state: KeyValueState | None = None,
+    state: KeyValueState | KeyValueCache | None = None,
     options: CallOptions | None = None,
     window: int | None = None,
-) -> tuple[Array, KeyValueState | None, SoftmaxLayerContext | None]:
-    """Takes and returns what :class:`~ramnet_np.model.mixers.interface.Forward` says; the state is a KeyValueState.
+) -> tuple[Array, Any, SoftmaxLayerContext | None]:
+    """Takes and returns what :class:`~ramnet_np.model.mixers.interface.Forward` says; the state is a KeyValueState, or
+    in place, without a window, a KeyValueCache.
 
     ``window``: tokens that a token sees, itself included; None for all. TypeError for another state, ValueError for a
     state without positions where keys turn by them, ValueError or TypeError as of softmax attention and of the linear
@@ -68,9 +78,9 @@ def softmax_layer_forward(
     >>> out.shape, state
     ((1, 5, 8), None)
     """
-    if not isinstance(state, KeyValueState | None):
-        raise TypeError(f"state of mixer {config.mixer!r} must be a KeyValueState, got {type(state).__name__}")
     options = options or CallOptions()
+    if not isinstance(state, KeyValueState | None) and not (isinstance(state, KeyValueCache) and options.in_place):
+        raise TypeError(f"state of mixer {config.mixer!r} must be a KeyValueState, got {type(state).__name__}")
     # 1. projections
     q, k, v, projections = project_forward(x, params, config, widen=False)
     # 2. positions
@@ -81,6 +91,9 @@ def softmax_layer_forward(
         q, rotary_ctx = rotary_forward(q, options.positions)
         k, _ = rotary_forward(k, angles=rotary_ctx)
     # 3. memory
+    if isinstance(state, KeyValueCache):
+        y = softmax_attention_step(q, k, v, state[:2], state.used)
+        return output_forward(y, x, params, config)[0], state, None
     y, attention = softmax_attention_forward(q, k, v, window, past=state)
     after = None
     if options.return_state or options.in_place:
