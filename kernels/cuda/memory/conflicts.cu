@@ -105,7 +105,7 @@ struct ConflictTable {
     // Finds or claims the cell of an access' slot, and sets its token's bit in ``masks``.
     DEVICE void mark(AccessOfThread& access, unsigned* masks) {
         if (!access.live) return;
-        access.cell = access.row & (CELLS - 1);
+        access.cell = place_of_row(access.row) & (CELLS - 1);
         while (!DIRECT) {
             const int seen = atomicCAS(slots + access.cell, -1, access.row);
             if (seen == -1 || seen == access.row) break;
