@@ -75,6 +75,11 @@ DEVICE int entries_of(unsigned counts) { return counts & 1023; }
 DEVICE int writes_of(unsigned counts) { return counts >> 10 & 1023; }
 DEVICE int read_only_of(unsigned counts) { return counts >> 20; }
 
+// An access' tag (mass.cuh). Its chain's writes before it have the numbers first_write, first_write + 1, ..
+struct Placed {
+    int tag, first_write, writes_before;
+};
+
 // Places of the chains that a thread's write and its read lead, among those with writes; and how many there are of these.
 struct ChainPlaces {
     int write, read, all;
@@ -85,7 +90,7 @@ struct ConflictTable {
     alignas(16) int slots[DIRECT ? 4 : CELLS];            // or -1; only of a hash table
     alignas(16) unsigned writers[CELLS], readers[CELLS];  // masks of tokens
     unsigned before[CELLS];                               // what chains took that were counted before the slot's
-    Affine change_at[ENTRIES];                            // by the entries of chains
+    Affine change_at[WRITE_ENTRIES];                      // by the numbers of writes in chains
     int chains_of_length[LENGTHS];                        // with writes
     unsigned taken;                                       // by all chains
 
@@ -151,12 +156,12 @@ struct ConflictTable {
             read_place + __shfl_sync(~0u, sum - own, LENGTHS - 1 - length_of(read)), __shfl_sync(~0u, sum, 31)};
     }
     DEVICE static int length_of(const Role& role) { return smaller_of(role.size, LENGTHS - 1); }
-    // The change of the mass by the entries of a chain from ``begin`` up to ``end``.
-    DEVICE Affine change_between(int begin, int end) const {
+    // The change of the mass by the writes of a chain before an access. Reads change nothing and have no number.
+    DEVICE Affine change_before(const Placed& access) const {
         Affine sum{1, 0};
 #pragma unroll 1
-        for (int i = begin; i < end; i++) {
-            const Affine next = change_at[i];
+        for (int i = 0; i < access.writes_before; i++) {
+            const Affine next = change_at[access.first_write + i];
             sum = {next.a * sum.a, next(sum.b)};
         }
         return sum;
@@ -188,42 +193,44 @@ struct ChainHeaders {
     }
 };
 
-// ``at``: the chunk's first token, in arrays (B*H, chunks, CHUNK). Returns the write's tag.
-DEVICE int store_write(
+// ``at``: the chunk's first token, in arrays (B*H, chunks, CHUNK).
+DEVICE Placed store_write(
     const ConflictParams& p, ConflictTable& table, long long at, const AccessOfThread& write, const Role& role, const Affine& change
 ) {
-    int tag = write.live ? (role.last ? LAST : 0) : DEAD;
+    Placed placed{write.live ? (role.last ? LAST : 0) : DEAD, 0, role.writes_before};
     if (role.with_writes) {
         const unsigned before = table.before[write.cell];
-        const int begin = entries_of(before), entry = begin + role.rank;
-        table.change_at[entry] = change;
-        tag |= CHAINED | access_tag(entry, begin, writes_of(before) + role.writes_before);
+        const int begin = entries_of(before), number = writes_of(before) + role.writes_before;
+        table.change_at[number] = change;
+        placed.tag |= CHAINED | access_tag(begin + role.rank, begin, number);
+        placed.first_write = writes_of(before);
     }
-    if (in_chunk(write.token, W)) p.writes[at * W + threadIdx.x] = {write.live ? write.row : 0, tag, change};
-    return tag;
+    if (in_chunk(write.token, W)) p.writes[at * W + threadIdx.x] = {write.live ? write.row : 0, placed.tag, change};
+    return placed;
 }
 
-// Returns the read's tag.
-DEVICE int store_read(const ConflictParams& p, ConflictTable& table, long long at, const AccessOfThread& read, const Role& role) {
-    int tag = read.live ? 0 : DEAD;
+DEVICE Placed store_read(
+    const ConflictParams& p, const ConflictTable& table, long long at, const AccessOfThread& read, const Role& role
+) {
+    Placed placed{read.live ? 0 : DEAD, 0, role.writes_before};
     if (role.listed) {
-        const int begin = entries_of(table.before[read.cell]), entry = begin + role.rank;
-        table.change_at[entry] = {1, 0};  // a read leaves the mass as it is
-        tag = LISTED | (role.with_writes ? CHAINED : 0) | access_tag(entry, begin, 0);
+        const unsigned before = table.before[read.cell];
+        const int begin = entries_of(before);
+        placed.tag = LISTED | (role.with_writes ? CHAINED : 0) | access_tag(begin + role.rank, begin, 0);
+        placed.first_write = writes_of(before);
     }
-    if (in_chunk(read.token, R)) p.reads[at * R + threadIdx.x] = {read.live ? read.row : 0, tag};
-    return tag;
+    if (in_chunk(read.token, R)) p.reads[at * R + threadIdx.x] = {read.live ? read.row : 0, placed.tag};
+    return placed;
 }
 
 // The changes of the mass by the chunk's writes before a chained write, and before a read.
 DEVICE void store_changes_before(
-    const ConflictParams& p, const ConflictTable& table, long long at, int write_tag, const AccessOfThread& read, int read_tag
+    const ConflictParams& p, const ConflictTable& table, long long at, const Placed& write, const AccessOfThread& read,
+    const Placed& placed_read
 ) {
-    if (write_tag & CHAINED)
-        p.change_before[at * W + number_of(write_tag)] = table.change_between(chain_begin(write_tag), entry_index(write_tag));
+    if (write.tag & CHAINED) p.change_before[at * W + number_of(write.tag)] = table.change_before(write);
     if (!p.mass_reads || !in_chunk(read.token, R)) return;
-    const int begin = chain_begin(read_tag), end = read_tag & CHAINED ? entry_index(read_tag) : begin;
-    p.mass_reads[at * R + threadIdx.x] = {read.live ? read.row : 0, read_tag, table.change_between(begin, end)};
+    p.mass_reads[at * R + threadIdx.x] = {read.live ? read.row : 0, placed_read.tag, table.change_before(placed_read)};
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 8 : 4)
@@ -265,10 +272,10 @@ find_conflicts(const __grid_constant__ ConflictParams p) {
         headers.lead(read, read_role, before_read, places.read);
         headers.pad();
     }
-    const int write_tag = store_write(p, table, at, write, write_role, change);
-    const int read_tag = store_read(p, table, at, read, read_role);
+    const Placed placed_write = store_write(p, table, at, write, write_role, change);
+    const Placed placed_read = store_read(p, table, at, read, read_role);
     __syncthreads();
 
     // 4. along chains, up to an access
-    store_changes_before(p, table, at, write_tag, read, read_tag);
+    store_changes_before(p, table, at, placed_write, read, placed_read);
 }
