@@ -68,12 +68,22 @@ struct Role {
     bool leads, last;  // first in its chain; the chunk's last write to the slot
     int size, writes;  // of the chain
     int rank, writes_before;  // of the chain, those before the access
+
+    // What the chain takes, by the access that leads it.
+    DEVICE unsigned need() const {
+        return leads ? unsigned(size) | (with_writes ? unsigned(writes) << 10 : 1u << 20) : 0;
+    }
 };
 
 // What chains take: entries | numbers of writes in chains | read-only chains, ten bits each.
 DEVICE int entries_of(unsigned counts) { return counts & 1023; }
 DEVICE int writes_of(unsigned counts) { return counts >> 10 & 1023; }
 DEVICE int read_only_of(unsigned counts) { return counts >> 20; }
+
+// What chains had taken before those that a thread's write and its read lead.
+struct TakenBefore {
+    unsigned write, read;
+};
 
 // An access' tag (mass.cuh). Its chain's writes before it have the numbers first_write, first_write + 1, ..
 struct Placed {
@@ -132,11 +142,13 @@ struct ConflictTable {
         role.last = !is_read & (written >> access.token == 1);
         return role;
     }
-    // The access that leads a chain takes what the chain needs. Returns what chains had taken before.
-    DEVICE unsigned take(const AccessOfThread& access, const Role& role) {
-        if (!role.leads) return 0;
-        const unsigned own = unsigned(role.size) | (role.with_writes ? unsigned(role.writes) << 10 : 1u << 20);
-        return before[access.cell] = atomicAdd(&taken, own);
+    // A thread takes what the chains need that its accesses lead, at once: lanes that add to one number wait for one another.
+    DEVICE TakenBefore take(const AccessOfThread& write, const Role& write_role, const AccessOfThread& read, const Role& read_role) {
+        const unsigned by_write = write_role.need(), own = by_write + read_role.need();
+        const unsigned before_write = own ? atomicAdd(&taken, own) : 0, before_read = before_write + by_write;
+        if (write_role.leads) before[write.cell] = before_write;
+        if (read_role.leads) before[read.cell] = before_read;
+        return {before_write, before_read};
     }
     // Chains with writes, long before short: how many are as long as that which an access leads, of those counted so far.
     DEVICE int count_length(const Role& role) {
@@ -259,7 +271,7 @@ find_conflicts(const __grid_constant__ ConflictParams p) {
 
     // 2. every access: its slot's chain, its rank there; what its chain takes
     const Role write_role = table.role_of(write, false), read_role = table.role_of(read, true);
-    const unsigned before_write = table.take(write, write_role), before_read = table.take(read, read_role);
+    const TakenBefore before = table.take(write, write_role, read, read_role);
     const int write_place = GRADIENTS ? table.count_length(write_role) : 0;
     const int read_place = GRADIENTS ? table.count_length(read_role) : 0;
     __syncthreads();
@@ -268,8 +280,8 @@ find_conflicts(const __grid_constant__ ConflictParams p) {
     if (GRADIENTS) {
         const ChainPlaces places = table.places(write_role, write_place, read_role, read_place);
         const ChainHeaders headers(p.memory.chains + number * CHAINS, places, table.taken);
-        headers.lead(write, write_role, before_write, places.write);
-        headers.lead(read, read_role, before_read, places.read);
+        headers.lead(write, write_role, before.write, places.write);
+        headers.lead(read, read_role, before.read, places.read);
         headers.pad();
     }
     const Placed placed_write = store_write(p, table, at, write, write_role, change);
