@@ -25,7 +25,7 @@ from tests.kernels.cuda_on_cpu import compile_for_cpu
 from tests.kernels.test_cuda_launches import DeviceArray, device, empty
 from tests.tolerances import assert_close
 
-ROWS, CHANNELS, K, GAMMA = 500, 12, 8, 0.3  # rows that are no multiple of 32; 12 channels: a slice of 8, and one that is half there
+ROWS, CHANNELS, K, GAMMA = 500, 12, 8, 0.3  # rows: no multiple of 32; 12 channels: a slice of 8, and one half there
 WIDE = 32  # channels: two wide slices, so that the order of four narrow ones shows
 MANY = 20000  # rows that shared memory has no room for
 

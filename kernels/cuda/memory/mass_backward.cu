@@ -328,9 +328,14 @@ struct ReadThreads {
         if (!chain.count()) return;
         const int place = place_of(chain.row);
         MassAdjoint a = block.adjoint[place];
-        for (int i = chain.begin() + chain.count() - 1; i >= chain.begin(); i--) {
-            block.exchange.seen_at[i] = block.exchange.update_at[i].apply(a);
-            if (LOCAL_ONLY) block.decay[place] *= absolute(block.exchange.update_at[i].alpha);
+        const int last = chain.begin() + chain.count() - 1;
+        AdjointUpdate next = block.exchange.update_at[last];
+#pragma unroll 1  // unrolled, lanes with chains of other lengths would be at other copies, and so one after another
+        for (int i = last; i >= chain.begin(); i--) {
+            const AdjointUpdate update = next;
+            if (i > chain.begin()) next = block.exchange.update_at[i - 1];  // asked for before it is needed
+            block.exchange.seen_at[i] = update.apply(a);
+            if (LOCAL_ONLY) block.decay[place] *= absolute(update.alpha);
         }
         block.adjoint[place] = a;
     }
