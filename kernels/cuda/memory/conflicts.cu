@@ -189,12 +189,12 @@ struct ChainHeaders {
 
     DEVICE ChainHeaders(Chain* chains, const ChainPlaces& places, unsigned taken)
         : chains(chains), places(places), count(places.all + read_only_of(taken)),
-          last_round((count ? count - 1 : 0) / CHAINS_PER_ROUND) {}
+          last_round(unsigned(count ? count - 1 : 0) / CHAINS_PER_ROUND) {}
 
     // ``before``: what chains had taken; ``place``: among the chains with writes.
     DEVICE void lead(const AccessOfThread& access, const Role& role, unsigned before, int place) const {
         if (!role.leads) return;
-        const int number = role.with_writes ? place : places.all + read_only_of(before);
+        const unsigned number = role.with_writes ? place : places.all + read_only_of(before);
         chains[number] = Chain::make(access.row, entries_of(before), role.size, last_round);
     }
     // Empty ones, to whole rounds.
@@ -279,7 +279,7 @@ find_conflicts(const __grid_constant__ ConflictParams p) {
     // 3. headers, and accesses
     if (GRADIENTS) {
         const ChainPlaces places = table.places(write_role, write_place, read_role, read_place);
-        const ChainHeaders headers(p.memory.chains + number * CHAINS, places, table.taken);
+        const ChainHeaders headers(computed_once(p.memory.chains + number * CHAINS), places, table.taken);
         headers.lead(write, write_role, before.write, places.write);
         headers.lead(read, read_role, before.read, places.read);
         headers.pad();
