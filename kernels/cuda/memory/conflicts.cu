@@ -194,6 +194,7 @@ struct ChainHeaders {
     // ``before``: what chains had taken; ``place``: among the chains with writes.
     DEVICE void lead(const AccessOfThread& access, const Role& role, unsigned before, int place) const {
         if (!role.leads) return;
+        // without a sign, so that the header's address takes one instruction
         const unsigned number = role.with_writes ? place : places.all + read_only_of(before);
         chains[number] = Chain::make(access.row, entries_of(before), role.size, last_round);
     }

@@ -183,7 +183,11 @@ def whole(size: int, unit: int) -> int:
 
 
 def places_of(rows: int) -> int:
-    """Places that rows have in shared memory, where their order is that of ``place_of_row`` (mass.cuh)."""
+    """Places that rows have in shared memory, where their order is that of ``place_of_row`` (mass.cuh).
+
+    >>> places_of(500), places_of(512)
+    (512, 512)
+    """
     return whole(rows, 32)
 
 
