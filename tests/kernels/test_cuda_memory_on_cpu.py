@@ -48,7 +48,7 @@ def on_cpu(tmp_path_factory):
         mass_forward_specialisation(chosen, False, True, False, gradients=False),
         coupling_specialisation(chosen, "couple_forward"),
         coupling_specialisation(chosen, "couple_forward", gradients=False),
-        *(content_specialisation(each, False) for each in (chosen, whole, whole.widened())),
+        *(content_specialisation(each, False) for each in (chosen, whole, whole.widened(4), whole.widened(8))),
         coupling_specialisation(chosen, "couple_backward"),
         mass_backward_specialisation(chosen, "gsu", False, True),
     ]
@@ -56,7 +56,7 @@ def on_cpu(tmp_path_factory):
     folders = [tmp_path_factory.mktemp("kernels") for _ in specialisations]  # by one thread: pytest makes them in turn
 
     def compiled(specialisation, folder):
-        threads = 512 if "mass_backward" in specialisation.source else 256
+        threads = dict(specialisation.defines)["THREADS"] * (2 if "mass_backward" in specialisation.source else 1)
         return compile_for_cpu(specialisation, specialisation.params[0].name, folder, threads)
 
     with ThreadPoolExecutor(2) as pool:
@@ -168,7 +168,8 @@ def test_contents_that_come_in_parts_have_the_bits_of_those_that_are_there(on_cp
         np.testing.assert_array_equal(np.asarray(own)[0][used], np.asarray(expected)[0][used])
 
 
-def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch):
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch, lanes):
     rng = np.random.default_rng(0)
     T, H = 45, 2
     write, read = (drawn(rng, T, H, 4) for _ in range(2))
@@ -186,7 +187,7 @@ def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch):
     monkeypatch.setattr(
         memory,
         "content_pass",
-        lambda name, call, chosen, *rest, **kw: narrow(name, call, chosen.widened(), *rest, **kw),
+        lambda name, call, chosen, *rest, **kw: narrow(name, call, chosen.widened(lanes), *rest, **kw),
     )
     for found, wanted in zip(results(), expected, strict=True):
         if wanted is not None:

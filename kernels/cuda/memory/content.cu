@@ -10,7 +10,7 @@
 // chunk.cuh has the equations. couplings.cu turns the dot products into those that the masses need.
 //
 // Who computes what: one block a (batch, head) and slice of CHANNELS channels, with the slice of the state in shared
-// memory (or, if M is too large, in device memory). It takes a chunk of tokens at a time. A group of 4 lanes has TILE
+// memory (or, if M is too large, in device memory). It takes a chunk of tokens at a time. A group of 4 or 8 lanes has TILE
 // channels a lane and, of one token, a part of the accesses:
 //
 //     group     0          1          2          3         ..  63
@@ -194,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
 DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateSlice& state, unsigned blocks) {
     const Acc* d = p.dstate + state.origin;
     const long long of_slice = (long long)(blocks / lane.slices) * lane.rows;
-    Acc* q = p.final_q + lane.slice * PIECES * of_slice + lane.first_row;  // one segment
+    Acc* q = p.final_q + lane.slice * DOTS * of_slice + lane.first_row;  // one segment
 #pragma unroll 4
     for (int first = 0; first < lane.rows; first += GROUPS) {
         const int row = first + lane.group;
@@ -204,7 +204,7 @@ DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateS
 #pragma unroll
         for (int piece = 0; piece < PIECES; piece++) {
             const Acc sum = sum_over_lanes(end.dot(s, piece));
-            if (row < lane.rows && lane.lane == 0) q[lane.half_of(piece) * of_slice + row] = sum;
+            if (row < lane.rows && lane.lane % DOT_LANES == 0) q[lane.half_of(piece) * of_slice + row] = sum;
         }
     }
 }

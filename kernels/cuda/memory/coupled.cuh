@@ -2,8 +2,8 @@
 #pragma once
 #include "memory/state_slice.cuh"
 
-// The upper half of the warps copies: the lower half has most of the lists.
-constexpr int COPIERS = THREADS / 2;
+// The last four warps copy: the first have most of the lists.
+constexpr int COPIERS = 128;
 DEVICE int copier() { return int(threadIdx.x) - (THREADS - COPIERS); }  // below 0: none
 
 // Copies ``count`` things, of at most MOST, to shared memory.

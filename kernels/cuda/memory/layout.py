@@ -15,6 +15,7 @@ from ..runtime.module import sum_dtype, type_name
 
 THREADS = 256  # of a block
 LANES = 4  # of a group, which has a slice's channels of one token
+WIDE_LANES = 4  # where slices are twice as wide: 4, with twice as many channels each, or 8, in twice as many warps
 GROUPS = THREADS // LANES  # a group follows a chain
 MAX_TOP_K = 1024
 MAX_CHUNKED_K = 64  # beyond, the plain kernels serve
@@ -73,11 +74,17 @@ class Layout:
     aligned: bool  # whether the channels of a lane are all there and aligned, or none is
     in_shared: bool  # whether the slice of the state is in shared memory
     blocks: int  # on a multiprocessor
+    lanes: int = LANES  # of a group of content.cu
 
     @functools.cached_property
     def chunk(self) -> int:
         """Tokens of a chunk."""
         return chunk_tokens(*self.top_k)
+
+    @functools.cached_property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return GROUPS * self.lanes
 
     @functools.cached_property
     def groups_per_token(self) -> int:
@@ -125,11 +132,14 @@ class Layout:
         """Bytes of a slice's row."""
         return self.channels * self.acc_bytes
 
-    def widened(self) -> Layout:
+    def widened(self, lanes: int | None = None) -> Layout:
         """The same with slices twice as wide, for blocks that have a multiprocessor for themselves. An access is then
         looked up once for twice the channels, and no two rows meet in a bank of shared memory.
+
+        ``lanes``: of a group, 4 or 8; WIDE_LANES if it is not given.
         """
-        return replace(self, channels=2 * self.channels, slices=self.slices // 2, blocks=1)
+        wide = replace(self, channels=2 * self.channels, slices=self.slices // 2, blocks=1)
+        return replace(wide, lanes=WIDE_LANES if lanes is None else lanes)
 
     def content_bytes(self, rows: int) -> int:
         """Shared memory of a block of ``content.cu``; the last rows are tokens of two chunks, zeros, the slice of the
@@ -144,8 +154,9 @@ class Layout:
     def defines(self) -> tuple[tuple[str, str | int], ...]:
         """What ``chunk.cuh`` asks for."""
         return (
-            ("ELEMENT", self.element), ("THREADS", THREADS), ("CHUNK", self.chunk), ("WRITES", self.top_k[0]),
-            ("READS", self.top_k[1]), ("WRITES_PADDED", self.accesses[0]), ("READS_PADDED", self.accesses[1]),
+            ("ELEMENT", self.element), ("THREADS", self.threads), ("LANES_OF_GROUP", self.lanes),
+            ("CHUNK", self.chunk), ("WRITES", self.top_k[0]), ("READS", self.top_k[1]),
+            ("WRITES_PADDED", self.accesses[0]), ("READS_PADDED", self.accesses[1]),
             ("GROUPS_PER_TOKEN", self.groups_per_token), ("ENTRIES", self.entries), ("CHAINS", self.chains),
             ("RECORD_BYTES", self.record_bytes),
         )  # fmt: skip
