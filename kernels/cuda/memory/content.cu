@@ -101,7 +101,7 @@ template <bool RECOMPUTE> struct ForwardPass {
     }
     DEVICE void store_value(int chunk) { store_token_row(lane, state, chunk, next_value.widened()); }
     DEVICE void start() {
-        if (copier() >= 0) Changes::copy_headers(record_of(0), 0);
+        if (Changes::copier() >= 0) Changes::copy_headers(record_of(0), 0);
         end_group_of_copies();
         copy_couplings(0, MOST_COUPLED);  // nobody knows yet how many there are
         load_for_look_up(0, 0);
@@ -157,8 +157,8 @@ template <bool RECOMPUTE> struct ForwardPass {
             // 2. what changes them
             copy_couplings(next, coupled(next));
             load_for_look_up(next, write.once_here(lane, next));
-            change_in_place(chunk);
-            Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
+            Changes::change_all(lane, record_of(chunk), chunk, second, [&] { change_in_place(chunk); },
+                [&](const SlotList& list) { change_by_list(chunk, list); });
             read.prefetch_rows(lane, state, in_use);
             if (chunk < last) store_value(next);
             value = next_value;
@@ -274,7 +274,7 @@ struct BackwardPass {
     }
     DEVICE void store_dy(int chunk) { store_token_row(lane, adjoint, chunk, dy.widened()); }
     DEVICE void start(int end) {
-        if (copier() >= 0) Changes::copy_headers(record_of(end), end);
+        if (Changes::copier() >= 0) Changes::copy_headers(record_of(end), end);
         end_group_of_copies();
         copy_couplings(end, MOST_COUPLED);  // nobody knows yet how many there are
         load_for_look_up(end, end);
@@ -347,8 +347,8 @@ struct BackwardPass {
             // 2. what changes it
             copy_couplings(next, coupled(next));
             load_for_look_up(next, read.once_here(lane, next));
-            change_in_place(chunk);
-            Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
+            Changes::change_all(lane, record_of(chunk), chunk, second, [&] { change_in_place(chunk); },
+                [&](const SlotList& list) { change_by_list(chunk, list); });
             write.prefetch_rows(lane, adjoint, lane.rows);
             if (chunk > 0) store_dy(next);
             wait_for_copies<0>();

@@ -30,6 +30,7 @@ def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
         *layout.defines, ("CHANNELS", layout.channels), ("WHOLE", int(layout.whole)), ("ALIGNED", int(layout.aligned)),
         ("IN_SHARED", int(layout.in_shared)), ("LAZY_ZERO", int(renumbered and not layout.in_shared)),
         ("BYTES_BEFORE_ROWS", layout.bytes_before_rows), ("BLOCKS", layout.blocks),
+        ("STAGGERED", int(layout.staggered)),
     )  # fmt: skip
     return Specialisation("memory/content.cu", PASSES, defines, (CONTENT,))
 

@@ -2,14 +2,19 @@
 #pragma once
 #include "memory/state_slice.cuh"
 
-// The last four warps copy: the first have most of the lists.
-constexpr int COPIERS = 128;
-DEVICE int copier() { return int(threadIdx.x) - (THREADS - COPIERS); }  // below 0: none
+#ifndef STAGGERED
+#error "STAGGERED (warps with long chains of loads begin with these, and others copy meanwhile) must be 0 or 1"
+#endif
 
-// Copies ``count`` things, of at most MOST, to shared memory.
-template <int MOST, class T> DEVICE void copy_to_shared(T* to, const T* from, int count) {
+// Four warps copy: the last, because the first have most of the lists, or the first. A number below 0: not this thread.
+constexpr int COPIERS = 128;
+DEVICE int copier_of_last_warps() { return int(threadIdx.x) - (THREADS - COPIERS); }
+DEVICE int copier_of_first_warps() { return int(threadIdx.x) < COPIERS ? int(threadIdx.x) : -1; }
+
+// Copies ``count`` things, of at most MOST, to shared memory. ``copier``: this thread among those that copy.
+template <int MOST, class T> DEVICE void copy_to_shared(int copier, T* to, const T* from, int count) {
     constexpr int EACH = sizeof(T) < 16 ? 16 / sizeof(T) : 1;
-    const int own = copier() * EACH;
+    const int own = copier * EACH;
     to += own, from += own;
 #pragma unroll
     for (int first = 0; first < MOST; first += COPIERS * EACH)
@@ -21,7 +26,8 @@ constexpr int SHARED_PAIRS = (COUPLING_BYTES - CHUNK * 4) / (PAIRS_AT_ONCE * siz
 
 // ``coupled``: pairs of the chunk, in PAIRS_AT_ONCE. What shared memory does not hold is brought to the L2 cache.
 DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
-    if (copier() < 0) return;
+    const int copier = copier_of_last_warps();
+    if (copier < 0) return;
     struct alignas(16) Part {
         int at[4];
     };
@@ -29,10 +35,10 @@ DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
     constexpr int MOST = BEFORE + SHARED_PAIRS / PAIRS_AT_ONCE * EACH;
     const auto* const from = reinterpret_cast<const Part*>(&lists);
     const int parts = BEFORE + coupled * EACH;
-    if (copier() >= parts) return;  // with random addresses three of four warps have nothing to copy
-    copy_to_shared<MOST>(reinterpret_cast<Part*>(&shared_couplings()), from, min(parts, MOST));
+    if (copier >= parts) return;  // with random addresses three of four warps have nothing to copy
+    copy_to_shared<MOST>(copier, reinterpret_cast<Part*>(&shared_couplings()), from, min(parts, MOST));
     end_group_of_copies();
-    const int beyond = MOST + copier() * EACH;
+    const int beyond = MOST + copier * EACH;
     if (beyond < parts) prefetch(from + beyond);
 }
 

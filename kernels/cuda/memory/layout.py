@@ -15,7 +15,6 @@ from ..runtime.module import sum_dtype, type_name
 
 THREADS = 256  # of a block
 LANES = 4  # of a group, which has a slice's channels of one token
-WIDE_LANES = 4  # where slices are twice as wide: 4, with twice as many channels each, or 8, in twice as many warps
 GROUPS = THREADS // LANES  # a group follows a chain
 MAX_TOP_K = 1024
 MAX_CHUNKED_K = 64  # beyond, the plain kernels serve
@@ -28,6 +27,16 @@ COUPLING_BYTES = 2816  # of a chunk's couplings in shared memory; further ones s
 MAX_ROWS = 2**26 - 1
 
 _SLICE_CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # widest first, by the bytes of an accumulator
+
+
+class Wide(NamedTuple):
+    """How a block works on a slice that is twice as wide. The bits are the same either way."""
+
+    lanes: int  # of a group: 4, with twice as many channels each, or 8, in twice as many warps
+    staggered: bool  # whether warps with long chains of loads begin with these, and others copy meanwhile
+
+
+WIDE = Wide(lanes=4, staggered=False)
 
 
 class SharedMemory(NamedTuple):
@@ -75,6 +84,7 @@ class Layout:
     in_shared: bool  # whether the slice of the state is in shared memory
     blocks: int  # on a multiprocessor
     lanes: int = LANES  # of a group of content.cu
+    staggered: bool = False  # see Wide
 
     @functools.cached_property
     def chunk(self) -> int:
@@ -132,14 +142,15 @@ class Layout:
         """Bytes of a slice's row."""
         return self.channels * self.acc_bytes
 
-    def widened(self, lanes: int | None = None) -> Layout:
+    def widened(self, wide: Wide | None = None) -> Layout:
         """The same with slices twice as wide, for blocks that have a multiprocessor for themselves. An access is then
         looked up once for twice the channels, and no two rows meet in a bank of shared memory.
 
-        ``lanes``: of a group, 4 or 8; WIDE_LANES if it is not given.
+        ``wide``: WIDE if it is not given.
         """
-        wide = replace(self, channels=2 * self.channels, slices=self.slices // 2, blocks=1)
-        return replace(wide, lanes=WIDE_LANES if lanes is None else lanes)
+        lanes, staggered = wide or WIDE
+        wider = replace(self, channels=2 * self.channels, slices=self.slices // 2, blocks=1)
+        return replace(wider, lanes=lanes, staggered=staggered)
 
     def content_bytes(self, rows: int) -> int:
         """Shared memory of a block of ``content.cu``; the last rows are tokens of two chunks, zeros, the slice of the
