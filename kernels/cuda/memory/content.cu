@@ -139,18 +139,23 @@ template <bool RECOMPUTE> struct ForwardPass {
         state.store(lane, code, s);
     }
 
-    // look_up(chunk): what the pass does with the reads.
+    // look_up(chunk, meanwhile): what the pass does with the reads; it calls meanwhile() when it has asked for their rows.
     template <class LookUp> DEVICE void run(const LookUp& look_up) {
         start();
         const int last = lane.chunks - 1;
         for (int chunk = 0; chunk <= last; chunk++) {
             const int next = min(chunk + 1, last), in_use = LAZY_ZERO ? next * CHUNK * WRITES : lane.rows;
             if (LAZY_ZERO) state.first_unset_row = chunk * CHUNK * WRITES;
-            prefetcher(chunk + PREFETCHED);
-            load_value(read.once_here(lane, next));
-            load_for_change(chunk, next);
+            const auto load_ahead = [&] {
+                prefetcher(chunk + PREFETCHED);
+                load_value(read.once_here(lane, next));
+                load_for_change(chunk, next);
+            };
+            if (!STAGGERED) load_ahead();
             // 1. what looks slots up
-            look_up(chunk);
+            look_up(chunk, [&] {
+                if (STAGGERED) load_ahead();
+            });
             write.prefetch_rows(lane, state, state.first_unset_row);
             wait_for_copies<0>();
             __syncthreads();
@@ -175,12 +180,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
     const bool wanted = !(p.local_only && lane.segment);
     ForwardPass<false> pass(p, lane, state);
     const TokenChannels<ELEMENT> y(lane, p.y, first_of_sum(lane));
-    pass.run([&](int chunk) {
-        if (!wanted || !lane.takes_part()) return;
+    pass.run([&](int chunk, const auto& meanwhile) {
+        if (!wanted || !lane.takes_part()) return meanwhile();
         int codes[OWN_READS];
         Tile seen[OWN_READS], sum;
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
+        meanwhile();
         sum.clear();
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
@@ -216,12 +222,13 @@ DEVICE void recompute(const ContentParams& p, unsigned block, unsigned blocks) {
     state.start(lane, p.given);
     Acc* const dy_dot_s = p.dy_dot_s + lane.before_slice * (CHUNK * R) + lane.access(OWN_READS);
     ForwardPass<true> pass(p, lane, state);
-    const auto look_up = [&](int chunk) {
+    const auto look_up = [&](int chunk, const auto& meanwhile) {
         int codes[OWN_READS];
         Tile seen[OWN_READS];
         Acc dots[PIECES][OWN_READS];
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
+        meanwhile();
         const Tile dy = pass.dy.widened();
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++)
@@ -284,13 +291,14 @@ struct BackwardPass {
         wait_for_copies<0>();
         __syncthreads();
     }
-    // Writes look the adjoint up: dots with v, dv. Those that alone write their slot scale it.
-    DEVICE void look_up(int chunk) {
+    // Writes look the adjoint up: dots with v, dv. Those that alone write their slot scale it. ``meanwhile``: as above.
+    template <class Meanwhile> DEVICE void look_up(int chunk, const Meanwhile& meanwhile) {
         int codes[OWN_WRITES];
         Tile d[OWN_WRITES];
         Acc dots[PIECES][OWN_WRITES];
         write.codes(lane, false, codes);
         adjoint.load_all(lane, codes, d);
+        meanwhile();
         const Tile v = value.widened();
         if (wanted && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, d[0], p.after_heavy + lane.at(chunk));
         Tile sum;  // dv
@@ -336,11 +344,16 @@ struct BackwardPass {
         start(end);
         for (int chunk = end; chunk >= 0; chunk--) {
             const int next = max(chunk - 1, 0);
-            prefetcher(chunk - PREFETCHED);
-            load_dy(write.once_here(lane, next));
-            load_for_change(chunk, next);
+            const auto load_ahead = [&] {
+                prefetcher(chunk - PREFETCHED);
+                load_dy(write.once_here(lane, next));
+                load_for_change(chunk, next);
+            };
+            if (!STAGGERED) load_ahead();
             // 1. what looks the adjoint up
-            look_up(chunk);
+            look_up(chunk, [&] {
+                if (STAGGERED) load_ahead();
+            });
             read.prefetch_rows(lane, adjoint, lane.rows);
             wait_for_copies<0>();
             __syncthreads();
