@@ -186,11 +186,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
         Tile seen[OWN_READS], sum;
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
+        Coupled coupled(lane, state, chunk);
         meanwhile();
+        coupled.look_ahead();
         sum.clear();
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
-        add_coupled(lane, state, chunk, pass.record_of(chunk).by_reader, sum);
+        coupled.add_to(sum, pass.record_of(chunk).by_reader);
         store_sum(lane, chunk, sum, y.at(chunk));
     });
     state.finish(lane, p.final_state);
@@ -298,7 +300,9 @@ struct BackwardPass {
         Acc dots[PIECES][OWN_WRITES];
         write.codes(lane, false, codes);
         adjoint.load_all(lane, codes, d);
+        Coupled coupled(lane, adjoint, chunk);
         meanwhile();
+        coupled.look_ahead();
         const Tile v = value.widened();
         if (wanted && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, d[0], p.after_heavy + lane.at(chunk));
         Tile sum;  // dv
@@ -316,7 +320,7 @@ struct BackwardPass {
         if (!wanted) return;
         store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W), at_chunk(p.all_chunks, CHUNK * W));
         if (!lane.takes_part()) return;
-        add_coupled(lane, adjoint, chunk, record_of(chunk).by_writer, sum);
+        coupled.add_to(sum, record_of(chunk).by_writer);
         store_sum(lane, chunk, sum, p.dv + lane.at(chunk) + first_of_sum(lane));
     }
     DEVICE void change_in_place(int chunk) {

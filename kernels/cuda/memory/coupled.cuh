@@ -42,18 +42,44 @@ DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
     if (beyond < parts) prefetch(from + beyond);
 }
 
-// Adds the group's share of its token's couplings, times the other tokens' rows. ``lists``: where those are that shared
-// memory does not hold.
-DEVICE void add_coupled(const Lane& lane, const StateSlice& state, int chunk, const CouplingLists& lists, Tile& sum) {
-    const int own = lane.takes_part() ? shared_couplings().of_token[lane.token] : 0;
-    const int begin = own & 0xffff, end = begin + (own >> 16);
-    const int shared_end = min(end, SHARED_PAIRS);
-    int i = begin + lane.part;
+// The group's share of its token's couplings, times the other tokens' rows.
+struct Coupled {
+    const Lane& lane;
+    const StateSlice& state;
+    const int chunk;
+    int i, end;       // of its pairs, every GROUPS_PER_TOKEN-th of the token's
+    TokenEvent next;  // pair i
+    Tile row;         // that of ``next``, if STAGGERED
+
+    DEVICE Coupled(const Lane& lane, const StateSlice& state, int chunk) : lane(lane), state(state), chunk(chunk) {
+        if (STAGGERED) find();
+    }
+    DEVICE static TokenEvent pair_at(int i) { return shared_couplings().pairs[min(i, SHARED_PAIRS - 1)]; }
+    DEVICE int shared_end() const { return min(end, SHARED_PAIRS); }
+    DEVICE void find() {
+        const int own = lane.takes_part() ? shared_couplings().of_token[lane.token] : 0;
+        const int begin = own & 0xffff;
+        end = begin + (own >> 16), i = begin + lane.part, next = pair_at(i);
+    }
+    // Asks for the first row, before sums need those of accesses: it is the third of three loads that wait for one another.
+    DEVICE void look_ahead() {
+        if (STAGGERED) row = state[i < shared_end() ? state.token_row(chunk, int(next.code)) : 0];
+    }
+    // ``lists``: where those pairs are that shared memory does not hold.
+    DEVICE void add_to(Tile& sum, const CouplingLists& lists);
+};
+
+DEVICE void Coupled::add_to(Tile& sum, const CouplingLists& lists) {
+    if (!STAGGERED) find();
+    const int in_shared = shared_end();
+    if (STAGGERED && i < in_shared) {
+        const Acc coefficient = next.coefficient;
+        i += GROUPS_PER_TOKEN, next = pair_at(i);
+        sum.add(coefficient, row);
+    }
     // One after another: with random addresses a group has one in two chunks. The next is asked for with the row of this one.
-    const auto pair_at = [](int i) { return shared_couplings().pairs[min(i, SHARED_PAIRS - 1)]; };
-    TokenEvent next = pair_at(i);
 #pragma unroll 1
-    while (i < shared_end) {
+    while (i < in_shared) {
         const Tile x = state[state.token_row(chunk, int(next.code))];
         const Acc coefficient = next.coefficient;
         i += GROUPS_PER_TOKEN, next = pair_at(i);
