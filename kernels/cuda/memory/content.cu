@@ -70,8 +70,9 @@ template <bool RECOMPUTE> struct ForwardPass {
     const TokenChannels<const ELEMENT> values;
     SlotList second;
     GroupAccesses<OWN_WRITES> write;
-    GroupAccesses<OWN_READS> read;
-    TileInput<ELEMENT> value, next_value, dy;  // of the group's token; the chunk's own value spares a look at shared memory
+    GroupAccesses<OWN_READS> read, next_read;
+    TileInput<ELEMENT> value, next_value;  // of the group's token; the chunk's own value spares a look at shared memory
+    TileInput<ELEMENT> dy, next_dy;
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
         : p(p), lane(lane), state(state), records(computed_once(p.records + lane.first_chunk)),
@@ -86,10 +87,11 @@ template <bool RECOMPUTE> struct ForwardPass {
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        read.load(accesses.reads(lane, after));
-        if (RECOMPUTE) dy.clear();
-        if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
+        next_read.load(accesses.reads(lane, after));
+        if (RECOMPUTE) next_dy.clear();
+        if (RECOMPUTE && lane.has(chunk)) next_dy.load(lane, p.dy + lane.at(chunk));
     }
+    DEVICE void take_for_look_up() { read = next_read, dy = next_dy; }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
     DEVICE void copy_couplings(int chunk, int coupled) const {
         if (!RECOMPUTE) ::copy_couplings(record_of(chunk).by_reader, coupled);
@@ -105,6 +107,7 @@ template <bool RECOMPUTE> struct ForwardPass {
         end_group_of_copies();
         copy_couplings(0, MOST_COUPLED);  // nobody knows yet how many there are
         load_for_look_up(0, 0);
+        take_for_look_up();
         load_value(0);
         store_value(0);
         value = next_value;
@@ -150,6 +153,7 @@ template <bool RECOMPUTE> struct ForwardPass {
                 prefetcher(chunk + PREFETCHED);
                 load_value(read.once_here(lane, next));
                 load_for_change(chunk, next);
+                if (STAGGERED) load_for_look_up(next, next);
             };
             if (!STAGGERED) load_ahead();
             // 1. what looks slots up
@@ -161,12 +165,13 @@ template <bool RECOMPUTE> struct ForwardPass {
             __syncthreads();
             // 2. what changes them
             copy_couplings(next, coupled(next));
-            load_for_look_up(next, write.once_here(lane, next));
+            if (!STAGGERED) load_for_look_up(next, write.once_here(lane, next)), take_for_look_up();
             Changes::change_all(lane, record_of(chunk), chunk, second, [&] { change_in_place(chunk); },
                 [&](const SlotList& list) { change_by_list(chunk, list); });
             read.prefetch_rows(lane, state, in_use);
             if (chunk < last) store_value(next);
             value = next_value;
+            if (STAGGERED) take_for_look_up();
             wait_for_copies<0>();
             __syncthreads();
         }
@@ -181,7 +186,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
     ForwardPass<false> pass(p, lane, state);
     const TokenChannels<ELEMENT> y(lane, p.y, first_of_sum(lane));
     pass.run([&](int chunk, const auto& meanwhile) {
-        if (!wanted || !lane.takes_part()) return meanwhile();
+        const bool computes = wanted && lane.takes_part();
+        if (!STAGGERED && !computes) return;
         int codes[OWN_READS];
         Tile seen[OWN_READS], sum;
         pass.read.codes(lane, false, codes);
@@ -189,6 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
         Coupled coupled(lane, state, chunk);
         meanwhile();
         coupled.look_ahead();
+        if (!computes) return;
         sum.clear();
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
@@ -253,9 +260,9 @@ struct BackwardPass {
     const Prefetcher prefetcher;
     SlotList second;
     Acc* const d_dot_v;
-    GroupAccesses<OWN_WRITES> write;
+    GroupAccesses<OWN_WRITES> write, next_write;
     GroupAccesses<OWN_READS> read;
-    TileInput<ELEMENT> value, dy;
+    TileInput<ELEMENT> value, next_value, dy;
 
     DEVICE BackwardPass(const ContentParams& p, const Lane& lane, const StateSlice& adjoint)
         : p(p), lane(lane), adjoint(adjoint), wanted(!(p.local_only && lane.segment + 1 < p.segments)),
@@ -272,10 +279,11 @@ struct BackwardPass {
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        write.load(record_of(after).writes + lane.first_access(OWN_WRITES));
-        value.clear();
-        if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
+        next_write.load(record_of(after).writes + lane.first_access(OWN_WRITES));
+        next_value.clear();
+        if (lane.has(chunk)) next_value.load(lane, p.values + lane.at(chunk));
     }
+    DEVICE void take_for_look_up() { write = next_write, value = next_value; }
     // A phase before it is stored, so that nobody waits for it.
     DEVICE void load_dy(int chunk) {
         dy.clear();
@@ -287,6 +295,7 @@ struct BackwardPass {
         end_group_of_copies();
         copy_couplings(end, MOST_COUPLED);  // nobody knows yet how many there are
         load_for_look_up(end, end);
+        take_for_look_up();
         load_dy(end);
         store_dy(end);
         for (int chunk = end - 1; chunk > end - PREFETCHED; chunk--) prefetcher(chunk);
@@ -352,6 +361,7 @@ struct BackwardPass {
                 prefetcher(chunk - PREFETCHED);
                 load_dy(write.once_here(lane, next));
                 load_for_change(chunk, next);
+                if (STAGGERED) load_for_look_up(next, next);
             };
             if (!STAGGERED) load_ahead();
             // 1. what looks the adjoint up
@@ -363,11 +373,12 @@ struct BackwardPass {
             __syncthreads();
             // 2. what changes it
             copy_couplings(next, coupled(next));
-            load_for_look_up(next, read.once_here(lane, next));
+            if (!STAGGERED) load_for_look_up(next, read.once_here(lane, next)), take_for_look_up();
             Changes::change_all(lane, record_of(chunk), chunk, second, [&] { change_in_place(chunk); },
                 [&](const SlotList& list) { change_by_list(chunk, list); });
             write.prefetch_rows(lane, adjoint, lane.rows);
             if (chunk > 0) store_dy(next);
+            if (STAGGERED) take_for_look_up();
             wait_for_copies<0>();
             __syncthreads();
         }

@@ -47,23 +47,30 @@ struct Coupled {
     const Lane& lane;
     const StateSlice& state;
     const int chunk;
-    int i, end;       // of its pairs, every GROUPS_PER_TOKEN-th of the token's
-    TokenEvent next;  // pair i
-    Tile row;         // that of ``next``, if STAGGERED
+    int i, end;  // of its pairs, every GROUPS_PER_TOKEN-th of the token's
+    static constexpr int AHEAD = 2;
+    TokenEvent pair[AHEAD];  // from i on, with their rows, if STAGGERED
+    Tile row[AHEAD];
 
     DEVICE Coupled(const Lane& lane, const StateSlice& state, int chunk) : lane(lane), state(state), chunk(chunk) {
-        if (STAGGERED) find();
+        if (!STAGGERED) return;
+        find();
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) pair[n] = pair_at(i + n * GROUPS_PER_TOKEN);
     }
     DEVICE static TokenEvent pair_at(int i) { return shared_couplings().pairs[min(i, SHARED_PAIRS - 1)]; }
     DEVICE int shared_end() const { return min(end, SHARED_PAIRS); }
     DEVICE void find() {
         const int own = lane.takes_part() ? shared_couplings().of_token[lane.token] : 0;
         const int begin = own & 0xffff;
-        end = begin + (own >> 16), i = begin + lane.part, next = pair_at(i);
+        end = begin + (own >> 16), i = begin + lane.part;
     }
-    // Asks for the first row, before sums need those of accesses: it is the third of three loads that wait for one another.
+    // Asks for rows before sums need those of accesses: these are the last of three loads that wait for one another. With
+    // random addresses few groups have more.
     DEVICE void look_ahead() {
-        if (STAGGERED) row = state[i < shared_end() ? state.token_row(chunk, int(next.code)) : 0];
+#pragma unroll
+        for (int n = 0; STAGGERED && n < AHEAD; n++)
+            row[n] = state[i + n * GROUPS_PER_TOKEN < shared_end() ? state.token_row(chunk, int(pair[n].code)) : 0];
     }
     // ``lists``: where those pairs are that shared memory does not hold.
     DEVICE void add_to(Tile& sum, const CouplingLists& lists);
@@ -72,11 +79,14 @@ struct Coupled {
 DEVICE void Coupled::add_to(Tile& sum, const CouplingLists& lists) {
     if (!STAGGERED) find();
     const int in_shared = shared_end();
-    if (STAGGERED && i < in_shared) {
-        const Acc coefficient = next.coefficient;
-        i += GROUPS_PER_TOKEN, next = pair_at(i);
-        sum.add(coefficient, row);
+#pragma unroll
+    for (int n = 0; STAGGERED && n < AHEAD; n++) {  // no branch, or the compiler would load in it
+        const bool there = i < in_shared;
+#pragma unroll
+        for (int c = 0; c < TILE; c++) sum.at[c] = there ? sum.at[c] + pair[n].coefficient * row[n].at[c] : sum.at[c];
+        if (there) i += GROUPS_PER_TOKEN;
     }
+    TokenEvent next = pair_at(i);
     // One after another: with random addresses a group has one in two chunks. The next is asked for with the row of this one.
 #pragma unroll 1
     while (i < in_shared) {
