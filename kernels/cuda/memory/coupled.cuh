@@ -5,6 +5,7 @@
 #ifndef STAGGERED
 #error "STAGGERED (warps with long chains of loads begin with these, and others copy meanwhile) must be 0 or 1"
 #endif
+static_assert(!STAGGERED || IN_SHARED, "rows in device memory would be asked for too late");
 
 // Four warps copy: the last, because the first have most of the lists, or the first. A number below 0: not this thread.
 constexpr int COPIERS = 128;
@@ -70,7 +71,7 @@ struct Coupled {
     DEVICE void look_ahead() {
 #pragma unroll
         for (int n = 0; STAGGERED && n < AHEAD; n++)
-            row[n] = state[i + n * GROUPS_PER_TOKEN < shared_end() ? state.token_row(chunk, int(pair[n].code)) : 0];
+            if (i + n * GROUPS_PER_TOKEN < shared_end()) row[n] = state[state.token_row(chunk, int(pair[n].code))];
     }
     // ``lists``: where those pairs are that shared memory does not hold.
     DEVICE void add_to(Tile& sum, const CouplingLists& lists);
@@ -80,7 +81,7 @@ DEVICE void Coupled::add_to(Tile& sum, const CouplingLists& lists) {
     if (!STAGGERED) find();
     const int in_shared = shared_end();
 #pragma unroll
-    for (int n = 0; STAGGERED && n < AHEAD; n++) {  // no branch, or the compiler would load in it
+    for (int n = 0; STAGGERED && n < AHEAD; n++) {  // with a branch here the compiler would load in it
         const bool there = i < in_shared;
 #pragma unroll
         for (int c = 0; c < TILE; c++) sum.at[c] = there ? sum.at[c] + pair[n].coefficient * row[n].at[c] : sum.at[c];
