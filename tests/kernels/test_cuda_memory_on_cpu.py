@@ -172,7 +172,7 @@ def test_contents_that_come_in_parts_have_the_bits_of_those_that_are_there(on_cp
 @pytest.mark.parametrize("wide", WIDE)
 def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch, wide):
     rng = np.random.default_rng(0)
-    T, H = 45, 2
+    T, H = 107, 2  # four chunks, whose copies take turns in shared memory
     write, read = (drawn(rng, T, H, 4) for _ in range(2))
     values, dy = rng.standard_normal((2, 1, T, H, C_WIDE))
     start, dend = (RAMState(rng.standard_normal((1, H, ROWS, C_WIDE)), rng.random((1, H, ROWS))) for _ in range(2))
