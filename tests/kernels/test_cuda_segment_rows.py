@@ -313,11 +313,8 @@ def test_rows_that_come_in_parts_give_the_bits_of_a_dense_state(
     monkeypatch.setattr(arriving_module, "UNIT", 8)
     second.early = early
     backend = replace(BACKEND, sparse_forward=in_order) if takes else BACKEND
-    rng, (B, T, H, K, C), used = (
-        np.random.default_rng(0),
-        (2, 70, 3, 4, 5),
-        min(slots, 400),
-    )  # too many for a page on the GPU from the first segment on
+    rng, (B, T, H, K, C) = np.random.default_rng(0), (2, 70, 3, 4, 5)
+    used = min(slots, 400)  # too many for a page on the GPU from the first segment on
     state = SparseRAMState.initial(B, H, slots, C, np.float64, initial_mass=0.3)
     state.rows = rows_module.DeviceRows(state.format.initial(0.3), MemoryTiers(gpu=gpu * 48 * 1024), B * H * slots)
     dense, fake.empty = RAMState(np.zeros((B, H, used, C)), np.full((B, H, used), 0.3)), unset

@@ -1,4 +1,4 @@
-"""What is taken for the memory that is left, on machines and in containers, and what is said where it is too little."""
+"""How much memory is left, on a machine, in a container and on a GPU, and the error where something needs more."""
 
 from types import SimpleNamespace
 

@@ -7,8 +7,8 @@
 #endif
 
 constexpr int TILE = CHANNELS / LANES;                                   // channels of a lane
-// A tile of 32 bytes is two pieces, half a row apart. Of two groups that follow one another, one begins with the first half
-// and one with the second: shared memory gives eight lanes 16 bytes each at once, and these then never lie in the same banks.
+// A tile of 32 bytes is two pieces, half a row apart. Two groups that follow one another begin with different halves:
+// shared memory gives eight lanes 16 bytes each at once, and these then never lie in the same banks.
 constexpr bool TWO_PIECES = TILE * sizeof(Acc) == 32;
 constexpr int PIECES = TWO_PIECES ? 2 : 1, PIECE = TILE / PIECES;
 // Dots are of what four lanes have a piece of: a slice, or half of a wide one. So wide slices have the bits of narrow ones.
@@ -230,7 +230,7 @@ template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T
 
 // ---- sums over lanes ----
 
-// Of two groups that share a token, each passes on the half of its channels that the other goes on with.
+// Where two groups share a token, each gives the other one half of its channels and adds up the other half.
 constexpr bool SUMS_IN_HALVES = GROUPS_PER_TOKEN == 2 && ALIGNED && TILE % 2 == 0;
 constexpr int HALF = (TILE + 1) / 2;  // the compiler looks at this for a TILE of 1, too
 DEVICE int first_of_sum(const Lane& lane) {  // of a lane's channels
