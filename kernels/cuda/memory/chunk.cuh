@@ -13,7 +13,7 @@
 //     slice     CHANNELS of a slot's C channels; a block works on one slice
 //     segment   chunks that a block works through from a state of their own (segments.cu)
 //     tile      the part of a slice that one lane holds
-//     group     four lanes, which hold a row of a slice (eight of a wide slice: layout.py)
+//     group     four lanes, which hold a row of a slice
 //
 // Tokens of a chunk depend on one another only through coefficients, which depend on no channel. With eta of a slot's
 // writes j = 1, 2, .. of the chunk, kept(i, j) the product of 1 - eta over the writes after i up to j, and s its content
@@ -46,8 +46,8 @@
 #include "runtime/shared.cuh"
 
 // Sizes come from layout.py, which says what they are.
-#if !defined(ELEMENT) || !defined(THREADS) || !defined(LANES_OF_GROUP) || !defined(CHUNK) || !defined(WRITES) || !defined(READS)
-#error "ELEMENT, THREADS, LANES_OF_GROUP, CHUNK, WRITES and READS must be defined"
+#if !defined(ELEMENT) || !defined(THREADS) || !defined(CHUNK) || !defined(WRITES) || !defined(READS)
+#error "ELEMENT, THREADS, CHUNK, WRITES and READS must be defined"
 #endif
 #if !defined(WRITES_PADDED) || !defined(READS_PADDED) || !defined(GROUPS_PER_TOKEN) || !defined(ENTRIES)
 #error "WRITES_PADDED, READS_PADDED, GROUPS_PER_TOKEN and ENTRIES must be defined"
@@ -58,8 +58,8 @@
 
 using Acc = AccOf<ELEMENT>::type;  // accumulators, weights, masses, contents
 
-constexpr int LANES = LANES_OF_GROUP, GROUPS = THREADS / LANES;  // groups of a block
-constexpr int W = WRITES_PADDED, R = READS_PADDED;               // accesses of a token, with those that do nothing
+constexpr int LANES = 4, GROUPS = THREADS / LANES;      // lanes of a group; groups of a block
+constexpr int W = WRITES_PADDED, R = READS_PADDED;      // accesses of a token, with those that do nothing
 // Two groups that follow one another are of two tokens where a token has two groups; else of one token. That was measured.
 constexpr bool TOKENS_IN_PAIRS = GROUPS_PER_TOKEN == 2;
 constexpr int CHAINS_PER_ROUND = GROUPS;

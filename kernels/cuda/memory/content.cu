@@ -10,7 +10,7 @@
 // chunk.cuh has the equations. couplings.cu turns the dot products into those that the masses need.
 //
 // Who computes what: one block a (batch, head) and slice of CHANNELS channels, with the slice of the state in shared
-// memory (or, if M is too large, in device memory). It takes a chunk of tokens at a time. A group of 4 or 8 lanes has TILE
+// memory (or, if M is too large, in device memory). It takes a chunk of tokens at a time. A group of 4 lanes has TILE
 // channels a lane and, of one token, a part of the accesses:
 //
 //     group     0          1          2          3         ..  63
@@ -149,29 +149,25 @@ template <bool RECOMPUTE> struct ForwardPass {
         for (int chunk = 0; chunk <= last; chunk++) {
             const int next = min(chunk + 1, last), in_use = LAZY_ZERO ? next * CHUNK * WRITES : lane.rows;
             if (LAZY_ZERO) state.first_unset_row = chunk * CHUNK * WRITES;
-            const auto load_ahead = [&] {
+            // 1. what looks slots up
+            look_up(chunk, [&] {
                 prefetcher(chunk + PREFETCHED);
                 load_value(read.once_here(lane, next));
                 load_for_change(chunk, next);
                 if (STAGGERED) load_for_look_up(next, next);
-            };
-            if (!STAGGERED) load_ahead();
-            // 1. what looks slots up
-            look_up(chunk, [&] {
-                if (STAGGERED) load_ahead();
             });
             write.prefetch_rows(lane, state, state.first_unset_row);
             wait_for_copies<0>();
             __syncthreads();
             // 2. what changes them
             copy_couplings(next, coupled(next));
-            if (!STAGGERED) load_for_look_up(next, write.once_here(lane, next)), take_for_look_up();
+            if (!STAGGERED) load_for_look_up(next, write.once_here(lane, next));
             Changes::change_all(lane, record_of(chunk), chunk, second, [&] { change_in_place(chunk); },
                 [&](const SlotList& list) { change_by_list(chunk, list); });
+            take_for_look_up();
             read.prefetch_rows(lane, state, in_use);
             if (chunk < last) store_value(next);
             value = next_value;
-            if (STAGGERED) take_for_look_up();
             wait_for_copies<0>();
             __syncthreads();
         }
@@ -185,15 +181,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
     const bool wanted = !(p.local_only && lane.segment);
     ForwardPass<false> pass(p, lane, state);
     const TokenChannels<ELEMENT> y(lane, p.y, first_of_sum(lane));
-    pass.run([&](int chunk, const auto& meanwhile) {
+    pass.run([&](int chunk, const auto& load_ahead) {
         const bool computes = wanted && lane.takes_part();
+        if (!STAGGERED) load_ahead();
         if (!STAGGERED && !computes) return;
         int codes[OWN_READS];
         Tile seen[OWN_READS], sum;
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
         Coupled coupled(lane, state, chunk);
-        meanwhile();
+        if (STAGGERED) load_ahead();
         coupled.look_ahead();
         if (!computes) return;
         sum.clear();
@@ -209,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
 DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateSlice& state, unsigned blocks) {
     const Acc* d = p.dstate + state.origin;
     const long long of_slice = (long long)(blocks / lane.slices) * lane.rows;
-    Acc* q = p.final_q + lane.slice * DOTS * of_slice + lane.first_row;  // one segment
+    Acc* q = p.final_q + lane.slice * PIECES * of_slice + lane.first_row;  // one segment
 #pragma unroll 4
     for (int first = 0; first < lane.rows; first += GROUPS) {
         const int row = first + lane.group;
@@ -219,7 +216,7 @@ DEVICE void store_final_q(const ContentParams& p, const Lane& lane, const StateS
 #pragma unroll
         for (int piece = 0; piece < PIECES; piece++) {
             const Acc sum = sum_over_lanes(end.dot(s, piece));
-            if (row < lane.rows && lane.lane % DOT_LANES == 0) q[lane.half_of(piece) * of_slice + row] = sum;
+            if (row < lane.rows && lane.lane == 0) q[lane.half_of(piece) * of_slice + row] = sum;
         }
     }
 }
@@ -231,13 +228,14 @@ DEVICE void recompute(const ContentParams& p, unsigned block, unsigned blocks) {
     state.start(lane, p.given);
     Acc* const dy_dot_s = p.dy_dot_s + lane.before_slice * (CHUNK * R) + lane.access(OWN_READS);
     ForwardPass<true> pass(p, lane, state);
-    const auto look_up = [&](int chunk, const auto& meanwhile) {
+    const auto look_up = [&](int chunk, const auto& load_ahead) {
+        if (!STAGGERED) load_ahead();
         int codes[OWN_READS];
         Tile seen[OWN_READS];
         Acc dots[PIECES][OWN_READS];
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
-        meanwhile();
+        if (STAGGERED) load_ahead();
         const Tile dy = pass.dy.widened();
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++)
@@ -303,14 +301,15 @@ struct BackwardPass {
         __syncthreads();
     }
     // Writes look the adjoint up: dots with v, dv. Those that alone write their slot scale it. ``meanwhile``: as above.
-    template <class Meanwhile> DEVICE void look_up(int chunk, const Meanwhile& meanwhile) {
+    template <class LoadAhead> DEVICE void look_up(int chunk, const LoadAhead& load_ahead) {
+        if (!STAGGERED) load_ahead();
         int codes[OWN_WRITES];
         Tile d[OWN_WRITES];
         Acc dots[PIECES][OWN_WRITES];
         write.codes(lane, false, codes);
         adjoint.load_all(lane, codes, d);
         Coupled coupled(lane, adjoint, chunk);
-        meanwhile();
+        if (STAGGERED) load_ahead();
         coupled.look_ahead();
         const Tile v = value.widened();
         if (wanted && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, d[0], p.after_heavy + lane.at(chunk));
@@ -357,28 +356,24 @@ struct BackwardPass {
         start(end);
         for (int chunk = end; chunk >= 0; chunk--) {
             const int next = max(chunk - 1, 0);
-            const auto load_ahead = [&] {
+            // 1. what looks the adjoint up
+            look_up(chunk, [&] {
                 prefetcher(chunk - PREFETCHED);
                 load_dy(write.once_here(lane, next));
                 load_for_change(chunk, next);
                 if (STAGGERED) load_for_look_up(next, next);
-            };
-            if (!STAGGERED) load_ahead();
-            // 1. what looks the adjoint up
-            look_up(chunk, [&] {
-                if (STAGGERED) load_ahead();
             });
             read.prefetch_rows(lane, adjoint, lane.rows);
             wait_for_copies<0>();
             __syncthreads();
             // 2. what changes it
             copy_couplings(next, coupled(next));
-            if (!STAGGERED) load_for_look_up(next, read.once_here(lane, next)), take_for_look_up();
+            if (!STAGGERED) load_for_look_up(next, read.once_here(lane, next));
             Changes::change_all(lane, record_of(chunk), chunk, second, [&] { change_in_place(chunk); },
                 [&](const SlotList& list) { change_by_list(chunk, list); });
+            take_for_look_up();
             write.prefetch_rows(lane, adjoint, lane.rows);
             if (chunk > 0) store_dy(next);
-            if (STAGGERED) take_for_look_up();
             wait_for_copies<0>();
             __syncthreads();
         }

@@ -8,7 +8,7 @@ from typing import Any
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call, Kept, Segments
-from .layout import Layout, layout_of_contents, processors, shared_memory
+from .layout import THREADS, Layout, layout_of_contents, processors, shared_memory
 
 PASSES = ("content_forward", "content_backward_recompute", "content_backward", "content_backward_both")
 
@@ -30,7 +30,6 @@ def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
         *layout.defines, ("CHANNELS", layout.channels), ("WHOLE", int(layout.whole)), ("ALIGNED", int(layout.aligned)),
         ("IN_SHARED", int(layout.in_shared)), ("LAZY_ZERO", int(renumbered and not layout.in_shared)),
         ("BYTES_BEFORE_ROWS", layout.bytes_before_rows), ("BLOCKS", layout.blocks),
-        ("STAGGERED", int(layout.staggered)),
     )  # fmt: skip
     return Specialisation("memory/content.cu", PASSES, defines, (CONTENT,))
 
@@ -38,7 +37,7 @@ def content_specialisation(layout: Layout, renumbered: bool) -> Specialisation:
 @functools.lru_cache(maxsize=1024)
 def _launch(layout: Layout, renumbered: bool, name: str, rows: int, blocks: int) -> Launch:
     specialisation = content_specialisation(layout, renumbered)
-    return Launch(specialisation, name, (blocks,), layout.threads, layout.content_bytes(rows))
+    return Launch(specialisation, name, (blocks,), THREADS, layout.content_bytes(rows))
 
 
 def content_pass(

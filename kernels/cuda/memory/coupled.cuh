@@ -2,9 +2,7 @@
 #pragma once
 #include "memory/state_slice.cuh"
 
-#ifndef STAGGERED
-#error "STAGGERED (warps with long chains of loads begin with these, and others copy meanwhile) must be 0 or 1"
-#endif
+constexpr bool STAGGERED = TWO_PIECES;
 static_assert(!STAGGERED || IN_SHARED, "rows in device memory would be asked for too late");
 
 // Four warps copy: the last, because the first have most of the lists, or the first. A number below 0: not this thread.

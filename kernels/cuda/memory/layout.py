@@ -29,16 +29,6 @@ MAX_ROWS = 2**26 - 1
 _SLICE_CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # widest first, by the bytes of an accumulator
 
 
-class Wide(NamedTuple):
-    """How a block works on a slice that is twice as wide. The bits are the same either way."""
-
-    lanes: int  # of a group: 4, with twice as many channels each, or 8, in twice as many warps
-    staggered: bool  # whether warps with long chains of loads begin with these, and others copy meanwhile
-
-
-WIDE = Wide(lanes=4, staggered=False)
-
-
 class SharedMemory(NamedTuple):
     """Bytes of shared memory that a block can be given, and that a multiprocessor has."""
 
@@ -83,18 +73,11 @@ class Layout:
     aligned: bool  # whether the channels of a lane are all there and aligned, or none is
     in_shared: bool  # whether the slice of the state is in shared memory
     blocks: int  # on a multiprocessor
-    lanes: int = LANES  # of a group of content.cu
-    staggered: bool = False  # see Wide
 
     @functools.cached_property
     def chunk(self) -> int:
         """Tokens of a chunk."""
         return chunk_tokens(*self.top_k)
-
-    @functools.cached_property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return GROUPS * self.lanes
 
     @functools.cached_property
     def groups_per_token(self) -> int:
@@ -142,15 +125,11 @@ class Layout:
         """Bytes of a slice's row."""
         return self.channels * self.acc_bytes
 
-    def widened(self, wide: Wide | None = None) -> Layout:
+    def widened(self) -> Layout:
         """The same with slices twice as wide, for blocks that have a multiprocessor for themselves. An access is then
         looked up once for twice the channels, and no two rows meet in a bank of shared memory.
-
-        ``wide``: WIDE if it is not given.
         """
-        lanes, staggered = wide or WIDE
-        wider = replace(self, channels=2 * self.channels, slices=self.slices // 2, blocks=1)
-        return replace(wider, lanes=lanes, staggered=staggered)
+        return replace(self, channels=2 * self.channels, slices=self.slices // 2, blocks=1)
 
     def content_bytes(self, rows: int) -> int:
         """Shared memory of a block of ``content.cu``; the last rows are tokens of two chunks, zeros, the slice of the
@@ -165,9 +144,8 @@ class Layout:
     def defines(self) -> tuple[tuple[str, str | int], ...]:
         """What ``chunk.cuh`` asks for."""
         return (
-            ("ELEMENT", self.element), ("THREADS", self.threads), ("LANES_OF_GROUP", self.lanes),
-            ("CHUNK", self.chunk), ("WRITES", self.top_k[0]), ("READS", self.top_k[1]),
-            ("WRITES_PADDED", self.accesses[0]), ("READS_PADDED", self.accesses[1]),
+            ("ELEMENT", self.element), ("THREADS", THREADS), ("CHUNK", self.chunk), ("WRITES", self.top_k[0]),
+            ("READS", self.top_k[1]), ("WRITES_PADDED", self.accesses[0]), ("READS_PADDED", self.accesses[1]),
             ("GROUPS_PER_TOKEN", self.groups_per_token), ("ENTRIES", self.entries), ("CHAINS", self.chains),
             ("RECORD_BYTES", self.record_bytes),
         )  # fmt: skip

@@ -11,9 +11,7 @@ constexpr int TILE = CHANNELS / LANES;                                   // chan
 // shared memory gives eight lanes 16 bytes each at once, and these then never lie in the same banks.
 constexpr bool TWO_PIECES = TILE * sizeof(Acc) == 32;
 constexpr int PIECES = TWO_PIECES ? 2 : 1, PIECE = TILE / PIECES;
-// Dots are of what four lanes have a piece of: a slice, or half of a wide one. So wide slices have the bits of narrow ones.
-constexpr int DOT_LANES = 4, DOTS = PIECES * LANES / DOT_LANES;  // dots of an access
-static_assert(DOTS == 1 || (DOTS == 2 && WHOLE && ALIGNED && TOKENS_IN_PAIRS), "whole halves; groups of a token begin with one");
+static_assert(!TWO_PIECES || (WHOLE && ALIGNED && TOKENS_IN_PAIRS), "whole pieces; groups of a token begin with one half");
 constexpr int OWN_WRITES = W / GROUPS_PER_TOKEN, OWN_READS = R / GROUPS_PER_TOKEN;  // accesses of a group
 static_assert(OWN_WRITES <= 8 && OWN_READS <= 8, "a group's accesses are held in registers");
 
@@ -61,7 +59,7 @@ struct Lane {
     int token, part;          // of a chunk: the group's token, and which of its accesses
     long long first_row;      // in arrays (B*H, segments, rows)
     long long first_chunk;    // in arrays (B*H, chunks)
-    long long before_slice;   // chunks of other slices, in arrays (slices * DOTS, B*H, chunks): dots are of half slices
+    long long before_slice;   // chunks of other slices, in arrays (slices * PIECES, B*H, chunks): dots are of half slices
     long long first;          // the lane's first channel of the group's token of chunk 0, in arrays (B, T, H, C)
     unsigned stride;          // from chunk to chunk there
     int chunks_with_token;    // chunks that have the group's token
@@ -85,15 +83,14 @@ struct Lane {
         tokens = min(chunks * CHUNK, span.tokens - begin * CHUNK);
         chunks_with_token = takes_part() ? (tokens - token + CHUNK - 1) / CHUNK : 0;
         first_chunk = (unsigned long long)(unsigned(span.first_chunk)) * heads + head * unsigned(all_chunks) + unsigned(begin);
-        before_slice = (long long)(p.all_chunks) * (slice * DOTS);
+        before_slice = (long long)(p.all_chunks) * (slice * PIECES);
         const int of_slice = slice * CHANNELS + channel;
         first = (((long long)(span.begin) + begin * CHUNK + token) * heads + head) * channels + of_slice;
 #pragma unroll
         for (int i = 0; i < TILE; i++) inside[i] = WHOLE || of_slice + i < channels;
     }
     DEVICE bool second_half_first() const { return TWO_PIECES && group % 2; }
-    // Which half of the slice the lane's piece is of; 0 if dots are of the whole slice.
-    DEVICE int half_of(int piece) const { return TWO_PIECES ? piece ^ int(second_half_first()) : lane / DOT_LANES; }
+    DEVICE int half_of(int piece) const { return piece ^ int(second_half_first()); }  // of the slice
     DEVICE static int token_of(int group) { return TOKENS_IN_PAIRS ? group / 4 * 2 + group % 2 : group / GROUPS_PER_TOKEN; }
     DEVICE static int part_of(int group) { return TOKENS_IN_PAIRS ? group / 2 % 2 : group % GROUPS_PER_TOKEN; }
     // How many lanes on are those of the part that differs by this power of two.
@@ -256,13 +253,13 @@ template <class T> DEVICE void store_sum(const Lane& lane, int chunk, Tile x, T*
     }
 }
 
-DEVICE Acc sum_over_lanes(Acc x) {  // those of a dot
+DEVICE Acc sum_over_lanes(Acc x) {
 #pragma unroll
-    for (int distance = DOT_LANES / 2; distance; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
+    for (int distance = LANES / 2; distance; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
     return x;
 }
 
-// The sums over four lanes of N numbers per lane (N a multiple of 4); lane l of them gets those from l N / 4 on.
+// The sums over a group's lanes of N numbers per lane (N a multiple of 4); lane l gets those from l N / 4 on.
 template <int N> DEVICE void transpose_sum(const Acc (&x)[N], Acc (&sums)[N / 4]) {
     const bool upper = threadIdx.x & 2, odd = threadIdx.x & 1;
     Acc half[N / 2];
@@ -278,13 +275,13 @@ template <int N> DEVICE void transpose_sum(const Acc (&x)[N], Acc (&sums)[N / 4]
     }
 }
 
-// Stores a group's dots, one for each of its N accesses and half of the slice. ``half``: how many
+// Stores the sums over the lanes of a group's dots, one for each of its N accesses and half of the slice. ``half``: how many
 // numbers on the second half's are.
 template <int N> DEVICE void store_dots(const Lane& lane, const Acc (&dots)[PIECES][N], Acc* to, long long half) {
 #pragma unroll
     for (int piece = 0; piece < PIECES; piece++) {
         Acc sums[N / 4];
         transpose_sum(dots[piece], sums);
-        if (lane.takes_part()) store<N / 4>(sums, to + lane.half_of(piece) * half + lane.lane % DOT_LANES * (N / 4));
+        if (lane.takes_part()) store<N / 4>(sums, to + (TWO_PIECES ? lane.half_of(piece) * half : 0) + lane.lane * (N / 4));
     }
 }
