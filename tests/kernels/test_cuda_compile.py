@@ -3,16 +3,12 @@ those that differ in more than sizes."""
 
 import re
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ramnet_np.kernels.cuda.address.decode import DECODE_PARAMS, MAX_HELD, MAX_SELECTED, decode_specialisation
 from ramnet_np.kernels.cuda.defaults import DEFAULT_SPECIALISATIONS
-from ramnet_np.kernels.cuda.memory.content import content_specialisation
-from ramnet_np.kernels.cuda.memory.layout import H100 as CHIP
-from ramnet_np.kernels.cuda.memory.layout import Wide, choose_layout
 from ramnet_np.kernels.cuda.runtime.module import FOLDER, Launch, Specialisation, get_kernel, sum_dtype, type_name
 from ramnet_np.kernels.cuda.runtime.params import INT, LONG, POINTER, ParamStruct
 from ramnet_np.kernels.cuda.step.step import step_specialisation
@@ -104,18 +100,6 @@ def test_default_specialisations_compile_into_registers(specialisation):
         spills = re.findall(r"(\d+) bytes spill stores", log)
         assert len(spills) >= len(specialisation.kernels)
         assert max(map(int, spills)) <= allowed, log
-
-
-@pytest.mark.parametrize("element", ["float", "bfloat16"])
-@pytest.mark.parametrize("wide", [Wide(4, True), Wide(8, False), Wide(8, True)])
-def test_wide_slices_compile_into_registers(element, wide):
-    narrow = replace(choose_layout(np.dtype(np.float32), 1024, 64, 8, 8, CHIP), element=element)
-    widened = narrow.widened(wide)
-    assert widened.threads == 64 * wide.lanes
-    compiled, log = compile_source(content_specialisation(widened, False), H100)
-    assert compiled, log
-    assert "warning" not in log
-    assert set(re.findall(r"(\d+) bytes spill stores", log)) == {"0"}, log
 
 
 def included(name: str) -> set[str]:

@@ -91,7 +91,9 @@ template <bool RECOMPUTE> struct ForwardPass {
         if (RECOMPUTE) next_dy.clear();
         if (RECOMPUTE && lane.has(chunk)) next_dy.load(lane, p.dy + lane.at(chunk));
     }
-    DEVICE void take_for_look_up() { read = next_read, dy = next_dy; }
+    DEVICE void take_for_look_up() {  // when the chunk before has been looked up
+        read = next_read, dy = next_dy;
+    }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
     DEVICE void copy_couplings(int chunk, int coupled) const {
         if (!RECOMPUTE) ::copy_couplings(record_of(chunk).by_reader, coupled);
@@ -149,12 +151,16 @@ template <bool RECOMPUTE> struct ForwardPass {
         for (int chunk = 0; chunk <= last; chunk++) {
             const int next = min(chunk + 1, last), in_use = LAZY_ZERO ? next * CHUNK * WRITES : lane.rows;
             if (LAZY_ZERO) state.first_unset_row = chunk * CHUNK * WRITES;
-            // 1. what looks slots up
-            look_up(chunk, [&] {
+            const auto load_ahead = [&] {
                 prefetcher(chunk + PREFETCHED);
                 load_value(read.once_here(lane, next));
                 load_for_change(chunk, next);
                 if (STAGGERED) load_for_look_up(next, next);
+            };
+            if (!STAGGERED) load_ahead();
+            // 1. what looks slots up
+            look_up(chunk, [&] {
+                if (STAGGERED) load_ahead();
             });
             write.prefetch_rows(lane, state, state.first_unset_row);
             wait_for_copies<0>();
@@ -181,17 +187,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
     const bool wanted = !(p.local_only && lane.segment);
     ForwardPass<false> pass(p, lane, state);
     const TokenChannels<ELEMENT> y(lane, p.y, first_of_sum(lane));
-    pass.run([&](int chunk, const auto& load_ahead) {
+    pass.run([&](int chunk, const auto& meanwhile) {
         const bool computes = wanted && lane.takes_part();
-        if (!STAGGERED) load_ahead();
         if (!STAGGERED && !computes) return;
         int codes[OWN_READS];
         Tile seen[OWN_READS], sum;
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
         Coupled coupled(lane, state, chunk);
-        if (STAGGERED) load_ahead();
-        coupled.look_ahead();
+        meanwhile();
+        coupled.load_rows_ahead();
         if (!computes) return;
         sum.clear();
 #pragma unroll
@@ -228,14 +233,13 @@ DEVICE void recompute(const ContentParams& p, unsigned block, unsigned blocks) {
     state.start(lane, p.given);
     Acc* const dy_dot_s = p.dy_dot_s + lane.before_slice * (CHUNK * R) + lane.access(OWN_READS);
     ForwardPass<true> pass(p, lane, state);
-    const auto look_up = [&](int chunk, const auto& load_ahead) {
-        if (!STAGGERED) load_ahead();
+    const auto look_up = [&](int chunk, const auto& meanwhile) {
         int codes[OWN_READS];
         Tile seen[OWN_READS];
         Acc dots[PIECES][OWN_READS];
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
-        if (STAGGERED) load_ahead();
+        meanwhile();
         const Tile dy = pass.dy.widened();
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++)
@@ -281,7 +285,9 @@ struct BackwardPass {
         next_value.clear();
         if (lane.has(chunk)) next_value.load(lane, p.values + lane.at(chunk));
     }
-    DEVICE void take_for_look_up() { write = next_write, value = next_value; }
+    DEVICE void take_for_look_up() {  // when the chunk before has been looked up
+        write = next_write, value = next_value;
+    }
     // A phase before it is stored, so that nobody waits for it.
     DEVICE void load_dy(int chunk) {
         dy.clear();
@@ -301,16 +307,15 @@ struct BackwardPass {
         __syncthreads();
     }
     // Writes look the adjoint up: dots with v, dv. Those that alone write their slot scale it. ``meanwhile``: as above.
-    template <class LoadAhead> DEVICE void look_up(int chunk, const LoadAhead& load_ahead) {
-        if (!STAGGERED) load_ahead();
+    template <class Meanwhile> DEVICE void look_up(int chunk, const Meanwhile& meanwhile) {
         int codes[OWN_WRITES];
         Tile d[OWN_WRITES];
         Acc dots[PIECES][OWN_WRITES];
         write.codes(lane, false, codes);
         adjoint.load_all(lane, codes, d);
         Coupled coupled(lane, adjoint, chunk);
-        if (STAGGERED) load_ahead();
-        coupled.look_ahead();
+        meanwhile();
+        coupled.load_rows_ahead();
         const Tile v = value.widened();
         if (wanted && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, d[0], p.after_heavy + lane.at(chunk));
         Tile sum;  // dv
@@ -356,12 +361,16 @@ struct BackwardPass {
         start(end);
         for (int chunk = end; chunk >= 0; chunk--) {
             const int next = max(chunk - 1, 0);
-            // 1. what looks the adjoint up
-            look_up(chunk, [&] {
+            const auto load_ahead = [&] {
                 prefetcher(chunk - PREFETCHED);
                 load_dy(write.once_here(lane, next));
                 load_for_change(chunk, next);
                 if (STAGGERED) load_for_look_up(next, next);
+            };
+            if (!STAGGERED) load_ahead();
+            // 1. what looks the adjoint up
+            look_up(chunk, [&] {
+                if (STAGGERED) load_ahead();
             });
             read.prefetch_rows(lane, adjoint, lane.rows);
             wait_for_copies<0>();

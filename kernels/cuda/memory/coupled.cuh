@@ -2,11 +2,14 @@
 #pragma once
 #include "memory/state_slice.cuh"
 
+// Whether loads are asked for as early as they can be, and warps begin with their longest chain of loads while others copy. A
+// block of wide slices has a multiprocessor for itself, so nobody else works while its warps wait for one another: staggered,
+// the contents take 5% less time. Three blocks of narrow slices fill one another's gaps, and have no registers for it.
 constexpr bool STAGGERED = TWO_PIECES;
 static_assert(!STAGGERED || IN_SHARED, "rows in device memory would be asked for too late");
 
-// Four warps copy: the last, because the first have most of the lists, or the first. A number below 0: not this thread.
-constexpr int COPIERS = 128;
+// Half of the warps copy: the last, because the first have most of the lists, or the first. Below 0: not this thread.
+constexpr int COPIERS = THREADS / 2;
 DEVICE int copier_of_last_warps() { return int(threadIdx.x) - (THREADS - COPIERS); }
 DEVICE int copier_of_first_warps() { return int(threadIdx.x) < COPIERS ? int(threadIdx.x) : -1; }
 
@@ -41,21 +44,20 @@ DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
     if (beyond < parts) prefetch(from + beyond);
 }
 
-// The group's share of its token's couplings, times the other tokens' rows.
+// The group's share of its token's couplings, times the other tokens' rows. If STAGGERED, the first two are looked up before
+// sums need the rows of accesses: a row of these is the last of three loads that wait for one another. With random addresses
+// few groups have more.
 struct Coupled {
     const Lane& lane;
     const StateSlice& state;
     const int chunk;
     int i, end;  // of its pairs, every GROUPS_PER_TOKEN-th of the token's
     static constexpr int AHEAD = 2;
-    TokenEvent pair[AHEAD];  // from i on, with their rows, if STAGGERED
+    TokenEvent pair[AHEAD];  // from i on
     Tile row[AHEAD];
 
     DEVICE Coupled(const Lane& lane, const StateSlice& state, int chunk) : lane(lane), state(state), chunk(chunk) {
-        if (!STAGGERED) return;
-        find();
-#pragma unroll
-        for (int n = 0; n < AHEAD; n++) pair[n] = pair_at(i + n * GROUPS_PER_TOKEN);
+        if (STAGGERED) find(), load_pairs_ahead();
     }
     DEVICE static TokenEvent pair_at(int i) { return shared_couplings().pairs[min(i, SHARED_PAIRS - 1)]; }
     DEVICE int shared_end() const { return min(end, SHARED_PAIRS); }
@@ -64,27 +66,35 @@ struct Coupled {
         const int begin = own & 0xffff;
         end = begin + (own >> 16), i = begin + lane.part;
     }
-    // Asks for rows before sums need those of accesses: these are the last of three loads that wait for one another. With
-    // random addresses few groups have more.
-    DEVICE void look_ahead() {
+    DEVICE void load_pairs_ahead() {
 #pragma unroll
-        for (int n = 0; STAGGERED && n < AHEAD; n++)
+        for (int n = 0; n < AHEAD; n++) pair[n] = pair_at(i + n * GROUPS_PER_TOKEN);
+    }
+    DEVICE void load_rows_ahead() {
+        if (!STAGGERED) return;
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++)
             if (i + n * GROUPS_PER_TOKEN < shared_end()) row[n] = state[state.token_row(chunk, int(pair[n].code))];
+    }
+    DEVICE void add_ahead(Tile& sum) {
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {  // with a branch here the compiler would load in it
+            const bool there = i < shared_end();
+#pragma unroll
+            for (int c = 0; c < TILE; c++) sum.at[c] = there ? sum.at[c] + pair[n].coefficient * row[n].at[c] : sum.at[c];
+            if (there) i += GROUPS_PER_TOKEN;
+        }
     }
     // ``lists``: where those pairs are that shared memory does not hold.
     DEVICE void add_to(Tile& sum, const CouplingLists& lists);
 };
 
 DEVICE void Coupled::add_to(Tile& sum, const CouplingLists& lists) {
-    if (!STAGGERED) find();
+    if (STAGGERED)
+        add_ahead(sum);
+    else
+        find();
     const int in_shared = shared_end();
-#pragma unroll
-    for (int n = 0; STAGGERED && n < AHEAD; n++) {  // with a branch here the compiler would load in it
-        const bool there = i < in_shared;
-#pragma unroll
-        for (int c = 0; c < TILE; c++) sum.at[c] = there ? sum.at[c] + pair[n].coefficient * row[n].at[c] : sum.at[c];
-        if (there) i += GROUPS_PER_TOKEN;
-    }
     TokenEvent next = pair_at(i);
     // One after another: with random addresses a group has one in two chunks. The next is asked for with the row of this one.
 #pragma unroll 1
