@@ -2,9 +2,9 @@
 #pragma once
 #include "memory/state_slice.cuh"
 
-// Whether loads are asked for as early as they can be, and warps begin with their longest chain of loads while others copy. A
-// block of wide slices has a multiprocessor for itself, so nobody else works while its warps wait for one another: staggered,
-// the contents take 5% less time. Three blocks of narrow slices fill one another's gaps, and have no registers for it.
+// A block of wide slices has a multiprocessor for itself, so nobody else works while its warps wait for one another. Its work
+// is staggered: it asks for rows before it loads what comes next, and warps with long chains of loads begin with these while
+// others copy. The contents take 5% less time. Three blocks of narrow slices fill one another's gaps, and lack the registers.
 constexpr bool STAGGERED = TWO_PIECES;
 static_assert(!STAGGERED || IN_SHARED, "rows in device memory would be asked for too late");
 
@@ -44,9 +44,9 @@ DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
     if (beyond < parts) prefetch(from + beyond);
 }
 
-// The group's share of its token's couplings, times the other tokens' rows. If STAGGERED, the first two are looked up before
-// sums need the rows of accesses: a row of these is the last of three loads that wait for one another. With random addresses
-// few groups have more.
+// The group's share of its token's couplings, times the other tokens' rows. A row is the last of three loads that wait for one
+// another. So, if STAGGERED, the first two rows are asked for before sums wait for those of accesses; with random addresses few
+// groups have more.
 struct Coupled {
     const Lane& lane;
     const StateSlice& state;
@@ -71,9 +71,8 @@ struct Coupled {
         for (int n = 0; n < AHEAD; n++) pair[n] = pair_at(i + n * GROUPS_PER_TOKEN);
     }
     DEVICE void load_rows_ahead() {
-        if (!STAGGERED) return;
 #pragma unroll
-        for (int n = 0; n < AHEAD; n++)
+        for (int n = 0; STAGGERED && n < AHEAD; n++)
             if (i + n * GROUPS_PER_TOKEN < shared_end()) row[n] = state[state.token_row(chunk, int(pair[n].code))];
     }
     DEVICE void add_ahead(Tile& sum) {
