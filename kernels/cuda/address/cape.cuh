@@ -11,8 +11,17 @@ struct Cape {
     // A row's t, 0 in a head without CAPE. By a plain load: step.cu may begin before the positions are written.
     DEVICE long long position(unsigned row) const {
         if (row % heads >= cape_heads) return 0;
-        const unsigned token = row / heads, batch = token / tokens, number = token % tokens;
-        return positions ? positions[batch * batch_stride + number * token_stride] : number;
+        const long long* at = of_token(row / heads);
+        return at ? *at : row / heads % tokens;
+    }
+    // The same mod 2**32, of which M is a divisor: a load without a half that nobody uses.
+    DEVICE unsigned low_half(unsigned row) const {
+        if (row % heads >= cape_heads) return 0;
+        const long long* at = of_token(row / heads);
+        return at ? *reinterpret_cast<const unsigned*>(at) : row / heads % tokens;
+    }
+    DEVICE const long long* of_token(unsigned token) const {
+        return positions ? positions + (token / tokens * batch_stride + token % tokens * token_stride) : nullptr;
     }
     DEVICE static unsigned shift_at(long long position, unsigned slots) {  // t mod M
         const long long rest = position % (long long)(slots);

@@ -68,12 +68,27 @@ struct Role {
     bool leads, last;  // first in its chain; the chunk's last write to the slot
     int size, writes;  // of the chain
     int rank, writes_before;  // of the chain, those before the access
+
+    // What the chain takes, by the access that leads it.
+    DEVICE unsigned need() const {
+        return leads ? unsigned(size) | (with_writes ? unsigned(writes) << 10 : 1u << 20) : 0;
+    }
 };
 
 // What chains take: entries | numbers of writes in chains | read-only chains, ten bits each.
 DEVICE int entries_of(unsigned counts) { return counts & 1023; }
 DEVICE int writes_of(unsigned counts) { return counts >> 10 & 1023; }
 DEVICE int read_only_of(unsigned counts) { return counts >> 20; }
+
+// What chains had taken before those that a thread's write and its read lead.
+struct TakenBefore {
+    unsigned write, read;
+};
+
+// An access' tag (mass.cuh). Its chain's writes before it have the numbers first_write, first_write + 1, ..
+struct Placed {
+    int tag, first_write, writes_before;
+};
 
 // Places of the chains that a thread's write and its read lead, among those with writes; and how many there are of these.
 struct ChainPlaces {
@@ -85,7 +100,7 @@ struct ConflictTable {
     alignas(16) int slots[DIRECT ? 4 : CELLS];            // or -1; only of a hash table
     alignas(16) unsigned writers[CELLS], readers[CELLS];  // masks of tokens
     unsigned before[CELLS];                               // what chains took that were counted before the slot's
-    Affine change_at[ENTRIES];                            // by the entries of chains
+    Affine change_at[WRITE_ENTRIES];                      // by the numbers of writes in chains
     int chains_of_length[LENGTHS];                        // with writes
     unsigned taken;                                       // by all chains
 
@@ -105,7 +120,7 @@ struct ConflictTable {
     // Finds or claims the cell of an access' slot, and sets its token's bit in ``masks``.
     DEVICE void mark(AccessOfThread& access, unsigned* masks) {
         if (!access.live) return;
-        access.cell = access.row & (CELLS - 1);
+        access.cell = place_of_row(access.row) & (CELLS - 1);
         while (!DIRECT) {
             const int seen = atomicCAS(slots + access.cell, -1, access.row);
             if (seen == -1 || seen == access.row) break;
@@ -127,11 +142,13 @@ struct ConflictTable {
         role.last = !is_read & (written >> access.token == 1);
         return role;
     }
-    // The access that leads a chain takes what the chain needs. Returns what chains had taken before.
-    DEVICE unsigned take(const AccessOfThread& access, const Role& role) {
-        if (!role.leads) return 0;
-        const unsigned own = unsigned(role.size) | (role.with_writes ? unsigned(role.writes) << 10 : 1u << 20);
-        return before[access.cell] = atomicAdd(&taken, own);
+    // A thread takes what the chains need that its accesses lead, at once: lanes that add to one number wait for one another.
+    DEVICE TakenBefore take(const AccessOfThread& write, const Role& write_role, const AccessOfThread& read, const Role& read_role) {
+        const unsigned by_write = write_role.need(), own = by_write + read_role.need();
+        const unsigned before_write = own ? atomicAdd(&taken, own) : 0, before_read = before_write + by_write;
+        if (write_role.leads) before[write.cell] = before_write;
+        if (read_role.leads) before[read.cell] = before_read;
+        return {before_write, before_read};
     }
     // Chains with writes, long before short: how many are as long as that which an access leads, of those counted so far.
     DEVICE int count_length(const Role& role) {
@@ -151,12 +168,12 @@ struct ConflictTable {
             read_place + __shfl_sync(~0u, sum - own, LENGTHS - 1 - length_of(read)), __shfl_sync(~0u, sum, 31)};
     }
     DEVICE static int length_of(const Role& role) { return smaller_of(role.size, LENGTHS - 1); }
-    // The change of the mass by the entries of a chain from ``begin`` up to ``end``.
-    DEVICE Affine change_between(int begin, int end) const {
+    // The change of the mass by the writes of a chain before an access. Reads change nothing and have no number.
+    DEVICE Affine change_before(const Placed& access) const {
         Affine sum{1, 0};
 #pragma unroll 1
-        for (int i = begin; i < end; i++) {
-            const Affine next = change_at[i];
+        for (int i = 0; i < access.writes_before; i++) {
+            const Affine next = change_at[access.first_write + i];
             sum = {next.a * sum.a, next(sum.b)};
         }
         return sum;
@@ -172,12 +189,13 @@ struct ChainHeaders {
 
     DEVICE ChainHeaders(Chain* chains, const ChainPlaces& places, unsigned taken)
         : chains(chains), places(places), count(places.all + read_only_of(taken)),
-          last_round((count ? count - 1 : 0) / CHAINS_PER_ROUND) {}
+          last_round(unsigned(count ? count - 1 : 0) / CHAINS_PER_ROUND) {}
 
     // ``before``: what chains had taken; ``place``: among the chains with writes.
     DEVICE void lead(const AccessOfThread& access, const Role& role, unsigned before, int place) const {
         if (!role.leads) return;
-        const int number = role.with_writes ? place : places.all + read_only_of(before);
+        // without a sign, so that the header's address takes one instruction
+        const unsigned number = role.with_writes ? place : places.all + read_only_of(before);
         chains[number] = Chain::make(access.row, entries_of(before), role.size, last_round);
     }
     // Empty ones, to whole rounds.
@@ -188,42 +206,44 @@ struct ChainHeaders {
     }
 };
 
-// ``at``: the chunk's first token, in arrays (B*H, chunks, CHUNK). Returns the write's tag.
-DEVICE int store_write(
+// ``at``: the chunk's first token, in arrays (B*H, chunks, CHUNK).
+DEVICE Placed store_write(
     const ConflictParams& p, ConflictTable& table, long long at, const AccessOfThread& write, const Role& role, const Affine& change
 ) {
-    int tag = write.live ? (role.last ? LAST : 0) : DEAD;
+    Placed placed{write.live ? (role.last ? LAST : 0) : DEAD, 0, role.writes_before};
     if (role.with_writes) {
         const unsigned before = table.before[write.cell];
-        const int begin = entries_of(before), entry = begin + role.rank;
-        table.change_at[entry] = change;
-        tag |= CHAINED | access_tag(entry, begin, writes_of(before) + role.writes_before);
+        const int begin = entries_of(before), number = writes_of(before) + role.writes_before;
+        table.change_at[number] = change;
+        placed.tag |= CHAINED | access_tag(begin + role.rank, begin, number);
+        placed.first_write = writes_of(before);
     }
-    if (in_chunk(write.token, W)) p.writes[at * W + threadIdx.x] = {write.live ? write.row : 0, tag, change};
-    return tag;
+    if (in_chunk(write.token, W)) p.writes[at * W + threadIdx.x] = {write.live ? write.row : 0, placed.tag, change};
+    return placed;
 }
 
-// Returns the read's tag.
-DEVICE int store_read(const ConflictParams& p, ConflictTable& table, long long at, const AccessOfThread& read, const Role& role) {
-    int tag = read.live ? 0 : DEAD;
+DEVICE Placed store_read(
+    const ConflictParams& p, const ConflictTable& table, long long at, const AccessOfThread& read, const Role& role
+) {
+    Placed placed{read.live ? 0 : DEAD, 0, role.writes_before};
     if (role.listed) {
-        const int begin = entries_of(table.before[read.cell]), entry = begin + role.rank;
-        table.change_at[entry] = {1, 0};  // a read leaves the mass as it is
-        tag = LISTED | (role.with_writes ? CHAINED : 0) | access_tag(entry, begin, 0);
+        const unsigned before = table.before[read.cell];
+        const int begin = entries_of(before);
+        placed.tag = LISTED | (role.with_writes ? CHAINED : 0) | access_tag(begin + role.rank, begin, 0);
+        placed.first_write = writes_of(before);
     }
-    if (in_chunk(read.token, R)) p.reads[at * R + threadIdx.x] = {read.live ? read.row : 0, tag};
-    return tag;
+    if (in_chunk(read.token, R)) p.reads[at * R + threadIdx.x] = {read.live ? read.row : 0, placed.tag};
+    return placed;
 }
 
 // The changes of the mass by the chunk's writes before a chained write, and before a read.
 DEVICE void store_changes_before(
-    const ConflictParams& p, const ConflictTable& table, long long at, int write_tag, const AccessOfThread& read, int read_tag
+    const ConflictParams& p, const ConflictTable& table, long long at, const Placed& write, const AccessOfThread& read,
+    const Placed& placed_read
 ) {
-    if (write_tag & CHAINED)
-        p.change_before[at * W + number_of(write_tag)] = table.change_between(chain_begin(write_tag), entry_index(write_tag));
+    if (write.tag & CHAINED) p.change_before[at * W + number_of(write.tag)] = table.change_before(write);
     if (!p.mass_reads || !in_chunk(read.token, R)) return;
-    const int begin = chain_begin(read_tag), end = read_tag & CHAINED ? entry_index(read_tag) : begin;
-    p.mass_reads[at * R + threadIdx.x] = {read.live ? read.row : 0, read_tag, table.change_between(begin, end)};
+    p.mass_reads[at * R + threadIdx.x] = {read.live ? read.row : 0, placed_read.tag, table.change_before(placed_read)};
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Acc) == 4 ? 8 : 4)
@@ -252,7 +272,7 @@ find_conflicts(const __grid_constant__ ConflictParams p) {
 
     // 2. every access: its slot's chain, its rank there; what its chain takes
     const Role write_role = table.role_of(write, false), read_role = table.role_of(read, true);
-    const unsigned before_write = table.take(write, write_role), before_read = table.take(read, read_role);
+    const TakenBefore before = table.take(write, write_role, read, read_role);
     const int write_place = GRADIENTS ? table.count_length(write_role) : 0;
     const int read_place = GRADIENTS ? table.count_length(read_role) : 0;
     __syncthreads();
@@ -260,15 +280,15 @@ find_conflicts(const __grid_constant__ ConflictParams p) {
     // 3. headers, and accesses
     if (GRADIENTS) {
         const ChainPlaces places = table.places(write_role, write_place, read_role, read_place);
-        const ChainHeaders headers(p.memory.chains + number * CHAINS, places, table.taken);
-        headers.lead(write, write_role, before_write, places.write);
-        headers.lead(read, read_role, before_read, places.read);
+        const ChainHeaders headers(computed_once(p.memory.chains + number * CHAINS), places, table.taken);
+        headers.lead(write, write_role, before.write, places.write);
+        headers.lead(read, read_role, before.read, places.read);
         headers.pad();
     }
-    const int write_tag = store_write(p, table, at, write, write_role, change);
-    const int read_tag = store_read(p, table, at, read, read_role);
+    const Placed placed_write = store_write(p, table, at, write, write_role, change);
+    const Placed placed_read = store_read(p, table, at, read, read_role);
     __syncthreads();
 
     // 4. along chains, up to an access
-    store_changes_before(p, table, at, write_tag, read, read_tag);
+    store_changes_before(p, table, at, placed_write, read, placed_read);
 }

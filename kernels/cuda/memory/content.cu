@@ -70,8 +70,9 @@ template <bool RECOMPUTE> struct ForwardPass {
     const TokenChannels<const ELEMENT> values;
     SlotList second;
     GroupAccesses<OWN_WRITES> write;
-    GroupAccesses<OWN_READS> read;
-    TileInput<ELEMENT> value, next_value, dy;  // of the group's token; the chunk's own value spares a look at shared memory
+    GroupAccesses<OWN_READS> read, next_read;
+    TileInput<ELEMENT> value, next_value;  // of the group's token; the chunk's own value spares a look at shared memory
+    TileInput<ELEMENT> dy, next_dy;
 
     DEVICE ForwardPass(const ContentParams& p, const Lane& lane, StateSlice& state)
         : p(p), lane(lane), state(state), records(computed_once(p.records + lane.first_chunk)),
@@ -86,9 +87,12 @@ template <bool RECOMPUTE> struct ForwardPass {
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        read.load(accesses.reads(lane, after));
-        if (RECOMPUTE) dy.clear();
-        if (RECOMPUTE && lane.has(chunk)) dy.load(lane, p.dy + lane.at(chunk));
+        next_read.load(accesses.reads(lane, after));
+        if (RECOMPUTE) next_dy.clear();
+        if (RECOMPUTE && lane.has(chunk)) next_dy.load(lane, p.dy + lane.at(chunk));
+    }
+    DEVICE void take_for_look_up() {  // when the chunk before has been looked up
+        read = next_read, dy = next_dy;
     }
     DEVICE int coupled(int chunk) const { return shared_headers(chunk)->coupled(); }
     DEVICE void copy_couplings(int chunk, int coupled) const {
@@ -101,10 +105,11 @@ template <bool RECOMPUTE> struct ForwardPass {
     }
     DEVICE void store_value(int chunk) { store_token_row(lane, state, chunk, next_value.widened()); }
     DEVICE void start() {
-        if (copier() >= 0) Changes::copy_headers(record_of(0), 0);
+        if (Changes::copier() >= 0) Changes::copy_headers(record_of(0), 0);
         end_group_of_copies();
         copy_couplings(0, MOST_COUPLED);  // nobody knows yet how many there are
         load_for_look_up(0, 0);
+        take_for_look_up();
         load_value(0);
         store_value(0);
         value = next_value;
@@ -139,26 +144,33 @@ template <bool RECOMPUTE> struct ForwardPass {
         state.store(lane, code, s);
     }
 
-    // look_up(chunk): what the pass does with the reads.
+    // look_up(chunk, meanwhile): what the pass does with the reads; it calls meanwhile() when it has asked for their rows.
     template <class LookUp> DEVICE void run(const LookUp& look_up) {
         start();
         const int last = lane.chunks - 1;
         for (int chunk = 0; chunk <= last; chunk++) {
             const int next = min(chunk + 1, last), in_use = LAZY_ZERO ? next * CHUNK * WRITES : lane.rows;
             if (LAZY_ZERO) state.first_unset_row = chunk * CHUNK * WRITES;
-            prefetcher(chunk + PREFETCHED);
-            load_value(read.once_here(lane, next));
-            load_for_change(chunk, next);
+            const auto load_ahead = [&] {
+                prefetcher(chunk + PREFETCHED);
+                load_value(read.once_here(lane, next));
+                load_for_change(chunk, next);
+                if (STAGGERED) load_for_look_up(next, next);
+            };
+            if (!STAGGERED) load_ahead();
             // 1. what looks slots up
-            look_up(chunk);
+            look_up(chunk, [&] {
+                if (STAGGERED) load_ahead();
+            });
             write.prefetch_rows(lane, state, state.first_unset_row);
             wait_for_copies<0>();
             __syncthreads();
             // 2. what changes them
             copy_couplings(next, coupled(next));
-            load_for_look_up(next, write.once_here(lane, next));
-            change_in_place(chunk);
-            Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
+            if (!STAGGERED) load_for_look_up(next, write.once_here(lane, next));
+            Changes::change_all(lane, record_of(chunk), chunk, second, [&] { change_in_place(chunk); },
+                [&](const SlotList& list) { change_by_list(chunk, list); });
+            take_for_look_up();
             read.prefetch_rows(lane, state, in_use);
             if (chunk < last) store_value(next);
             value = next_value;
@@ -175,16 +187,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) content_forward(co
     const bool wanted = !(p.local_only && lane.segment);
     ForwardPass<false> pass(p, lane, state);
     const TokenChannels<ELEMENT> y(lane, p.y, first_of_sum(lane));
-    pass.run([&](int chunk) {
-        if (!wanted || !lane.takes_part()) return;
+    pass.run([&](int chunk, const auto& meanwhile) {
+        const bool computes = wanted && lane.takes_part();
+        if (!STAGGERED && !computes) return;
         int codes[OWN_READS];
         Tile seen[OWN_READS], sum;
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
+        Coupled coupled(lane, state, chunk);
+        meanwhile();
+        coupled.load_rows_ahead();
+        if (!computes) return;
         sum.clear();
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++) sum.add(pass.read.event[e].coefficient, seen[e]);
-        add_coupled(lane, state, chunk, pass.record_of(chunk).by_reader, sum);
+        coupled.add_to(sum, pass.record_of(chunk).by_reader);
         store_sum(lane, chunk, sum, y.at(chunk));
     });
     state.finish(lane, p.final_state);
@@ -216,12 +233,13 @@ DEVICE void recompute(const ContentParams& p, unsigned block, unsigned blocks) {
     state.start(lane, p.given);
     Acc* const dy_dot_s = p.dy_dot_s + lane.before_slice * (CHUNK * R) + lane.access(OWN_READS);
     ForwardPass<true> pass(p, lane, state);
-    const auto look_up = [&](int chunk) {
+    const auto look_up = [&](int chunk, const auto& meanwhile) {
         int codes[OWN_READS];
         Tile seen[OWN_READS];
         Acc dots[PIECES][OWN_READS];
         pass.read.codes(lane, false, codes);
         state.load_all(lane, codes, seen);
+        meanwhile();
         const Tile dy = pass.dy.widened();
 #pragma unroll
         for (int e = 0; e < OWN_READS; e++)
@@ -244,9 +262,9 @@ struct BackwardPass {
     const Prefetcher prefetcher;
     SlotList second;
     Acc* const d_dot_v;
-    GroupAccesses<OWN_WRITES> write;
+    GroupAccesses<OWN_WRITES> write, next_write;
     GroupAccesses<OWN_READS> read;
-    TileInput<ELEMENT> value, dy;
+    TileInput<ELEMENT> value, next_value, dy;
 
     DEVICE BackwardPass(const ContentParams& p, const Lane& lane, const StateSlice& adjoint)
         : p(p), lane(lane), adjoint(adjoint), wanted(!(p.local_only && lane.segment + 1 < p.segments)),
@@ -263,9 +281,12 @@ struct BackwardPass {
     // ``after``: the chunk, as once_here has it.
     DEVICE void load_for_look_up(int chunk, int after) {
         if (!lane.takes_part()) return;
-        write.load(record_of(after).writes + lane.first_access(OWN_WRITES));
-        value.clear();
-        if (lane.has(chunk)) value.load(lane, p.values + lane.at(chunk));
+        next_write.load(record_of(after).writes + lane.first_access(OWN_WRITES));
+        next_value.clear();
+        if (lane.has(chunk)) next_value.load(lane, p.values + lane.at(chunk));
+    }
+    DEVICE void take_for_look_up() {  // when the chunk before has been looked up
+        write = next_write, value = next_value;
     }
     // A phase before it is stored, so that nobody waits for it.
     DEVICE void load_dy(int chunk) {
@@ -274,23 +295,27 @@ struct BackwardPass {
     }
     DEVICE void store_dy(int chunk) { store_token_row(lane, adjoint, chunk, dy.widened()); }
     DEVICE void start(int end) {
-        if (copier() >= 0) Changes::copy_headers(record_of(end), end);
+        if (Changes::copier() >= 0) Changes::copy_headers(record_of(end), end);
         end_group_of_copies();
         copy_couplings(end, MOST_COUPLED);  // nobody knows yet how many there are
         load_for_look_up(end, end);
+        take_for_look_up();
         load_dy(end);
         store_dy(end);
         for (int chunk = end - 1; chunk > end - PREFETCHED; chunk--) prefetcher(chunk);
         wait_for_copies<0>();
         __syncthreads();
     }
-    // Writes look the adjoint up: dots with v, dv. Those that alone write their slot scale it.
-    DEVICE void look_up(int chunk) {
+    // Writes look the adjoint up: dots with v, dv. Those that alone write their slot scale it. ``meanwhile``: as above.
+    template <class Meanwhile> DEVICE void look_up(int chunk, const Meanwhile& meanwhile) {
         int codes[OWN_WRITES];
         Tile d[OWN_WRITES];
         Acc dots[PIECES][OWN_WRITES];
         write.codes(lane, false, codes);
         adjoint.load_all(lane, codes, d);
+        Coupled coupled(lane, adjoint, chunk);
+        meanwhile();
+        coupled.load_rows_ahead();
         const Tile v = value.widened();
         if (wanted && lane.leads(chunk) && codes[0] & HEAVY) store_channels(lane, d[0], p.after_heavy + lane.at(chunk));
         Tile sum;  // dv
@@ -308,7 +333,7 @@ struct BackwardPass {
         if (!wanted) return;
         store_dots(lane, dots, d_dot_v + at_chunk(chunk, CHUNK * W), at_chunk(p.all_chunks, CHUNK * W));
         if (!lane.takes_part()) return;
-        add_coupled(lane, adjoint, chunk, record_of(chunk).by_writer, sum);
+        coupled.add_to(sum, record_of(chunk).by_writer);
         store_sum(lane, chunk, sum, p.dv + lane.at(chunk) + first_of_sum(lane));
     }
     DEVICE void change_in_place(int chunk) {
@@ -336,19 +361,26 @@ struct BackwardPass {
         start(end);
         for (int chunk = end; chunk >= 0; chunk--) {
             const int next = max(chunk - 1, 0);
-            prefetcher(chunk - PREFETCHED);
-            load_dy(write.once_here(lane, next));
-            load_for_change(chunk, next);
+            const auto load_ahead = [&] {
+                prefetcher(chunk - PREFETCHED);
+                load_dy(write.once_here(lane, next));
+                load_for_change(chunk, next);
+                if (STAGGERED) load_for_look_up(next, next);
+            };
+            if (!STAGGERED) load_ahead();
             // 1. what looks the adjoint up
-            look_up(chunk);
+            look_up(chunk, [&] {
+                if (STAGGERED) load_ahead();
+            });
             read.prefetch_rows(lane, adjoint, lane.rows);
             wait_for_copies<0>();
             __syncthreads();
             // 2. what changes it
             copy_couplings(next, coupled(next));
-            load_for_look_up(next, read.once_here(lane, next));
-            change_in_place(chunk);
-            Changes::for_each(lane, record_of(chunk), chunk, second, [&](const SlotList& list) { change_by_list(chunk, list); });
+            if (!STAGGERED) load_for_look_up(next, read.once_here(lane, next));
+            Changes::change_all(lane, record_of(chunk), chunk, second, [&] { change_in_place(chunk); },
+                [&](const SlotList& list) { change_by_list(chunk, list); });
+            take_for_look_up();
             write.prefetch_rows(lane, adjoint, lane.rows);
             if (chunk > 0) store_dy(next);
             wait_for_copies<0>();

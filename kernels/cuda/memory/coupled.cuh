@@ -2,14 +2,21 @@
 #pragma once
 #include "memory/state_slice.cuh"
 
-// The upper half of the warps copies: the lower half has most of the lists.
-constexpr int COPIERS = THREADS / 2;
-DEVICE int copier() { return int(threadIdx.x) - (THREADS - COPIERS); }  // below 0: none
+// A block of wide slices has a multiprocessor for itself, so nobody else works while its warps wait for one another. Its work
+// is staggered: it asks for rows before it loads what comes next, and warps with long chains of loads begin with these while
+// others copy. The contents take 5% less time. Three blocks of narrow slices fill one another's gaps, and lack the registers.
+constexpr bool STAGGERED = TWO_PIECES;
+static_assert(!STAGGERED || IN_SHARED, "rows in device memory would be asked for too late");
 
-// Copies ``count`` things, of at most MOST, to shared memory.
-template <int MOST, class T> DEVICE void copy_to_shared(T* to, const T* from, int count) {
+// Half of the warps copy: the last, because the first have most of the lists, or the first. Below 0: not this thread.
+constexpr int COPIERS = THREADS / 2;
+DEVICE int copier_of_last_warps() { return int(threadIdx.x) - (THREADS - COPIERS); }
+DEVICE int copier_of_first_warps() { return int(threadIdx.x) < COPIERS ? int(threadIdx.x) : -1; }
+
+// Copies ``count`` things, of at most MOST, to shared memory. ``copier``: this thread among those that copy.
+template <int MOST, class T> DEVICE void copy_to_shared(int copier, T* to, const T* from, int count) {
     constexpr int EACH = sizeof(T) < 16 ? 16 / sizeof(T) : 1;
-    const int own = copier() * EACH;
+    const int own = copier * EACH;
     to += own, from += own;
 #pragma unroll
     for (int first = 0; first < MOST; first += COPIERS * EACH)
@@ -21,7 +28,8 @@ constexpr int SHARED_PAIRS = (COUPLING_BYTES - CHUNK * 4) / (PAIRS_AT_ONCE * siz
 
 // ``coupled``: pairs of the chunk, in PAIRS_AT_ONCE. What shared memory does not hold is brought to the L2 cache.
 DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
-    if (copier() < 0) return;
+    const int copier = copier_of_last_warps();
+    if (copier < 0) return;
     struct alignas(16) Part {
         int at[4];
     };
@@ -29,25 +37,67 @@ DEVICE void copy_couplings(const CouplingLists& lists, int coupled) {
     constexpr int MOST = BEFORE + SHARED_PAIRS / PAIRS_AT_ONCE * EACH;
     const auto* const from = reinterpret_cast<const Part*>(&lists);
     const int parts = BEFORE + coupled * EACH;
-    if (copier() >= parts) return;  // with random addresses three of four warps have nothing to copy
-    copy_to_shared<MOST>(reinterpret_cast<Part*>(&shared_couplings()), from, min(parts, MOST));
+    if (copier >= parts) return;  // with random addresses three of four warps have nothing to copy
+    copy_to_shared<MOST>(copier, reinterpret_cast<Part*>(&shared_couplings()), from, min(parts, MOST));
     end_group_of_copies();
-    const int beyond = MOST + copier() * EACH;
+    const int beyond = MOST + copier * EACH;
     if (beyond < parts) prefetch(from + beyond);
 }
 
-// Adds the group's share of its token's couplings, times the other tokens' rows. ``lists``: where those are that shared
-// memory does not hold.
-DEVICE void add_coupled(const Lane& lane, const StateSlice& state, int chunk, const CouplingLists& lists, Tile& sum) {
-    const int own = lane.takes_part() ? shared_couplings().of_token[lane.token] : 0;
-    const int begin = own & 0xffff, end = begin + (own >> 16);
-    const int shared_end = min(end, SHARED_PAIRS);
-    int i = begin + lane.part;
-    // One after another: with random addresses a group has one in two chunks. The next is asked for with the row of this one.
-    const auto pair_at = [](int i) { return shared_couplings().pairs[min(i, SHARED_PAIRS - 1)]; };
+// The group's share of its token's couplings, times the other tokens' rows. A row is the last of three loads that wait for one
+// another. So, if STAGGERED, the first two rows are asked for before sums wait for those of accesses; with random addresses few
+// groups have more.
+struct Coupled {
+    const Lane& lane;
+    const StateSlice& state;
+    const int chunk;
+    int i, end;  // of its pairs, every GROUPS_PER_TOKEN-th of the token's
+    static constexpr int AHEAD = 2;
+    TokenEvent pair[AHEAD];  // from i on
+    Tile row[AHEAD];
+
+    DEVICE Coupled(const Lane& lane, const StateSlice& state, int chunk) : lane(lane), state(state), chunk(chunk) {
+        if (STAGGERED) find(), load_pairs_ahead();
+    }
+    DEVICE static TokenEvent pair_at(int i) { return shared_couplings().pairs[min(i, SHARED_PAIRS - 1)]; }
+    DEVICE int shared_end() const { return min(end, SHARED_PAIRS); }
+    DEVICE void find() {
+        const int own = lane.takes_part() ? shared_couplings().of_token[lane.token] : 0;
+        const int begin = own & 0xffff;
+        end = begin + (own >> 16), i = begin + lane.part;
+    }
+    DEVICE void load_pairs_ahead() {
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) pair[n] = pair_at(i + n * GROUPS_PER_TOKEN);
+    }
+    DEVICE void load_rows_ahead() {
+#pragma unroll
+        for (int n = 0; STAGGERED && n < AHEAD; n++)
+            if (i + n * GROUPS_PER_TOKEN < shared_end()) row[n] = state[state.token_row(chunk, int(pair[n].code))];
+    }
+    DEVICE void add_ahead(Tile& sum) {
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {  // with a branch here the compiler would load in it
+            const bool there = i < shared_end();
+#pragma unroll
+            for (int c = 0; c < TILE; c++) sum.at[c] = there ? sum.at[c] + pair[n].coefficient * row[n].at[c] : sum.at[c];
+            if (there) i += GROUPS_PER_TOKEN;
+        }
+    }
+    // ``lists``: where those pairs are that shared memory does not hold.
+    DEVICE void add_to(Tile& sum, const CouplingLists& lists);
+};
+
+DEVICE void Coupled::add_to(Tile& sum, const CouplingLists& lists) {
+    if (STAGGERED)
+        add_ahead(sum);
+    else
+        find();
+    const int in_shared = shared_end();
     TokenEvent next = pair_at(i);
+    // One after another: with random addresses a group has one in two chunks. The next is asked for with the row of this one.
 #pragma unroll 1
-    while (i < shared_end) {
+    while (i < in_shared) {
         const Tile x = state[state.token_row(chunk, int(next.code))];
         const Acc coefficient = next.coefficient;
         i += GROUPS_PER_TOKEN, next = pair_at(i);

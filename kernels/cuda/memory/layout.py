@@ -182,6 +182,15 @@ def whole(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 
 
+def places_of(rows: int) -> int:
+    """Places that rows have in shared memory, where their order is that of ``place_of_row`` (mass.cuh).
+
+    >>> places_of(500), places_of(512)
+    (512, 512)
+    """
+    return whole(rows, 32)
+
+
 @functools.cache
 def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int, shared: SharedMemory) -> Layout:
     """The widest slice that leaves room for several blocks on a multiprocessor, else the one that fits most blocks.

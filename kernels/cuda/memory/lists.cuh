@@ -17,11 +17,13 @@ template <bool OF_WRITES> struct Lists {
     DEVICE static const TokenEvent* entries(const ChunkRecord& record) {
         return OF_WRITES ? record.write_entries : record.read_entries;
     }
+    // Forward, the last warps have most of the couplings, which are looked up while headers and entries are copied.
+    DEVICE static int copier() { return STAGGERED && OF_WRITES ? copier_of_first_warps() : copier_of_last_warps(); }
     DEVICE static void copy_headers(const ChunkRecord& record, int chunk) {
-        copy_to_shared<GROUPS>(shared_headers(chunk), headers(record), GROUPS);
+        copy_to_shared<GROUPS>(copier(), shared_headers(chunk), headers(record), GROUPS);
     }
     DEVICE static void copy_entries(const ChunkRecord& record, int chunk) {
-        copy_to_shared<COUNT>(shared_entries(), entries(record), shared_headers(chunk)->total());
+        copy_to_shared<COUNT>(copier(), shared_entries(), entries(record), shared_headers(chunk)->total());
     }
     // The group's list in the second round, or one that is not there. Asked for early, because it comes from device memory.
     DEVICE static SlotList second(const Lane& lane, const ChunkRecord& record, int chunk) {
@@ -38,6 +40,15 @@ template <bool OF_WRITES> struct Lists {
             end_group_of_copies();
         }
         return second(lane, record, chunk);
+    }
+    // in_place(), and change(list) for every list of the chunk that is the group's. They change different slots. A group that
+    // begins with its lists is done with their loads, each of which waits for the one before, while other groups load rows.
+    template <class InPlace, class Change>
+    DEVICE static void change_all(const Lane& lane, const ChunkRecord& record, int chunk, const SlotList& second,
+        const InPlace& in_place, const Change& change) {
+        if (!STAGGERED) in_place();
+        for_each(lane, record, chunk, second, change);
+        if (STAGGERED) in_place();
     }
     // change(list) for every list of the chunk that is the group's.
     template <class Change>

@@ -47,6 +47,11 @@ struct alignas(8) SlotAccess {
     DEVICE bool chained() const { return tag & CHAINED; }
 };
 
+// Where a row stands in an array in shared memory: rows change places, 32 by 32. A token's best slots differ in one or two
+// digits, which are often not the digits that choose the bank, so without this six lanes of a warp meet in one; with it, three.
+DEVICE constexpr int place_of_row(int row) { return row ^ ((row >> 4 ^ row >> 6) & 31); }
+DEVICE constexpr int places_of(int rows) { return (rows + 31) / 32 * 32; }  // that an array has
+
 // Whether a thread's token is one of the chunk; known to the compiler where all threads have one.
 DEVICE constexpr bool in_chunk(int token, int width) { return CHUNK * width >= THREADS || token < CHUNK; }
 

@@ -78,12 +78,15 @@ struct Block {
     const ChunkRange& range;
     const Sequence& sequence;
     Exchange& exchange;
-    MassAdjoint* const adjoint;  // by rows
-    Acc* const decay;            // by rows: what dz at the end is multiplied by, if LOCAL_ONLY
+    MassAdjoint* const adjoint;  // of the rows, by place_of
+    Acc* const decay;            // likewise: what dz at the end is multiplied by, if LOCAL_ONLY
 
     // Tokens before this sequence, in arrays (B*H, chunks, CHUNK).
     DEVICE long long first_token() const { return sequence.chunk(0) * CHUNK; }
 };
+
+// Where a row stands among the block's rows.
+DEVICE int place_of(int row) { return MASS_IN_SHARED ? place_of_row(row) : row; }
 
 constexpr int PREFETCHED = 4;  // chunks whose inputs come to the L2 cache before they are needed; registers hold one
 
@@ -191,10 +194,11 @@ struct WriteThreads {
         if (write.chained()) {
             seen = block.exchange.seen_at[entry_index(int(write.tag))];
         } else {
-            MassAdjoint a = block.adjoint[write.row];
+            const int place = place_of(int(write.row));
+            MassAdjoint a = block.adjoint[place];
             seen = now.update.apply(a);
-            block.adjoint[write.row] = a;
-            if (LOCAL_ONLY) block.decay[write.row] *= absolute(now.update.alpha);
+            block.adjoint[place] = a;
+            if (LOCAL_ONLY) block.decay[place] *= absolute(now.update.alpha);
         }
         const Acc through = seen.dz - now.update.pull(seen.q);
         dweight = now.terms.u - now.terms.h * seen.q + seen.dz + through * now.terms.slope;
@@ -316,18 +320,24 @@ struct ReadThreads {
     }
     DEVICE void apply_unconflicted() const {
         if (!now.read.live() || now.read.listed()) return;
-        MassAdjoint& a = block.adjoint[now.read.row];
+        MassAdjoint& a = block.adjoint[place_of(now.read.row)];
         a.q += now.gain.q;
         if (MASS_AWARE) a.dz += now.gain.dz;
     }
     DEVICE void follow_chain() const {
         if (!chain.count()) return;
-        MassAdjoint a = block.adjoint[chain.row];
-        for (int i = chain.begin() + chain.count() - 1; i >= chain.begin(); i--) {
-            block.exchange.seen_at[i] = block.exchange.update_at[i].apply(a);
-            if (LOCAL_ONLY) block.decay[chain.row] *= absolute(block.exchange.update_at[i].alpha);
+        const int place = place_of(chain.row);
+        MassAdjoint a = block.adjoint[place];
+        const int last = chain.begin() + chain.count() - 1;
+        AdjointUpdate next = block.exchange.update_at[last];
+#pragma unroll 1  // unrolled, lanes with chains of other lengths would be at other copies, and so one after another
+        for (int i = last; i >= chain.begin(); i--) {
+            const AdjointUpdate update = next;
+            if (i > chain.begin()) next = block.exchange.update_at[i - 1];  // asked for before it is needed
+            block.exchange.seen_at[i] = update.apply(a);
+            if (LOCAL_ONLY) block.decay[place] *= absolute(update.alpha);
         }
-        block.adjoint[chain.row] = a;
+        block.adjoint[place] = a;
     }
 
     DEVICE void prepare(int chunk) {
@@ -374,14 +384,14 @@ mass_backward(const __grid_constant__ MassBackwardParams p) {
     const long long first_row = range.first_row, stride = (long long)(gridDim.x) * rows;
     MassAdjoint* const in_shared = &computed_once(*reinterpret_cast<MassAdjoint*>(dynamic_shared()));
     MassAdjoint* const adjoint = MASS_IN_SHARED ? in_shared : p.working + first_row;
-    Acc* const decay = reinterpret_cast<Acc*>(adjoint + rows);
+    Acc* const decay = reinterpret_cast<Acc*>(adjoint + places_of(rows));
     if (MASS_IN_SHARED || p.final_q)
         for (int row = threadIdx.x; row < rows; row += 2 * THREADS) {
             MassAdjoint end{0, !LOCAL_ONLY && p.dfinal_mass ? p.dfinal_mass[first_row + row] : Acc(0)};
 #pragma unroll 1
             for (int i = 0; p.final_q && i < p.final_q_parts; i++) end.q += p.final_q[i * stride + first_row + row];
-            adjoint[row] = end;
-            if (LOCAL_ONLY) decay[row] = 1;
+            adjoint[place_of(row)] = end;
+            if (LOCAL_ONLY) decay[place_of(row)] = 1;
         }
     const Block block{p, range, sequence, exchange, adjoint, decay};
     if (threadIdx.x < THREADS)
@@ -391,8 +401,8 @@ mass_backward(const __grid_constant__ MassBackwardParams p) {
     __syncthreads();
     for (int row = threadIdx.x; row < rows; row += 2 * THREADS) {
         if (LOCAL_ONLY)
-            p.local_begin[first_row + row] = {decay[row], adjoint[row].dz};
+            p.local_begin[first_row + row] = {decay[place_of(row)], adjoint[place_of(row)].dz};
         else if (p.dgiven_mass && range.begin == 0)
-            p.dgiven_mass[sequence.first_row + row] = adjoint[row].dz;
+            p.dgiven_mass[sequence.first_row + row] = adjoint[place_of(row)].dz;
     }
 }

@@ -12,7 +12,7 @@ from ramnet_np.contract import Array
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call, Kept, memory_params
-from .layout import THREADS, Layout
+from .layout import THREADS, Layout, places_of
 from .retention import require_rule
 
 
@@ -67,7 +67,7 @@ def _launch(
 ) -> Launch:
     in_shared = layout.masses_in_shared(rows)
     numbers = 2 + local_only  # of a row: q and dz, and the factor of dz
-    shared = numbers * rows * layout.acc_bytes if in_shared else 0
+    shared = numbers * places_of(rows) * layout.acc_bytes if in_shared else 0
     specialisation = mass_backward_specialisation(layout, update, mass_aware, in_shared, segmented, local_only)
     return Launch(specialisation, "mass_backward", (blocks,), 2 * THREADS, shared)
 

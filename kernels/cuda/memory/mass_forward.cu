@@ -46,12 +46,12 @@ struct MassTable {
     DEVICE Acc get(int row) const {
         if (!MASS_IN_SHARED) return at[row];
         Acc x;
-        load_shared(address + row * unsigned(sizeof(Acc)), x);
+        load_shared(address + place_of_row(row) * unsigned(sizeof(Acc)), x);
         return x;
     }
     DEVICE void set(int row, Acc x) const {
         if (MASS_IN_SHARED)
-            store_shared(address + row * unsigned(sizeof(Acc)), x);
+            store_shared(address + place_of_row(row) * unsigned(sizeof(Acc)), x);
         else
             at[row] = x;
     }
@@ -188,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_forward(const __grid_
     const int rows = sequence.rows, chunks = range.end - range.begin;
     const long long first_row = range.first_row;
     const MassTable z(MASS_IN_SHARED ? reinterpret_cast<Acc*>(dynamic_shared()) : p.working + first_row);
-    const MassTable products(z.at + (SEGMENTED ? rows : 0));
+    const MassTable products(z.at + (SEGMENTED ? places_of(rows) : 0));
     const ChainMasses chain_mass{shared_address(found_mass)};
     MassArrays arrays(p, sequence, range.begin);
 

@@ -12,7 +12,7 @@ from ramnet_np.contract import Array
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, POINTER, ParamStruct
 from .call import Call, Kept, memory_params
-from .layout import THREADS, Layout
+from .layout import THREADS, Layout, places_of
 
 
 @functools.cache
@@ -47,7 +47,7 @@ def _launch(
 ) -> Launch:
     in_shared = layout.masses_in_shared(rows)
     numbers = 1 + segmented  # of a row: its mass, and the product of 1 - eta
-    shared = numbers * rows * layout.acc_bytes if in_shared else 0
+    shared = numbers * places_of(rows) * layout.acc_bytes if in_shared else 0
     specialisation = mass_forward_specialisation(layout, mass_aware, in_shared, renumbered, segmented, gradients)
     return Launch(specialisation, "mass_forward", (blocks,), THREADS, shared)
 

@@ -62,10 +62,12 @@ struct Stage {
         before = {1, 0};
         if (write.last() && write.chained()) before = load_read_only(change_before + number_of(int(write.tag)));
     }
+    // ``of_row``: by place_of_row.
     DEVICE void apply(Affine* of_row) const {
         if (!write.last()) return;
-        const Affine by_chunk{write.change.a * before.a, write.change(before.b)}, old = of_row[write.row];
-        of_row[write.row] = {by_chunk.a * old.a, by_chunk(old.b)};
+        const int place = place_of_row(int(write.row));
+        const Affine by_chunk{write.change.a * before.a, write.change(before.b)}, old = of_row[place];
+        of_row[place] = {by_chunk.a * old.a, by_chunk(old.b)};
     }
 };
 
@@ -73,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_local_end(const __gri
     const ChunkRange range(p.memory, true, p.segments, p.chunks_of_segment);
     const Sequence& sequence = range.sequence;
     Affine* const of_row = reinterpret_cast<Affine*>(dynamic_shared());
-    for (int row = threadIdx.x; row < p.memory.rows; row += THREADS) of_row[row] = {1, 0};
+    for (int row = threadIdx.x; row < p.memory.rows; row += THREADS) of_row[place_of_row(row)] = {1, 0};
     const int chunks = range.end - range.begin;
     const long long first = sequence.chunk(range.begin) * CHUNK * W;
     const MassAccess* const writes = p.writes + first + threadIdx.x;
@@ -96,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_local_end(const __gri
     }
     __syncthreads();
     for (int row = threadIdx.x; row < p.memory.rows; row += THREADS)
-        p.local_end[(long long)(blockIdx.x) * p.memory.rows + row] = of_row[row];
+        p.local_end[(long long)(blockIdx.x) * p.memory.rows + row] = of_row[place_of_row(row)];
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) mass_combine(const __grid_constant__ CombineParams p) {

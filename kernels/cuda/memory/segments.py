@@ -12,7 +12,7 @@ from ramnet_np.contract import Array
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, LONG, POINTER, ParamStruct
 from .call import Call, Kept, Segments, memory_params
-from .layout import MASS_BYTES, THREADS, Layout
+from .layout import MASS_BYTES, THREADS, Layout, places_of
 
 MIN_SEGMENTS = 4  # splitting computes most of the work twice; fewer segments would cost more than they gain
 MIN_CHUNKS = 8  # of a segment
@@ -84,7 +84,7 @@ def mass_local_ends(
 
     count, length = segments
     local_end = cupy.empty((call.sequences, count, call.rows, 2), dtype=call.acc)
-    _launch(layout, "mass_local_end", call.sequences * count, 2 * call.rows * layout.acc_bytes)(
+    _launch(layout, "mass_local_end", call.sequences * count, 2 * places_of(call.rows) * layout.acc_bytes)(
         local_end_params(call.acc)(
             memory=memory, writes=kept.writes, change_before=change_before, local_end=local_end, segments=count,
             chunks_of_segment=length,

@@ -24,10 +24,11 @@ struct alignas(32) Entry {
     int number;      // of the row
 
 };
-// The row of a key and its entry; null where a key has none.
+// The row of a key, its entry, and the mass there; null where a key has none.
 struct Found {
     char* row;
     Entry* at;
+    long long mass;
 };
 
 // In device memory: it may change between two launches of a graph. Twin: ROW_TABLE of rows.py.
@@ -51,12 +52,15 @@ struct RowTable {
         const auto spread = (unsigned long long)(key) * 0x9E3779B97F4A7C15ull;  // 2**64 over the golden ratio
         return unsigned(shift ? spread >> shift : key) & ~1u;
     }
-    // Key and row, from the L2 cache: another block may have made an entry since the L1 cache saw it free.
+    // Key, row and mass, from the L2 cache: another block may have made an entry since the L1 cache saw it free. Mass
+    // comes with the key, so that nobody waits for it behind newer loads, as those of rows are.
     DEVICE Found seen(unsigned at, long long& key) const {
-        const int4 words = __ldcg(reinterpret_cast<const int4*>(entries + at));
-        Found found{nullptr, entries + at};
+        const int4* const entry = reinterpret_cast<const int4*>(entries + at);
+        const int4 words = __ldcg(entry), beside = __ldcg(entry + 1);
+        Found found{nullptr, entries + at, 0};
         memcpy(&key, &words, sizeof key);
         memcpy(&found.row, &words.z, sizeof found.row);
+        memcpy(&found.mass, &beside, sizeof found.mass);
         return found;
     }
     // The row of a key.
@@ -66,7 +70,7 @@ struct RowTable {
             const Found one = seen(at, key_of_one), other = seen(at + 1, key_of_other);
             if (key_of_one == key) return one;
             if (key_of_other == key) return other;
-            if (key_of_one == -1 || key_of_other == -1) return {nullptr, nullptr};
+            if (key_of_one == -1 || key_of_other == -1) return {nullptr, nullptr, 0};
         }
     }
     // An entry for a key that has none, without its row. One thread alone asks for a key.
@@ -96,14 +100,14 @@ struct RowTable {
         if (number >= capacity) return found;
         added = true;
         key_of_row[number] = key;
-        found = {row(number), add(key)};
+        found = {row(number), add(key), initial_mass};
         found.at->mass = initial_mass;
         set(found.at, number);
         return found;
     }
-    // The mass of a key's slot. It lies beside what was seen, so it is there long before the row.
+    // The mass of a key's slot.
     template <class Acc> DEVICE Acc mass_of(const Found& found) const {
-        const long long bytes = found.row ? found.at->mass : initial_mass;
+        const long long bytes = found.row ? found.mass : initial_mass;
         Acc value;
         memcpy(&value, &bytes, sizeof value);
         return value;

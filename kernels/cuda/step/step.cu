@@ -70,8 +70,9 @@ struct StepParams {
     DEVICE Acc gamma_of(unsigned sequence) const {
         return gamma ? Acc(widen(gamma[sequence])) : constant_gamma;
     }
-    DEVICE long long position_of(unsigned sequence) const {
-        return Cape{positions, batch_stride, 0, 1, heads, cape_heads}.position(sequence);
+    DEVICE long long position_of(unsigned sequence) const {  // or another one with the same shift
+        const Cape cape{positions, batch_stride, 0, 1, heads, cape_heads};
+        return (M & (M - 1)) == 0 ? cape.low_half(sequence) : cape.position(sequence);
     }
 };
 
@@ -119,7 +120,7 @@ struct Shared {
     WriteSearch write_search;
     ReadSearch read_search;
     alignas(16) int write_slot[WRITES], read_slot[READS];
-    Acc mass[WRITES], eta[WRITES], weight[READS];
+    Acc gamma, mass[WRITES], eta[WRITES], weight[READS];
     alignas(16) Acc partial[TEAMS * SPAN * VECTOR];  // of y
 };
 
@@ -147,10 +148,11 @@ template <int N> DEVICE int index_of(int slot, const int (&slots)[N]) {
 // they are needed. A token that is not live adds no rows.
 template <class Search, int K>
 DEVICE void find_slots(
-    const StepParams& p, Search& search, const ELEMENT* logits, long long position, Memory& memory, int first,
-    bool needed, int (&slot)[K], Acc (&mass)[Search::OWN]
+    const StepParams& p, Search& search, const ELEMENT* logits, Memory& memory, int first, bool needed,
+    int (&slot)[K], Acc (&mass)[Search::OWN]
 ) {
     const int lane = threadIdx.x % 32;
+    const long long position = p.position_of(blockIdx.x);
 #if SPARSE
     const RowTable table = *p.table;
     const bool live = p.live(blockIdx.x);
@@ -160,8 +162,10 @@ DEVICE void find_slots(
 #pragma unroll
     for (int e = 0; e < Search::OWN; e++) {
         const int k = lane + 32 * e;
+        // by all lanes, as a lane that skipped this would leave the position unused
+        const int own = wait_for_load(cape_shift(search.best[min(k, K - 1)].slot(), shift, M));
         if (k >= K) continue;
-        slot[k] = cape_shift(search.best[k].slot(), shift, M);
+        slot[k] = own;
 #if SPARSE
         if (!live) continue;
         const Found found = memory.find(table, first + k, blockIdx.x * (long long)(M) + slot[k]);
@@ -190,7 +194,7 @@ DEVICE void load_rows(
 
 // 2. Masses of the written slots, and eta, by warp 0.
 DEVICE void write_masses(
-    const StepParams& p, Shared& shared, Acc gamma, const Acc (&before)[WriteSearch::OWN], int lane, const Memory& memory
+    const StepParams& p, Shared& shared, const Acc (&before)[WriteSearch::OWN], int lane, const Memory& memory
 ) {
     Acc w[WriteSearch::OWN];
     shared.write_search.weigh(lane, p.write_renorm, w);
@@ -198,7 +202,7 @@ DEVICE void write_masses(
     for (int e = 0; e < WriteSearch::OWN; e++) {
         const int k = lane + 32 * e;
         if (k >= WRITES) continue;
-        shared.mass[k] = Retention<Acc>::alpha(w[e], gamma) * before[e] + w[e];
+        shared.mass[k] = Retention<Acc>::alpha(w[e], shared.gamma) * before[e] + w[e];
         *memory.new_mass(k, shared.write_slot[k]) = shared.mass[k];
         shared.eta[k] = w[e] / (shared.mass[k] + p.eps);
     }
@@ -277,23 +281,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     wait_for_launch_before();
     // 0. what is needed later is loaded first
     const bool live = p.live(sequence);
-    const Acc gamma = p.gamma_of(sequence);
-    const long long position = p.position_of(sequence);
     Acc v[VECTOR];
     load(values + member.vector * VECTOR, v);
     const bool notes = SPARSE && warp == THREADS / 32 - 1;  // this warp has the least to do before rows are loaded
     const int now = notes ? RowTable::milliseconds() : 0;  // the clock takes long to answer
 
-    // 1. slots, and the masses that they have
+    // 1. Slots, and the masses that they have. All loads share one counter: what a warp has loaded and not used when it
+    // asks for rows is waited for with them, if only because its register is wanted, and no weights are computed while
+    // rows come. So positions and gamma are loaded by who uses them, and used here.
     const long long row = sequence * (ORDER * RADIX);
     Acc written_mass[WriteSearch::OWN], read_mass[ReadSearch::OWN];
-    if (warp == 0)
+    if (warp == 0) {
+        const Acc gamma = p.gamma_of(sequence);
         find_slots(
-            p, shared.write_search, p.write_logits + row, position, memory, 0, true, shared.write_slot, written_mass
+            p, shared.write_search, p.write_logits + row, memory, 0, true, shared.write_slot, written_mass
         );
-    else if (warp == 1)
+        if (lane == 0) shared.gamma = gamma;
+    } else if (warp == 1)
         find_slots(
-            p, shared.read_search, p.read_logits + row, position, memory, WRITES, p.mass_aware, shared.read_slot, read_mass
+            p, shared.read_search, p.read_logits + row, memory, WRITES, p.mass_aware, shared.read_slot, read_mass
         );
     __syncthreads();
     if (!live) {
@@ -305,7 +311,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     if (notes) memory.note(p, lane, now);
 
     // 2. weights and masses
-    if (warp == 0) write_masses(p, shared, gamma, written_mass, lane, memory);
+    if (warp == 0) write_masses(p, shared, written_mass, lane, memory);
     if (p.mass_aware) __syncthreads();
     if (warp == 1) read_weights(p, shared, read_mass, lane);
     __syncthreads();
