@@ -282,13 +282,20 @@ def test_without_a_result_nothing_is_written(tmp_path, capsys):
     diverged = record(point("mqar-order", "m64-u2").run(0, 1e-3), "mqar-order", 0.9, 0.5, "diverged")
     append_record(tmp_path / "diverged.jsonl", diverged | {"accuracy": {}, "validation": {}})
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    append_record(tmp_path / "good.jsonl", record(point("mqar-order", "m64-u2").run(0, 1e-3), "mqar-order", 0.9, 0.5))
     before = contents(tmp_path)
-    for name in ("diverged.jsonl", "metrics.jsonl"):
-        assert main(["experiment", "plot", str(tmp_path / name), "--out", str(tmp_path)]) == 2
-        message = (
-            f"results must hold at least one run at full length that did not diverge, got none in {tmp_path / name}"
-        )
-        assert capsys.readouterr().err == f"ramnet-np: {message}\n"
+    no_record = "be files of records, such as an experiment's results.jsonl, got none in '{}'"
+    for names, message in (
+        (["diverged.jsonl"], "hold at least one run at full length that did not diverge, got none in {}"),
+        (["metrics.jsonl"], no_record),
+        (["good.jsonl", "metrics.jsonl"], no_record),  # not silently left out, either
+        (["empty.jsonl", "good.jsonl"], no_record),
+    ):
+        files = [str(tmp_path / name) for name in names]
+        assert main(["experiment", "plot", *files, "--out", str(tmp_path)]) == 2
+        wrong = next(file for file in files if "good" not in file)
+        assert capsys.readouterr().err == f"ramnet-np: results must {message.format(wrong)}\n"
     assert contents(tmp_path) == before
 
 
