@@ -267,10 +267,14 @@ def test_points_stand_in_the_order_of_the_grid_whichever_ended_first(tmp_path):
     assert re.findall(r"^\| (\S+) \| 64 ", text, re.MULTILINE) == ["conv", "neither", "cape-both"]
 
 
-def test_the_committed_page_has_the_tables_of_the_committed_records():
-    for grid, text in report(sorted(RESULTS.glob("*.jsonl")), PAPER, {}).items():
+def test_the_committed_pages_have_the_tables_of_the_committed_records():
+    sections = report(sorted(RESULTS.glob("*.jsonl")), PAPER, {})
+    for grid, text in sections.items():
         page = (RESULTS / page_name(grid)).read_text()
         assert between_markers(page, grid, text) == page, f"ramnet-np experiment plot docs/results/*.jsonl: {grid}"
+    pages = "".join((RESULTS / name).read_text() for name in ("mqar.md", "language.md"))
+    shown = re.findall(r"<!-- (\S+): begin -->\n\n(?!No results yet)", pages)
+    assert sorted(shown) == sorted(sections)  # no table whose records are gone
 
 
 def contents(folder):
