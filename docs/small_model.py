@@ -28,7 +28,7 @@ CARD = """\
 A language model of pieces of text, {parameters:,} parameters in bfloat16: {what}.
 It needs the library tokenizers (`pip install ".[text]"`). From the repository's root:
 
-    ramnet-np generate {folder} --prompt "It was a dark evening, and "
+    ramnet-np generate {folder} --prompt "It was a dark evening, and"
 
 {quick}## What it has read
 

@@ -24,7 +24,9 @@ PEERS = {"transformer": "Transformer in PyTorch, one graph"}
 def main(records: Path, out: Path) -> None:
     """A line for each mixer."""
     rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if row["batch"] == 1 and row.get("graphs") != "off" and "context" in row]
+    rows = [row for row in rows if row.get("batch") == 1 and row.get("graphs") != "off" and "context" in row]
+    if not rows:
+        raise SystemExit(f"records must be a file of ramnet_np.kernels.bench.generation, got none in {str(records)!r}")
     contexts: dict[str, set[int]] = {}
     for row in rows:
         contexts.setdefault(row["dtype"], set()).add(row["context"])

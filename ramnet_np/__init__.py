@@ -9,21 +9,21 @@ inference :func:`ram_attention_step`. Names and shapes follow the paper, arXiv 2
 The language model is :class:`RAMNet`, made from a :class:`RAMNetConfig`, which :func:`preset` returns by name.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from ramnet_np.backend import backends, use_backend
-from ramnet_np.contract import Address, MemoryTiers, RAMState
-from ramnet_np.core.attention import (
-    RAMAttentionGrads,
-    decode_address,
-    ram_attention_backward,
-    ram_attention_forward,
-    ram_attention_step,
-)
-from ramnet_np.core.sparse_state import SparseRAMState
 
 if TYPE_CHECKING:
     from ramnet_np import gradcheck
+    from ramnet_np.backend import backends, use_backend
+    from ramnet_np.contract import Address, MemoryTiers, RAMState
+    from ramnet_np.core.attention import (
+        RAMAttentionGrads,
+        decode_address,
+        ram_attention_backward,
+        ram_attention_forward,
+        ram_attention_step,
+    )
+    from ramnet_np.core.sparse_state import SparseRAMState
     from ramnet_np.model import RAMNet, RAMNetConfig, preset
 
 __all__ = [
@@ -44,24 +44,34 @@ __all__ = [
     "use_backend",
 ]
 
-_OF_MODEL = ("RAMNet", "RAMNetConfig", "preset")
+# Where each name lives. None is imported before it is asked for: NumPy takes time, and in that time the command would
+# answer Ctrl-C with a traceback.
+_HOME = {
+    **dict.fromkeys(("backends", "use_backend"), "backend"),
+    **dict.fromkeys(("Address", "MemoryTiers", "RAMState"), "contract"),
+    **dict.fromkeys(("RAMAttentionGrads", "decode_address"), "core.attention"),
+    **dict.fromkeys(("ram_attention_backward", "ram_attention_forward", "ram_attention_step"), "core.attention"),
+    "SparseRAMState": "core.sparse_state",
+    **dict.fromkeys(("RAMNet", "RAMNetConfig", "preset"), "model"),
+}
 
+# gradcheck can be called as its function can.
+_ROOMS = ("backend", "contract", "core", "gradcheck", "model")
 
 def __getattr__(name: str) -> Any:
-    """What takes longer to import than the operation, when it is asked for: the model, gradcheck, the version."""
-    if name in _OF_MODEL:
-        from ramnet_np import model
-
-        return getattr(model, name)
-    if name == "gradcheck":  # a package that can be called as its function can
-        import ramnet_np.gradcheck
-
-        return ramnet_np.gradcheck
-    if name == "__version__":
+    """A public name, when it is first asked for."""
+    if name in _HOME:
+        value = getattr(import_module(f"ramnet_np.{_HOME[name]}"), name)
+    elif name in _ROOMS:
+        value = import_module(f"ramnet_np.{name}")
+    elif name == "__version__":
         from importlib.metadata import version
 
-        return version("ramnet-np")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = version("ramnet-np")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

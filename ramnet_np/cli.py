@@ -1,21 +1,18 @@
-"""The command ``ramnet-np``. Every subcommand imports what it needs when it runs, so that ``--help`` is quick."""
+"""The command ``ramnet-np``. Every subcommand imports what it needs when it runs, so that ``--help`` is quick.
+
+Nor does this file import much before :func:`main` has begun: a Ctrl-C before that would show a traceback.
+"""
 
 from __future__ import annotations
 
 import io
 import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import tyro
-
-from ramnet_np.runs.arguments import call, parse, require_values, take_preset
 
 HELP_FLAGS = {"-h", "--help"}
 HELP = """\
@@ -91,6 +88,10 @@ def info(preset: str | None = None) -> None:
     Args:
         preset: Print this preset's parameters and state instead, per layer and kind (for example paper-340m).
     """
+    import platform
+
+    import numpy as np
+
     from ramnet_np import __version__, backends
     from ramnet_np import model as models
     from ramnet_np.backend import backend_for
@@ -154,6 +155,7 @@ def demo(out: Path = Path("demo"), seed: int = 0) -> None:
 
 def _bench(args: list[str]) -> None:
     from ramnet_np.kernels.bench.cpu import BenchOptions, run_bench
+    from ramnet_np.runs.arguments import parse
 
     run_bench(parse(BenchOptions, args, "ramnet-np bench"))
 
@@ -205,6 +207,7 @@ def _read_run(
     kind: str, type_: Any, presets: dict[str, Any], examples: str, data: Sequence[tuple[str, str]], args: list[str]
 ) -> Any:
     """The run that the arguments describe, starting from a preset; asked for help, print it and end."""
+    from ramnet_np.runs.arguments import parse, take_preset
     from ramnet_np.runs.short_help import short_help
 
     name, rest = take_preset(args, presets)
@@ -252,6 +255,7 @@ def _exit_if_interrupted(signal: int | None) -> None:
 def _experiment(args: list[str]) -> None:
     from ramnet_np.experiment.grid import GRIDS
     from ramnet_np.experiment.runner import Options, run_experiment
+    from ramnet_np.runs.arguments import call, parse
 
     known = ", ".join(GRIDS)
     if args[:1] and args[0] in ("-h", "--help"):
@@ -274,7 +278,7 @@ def _experiment(args: list[str]) -> None:
         raise SystemExit(1)
 
 
-def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
+def plot(results: tuple[Path, ...], out: Path | None = None) -> None:
     """Draw the figures of some results and print their tables, ours against the paper's, as Markdown.
 
     Args:
@@ -288,12 +292,14 @@ def plot(results: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = Non
 
 
 def _tokenize(args: list[str]) -> None:
+    from ramnet_np.runs.arguments import parse
     from ramnet_np.runs.tokenize import TokenizeOptions, tokenize_folder
 
     print(tokenize_folder(parse(TokenizeOptions, args, "ramnet-np tokenize")).in_words())
 
 
 def _evaluate(args: list[str]) -> None:
+    from ramnet_np.runs.arguments import parse
     from ramnet_np.runs.books import run_book_tests
     from ramnet_np.runs.evaluate import EvaluateOptions, evaluate_text
 
@@ -305,6 +311,7 @@ def _evaluate(args: list[str]) -> None:
 
 
 def _generate(args: list[str]) -> None:
+    from ramnet_np.runs.arguments import parse
     from ramnet_np.runs.generate import HELP, GenerateOptions, run_generate
 
     if not HELP_FLAGS.isdisjoint(args):
@@ -313,15 +320,21 @@ def _generate(args: list[str]) -> None:
     _exit_if_interrupted(run_generate(parse(GenerateOptions, args, "ramnet-np generate")))
 
 
+def _called(function: Callable[..., None], args: list[str]) -> None:
+    from ramnet_np.runs.arguments import call
+
+    call(function, args)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "demo": partial(call, demo),
+    "demo": partial(_called, demo),
     "train": _train,
     "experiment": _experiment,
     "tokenize": _tokenize,
     "evaluate": _evaluate,
     "generate": _generate,
-    "info": partial(call, info),
-    "gradcheck": partial(call, gradcheck),
+    "info": partial(_called, info),
+    "gradcheck": partial(_called, gradcheck),
     "bench": _bench,
 }
 
@@ -329,20 +342,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. An error that the user can correct is one line on stderr."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
-    if args[0] == "--version":
-        from ramnet_np import __version__
-
-        print(__version__)
-        return 0
-    _write_anything()
     try:
-        if args[0] not in COMMANDS:
-            raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {args[0]!r}")
-        require_values(args)
-        COMMANDS[args[0]](args[1:])
+        _write_anything()
+        _run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -354,6 +356,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("ramnet-np: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(args: list[str]) -> None:
+    if not args or args[0] in HELP_FLAGS:
+        print(HELP, end="")
+    elif args[0] == "--version":
+        from ramnet_np import __version__
+
+        print(__version__)
+    elif args[0] in COMMANDS:
+        from ramnet_np.runs.arguments import require_values
+
+        require_values(args)
+        COMMANDS[args[0]](args[1:])
+    else:
+        raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {args[0]!r}")
 
 
 def _write_anything() -> None:

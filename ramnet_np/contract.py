@@ -38,7 +38,7 @@ class Address(NamedTuple):
 class RAMState(NamedTuple):
     """The memory of every head: what each slot holds, and how much it has been written.
 
-    ``slots``: (B, H, M, C), the content s; ``mass``: (B, H, M), the mass z. Source: spec section 4.
+    ``slots``: (B, H, M, C), the content s; ``mass``: (B, H, M), the mass z. Source: docs/mathematics.md.
 
     >>> state = RAMState.initial(batch=1, heads=2, slots=16, channels=4)
     >>> state.slots.shape, state.mass.shape, float(state.mass[0, 0, 0])
@@ -108,7 +108,7 @@ class MemoryGrads(NamedTuple):
 
 
 class MemoryOptions(NamedTuple):
-    """The choices of the memory update that hold for a whole call (spec: PDMA or GSU, the read, the constants)."""
+    """The choices of the memory update that hold for a whole call (PDMA or GSU, the read, the constants)."""
 
     slots: int  # M = P**U, the size of one head's memory
     update: str = "pdma"  # the name of an update rule: ``RULES`` of core/retention.py

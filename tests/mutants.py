@@ -107,6 +107,7 @@ TESTS = {
     "ramnet_np/data/synthetic_facts.py": ("tests/data/test_text.py",),
     "ramnet_np/data/text.py": _TEXTS,
     "ramnet_np/data/tokens.py": _TEXTS,
+    "ramnet_np/experiment/book_records.py": _TABLES,
     "ramnet_np/experiment/failures.py": ("tests/experiment/test_failures.py", "tests/experiment/test_runner.py"),
     "ramnet_np/experiment/one_run.py": (*_RUNS, "tests/experiment/test_runner.py"),
     "ramnet_np/experiment/records.py": ("tests/experiment/test_records.py", *_TABLES),

@@ -41,6 +41,28 @@ def test_the_installed_command_runs():
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == __version__
 
 
+EARLY = """
+import signal, sys
+
+class CtrlC:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == {loading!r}:
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in the background
+sys.meta_path.insert(0, CtrlC)
+from ramnet_np.cli import main
+sys.exit(main(["info"]))
+"""
+
+
+@pytest.mark.parametrize("loading", ["numpy", "tyro", "ramnet_np.runs"])
+def test_ctrl_c_while_the_command_still_loads_is_one_line(loading):
+    ended = subprocess.run([sys.executable, "-c", EARLY.format(loading=loading)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "ramnet-np: interrupted\n")
+
+
 def test_info_shows_version_backends_device_and_threads(capsys):
     status, out, _ = run(capsys, "info")
     assert status == 0

@@ -64,6 +64,7 @@ NO_COMMANDS = {  # lines of indented blocks that show something else
 STANDS_FOR = {"S": "3", "NAME": "paper-340m", "/scratch": tempfile.gettempdir()}  # what is left to the reader
 OUTPUTS = {"out", "json"}  # the options that name what a command makes; every other path is read
 BROUGHT = {  # texts, models and results that a page asks its reader to have
+    "README.md": {"tokens"},
     "docs/gpu-training.md": {"novels"},
     "docs/guide/experiments.md": {"tokens"},
     "docs/guide/sampling.md": {"runs/book", "letter.txt", "long.txt", "novel.txt"},

@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 import ramnet_np.kernels
@@ -55,6 +57,12 @@ def test_public_names_say_what_they_take(name):
         assert "Source:" in text
     if inspect.isfunction(item) and name != "backends":
         assert "Raises" in text
+
+
+def test_sources_are_where_a_reader_finds_them():
+    """The paper, a published package, or a page of this repository; not a section of a document that is not there."""
+    texts = [Path(importlib.import_module(name).__file__).read_text(encoding="utf-8") for name in MODULES]
+    assert not [text for text in texts if re.search(r"\bspec sections?\b", text)]
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

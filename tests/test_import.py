@@ -7,15 +7,18 @@ No test asserts a time. What an import costs is the modules that it loads, and t
 import subprocess
 import sys
 
+import pytest
+
 # modules of Python that NumPy has not loaded already: all of them small
 OF_PYTHON = {"copy", "dataclasses", "threading"}
 OURS = {"backend", "contract", "core", "forked"}
 
 IMPORT = """
 import sys
-import numpy
+import {first}
 before = set(sys.modules)
-import ramnet_np
+import {package}
+{then}
 print(*sorted(set(sys.modules) - before))
 """
 
@@ -56,8 +59,15 @@ def run(code):
     return done.stdout
 
 
-def test_an_import_loads_the_operation_and_nothing_else():
-    loaded = [name.split(".") for name in run(IMPORT).split()]
+@pytest.mark.parametrize("package", ["ramnet_np", "ramnet_np.cli"])
+def test_an_import_loads_nothing_before_a_name_is_asked_for(package):
+    loaded = run(IMPORT.format(first="typing", package=package, then="")).split()
+    assert {name for name in loaded if name.split(".")[0] not in sys.stdlib_module_names} == {"ramnet_np", package}
+
+
+def test_the_operation_loads_itself_and_nothing_else():
+    code = IMPORT.format(first="numpy", package="ramnet_np", then="ramnet_np.ram_attention_forward")
+    loaded = [name.split(".") for name in run(code).split()]
     assert {path[0] for path in loaded} <= {"ramnet_np"} | OF_PYTHON
     assert {path[1] for path in loaded if len(path) > 1} == OURS
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURE = DOCS / "images/ramnet-moves.svg"
@@ -48,8 +49,18 @@ def test_drawings_are_what_their_script_makes():
 def test_the_losses_in_both_precisions_are_as_close_as_the_page_says():
     _, series = load("precision_curves.py").losses()
     difference = series["bfloat16"] / series["float32"] - 1
-    page = (DOCS / "gpu-training.md").read_text()
-    assert f"by more than {np.abs(difference).max():.2%}, and by {abs(difference.mean()):.2%} on average" in page
+    size, page = np.abs(difference), (DOCS / "gpu-training.md").read_text()
+    assert f"never differs by more than {size.max():.2%}. On average it differs by {size.mean():.2%}," in page
+    assert f"and bfloat16 is lower by {-difference.mean():.2%}:" in page
+    assert page.count(f"between {100 * difference.min():.2f} and {100 * difference.max():.2f} percent") == 2
+
+
+def test_the_drawing_of_a_tokens_time_wants_records_of_it(tmp_path):
+    with pytest.raises(
+        SystemExit, match=r"^records must be a file of .*bench\.generation, got none in '.*h200\.jsonl'$"
+    ):
+        load("time_of_a_token.py").main(DOCS / "results/scaling/h200.jsonl", tmp_path / "drawn.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_facts_are_recalled_as_the_records_say():

@@ -51,7 +51,6 @@ EXCEPTIONS = {
 EVERYWHERE = {"numpy"}
 FRAMEWORKS = {"torch", "jax"}
 AT_IMPORT = {
-    "cli": {"tyro"},
     "experiment": {"matplotlib", "tqdm"},
     "runs": {"matplotlib", "threadpoolctl", "tqdm", "tyro"},
     "train": {"safetensors", "tqdm"},

@@ -41,7 +41,7 @@ class RAMAttentionGrads(NamedTuple):
     """One gradient per input, with the input's shape; ``state`` is None unless a state was given.
 
     ``write_logits``, ``read_logits``: (B, T, H, U, P); ``values``: (B, T, H, C); ``gamma``: (B, T, H), or () if it was
-    a number; ``state``: slots (B, H, M, C) and mass (B, H, M). Source: spec section 4.
+    a number; ``state``: slots (B, H, M, C) and mass (B, H, M). Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> logits, values = np.zeros((1, 2, 1, 3, 2)), np.ones((1, 2, 1, 4))
@@ -106,7 +106,7 @@ def ram_attention_forward(
     Returns ``y`` (B, T, H, C), ``state`` after the last token, ``ctx`` for :func:`ram_attention_backward`.
     ``ctx`` holds ``values``, ``gamma`` and ``mask`` themselves, not copies: change them only after the backward.
     Cost: O(U K log(K)**2 + U P log P + K C) per token and head, whatever M is, and O(B H M C) for a state.
-    Raises ValueError or TypeError in one sentence naming the argument. Source: paper eq. 4 to 7; spec sections 2 to 4.
+    Raises ValueError or TypeError in one sentence naming the argument. Source: paper eq. 4 to 7.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
@@ -154,7 +154,7 @@ def ram_attention_backward(dy: Array, ctx: RAMAttentionContext, dstate: RAMState
     Cost: that of the forward.
     The arrays that the forward was given must still be as they were: it keeps ``values``, ``gamma`` and ``mask``.
     Raises ValueError or TypeError where ``dy`` or ``dstate`` is not like what the forward returned.
-    Source: spec sections 2 and 4.
+    Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
@@ -212,7 +212,7 @@ def ram_attention_step(
     Arguments as there; ``positions`` must be given, (1,) or (B, 1), when heads use CAPE. Returns y (B, 1, H, C) and
     state, the same state object. O(K C) per head.
     Raises ValueError or TypeError in one sentence naming the argument; then nothing is changed.
-    Source: spec section 4.
+    Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)

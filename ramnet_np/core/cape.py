@@ -4,7 +4,7 @@
 
 Writes and reads shift alike, so a head with CAPE addresses relative to the present: content slot j at token t is
 content slot j + d at token t + d. Only indices move; weights and gradients do not know.
-Source: paper eq. 6; spec section 3.
+Source: paper eq. 6.
 """
 
 from __future__ import annotations

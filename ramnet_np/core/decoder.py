@@ -3,7 +3,7 @@
     logits (B, T, H, U, P) -> product softmax -> top-K -> (renormalise) -> CAPE -> index, weight (B, T, H, K)
 
 Gradients flow through the K kept weights; the selected set is treated as a constant.
-Source: paper eq. 4 to 6; spec sections 2 and 3.
+Source: paper eq. 4 to 6.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def decode_forward(
 
     ``logits``: (B, T, H, U, P); ``positions``: (B, T). Returns ``index`` (B, T, H, K) int32, ``weight`` (B, T, H, K),
     ctx. O(U K log(K)**2 + U P log P) per token and head; nothing of size M.
-    Arguments are taken as checked (``core/checks.py``). Source: paper eq. 4 to 6; spec sections 2 and 3.
+    Arguments are taken as checked (``core/checks.py``). Source: paper eq. 4 to 6.
 
     >>> import numpy as np
     >>> logits = np.log([[[[[0.9, 0.1], [0.2, 0.8]]]]])  # two binary digits: slot = d0 + 2 * d1
@@ -67,7 +67,7 @@ def decode_forward(
 def decode_backward(dweight: Array, ctx: DecodeContext) -> Array:
     """Gradient of the logits, (B, T, H, U, P), given that of the weights, (B, T, H, K).
 
-    Source: spec section 2.
+    Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> logits = np.log([[[[[0.9, 0.1], [0.2, 0.8]]]]])

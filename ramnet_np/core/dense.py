@@ -2,7 +2,7 @@
 
 Slow and memory-hungry on purpose (every address has M entries). It shares no code with the fast path, so that the two
 are independent ways to the same numbers: an oracle for tests, and the first thing to read in a notebook.
-Source: paper eq. 4 to 7; the authors' options as in spec sections 2 to 4.
+Source: paper eq. 4 to 7; the options of the authors' package ramnet-ops.
 """
 
 from __future__ import annotations

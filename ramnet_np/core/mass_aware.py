@@ -2,7 +2,7 @@
 
     R = sum_b r[b],  Z = sum_b r[b] z[b],   r'[a] = R * r[a] z[a] / (Z + eps)
 
-Source: an option of the authors' package; spec section 4.
+Source: an option of the authors' package.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ramnet_np.contract import Array
 def mass_aware_forward(r: Array, z: Array, eps: float) -> Array:
     """r' for read weights ``r`` and the masses ``z`` of the slots read, both (..., K).
 
-    Source: spec section 4.
+    Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> mass_aware_forward(np.array([0.5, 0.5]), np.array([3.0, 1.0]), eps=0.0).tolist()
@@ -26,7 +26,7 @@ def mass_aware_forward(r: Array, z: Array, eps: float) -> Array:
 def mass_aware_backward(dr_aware: Array, r: Array, z: Array, eps: float) -> tuple[Array, Array]:
     """(dr, dz), each (..., K), given the gradient of r'.
 
-    Source: spec section 4.
+    Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> dr, dz = mass_aware_backward(np.array([1.0, 0.0]), np.array([0.5, 0.5]), np.array([3.0, 1.0]), eps=0.0)

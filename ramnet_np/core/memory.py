@@ -9,7 +9,7 @@
 Only the slots that a sequence touches are ever held: they are numbered, and a table with one row each takes the place
 of the M slots. Cost: O((K_w + K_r) C) per token and head, in time and in memory, whatever M is.
 The mass-aware read of the authors' package weighs r by mass first; it lives in ``mass_aware.py``.
-Source: paper eq. 7, divided through by z; spec section 4, where the backward recurrence is derived as well.
+Source: paper eq. 7, divided through by z; docs/mathematics.md derives the backward as well.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def memory_forward(
     with weight 0, which changes nothing, and reads with weight 0, which gives 0.
     ``cu_seqlens``: (N + 1,) int64 offsets of packed sequences, or None. Every row of a batch has a memory of its own,
     and so has every packed sequence: that is all that tells them apart.
-    Arguments are taken as checked (``core/checks.py``). Source: paper eq. 7; spec section 4.
+    Arguments are taken as checked (``core/checks.py``). Source: paper eq. 7.
 
     >>> import numpy as np
     >>> address = Address(np.full((1, 2, 1, 1), 3), np.full((1, 2, 1, 1), 0.5))
@@ -115,7 +115,7 @@ def memory_backward(dy: Array, dstate: RAMState | None, ctx: MemoryContext) -> M
     """The same tokens in reverse, with adjoints ds (N, C) and dz (N,) of the table's rows.
 
     ``dy``: (B, T, H, C); ``dstate``: gradient of the returned state, or None. Same cost as the forward.
-    Source: spec section 4.
+    Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> address = Address(np.full((1, 2, 1, 1), 3), np.full((1, 2, 1, 1), 0.5))
@@ -182,7 +182,7 @@ def memory_write_read(
 ) -> Array:
     """One token (T = 1): update ``state`` in place and return y (B, 1, H, C).
 
-    Shapes as in :func:`memory_forward`. Source: spec section 4.
+    Shapes as in :func:`memory_forward`. Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> address = Address(np.full((1, 1, 1, 1), 3), np.full((1, 1, 1, 1), 0.5))

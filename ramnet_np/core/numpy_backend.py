@@ -33,7 +33,7 @@ def decode_forward(
 def decode_backward(dweights: tuple[Array, ...], saved: tuple[Any, ...]) -> Sequence[Array]:
     """Gradient of the logits of every side, (B, T, H, U, P), given those of the weights, (B, T, H, K).
 
-    ``saved``: what :func:`decode_forward` returned last, of the same sides. Source: spec section 2.
+    ``saved``: what :func:`decode_forward` returned last, of the same sides. Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> [(_, weight, saved)] = decode_forward((np.zeros((1, 1, 1, 1, 2)),), (1,), (False,), 0, np.array([[0]]))

@@ -4,7 +4,7 @@
     rho[a] = prod_u p_u[digit_u(a)],  a = sum_u digit_u(a) * P**u        (digit 0 is the least significant)
 
 The M-vector rho is never built here: only its entries at chosen slots are.
-Source: paper eq. 4; spec section 2.
+Source: paper eq. 4.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def digit_scores(logits: Array) -> Array:
 
     ``logits``: (..., U, P). Slots are ranked by the sum of their digits' scores, taken in the order of the digits.
     The ranking uses nothing but this subtraction and that sum, so every backend computes the same bits.
-    Returns (..., U, P). Source: spec section 2.
+    Returns (..., U, P). Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> digit_scores(np.array([[1.0, 3.0], [0.0, -2.0]])).tolist()
@@ -75,7 +75,7 @@ def product_at_backward(g: Array, p: Array, digits: Array) -> Array:
         dL/dk_u = sum_j g_j * (onehot(digit_u(a_j)) - p_u)
 
     ``g``: (..., K); ``p``: (..., U, P); ``digits``: (..., U, K); returns (..., U, P).
-    Source: spec section 2.
+    Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> p = np.array([[0.9, 0.1], [0.2, 0.8]])

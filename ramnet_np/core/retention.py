@@ -9,8 +9,7 @@ its own kernels and raises an error for a rule that it does not know.
 
 A rule is elementwise in w and gamma and changes the mass alone: z_t = alpha * z_{t-1} + w, and the content follows from
 the mass (``memory.py``). A rule that changes the content by more than one factor for all channels does not fit here.
-Source: paper eq. 7 (PDMA, power-decay moving average), the authors' later package (GSU, gated sparse update);
-spec section 4.
+Source: paper eq. 7 (PDMA, power-decay moving average), the authors' later package (GSU, gated sparse update).
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def _power(xp: Any, base: Array, exponent: Any, log_base: Array) -> Array:
 
 
 def gsu_forward(w: Array, gamma: Any) -> Array:
-    """alpha = (1 - w) / ((1 - w) + exp(gamma) * w). Source: the authors' package; spec section 4.
+    """alpha = (1 - w) / ((1 - w) + exp(gamma) * w). Source: the authors' package.
 
     >>> import numpy as np
     >>> gsu_forward(np.array([0.0, 0.5, 1.0]), 0.0).tolist()
@@ -125,7 +124,7 @@ def gsu_backward(w: Array, gamma: Any, alpha: Array, proxy_eps: float) -> tuple[
     """(-exp(gamma) / ((1 - w) + exp(gamma) * w)**2, -alpha * (1 - alpha)); finite, so there is no proxy.
 
     The first is at most ``steepest``: at w = 0 it is exp(gamma), at w = 1 exp(-gamma), which may be beyond the dtype.
-    Source: spec section 4.
+    Source: docs/mathematics.md.
 
     >>> import numpy as np
     >>> w = np.array([0.5])
@@ -199,7 +198,7 @@ def rule_named(update: Any) -> UpdateRule:
 def retention_forward(w: Array, gamma: Any, update: str) -> Array:
     """alpha(w, gamma) by the rule named ``update``; shapes as in :class:`UpdateRule`.
 
-    ValueError for a rule that ``RULES`` does not have. Source: paper eq. 7; spec section 4.
+    ValueError for a rule that ``RULES`` does not have. Source: paper eq. 7.
 
     >>> import numpy as np
     >>> w = np.array([0.0, 0.5, 1.0])
@@ -213,7 +212,7 @@ def retention_backward(w: Array, gamma: Any, alpha: Array, update: str, proxy_ep
     """The slopes (d alpha / dw, d alpha / dgamma) by the rule named ``update``; shapes as in :class:`UpdateRule`.
 
     ``alpha``: what ``retention_forward`` returned. ValueError for a rule that ``RULES`` does not have.
-    Source: paper section 4, for the proxy; spec section 4.
+    Source: paper section 4, for the proxy.
 
     >>> import numpy as np
     >>> w = np.array([0.5])

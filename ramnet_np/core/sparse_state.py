@@ -31,7 +31,7 @@ class SparseRAMState:
     place. Gradients end where it came in. M may be up to 2**31 - 1 everywhere.
 
     ``shape``: (B, H, M, C); ``initial_mass``: z of a slot that was never written, None for 1/M; ``tiers``: where rows
-    may be. TypeError, ValueError or OSError, naming the argument. Source: paper section 7; spec section 4.
+    may be. TypeError, ValueError or OSError, naming the argument. Source: paper section 7.
 
     >>> state = SparseRAMState.initial(batch=1, heads=2, slots=2**31 - 1, channels=4)
     >>> state.shape, state.written

@@ -9,7 +9,7 @@ about K log K of them (the "staircase").
 
 Cost per token and head: O(U K log K) pairs, which are sorted, so O(U K log(K)**2 + U P log P). Ties go to the smaller
 slot index.
-Source: spec section 2.
+Source: docs/mathematics.md.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Queries stand at even offsets 2g behind the pairs. The offsets g of one sequence
 replacement, from the power law p(i) ~ a * i**(a - 1), i = g + 1 = 1, 2, ...: most keys return soon, some after a long
 gap, as repeated word pairs do in text. The j-th key takes the j-th offset drawn.
 
-Source: spec section 6; Arora et al., "Zoology" (arXiv 2312.04927), section 4 and appendix.
+Source: paper section 5.1; Arora et al., "Zoology" (arXiv 2312.04927), section 4 and appendix.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def mqar_examples(
     Returns ids (N, T) int32 and labels (N, T) int32 with N = ``examples``, T = ``length``. ValueError or TypeError for
     sizes that do not fit.
     Cost: O(N * (T log T + pairs**2)); 100,000 sequences of length 64 with 4 pairs take about a second.
-    Source: spec section 6.
+    Source: paper section 5.1.
 
     >>> ids, labels = mqar_examples(pairs=2, length=12, examples=1, vocab=32, seed=1)
     >>> [int(i) for i in ids[0]]

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ramnet_np.experiment.book_records import read_books, read_speeds
 from ramnet_np.experiment.grid import GRIDS, load_grid
 from ramnet_np.experiment.records import Record, read_records
 from ramnet_np.experiment.summary import Result, collect
@@ -25,7 +26,7 @@ from ramnet_np.experiment.tables import (
     state_table,
     study_table,
 )
-from ramnet_np.experiment.text_report import book_sections, read_books, read_speeds, speed_section, text_section
+from ramnet_np.experiment.text_report import book_sections, speed_section, text_section
 from ramnet_np.experiment.text_tables import training_slots_table
 from ramnet_np.model.files import why, write_text
 from ramnet_np.model.mixers import variant_labels
@@ -45,8 +46,8 @@ def write_report(results: Sequence[Path], out: Path | None = None) -> str:
     ``out``: None: the folder of the first file.
     The paper's values are those of ``paper.toml`` in ``out``, where there is one. The pages ``mqar.md`` and
     ``language.md`` in ``out``, where they are, get the Markdown of their grids and tests between the markers of each.
-    ValueError where there is no result, and for a page without markers; FileNotFoundError for a missing file. Then
-    nothing is written.
+    ValueError where there is no result, for a file without a record, and for a page without markers;
+    FileNotFoundError for a missing file. Then nothing is written.
 
     >>> write_report([])
     Traceback (most recent call last):
@@ -78,7 +79,7 @@ def report(
     results: Sequence[Path], paper: Mapping[str, Any], figures: dict[str, Callable[[], Figure]]
 ) -> dict[str, str]:
     """The Markdown of each grid, of the speeds and of each test on books, by its name; how to draw its figure is
-    added to ``figures``. ValueError where there is no result.
+    added to ``figures``. ValueError for a file without a record, and where there is no result.
 
     >>> from ramnet_np.experiment.report import report
     >>> report([], {}, {})
@@ -86,6 +87,11 @@ def report(
         ...
     ValueError: results must hold at least one run at full length that did not diverge, got none in
     """
+    for path in results:
+        if not (read_records([path]) or read_books([path]) or read_speeds([path])):
+            raise ValueError(
+                f"results must be files of records, such as an experiment's results.jsonl, got none in {str(path)!r}"
+            )
     records = read_records(results)
     points, books, speeds = collect(records), read_books(results), read_speeds(results)
     if not (points or books or speeds):

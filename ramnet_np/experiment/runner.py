@@ -144,12 +144,13 @@ def run_experiment(
     grids = [load_grid(source, quick=options.quick, epochs=options.epochs, corpus=corpus) for source in sources]
     grid = together(grids).only(*options.only)
     gpus = _gpus(options) if options.device == "gpu" and options.ray is None else ()
+    others = _other_records(options.also)
     out = options.out or Path("runs") / (grid.name + "-quick" * grid.quick)
     results = out / "results.jsonl"
     with held_folder(out):
         if results.is_dir():
             raise ValueError(f"{str(results)!r} must be a file of results, got a folder")
-        records = read_records([*options.also, *([results] if results.exists() else [])])
+        records = [*others, *read_records([results] if results.exists() else [])]
         done = {run.key: record for record in records if (run := run_of(record))}
         work = _GridWork(grid, done, options, results, log, started)
         if grid.quick:
@@ -166,6 +167,15 @@ def run_experiment(
                 work.run(pool, bar, interrupt)
         work.conclude()
     return Outcome(results, work.finished, work.left(), len(work.failed), work.signal, tuple(work.reports))
+
+
+def _other_records(paths: Sequence[Path]) -> list[Record]:
+    for path in paths:
+        if not read_records([path]):
+            raise ValueError(
+                f"also must be files of records, such as an experiment's results.jsonl, got none in {str(path)!r}"
+            )
+    return read_records(paths)
 
 
 def _pool(options: Options, gpus: tuple[int, ...], out: Path, invocation: str) -> WorkerPool | RayPool:

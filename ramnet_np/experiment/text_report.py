@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
 from ramnet_np.data.needles import WORDS
+from ramnet_np.experiment.book_records import Book, Speed
 from ramnet_np.experiment.summary import Result
 from ramnet_np.experiment.text_tables import (
-    Book,
-    Speed,
     book_lines,
     book_ranges,
     books_table,
@@ -80,34 +75,6 @@ def text_section(
     return rivals_table(results), lambda: scores_by_model(scores, bits, title), what
 
 
-def read_books(paths: Sequence[Path]) -> list[Book]:
-    """The records of tests on books in some files; other lines are left out.
-
-    >>> read_books([])
-    []
-    """
-    return [record for record in _lines(paths) if isinstance(record.get("tables"), Mapping)]
-
-
-def read_speeds(paths: Sequence[Path]) -> list[Speed]:
-    """The last record of each model that was timed alone; other lines, and models of a reduced grid, are left out.
-
-    >>> read_speeds([])
-    []
-    """
-    return list({one["point"]: one for one in _lines(paths) if "token_ms" in one and not one["quick"]}.values())
-
-
-def _lines(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of some files, a line each."""
-    for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    yield record
-
-
 def speed_section(speeds: Sequence[Speed]) -> str:
     """The table of models that were timed alone, and how they were timed.
 
@@ -163,7 +130,7 @@ def _note(books: Sequence[Book], test: str) -> str:
     """How much the test measured, in a sentence."""
     tables = [rows for book in books if book["test"] == test for rows in book["tables"].values()]
     if test == "needles":
-        asked = max(row["asked"] for row in tables[0])
+        asked = max((row["asked"] for row in tables[0]), default=0)
         return f"\n\n{asked} questions at each distance, {len(WORDS)} answers each: a guess is right in {_guess()}."
     unit = "mentions" if test == "names" else "tokens"
     counts = ", ".join(f"{row[unit]:,}" for row in tables[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ramnet_np.experiment.book_records import Book, Speed
 from ramnet_np.experiment.summary import Result
 from ramnet_np.experiment.tables import how, how_head, table
 from ramnet_np.model.count import active_elements
@@ -12,9 +13,6 @@ from ramnet_np.model.count import active_elements
 _ABSENT = "-"
 _SLOT_USE = ("touched", "entropy", "slots in use")  # columns
 _BYTES = 4  # of an element of state: memories are float32 in generation
-
-Book = dict[str, Any]  # the record of a test on books
-Speed = dict[str, Any]  # the record of a model that ramnet_np.kernels.bench.points has timed
 
 
 def rivals_table(results: Sequence[Result]) -> str:

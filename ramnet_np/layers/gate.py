@@ -28,7 +28,7 @@ def gate_forward(a: Array, b: Array, *, silu: bool = False) -> tuple[Array, Gate
         y = act(a) * b,    act(a) = sigmoid(a), or a * sigmoid(a) with ``silu``
 
     ``a``, ``b``: arrays of one shape. Returns y of that shape and ctx.
-    Source: Shazeer, arXiv 2002.05202, for SiLU; spec section 5 for the sigmoid.
+    Source: Shazeer, arXiv 2002.05202, for SiLU; the authors' package ramnet for the sigmoid.
 
     >>> import numpy as np
     >>> gate_forward(np.array([0.0, 100.0]), np.array([3.0, 3.0]))[0].tolist()

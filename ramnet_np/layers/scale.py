@@ -36,7 +36,7 @@ def scale_forward(weight: Array, bias: Array, scale: Array, tau: float) -> tuple
         W = exp(a) W' / tau        b = exp(a) b' / tau
 
     ``weight``: (R, D); ``bias``: (R,) or None; ``scale``: a, of any shape, one number for each of G groups of R / G
-    rows. Returns W, b and ctx. Source: spec section 5.
+    rows. Returns W, b and ctx. Source: the authors' package ramnet.
     ValueError or TypeError where shapes or dtypes do not fit, or unless ``tau`` is above 0 and finite.
 
     >>> import numpy as np

@@ -5,7 +5,7 @@
 
 The scale lets training sharpen or flatten a digit's choice by moving one number, where without it a whole matrix would
 have to grow. It and tau multiply the weights, not the logits: there are far fewer of them.
-Source: paper section 4; spec section 5.
+Source: paper section 4.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def address_parameters(side: str, config: RAMNetConfig, layer: int) -> dict[str,
     """The parameters of one side, "w" or "r", of layer number ``layer``.
 
     The biases of the heads that ``config.address_prior`` names start at :func:`address_prior`, all others at 0.
-    Source: spec section 5.
+    Source: the authors' package ramnet.
 
     >>> parameters = address_parameters("w", RAMNetConfig(width=8, heads=2, order=3, radix=4), layer=0)
     >>> [(name, parameter.shape) for name, parameter in parameters.items()]
@@ -55,7 +55,7 @@ def address_prior(config: RAMNetConfig) -> np.ndarray:
     """The initial address bias (U, P): digit u prefers large values, the more so the more significant it is.
 
     linspace(0, 1.5, U)[:, None] * linspace(-1, 1, P)
-    Source: spec section 5.
+    Source: the authors' package ramnet.
 
     >>> address_prior(RAMNetConfig(order=3, radix=3)).tolist()
     [[-0.0, 0.0, 0.0], [-0.75, 0.0, 0.75], [-1.5, 0.0, 1.5]]
@@ -138,7 +138,7 @@ def address_backward(
 ) -> tuple[Array, Params]:
     """Gradient of x, (B, T, D), added to ``accumulate_into`` if given, and of that side's parameters by their names.
 
-    ``dlogits``: (B, T, H, U, P). Source: spec section 5.
+    ``dlogits``: (B, T, H, U, P). Source: the authors' package ramnet.
 
     >>> from ramnet_np.model.parameters import init_parameters
     >>> config = RAMNetConfig(width=8, heads=2, order=3, radix=4)

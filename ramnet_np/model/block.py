@@ -71,7 +71,7 @@ def block_parameters(config: RAMNetConfig, layer: int = 0) -> dict[str, Paramete
     """The parameters of block number ``layer``.
 
     A short convolution lets the token itself through, weight 1, and adds those before it by weights drawn evenly from
-    +-1 / sqrt(its width), so that channels differ from the start in what they see of the past. Source: spec section 5.
+    +-1 / sqrt(its tokens), so that channels differ from the start in what they see of the past. Source: paper fig. 2.
 
     >>> block_parameters(RAMNetConfig(width=8, heads=2, ffn="none"))["attn.o_proj.weight"].shape
     (8, 8)
@@ -98,7 +98,7 @@ def block_forward(
 
     ``layer``, ``state`` and ``options`` are those of the mixer's :class:`~ramnet_np.model.mixers.interface.Forward`,
     with ``short_conv`` the state is a ConvState; errors likewise.
-    Source: spec section 5.
+    Source: the authors' package ramnet.
 
     >>> import numpy as np
     >>> from ramnet_np.model.parameters import init_parameters

@@ -2,7 +2,7 @@
 
 The parameters have the authors' names already. The configuration is translated both ways; what theirs cannot say (the
 PDMA update, LayerNorm, ...) goes under one key of its own, ``"ramnet_np"``, which their package ignores. A config
-without it is theirs and means the GSU update. Nothing here unpickles anything. Source: spec section 5.
+without it is theirs and means the GSU update. Nothing here unpickles anything. Source: the authors' package ramnet.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def save_model(
     ``dtype``: "bfloat16" rounds the parameters to 16 bits: half of the bytes, which load as float32.
     Each is written under another name and renamed when both are whole: a crash leaves no half file.
     OSError where the folder cannot be written to or the disk is full, ValueError or TypeError for ``params`` that could
-    not be loaded again. Other files of the folder are left alone. Source: spec section 5.
+    not be loaded again. Other files of the folder are left alone. Source: the authors' package ramnet.
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model.layout import model_parameters
@@ -124,7 +124,7 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[RAMNetConfig, Params]:
 
     float32 and float64 stay as they are; half types (the authors train in bfloat16) become float32, exactly.
     FileNotFoundError or ValueError, naming the file and the tensor, also for numbers that are not finite; MemoryError
-    where the model does not fit. Source: spec section 5.
+    where the model does not fit. Source: the authors' package ramnet.
 
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model.layout import model_parameters
@@ -145,7 +145,7 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[RAMNetConfig, Params]:
 def config_to_json(config: RAMNetConfig) -> dict[str, Any]:
     """The authors' config.json, with our own settings under one more key.
 
-    Source: spec section 5.
+    Source: the authors' package ramnet.
 
     >>> config_to_json(RAMNetConfig(order=3))["addr_order"]
     3
@@ -164,7 +164,7 @@ def config_to_json(config: RAMNetConfig) -> dict[str, Any]:
 def config_from_json(saved: dict[str, Any]) -> RAMNetConfig:
     """The inverse; also reads the config.json of the authors' package. ValueError or TypeError if it is neither.
 
-    Source: spec section 5.
+    Source: the authors' package ramnet.
 
     >>> config = RAMNetConfig(order=3, update="gsu")
     >>> config_from_json(config_to_json(config)) == config

@@ -6,7 +6,7 @@
 
 Where an update rule has a least gamma, the softplus keeps to it; either way a modifier of 0 gives the constant, where
 training starts. A fixed gamma is the constant itself and may be the least one.
-Source: spec section 5; the softplus is ours.
+Source: the authors' package ramnet; the softplus is ours.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def gamma_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
 def gamma_forward(x: Array, params: Params, config: RAMNetConfig) -> tuple[Array | float, GammaContext]:
     """gamma as the operation takes it: a float, or (B, T, H). ``x``: (B, T, D).
 
-    Source: spec section 5.
+    Source: the authors' package ramnet.
 
     >>> import numpy as np
     >>> config = RAMNetConfig(heads=2, gamma=0.5, gamma_mode="learnable")

@@ -1,7 +1,7 @@
 """Which parameters a model has: every name in order, from the embeddings to the head.
 
 The names are those of the authors' checkpoints, so that files need no translation. The order is the one in which
-initial values are drawn. Source: spec section 5.
+initial values are drawn. Source: the authors' package ramnet.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def layer_prefix(layer: int) -> str:
 def model_parameters(config: RAMNetConfig) -> dict[str, Parameter]:
     """Every parameter of a model, by name.
 
-    Source: spec section 5.
+    Source: the authors' package ramnet.
 
     >>> parameters = model_parameters(RAMNetConfig(vocab=10, width=8, layers=1, heads=2, order=3, radix=4))
     >>> parameters["model.layers.0.attn.w_proj.weight"].kind

@@ -4,8 +4,8 @@
     y   = act(x G^T + g) * y, heads side by side            if ``output_gate``; act: sigmoid or SiLU
     out = y O^T
 
-Source: paper fig. 2; norm and sigmoid are of the authors' later package; spec section 5. With SiLU it is the way out of
-GLA (arXiv 2312.06635, section 4.4) and of Gated DeltaNet (arXiv 2412.06464).
+Source: paper fig. 2; norm and sigmoid are of the authors' later package. With SiLU it is the way out of GLA
+(arXiv 2312.06635, section 4.4) and of Gated DeltaNet (arXiv 2412.06464).
 """
 
 from __future__ import annotations

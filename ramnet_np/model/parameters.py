@@ -51,7 +51,7 @@ def init_parameters(parameters: Mapping[str, Parameter], seed: int, dtype: Any) 
     """Initial values for ``parameters``, drawn one after the other in their order.
 
     The draws do not depend on ``dtype``, so a float64 model starts at the values of the float32 model.
-    Source: spec section 5.
+    Source: the authors' package ramnet.
 
     >>> init_parameters({"norm.weight": Parameter((2,), "norms", constant(1))}, seed=0, dtype=np.float64)
     {'norm.weight': array([1., 1.])}

@@ -22,11 +22,13 @@ _MAY_BE_EMPTY = ("--prompt", "--match")  # the first is refused with a sentence 
 def call(function: Callable[..., None], args: list[str], name: str = "") -> None:
     """Call ``function`` with what the arguments describe, under its own name in the command, or ``name``.
 
+    A parameter without a default is given without its name, any other as ``--name value``.
+
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
     >>> from ramnet_np.model.files import write_text
     >>> with TemporaryDirectory() as folder:
-    ...     call(write_text, ["--path", f"{folder}/a.txt", "--text", "hello"])
+    ...     call(write_text, [f"{folder}/a.txt", "hello"])
     ...     Path(folder, "a.txt").read_text()
     'hello'
     """
@@ -35,7 +37,8 @@ def call(function: Callable[..., None], args: list[str], name: str = "") -> None
     def collect(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return positional, named
 
-    positional, named = parse(collect, args, f"ramnet-np {name or function.__name__}")
+    as_said = (tyro.conf.PositionalRequiredArgs,)
+    positional, named = parse(collect, args, f"ramnet-np {name or function.__name__}", config=as_said)
     function(*positional, **named)
 
 

@@ -267,10 +267,14 @@ def test_points_stand_in_the_order_of_the_grid_whichever_ended_first(tmp_path):
     assert re.findall(r"^\| (\S+) \| 64 ", text, re.MULTILINE) == ["conv", "neither", "cape-both"]
 
 
-def test_the_committed_page_has_the_tables_of_the_committed_records():
-    for grid, text in report(sorted(RESULTS.glob("*.jsonl")), PAPER, {}).items():
+def test_the_committed_pages_have_the_tables_of_the_committed_records():
+    sections = report(sorted(RESULTS.glob("*.jsonl")), PAPER, {})
+    for grid, text in sections.items():
         page = (RESULTS / page_name(grid)).read_text()
         assert between_markers(page, grid, text) == page, f"ramnet-np experiment plot docs/results/*.jsonl: {grid}"
+    pages = "".join((RESULTS / name).read_text() for name in ("mqar.md", "language.md"))
+    shown = re.findall(r"<!-- (\S+): begin -->\n\n(?!No results yet)", pages)
+    assert sorted(shown) == sorted(sections)  # no table whose records are gone
 
 
 def contents(folder):
@@ -282,13 +286,20 @@ def test_without_a_result_nothing_is_written(tmp_path, capsys):
     diverged = record(point("mqar-order", "m64-u2").run(0, 1e-3), "mqar-order", 0.9, 0.5, "diverged")
     append_record(tmp_path / "diverged.jsonl", diverged | {"accuracy": {}, "validation": {}})
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    append_record(tmp_path / "good.jsonl", record(point("mqar-order", "m64-u2").run(0, 1e-3), "mqar-order", 0.9, 0.5))
     before = contents(tmp_path)
-    for name in ("diverged.jsonl", "metrics.jsonl"):
-        assert main(["experiment", "plot", str(tmp_path / name), "--out", str(tmp_path)]) == 2
-        message = (
-            f"results must hold at least one run at full length that did not diverge, got none in {tmp_path / name}"
-        )
-        assert capsys.readouterr().err == f"ramnet-np: {message}\n"
+    no_record = "be files of records, such as an experiment's results.jsonl, got none in '{}'"
+    for names, message in (
+        (["diverged.jsonl"], "hold at least one run at full length that did not diverge, got none in {}"),
+        (["metrics.jsonl"], no_record),
+        (["good.jsonl", "metrics.jsonl"], no_record),  # not silently left out, either
+        (["empty.jsonl", "good.jsonl"], no_record),
+    ):
+        files = [str(tmp_path / name) for name in names]
+        assert main(["experiment", "plot", *files, "--out", str(tmp_path)]) == 2
+        wrong = next(file for file in files if "good" not in file)
+        assert capsys.readouterr().err == f"ramnet-np: results must {message.format(wrong)}\n"
     assert contents(tmp_path) == before
 
 

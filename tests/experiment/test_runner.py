@@ -373,6 +373,9 @@ def test_runs_of_other_files_are_skipped(monkeypatch, grid):
     assert len(read_records([outcome.results])) == 2
     with pytest.raises(FileNotFoundError, match="no results file at"):
         run_with(monkeypatch, pool, grid, also=(Path("none.jsonl"),))
+    (grid.parent / "of something else.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match=r"^also must be files of records, .* got none in '.*something else\.jsonl'$"):
+        run_with(monkeypatch, pool, grid, also=(grid.parent / "b.jsonl", grid.parent / "of something else.jsonl"))
 
 
 def test_records_are_whole_json(monkeypatch, grid):

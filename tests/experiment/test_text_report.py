@@ -5,11 +5,12 @@ import json
 import pytest
 
 from ramnet_np.data.corpus import read_corpus
+from ramnet_np.experiment.book_records import read_books, read_speeds
 from ramnet_np.experiment.grid import read_grid
 from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.report import report, write_report
 from ramnet_np.experiment.summary import collect
-from ramnet_np.experiment.text_report import SAVES, book_sections, read_books, text_section
+from ramnet_np.experiment.text_report import SAVES, book_sections, text_section
 from ramnet_np.experiment.text_tables import past_table, recipe_table, rivals_table, training_slots_table
 from ramnet_np.model.files import append_record
 from ramnet_np.model.mixers import MIXERS
@@ -190,6 +191,32 @@ def test_everything_reaches_the_page(records, tmp_path, monkeypatch):
     write_report(files, tmp_path)
     assert (tmp_path / "language.md").read_text() == page
     assert list(report(files[1:2], {}, {})) == ["books-names", "books-needles", "books-slots"]  # without any grid
+
+
+@pytest.mark.parametrize(
+    ("read", "whole"),
+    [
+        (read_books, {"test": "names", "model": "a", "tables": {"carried": NAMES}}),
+        (read_books, {"test": "needles", "model": "a", "tables": {"carried": NEEDLES}}),
+        (read_books, {"test": "slots", "model": "a", "tables": {"carried": [{"layer": 0, "touched": 0.5}]}}),
+        (read_speeds, SPEED | {"point": "a", "ms": 20.0, "quick": False}),
+    ],
+)
+def test_a_record_without_a_part_is_left_out(tmp_path, read, whole):
+    """What reaches the tables has all that they use."""
+
+    def read_line(record):
+        (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+        return read([tmp_path / "a.jsonl"])
+
+    assert read_line(whole) == [whole]
+    for name in set(whole) - {"GiB"}:
+        assert read_line({**whole, name: None}) == [], name
+        assert read_line({key: value for key, value in whole.items() if key != name}) == [], name
+    for wrong in (
+        ({}, {"windows": 3}, {"carried": [{}]}, {"windows": [{"layer": "first"}]}) if "tables" in whole else ()
+    ):
+        assert read_line(whole | {"tables": wrong}) == [], wrong
 
 
 def test_a_figure_of_books_has_a_line_a_model():

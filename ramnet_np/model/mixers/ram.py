@@ -7,7 +7,7 @@
     out   = the way out                              output.py
 
 State: the content and the mass of every slot, M (C + 1) elements a head. A token writes K_w of the slots and reads K_r:
-(K_w + K_r) (C + 1) elements are active. Source: paper fig. 2 and table 2; spec section 5.
+(K_w + K_r) (C + 1) elements are active. Source: paper fig. 2 and table 2.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def ram_layer_forward(
     CAPE; ``state``: where the memory starts, None for empty.
     Returns out (B, T, D), the state after the last token (None unless asked for) and ctx (None if in place).
     Cost: the projections, 2 N D (2 H U P + 2 H C) operations for N tokens, and O(N H K C) for the memory.
-    ValueError or TypeError as of the operation and of the linear maps. Source: paper fig. 2; spec section 5.
+    ValueError or TypeError as of the operation and of the linear maps. Source: paper fig. 2.
 
     >>> import numpy as np
     >>> from ramnet_np.model.parameters import init_parameters
@@ -252,7 +252,7 @@ def ram_layer_addresses(
 def ram_parameters(config: RAMNetConfig, layer: int = 0) -> dict[str, Parameter]:
     """The parameters of layer number ``layer``.
 
-    Source: spec section 5.
+    Source: the authors' package ramnet.
 
     >>> ram_parameters(RAMNetConfig(width=8, heads=2, order=3, radix=4))["w_scale"].shape
     (2, 3)
