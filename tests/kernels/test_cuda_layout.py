@@ -100,7 +100,8 @@ def test_what_is_cut_into_segments_and_what_is_not():
 @pytest.mark.parametrize(("rows", "channels", "top_k", "sequences", "is_wide"), [
     (1024, 64, (8, 8), 34, True), (1024, 64, (8, 8), 33, False), (64, 32, (5, 8), 1000, True),
     (1500, 64, (8, 8), 1000, True), (1024, 64, (4, 1), 1000, True), (1024, 48, (8, 8), 1000, False),
-    (1024, 60, (8, 8), 1000, False), (1024, 64, (8, 9), 1000, False), (1800, 64, (8, 8), 1000, False),
+    (1024, 60, (8, 8), 1000, False), (1024, 64, (8, 9), 1000, True), (1024, 64, (32, 32), 64, True),
+    (1024, 64, (33, 32), 1000, False), (1800, 64, (8, 8), 1000, False),
     (65536, 64, (8, 8), 1000, False),
 ])  # fmt: skip
 def test_contents_in_wide_slices_where_they_fit_and_all_are_at_work(dtype, rows, channels, top_k, sequences, is_wide):

@@ -27,6 +27,7 @@ from tests.tolerances import assert_close
 
 ROWS, CHANNELS, K, GAMMA = 500, 12, 8, 0.3  # rows: no multiple of 32; 12 channels: a slice of 8, and one half there
 WIDE = layout.Wide(4, False), layout.Wide(4, True), layout.Wide(8, False), layout.Wide(8, True)
+K_MANY = 32  # eight groups a token
 C_WIDE = 32  # two wide slices, so that the order of four narrow ones shows
 MANY = 20000  # rows that shared memory has no room for
 
@@ -39,6 +40,8 @@ def on_cpu(tmp_path_factory):
     large = layout.choose_layout(np.dtype(np.float64), MANY, CHANNELS, K, K, layout.H100)
     assert not large.in_shared
     whole = layout.choose_layout(np.dtype(np.float64), ROWS, C_WIDE, K, K, layout.H100)
+    many = layout.choose_layout(np.dtype(np.float64), ROWS, C_WIDE, K_MANY, K_MANY, layout.H100)
+    wide = [*map(whole.widened, WIDE), *map(many.widened, WIDE[:2])]
     specialisations = [
         conflict_specialisation(chosen, "gsu", True),
         conflict_specialisation(chosen, "gsu", True, gradients=False),
@@ -49,9 +52,14 @@ def on_cpu(tmp_path_factory):
         mass_forward_specialisation(chosen, False, True, False, gradients=False),
         coupling_specialisation(chosen, "couple_forward"),
         coupling_specialisation(chosen, "couple_forward", gradients=False),
-        *(content_specialisation(each, False) for each in (chosen, whole, *map(whole.widened, WIDE))),
+        *(content_specialisation(each, False) for each in (chosen, whole, many, *wide)),
         coupling_specialisation(chosen, "couple_backward"),
         mass_backward_specialisation(chosen, "gsu", False, True),
+        conflict_specialisation(many, "gsu", True),
+        mass_forward_specialisation(many, False, True, False),
+        coupling_specialisation(many, "couple_forward"),
+        coupling_specialisation(many, "couple_backward"),
+        mass_backward_specialisation(many, "gsu", False, True),
     ]
 
     folders = [tmp_path_factory.mktemp("kernels") for _ in specialisations]  # by one thread: pytest makes them in turn
@@ -89,16 +97,16 @@ def on_cpu(tmp_path_factory):
         yield
 
 
-def drawn(rng, T, H, hot):
+def drawn(rng, T, H, hot, top_k=K):
     """Addresses that prefer the first ``hot`` slots. Some tokens have a weight above 1/2."""
     score = rng.random((1, T, H, ROWS))
     score[..., :hot] -= 0.6
-    weight = -np.sort(-(rng.random((1, T, H, K)) ** 2), axis=-1)
+    weight = -np.sort(-(rng.random((1, T, H, top_k)) ** 2), axis=-1)
     weight /= 1.1 * weight.sum(axis=-1, keepdims=True)
     heavy = rng.random((1, T, H)) < 0.25
     weight[heavy] *= 0.3
     weight[heavy, 0] = 0.7
-    return Address(score.argsort(axis=-1)[..., :K].astype(np.int32), weight)
+    return Address(score.argsort(axis=-1)[..., :top_k].astype(np.int32), weight)
 
 
 # 0: seldom do two reads of a token need the same earlier token. 8: every token reads what all before it wrote, so a
@@ -169,11 +177,11 @@ def test_contents_that_come_in_parts_have_the_bits_of_those_that_are_there(on_cp
         np.testing.assert_array_equal(np.asarray(own)[0][used], np.asarray(expected)[0][used])
 
 
-@pytest.mark.parametrize("wide", WIDE)
-def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch, wide):
+@pytest.mark.parametrize(("top_k", "wide"), [*((K, wide) for wide in WIDE), *((K_MANY, wide) for wide in WIDE[:2])])
+def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch, top_k, wide):
     rng = np.random.default_rng(0)
-    T, H = 107, 2  # four chunks, whose copies take turns in shared memory
-    write, read = (drawn(rng, T, H, 4) for _ in range(2))
+    T, H = 856 // top_k, 2  # four chunks, whose copies take turns in shared memory
+    write, read = (drawn(rng, T, H, 4, top_k) for _ in range(2))
     values, dy = rng.standard_normal((2, 1, T, H, C_WIDE))
     start, dend = (RAMState(rng.standard_normal((1, H, ROWS, C_WIDE)), rng.random((1, H, ROWS))) for _ in range(2))
     given = *(Address(*map(device, address)) for address in (write, read)), device(values), GAMMA, None

@@ -149,6 +149,7 @@ class Layout:
         ``wide``: WIDE if it is not given.
         """
         lanes, staggered = wide or WIDE
+        lanes = min(lanes, 32 // self.groups_per_token)  # the groups of a token are in one warp
         wider = replace(self, channels=2 * self.channels, slices=self.slices // 2, blocks=1)
         return replace(wider, lanes=lanes, staggered=staggered)
 
@@ -243,10 +244,11 @@ def layout_of_contents(
 ) -> Layout:
     """``layout``, or the one with slices twice as wide, for a pass over the contents of whole sequences.
 
-    Wide slices need all channels, float32 sums, and two groups of lanes a token (K up to 8). If there are no more
-    narrow blocks than multiprocessors, each has one for itself already, and wide ones would leave half of them idle.
+    Wide slices need all channels, float32 sums, and at most four accesses a group, whose rows registers hold (K up to
+    32). If there are no more narrow blocks than multiprocessors, each has one for itself already, and wide ones would
+    leave half of them idle.
     """
-    fits = layout.in_shared and layout.acc_bytes == 4 and layout.channels == 16 and layout.groups_per_token == 2
+    fits = layout.in_shared and layout.acc_bytes == 4 and layout.channels == 16 and max(layout.top_k) <= 32
     if not fits or channels % 32 != 0 or sequences * layout.slices <= processors:
         return layout
     wide = layout.widened()
