@@ -116,7 +116,7 @@ def test_masses_that_do_not_fit_leave_shared_memory(dtype, rows, fits):
     [
         (1, 4096, 1024, Segments(16, 8, 1)),
         (1, 255 * 32, 1024, Segments(29, 9, 1)),  # 31 of 8 chunks do not hold all
-        (8, 2**16, 1024, Segments(12, 172, 4)),
+        (8, 2**16, 1024, Segments(9, 228, 4)),
         (40, 2**16, 1024, Segments(1, 2048, 8)),
         (1, 31 * 32, 1024, Segments(1, 31, 1)),
         (1, 32 * 32, 1024, Segments(4, 8, 1)),
@@ -125,7 +125,7 @@ def test_masses_that_do_not_fit_leave_shared_memory(dtype, rows, fits):
 )
 def test_numbers_of_segments(sequences, tokens, rows, segments):
     chosen = layout.choose_layout(np.dtype(np.float32), rows, C, K, K, layout.H100)
-    assert choose_segments(chosen, sequences, tokens, rows, 132) == segments
+    assert choose_segments(chosen, sequences, tokens, rows, C, 132, layout.H100) == segments
 
 
 def test_what_blocks_share_of_a_multiprocessor():

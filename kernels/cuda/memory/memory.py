@@ -169,7 +169,7 @@ def _chunked_forward(call: Call, return_state: bool, arriving: Any) -> tuple[Arr
     layout = choose_layout(call.values.dtype, layout_rows, C, *call.top_k, shared_memory(device))
     segments = Segments(1, -(-T // layout.chunk), 1)
     if call.state is None and not return_state and not call.renumbered and not call.alone:
-        segments = choose_segments(layout, B * H, T, rows, processors(device))
+        segments = choose_segments(layout, B * H, T, rows, C, processors(device), shared_memory(device))
     dense = None
     if call.state is None and not return_state and segments.contents == 1:
         dense = choose_dense(layout, call.options.slots, C, shared_memory(device))

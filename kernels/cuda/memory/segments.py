@@ -12,7 +12,7 @@ from ramnet_np.contract import Array
 from ..runtime.module import Launch, Specialisation
 from ..runtime.params import INT, LONG, POINTER, ParamStruct
 from .call import Call, Kept, Segments, memory_params
-from .layout import MASS_BYTES, THREADS, Layout, places_of
+from .layout import MASS_BYTES, THREADS, Layout, SharedMemory, in_wide_slices, places_of
 
 MIN_SEGMENTS = 4  # splitting computes most of the work twice; fewer segments would cost more than they gain
 MIN_CHUNKS = 8  # of a segment
@@ -57,14 +57,16 @@ def _launch(layout: Layout, name: str, blocks: int, shared: int = 0) -> Launch:
 
 
 @functools.cache
-def choose_segments(layout: Layout, sequences: int, tokens: int, rows: int, processors: int) -> Segments:
+def choose_segments(
+    layout: Layout, sequences: int, tokens: int, rows: int, channels: int, processors: int, shared: SharedMemory
+) -> Segments:
     """Into how many segments of whole chunks to split: as many as keep the GPU's blocks at work, or one."""
     chunks = -(-tokens // layout.chunk)
     masses_fit = 3 * rows * layout.acc_bytes <= MASS_BYTES  # the most that a block keeps of a row
     if not layout.in_shared or not masses_fit or not sequences:
         return Segments(1, chunks, 1)
     most = chunks // MIN_CHUNKS
-    contents = min(processors * layout.blocks // (sequences * layout.slices), most)
+    contents = min(_segments_of_contents(layout, sequences, rows, channels, processors, shared), most)
     if contents < MIN_SEGMENTS:
         contents = 1
     masses = 1
@@ -74,6 +76,17 @@ def choose_segments(layout: Layout, sequences: int, tokens: int, rows: int, proc
         masses = 1
     of_mass = -(-chunks // (contents * masses))
     return Segments(-(-chunks // (of_mass * masses)), of_mass * masses, masses)
+
+
+def _segments_of_contents(
+    layout: Layout, sequences: int, rows: int, channels: int, processors: int, shared: SharedMemory
+) -> int:
+    """How many the multiprocessors have room for at once: in wide slices one more, because passes that look up couplings
+    leave out the first or the last. (The recompute leaves out none, and then takes narrow slices.)"""
+    wide = in_wide_slices(layout, channels, rows, shared)
+    if wide is not None and processors // (sequences * wide.slices) + 1 >= MIN_SEGMENTS:
+        return processors // (sequences * wide.slices) + 1
+    return processors * layout.blocks // (sequences * layout.slices)
 
 
 def mass_local_ends(
