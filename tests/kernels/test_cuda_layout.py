@@ -70,11 +70,15 @@ def test_a_plain_block_asks_for_no_more_shared_memory_than_any_gpu_has(dtype, to
     assert threads == 512 or channels > 1024
 
 
+def segments_of(chosen, units, tokens, rows=1024):
+    return choose_segments(chosen, units, tokens, rows, 64, PROCESSORS, H100)
+
+
 @pytest.mark.parametrize("units", [1, 2, 3, 16, 24, 25, 64, 256])
 @pytest.mark.parametrize("tokens", [1, 32, 1024, 4096, 4097, 65536, 3 * 2**12])
 def test_segments_cover_the_chunks_and_fill_the_gpu_at_most_once(units, tokens):
     chosen = layout()
-    segments, chunks = choose_segments(chosen, units, tokens, 1024, 64, PROCESSORS, H100), -(-tokens // chosen.chunk)
+    segments, chunks = segments_of(chosen, units, tokens), -(-tokens // chosen.chunk)
     assert (segments.contents - 1) * segments.chunks < chunks <= segments.contents * segments.chunks
     assert segments.chunks % segments.masses == 0
     count = segments.contents * segments.masses
@@ -89,11 +93,11 @@ def test_segments_cover_the_chunks_and_fill_the_gpu_at_most_once(units, tokens):
 
 
 def test_what_is_cut_into_segments_and_what_is_not():
-    assert choose_segments(layout(), 16, 65536, 1024, 64, PROCESSORS, H100) == Segments(5, 412, 4)
-    assert choose_segments(layout(), 64, 4096, 1024, 64, PROCESSORS, H100) == Segments(1, 128, 4)  # enough heads for contents
-    assert choose_segments(layout(), 256, 4096, 1024, 64, PROCESSORS, H100) == Segments(1, 128, 1)  # enough for all
-    assert choose_segments(layout(), 0, 65536, 1024, 64, PROCESSORS, H100) == Segments(1, 2048, 1)
-    assert choose_segments(layout(rows=65536), 1, 65536, 65536, 64, PROCESSORS, H100).is_split is False  # state in device memory
+    assert segments_of(layout(), 16, 65536) == Segments(5, 412, 4)
+    assert segments_of(layout(), 64, 4096) == Segments(1, 128, 4)  # enough heads for contents
+    assert segments_of(layout(), 256, 4096) == Segments(1, 128, 1)  # enough for all
+    assert segments_of(layout(), 0, 65536) == Segments(1, 2048, 1)
+    assert segments_of(layout(rows=65536), 1, 65536, 65536).is_split is False  # state in device memory
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -113,7 +117,7 @@ def test_contents_in_wide_slices_where_they_fit_and_all_are_at_work(dtype, rows,
 
 
 def test_segments_in_slices_that_take_the_least_time():
-    """16 heads in 5 segments: where 4 are launched, each multiprocessor takes a wide block; of 5 some would take two."""
+    """16 heads in 5 segments: where 4 are launched, a multiprocessor takes one wide block; of 5 some would take two."""
     narrow = layout()
     chosen = [layout_of_contents(narrow, 64, 1024, 16 * launched, PROCESSORS, H100) for launched in (4, 5)]
     assert chosen == [narrow.widened(), narrow]

@@ -81,8 +81,8 @@ def choose_segments(
 def _segments_of_contents(
     layout: Layout, sequences: int, rows: int, channels: int, processors: int, shared: SharedMemory
 ) -> int:
-    """How many the multiprocessors have room for at once: in wide slices one more, because passes that look up couplings
-    leave out the first or the last. (The recompute leaves out none, and then takes narrow slices.)"""
+    """How many the multiprocessors have room for at once. In wide slices one more, because all passes but the recompute
+    leave out the first or the last; the recompute then takes narrow slices."""
     wide = in_wide_slices(layout, channels, rows, shared)
     if wide is not None and processors // (sequences * wide.slices) + 1 >= MIN_SEGMENTS:
         return processors // (sequences * wide.slices) + 1
