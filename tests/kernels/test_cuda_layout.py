@@ -6,7 +6,13 @@ from ramnet_np.kernels.cuda.address.decode import plan_decode
 from ramnet_np.kernels.cuda.memory.call import Segments
 from ramnet_np.kernels.cuda.memory.layout import H100, choose_layout, layout_of_contents, require_top_k
 from ramnet_np.kernels.cuda.memory.plain import plain_shared_bytes, plain_threads
-from ramnet_np.kernels.cuda.memory.segments import MASS_BLOCKS, MIN_CHUNKS, MIN_SEGMENTS, choose_segments
+from ramnet_np.kernels.cuda.memory.segments import (
+    MASS_BLOCKS,
+    MIN_CHUNKS,
+    MIN_SEGMENTS,
+    choose_segments,
+    segments_of_adjoints,
+)
 
 PROCESSORS = 132
 
@@ -98,6 +104,13 @@ def test_what_is_cut_into_segments_and_what_is_not():
     assert segments_of(layout(), 256, 4096) == Segments(1, 128, 1)  # enough for all
     assert segments_of(layout(), 0, 65536) == Segments(1, 2048, 1)
     assert segments_of(layout(rows=65536), 1, 65536, 65536).is_split is False  # state in device memory
+
+
+@pytest.mark.parametrize(("sequences", "tokens", "segments"), [
+    (16, 65536, (16, 128)), (64, 4096, (4, 32)), (67, 4096, (1, 128)), (1, 4097, (15, 9)), (1, 31 * 32, (1, 31)),
+])  # fmt: skip
+def test_segments_of_the_adjoints_of_masses(sequences, tokens, segments):
+    assert segments_of_adjoints(layout(), sequences, tokens, PROCESSORS) == segments
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

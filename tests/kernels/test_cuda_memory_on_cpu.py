@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.cuda.memory import call, content, layout, memory
+from ramnet_np.kernels.cuda.memory import call, content, layout, memory, segments
 from ramnet_np.kernels.cuda.memory.conflicts import conflict_specialisation
 from ramnet_np.kernels.cuda.memory.content import content_specialisation
 from ramnet_np.kernels.cuda.memory.couplings import coupling_specialisation
 from ramnet_np.kernels.cuda.memory.mass_backward import mass_backward_specialisation
 from ramnet_np.kernels.cuda.memory.mass_forward import mass_forward_specialisation
+from ramnet_np.kernels.cuda.memory.segments import segment_specialisation
 from ramnet_np.kernels.cuda.runtime import module
 
 from ramnet_np.contract import Address, MemoryOptions, RAMState
@@ -60,13 +61,16 @@ def on_cpu(tmp_path_factory):
         coupling_specialisation(many, "couple_forward"),
         coupling_specialisation(many, "couple_backward"),
         mass_backward_specialisation(many, "gsu", False, True),
+        mass_forward_specialisation(chosen, False, True, False, segmented=True),
+        *(mass_backward_specialisation(chosen, "gsu", False, True, True, local_only) for local_only in (False, True)),
+        segment_specialisation(chosen),
     ]
 
     folders = [tmp_path_factory.mktemp("kernels") for _ in specialisations]  # by one thread: pytest makes them in turn
 
     def compiled(specialisation, folder):
         threads = dict(specialisation.defines)["THREADS"] * (2 if "mass_backward" in specialisation.source else 1)
-        return compile_for_cpu(specialisation, specialisation.params[0].name, folder, threads)
+        return compile_for_cpu(specialisation, folder, threads)
 
     with ThreadPoolExecutor(2) as pool:
         libraries = dict(zip(specialisations, pool.map(compiled, specialisations, folders), strict=True))
@@ -142,6 +146,36 @@ def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state):
     np.testing.assert_array_equal(np.asarray(y_alone), np.asarray(y))
     for found, wanted in zip(end_alone or (), end or (), strict=True):
         np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+
+
+@pytest.fixture
+def five_processors(monkeypatch):
+    """Segments of single chunks, as many as a small GPU has room for."""
+    monkeypatch.setattr(segments, "MIN_CHUNKS", 1)
+    monkeypatch.setattr(memory, "processors", lambda gpu: 5)
+    cached = segments.choose_segments, segments.segments_of_adjoints
+    for choose in cached:
+        choose.cache_clear()
+    yield
+    for choose in cached:
+        choose.cache_clear()
+
+
+def test_segments_are_those_of_the_core(on_cpu, five_processors):
+    rng = np.random.default_rng(0)
+    T, H = 350, 1  # eleven chunks
+    write, read = drawn(rng, T, H, 4), drawn(rng, T, H, 4)
+    values, dy = rng.standard_normal((2, 1, T, H, CHANNELS))
+    options = MemoryOptions(slots=ROWS, update="gsu")
+    given = *(Address(*map(device, address)) for address in (write, read)), device(values), GAMMA, None
+    y, _, ctx = memory.memory_forward(*given, None, options, False)
+    assert ctx.chunked.segments == call.Segments(3, 4, 2)
+    grads = memory.memory_backward(device(dy), None, ctx)
+    expected_y, _, expected_ctx = memory_forward(write, read, values, GAMMA, None, None, options, False)
+    expected = memory_backward(dy, None, expected_ctx)
+    assert_close(np.asarray(y), expected_y)
+    for name in ("values", "write_weight", "read_weight", "gamma"):
+        assert_close(np.asarray(getattr(grads, name)), getattr(expected, name), gradient=True)
 
 
 class Coming:
