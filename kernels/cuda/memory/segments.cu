@@ -34,7 +34,7 @@ struct LocalEndParams {
 };
 
 struct CombineParams {
-    const Affine* local_masses;      // (B*H, segments, rows): what each segment makes of a mass
+    const Affine* local_masses;      // (B*H, segments, rows): what each segment but the last makes of a mass
     Acc* mass_starts;                // (B*H, segments, rows): what each starts from
     const AdjointMap* adjoint_maps;  // (B*H, segments, rows): what each but the first makes of q and dz
     MassAdjoint* adjoint_ends;       // (B*H, segments, rows): what each starts from
@@ -71,6 +71,7 @@ struct Stage {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) mass_local_end(const __grid_constant__ LocalEndParams p) {
+    if (blockIdx.x % unsigned(p.segments) + 1 == unsigned(p.segments)) return;  // nothing comes after the last
     const ChunkRange range(p.memory, true, p.segments, p.chunks_of_segment);
     const Sequence& sequence = range.sequence;
     Affine* const of_row = reinterpret_cast<Affine*>(dynamic_shared());
@@ -108,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_combine(const __grid_
     for (int segment = 0; segment < p.segments; segment++) {
         const long long at = first + (long long)(segment) * p.rows;
         p.mass_starts[at] = z;
-        z = load_read_only(p.local_masses + at)(z);
+        if (segment + 1 < p.segments) z = load_read_only(p.local_masses + at)(z);
     }
 }
 
