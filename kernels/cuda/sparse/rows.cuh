@@ -55,12 +55,10 @@ struct RowTable {
     // Key, row and mass, from the L2 cache: another block may have made an entry since the L1 cache saw it free. Mass
     // comes with the key, so that nobody waits for it behind newer loads, as those of rows are.
     DEVICE Found seen(unsigned at, long long& key) const {
-        const int4* const entry = reinterpret_cast<const int4*>(entries + at);
-        const int4 words = __ldcg(entry), beside = __ldcg(entry + 1);
-        Found found{nullptr, entries + at, 0};
+        const int4 words = __ldcg(reinterpret_cast<const int4*>(entries + at));
+        Found found{nullptr, entries + at, __ldcg(&entries[at].mass)};
         memcpy(&key, &words, sizeof key);
         memcpy(&found.row, &words.z, sizeof found.row);
-        memcpy(&found.mass, &beside, sizeof found.mass);
         return found;
     }
     // The row of a key.
