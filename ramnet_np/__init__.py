@@ -58,6 +58,7 @@ _HOME = {
 # gradcheck can be called as its function can.
 _ROOMS = ("backend", "contract", "core", "gradcheck", "model")
 
+
 def __getattr__(name: str) -> Any:
     """A public name, when it is first asked for."""
     if name in _HOME:

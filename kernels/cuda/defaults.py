@@ -70,7 +70,7 @@ def _memory() -> list[Specialisation]:
     """The chunked kernels and the plain ones; the first layout with every option."""
     layouts, rules = _layouts(), known_rules()
     first, *others = layouts
-    contents = [*layouts, *(layout.widened() for layout in layouts[:4] if layout.acc_bytes == 4)]
+    contents = [*layouts, *(layout.widened() for layout in (*layouts[:4], *layouts[8:10]) if layout.acc_bytes == 4)]
     return [
         *(conflict_specialisation(first, update, direct=True) for update in rules),
         *(conflict_specialisation(first, rules[0], direct, gradients=False) for direct in (True, False)),

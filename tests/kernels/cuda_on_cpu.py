@@ -114,11 +114,12 @@ inline int atomicCAS(int* at, int expected, int wanted) {
     __atomic_compare_exchange_n(at, &expected, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     return expected;
 }
+template <class Params> void call_kernel(void (*kernel)(Params), const void* p) { kernel(*(const Params*)(p)); }
 template <class T> T atomicAdd(T* at, T x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
 inline unsigned atomicOr(unsigned* at, unsigned x) { return __atomic_fetch_or(at, x, __ATOMIC_SEQ_CST); }
 """
 RUN = r"""
-extern "C" void run_{name}(const {params}* p, unsigned x, unsigned y, unsigned z) {{
+extern "C" void run_{name}(const void* p, unsigned x, unsigned y, unsigned z) {{
     warp_meets.clear(), gridDim = {{x, y, z}};
     for (int warp = 0; warp < BLOCK_THREADS / 32; warp++) warp_meets.push_back(std::make_unique<std::barrier<>>(32));
     std::vector<std::thread> threads;
@@ -128,7 +129,7 @@ extern "C" void run_{name}(const {params}* p, unsigned x, unsigned y, unsigned z
                 blockIdx = {{block % x, block / x % y, block / x / y}}, threadIdx.x = thread;
                 if (thread == 0) memset(__start_shared, 255, __stop_shared - __start_shared);
                 block_meets.arrive_and_wait();
-                kernel_{name}(*p);
+                call_kernel(kernel_{name}, p);
                 block_meets.arrive_and_wait();
             }}
         }});
@@ -163,13 +164,12 @@ def source_for_cpu(name, found=None):
     return re.sub(r'#include "([^"]*)"', lambda include: source_for_cpu(include[1], found), text)
 
 
-def compile_for_cpu(specialisation, params, folder, threads="THREADS"):
-    """The kernels of a specialisation as a library; ``params``: the name of the struct that all of them take;
-    ``threads``: of a block."""
+def compile_for_cpu(specialisation, folder, threads="THREADS"):
+    """The kernels of a specialisation as a library; ``threads``: of a block."""
     source = re.sub(r"#pragma (once|unroll).*", "", source_for_cpu(specialisation.source))
     source = re.sub(r"__launch_bounds__\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)", "", source)
     source = re.sub(r"(__global__ void\s+)(\w+)\(", r"\1kernel_\2(", source)
-    runs = [RUN.format(name=name, params=params) for name in specialisation.kernels]
+    runs = [RUN.format(name=name) for name in specialisation.kernels]
     defines = tuple(f"-D{name}={value}" for name, value in (*specialisation.defines, ("BLOCK_THREADS", threads)))
     # a file of its own for each caller, so that no two share the library's variables
     (folder / "kernels.so").write_bytes(_compiled("".join([SHIM, source, *runs]), defines))

@@ -19,7 +19,7 @@ def rows_library(tmp_path_factory):
     """The kernels of rows.cu."""
     if shutil.which("g++") is None or sys.platform != "linux":
         pytest.skip("needs g++")
-    return compile_for_cpu(rows_module.ROWS, "RowsParams", tmp_path_factory.mktemp("kernels"))
+    return compile_for_cpu(rows_module.ROWS, tmp_path_factory.mktemp("kernels"))
 
 
 def fake_cupy(library, monkeypatch):

@@ -36,8 +36,7 @@ def on_cpu(tmp_path, monkeypatch):
             if key not in libraries:
                 folder = tmp_path / str(len(libraries))
                 folder.mkdir()
-                params = specialisation.params[0].name
-                libraries[key] = compile_for_cpu(specialisation, params, folder, threads)
+                libraries[key] = compile_for_cpu(specialisation, folder, threads)
             self.library = libraries[key]
 
         def __call__(self, params):

@@ -75,11 +75,10 @@ def test_a_call_that_is_split(launched):  # noqa: F811
     # then all but the one that is done: the first, and on the way back the last
     assert sizes["content_forward"][1:] == sizes["content_backward"][1:] == [((15 * 4,), (256,), shared)]
     assert sizes["mass_local_end"] == [((16,), (256,), 2 * 4 * M)]
-    # one thread for each row, or for each number of a row, of the segments' states; a warp for each dot
-    assert sizes["mass_combine"] == [((M // 256,), (256,), 0)] * 2
+    # one thread for each row, or for each number of a row, of the segments' states
+    assert sizes["mass_combine"] == sizes["adjoint_combine"] == [((M // 256,), (256,), 0)]
     assert sizes["content_combine"] == [((M * C // 256,), (256,), 0)] * 2
-    assert sizes["boundary_dots"] == [((16 * M * 32 // 256,), (256,), 0)]
-    assert sizes["mass_backward"] == [((16,), (512,), 3 * 4 * M), ((16,), (512,), 2 * 4 * M)]
+    assert sizes["mass_backward"] == [((16,), (512,), 4 * 4 * M), ((16,), (512,), 2 * 4 * M)]
     which = {name: [int(p["first_segment"]) for _, p in launched.of(name)] for name in NAMES[2:]}
     assert which == {"content_forward": [0, 1], "content_backward_recompute": [0], "content_backward": [1, 0]}
     launched.sizes.clear()
@@ -116,16 +115,16 @@ def test_masses_that_do_not_fit_leave_shared_memory(dtype, rows, fits):
     [
         (1, 4096, 1024, Segments(16, 8, 1)),
         (1, 255 * 32, 1024, Segments(29, 9, 1)),  # 31 of 8 chunks do not hold all
-        (8, 2**16, 1024, Segments(12, 172, 4)),
+        (8, 2**16, 1024, Segments(9, 228, 4)),
         (40, 2**16, 1024, Segments(1, 2048, 8)),
         (1, 31 * 32, 1024, Segments(1, 31, 1)),
         (1, 32 * 32, 1024, Segments(4, 8, 1)),
-        (1, 4096, 8192, Segments(1, 128, 1)),  # 3 * 4 bytes of so many rows do not fit
+        (1, 4096, 8192, Segments(1, 128, 1)),  # 4 * 4 bytes of so many rows do not fit
     ],
 )
 def test_numbers_of_segments(sequences, tokens, rows, segments):
     chosen = layout.choose_layout(np.dtype(np.float32), rows, C, K, K, layout.H100)
-    assert choose_segments(chosen, sequences, tokens, rows, 132) == segments
+    assert choose_segments(chosen, sequences, tokens, rows, C, 132, layout.H100) == segments
 
 
 def test_what_blocks_share_of_a_multiprocessor():

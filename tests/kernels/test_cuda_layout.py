@@ -6,7 +6,13 @@ from ramnet_np.kernels.cuda.address.decode import plan_decode
 from ramnet_np.kernels.cuda.memory.call import Segments
 from ramnet_np.kernels.cuda.memory.layout import H100, choose_layout, layout_of_contents, require_top_k
 from ramnet_np.kernels.cuda.memory.plain import plain_shared_bytes, plain_threads
-from ramnet_np.kernels.cuda.memory.segments import MASS_BLOCKS, MIN_CHUNKS, MIN_SEGMENTS, choose_segments
+from ramnet_np.kernels.cuda.memory.segments import (
+    MASS_BLOCKS,
+    MIN_CHUNKS,
+    MIN_SEGMENTS,
+    choose_segments,
+    segments_of_adjoints,
+)
 
 PROCESSORS = 132
 
@@ -70,11 +76,15 @@ def test_a_plain_block_asks_for_no_more_shared_memory_than_any_gpu_has(dtype, to
     assert threads == 512 or channels > 1024
 
 
+def segments_of(chosen, units, tokens, rows=1024):
+    return choose_segments(chosen, units, tokens, rows, 64, PROCESSORS, H100)
+
+
 @pytest.mark.parametrize("units", [1, 2, 3, 16, 24, 25, 64, 256])
 @pytest.mark.parametrize("tokens", [1, 32, 1024, 4096, 4097, 65536, 3 * 2**12])
 def test_segments_cover_the_chunks_and_fill_the_gpu_at_most_once(units, tokens):
     chosen = layout()
-    segments, chunks = choose_segments(chosen, units, tokens, 1024, PROCESSORS), -(-tokens // chosen.chunk)
+    segments, chunks = segments_of(chosen, units, tokens), -(-tokens // chosen.chunk)
     assert (segments.contents - 1) * segments.chunks < chunks <= segments.contents * segments.chunks
     assert segments.chunks % segments.masses == 0
     count = segments.contents * segments.masses
@@ -89,18 +99,26 @@ def test_segments_cover_the_chunks_and_fill_the_gpu_at_most_once(units, tokens):
 
 
 def test_what_is_cut_into_segments_and_what_is_not():
-    assert choose_segments(layout(), 16, 65536, 1024, PROCESSORS) == Segments(6, 344, 4)
-    assert choose_segments(layout(), 64, 4096, 1024, PROCESSORS) == Segments(1, 128, 4)  # enough heads for contents
-    assert choose_segments(layout(), 256, 4096, 1024, PROCESSORS) == Segments(1, 128, 1)  # enough for all
-    assert choose_segments(layout(), 0, 65536, 1024, PROCESSORS) == Segments(1, 2048, 1)
-    assert choose_segments(layout(rows=65536), 1, 65536, 65536, PROCESSORS).is_split is False  # state in device memory
+    assert segments_of(layout(), 16, 65536) == Segments(5, 412, 4)
+    assert segments_of(layout(), 64, 4096) == Segments(1, 128, 4)  # enough heads for contents
+    assert segments_of(layout(), 256, 4096) == Segments(1, 128, 1)  # enough for all
+    assert segments_of(layout(), 0, 65536) == Segments(1, 2048, 1)
+    assert segments_of(layout(rows=65536), 1, 65536, 65536).is_split is False  # state in device memory
+
+
+@pytest.mark.parametrize(("sequences", "tokens", "segments"), [
+    (16, 65536, (16, 128)), (64, 4096, (4, 32)), (67, 4096, (1, 128)), (1, 4097, (15, 9)), (1, 31 * 32, (1, 31)),
+])  # fmt: skip
+def test_segments_of_the_adjoints_of_masses(sequences, tokens, segments):
+    assert segments_of_adjoints(layout(), sequences, tokens, PROCESSORS) == segments
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("rows", "channels", "top_k", "sequences", "is_wide"), [
     (1024, 64, (8, 8), 34, True), (1024, 64, (8, 8), 33, False), (64, 32, (5, 8), 1000, True),
     (1500, 64, (8, 8), 1000, True), (1024, 64, (4, 1), 1000, True), (1024, 48, (8, 8), 1000, False),
-    (1024, 60, (8, 8), 1000, False), (1024, 64, (8, 9), 1000, False), (1800, 64, (8, 8), 1000, False),
+    (1024, 60, (8, 8), 1000, False), (1024, 64, (8, 9), 1000, True), (1024, 64, (32, 32), 64, True),
+    (1024, 64, (33, 32), 1000, False), (1800, 64, (8, 8), 1000, False),
     (65536, 64, (8, 8), 1000, False),
 ])  # fmt: skip
 def test_contents_in_wide_slices_where_they_fit_and_all_are_at_work(dtype, rows, channels, top_k, sequences, is_wide):
@@ -109,6 +127,13 @@ def test_contents_in_wide_slices_where_they_fit_and_all_are_at_work(dtype, rows,
     assert chosen == (narrow.widened() if is_wide else narrow)
     assert chosen.content_bytes(rows) <= H100.block
     assert chosen.slices * chosen.channels >= channels
+
+
+def test_segments_in_slices_that_take_the_least_time():
+    """16 heads in 5 segments: where 4 are launched, a multiprocessor takes one wide block; of 5 some would take two."""
+    narrow = layout()
+    chosen = [layout_of_contents(narrow, 64, 1024, 16 * launched, PROCESSORS, H100) for launched in (4, 5)]
+    assert chosen == [narrow.widened(), narrow]
 
 
 def test_contents_of_float64_stay_narrow():

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ramnet_np.kernels.cuda.memory import call, content, layout, memory
+from ramnet_np.kernels.cuda.memory import call, content, layout, memory, segments
 from ramnet_np.kernels.cuda.memory.conflicts import conflict_specialisation
 from ramnet_np.kernels.cuda.memory.content import content_specialisation
 from ramnet_np.kernels.cuda.memory.couplings import coupling_specialisation
 from ramnet_np.kernels.cuda.memory.mass_backward import mass_backward_specialisation
 from ramnet_np.kernels.cuda.memory.mass_forward import mass_forward_specialisation
+from ramnet_np.kernels.cuda.memory.segments import segment_specialisation
 from ramnet_np.kernels.cuda.runtime import module
 
 from ramnet_np.contract import Address, MemoryOptions, RAMState
@@ -27,6 +28,7 @@ from tests.tolerances import assert_close
 
 ROWS, CHANNELS, K, GAMMA = 500, 12, 8, 0.3  # rows: no multiple of 32; 12 channels: a slice of 8, and one half there
 WIDE = 32  # channels: two wide slices, so that the order of four narrow ones shows
+K_MANY = 32  # eight groups a token
 MANY = 20000  # rows that shared memory has no room for
 
 
@@ -37,7 +39,8 @@ def on_cpu(tmp_path_factory):
     chosen = layout.choose_layout(np.dtype(np.float64), ROWS, CHANNELS, K, K, layout.H100)
     large = layout.choose_layout(np.dtype(np.float64), MANY, CHANNELS, K, K, layout.H100)
     assert not large.in_shared
-    whole = layout.choose_layout(np.dtype(np.float64), ROWS, WIDE, K, K, layout.H100)
+    whole, many = (layout.choose_layout(np.dtype(np.float64), ROWS, WIDE, k, k, layout.H100) for k in (K, K_MANY))
+    each = chosen, whole, many, whole.widened(), many.widened()
     specialisations = [
         conflict_specialisation(chosen, "gsu", True),
         conflict_specialisation(chosen, "gsu", True, gradients=False),
@@ -48,16 +51,24 @@ def on_cpu(tmp_path_factory):
         mass_forward_specialisation(chosen, False, True, False, gradients=False),
         coupling_specialisation(chosen, "couple_forward"),
         coupling_specialisation(chosen, "couple_forward", gradients=False),
-        *(content_specialisation(each, False) for each in (chosen, whole, whole.widened())),
+        *(content_specialisation(one, False) for one in each),
         coupling_specialisation(chosen, "couple_backward"),
         mass_backward_specialisation(chosen, "gsu", False, True),
+        conflict_specialisation(many, "gsu", True),
+        mass_forward_specialisation(many, False, True, False),
+        coupling_specialisation(many, "couple_forward"),
+        coupling_specialisation(many, "couple_backward"),
+        mass_backward_specialisation(many, "gsu", False, True),
+        mass_forward_specialisation(chosen, False, True, False, segmented=True),
+        *(mass_backward_specialisation(chosen, "gsu", False, True, True, local_only) for local_only in (False, True)),
+        segment_specialisation(chosen),
     ]
 
     folders = [tmp_path_factory.mktemp("kernels") for _ in specialisations]  # by one thread: pytest makes them in turn
 
     def compiled(specialisation, folder):
         threads = 512 if "mass_backward" in specialisation.source else 256
-        return compile_for_cpu(specialisation, specialisation.params[0].name, folder, threads)
+        return compile_for_cpu(specialisation, folder, threads)
 
     with ThreadPoolExecutor(2) as pool:
         libraries = dict(zip(specialisations, pool.map(compiled, specialisations, folders), strict=True))
@@ -88,16 +99,16 @@ def on_cpu(tmp_path_factory):
         yield
 
 
-def drawn(rng, T, H, hot):
+def drawn(rng, T, H, hot, top_k=K):
     """Addresses that prefer the first ``hot`` slots. Some tokens have a weight above 1/2."""
     score = rng.random((1, T, H, ROWS))
     score[..., :hot] -= 0.6
-    weight = -np.sort(-(rng.random((1, T, H, K)) ** 2), axis=-1)
+    weight = -np.sort(-(rng.random((1, T, H, top_k)) ** 2), axis=-1)
     weight /= 1.1 * weight.sum(axis=-1, keepdims=True)
     heavy = rng.random((1, T, H)) < 0.25
     weight[heavy] *= 0.3
     weight[heavy, 0] = 0.7
-    return Address(score.argsort(axis=-1)[..., :K].astype(np.int32), weight)
+    return Address(score.argsort(axis=-1)[..., :top_k].astype(np.int32), weight)
 
 
 # 0: seldom do two reads of a token need the same earlier token. 8: every token reads what all before it wrote, so a
@@ -135,6 +146,36 @@ def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state):
         np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
 
 
+@pytest.fixture
+def five_processors(monkeypatch):
+    """Segments of single chunks, as many as a small GPU has room for."""
+    monkeypatch.setattr(segments, "MIN_CHUNKS", 1)
+    monkeypatch.setattr(memory, "processors", lambda gpu: 5)
+    cached = segments.choose_segments, segments.segments_of_adjoints
+    for choose in cached:
+        choose.cache_clear()
+    yield
+    for choose in cached:
+        choose.cache_clear()
+
+
+def test_segments_are_those_of_the_core(on_cpu, five_processors):
+    rng = np.random.default_rng(0)
+    T, H = 350, 1  # eleven chunks
+    write, read = drawn(rng, T, H, 4), drawn(rng, T, H, 4)
+    values, dy = rng.standard_normal((2, 1, T, H, CHANNELS))
+    options = MemoryOptions(slots=ROWS, update="gsu")
+    given = *(Address(*map(device, address)) for address in (write, read)), device(values), GAMMA, None
+    y, _, ctx = memory.memory_forward(*given, None, options, False)
+    assert ctx.chunked.segments == call.Segments(3, 4, 2)
+    grads = memory.memory_backward(device(dy), None, ctx)
+    expected_y, _, expected_ctx = memory_forward(write, read, values, GAMMA, None, None, options, False)
+    expected = memory_backward(dy, None, expected_ctx)
+    assert_close(np.asarray(y), expected_y)
+    for name in ("values", "write_weight", "read_weight", "gamma"):
+        assert_close(np.asarray(getattr(grads, name)), getattr(expected, name), gradient=True)
+
+
 class Coming:
     """Rows that are there only when their part is taken."""
 
@@ -168,10 +209,11 @@ def test_contents_that_come_in_parts_have_the_bits_of_those_that_are_there(on_cp
         np.testing.assert_array_equal(np.asarray(own)[0][used], np.asarray(expected)[0][used])
 
 
-def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch):
+@pytest.mark.parametrize("top_k", [K, K_MANY])
+def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch, top_k):
     rng = np.random.default_rng(0)
-    T, H = 107, 2  # four chunks, whose copies take turns in shared memory
-    write, read = (drawn(rng, T, H, 4) for _ in range(2))
+    T, H = 856 // top_k, 2  # four chunks, whose copies take turns in shared memory
+    write, read = (drawn(rng, T, H, 4, top_k) for _ in range(2))
     values, dy = rng.standard_normal((2, 1, T, H, WIDE))
     start, dend = (RAMState(rng.standard_normal((1, H, ROWS, WIDE)), rng.random((1, H, ROWS))) for _ in range(2))
     given = *(Address(*map(device, address)) for address in (write, read)), device(values), GAMMA, None

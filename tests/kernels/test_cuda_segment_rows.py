@@ -94,7 +94,7 @@ def second(fake, monkeypatch):
 
 @pytest.fixture(scope="module")
 def numbers_library(library, tmp_path_factory):
-    return compile_for_cpu(numbers_module.NUMBERS, "NumbersParams", tmp_path_factory.mktemp("kernels"))
+    return compile_for_cpu(numbers_module.NUMBERS, tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def dense_of(small):
 def test_a_segment_is_gathered_and_stored_as_by_the_core(
     fake, launches_of_segments, tmp_path, row, channels, slots, gpu
 ):
-    kernels = compile_for_cpu(segment_module.segment_specialisation(row), "SegmentParams", tmp_path)
+    kernels = compile_for_cpu(segment_module.segment_specialisation(row), tmp_path)
     launches_of_segments(kernels)
     rng, (B, T, H, M, K) = np.random.default_rng(0), (2, 6, 3, slots, 4)
     dtype = np.float64 if row == "double" else np.float32
@@ -177,7 +177,7 @@ def test_a_segment_is_gathered_and_stored_as_by_the_core(
 @pytest.fixture(scope="module")
 def segment_library(library, tmp_path_factory):
     specialisation = segment_module.segment_specialisation("float")
-    return compile_for_cpu(specialisation, "SegmentParams", tmp_path_factory.mktemp("kernels"))
+    return compile_for_cpu(specialisation, tmp_path_factory.mktemp("kernels"))
 
 
 def segment(held, *slots):
@@ -309,7 +309,7 @@ def unset(shape, dtype):
 def test_rows_that_come_in_parts_give_the_bits_of_a_dense_state(
     fake, second, launches_of_segments, in_parts, monkeypatch, tmp_path, slots, gpu, takes, early
 ):
-    launches_of_segments(compile_for_cpu(segment_module.segment_specialisation("double"), "SegmentParams", tmp_path))
+    launches_of_segments(compile_for_cpu(segment_module.segment_specialisation("double"), tmp_path))
     monkeypatch.setattr(arriving_module, "UNIT", 8)
     second.early = early
     backend = replace(BACKEND, sparse_forward=in_order) if takes else BACKEND

@@ -20,7 +20,7 @@ CASES = [(slots, T, masked) for slots, T in ((50, 40), (900, 12), (2**31 - 1, 60
 def on_cpu(tmp_path_factory):
     if shutil.which("g++") is None or sys.platform != "linux":
         pytest.skip("needs g++")
-    library = compile_for_cpu(module.NUMBERS, "NumbersParams", tmp_path_factory.mktemp("kernels"))
+    library = compile_for_cpu(module.NUMBERS, tmp_path_factory.mktemp("kernels"))
 
     class Launch:
         def __init__(self, specialisation, name, grid, threads):

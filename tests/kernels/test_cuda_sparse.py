@@ -272,7 +272,7 @@ def test_a_token_has_the_bits_of_one_over_a_dense_state(fake, tmp_path, hashed):
     for row in (None, "double"):
         (tmp_path / str(row)).mkdir()
         step = step_module.step_specialisation("double", U, P, W, R, C, "pdma", row)
-        libraries.append(compile_for_cpu(step, "StepParams", tmp_path / str(row)))
+        libraries.append(compile_for_cpu(step, tmp_path / str(row)))
     for t in range(20):
         write, read = map(on, 2 * rng.normal(size=(2, B, 1, H, U, P)))
         values, gamma, positions = on(rng.normal(size=(B, 1, H, C))), on(rng.uniform(0, 2, (B, 1, H))), on([[t]] * B)

@@ -34,8 +34,7 @@ def step(tmp_path, monkeypatch):
     class Launch:
         def __init__(self, specialisation, name, grid, threads, shared=0, overlaps=False):
             self.name, self._grid = name, grid
-            params = specialisation.params[0].name
-            self._run = getattr(compile_for_cpu(specialisation, params, tmp_path), f"run_{name}")
+            self._run = getattr(compile_for_cpu(specialisation, tmp_path), f"run_{name}")
 
         def __call__(self, params):
             self._run(params.tobytes(), *(*self._grid, 1, 1)[:3])

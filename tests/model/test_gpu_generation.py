@@ -202,7 +202,7 @@ def test_graphs_give_the_bits_of_launches(cp, name, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("settings", GROWING.values(), ids=GROWING)
 def test_a_memory_that_grows_has_the_same_bits_in_any_room(cp, settings, dtype, monkeypatch, tmp_path):
-    """Captured once, and with room for 8 tokens four times; a state that is saved on the way goes on as it would have."""
+    """Captured once, and with room for 8 tokens four times; a state that is saved midway goes on as it would have."""
     captured, capture = [], ahead.capture
     monkeypatch.setattr(ahead, "capture", lambda *given: captured.append(given) or capture(*given))
     model, ids = RAMNet(replace(SMALL, **settings), seed=1).to("gpu", dtype), prompts(cp, 3, alike=True)

@@ -4,11 +4,6 @@
 #include "memory/mass.cuh"
 #include "memory/retention.cuh"
 
-DEVICE float absolute(float x) { return fabsf(x); }
-DEVICE double absolute(double x) { return fabs(x); }
-DEVICE bool sign_bit(float x) { return __float_as_int(x) < 0; }
-DEVICE bool sign_bit(double x) { return __double_as_longlong(x) < 0; }
-
 // What an access does to q and dz of its slot, in reverse time:
 //
 //     q = b if <d, before> is known (a heavy write), else q + b
@@ -26,6 +21,17 @@ struct alignas(4 * sizeof(Acc)) AdjointUpdate {
         const MassAdjoint seen = a;
         a.dz = absolute(alpha) * (a.dz - pull(a.q));
         return seen;
+    }
+};
+
+// What is left, at an access, of q and dz at the segment's end: AdjointMap without what zeros become.
+struct alignas(2 * sizeof(Acc)) ShareOfEnd {
+    Acc a, c;
+
+    DEVICE void pass(const AdjointUpdate& update) {
+        const bool q_is_known = sign_bit(a) || sign_bit(update.alpha);
+        const Acc alpha = absolute(update.alpha), scale = alpha * absolute(a);
+        c = alpha * (q_is_known ? c : c + update.g), a = q_is_known ? -scale : scale;
     }
 };
 

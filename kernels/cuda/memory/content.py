@@ -63,9 +63,8 @@ def content_pass(
     _, T, H, C = call.values.shape
     launched = segments.contents - skip_first - skip_last
     sequences = call.sequences * (2 if name == "content_backward_both" else 1)
-    if segments.contents == 1:
-        device = call.values.device.id
-        layout = layout_of_contents(layout, C, call.rows, sequences, processors(device), shared_memory(device))
+    device = call.values.device.id
+    layout = layout_of_contents(layout, C, call.rows, sequences * launched, processors(device), shared_memory(device))
     blocks = sequences * launched * layout.slices
     _launch(layout, call.renumbered, name, call.rows, blocks)(
         CONTENT(

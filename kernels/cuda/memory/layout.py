@@ -24,6 +24,7 @@ LIST_BYTES = 16  # of a list's header
 HEADER_BYTES = 2 * GROUPS * LIST_BYTES  # a round of lists of two chunks: see lists.cuh
 PAIRS_AT_ONCE = 16  # couplings that are copied to shared memory
 COUPLING_BYTES = 2816  # of a chunk's couplings in shared memory; further ones stay in device memory
+WIDE_TIME = 17  # of a block with a wide slice, in tenths of a narrow one's
 MAX_ROWS = 2**26 - 1
 
 _SLICE_CHANNELS = {4: (16, 8, 4), 8: (8, 4)}  # widest first, by the bytes of an accumulator
@@ -216,16 +217,28 @@ def choose_layout(dtype: Any, rows: int, channels: int, writes: int, reads: int,
 
 
 @functools.cache
+def in_wide_slices(layout: Layout, channels: int, rows: int, shared: SharedMemory) -> Layout | None:
+    """``layout`` with slices twice as wide for the contents, or None where they do not fit.
+
+    They need all channels, float32 sums, and at most four accesses a group, whose rows registers hold (K up to 32).
+    """
+    if not layout.in_shared or layout.acc_bytes != 4 or layout.channels != 16 or max(layout.top_k) > 32:
+        return None
+    wide = layout.widened()
+    return wide if channels % wide.channels == 0 and wide.content_bytes(rows) <= shared.block else None
+
+
+@functools.cache
 def layout_of_contents(
     layout: Layout, channels: int, rows: int, sequences: int, processors: int, shared: SharedMemory
 ) -> Layout:
-    """``layout``, or the one with slices twice as wide, for a pass over the contents of whole sequences.
+    """``layout`` or the one with wide slices: which is done first with ``sequences``, segments of them counted singly.
 
-    Wide slices need all channels, float32 sums, and two groups of lanes a token (K up to 8). If there are no more
-    narrow blocks than multiprocessors, each has one for itself already, and wide ones would leave half of them idle.
+    A multiprocessor takes one wide block after another, and each WIDE_TIME tenths of a narrow one's time. It has up to
+    three narrow ones at once, which share its time.
     """
-    fits = layout.in_shared and layout.acc_bytes == 4 and layout.channels == 16 and layout.groups_per_token == 2
-    if not fits or channels % 32 != 0 or sequences * layout.slices <= processors:
+    wide = in_wide_slices(layout, channels, rows, shared)
+    if wide is None:
         return layout
-    wide = layout.widened()
-    return wide if wide.content_bytes(rows) <= shared.block else layout
+    of_wide, of_narrow = (-(-sequences * each.slices // processors) for each in (wide, layout))
+    return wide if WIDE_TIME * of_wide <= 10 * of_narrow else layout

@@ -15,6 +15,21 @@ struct alignas(2 * sizeof(Acc)) MassAdjoint {
     Acc q, dz;
 };
 
+DEVICE float absolute(float x) { return fabsf(x); }
+DEVICE double absolute(double x) { return fabs(x); }
+DEVICE bool sign_bit(float x) { return __float_as_int(x) < 0; }
+DEVICE bool sign_bit(double x) { return __double_as_longlong(x) < 0; }
+
+// What a segment makes, in reverse time, of a slot's q and dz at its end.
+struct alignas(4 * sizeof(Acc)) AdjointMap {
+    Acc a, c;  // a with its sign bit set, also where it is 0: q does not depend on q at the end
+    MassAdjoint of_zeros;
+
+    DEVICE MassAdjoint operator()(const MassAdjoint& end) const {
+        return {sign_bit(a) ? of_zeros.q : end.q + of_zeros.q, absolute(a) * end.dz + c * end.q + of_zeros.dz};
+    }
+};
+
 // Where an access stands: its index among the chunk's entries, where its chain begins there and, of a write, its number
 // among the chunk's writes in chains. CHAINED: its chain has writes. LAST: a write after which none of the chunk changes
 // the slot. LISTED: a read in a chain, with writes or without. DEAD: an access that does nothing.

@@ -28,8 +28,8 @@
 //        alpha                                       chains, access after access
 //     2  apply this chunk's: q, dz, dw, dgamma       prepare the next chunk's reads: <dy, s>, dr
 //
-// dz at the end of a segment is not known before later segments are done, but dz at its start is a dz + b, where a and b
-// do not depend on dz. LOCAL_ONLY computes just a and b.
+// q and dz at the end of a segment are not known before later segments are done, but what they are at its start is an
+// AdjointMap of them (mass.cuh). LOCAL_ONLY computes just this map.
 //
 // Compiled with: what chunk.cuh, retention.cuh and adjoint.cuh ask for, and the definitions below.
 #include "memory/adjoint.cuh"
@@ -48,13 +48,14 @@ struct MassBackwardParams {
     const Acc* mass_before;              // likewise
     const SlotAccess* reads;             // (B*H, chunks, CHUNK, R)
     const MassAdjoint* gains;            // likewise: what a read adds, if MASS_AWARE
-    const Acc* final_q;                  // (final_q_parts, B*H, segments, rows): q at the end is their sum; or null for 0
-    const Acc* dfinal_mass;              // (B*H, segments, rows): dz at the end, or null for 0
+    const Acc* final_q;                  // (final_q_parts, B*H, rows): q at the end is their sum; or null for 0
+    const Acc* dfinal_mass;              // (B*H, rows): dz at the end, or null for 0
+    const MassAdjoint* ends;             // (B*H, segments, rows): in place of both, if SEGMENTED and not LOCAL_ONLY
     MassAdjoint* working;                // (B*H, rows) if not MASS_IN_SHARED, all 0
     Acc *dw, *dr;                        // (B, T, H, WRITES); (B, T, H, READS), if not MASS_AWARE
     ELEMENT* dgamma;                     // (B, T, H)
     Acc* dgiven_mass;                    // (B*H, rows), or null
-    Affine* local_begin;                 // (B*H, segments, rows): dz at a segment's start, if LOCAL_ONLY
+    AdjointMap* maps;                    // (B*H, segments, rows), if LOCAL_ONLY
     int final_q_parts, segments, chunks_of_segment;
 };
 
@@ -79,7 +80,7 @@ struct Block {
     const Sequence& sequence;
     Exchange& exchange;
     MassAdjoint* const adjoint;  // of the rows, by place_of
-    Acc* const decay;            // likewise: what dz at the end is multiplied by, if LOCAL_ONLY
+    ShareOfEnd* const of_end;    // likewise, if LOCAL_ONLY
 
     // Tokens before this sequence, in arrays (B*H, chunks, CHUNK).
     DEVICE long long first_token() const { return sequence.chunk(0) * CHUNK; }
@@ -198,7 +199,7 @@ struct WriteThreads {
             MassAdjoint a = block.adjoint[place];
             seen = now.update.apply(a);
             block.adjoint[place] = a;
-            if (LOCAL_ONLY) block.decay[place] *= absolute(now.update.alpha);
+            if (LOCAL_ONLY) block.of_end[place].pass(now.update);
         }
         const Acc through = seen.dz - now.update.pull(seen.q);
         dweight = now.terms.u - now.terms.h * seen.q + seen.dz + through * now.terms.slope;
@@ -335,7 +336,7 @@ struct ReadThreads {
             const AdjointUpdate update = next;
             if (i > chain.begin()) next = block.exchange.update_at[i - 1];  // asked for before it is needed
             block.exchange.seen_at[i] = update.apply(a);
-            if (LOCAL_ONLY) block.decay[place] *= absolute(update.alpha);
+            if (LOCAL_ONLY) block.of_end[place].pass(update);
         }
         block.adjoint[place] = a;
     }
@@ -381,19 +382,25 @@ mass_backward(const __grid_constant__ MassBackwardParams p) {
     const ChunkRange range(p.memory, SEGMENTED, p.segments, p.chunks_of_segment);
     const Sequence& sequence = range.sequence;
     const int rows = sequence.rows;
+    if (LOCAL_ONLY && range.begin == 0) return;  // nothing comes before
     const long long first_row = range.first_row, stride = (long long)(gridDim.x) * rows;
     MassAdjoint* const in_shared = &computed_once(*reinterpret_cast<MassAdjoint*>(dynamic_shared()));
     MassAdjoint* const adjoint = MASS_IN_SHARED ? in_shared : p.working + first_row;
-    Acc* const decay = reinterpret_cast<Acc*>(adjoint + places_of(rows));
+    ShareOfEnd* const of_end = reinterpret_cast<ShareOfEnd*>(adjoint + places_of(rows));
     if (MASS_IN_SHARED || p.final_q)
         for (int row = threadIdx.x; row < rows; row += 2 * THREADS) {
-            MassAdjoint end{0, !LOCAL_ONLY && p.dfinal_mass ? p.dfinal_mass[first_row + row] : Acc(0)};
+            MassAdjoint end{0, 0};
+            if (SEGMENTED) {
+                if (!LOCAL_ONLY) end = p.ends[first_row + row];
+            } else {
+                if (p.dfinal_mass) end.dz = p.dfinal_mass[first_row + row];
 #pragma unroll 1
-            for (int i = 0; p.final_q && i < p.final_q_parts; i++) end.q += p.final_q[i * stride + first_row + row];
+                for (int i = 0; i < p.final_q_parts; i++) end.q += p.final_q[i * stride + first_row + row];
+            }
             adjoint[place_of(row)] = end;
-            if (LOCAL_ONLY) decay[place_of(row)] = 1;
+            if (LOCAL_ONLY) of_end[place_of(row)] = {1, 0};
         }
-    const Block block{p, range, sequence, exchange, adjoint, decay};
+    const Block block{p, range, sequence, exchange, adjoint, of_end};
     if (threadIdx.x < THREADS)
         run<WriteThreads>(block);
     else
@@ -401,7 +408,7 @@ mass_backward(const __grid_constant__ MassBackwardParams p) {
     __syncthreads();
     for (int row = threadIdx.x; row < rows; row += 2 * THREADS) {
         if (LOCAL_ONLY)
-            p.local_begin[first_row + row] = {decay[place_of(row)], adjoint[place_of(row)].dz};
+            p.maps[first_row + row] = {of_end[place_of(row)].a, of_end[place_of(row)].c, adjoint[place_of(row)]};
         else if (p.dgiven_mass && range.begin == 0)
             p.dgiven_mass[sequence.first_row + row] = adjoint[place_of(row)].dz;
     }

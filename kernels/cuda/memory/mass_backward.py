@@ -43,8 +43,8 @@ def mass_backward_params(acc: np.dtype) -> ParamStruct:
         "MassBackwardParams",
         memory=memory_params(acc), d_dot_v=POINTER, d_dot_before=POINTER, dy_dot_s=POINTER, writes=POINTER,
         mass_before=POINTER, reads=POINTER, gains=POINTER, final_q=POINTER,
-        dfinal_mass=POINTER, working=POINTER, dw=POINTER, dr=POINTER, dgamma=POINTER, dgiven_mass=POINTER,
-        local_begin=POINTER, final_q_parts=INT, segments=INT, chunks_of_segment=INT,
+        dfinal_mass=POINTER, ends=POINTER, working=POINTER, dw=POINTER, dr=POINTER, dgamma=POINTER, dgiven_mass=POINTER,
+        maps=POINTER, final_q_parts=INT, segments=INT, chunks_of_segment=INT,
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def _launch(
     layout: Layout, update: str, mass_aware: bool, rows: int, blocks: int, segmented: bool, local_only: bool
 ) -> Launch:
     in_shared = layout.masses_in_shared(rows)
-    numbers = 2 + local_only  # of a row: q and dz, and the factor of dz
+    numbers = 2 + 2 * local_only  # of a row: q and dz, and what is left of those at the end
     shared = numbers * places_of(rows) * layout.acc_bytes if in_shared else 0
     specialisation = mass_backward_specialisation(layout, update, mass_aware, in_shared, segmented, local_only)
     return Launch(specialisation, "mass_backward", (blocks,), 2 * THREADS, shared)
@@ -84,13 +84,15 @@ def mass_backward(
     gains: Array | None,
     final_q: Array | None,
     dfinal_mass: Array | None,
-    local_begin: Array | None = None,
+    ends: Array | None = None,
+    maps: Array | None = None,
 ) -> None:
-    """Fill ``grads``, or with ``local_begin`` only that: what each segment makes of dz, (B*H, segments, rows, 2).
+    """Fill ``grads``, or with ``maps`` only that: what each segment makes of q and dz, (B*H, segments, rows, 4).
 
     ``segments``: how many, and chunks of each; ``gains``: what mass-aware reads add to q and dz, else None;
-    ``final_q``: (parts, B*H, segments, rows), <adjoint, content> at the end as a sum of parts, None for 0;
-    ``dfinal_mass``: (B*H, segments, rows), adjoints of the masses at the end, None for 0.
+    ``final_q``: (parts, B*H, rows), <adjoint, content> at the end as a sum of parts, None for 0;
+    ``dfinal_mass``: (B*H, rows), adjoints of the masses at the end, None for 0;
+    ``ends``: (B*H, segments, rows, 2), in place of both where there are segments.
     """
     import cupy
 
@@ -99,14 +101,14 @@ def mass_backward(
     working = None if in_shared else cupy.zeros((*call.state_shape, 2), dtype=call.acc)
     launch = _launch(
         layout, options.update, options.mass_aware, call.rows, call.sequences * count, count > 1,
-        local_begin is not None,
+        maps is not None,
     )  # fmt: skip
     launch(
         mass_backward_params(call.acc)(
             memory=memory, d_dot_v=dots.d_dot_v, d_dot_before=dots.d_dot_before, dy_dot_s=dots.dy_dot_s,
             writes=kept.writes, mass_before=kept.mass_before, reads=kept.reads, gains=gains, final_q=final_q,
-            dfinal_mass=dfinal_mass, working=working, dw=grads.dw, dr=grads.dr, dgamma=grads.dgamma,
-            dgiven_mass=grads.dgiven, local_begin=local_begin,
+            dfinal_mass=dfinal_mass, ends=ends, working=working, dw=grads.dw, dr=grads.dr, dgamma=grads.dgamma,
+            dgiven_mass=grads.dgiven, maps=maps,
             final_q_parts=0 if final_q is None else len(final_q), segments=count, chunks_of_segment=length,
         )
     )  # fmt: skip

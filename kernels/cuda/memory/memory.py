@@ -36,7 +36,14 @@ from .packed import packed_row
 from .plain import plain_backward, plain_forward
 from .renumber import clear_rows, renumber
 from .retention import require_rule
-from .segments import boundary_dots, choose_segments, combine_contents, combine_masses, mass_local_ends
+from .segments import (
+    choose_segments,
+    combine_adjoints,
+    combine_contents,
+    combine_masses,
+    mass_local_ends,
+    segments_of_adjoints,
+)
 
 
 class Chunked(NamedTuple):
@@ -169,7 +176,7 @@ def _chunked_forward(call: Call, return_state: bool, arriving: Any) -> tuple[Arr
     layout = choose_layout(call.values.dtype, layout_rows, C, *call.top_k, shared_memory(device))
     segments = Segments(1, -(-T // layout.chunk), 1)
     if call.state is None and not return_state and not call.renumbered and not call.alone:
-        segments = choose_segments(layout, B * H, T, rows, processors(device))
+        segments = choose_segments(layout, B * H, T, rows, C, processors(device), shared_memory(device))
     dense = None
     if call.state is None and not return_state and segments.contents == 1:
         dense = choose_dense(layout, call.options.slots, C, shared_memory(device))
@@ -187,7 +194,7 @@ def _chunked_forward(call: Call, return_state: bool, arriving: Any) -> tuple[Arr
         count = segments.contents * segments.masses, segments.chunks // segments.masses
         if segments.is_split:
             local = mass_local_ends(call, layout, memory, kept, change_before, count)
-            given = combine_masses(local, 1 / call.options.slots, layout, backward=False)
+            given = combine_masses(local, 1 / call.options.slots, layout)
         if segments.contents > 1:
             decay_products = cupy.empty((B * H, count[0], rows), dtype=call.acc)
         mass_forward(
@@ -258,7 +265,7 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
     import cupy
 
     layout, segments, memory, kept, _, _, dense = chunked
-    (B, _, H, C), rows, acc, (W, R) = call.values.shape, call.rows, call.acc, layout.accesses
+    (B, T, H, C), rows, acc, (W, R) = call.values.shape, call.rows, call.acc, layout.accesses
     N = call.batch
     tokens = (layout.slices if dense is None else 1, *kept.chunks, layout.chunk)
     channels = call.values.shape, acc
@@ -292,19 +299,22 @@ def _chunked_backward(dy: Array, dstate: RAMState | None, call: Call, chunked: C
             gains = mass_aware_backward(call, layout, memory, kept, dots.dy_dot_s[0], dr)
         dmass = None if dstate is None else dstate.mass
         grads = MassGrads(dw, dr, dgamma, dgiven and dgiven.mass)
-        arguments = call, layout, memory, kept, dots, grads, (segments.contents, segments.chunks)
-        if segments.contents > 1:
-            local = cupy.empty((B * H, segments.contents, rows, 2), dtype=acc)
-            mass_backward(*arguments, gains=gains, final_q=final_q, dfinal_mass=None, local_begin=local)
-            dmass = combine_masses(local, 0.0, layout, backward=True)
-        mass_backward(*arguments, gains=gains, final_q=final_q, dfinal_mass=dmass)
+        count, length = 1, segments.contents * segments.chunks
+        if segments.is_split:
+            count, length = segments_of_adjoints(layout, B * H, T, processors(call.values.device.id))
+        arguments, ends = (call, layout, memory, kept, dots, grads, (count, length)), None
+        if count > 1:
+            maps = cupy.empty((B * H, count, rows, 4), dtype=acc)
+            mass_backward(*arguments, gains=gains, final_q=None, dfinal_mass=None, maps=maps)
+            ends = combine_adjoints(maps, layout)
+        mass_backward(*arguments, gains=gains, final_q=final_q, dfinal_mass=dmass, ends=ends)
     return MemoryGrads(dw, dr, dv, dgamma, dgiven)
 
 
 def _contents_backward(
     dy: Array, dstate: RAMState | None, call: Call, chunked: Chunked, dots: Dots, dv: Array, dgiven: RAMState | None
 ) -> tuple[Array | None, RAMState | None]:
-    """The contents by chains: dv and ``dots``. Returns <d, s> where the masses begin, or None, and ``dgiven``."""
+    """The contents by chains: dv and ``dots``. Returns <d, s> after the last token, or None, and ``dgiven``."""
     import cupy
 
     layout, segments, _, kept, starts, decay_products, _ = chunked
@@ -328,7 +338,6 @@ def _contents_backward(
         end = cupy.empty_like(starts)
         content_pass("content_backward", *run, final_state=end, local_only=True, skip_first=1, **outputs)
         combine_contents(end, decay_products, layout, backward=True)
-        final_q = boundary_dots(starts, end, layout)
     dcontent = None if layout.in_shared else _working_adjoint(call, end)
     content_pass(
         "content_backward", *run, given=end, working=dcontent, final_state=dgiven and dgiven.slots,

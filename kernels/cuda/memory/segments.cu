@@ -1,9 +1,10 @@
 // Segments: where there are few (batch, head)s, each is cut into segments of whole chunks, which blocks of their own work
-// through at the same time. Over a segment, a row's mass (backward: its adjoint) becomes a z + b, where a and b do not
-// depend on z. So a pass over the segments, with a and b alone, gives what each one starts from:
+// through at the same time. Over a segment, a row's mass becomes a z + b, where a and b do not depend on z. So a pass over
+// the segments, with a and b alone, gives what each one starts from. Backward q and dz of a row take the place of z, and an
+// AdjointMap (mass.cuh) that of a and b:
 //
 //     forward    mass_local_end: a, b ──▶ mass_combine: z at each segment's start ──▶ mass_forward, every segment
-//     backward   mass_backward with LOCAL_ONLY: a, b ──▶ mass_combine: dz at each segment's end ──▶ mass_backward
+//     backward   mass_backward with LOCAL_ONLY: maps ──▶ adjoint_combine: q, dz at each segment's end ──▶ mass_backward
 //
 // Contents likewise: s becomes product s + local end. The product is that of 1 - eta over the segment's writes to the slot,
 // which mass_forward leaves. The local end is what content_forward makes of zeros. Backward the adjoint has the same
@@ -12,19 +13,17 @@
 //     forward    content_forward from zeros ───▶ content_combine: s at each segment's start ──▶ content_forward
 //                segments 0 .. n-2                                                             segments 1 .. n-1
 //     backward   content_backward from zeros ──▶ content_combine: d at each segment's end ──▶ content_backward
-//                segments 1 .. n-1                     │                                      segments 0 .. n-2
-//                                                      └▶ boundary_dots: <d, s> there, from which mass_backward starts
+//                segments 1 .. n-1                                                            segments 0 .. n-2
 //
 // The masses cost less and need more blocks to hide their waits: forward, a segment of the contents is several segments of
-// the masses.
+// the masses, and backward they have segments of their own.
 //
 // Who computes what: mass_local_end as mass_forward (mass_forward.cu), but a chunk's last writes alone, with a and b of the
-// rows in shared memory; mass_combine: a thread per row of a (batch, head); content_combine: a thread per number of its
-// state; boundary_dots: a warp per row of a segment.
+// rows in shared memory; mass_combine, adjoint_combine: a thread per row of a (batch, head); content_combine: a thread per
+// number of its state.
 //
 // Compiled with: what chunk.cuh asks for.
 #include "memory/mass.cuh"
-#include "runtime/reduce.cuh"
 
 struct LocalEndParams {
     MemoryParams memory;
@@ -35,14 +34,14 @@ struct LocalEndParams {
 };
 
 struct CombineParams {
-    const Affine* local_masses;  // (B*H, segments, rows): what each segment makes of a mass or its adjoint
-    Acc* mass_starts;            // (B*H, segments, rows): what each starts from
-    const Acc* decay_products;   // (B*H, segments * parts, rows): products of 1 - eta
-    Acc* contents;               // (B*H, segments, rows, C): local ends, then what each segment starts from
-    const Acc *starts, *ends;    // (B*H, segments, rows, C): s at a segment's start, d at its end
-    Acc* boundary_dots;          // (B*H, segments, rows): <d, s> at a segment's end
-    long long count;             // of threads, or warps, with work
-    Acc initial;                 // mass before the first segment
+    const Affine* local_masses;      // (B*H, segments, rows): what each segment but the last makes of a mass
+    Acc* mass_starts;                // (B*H, segments, rows): what each starts from
+    const AdjointMap* adjoint_maps;  // (B*H, segments, rows): what each but the first makes of q and dz
+    MassAdjoint* adjoint_ends;       // (B*H, segments, rows): what each starts from
+    const Acc* decay_products;       // (B*H, segments * parts, rows): products of 1 - eta
+    Acc* contents;                   // (B*H, segments, rows, C): local ends, then what each segment starts from
+    long long count;                 // of threads with work
+    Acc initial;                     // mass before the first segment
     int rows, segments, parts, channels, backward;
 };
 
@@ -72,6 +71,7 @@ struct Stage {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) mass_local_end(const __grid_constant__ LocalEndParams p) {
+    if (blockIdx.x % unsigned(p.segments) + 1 == unsigned(p.segments)) return;  // nothing comes after the last
     const ChunkRange range(p.memory, true, p.segments, p.chunks_of_segment);
     const Sequence& sequence = range.sequence;
     Affine* const of_row = reinterpret_cast<Affine*>(dynamic_shared());
@@ -106,10 +106,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_combine(const __grid_
     if (i >= p.count) return;
     const long long sequence = i / p.rows, first = sequence * p.segments * p.rows + i % p.rows;
     Acc z = p.initial;
-    for (int step = 0; step < p.segments; step++) {
-        const long long at = first + (long long)(p.backward ? p.segments - 1 - step : step) * p.rows;
+    for (int segment = 0; segment < p.segments; segment++) {
+        const long long at = first + (long long)(segment) * p.rows;
         p.mass_starts[at] = z;
-        z = load_read_only(p.local_masses + at)(z);
+        if (segment + 1 < p.segments) z = load_read_only(p.local_masses + at)(z);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) adjoint_combine(const __grid_constant__ CombineParams p) {
+    const long long i = (long long)(blockIdx.x) * THREADS + threadIdx.x;
+    if (i >= p.count) return;
+    const long long sequence = i / p.rows, first = sequence * p.segments * p.rows + i % p.rows;
+    MassAdjoint end{0, 0};
+    for (int segment = p.segments - 1; segment >= 0; segment--) {
+        const long long at = first + (long long)(segment) * p.rows;
+        p.adjoint_ends[at] = end;
+        if (segment > 0) end = load_read_only(p.adjoint_maps + at)(end);
     }
 }
 
@@ -131,16 +143,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) content_combine(const __gr
         here = start;
         start = end;
     }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) boundary_dots(const __grid_constant__ CombineParams p) {
-    const long long i = (blockIdx.x * (long long)(THREADS) + threadIdx.x) / 32;
-    if (i >= p.count) return;
-    Acc sum = 0;
-    if (int(i / p.rows % p.segments) + 1 < p.segments) {  // at the end of the last segment d is 0
-        const Acc *d = p.ends + i * p.channels, *s = p.starts + (i + p.rows) * p.channels;
-        for (int c = threadIdx.x % 32; c < p.channels; c += 32) sum += d[c] * s[c];
-    }
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) p.boundary_dots[i] = sum;
 }

@@ -11,7 +11,8 @@ constexpr int TILE = CHANNELS / LANES;                                   // chan
 // shared memory gives eight lanes 16 bytes each at once, and these then never lie in the same banks.
 constexpr bool TWO_PIECES = TILE * sizeof(Acc) == 32;
 constexpr int PIECES = TWO_PIECES ? 2 : 1, PIECE = TILE / PIECES;
-static_assert(!TWO_PIECES || (WHOLE && ALIGNED && TOKENS_IN_PAIRS), "whole pieces; groups of a token begin with one half");
+static_assert(!TWO_PIECES || (WHOLE && ALIGNED && GROUPS_PER_TOKEN > 1), "whole pieces; groups of a token begin with one half");
+static_assert(GROUPS_PER_TOKEN * LANES <= 32, "the groups of a token are in one warp");
 constexpr int OWN_WRITES = W / GROUPS_PER_TOKEN, OWN_READS = R / GROUPS_PER_TOKEN;  // accesses of a group
 static_assert(OWN_WRITES <= 8 && OWN_READS <= 8, "a group's accesses are held in registers");
 
@@ -229,6 +230,9 @@ template <class T> DEVICE void store_channels(const Lane& lane, const Tile& x, T
 
 // Where two groups share a token, each gives the other one half of its channels and adds up the other half.
 constexpr bool SUMS_IN_HALVES = GROUPS_PER_TOKEN == 2 && ALIGNED && TILE % 2 == 0;
+// Where more do, two that follow one another are of one token. Of a wide slice they begin with different halves, so each
+// adds up the half that it begins with.
+constexpr bool SUMS_OF_FIRST_HALVES = TWO_PIECES && !SUMS_IN_HALVES;
 constexpr int HALF = (TILE + 1) / 2;  // the compiler looks at this for a TILE of 1, too
 DEVICE int first_of_sum(const Lane& lane) {  // of a lane's channels
     return !SUMS_IN_HALVES || lane.part == 0 ? 0 : TWO_PIECES ? lane.to_second : HALF;
@@ -244,6 +248,15 @@ template <class T> DEVICE void store_sum(const Lane& lane, int chunk, Tile x, T*
             own[i] = (lane.part ? x.at[i + HALF] : x.at[i]) + __shfl_xor_sync(~0u, passed, lane.distance_to(1));
         }
         if (lane.has(chunk) && lane.inside[0]) store_at_once(own, to);
+    } else if constexpr (SUMS_OF_FIRST_HALVES) {
+        Acc own[PIECE];
+#pragma unroll
+        for (int i = 0; i < PIECE; i++) own[i] = x.piece(0)[i] + __shfl_xor_sync(~0u, x.piece(1)[i], lane.distance_to(1));
+#pragma unroll
+        for (int part = 2; part < GROUPS_PER_TOKEN; part *= 2)
+#pragma unroll
+            for (int i = 0; i < PIECE; i++) own[i] += __shfl_xor_sync(~0u, own[i], lane.distance_to(part));
+        if (lane.part < 2 && lane.has(chunk)) store_at_once(own, to);
     } else {
 #pragma unroll
         for (int part = 1; part < GROUPS_PER_TOKEN; part *= 2)
