@@ -23,9 +23,7 @@ def step(tmp_path, monkeypatch):
     if shutil.which("g++") is None or sys.platform != "linux":
         pytest.skip("needs g++")
 
-    library = functools.cache(
-        lambda kernels: compile_for_cpu(kernels, "AttentionStepParams", tmp_path, attention_step.THREADS)
-    )
+    library = functools.cache(lambda kernels: compile_for_cpu(kernels, tmp_path, attention_step.THREADS))
 
     def get_kernel(kernels, name):
         run = getattr(library(kernels), f"run_{name}")
