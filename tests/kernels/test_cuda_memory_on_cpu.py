@@ -146,6 +146,15 @@ def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state):
         np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
 
 
+def contents_in_wide_slices(monkeypatch):
+    narrow = memory.content_pass
+    monkeypatch.setattr(
+        memory,
+        "content_pass",
+        lambda name, call, chosen, *rest, **kw: narrow(name, call, chosen.widened(), *rest, **kw),
+    )
+
+
 @pytest.fixture
 def five_processors(monkeypatch):
     """Segments of single chunks, as many as a small GPU has room for."""
@@ -159,11 +168,15 @@ def five_processors(monkeypatch):
         choose.cache_clear()
 
 
-def test_segments_are_those_of_the_core(on_cpu, five_processors):
+@pytest.mark.parametrize("channels", [CHANNELS, WIDE])  # in narrow slices, and in wide ones
+def test_segments_are_those_of_the_core(on_cpu, five_processors, monkeypatch, channels):
     rng = np.random.default_rng(0)
     T, H = 350, 1  # eleven chunks
     write, read = drawn(rng, T, H, 4), drawn(rng, T, H, 4)
-    values, dy = rng.standard_normal((2, 1, T, H, CHANNELS))
+    values, dy = rng.standard_normal((2, 1, T, H, channels))
+    if channels == WIDE:
+        monkeypatch.setattr(memory, "choose_segments", lambda *_: call.Segments(3, 4, 2))
+        contents_in_wide_slices(monkeypatch)
     options = MemoryOptions(slots=ROWS, update="gsu")
     given = *(Address(*map(device, address)) for address in (write, read)), device(values), GAMMA, None
     y, _, ctx = memory.memory_forward(*given, None, options, False)
@@ -174,6 +187,28 @@ def test_segments_are_those_of_the_core(on_cpu, five_processors):
     assert_close(np.asarray(y), expected_y)
     for name in ("values", "write_weight", "read_weight", "gamma"):
         assert_close(np.asarray(getattr(grads, name)), getattr(expected, name), gradient=True)
+
+
+def test_what_a_long_segment_makes_of_masses_is_what_its_chunks_make_of_them(on_cpu):
+    """More chunks than loads are under way at a time (RING in segments.cu)."""
+    rng = np.random.default_rng(0)
+    T, chunks = 640, 20
+    write, read = drawn(rng, T, 1, 4), drawn(rng, T, 1, 4)
+    options = MemoryOptions(slots=ROWS, update="gsu")
+    addresses = (Address(*map(device, address)) for address in (write, read))
+    one = call.Call(*addresses, device(np.zeros((1, T, 1, CHANNELS))), GAMMA, None, None, options, ROWS, False, None)
+    chosen = layout.choose_layout(np.dtype(np.float64), ROWS, CHANNELS, K, K, layout.H100)
+    kept = call.allocate_kept(one, chosen, chosen.record_bytes)
+    params = call.fill_memory_params(one, kept)
+    change_before = memory.find_conflicts(one, chosen, params, kept)
+    by_chunk, by_segment = (
+        np.asarray(segments.mass_local_ends(one, chosen, params, kept, change_before, cut))[0]
+        for cut in ((chunks, 1), (2, 18))
+    )
+    expected = np.tile([1.0, 0.0], (ROWS, 1))
+    for a, b in by_chunk[:18].transpose(0, 2, 1):
+        expected = np.stack([a * expected[:, 0], a * expected[:, 1] + b], axis=1)
+    np.testing.assert_allclose(by_segment[0], expected, rtol=1e-12)
 
 
 class Coming:
@@ -200,6 +235,9 @@ def test_contents_that_come_in_parts_have_the_bits_of_those_that_are_there(on_cp
     given = *(Address(*map(device, address)) for address in (write, read)), device(values), device(gamma), None
     options = MemoryOptions(slots=MANY, update="gsu")
     y, end, _ = memory.memory_forward(*given, RAMState(*map(device, start)), options, True)
+    expected_y, expected_end, _ = memory_forward(write, read, values, gamma, None, start, options, True)
+    for found, wanted in zip((y, *end), (expected_y, *expected_end), strict=True):
+        assert_close(np.asarray(found), wanted)
     not_there = RAMState(device(np.full_like(start.slots, np.nan)), device(start.mass))
     coming = Coming(write.index, read.index, start.slots, 32)
     own_y, own_end, _ = memory.memory_forward_of_coming_rows(*given, not_there, options, True, coming)
@@ -224,12 +262,8 @@ def test_wide_slices_have_the_bits_of_narrow_ones(on_cpu, monkeypatch, top_k):
         grads = memory.memory_backward(device(dy), RAMState(*map(device, dend)), ctx)
         return y, *end, *grads.state, grads.values, grads.write_weight, grads.read_weight, grads.gamma
 
-    expected, narrow = results(), memory.content_pass
-    monkeypatch.setattr(
-        memory,
-        "content_pass",
-        lambda name, call, chosen, *rest, **kw: narrow(name, call, chosen.widened(), *rest, **kw),
-    )
+    expected = results()
+    contents_in_wide_slices(monkeypatch)
     for found, wanted in zip(results(), expected, strict=True):
         if wanted is not None:
             np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
