@@ -15,6 +15,7 @@ from ramnet_np.kernels.cuda.memory import call, content, layout, memory, segment
 from ramnet_np.kernels.cuda.memory.conflicts import conflict_specialisation
 from ramnet_np.kernels.cuda.memory.content import content_specialisation
 from ramnet_np.kernels.cuda.memory.couplings import coupling_specialisation
+from ramnet_np.kernels.cuda.memory.mass_aware import mass_aware_specialisation
 from ramnet_np.kernels.cuda.memory.mass_backward import mass_backward_specialisation
 from ramnet_np.kernels.cuda.memory.mass_forward import mass_forward_specialisation
 from ramnet_np.kernels.cuda.memory.segments import segment_specialisation
@@ -46,6 +47,10 @@ def on_cpu(tmp_path_factory):
         conflict_specialisation(chosen, "gsu", True, gradients=False),
         conflict_specialisation(large, "gsu", False),
         mass_forward_specialisation(large, False, False, False),
+        mass_backward_specialisation(large, "gsu", False, False),
+        mass_forward_specialisation(chosen, True, True, False),
+        mass_aware_specialisation(chosen),
+        mass_backward_specialisation(chosen, "gsu", True, True),
         content_specialisation(large, False),
         mass_forward_specialisation(chosen, False, True, False),
         mass_forward_specialisation(chosen, False, True, False, gradients=False),
@@ -86,7 +91,7 @@ def on_cpu(tmp_path_factory):
         get_current_stream=lambda: SimpleNamespace(is_capturing=lambda: False),
         runtime=SimpleNamespace(getDevice=lambda: 0),
     )
-    cupy = SimpleNamespace(empty=empty, empty_like=lambda a: empty(a.shape, a.dtype), cuda=cuda)
+    cupy = SimpleNamespace(empty=empty, zeros=empty, empty_like=lambda a: empty(a.shape, a.dtype), cuda=cuda)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", cupy)
         patch.setattr(DeviceArray, "device", SimpleNamespace(id=0), raising=False)
@@ -99,8 +104,8 @@ def on_cpu(tmp_path_factory):
         yield
 
 
-def drawn(rng, T, H, hot, top_k=K):
-    """Addresses that prefer the first ``hot`` slots. Some tokens have a weight above 1/2."""
+def drawn(rng, T, H, hot, top_k=K, slots=ROWS):
+    """Addresses that prefer the first ``hot`` of ROWS among ``slots``. Some tokens have a weight above 1/2."""
     score = rng.random((1, T, H, ROWS))
     score[..., :hot] -= 0.6
     weight = -np.sort(-(rng.random((1, T, H, top_k)) ** 2), axis=-1)
@@ -108,22 +113,26 @@ def drawn(rng, T, H, hot, top_k=K):
     heavy = rng.random((1, T, H)) < 0.25
     weight[heavy] *= 0.3
     weight[heavy, 0] = 0.7
-    return Address(score.argsort(axis=-1)[..., :top_k].astype(np.int32), weight)
+    return Address(score.argsort(axis=-1)[..., :top_k].astype(np.int32) * (slots // ROWS), weight)
 
 
 # 0: seldom do two reads of a token need the same earlier token. 8: every token reads what all before it wrote, so a
 # chunk has 528 couplings, more than shared memory holds
-@pytest.mark.parametrize(("hot", "with_state"), [(0, False), (8, False), (0, True)])
-def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state):
+@pytest.mark.parametrize(
+    ("hot", "with_state", "slots", "mass_aware"),
+    [(0, False, ROWS, False), (8, False, ROWS, False), (0, True, ROWS, False), (8, False, ROWS, True),
+     (8, True, MANY, False)],
+)  # fmt: skip
+def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state, slots, mass_aware):
     rng = np.random.default_rng(hot)
-    T, H = 45, 2  # a chunk and a part of one
-    write, read = drawn(rng, T, H, hot), drawn(rng, T, H, hot)
+    T, H = 45, 1 if slots == MANY else 2  # a chunk and a part of one
+    write, read = (drawn(rng, T, H, hot, slots=slots) for _ in range(2))
     values, dy = rng.standard_normal((2, 1, T, H, CHANNELS))
-    options = MemoryOptions(slots=ROWS, update="gsu", batch_invariant=True)
+    options = MemoryOptions(slots=slots, update="gsu", batch_invariant=True, mass_aware=mass_aware)
     start = dend = None
     if with_state:
         start, dend = (
-            RAMState(rng.standard_normal((1, H, ROWS, CHANNELS)), rng.random((1, H, ROWS))) for _ in range(2)
+            RAMState(rng.standard_normal((1, H, slots, CHANNELS)), rng.random((1, H, slots))) for _ in range(2)
         )
     on_device = [state and RAMState(*map(device, state)) for state in (start, dend)]
     given = *(Address(*map(device, address)) for address in (write, read)), device(values), GAMMA, None
@@ -139,6 +148,8 @@ def test_forward_and_backward_are_those_of_the_core(on_cpu, hot, with_state):
             assert_close(np.asarray(found), wanted, gradient=True)
     for name in ("values", "write_weight", "read_weight", "gamma"):
         assert_close(np.asarray(getattr(grads, name)), getattr(expected, name), gradient=True)
+    if mass_aware or slots == MANY:
+        return
     # the same bits where no backward follows
     y_alone, end_alone, _ = memory.memory_forward(*given, on_device[0], options._replace(gradients=False), with_state)
     np.testing.assert_array_equal(np.asarray(y_alone), np.asarray(y))
@@ -229,7 +240,7 @@ class Coming:
 def test_contents_that_come_in_parts_have_the_bits_of_those_that_are_there(on_cpu):
     rng = np.random.default_rng(0)
     T, H = 107, 2  # three parts of a chunk, and a part of one
-    write, read = drawn(rng, T, H, 8), drawn(rng, T, H, 8)
+    write, read = (drawn(rng, T, H, 8, slots=MANY) for _ in range(2))
     values, gamma = rng.standard_normal((1, T, H, CHANNELS)), rng.random((1, T, H))
     start = RAMState(rng.standard_normal((1, H, MANY, CHANNELS)), rng.random((1, H, MANY)))
     given = *(Address(*map(device, address)) for address in (write, read)), device(values), device(gamma), None
