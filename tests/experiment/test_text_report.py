@@ -213,6 +213,9 @@ def test_a_record_without_a_part_is_left_out(tmp_path, read, whole):
     for name in set(whole) - {"GiB"}:
         assert read_line({**whole, name: None}) == [], name
         assert read_line({key: value for key, value in whole.items() if key != name}) == [], name
+    if "tables" in whole:  # of a test on slots there is one table alone
+        both = whole | {"tables": {way: whole["tables"]["carried"] for way in ("carried", "windows")}}
+        assert read_line(both) == ([] if whole["test"] == "slots" else [both])
     for wrong in (
         ({}, {"windows": 3}, {"carried": [{}]}, {"windows": [{"layer": "first"}]}) if "tables" in whole else ()
     ):
