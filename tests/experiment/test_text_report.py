@@ -232,6 +232,12 @@ def test_a_figure_of_books_has_a_line_a_model():
     assert [text.get_text() for text in legend.get_texts()] == ["a, carried", "b, windows"]
 
 
+@pytest.mark.parametrize(("rows", "asked"), [(NEEDLES, 64), ([], 0)])
+def test_how_many_questions_were_asked_is_said_of_one_book_too(rows, asked):
+    sections = book_sections([{"test": "needles", "model": "a", "tables": {"carried": rows}}], {})
+    assert f"\n\n{asked} questions at each distance" in sections["books-needles"][0]
+
+
 def replace_bits(row, bits):
     return {**row, "bits_per_byte": bits}
 
