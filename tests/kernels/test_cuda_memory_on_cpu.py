@@ -33,6 +33,13 @@ K_MANY = 32  # eight groups a token
 MANY = 20000  # rows that shared memory has no room for
 
 
+def unset(shape, dtype=np.float64):
+    """Memory as a GPU may give it: NaN, and numbers below 0."""
+    array = empty(shape, dtype)
+    np.asarray(array).reshape(-1).view(np.uint8).fill(255)
+    return array
+
+
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory):
     if shutil.which("g++") is None or sys.platform != "linux":
@@ -91,13 +98,13 @@ def on_cpu(tmp_path_factory):
         get_current_stream=lambda: SimpleNamespace(is_capturing=lambda: False),
         runtime=SimpleNamespace(getDevice=lambda: 0),
     )
-    cupy = SimpleNamespace(empty=empty, zeros=empty, empty_like=lambda a: empty(a.shape, a.dtype), cuda=cuda)
+    cupy = SimpleNamespace(empty=unset, zeros=empty, empty_like=lambda a: unset(a.shape, a.dtype), cuda=cuda)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", cupy)
         patch.setattr(DeviceArray, "device", SimpleNamespace(id=0), raising=False)
         patch.setattr(module, "get_kernel", get_kernel)
         for user in (call, memory):
-            patch.setattr(user, "allocate_together", lambda *wanted: [empty(*each) for each in wanted])
+            patch.setattr(user, "allocate_together", lambda *wanted: [unset(*each) for each in wanted])
         for user in (content, memory):
             patch.setattr(user, "shared_memory", lambda gpu: layout.H100)
         patch.setattr(content, "processors", lambda gpu: 132)
