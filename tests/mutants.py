@@ -43,6 +43,7 @@ _WHOLE_RUNS = tuple(f"tests/train/{name}.py" for name in ("test_loop", "test_fol
 _TEXTS = tuple(f"tests/data/{name}.py" for name in ("test_text", "test_tokens", "test_packed_rows"))
 _PLACES = tuple(f"tests/kernels/test_cuda_{name}.py" for name in ("layout", "launch_sizes", "packed", "launches"))
 _CUDA_ROWS = tuple(f"tests/kernels/test_cuda_{name}.py" for name in ("sparse", "segment_rows", "slot_numbers"))
+_CUDA_MEMORY = ("tests/kernels/test_cuda_memory_on_cpu.py",)
 _STATES = ("tests/model/test_state_file.py", "tests/model/test_sparse.py")
 # file -> what must notice a change of it, the fastest first
 TESTS = {
@@ -75,6 +76,8 @@ TESTS = {
     "ramnet_np/core/packed.py": ("tests/kernels/test_packed.py", "tests/model/test_live_tokens.py"),
     "ramnet_np/model/live_tokens.py": ("tests/model/test_live_tokens.py", "tests/kernels/test_packed.py"),
     "ramnet_np/model/ahead.py": ("tests/model/test_ahead.py",),
+    "ramnet_np/model/room.py": ("tests/model/test_ahead.py",),
+    "ramnet_np/layers/softmax_attention.py": ("tests/layers/test_softmax_attention.py",),
     "ramnet_np/model/sparse.py": _STATES,
     "ramnet_np/model/state_file.py": _STATES,
     "ramnet_np/model/generation.py": ("tests/model/test_generation.py", *_STATES),
@@ -111,9 +114,11 @@ TESTS = {
     "ramnet_np/experiment/failures.py": ("tests/experiment/test_failures.py", "tests/experiment/test_runner.py"),
     "ramnet_np/experiment/one_run.py": (*_RUNS, "tests/experiment/test_runner.py"),
     "ramnet_np/experiment/records.py": ("tests/experiment/test_records.py", *_TABLES),
+    "ramnet_np/experiment/report.py": _TABLES,
     "ramnet_np/experiment/runner.py": _GRIDS[1:],
     "ramnet_np/experiment/summary.py": _TABLES,
     "ramnet_np/experiment/sweep.py": _GRIDS,
+    "ramnet_np/experiment/text_report.py": _TABLES,
     "ramnet_np/experiment/text_tables.py": _TABLES,
     "ramnet_np/experiment/workers.py": ("tests/experiment/test_workers.py", *_GRIDS[1:]),
     "ramnet_np/experiment/ray_pool.py": ("tests/experiment/test_ray_pool.py", "tests/experiment/test_ray.py"),
@@ -131,6 +136,7 @@ TESTS = {
     "ramnet_np/bridges/tensors.py": _TORCH,
     "ramnet_np/bridges/torch.py": _TORCH,
     "ramnet_np/bridges/torch_ops.py": _TORCH,
+    "ramnet_np/__init__.py": ("tests/test_import.py",),
     "ramnet_np/cli.py": ("tests/test_cli.py",),
     **dict.fromkeys((f"kernels/cpu/{name}.py" for name in ("decode", "beam", "network")), _CPU),
     **dict.fromkeys((f"kernels/cpu/{name}.py" for name in ("memory", "mass", "content", "mass_aware")), _CPU),
@@ -141,6 +147,8 @@ TESTS = {
     "kernels/cpu/sparse.py": _SPARSE,
     "kernels/cpu/ram_step.py": ("tests/kernels/test_cpu_few_rows.py",),
     "kernels/cpu/spans.py": ("tests/kernels/test_packed.py",),
+    "kernels/cuda/layers/attention_step.py": ("tests/kernels/test_cuda_attention_step_on_cpu.py",),
+    **dict.fromkeys((f"kernels/cuda/memory/{name}.py" for name in ("content", "mass_backward")), _CUDA_MEMORY),
     "kernels/cuda/memory/layout.py": _PLACES,
     "kernels/cuda/memory/packed.py": ("tests/kernels/test_packed.py", *_PLACES),
     "kernels/cuda/memory/segments.py": _PLACES,

@@ -221,9 +221,9 @@ def test_short_help_names_options_that_exist_with_a_presets_values(capsys):
 
 
 def test_a_terminal_without_the_characters_gets_others():
-    command = [sys.executable, "-c", "import sys; from ramnet_np import cli; cli._write_anything(); print('✓ →')"]
+    command = [sys.executable, "-c", "from ramnet_np import cli; cli.main(['--version']); print('✓ →')"]
     result = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True)
-    assert result.stdout.split() == [b"?", b"?"]
+    assert result.stdout.split()[1:] == [b"?", b"?"]
 
 
 def test_output_that_nobody_reads_is_no_error():

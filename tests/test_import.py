@@ -100,6 +100,9 @@ def test_what_replaces_scipy_agrees_with_it(monkeypatch):
 NAMES = """
 import sys
 import ramnet_np
+
+assert ramnet_np.contract.RAMState is ramnet_np.RAMState
+assert ramnet_np.__version__ and not hasattr(ramnet_np, "other")
 from ramnet_np import RAMNet, RAMNetConfig, gradcheck, preset
 import numpy as np
 

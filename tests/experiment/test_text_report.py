@@ -213,6 +213,9 @@ def test_a_record_without_a_part_is_left_out(tmp_path, read, whole):
     for name in set(whole) - {"GiB"}:
         assert read_line({**whole, name: None}) == [], name
         assert read_line({key: value for key, value in whole.items() if key != name}) == [], name
+    if "tables" in whole:  # of a test on slots there is one table alone
+        both = whole | {"tables": {way: whole["tables"]["carried"] for way in ("carried", "windows")}}
+        assert read_line(both) == ([] if whole["test"] == "slots" else [both])
     for wrong in (
         ({}, {"windows": 3}, {"carried": [{}]}, {"windows": [{"layer": "first"}]}) if "tables" in whole else ()
     ):
@@ -227,6 +230,12 @@ def test_a_figure_of_books_has_a_line_a_model():
     )
     legend = figures["books-names"]().legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["a, carried", "b, windows"]
+
+
+@pytest.mark.parametrize(("rows", "asked"), [(NEEDLES, 64), ([], 0)])
+def test_how_many_questions_were_asked_is_said_of_one_book_too(rows, asked):
+    sections = book_sections([{"test": "needles", "model": "a", "tables": {"carried": rows}}], {})
+    assert f"\n\n{asked} questions at each distance" in sections["books-needles"][0]
 
 
 def replace_bits(row, bits):

@@ -104,6 +104,11 @@ def test_what_is_cut_into_segments_and_what_is_not():
     assert segments_of(layout(), 256, 4096) == Segments(1, 128, 1)  # enough for all
     assert segments_of(layout(), 0, 65536) == Segments(1, 2048, 1)
     assert segments_of(layout(rows=65536), 1, 65536, 65536).is_split is False  # state in device memory
+    assert segments_of(layout(rows=4096), 16, 65536, 4096).is_split  # masses that just fit in shared memory
+    assert segments_of(layout(rows=4097), 16, 65536, 4097).is_split is False
+    assert segments_of(layout(), 17, 65536) == Segments(4, 512, 4)  # as many as wide slices have room for; narrow: 5
+    assert segments_of(layout(), 24, 65536) == Segments(4, 512, 4)  # wide ones have room for 3, too few
+    assert segments_of(layout(dtype=np.float64), 8, 65536) == Segments(4, 512, 8)  # no wide ones
 
 
 @pytest.mark.parametrize(("sequences", "tokens", "segments"), [

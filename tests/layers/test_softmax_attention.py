@@ -140,6 +140,7 @@ def test_a_step_is_the_next_token_of_a_sequence():
         used += 1
     for part, given in zip(cache, (k, v), strict=True):
         np.testing.assert_array_equal(part[:, :6], given)
+        assert np.isnan(part[:, 6:]).all()
 
 
 def test_what_does_not_fit_in_a_step_is_named():

@@ -8,6 +8,7 @@ from ramnet_np.model import RAMNet, RAMNetConfig
 from ramnet_np.model.layout import model_parameters
 from ramnet_np.model.mixers import MIXERS as TABLE
 from ramnet_np.model.mixers import delta
+from ramnet_np.model.mixers.softmax import KeyValueCache
 from ramnet_np.model.parameters import init_parameters, shapes_of
 from ramnet_np.train.optim import has_weight_decay
 from tests.mixer_cases import MIXERS
@@ -266,6 +267,8 @@ def test_what_a_mixer_cannot_do_is_said(name):
     elif model.config.mixer in ("softmax", "window"):
         with pytest.raises(TypeError, match=r"state of mixer '.*' must be a KeyValueState, got tuple"):
             model.forward(IDS, state=[tuple(state[0]), state[1]])
+        with pytest.raises(TypeError, match="must be a KeyValueState, got KeyValueCache"):  # for steps in place
+            model.forward(IDS[:, :1], state=[KeyValueCache(*state[0], np.array([8])), state[1]])
     if model.config.mixer == "ram":
         assert model.trace(IDS)[1]["read"].index.shape == (2, 9, 2, 4)
         return
