@@ -71,7 +71,7 @@ test-gpu: $(VENV)/.installed-test
 # compilers ask the driver for functions that it may not have: such answers are no errors of ours
 sanitize-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --editable ".[test,cuda$(CUDA)]"
-	for tool in "memcheck --report-api-errors no" racecheck initcheck; do \
+	for tool in "memcheck --report-api-errors no" racecheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m tests.kernels.sanitize || exit 1; \
 	done
 
