@@ -76,4 +76,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    ours = {*globals(), *__all__, *_ROOMS, "__version__"}
+    return sorted(ours - {"Any", "TYPE_CHECKING", "import_module"})  # a completion would offer these

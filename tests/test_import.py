@@ -72,6 +72,12 @@ def test_the_operation_loads_itself_and_nothing_else():
     assert {path[1] for path in loaded if len(path) > 1} == OURS
 
 
+def test_a_completion_offers_what_is_ours_and_nothing_else():
+    names = run("import ramnet_np; print(*dir(ramnet_np))").split()
+    assert {"RAMNet", "backend", "contract", "core", "gradcheck", "model", "__version__"} <= set(names)
+    assert not {"Any", "TYPE_CHECKING", "import_module"} & set(names)
+
+
 def test_core_layers_and_model_run_with_numpy_alone():
     assert run(ALONE) == "(1, 3, 8) 16 (1, 5)\n"
 

@@ -45,7 +45,7 @@ class DiskPages:
     """
 
     def __init__(self, folder: Path, capacity: int | None, width: int, dtype: np.dtype):
-        self.folder, self.capacity = folder, capacity
+        self.folder, self.capacity, self._process = folder, capacity, os.getpid()
         self._row = np.dtype((dtype, width))
         # each page has: the checksum of its record, a bit for each slot in use, whether it is up
         self._index = SlotRows(3, np.int64)
@@ -101,6 +101,7 @@ class DiskPages:
 
     def storing(self, keys: np.ndarray, rows: np.ndarray) -> Callable[[], None]:
         """Make the room and the records for :meth:`store`, with its errors; the call that is returned writes them."""
+        self._require_own()
         pages, which = np.unique(keys // PAGE, return_inverse=True)
         at = self._index.find(pages)
         is_new = at < 0
@@ -126,6 +127,7 @@ class DiskPages:
 
         OSError for a record that is not what was written.
         """
+        self._require_own()
         at = self._index.find(pages)
         records, index = self._records[at], self._index.rows[at]
         for page, record, checksum in zip(pages, records, index[:, 0], strict=True):
@@ -158,6 +160,14 @@ class DiskPages:
         if self._map is not None:
             self._map.close()
         self._close_file()
+
+    def _require_own(self) -> None:
+        """OSError in a process that was forked: both would write to one file, each by an index of its own."""
+        if os.getpid() != self._process:
+            raise OSError(
+                f"memory.disk must be used by the process that opened it, {self._process}, got one that was forked "
+                f"from it, {os.getpid()}: open a state of its own there"
+            )
 
     def _reserve(self, records: int) -> None:
         """Room for so many records."""

@@ -18,7 +18,17 @@ from ramnet_np.backend import backend_for
 from ramnet_np.contract import Array, MemoryTiers, RAMState
 from ramnet_np.core.arrays import namespace_of
 from ramnet_np.core.row_format import row_format
-from ramnet_np.core.sparse_checks import check_tiers, checked_dtype, checked_mass, checked_sequences, checked_shape
+from ramnet_np.core.sparse_checks import (
+    check_dense,
+    check_keys,
+    check_rows,
+    check_tiers,
+    checked_block,
+    checked_dtype,
+    checked_mass,
+    checked_sequences,
+    checked_shape,
+)
 from ramnet_np.core.tiered_rows import TieredRows
 
 BLOCK = 2**16  # rows that are moved at once where all are
@@ -50,7 +60,7 @@ class SparseRAMState:
         self.tiers = MemoryTiers() if tiers is None else tiers
         check_tiers(self.tiers)
         self.shape, self.dtype, self.xp = checked_shape(shape), checked_dtype(dtype), xp
-        self.initial_mass = 1 / self.shape[2] if initial_mass is None else checked_mass(initial_mass)
+        self.initial_mass = 1 / self.shape[2] if initial_mass is None else checked_mass(initial_mass, self.dtype)
         self._lost = ""
         self.format = row_format(self.shape[3], self.dtype, self.tiers.rows)
         self.rows = _rows(xp, self.format.initial(self.initial_mass), self.tiers, math.prod(self.shape[:3]))
@@ -89,9 +99,10 @@ class SparseRAMState:
     def gather(self, keys: Array) -> Array:
         """The rows (N, C + 1), contents and mass, of slots by their ``keys`` (N,), which differ.
 
-        OSError or MemoryError where they cannot be read, or where no room can be made for them; then nothing has
-        changed.
+        OSError or MemoryError where they cannot be read, or where no room can be made for them; TypeError or ValueError
+        for other keys. Then nothing has changed.
         """
+        check_keys(keys, self.xp)
         with self._moving_rows():
             return self.format.unpack(self.rows.gather(keys))
 
@@ -104,8 +115,10 @@ class SparseRAMState:
         """Store ``rows`` (N, C + 1) of slots that were written; their ``keys`` (N,) differ.
 
         MemoryError or OSError where there is no room. If some rows are then new and some old, every later use of the
-        state says so. The same holds where Ctrl-C interrupts it.
+        state says so. The same holds where Ctrl-C interrupts it. TypeError or ValueError for other keys or rows; then
+        nothing has changed. Which slots keys on a GPU name is not looked at.
         """
+        check_rows(keys, rows, self.shape, self.dtype, self.xp)
         with self._moving_rows():
             self.rows.scatter(keys, self.format.pack(rows))
 
@@ -158,7 +171,7 @@ class SparseRAMState:
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[Array, Array]]:
         """Every slot that was written, keys and rows (N, C + 1), about ``size`` at a time; nothing moves."""
         self.require_whole()
-        return ((keys, self.format.unpack(rows)) for keys, rows in self.rows.blocks(size))
+        return ((keys, self.format.unpack(rows)) for keys, rows in self.rows.blocks(checked_block(size)))
 
     def take(self, sequences: Sequence[int], tiers: MemoryTiers | None = None) -> SparseRAMState:
         """A copy of some sequences of the batch, by default in the same tiers. ValueError for one that is not there."""
@@ -167,6 +180,15 @@ class SparseRAMState:
     def copy(self) -> SparseRAMState:
         """A state of its own with the same rows, in the same tiers."""
         return self.take(range(self.shape[0]))
+
+    def __copy__(self) -> SparseRAMState:  # one that shares rows would change with this one
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> SparseRAMState:
+        return self.copy()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a SparseRAMState cannot be pickled, as rows may be in a file: dense() and blocks() have them")
 
     @classmethod
     def joined(
@@ -186,6 +208,8 @@ class SparseRAMState:
         _check_alike(states)
         first = states[0]
         sequences = [range(state.shape[0]) for state in states] if sequences is None else sequences
+        if len(sequences) != len(states):
+            raise ValueError(f"sequences must be those of each of the {len(states)} states, got {len(sequences)}")
         sequences = [checked_sequences(*pair) for pair in zip(sequences, (s.shape[0] for s in states), strict=True)]
         batch, per_sequence = sum(map(len, sequences)), first.shape[1] * first.shape[2]
         mass, begin = first.initial_mass, 0
@@ -209,8 +233,7 @@ class SparseRAMState:
         >>> SparseRAMState.of_dense(dense).written
         1
         """
-        if not isinstance(state, RAMState):
-            raise TypeError(f"state must be a RAMState (slots, mass), got {type(state).__name__}")
+        check_dense(state)
         xp, C = namespace_of(state.slots), state.slots.shape[3]
         result = cls(state.slots.shape, state.slots.dtype, xp, initial_mass=initial_mass, tiers=tiers)
         slots, mass = state.slots.reshape(-1, C), state.mass.reshape(-1)
@@ -237,6 +260,8 @@ class SparseRAMState:
 
 
 def _check_alike(states: Sequence[SparseRAMState]) -> None:
+    if not isinstance(states, Sequence):
+        raise TypeError(f"states must be a list of SparseRAMStates, got {type(states).__name__}")
     if not states or not all(isinstance(state, SparseRAMState) for state in states):
         got = ", ".join(type(state).__name__ for state in states) or "none"
         raise TypeError(f"states must be one SparseRAMState or more, got {got}")

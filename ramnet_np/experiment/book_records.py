@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from ramnet_np.experiment.records import RANGE, has
 
 Book = dict[str, Any]  # the record of a test on books
 Speed = dict[str, Any]  # the record of a model that was timed
@@ -22,10 +24,9 @@ _SPEED = {
     "batch": int, "length": int, "dtype": str, "device": str, "versions": dict, "date": str,
 }  # fmt: skip
 # ... and of a row of a test's tables
-_RANGE = {"begin": (int, type(None)), "end": (int, type(None)), "bits_per_byte": _NUMBER}
 _ROWS: dict[str, dict[str, Any]] = {
-    "positions": _RANGE | {"tokens": int},
-    "names": _RANGE | {"mentions": int},
+    "positions": RANGE | {"tokens": int},
+    "names": RANGE | {"mentions": int},
     "needles": {"tokens": int, "asked": int, "accuracy": _NUMBER},
     "slots": {"layer": int},
 }
@@ -46,21 +47,21 @@ def read_speeds(paths: Sequence[Path]) -> list[Speed]:
     >>> read_speeds([])
     []
     """
-    return list({one["point"]: one for one in _lines(paths) if _has(one, _SPEED) and not one["quick"]}.values())
+    return list({one["point"]: one for one in _lines(paths) if _is_speed(one) and not one["quick"]}.values())
+
+
+def _is_speed(value: Any) -> bool:
+    return has(value, _SPEED) and isinstance(value.get("GiB", 0.0), _NUMBER)
 
 
 def _is_book(value: Any) -> bool:
-    if not _has(value, _BOOK) or value["test"] not in _ROWS:
+    if not has(value, _BOOK) or value["test"] not in _ROWS:
         return False
     tables, row_types = value["tables"], _ROWS[value["test"]]
     return bool(
         (set(tables) == {"carried"} if value["test"] == "slots" else tables)
-        and all(isinstance(rows, list) and all(_has(row, row_types) for row in rows) for rows in tables.values())
+        and all(isinstance(rows, list) and all(has(row, row_types) for row in rows) for rows in tables.values())
     )
-
-
-def _has(value: Any, types: Mapping[str, Any]) -> bool:
-    return isinstance(value, dict) and all(name in value and isinstance(value[name], t) for name, t in types.items())
 
 
 def _lines(paths: Sequence[Path]) -> Iterator[Any]:

@@ -31,6 +31,10 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 _CALL = {"date": str, "seconds": (int, float)}
 _HARDWARE = {"name": str, "device": str, "numpy": str, "python": str}
 _GPU = {"cuda": int, "cupy": str}
+# ... and of the tables of a text's record: bits a byte by the position, and the use of slots by layer
+RANGE = {"begin": (int, type(None)), "end": (int, type(None)), "bits_per_byte": (int, float)}
+_SLOTS = {"step": int, "layers": list}
+_USE = {"touched": (int, float), "entropy": (int, float)}
 
 
 def read_records(paths: Iterable[Path | str]) -> list[Record]:
@@ -61,7 +65,7 @@ def read_records(paths: Iterable[Path | str]) -> list[Record]:
 
 def _is_record(value: Any) -> bool:
     """Whether a JSON value is a record: each part of it that tables and figures use, and a grid that names files."""
-    if not _has(value, _FIELDS):
+    if not has(value, _FIELDS):
         return False
     diverged, search = value["status"] == "diverged", value["settings"].get("search", False)
     calls, hardware = value.get("calls", []), value["hardware"]
@@ -71,16 +75,41 @@ def _is_record(value: Any) -> bool:
         Path(value["grid"]).name == value["grid"] != ""
         and _are_scores(value["validation"], () if diverged else needed)
         and _are_scores(value["accuracy"], () if diverged or search else needed)
-        and _has(hardware, _HARDWARE | (_GPU if hardware.get("device") == "gpu" else {}))
+        and has(hardware, _HARDWARE | (_GPU if hardware.get("device") == "gpu" else {}))
         and isinstance(value.get("parameters", None if is_text else 0), int)
         and isinstance(search, bool)
         and isinstance(calls, list)
-        and all(_has(call, _CALL) and _is_date(call["date"]) for call in (value, *calls))
+        and all(_is_call(call) for call in (value, *calls))
+        and _has_tables(value)
     )
 
 
-def _has(value: Any, types: Mapping[str, Any]) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), type_) for name, type_ in types.items())
+def has(value: Any, types: Mapping[str, Any]) -> bool:
+    """Whether a JSON value is an object with all these parts, each of its type.
+
+    >>> has({"a": 1}, {"a": int}), has({"a": 1}, {"b": int}), has([], {})
+    (True, False, False)
+    """
+    return isinstance(value, dict) and all(name in value and isinstance(value[name], t) for name, t in types.items())
+
+
+def _is_call(value: Any) -> bool:
+    names = (value.get(name, "") for name in ("session", "gpu")) if isinstance(value, dict) else ()
+    return has(value, _CALL) and _is_date(value["date"]) and all(isinstance(name, str | None) for name in names)
+
+
+def _has_tables(value: dict[str, Any]) -> bool:
+    """Whether what a record of a text may have beside its scores, if it has it, is what pages can show."""
+    ways, measured = value.get("by_position", {}), value.get("slots", [])
+    return (
+        isinstance(ways, dict)
+        and all(isinstance(rows, list) and all(has(row, RANGE) for row in rows) for rows in ways.values())
+        and ("carried" not in ways or "carried bits_per_byte" in value["accuracy"])
+        and isinstance(measured, list)
+        and all(
+            has(one, _SLOTS) and all(layer == {} or has(layer, _USE) for layer in one["layers"]) for one in measured
+        )
+    )
 
 
 def _are_scores(scores: dict[str, Any], needed: tuple[str, ...]) -> bool:

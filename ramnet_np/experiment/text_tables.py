@@ -103,7 +103,8 @@ def saved_table(results: Sequence[Result]) -> str:
     rows = []
     for result in tested:
         windows, carried = by_position(result, "windows"), by_position(result)
-        saved = [f"{windows[name] - carried[name]:+.4f}" if name in carried else _ABSENT for name in ranges]
+        both = carried.keys() & windows.keys()
+        saved = [f"{windows[name] - carried[name]:+.4f}" if name in both else _ABSENT for name in ranges]
         accuracy = result.records[0]["accuracy"]
         rows.append([result.name, *saved, f"{accuracy['bits_per_byte'] - accuracy['carried bits_per_byte']:+.4f}"])
     return table(["model", *ranges, "all"], rows) if rows else ""
@@ -186,7 +187,8 @@ def training_slots_table(results: Sequence[Result]) -> str:
     rows = []
     for result in results:
         for measured in result.records[0].get("slots", []):
-            layers = [layer for layer in measured["layers"] if layer]
+            if not (layers := [layer for layer in measured["layers"] if layer]):
+                continue
             columns = [[layer[name] for layer in layers] for name in ("touched", "entropy")]
             numbers = [number for column in columns for number in (sum(column) / len(column), min(column))]
             rows.append([result.name, str(measured["step"]), *(f"{number:.3f}" for number in numbers)])

@@ -1,6 +1,8 @@
 """A sparse state in careless hands: wrong arguments, Ctrl-C at any line, memory that runs out."""
 
+import copy
 import os
+import pickle
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,19 @@ def make(shape=(1, 1, 16, 4), *arguments, **options):
     return SparseRAMState(shape, *arguments, **options)
 
 
+def of_arrays(slots, mass, dtype=np.float64):
+    return SparseRAMState.of_dense(RAMState(np.zeros(slots), np.ones(mass, dtype)))
+
+
+def store(keys, rows):
+    """Nothing is stored, and nothing is lost."""
+    state = make()
+    try:
+        state.scatter(np.array(keys), rows)
+    finally:
+        assert (state.written, list(state.blocks())) == (0, [])
+
+
 WRONG = {
     r"batch must be an integer, got 1\.5": lambda: make((1.5, 1, 16, 4)),
     r"heads must be an integer, got True": lambda: make((1, True, 16, 4)),
@@ -32,8 +47,13 @@ WRONG = {
     r"dtype must be float32 or float64, .*, got 'float16'": lambda: make(dtype=np.float16),
     r"dtype must be float32 or float64, .*, got 'abc'": lambda: make(dtype="abc"),
     r"xp must be numpy or cupy, got 'numpy'": lambda: make(xp="numpy"),
-    r"initial_mass must be a finite number above 0, got nan": lambda: make(initial_mass=np.nan),
-    r"initial_mass must be a finite number above 0, got -1": lambda: make(initial_mass=-1),
+    r"initial_mass must be a finite number above 0 in float32, got nan": lambda: make(initial_mass=np.nan),
+    r"initial_mass must be a finite number above 0 in float32, got -1": lambda: make(initial_mass=-1),
+    r"initial_mass must be a finite number above 0 in float32, got 1e-60": lambda: make(initial_mass=1e-60),
+    r"initial_mass must be a finite number above 0 in float32, got 1e\+60": lambda: make(initial_mass=1e60),
+    r"initial_mass must be a finite number above 0 in float64, got 1000": lambda: make(
+        dtype=np.float64, initial_mass=10**400
+    ),
     r"initial_mass must be a number, got '1'": lambda: make(initial_mass="1"),
     r"memory must be tiers, such as .*, got str": lambda: make(tiers="64GiB"),
     r"memory must be tiers, such as .*, got dict": lambda: make(tiers={}),
@@ -41,6 +61,9 @@ WRONG = {
     r"memory\.gpu must be a number of bytes, got 1e6|got 1000000\.0": lambda: make(tiers=MemoryTiers(gpu=1e6)),
     r"memory\.host must be at least 0 bytes, got -1": lambda: make(tiers=MemoryTiers(host=-1)),
     r"memory\.disk must be a folder, got 3": lambda: make(tiers=MemoryTiers(host=10**6, disk=3)),
+    r"memory\.disk must be a folder, got 'a.x00b', which holds a null": lambda: make(
+        tiers=MemoryTiers(host=10**6, disk="a\0b")
+    ),
     r"memory\.host must say how many bytes stay above memory\.disk": lambda: make(tiers=MemoryTiers(disk=Path("."))),
     r"memory\.disk_bytes needs a folder memory\.disk": lambda: make(tiers=MemoryTiers(host=10**6, disk_bytes=1)),
     r"memory\.gpu must be None for a state on the CPU": lambda: make(tiers=MemoryTiers(gpu=10**6)),
@@ -58,7 +81,26 @@ WRONG = {
     r"states must differ in their batch alone, got .*0\.0625\) and .*0\.5\)": (
         lambda: SparseRAMState.joined([make(), make(initial_mass=0.5)])
     ),
+    r"states must be a list of SparseRAMStates, got SparseRAMState": lambda: SparseRAMState.joined(make()),
+    r"states must be a list of SparseRAMStates, got NoneType": lambda: SparseRAMState.joined(None),
+    r"sequences must be those of each of the 2 states, got 1": (lambda: SparseRAMState.joined([make(), make()], [[0]])),
     r"state must be a RAMState \(slots, mass\), got str": lambda: SparseRAMState.of_dense("dense"),
+    r"state must be arrays slots and mass, got list and list": lambda: SparseRAMState.of_dense(RAMState([], [])),
+    r"state must be slots .*, got \(1, 1, 4, 2\) and \(1, 1, 5\)": lambda: of_arrays((1, 1, 4, 2), (1, 1, 5)),
+    r"state must be slots .*, got \(1, 4, 2\) and \(1, 4\)": lambda: of_arrays((1, 4, 2), (1, 4)),
+    r"state must be slots and mass of one dtype, got float64 and float32": (
+        lambda: of_arrays((1, 1, 4, 2), (1, 1, 4), np.float32)
+    ),
+    r"keys must be an array of int64, got list": lambda: make().gather([1]),
+    r"keys must be an array of int64, got float64": lambda: make().gather(np.ones(1)),
+    r"keys must have shape \(N,\), got \(1, 1\)": lambda: make().gather(np.ones((1, 1), np.int64)),
+    r"keys must be between 0 and 15, got 16": lambda: store([3, 16], np.ones((2, 5), np.float32)),
+    r"keys must be between 0 and 15, got -1": lambda: store([-1], np.ones((1, 5), np.float32)),
+    r"rows must be an array of float32, got float64": lambda: store([1], np.ones((1, 5))),
+    r"rows must have shape \(N, C \+ 1\) = \(1, 5\), got \(1, 4\)": lambda: store([1], np.ones((1, 4), np.float32)),
+    r"size must be between 1 and .*, got 0": lambda: make().blocks(0),
+    r"size must be between 1 and .*, got -5": lambda: make().blocks(-5),
+    r"a SparseRAMState cannot be pickled, .*: dense\(\) and blocks\(\) have them": lambda: pickle.dumps(make()),
 }
 
 
@@ -73,6 +115,17 @@ def test_a_shape_may_be_a_list_of_numpy_integers_and_a_folder_a_string(tmp_path)
     state = make([np.int64(2), 1, 16, 3], np.float64, tiers=MemoryTiers(host=10**6, disk=str(tmp_path)))
     ram_attention_forward(LOGITS, LOGITS, VALUES, state=state)
     assert state.written == state.take(np.array([0, 1])).written > 0
+
+
+def test_python_copies_a_state_with_its_rows():
+    state = make((2, 1, 16, 3), np.float64)
+    ram_attention_forward(LOGITS, LOGITS, VALUES, state=state)
+    before = _sorted(state)
+    copies = copy.copy(state), copy.deepcopy({"a": [state]})["a"][0]
+    ram_attention_forward(LOGITS, LOGITS, VALUES, state=state)
+    for one in copies:
+        for ours, theirs in zip(_sorted(one), before, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

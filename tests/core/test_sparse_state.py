@@ -302,6 +302,29 @@ def test_a_page_that_has_changed_on_the_disk_is_refused(tmp_path):
         segment(inputs, state, None)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_forked_process_does_not_write_over_the_pages_of_its_parent(tmp_path):
+    state, row = (
+        SparseRAMState.initial(1, 1, 2**20, 16, np.float32, tiers=small(tmp_path)),
+        np.ones((1, 17), np.float32),
+    )
+    with use_backend("numpy"):
+        for page in range(400):
+            state.scatter(np.array([16 * page]), page * row)
+        before, child = _sorted(state), os.fork()
+        if child == 0:
+            said = 0
+            for call in (state.gather, lambda keys: state.scatter(keys + 2**19, np.repeat(row, 256, axis=0))):
+                try:
+                    call(np.arange(256))
+                except OSError as error:
+                    said += f"must be used by the process that opened it, {os.getppid()}, got one" in str(error)
+            os._exit(said)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+        for ours, theirs in zip(_sorted(state), before, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="the system takes no advice")
 def test_the_disk_reads_the_next_part_behind_this_ones_work(tmp_path):
     state = SparseRAMState.initial(1, 1, 2**20, 16, np.float32, tiers=small(tmp_path))

@@ -77,6 +77,19 @@ TEXT_SCORES = {name: {"mean": 0.5, "bits_per_byte": 2.0, "nats": 1.0} for name i
         {"hardware": {"device": "gpu", "name": "a GPU", "numpy": "2", "python": "3"}},
         {"date": "yesterday"},
         {"calls": [{}]},
+        {"calls": [5]},
+        {"gpu": ["0"]},
+        {"session": {}},
+        {"by_position": []},
+        {"by_position": {"windows": [""]}},
+        {"by_position": {"windows": [{"end": 1000, "bits_per_byte": 2.0}]}},
+        {"by_position": {"windows": [{"begin": 0, "end": 1000, "bits_per_byte": [2.0]}]}},
+        {"by_position": {"windows": [], "carried": []}},  # of which a table has the bits of all
+        {"slots": {}},
+        {"slots": [{"layers": []}]},
+        {"slots": [{"step": 1, "layers": [{"touched": 0.5}]}]},
+        {"slots": [{"step": 1, "layers": [{"touched": None, "entropy": 1.0}]}]},
+        {"slots": [{"step": 1, "layers": [3]}]},
         {"parameters": None},
         {"settings": {"search": "x"}},
         {"settings": {"task": "text"}, **TEXT_SCORES},  # whose tables have the parameters
@@ -95,7 +108,12 @@ def test_runs_that_have_no_scores_are_records(tmp_path):
     path = tmp_path / "results.jsonl"
     append_record(path, record("a") | {"status": "diverged", "accuracy": {}, "validation": {}})
     append_record(path, record("b") | {"settings": {"search": True}, "accuracy": {}})
-    append_record(path, record("c") | {"settings": {"task": "text"}, "parameters": 3, **TEXT_SCORES})
+    tables = {
+        "by_position": {"windows": [{"begin": 0, "end": None, "bits_per_byte": 2}]},
+        "slots": [{"step": 1, "layers": [{}, {"touched": 1, "entropy": 0.5}]}],
+        "gpu": None,
+    }
+    append_record(path, record("c") | {"settings": {"task": "text"}, "parameters": 3, **TEXT_SCORES, **tables})
     assert [r["name"] for r in read_records([path])] == ["a", "b", "c"]
     run = read_grid(TINY, "tiny").points[0].base
     for changes in ({"name": ["a"]}, {"seed": None}, {"seed": [0]}, {"search": []}, {"search": 0}):

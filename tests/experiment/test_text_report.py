@@ -11,7 +11,13 @@ from ramnet_np.experiment.one_run import run_one
 from ramnet_np.experiment.report import report, write_report
 from ramnet_np.experiment.summary import collect
 from ramnet_np.experiment.text_report import SAVES, book_sections, text_section
-from ramnet_np.experiment.text_tables import past_table, recipe_table, rivals_table, training_slots_table
+from ramnet_np.experiment.text_tables import (
+    past_table,
+    recipe_table,
+    rivals_table,
+    saved_table,
+    training_slots_table,
+)
 from ramnet_np.model.files import append_record
 from ramnet_np.model.mixers import MIXERS
 from tests.experiment.test_text_grids import TINY, write_texts
@@ -107,6 +113,15 @@ def test_the_past_by_position(records):
     assert cells(table)[2:] == rows
     ways = results[0].records[0]["by_position"]
     assert rows[0][3] == f"{ways['carried'][0]['bits_per_byte']:.4f}" != f"{ways['windows'][0]['bits_per_byte']:.4f}"
+
+
+def test_what_was_not_measured_is_a_dash_or_no_row(records):
+    results = results_of(records, "language-past")
+    first = results[0].records[0]
+    first["by_position"]["windows"] = []
+    assert cells(saved_table(results))[2][:2] == ["plain", "-"]
+    first["slots"] = [{"step": 10, "layers": [{}, {}]}]
+    assert [row[0] for row in cells(training_slots_table(results))[2:]] == ["carried", "carried"]
 
 
 def test_the_recipe_beside_its_first_point(records):
@@ -216,6 +231,8 @@ def test_a_record_without_a_part_is_left_out(tmp_path, read, whole):
     if "tables" in whole:  # of a test on slots there is one table alone
         both = whole | {"tables": {way: whole["tables"]["carried"] for way in ("carried", "windows")}}
         assert read_line(both) == ([] if whole["test"] == "slots" else [both])
+    if "GiB" in whole:
+        assert read_line({**whole, "GiB": [5.25]}) == []
     for wrong in (
         ({}, {"windows": 3}, {"carried": [{}]}, {"windows": [{"layer": "first"}]}) if "tables" in whole else ()
     ):
