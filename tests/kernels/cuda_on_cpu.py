@@ -8,6 +8,7 @@ NumPy's, with the few methods of CuPy's that are used.
 
 import ctypes
 import functools
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -172,18 +173,38 @@ def compile_for_cpu(specialisation, folder, threads="THREADS"):
     runs = [RUN.format(name=name) for name in specialisation.kernels]
     defines = tuple(f"-D{name}={value}" for name, value in (*specialisation.defines, ("BLOCK_THREADS", threads)))
     # a file of its own for each caller, so that no two share the library's variables
-    (folder / "kernels.so").write_bytes(_compiled("".join([SHIM, source, *runs]), defines))
+    (folder / "kernels.so").write_bytes(_compiled("".join([SHIM, source, *runs]), defines, _folder_of_run(folder)))
     return ctypes.CDLL(str(folder / "kernels.so"))
 
 
+def _folder_of_run(folder):
+    """Where pytest's processes have their folders, each one of its own; None where there is one process."""
+    return next((above.parent for above in folder.parents if above.name.startswith("popen-gw")), None)
+
+
 @functools.cache
-def _compiled(source, defines):
-    """The library of a source, compiled once for all tests of a process."""
+def _compiled(source, defines, shared):
+    """The library of a source, compiled once for all tests of a run: by the process that asks first."""
+    if shared is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return _compile(source, defines, Path(folder))
+    import fcntl  # not on Windows, where none of this runs
+
+    folder = shared / hashlib.sha256(repr((source, defines)).encode()).hexdigest()
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "done"
+        library = (folder / "kernels.so").read_bytes() if done.exists() else _compile(source, defines, folder)
+        done.touch()
+    return library
+
+
+def _compile(source, defines, folder):
+    (folder / "kernels.cpp").write_text(source)
     command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", *defines]
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "kernels.cpp").write_text(source)
-        subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
-        return (Path(folder) / "kernels.so").read_bytes()
+    subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
+    return (folder / "kernels.so").read_bytes()
 
 
 class OnDevice(np.ndarray):
