@@ -322,9 +322,9 @@ def _tiers(model: RAMNet, share: float | str, written: int, options: Options) ->
 
 
 def _steps_per_second(generated: Generation, count: int) -> tuple[float, float, np.ndarray]:
-    """Of all steps, of the median tenth of them, and the tokens. In some tenths memories grow, which takes long.
+    """Steps a second over all of them, the same for the median tenth, and the tokens.
 
-    The host goes ahead, as in use.
+    The host goes ahead, as in use. Memories grow in some tenths, which takes long; the median leaves these out.
     """
     cupy, text, seconds = gpu_namespace(), [], []
     for _ in range(16):

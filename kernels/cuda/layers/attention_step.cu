@@ -4,8 +4,8 @@
 //   attend_pieces  one warp a piece of PIECE keys of a row, which is a head of a sequence: their softmax by themselves
 //   join_pieces    one warp 32 channels of a row of y
 //
-// Same mathematics as softmax_attention_step in ramnet_np/layers/softmax_attention.py. With c_i the largest scaled score
-// of piece i, and c the largest of all,
+// Same mathematics as softmax_attention_step in ramnet_np/layers/softmax_attention.py. Piece i has the largest scaled score
+// c_i, and c is the largest of all c_i:
 //
 //   t_i = sum_s exp(scale q . k_s - c_i)    u_i = sum_s exp(scale q . k_s - c_i) v_s              over the keys of piece i
 //   y   = sum_i exp(c_i - c) u_i / sum_i exp(c_i - c) t_i
